@@ -1,0 +1,80 @@
+# Everything a person or a CI job types. `make` alone lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+DATA_DIR := $(or $(DAARION_DATA_DIR),.data)
+
+ifeq ($(GPU),1)
+PROFILE := gpu
+SERVE_CONFIG := configs/serve.gpu.yaml
+else
+PROFILE := cpu
+SERVE_CONFIG := serve_config.yaml
+endif
+
+.PHONY: help run services reload status models test lint bench bench-tools bench-memory bench-memory-scale lock clean install install-dev python
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: models ## install, build the models, start everything (GPU=1 for the GPU profile); Ctrl-C stops it
+	@exec $(BIN)/python -m launcher run --config $(SERVE_CONFIG)
+
+services: install ## PostgreSQL and NATS alone, for a bare `serve run serve_config.yaml`
+	@exec $(BIN)/python -m launcher services
+
+reload: ## the running graph reads its configuration again
+	@test -x $(BIN)/python || { echo "nothing is installed yet, so nothing is running: start it with make run"; exit 1; }
+	@exec $(BIN)/python -m launcher reload
+
+status: ## one line per running part
+	@test -x $(BIN)/python || { echo "nothing is installed yet, so nothing is running: start it with make run"; exit 1; }
+	@exec $(BIN)/python -m launcher status
+
+models: install ## build and check the default model folders (does nothing when they are there)
+	@$(BIN)/python -m modelbuild --data-dir $(DATA_DIR)
+
+test: install-dev ## everything a change must pass: models, lint, all tests
+	@$(BIN)/python -m modelbuild --data-dir $(DATA_DIR)
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/python -m pytest --ignore=tests/serve
+	@$(BIN)/python -m tests.offline $(BIN)/python -m pytest tests/serve
+
+lint: install-dev ## ruff, format, types, import direction
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: install ## the LLM proxy against a bare relay (needs wrk)
+	@exec $(BIN)/python -m benchmarks.llm
+
+bench-tools: install ## what a tool call costs beside calling its endpoint, and each isolation tier
+	@exec $(BIN)/python -m benchmarks.tools
+
+bench-memory: install ## recall and ranking of memory's arms and of their fusion on the gold set
+	@exec $(BIN)/python -m benchmarks.memory
+
+bench-memory-scale: install ## recall and latency of memory at 200,000 rows
+	@exec $(BIN)/python -m benchmarks.memory_scale
+
+lock: ## write the lock files anew from requirements/*.in (needs uv)
+	@command -v uv >/dev/null || { echo "make lock needs uv on PATH"; exit 2; }
+	@requirements/lock.sh
+
+clean: ## remove .venv and caches; the data directory with models and databases stays
+	@! $(BIN)/python -m launcher status >/dev/null 2>&1 || { echo "the graph is running from .venv: stop it first"; exit 1; }
+	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+install: python
+	@$(PYTHON) -m launcher.install $(PROFILE)
+
+install-dev: python
+	@$(PYTHON) -m launcher.install dev
+
+python:
+	@test -n "$(PYTHON)" || { echo "there is no python3 on PATH: install Python 3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11: install that, or name it: make PYTHON=…"; exit 2; }
