@@ -1,0 +1,266 @@
+"""The error tree: every failure a caller can see is one leaf of it.
+
+    DaarionError
+    ├── InvalidRequest               400  the caller must change the request
+    │   ├── ContextLengthExceeded    400
+    │   ├── ContentFiltered          400
+    │   └── UpstreamRejected         400  the provider refused this very request
+    ├── Unauthorized                 401
+    ├── Forbidden                    403
+    ├── NotFound                     404
+    │   └── UnknownModel             404
+    ├── MethodNotAllowed             405
+    ├── Conflict                     409
+    ├── PayloadTooLarge              413
+    ├── RateLimited                  429  our own limit
+    ├── UpstreamError                502
+    │   ├── UpstreamAuthFailed       502  the provider refused our credentials
+    │   ├── UpstreamMisconfigured    502  the provider does not know the model or the route
+    │   ├── UpstreamInvalidResponse  502  garbage, truncated or oversized
+    │   ├── UpstreamUnavailable      502  connect error, 5xx, reset
+    │   └── UpstreamRateLimited      503  the provider throttles us
+    ├── Unavailable                  503  a part of this product is away
+    │   ├── DatabaseUnavailable      503
+    │   ├── EngineUnavailable        503
+    │   ├── LimitsUnavailable        503
+    │   ├── ModelUnavailable         503  not configured: a retry does not help
+    │   └── Overloaded               503  a bounded queue is full
+    ├── DeadlineExceeded             504
+    │   └── UpstreamTimeout          504
+    ├── Internal                     500
+    └── ConfigurationError           (start-up only)
+
+A leaf carries the HTTP `status`, a stable `type` and whether a retry can help. Messages tell what to change and
+hold no key, URL, path, SQL or traceback. Every leaf survives pickling, so it can cross a Ray handle.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class DaarionError(Exception):
+    """Root of the tree.
+
+    `details` are JSON values shown to the caller; `retry_after_s` becomes the `Retry-After` header (seconds).
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        details: dict[str, Any] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.details, self.retry_after_s))
+
+    def envelope(self, request_id: str) -> dict[str, Any]:
+        """Returns the one error body of the HTTP surface: `{"error": {…}}`."""
+        body: dict[str, Any] = {
+            "type": self.type,
+            "message": self.message,
+            "retryable": self.retryable,
+            "request_id": request_id,
+        }
+        if self.details:
+            body["details"] = self.details
+        return {"error": body}
+
+
+def _rebuild(cls: type[DaarionError], message: str, details: dict[str, Any] | None, retry_after_s: float | None) -> DaarionError:
+    return cls(message, details=details, retry_after_s=retry_after_s)
+
+
+class InvalidRequest(DaarionError):
+    """The request is malformed or asks for the impossible."""
+
+    status = 400
+    type = "invalid_request"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt (plus the asked completion) does not fit the model's context."""
+
+    type = "context_length_exceeded"
+
+
+class ContentFiltered(InvalidRequest):
+    """The provider's content policy refused the request."""
+
+    type = "content_filtered"
+
+
+class UpstreamRejected(InvalidRequest):
+    """The provider refused this request as invalid; another provider may see it otherwise."""
+
+    type = "upstream_rejected"
+
+
+class Unauthorized(DaarionError):
+    """No valid credential was presented."""
+
+    status = 401
+    type = "unauthorized"
+
+
+class Forbidden(DaarionError):
+    """The credential is valid but does not open this route."""
+
+    status = 403
+    type = "forbidden"
+
+
+class NotFound(DaarionError):
+    """No such route or object."""
+
+    status = 404
+    type = "not_found"
+
+
+class UnknownModel(NotFound):
+    """The logical model is not in the routing table."""
+
+    type = "model_not_found"
+
+
+class MethodNotAllowed(DaarionError):
+    """The route exists, the method does not."""
+
+    status = 405
+    type = "method_not_allowed"
+
+
+class Conflict(DaarionError):
+    """The same identity was used for something else."""
+
+    status = 409
+    type = "conflict"
+
+
+class PayloadTooLarge(DaarionError):
+    """The body is over the documented bound."""
+
+    status = 413
+    type = "payload_too_large"
+
+
+class RateLimited(DaarionError):
+    """A configured limit of ours is exhausted."""
+
+    status = 429
+    type = "rate_limited"
+    retryable = True
+
+
+class UpstreamError(DaarionError):
+    """A provider failed."""
+
+    status = 502
+    type = "upstream_error"
+    retryable = True
+
+
+class UpstreamAuthFailed(UpstreamError):
+    """The provider refused the configured credentials."""
+
+    type = "upstream_auth_failed"
+    retryable = False
+
+
+class UpstreamMisconfigured(UpstreamError):
+    """The provider does not know the configured model or route."""
+
+    type = "upstream_misconfigured"
+    retryable = False
+
+
+class UpstreamInvalidResponse(UpstreamError):
+    """The provider answered garbage, or its answer was cut off."""
+
+    type = "upstream_invalid_response"
+
+
+class UpstreamUnavailable(UpstreamError):
+    """The provider could not be reached, or answered 5xx."""
+
+    type = "upstream_unavailable"
+
+
+class UpstreamRateLimited(UpstreamError):
+    """The provider throttles us."""
+
+    status = 503
+    type = "upstream_rate_limited"
+
+
+class Unavailable(DaarionError):
+    """A part of this product is away; it comes back by itself."""
+
+    status = 503
+    type = "unavailable"
+    retryable = True
+
+
+class DatabaseUnavailable(Unavailable):
+    """PostgreSQL cannot be reached."""
+
+    type = "database_unavailable"
+
+
+class EngineUnavailable(Unavailable):
+    """The local model engine is starting or gone."""
+
+    type = "engine_unavailable"
+
+
+class LimitsUnavailable(Unavailable):
+    """The limit authority cannot be reached, so nothing is admitted."""
+
+    type = "limits_unavailable"
+
+
+class ModelUnavailable(Unavailable):
+    """The model exists but its provider is not configured."""
+
+    type = "model_unavailable"
+    retryable = False
+
+
+class Overloaded(Unavailable):
+    """A bounded queue is full."""
+
+    type = "overloaded"
+
+
+class DeadlineExceeded(DaarionError):
+    """The request's deadline passed."""
+
+    status = 504
+    type = "deadline_exceeded"
+    retryable = True
+
+
+class UpstreamTimeout(DeadlineExceeded):
+    """The provider did not answer in time."""
+
+    type = "upstream_timeout"
+
+
+class Internal(DaarionError):
+    """A defect of ours; the log has the traceback under the request id."""
+
+
+class ConfigurationError(DaarionError):
+    """A configuration file or environment variable is wrong: names file, key and reason. Raised at start only."""
+
+    type = "configuration_error"

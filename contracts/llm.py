@@ -1,0 +1,321 @@
+"""Wire shapes of the LLM proxy: `/internal/llm/proxy`, `/stream`, `/models`.
+
+Messages and tools are TypedDicts: they are checked on the way in, then travel to the upstream as the plain JSON they
+are, without a copy. Names and nesting follow OpenAI's chat completions, which every upstream speaks.
+"""
+
+import re
+from typing import Annotated, Any, Literal, NotRequired, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator, with_config
+from typing_extensions import TypedDict
+
+MAX_TEXT_CHARS = 1_200_000
+MAX_MESSAGES = 2_000
+MAX_TOOLS = 128
+MAX_TIMEOUT_S = 3_600.0
+
+_FORBIDDEN_IN_IDS = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def _plain_identifier(value: str) -> str:
+    if _FORBIDDEN_IN_IDS.search(value) or _SURROGATE.search(value):
+        msg = "must not hold control characters or lone surrogates"
+        raise ValueError(msg)
+    return value
+
+
+def _encodable(value: str) -> str:
+    if _SURROGATE.search(value):
+        msg = "holds a lone surrogate, which is not valid UTF-8"
+        raise ValueError(msg)
+    return value
+
+
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_plain_identifier)]
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidator(_encodable)]
+
+_STRICT = ConfigDict(extra="forbid")
+_LENIENT = ConfigDict(extra="allow")
+
+
+@with_config(_STRICT)
+class FunctionCall(TypedDict):
+    """A tool's name and its arguments as a JSON text, as the model wrote them."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    arguments: Text
+
+
+@with_config(_LENIENT)
+class ToolCall(TypedDict):
+    """One call the model asks for."""
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    type: Literal["function"]
+    function: FunctionCall
+
+
+@with_config(_LENIENT)
+class ContentPart(TypedDict):
+    """One part of a multi-part message; other types (images) pass to upstreams that take them."""
+
+    type: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    text: NotRequired[Text]
+
+
+class ChatMessage(TypedDict):
+    """One message. `content` may be null only where `tool_calls` stand in its place.
+
+    Other keys, such as those that client libraries keep on an assistant's answer, are dropped.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: NotRequired[Text | Annotated[list[ContentPart], Field(min_length=1, max_length=256)] | None]
+    name: NotRequired[Annotated[str, StringConstraints(max_length=256)] | None]
+    tool_calls: NotRequired[Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None]
+    tool_call_id: NotRequired[Annotated[str, StringConstraints(max_length=256)] | None]
+
+
+@with_config(_LENIENT)
+class FunctionDefinition(TypedDict):
+    """A function the model may call; `parameters` is a JSON Schema."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+    description: NotRequired[Text]
+    parameters: NotRequired[dict[str, Any]]
+    strict: NotRequired[bool | None]
+
+
+@with_config(_STRICT)
+class ToolSpec(TypedDict):
+    """A tool as offered to the model."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+@with_config(_STRICT)
+class NamedFunction(TypedDict):
+    """The function a forced tool choice names."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+@with_config(_STRICT)
+class NamedToolChoice(TypedDict):
+    """Forces the call of one function."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+@with_config(_STRICT)
+class JsonSchemaFormat(TypedDict):
+    """A JSON Schema the answer must satisfy."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    description: NotRequired[Text]
+    schema: dict[str, Any]
+    strict: NotRequired[bool | None]
+
+
+@with_config(_STRICT)
+class ResponseFormat(TypedDict):
+    """How the answer is shaped: free text, any JSON object, or one schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NotRequired[JsonSchemaFormat]
+
+
+class CallMetadata(BaseModel):
+    """Who asks. Further keys are accepted and ignored; none of it reaches an upstream."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    agent_id: Identifier
+    microdao_id: Identifier
+    channel_id: Identifier | None = None
+
+
+class CacheRequest(BaseModel):
+    """Asks for the exact-match response cache: answers live `ttl_s` seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttl_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class ProxyRequest(BaseModel):
+    """Body of `POST /internal/llm/proxy` and `/stream`. Unknown fields are refused by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_plain_identifier)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    metadata: CallMetadata
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    tools: Annotated[list[ToolSpec], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    response_format: ResponseFormat | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, allow_inf_nan=False)] | None = None
+    cache: CacheRequest | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ProxyRequest":
+        for index, message in enumerate(self.messages):
+            _check_message(index, message)
+        _check_tool_choice(self.tools, self.tool_choice)
+        if self.response_format and (self.response_format["type"] == "json_schema") != ("json_schema" in self.response_format):
+            msg = "response_format: `json_schema` goes with type `json_schema`, and only with it"
+            raise ValueError(msg)
+        return self
+
+    def options(self) -> "ChatOptions":
+        """Returns the set sampling and format options, ready to stand in an upstream body."""
+        found = {key: value for key in _OPTION_FIELDS if (value := getattr(self, key)) is not None}
+        return cast("ChatOptions", found)
+
+
+def _check_message(index: int, message: ChatMessage) -> None:
+    if message.get("content") is None and not message.get("tool_calls"):
+        msg = f"messages[{index}].content: required unless the message has tool_calls"
+        raise ValueError(msg)
+    if message["role"] == "tool" and not message.get("tool_call_id"):
+        msg = f"messages[{index}].tool_call_id: required for role `tool`"
+        raise ValueError(msg)
+    if message.get("tool_calls") and message["role"] != "assistant":
+        msg = f"messages[{index}].tool_calls: only role `assistant` may have them"
+        raise ValueError(msg)
+
+
+def _check_tool_choice(tools: list[ToolSpec] | None, choice: str | NamedToolChoice | None) -> None:
+    if choice is None or choice == "none":
+        return
+    names = [tool["function"]["name"] for tool in tools or []]
+    if not names:
+        msg = "tool_choice: needs `tools`"
+        raise ValueError(msg)
+    if isinstance(choice, dict) and choice["function"]["name"] not in names:
+        msg = f"tool_choice: `{choice['function']['name']}` is not among the tools: {', '.join(names)}"
+        raise ValueError(msg)
+
+
+class ChatOptions(TypedDict, total=False):
+    """What may vary between calls of one provider besides the messages."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    stop: str | list[str]
+    seed: int
+    tools: list[ToolSpec]
+    tool_choice: str | NamedToolChoice
+    response_format: ResponseFormat
+
+
+_OPTION_FIELDS = tuple(ChatOptions.__annotations__)
+
+
+class TokenUsage(BaseModel):
+    """Tokens as the provider counted them. `estimated` marks a count of ours where the provider gave none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    estimated: bool | None = None
+
+
+class Attempt(BaseModel):
+    """One try at one target. `outcome` is `ok` or the error's type."""
+
+    model_config = ConfigDict(frozen=True)
+
+    provider: str
+    model: str
+    outcome: str
+    latency_ms: float
+
+
+class ProxyResponse(BaseModel):
+    """Body of a successful `POST /internal/llm/proxy`. Absent optional fields are left out."""
+
+    content: str
+    usage: TokenUsage
+    provider: str
+    model_resolved: str
+    tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    finish_reason: str | None = None
+    request_id: str | None = None
+    latency_ms: float | None = None
+    cached: bool | None = None
+    attempts: list[Attempt] | None = None
+
+
+class LLMResponse(BaseModel):
+    """What a provider returns for one whole answer. `reasoning` is kept apart from `content`."""
+
+    content: str
+    usage: TokenUsage
+    finish_reason: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning: str | None = None
+
+
+class StreamDelta(BaseModel):
+    """One piece of a streamed answer: text, reasoning, or raw OpenAI tool-call fragments."""
+
+    content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class StreamEnd(BaseModel):
+    """The regular end of a stream. A provider that ends without it was cut off."""
+
+    finish_reason: str
+    usage: TokenUsage
+
+
+StreamItem = StreamDelta | StreamEnd
+
+
+class EngineLoad(BaseModel):
+    """What the local engine does, as it was seen within the last seconds; the counts are totals since its start."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    running: int
+    waiting: int
+    max_running: int
+    finished: int
+    aborted: int
+    generated_tokens: int
+
+
+class ModelInfo(BaseModel):
+    """One row of `GET /internal/llm/models`; `reason` tells why a model is not available, `load` only the local engine has."""
+
+    id: str
+    provider: str
+    name: str
+    available: bool
+    reason: str | None = None
+    load: EngineLoad | None = None
+    fallbacks: list[str] = []
+
+
+class ModelList(BaseModel):
+    """Body of `GET /internal/llm/models`."""
+
+    models: list[ModelInfo]

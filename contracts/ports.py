@@ -1,0 +1,91 @@
+"""What the use cases need from the outside, as Protocols. Adapters live in providers, backends and deployments."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from typing_extensions import Unpack
+
+from contracts.deadline import Deadline
+from contracts.llm import CallMetadata, ChatMessage, ChatOptions, EngineLoad, LLMResponse, StreamItem
+from contracts.routing import Route, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Why a call would probably fail now (None: it would not), and how busy the engine is, where that is known."""
+
+    not_ready: str | None = None
+    load: EngineLoad | None = None
+
+
+class ChatProvider(Protocol):
+    """One LLM provider. Raises leaves of UpstreamError, InvalidRequest, Unavailable or DeadlineExceeded."""
+
+    name: str
+
+    def unavailable_reason(self) -> str | None:
+        """Why no call can succeed as things are configured (a missing key), or None."""
+
+    def condition(self) -> Condition:
+        """What is known without a call; for listings, not for routing."""
+
+    async def chat(
+        self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
+    ) -> LLMResponse:
+        """Returns one whole answer. Cancelling the call stops the upstream."""
+
+    def stream(
+        self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
+    ) -> AsyncIterator[StreamItem]:
+        """Yields deltas, then exactly one StreamEnd; closing the iterator stops the upstream."""
+
+    async def close(self) -> None:
+        """Releases what the provider holds."""
+
+
+class Engine(Protocol):
+    """The in-cluster chat engine, reached through plain dicts in OpenAI's shapes.
+
+    `condition` is what the last call of `stats` found.
+    """
+
+    condition: Condition
+
+    async def chat(self, body: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+        """Returns a chat completion. Cancelling aborts the generation."""
+
+    def stream(self, body: dict[str, Any], deadline: Deadline) -> AsyncIterator[dict[str, Any]]:
+        """Yields chat completion chunks, the last with usage. Closing the iterator aborts the generation."""
+
+    async def stats(self) -> EngineLoad:
+        """Returns the engine's counters; raises EngineUnavailable while it is not ready."""
+
+
+class Router(Protocol):
+    """Resolves logical models."""
+
+    def route(self, logical_model: str) -> Route:
+        """Returns the route. Raises UnknownModel naming the known ones."""
+
+    def routes(self) -> Sequence[Route]:
+        """Every configured route, in the configuration's order."""
+
+
+class Limiter(Protocol):
+    """Admission. Cheap: no database, normally no call at all."""
+
+    async def admit(self, caller: CallMetadata) -> None:
+        """Counts one request of this caller. Raises RateLimited or LimitsUnavailable."""
+
+    async def state(self, agent_id: str | None) -> Sequence[Mapping[str, Any]]:
+        """The limits as far as this process knows them: name, subject, limit, left, reset in seconds."""
+
+
+class EventLog(Protocol):
+    """Structured events, never sentences, never contents."""
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Queues one event. Never blocks and never raises."""
