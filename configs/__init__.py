@@ -1,0 +1,1 @@
+"""What an operator edits (`*.yaml`), its typed models, and the one reader of the process environment."""

@@ -1,0 +1,133 @@
+"""The only reader of `os.environ`.
+
+Every variable the product knows is one field of `Environment`; provider keys are looked up by the names that the
+YAML gives, through `secret()`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from types import MappingProxyType
+
+from contracts.errors import ConfigurationError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULT_PORT = 8000
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The process environment, read once.
+
+    `data_dir` and `config_dir` are absolute. Secrets are hidden from `repr`. `serve_proxy` is `haproxy` or `python`.
+    """
+
+    data_dir: Path
+    config_dir: Path
+    host: str
+    port: int
+    database_url: str | None = field(repr=False)
+    nats_url: str | None = field(repr=False)
+    internal_secret: str | None = field(repr=False)
+    admin_secret: str | None = field(repr=False)
+    ray_temp_dir: Path | None
+    ray_dashboard: bool
+    serve_proxy: str
+    _variables: Mapping[str, str] = field(repr=False)
+
+    def secret(self, name: str) -> str | None:
+        """Returns the value of the variable `name`, or None when it is unset or blank."""
+        return self._variables.get(name, "").strip() or None
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """Everything that was read, for whoever starts a child process."""
+        return MappingProxyType(dict(self._variables))
+
+    @property
+    def ingress_url(self) -> str:
+        """The ingress as this machine reaches it: a proxy runs beside every replica."""
+        host = self.host if is_loopback(self.host) else "127.0.0.1"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def has_secret(self) -> bool:
+        """Whether any credential is demanded from callers."""
+        return bool(self.internal_secret or self.admin_secret)
+
+
+def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
+    """Reads and checks the environment (or `variables` in its place).
+
+    Raises:
+        ConfigurationError: a port that is no port, or a public address without a secret.
+    """
+    source = dict(os.environ if variables is None else variables)
+
+    def text(name: str) -> str | None:
+        return source.get(name, "").strip() or None
+
+    environment = Environment(
+        data_dir=Path(text("DAARION_DATA_DIR") or REPOSITORY / ".data").expanduser().absolute(),
+        config_dir=Path(text("DAARION_CONFIG_DIR") or REPOSITORY / "configs").expanduser().absolute(),
+        host=text("DAARION_HOST") or "127.0.0.1",
+        port=_port(text("DAARION_PORT")),
+        database_url=text("DATABASE_URL"),
+        nats_url=text("NATS_URL"),
+        internal_secret=text("DAARION_INTERNAL_SECRET"),
+        admin_secret=text("DAARION_ADMIN_SECRET"),
+        ray_temp_dir=Path(folder).absolute() if (folder := text("DAARION_RAY_TEMP_DIR")) else None,
+        ray_dashboard=(text("DAARION_RAY_DASHBOARD") or "").lower() in {"1", "true", "yes"},
+        serve_proxy=_serve_proxy(text("DAARION_SERVE_PROXY")),
+        _variables=source,
+    )
+    refuse_open_ingress(environment.host, has_secret=environment.has_secret)
+    return environment
+
+
+def export(variables: Mapping[str, str]) -> None:
+    """Adds variables to this process's environment, for libraries that read it when they are imported."""
+    os.environ.update(variables)
+
+
+def refuse_open_ingress(host: str, *, has_secret: bool) -> None:
+    """Refuses an ingress that others can reach but that demands no secret.
+
+    Raises:
+        ConfigurationError: `host` is not loopback and no secret is set.
+    """
+    if has_secret or is_loopback(host):
+        return
+    raise ConfigurationError(
+        f"DAARION_HOST={host} can be reached from other machines, but no secret is set: "
+        "set DAARION_INTERNAL_SECRET (and DAARION_ADMIN_SECRET), or bind 127.0.0.1"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` names this machine alone. Unresolvable names count as not loopback."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _serve_proxy(value: str | None) -> str:
+    proxy = (value or "haproxy").lower()
+    if proxy in {"haproxy", "python"}:
+        return proxy
+    raise ConfigurationError(f"DAARION_SERVE_PROXY={value!r} is no ingress: give haproxy or python")
+
+
+def _port(value: str | None) -> int:
+    if value is None:
+        return DEFAULT_PORT
+    if value.isascii() and value.isdigit() and 0 < int(value) < 65536:
+        return int(value)
+    raise ConfigurationError(f"DAARION_PORT={value!r} is not a port: give a number from 1 to 65535")

@@ -1,0 +1,121 @@
+"""The typed model of `memory.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+Seconds = Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Folder = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
+
+
+class QuerySettings(BaseModel):
+    """How a question is answered; see the comments in the file."""
+
+    model_config = _STRICT
+
+    candidates: Annotated[int, Field(ge=10, le=1_000)] = 100
+    recent: Annotated[int, Field(ge=0, le=200)] = 20
+    timeout_s: Seconds = 8
+    embed_timeout_s: Seconds = 3
+
+
+class FusionWeights(BaseModel):
+    """Overrides of `services/memory_orchestrator/fusion.py`; what is absent is left as measured there."""
+
+    model_config = _STRICT
+
+    unrelated: Annotated[float, Field(ge=-1, lt=1)] | None = None
+    lexical_weight: Share | None = None
+    recency_weight: Annotated[float, Field(ge=0, le=1)] | None = None
+    half_life_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
+
+
+class ChunkSettings(BaseModel):
+    """Bounds of a chunk in characters."""
+
+    model_config = _STRICT
+
+    most: Annotated[int, Field(ge=100, le=20_000)] = 900
+    overlap: Annotated[int, Field(ge=0, le=5_000)] = 120
+
+    @model_validator(mode="after")
+    def _overlap_is_small(self) -> ChunkSettings:
+        if 2 * self.overlap > self.most:
+            msg = "overlap: at most half of `most`"
+            raise ValueError(msg)
+        return self
+
+
+class IngestionLanes(BaseModel):
+    """Calls of the embedder at a time per replica, and chunks in each."""
+
+    model_config = _STRICT
+
+    lanes: Annotated[int, Field(ge=1, le=64)] = 2
+    batch: Annotated[int, Field(ge=1, le=256)] = 16
+
+
+class ShortTermSettings(BaseModel):
+    """The event log."""
+
+    model_config = _STRICT
+
+    retention_days: Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)] = 90
+
+
+class VectorSettings(BaseModel):
+    """When a tenant gets a partition of its own."""
+
+    model_config = _STRICT
+
+    exact_rows: Annotated[int, Field(ge=100, le=10_000_000)] = 10_000
+    max_shards: Annotated[int, Field(ge=0, le=2_000)] = 200
+
+
+class KnowledgeBaseSettings(BaseModel):
+    """Folders, relative to the data directory, and how often they are looked at."""
+
+    model_config = _STRICT
+
+    shared: Folder = "kb/shared"
+    microdao: Folder = "kb/microdao"
+    interval_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 60
+    max_file_bytes: Annotated[int, Field(ge=1_024, le=256 << 20)] = 2 << 20
+
+    def folders(self, data_dir: Path) -> tuple[Path, Path]:
+        """Returns the shared tree and the folder of the microDAOs' trees."""
+        return data_dir / Path(self.shared).expanduser(), data_dir / Path(self.microdao).expanduser()
+
+
+class SummarySettingsFile(BaseModel):
+    """Which model writes summaries, and what it is shown at a time."""
+
+    model_config = _STRICT
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = "dagi-local-8b"
+    prompt_chars: Annotated[int, Field(ge=500, le=1_000_000)] = 3_000
+    event_chars: Annotated[int, Field(ge=50, le=100_000)] = 800
+    sentences: Annotated[int, Field(ge=1, le=100)] = 8
+    max_tokens: Annotated[int, Field(ge=16, le=100_000)] = 400
+    timeout_s: Seconds = 120
+
+
+class MemorySettings(BaseModel):
+    """`memory.yaml`."""
+
+    model_config = _STRICT
+
+    query: QuerySettings = QuerySettings()
+    fusion: FusionWeights = FusionWeights()
+    chunks: ChunkSettings = ChunkSettings()
+    ingestion: IngestionLanes = IngestionLanes()
+    short_term: ShortTermSettings = ShortTermSettings()
+    vectors: VectorSettings = VectorSettings()
+    knowledge_base: KnowledgeBaseSettings = KnowledgeBaseSettings()
+    summaries: SummarySettingsFile = SummarySettingsFile()

@@ -1,0 +1,192 @@
+"""The typed model of `tools.yaml`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from contracts.tool_policy import CallBounds, Pattern, PolicyRules, matches
+from contracts.tools import Effect, EgressRule, SecretUse, ToolDefinition, ToolId
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+_BASE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+INGRESS = "ingress"
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400 * 365, allow_inf_nan=False)]
+EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class SecretSettings(BaseModel):
+    """Where a secret's value is (a variable of the environment), and the tools that may name it."""
+
+    model_config = _STRICT
+
+    env: EnvironmentName
+    tools: Annotated[list[Pattern], Field(min_length=1)]
+
+
+class SourceSettings(BaseModel):
+    """An outside MCP server whose tools join the registry as `<source>.<tool>`.
+
+    Its answers are data: what its tools do is declared here, by `effect` (for all) and `effects` (by the server's own tool
+    name), not taken from its annotations. `tools` picks the tools by pattern. Everything else is as for a tool.
+    """
+
+    model_config = _STRICT
+
+    url: Annotated[str, StringConstraints(min_length=1, max_length=2_048)]
+    tools: list[Pattern] = ["*"]
+    effect: Effect = "write"
+    effects: dict[str, Effect] = {}
+    allowed_agents: list[str] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    refresh_s: Annotated[float, Field(ge=1, le=86_400)] = 300.0
+    max_tools: Annotated[int, Field(ge=1, le=1_000)] = 200
+    secrets: list[SecretUse] = []
+    egress: list[EgressRule] = []
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        return _checked_base(value)
+
+
+class LedgerSettings(BaseModel):
+    """How long results can be replayed and read, and calls are kept for the audit."""
+
+    model_config = _STRICT
+
+    keep_results_s: Seconds = 86_400.0
+    keep_calls_days: Annotated[int, Field(ge=1, le=3_650)] = 90
+
+
+class NatsSettings(BaseModel):
+    """Calls over NATS. `max_in_flight` bounds the calls in work per replica, `max_waiting` those that wait in the stream."""
+
+    model_config = _STRICT
+
+    enabled: bool = True
+    max_in_flight: Annotated[int, Field(ge=1, le=1_000)] = 16
+    max_waiting: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    max_deliveries: Annotated[int, Field(ge=1, le=100)] = 5
+
+
+class ToolsSettings(BaseModel):
+    """`tools.yaml`.
+
+    `bases` are beginnings of targets, named `{base}` in them; `ingress` at a base's beginning stands for this graph's own address.
+    `egress` is the ceiling for all HTTP and MCP tools: where it is set, no tool's own rules reach beyond it.
+    """
+
+    model_config = _STRICT
+
+    tools: list[ToolDefinition]
+    bases: dict[str, str] = {}
+    policy: PolicyRules = PolicyRules()
+    bounds: CallBounds = CallBounds()
+    secrets: dict[str, SecretSettings] = {}
+    sources: dict[Name, SourceSettings] = {}
+    egress: list[EgressRule] = []
+    python_packages: list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]] = ["toolbox"]
+    ledger: LedgerSettings = LedgerSettings()
+    nats: NatsSettings = NatsSettings()
+    refresh_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
+
+    @field_validator("bases")
+    @classmethod
+    def _plain_bases(cls, value: dict[str, str]) -> dict[str, str]:
+        return {name: (base if _on_ingress(base) else _checked_base(base)).rstrip("/") for name, base in value.items()}
+
+    @model_validator(mode="after")
+    def _references(self) -> ToolsSettings:
+        seen: set[str] = set()
+        for tool in self.tools:
+            if tool.id in seen:
+                msg = f"tools: `{tool.id}` is there twice"
+                raise ValueError(msg)
+            seen.add(tool.id)
+            for base in _BASE.findall(tool.target):
+                if base not in self.bases:
+                    msg = f"tools.{tool.id}.target: `{base}` is not among bases: {', '.join(self.bases) or 'there are none'}"
+                    raise ValueError(msg)
+            problem = self.secret_problem(tool.id, tool.secrets)
+            if problem:
+                msg = f"tools.{tool.id}.secrets: {problem}"
+                raise ValueError(msg)
+        return self
+
+    def ceiling(self, ingress: str) -> tuple[EgressRule, ...]:
+        """The egress rules that no tool reaches beyond; empty where none are set. The own ingress stays within."""
+        return (*self.egress, ingress_rule(ingress)) if self.egress else ()
+
+    def secret_problem(self, tool_id: ToolId, uses: list[SecretUse]) -> str | None:
+        """Why the tool may not use these secrets, or None."""
+        for use in uses:
+            known = self.secrets.get(use.name)
+            if known is None:
+                return f"`{use.name}` is not among the configured secrets"
+            if not any(matches(pattern, tool_id) for pattern in known.tools):
+                return f"`{use.name}` is not for this tool"
+        return None
+
+    def resolve(self, definition: ToolDefinition, ingress: str) -> ToolDefinition:
+        """Returns the definition with bases put in; a target on the own ingress may connect there, to that port alone.
+
+        Raises:
+            ValueError: the target names a base that is not configured.
+        """
+        used = _BASE.findall(definition.target)
+        missing = [base for base in used if base not in self.bases]
+        if missing:
+            msg = f"target: `{missing[0]}` is not among the configured bases"
+            raise ValueError(msg)
+        egress = list(definition.egress)
+        if any(_on_ingress(self.bases[base]) for base in used):
+            egress.append(ingress_rule(ingress))
+        return definition.model_copy(
+            update={"target": _BASE.sub(lambda found: self._base(found[1], ingress), definition.target), "egress": egress}
+        )
+
+    def _base(self, name: str, ingress: str) -> str:
+        base = self.bases[name]
+        return ingress + base.removeprefix(INGRESS) if _on_ingress(base) else base
+
+
+def _on_ingress(base: str) -> bool:
+    return base == INGRESS or base.startswith(f"{INGRESS}/")
+
+
+class ConfiguredSecrets:
+    """Implements SecretSource: values from the environment, by the names of the configuration."""
+
+    def __init__(self, secrets: Mapping[str, SecretSettings], read: Callable[[str], str | None]) -> None:
+        self._secrets = secrets
+        self._read = read
+
+    def value(self, name: str) -> str | None:
+        """The secret's value, or None where it is not configured."""
+        known = self._secrets.get(name)
+        return None if known is None else self._read(known.env)
+
+
+def ingress_rule(ingress: str) -> EgressRule:
+    """The one connection that a tool of this graph's own applications needs."""
+    parts = urlsplit(ingress)
+    host = parts.hostname or "127.0.0.1"
+    return EgressRule(host=host, port=parts.port, cidr=f"{host}/{128 if ':' in host else 32}")
+
+
+def _checked_base(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        msg = "must be an http:// or https:// URL"
+        raise ValueError(msg)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        msg = "must hold no credentials, query or fragment"
+        raise ValueError(msg)
+    return value

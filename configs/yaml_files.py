@@ -1,0 +1,77 @@
+"""Reads one YAML file into its strict model; an error names the file, the key and the reason in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from contracts.errors import ConfigurationError
+
+MAX_FILE_BYTES = 4 << 20
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_yaml(path: Path, model: type[Model]) -> Model:
+    """Returns `model` filled from `path`.
+
+    Raises:
+        ConfigurationError: the file is missing, no YAML, has a duplicate or unknown key, or a wrong value.
+    """
+    return parse_yaml(_read(path), model, name=path.name)
+
+
+def parse_yaml(text: str, model: type[Model], *, name: str) -> Model:
+    """The same for a text; `name` stands in errors."""
+    try:
+        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader with one more check
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{name}: not valid YAML: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{name}: must be a mapping of keys to values")
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise ConfigurationError(f"{name}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """Returns `key.path: reason` for each mistake, joined by `; `, at most five of them. Values are not shown."""
+    mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+    lines = [f"{'.'.join(str(part) for part in mistake['loc']) or '(file)'}: {mistake['msg']}" for mistake in mistakes[:5]]
+    if len(mistakes) > len(lines):
+        lines.append(f"and {len(mistakes) - len(lines)} more")
+    return "; ".join(lines)
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigurationError(f"{path.name}: larger than {MAX_FILE_BYTES >> 20} MiB")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path.name}: not found in the configuration directory (DAARION_CONFIG_DIR)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path.name}: cannot be read: {type(error).__name__}") from None
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or "cannot be parsed"
+    return f"{problem} (line {mark.line + 1})" if mark else str(problem)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key given twice, which YAML would let win silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  # the base's signature
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key `{key}`", key_node.start_mark)
+            seen.add(key if isinstance(key, str) else id(key_node))
+        return super().construct_mapping(node, deep=deep)
