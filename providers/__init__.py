@@ -1,0 +1,1 @@
+"""LLM providers, and routing as pure logic."""

@@ -1,0 +1,87 @@
+"""The in-cluster vLLM engine, called through its deployment handle instead of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from typing_extensions import Unpack
+
+from configs.llm import ProviderSettings
+from contracts.deadline import Deadline
+from contracts.errors import UpstreamInvalidResponse, UpstreamTimeout
+from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamEnd, StreamItem
+from contracts.ports import Condition
+from contracts.routing import Target
+from providers.openai_shapes import StreamParser, chat_body, parse_completion
+from providers.resources import ProviderResources
+
+
+class Provider:
+    """Speaks OpenAI's shapes as plain dicts to the Engine port. Aborts the generation when the caller goes away."""
+
+    def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
+        self.name = name
+        self._extra = settings.extra_body
+        self._engine = resources.engine
+
+    def unavailable_reason(self) -> str | None:
+        """The engine says for each call whether it is ready; nothing is known beforehand."""
+        return None
+
+    def condition(self) -> Condition:
+        """What the engine's last sign of life said."""
+        return self._engine.condition
+
+    async def chat(
+        self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
+    ) -> LLMResponse:
+        """Returns one whole answer. Raises EngineUnavailable, InvalidRequest leaves or UpstreamTimeout."""
+        body = chat_body(target.name, messages, options, self._extra, stream=False)
+        limit = deadline.at_most(target.timeouts.total_s)
+        try:
+            async with asyncio.timeout(limit):
+                completion = await self._engine.chat(body, deadline)
+        except TimeoutError:
+            raise self._timed_out(limit) from None
+        return parse_completion(completion)
+
+    async def stream(
+        self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
+    ) -> AsyncIterator[StreamItem]:
+        """Yields deltas, then one StreamEnd. Raises as `chat`."""
+        body = chat_body(target.name, messages, options, self._extra, stream=True)
+        parser = StreamParser()
+        chunks = self._engine.stream(body, deadline)
+        deadline = deadline.sooner(target.timeouts.total_s)
+        wait = target.timeouts.first_token_s
+        try:
+            while True:
+                limit = deadline.at_most(wait)
+                try:
+                    async with asyncio.timeout(limit):
+                        chunk = await anext(chunks)
+                except StopAsyncIteration:
+                    break
+                except TimeoutError:
+                    raise self._timed_out(limit) from None
+                if (delta := parser.feed(chunk)) is not None:
+                    wait = target.timeouts.idle_s
+                    yield delta
+        finally:
+            await _close(chunks)
+        if parser.finish_reason is None:
+            raise UpstreamInvalidResponse("the local engine ended its stream before the answer was complete")
+        yield StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage())
+
+    async def close(self) -> None:
+        """Holds nothing."""
+
+    def _timed_out(self, limit: float) -> UpstreamTimeout:
+        return UpstreamTimeout(f"the local engine did not answer within {limit:.3g} s")
+
+
+async def _close(chunks: object) -> None:
+    aclose = getattr(chunks, "aclose", None)
+    if aclose is not None:
+        await aclose()

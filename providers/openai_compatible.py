@@ -1,0 +1,204 @@
+"""Any endpoint that speaks OpenAI's chat completions: OpenAI, DeepSeek, Ollama, another vLLM, a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import aiohttp
+import orjson
+from typing_extensions import Unpack
+
+from configs.llm import ProviderSettings
+from contracts.deadline import Deadline
+from contracts.errors import DaarionError, UpstreamInvalidResponse, UpstreamTimeout, UpstreamUnavailable
+from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamEnd, StreamItem
+from contracts.ports import Condition
+from contracts.routing import Target
+from providers.openai_shapes import StreamParser, chat_body, parse_completion
+from providers.resources import ProviderResources
+from providers.sse import SSEDecoder
+from providers.upstream_errors import error_for_status
+
+MAX_ANSWER_BYTES = 32 << 20
+MAX_ERROR_BYTES = 64 << 10
+USAGE_GRACE_S = 2.0
+"""How long a stream is held open for its usage after the finish reason: not every upstream closes or says [DONE]."""
+
+_DONE = b"[DONE]"
+_BOM = b"\xef\xbb\xbf"
+
+
+class Provider:
+    """`POST {base_url}/chat/completions` over the replica's pooled client.
+
+    Redirects are not followed, the environment's proxies not used, answers bounded to 32 MiB after decompression.
+    """
+
+    def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
+        self.name = name
+        self._url = f"{settings.base_url}/chat/completions"
+        self._extra = settings.extra_body
+        self._key_env = settings.api_key_env
+        self._key = resources.secret(settings.api_key_env) if settings.api_key_env else None
+        self._headers = {"Content-Type": "application/json", **settings.headers}
+        if self._key:
+            self._headers["Authorization"] = f"Bearer {self._key}"
+        self._session = resources.session(name, settings.max_connections)
+
+    def unavailable_reason(self) -> str | None:
+        """Names the missing key, if one is configured and absent."""
+        return f"{self._key_env} is not set" if self._key_env and not self._key else None
+
+    def condition(self) -> Condition:
+        """A remote provider is only known by calling it."""
+        return Condition()
+
+    async def chat(
+        self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
+    ) -> LLMResponse:
+        """Returns one whole answer. Raises leaves of UpstreamError, InvalidRequest or UpstreamTimeout."""
+        body = chat_body(target.name, messages, options, self._extra, stream=False)
+        limit = deadline.at_most(target.timeouts.total_s)
+        with self._translated(limit):
+            async with asyncio.timeout(limit), self._post(body, target) as response:
+                payload = await self._json(response, MAX_ANSWER_BYTES)
+        return parse_completion(payload)
+
+    async def stream(
+        self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
+    ) -> AsyncIterator[StreamItem]:
+        """Yields deltas, then one StreamEnd. Raises as `chat`; a stream without its end is an error."""
+        body = chat_body(target.name, messages, options, self._extra, stream=True)
+        clock = _StreamClock(target, deadline.sooner(target.timeouts.total_s))
+        with self._translated(None):
+            async with contextlib.AsyncExitStack() as stack:
+                async with clock.waiting():
+                    response = await stack.enter_async_context(self._post(body, target))
+                async for item in self._items(response, clock):
+                    yield item
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._session.close()
+
+    @contextlib.asynccontextmanager
+    async def _post(self, body: dict[str, Any], target: Target) -> AsyncIterator[aiohttp.ClientResponse]:
+        timeout = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=target.timeouts.connect_s)
+        async with self._session.post(
+            self._url, data=orjson.dumps(body), headers=self._headers, allow_redirects=False, timeout=timeout
+        ) as response:
+            if response.status != 200:
+                raise await self._refusal(response)
+            yield response
+
+    async def _items(self, response: aiohttp.ClientResponse, clock: _StreamClock) -> AsyncIterator[StreamItem]:
+        parser = StreamParser()
+        async for payload in self._payloads(response, parser, clock):
+            delta = parser.feed(_decoded(payload))
+            if delta is not None:
+                clock.content()
+                yield delta
+        if parser.finish_reason is None:
+            raise UpstreamInvalidResponse(f"provider `{self.name}` ended its stream before the answer was complete")
+        yield StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage())
+
+    async def _payloads(self, response: aiohttp.ClientResponse, parser: StreamParser, clock: _StreamClock) -> AsyncIterator[bytes]:
+        """Yields event payloads up to `[DONE]`, the end of the body, or the grace after the finish reason."""
+        decoder, size = SSEDecoder(), 0
+        while True:
+            try:
+                async with clock.waiting(USAGE_GRACE_S if parser.finish_reason else None):
+                    chunk = await response.content.readany()
+            except (TimeoutError, aiohttp.ClientError):
+                if parser.finish_reason:
+                    return
+                raise
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES:
+                raise _oversized(MAX_ANSWER_BYTES)
+            payloads = decoder.feed(chunk) if chunk else decoder.finish()
+            for payload in payloads:
+                if payload.strip() == _DONE:
+                    parser.end_marked()
+                    return
+                yield payload
+            if not chunk or (parser.finish_reason and parser.usage):
+                return
+
+    async def _json(self, response: aiohttp.ClientResponse, limit: int) -> object:
+        return _decoded(await _bounded_body(response, limit))
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> DaarionError:
+        payload: object = None
+        with contextlib.suppress(DaarionError, aiohttp.ClientError, TimeoutError):
+            async with asyncio.timeout(2):
+                payload = await self._json(response, MAX_ERROR_BYTES)
+        return error_for_status(self.name, response.status, response.headers, payload)
+
+    @contextlib.contextmanager
+    def _translated(self, limit: float | None) -> Iterator[None]:
+        """The one place where the client library's exceptions become leaves."""
+        try:
+            yield
+        except aiohttp.ConnectionTimeoutError:
+            raise UpstreamTimeout(f"provider `{self.name}` could not be connected to in time") from None
+        except TimeoutError:
+            within = f" within {limit:.3g} s" if limit else " in time"
+            raise UpstreamTimeout(f"provider `{self.name}` did not answer{within}") from None
+        except aiohttp.ClientConnectorError:
+            raise UpstreamUnavailable(f"provider `{self.name}` cannot be reached") from None
+        except (aiohttp.ClientPayloadError, aiohttp.ContentTypeError):
+            raise UpstreamInvalidResponse(f"provider `{self.name}` cut its answer off") from None
+        except (aiohttp.ClientConnectionError, ConnectionError):
+            raise UpstreamUnavailable(f"provider `{self.name}` broke the connection") from None
+        except (aiohttp.ClientError, ValueError):
+            raise UpstreamInvalidResponse(f"provider `{self.name}` answered no valid HTTP") from None
+
+
+class _StreamClock:
+    """Bounds each wait of a stream: to the first content token, then between tokens, always to the deadline.
+
+    Only content moves it on, so that keep-alive frames do not keep a silent stream open.
+    """
+
+    def __init__(self, target: Target, deadline: Deadline) -> None:
+        self._timeouts = target.timeouts
+        self._deadline = deadline
+        self._until = Deadline.after(target.timeouts.first_token_s)
+
+    def content(self) -> None:
+        """Notes that content arrived."""
+        self._until = Deadline.after(self._timeouts.idle_s)
+
+    def waiting(self, grace_s: float | None = None) -> asyncio.Timeout:
+        """Returns the bound of the next wait."""
+        seconds = self._until.remaining() if grace_s is None else grace_s
+        return asyncio.timeout(self._deadline.at_most(seconds))
+
+
+async def _bounded_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    length = response.content_length
+    if length is not None and length <= limit and "Content-Encoding" not in response.headers:
+        return await response.read()
+    parts, size = [], 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > limit:
+            raise _oversized(limit)
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _oversized(limit: int) -> UpstreamInvalidResponse:
+    return UpstreamInvalidResponse(f"the provider's answer is over {limit >> 20} MiB")
+
+
+def _decoded(payload: bytes) -> object:
+    try:
+        decoded: object = orjson.loads(payload.removeprefix(_BOM))
+    except orjson.JSONDecodeError:
+        raise UpstreamInvalidResponse("the provider's answer is not valid JSON") from None
+    return decoded

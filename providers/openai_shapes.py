@@ -1,0 +1,190 @@
+"""OpenAI's chat completion JSON to our shapes and back. Pure; nothing that an upstream sends is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from contracts.errors import UpstreamInvalidResponse
+from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamDelta, TokenUsage, ToolCall
+from providers.upstream_errors import in_band_error
+
+BYTES_PER_TOKEN = 4
+"""Rough size of a token in UTF-8, used only where a provider counts none; such counts are marked `estimated`."""
+
+
+def chat_body(
+    model: str, messages: Sequence[ChatMessage], options: ChatOptions, extra: Mapping[str, Any], *, stream: bool
+) -> dict[str, Any]:
+    """Returns the request body of `POST /chat/completions`; `extra` gives way to what the caller asked for."""
+    body: dict[str, Any] = {**extra, **options, "model": model, "messages": messages}
+    if stream:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+    return body
+
+
+def parse_completion(payload: object) -> LLMResponse:
+    """Returns a whole answer.
+
+    Raises:
+        UpstreamInvalidResponse: not a chat completion with at least one choice, or an error in a 200.
+    """
+    if not isinstance(payload, dict):
+        raise UpstreamInvalidResponse("the provider's answer is not a JSON object")
+    choice = _first_choice(payload)
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise UpstreamInvalidResponse("the provider's answer holds no message")
+    content = _text(message.get("content"))
+    tool_calls = _tool_calls(message.get("tool_calls"))
+    if content is None and tool_calls is None and message.get("content", "") is not None:
+        raise UpstreamInvalidResponse("the provider's answer holds neither text nor tool calls")
+    reasoning = _reasoning(message)
+    usage = parse_usage(payload.get("usage"))
+    if usage is None:
+        usage = estimate_usage(content or "", reasoning or "")
+    return LLMResponse(
+        content=content or "",
+        usage=usage,
+        finish_reason=_string(choice.get("finish_reason")),
+        tool_calls=tool_calls,
+        reasoning=reasoning,
+    )
+
+
+class StreamParser:
+    """Turns completion chunks into deltas and remembers what ends the stream: finish reason and usage."""
+
+    def __init__(self) -> None:
+        self.finish_reason: str | None = None
+        self.usage: TokenUsage | None = None
+        self.seen_bytes = 0
+        self._answered = False
+
+    def feed(self, chunk: object) -> StreamDelta | None:
+        """Returns the delta of one chunk, or None when it carries no content (role, usage, keep-alive).
+
+        Raises:
+            UpstreamInvalidResponse: not a chunk.
+            DaarionError: the error that the provider reported inside the stream.
+        """
+        if not isinstance(chunk, dict):
+            raise UpstreamInvalidResponse("the provider's stream holds an event that is not a JSON object")
+        if chunk.get("error"):
+            raise in_band_error(chunk["error"])
+        self.usage = parse_usage(chunk.get("usage")) or self.usage
+        choices = chunk.get("choices")
+        if not choices:
+            return None
+        if not isinstance(choices, list) or not isinstance(choices[0], dict):
+            raise UpstreamInvalidResponse("the provider's stream holds a malformed choice")
+        self._answered = True
+        self.finish_reason = _string(choices[0].get("finish_reason")) or self.finish_reason
+        return self._delta(choices[0].get("delta"))
+
+    def end_marked(self) -> None:
+        """Notes `[DONE]`: some upstreams give no finish reason, but say explicitly that an answer is whole."""
+        if self._answered and self.finish_reason is None:
+            self.finish_reason = "stop"
+
+    def _delta(self, delta: object) -> StreamDelta | None:
+        if not isinstance(delta, dict):
+            return None
+        content, reasoning = _text(delta.get("content")), _reasoning(delta)
+        fragments = delta.get("tool_calls")
+        tool_calls = fragments if isinstance(fragments, list) and fragments else None
+        if not content and not reasoning and not tool_calls:
+            return None
+        self.seen_bytes += len((content or "").encode()) + len((reasoning or "").encode())
+        return StreamDelta(content=content or None, reasoning=reasoning or None, tool_calls=tool_calls)
+
+    def final_usage(self) -> TokenUsage:
+        """The provider's usage, or an estimate of the completion where it sent none."""
+        if self.usage is not None:
+            return self.usage
+        completion = -(-self.seen_bytes // BYTES_PER_TOKEN)
+        return TokenUsage(completion_tokens=completion, total_tokens=completion, estimated=True)
+
+
+def parse_usage(usage: object) -> TokenUsage | None:
+    """Returns the counts of an OpenAI `usage` object, or None where it is absent or no counts."""
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if prompt is None and completion is None:
+        return None
+    prompt, completion = prompt or 0, completion or 0
+    total = _count(usage.get("total_tokens"))
+    cached = _count(_member(usage.get("prompt_tokens_details"), "cached_tokens"))
+    if cached is None:
+        cached = _count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek's name for it
+    return TokenUsage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion if total is None else total,
+        cached_tokens=cached,
+        reasoning_tokens=_count(_member(usage.get("completion_tokens_details"), "reasoning_tokens")),
+    )
+
+
+def estimate_usage(content: str, reasoning: str) -> TokenUsage:
+    """Returns a rough completion count for an answer that came without usage."""
+    completion = -(-len((content + reasoning).encode()) // BYTES_PER_TOKEN)
+    return TokenUsage(completion_tokens=completion, total_tokens=completion, estimated=True)
+
+
+def _first_choice(payload: dict[str, Any]) -> dict[str, Any]:
+    if payload.get("error"):
+        raise in_band_error(payload["error"])
+    choices = payload.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise UpstreamInvalidResponse("the provider's answer holds no choices")
+    return choices[0]
+
+
+def _tool_calls(value: object) -> list[ToolCall] | None:
+    if not value:
+        return None
+    if not isinstance(value, list):
+        raise UpstreamInvalidResponse("the provider's answer holds malformed tool calls")
+    return [_tool_call(call, index) for index, call in enumerate(value)]
+
+
+def _tool_call(call: object, index: int) -> ToolCall:
+    function = _member(call, "function")
+    name, arguments = _member(function, "name"), _member(function, "arguments")
+    if not isinstance(name, str) or not name or not isinstance(arguments, str):
+        raise UpstreamInvalidResponse("the provider's answer holds a malformed tool call")
+    identifier = _member(call, "id")
+    return ToolCall(
+        id=identifier if isinstance(identifier, str) and identifier else f"call_{index}",
+        type="function",
+        function={"name": name, "arguments": arguments},
+    )
+
+
+def _reasoning(message: dict[str, Any]) -> str | None:
+    # DeepSeek and older vLLM say `reasoning_content`, newer vLLM and OpenRouter `reasoning`.
+    return _string(message.get("reasoning_content")) or _string(message.get("reasoning"))
+
+
+def _text(content: object) -> str | None:
+    """Text of a message; some upstreams send parts where others send a string."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(text for part in content if isinstance(text := _member(part, "text"), str))
+    return None
+
+
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31 else None
+
+
+def _member(value: object, key: str) -> object:
+    return cast("dict[str, object]", value).get(key) if isinstance(value, dict) else None

@@ -1,0 +1,144 @@
+"""Foreign failures to leaves of the error tree: the one place where an upstream's status is read. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from contracts.errors import (
+    ContentFiltered,
+    ContextLengthExceeded,
+    DaarionError,
+    UpstreamAuthFailed,
+    UpstreamInvalidResponse,
+    UpstreamMisconfigured,
+    UpstreamRateLimited,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+
+MAX_RETRY_AFTER_S = 86_400.0
+_MAX_SHOWN = 300
+_CONTEXT = re.compile(r"context[ _](length|window|size)|maximum context|too many (input )?tokens|prompt is too long", re.IGNORECASE)
+_FILTER = re.compile(
+    r"content[ _](filter|policy|management)|content exists risk|invalid_prompt|usage policy|flagged (as|by|for)", re.IGNORECASE
+)
+_PRIVATE = (
+    (re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE), "[url]"),
+    (re.compile(r"\b(?:sk|pk|rk|key|token|gsk|xai|ghp)[-_][A-Za-z0-9_*.-]{4,}", re.IGNORECASE), "[key]"),
+    (re.compile(r"\bBearer\s+\S+", re.IGNORECASE), "[key]"),
+    (re.compile(r"\b[A-Za-z0-9_-]{32,}\b"), "[redacted]"),
+    (re.compile(r"(?<![\w/])(?:/[\w.@-]+){2,}/?"), "[path]"),
+    (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"), "[address]"),
+)
+
+
+def error_for_status(provider: str, status: int, headers: Mapping[str, str], payload: object) -> DaarionError:
+    """Returns the leaf for a non-200 answer.
+
+    `payload` is the decoded JSON body, or None. Provider texts are shown only for refusals that the caller can act
+    on, cleaned of keys, addresses and paths.
+    """
+    code, text = _code_and_text(payload)
+    retry_after = retry_after_s(headers.get("Retry-After"))
+    if status in {401, 403}:
+        return UpstreamAuthFailed(f"provider `{provider}` refused the configured credentials (status {status})")
+    if status == 402:
+        return UpstreamAuthFailed(f"provider `{provider}` wants payment for the configured credentials (status 402)")
+    if status == 429 and "insufficient_quota" in code:
+        return UpstreamAuthFailed(f"provider `{provider}` says that the account's quota is used up (status 429)")
+    if status == 429:
+        return UpstreamRateLimited(f"provider `{provider}` limits our requests (status 429)", retry_after_s=retry_after)
+    if status == 408:
+        return UpstreamTimeout(f"provider `{provider}` timed out by its own account (status 408)")
+    if status == 404:
+        return UpstreamMisconfigured(f"provider `{provider}` does not know the configured model or route (status 404)")
+    if 400 <= status < 500:
+        return _refusal(provider, status, code, text)
+    if status >= 500:
+        return UpstreamUnavailable(f"provider `{provider}` failed (status {status})", retry_after_s=retry_after)
+    return UpstreamInvalidResponse(f"provider `{provider}` answered with unexpected status {status}")
+
+
+def in_band_error(error: object) -> DaarionError:
+    """Returns the leaf for an error object that came with status 200 or inside a stream.
+
+    It has no status; `code` may hold one. Only what the caller can act on is told apart.
+    """
+    code, text = _code_and_text({"error": error})
+    if (refusal := _content_refusal("the provider", code, text)) is not None:
+        return refusal
+    if "rate_limit" in code or (isinstance(error, dict) and error.get("code") == 429):
+        return UpstreamRateLimited("the provider limited our requests inside its answer")
+    return UpstreamInvalidResponse("the provider reported an error inside its answer")
+
+
+def _refusal(provider: str, status: int, code: str, text: str) -> DaarionError:
+    shown = clean(text)
+    tail = f": {shown}" if shown else ""
+    return _content_refusal(f"provider `{provider}`", code, text) or UpstreamRejected(
+        f"provider `{provider}` refused the request (status {status}){tail}"
+    )
+
+
+def _content_refusal(provider: str, code: str, text: str) -> DaarionError | None:
+    """The leaf for contents that are too long or unwanted, told by code or wording; None for anything else."""
+    shown = clean(text)
+    tail = f": {shown}" if shown else ""
+    if "context_length" in code or _CONTEXT.search(text):
+        return ContextLengthExceeded(f"the request does not fit the model's context: shorten the messages or lower max_tokens{tail}")
+    if _FILTER.search(code) or _FILTER.search(text):
+        return ContentFiltered(f"{provider} refused the content by its policy{tail}")
+    return None
+
+
+def clean(text: str) -> str:
+    """Returns `text` on one line, bounded, without URLs, keys, addresses or paths."""
+    line = " ".join(text.split())[: _MAX_SHOWN * 4]
+    for pattern, mark in _PRIVATE:
+        line = pattern.sub(mark, line)
+    return line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}…"
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Returns the seconds of a Retry-After header (a number or an HTTP date), bounded to a day; None if unreadable."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = _seconds_until(value)
+    if not 0 <= seconds < float("inf"):
+        return None
+    return min(seconds, MAX_RETRY_AFTER_S)
+
+
+def _seconds_until(date: str) -> float:
+    try:
+        moment = parsedate_to_datetime(date)
+    except (TypeError, ValueError):
+        return -1.0
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _code_and_text(payload: object) -> tuple[str, str]:
+    """Reads OpenAI's `{"error": {…}}`, vLLM's flat `{"message", "type"}` and a bare string."""
+    if not isinstance(payload, dict):
+        return "", ""
+    error: Any = payload.get("error", payload)
+    if isinstance(error, str):
+        return "", error
+    if not isinstance(error, dict):
+        return "", ""
+    code = error.get("code")
+    kind = error.get("type")
+    message = error.get("message")
+    return f"{code if isinstance(code, str) else ''} {kind if isinstance(kind, str) else ''}".lower(), message if isinstance(
+        message, str
+    ) else ""
