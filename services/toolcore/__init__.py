@@ -1,0 +1,1 @@
+"""The tool use cases: registry, policy, calls, results, audit."""
