@@ -1,0 +1,122 @@
+"""Structured events as JSON lines, written by a thread: an event costs its caller one queue operation."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+MAX_QUEUED = 20_000
+MAX_FILE_BYTES = 32 << 20
+BACKUPS = 2
+BATCH = 1_000
+FLUSH_INTERVAL_S = 0.2
+MAX_FIELD_CHARS = 2_048
+MAX_FILES = 40
+
+Event = Mapping[str, Any]
+Listener = Callable[[Iterable[Event]], None]
+
+
+class FileEventLog:
+    """Implements the EventLog port over one rotating file (three files of 32 MiB at most).
+
+    At the bound of the queue events are dropped and counted; the count is an event of its own. `listeners` see each
+    batch in the thread, for example to keep metrics.
+    """
+
+    def __init__(self, path: Path, application: str, listeners: Iterable[Listener] = ()) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _prune(path.parent)
+        self._handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=MAX_FILE_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True
+        )
+        self._application = application
+        self._listeners = tuple(listeners)
+        self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._run, name="event-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Queues one event. Never blocks and never raises."""
+        if self._queue.qsize() >= MAX_QUEUED:
+            self._dropped += 1
+            return
+        fields["event"] = event
+        fields["at"] = time.time()
+        self._queue.put(fields)
+
+    def close(self) -> None:
+        """Writes what is queued and ends the thread."""
+        self._queue.put(None)
+        self._thread.join(timeout=5)
+        self._handler.close()
+
+    def _run(self) -> None:
+        while True:
+            batch, ended = self._batch()
+            if self._dropped:
+                dropped, self._dropped = self._dropped, 0
+                batch.append({"event": "log.dropped", "at": time.time(), "count": dropped})
+            if batch:
+                self._write(batch)
+            if ended:
+                return
+            time.sleep(FLUSH_INTERVAL_S)
+
+    def _batch(self) -> tuple[list[dict[str, Any]], bool]:
+        """Waits for a first event, then takes what else is there. The flag tells that the log was closed."""
+        batch: list[dict[str, Any]] = []
+        item = self._queue.get()
+        while item is not None:
+            batch.append(item)
+            if len(batch) >= BATCH:
+                return batch, False
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _write(self, batch: list[dict[str, Any]]) -> None:
+        for listener in self._listeners:
+            listener(batch)
+        lines = b"\n".join(self._line(fields) for fields in batch)
+        self._handler.emit(logging.makeLogRecord({"msg": lines.decode()}))
+
+    def _line(self, fields: dict[str, Any]) -> bytes:
+        at = datetime.fromtimestamp(fields.pop("at"), UTC).isoformat(timespec="milliseconds")
+        error = fields.pop("exc_info", None)
+        if isinstance(error, BaseException):
+            fields["traceback"] = "".join(traceback.format_tb(error.__traceback__))[-4 * MAX_FIELD_CHARS :]
+        shown = {key: _bounded(value) for key, value in fields.items() if value is not None}
+        return orjson.dumps({"time": at, "app": self._application, **shown}, default=repr)
+
+
+def _prune(directory: Path) -> None:
+    """Removes the oldest files: each process writes its own, and replicas come and go."""
+    for _ in range(2):  # another process may prune at the same time
+        try:
+            files = sorted(directory.glob("*.jsonl*"), key=lambda file: file.stat().st_mtime)
+            for file in files[:-MAX_FILES]:
+                file.unlink(missing_ok=True)
+        except FileNotFoundError:
+            continue
+        return
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str):
+        text = value.encode("utf-8", "replace").decode()
+        return text if len(text) <= MAX_FIELD_CHARS else f"{text[:MAX_FIELD_CHARS]}…"
+    return value

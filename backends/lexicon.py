@@ -1,0 +1,161 @@
+"""The lexical index in PostgreSQL: BM25 over all of a tenant's chunks, exact at any size.
+
+A new chunk's terms lie in `memory_terms`, readable at once. Upkeep merges them into `memory_postings`, level 1 and then
+level 2, by appending to buckets of records; a question reads the buckets of its grams and what is not merged yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from psycopg import sql
+
+from backends.database import Database
+from backends.memory_areas import Area, Connection, all_of, conditions, identity, of_tenant, seen_by
+from backends.postings import SUMMARY_BUCKET, Bm25, Scored, bucket_of, measure, read_summaries, score, unpack
+from contracts.memory import Candidate, Tenant, Tier
+from contracts.memory_ports import Filters, LexicalAnswer, Weigh
+
+MAX_GRAMS = 128
+"""Grams of a question that are looked up; a longer question is cut."""
+ALLOWED_ROWS = 20_000
+"""With filters: as many chunks are told to the scoring beforehand; more than these, and the best are filtered afterwards."""
+DEPTH_UNFILTERED = 20
+TIMEOUT_S = 4.0
+THREAD_ABOVE_BYTES = 256 << 10
+BUDGET_BYTES = 2 << 20
+"""Postings read per area: 190,000. The rarest grams come first; those that are over it are in so many chunks that they tell little."""
+
+UNMERGED = sql.SQL("SELECT 0::smallint AS level, 0 AS bucket, terms AS data FROM memory_terms WHERE {area}")
+# The smallest buckets first, until the budget is spent; what is over it comes without its data, which is not even read.
+MERGED = sql.SQL("""
+SELECT level, bucket, CASE WHEN before < {budget} THEN data END AS data FROM (
+    SELECT level, bucket, data,
+           sum(octet_length(data)) OVER (ORDER BY octet_length(data), level, bucket) - octet_length(data) AS before
+    FROM memory_postings WHERE {area} AND (level = 1 AND bucket = ANY({first}) OR level = 2 AND bucket = ANY({second}))
+) AS sized
+""")
+ALLOWED = sql.SQL("(SELECT chunk_no FROM agent_memories WHERE shard = ANY({shards}) AND {where} LIMIT {most})")
+ROWS = sql.SQL("""
+(SELECT DISTINCT ON (chunk_no) id, kind, created_at, chunk_no, agent_id FROM agent_memories
+ WHERE shard = ANY({shards}) AND chunk_no = ANY(%(chunks)s) AND {where})
+""")
+UNION = sql.SQL(" UNION ALL ")
+
+Numbers = npt.NDArray[np.uint32]
+
+
+class Lexicon:
+    """Implements LexicalIndex."""
+
+    def __init__(self, database: Database, bm25: Bm25) -> None:
+        self._database = database
+        self._bm25 = bm25
+
+    async def search(self, tenant: Tenant, filters: Filters, grams: Sequence[str], weigh: Weigh, limit: int) -> LexicalAnswer:
+        """See the port. The scoring itself runs between two transactions: no connection waits for it."""
+        asked = list(dict.fromkeys(grams))[:MAX_GRAMS]
+        if not asked:
+            return LexicalAnswer()
+        async with of_tenant(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
+            areas = await seen_by(connection, tenant)
+            rows = await _postings(connection, tenant, areas, asked)
+            allowed, complete = await _allowed(connection, tenant, areas, filters)
+        depth = limit if complete else limit * DEPTH_UNFILTERED
+        scored = await self._score(rows, _Question(asked, weigh, allowed, depth))
+        if not scored.chunks:
+            return LexicalAnswer(ceiling=scored.ceiling)
+        async with of_tenant(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
+            candidates = await _candidates(connection, tenant, areas, _Wanted(filters, scored))
+        return LexicalAnswer(candidates[:limit], scored.ceiling)
+
+    async def _score(self, rows: Sequence[dict[str, Any]], question: _Question) -> Scored:
+        size = sum(len(row["data"] or b"") for row in rows)
+        if size < THREAD_ABOVE_BYTES:
+            return _scored(rows, question, self._bm25)
+        return await asyncio.to_thread(_scored, rows, question, self._bm25)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    grams: Sequence[str]
+    weigh: Weigh
+    allowed: Numbers | None
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What was scored, and the filters that it still has to pass."""
+
+    filters: Filters
+    scored: Scored
+
+
+def _scored(rows: Iterable[dict[str, Any]], question: _Question, bm25: Bm25) -> Scored:
+    unmerged: list[bytes] = []
+    merged: list[bytes] = []
+    summaries: list[bytes] = []
+    skipped: set[tuple[int, int]] = set()
+    for row in rows:
+        if row["data"] is None:
+            skipped.add((row["level"], row["bucket"]))
+        else:
+            (unmerged if row["level"] == 0 else summaries if row["bucket"] == SUMMARY_BUCKET else merged).append(bytes(row["data"]))
+    told = [gram for gram in question.grams if not any((level, bucket_of(gram, level)) in skipped for level in (1, 2))]
+    fresh = unpack(b"".join(unmerged))
+    chunks, length = (sum(pair) for pair in zip(measure(fresh), read_summaries(summaries), strict=True))
+    return score(
+        np.concatenate([fresh, unpack(b"".join(merged))]),
+        chunks=chunks,
+        length=length,
+        grams=told,
+        weigh=question.weigh,
+        bm25=bm25,
+        allowed=question.allowed,
+        limit=question.depth,
+    )
+
+
+async def _postings(connection: Connection, tenant: Tenant, areas: Iterable[Area], grams: Sequence[str]) -> list[dict[str, Any]]:
+    branches = []
+    for area in areas:
+        branches.append(UNMERGED.format(area=area.predicate))
+        first, second = (sql.Literal([SUMMARY_BUCKET, *{bucket_of(gram, level) for gram in grams}]) for level in (1, 2))
+        branches.append(MERGED.format(area=area.predicate, budget=BUDGET_BYTES, first=first, second=second))
+    return await (await connection.execute(UNION.join(branches), identity(tenant), binary=True)).fetchall()
+
+
+async def _allowed(connection: Connection, tenant: Tenant, areas: Iterable[Area], filters: Filters) -> tuple[Numbers | None, bool]:
+    """Returns the chunks that pass the filters (None: not told), and whether the scoring will find only what passes."""
+    if not filters.narrow:
+        return None, True
+    narrow, values = conditions(filters)
+    branches = [
+        ALLOWED.format(shards=sql.Literal(area.shards), where=all_of(area.predicate, narrow), most=ALLOWED_ROWS + 1) for area in areas
+    ]
+    found = await (await connection.execute(UNION.join(branches), {**identity(tenant), **values}, binary=True)).fetchall()
+    if len(found) > ALLOWED_ROWS:
+        return None, False
+    return np.array([row["chunk_no"] for row in found], np.uint32), True
+
+
+async def _candidates(connection: Connection, tenant: Tenant, areas: Iterable[Area], wanted: _Wanted) -> list[Candidate]:
+    """Returns of each item its best chunk, best first; what was deleted since it was indexed has no row any more."""
+    scored = wanted.scored
+    narrow, values = conditions(wanted.filters)
+    branches = [ROWS.format(shards=sql.Literal(area.shards), where=all_of(area.predicate, narrow)) for area in areas]
+    found = await (await connection.execute(UNION.join(branches), {**identity(tenant), **values, "chunks": scored.chunks})).fetchall()
+    by_chunk = {row["chunk_no"]: row for row in found}
+    best: dict[str, Candidate] = {}
+    for chunk, points in zip(scored.chunks, scored.scores, strict=True):
+        row = by_chunk.get(chunk)
+        if row is not None and row["id"] not in best:
+            tier: Tier = "mid-term" if row["agent_id"] else "long-term"
+            best[row["id"]] = Candidate(row["id"], points, row["created_at"], row["kind"], tier, chunk)
+    return list(best.values())

@@ -1,0 +1,241 @@
+"""Writes the usage ledger: records go into a journal in memory-mapped files and from there into PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from backends.database import Database
+from backends.database_errors import is_about_the_row
+from backends.journal import MAX_BYTES, SEGMENT_BYTES, Journal
+from contracts.errors import DaarionError
+from contracts.ports import EventLog
+from contracts.usage import UsageRecord
+
+JOURNAL_NAME = "llm-usage"
+BATCH_ROWS = 500
+BATCHES_PER_TURN = 20
+INSERT_TIMEOUT_S = 5.0
+
+# The server parses the records as they lie in the journal: one parameter, no loop over columns here.
+INSERT = """
+INSERT INTO llm_usage (
+    id, request_id, occurred_at, agent_id, microdao_id, channel_id, logical_model, provider, physical_model,
+    prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
+    latency_ms, ttft_ms, outcome, streamed, estimated, attempts, cost_usd
+)
+SELECT
+    id, request_id, occurred_at, agent_id, microdao_id, channel_id, logical_model, provider, physical_model,
+    prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
+    latency_ms, ttft_ms, outcome, streamed, estimated, attempts, cost_usd
+FROM json_to_recordset(%(records)s::json) AS record (
+    id uuid, request_id text, occurred_at timestamptz, agent_id text, microdao_id text, channel_id text,
+    logical_model text, provider text, physical_model text,
+    prompt_tokens bigint, completion_tokens bigint, total_tokens bigint, cached_tokens bigint, reasoning_tokens bigint,
+    latency_ms double precision, ttft_ms double precision, outcome text, streamed boolean, estimated boolean,
+    attempts integer, cost_usd numeric
+)
+ON CONFLICT (id) DO NOTHING
+"""
+
+
+@dataclass(frozen=True)
+class WriterOptions:
+    """Bounds and rhythm (seconds) of a writer."""
+
+    segment_bytes: int = SEGMENT_BYTES
+    max_bytes: int = MAX_BYTES
+    flush_interval_s: float = 0.08
+    max_backoff_s: float = 2.0
+    tend_interval_s: float = 0.1
+    adopt_interval_s: float = 15.0
+
+
+@dataclass(frozen=True)
+class WriterStatistics:
+    """What became of the records: `queued` wait in journals, adopted ones included.
+
+    `dropped` found the journal full, `rejected` were refused by the database for what they hold; both are logged.
+    `failing_for_s` is None while rows can be written.
+    """
+
+    queued: int
+    written: int
+    dropped: int
+    rejected: int
+    journal_bytes: int
+    failing_for_s: float | None
+
+
+class UsageWriter:
+    """Takes usage records at once and writes them in the background, each exactly once.
+
+    A record that `record` kept survives the death of this process and of PostgreSQL: the row's id makes repeating a
+    batch harmless, and the journals of dead processes are adopted. While PostgreSQL is away the journal is the spool.
+    """
+
+    def __init__(self, database: Database, directory: Path, *, events: EventLog, options: WriterOptions | None = None) -> None:
+        self._database = database
+        self._events = events
+        self._options = options or WriterOptions()
+        self._journal = Journal(
+            directory, JOURNAL_NAME, events, segment_bytes=self._options.segment_bytes, max_bytes=self._options.max_bytes
+        )
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._written = 0
+        self._rejected = 0
+        self._reported_drops = 0
+        self._failing_since: float | None = None
+
+    async def start(self) -> None:
+        """Opens the journal and starts writing. Does not wait for PostgreSQL.
+
+        Raises:
+            ConfigurationError: the journal's directory cannot be written.
+        """
+        await asyncio.to_thread(self._journal.open)
+        rhythm = self._options
+        self._tasks = [
+            asyncio.create_task(self._forever(self._drain, rhythm.flush_interval_s, rhythm.flush_interval_s), name="usage-drain"),
+            asyncio.create_task(self._forever(self._tend, rhythm.tend_interval_s, rhythm.tend_interval_s), name="usage-tend"),
+            asyncio.create_task(self._forever(self._adopt, rhythm.adopt_interval_s, rhythm.tend_interval_s), name="usage-adopt"),
+        ]
+
+    def record(self, record: UsageRecord) -> None:
+        """Keeps the record: a copy in memory of some microseconds, no I/O. To be called on the event loop's thread."""
+        self._journal.append(orjson.dumps(vars(record), default=str))
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Writes what is queued, for at most `timeout_s`; what remains waits in its file for the next process."""
+        self._stopping.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*self._tasks)
+                await self._drain_all()
+        except TimeoutError:
+            self._events.emit("usage.left_in_journal", records=self._journal.pending)
+        self._report_drops()
+        await asyncio.to_thread(self._journal.close)
+
+    def statistics(self) -> WriterStatistics:
+        """Returns the counters; cheap."""
+        since = self._failing_since
+        return WriterStatistics(
+            queued=self._journal.pending,
+            written=self._written,
+            dropped=self._journal.dropped,
+            rejected=self._rejected,
+            journal_bytes=self._journal.size_bytes,
+            failing_for_s=None if since is None else time.monotonic() - since,
+        )
+
+    async def _forever(self, turn: Callable[[], Coroutine[Any, Any, None]], interval_s: float, first_s: float) -> None:
+        """Takes turns until the writer stops, the first after `first_s`; a failed turn doubles the pause up to the bound."""
+        pause = first_s
+        while not await self._stopped_within(pause):
+            try:
+                await turn()
+                pause = interval_s
+            except DaarionError as error:
+                self._note_failure(error)
+                pause = max(interval_s, min(pause * 2, self._options.max_backoff_s))
+            except Exception as error:  # noqa: BLE001 - a defect in one turn must not end the ledger
+                self._events.emit("usage.turn_failed", exc_info=error)
+                pause = max(interval_s, self._options.max_backoff_s)
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _drain(self) -> None:
+        """Writes what is queued now; at most some batches of each segment, so that none waits for another."""
+        for segment in self._journal.segments():
+            for _ in range(BATCHES_PER_TURN):
+                batch = segment.read(BATCH_ROWS)
+                if not batch.records:
+                    break
+                await self._write(batch.records)
+                self._journal.deliver(segment, batch)
+        self._note_success()
+
+    async def _drain_all(self) -> None:
+        while any(self._journal.segments()):
+            try:
+                await self._drain()
+            except DaarionError as error:
+                self._note_failure(error)
+                await asyncio.sleep(min(self._options.flush_interval_s, 0.1))
+
+    async def _write(self, records: list[bytes]) -> None:
+        try:
+            await self._insert(records)
+        except DaarionError as error:
+            if not is_about_the_row(error):
+                raise
+            await self._write_one_by_one(records)
+
+    async def _write_one_by_one(self, records: list[bytes]) -> None:
+        """Writes the good rows of a batch that has a bad one: one row must not hold up the ledger."""
+        for record in records:
+            try:
+                await self._insert([record])
+            except DaarionError as error:
+                if not is_about_the_row(error):
+                    raise
+                self._rejected += 1
+                self._events.emit("usage.rejected", record_id=_id_of(record), error=str(error.__cause__))
+
+    async def _insert(self, records: list[bytes]) -> None:
+        async with self._database.transaction(timeout_s=INSERT_TIMEOUT_S) as connection:
+            cursor = await connection.execute(INSERT, {"records": f"[{b','.join(records).decode()}]"})
+        self._written += cursor.rowcount
+
+    async def _tend(self) -> None:
+        """Keeps a spare segment ready and tells of losses."""
+        self._report_drops()
+        if self._journal.needs_spare:
+            await self._add_spare()
+
+    async def _adopt(self) -> None:
+        self._journal.take_orphans(await asyncio.to_thread(self._journal.adopt_orphans))
+        await asyncio.to_thread(self._journal.tidy)
+
+    async def _add_spare(self) -> None:
+        try:
+            self._journal.take_spare(await asyncio.to_thread(self._journal.create_spare))
+        except OSError as error:
+            self._events.emit("usage.journal_cannot_grow", reason=error.strerror, queued=self._journal.pending)
+
+    def _report_drops(self) -> None:
+        dropped = self._journal.dropped
+        if dropped > self._reported_drops:
+            self._events.emit("usage.dropped", records=dropped - self._reported_drops, total=dropped)
+            self._reported_drops = dropped
+
+    def _note_failure(self, error: DaarionError) -> None:
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            self._events.emit("usage.not_written", error=error.type, queued=self._journal.pending)
+
+    def _note_success(self) -> None:
+        if self._failing_since is not None:
+            self._events.emit("usage.written_again", after_s=round(time.monotonic() - self._failing_since, 1))
+            self._failing_since = None
+
+
+def _id_of(record: bytes) -> str:
+    try:
+        return str(orjson.loads(record)["id"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return "unreadable"

@@ -1,0 +1,105 @@
+"""The dense index over `agent_memories`: exact in shard 0, HNSW in the shard of a large area.
+
+What decides is where a row is, not what the planner believes: the statement names each shard and asks it in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from psycopg import sql
+
+from backends.database import Database
+from backends.halfvec import HalfVector
+from backends.memory_areas import Area, Connection, all_of, conditions, identity, of_tenant, seen_by
+from contracts.embedding import EmbeddingBatch
+from contracts.memory import Candidate, Tenant, Tier
+from contracts.memory_ports import Filters
+
+EF_SEARCH = 280
+TIMEOUT_S = 4.0
+"""A large index that is not in memory yet takes its time."""
+EXACT_FILTERED_ROWS = 4_000
+"""With filters, a shard is scanned exactly while at most this many of its rows pass them."""
+
+# Adding zero hides the order from the index: this is the exact scan.
+EXACT = sql.SQL("""
+(SELECT id, kind, created_at, chunk_no, agent_id, embedding <=> %(question)s::halfvec AS distance
+ FROM agent_memories WHERE shard = {shard} AND {where} AND model_version = %(version)s
+ ORDER BY (embedding <=> %(question)s::halfvec) + 0 LIMIT %(limit)s)
+""")
+# The cast is the index's expression.
+APPROXIMATE = sql.SQL("""
+(SELECT id, kind, created_at, chunk_no, agent_id, embedding::halfvec({dimension}) <=> %(question)s::halfvec({dimension}) AS distance
+ FROM agent_memories WHERE shard = {shard} AND {where} AND model_version = %(version)s
+ ORDER BY embedding::halfvec({dimension}) <=> %(question)s::halfvec({dimension}) LIMIT %(limit)s)
+""")
+BEST = sql.SQL("SELECT * FROM ({branches}) AS found ORDER BY distance LIMIT %(limit)s")
+PASSING = sql.SQL("""
+SELECT count(*) AS rows FROM (
+    SELECT FROM agent_memories WHERE shard = {shard} AND {where} AND model_version = %(version)s LIMIT %(most)s
+) AS passing
+""")
+# Without a sort the planner has no way around the index where there is one; exact branches have no other way than a sort.
+PREPARE = """
+SELECT set_config('hnsw.ef_search', %(ef)s, true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
+       set_config('enable_sort', 'off', true), set_config('jit', 'off', true)
+"""
+
+
+class VectorStore:
+    """Implements DenseIndex."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def search(self, tenant: Tenant, filters: Filters, question: EmbeddingBatch, limit: int) -> list[Candidate]:
+        """See the port. One transaction; the vector is in hand before a connection is taken."""
+        narrow, values = conditions(filters)
+        values |= {**identity(tenant), "question": HalfVector(question.row_bytes(0)), "version": question.model_version, "limit": limit}
+        async with of_tenant(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
+            areas = await seen_by(connection, tenant)
+            approximate = await self._approximate(connection, areas, filters, narrow, values)
+            if approximate:
+                await connection.execute(PREPARE, {"ef": str(max(EF_SEARCH, limit))})
+            statement = dense_statement(areas, approximate, narrow, question.dimension)
+            rows = await (await connection.execute(statement, values)).fetchall()
+        return best_of_each(rows)
+
+    async def _approximate(
+        self, connection: Connection, areas: Iterable[Area], filters: Filters, narrow: Sequence[sql.Composable], values: dict[str, Any]
+    ) -> set[int]:
+        """Returns the shards to ask their index: those where too many rows pass the filters for an exact scan."""
+        shards = set()
+        for area in areas:
+            if area.shard and (not filters.narrow or await self._many_pass(connection, area, narrow, values)):
+                shards.add(area.shard)
+        return shards
+
+    async def _many_pass(self, connection: Connection, area: Area, narrow: Sequence[sql.Composable], values: dict[str, Any]) -> bool:
+        statement = PASSING.format(shard=area.shard, where=all_of(area.predicate, narrow))
+        row = await (await connection.execute(statement, {**values, "most": EXACT_FILTERED_ROWS + 1})).fetchone()
+        return row is not None and row["rows"] > EXACT_FILTERED_ROWS
+
+
+def dense_statement(areas: Iterable[Area], approximate: set[int], narrow: Sequence[sql.Composable], dimension: int) -> sql.Composed:
+    """Returns the search over every shard of `areas`; those in `approximate` are asked through their HNSW index."""
+    branches = [
+        (APPROXIMATE if shard in approximate else EXACT).format(
+            shard=shard, where=all_of(area.predicate, narrow), dimension=sql.Literal(dimension)
+        )
+        for area in areas
+        for shard in area.shards
+    ]
+    return BEST.format(branches=sql.SQL(" UNION ALL ").join(branches))
+
+
+def best_of_each(rows: Iterable[dict[str, Any]]) -> list[Candidate]:
+    """Returns candidates from rows in the order of their distance: of each item its nearest chunk."""
+    best: dict[str, Candidate] = {}
+    for row in rows:
+        if row["id"] not in best:
+            tier: Tier = "mid-term" if row["agent_id"] else "long-term"
+            best[row["id"]] = Candidate(row["id"], 1.0 - row["distance"], row["created_at"], row["kind"], tier, row["chunk_no"])
+    return list(best.values())
