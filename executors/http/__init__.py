@@ -1,0 +1,1 @@
+"""The HTTP executor: POSTs a call to the tool's target, within its egress rules."""

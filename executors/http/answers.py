@@ -1,0 +1,78 @@
+"""From a tool server's HTTP answer to an Outcome. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import orjson
+
+from contracts.tools import ErrorKind
+
+RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
+MAX_REASON_CHARS = 300
+_LONGEST_PAUSE_S = 86_400.0
+
+# 403 and the like: the server judged this very call, so its verdict is passed on as the kind of failure.
+_KINDS: Mapping[int, ErrorKind] = {
+    400: "invalid_args",
+    403: "denied",
+    404: "not_found",
+    408: "timeout",
+    409: "conflict",
+    410: "not_found",
+    422: "invalid_args",
+    429: "unavailable",
+    503: "unavailable",
+    504: "timeout",
+}
+_EXPLAINED = frozenset({400, 403, 404, 409, 410, 422})
+
+
+def error_kind(status: int) -> ErrorKind:
+    """Returns the kind of failure that a status other than 2xx means."""
+    return _KINDS.get(status, "upstream")
+
+
+def effect_excluded(status: int) -> bool:
+    """Whether the server says by this status that it did nothing."""
+    return 400 <= status < 500 and status != 408
+
+
+def describe(status: int, body: bytes | bytearray) -> str:
+    """Returns what a caller is told: the status, and the server's own reason where it judged the call."""
+    if 300 <= status < 400:
+        return f"the tool's server answered with a redirect (HTTP {status}), which is never followed"
+    reason = _reason(body) if status in _EXPLAINED else None
+    return f"the tool's server answered HTTP {status}" + (f": {reason}" if reason else "")
+
+
+def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """Returns the seconds that `Retry-After` asks for, as a number or a date; None when it says nothing usable."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), _LONGEST_PAUSE_S)
+    try:
+        at = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    return min(max(0.0, (at - (now or datetime.now(UTC))).total_seconds()), _LONGEST_PAUSE_S)
+
+
+def _reason(body: bytes | bytearray) -> str | None:
+    """The first text among the usual places of an error body."""
+    try:
+        value: Any = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    for _ in range(2):
+        if not isinstance(value, dict):
+            break
+        value = next((value[key] for key in ("error", "message", "detail", "reason") if value.get(key)), None)
+    if not isinstance(value, str):
+        return None
+    printable = "".join(character if character.isprintable() else " " for character in value[: 4 * MAX_REASON_CHARS])
+    return " ".join(printable.split())[:MAX_REASON_CHARS] or None

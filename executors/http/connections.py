@@ -1,0 +1,113 @@
+"""Pooled connections, apart for each egress policy: a connection is never used under another policy than opened it."""
+
+from __future__ import annotations
+
+import socket
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+
+from executors.http.egress import EgressPolicy
+from executors.http.resolver import CheckedResolver, Lookup, system_lookup
+
+MAX_POOLS = 128
+MAX_CONNECTIONS = 128
+LOOKUP_THREADS = 8
+# Below the five seconds after which common servers close an idle connection, so that none is met half-closed.
+KEEPALIVE_S = 4.0
+DNS_CACHE_S = 10
+
+
+@dataclass
+class Exchange:
+    """What became of one request; `sent` tells that the server may have seen it."""
+
+    sent: bool = False
+
+
+@dataclass
+class _Pool:
+    session: aiohttp.ClientSession
+    users: int = 0
+
+
+@dataclass(frozen=True)
+class _Key:
+    policy: EgressPolicy = field(default_factory=EgressPolicy)
+    fresh: bool = False
+
+
+class Connections:
+    """Sessions by policy. With `fresh` each request opens a connection of its own.
+
+    A server may close a kept connection just as it is used again, and then nobody knows whether the request arrived:
+    a tool with effects must not meet that.
+    """
+
+    def __init__(self, lookup: Lookup | None = None) -> None:
+        self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="tool-dns")
+        self._lookup = lookup or system_lookup(self._threads)
+        self._pools: OrderedDict[_Key, _Pool] = OrderedDict()
+
+    @asynccontextmanager
+    async def session(self, policy: EgressPolicy, *, fresh: bool) -> AsyncIterator[aiohttp.ClientSession]:
+        """Gives the policy's session; one that is in use is never closed to make room."""
+        key = _Key(policy, fresh)
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = _Pool(_open_session(CheckedResolver(policy, self._lookup), fresh=fresh))
+        self._pools.move_to_end(key)
+        pool.users += 1
+        try:
+            yield pool.session
+        finally:
+            pool.users -= 1
+            await self._make_room()
+
+    async def _make_room(self) -> None:
+        while len(self._pools) > MAX_POOLS:
+            idle = next((key for key, pool in self._pools.items() if not pool.users), None)
+            if idle is None:
+                return
+            await self._pools.pop(idle).session.close()
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        while self._pools:
+            await self._pools.popitem()[1].session.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _open_session(resolver: AbstractResolver, *, fresh: bool) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(
+        resolver=resolver,
+        family=socket.AF_UNSPEC,
+        ttl_dns_cache=DNS_CACHE_S,
+        limit=MAX_CONNECTIONS,
+        **({"force_close": True} if fresh else {"keepalive_timeout": KEEPALIVE_S}),
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),  # a cookie would carry one tenant's session to the next
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None),  # the call's deadline bounds everything
+        auto_decompress=False,
+        trust_env=False,
+        trace_configs=[_tracing()],
+    )
+
+
+def _tracing() -> aiohttp.TraceConfig:
+    trace = aiohttp.TraceConfig()
+
+    async def sent(_session: aiohttp.ClientSession, context: object, _parameters: object) -> None:
+        exchange = getattr(context, "trace_request_ctx", None)
+        if isinstance(exchange, Exchange):
+            exchange.sent = True
+
+    trace.on_request_headers_sent.append(sent)
+    return trace

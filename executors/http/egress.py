@@ -1,0 +1,125 @@
+"""The egress policy: which targets are well-formed, and which host, port and address a tool may connect to. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from yarl import URL
+
+from contracts.tools import EgressRule
+from executors.http.addresses import Address, is_ambiguous_number, is_never, is_public, parse_address
+
+MAX_HOST_CHARS = 253
+_AUTHORITY_END = re.compile(r"[/?#]")
+
+
+class EgressDenied(Exception):
+    """The target, or the address it resolves to, is not the tool's to reach. The text names no address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A well-formed target. `host` is lower case and without a trailing dot; `address` is set for a literal one."""
+
+    url: URL
+    host: str
+    port: int
+    address: Address | None
+
+
+def parse_target(text: str) -> Target:
+    """Returns the target that `text` names.
+
+    Raises:
+        EgressDenied: not http(s), credentials or a fragment inside, or a host that resolvers could read in two ways.
+    """
+    try:
+        url = URL(text)
+        scheme, host, port = url.scheme, url.host, url.port
+    except ValueError:
+        raise EgressDenied("the tool's target is not a URL") from None
+    if scheme not in {"http", "https"} or not host or not port:
+        raise EgressDenied("the tool's target must be an http or https URL with a host")
+    if "@" in _AUTHORITY_END.split(text.partition("://")[2], maxsplit=1)[0] or url.fragment or "\\" in text or not text.isprintable():
+        raise EgressDenied("the tool's target must not hold credentials, a fragment or control characters")
+    host = host.lower().rstrip(".")
+    if not host or len(host) > MAX_HOST_CHARS or "%" in host or is_ambiguous_number(host):
+        raise EgressDenied("the tool's target names its host in an ambiguous form: write a name or a canonical address")
+    return Target(url.with_host(host) if host != url.host else url, host, port, parse_address(host))
+
+
+@dataclass(frozen=True)
+class EgressPolicy:
+    """A tool's own rules below the installation's `ceiling`.
+
+    A tool without rules may reach what the ceiling allows; without a ceiling, public addresses only. With both, both
+    must match. Addresses that are never reached stay so.
+    """
+
+    rules: tuple[EgressRule, ...] = ()
+    ceiling: tuple[EgressRule, ...] = ()
+
+    def check(self, target: Target) -> None:
+        """Judges the target before anything is resolved. Raises EgressDenied."""
+        if target.address is not None:
+            self.admit(target.host, target.port, [target.address])
+        elif not all(_any_names(layer, target.host, target.port) for layer in self._layers()):
+            raise EgressDenied("the tool's egress rules do not allow its target's host and port")
+
+    def admit(self, host: str, port: int, addresses: Sequence[Address]) -> list[Address]:
+        """Returns the addresses that may be connected to.
+
+        Raises:
+            EgressDenied: none may, or one of them is never to be reached: a name that mixes those in is hostile.
+        """
+        if any(is_never(address) for address in addresses):
+            raise EgressDenied("the tool's target resolves to an address that tools never reach")
+        allowed = [address for address in addresses if self._allows(host, port, address)]
+        if not allowed:
+            raise EgressDenied("the tool's egress rules do not allow its target's address")
+        return allowed
+
+    def _allows(self, host: str, port: int, address: Address) -> bool:
+        layers = self._layers()
+        if not layers:
+            return is_public(address)
+        return all(any(_matches(rule, host, port, address) for rule in layer) for layer in layers)
+
+    def _layers(self) -> list[tuple[EgressRule, ...]]:
+        return [layer for layer in (self.rules, self.ceiling) if layer]
+
+
+def check_rule(rule: EgressRule) -> None:
+    """Raises ValueError when a rule's `cidr` is no network."""
+    if rule.cidr is not None:
+        ip_network(rule.cidr, strict=False)
+
+
+def _any_names(layer: Sequence[EgressRule], host: str, port: int) -> bool:
+    return any(_names(rule, host, port) for rule in layer)
+
+
+def _names(rule: EgressRule, host: str, port: int) -> bool:
+    return (rule.host is None or _host_matches(rule.host, host)) and rule.port in {None, port}
+
+
+def _matches(rule: EgressRule, host: str, port: int, address: Address) -> bool:
+    if not _names(rule, host, port):
+        return False
+    if rule.cidr is None:
+        return is_public(address)
+    try:
+        network = ip_network(rule.cidr, strict=False)
+    except ValueError:
+        return False
+    return address in network  # of another family: not inside
+
+
+def _host_matches(pattern: str, host: str) -> bool:
+    pattern = pattern.rstrip(".")
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
+    return pattern.strip("[]") == host

@@ -1,0 +1,101 @@
+"""From an outside server's tools to definitions of ours: what it says is data, what it may do is configured here."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mcp_types as types
+from pydantic import ValidationError
+
+from configs.tools import SourceSettings
+from contracts.errors import DeadlineExceeded, InvalidRequest, Unavailable, UpstreamError
+from contracts.ports import EventLog
+from contracts.tool_policy import matches
+from contracts.tools import MAX_NAME, ToolDefinition, plain_name
+from executors.mcp.executor import McpToolExecutor, SourceUnavailable
+
+_UNFIT = re.compile(r"[^A-Za-z0-9-]+")
+MAX_DESCRIPTION = 4_000
+
+Check = Callable[[ToolDefinition], None]
+"""Raises InvalidRequest for a definition that could never be served."""
+
+
+def definitions_of(
+    source: str,
+    settings: SourceSettings,
+    tools: Sequence[types.Tool],
+    check: Check,
+    events: EventLog,
+) -> list[ToolDefinition]:
+    """Returns the definitions of the picked tools; one that cannot be served is left out and told to the event log."""
+    found: dict[str, ToolDefinition] = {}
+    for tool in tools:
+        if not any(matches(pattern, tool.name) for pattern in settings.tools):
+            continue
+        try:
+            definition = _definition(source, settings, tool)
+            check(definition)
+        except (ValidationError, InvalidRequest) as error:
+            reason = error.message if isinstance(error, InvalidRequest) else "its name, description or schema is out of bounds"
+            events.emit("tools.source_tool_refused", source=source, tool=tool.name[:128], reason=reason)
+            continue
+        found.setdefault(definition.id, definition)
+    return list(found.values())
+
+
+def tool_id_in(source: str, name: str) -> str:
+    """The id of a source's tool: its name with what ids cannot hold replaced, cut to what they may be long."""
+    cleaned = _UNFIT.sub("_", name).strip("_") or "tool"
+    room = MAX_NAME - len(plain_name(f"{source}."))
+    return f"{source}.{cleaned[:room].rstrip('_')}"
+
+
+def _definition(source: str, settings: SourceSettings, tool: types.Tool) -> ToolDefinition:
+    values: dict[str, Any] = {
+        "id": tool_id_in(source, tool.name),
+        "name": (tool.title or tool.name)[:200],
+        "description": (tool.description or "")[:MAX_DESCRIPTION],
+        "input_schema": tool.input_schema,
+        "output_schema": tool.output_schema,
+        "executor": "mcp",
+        "target": f"{source}:{tool.name}",
+        "allowed_agents": settings.allowed_agents,
+        "timeout_s": settings.timeout_s,
+        "effect": settings.effects.get(tool.name, settings.effect),
+    }
+    return ToolDefinition.model_validate(values)
+
+
+class McpSource:
+    """Implements ToolSource over one configured server."""
+
+    def __init__(self, name: str, settings: SourceSettings, executor: McpToolExecutor, check: Check, events: EventLog) -> None:
+        self.refresh_s = settings.refresh_s
+        self._name = name
+        self._settings = settings
+        self._executor = executor
+        self._check = check
+        self._events = events
+
+    async def definitions(self) -> Sequence[ToolDefinition]:
+        """What the server offers now, as definitions of ours.
+
+        Raises:
+            Unavailable: it cannot be reached, or a secret is missing.
+            UpstreamError: it does not answer as the protocol asks.
+            DeadlineExceeded: it does not answer in time.
+        """
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                tools = await self._executor.client(self._name).list_tools(self._settings.max_tools)
+        except SourceUnavailable as error:
+            raise Unavailable(str(error)) from None
+        except TimeoutError:
+            raise DeadlineExceeded("the MCP source did not answer in time") from None
+        except Exception as error:
+            raise UpstreamError("the MCP source cannot be listed") from error
+        return definitions_of(self._name, self._settings, tools, self._check, self._events)

@@ -1,0 +1,140 @@
+"""The child's life: read the call, give up every right, run the function, write one frame, end.
+
+A frame is a length (4 bytes, big-endian), a tag and a body: `R` with the result as JSON, `F` with `{"kind", "error"}`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from types import CoroutineType, FunctionType
+
+from executors.python.child import kernel, landlock, seccomp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` costs a tenth of the start
+    from typing import Any
+
+RESULT, FAILURE = b"R", b"F"
+MAX_ERROR_CHARS = 1_000
+
+
+class Failed(Exception):
+    """The call ends with this kind and text."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def main() -> None:
+    """Entry of the child: `argv` holds the descriptors of the call and of the result."""
+    source, sink = int(sys.argv[1]), int(sys.argv[2])
+    with os.fdopen(source, "rb") as file:
+        call = json.load(file)
+    try:
+        confine(call["sandbox"])
+    except (OSError, KeyError) as error:
+        _end(sink, FAILURE, _failure("unavailable", f"the sandbox cannot be set up: {error}"))
+    try:
+        body = _run(call)
+    except Failed as failed:
+        _end(sink, FAILURE, _failure(failed.kind, str(failed)))
+    _end(sink, RESULT, body)
+
+
+def confine(sandbox: dict[str, Any]) -> None:
+    """Gives up rights in the order in which each still allows the next. Raises OSError."""
+    kernel.die_with_parent(sandbox["parent"])
+    kernel.limit(sandbox["limits"])
+    kernel.drop_privileges()
+    tier = sandbox["tier"]
+    if tier == "landlock":
+        landlock.confine(sandbox["readable"], sandbox["writable"], sandbox["scratch"])
+    seccomp.restrict(
+        network=sandbox["network"],
+        threads=sandbox["threads"],
+        metadata=tier == "bubblewrap",
+        files=tier != "process",
+    )
+
+
+def _run(call: dict[str, Any]) -> bytes:
+    os.environ.clear()
+    os.environ.update(call["variables"])
+    try:
+        result = _function(call)(call["args"], call["context"])
+        if isinstance(result, CoroutineType):
+            import asyncio  # noqa: PLC0415  # costs more than a plain function's whole call
+
+            result = asyncio.run(result)
+    except Failed:
+        raise
+    except MemoryError:
+        raise Failed("upstream", "the tool ran out of the memory it may use") from None
+    except ValueError as error:
+        raise Failed("invalid_args", str(error)[:MAX_ERROR_CHARS]) from None
+    except BaseException as error:  # noqa: BLE001  # SystemExit and KeyboardInterrupt of a tool are failures too
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise Failed("upstream", f"{type(error).__name__}: {text}"[:MAX_ERROR_CHARS]) from None
+    return _encoded(result, call["max_result_bytes"])
+
+
+def _function(call: dict[str, Any]) -> Any:
+    package, module = call["package"], call["module"]
+    sys.path.extend(call.get("libraries", ()))
+    if package is not None:
+        sys.meta_path.insert(0, _Package(package["name"], package["path"]))
+    try:
+        found = getattr(importlib.import_module(module), call["function"], None)
+    except ModuleNotFoundError as error:
+        if error.name and module.startswith(error.name):
+            raise Failed("unavailable", "the tool's package has no such module") from None
+        raise
+    if not isinstance(found, FunctionType) or found.__module__.partition(".")[0] != module.partition(".")[0]:
+        raise Failed("unavailable", "the tool's module defines no such function")
+    return found
+
+
+class _Package:
+    """Finds one package in its own folder, without making its neighbours importable."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self._name = name
+        self._path = path
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
+        if name != self._name:
+            return None
+        origin = f"{self._path}/__init__.py"
+        spec = ModuleSpec(name, SourceFileLoader(name, origin), origin=origin, is_package=True)
+        spec.submodule_search_locations = [self._path]
+        spec.has_location = True
+        return spec
+
+
+def _encoded(result: Any, limit: int) -> bytes:
+    try:
+        body = json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except MemoryError:
+        raise Failed("upstream", "the tool ran out of the memory it may use") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Failed("invalid_result", f"the tool's result is no JSON value: {error}"[:MAX_ERROR_CHARS]) from None
+    if len(body) > limit:
+        raise Failed("too_large", f"the tool's result is over its limit of {limit} bytes")
+    return body
+
+
+def _failure(kind: str, text: str) -> bytes:
+    return json.dumps({"kind": kind, "error": text}).encode()
+
+
+def _end(sink: int, tag: bytes, body: bytes) -> None:
+    """Writes the frame and ends at once: no exit handler of the tool runs."""
+    frame = memoryview((len(body) + 1).to_bytes(4, "big") + tag + body)
+    while frame:
+        frame = frame[os.write(sink, frame) :]
+    os._exit(0)

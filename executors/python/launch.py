@@ -1,0 +1,102 @@
+"""How a child is started in each tier: its command, its working directory and what it is told about its sandbox."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contracts.tools import IsolationTier
+
+ROOT = Path(__file__).resolve().parents[2]
+CHILD = (str(ROOT / "executors" / "__init__.py"), str(Path(__file__).resolve().parent))
+BUBBLEWRAP = "bwrap"
+SCRATCH_IN_BUBBLEWRAP = "/scratch"
+
+# Isolated mode without site-packages; the repository is importable only until the child's own modules are.
+_START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from executors.python.child.main import main; del sys.path[0]; main()"
+_SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
+_SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom", "/dev/zero")
+_NETWORK_FILES = (
+    "/etc/resolv.conf", "/run/systemd/resolve", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/host.conf", "/etc/gai.conf",
+    "/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one child: CPU seconds, bytes of address space and of scratch, open files, and whether it may start threads."""
+
+    cpu_s: int
+    memory_bytes: int
+    scratch_bytes: int
+    open_files: int
+    threads: bool = False
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What `ChildProcess` starts. `{call}` and `{result}` in the command stand for the descriptors."""
+
+    command: Sequence[str]
+    directory: str
+    sandbox: dict[str, Any]
+
+
+def interpreter() -> str:
+    """Returns the real interpreter behind a virtual environment's link."""
+    return os.path.realpath(sys.executable)
+
+
+def bubblewrap() -> str | None:
+    """Returns bubblewrap's path, or None where it is not installed."""
+    return shutil.which(BUBBLEWRAP)
+
+
+def plan(tier: IsolationTier, limits: Limits, *, packages: Iterable[str], network: bool, scratch: str) -> Launch:
+    """Returns how to start a child in `tier`. `scratch` is the call's own folder; bubblewrap makes one in memory instead."""
+    readable = [*_python_paths(), *CHILD, *packages]
+    readable += _NETWORK_FILES if network else ()
+    python = [interpreter(), "-I", "-S", "-B", "-X", "utf8", "-c", _START, str(ROOT), "{call}", "{result}"]
+    sandbox = {
+        "tier": tier,
+        # In a PID namespace the parent is not visible; there bubblewrap watches over it.
+        "parent": None if tier == "bubblewrap" else os.getpid(),
+        "limits": {
+            "cpu_s": limits.cpu_s,
+            "memory_bytes": limits.memory_bytes,
+            "file_bytes": limits.scratch_bytes,
+            "open_files": limits.open_files,
+        },
+        "readable": [*readable, *_SYSTEM_LIBRARIES, *_SYSTEM_FILES],
+        "writable": ["/dev/null"],
+        "scratch": scratch,
+        "network": network,
+        "threads": limits.threads,
+    }
+    if tier == "bubblewrap":
+        return Launch([*_bubblewrap_command(limits, readable, network=network), *python], "/", sandbox)
+    return Launch(python, scratch, sandbox)
+
+
+def _python_paths() -> list[str]:
+    paths = sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix})
+    libraries = [str(Path(prefix) / "lib") for prefix in (sys.base_prefix, sys.base_exec_prefix) if prefix != "/usr"]
+    return list(dict.fromkeys([paths["stdlib"], paths["platstdlib"], *libraries]))
+
+
+def _bubblewrap_command(limits: Limits, readable: Iterable[str], *, network: bool) -> list[str]:
+    command = [
+        bubblewrap() or BUBBLEWRAP, "--unshare-all", *(["--share-net"] if network else []), "--die-with-parent", "--new-session",
+        "--uid", "65534", "--gid", "65534", "--hostname", "tool", "--cap-drop", "ALL",
+    ]  # fmt: skip
+    for path in (*_SYSTEM_LIBRARIES, *_SYSTEM_FILES[:3], interpreter(), *dict.fromkeys(readable)):
+        command += ["--ro-bind-try", path, path]
+    size = str(max(limits.scratch_bytes, 4096))  # 0 would mean without a bound
+    command += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", SCRATCH_IN_BUBBLEWRAP, "--remount-ro", "/dev"]
+    return [*command, "--remount-ro", "/", "--chdir", SCRATCH_IN_BUBBLEWRAP, "--"]

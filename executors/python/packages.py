@@ -1,0 +1,62 @@
+"""Which Python packages hold tools, and where they lie. Nothing of them is imported here."""
+
+from __future__ import annotations
+
+import compileall
+import importlib.util
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from contracts.errors import ConfigurationError
+
+_TARGET = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z]\w*)", re.ASCII)
+
+
+class NotRegistered(Exception):
+    """The target names no function of a registered package; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionTarget:
+    """A function of a registered package. `path` is the package's folder."""
+
+    package: str
+    path: str
+    module: str
+    function: str
+
+
+class Packages:
+    """The registered packages. Raises ConfigurationError when one is not an importable package with an `__init__.py`."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._paths = {name: _folder(name) for name in names}
+
+    @property
+    def paths(self) -> list[str]:
+        """The packages' folders."""
+        return list(self._paths.values())
+
+    def compile(self) -> None:
+        """Writes the bytecode of the packages and of the child's own modules where it may, so that no call pays for it."""
+        for path in (*self._paths.values(), str(Path(__file__).parent / "child")):
+            compileall.compile_dir(path, quiet=2)
+
+    def find(self, target: str) -> FunctionTarget:
+        """Returns what `module:function` names. Raises NotRegistered."""
+        match = _TARGET.fullmatch(target)
+        if match is None:
+            raise NotRegistered("the tool's target must be `module:function`")
+        package = match["module"].partition(".")[0]
+        if package not in self._paths:
+            raise NotRegistered(f"the tool's package `{package}` is not registered")
+        return FunctionTarget(package, self._paths[package], match["module"], match["function"])
+
+
+def _folder(name: str) -> str:
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or spec.origin is None or Path(spec.origin).name != "__init__.py":
+        raise ConfigurationError(f"the tool package `{name}` is not an importable package with an __init__.py")
+    return str(Path(spec.origin).resolve().parent)

@@ -1,0 +1,97 @@
+"""Which isolation tiers this host really offers: each is tried with an attack before it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from contracts.tools import ISOLATION_TIERS, IsolationTier
+from executors.python.launch import Limits, bubblewrap, plan
+from executors.python.process import ChildProcess, Died, OutputFlood, ScratchFull
+
+PROBE_TIMEOUT_S = 10.0
+PROBE_LIMITS = Limits(cpu_s=5, memory_bytes=512 << 20, scratch_bytes=1 << 20, open_files=64)
+_BY_PROCESS_TIER = frozenset({"processes", "threads", "programs", "sockets", "local_sockets", "signals", "writing", "modes"})
+MUST_REFUSE: dict[IsolationTier, frozenset[str]] = {
+    "process": _BY_PROCESS_TIER,
+    "landlock": _BY_PROCESS_TIER | {"reading", "listing"},
+    "bubblewrap": _BY_PROCESS_TIER | {"reading", "listing"},
+}
+
+
+@dataclass(frozen=True)
+class HostTiers:
+    """What was found: the tiers from the weakest to the strongest, and for each other one why not."""
+
+    available: tuple[IsolationTier, ...]
+    refusals: dict[IsolationTier, str] = field(default_factory=dict)
+
+    def choose(self, weakest: IsolationTier) -> IsolationTier | None:
+        """Returns the strongest tier that is at least `weakest`, or None."""
+        enough = ISOLATION_TIERS[ISOLATION_TIERS.index(weakest) :]
+        return next((tier for tier in reversed(enough) if tier in self.available), None)
+
+
+async def probe_tiers(candidates: Sequence[IsolationTier] = ISOLATION_TIERS) -> HostTiers:
+    """Tries each tier on this host."""
+    found: list[IsolationTier] = []
+    refusals: dict[IsolationTier, str] = {}
+    for tier in ISOLATION_TIERS:
+        reason = await _refusal(tier) if tier in candidates else "switched off by configuration"
+        if reason is None:
+            found.append(tier)
+        else:
+            refusals[tier] = reason
+    return HostTiers(tuple(found), refusals)
+
+
+async def _refusal(tier: IsolationTier) -> str | None:
+    if tier == "bubblewrap" and bubblewrap() is None:
+        return "bubblewrap (`bwrap`) is not installed"
+    with tempfile.TemporaryDirectory(prefix="daarion-probe-") as folder:
+        outside, scratch = Path(folder) / "outside", Path(folder) / "scratch"
+        for directory in (outside, scratch):
+            directory.mkdir(mode=0o700)
+        canary = outside / "canary"
+        canary.write_text("private")
+        refused = await _attempts(tier, canary, str(scratch))
+        if isinstance(refused, str):
+            return refused
+        # A namespace of its own may let it write a file of that name: what counts is that nothing arrived here.
+        refused |= {"writing"} if not (outside / "neighbour").exists() else set()
+    let_through = sorted(MUST_REFUSE[tier] - refused)
+    return f"the self-test got through: {', '.join(let_through)}" if let_through else None
+
+
+async def _attempts(tier: IsolationTier, canary: Path, scratch: str) -> set[str] | str:
+    """Returns the attempts that were refused, or why the sandbox does not start."""
+    launch = plan(tier, PROBE_LIMITS, packages=(), network=False, scratch=scratch)
+    call = {
+        "package": None,
+        "module": "executors.python.child.selftest",
+        "function": "probe",
+        "args": {"canary": str(canary), "neighbour": str(canary.parent / "neighbour")},
+        "context": {},
+        "variables": {},
+        "max_result_bytes": 1 << 16,
+    }
+    child = ChildProcess(launch, call, max_frame_bytes=1 << 17, scratch_bytes=1 << 20)
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            frame = await child.frame()
+    except (Died, OutputFlood, ScratchFull, TimeoutError):
+        return "the sandbox does not start on this host"
+    finally:
+        await child.end()
+    answer = None
+    with contextlib.suppress(orjson.JSONDecodeError):
+        answer = orjson.loads(frame.body)
+    if frame.tag != b"R" or not isinstance(answer, dict):
+        return str(answer.get("error")) if isinstance(answer, dict) else "the self-test did not answer"
+    return {name for name, refused in answer.items() if refused is True}

@@ -1,0 +1,46 @@
+"""Reads a tool's answer as JSON, bounded in depth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+MAX_DEPTH = 64
+
+
+class InvalidResult(Exception):
+    """The answer is no JSON value that can be passed on; the text says why."""
+
+
+def parse_result(raw: bytes | bytearray) -> Any:
+    """Returns the JSON value of `raw`.
+
+    Raises:
+        InvalidResult: empty, no UTF-8, no JSON (NaN and Infinity are none), or nested deeper than MAX_DEPTH.
+    """
+    if not raw.strip():
+        raise InvalidResult("the tool's answer is empty: it must be a JSON value")
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise InvalidResult("the tool's answer is not valid JSON in UTF-8") from None
+    # A value cannot be deeper than the brackets it has, so most answers need no walk.
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+        raise InvalidResult(f"the tool's answer is nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def _deeper_than(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        level = [
+            item
+            for container in level
+            if isinstance(container, dict | list)
+            for item in (container.values() if isinstance(container, dict) else container)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return False
+    return True
