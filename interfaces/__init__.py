@@ -1,0 +1,1 @@
+"""Ways in: they translate, authorise and call services, nothing else."""

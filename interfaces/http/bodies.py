@@ -1,0 +1,47 @@
+"""Reads a request body, bounded, and fills a model from it."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from contracts.errors import InvalidRequest, PayloadTooLarge
+
+MAX_BODY_BYTES = 8 << 20
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_model(request: Request, model: type[Model], max_bytes: int = MAX_BODY_BYTES) -> Model:
+    """Returns `model` filled from the JSON body.
+
+    Raises:
+        PayloadTooLarge: over `max_bytes`, whether announced or not.
+        InvalidRequest: empty, or no UTF-8.
+        ValidationError: not what the model asks for; the one error mapping turns it into a 400.
+    """
+    body = await read_bounded(request, max_bytes)
+    if not body.strip():
+        raise InvalidRequest("the body is empty: send a JSON object")
+    return model.model_validate_json(body)
+
+
+async def read_bounded(request: Request, max_bytes: int) -> bytes:
+    """Returns the raw body. Raises PayloadTooLarge."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is over {max_bytes >> 20} MiB")

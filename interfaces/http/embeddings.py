@@ -1,0 +1,43 @@
+"""`POST /v1/embeddings` of the LLM proxy, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from contracts.embedding_api import EmbeddingsRequest, EmbeddingsResponse
+from interfaces.http.bodies import read_model
+from interfaces.http.errors import JsonResponse, as_leaf
+from interfaces.http.identity import caller_of
+from interfaces.http.openai_errors import openai_error_response
+from interfaces.http.routing import add_route
+from services.llm_proxy.embeddings import Embeddings
+
+
+@dataclass(frozen=True)
+class EmbeddingRoutes:
+    """The endpoint over its use case."""
+
+    embeddings: Embeddings
+
+    async def create(self, request: Request) -> Response:
+        """`POST /v1/embeddings`."""
+        request_id = request.state.request_id
+        try:
+            body = await read_model(request, EmbeddingsRequest)
+            answer = await self.embeddings.create(body, caller_of(request, body.metadata), request_id)
+        except Exception as error:  # noqa: BLE001  # clients of OpenAI read errors in its shape only
+            return openai_error_response(as_leaf(error), request_id)
+        return JsonResponse(answer.model_dump())
+
+
+def add_embedding_routes(router: APIRouter, routes: EmbeddingRoutes) -> None:
+    """Adds the route."""
+    add_route(
+        router, "POST", "/v1/embeddings", routes.create,
+        summary="Vectors of texts, for OpenAI clients",
+        body=EmbeddingsRequest, response=EmbeddingsResponse, errors=(400, 401, 404, 413, 429, 502, 503, 504),
+    )  # fmt: skip

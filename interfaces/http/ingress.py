@@ -1,0 +1,143 @@
+"""The outermost layer of every application's ingress: request id, credentials, bounded concurrency, one error shape.
+
+Pure ASGI, so that a relayed call pays for one function instead of a stack of middlewares.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from contracts.errors import DaarionError, NotFound, Overloaded
+from contracts.ports import EventLog
+from interfaces.http.access import AccessControl
+from interfaces.http.errors import as_leaf, error_response
+
+MAX_URL_BYTES = 8_192
+RETRY_WHEN_FULL_S = 1.0
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_OPEN_PATHS = frozenset({"/health", "/health/live"})
+
+IsAdmin = Callable[[str, str], bool]
+"""From method and path below the prefix to whether the admin secret is needed."""
+
+
+class Ingress:
+    """Wraps one application's router.
+
+    `max_concurrent` bounds the requests in work; what comes above is refused at once with 503 and `Retry-After`. Health
+    routes need no credential and are never refused.
+    """
+
+    def __init__(
+        self,
+        router: APIRouter,
+        access: AccessControl,
+        events: EventLog,
+        *,
+        max_concurrent: int,
+        is_admin: IsAdmin = lambda _method, _path: False,
+        open_paths: frozenset[str] = _OPEN_PATHS,
+        on_shutdown: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        router.default = _no_such_route
+        self._app: ASGIApp = router
+        self._access = access
+        self._events = events
+        self._max = max_concurrent
+        self._is_admin = is_admin
+        self._open = open_paths
+        self._on_shutdown = on_shutdown
+        self._working = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request; what the router raises is answered in the envelope."""
+        if scope["type"] != "http":
+            await self._lifespan(scope, receive, send)
+            return
+        path = _normalise(scope)
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        answer = _Answer(send)
+        try:
+            if path in self._open:
+                await self._app(scope, receive, answer.send)
+                return
+            self._access.check(scope["headers"], admin=self._is_admin(scope["method"], path))
+            await self._bounded(scope, receive, answer)
+        except Exception as error:  # noqa: BLE001  # the last line of defence: nothing leaves without the envelope
+            await self._refuse(error, scope, receive, answer, request_id)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers the server's start and stop; closes a websocket, which no application speaks."""
+        if scope["type"] != "lifespan":
+            await send({"type": "websocket.close", "code": 1003})
+            return
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown" and self._on_shutdown is not None:
+                await self._on_shutdown()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+
+    async def _bounded(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        if self._working >= self._max:
+            raise Overloaded("this replica has as many requests as it may take: retry shortly", retry_after_s=RETRY_WHEN_FULL_S)
+        self._working += 1
+        try:
+            await self._app(scope, receive, answer.send)
+        finally:
+            self._working -= 1
+
+    async def _refuse(self, error: Exception, scope: Scope, receive: Receive, answer: _Answer, request_id: str) -> None:
+        leaf = as_leaf(error)
+        if leaf.status >= 500 and not isinstance(error, DaarionError):
+            self._events.emit("http.defect", request_id=request_id, path=scope["path"], error=type(error).__name__, exc_info=error)
+        if answer.started:
+            # The status is out: the only honest end of a broken body is a broken connection.
+            raise error
+        await error_response(leaf, request_id)(scope, receive, answer.send)
+
+
+class _Answer:
+    """Remembers whether the response has begun. The id is echoed by Serve, which made it or took the caller's."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        self.started = self.started or message["type"] == "http.response.start"
+        await self._send(message)
+
+
+async def _no_such_route(scope: Scope, _receive: Receive, _send: Send) -> None:
+    if scope["type"] == "http":
+        raise NotFound("no such route: see /docs")
+
+
+def _normalise(scope: Scope) -> str:
+    """Makes a trailing slash meaningless; returns the path below the application's prefix."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if len(path) > MAX_URL_BYTES:
+        raise NotFound("no such route: see /docs")
+    below = path.removeprefix(root)
+    trimmed = below.rstrip("/")
+    scope["path"] = f"{root}{trimmed}" if trimmed or root else "/"
+    scope["app"] = scope.get("app", _no_such_route)
+    return trimmed or "/"
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(given):
+                return given
+    return uuid.uuid4().hex

@@ -1,0 +1,42 @@
+"""Every application's router as documentation needs it: paths and models, without anything behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from fastapi import APIRouter
+
+from contracts.health import Health
+from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
+from interfaces.http.llm import LLMRoutes, llm_router
+from interfaces.http.memory import MemoryRoutes, memory_router
+from interfaces.http.root import root_router
+from interfaces.http.tools import ToolRoutes, tools_router
+from interfaces.http.workspace import WorkspaceRoutes, workspace_router
+
+_NOTHING = cast("Any", None)
+
+
+def _health() -> Health:
+    return Health(status="starting")
+
+
+def _llm() -> APIRouter:
+    router = llm_router(LLMRoutes(_NOTHING, _NOTHING, _health))
+    add_embedding_routes(router, EmbeddingRoutes(_NOTHING))
+    return router
+
+
+_ROUTERS: dict[str, Callable[[], APIRouter]] = {
+    "tools": lambda: tools_router(ToolRoutes(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _health)),
+    "workspace": lambda: workspace_router(WorkspaceRoutes(_NOTHING, _NOTHING, _NOTHING, _health)),
+    "memory": lambda: memory_router(MemoryRoutes(_NOTHING, _health)),
+    "llm": _llm,
+}
+
+
+def documented_routers(prefixes: Mapping[str, str]) -> dict[str, tuple[str, APIRouter]]:
+    """Returns prefix and router of each application of `prefixes` that has routes, and of the root."""
+    found = {name: (prefix, _ROUTERS[name]()) for name, prefix in prefixes.items() if name in _ROUTERS}
+    return {**found, "root": ("/", root_router(_health, dict))}

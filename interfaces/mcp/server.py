@@ -1,0 +1,162 @@
+"""The registry as an MCP server over streamable HTTP: the same catalogue, the same policy, the same ledger.
+
+Stateless, with JSON answers: any replica serves any request. Who calls is told by the headers `X-Agent-Id` and
+`X-Microdao-Id`, or by the keys `agent_id` and `microdao_id` of a request's `_meta`, where `call_id` may stand too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import mcp_types as types
+import orjson
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.shared.exceptions import MCPError
+from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
+
+from contracts.errors import DaarionError, MethodNotAllowed, Unavailable
+from contracts.tools import ToolCallRequest, ToolCallResult
+from interfaces.http.errors import invalid_body
+from interfaces.tool_answers import call_body
+from services.toolcore.calls import ToolCalls
+from services.toolcore.catalog import Catalog
+from services.toolcore.registry import Tool
+
+NAME = "daarion-tools"
+VERSION = "0.1.0"
+INSTRUCTIONS = "Tools of DAARION agents. Send X-Agent-Id and X-Microdao-Id with every request; calls run on their behalf."
+MAX_BODY_BYTES = 2 << 20
+AGENT_HEADER = "x-agent-id"
+MICRODAO_HEADER = "x-microdao-id"
+START_TIMEOUT_S = 10.0
+
+Context = Any
+"""The library's request context: `request` is the HTTP request, `meta` the call's `_meta`."""
+
+
+class ToolMcpServer:
+    """An ASGI application below the ingress, and the task that its library's sessions live in."""
+
+    def __init__(self, calls: Callable[[], ToolCalls], catalog: Callable[[], Catalog]) -> None:
+        self._calls = calls
+        self._catalog = catalog
+        server: Server[Any] = Server(
+            NAME, version=VERSION, instructions=INSTRUCTIONS, on_list_tools=self._list_tools, on_call_tool=self._call_tool
+        )
+        self._manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=MAX_BODY_BYTES)
+        self._started = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request.
+
+        Raises:
+            MethodNotAllowed: a stateless server has no stream to open (GET) and no session to end (DELETE).
+            Unavailable: before `start` and after `close`.
+        """
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("this server is stateless and takes POST alone")
+        if not self._started.is_set() or self._stopping.is_set():
+            raise Unavailable("the MCP server is starting or stopping: retry")
+        await self._manager.handle_request(scope, receive, send)
+
+    async def start(self) -> None:
+        """Starts the sessions' task; a task group must be left by the task that entered it."""
+        self._task = asyncio.create_task(self._run(), name="tools:mcp")
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await self._started.wait()
+
+    async def close(self) -> None:
+        """Ends every session."""
+        self._stopping.set()
+        if self._task is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        async with self._manager.run():
+            self._started.set()
+            await self._stopping.wait()
+
+    async def _list_tools(self, context: Context, _params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+        agent_id, microdao_id = _identity(context)
+        try:
+            tools = self._catalog().allowed(agent_id, microdao_id)
+        except DaarionError as error:
+            raise _protocol_error(error) from None
+        return types.ListToolsResult(tools=[_described(tool) for tool in tools])
+
+    async def _call_tool(self, context: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+        agent_id, microdao_id = _identity(context)
+        wanted = {"tool_id": params.name, "agent_id": agent_id, "microdao_id": microdao_id, "args": params.arguments or {}}
+        try:
+            request = ToolCallRequest.model_validate({**wanted, "call_id": _meta(context, "call_id")})
+        except ValidationError as error:
+            return _refused(f"{invalid_body(error).message} (identity: headers X-Agent-Id and X-Microdao-Id)")
+        reply = await self._calls().call(request, via="mcp", request_id=_request_id(context))
+        return _answer(reply.result)
+
+
+def _identity(context: Context) -> tuple[str | None, str | None]:
+    headers = getattr(context.request, "headers", {})
+    return headers.get(AGENT_HEADER) or _meta(context, "agent_id"), headers.get(MICRODAO_HEADER) or _meta(context, "microdao_id")
+
+
+def _meta(context: Context, name: str) -> str | None:
+    value = (context.meta or {}).get(name)
+    return value if isinstance(value, str) else None
+
+
+def _request_id(context: Context) -> str:
+    state = getattr(context.request, "state", None)
+    return getattr(state, "request_id", None) or f"mcp-{uuid4().hex}"
+
+
+def _described(tool: Tool) -> types.Tool:
+    """The tool as MCP describes it; protocol versions of the handshake era take output schemas of objects alone."""
+    definition = tool.definition
+    output = definition.output_schema
+    return types.Tool(
+        name=definition.id,
+        title=definition.name,
+        description=definition.description or None,
+        input_schema={"type": "object", **definition.input_schema},
+        output_schema=output if output is not None and output.get("type") == "object" else None,
+        annotations=types.ToolAnnotations(
+            read_only_hint=definition.effect == "read",
+            idempotent_hint=definition.effect != "write",
+            open_world_hint=definition.executor != "python",
+        ),
+    )
+
+
+def _answer(result: ToolCallResult) -> types.CallToolResult:
+    """The result as structured content where it is an object, and always as JSON text."""
+    if not result.ok:
+        return types.CallToolResult(content=[_text(call_body(result))], is_error=True)
+    content = [_text(result.result)]
+    if result.truncated:
+        content.append(_text({"truncated": True, "result_ref": result.result_ref and result.result_ref.model_dump(exclude_none=True)}))
+    structured = result.result if isinstance(result.result, dict) else None
+    return types.CallToolResult(content=[*content], structured_content=structured)
+
+
+def _refused(error: str) -> types.CallToolResult:
+    return types.CallToolResult(
+        content=[_text({"ok": False, "error": error, "error_kind": "invalid_args", "retryable": False})], is_error=True
+    )
+
+
+def _text(value: Any) -> types.TextContent:
+    return types.TextContent(type="text", text=orjson.dumps(value).decode())
+
+
+def _protocol_error(error: DaarionError) -> Exception:
+    return MCPError(types.INTERNAL_ERROR, error.message)
