@@ -1,0 +1,114 @@
+"""The application `engines`: its arguments, its graph, and what may change while it runs.
+
+Serve inspects `build`'s annotations, so this module must not postpone them (`from __future__ import annotations`).
+It is imported by every process of the application and must stay light.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from ray import serve
+from ray.serve.deployment import Application
+from ray.serve.handle import DeploymentHandle
+
+from configs.embedder import EmbedderSettings, RemoteEmbedderSettings, embedder_source
+from configs.engines import LocalLLMSettings, load_engines, model_source, template_text
+from configs.environment import Environment, read_environment
+from configs.model_source import is_hub_id
+from deployments.engines.placement import Placement, process_variables
+
+APPLICATION = "engines"
+LOCAL_LLM = "LocalLLM"
+EMBEDDER = "Embedder"
+
+_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
+
+
+class EnginesArgs(BaseModel):
+    """`args` of the application. `settings_file` is a file of the configuration directory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings_file: _FileName = "engines.yaml"
+    num_cpus: Annotated[float, Field(gt=0)] = 0.5
+    accelerator_type: Annotated[str, StringConstraints(min_length=1)] | None = None
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    embedder_num_cpus: Annotated[float, Field(gt=0)] = 0.3
+    embedder_num_gpus: Annotated[float, Field(ge=0, le=1)] = 0
+
+
+class Engines:
+    """The root of the application's graph: it holds the engines together and serves nobody."""
+
+    def __init__(self, local_llm: DeploymentHandle, embedder: DeploymentHandle | None) -> None:
+        self._engines = (local_llm, embedder)
+
+
+def build(args: EnginesArgs) -> Application:
+    """Returns the application's graph.
+
+    Raises:
+        ConfigurationError: `settings_file` is wrong, or the model is missing.
+    """
+    environment = read_environment()
+    settings = load_engines(environment, args.settings_file)
+    ingress = serve.deployment(Engines, name="Engines", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=8)
+    return ingress.bind(_local_llm(settings.local_llm, environment, args), _embedder(settings.embedder, environment, args))
+
+
+def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns each deployment's `user_config` from the files as they are now, for a reload without restarts.
+
+    Raises:
+        ConfigurationError: as `build`.
+    """
+    checked = EnginesArgs.model_validate(args)
+    settings = load_engines(read_environment(), checked.settings_file).local_llm
+    return {LOCAL_LLM: _live(settings)}
+
+
+def _local_llm(settings: LocalLLMSettings, environment: Environment, args: EnginesArgs) -> Application:
+    source = model_source(settings, environment)
+    placement = Placement(args.num_cpus, args.accelerator_type, args.tensor_parallel_size)
+    variables = process_variables(
+        threads=settings.engine.threads, cache=str(environment.data_dir / "cache" / "vllm"), offline=not is_hub_id(source)
+    )
+    # The class is named, not imported: its module loads vllm (10 s), which only the replica needs.
+    deployment = serve.deployment(
+        name=LOCAL_LLM,
+        ray_actor_options=placement.actor_options(variables),
+        placement_group_bundles=placement.replica_bundles,
+        placement_group_strategy=placement.strategy,
+        user_config=_live(settings),
+        max_constructor_retry_count=3,
+    )("deployments.engines.local_llm.LocalLLM")
+    template = template_text(settings, environment)
+    bound: Application = deployment.bind(settings=settings, source=source, template=template, placement=placement)
+    return bound
+
+
+def _embedder(settings: EmbedderSettings, environment: Environment, args: EnginesArgs) -> Application | None:
+    """The embedding model, unless it is an endpoint elsewhere."""
+    if isinstance(settings, RemoteEmbedderSettings):
+        return None
+    source = embedder_source(settings, environment)
+    variables = process_variables(threads=settings.threads, cache=str(environment.data_dir / "cache"), offline=not is_hub_id(source))
+    # Named, not imported: its module loads torch, which only the replica needs.
+    deployment = serve.deployment(
+        name=EMBEDDER,
+        ray_actor_options={
+            "num_cpus": args.embedder_num_cpus,
+            "num_gpus": args.embedder_num_gpus,
+            "runtime_env": {"env_vars": variables},
+        },
+        # Calls wait in the replica's own fair lanes, not in Serve's queue, which knows no priorities.
+        max_ongoing_requests=1_000,
+        max_queued_requests=1_000,
+        max_constructor_retry_count=3,
+    )("deployments.engines.embedder.Embedder")
+    bound: Application = deployment.bind(settings=settings, source=source)
+    return bound
+
+
+def _live(settings: LocalLLMSettings) -> dict[str, Any]:
+    return {"default_sampling": settings.default_sampling.model_dump(), "structured": settings.structured.model_dump()}

@@ -1,0 +1,141 @@
+"""`Embedder`: texts to vectors, batched by Serve, behind two fair lanes.
+
+Callers reach it through its deployment handle (deployments/embedder_client.py) and never import torch.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ray import serve
+
+from configs.embedder import LocalEmbedderSettings
+from contracts.deadline import Deadline
+from contracts.embedding import MAX_TEXTS_PER_CALL, EmbeddingBatch, EmbeddingKind
+from contracts.errors import DaarionError, EngineUnavailable, InvalidRequest
+from deployments.engines.lanes import FairLanes, Waiting
+from deployments.engines.sentence_encoder import SentenceEncoder
+
+CHARS_PER_TOKEN = 3
+MAX_BATCH_S = 300.0
+BATCH_WAIT_S = 0.001
+
+
+class Embedder:
+    """One model with its lanes.
+
+    The lanes decide which texts come next and hand over one batch at a time; `serve.batch` runs it and measures it. The
+    model works in a thread of its own, so that calls are taken, ordered and refused meanwhile.
+    """
+
+    async def __init__(self, settings: LocalEmbedderSettings, source: str) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        self._settings = settings
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+        loop = asyncio.get_running_loop()
+        self._encoder = await loop.run_in_executor(self._thread, SentenceEncoder, settings, source)
+        self._lanes = FairLanes(settings.batch, settings.queue)
+        self._arrived = asyncio.Event()
+        self._batch_began: float | None = None
+        self._embedded = {"query": 0, "passage": 0}
+        self._tokens = 0
+        await self._warm_up()
+        self._encode_batch.set_max_batch_size(settings.batch.max_texts)
+        self._dispatcher = asyncio.create_task(self._dispatch())
+
+    async def embed(
+        self, texts: Sequence[str], kind: EmbeddingKind, tenant: str, seconds: float, *, own_vectors: bool = False
+    ) -> EmbeddingBatch:
+        """Returns one vector per text: memory's, or the model's own as any server of that model gives them.
+
+        `seconds` is what is left of the caller's deadline.
+
+        Raises:
+            InvalidRequest: no text, or more than MAX_TEXTS_PER_CALL.
+            Overloaded: the tenant's share of the queue, or the whole queue, is full.
+            DeadlineExceeded: the vectors were not made in time; what had not begun is dropped.
+            EngineUnavailable: the model failed on this batch.
+        """
+        if not 0 < len(texts) <= MAX_TEXTS_PER_CALL:
+            raise InvalidRequest(f"send from 1 to {MAX_TEXTS_PER_CALL} texts a call")
+        deadline = Deadline.after(seconds)
+        items = [self._waiting(text, kind, tenant, deadline) for text in texts]
+        self._lanes.put(items)
+        self._arrived.set()
+        rows = await self._answers(items, deadline)
+        vectors = [data for data, _ in rows]
+        space = self._settings.space if own_vectors else self._settings.memory_space
+        if not own_vectors:
+            vectors = self._encoder.neutral(texts, vectors)
+        return EmbeddingBatch(b"".join(vectors), space.dimension, space.model_version, sum(count for _, count in rows))
+
+    async def stats(self) -> dict[str, Any]:
+        """Returns what the embedder is and has done since the replica's start."""
+        return {
+            "ready": True,
+            "model_version": self._settings.memory_space.model_version,
+            "dimension": self._settings.dimension,
+            "waiting": self._lanes.waiting,
+            "embedded": dict(self._embedded),
+            "tokens": self._tokens,
+        }
+
+    async def check_health(self) -> None:
+        """Serve's hook: a dispatcher that ended or a batch that never ends asks for a new replica."""
+        if self._dispatcher.done() or (self._batch_began is not None and time.monotonic() - self._batch_began > MAX_BATCH_S):
+            raise EngineUnavailable("the embedder hangs")
+
+    def _waiting(self, text: str, kind: EmbeddingKind, tenant: str, deadline: Deadline) -> Waiting:
+        cost = min(self._settings.max_tokens, 4 + len(text) // CHARS_PER_TOKEN)
+        return Waiting(text, kind, tenant, cost, deadline.at, asyncio.get_running_loop().create_future())
+
+    async def _answers(self, items: list[Waiting], deadline: Deadline) -> list[tuple[bytes, int]]:
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                return await asyncio.gather(*(item.answer for item in items))
+        except TimeoutError:
+            raise deadline.exceeded() from None
+        finally:
+            for item in items:
+                item.answer.cancel()
+            self._lanes.forget(items)
+
+    async def _dispatch(self) -> None:
+        while True:
+            await self._arrived.wait()
+            batch = self._lanes.next_batch()
+            if batch:
+                await asyncio.gather(*(self._encode_one(item) for item in batch))
+            elif not self._lanes.waiting:
+                self._arrived.clear()
+
+    async def _encode_one(self, item: Waiting) -> None:
+        try:
+            answer = await self._encode_batch(item)
+        except Exception as error:  # noqa: BLE001  # whatever the model library raises is told to the caller as a leaf
+            leaf = error if isinstance(error, DaarionError) else EngineUnavailable("the embedder failed on this batch: retry")
+            if not item.answer.done():
+                item.answer.set_exception(leaf)
+            return
+        if not item.answer.done():
+            item.answer.set_result(answer)
+
+    @serve.batch(max_batch_size=1_024, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator]  # Ray is not typed
+    async def _encode_batch(self, items: list[Waiting]) -> list[tuple[bytes, int]]:
+        self._batch_began = time.monotonic()
+        try:
+            answers = await self._encoded([item.text for item in items], items[0].kind)
+        finally:
+            self._batch_began = None
+        self._embedded[items[0].kind] += len(items)
+        self._tokens += sum(count for _, count in answers)
+        return answers
+
+    async def _encoded(self, texts: list[str], kind: EmbeddingKind) -> list[tuple[bytes, int]]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode, texts, kind)
+
+    async def _warm_up(self) -> None:
+        """Encodes once short and once at full length, so that no caller pays for what is allocated lazily."""
+        await self._encoded(["warm up"], "query")
+        await self._encoded(["warm " * self._settings.max_tokens], "passage")

@@ -1,0 +1,32 @@
+"""The local embedding model in this very process, for commands that run beside the graph."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from configs.embedder import LocalEmbedderSettings, embedder_source
+from configs.environment import Environment
+from contracts.deadline import Deadline
+from contracts.embedding import EmbeddingBatch, EmbeddingKind
+from deployments.engines.sentence_encoder import SentenceEncoder
+
+
+class InProcessEmbedder:
+    """Implements the Embedder port without queues: one caller at a time. Loads the model when constructed (seconds).
+
+    Raises:
+        ConfigurationError: the model cannot be loaded.
+    """
+
+    def __init__(self, settings: LocalEmbedderSettings, environment: Environment) -> None:
+        self._encoder = SentenceEncoder(settings, embedder_source(settings, environment))
+        self.model_version = settings.memory_space.model_version
+        self.dimension = settings.memory_space.dimension
+
+    async def embed(self, texts: Sequence[str], kind: EmbeddingKind, *, tenant: str, deadline: Deadline) -> EmbeddingBatch:  # noqa: ARG002  # the port's
+        """Returns one vector per text."""
+        deadline.check()
+        encoded = await asyncio.to_thread(self._encoder.encode, texts, kind)
+        vectors = self._encoder.neutral(texts, [vector for vector, _ in encoded])
+        return EmbeddingBatch(b"".join(vectors), self.dimension, self.model_version, sum(count for _, count in encoded))

@@ -1,0 +1,141 @@
+"""Who is embedded next: queries before passages, tenants in turns, everything bounded. No I/O, no model library."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from configs.embedder import BatchSettings, QueueSettings
+from contracts.embedding import EmbeddingKind
+from contracts.errors import Overloaded
+
+RETRY_WHEN_FULL_S = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """One text in the queue. `cost` is its length in tokens, estimated; `until` is on the monotonic clock."""
+
+    text: str
+    kind: EmbeddingKind
+    tenant: str
+    cost: int
+    until: float
+    answer: asyncio.Future[tuple[bytes, int]]
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for the vector any more."""
+        return self.answer.done() or time.monotonic() >= self.until
+
+
+class _Lane:
+    """The waiting texts of one kind, one queue a tenant; tenants take turns text by text."""
+
+    def __init__(self) -> None:
+        self._tenants: OrderedDict[str, deque[Waiting]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._tenants)
+
+    def put(self, item: Waiting) -> None:
+        self._tenants.setdefault(item.tenant, deque()).append(item)
+
+    def peek(self) -> Waiting | None:
+        return next(iter(self._tenants.values()))[0] if self._tenants else None
+
+    def remove(self, tenant: str, gone: set[Waiting]) -> list[Waiting]:
+        """Takes `gone` out of the tenant's queue; returns what was there."""
+        queue = self._tenants.get(tenant, deque())
+        removed = [item for item in queue if item in gone]
+        if len(removed) == len(queue):
+            self._tenants.pop(tenant, None)
+        elif removed:
+            self._tenants[tenant] = deque(item for item in queue if item not in gone)
+        return removed
+
+    def pop(self) -> Waiting:
+        tenant, queue = next(iter(self._tenants.items()))
+        item = queue.popleft()
+        if queue:
+            self._tenants.move_to_end(tenant)
+        else:
+            del self._tenants[tenant]
+        return item
+
+
+class FairLanes:
+    """Two bounded lanes and the rule between them.
+
+    A batch holds texts of one lane. Queries go first, but while both lanes wait passages get `passage_share` of the work,
+    counted in tokens: steady queries delay ingestion and never stop it.
+    """
+
+    def __init__(self, batch: BatchSettings, queue: QueueSettings) -> None:
+        self._batch = batch
+        self._queue = queue
+        self._lanes: dict[EmbeddingKind, _Lane] = {"query": _Lane(), "passage": _Lane()}
+        self._held: dict[str, int] = {}
+        self._credit = 0.0
+        self.waiting = 0
+
+    def put(self, items: Sequence[Waiting]) -> None:
+        """Queues all texts of one call (one tenant, one kind), or none. Raises Overloaded."""
+        if not items:
+            return
+        tenant = items[0].tenant
+        if self._held.get(tenant, 0) + len(items) > self._queue.max_texts_per_tenant:
+            raise Overloaded("too many texts of this tenant wait to be embedded: retry shortly", retry_after_s=RETRY_WHEN_FULL_S)
+        if self.waiting + len(items) > self._queue.max_texts:
+            raise Overloaded("too many texts wait to be embedded: retry shortly", retry_after_s=RETRY_WHEN_FULL_S)
+        for item in items:
+            self._lanes[item.kind].put(item)
+        self._held[tenant] = self._held.get(tenant, 0) + len(items)
+        self.waiting += len(items)
+
+    def forget(self, items: Sequence[Waiting]) -> None:
+        """Drops what still waits of one call, so that it fills nobody's bound."""
+        gone = set(items)
+        for lane in self._lanes.values():
+            for item in lane.remove(items[0].tenant, gone) if items else ():
+                self._release(item)
+
+    def next_batch(self) -> list[Waiting]:
+        """Returns the next texts to embed, all of one kind; empty when none wait. What was given up is dropped."""
+        lane, kind = self._chosen()
+        taken: list[Waiting] = []
+        tokens = 0
+        while (item := lane.peek()) is not None and len(taken) < self._batch.max_texts:
+            if not item.given_up:
+                if taken and tokens + item.cost > self._batch.max_tokens:
+                    break
+                taken.append(item)
+                tokens += item.cost
+            self._release(lane.pop())
+        self._account(kind, tokens)
+        return taken
+
+    def _chosen(self) -> tuple[_Lane, EmbeddingKind]:
+        queries, passages = self._lanes["query"], self._lanes["passage"]
+        if passages and (not queries or self._credit >= self._batch.max_tokens):
+            return passages, "passage"
+        return queries, "query"
+
+    def _account(self, kind: EmbeddingKind, tokens: int) -> None:
+        """Passages that wait earn credit from every query token, and pay a whole batch for their turn."""
+        if kind == "passage":
+            self._credit = max(0.0, self._credit - tokens)
+        elif self._lanes["passage"]:
+            share = self._queue.passage_share
+            self._credit += tokens * share / (1 - share)
+
+    def _release(self, item: Waiting) -> None:
+        self.waiting -= 1
+        left = self._held[item.tenant] - 1
+        if left:
+            self._held[item.tenant] = left
+        else:
+            del self._held[item.tenant]

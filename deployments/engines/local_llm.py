@@ -1,0 +1,129 @@
+"""`LocalLLM`: ray.serve.llm's server with methods that take and return plain data.
+
+Callers reach it through its deployment handle and never import vllm, torch or ray.serve.llm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ray.serve.llm import LLMServer
+
+from configs.engines import LocalLLMSettings, SamplingSettings, StructuredSettings
+from deployments.engines.errors import engine_gone
+from deployments.engines.placement import Placement
+from deployments.engines.requests import engine_request
+from deployments.engines.server_config import llm_config
+from deployments.engines.vllm_engine import PlainEngine
+
+START_TIMEOUT_S = 600.0
+WARM_UP_TIMEOUT_S = 120.0
+_WARM_UP_SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+
+
+class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
+    """One engine with its model.
+
+    The constructor returns once the engine has answered: a replica that counts as running is warm.
+    """
+
+    async def __init__(self, settings: LocalLLMSettings, source: str, template: str | None, placement: Placement) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        self._settings = settings
+        self._sampling = settings.default_sampling
+        self._structured = settings.structured
+        self._aborted = 0
+        self._warm_up_s: float | None = None
+        await super().__init__(llm_config(settings, source, template, placement), engine_cls=PlainEngine)
+
+    async def start(self) -> None:
+        """Starts the engine and warms it up. Ray's own start reports usage through one more actor process."""
+        self.engine = PlainEngine(self._llm_config)
+        await asyncio.wait_for(self.engine.start(), START_TIMEOUT_S)
+        self._warm_up_s = await asyncio.wait_for(self._warm_up(), WARM_UP_TIMEOUT_S)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes new `default_sampling` and `structured` without a restart."""
+        self._sampling = SamplingSettings.model_validate(user_config.get("default_sampling", {}))
+        self._structured = StructuredSettings.model_validate(user_config.get("structured", {}))
+
+    async def chat_dict(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Returns an OpenAI chat completion for an OpenAI chat completion request.
+
+        Cancelling the call aborts the generation.
+
+        Raises:
+            InvalidRequest: what vLLM refuses as the caller's mistake; ContextLengthExceeded with the numbers.
+            Overloaded: more than `max_unfinished` requests are in the engine.
+            EngineUnavailable: the engine has died.
+        """
+        request = self._request(body, stream=False)
+        try:
+            return await self._ready_engine().complete(request)
+        except asyncio.CancelledError:
+            self._aborted += 1
+            raise
+
+    async def chat_stream_dict(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        """Yields the chunks of the same as JSON text, a chunk a token; the last carries the usage.
+
+        Closing the iterator (or cancelling the call) aborts the generation. Raises as `chat_dict`, before the first
+        chunk or in the middle.
+        """
+        request = self._request(body, stream=True)
+        finished = False
+        try:
+            async for chunk in self._ready_engine().stream(request):
+                yield chunk
+            finished = True
+        except (asyncio.CancelledError, GeneratorExit):
+            self._aborted += not finished
+            raise
+
+    async def engine_stats(self) -> dict[str, Any]:
+        """Returns what the engine is and does; cheap, and answered while the engine is busy.
+
+        Counts are totals since the replica's start; `steps` grows only while the engine computes.
+        """
+        engine: PlainEngine = self.engine
+        counters = engine.counters
+        unfinished = engine.unfinished
+        running = min(counters.running, unfinished)
+        return {
+            "ready": self._warm_up_s is not None and not engine.dead,
+            "model": self._settings.served_name,
+            "max_model_len": counters.max_model_len,
+            "max_num_seqs": self._settings.engine.max_num_seqs,
+            "max_unfinished": self._settings.engine.max_unfinished,
+            "running": running,
+            "waiting": unfinished - running,
+            "finished": counters.finished,
+            "aborted": self._aborted,
+            "prompt_tokens": counters.prompt_tokens,
+            "generated_tokens": counters.generated_tokens,
+            "steps": counters.steps,
+            "warm_up_s": self._warm_up_s,
+        }
+
+    def _request(self, body: dict[str, Any], *, stream: bool) -> dict[str, Any]:
+        return engine_request(
+            body, served_name=self._settings.served_name, sampling=self._sampling, structured=self._structured, stream=stream
+        )
+
+    def _ready_engine(self) -> PlainEngine:
+        engine: PlainEngine | None = self.engine
+        if engine is None or engine.dead:
+            raise engine_gone()
+        return engine
+
+    async def _warm_up(self) -> float:
+        """Generates once freely and once under a schema, so that no caller pays for what is loaded lazily."""
+        started = time.monotonic()
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        await self.chat_dict(body)
+        schema = {"type": "json_schema", "json_schema": {"name": "warm_up", "schema": _WARM_UP_SCHEMA}}
+        async for _ in self.chat_stream_dict({**body, "max_tokens": 8, "response_format": schema}):
+            pass
+        return round(time.monotonic() - started, 3)

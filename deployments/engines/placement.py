@@ -1,0 +1,67 @@
+"""Where an engine's replica and its workers run, and with which process environment. Light: no model library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+_ACCELERATOR_SHARE = 0.001  # Ray's way to ask for a node of that type
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`accelerator_type` is one of Ray's names (`L4`, `H100`, …); None is a CPU engine. `num_cpus` is the replica's own share."""
+
+    num_cpus: float
+    accelerator_type: str | None = None
+    tensor_parallel_size: int = 1
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.accelerator_type is not None
+
+    @property
+    def strategy(self) -> str:
+        """Workers of one engine share a node where they fit."""
+        return "PACK"
+
+    @property
+    def worker_bundles(self) -> list[dict[str, float]]:
+        """What the engine's workers take: a GPU each; on a CPU the work is done inside the replica's own share."""
+        if self.accelerator_type is None:
+            return [{"CPU": self.num_cpus}]
+        bundle = {"GPU": 1.0, f"accelerator_type:{self.accelerator_type}": _ACCELERATOR_SHARE}
+        return [dict(bundle) for _ in range(self.tensor_parallel_size)]
+
+    @property
+    def replica_bundles(self) -> list[dict[str, float]]:
+        """The replica's placement group: its own share sits in the first worker's bundle."""
+        if self.accelerator_type is None:
+            return self.worker_bundles
+        first, *others = self.worker_bundles
+        return [{"CPU": self.num_cpus, **first}, *others]
+
+    def actor_options(self, variables: dict[str, str]) -> dict[str, Any]:
+        """Ray's options for the replica's process."""
+        return {"num_cpus": self.num_cpus, "runtime_env": {"env_vars": variables}}
+
+
+def process_variables(*, threads: int | None, cache: str, offline: bool) -> dict[str, str]:
+    """The environment of the engine's processes: no telemetry, caches under the data directory, capped math threads.
+
+    `offline` keeps the model hub's client from asking the network about a folder.
+    """
+    variables = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "VLLM_CACHE_ROOT": cache,
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1" if offline else "0",
+    }
+    if threads is not None:
+        # vLLM binds one thread to one core when it is left to choose on two cores.
+        variables |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return variables

@@ -1,0 +1,99 @@
+"""From a caller's chat completion body to the one the engine gets. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.engines import SamplingSettings, StructuredSettings
+from contracts.errors import InvalidRequest
+from deployments.engines.schemas import bound_schema
+
+# What a caller may ask for. Everything else of vLLM's own dialect (templates, token ids, transfer parameters,
+# beams, several answers at once) would let one caller cost the others dearly, or change what the engine is.
+ALLOWED = frozenset({
+    "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "tools", "tool_choice",
+    "parallel_tool_calls", "response_format", "chat_template_kwargs", "frequency_penalty", "presence_penalty", "repetition_penalty",
+    "logit_bias", "reasoning_effort", "stream", "stream_options",
+})  # fmt: skip
+
+
+def engine_request(
+    body: dict[str, Any], *, served_name: str, sampling: SamplingSettings, structured: StructuredSettings, stream: bool
+) -> dict[str, Any]:
+    """Returns the body for vLLM: known fields only, nulls dropped, defaults filled, schemas bounded.
+
+    Unknown fields are dropped, as OpenAI-compatible servers do. `model` becomes the served name.
+
+    Raises:
+        InvalidRequest: no messages, malformed tools or `response_format`, or a schema beyond the bounds of `bound_schema`.
+    """
+    request = {key: value for key, value in body.items() if key in ALLOWED and value is not None}
+    if not isinstance(request.get("messages"), list) or not request["messages"]:
+        raise InvalidRequest("`messages` must be a list of at least one message")
+    request["model"] = served_name
+    request["stream"] = stream
+    if stream:
+        request["stream_options"] = {"include_usage": True}
+    else:
+        request.pop("stream_options", None)
+    if not request.get("tools"):
+        _drop_tool_fields(request)
+    _bound_schemas(request, structured)
+    _fill_sampling(request, sampling, structured)
+    return request
+
+
+def _drop_tool_fields(request: dict[str, Any]) -> None:
+    """Without tools, `none` and `auto` mean nothing; vLLM refuses the rest by itself."""
+    request.pop("tools", None)
+    request.pop("parallel_tool_calls", None)
+    if request.get("tool_choice") in ("none", "auto"):
+        del request["tool_choice"]
+
+
+def _bound_schemas(request: dict[str, Any], bounds: StructuredSettings) -> None:
+    if "response_format" in request:
+        request["response_format"] = _bounded_format(request["response_format"], bounds)
+    if "tools" in request:
+        if not isinstance(request["tools"], list):
+            raise InvalidRequest("`tools` must be a list")
+        request["tools"] = [_bounded_tool(tool, index, bounds) for index, tool in enumerate(request["tools"])]
+
+
+def _bounded_format(wanted: Any, bounds: StructuredSettings) -> dict[str, Any]:
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if kind in ("text", "json_object"):
+        return {"type": kind}
+    if kind != "json_schema":
+        raise InvalidRequest("`response_format.type` must be text, json_object or json_schema")
+    holder = wanted.get("json_schema")
+    schema = holder.get("schema") if isinstance(holder, dict) else None
+    if not isinstance(schema, dict):
+        raise InvalidRequest("`response_format.json_schema.schema` must be a JSON schema")
+    return {"type": kind, "json_schema": {"name": "answer", **holder, "schema": bound_schema(schema, bounds)}}
+
+
+def _bounded_tool(tool: Any, index: int, bounds: StructuredSettings) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InvalidRequest(f"`tools[{index}]` must be a function with a name")
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    return {**tool, "function": {**function, "parameters": bound_schema(parameters, bounds)}}
+
+
+def is_structured(request: dict[str, Any]) -> bool:
+    """Whether a grammar will constrain the answer."""
+    wanted = request.get("response_format")
+    if isinstance(wanted, dict) and wanted.get("type") in {"json_schema", "json_object"}:
+        return True
+    return request.get("tool_choice") == "required" or isinstance(request.get("tool_choice"), dict)
+
+
+def _fill_sampling(request: dict[str, Any], sampling: SamplingSettings, structured: StructuredSettings) -> None:
+    defaults = sampling.model_dump(exclude_none=True)
+    if "max_completion_tokens" in request:
+        defaults.pop("max_tokens", None)
+    if structured.repetition_penalty is not None and is_structured(request):
+        defaults["repetition_penalty"] = structured.repetition_penalty
+    for key, value in defaults.items():
+        request.setdefault(key, value)

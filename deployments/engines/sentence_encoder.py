@@ -1,0 +1,90 @@
+"""The embedding model itself: a sentence-transformers model that encodes one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from configs.embedder import LocalEmbedderSettings
+from configs.model_source import is_hub_id
+from contracts.embedding import EmbeddingKind
+from contracts.errors import ConfigurationError
+from deployments.engines.neutral import LanguageParts, Vector
+
+MAX_CHARS_PER_TOKEN = 16
+"""Texts are cut there before they are tokenised: no language's pieces are that long on average, and it bounds the work."""
+
+
+class SentenceEncoder:
+    """Loads the model when constructed. Not thread-safe: one thread encodes.
+
+    Raises:
+        ConfigurationError: the model cannot be loaded, or its dimension is not the configured one.
+    """
+
+    def __init__(self, settings: LocalEmbedderSettings, source: str) -> None:
+        self._settings = settings
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if settings.threads is not None and device == "cpu":
+            torch.set_num_threads(settings.threads)
+        self._model = _load(settings, source, device)
+        self._model.max_seq_length = settings.max_tokens
+        self._max_chars = settings.max_tokens * MAX_CHARS_PER_TOKEN
+        dimension = self._model.get_embedding_dimension()
+        if dimension != settings.dimension:
+            raise ConfigurationError(f"engines.yaml: embedder.dimension: {settings.dimension}, but the model has {dimension}")
+        self.parts = LanguageParts.measured(self._passages) if settings.language_neutral else None
+
+    def encode(self, texts: Sequence[str], kind: EmbeddingKind) -> list[tuple[bytes, int]]:
+        """Returns each text's unit vector as little-endian float32, and its number of tokens."""
+        prefix = self._settings.prefixes.of(kind)
+        prepared = [prefix + _encodable(text[: self._max_chars]) for text in texts]
+        counts = self._count(prepared)
+        # The library takes the longest first: neighbours of about the same length waste the least padding.
+        vectors = self._model.encode(
+            prepared, batch_size=self._batch_size(counts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        rows = np.ascontiguousarray(vectors, dtype="<f4")
+        return [(row.tobytes(), count) for row, count in zip(rows, counts, strict=True)]
+
+    def neutral(self, texts: Sequence[str], vectors: Sequence[bytes]) -> list[bytes]:
+        """Returns the vectors of `texts` without what their language adds; unchanged where the settings leave it in."""
+        if self.parts is None:
+            return list(vectors)
+        return [self.parts.without(text, np.frombuffer(data, "<f4")).tobytes() for text, data in zip(texts, vectors, strict=True)]
+
+    def _passages(self, texts: list[str]) -> Vector:
+        return np.stack([np.frombuffer(data, "<f4") for data, _ in self.encode(texts, "passage")])
+
+    def _batch_size(self, counts: Sequence[int]) -> int:
+        """As many texts a pass as fit the batch's tokens when each is padded to the longest."""
+        return max(1, min(self._settings.batch.max_texts, self._settings.batch.max_tokens // max(counts)))
+
+    def _count(self, prepared: Sequence[str]) -> list[int]:
+        encoded = self._model.tokenizer(list(prepared), truncation=True, max_length=self._settings.max_tokens, padding=False)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+
+def _load(settings: LocalEmbedderSettings, source: str, device: str) -> SentenceTransformer:
+    try:
+        return SentenceTransformer(
+            source, device=device, local_files_only=not is_hub_id(source), model_kwargs={"dtype": _dtype(settings.dtype, device)}
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ConfigurationError(f"engines.yaml: embedder.model: `{settings.model}` cannot be loaded ({type(error).__name__})") from error
+
+
+def _dtype(name: str, device: str) -> torch.dtype:
+    """Half precision on a CPU took twelve times as long, so `auto` is float32 there."""
+    if name == "auto":
+        name = "float16" if device == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _encodable(text: str) -> str:
+    """The tokenizer refuses lone surrogates; one such text must not fail the texts beside it."""
+    return text.encode("utf-8", "replace").decode("utf-8")

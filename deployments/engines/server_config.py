@@ -1,0 +1,66 @@
+"""From `engines.yaml` to ray.serve.llm's configuration. Imported in the engine's replica only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.serve.llm import LLMConfig
+
+from configs.engines import LocalLLMSettings
+from configs.model_source import is_hub_id
+from deployments.engines.placement import Placement
+
+_MIB = 1 << 20
+
+
+class SkipNodeInitialization(CallbackBase):  # type: ignore[misc]  # Ray is not typed
+    """A folder needs no download: without this Ray starts a task per node that imports the libraries once more."""
+
+    async def on_before_node_init(self) -> None:
+        """Ray's hook, called before it fetches the model."""
+        self.ctx.run_init_node = False
+
+
+def llm_config(settings: LocalLLMSettings, source: str, template: str | None, placement: Placement) -> LLMConfig:
+    """Returns the configuration of one engine; `template` is the chat template's text."""
+    options: dict[str, Any] = {}
+    if not is_hub_id(source):
+        options["callback_config"] = {"callback_class": SkipNodeInitialization}
+    return LLMConfig(
+        model_loading_config={"model_id": settings.served_name, "model_source": source},
+        accelerator_type=placement.accelerator_type,
+        accelerator_config={"kind": "gpu" if placement.on_gpu else "cpu"},
+        placement_group_config={"bundles": placement.worker_bundles, "strategy": placement.strategy},
+        engine_kwargs=engine_kwargs(settings, template, placement),
+        # vLLM's own metrics through Ray's exporter; on a laptop nobody scrapes them and they cost CPU each step.
+        log_engine_metrics=placement.on_gpu,
+        **options,
+    )
+
+
+def engine_kwargs(settings: LocalLLMSettings, template: str | None, placement: Placement) -> dict[str, Any]:
+    """Returns vLLM's arguments by its own names."""
+    engine = settings.engine
+    kwargs: dict[str, Any] = {
+        "dtype": engine.dtype,
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_queued_reqs": engine.max_unfinished,
+        "enforce_eager": engine.enforce_eager,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "tensor_parallel_size": placement.tensor_parallel_size,
+        "trust_remote_code": False,
+        # Without it a small model emits white space for ever inside a JSON answer.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        "exclude_tools_when_tool_choice_none": True,
+    }
+    if engine.kv_cache_mb is not None:
+        kwargs["kv_cache_memory_bytes"] = engine.kv_cache_mb * _MIB
+    if template is not None:
+        kwargs["chat_template"] = template
+    if settings.tool_parser is not None:
+        kwargs |= {"enable_auto_tool_choice": True, "tool_call_parser": settings.tool_parser}
+    if settings.reasoning_parser is not None:
+        kwargs["reasoning_parser"] = settings.reasoning_parser
+    return kwargs | engine.extra

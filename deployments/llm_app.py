@@ -1,0 +1,184 @@
+"""The application `llm`: one ingress deployment, `LLMProxy`.
+
+Serve inspects `build`'s annotations, so this module must not postpone them (`from __future__ import annotations`).
+"""
+
+import asyncio
+import contextlib
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from ray import serve
+from ray.serve.deployment import Application
+
+from backends.database import Database, PoolLimits
+from backends.usage import UsageWriter
+from backends.usage_store import UsageStore
+from configs.engines import load_engines
+from configs.environment import read_environment
+from configs.llm import LLMSettings
+from configs.stores import find_stores
+from configs.yaml_files import load_yaml
+from contracts.health import Health
+from contracts.ports import ChatProvider
+from deployments.embedder_client import open_embedder
+from deployments.engine_client import EngineClient
+from deployments.engines.app import APPLICATION as ENGINES
+from deployments.engines.app import LOCAL_LLM
+from deployments.limit_authority import AuthorityClient
+from deployments.metrics import LLMMetrics
+from deployments.replica import access_control, open_event_log
+from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
+from interfaces.http.ingress import Ingress
+from interfaces.http.llm import LLMRoutes, llm_router
+from providers.registry import build_providers
+from providers.resources import ProviderResources
+from providers.routing import RoutingTable
+from services.health import Dependency, HealthMonitor
+from services.llm_proxy.embeddings import Embeddings
+from services.llm_proxy.limiter import LeasedLimiter
+from services.llm_proxy.service import LLMProxy
+from services.llm_proxy.usage import UsageQueries
+
+APPLICATION = "llm"
+DEPLOYMENT = "LLMProxy"
+SETTINGS_FILE = "llm.yaml"
+
+
+_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
+
+
+class LLMArgs(BaseModel):
+    """`args` of the application.
+
+    `engines_file` has the section `embedder`: the same file as the application `engines` has. `max_concurrent` bounds the
+    calls in work per replica; more are answered 503 at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engines_file: _FileName = "engines.yaml"
+    max_concurrent: Annotated[int, Field(ge=1)] = 1_000
+
+
+class LLMReplica:
+    """Wires the LLM proxy's ports to their adapters in one replica."""
+
+    async def __init__(self, args: LLMArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        self._args = args
+        self._environment = read_environment()
+        self._events = open_event_log(self._environment, APPLICATION, [LLMMetrics()])
+        database_url = find_stores(self._environment).database_url
+        self._database = Database(database_url, events=self._events, limits=PoolLimits(min_size=1, max_size=4))
+        await self._database.open()
+        self._usage = UsageWriter(self._database, self._environment.data_dir / "journal", events=self._events)
+        await self._usage.start()
+        self._engine = EngineClient(LOCAL_LLM, ENGINES)
+        self._embedder_settings = load_engines(self._environment, args.engines_file).embedder
+        self._embedder = open_embedder(self._embedder_settings, self._environment, own_vectors=True)
+        self._authority = AuthorityClient()
+        self._monitor = HealthMonitor({})
+        self._providers: dict[str, ChatProvider] = {}
+        self._proxy: LLMProxy | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes the routes and limits of `llm.yaml`; calls under way end with the ones they began with."""
+        settings = LLMSettings.model_validate(user_config)
+        replaced, self._providers = self._providers, self._build_providers(settings)
+        self._proxy = LLMProxy(
+            router=RoutingTable(settings),
+            providers=self._providers,
+            limiter=LeasedLimiter(self._authority, settings.limits.requests_per_minute),
+            usage=self._usage,
+            events=self._events,
+        )
+        await self._watch(settings)
+        if replaced:
+            task = asyncio.create_task(_close_later(replaced, settings.longest_call_s()))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
+        """Returns the ASGI application of this replica."""
+        router = llm_router(LLMRoutes(self._current, UsageQueries(UsageStore(self._database)), self._health))
+        add_embedding_routes(router, EmbeddingRoutes(self._embeddings()))
+        return Ingress(
+            router,
+            access_control(self._environment),
+            self._events,
+            max_concurrent=self._args.max_concurrent,
+            on_shutdown=self._close,
+        )
+
+    def _embeddings(self) -> Embeddings:
+        settings = self._embedder_settings
+        return Embeddings(
+            model=settings.served_name,
+            provider=settings.type,
+            embedder=self._embedder,
+            limiter=lambda: self._current().limiter,
+            usage=self._usage,
+            events=self._events,
+        )
+
+    def _health(self) -> Health:
+        return self._monitor.health()  # a reload replaces the monitor
+
+    def _current(self) -> LLMProxy:
+        assert self._proxy is not None  # Serve reconfigures before it sends requests
+        return self._proxy
+
+    def _build_providers(self, settings: LLMSettings) -> dict[str, ChatProvider]:
+        return build_providers(settings, ProviderResources(self._environment.secret, self._engine))
+
+    async def _watch(self, settings: LLMSettings) -> None:
+        dependencies = {"limits": Dependency(self._authority.ping), "database": Dependency(self._database.ping, required=False)}
+        if settings.uses_local_engine():
+            dependencies["engine"] = Dependency(self._engine_answers)
+        await self._monitor.close()
+        self._monitor = HealthMonitor(dependencies)
+        self._monitor.start()
+
+    async def _engine_answers(self) -> None:
+        await self._engine.stats()
+
+    async def _close(self) -> None:
+        await self._monitor.close()
+        await self._usage.close()
+        await self._database.close()
+        await self._embedder.close()
+        for provider in self._providers.values():
+            await provider.close()
+        await asyncio.to_thread(self._events.close)
+
+
+async def _close_later(providers: dict[str, ChatProvider], seconds: float) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(seconds)
+    for provider in providers.values():
+        await provider.close()
+
+
+def build(args: LLMArgs) -> Application:
+    """Returns the application's graph.
+
+    Raises:
+        ConfigurationError: `llm.yaml` or the embedder's section is wrong, or no PostgreSQL is known.
+    """
+    environment = read_environment()
+    find_stores(environment)
+    load_engines(environment, args.engines_file)
+    ingress = serve.deployment(serve.ingress()(LLMReplica), name=DEPLOYMENT, user_config=live_config({})[DEPLOYMENT])
+    return ingress.bind(args)
+
+
+def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns each deployment's `user_config` from the files as they are now, for a reload without restarts.
+
+    Raises:
+        ConfigurationError: `llm.yaml` is wrong.
+    """
+    LLMArgs.model_validate(args)
+    settings = load_yaml(read_environment().config_dir / SETTINGS_FILE, LLMSettings)
+    return {DEPLOYMENT: settings.model_dump(mode="json")}
