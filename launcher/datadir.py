@@ -1,0 +1,168 @@
+"""The data directory: its layout, its lock, and the files in it that only the owner may read.
+
+    <data dir>/            0700 (0711 as root: PostgreSQL's own account must reach its folder)
+      postgres/            the cluster
+      nats/                JetStream's store
+      models/              built by `make models`
+      logs/                one bounded file per child
+      secrets/             generated passwords, one 0600 file each
+      run/                 what is running now: URLs, state, pid; empty after a stop
+      ports.json           ports chosen before, taken again while they are free
+      .lock                held by the running launcher
+
+Folders inside are 0700; whatever holds a password is 0600 from the moment it exists.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import StartRefused
+
+
+@dataclass(frozen=True)
+class DataDir:
+    """Paths inside one data directory."""
+
+    root: Path
+
+    @property
+    def postgres(self) -> Path:
+        return self.root / "postgres"
+
+    @property
+    def nats(self) -> Path:
+        return self.root / "nats"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def secrets(self) -> Path:
+        return self.root / "secrets"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def ports(self) -> Path:
+        return self.root / "ports.json"
+
+    @property
+    def services(self) -> Path:
+        """The URLs of the running stores, for whoever runs beside the launcher."""
+        return self.run / "services.json"
+
+    def log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+    def prepare(self) -> None:
+        """Creates what is missing and closes what stands open to others.
+
+        Raises:
+            StartRefused: the directory cannot be created or written.
+        """
+        try:
+            _private_directory(self.root, 0o711 if os.geteuid() == 0 else 0o700)
+            for path in (self.nats, self.models, self.logs, self.secrets, self.run):
+                _private_directory(path, 0o700)
+            probe = self.run / ".writable"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise StartRefused(
+                f"the data directory {self.root} cannot be written ({error.strerror}): fix its owner and mode, or set DAARION_DATA_DIR"
+            ) from error
+
+    def secret(self, name: str) -> str:
+        """Returns the generated password `name`, made at the first call: 0600 from the moment it exists."""
+        self.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.secrets / name
+        if not path.exists():
+            temporary = _write_beside(path, secrets.token_urlsafe(32))
+            with suppress(FileExistsError):
+                os.link(temporary, path)  # unlike a rename it never replaces a password that another process has just made
+            temporary.unlink()
+        return path.read_text().strip()
+
+
+class DataDirLock:
+    """An exclusive lock on a data directory, freed by the kernel when its holder dies in whatever way."""
+
+    def __init__(self, data_dir: DataDir) -> None:
+        self._path = data_dir.root / ".lock"
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Takes the lock and leaves this process's id in the file.
+
+        Raises:
+            StartRefused: another launcher holds it.
+        """
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise StartRefused(
+                f"the data directory {self._path.parent} belongs to a running launcher (pid {holder or 'unknown'}): "
+                "stop that one, or set DAARION_DATA_DIR and DAARION_PORT for a second instance"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def holder(self) -> int | None:
+        """Returns the pid of the running launcher, or None when nobody holds the lock."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.read(descriptor, 32).decode(errors="replace").strip()
+            return int(text) if text.isdigit() else None
+        finally:
+            os.close(descriptor)
+        return None
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replaces `path` in one step; only the owner can read it, from the moment it exists."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _write_beside(path, text).replace(path)
+
+
+def _write_beside(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+def _private_directory(path: Path, mode: int) -> None:
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    if path.stat().st_mode & 0o777 != mode:
+        path.chmod(mode)

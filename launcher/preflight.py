@@ -1,0 +1,135 @@
+"""What is checked before anything is started; each refusal is one line that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import psycopg
+
+from launcher import nats
+from launcher.errors import StartRefused
+from launcher.ports import bind_error
+
+# The whole graph with the default models takes about 5 GB; less than this ends in the kernel's out-of-memory killer.
+MEMORY_NEEDED = 6 << 30
+DISK_NEEDED = 2 << 30
+# Without these nothing can start; the key is what to import, the value what to install.
+PACKAGES = {
+    "ray": "ray[serve]",
+    "vllm": "vllm",
+    "psycopg": "psycopg",
+    "aiohttp": "aiohttp",
+    "sentence_transformers": "sentence-transformers",
+}
+
+
+def check_port(host: str, port: int) -> None:
+    """The ingress port is free."""
+    match bind_error(port, host):
+        case None:
+            return
+        case errno.EADDRINUSE:
+            raise StartRefused(
+                f"port {port} on {host} is taken{_by_whom(port)}: stop what listens there, or set DAARION_PORT to a free port"
+            )
+        case errno.EACCES:
+            raise StartRefused(f"port {port} needs more rights than this account has: set DAARION_PORT to a port above 1023")
+        case _:
+            raise StartRefused(f"{host} is no address of this machine: set DAARION_HOST to one, or unset it for 127.0.0.1")
+
+
+def check_memory(available: int, needed: int = MEMORY_NEEDED) -> None:
+    """`available` bytes are enough for the default models."""
+    if available < needed:
+        raise StartRefused(
+            f"{_gigabytes(available)} of memory are available, the graph needs about {_gigabytes(needed)}: "
+            "close something, or run it on a larger machine"
+        )
+
+
+def check_disk(free: int, where: Path, needed: int = DISK_NEEDED) -> None:
+    """`free` bytes under `where` are enough for the stores and logs."""
+    if free < needed:
+        raise StartRefused(
+            f"{_gigabytes(free)} are free under {where}, {_gigabytes(needed)} are needed: "
+            "make room, or set DAARION_DATA_DIR to another disk"
+        )
+
+
+def check_packages(packages: dict[str, str] | None = None) -> None:
+    """Everything that the graph imports is installed."""
+    wanted = PACKAGES if packages is None else packages
+    missing = [name for module, name in wanted.items() if find_spec(module) is None]
+    if missing:
+        raise StartRefused(f"not installed for {sys.executable}: {', '.join(missing)}: run `make run`, which installs from the lock file")
+
+
+def check_files(paths: Iterable[Path]) -> None:
+    """Every configuration file can be read."""
+    for path in paths:
+        try:
+            path.read_text()
+        except UnicodeDecodeError as error:
+            raise StartRefused(f"the configuration file {path} is not UTF-8 text") from error
+        except OSError as error:
+            raise StartRefused(
+                f"the configuration file {path} cannot be read ({error.strerror}): restore it, or set DAARION_CONFIG_DIR"
+            ) from error
+
+
+def available_memory() -> int:
+    """Returns the kernel's estimate of memory that can be had without swapping, in bytes."""
+    return int(psutil.virtual_memory().available)
+
+
+def free_disk(path: Path) -> int:
+    """Returns the bytes an ordinary user can still write under `path`."""
+    return shutil.disk_usage(path).free
+
+
+async def check_database(url: str) -> None:
+    """The external PostgreSQL takes a login."""
+    try:
+        connection = await psycopg.AsyncConnection.connect(url, connect_timeout=5)
+    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+        raise StartRefused(
+            "DATABASE_URL is set, but no login is possible there: correct it, or unset it to have PostgreSQL started here"
+        ) from error
+    await connection.close()
+
+
+async def check_nats(url: str) -> None:
+    """The external NATS server greets."""
+    first = urlsplit(url.split(",", maxsplit=1)[0].strip())
+    try:
+        host, port = first.hostname, first.port or 4222
+    except ValueError:
+        host, port = None, 0
+    if host is None or not await nats.answers(host, port, timeout_s=5.0):
+        raise StartRefused("NATS_URL is set, but no NATS server answers there: correct it, or unset it to have NATS started here")
+
+
+def _by_whom(port: int) -> str:
+    """Names the listener where the system tells it (own processes, or root)."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except (psutil.AccessDenied, OSError):
+        return ""
+    for connection in connections:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            try:
+                return f" by pid {connection.pid} ({psutil.Process(connection.pid).name()})"
+            except psutil.Error:
+                return ""
+    return ""
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GB"

@@ -1,0 +1,64 @@
+"""The database, its two roles and its extension, made so that every start can repeat it.
+
+    daarion_owner    owns the database and its tables; runs the migrations
+    daarion_service  what the services connect as: no superuser, cannot bypass row security, owns nothing
+
+The superuser itself is used for this set-up alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import psycopg
+from psycopg import sql
+
+OWNER = "daarion_owner"
+SERVICE = "daarion_service"
+DATABASE = "daarion"
+_PLAIN = sql.SQL("LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """The generated passwords of the three roles."""
+
+    superuser: str
+    owner: str
+    service: str
+
+
+def url(user: str, password: str, port: int, database: str) -> str:
+    """Returns a libpq URL on loopback."""
+    return f"postgresql://{quote(user)}:{quote(password, safe='')}@127.0.0.1:{port}/{quote(database)}"
+
+
+async def ensure_roles(superuser_url: str, credentials: Credentials) -> None:
+    """Creates both roles, or puts their password and rights back to what they must be."""
+    async with await psycopg.AsyncConnection.connect(superuser_url, autocommit=True) as connection:
+        for role, password in ((OWNER, credentials.owner), (SERVICE, credentials.service)):
+            found = await (await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role])).fetchone()
+            verb = sql.SQL("ALTER ROLE") if found else sql.SQL("CREATE ROLE")
+            # The verifier is computed here: the password itself never stands in an SQL text or a server log.
+            verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+            await connection.execute(sql.SQL("{} {} {} PASSWORD {}").format(verb, sql.Identifier(role), _PLAIN, sql.Literal(verifier)))
+
+
+async def ensure_database(superuser_url: str, database_superuser_url: str, database: str) -> None:
+    """Creates `database`, owned by `daarion_owner`, with the extension `vector`; the service role may connect, others not.
+
+    Args:
+        superuser_url: connects to any existing database.
+        database_superuser_url: the superuser's URL of `database` itself.
+        database: its name.
+    """
+    name = sql.Identifier(database)
+    async with await psycopg.AsyncConnection.connect(superuser_url, autocommit=True) as connection:
+        found = await (await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database])).fetchone()
+        if not found:
+            await connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, sql.Identifier(OWNER)))
+        await connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+        await connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(name, sql.Identifier(SERVICE)))
+    async with await psycopg.AsyncConnection.connect(database_superuser_url, autocommit=True) as connection:
+        await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")

