@@ -1,0 +1,168 @@
+"""The Embedder port over an OpenAI-compatible endpoint, against a real HTTP server."""
+
+import asyncio
+import math
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from backends.embedding import OpenAIEmbedder
+from configs.embedder import RemoteEmbedderSettings
+from contracts.deadline import Deadline
+from contracts.embedding import MAX_TEXTS_PER_CALL
+from contracts.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    Overloaded,
+    UpstreamAuthFailed,
+    UpstreamInvalidResponse,
+    UpstreamMisconfigured,
+    UpstreamRateLimited,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from tests.support.embeddings_server import DIMENSION, EmbeddingsServer, vector_of
+
+KEY = "sk-secret-0123456789"
+
+
+@asynccontextmanager
+async def endpoint(**settings):
+    async with EmbeddingsServer() as server:
+        values = {
+            "type": "openai_compatible", "base_url": server.url, "model": "text-embedding-x", "served_name": "x", "version": "x@1",
+            "dimension": DIMENSION, "api_key_env": "EMBEDDINGS_KEY", "prefixes": {"query": "q: "}, "timeout_s": 2, **settings,
+        }  # fmt: skip
+        embedder = OpenAIEmbedder(RemoteEmbedderSettings.model_validate(values), {"EMBEDDINGS_KEY": KEY}.get)
+        try:
+            yield server, embedder
+        finally:
+            await embedder.close()
+
+
+async def embed(embedder, texts, kind="passage", seconds=5.0):
+    return await embedder.embed(texts, kind, tenant="t", deadline=Deadline.after(seconds))
+
+
+def unit(text):
+    values = vector_of(text)
+    length = math.sqrt(sum(value * value for value in values))
+    return pytest.approx([value / length for value in values], abs=1e-6)
+
+
+@pytest.mark.parametrize("form", ["ok", "base64", "reversed"])
+async def test_vectors_come_back_in_order_and_of_unit_length(form):
+    async with endpoint() as (server, embedder):
+        server.answer = form
+        batch = await embed(embedder, ["один", "два слова", "three"])
+        assert [batch.row(index) for index in range(3)] == [unit("один"), unit("два слова"), unit("three")]
+        assert (batch.model_version, batch.tokens) == ("x@1", 4)
+        assert server.headers["Authorization"] == f"Bearer {KEY}"
+        assert server.requests[-1]["model"] == "text-embedding-x"
+        assert "dimensions" not in server.requests[-1]
+
+
+async def test_questions_have_their_prefix_and_passages_theirs():
+    async with endpoint() as (server, embedder):
+        await embed(embedder, ["де ключ"], "query")
+        await embed(embedder, ["ключ тут"])
+        assert [request["input"] for request in server.requests] == [["q: де ключ"], ["ключ тут"]]
+
+
+async def test_many_texts_go_in_several_requests_of_the_configured_size():
+    async with endpoint(max_texts_per_request=4, ask_dimensions=True, extra_body={"user": "daarion"}) as (server, embedder):
+        batch = await embed(embedder, [f"text {number}" for number in range(10)])
+        assert [len(request["input"]) for request in server.requests] == [4, 4, 2]
+        assert len(batch) == 10
+        assert server.requests[0]["dimensions"] == DIMENSION
+        assert server.requests[0]["user"] == "daarion"
+
+
+@pytest.mark.parametrize("count", [0, MAX_TEXTS_PER_CALL + 1])
+async def test_no_text_or_too_many_are_refused(count):
+    async with endpoint() as (server, embedder):
+        with pytest.raises(InvalidRequest):
+            await embed(embedder, ["x"] * count)
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "leaf"),
+    [
+        (401, UpstreamAuthFailed), (402, UpstreamAuthFailed), (403, UpstreamAuthFailed), (404, UpstreamMisconfigured),
+        (408, UpstreamTimeout),
+        (400, UpstreamRejected), (413, UpstreamRejected), (429, UpstreamRateLimited), (503, UpstreamRateLimited),
+        (500, UpstreamUnavailable),
+        ("redirect", UpstreamMisconfigured), ("short", UpstreamInvalidResponse), ("narrow", UpstreamMisconfigured),
+        ("zero", UpstreamInvalidResponse), ("null", UpstreamInvalidResponse), ("no json", UpstreamInvalidResponse),
+        ("list", UpstreamInvalidResponse), ("cut", UpstreamInvalidResponse),
+    ],
+)  # fmt: skip
+async def test_each_failure_is_its_leaf_and_tells_no_secret(answer, leaf):
+    async with endpoint() as (server, embedder):
+        server.answer = answer
+        with pytest.raises(leaf) as failure:
+            await embed(embedder, ["text"])
+        assert type(failure.value) is leaf
+        for secret in ("sk-", "http", "127.0.0.1", server.url):
+            assert secret not in failure.value.message
+        if leaf is UpstreamRateLimited:
+            assert failure.value.retry_after_s == 7
+        assert len(server.requests) == 1  # one layer retries, and it is not this one
+
+
+async def test_silence_ends_with_the_deadline():
+    async with endpoint() as (server, embedder):
+        server.answer = "slow"
+        started = time.monotonic()
+        with pytest.raises(UpstreamTimeout):
+            await embed(embedder, ["text"], seconds=0.3)
+        assert time.monotonic() - started < 2
+
+
+async def test_unreachable_endpoint_is_unavailable():
+    async with endpoint() as (server, embedder):
+        await server._runner.cleanup()
+        with pytest.raises(UpstreamUnavailable, match="cannot be reached"):
+            await embed(embedder, ["text"])
+
+
+async def test_ingestion_leaves_room_for_questions():
+    async with endpoint(max_concurrent=4) as (server, embedder):
+        server.answer = "steady"
+        passages = [asyncio.create_task(embed(embedder, ["passage"])) for _ in range(12)]
+        await asyncio.sleep(0.05)
+        assert server.most_working == 2
+        started = time.monotonic()
+        await embed(embedder, ["question"], "query")
+        assert time.monotonic() - started < 0.3  # twelve passages, two at a time, take 0.6 s
+        await asyncio.gather(*passages)
+
+
+async def test_waiting_calls_are_bounded():
+    async with endpoint(max_concurrent=2, max_waiting=3) as (server, embedder):
+        server.answer = "slow"
+        calls = [asyncio.create_task(embed(embedder, ["text"])) for _ in range(8)]
+        done, waiting = await asyncio.wait(calls, timeout=1)
+        assert len(done) == 4
+        assert all(isinstance(call.exception(), Overloaded) for call in done)
+        for call in waiting:
+            call.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def test_a_missing_key_is_told_at_start_by_its_name():
+    settings = RemoteEmbedderSettings(
+        type="openai_compatible", base_url="https://example.org/v1", model="m", served_name="m", version="m@1", dimension=8,
+        api_key_env="EMBEDDINGS_KEY",
+    )  # fmt: skip
+    with pytest.raises(ConfigurationError, match="EMBEDDINGS_KEY"):
+        OpenAIEmbedder(settings, {}.get)
+
+
+@pytest.mark.parametrize("url", ["ftp://x/v1", "http://user:pw@x/v1", "https://x/v1?key=1", "x"])
+def test_urls_with_secrets_or_without_scheme_are_refused(url):
+    with pytest.raises(ValueError, match="base_url"):
+        RemoteEmbedderSettings(type="openai_compatible", base_url=url, model="m", served_name="m", version="m@1", dimension=8)

@@ -1,0 +1,131 @@
+"""`/v1/embeddings` over HTTP: with the official OpenAI client, and badly asked."""
+
+import base64
+import struct
+from contextlib import asynccontextmanager
+
+import httpx
+import openai
+import pytest
+
+from contracts.errors import EngineUnavailable, Overloaded
+from interfaces.http.access import AccessControl
+from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
+from interfaces.http.ingress import Ingress
+from interfaces.http.routing import new_router
+from services.llm_proxy.embeddings import Embeddings
+from services.llm_proxy.limiter import LeasedLimiter
+from tests.support.hashing_embedder import HashingEmbedder, vector
+from tests.support.limits import InProcessAuthority
+from tests.support.llm import Recorder
+
+MODEL = "multilingual-e5-small"
+BODY = {"model": MODEL, "input": "Де ключ?"}
+
+
+class Asked(HashingEmbedder):
+    """Remembers how it was asked."""
+
+    calls = ()
+
+    async def embed(self, texts, kind, *, tenant, deadline):
+        self.calls = (*self.calls, (list(texts), kind, tenant))
+        return await super().embed(texts, kind, tenant=tenant, deadline=deadline)
+
+
+@asynccontextmanager
+async def application(*, limit=None, secret=None):
+    recorder, embedder = Recorder(), Asked()
+    limiter = LeasedLimiter(InProcessAuthority(), lambda _: limit)
+    use_case = Embeddings(MODEL, "local", embedder, lambda: limiter, recorder, recorder)
+    router = new_router()
+    add_embedding_routes(router, EmbeddingRoutes(use_case))
+    transport = httpx.ASGITransport(Ingress(router, AccessControl(secret, None), recorder, max_concurrent=10))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client, embedder, recorder
+
+
+async def test_the_official_client_gets_its_vectors():
+    async with application(secret="s3cret") as (http, embedder, recorder):
+        client = openai.AsyncOpenAI(api_key="s3cret", base_url="http://test/v1", http_client=http, max_retries=0)
+        answer = await client.embeddings.create(model=MODEL, input=["перший", "second"])
+        assert [row.index for row in answer.data] == [0, 1]
+        assert answer.data[1].embedding == pytest.approx(vector("second"), abs=1e-6)
+        assert answer.model == MODEL
+        assert answer.usage.prompt_tokens == answer.usage.total_tokens
+        assert embedder.calls == ((["перший", "second"], "passage", "microdao:unnamed/agent:unnamed"),)
+        assert recorder.records[-1].outcome == "ok"
+
+
+async def test_identity_and_kind_of_text_reach_the_embedder():
+    async with application() as (client, embedder, recorder):
+        headers = {"X-Agent-Id": "agent:sofia", "X-Microdao-Id": "microdao:7"}
+        await client.post("/v1/embeddings", json={**BODY, "input_type": "query"}, headers=headers)
+        other = {"agent_id": "agent:borys", "microdao_id": "microdao:8"}
+        await client.post("/v1/embeddings", json={**BODY, "metadata": other}, headers=headers)
+        assert [(kind, tenant) for _, kind, tenant in embedder.calls] == [
+            ("query", "microdao:7/agent:sofia"),
+            ("passage", "microdao:8/agent:borys"),
+        ]
+        assert [record.agent_id for record in recorder.records] == ["agent:sofia", "agent:borys"]
+
+
+async def test_base64_is_little_endian_float32():
+    async with application() as (client, _, _):
+        answer = (await client.post("/v1/embeddings", json={**BODY, "encoding_format": "base64", "dimensions": 384})).json()
+        packed = base64.b64decode(answer["data"][0]["embedding"])
+        assert struct.unpack("<384f", packed) == pytest.approx(vector("Де ключ?"), abs=1e-6)
+        assert answer["object"] == "list"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"model": "text-embedding-3-small"}, 404, "model_not_found"),
+        ({"input": ""}, 400, "invalid_request"), ({"input": []}, 400, "invalid_request"), ({"input": ["a", " "]}, 400, "invalid_request"),
+        ({"input": [[1, 2, 3]]}, 400, "invalid_request"), ({"input": None}, 400, "invalid_request"),
+        ({"input": ["x"] * 513}, 400, "invalid_request"), ({"input": "x" * 100_001}, 400, "invalid_request"),
+        ({"dimensions": 128}, 400, "invalid_request"), ({"encoding_format": "hex"}, 400, "invalid_request"),
+        ({"input_type": "document"}, 400, "invalid_request"),
+        ({"metadata": {"agent_id": "a\x00b", "microdao_id": "m"}}, 400, "invalid_request"),
+    ],
+)  # fmt: skip
+async def test_bad_requests_are_told_in_openais_shape(change, status, code):
+    async with application() as (client, embedder, _):
+        response = await client.post("/v1/embeddings", json={**BODY, **change})
+        assert response.status_code == status, response.text
+        error = response.json()["error"]
+        assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, None)
+        assert error["message"]
+        assert error["request_id"]
+        assert embedder.calls == ()
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"input": "\xff"}', b'{"input": "\\ud800", "model": "multilingual-e5-small"}'])
+async def test_what_is_no_request_is_a_400(body):
+    async with application() as (client, _, _):
+        response = await client.post("/v1/embeddings", content=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_limits_count_and_a_refused_call_costs_nothing():
+    async with application(limit=1) as (client, _, recorder):
+        assert (await client.post("/v1/embeddings", json=BODY)).status_code == 200
+        refused = await client.post("/v1/embeddings", json=BODY)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert len(recorder.records) == 1
+
+
+@pytest.mark.parametrize("error", [EngineUnavailable("the embedder is away: retry", retry_after_s=5), Overloaded("too many texts: retry")])
+async def test_embedder_away_is_503_and_accounted_without_tokens(error):
+    async with application() as (client, embedder, recorder):
+        embedder.away = error
+        response = await client.post("/v1/embeddings", json=BODY)
+        assert response.status_code == 503
+        assert response.json()["error"] | {"request_id": ""} == {
+            "message": error.message, "type": "server_error", "param": None, "code": error.type, "retryable": True, "request_id": "",
+        }  # fmt: skip
+        assert (recorder.records[-1].outcome, recorder.records[-1].total_tokens) == (error.type, 0)

@@ -1,0 +1,63 @@
+"""The real embedding model as the product loads it."""
+
+import numpy as np
+import pytest
+
+from configs.embedder import LocalEmbedderSettings, embedder_source
+from configs.engines import load_engines
+from configs.environment import read_environment
+from contracts.errors import ConfigurationError
+from deployments.engines.sentence_encoder import SentenceEncoder
+
+pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def settings() -> LocalEmbedderSettings:
+    return load_engines(read_environment()).embedder
+
+
+@pytest.fixture(scope="module")
+def encoder(settings) -> SentenceEncoder:
+    return SentenceEncoder(settings, embedder_source(settings, read_environment()))
+
+
+def rows(encoder, texts, kind="passage", *, neutral=False):
+    vectors = [data for data, _ in encoder.encode(texts, kind)]
+    return np.stack([np.frombuffer(data, "<f4") for data in (encoder.neutral(texts, vectors) if neutral else vectors)])
+
+
+def test_it_is_the_library_with_the_configured_prefixes(encoder, settings):
+    """What any other server of the model gives for the prefixed text."""
+    texts = ["Де ключ від майстерні?", "key"]
+    expected = encoder._model.encode([f"query: {text}" for text in texts], normalize_embeddings=True)
+    assert np.allclose(rows(encoder, texts, "query"), expected, atol=1e-5)
+
+
+def test_answers_in_the_other_language_come_before_other_topics(encoder):
+    question = ["Скільки коштує оренда зали?"]
+    texts = ["Renting the hall costs 4,200 a night.", "Ремонт даху школи почнуть у травні.", "Коли приїде автобус?"]
+    own = (rows(encoder, question, "query") @ rows(encoder, texts).T)[0]
+    neutral = (rows(encoder, question, "query", neutral=True) @ rows(encoder, texts, neutral=True).T)[0]
+    assert own.argmax() != 0  # the model alone prefers the question's language
+    assert neutral.argmax() == 0
+    assert own.min() > 0.7 > neutral.max() > 0.2 > neutral.min()
+
+
+def test_hostile_texts_have_vectors_and_harm_no_neighbour(encoder):
+    texts = ["звичайний текст", "\ud800 lone", "\x00", "", " ", "ї" * 50_000, "🙂" * 2_000, "a\u0301" * 500]
+    found = rows(encoder, texts)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-4)
+    assert np.allclose(found[0], rows(encoder, texts[:1])[0], atol=1e-3)
+    assert all(1 <= count <= 512 for _, count in encoder.encode(texts, "passage"))
+
+
+def test_another_dimension_than_the_models_is_refused(settings):
+    with pytest.raises(ConfigurationError, match="256, but the model has 384"):
+        SentenceEncoder(settings.model_copy(update={"dimension": 256}), embedder_source(settings, read_environment()))
+
+
+def test_a_folder_without_a_loadable_model_is_refused(settings, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="cannot be loaded"):
+        SentenceEncoder(settings, str(tmp_path))

@@ -1,0 +1,92 @@
+"""`kill -9` of the writing process and of PostgreSQL, at any moment: every kept record is in the ledger exactly once."""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from backends.database import Database
+from backends.migrate import migrate
+from backends.usage import UsageWriter
+from launcher.postgres import PostgresServer
+from tests.support.events import RecordedEvents
+from tests.support.usage_child import OPTIONS
+
+ROUNDS = 4
+ID_LENGTH = 36
+
+
+async def write_and_die(url: str, folder: Path, name: str, lifetime_s: float) -> set[UUID]:
+    """Lets a process record for a while and kills it; returns the ids that it said were kept."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.support.usage_child", url, str(folder), name), stdout=asyncio.subprocess.PIPE
+    )
+    assert child.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            first = await child.stdout.readline()
+        reading = asyncio.create_task(child.stdout.read())
+        await asyncio.sleep(lifetime_s)
+    finally:
+        child.kill()
+    lines = (first + await reading).decode().split("\n")
+    await child.wait()
+    return {UUID(line) for line in lines if len(line) == ID_LENGTH}
+
+
+async def kill_and_restart(server: PostgresServer) -> None:
+    """Kills the server while both children write, and starts it again."""
+    await asyncio.sleep(random.uniform(2.0, 3.0))
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    await server.wait()
+    await asyncio.sleep(random.uniform(0.0, 0.5))
+    await server.start()
+
+
+async def drained(writer: UsageWriter, folder: Path) -> None:
+    async with asyncio.timeout(60):
+        while writer.statistics().queued or len(list(folder.iterdir())) > 2:  # its own segment and a spare
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.timeout(300)
+async def test_every_kept_record_is_in_the_ledger_exactly_once(tmp_path: Path, server_folder: Path) -> None:
+    folder = tmp_path / "journal"
+    kept: set[UUID] = set()
+    children = 0
+    async with PostgresServer(server_folder) as server:
+        await migrate(server.urls.owner)
+        for number in range(ROUNDS):
+            lifetimes = [random.uniform(0.2, 1.5), random.uniform(0.2, 1.5)]
+            outage = asyncio.create_task(kill_and_restart(server)) if number % 2 else None
+            if outage:
+                lifetimes = [random.uniform(2.0, 4.0) for _ in lifetimes]
+            writes = [write_and_die(server.urls.service, folder, f"{number}-{index}", life) for index, life in enumerate(lifetimes)]
+            for ids in await asyncio.gather(*writes):
+                assert ids
+                kept |= ids
+                children += 1
+            if outage:
+                await outage
+        database = Database(server.urls.service, events=RecordedEvents())
+        await database.open()
+        writer = UsageWriter(database, folder, events=RecordedEvents(), options=OPTIONS)
+        await writer.start()
+        await drained(writer, folder)
+        assert writer.statistics().rejected == 0
+        await writer.close()
+        async with database.transaction(timeout_s=30) as connection:
+            rows = await (await connection.execute("SELECT id, request_id, prompt_tokens FROM llm_usage")).fetchall()
+        await database.close()
+    found = {row["id"] for row in rows}
+    assert len(rows) == len({row["request_id"] for row in rows}), "a call was accounted twice"
+    assert all(row["request_id"].endswith(f"-{row['prompt_tokens']}") for row in rows)
+    assert kept - found == set()
+    assert len(found - kept) <= children, "more than the one record in flight at each kill"
+    assert list(folder.iterdir()) == []

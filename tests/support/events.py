@@ -1,0 +1,18 @@
+"""An event log that keeps what it is told."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class RecordedEvents:
+    """Implements the EventLog port."""
+
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def emit(self, event: str, **fields: Any) -> None:
+        self.events.append((event, fields))
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        """Returns the fields of every event of that name."""
+        return [fields for name, fields in self.events if name == event]

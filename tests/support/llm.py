@@ -1,0 +1,98 @@
+"""A whole LLM proxy over its ports, without Serve: real adapters towards a scripted upstream, collaborators in memory."""
+
+from __future__ import annotations
+
+import contextlib
+
+import httpx
+
+from configs.llm import LLMSettings
+from contracts.errors import EngineUnavailable
+from contracts.health import Health
+from contracts.ports import Condition
+from interfaces.http.access import AccessControl
+from interfaces.http.ingress import Ingress
+from interfaces.http.llm import LLMRoutes, llm_router
+from providers.registry import build_providers
+from providers.resources import ProviderResources
+from providers.routing import RoutingTable
+from services.llm_proxy.limiter import LeasedLimiter
+from services.llm_proxy.service import LLMProxy
+
+KEY = "sk-secret-0123456789abcdef"
+CALLER = {"agent_id": "agent:sofia", "microdao_id": "microdao:7"}
+
+
+class Recorder:
+    """Event log and usage sink in memory."""
+
+    def __init__(self):
+        self.events, self.records = [], []
+
+    def emit(self, event, **fields):
+        self.events.append({"event": event, **fields})
+
+    def record(self, record):
+        self.records.append(record)
+
+
+class NoEngine:
+    """The Engine port while no engine runs."""
+
+    condition = Condition("the local engine is still starting: retry")
+
+    async def chat(self, body, deadline):
+        raise EngineUnavailable(self.condition.not_ready)
+
+    async def stream(self, body, deadline):
+        raise EngineUnavailable(self.condition.not_ready)
+        yield
+
+    async def stats(self):
+        raise EngineUnavailable(self.condition.not_ready)
+
+
+def settings(base_url, **models):
+    """Two remote providers at one address (`other` has no key set), and the local engine."""
+    return LLMSettings.model_validate(
+        {
+            "providers": {
+                "openai": {"base_url": base_url, "api_key_env": "OPENAI_API_KEY"},
+                "backup": {"base_url": base_url},
+                "keyless": {"base_url": base_url, "api_key_env": "MISSING_API_KEY"},
+                "local": {"type": "local"},
+            },
+            "models": {
+                "plain": {"provider": "openai", "name": "gpt-4.1-mini"},
+                "guarded": {"provider": "openai", "name": "first", "fallbacks": ["spare"]},
+                "spare": {"provider": "backup", "name": "second"},
+                "nokey": {"provider": "keyless", "name": "x"},
+                "nokey-guarded": {"provider": "keyless", "name": "x", "fallbacks": ["spare"]},
+                "here": {"provider": "local", "name": "tiny"},
+                **models,
+            },
+            "timeouts": {"connect_s": 1, "first_token_s": 0.4, "idle_s": 0.4, "total_s": 1},
+        }
+    )
+
+
+@contextlib.asynccontextmanager
+async def proxy_over(base_url, *, limit=None, source=None, **models):
+    """Yields the service and what it recorded."""
+    recorder = Recorder()
+    config = settings(base_url, **models)
+    keys = {"OPENAI_API_KEY": KEY}
+    providers = build_providers(config, ProviderResources(keys.get, NoEngine()))
+    limiter = LeasedLimiter(source, lambda _: limit)
+    yield LLMProxy(RoutingTable(config), providers, limiter, recorder, recorder), recorder
+    for provider in providers.values():
+        await provider.close()
+
+
+@contextlib.asynccontextmanager
+async def client_of(proxy, recorder, *, internal=None, admin=None, max_concurrent=100, usage=None):
+    """Yields an HTTP client of the application's ingress."""
+    routes = LLMRoutes(lambda: proxy, usage, lambda: Health(status="starting"))
+    app = Ingress(llm_router(routes), AccessControl(internal, admin), recorder, max_concurrent=max_concurrent)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client

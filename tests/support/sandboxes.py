@@ -1,0 +1,79 @@
+"""Python executors for tests, and the proof that nothing of a call is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+
+from contracts.tools import IsolationTier
+from executors.python.executor import PythonLimits, PythonToolExecutor
+from executors.python.packages import Packages
+from executors.python.tiers import HostTiers
+from tests.support.events import RecordedEvents
+from tests.support.executions import Secrets
+
+SECRET = "tok-9f8e7d6c5b4a"
+MARK = "executors.python.child.main"
+LIMITS = PythonLimits(memory_mb=256, disk_mb=2)
+
+
+def python_executor(tiers: tuple[IsolationTier, ...], events: RecordedEvents, limits: PythonLimits = LIMITS) -> PythonToolExecutor:
+    """The package `hostile_toolbox` must be importable: `monkeypatch.syspath_prepend("tests/support")`."""
+    return PythonToolExecutor(Packages(["toolbox", "hostile_toolbox"]), HostTiers(tiers), Secrets(api_key=SECRET), events, limits=limits)
+
+
+def children(*owners: int) -> set[int]:
+    """The processes of sandboxes that this process (or one of `owners`) started, or whose owner is gone."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if _is_sandbox(process) and _owner(process) in {0, 1, os.getpid(), *owners}:
+                found.add(process.pid)
+    return found
+
+
+def _is_sandbox(process: psutil.Process) -> bool:
+    return any(MARK in word for word in process.cmdline())
+
+
+def _owner(process: psutil.Process) -> int:
+    """The first ancestor that is no part of the sandbox: other tests on this machine have sandboxes too."""
+    parent = process.parent()
+    if parent is None:
+        return 0
+    return _owner(parent) if _is_sandbox(parent) else parent.pid
+
+
+def kernel_objects() -> str:
+    return "".join(Path(f"/proc/sysvipc/{kind}").read_text() for kind in ("msg", "sem"))
+
+
+def scratch_folders() -> set[str]:
+    return {str(path) for path in Path(tempfile.gettempdir()).glob("daarion-tool-*")}
+
+
+@contextlib.asynccontextmanager
+async def nothing_survives(events: RecordedEvents, timeout_s: float = 3) -> AsyncIterator[None]:
+    """No process, folder, descriptor, task, kernel object or secret is left by the block. Processes end within `timeout_s`."""
+    gc.collect()
+    processes, folders, tasks, objects = children(), scratch_folders(), len(asyncio.all_tasks()), kernel_objects()
+    descriptors, started = psutil.Process().num_fds(), set(psutil.Process().children())
+    yield
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while children() - processes:
+                await asyncio.sleep(0.05)
+    assert children() <= processes
+    assert set(psutil.Process().children()) <= started
+    assert scratch_folders() <= folders
+    assert psutil.Process().num_fds() <= descriptors
+    assert len(asyncio.all_tasks()) <= tasks
+    assert kernel_objects() == objects
+    assert SECRET not in repr(events.events)

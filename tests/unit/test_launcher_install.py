@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import pytest
+
+from launcher.install import Installer, InstallFailed, main, run_step
+
+PYPROJECT = '[project]\nname = "x"\nversion = "1"\n[tool.setuptools.packages.find]\ninclude = ["a*"]\n'
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
+    write(tmp_path, cpu=["torch==2.0.0", "ray==1"], dev=["torch==2.0.0", "ray==1", "pytest==8"], gpu=["torch==2.0.0", "vllm==3"])
+    return tmp_path
+
+
+def write(repository: Path, **locks: list[str]) -> None:
+    for name, lines in locks.items():
+        (repository / f"requirements/{name}.lock").write_text("# a comment\n" + "\n".join(lines) + "\n")
+
+
+def ensure(repository: Path, profile: str, fail: str = "") -> list[str]:
+    """Runs one installation with commands that are recorded instead of executed; returns their titles' first words."""
+    done: list[str] = []
+
+    def step(title: str, argv: list[str], cwd: Path) -> None:
+        assert cwd == repository
+        done.append(title)
+        if fail and fail in title:
+            raise InstallFailed(title)
+        if argv[1:3] == ["-m", "venv"]:
+            if (repository / ".venv").exists():
+                for path in (repository / ".venv").glob(".*"):
+                    path.unlink()
+            (repository / ".venv/bin").mkdir(parents=True, exist_ok=True)
+            (repository / ".venv/bin/python").write_text("#!/bin/sh\n")
+            (repository / ".venv/bin/python").chmod(0o755)
+
+    Installer(repository, step).ensure(profile)
+    return done
+
+
+FRESH = [
+    "creating .venv",
+    "installing torch 2.0.0, the largest package",
+    "installing 2 packages from requirements/cpu.lock",
+    "installing this repository into it",
+]
+
+
+def test_a_second_start_installs_nothing(repository):
+    assert ensure(repository, "cpu") == FRESH
+    assert ensure(repository, "cpu") == []
+
+
+def test_dev_contains_cpu(repository):
+    ensure(repository, "dev")
+    assert ensure(repository, "cpu") == []
+    assert ensure(repository, "dev") == []
+
+
+def test_dev_that_does_not_contain_cpu_does_not_count_for_it(repository):
+    write(repository, cpu=["torch==2.0.0", "ray==2"])
+    ensure(repository, "dev")
+    assert any("cpu.lock" in title for title in ensure(repository, "cpu"))
+
+
+def test_a_changed_lock_file_is_installed_again(repository):
+    ensure(repository, "cpu")
+    write(repository, cpu=["torch==2.0.0", "ray==2"])
+    assert ensure(repository, "cpu") == FRESH[1:3]
+
+
+def test_going_back_to_an_older_lock_file_installs_again(repository):
+    ensure(repository, "cpu")
+    write(repository, cpu=["torch==2.0.0", "ray==2"])
+    ensure(repository, "cpu")
+    write(repository, cpu=["torch==2.0.0", "ray==1"])
+    assert ensure(repository, "cpu") == FRESH[1:3]
+
+
+def test_an_interrupted_installation_is_taken_up_again(repository):
+    with pytest.raises(InstallFailed):
+        ensure(repository, "cpu", fail="cpu.lock")
+    assert ensure(repository, "cpu") == FRESH[1:]
+
+
+def test_an_environment_without_its_python_is_made_anew(repository):
+    ensure(repository, "cpu")
+    (repository / ".venv/bin/python").unlink()
+    assert ensure(repository, "cpu") == FRESH
+
+
+def test_the_gpu_set_never_mixes_with_the_cpu_set(repository):
+    ensure(repository, "cpu")
+    titles = ensure(repository, "gpu")
+    assert titles[0] == "creating .venv (it held the other set of packages)"
+    assert not any("torch" in title for title in titles)
+    assert ensure(repository, "gpu") == []
+    assert ensure(repository, "dev")[0].startswith("creating .venv (it held")
+
+
+def test_only_what_concerns_the_package_installs_it_again(repository):
+    ensure(repository, "cpu")
+    (repository / "pyproject.toml").write_text(PYPROJECT + "[tool.ruff]\nline-length = 1\n")
+    assert ensure(repository, "cpu") == []
+    (repository / "pyproject.toml").write_text(PYPROJECT.replace('"a*"', '"b*"'))
+    assert ensure(repository, "cpu") == FRESH[3:]
+
+
+def test_a_step_that_fails_is_told(tmp_path, capfd):
+    run_step("doing well", ["true"], tmp_path)
+    with pytest.raises(InstallFailed, match="doing badly failed with status 1"):
+        run_step("doing badly", ["false"], tmp_path)
+    assert capfd.readouterr().out.startswith("doing well …\n  done in 0 s\n")
+
+
+def test_an_unknown_profile_is_told(capsys):
+    assert main(["tpu"]) == 2
+    assert "cpu|dev|gpu" in capsys.readouterr().out

@@ -1,0 +1,100 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.environment import REPOSITORY
+from configs.llm import LLMSettings
+from configs.yaml_files import load_yaml, parse_yaml
+from contracts.errors import ConfigurationError, UnknownModel
+from providers.routing import RoutingTable, route_model
+
+NAMES = st.from_regex(r"[a-z][a-z0-9.-]{0,12}", fullmatch=True)
+
+
+@st.composite
+def settings(draw):
+    providers = draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
+    models = draw(st.lists(NAMES, min_size=1, max_size=6, unique=True))
+    seconds = st.none() | st.floats(0.1, 100)
+    return LLMSettings.model_validate(
+        {
+            "providers": {name: {"base_url": "http://127.0.0.1:1/v1", "timeouts": {"total_s": draw(seconds)}} for name in providers},
+            "models": {
+                name: {
+                    "provider": draw(st.sampled_from(providers)),
+                    "name": f"physical-{name}",
+                    "fallbacks": draw(
+                        st.lists(st.sampled_from([other for other in models if other != name] or ["none"]), unique=True, max_size=3)
+                    )
+                    if len(models) > 1
+                    else [],
+                    "timeouts": {"total_s": draw(seconds)},
+                }
+                for name in models
+            },
+        }
+    )
+
+
+@given(settings())
+def test_a_route_begins_with_the_models_own_target_and_holds_each_target_once(llm):
+    for name, model in llm.models.items():
+        route = route_model(llm, name)
+        assert (route.primary.provider, route.primary.name) == (model.provider, model.name)
+        assert len(set(route.targets)) == len(route.targets)
+        expected = [(llm.models[each].provider, llm.models[each].name) for each in (name, *model.fallbacks)]
+        assert [(target.provider, target.name) for target in route.targets] == list(dict.fromkeys(expected))
+
+
+@given(settings())
+def test_the_nearest_timeout_wins(llm):
+    for name, model in llm.models.items():
+        nearest = next(
+            value for value in (model.timeouts.total_s, llm.providers[model.provider].timeouts.total_s, 120.0) if value is not None
+        )
+        assert route_model(llm, name).primary.timeouts.total_s == nearest
+
+
+@given(settings(), st.text(max_size=300))
+def test_an_unknown_model_names_the_known_ones(llm, asked):
+    if asked in llm.models:
+        return
+    with pytest.raises(UnknownModel) as caught:
+        RoutingTable(llm).route(asked)
+    assert all(name in caught.value.message for name in llm.models)
+
+
+def test_the_shipped_file_routes_as_the_contract_says():
+    llm = load_yaml(REPOSITORY / "configs" / "llm.yaml", LLMSettings)
+    targets = {route.logical_model: [target.provider for target in route.targets] for route in RoutingTable(llm).routes()}
+    assert targets == {
+        "gpt-4.1-mini": ["openai", "local"],
+        "gpt-4": ["openai", "local"],
+        "deepseek-r1": ["deepseek"],
+        "dagi-local-8b": ["local"],
+    }
+    assert llm.limits.requests_per_minute("agent:anyone") >= 200_000
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: b, name: x}}", "`b` is not among providers: a"),
+        ("providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: a, name: x, fallbacks: [z]}}", "`z` must be another model"),
+        ("providers: {a: {base_url: 'http://u:p@h'}}\nmodels: {m: {provider: a, name: x}}", "no credentials"),
+        ("providers: {a: {}}\nmodels: {m: {provider: a, name: x}}", "`base_url` is required"),
+        ("providers: {a: {base_url: 'ftp://h'}}\nmodels: {m: {provider: a, name: x}}", "http:// or https://"),
+        ("providers: {a: {base_url: 'http://h', headers: {Authorization: x}}}\nmodels: {m: {provider: a, name: x}}", "api_key_env"),
+        ("providers: {a: {base_url: 'http://h', key: x}}\nmodels: {m: {provider: a, name: x}}", "providers.a.key"),
+        ("models: {}", "models"),
+        ("a: 1\na: 2", "duplicate key `a`"),
+        ("- 1", "mapping"),
+        ("{", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_key_and_reason(text, told):
+    with pytest.raises(ConfigurationError) as caught:
+        parse_yaml(text, LLMSettings, name="llm.yaml")
+    assert caught.value.message.startswith("llm.yaml: ")
+    assert told in caught.value.message
+    assert "\n" not in caught.value.message
