@@ -1,0 +1,192 @@
+"""What a benchmark starts: the mock upstream, the relay, PostgreSQL and the real graph. Nothing outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import yaml
+
+from backends.migrate import migrate
+from configs.environment import REPOSITORY, read_environment
+from launcher.instance import Instance
+from launcher.ports import free_ports
+from launcher.process import ChildProcess, Command
+from launcher.serve import ServeGraph, serve_command
+from launcher.serve_environment import serve_environment
+from launcher.stores import PostgresServer
+
+KEY = "sk-benchmark"
+KEY_VARIABLE = "BENCHMARK_UPSTREAM_KEY"
+MODEL = "bench"
+FLOOR_PREFIX = "/floor"
+GRAPH_TIMEOUT_S = 180.0
+
+
+class NotMeasured(Exception):
+    """Something could not be measured; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """Something that runs: its URL, its process, and for the graph the secret that its callers present."""
+
+    url: str
+    pid: int
+    secret: str = field(default="", repr=False)
+
+    def family(self, *parts: str) -> list[psutil.Process]:
+        """Returns the process and its descendants, or those of them whose command line holds one of `parts`."""
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.pid)
+            return [one for one in (root, *root.children(recursive=True)) if not parts or any(part in _command(one) for part in parts)]
+        return []
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """Returns the CPU time that the processes have used so far."""
+    total = 0.0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def _command(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+@asynccontextmanager
+async def python_module(name: str, *arguments: str, folder: Path) -> AsyncIterator[Started]:
+    """Runs `python -m <name> … --port <free>` and yields it once it accepts connections."""
+    (port,) = free_ports(1)
+    argv = [sys.executable, "-m", name, *arguments, "--port", str(port)]
+    child = ChildProcess(name, Command(argv, os.environ, REPOSITORY), log_file=folder / f"{name}.log", stop_timeout_s=5)
+    await child.start()
+    try:
+        await _until(lambda: _accepts(port), child, 30)
+        yield Started(f"http://127.0.0.1:{port}", child.pid or 0)
+    finally:
+        await child.stop()
+
+
+@asynccontextmanager
+async def running_graph(folder: Path, upstream: str, serve_config: Path, *, replicas: int = 1) -> AsyncIterator[Started]:
+    """Boots PostgreSQL and the graph of `serve_config`, reduced to `llm` and the floor, its provider led to `upstream`."""
+    secret = secrets.token_urlsafe(24)
+    config = await asyncio.to_thread(_write_configuration, folder, upstream, serve_config, replicas)
+    async with PostgresServer(folder / "data") as postgres:
+        await migrate(postgres.urls.owner)
+        instance = await asyncio.to_thread(Instance.create)
+        environment = read_environment(_variables(folder, secret))
+        variables = serve_environment(environment, instance, database_url=postgres.urls.service, nats_url=None, cpus=os.cpu_count() or 1)
+        log = folder / "graph.log"
+        graph = ServeGraph(serve_command(config), variables, cwd=REPOSITORY, log_file=log)
+        await graph.start()
+        try:
+            url = f"http://127.0.0.1:{environment.port}"
+            await _until(lambda: _answering(f"{url}/internal/llm/health", f"{url}{FLOOR_PREFIX}"), graph, GRAPH_TIMEOUT_S, log)
+            yield Started(url, graph.pid or 0, secret)
+        finally:
+            await graph.stop()
+            await asyncio.to_thread(instance.remove)
+
+
+def _variables(folder: Path, secret: str) -> Mapping[str, str]:
+    own = {
+        "DAARION_DATA_DIR": str(folder / "data"),
+        "DAARION_CONFIG_DIR": str(folder / "configs"),
+        "DAARION_HOST": "127.0.0.1",
+        "DAARION_PORT": str(free_ports(1)[0]),
+        "DAARION_INTERNAL_SECRET": secret,
+        "DAARION_ADMIN_SECRET": secrets.token_urlsafe(24),
+        KEY_VARIABLE: KEY,
+    }
+    return {name: value for name, value in os.environ.items() if not name.startswith("DAARION_")} | own
+
+
+def _write_configuration(folder: Path, upstream: str, serve_config: Path, replicas: int) -> Path:
+    """Writes the reduced graph and a copy of the configuration folder; returns the former."""
+    configs = folder / "configs"
+    configs.mkdir()
+    for file in (REPOSITORY / "configs").glob("*.yaml"):
+        shutil.copy(file, configs)
+    llm = yaml.safe_load((configs / "llm.yaml").read_text(encoding="utf-8"))
+    llm["providers"] = {"openai": {"base_url": f"{upstream}/v1", "api_key_env": KEY_VARIABLE}}
+    llm["models"] = {MODEL: {"provider": "openai", "name": "mock-model"}}
+    (configs / "llm.yaml").write_text(yaml.safe_dump(llm), encoding="utf-8")
+    target = folder / "serve_config.yaml"
+    target.write_text(yaml.safe_dump(_reduced(yaml.safe_load(serve_config.read_text(encoding="utf-8")), replicas)), encoding="utf-8")
+    return target
+
+
+def _reduced(config: dict[str, Any], replicas: int) -> dict[str, Any]:
+    """Keeps the options and the application `llm`, with so many replicas, and puts the floor under the same options beside it."""
+    (llm,) = [application for application in config["applications"] if application["name"] == "llm"]
+    (proxy,) = llm["deployments"]
+    proxy.pop("autoscaling_config", None)
+    proxy["num_replicas"] = replicas
+    floor = {
+        "name": "floor",
+        "route_prefix": FLOOR_PREFIX,
+        "import_path": "benchmarks.serve_floor:build",
+        "args": {},
+        "deployments": [{**proxy, "name": "Floor"}],
+    }
+    return {**config, "applications": [llm, floor]}
+
+
+async def _until(done: Callable[[], Awaitable[bool]], child: ChildProcess | ServeGraph, seconds: float, log: Path | None = None) -> None:
+    """Waits until `done`. Raises NotMeasured when the process ends or the time is up."""
+    deadline = time.monotonic() + seconds
+    while not await done():
+        if child.pid is None:
+            raise NotMeasured(f"{child.name} ended before it was ready{_last_line(log)}")
+        if time.monotonic() > deadline:
+            raise NotMeasured(f"{child.name} was not ready within {seconds:.0f} s{_last_line(log)}")
+        await asyncio.sleep(0.2)
+
+
+def _last_line(log: Path | None) -> str:
+    """What the graph itself said last; Ray's processes write into the same log."""
+    if log is None or not log.exists():
+        return ""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if "daarion." in line and "stopped in" not in line]
+    return f": {(own or lines)[-1]}" if lines else ""
+
+
+async def _accepts(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def _answering(*urls: str) -> bool:
+    timeout = aiohttp.ClientTimeout(total=2)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
+            for url in urls:
+                async with session.get(url) as response:
+                    if response.status != 200:
+                        return False
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+    return True

@@ -1,0 +1,96 @@
+"""Medians, ratios and the table."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from statistics import median
+from typing import Any, TypeVar
+
+from benchmarks.load import Load
+from benchmarks.streams import StreamLoad
+
+Result = TypeVar("Result", Load, StreamLoad)
+
+
+def middle(rounds: Sequence[Result]) -> Result:
+    """Returns the median of each value over the rounds; requests and errors are summed."""
+    summed = {"requests", "streams", "errors"}
+    values = {
+        item.name: (sum if item.name in summed else median)([getattr(one, item.name) for one in rounds]) for item in fields(rounds[0])
+    }
+    return type(rounds[0])(**values)
+
+
+def whole_table(connections: int, rounds: dict[str, list[Load]], baseline: str) -> list[str]:
+    """Returns the lines for one number of connections; `added` is the p50 above the system named by `baseline`."""
+    middles = {name: middle(found) for name, found in rounds.items()}
+    return [
+        _row(
+            str(connections), name, f"{one.requests_per_s:,.0f}", _ms(one.p50_ms), _ms(one.p99_ms),
+            _ms(one.p50_ms - middles[baseline].p50_ms) if name != baseline else "",
+            _ms(one.cpu_ms), _errors(one.errors),
+        )
+        for name, one in middles.items()
+    ]  # fmt: skip
+
+
+def stream_table(connections: int, rounds: dict[str, list[StreamLoad]], baseline: str) -> list[str]:
+    """The same for streams; `added` is the p50 to the first token above the baseline's."""
+    middles = {name: middle(found) for name, found in rounds.items()}
+    return [
+        _row(
+            str(connections), name, f"{one.streams_per_s:,.1f}", _ms(one.first_p50_ms), _ms(one.first_p99_ms),
+            _ms(one.first_p50_ms - middles[baseline].first_p50_ms) if name != baseline else "", _ms(one.total_p50_ms),
+            _ms(one.cpu_ms), _errors(one.errors),
+        )
+        for name, one in middles.items()
+    ]  # fmt: skip
+
+
+WHOLE_HEAD = ("connections", "system", "requests/s", "p50 ms", "p99 ms", "added p50", "CPU ms", "")
+STREAM_HEAD = ("connections", "system", "streams/s", "first p50", "first p99", "added p50", "total p50", "CPU ms", "")
+
+
+def heading(title: str, head: Sequence[str]) -> list[str]:
+    """Returns a title and the column heads."""
+    return ["", title, _row(*head)]
+
+
+def ratios(whole: dict[int, dict[str, list[Load]]], proxy: str) -> list[str]:
+    """Returns one line per number of connections: the proxy's throughput as a multiple of each other system's."""
+    lines = ["", f"Requests/s of {proxy} divided by"]
+    for connections, rounds in whole.items():
+        ours = middle(rounds[proxy]).requests_per_s
+        parts = [f"{name} {ours / middle(found).requests_per_s:.2f}" for name, found in rounds.items() if name != proxy]
+        lines.append(f"{connections:>11}  " + ",  ".join(parts))
+    return lines
+
+
+def setting(rounds: int, seconds: float) -> str:
+    """Returns one line on where and how it was measured."""
+    load = os.getloadavg()[0]
+    machine = f"{os.cpu_count()} CPUs, Python {platform.python_version()}, load average before {load:.1f}"
+    return f"{machine}; medians of {rounds} rounds of {seconds:g} s"
+
+
+def as_json(found: dict[int, dict[str, list[Result]]]) -> dict[str, Any]:
+    """Returns medians and single rounds, ready for JSON."""
+    return {
+        str(connections): {name: {"median": asdict(middle(one)), "rounds": [asdict(each) for each in one]} for name, one in rounds.items()}
+        for connections, rounds in found.items()
+    }
+
+
+def _row(first: str, second: str, *cells: str) -> str:
+    return f"{first:>11}  {second:<26}" + "".join(f"{cell:>12}" for cell in cells)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _errors(count: int) -> str:
+    return f"{count} errors" if count else ""
