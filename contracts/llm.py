@@ -4,16 +4,22 @@ Messages and tools are TypedDicts: they are checked on the way in, then travel t
 are, without a copy. Names and nesting follow OpenAI's chat completions, which every upstream speaks.
 """
 
+import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator, with_config
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator, with_config
 from typing_extensions import TypedDict
+
+from contracts.errors import InvalidRequest
 
 MAX_TEXT_CHARS = 1_200_000
 MAX_MESSAGES = 2_000
 MAX_TOOLS = 128
 MAX_TIMEOUT_S = 3_600.0
+MAX_EXTRA_FIELDS = 64
+MAX_EXTRA_BYTES = 256 << 10
 
 _FORBIDDEN_IN_IDS = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -165,6 +171,16 @@ class ProxyRequest(BaseModel):
     response_format: ResponseFormat | None = None
     timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, allow_inf_nan=False)] | None = None
     cache: CacheRequest | None = None
+    _extra_body: dict[str, Any] | None = PrivateAttr(default=None)
+
+    @property
+    def extra_body(self) -> dict[str, Any] | None:
+        """Fields of the caller's that only the upstream knows; never read from a body of `/proxy`."""
+        return self._extra_body
+
+    def pass_through(self, fields: Mapping[str, Any]) -> None:
+        """Hands `fields` on to upstreams that take them. Raises InvalidRequest as `checked_extra`."""
+        self._extra_body = checked_extra(fields) or None
 
     @model_validator(mode="after")
     def _consistent(self) -> "ProxyRequest":
@@ -206,8 +222,28 @@ def _check_tool_choice(tools: list[ToolSpec] | None, choice: str | NamedToolChoi
         raise ValueError(msg)
 
 
+def checked_extra(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `fields` as they may be passed through to an upstream.
+
+    Raises:
+        InvalidRequest: over 64 fields, over 256 KiB of JSON, or no JSON.
+    """
+    if len(fields) > MAX_EXTRA_FIELDS:
+        raise InvalidRequest(f"the request has over {MAX_EXTRA_FIELDS} fields that are not known here")
+    try:
+        size = len(json.dumps(fields, allow_nan=False, ensure_ascii=False).encode())
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidRequest("a field that is not known here is not valid JSON") from None
+    if size > MAX_EXTRA_BYTES:
+        raise InvalidRequest(f"the fields that are not known here are over {MAX_EXTRA_BYTES >> 10} KiB together")
+    return dict(fields)
+
+
 class ChatOptions(TypedDict, total=False):
-    """What may vary between calls of one provider besides the messages."""
+    """What may vary between calls of one provider besides the messages.
+
+    `extra_body` holds fields that only the upstream knows: merged into its body, but never over a field named here.
+    """
 
     max_tokens: int
     temperature: float
@@ -217,6 +253,7 @@ class ChatOptions(TypedDict, total=False):
     tools: list[ToolSpec]
     tool_choice: str | NamedToolChoice
     response_format: ResponseFormat
+    extra_body: dict[str, Any]
 
 
 _OPTION_FIELDS = tuple(ChatOptions.__annotations__)

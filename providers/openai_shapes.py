@@ -16,8 +16,16 @@ BYTES_PER_TOKEN = 4
 def chat_body(
     model: str, messages: Sequence[ChatMessage], options: ChatOptions, extra: Mapping[str, Any], *, stream: bool
 ) -> dict[str, Any]:
-    """Returns the request body of `POST /chat/completions`; `extra` gives way to what the caller asked for."""
-    body: dict[str, Any] = {**extra, **options, "model": model, "messages": messages}
+    """Returns the request body of `POST /chat/completions`.
+
+    `extra` (the provider's settings) gives way to the caller's `extra_body`, and that to every field that is named here;
+    whether the upstream streams is never the caller's to say.
+    """
+    known: dict[str, Any] = dict(options)
+    passed: Mapping[str, Any] = known.pop("extra_body", None) or {}
+    body: dict[str, Any] = {**extra, **passed, **known, "model": model, "messages": messages}
+    for key in ("stream", "stream_options"):
+        body.pop(key, None)
     if stream:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}

@@ -1,0 +1,55 @@
+"""Fields that only the upstream knows pass through, bounded, and never over those that are known here."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.errors import InvalidRequest
+from contracts.llm import MAX_EXTRA_BYTES, MAX_EXTRA_FIELDS, ProxyRequest, checked_extra
+from providers.openai_shapes import chat_body
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+CALLER = {"agent_id": "agent:sofia", "microdao_id": "microdao:7"}
+FIELDS = st.dictionaries(st.sampled_from(["model", "messages", "stream", "stream_options", "temperature", "top_k", "user"]), st.integers())
+
+
+@given(FIELDS, FIELDS, st.booleans())
+def test_extra_fields_never_win_over_known_ones(settings, passed, stream):
+    body = chat_body("m", MESSAGES, {"temperature": 0.5, "extra_body": passed}, settings, stream=stream)
+    assert (body["model"], body["messages"], body["temperature"]) == ("m", MESSAGES, 0.5)
+    assert (body.get("stream"), body.get("stream_options")) == ((True, {"include_usage": True}) if stream else (None, None))
+    assert "extra_body" not in body
+    for name in ("top_k", "user"):
+        assert body.get(name) == passed.get(name, settings.get(name))
+
+
+def test_a_request_hands_on_what_it_was_told_to_and_nothing_by_its_body():
+    request = ProxyRequest.model_validate({"model": "m", "messages": MESSAGES, "metadata": CALLER, "temperature": 1})
+    assert request.options() == {"temperature": 1}
+    request.pass_through({"logit_bias": {"5": -100}})
+    assert request.options() == {"temperature": 1, "extra_body": {"logit_bias": {"5": -100}}}
+    request.pass_through({})
+    assert "extra_body" not in request.options()
+    with pytest.raises(ValueError, match="extra_body"):
+        ProxyRequest.model_validate({"model": "m", "messages": MESSAGES, "metadata": CALLER, "extra_body": {"user": "x"}})
+
+
+NESTED: list = []
+NESTED.append(NESTED)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {f"f{index}": 1 for index in range(MAX_EXTRA_FIELDS + 1)},
+        {"long": "x" * MAX_EXTRA_BYTES},
+        {"nan": float("nan")},
+        {"object": object()},
+        {"loop": NESTED},
+        {"surrogate": "\ud800"},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_is_passed_through_is_bounded_json(fields):
+    with pytest.raises(InvalidRequest):
+        checked_extra(fields)
