@@ -1,7 +1,6 @@
 """Transactions of the pool on a real PostgreSQL: commit, rollback, tenants, bounds and roles."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,6 +20,7 @@ from contracts.errors import (
 )
 from launcher.postgres import DatabaseUrls, PostgresServer
 from tests.support.events import RecordedEvents
+from tests.support.patience import stopwatch
 
 INSERT = """
 INSERT INTO llm_usage (
@@ -173,11 +173,10 @@ async def test_a_cancelled_task_stops_its_statement_and_the_connection_serves_on
 
     task = asyncio.create_task(sleep())
     await asyncio.sleep(0.3)
-    began = time.monotonic()
     task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert time.monotonic() - began < 2.0
+    async with asyncio.timeout(20):
+        with pytest.raises(asyncio.CancelledError):
+            await task
     async with database.transaction() as connection:
         row = await (
             await connection.execute("SELECT count(*) AS busy FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep(30)'")
@@ -200,11 +199,11 @@ async def test_the_pool_is_bounded_and_so_is_its_queue(database_url: str) -> Non
         holders = [asyncio.create_task(hold()) for _ in range(2)]
         async with asyncio.timeout(10):
             await held.wait()
-        began = time.monotonic()
-        answers = await asyncio.gather(*(pool.ping() for _ in range(5)), return_exceptions=True)
+        async with stopwatch() as watch:
+            answers = await asyncio.gather(*(pool.ping() for _ in range(5)), return_exceptions=True)
+            assert watch.seconds < 2.0
         assert sorted(type(answer).__name__ for answer in answers) == ["DatabaseUnavailable"] * 3 + ["Overloaded"] * 2
         assert any(isinstance(answer, Overloaded) for answer in answers)
-        assert time.monotonic() - began < 2.0
         assert pool.statistics().size == 2
         release.set()
         await asyncio.gather(*holders)

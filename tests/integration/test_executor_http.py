@@ -113,11 +113,10 @@ async def test_a_write_is_sent_once(server, executor, status):
 
 
 async def test_a_retry_after_beyond_the_deadline_ends_the_call_at_once(server, executor):
-    server.statuses = [(503, {"Retry-After": "30"})]
-    started = asyncio.get_running_loop().time()
-    outcome = await executor.execute(execution(tool(server, "/ok"), timeout_s=3))
-    assert asyncio.get_running_loop().time() - started < 1
-    assert outcome.details == {"retry_after_s": 30}
+    server.statuses = [(503, {"Retry-After": "300"})]
+    async with asyncio.timeout(30):
+        outcome = await executor.execute(execution(tool(server, "/ok"), timeout_s=60))
+    assert outcome.details == {"retry_after_s": 300}
     assert outcome.attempts == 1
 
 

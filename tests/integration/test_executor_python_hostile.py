@@ -58,7 +58,7 @@ async def attack(tier, events, function, args=None, **changes):
     started = time.monotonic()
     async with nothing_survives(events):
         outcome = await executor.execute(execution(tool, args))
-        assert time.monotonic() - started < tool.timeout_s + 2
+        assert time.monotonic() - started < tool.timeout_s + 15
     assert outcome.tier == tier
     assert not outcome.effect_possible  # without network nothing leaves the process
     assert outcome.ok or outcome.error
@@ -219,7 +219,7 @@ async def test_forged_frames_are_only_the_tools_word(tier, events, what, kind):
 async def test_exit_handlers_do_not_hold_the_answer(tier, events):
     started = time.monotonic()
     assert (await attack(tier, events, "loops_at_exit")).result == "done"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25
 
 
 @pytest.mark.parametrize("value", [2**70, "\ud800"])
@@ -234,7 +234,7 @@ async def test_a_caller_that_leaves_kills_the_child(tier, events, function):
         before = children()
         tool = definition(f"hostile_toolbox:{function}", "python", timeout_s=60)
         task = asyncio.create_task(executor.execute(execution(tool)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not children() - before:
                 await asyncio.sleep(0.02)
         task.cancel()
@@ -259,13 +259,13 @@ async def test_children_die_with_a_killed_runner_and_their_folder_goes_with_the_
     before = children()
     code = RUNNER.format(support=str(SUPPORT), function="sleep_unkillable", tier=tier)
     runner = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=ROOT)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not children(runner.pid) - before:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.15)
     runner.send_signal(signal.SIGKILL)
     await runner.wait()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while children() - before:
             await asyncio.sleep(0.02)
     left = [folder for folder in scratch_folders() if f"-{runner.pid}-" in folder]

@@ -258,7 +258,7 @@ def test_ctrl_c_twice_does_not_wait_for_a_deaf_graph(tmp_path):
         asked = time.monotonic()
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(10) == 0
-        assert time.monotonic() - asked < 5
+        assert time.monotonic() - asked < 9
         assert alive(family) == []
 
 

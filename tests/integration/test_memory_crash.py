@@ -42,8 +42,8 @@ class Process:
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[PostgresServer]:
-    async with PostgresServer(tmp_path / "data", durable=True) as started:  # what is acknowledged must survive a crash
+async def server(server_folder: Path) -> AsyncIterator[PostgresServer]:
+    async with PostgresServer(server_folder, durable=True) as started:  # what is acknowledged must survive a crash
         await migrate(started.urls.owner)
         yield started
 
@@ -105,7 +105,7 @@ async def listed(client: httpx.AsyncClient) -> list[dict[str, object]]:
         cursor = {"cursor": page["next_cursor"]}
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 async def test_nothing_acknowledged_is_lost_or_doubled(server: PostgresServer, parts: tuple[Process, Process, str]):
     replica, embedder, url = parts
     acknowledged: dict[int, str] = {}
@@ -115,8 +115,8 @@ async def test_nothing_acknowledged_is_lost_or_doubled(server: PostgresServer, p
         for number in numbers:
             await store_until_acknowledged(client, number, acknowledged)
 
-    async with httpx.AsyncClient(base_url=url, timeout=10) as client:
-        async with asyncio.timeout(180):
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with asyncio.timeout(300):
             await asyncio.gather(kill_in_turn(server, replica, embedder, acknowledged), *(caller() for _ in range(CALLERS)))
             items = await listed(client)
             assert sorted(item["meta"]["n"] for item in items) == list(range(STORES))

@@ -166,7 +166,7 @@ class _Secrets:
 
 
 async def listed(here, count):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(here.toolcore.registry.tools()) < count:
             await asyncio.sleep(0.05)
     return [entry.definition for entry in here.toolcore.registry.tools()]
@@ -200,7 +200,7 @@ async def test_allowed_agents_and_picked_tools_of_a_source(database_url):
 async def test_an_address_outside_the_egress_rules_is_not_reached(database_url):
     counter = []
     async with outside(outside_server(counter)) as url, with_source(database_url, url, egress=[]) as here:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not here.events.named("tools.source_away"):
                 await asyncio.sleep(0.05)
         assert here.toolcore.registry.tools() == []

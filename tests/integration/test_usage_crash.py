@@ -28,7 +28,7 @@ async def write_and_die(url: str, folder: Path, name: str, lifetime_s: float) ->
     )
     assert child.stdout is not None
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             first = await child.stdout.readline()
         reading = asyncio.create_task(child.stdout.read())
         await asyncio.sleep(lifetime_s)
@@ -50,7 +50,7 @@ async def kill_and_restart(server: PostgresServer) -> None:
 
 
 async def drained(writer: UsageWriter, folder: Path) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while writer.statistics().queued or len(list(folder.iterdir())) > 2:  # its own segment and a spare
             await asyncio.sleep(0.05)
 

@@ -15,7 +15,10 @@ DIMENSION = 384
 
 
 class HashingEmbedder:
-    """Implements the Embedder port. `away` refuses every call; `delay_s` makes each take its time."""
+    """Implements the Embedder port. `away` refuses every call; `delay_s` makes each take its time; passages wait for `gate`.
+
+    `tenants` has whose passages were embedded, call by call.
+    """
 
     def __init__(self, model_version: str = "hashing-1", dimension: int = DIMENSION) -> None:
         self.model_version = model_version
@@ -23,6 +26,9 @@ class HashingEmbedder:
         self.away: DaarionError | None = None
         self.delay_s = 0.0
         self.passages = 0
+        self.tenants: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def embed(self, texts: Sequence[str], kind: EmbeddingKind, *, tenant: str, deadline: Deadline) -> EmbeddingBatch:
         deadline.check()
@@ -30,6 +36,8 @@ class HashingEmbedder:
         if self.away is not None:
             raise self.away
         if kind == "passage":
+            await self.gate.wait()
+            self.tenants.append(tenant)
             self.passages += len(texts)
         return EmbeddingBatch.from_vectors([vector(text, self.dimension) for text in texts], self.model_version, self.dimension)
 

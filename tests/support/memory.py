@@ -35,7 +35,7 @@ class Memory:
     async def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return await self.client.post(path, json=body, **options)
 
-    async def store(self, text: str, tenant: dict[str, str] = SOFIA, *, wait: float = 10.0, **fields: Any) -> dict[str, Any]:
+    async def store(self, text: str, tenant: dict[str, str] = SOFIA, *, wait: float = 30.0, **fields: Any) -> dict[str, Any]:
         body = {**tenant, "kind": "conversation", "content": {"text": text}, "wait_indexed_s": wait, **fields}
         return succeeded(await self.post("/store", body))
 
@@ -73,13 +73,13 @@ async def memory_application(
     await runtime.open()
     transport = httpx.ASGITransport(ingress(runtime, events, access))
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://memory", timeout=30) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://memory", timeout=60) as client:
             yield Memory(client, runtime, data_dir)
     finally:
         await runtime.close()
 
 
-async def eventually(condition: Any, seconds: float = 10.0) -> Any:
+async def eventually(condition: Any, seconds: float = 60.0) -> Any:
     """Returns the first truthy result of the async `condition`."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:

@@ -56,11 +56,13 @@ def kernel_objects() -> str:
 
 
 def scratch_folders() -> set[str]:
-    return {str(path) for path in Path(tempfile.gettempdir()).glob("daarion-tool-*")}
+    """The folders of calls of this process, or of processes that are gone."""
+    found = Path(tempfile.gettempdir()).glob("daarion-tool-*")
+    return {str(path) for path in found if (owner := path.name.split("-")[2]) == str(os.getpid()) or not Path(f"/proc/{owner}").exists()}
 
 
 @contextlib.asynccontextmanager
-async def nothing_survives(events: RecordedEvents, timeout_s: float = 3) -> AsyncIterator[None]:
+async def nothing_survives(events: RecordedEvents, timeout_s: float = 30) -> AsyncIterator[None]:
     """No process, folder, descriptor, task, kernel object or secret is left by the block. Processes end within `timeout_s`."""
     gc.collect()
     processes, folders, tasks, objects = children(), scratch_folders(), len(asyncio.all_tasks()), kernel_objects()

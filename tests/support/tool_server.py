@@ -47,7 +47,7 @@ class ToolServer:
             writer.transport.abort()
         await self.wait_closed()
 
-    async def wait_closed(self, timeout_s: float = 3) -> None:
+    async def wait_closed(self, timeout_s: float = 30) -> None:
         """Waits until no client holds a connection. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             while self.open_connections:
