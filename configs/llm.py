@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
-Seconds = Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)]
+from configs.llm_failover import CircuitSettings, Name, RetrySettings, SpillSettings, TimeoutSettings
+from contracts.routing import StreamRecovery
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
-class TimeoutSettings(BaseModel):
-    """Phases of one upstream call in seconds; what is absent is inherited."""
-
-    model_config = _STRICT
-
-    connect_s: Seconds | None = None
-    first_token_s: Seconds | None = None
-    idle_s: Seconds | None = None
-    total_s: Seconds | None = None
-
-    def over(self, base: TimeoutSettings) -> TimeoutSettings:
-        """Returns these values, with `base` where one is absent."""
-        return base.model_copy(update=self.model_dump(exclude_none=True))
-
-
-DEFAULT_TOTAL_S = 120.0
-DEFAULT_TIMEOUTS = TimeoutSettings(connect_s=5, first_token_s=60, idle_s=30, total_s=DEFAULT_TOTAL_S)
+Continuation = Literal["instruct", "vllm", "deepseek", "none"]
 
 
 class ProviderSettings(BaseModel):
     """One provider.
 
     `type` names the adapter, a module of `providers/`. `extra_body` is merged into every request body, `headers` are
-    added to every request (no credentials there: those come from the environment through `api_key_env`).
+    added to every request (no credentials there: those come from the environment through `api_key_env`). `continuation` says
+    how it is asked to finish an answer that broke off elsewhere: by an instruction, by its own dialect for an assistant's
+    prefix (`vllm`, `deepseek`), or never. `done_completes` accepts a stream that ends in `[DONE]` without a finish reason.
     """
 
     model_config = _STRICT
@@ -47,6 +33,10 @@ class ProviderSettings(BaseModel):
     headers: dict[str, str] = {}
     extra_body: dict[str, Any] = {}
     timeouts: TimeoutSettings = TimeoutSettings()
+    retry: RetrySettings = RetrySettings()
+    circuit: CircuitSettings = CircuitSettings()
+    continuation: Continuation | None = None
+    done_completes: bool = False
     max_connections: Annotated[int, Field(ge=1, le=10_000)] = 512
 
     @field_validator("base_url")
@@ -81,7 +71,11 @@ class ProviderSettings(BaseModel):
 
 
 class ModelSettings(BaseModel):
-    """One logical model: the provider, the provider's own name for it, and the logical models to fall back on."""
+    """One logical model: the provider, the provider's own name for it, and the logical models to fall back on.
+
+    `spill` names those that take over while the provider is busy; `stream_recovery` tells what follows when a stream breaks
+    after its first content.
+    """
 
     model_config = _STRICT
 
@@ -89,6 +83,9 @@ class ModelSettings(BaseModel):
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     fallbacks: tuple[Name, ...] = ()
     timeouts: TimeoutSettings = TimeoutSettings()
+    retry: RetrySettings = RetrySettings()
+    spill: SpillSettings | None = None
+    stream_recovery: StreamRecovery = "error"
 
 
 class RateSettings(BaseModel):
@@ -120,6 +117,8 @@ class LLMSettings(BaseModel):
     providers: Annotated[dict[Name, ProviderSettings], Field(min_length=1)]
     models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
     timeouts: TimeoutSettings = TimeoutSettings()
+    retry: RetrySettings = RetrySettings()
+    circuit: CircuitSettings = CircuitSettings()
     limits: LimitSettings = LimitSettings()
 
     @model_validator(mode="after")
@@ -128,17 +127,13 @@ class LLMSettings(BaseModel):
             if model.provider not in self.providers:
                 msg = f"models.{name}.provider: `{model.provider}` is not among providers: {', '.join(self.providers)}"
                 raise ValueError(msg)
-            for fallback in model.fallbacks:
-                if fallback not in self.models or fallback == name:
-                    msg = f"models.{name}.fallbacks: `{fallback}` must be another model of this file"
-                    raise ValueError(msg)
+            for key, others in (("fallbacks", model.fallbacks), ("spill.to", model.spill.to if model.spill else ())):
+                for other in others:
+                    if other not in self.models or other == name:
+                        msg = f"models.{name}.{key}: `{other}` must be another model of this file"
+                        raise ValueError(msg)
         return self
 
     def uses_local_engine(self) -> bool:
         """Whether any model leads to the in-cluster engine."""
         return any(self.providers[model.provider].type == "local" for model in self.models.values())
-
-    def longest_call_s(self) -> float:
-        """Seconds that a call may take at most, by the longest timeouts configured."""
-        layers = (self.timeouts, *(entry.timeouts for group in (self.providers, self.models) for entry in group.values()))
-        return max((layer.total_s for layer in layers if layer.total_s is not None), default=DEFAULT_TOTAL_S)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+StreamRecovery = Literal["error", "resume"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +23,83 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often one target is asked, and how long is waited in between.
+
+    `attempts` counts the first one. The n-th wait lasts up to `backoff_s · 2ⁿ⁻¹` seconds, at most `max_backoff_s`; that also
+    bounds the `Retry-After` that is waited for while another target could answer instead.
+    """
+
+    attempts: int = 2
+    backoff_s: float = 0.25
+    max_backoff_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitPolicy:
+    """When a target is left alone.
+
+    The circuit opens after `failures` in a row, or once `share` of at least `calls` within `window_s` seconds failed. It is
+    probed after `cooldown_s`, which doubles with each vain probe up to `max_cooldown_s`.
+    """
+
+    failures: int = 5
+    share: float = 0.5
+    calls: int = 20
+    window_s: float = 30.0
+    cooldown_s: float = 5.0
+    max_cooldown_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
-    """A physical model of one provider."""
+    """A physical model of one provider. `logical_model` is the entry of the configuration that names it."""
 
     provider: str
     name: str
     timeouts: Timeouts
+    retry: RetryPolicy = field(default=RetryPolicy())
+    circuit: CircuitPolicy = field(default=CircuitPolicy())
+    logical_model: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What is up or down as one: the provider and its name of the model."""
+        return self.provider, self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """Where calls go while the primary target is busy.
+
+    It is busy from a queue of `queue_depth` calls on until the queue is down to `return_depth`, and while it cannot be called.
+    """
+
+    targets: tuple[Target, ...]
+    queue_depth: int
+    return_depth: int
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The targets of one logical model in the order in which they are tried; the first is the primary one."""
+    """The targets of one logical model in the order in which they are tried; the first is the primary one.
+
+    `stream_recovery` tells what follows when a stream breaks after its first content: an error in the stream, or the next
+    target, which is asked to finish the answer.
+    """
 
     logical_model: str
     targets: tuple[Target, ...]
     fallbacks: tuple[str, ...] = ()
+    spill: Spill | None = None
+    stream_recovery: StreamRecovery = "error"
 
     @property
     def primary(self) -> Target:
         """The target that the configuration names for this model."""
         return self.targets[0]
+
+    @property
+    def every_target(self) -> tuple[Target, ...]:
+        """The targets, then those that calls spill over to."""
+        return self.targets if self.spill is None else (*self.targets, *self.spill.targets)

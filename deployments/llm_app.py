@@ -20,6 +20,7 @@ from configs.llm import LLMSettings
 from configs.stores import find_stores
 from configs.yaml_files import load_yaml
 from contracts.health import Health
+from contracts.llm import MAX_TIMEOUT_S
 from contracts.ports import ChatProvider
 from deployments.embedder_client import open_embedder
 from deployments.engine_client import EngineClient
@@ -95,7 +96,7 @@ class LLMReplica:
         )
         await self._watch(settings)
         if replaced:
-            task = asyncio.create_task(_close_later(replaced, settings.longest_call_s()))
+            task = asyncio.create_task(_close_later(replaced, MAX_TIMEOUT_S))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 

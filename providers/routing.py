@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from configs.llm import DEFAULT_TIMEOUTS, LLMSettings
+from configs.llm import LLMSettings, ModelSettings
+from configs.llm_failover import DEFAULT_CIRCUIT, DEFAULT_RETRY, DEFAULT_TIMEOUTS
 from contracts.errors import UnknownModel
-from contracts.routing import Route, Target, Timeouts
+from contracts.routing import CircuitPolicy, RetryPolicy, Route, Spill, Target, Timeouts
 
 
 def route_model(settings: LLMSettings, logical_model: str) -> Route:
@@ -21,16 +22,40 @@ def route_model(settings: LLMSettings, logical_model: str) -> Route:
     if model is None:
         known = ", ".join(settings.models)
         raise UnknownModel(f"unknown model `{logical_model[:128]}`; known models: {known}")
-    names = dict.fromkeys((logical_model, *model.fallbacks))
-    targets = dict.fromkeys(_target(settings, name) for name in names)
-    return Route(logical_model, tuple(targets), model.fallbacks)
+    targets = _targets(settings, (logical_model, *model.fallbacks))
+    return Route(logical_model, targets, model.fallbacks, _spill(settings, model, targets[0]), model.stream_recovery)
+
+
+def _targets(settings: LLMSettings, logical_models: Sequence[str]) -> tuple[Target, ...]:
+    """The targets of the named entries; of two entries for one model of one provider the first counts."""
+    found: dict[tuple[str, str], Target] = {}
+    for name in logical_models:
+        target = _target(settings, name)
+        found.setdefault(target.key, target)
+    return tuple(found.values())
+
+
+def _spill(settings: LLMSettings, model: ModelSettings, primary: Target) -> Spill | None:
+    if model.spill is None:
+        return None
+    targets = tuple(target for target in _targets(settings, model.spill.to) if target.key != primary.key)
+    return Spill(targets, model.spill.queue_depth, model.spill.drained_at()) if targets else None
 
 
 def _target(settings: LLMSettings, logical_model: str) -> Target:
     model = settings.models[logical_model]
     provider = settings.providers[model.provider]
-    chosen = model.timeouts.over(provider.timeouts.over(settings.timeouts.over(DEFAULT_TIMEOUTS)))
-    return Target(model.provider, model.name, Timeouts(**chosen.model_dump()))
+    timeouts = model.timeouts.over(provider.timeouts.over(settings.timeouts.over(DEFAULT_TIMEOUTS)))
+    retry = model.retry.over(provider.retry.over(settings.retry.over(DEFAULT_RETRY)))
+    circuit = provider.circuit.over(settings.circuit.over(DEFAULT_CIRCUIT))
+    return Target(
+        model.provider,
+        model.name,
+        Timeouts(**timeouts.model_dump()),
+        RetryPolicy(**retry.model_dump()),
+        CircuitPolicy(**circuit.model_dump()),
+        logical_model,
+    )
 
 
 class RoutingTable:
