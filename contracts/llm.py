@@ -44,6 +44,7 @@ Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidat
 
 _STRICT = ConfigDict(extra="forbid")
 _LENIENT = ConfigDict(extra="allow")
+_DROPPING = ConfigDict(extra="ignore")
 
 
 @with_config(_STRICT)
@@ -71,6 +72,7 @@ class ContentPart(TypedDict):
     text: NotRequired[Text]
 
 
+@with_config(_DROPPING)
 class ChatMessage(TypedDict):
     """One message. `content` may be null only where `tool_calls` stand in its place.
 

@@ -138,6 +138,13 @@ async def test_a_body_that_is_no_json_object_is_a_400(raw):
         assert_envelope(await client.post("/proxy", content=raw), 400, "invalid_request", retryable=False)
 
 
+async def test_what_clients_keep_on_a_message_is_dropped():
+    async with running() as (client, upstream, _):
+        message = {**MESSAGES[0], "refusal": None, "annotations": []}
+        assert (await client.post("/proxy", json={**BODY, "messages": [message]})).status_code == 200
+        assert upstream.requests[-1].body["messages"] == MESSAGES
+
+
 async def test_nan_is_refused():
     async with running() as (client, _, _):
         raw = json.dumps({**BODY, "temperature": math.nan})
