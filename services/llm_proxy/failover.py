@@ -1,19 +1,90 @@
-"""What follows a failed attempt: the next target, or the caller. One pure function, one table.
+"""What follows a failed attempt: the same target again, the next one, or the caller. One pure function, one table.
 
-| Failure | What follows |
-|---|---|
-| refused as invalid, too long, filtered (`InvalidRequest`) | the caller: another target would be asked the same wrong thing |
-| credentials or model refused by the provider (`UpstreamAuthFailed`, `UpstreamMisconfigured`) | the next target |
-| throttled, 5xx, unreachable, cut off, garbage (`UpstreamError`) | the next target |
-| silent provider (`UpstreamTimeout`) | the next target, while the request's deadline lasts |
-| the engine is starting, gone or full (`Unavailable`) | the next target |
-| the request's own deadline (`DeadlineExceeded`), anything else | the caller |
+| Failure | The same target again | Then | Against the circuit |
+|---|---|---|---|
+| refused as invalid, too long, filtered (`InvalidRequest`) | no: the same request stays wrong | the caller | no: the provider works |
+| credentials, model or route refused (`UpstreamAuthFailed`, `UpstreamMisconfigured`) | no | the next target | yes |
+| throttled (`UpstreamRateLimited`) | after `Retry-After`, else a backoff | the next target | yes; after a `Retry-After` it rests instead |
+| unreachable, reset, 5xx (`UpstreamUnavailable`) | after a backoff, or `Retry-After` | the next target | yes; `Retry-After` as above |
+| cut off, garbage (`UpstreamInvalidResponse`) | after a backoff | the next target | yes |
+| silent (`UpstreamTimeout`) | no: one timeout is enough | the next target | yes, unless the caller's deadline was the shorter one |
+| the local engine starting, gone or full (`Unavailable`) | no | the next target | no: the engine tells by itself |
+| the request's own deadline (`DeadlineExceeded`), anything else | no | the caller | no |
+
+The same target is asked at most `retry.attempts` times. A wait must end before the request's deadline, and within
+`retry.max_backoff_s` while another target could answer instead. Without a next target the failure is the caller's.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, Unavailable, UpstreamError, UpstreamTimeout
+from contracts.errors import (
+    DaarionError,
+    Unavailable,
+    UpstreamAuthFailed,
+    UpstreamError,
+    UpstreamMisconfigured,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from contracts.routing import RetryPolicy
+
+MAX_REST_S = 300.0
+"""How long a provider's `Retry-After` can keep new calls away from it at most."""
+_MAX_DOUBLINGS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What follows: `wait_s` seconds before the same target is asked again, else nothing to wait for."""
+
+    kind: Literal["again", "next", "caller"]
+    wait_s: float = 0.0
+
+
+def next_step(error: DaarionError, *, tries: int, retry: RetryPolicy, others: bool, remaining_s: float, jitter: float) -> Step:
+    """Returns what follows the failure of the `tries`-th attempt at one target.
+
+    `others` tells whether another target is left, `remaining_s` is what is left of the request's deadline, `jitter` is a
+    random number between 0 and 1 that spreads the waits of many callers.
+    """
+    if remaining_s <= 0 or not isinstance(error, UpstreamError | UpstreamTimeout | Unavailable):
+        return Step("caller")
+    if tries < retry.attempts and _may_heal(error):
+        wait = _wait_s(error, tries, retry, jitter)
+        if wait < remaining_s and (wait <= retry.max_backoff_s or not others):
+            return Step("again", wait)
+    return Step("next")
+
+
+def blames_target(error: DaarionError, *, deadline_passed: bool) -> bool:
+    """Whether `error` counts against the target's circuit; `deadline_passed` tells that the caller's time was up."""
+    if isinstance(error, UpstreamTimeout):
+        return not deadline_passed
+    if isinstance(error, UpstreamRateLimited):
+        return error.retry_after_s is None
+    return isinstance(error, UpstreamError)
+
+
+def rest_s(error: DaarionError) -> float:
+    """Seconds for which the provider itself asked not to be called; zero where it did not."""
+    if isinstance(error, UpstreamRateLimited | UpstreamUnavailable) and error.retry_after_s is not None:
+        return min(error.retry_after_s, MAX_REST_S)
+    return 0.0
+
+
+def _may_heal(error: DaarionError) -> bool:
+    return isinstance(error, UpstreamError) and not isinstance(error, UpstreamAuthFailed | UpstreamMisconfigured)
+
+
+def _wait_s(error: DaarionError, tries: int, retry: RetryPolicy, jitter: float) -> float:
+    """`Retry-After` and a little, else between half and the whole of the backoff."""
+    backoff = min(retry.backoff_s * 2.0 ** min(tries - 1, _MAX_DOUBLINGS), retry.max_backoff_s) * (1 + jitter) / 2
+    return backoff if error.retry_after_s is None else error.retry_after_s + min(backoff, 0.1 + 0.1 * error.retry_after_s)
 
 
 def fails_over(error: DaarionError, deadline: Deadline) -> bool:
