@@ -1,0 +1,72 @@
+"""Spill-over: while a model's own engine is busy, calls go to other models, and come back when its queue has drained. Pure.
+
+Own targets come in the configured order; those that calls spill over to by price where it is known, else as configured.
+
+| The primary target is | Order |
+|---|---|
+| calm | own targets, then spill targets that can be called, then those that cannot |
+| busy | spill targets that can be called, own targets, spill targets that cannot |
+
+It is busy from `queue_depth` waiting calls on until `return_depth` are left, while no engine is ready, and while it cannot be
+called: its circuit is open, or its provider throttles us.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contracts.ports import Condition
+from contracts.routing import Spill, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A target, whether it can be called now, and its price (dollars for a million tokens; None: unknown)."""
+
+    target: Target
+    callable_now: bool
+    price: float | None = None
+
+
+def order_targets(own: Sequence[Candidate], spill: Sequence[Candidate], *, busy: bool) -> tuple[Target, ...]:
+    """Returns every target once, in the order in which they should be tried."""
+    others = sorted(spill, key=_by_price)
+    ready = [each for each in others if each.callable_now]
+    away = [each for each in others if not each.callable_now]
+    found: dict[tuple[str, str], Target] = {}
+    for each in (*ready, *own, *away) if busy else (*own, *ready, *away):
+        found.setdefault(each.target.key, each.target)
+    return tuple(found.values())
+
+
+def _by_price(candidate: Candidate) -> float:
+    return math.inf if candidate.price is None else candidate.price
+
+
+def queue_depth(condition: Condition, in_flight: int) -> float:
+    """Returns how many calls wait at the engine behind `condition`.
+
+    What the engine said last may be seconds old: the `in_flight` calls of this replica that cannot all be running count too.
+    Infinite while no engine is ready, zero where nothing is known.
+    """
+    if condition.not_ready is not None:
+        return math.inf
+    if condition.load is None:
+        return 0
+    return max(condition.load.waiting, in_flight - condition.load.max_running)
+
+
+class Spillover:
+    """Remembers for each logical model whether its calls spill over now, so that they do not go to and fro."""
+
+    def __init__(self) -> None:
+        self._busy: set[str] = set()
+
+    def busy(self, logical_model: str, spill: Spill, depth: float, *, callable_now: bool) -> bool:
+        """Returns whether the primary target is busy, given its queue's depth and whether it can be called."""
+        bound = spill.return_depth + 1 if logical_model in self._busy else spill.queue_depth
+        is_busy = not callable_now or depth >= bound
+        (self._busy.add if is_busy else self._busy.discard)(logical_model)
+        return is_busy
