@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol
 
 from typing_extensions import Unpack
 
 from contracts.deadline import Deadline
-from contracts.llm import CallMetadata, ChatMessage, ChatOptions, EngineLoad, LLMResponse, StreamItem
+from contracts.llm import ChatMessage, ChatOptions, EngineLoad, LLMResponse, StreamItem, TokenUsage
 from contracts.routing import Route, Target
 
 
@@ -74,14 +75,11 @@ class Router(Protocol):
         """Every configured route, in the configuration's order."""
 
 
-class Limiter(Protocol):
-    """Admission. Cheap: no database, normally no call at all."""
+class Prices(Protocol):
+    """What models cost."""
 
-    async def admit(self, caller: CallMetadata) -> None:
-        """Counts one request of this caller. Raises RateLimited or LimitsUnavailable."""
-
-    async def state(self, agent_id: str | None) -> Sequence[Mapping[str, Any]]:
-        """The limits as far as this process knows them: name, subject, limit, left, reset in seconds."""
+    def cost(self, target: Target, usage: TokenUsage) -> Decimal | None:
+        """US dollars for `usage` at this target, or None where its price is not known: never a guess."""
 
 
 class EventLog(Protocol):

@@ -1,119 +1,221 @@
-"""One call's account: what was tried, what it took, how it ended. Settled once, as one event and one usage record."""
+"""One call's account: what was tried, what each try took, how the call ended. Settled once: one event, one usage record."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
 
-from contracts.errors import DaarionError
+from contracts.errors import DaarionError, DeadlineExceeded
+from contracts.limits import NANO_PER_USD, NOTHING, Caller, Estimate, Limiter, Reservation, Spent, caller_of
 from contracts.llm import Attempt, ProxyRequest, StreamDelta, TokenUsage
-from contracts.ports import EventLog
+from contracts.ports import EventLog, Prices
 from contracts.routing import Route, Target
-from contracts.usage import OUTCOME_OK, UsageRecord, UsageSink
+from contracts.usage import UsageRecord, UsageSink
+from services.llm_proxy.estimates import estimate_of, prompt_tokens
 
 OUTCOME_CANCELLED = "cancelled"
 OUTCOME_INTERNAL = "internal"
 
+_PROVIDER_WORKED = frozenset({OUTCOME_CANCELLED, OUTCOME_INTERNAL, DeadlineExceeded.type, "upstream_timeout"})
+"""Ends of an attempt after which the provider may have read the prompt although it sent nothing."""
+
+
+class NoPrices:
+    """The Prices port where no price is known."""
+
+    def cost(self, _target: Target, _usage: TokenUsage) -> Decimal | None:
+        """Returns None."""
+        return None
+
+
+@dataclass(slots=True)
+class _Try:
+    """One call of one target, running while `outcome` is None."""
+
+    target: Target
+    started: float
+    outcome: str | None = None
+    latency_ms: float = 0.0
+    first_token_at: float | None = None
+    deltas: int = 0
+    usage: TokenUsage = field(default_factory=TokenUsage)
+    cost_usd: Decimal | None = None
+
 
 class CallAccount:
-    """Measures one call from its start; `settle` may be called once, further calls do nothing."""
+    """Measures one call from its start.
 
-    def __init__(self, request: ProxyRequest, request_id: str, *, streamed: bool) -> None:
+    Every attempt has tokens and a cost of its own, so that each is accounted to the model that took them. `settle` may be
+    called at any time and ends the attempt that is running; further calls do nothing.
+    """
+
+    def __init__(
+        self, request: ProxyRequest, route: Route, request_id: str, *, streamed: bool, events: EventLog, sink: UsageSink, prices: Prices
+    ) -> None:
         self._request = request
+        self._route = route
         self.request_id = request_id
+        self.caller: Caller = caller_of(request.metadata)
         self._streamed = streamed
+        self._events = events
+        self._sink = sink
+        self._prices = prices
         self._started = time.monotonic()
-        self._attempt_started = self._started
-        self._first_token_at: float | None = None
-        self._deltas = 0
-        self._target: Target | None = None
+        self._tries: list[_Try] = []
+        self._reservation: Reservation | None = None
         self._settled = False
         self.attempts: list[Attempt] = []
-        self.usage = TokenUsage()
+
+    async def reserve(self, limiter: Limiter) -> None:
+        """Sets aside what the call may take. Raises RateLimited or LimitsUnavailable."""
+        self._reservation = await limiter.reserve(self.caller, self._estimate())
 
     def attempt(self, target: Target) -> None:
         """Notes that `target` is being called."""
-        self._target, self._attempt_started = target, time.monotonic()
+        self._tries.append(_Try(target, time.monotonic()))
 
-    def attempt_ended(self, outcome: str) -> None:
-        """Notes how the running attempt ended."""
-        if self._target is not None:
-            took = _ms(time.monotonic() - self._attempt_started)
-            self.attempts.append(Attempt(provider=self._target.provider, model=self._target.name, outcome=outcome, latency_ms=took))
+    def attempt_ended(self, outcome: str, usage: TokenUsage | None = None) -> None:
+        """Notes how the running attempt ended, and what the provider says it took; does nothing when none is running."""
+        running = self._running()
+        if running is None:
+            return
+        running.outcome = outcome
+        running.latency_ms = _ms(time.monotonic() - running.started)
+        running.usage = usage if usage is not None else self._guessed(running, outcome)
+        running.cost_usd = self._prices.cost(running.target, running.usage)
+        target = running.target
+        self.attempts.append(Attempt(provider=target.provider, model=target.name, outcome=outcome, latency_ms=running.latency_ms))
 
     def skipped(self, target: Target, outcome: str) -> None:
         """Notes a target that was not called because it cannot answer now."""
         self.attempts.append(Attempt(provider=target.provider, model=target.name, outcome=outcome, latency_ms=0.0))
 
     def delta(self, _: StreamDelta) -> None:
-        """Counts a streamed piece: upstreams send about one for each token."""
-        if self._first_token_at is None:
-            self._first_token_at = time.monotonic()
-        self._deltas += 1
+        """Counts a streamed piece of the running attempt: upstreams send about one for each token."""
+        running = self._running()
+        if running is None:
+            return
+        if running.first_token_at is None:
+            running.first_token_at = time.monotonic()
+        running.deltas += 1
+
+    @property
+    def usage(self) -> TokenUsage:
+        """Tokens of all attempts that have ended."""
+        return total_usage(ended.usage for ended in self._tries)
 
     def latency_ms(self) -> float:
         """Milliseconds since the call began."""
         return _ms(time.monotonic() - self._started)
 
-    def settle(self, outcome: str, events: EventLog, sink: UsageSink, route: Route) -> None:
-        """Writes the event and, where a provider was called, the usage record."""
+    def settle(self, outcome: str) -> None:
+        """Ends the running attempt, settles the reservation, and writes the event and, where a provider was called, the record."""
         if self._settled:
             return
         self._settled = True
-        if outcome != OUTCOME_OK and self._deltas and not self.usage.completion_tokens:
-            self.usage = TokenUsage(completion_tokens=self._deltas, total_tokens=self._deltas, estimated=True)
-        latency = self.latency_ms()
-        self._emit(outcome, latency, events, route)
-        if self._target is not None:
-            sink.record(self._record(outcome, latency, self._target, route))
+        self.attempt_ended(outcome)
+        usage, cost, latency = self.usage, total_cost([(ended.usage, ended.cost_usd) for ended in self._tries]), self.latency_ms()
+        if self._reservation is not None:
+            self._reservation.settle(self._spent(usage))
+        self._emit(outcome, latency, usage, cost)
+        if self._tries:
+            self._sink.record(self._record(outcome, latency, usage, cost))
 
-    def _emit(self, outcome: str, latency: float, events: EventLog, route: Route) -> None:
-        caller = self._request.metadata
-        target = self._target
-        events.emit(
+    def _running(self) -> _Try | None:
+        return self._tries[-1] if self._tries and self._tries[-1].outcome is None else None
+
+    def _guessed(self, ended: _Try, outcome: str) -> TokenUsage:
+        """What an attempt took whose provider did not tell, because it failed or the caller left: counted here."""
+        if not ended.deltas and outcome not in _PROVIDER_WORKED:
+            return TokenUsage()
+        prompt = prompt_tokens(self._request)
+        return TokenUsage(prompt_tokens=prompt, completion_tokens=ended.deltas, total_tokens=prompt + ended.deltas, estimated=True)
+
+    def _estimate(self) -> Estimate:
+        return estimate_of(self._request, self._route, self._prices)
+
+    def _spent(self, usage: TokenUsage) -> Spent:
+        if not self._tries:
+            return NOTHING
+        known = sum((ended.cost_usd for ended in self._tries if ended.cost_usd is not None), Decimal(0))
+        return Spent(tokens=usage.total_tokens, nano_usd=int(known * NANO_PER_USD))
+
+    def _emit(self, outcome: str, latency: float, usage: TokenUsage, cost: Decimal | None) -> None:
+        target = self._tries[-1].target if self._tries else None
+        self._events.emit(
             "llm.call",
             request_id=self.request_id,
-            agent_id=caller.agent_id,
-            microdao_id=caller.microdao_id,
-            channel_id=caller.channel_id,
-            logical_model=route.logical_model,
+            agent_id=self.caller.agent_id,
+            microdao_id=self.caller.microdao_id,
+            channel_id=self._request.metadata.channel_id,
+            logical_model=self._route.logical_model,
             model=target.name if target else None,
             provider=target.provider if target else None,
             streamed=self._streamed,
             latency_ms=latency,
             ttft_ms=self._ttft_ms(),
-            prompt_tokens=self.usage.prompt_tokens,
-            completion_tokens=self.usage.completion_tokens,
-            total_tokens=self.usage.total_tokens,
-            estimated=self.usage.estimated,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.total_tokens,
+            estimated=usage.estimated,
+            cost_usd=None if cost is None else float(cost),
             attempts=len(self.attempts),
             outcome=outcome,
         )
 
-    def _record(self, outcome: str, latency: float, target: Target, route: Route) -> UsageRecord:
-        caller = self._request.metadata
+    def _record(self, outcome: str, latency: float, usage: TokenUsage, cost: Decimal | None) -> UsageRecord:
+        target = self._tries[-1].target
         return UsageRecord(
             request_id=self.request_id,
-            agent_id=caller.agent_id,
-            microdao_id=caller.microdao_id,
-            channel_id=caller.channel_id,
-            logical_model=route.logical_model,
+            agent_id=self.caller.agent_id,
+            microdao_id=self.caller.microdao_id,
+            channel_id=self._request.metadata.channel_id,
+            logical_model=self._route.logical_model,
             provider=target.provider,
             physical_model=target.name,
-            prompt_tokens=self.usage.prompt_tokens,
-            completion_tokens=self.usage.completion_tokens,
-            total_tokens=self.usage.total_tokens,
-            cached_tokens=self.usage.cached_tokens or 0,
-            reasoning_tokens=self.usage.reasoning_tokens or 0,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.total_tokens,
+            cached_tokens=usage.cached_tokens or 0,
+            reasoning_tokens=usage.reasoning_tokens or 0,
             latency_ms=latency,
             ttft_ms=self._ttft_ms(),
             outcome=outcome,
             streamed=self._streamed,
-            estimated=bool(self.usage.estimated),
+            estimated=bool(usage.estimated),
             attempts=max(1, len(self.attempts)),
+            cost_usd=cost,
         )
 
     def _ttft_ms(self) -> float | None:
-        return None if self._first_token_at is None else _ms(self._first_token_at - self._started)
+        """Milliseconds to the first token that the caller could see."""
+        shown = self._tries[-1].first_token_at if self._tries else None
+        return None if shown is None else _ms(shown - self._started)
+
+
+def total_usage(parts: Iterable[TokenUsage]) -> TokenUsage:
+    """Returns the sum; it is `estimated` when a part is, and tells of cached and reasoning tokens when a part does."""
+    used = [part for part in parts if part.total_tokens]
+    if len(used) == 1:
+        return used[0]
+    return TokenUsage(
+        prompt_tokens=sum(part.prompt_tokens for part in used),
+        completion_tokens=sum(part.completion_tokens for part in used),
+        total_tokens=sum(part.total_tokens for part in used),
+        cached_tokens=_sum_of_known([part.cached_tokens for part in used]),
+        reasoning_tokens=_sum_of_known([part.reasoning_tokens for part in used]),
+        estimated=True if any(part.estimated for part in used) else None,
+    )
+
+
+def total_cost(parts: Sequence[tuple[TokenUsage, Decimal | None]]) -> Decimal | None:
+    """Returns the sum of the attempts' costs, or None when an attempt that took tokens has no price."""
+    if any(cost is None and usage.total_tokens for usage, cost in parts):
+        return None
+    known = [cost for _, cost in parts if cost is not None]
+    return sum(known, Decimal(0)) if known else None
 
 
 def outcome_of(error: BaseException) -> str:
@@ -121,6 +223,11 @@ def outcome_of(error: BaseException) -> str:
     if isinstance(error, DaarionError):
         return error.type
     return OUTCOME_INTERNAL if isinstance(error, Exception) else OUTCOME_CANCELLED
+
+
+def _sum_of_known(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _ms(seconds: float) -> float:

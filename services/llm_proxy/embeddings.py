@@ -11,10 +11,12 @@ from contracts.deadline import Deadline
 from contracts.embedding import Embedder, EmbeddingBatch
 from contracts.embedding_api import EmbeddingRow, EmbeddingsRequest, EmbeddingsResponse, EmbeddingsUsage
 from contracts.errors import InvalidRequest, UnknownModel
+from contracts.limits import NOTHING, Estimate, Limiter, Spent, caller_of
 from contracts.llm import CallMetadata
-from contracts.ports import EventLog, Limiter
+from contracts.ports import EventLog
 from contracts.usage import OUTCOME_OK, UsageRecord, UsageSink
 from services.llm_proxy.accounting import outcome_of
+from services.llm_proxy.estimates import BYTES_PER_TOKEN
 
 TIMEOUT_S = 60.0
 
@@ -45,7 +47,7 @@ class Embeddings:
             Overloaded | EngineUnavailable | DeadlineExceeded: as the embedder.
         """
         self._check(request)
-        await self.limiter().admit(caller)
+        reservation = await self.limiter().reserve(caller_of(caller), Estimate(tokens=_estimated_tokens(request)))
         started, outcome, tokens = time.monotonic(), OUTCOME_OK, 0
         try:
             batch = await self._embedded(request, caller)
@@ -54,6 +56,7 @@ class Embeddings:
             outcome = outcome_of(error)
             raise
         finally:
+            reservation.settle(Spent(tokens=tokens) if tokens else NOTHING)
             self._settle(caller, request_id, outcome, tokens, started)
         return self._response(request, batch)
 
@@ -95,3 +98,7 @@ class Embeddings:
                 outcome=outcome,
             )
         )
+
+
+def _estimated_tokens(request: EmbeddingsRequest) -> int:
+    return sum(-(-len(text.encode()) // BYTES_PER_TOKEN) for text in request.texts)

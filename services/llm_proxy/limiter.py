@@ -6,12 +6,12 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from contracts.errors import RateLimited
-from contracts.llm import CallMetadata
+from contracts.limits import Caller, Estimate, Reservation, Spent
 from services.llm_proxy.leases import Grant, Settlement
 
 MAX_BUDGETS = 50_000
@@ -39,6 +39,13 @@ class _Budget:
     refill: asyncio.Task[None] | None = None
 
 
+class _Counted:
+    """A request that was counted when it was admitted."""
+
+    def settle(self, spent: Spent) -> None:
+        """Does nothing."""
+
+
 class LeasedLimiter:
     """Requests per minute and agent, exact across replicas. Implements the Limiter port.
 
@@ -50,11 +57,11 @@ class LeasedLimiter:
         self._limit_of = limit_of
         self._budgets: OrderedDict[str, _Budget] = OrderedDict()
 
-    async def admit(self, caller: CallMetadata) -> None:
+    async def reserve(self, caller: Caller, _estimate: Estimate) -> Reservation:
         """Counts one request. Raises RateLimited with the limit and when to come back, or LimitsUnavailable."""
         limit = self._limit_of(caller.agent_id)
         if limit is None:
-            return
+            return _Counted()
         budget = self._budget(caller.agent_id, limit)
         while not _spend(budget):
             if time.monotonic() < budget.refused_until:
@@ -63,14 +70,7 @@ class LeasedLimiter:
                 budget.refill = asyncio.create_task(self._refill(caller.agent_id, budget))
                 budget.refill.add_done_callback(lambda task: _forget_refill(budget, task))
             await asyncio.shield(budget.refill)
-
-    async def state(self, agent_id: str | None) -> Sequence[Mapping[str, Any]]:
-        """The budgets this replica holds, of one agent or all."""
-        return [
-            {"limit": "agent.requests_per_minute", "subject": subject, "per_minute": budget.limit, "left": budget.left + budget.units}
-            for subject, budget in self._budgets.items()
-            if agent_id is None or subject == agent_id
-        ]
+        return _Counted()
 
     async def _refill(self, agent_id: str, budget: _Budget) -> None:
         settled = Settlement(budget.lease_id, budget.units) if budget.lease_id else None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, ModelUnavailable
+from contracts.limits import Limiter
 from contracts.llm import LLMResponse, ModelInfo, ModelList, ProxyRequest, ProxyResponse, StreamDelta, StreamItem
-from contracts.ports import ChatProvider, EventLog, Limiter, Router
+from contracts.ports import ChatProvider, EventLog, Prices, Router
 from contracts.routing import Route, Target
 from contracts.usage import OUTCOME_OK, UsageSink
-from services.llm_proxy.accounting import OUTCOME_CANCELLED, CallAccount, outcome_of
+from services.llm_proxy.accounting import OUTCOME_CANCELLED, CallAccount, NoPrices, outcome_of
 from services.llm_proxy.failover import fails_over
 
 
@@ -25,6 +26,7 @@ class LLMProxy:
     limiter: Limiter
     usage: UsageSink
     events: EventLog
+    prices: Prices = field(default_factory=NoPrices)
 
     async def complete(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
         """Returns one whole answer, from the first target of the route that gives one.
@@ -36,11 +38,10 @@ class LLMProxy:
             DaarionError: the leaf of the last target's failure.
         """
         route = self.router.route(request.model)
-        account = CallAccount(request, request_id, streamed=False)
-        with self._settling(account, route):
-            await self.limiter.admit(request.metadata)
+        account = self._account(request, route, request_id, streamed=False)
+        with self._settling(account):
+            await account.reserve(self.limiter)
             target, answer = await self._first_answer(request, route, account)
-            account.usage = answer.usage
         return _response(target, answer, account)
 
     async def open_stream(self, request: ProxyRequest, request_id: str) -> OpenStream:
@@ -49,14 +50,14 @@ class LLMProxy:
         The caller must iterate the stream or close it. Raises as `complete`.
         """
         route = self.router.route(request.model)
-        account = CallAccount(request, request_id, streamed=True)
+        account = self._account(request, route, request_id, streamed=True)
         try:
-            await self.limiter.admit(request.metadata)
+            await account.reserve(self.limiter)
             target, first, items = await self._first_stream(request, route, account)
         except BaseException as error:
-            account.settle(outcome_of(error), self.events, self.usage, route)
+            account.settle(outcome_of(error))
             raise
-        return OpenStream(target, first, items, account, lambda outcome: account.settle(outcome, self.events, self.usage, route))
+        return OpenStream(target, first, items, account)
 
     def models(self) -> ModelList:
         """Returns every logical model with its availability and, where it has none, the reason."""
@@ -76,8 +77,11 @@ class LLMProxy:
             fallbacks=list(route.fallbacks),
         )
 
+    def _account(self, request: ProxyRequest, route: Route, request_id: str, *, streamed: bool) -> CallAccount:
+        return CallAccount(request, route, request_id, streamed=streamed, events=self.events, sink=self.usage, prices=self.prices)
+
     @contextlib.contextmanager
-    def _settling(self, account: CallAccount, route: Route) -> Iterator[None]:
+    def _settling(self, account: CallAccount) -> Iterator[None]:
         outcome = OUTCOME_OK
         try:
             yield
@@ -85,7 +89,7 @@ class LLMProxy:
             outcome = outcome_of(error)
             raise
         finally:
-            account.settle(outcome, self.events, self.usage, route)
+            account.settle(outcome)
 
     async def _first_answer(self, request: ProxyRequest, route: Route, account: CallAccount) -> tuple[Target, LLMResponse]:
         deadline = _deadline(request, route)
@@ -97,7 +101,7 @@ class LLMProxy:
             except DaarionError as error:
                 failure = _noted(error, account, deadline)
             else:
-                account.attempt_ended(OUTCOME_OK)
+                account.attempt_ended(OUTCOME_OK, answer.usage)
                 return target, answer
         raise failure or self._none_configured(route)
 
@@ -133,14 +137,11 @@ class LLMProxy:
 class OpenStream:
     """A stream that has begun. Iterate it once, and close it however that ends: closing settles the call."""
 
-    def __init__(
-        self, target: Target, first: StreamItem, rest: AsyncIterator[StreamItem], account: CallAccount, settle: Callable[[str], None]
-    ) -> None:
+    def __init__(self, target: Target, first: StreamItem, rest: AsyncIterator[StreamItem], account: CallAccount) -> None:
         self.target = target
         self._first = first
         self._rest = rest
         self._account = account
-        self._settle = settle
 
     async def items(self) -> AsyncIterator[StreamItem]:
         """Yields every item, the last of which is a StreamEnd. Raises the leaf of a failure half-way."""
@@ -151,22 +152,20 @@ class OpenStream:
                 self._count(item)
                 yield item
         except Exception as error:
-            self._account.attempt_ended(outcome_of(error))
-            self._settle(outcome_of(error))
+            self._account.settle(outcome_of(error))
             raise
 
     async def close(self) -> None:
         """Stops the upstream and settles what was not settled: the caller left."""
-        self._settle(OUTCOME_CANCELLED)
+        self._account.settle(OUTCOME_CANCELLED)
         await _close(self._rest)
 
     def _count(self, item: StreamItem) -> None:
         if isinstance(item, StreamDelta):
             self._account.delta(item)
             return
-        self._account.usage = item.usage
-        self._account.attempt_ended(OUTCOME_OK)
-        self._settle(OUTCOME_OK)
+        self._account.attempt_ended(OUTCOME_OK, item.usage)
+        self._account.settle(OUTCOME_OK)
 
 
 def _noted(error: DaarionError, account: CallAccount, deadline: Deadline) -> DaarionError:

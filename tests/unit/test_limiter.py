@@ -3,17 +3,17 @@ import asyncio
 import pytest
 
 from contracts.errors import LimitsUnavailable, RateLimited
-from contracts.llm import CallMetadata
+from contracts.limits import Caller, Estimate
 from services.llm_proxy.limiter import LeasedLimiter
 from tests.support.limits import InProcessAuthority
 
-SOFIA = CallMetadata(agent_id="agent:sofia", microdao_id="microdao:7")
+SOFIA = Caller("agent:sofia", "microdao:7")
 
 
 async def admitted(limiter, attempts):
-    results = await asyncio.gather(*(limiter.admit(SOFIA) for _ in range(attempts)), return_exceptions=True)
-    assert all(result is None or isinstance(result, RateLimited) for result in results)
-    return sum(result is None for result in results)
+    results = await asyncio.gather(*(limiter.reserve(SOFIA, Estimate()) for _ in range(attempts)), return_exceptions=True)
+    assert all(not isinstance(result, Exception) or isinstance(result, RateLimited) for result in results)
+    return sum(not isinstance(result, Exception) for result in results)
 
 
 async def test_two_replicas_never_admit_more_than_the_limit_together():
@@ -25,9 +25,9 @@ async def test_two_replicas_never_admit_more_than_the_limit_together():
 
 async def test_a_refusal_names_limit_subject_and_wait():
     limiter = LeasedLimiter(InProcessAuthority(), lambda _: 1)
-    await limiter.admit(SOFIA)
+    await limiter.reserve(SOFIA, Estimate())
     with pytest.raises(RateLimited) as caught:
-        await limiter.admit(SOFIA)
+        await limiter.reserve(SOFIA, Estimate())
     assert caught.value.details == {"limit": "agent.requests_per_minute", "subject": "agent:sofia", "per_minute": 1, "left": 0}
     assert 1 <= caught.value.retry_after_s <= 62
 
@@ -36,7 +36,7 @@ async def test_a_generous_limit_costs_few_calls():
     authority = InProcessAuthority()
     limiter = LeasedLimiter(authority, lambda _: 240_000)
     for _ in range(2_000):
-        await limiter.admit(SOFIA)
+        await limiter.reserve(SOFIA, Estimate())
     assert authority.calls < 20
 
 
@@ -49,7 +49,7 @@ async def test_refusals_do_not_flood_the_authority():
 
 async def test_no_limit_asks_nobody():
     authority = InProcessAuthority()
-    await LeasedLimiter(authority, lambda _: None).admit(SOFIA)
+    await LeasedLimiter(authority, lambda _: None).reserve(SOFIA, Estimate())
     assert authority.calls == 0
 
 
@@ -62,7 +62,7 @@ async def test_an_unreachable_authority_refuses_everyone_and_recovers():
 
     authority.lease = away
     limiter = LeasedLimiter(authority, lambda _: 10)
-    results = await asyncio.gather(*(limiter.admit(SOFIA) for _ in range(5)), return_exceptions=True)
+    results = await asyncio.gather(*(limiter.reserve(SOFIA, Estimate()) for _ in range(5)), return_exceptions=True)
     assert all(isinstance(result, LimitsUnavailable) for result in results)
     authority.lease = working
-    await limiter.admit(SOFIA)
+    await limiter.reserve(SOFIA, Estimate())

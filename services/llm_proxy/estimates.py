@@ -1,0 +1,51 @@
+"""What a call may take, told before it is made. Pure, and cheap also for prompts of a megabyte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from contracts.limits import NANO_PER_USD, Estimate
+from contracts.llm import ChatMessage, ProxyRequest, TokenUsage
+from contracts.ports import Prices
+from contracts.routing import Route
+
+BYTES_PER_TOKEN = 3
+"""Fewer than models have on average (about four in English; two letters, that is four bytes, in Ukrainian)."""
+TOKENS_PER_MESSAGE = 4
+DEFAULT_COMPLETION_TOKENS = 1_024
+"""Set aside for an answer whose request has no `max_tokens`."""
+
+
+def estimate_of(request: ProxyRequest, route: Route, prices: Prices) -> Estimate:
+    """Returns the tokens of prompt and longest answer, and what they cost at the dearest of the route's targets."""
+    prompt, completion = prompt_tokens(request), request.max_tokens or DEFAULT_COMPLETION_TOKENS
+    usage = TokenUsage.model_construct(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    costs = [cost for target in route.targets if (cost := prices.cost(target, usage)) is not None]
+    return Estimate(prompt + completion, int(max(costs, default=Decimal(0)) * NANO_PER_USD))
+
+
+def prompt_tokens(request: ProxyRequest) -> int:
+    """Returns about how many tokens the prompt has, rather too many than too few."""
+    size = sum(_message_bytes(message) for message in request.messages)
+    if request.tools:
+        size += len(orjson.dumps(request.tools))
+    return -(-size // BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE * len(request.messages)
+
+
+def _message_bytes(message: ChatMessage) -> int:
+    content = message.get("content")
+    size = _bytes(content) if isinstance(content, str) else sum(_part_bytes(content or ()))
+    calls = message.get("tool_calls")
+    return size + len(orjson.dumps(calls)) if calls else size
+
+
+def _part_bytes(parts: Iterable[Any]) -> Iterable[int]:
+    return (_bytes(part.get("text") or "") for part in parts)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
