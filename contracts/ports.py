@@ -31,7 +31,7 @@ class ChatProvider(Protocol):
         """Why no call can succeed as things are configured (a missing key), or None."""
 
     def condition(self) -> Condition:
-        """What is known without a call; for listings, not for routing."""
+        """What is known without a call: for listings, and to see whether calls should go elsewhere."""
 
     async def chat(
         self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
@@ -42,6 +42,11 @@ class ChatProvider(Protocol):
         self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
     ) -> AsyncIterator[StreamItem]:
         """Yields deltas, then exactly one StreamEnd; closing the iterator stops the upstream."""
+
+    def continued(
+        self, messages: Sequence[ChatMessage], text: str, options: ChatOptions
+    ) -> tuple[list[ChatMessage], ChatOptions] | None:
+        """Returns the call that asks for the rest of an answer of which `text` came elsewhere; None where it cannot be asked."""
 
     async def close(self) -> None:
         """Releases what the provider holds."""

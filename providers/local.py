@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 
 from typing_extensions import Unpack
 
-from configs.llm import ProviderSettings
+from configs.llm import Continuation, ProviderSettings
 from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse, UpstreamTimeout
 from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamEnd, StreamItem
 from contracts.ports import Condition
 from contracts.routing import Target
+from providers.continuation import continued
 from providers.openai_shapes import StreamParser, chat_body, parse_completion
 from providers.resources import ProviderResources
 
@@ -23,6 +24,7 @@ class Provider:
     def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
         self.name = name
         self._extra = settings.extra_body
+        self._continuation: Continuation = settings.continuation or "vllm"
         self._engine = resources.engine
 
     def unavailable_reason(self) -> str | None:
@@ -73,6 +75,10 @@ class Provider:
         if parser.finish_reason is None:
             raise UpstreamInvalidResponse("the local engine ended its stream before the answer was complete")
         yield StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage())
+
+    def continued(self, messages: Sequence[ChatMessage], text: str, options: ChatOptions) -> tuple[list[ChatMessage], ChatOptions] | None:
+        """Returns the call that asks for the rest of an answer: vLLM goes on with the assistant's own message."""
+        return continued(self._continuation, messages, text, options)
 
     async def close(self) -> None:
         """Holds nothing."""

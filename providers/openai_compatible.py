@@ -11,12 +11,13 @@ import aiohttp
 import orjson
 from typing_extensions import Unpack
 
-from configs.llm import ProviderSettings
+from configs.llm import Continuation, ProviderSettings
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, UpstreamInvalidResponse, UpstreamTimeout, UpstreamUnavailable
 from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamEnd, StreamItem
 from contracts.ports import Condition
 from contracts.routing import Target
+from providers.continuation import continued
 from providers.openai_shapes import StreamParser, chat_body, parse_completion
 from providers.resources import ProviderResources
 from providers.sse import SSEDecoder
@@ -41,6 +42,8 @@ class Provider:
         self.name = name
         self._url = f"{settings.base_url}/chat/completions"
         self._extra = settings.extra_body
+        self._continuation: Continuation = settings.continuation or "instruct"
+        self._done_completes = settings.done_completes
         self._key_env = settings.api_key_env
         self._key = resources.secret(settings.api_key_env) if settings.api_key_env else None
         self._headers = {"Content-Type": "application/json", **settings.headers}
@@ -80,6 +83,10 @@ class Provider:
                 async for item in self._items(response, clock):
                     yield item
 
+    def continued(self, messages: Sequence[ChatMessage], text: str, options: ChatOptions) -> tuple[list[ChatMessage], ChatOptions] | None:
+        """Returns the call that asks for the rest of an answer, in the provider's dialect."""
+        return continued(self._continuation, messages, text, options)
+
     async def close(self) -> None:
         """Closes the connections."""
         await self._session.close()
@@ -95,7 +102,7 @@ class Provider:
             yield response
 
     async def _items(self, response: aiohttp.ClientResponse, clock: _StreamClock) -> AsyncIterator[StreamItem]:
-        parser = StreamParser()
+        parser = StreamParser(done_completes=self._done_completes)
         async for payload in self._payloads(response, parser, clock):
             delta = parser.feed(_decoded(payload))
             if delta is not None:

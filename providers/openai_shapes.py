@@ -9,6 +9,8 @@ from contracts.errors import UpstreamInvalidResponse
 from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamDelta, TokenUsage, ToolCall
 from providers.upstream_errors import in_band_error
 
+INTERRUPTED = frozenset({"abort", "aborted", "error", "insufficient_system_resource"})
+"""Finish reasons by which upstreams say that an answer is not whole, and that it was not the request's doing."""
 BYTES_PER_TOKEN = 4
 """Rough size of a token in UTF-8, used only where a provider counts none; such counts are marked `estimated`."""
 
@@ -41,6 +43,7 @@ def parse_completion(payload: object) -> LLMResponse:
     if not isinstance(payload, dict):
         raise UpstreamInvalidResponse("the provider's answer is not a JSON object")
     choice = _first_choice(payload)
+    finish_reason = _finish_reason(choice)
     message = choice.get("message")
     if not isinstance(message, dict):
         raise UpstreamInvalidResponse("the provider's answer holds no message")
@@ -55,7 +58,7 @@ def parse_completion(payload: object) -> LLMResponse:
     return LLMResponse(
         content=content or "",
         usage=usage,
-        finish_reason=_string(choice.get("finish_reason")),
+        finish_reason=finish_reason,
         tool_calls=tool_calls,
         reasoning=reasoning,
     )
@@ -64,7 +67,8 @@ def parse_completion(payload: object) -> LLMResponse:
 class StreamParser:
     """Turns completion chunks into deltas and remembers what ends the stream: finish reason and usage."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, done_completes: bool = False) -> None:
+        self._done_completes = done_completes
         self.finish_reason: str | None = None
         self.usage: TokenUsage | None = None
         self.seen_bytes = 0
@@ -88,12 +92,12 @@ class StreamParser:
         if not isinstance(choices, list) or not isinstance(choices[0], dict):
             raise UpstreamInvalidResponse("the provider's stream holds a malformed choice")
         self._answered = True
-        self.finish_reason = _string(choices[0].get("finish_reason")) or self.finish_reason
+        self.finish_reason = _finish_reason(choices[0]) or self.finish_reason
         return self._delta(choices[0].get("delta"))
 
     def end_marked(self) -> None:
-        """Notes `[DONE]`: some upstreams give no finish reason, but say explicitly that an answer is whole."""
-        if self._answered and self.finish_reason is None:
+        """Notes `[DONE]`. It makes an answer whole only by configuration: gateways also write it after an answer that was cut."""
+        if self._done_completes and self._answered and self.finish_reason is None:
             self.finish_reason = "stop"
 
     def _delta(self, delta: object) -> StreamDelta | None:
@@ -149,6 +153,13 @@ def _first_choice(payload: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise UpstreamInvalidResponse("the provider's answer holds no choices")
     return choices[0]
+
+
+def _finish_reason(choice: dict[str, Any]) -> str | None:
+    reason = _string(choice.get("finish_reason"))
+    if reason in INTERRUPTED:
+        raise UpstreamInvalidResponse(f"the provider broke its answer off (finish reason `{reason}`)")
+    return reason
 
 
 def _tool_calls(value: object) -> list[ToolCall] | None:

@@ -13,7 +13,7 @@ from deployments.engines.schemas import bound_schema
 ALLOWED = frozenset({
     "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "tools", "tool_choice",
     "parallel_tool_calls", "response_format", "chat_template_kwargs", "frequency_penalty", "presence_penalty", "repetition_penalty",
-    "logit_bias", "reasoning_effort", "stream", "stream_options",
+    "logit_bias", "reasoning_effort", "stream", "stream_options", "continue_final_message", "add_generation_prompt",
 })  # fmt: skip
 
 

@@ -26,7 +26,7 @@ WHOLE_ANSWERS = [
     play("ok"), play("no_usage"), play("usage_in_final_chunk"), play("usage_in_last_choice"), play("ok", usage="every_chunk"),
     play("keepalive", count=3, interval_s=0.02), play("role_only", count=3, interval_s=0.02), play("drip", interval_s=0, piece=3),
     play("utf8_split"), play("crlf"), play("multiline_data"), play("no_space"), play("bom"), play("gzip_body"), play("long_line"),
-    play("no_done"), play("no_done", hold=True), play("no_finish_reason"), play("slow", wait_s=0.1), play("slow_first_token", wait_s=0.1),
+    play("no_done"), play("no_done", hold=True), play("slow", wait_s=0.1), play("slow_first_token", wait_s=0.1),
 ]  # fmt: skip
 
 
@@ -37,11 +37,30 @@ async def test_unusual_but_whole_answers_are_answers(provider, upstream, one, st
     outcome = await call(provider, stream=stream)
     assert outcome.error is None
     assert outcome.text == {"utf8_split": UKRAINIAN, "long_line": "я" * 512 * 512}.get(one.name, ANSWER)
-    assert outcome.finish_reason in ({"stop", None} if one.name == "no_finish_reason" else {"stop"})
+    assert outcome.finish_reason == "stop"
     estimated = one.name == "no_usage"
     assert bool(outcome.usage.estimated) == estimated
     assert outcome.usage.completion_tokens > 0
     assert outcome.usage.total_tokens == outcome.usage.prompt_tokens + outcome.usage.completion_tokens
+
+
+async def test_a_stream_without_a_finish_reason_is_whole_only_by_configuration(make_provider, upstream):
+    upstream.script("no_finish_reason")
+    assert_leaf((await call(make_provider(upstream.base_url), stream=True)).error, errors.UpstreamInvalidResponse, upstream)
+    outcome = await call(make_provider(upstream.base_url, done_completes=True), stream=True)
+    assert (outcome.error, outcome.text, outcome.finish_reason) == (None, ANSWER, "stop")
+    upstream.script(play("cut_clean", after=2))
+    assert (await call(make_provider(upstream.base_url, done_completes=True), stream=True)).error is not None
+    upstream.script("no_finish_reason")
+    whole = await call(make_provider(upstream.base_url), stream=False)
+    assert (whole.error, whole.text) == (None, ANSWER), "a whole body of JSON cannot have been cut"
+
+
+@BOTH
+@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource"])
+async def test_an_answer_that_the_provider_broke_off_is_a_failure(provider, upstream, stream, reason):
+    upstream.script(play("ok", finish_reason=reason))
+    assert_leaf((await call(provider, stream=stream)).error, errors.UpstreamInvalidResponse, upstream)
 
 
 @BOTH

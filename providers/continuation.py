@@ -1,0 +1,36 @@
+"""How a model is asked to finish an answer that broke off half-way at another. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from configs.llm import Continuation
+from contracts.llm import ChatMessage, ChatOptions
+
+INSTRUCTION = (
+    "The connection broke while you were answering; the text above is what arrived. Go on exactly where it ends, beginning with the very "
+    "next character, and write the rest only: no repetition, no introduction, no remark about the break."
+)
+_VLLM_FIELDS = {"continue_final_message": True, "add_generation_prompt": False}
+
+
+def continued(
+    dialect: Continuation, messages: Sequence[ChatMessage], text: str, options: ChatOptions
+) -> tuple[list[ChatMessage], ChatOptions] | None:
+    """Returns messages and options of the call that asks for the rest of an answer of which `text` came.
+
+    None where the provider is never asked so (`none`). `vllm` and `deepseek` go on with the very same message; `instruct` is
+    told in words and may stray.
+    """
+    if dialect == "none":
+        return None
+    begun: dict[str, Any] = {"role": "assistant", "content": text}
+    if dialect == "deepseek":
+        begun["prefix"] = True
+    asked = [*messages, cast("ChatMessage", begun)]
+    if dialect == "instruct":
+        asked.append({"role": "user", "content": INSTRUCTION})
+    if dialect != "vllm":
+        return asked, options
+    return asked, {**options, "extra_body": {**options.get("extra_body", {}), **_VLLM_FIELDS}}
