@@ -32,6 +32,8 @@ from deployments.replica import access_control, open_event_log
 from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
 from interfaces.http.ingress import Ingress
 from interfaces.http.llm import LLMRoutes, llm_router
+from interfaces.http.openai_chat import OpenAIRoutes, add_openai_routes
+from interfaces.http.openai_errors import OPENAI_ERRORS
 from providers.registry import build_providers
 from providers.resources import ProviderResources
 from providers.routing import RoutingTable
@@ -104,12 +106,15 @@ class LLMReplica:
         """Returns the ASGI application of this replica."""
         router = llm_router(LLMRoutes(self._current, UsageQueries(UsageStore(self._database)), self._health))
         add_embedding_routes(router, EmbeddingRoutes(self._embeddings()))
+        embedder = self._embedder_settings
+        add_openai_routes(router, OpenAIRoutes(self._current, (embedder.served_name, embedder.type)))
         return Ingress(
             router,
             access_control(self._environment),
             self._events,
             max_concurrent=self._args.max_concurrent,
             on_shutdown=self._close,
+            error_shapes=OPENAI_ERRORS,
         )
 
     def _embeddings(self) -> Embeddings:

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings` of the LLM proxy, in OpenAI's shapes."""
+"""`POST /v1/embeddings` of the LLM proxy, in OpenAI's shapes; the ingress gives errors theirs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from starlette.responses import Response
 
 from contracts.embedding_api import EmbeddingsRequest, EmbeddingsResponse
 from interfaces.http.bodies import read_model
-from interfaces.http.errors import JsonResponse, as_leaf
+from interfaces.http.errors import JsonResponse
 from interfaces.http.identity import caller_of
-from interfaces.http.openai_errors import openai_error_response
 from interfaces.http.routing import add_route
 from services.llm_proxy.embeddings import Embeddings
 
@@ -25,12 +24,8 @@ class EmbeddingRoutes:
 
     async def create(self, request: Request) -> Response:
         """`POST /v1/embeddings`."""
-        request_id = request.state.request_id
-        try:
-            body = await read_model(request, EmbeddingsRequest)
-            answer = await self.embeddings.create(body, caller_of(request, body.metadata), request_id)
-        except Exception as error:  # noqa: BLE001  # clients of OpenAI read errors in its shape only
-            return openai_error_response(as_leaf(error), request_id)
+        body = await read_model(request, EmbeddingsRequest)
+        answer = await self.embeddings.create(body, caller_of(request, body.metadata), request.state.request_id)
         return JsonResponse(answer.model_dump())
 
 

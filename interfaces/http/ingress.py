@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 from fastapi import APIRouter
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from contracts.errors import DaarionError, NotFound, Overloaded
@@ -25,12 +27,16 @@ _OPEN_PATHS = frozenset({"/health", "/health/live"})
 IsAdmin = Callable[[str, str], bool]
 """From method and path below the prefix to whether the admin secret is needed."""
 
+ErrorShape = Callable[[DaarionError, str], Response]
+"""From an error and the request id to the answer that tells it."""
+
 
 class Ingress:
     """Wraps one application's router.
 
     `max_concurrent` bounds the requests in work; what comes above is refused at once with 503 and `Retry-After`. Health
-    routes need no credential and are never refused.
+    routes need no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`) to another shape
+    than the envelope for every error there, those of routing, credentials and load included.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class Ingress:
         is_admin: IsAdmin = lambda _method, _path: False,
         open_paths: frozenset[str] = _OPEN_PATHS,
         on_shutdown: Callable[[], Awaitable[None]] | None = None,
+        error_shapes: Mapping[str, ErrorShape] = MappingProxyType({}),
     ) -> None:
         router.default = _no_such_route
         self._app: ASGIApp = router
@@ -52,6 +59,7 @@ class Ingress:
         self._is_admin = is_admin
         self._open = open_paths
         self._on_shutdown = on_shutdown
+        self._error_shapes = error_shapes
         self._working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,11 +67,13 @@ class Ingress:
         if scope["type"] != "http":
             await self._lifespan(scope, receive, send)
             return
-        path = _normalise(scope)
+        path = _normalised(scope)
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send)
         try:
+            if len(scope["path"]) > MAX_URL_BYTES:
+                raise _unknown_route()
             if path in self._open:
                 await self._app(scope, receive, answer.send)
                 return
@@ -101,7 +111,14 @@ class Ingress:
         if answer.started:
             # The status is out: the only honest end of a broken body is a broken connection.
             raise error
-        await error_response(leaf, request_id)(scope, receive, answer.send)
+        await self._error_shape(scope)(leaf, request_id)(scope, receive, answer.send)
+
+    def _error_shape(self, scope: Scope) -> ErrorShape:
+        below = scope["path"].removeprefix(scope.get("root_path", ""))
+        for path, shape in self._error_shapes.items():
+            if below == path or below.startswith(f"{path}/"):
+                return shape
+        return error_response
 
 
 class _Answer:
@@ -118,17 +135,18 @@ class _Answer:
 
 async def _no_such_route(scope: Scope, _receive: Receive, _send: Send) -> None:
     if scope["type"] == "http":
-        raise NotFound("no such route: see /docs")
+        raise _unknown_route()
 
 
-def _normalise(scope: Scope) -> str:
+def _unknown_route() -> NotFound:
+    return NotFound("no such route: see /docs")
+
+
+def _normalised(scope: Scope) -> str:
     """Makes a trailing slash meaningless; returns the path below the application's prefix."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
-    if len(path) > MAX_URL_BYTES:
-        raise NotFound("no such route: see /docs")
-    below = path.removeprefix(root)
-    trimmed = below.rstrip("/")
+    trimmed = path.removeprefix(root).rstrip("/")
     scope["path"] = f"{root}{trimmed}" if trimmed or root else "/"
     scope["app"] = scope.get("app", _no_such_route)
     return trimmed or "/"

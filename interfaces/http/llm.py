@@ -19,7 +19,7 @@ from interfaces.http.errors import JsonResponse, as_leaf
 from interfaces.http.health import add_health_routes
 from interfaces.http.routing import add_route, new_router
 from interfaces.http.sse import EventStream, error_event, event
-from services.llm_proxy.service import LLMProxy, OpenStream
+from services.llm_proxy.gateway import ChatGateway, ChatStream
 from services.llm_proxy.usage import UsageQueries
 
 UPSTREAM_ERRORS = (502, 503, 504)
@@ -29,7 +29,7 @@ UPSTREAM_ERRORS = (502, 503, 504)
 class LLMRoutes:
     """The endpoints. `proxy` is looked up at each request, because a reload replaces it."""
 
-    proxy: Callable[[], LLMProxy]
+    proxy: Callable[[], ChatGateway]
     usage: UsageQueries
     health: Callable[[], Health]
 
@@ -80,7 +80,7 @@ def llm_router(routes: LLMRoutes) -> APIRouter:
     return router
 
 
-async def _events(opened: OpenStream, request_id: str) -> AsyncGenerator[bytes, None]:
+async def _events(opened: ChatStream, request_id: str) -> AsyncGenerator[bytes, None]:
     """Yields one event per item; a failure after the status is out becomes an `error` event with the envelope."""
     try:
         async for item in opened.items():

@@ -13,6 +13,8 @@ from contracts.ports import Condition
 from interfaces.http.access import AccessControl
 from interfaces.http.ingress import Ingress
 from interfaces.http.llm import LLMRoutes, llm_router
+from interfaces.http.openai_chat import OpenAIRoutes, add_openai_routes
+from interfaces.http.openai_errors import OPENAI_ERRORS
 from providers.registry import build_providers
 from providers.resources import ProviderResources
 from providers.routing import RoutingTable
@@ -89,10 +91,16 @@ async def proxy_over(base_url, *, limit=None, source=None, **models):
         await provider.close()
 
 
+def ingress_of(proxy, recorder, *, internal=None, admin=None, max_concurrent=100, usage=None):
+    """Returns the application's ingress."""
+    router = llm_router(LLMRoutes(lambda: proxy, usage, lambda: Health(status="starting")))
+    add_openai_routes(router, OpenAIRoutes(lambda: proxy, ("embedder", "local")))
+    return Ingress(router, AccessControl(internal, admin), recorder, max_concurrent=max_concurrent, error_shapes=OPENAI_ERRORS)
+
+
 @contextlib.asynccontextmanager
-async def client_of(proxy, recorder, *, internal=None, admin=None, max_concurrent=100, usage=None):
+async def client_of(proxy, recorder, **options):
     """Yields an HTTP client of the application's ingress."""
-    routes = LLMRoutes(lambda: proxy, usage, lambda: Health(status="starting"))
-    app = Ingress(llm_router(routes), AccessControl(internal, admin), recorder, max_concurrent=max_concurrent)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    transport = httpx.ASGITransport(ingress_of(proxy, recorder, **options))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
