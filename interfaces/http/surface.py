@@ -8,9 +8,11 @@ from typing import Any, cast
 from fastapi import APIRouter
 
 from contracts.health import Health
+from interfaces.http.channels import ChannelRoutes
 from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
 from interfaces.http.llm import LLMRoutes, llm_router
 from interfaces.http.memory import MemoryRoutes, memory_router
+from interfaces.http.openai_chat import OpenAIRoutes, add_openai_routes
 from interfaces.http.root import root_router
 from interfaces.http.tools import ToolRoutes, tools_router
 from interfaces.http.workspace import WorkspaceRoutes, workspace_router
@@ -25,12 +27,13 @@ def _health() -> Health:
 def _llm() -> APIRouter:
     router = llm_router(LLMRoutes(_NOTHING, _NOTHING, _health))
     add_embedding_routes(router, EmbeddingRoutes(_NOTHING))
+    add_openai_routes(router, OpenAIRoutes(_NOTHING))
     return router
 
 
 _ROUTERS: dict[str, Callable[[], APIRouter]] = {
     "tools": lambda: tools_router(ToolRoutes(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _health)),
-    "workspace": lambda: workspace_router(WorkspaceRoutes(_NOTHING, _NOTHING, _NOTHING, _health)),
+    "workspace": lambda: workspace_router(WorkspaceRoutes(_NOTHING, _NOTHING, _NOTHING, _health), ChannelRoutes(_NOTHING, _NOTHING)),
     "memory": lambda: memory_router(MemoryRoutes(_NOTHING, _health)),
     "llm": _llm,
 }

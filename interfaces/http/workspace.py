@@ -15,6 +15,7 @@ from contracts.errors import InvalidRequest
 from contracts.health import Health
 from contracts.workspace import FollowUp, FollowUpQuery, FollowUps, NewProject, Page, Project, ProjectQuery, Projects, ToolBody
 from interfaces.http.bodies import read_model
+from interfaces.http.channels import ChannelRoutes, add_channel_routes
 from interfaces.http.errors import JsonResponse
 from interfaces.http.health import add_health_routes
 from interfaces.http.routing import add_route, new_router
@@ -58,9 +59,10 @@ class WorkspaceRoutes:
         return JsonResponse(await self.tools.create_follow_up(await read_model(request, ToolBody, MAX_BODY_BYTES), key or None))
 
 
-def workspace_router(routes: WorkspaceRoutes) -> APIRouter:
+def workspace_router(routes: WorkspaceRoutes, channels: ChannelRoutes) -> APIRouter:
     """Returns the router of the application."""
     router = new_router()
+    add_channel_routes(router, channels)
     add_route(
         router, "POST", "/projects", routes.create_project,
         summary="Create a project in a microDAO", body=NewProject, response=Project, status=201, errors=(400, 401, 413, 503),

@@ -7,30 +7,21 @@ import httpx
 import psycopg
 import pytest
 
-from backends.database import Database, PoolLimits
-from backends.workspace import PostgresFollowUps, PostgresProjects
-from contracts.health import Health
 from executors.http.answers import describe, error_kind
-from interfaces.http.access import AccessControl
-from interfaces.http.ingress import Ingress
 from interfaces.http.openapi import build_openapi
 from interfaces.http.surface import documented_routers
-from interfaces.http.workspace import WorkspaceRoutes, workspace_router
-from services.workspace.tools import WorkspaceTools
+from tests.support.workspace import workspace
 
 OWN, OTHER = "microdao:7", "microdao:8"
 
 
 @pytest.fixture
 async def http(database_url, events):
-    database = Database(database_url, events=events, limits=PoolLimits(max_size=8))
-    await database.open()
-    projects, follow_ups = PostgresProjects(database), PostgresFollowUps(database)
-    router = workspace_router(WorkspaceRoutes(projects, follow_ups, WorkspaceTools(projects, follow_ups), lambda: Health(status="ready")))
-    app = Ingress(router, AccessControl(None, None), events, max_concurrent=100)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://workspace") as client:
+    async with (
+        workspace(database_url, events) as replica,
+        httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://workspace") as client,
+    ):
         yield client
-    await database.close()
 
 
 async def make(http, name="Сонячна громада", microdao_id=OWN, **fields):

@@ -1,0 +1,162 @@
+"""The use cases of channels: whoever names a channel is brought to its microDAO, and what is new is told to who waits for it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from uuid import UUID
+
+from contracts.channels import (
+    AgentPost,
+    Channel,
+    ChannelEvent,
+    ChannelQuery,
+    ChannelStore,
+    EventQuery,
+    Invocation,
+    InvocationQuery,
+    Message,
+    MessageNotices,
+    MessageQuery,
+    NewChannel,
+    NewMember,
+    NewMessage,
+    Post,
+    RunSteps,
+)
+from contracts.errors import InvalidRequest, NotFound
+from contracts.messaging import AGENT_PREFIX, sender_type
+from contracts.workspace import Page
+from services.workspace.live import LiveFeeds
+
+MAX_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True)
+class ChannelPorts:
+    """What the use cases work with. `wake` is told when invocations were put into the outbox."""
+
+    store: ChannelStore
+    feeds: LiveFeeds
+    notices: MessageNotices
+    wake: Callable[[], None]
+
+
+class Channels:
+    """Creates and reads channels, and posts into them.
+
+    `channel_id` is what the caller wrote; `microdao_id`, where the caller names one, must be the channel's own. Every
+    method raises NotFound for a channel that is not there or is another microDAO's, and DatabaseUnavailable.
+    """
+
+    def __init__(self, ports: ChannelPorts) -> None:
+        self._store = ports.store
+        self._feeds = ports.feeds
+        self._notices = ports.notices
+        self._wake = ports.wake
+        self._tenants: OrderedDict[UUID, str] = OrderedDict()
+
+    async def create(self, channel: NewChannel) -> Channel:
+        """Stores a new channel."""
+        return await self._store.create(channel)
+
+    async def page(self, query: ChannelQuery) -> Page[Channel]:
+        """Returns one page, newest first. Raises InvalidRequest for a foreign cursor."""
+        return await self._store.page(query)
+
+    async def find(self, channel_id: str, microdao_id: str | None) -> Channel:
+        """Returns a channel with its members."""
+        return await self._store.find(*await self._place(channel_id, microdao_id))
+
+    async def add_member(self, channel_id: str, microdao_id: str | None, member: NewMember) -> tuple[Channel, bool]:
+        """Returns the channel and whether the member is new. Raises Conflict when the channel is full."""
+        place = await self._place(channel_id, microdao_id)
+        added = await self._store.add_member(*place, member.member_id)
+        return await self._store.find(*place), added
+
+    async def remove_member(self, channel_id: str, microdao_id: str | None, member_id: str) -> Channel:
+        """Removes a member that may be gone already; returns the channel."""
+        place = await self._place(channel_id, microdao_id)
+        await self._store.remove_member(*place, member_id)
+        return await self._store.find(*place)
+
+    async def post(self, channel_id: str, microdao_id: str | None, message: NewMessage, key: str | None) -> tuple[Message, bool]:
+        """Stores a message; the flag tells whether it is new. The message's own id goes before `key`.
+
+        Raises:
+            Forbidden: the sender is no member.
+            Conflict: the id or key made another message before.
+        """
+        tenant, found = await self._place(channel_id, microdao_id)
+        own = f"id:{message.message_id}" if message.message_id else f"key:{key}" if key else None
+        return await self._stored(tenant, Post(found, message.sender_id, message.text, key=own))
+
+    async def post_as_agent(self, agent_id: str, post: AgentPost, microdao_id: str | None, key: str | None) -> tuple[Message, bool]:
+        """Stores an agent's message, once for a run or for a key; the flag tells whether it is new.
+
+        Raises:
+            InvalidRequest: the id is no agent's.
+            Forbidden, Conflict: see `post`; a run's second text is not compared with its first.
+        """
+        if sender_type(agent_id) != "agent":
+            raise InvalidRequest(f"only agents post here: their ids begin with `{AGENT_PREFIX}`")
+        tenant, found = await self._place(post.channel_id, microdao_id)
+        own = f"run:{post.run_id}" if post.run_id else f"key:{key}" if key else None
+        return await self._stored(tenant, Post(found, agent_id, post.text, key=own, lenient=post.run_id is not None, run_id=post.run_id))
+
+    async def messages(self, channel_id: str, query: MessageQuery) -> list[Message]:
+        """Returns messages, newest first."""
+        tenant, found = await self._place(channel_id, query.microdao_id)
+        return await self._store.messages(tenant, found, query.limit, query.before)
+
+    async def add_steps(self, channel_id: str, microdao_id: str | None, steps: RunSteps) -> int:
+        """Shows steps of a run to who watches; returns how many are new. Raises Forbidden."""
+        tenant, found = await self._place(channel_id, microdao_id)
+        added = await self._store.add_steps(tenant, found, steps)
+        self._feeds.changed(found)
+        return added
+
+    async def watch(self, channel_id: str, query: EventQuery) -> AbstractAsyncContextManager[AsyncIterator[ChannelEvent | None]]:
+        """Returns the channel's live events; see LiveFeeds.watch."""
+        tenant, found = await self._place(channel_id, query.microdao_id)
+        return self._feeds.watch(tenant, found, query.after)
+
+    async def invocations(self, channel_id: str, query: InvocationQuery) -> list[Invocation]:
+        """Returns what the channel's messages led to, newest first."""
+        tenant, found = await self._place(channel_id, query.microdao_id)
+        return await self._store.invocations(tenant, found, query)
+
+    async def _stored(self, tenant: str, post: Post) -> tuple[Message, bool]:
+        message, created = await self._store.post(tenant, post)
+        if created:
+            self._feeds.changed(message.channel_id)
+            self._notices.created(tenant, message)
+            if message.sender_type == "human":
+                self._wake()
+        return message, created
+
+    async def _place(self, channel_id: str, microdao_id: str | None) -> tuple[str, UUID]:
+        found = _as_uuid(channel_id)
+        tenant = await self._tenant(found) if found is not None else None
+        if found is None or tenant is None or microdao_id not in {None, tenant}:
+            raise NotFound("no such channel")
+        return tenant, found
+
+    async def _tenant(self, channel_id: UUID) -> str | None:
+        """A channel never changes its microDAO, so what was found once is kept."""
+        tenant = self._tenants.get(channel_id) or await self._store.tenant(channel_id)
+        if tenant is not None:
+            self._tenants[channel_id] = tenant
+            self._tenants.move_to_end(channel_id)
+            if len(self._tenants) > MAX_REMEMBERED:
+                self._tenants.popitem(last=False)
+        return tenant
+
+
+def _as_uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

@@ -1,0 +1,188 @@
+"""Live events of channels: one reader per channel and replica, any number of watchers, nothing that grows with a slow one.
+
+A watcher holds a position. What lies after it comes from the channel's recent events, kept once per replica, or from the
+store when the watcher is further behind. New events are noticed by asking the store for the positions of the watched
+channels, at once when this replica made them and a few times a second otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+from contracts.channels import ChannelEvent, ChannelStore
+from contracts.errors import DaarionError, Overloaded
+from contracts.ports import EventLog
+from services.tasks import end_tasks
+
+POLL_S = 0.2
+MIN_POLL_S = 0.02
+KEPT = 256
+PAGE = 100
+HEARTBEAT_S = 10.0
+MAX_STREAM_S = 3_600.0
+
+
+class _Feed:
+    """One watched channel. `events` holds everything after `start` up to `tip`; `known` is how far the channel is."""
+
+    def __init__(self, microdao_id: str, channel_id: UUID, position: int) -> None:
+        self.microdao_id = microdao_id
+        self.channel_id = channel_id
+        self.start = self.tip = self.known = position
+        self.events: deque[ChannelEvent] = deque()
+        self.watchers: set[asyncio.Event] = set()
+        self._loading = asyncio.Lock()
+
+    def advance(self, position: int) -> None:
+        """Tells the watchers that there is more."""
+        if position > self.known:
+            self.known = position
+            for watcher in self.watchers:
+                watcher.set()
+
+    async def after(self, position: int, store: ChannelStore) -> tuple[list[ChannelEvent], int]:
+        """Returns the next events and the position that they lead to."""
+        if position >= self.known:
+            return [], position
+        if position < self.start:
+            found = await store.events(self.microdao_id, self.channel_id, position, PAGE)
+            return found, found[-1].position if found else self.start
+        async with self._loading:
+            if self.tip < self.known:
+                await self._load(store)
+        found = [event for event in self.events if event.position > position][:PAGE]
+        return found, found[-1].position if found else max(position, self.tip)
+
+    async def _load(self, store: ChannelStore) -> None:
+        known = self.known
+        loaded = await store.events(self.microdao_id, self.channel_id, self.tip, PAGE)
+        self.tip = loaded[-1].position if len(loaded) == PAGE else max([known, *(event.position for event in loaded)])
+        self.events.extend(loaded)
+        while len(self.events) > KEPT:
+            self.start = self.events.popleft().position
+
+
+class LiveFeeds:
+    """The watched channels of this replica. `max_streams` bounds the watchers; one more is refused with Overloaded."""
+
+    def __init__(self, store: ChannelStore, events: EventLog, *, max_streams: int) -> None:
+        self._store = store
+        self._events = events
+        self._max = max_streams
+        self._count = 0
+        self._feeds: dict[UUID, _Feed] = {}
+        self._present = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._away = False
+
+    @property
+    def watchers(self) -> int:
+        """How many streams are open."""
+        return self._count
+
+    def start(self) -> None:
+        """Begins to look for new events; must be called on the running event loop."""
+        self._task = asyncio.create_task(self._poll(), name="workspace:live")
+
+    async def close(self) -> None:
+        """Looks no further; open streams end."""
+        if self._task is not None:
+            await end_tasks([self._task])
+        for feed in self._feeds.values():
+            for watcher in feed.watchers:
+                watcher.set()
+
+    def changed(self, channel_id: UUID) -> None:
+        """Tells that this replica added something to a channel."""
+        if channel_id in self._feeds:
+            self._hurry.set()
+
+    @contextlib.asynccontextmanager
+    async def watch(self, microdao_id: str, channel_id: UUID, after: int | None) -> AsyncIterator[AsyncIterator[ChannelEvent | None]]:
+        """Gives the events after a position (None: from now on); None among them after each `HEARTBEAT_S` of silence.
+
+        They end after `MAX_STREAM_S`, so that a client comes back to a replica that is there.
+
+        Raises:
+            Overloaded: this replica has as many watchers as it may take.
+            DatabaseUnavailable: see the store; also while iterating.
+        """
+        if self._count >= self._max:
+            raise Overloaded("this replica has as many event streams as it may take: retry shortly", retry_after_s=1.0)
+        self._count += 1
+        wake = asyncio.Event()
+        try:
+            feed = await self._join(microdao_id, channel_id, wake)
+            start = feed.known if after is None else min(after, feed.known)
+            yield self._iterate(feed, start, wake)
+        finally:
+            self._count -= 1
+            self._leave(channel_id, wake)
+
+    async def _join(self, microdao_id: str, channel_id: UUID, wake: asyncio.Event) -> _Feed:
+        position = (await self._store.positions([channel_id])).get(channel_id, 0)
+        feed = self._feeds.get(channel_id)
+        if feed is None:
+            feed = self._feeds[channel_id] = _Feed(microdao_id, channel_id, position)
+        feed.advance(position)
+        feed.watchers.add(wake)
+        self._present.set()
+        return feed
+
+    def _leave(self, channel_id: UUID, wake: asyncio.Event) -> None:
+        feed = self._feeds.get(channel_id)
+        if feed is None:
+            return
+        feed.watchers.discard(wake)
+        if not feed.watchers:
+            del self._feeds[channel_id]
+        if not self._feeds:
+            self._present.clear()
+
+    async def _iterate(self, feed: _Feed, position: int, wake: asyncio.Event) -> AsyncIterator[ChannelEvent | None]:
+        ends = time.monotonic() + MAX_STREAM_S
+        while time.monotonic() < ends:
+            wake.clear()
+            found, position = await feed.after(position, self._store)
+            for event in found:
+                yield event
+            if found or position < feed.known:
+                continue
+            if self._task is None or self._task.done():
+                return
+            try:
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await wake.wait()
+            except TimeoutError:
+                yield None
+
+    async def _poll(self) -> None:
+        while True:
+            await self._present.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._hurry.wait()
+            self._hurry.clear()
+            try:
+                await self._look()
+            except DaarionError as error:
+                self._tell_away(error)
+            else:
+                self._away = False
+            await asyncio.sleep(MIN_POLL_S)
+
+    async def _look(self) -> None:
+        for channel_id, position in (await self._store.positions(list(self._feeds))).items():
+            if channel_id in self._feeds:
+                self._feeds[channel_id].advance(position)
+
+    def _tell_away(self, error: DaarionError) -> None:
+        if not self._away:
+            self._away = True
+            self._events.emit("workspace.live_failed", error=error.type)
