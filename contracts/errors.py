@@ -18,7 +18,8 @@
     │   ├── UpstreamMisconfigured    502  the provider does not know the model or the route
     │   ├── UpstreamInvalidResponse  502  garbage, truncated or oversized
     │   ├── UpstreamUnavailable      502  connect error, 5xx, reset
-    │   └── UpstreamRateLimited      503  the provider throttles us
+    │   ├── UpstreamRateLimited      503  the provider throttles us
+    │   └── CircuitOpen              503  every target failed so often that it is left alone for a while
     ├── Unavailable                  503  a part of this product is away
     │   ├── DatabaseUnavailable      503
     │   ├── EngineUnavailable        503
@@ -201,6 +202,13 @@ class UpstreamRateLimited(UpstreamError):
 
     status = 503
     type = "upstream_rate_limited"
+
+
+class CircuitOpen(UpstreamError):
+    """Every target of the model failed lately and is left alone for a while."""
+
+    status = 503
+    type = "circuit_open"
 
 
 class Unavailable(DaarionError):

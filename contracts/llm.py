@@ -320,10 +320,15 @@ class StreamDelta(BaseModel):
 
 
 class StreamEnd(BaseModel):
-    """The regular end of a stream. A provider that ends without it was cut off."""
+    """The regular end of a stream. A provider that ends without it was cut off.
+
+    The proxy adds `attempts`, and `written_by` (`provider/model` of each part, in order) where several wrote one answer.
+    """
 
     finish_reason: str
     usage: TokenUsage
+    attempts: list[Attempt] | None = None
+    written_by: list[str] | None = None
 
 
 StreamItem = StreamDelta | StreamEnd
@@ -342,8 +347,24 @@ class EngineLoad(BaseModel):
     generated_tokens: int
 
 
+class CircuitInfo(BaseModel):
+    """What a replica knows about one target: `closed` (called as usual), `open` (left alone), `half_open` (one call probes it).
+
+    `retry_after_s` is given while it is not called; a closed circuit has it while the provider asked for a rest.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    state: Literal["closed", "open", "half_open"]
+    in_flight: int
+    retry_after_s: float | None = None
+
+
 class ModelInfo(BaseModel):
-    """One row of `GET /internal/llm/models`; `reason` tells why a model is not available, `load` only the local engine has."""
+    """One row of `GET /internal/llm/models`, as the replica that answers sees it.
+
+    `reason` tells why a model is not available, `load` only the local engine has, `spills_over` only models with `spill`.
+    """
 
     id: str
     provider: str
@@ -351,7 +372,9 @@ class ModelInfo(BaseModel):
     available: bool
     reason: str | None = None
     load: EngineLoad | None = None
+    circuit: CircuitInfo = CircuitInfo(state="closed", in_flight=0)
     fallbacks: list[str] = []
+    spills_over: bool | None = None
 
 
 class ModelList(BaseModel):

@@ -43,9 +43,7 @@ class ChatProvider(Protocol):
     ) -> AsyncIterator[StreamItem]:
         """Yields deltas, then exactly one StreamEnd; closing the iterator stops the upstream."""
 
-    def continued(
-        self, messages: Sequence[ChatMessage], text: str, options: ChatOptions
-    ) -> tuple[list[ChatMessage], ChatOptions] | None:
+    def continued(self, messages: Sequence[ChatMessage], text: str, options: ChatOptions) -> tuple[list[ChatMessage], ChatOptions] | None:
         """Returns the call that asks for the rest of an answer of which `text` came elsewhere; None where it cannot be asked."""
 
     async def close(self) -> None:

@@ -22,6 +22,7 @@ from configs.yaml_files import load_yaml
 from contracts.health import Health
 from contracts.llm import MAX_TIMEOUT_S
 from contracts.ports import ChatProvider
+from contracts.routing import Target
 from deployments.embedder_client import open_embedder
 from deployments.engine_client import EngineClient
 from deployments.engines.app import APPLICATION as ENGINES
@@ -38,9 +39,11 @@ from providers.registry import build_providers
 from providers.resources import ProviderResources
 from providers.routing import RoutingTable
 from services.health import Dependency, HealthMonitor
+from services.llm_proxy.circuits import Circuits, State
 from services.llm_proxy.embeddings import Embeddings
 from services.llm_proxy.limiter import LeasedLimiter
 from services.llm_proxy.service import LLMProxy
+from services.llm_proxy.spillover import Spillover
 from services.llm_proxy.usage import UsageQueries
 
 APPLICATION = "llm"
@@ -82,6 +85,7 @@ class LLMReplica:
         self._authority = AuthorityClient()
         self._monitor = HealthMonitor({})
         self._providers: dict[str, ChatProvider] = {}
+        self._circuits, self._spillover = Circuits(self._circuit_turned), Spillover()
         self._proxy: LLMProxy | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -89,12 +93,16 @@ class LLMReplica:
         """Takes the routes and limits of `llm.yaml`; calls under way end with the ones they began with."""
         settings = LLMSettings.model_validate(user_config)
         replaced, self._providers = self._providers, self._build_providers(settings)
+        router = RoutingTable(settings)
+        self._circuits.keep(route.primary for route in router.routes())  # every target is some model's own
         self._proxy = LLMProxy(
-            router=RoutingTable(settings),
+            router=router,
             providers=self._providers,
             limiter=LeasedLimiter(self._authority, settings.limits.requests_per_minute),
             usage=self._usage,
             events=self._events,
+            circuits=self._circuits,
+            spillover=self._spillover,
         )
         await self._watch(settings)
         if replaced:
@@ -127,6 +135,9 @@ class LLMReplica:
             usage=self._usage,
             events=self._events,
         )
+
+    def _circuit_turned(self, target: Target, state: State) -> None:
+        self._events.emit("llm.circuit", provider=target.provider, model=target.name, state=state)
 
     def _health(self) -> Health:
         return self._monitor.health()  # a reload replaces the monitor

@@ -92,7 +92,12 @@ async def _events(opened: ChatStream, request_id: str) -> AsyncGenerator[bytes, 
 def _payload(item: StreamItem, target: Target) -> dict[str, Any]:
     if isinstance(item, StreamEnd):
         usage = item.usage.model_dump(exclude_none=True)
-        return {"usage": usage, "provider": target.provider, "model_resolved": target.name, "finish_reason": item.finish_reason}
+        last = {"usage": usage, "provider": target.provider, "model_resolved": target.name, "finish_reason": item.finish_reason}
+        if item.attempts is not None:
+            last["attempts"] = [attempt.model_dump() for attempt in item.attempts]
+        if item.written_by is not None:
+            last["written_by"] = item.written_by
+        return last
     named = {"delta": item.content, "reasoning_delta": item.reasoning, "tool_calls": item.tool_calls}
     return {key: value for key, value in named.items() if value is not None}
 

@@ -11,7 +11,8 @@ While a circuit is open nobody calls the target; half-open, one call does. A tar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal
 
 from contracts.routing import CircuitPolicy, Target
@@ -26,8 +27,9 @@ PROBE_RETRY_S = 1.0
 class Circuit:
     """One target's circuit, and how many calls of this replica it is working on."""
 
-    def __init__(self, policy: CircuitPolicy) -> None:
+    def __init__(self, policy: CircuitPolicy, turned: Callable[[State], None] = lambda _: None) -> None:
         self.policy = policy
+        self._turned = turned
         self.in_flight = 0
         self._state: State = "closed"
         self._epoch = 0
@@ -119,6 +121,7 @@ class Circuit:
 
     def _turn(self, state: State) -> None:
         self._state, self._in_a_row, self._epoch = state, 0, self._epoch + 1
+        self._turned(state)
 
     def _cooldown_s(self) -> float:
         growth: float = 2.0 ** min(max(0, self._vain - 1), _MAX_DOUBLINGS)
@@ -159,18 +162,18 @@ class Permit:
 
 
 class Circuits:
-    """The circuits of one replica. They outlive a reload of the routes."""
+    """The circuits of one replica. They outlive a reload of the routes. `turned` is told of each that opens or closes."""
 
-    def __init__(self) -> None:
+    def __init__(self, turned: Callable[[Target, State], None] = lambda _target, _state: None) -> None:
+        self._turned = turned
         self._circuits: dict[tuple[str, str], Circuit] = {}
 
     def of(self, target: Target) -> Circuit:
         """Returns the circuit of `target`, under the policy that it names."""
         circuit = self._circuits.get(target.key)
         if circuit is None:
-            circuit = self._circuits[target.key] = Circuit(target.circuit)
-        elif circuit.policy is not target.circuit:
-            circuit.policy = target.circuit
+            circuit = self._circuits[target.key] = Circuit(target.circuit, partial(self._turned, target))
+        circuit.policy = target.circuit
         return circuit
 
     def keep(self, targets: Iterable[Target]) -> None:

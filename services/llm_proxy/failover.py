@@ -20,7 +20,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from contracts.deadline import Deadline
 from contracts.errors import (
     DaarionError,
     Unavailable,
@@ -85,8 +84,3 @@ def _wait_s(error: DaarionError, tries: int, retry: RetryPolicy, jitter: float) 
     """`Retry-After` and a little, else between half and the whole of the backoff."""
     backoff = min(retry.backoff_s * 2.0 ** min(tries - 1, _MAX_DOUBLINGS), retry.max_backoff_s) * (1 + jitter) / 2
     return backoff if error.retry_after_s is None else error.retry_after_s + min(backoff, 0.1 + 0.1 * error.retry_after_s)
-
-
-def fails_over(error: DaarionError, deadline: Deadline) -> bool:
-    """Whether the next target of the route should be tried after `error`."""
-    return isinstance(error, UpstreamError | UpstreamTimeout | Unavailable) and deadline.remaining() > 0

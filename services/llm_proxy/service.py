@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, ModelUnavailable
 from contracts.limits import Limiter
-from contracts.llm import LLMResponse, ModelInfo, ModelList, ProxyRequest, ProxyResponse, StreamDelta, StreamItem
+from contracts.llm import MAX_TIMEOUT_S, CircuitInfo, LLMResponse, ModelInfo, ModelList, ProxyRequest, ProxyResponse, TokenUsage
 from contracts.ports import ChatProvider, EventLog, Prices, Router
-from contracts.routing import Route, Target
+from contracts.routing import Route, Spill, Target
 from contracts.usage import OUTCOME_OK, UsageSink
-from services.llm_proxy.accounting import OUTCOME_CANCELLED, CallAccount, NoPrices, outcome_of
-from services.llm_proxy.failover import fails_over
+from services.llm_proxy.accounting import CallAccount, NoPrices, outcome_of
+from services.llm_proxy.attempts import Attempts
+from services.llm_proxy.circuits import Circuits
+from services.llm_proxy.spillover import Candidate, Spillover, order_targets, queue_depth
+from services.llm_proxy.streams import Begun, OpenStream, begin
+
+__all__ = ["LLMProxy", "OpenStream"]
+
+PRICED = TokenUsage(prompt_tokens=750_000, completion_tokens=250_000, total_tokens=1_000_000)
+"""The mix of a million tokens by whose price targets are compared."""
 
 
 @dataclass(frozen=True)
 class LLMProxy:
-    """The use cases of the LLM proxy over its ports. Holds no state of its own."""
+    """The use cases of the LLM proxy over its ports.
+
+    `circuits` and `spillover` are the replica's memory of its targets: given from outside, so that they outlive a reload.
+    """
 
     router: Router
     providers: Mapping[str, ChatProvider]
@@ -27,6 +39,8 @@ class LLMProxy:
     usage: UsageSink
     events: EventLog
     prices: Prices = field(default_factory=NoPrices)
+    circuits: Circuits = field(default_factory=Circuits)
+    spillover: Spillover = field(default_factory=Spillover)
 
     async def complete(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
         """Returns one whole answer, from the first target of the route that gives one.
@@ -35,14 +49,22 @@ class LLMProxy:
             UnknownModel: no such logical model.
             RateLimited: a limit of ours is exhausted.
             ModelUnavailable: no target is configured.
+            CircuitOpen: every target is left alone after failures.
             DaarionError: the leaf of the last target's failure.
         """
         route = self.router.route(request.model)
         account = self._account(request, route, request_id, streamed=False)
+        attempts = self._attempts(request, route, account)
+
+        async def ask(provider: ChatProvider, target: Target) -> LLMResponse:
+            return await provider.chat(request.messages, target, attempts.deadline, **request.options())
+
         with self._settling(account):
             await account.reserve(self.limiter)
-            target, answer = await self._first_answer(request, route, account)
-        return _response(target, answer, account)
+            served = await attempts.serve(ask)
+            served.permit.succeeded(time.monotonic())
+            account.attempt_ended(OUTCOME_OK, served.result.usage)
+        return _response(served.target, served.result, account)
 
     async def open_stream(self, request: ProxyRequest, request_id: str) -> OpenStream:
         """Returns a stream whose first item has already arrived, so that failures before it are answered with a status.
@@ -51,30 +73,40 @@ class LLMProxy:
         """
         route = self.router.route(request.model)
         account = self._account(request, route, request_id, streamed=True)
+        attempts = self._attempts(request, route, account)
+
+        async def ask(provider: ChatProvider, target: Target) -> Begun:
+            return await begin(provider, target, attempts, request.messages, request.options())
+
         try:
             await account.reserve(self.limiter)
-            target, first, items = await self._first_stream(request, route, account)
+            served = await attempts.serve(ask)
         except BaseException as error:
             account.settle(outcome_of(error))
             raise
-        return OpenStream(target, first, items, account)
+        served.permit.alive(time.monotonic())
+        return OpenStream(served, request, attempts, account, resumes=route.stream_recovery == "resume")
 
     def models(self) -> ModelList:
         """Returns every logical model with its availability and, where it has none, the reason."""
         return ModelList(models=[self._info(route) for route in self.router.routes()])
 
     def _info(self, route: Route) -> ModelInfo:
-        provider = self.providers[route.primary.provider]
-        condition = provider.condition()
-        reason = provider.unavailable_reason() or condition.not_ready
+        target, provider = route.primary, self.providers[route.primary.provider]
+        condition, circuit, now = provider.condition(), self.circuits.of(target), time.monotonic()
+        wait_s = circuit.wait_s(now)
+        resting = f"left alone after failures: retry in {math.ceil(wait_s)} s" if wait_s else None
+        reason = provider.unavailable_reason() or condition.not_ready or resting
         return ModelInfo(
             id=route.logical_model,
-            provider=route.primary.provider,
-            name=route.primary.name,
+            provider=target.provider,
+            name=target.name,
             available=reason is None,
             reason=reason,
             load=condition.load,
+            circuit=CircuitInfo(state=circuit.state(now), in_flight=circuit.in_flight, retry_after_s=round(wait_s, 3) if wait_s else None),
             fallbacks=list(route.fallbacks),
+            spills_over=None if route.spill is None else self._is_busy(route, route.spill),
         )
 
     def _account(self, request: ProxyRequest, route: Route, request_id: str, *, streamed: bool) -> CallAccount:
@@ -91,94 +123,40 @@ class LLMProxy:
         finally:
             account.settle(outcome)
 
-    async def _first_answer(self, request: ProxyRequest, route: Route, account: CallAccount) -> tuple[Target, LLMResponse]:
-        deadline = _deadline(request, route)
-        failure: DaarionError | None = None
-        for target in self._callable_targets(route, account):
-            account.attempt(target)
-            try:
-                answer = await self.providers[target.provider].chat(request.messages, target, deadline, **request.options())
-            except DaarionError as error:
-                failure = _noted(error, account, deadline)
-            else:
-                account.attempt_ended(OUTCOME_OK, answer.usage)
-                return target, answer
-        raise failure or self._none_configured(route)
+    def _attempts(self, request: ProxyRequest, route: Route, account: CallAccount) -> Attempts:
+        deadline, name = _deadline(request, route), route.logical_model
+        return Attempts(self._targets(route), self.providers, self.circuits, account, deadline=deadline, logical_model=name)
 
-    async def _first_stream(
-        self, request: ProxyRequest, route: Route, account: CallAccount
-    ) -> tuple[Target, StreamItem, AsyncIterator[StreamItem]]:
-        deadline = _deadline(request, route)
-        failure: DaarionError | None = None
-        for target in self._callable_targets(route, account):
-            account.attempt(target)
-            items = self.providers[target.provider].stream(request.messages, target, deadline, **request.options())
-            try:
-                return target, await anext(items), items
-            except DaarionError as error:
-                failure = _noted(error, account, deadline)
-        raise failure or self._none_configured(route)
+    def _targets(self, route: Route) -> Sequence[Target]:
+        """The targets in the order in which this call should try them."""
+        if route.spill is None:
+            return route.targets
+        own = [Candidate(target, callable_now=True) for target in route.targets]
+        spill = [Candidate(target, self._callable_now(target), self._price(target)) for target in route.spill.targets]
+        return order_targets(own, spill, busy=self._is_busy(route, route.spill))
 
-    def _callable_targets(self, route: Route, account: CallAccount) -> list[Target]:
-        ready = []
-        for target in route.targets:
-            if self.providers[target.provider].unavailable_reason() is None:
-                ready.append(target)
-            else:
-                account.skipped(target, ModelUnavailable.type)
-        return ready
+    def _is_busy(self, route: Route, spill: Spill) -> bool:
+        target = route.primary
+        depth = queue_depth(self.providers[target.provider].condition(), self.circuits.of(target).in_flight)
+        return self.spillover.busy(route.logical_model, spill, depth, callable_now=self._callable_now(target))
 
-    def _none_configured(self, route: Route) -> ModelUnavailable:
-        reasons = {target.provider: self.providers[target.provider].unavailable_reason() for target in route.targets}
-        listed = "; ".join(f"provider `{provider}`: {reason}" for provider, reason in reasons.items())
-        return ModelUnavailable(f"model `{route.logical_model}` is not available: {listed}")
+    def _callable_now(self, target: Target) -> bool:
+        provider = self.providers[target.provider]
+        if provider.unavailable_reason() is not None or provider.condition().not_ready is not None:
+            return False
+        return self.circuits.of(target).wait_s(time.monotonic()) <= 0
 
-
-class OpenStream:
-    """A stream that has begun. Iterate it once, and close it however that ends: closing settles the call."""
-
-    def __init__(self, target: Target, first: StreamItem, rest: AsyncIterator[StreamItem], account: CallAccount) -> None:
-        self.target = target
-        self._first = first
-        self._rest = rest
-        self._account = account
-
-    async def items(self) -> AsyncIterator[StreamItem]:
-        """Yields every item, the last of which is a StreamEnd. Raises the leaf of a failure half-way."""
-        try:
-            self._count(self._first)
-            yield self._first
-            async for item in self._rest:
-                self._count(item)
-                yield item
-        except Exception as error:
-            self._account.settle(outcome_of(error))
-            raise
-
-    async def close(self) -> None:
-        """Stops the upstream and settles what was not settled: the caller left."""
-        self._account.settle(OUTCOME_CANCELLED)
-        await _close(self._rest)
-
-    def _count(self, item: StreamItem) -> None:
-        if isinstance(item, StreamDelta):
-            self._account.delta(item)
-            return
-        self._account.attempt_ended(OUTCOME_OK, item.usage)
-        self._account.settle(OUTCOME_OK)
-
-
-def _noted(error: DaarionError, account: CallAccount, deadline: Deadline) -> DaarionError:
-    """Records a failed attempt and returns its error; raises it when no further target should be tried."""
-    account.attempt_ended(error.type)
-    if not fails_over(error, deadline):
-        raise error
-    return error
+    def _price(self, target: Target) -> float | None:
+        cost = self.prices.cost(target, PRICED)
+        return None if cost is None else float(cost)
 
 
 def _deadline(request: ProxyRequest, route: Route) -> Deadline:
-    """The caller's `timeout_s`, else what all targets of the route may take one after the other."""
-    return Deadline.after(request.timeout_s or sum(target.timeouts.total_s for target in route.targets))
+    """The caller's `timeout_s`, else what all targets of the route may take one after the other, waits included."""
+    if request.timeout_s is not None:
+        return Deadline.after(request.timeout_s)
+    longest = sum(target.timeouts.total_s + target.retry.attempts * target.retry.max_backoff_s for target in route.every_target)
+    return Deadline.after(min(longest, MAX_TIMEOUT_S))
 
 
 def _response(target: Target, answer: LLMResponse, account: CallAccount) -> ProxyResponse:
@@ -194,9 +172,3 @@ def _response(target: Target, answer: LLMResponse, account: CallAccount) -> Prox
         latency_ms=account.latency_ms(),
         attempts=account.attempts,
     )
-
-
-async def _close(items: AsyncIterator[StreamItem]) -> None:
-    aclose = getattr(items, "aclose", None)
-    if aclose is not None:
-        await aclose()

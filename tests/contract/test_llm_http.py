@@ -212,7 +212,10 @@ async def test_a_missing_key_makes_only_that_providers_models_unavailable():
         assert "MISSING_API_KEY" in error["message"]
         rows = {row["id"]: row for row in (await client.get("/models")).json()["models"]}
         assert (rows["nokey"]["available"], rows["nokey"]["reason"]) == (False, "MISSING_API_KEY is not set")
-        assert rows["plain"] == {"id": "plain", "provider": "openai", "name": "gpt-4.1-mini", "available": True, "fallbacks": []}
+        assert rows["plain"] == {
+            "id": "plain", "provider": "openai", "name": "gpt-4.1-mini", "available": True, "fallbacks": [],
+            "circuit": {"state": "closed", "in_flight": 0},
+        }  # fmt: skip
         assert (rows["here"]["available"], rows["here"]["reason"]) == (False, "the local engine is still starting: retry")
         assert (await client.post("/proxy", json=BODY)).status_code == 200
 
@@ -231,11 +234,10 @@ async def test_a_fallback_answers_and_is_named(failure, path):
         assert response.status_code == 200
         last = events_of(response.text)[-1][1] if path == "/stream" else response.json()
         assert (last["provider"], last["model_resolved"]) == ("backup", "second")
-        assert (recorder.records[-1].provider, recorder.records[-1].physical_model, recorder.records[-1].attempts) == (
-            "backup",
-            "second",
-            2,
-        )
+        record = recorder.records[-1]
+        tries = 1 if failure in {"http_401", "silence"} else 2  # neither heals by asking again
+        assert (record.provider, record.physical_model, record.attempts) == ("backup", "second", tries + 1)
+        assert [attempt["model"] for attempt in last["attempts"]] == ["first"] * tries + ["second"]
 
 
 async def test_a_keyless_primary_is_skipped_and_listed():
@@ -266,7 +268,7 @@ async def test_a_stream_ends_with_usage_and_who_answered():
         *deltas, last = events_of(response.text)
         assert "".join(data["delta"] for _, data in deltas) == "Echo: Яка столиця України?"
         assert len(deltas) > 1
-        assert set(last[1]) == {"usage", "provider", "model_resolved", "finish_reason"}
+        assert set(last[1]) == {"usage", "provider", "model_resolved", "finish_reason", "attempts"}
         assert recorder.records[-1].streamed
         assert recorder.records[-1].ttft_ms > 0
 

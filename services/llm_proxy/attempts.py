@@ -1,0 +1,142 @@
+"""One call's way along its targets: tries one, waits, goes to the next, and tells the circuits what it learned."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from contracts.deadline import Deadline
+from contracts.errors import CircuitOpen, DaarionError, InvalidRequest, ModelUnavailable
+from contracts.ports import ChatProvider
+from contracts.routing import RetryPolicy, Target
+from services.llm_proxy.accounting import CallAccount
+from services.llm_proxy.circuits import Circuits, Permit
+from services.llm_proxy.failover import Step, blames_target, next_step, rest_s
+
+T = TypeVar("T")
+Ask = Callable[[ChatProvider, Target], Awaitable[T]]
+
+ONCE = RetryPolicy(attempts=1)
+PASSED_S = 0.005
+"""A deadline this near has passed: a timer may fire a little early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served(Generic[T]):
+    """What a target gave, and the permit of the call, which the receiver ends."""
+
+    target: Target
+    permit: Permit
+    result: T
+
+
+class Attempts:
+    """Asks the targets of one call in their order, each as often as its retry policy allows."""
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        providers: Mapping[str, ChatProvider],
+        circuits: Circuits,
+        account: CallAccount,
+        *,
+        deadline: Deadline,
+        logical_model: str,
+    ) -> None:
+        self._model = logical_model
+        self._left = deque(targets)
+        self._providers = providers
+        self._circuits = circuits
+        self._account = account
+        self.deadline = deadline
+        self._reasons: dict[str, str] = {}
+        self._waits: list[float] = []
+
+    def keep(self, wanted: Callable[[ChatProvider], bool]) -> bool:
+        """Drops the targets still to come whose provider is not wanted; returns whether one is left."""
+        self._left = deque(target for target in self._left if wanted(self._providers[target.provider]))
+        return bool(self._left)
+
+    async def serve(self, ask: Ask[T]) -> Served[T]:
+        """Returns what the first target gave that did not fail; a later call goes on with the targets behind it.
+
+        Raises:
+            ModelUnavailable: no target is configured.
+            CircuitOpen: none can be called now.
+            DaarionError: the leaf of the last failure.
+        """
+        failure: DaarionError | None = None
+        while self._left:
+            outcome = await self._at(self._left.popleft(), ask)
+            if isinstance(outcome, Served):
+                return outcome
+            failure = outcome or failure
+        raise failure or self._nobody()
+
+    def goes_on_after(self, error: DaarionError) -> bool:
+        """Whether another target may be asked after `error`."""
+        return bool(self._left) and self._step(error, 1, ONCE).kind == "next"
+
+    def failed(self, target: Target, permit: Permit, error: DaarionError) -> None:
+        """Ends the running attempt, which failed."""
+        now = time.monotonic()
+        if isinstance(error, InvalidRequest):
+            permit.alive(now)  # who refuses with reasons is up
+        if blames_target(error, deadline_passed=self._remaining_s() <= 0):
+            permit.failed(now)
+        else:
+            permit.released(now)
+        if seconds := rest_s(error):
+            self._circuits.of(target).rest(now, seconds)
+        self._account.attempt_ended(error.type)
+
+    async def _at(self, target: Target, ask: Ask[T]) -> Served[T] | DaarionError | None:
+        """Returns the answer of one target, or its last failure; None when it was not called."""
+        provider = self._providers[target.provider]
+        if (reason := provider.unavailable_reason()) is not None:
+            self._reasons[target.provider] = reason
+            self._account.skipped(target, ModelUnavailable.type)
+            return None
+        failure: DaarionError | None = None
+        tries = 0
+        while (permit := self._circuits.of(target).enter(time.monotonic())) is not None:
+            tries += 1
+            self._account.attempt(target)
+            try:
+                return Served(target, permit, await ask(provider, target))
+            except DaarionError as error:
+                failure = error
+            except BaseException:
+                permit.released(time.monotonic())
+                raise
+            self.failed(target, permit, failure)
+            step = self._step(failure, tries, target.retry)
+            if step.kind == "caller":
+                raise failure
+            if step.kind == "next":
+                return failure
+            await asyncio.sleep(step.wait_s)
+        self._waits.append(self._circuits.of(target).wait_s(time.monotonic()))
+        self._account.skipped(target, CircuitOpen.type)
+        return failure
+
+    def _step(self, error: DaarionError, tries: int, retry: RetryPolicy) -> Step:
+        jitter = random.random()  # noqa: S311  # spreads waits, hides nothing
+        return next_step(error, tries=tries, retry=retry, others=bool(self._left), remaining_s=self._remaining_s(), jitter=jitter)
+
+    def _remaining_s(self) -> float:
+        remaining = self.deadline.remaining()
+        return 0.0 if remaining < PASSED_S else remaining
+
+    def _nobody(self) -> DaarionError:
+        if self._waits:
+            wait = max(1, math.ceil(min(self._waits)))
+            return CircuitOpen(f"every provider of this model is left alone after failures: retry in {wait} s", retry_after_s=wait)
+        listed = "; ".join(f"provider `{provider}`: {reason}" for provider, reason in self._reasons.items())
+        return ModelUnavailable(f"model `{self._model}` is not available: {listed}")
