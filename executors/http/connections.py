@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -20,7 +21,11 @@ MAX_CONNECTIONS = 128
 LOOKUP_THREADS = 8
 # Below the five seconds after which common servers close an idle connection, so that none is met half-closed.
 KEEPALIVE_S = 4.0
+# For calls with effects: well below what any common server closes after, so that its closing and our using do not meet.
+CAREFUL_KEEPALIVE_S = 1.0
 DNS_CACHE_S = 10
+# One round to look at the sockets, one to tell their connections.
+LOOP_ROUNDS = 2
 
 
 @dataclass
@@ -39,14 +44,14 @@ class _Pool:
 @dataclass(frozen=True)
 class _Key:
     policy: EgressPolicy = field(default_factory=EgressPolicy)
-    fresh: bool = False
+    careful: bool = False
 
 
 class Connections:
-    """Sessions by policy. With `fresh` each request opens a connection of its own.
+    """Sessions by policy. A `careful` one keeps connections for `CAREFUL_KEEPALIVE_S` only.
 
     A server may close a kept connection just as it is used again, and then nobody knows whether the request arrived:
-    a tool with effects must not meet that.
+    a tool with effects must hardly ever meet that.
     """
 
     def __init__(self, lookup: Lookup | None = None) -> None:
@@ -55,15 +60,22 @@ class Connections:
         self._pools: OrderedDict[_Key, _Pool] = OrderedDict()
 
     @asynccontextmanager
-    async def session(self, policy: EgressPolicy, *, fresh: bool) -> AsyncIterator[aiohttp.ClientSession]:
-        """Gives the policy's session; one that is in use is never closed to make room."""
-        key = _Key(policy, fresh)
+    async def session(self, policy: EgressPolicy, *, careful: bool) -> AsyncIterator[aiohttp.ClientSession]:
+        """Gives the policy's session; one that is in use is never closed to make room.
+
+        A `careful` session first lets the event loop read what has arrived, so that a connection that the server has
+        closed by now is known as closed and not used.
+        """
+        key = _Key(policy, careful)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = _Pool(_open_session(CheckedResolver(policy, self._lookup), fresh=fresh))
+            pool = self._pools[key] = _Pool(_open_session(CheckedResolver(policy, self._lookup), careful=careful))
         self._pools.move_to_end(key)
         pool.users += 1
         try:
+            if careful:
+                for _ in range(LOOP_ROUNDS):
+                    await asyncio.sleep(0)
             yield pool.session
         finally:
             pool.users -= 1
@@ -83,13 +95,13 @@ class Connections:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _open_session(resolver: AbstractResolver, *, fresh: bool) -> aiohttp.ClientSession:
+def _open_session(resolver: AbstractResolver, *, careful: bool) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(
         resolver=resolver,
         family=socket.AF_UNSPEC,
         ttl_dns_cache=DNS_CACHE_S,
         limit=MAX_CONNECTIONS,
-        **({"force_close": True} if fresh else {"keepalive_timeout": KEEPALIVE_S}),
+        keepalive_timeout=CAREFUL_KEEPALIVE_S if careful else KEEPALIVE_S,
     )
     return aiohttp.ClientSession(
         connector=connector,

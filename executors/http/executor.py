@@ -147,7 +147,7 @@ class HttpToolExecutor:
     async def _send(self, request: _Request, exchange: Exchange) -> _Attempt:
         tool = request.execution.tool
         async with (
-            self._connections.session(request.policy, fresh=tool.effect == "write") as session,
+            self._connections.session(request.policy, careful=tool.effect == "write") as session,
             session.post(
                 request.target.url,
                 data=request.body,

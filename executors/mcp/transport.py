@@ -46,7 +46,7 @@ class PolicedTransport(httpx2.AsyncBaseTransport):
         try:
             target = parse_target(str(request.url))
             self._policy.check(target)
-            session = await stack.enter_async_context(self._connections.session(self._policy, fresh=False))
+            session = await stack.enter_async_context(self._connections.session(self._policy, careful=False))
             return await stack.enter_async_context(
                 session.request(
                     request.method,

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 import pytest
 
 from contracts.tools import EgressRule
+from executors.http import connections
 from executors.http.circuit import THRESHOLD
 from executors.http.connections import Connections
 from executors.http.executor import MAX_ATTEMPTS, HttpToolExecutor
@@ -54,15 +55,33 @@ async def test_a_call_carries_args_context_and_the_idempotency_key(server, execu
     assert call.headers["content-type"] == "application/json"
 
 
-async def test_connections_are_kept_for_reads_and_fresh_for_writes(server, executor):
+async def test_connections_are_kept_apart_for_reads_and_writes_and_shorter_for_writes(server, executor, monkeypatch):
+    monkeypatch.setattr(connections, "KEEPALIVE_S", 600)
+    monkeypatch.setattr(connections, "CAREFUL_KEEPALIVE_S", 600)
     for _ in range(3):
         assert (await executor.execute(execution(tool(server, "/ok")))).ok
     assert server.connections == 1
     for _ in range(2):
         assert (await executor.execute(execution(tool(server, "/ok", effect="write")))).ok
-    assert server.connections == 3
+    assert server.connections == 2
     await executor.close()
     await server.wait_closed()
+
+
+async def test_a_connection_that_was_idle_is_not_used_for_a_write(server, executor, monkeypatch):
+    assert connections.CAREFUL_KEEPALIVE_S <= 1  # common servers close after two seconds at the earliest
+    monkeypatch.setattr(connections, "CAREFUL_KEEPALIVE_S", 0.05)
+    for _ in range(2):
+        assert (await executor.execute(execution(tool(server, "/ok", effect="write")))).ok
+        await asyncio.sleep(0.1)
+    assert server.connections == 2
+
+
+async def test_a_write_does_not_meet_a_connection_that_its_server_has_closed(server, executor):
+    for _ in range(100):
+        outcome = await executor.execute(execution(tool(server, "/ok-and-close", effect="write")))
+        assert outcome.ok, outcome
+    assert len(server.calls) == 100
 
 
 async def test_a_secret_is_sent_and_redacted_when_it_comes_back(server, executor, events):
@@ -215,7 +234,8 @@ async def test_a_name_that_turns_inward_is_not_connected_to(server, events, answ
     assert server.connections == 0
 
 
-async def test_a_later_look_up_is_checked_as_the_first(server, events):
+async def test_a_later_look_up_is_checked_as_the_first(server, events, monkeypatch):
+    monkeypatch.setattr("executors.http.connections.CAREFUL_KEEPALIVE_S", 0.001)
     names = Names(["127.0.0.1"], ["10.0.0.8"])
     target = definition(server.url("/ok", "tools.example"), effect="write", egress=[{"host": "tools.example", "cidr": "127.0.0.1/32"}])
     connections = Connections(names)
@@ -223,6 +243,7 @@ async def test_a_later_look_up_is_checked_as_the_first(server, events):
     assert (await executor.execute(execution(target))).ok
     for pool in connections._pools.values():
         pool.session.connector.clear_dns_cache()
+    await asyncio.sleep(0.05)  # the kept connection, to an address that was checked, is over
     assert (await executor.execute(execution(target))).error_kind == "denied"
     assert server.connections == 1
     await executor.close()

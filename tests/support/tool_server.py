@@ -116,6 +116,12 @@ async def _ok(server: ToolServer, _call: Call, writer: asyncio.StreamWriter) -> 
     await server.send(writer, _response(status, json.dumps(server.answer).encode(), headers))
 
 
+async def _ok_and_close(server: ToolServer, call: Call, writer: asyncio.StreamWriter) -> None:
+    """Closes the connection behind its answer without having said so."""
+    await _ok(server, call, writer)
+    writer.close()
+
+
 async def _echo(server: ToolServer, call: Call, writer: asyncio.StreamWriter) -> None:
     await server.send(writer, _response(200, json.dumps({"headers": call.headers, "body": call.body}).encode()))
 
@@ -197,6 +203,7 @@ async def _cookie(server: ToolServer, _call: Call, writer: asyncio.StreamWriter)
 
 _BEHAVIOURS: dict[str, Behaviour] = {
     "/ok": _ok,
+    "/ok-and-close": _ok_and_close,
     "/echo": _echo,
     "/silent": _silent,
     "/drip": _drip,
