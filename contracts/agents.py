@@ -26,6 +26,7 @@ Entrypoint = Literal["channel_message", "direct", "cron"]
 ToolMode = Literal["native", "json", "text"]
 Language = Literal["uk", "en"]
 RunState = Literal["queued", "running", "posting", "done"]
+StepName = Literal["context", "memory", "tool_list", "llm", "tools", "reply", "store"]
 Outcome = Literal["answered", "failed", "ignored", "undelivered", "indeterminate"]
 RunStatus = Literal["queued", "running", "answered", "failed", "ignored", "undelivered", "indeterminate"]
 
@@ -168,10 +169,10 @@ class ToolUse(BaseModel):
 class StepRecord(BaseModel):
     """One step of a run: `duration_ms` is its own time; `model` and tokens belong to steps of kind `llm`."""
 
-    model_config = _LENIENT
+    model_config = ConfigDict(extra="ignore")
 
-    kind: Literal["context", "memory", "llm", "tools", "reply", "store"]
-    duration_ms: float
+    kind: StepName
+    duration_ms: float = 0.0
     attempt: int = 1
     ok: bool = True
     error: str | None = None
@@ -305,6 +306,18 @@ class ModelRequest:
     temperature: float | None = None
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """What was asked and answered, as memory keeps it."""
+
+    tenant: Tenant
+    channel_id: str | None
+    user_message: str = field(repr=False)
+    agent_reply: str = field(repr=False)
+    key: str
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
 class ChatModel(Protocol):
     """The LLM proxy."""
 
@@ -318,10 +331,8 @@ class AgentMemory(Protocol):
     async def recall(self, tenant: Tenant, channel_id: str | None, query: str, limit: int, deadline: Deadline) -> list[Item]:
         """Returns what is nearest to `query`, best first."""
 
-    async def remember(
-        self, tenant: Tenant, channel_id: str | None, content: Mapping[str, str], meta: Mapping[str, str], key: str, deadline: Deadline
-    ) -> str:
-        """Stores one exchange, once for `key`; returns the memory's id."""
+    async def remember(self, exchange: Exchange, deadline: Deadline) -> str:
+        """Stores one exchange, once for its key; returns the memory's id."""
 
 
 class AgentTools(Protocol):

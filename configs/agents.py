@@ -1,0 +1,32 @@
+"""The typed model of a blueprint file, and the folder of them: `agents/*.yaml`, one file per agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from configs.yaml_files import load_yaml
+from contracts.agents import Blueprint
+from contracts.errors import ConfigurationError
+
+FOLDER = "agents"
+MAX_BLUEPRINTS = 1_000
+
+
+def load_blueprints(config_dir: Path) -> dict[str, Blueprint]:
+    """Returns the blueprints by agent id; none where there is no folder.
+
+    Raises:
+        ConfigurationError: a file is wrong, or two describe the same agent.
+    """
+    files = sorted((config_dir / FOLDER).glob("*.yaml"))
+    if len(files) > MAX_BLUEPRINTS:
+        raise ConfigurationError(f"{FOLDER}: more than {MAX_BLUEPRINTS} blueprints")
+    found: dict[str, Blueprint] = {}
+    names: dict[str, str] = {}
+    for file in files:
+        blueprint = load_yaml(file, Blueprint)
+        if blueprint.id in found:
+            raise ConfigurationError(f"{FOLDER}/{file.name}: id: {blueprint.id} is described by {names[blueprint.id]} already")
+        found[blueprint.id] = blueprint
+        names[blueprint.id] = file.name
+    return found

@@ -1,0 +1,163 @@
+"""Invocations over NATS: kept by a stream from the first hop on, taken by one replica, acknowledged once the run is recorded.
+
+The router publishes on `router.invoke.agent` and waits for no answer, so the subject itself is in a stream: what is
+published while no agent runtime runs is answered later. Where another stream holds the subject already, a durable
+consumer on that one is used. Redelivery does no harm: a message is answered once (see `services/agent_runtime/runs.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from pydantic import ValidationError
+
+from contracts.agents import AgentInvocation
+from contracts.errors import DaarionError, InvalidRequest
+from contracts.ports import EventLog
+from interfaces.http.errors import invalid_body
+from services.agent_runtime.runs import AgentRuns
+from services.tasks import end_tasks
+
+INVOKE = "router.invoke.agent"
+PARKED = "agent.parked"
+STREAM = "AGENT_INVOCATIONS"
+PARKED_STREAM = "AGENT_PARKED"
+DURABLE = "agent-runtime"
+REASON_HEADER = "Daarion-Reason"
+
+ACK_WAIT_S = 30.0
+MAX_ACK_PENDING = 1_000
+MAX_WAITING = 100_000
+MAX_BYTES = 128 << 20
+MAX_PARKED = 10_000
+MAX_PARKED_BYTES = 64 << 20
+KEEP_S = 24 * 3_600.0
+KEEP_PARKED_S = 14 * 24 * 3_600.0
+AT_ONCE = 8
+FETCH_S = 10.0
+RETRY_S = 1.0
+BUSY_DELAY_S = 2.0
+MAX_DELIVERIES = 200
+PUBLISH_TIMEOUT_S = 2.0
+CLOSE_TIMEOUT_S = 5.0
+
+
+class AgentNats:
+    """Takes invocations from the stream; `on_connect` starts it on a connection."""
+
+    def __init__(self, runs: AgentRuns, events: EventLog) -> None:
+        self._runs = runs
+        self._events = events
+        self._stream: JetStreamContext | None = None
+        self._client: Client | None = None
+        self._name = STREAM
+        self._fetchers: list[asyncio.Task[None]] = []
+
+    async def on_connect(self, client: Client) -> None:
+        """Prepares the streams and begins to fetch. Raises what the client library raises."""
+        self._client = client
+        self._stream = await self._prepared(client)
+        if not self._fetchers:
+            self._fetchers = [asyncio.create_task(self._fetch(), name=f"agents:nats-{number}") for number in range(AT_ONCE)]
+
+    async def close(self) -> None:
+        """Fetches no more; what was not acknowledged is delivered to another replica."""
+        await end_tasks(self._fetchers)
+
+    async def _prepared(self, client: Client) -> JetStreamContext:
+        """Creates what is missing; any number of replicas may do so at once."""
+        stream = client.jetstream()
+        try:
+            self._name = await stream.find_stream_name_by_subject(INVOKE)
+        except nats.js.errors.NotFoundError:
+            await _ensure_stream(stream, STREAM, INVOKE, retention=RetentionPolicy.WORK_QUEUE, kept=(MAX_WAITING, MAX_BYTES, KEEP_S))
+            self._name = STREAM
+        await _ensure_stream(
+            stream, PARKED_STREAM, PARKED, retention=RetentionPolicy.LIMITS, kept=(MAX_PARKED, MAX_PARKED_BYTES, KEEP_PARKED_S)
+        )
+        consumer = ConsumerConfig(
+            durable_name=DURABLE,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT_S,
+            max_deliver=-1,
+            max_ack_pending=MAX_ACK_PENDING,
+            filter_subject=INVOKE,
+        )
+        await stream.add_consumer(self._name, consumer)
+        return stream
+
+    async def _fetch(self) -> None:
+        assert self._stream is not None
+        subscription = await self._stream.pull_subscribe_bind(durable=DURABLE, stream=self._name)
+        while True:
+            try:
+                (message,) = await subscription.fetch(1, timeout=FETCH_S)
+                await self._take(message)
+            except (TimeoutError, nats.errors.TimeoutError):
+                continue
+            except (nats.errors.Error, nats.js.errors.Error) as error:
+                self._events.emit("agents.nats_fetch_failed", error=type(error).__name__)
+                await asyncio.sleep(RETRY_S)
+                await self._prepare_again()
+
+    async def _prepare_again(self) -> None:
+        """A server that came back empty has neither streams nor consumer."""
+        assert self._client is not None
+        with contextlib.suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError):
+            await self._prepared(self._client)
+
+    async def _take(self, message: Msg) -> None:
+        """One delivery: recorded and acknowledged, put aside for good, or left for another delivery."""
+        try:
+            invocation = AgentInvocation.model_validate_json(message.data)
+        except ValidationError as error:
+            await self._park(message, invalid_body(error))
+            return
+        metadata = message.metadata
+        # Without an id of the caller's, the message's own place in the stream names it at every delivery.
+        place = f"nats:{metadata.timestamp.timestamp():.6f}-{metadata.sequence.stream}"
+        try:
+            await self._runs.invoke(invocation, wait=False, trigger=place)
+        except DaarionError as error:
+            if error.retryable and metadata.num_delivered < MAX_DELIVERIES:
+                await message.nak(delay=BUSY_DELAY_S)
+            else:
+                await self._park(message, error)
+        else:
+            await message.ack()
+
+    async def _park(self, message: Msg, error: DaarionError | InvalidRequest) -> None:
+        """Puts a message that can never be served aside, and takes it out of the queue."""
+        assert self._stream is not None
+        await self._stream.publish(PARKED, message.data, timeout=PUBLISH_TIMEOUT_S, headers={REASON_HEADER: error.type})
+        self._events.emit("agents.nats_parked", reason=error.type, deliveries=message.metadata.num_delivered)
+        await message.term()
+
+
+async def _ensure_stream(
+    stream: JetStreamContext, name: str, subject: str, *, retention: RetentionPolicy, kept: tuple[int, int, float]
+) -> None:
+    """Creates or updates a stream; `kept` bounds its messages, bytes and seconds."""
+    messages, size, seconds = kept
+    config = StreamConfig(
+        name=name,
+        subjects=[subject],
+        retention=retention,
+        # A full queue refuses the newest, whose publisher is still there to be told; what was put aside makes room by age.
+        discard=DiscardPolicy.NEW if retention == RetentionPolicy.WORK_QUEUE else DiscardPolicy.OLD,
+        max_msgs=messages,
+        max_bytes=size,
+        max_age=seconds,
+        storage=StorageType.FILE,
+    )
+    try:
+        await stream.add_stream(config)
+    except nats.js.errors.BadRequestError:  # it is there with another configuration
+        await stream.update_stream(config)

@@ -1,0 +1,1 @@
+"""The agent runtime: from one message to one answer."""

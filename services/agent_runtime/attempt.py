@@ -1,0 +1,180 @@
+"""One attempt at one run, from its first step to its recorded end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from contracts.agents import AgentMemory, AgentUsage, AgentUsageEvent, Blueprint, Exchange, Outcome, Run, RunStore
+from contracts.deadline import Deadline
+from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded
+from contracts.messaging import Messaging
+from contracts.ports import EventLog
+from services.agent_runtime.delivery import Delivery, PostponedError
+from services.agent_runtime.journal import known_of
+from services.agent_runtime.language import Apology, apology, language_of
+from services.agent_runtime.pipeline import EmptyQuestionError, NoAnswerError, NothingToAnswerError, Pipeline
+from services.agent_runtime.recording import STORE_PATIENCE_S, Recorder, RunLostError, StepFeed, patiently
+
+MAX_ATTEMPTS = 5
+STORE_TIMEOUT_S = 10.0
+POSTPONE_S = 5.0
+
+
+@contextlib.asynccontextmanager
+async def _bounded(deadline: Deadline) -> AsyncIterator[None]:
+    """Ends what is inside when the deadline passes. Raises DeadlineExceeded then."""
+    try:
+        async with asyncio.timeout(deadline.remaining()):
+            yield
+    except TimeoutError:
+        raise deadline.exceeded() from None
+
+
+@dataclass(frozen=True)
+class AttemptPorts:
+    """What an attempt stands on beside the pipeline and the delivery."""
+
+    store: RunStore
+    messaging: Messaging
+    memory: AgentMemory
+    usage: AgentUsage
+    events: EventLog
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Works on runs in the name of `owner`."""
+
+    ports: AttemptPorts
+    pipeline: Pipeline
+    delivery: Delivery
+    blueprints: Callable[[], Mapping[str, Blueprint]]
+    owner: UUID
+    lease_s: float
+
+    async def work(self, run: Run) -> None:
+        """Brings the run to its end, or leaves it for another attempt. Raises nothing that a run can cause."""
+        started = time.monotonic()
+        feed = StepFeed(self.ports.messaging, run)
+        recorder = Recorder(run, self.ports.store, self.owner, self.lease_s, feed)
+        try:
+            outcome = await self._brought_to_reply(recorder)
+            if not await patiently(lambda: self.ports.store.finish(run, outcome, self.owner), STORE_PATIENCE_S):
+                raise RunLostError
+            self._tell(run, outcome, time.monotonic() - started)
+        except RunLostError:
+            self.ports.events.emit("agents.run_lost", run_id=str(run.id), attempt=run.attempt)
+        except PostponedError:
+            self.ports.events.emit("agents.run_postponed", run_id=str(run.id), attempt=run.attempt)
+            await self._postpone(run)
+        except DaarionError as error:  # the database is away: the lease runs out, and the run is found again
+            self.ports.events.emit("agents.run_left", run_id=str(run.id), attempt=run.attempt, error=error.type)
+        finally:
+            await feed.close()
+
+    async def _brought_to_reply(self, recorder: Recorder) -> Outcome:
+        """The order of things: answer, deliver, remember."""
+        run = recorder.run
+        blueprint = self.blueprints().get(run.agent_id)
+        if run.state == "posting":
+            outcome = await self.delivery.resume(recorder)
+        else:
+            run.state = "running"
+            try:
+                text, outcome = await self._answered(recorder, blueprint)
+            except NothingToAnswerError:
+                return "ignored"
+            outcome = await self.delivery.deliver(recorder, text, outcome)
+        if blueprint is not None and outcome == "answered" and blueprint.memory.store:
+            await self._remember(recorder)
+        return outcome
+
+    async def _answered(self, recorder: Recorder, blueprint: Blueprint | None) -> tuple[str, Outcome]:
+        """The model's answer, or a polite sentence in its place."""
+        run = recorder.run
+        kind: Apology = "failed"
+        try:
+            if blueprint is None:
+                raise NoAnswerError
+            if run.attempt > MAX_ATTEMPTS:
+                raise DeadlineExceeded("given up after several attempts")
+            deadline = Deadline.after(blueprint.limits.seconds)
+            async with _bounded(deadline):
+                return await self.pipeline.answer(recorder, blueprint, deadline), "answered"
+        except EmptyQuestionError:
+            kind, run.error = "empty", "empty_message"
+        except NoAnswerError:
+            run.error = "no_answer" if blueprint is not None else "unknown_agent"
+        except DatabaseUnavailable:
+            raise
+        except DeadlineExceeded as error:
+            kind, run.error = "late", error.type
+        except DaarionError as error:
+            run.error = error.type
+        recorder.show("failed", error=run.error)
+        known = known_of(run.journal)
+        asked = known.context.question.text if known is not None else run.invocation.payload.text or ""
+        return apology(kind, language_of(asked, blueprint.language if blueprint is not None else "uk")), "failed"
+
+    async def _remember(self, recorder: Recorder) -> None:
+        """Stores the exchange; without memory the run ends all the same."""
+        run = recorder.run
+        known = known_of(run.journal)
+        if known is None or not run.reply:
+            return
+        question = known.context.question
+        exchange = Exchange(
+            run.tenant, run.channel_id, question.text, run.reply, f"run-{run.id}", {"run_id": str(run.id), "sender_id": question.sender_id}
+        )
+        try:
+            with recorder.step("store"):
+                await self.ports.memory.remember(exchange, Deadline.after(STORE_TIMEOUT_S))
+        except DaarionError:
+            recorder.degrade("memory_store")
+        else:
+            recorder.show("stored")
+
+    async def _postpone(self, run: Run) -> None:
+        try:
+            await self.ports.store.postpone(run, self.owner, POSTPONE_S)
+        except DaarionError as error:  # its lease runs out instead
+            self.ports.events.emit("agents.run_left", run_id=str(run.id), attempt=run.attempt, error=error.type)
+
+    def _tell(self, run: Run, outcome: Outcome, seconds: float) -> None:
+        asked = sum(step.kind == "llm" for step in run.steps)
+        event = AgentUsageEvent(
+            id=run.id,
+            occurred_at=datetime.now(UTC),
+            agent_id=run.agent_id,
+            microdao_id=run.microdao_id,
+            channel_id=run.channel_id,
+            entrypoint=run.invocation.entrypoint,
+            outcome=outcome,
+            error=run.error,
+            model=run.model,
+            steps=asked,
+            tool_calls=run.tool_calls,
+            prompt_tokens=run.prompt_tokens,
+            completion_tokens=run.completion_tokens,
+            duration_ms=round(seconds * 1e3, 2),
+        )
+        self.ports.usage.publish(event)
+        self.ports.events.emit(
+            "agents.run",
+            run_id=str(run.id),
+            agent_id=run.agent_id,
+            microdao_id=run.microdao_id,
+            outcome=outcome,
+            error=run.error,
+            attempt=run.attempt,
+            steps=asked,
+            tool_calls=run.tool_calls,
+            degraded=run.degraded or None,
+            duration_ms=event.duration_ms,
+        )

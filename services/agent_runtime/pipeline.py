@@ -1,0 +1,279 @@
+"""From a question to an answer: context, memory, model, tools, model again, and so on until there is a text for people."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from contracts.agents import AgentMemory, AgentTools, Blueprint, ChatModel, ModelRequest
+from contracts.deadline import Deadline
+from contracts.errors import ContextLengthExceeded, DaarionError, NotFound
+from contracts.llm import ProxyResponse, ToolCall
+from contracts.memory import MAX_QUERY_CHARS, Item
+from contracts.messaging import MAX_RECENT, ChannelMessage, Messaging
+from contracts.tools import ToolDefinition
+from services.agent_runtime.context import (
+    Context,
+    channel_context,
+    direct_context,
+    find_trigger,
+    is_from_agent,
+    newest_human,
+    window,
+)
+from services.agent_runtime.journal import answer_entry, answers_of, known_entry, known_of
+from services.agent_runtime.prompt import (
+    WAS_CUT,
+    WAS_EMPTY,
+    Dialogue,
+    Known,
+    assistant_message,
+    note_message,
+    results_message,
+    tool_message,
+)
+from services.agent_runtime.recording import Recorder
+from services.agent_runtime.texts import CUT, clean
+from services.agent_runtime.tool_calls import Reading, WantedCall, read_answer
+from services.agent_runtime.tool_turn import CallOutcome, Toolbox
+
+CONTEXT_TIMEOUT_S = 10.0
+LIST_TIMEOUT_S = 10.0
+SHRINKS = 3
+LAST_SHARE = 0.25
+"""Of a run's time: once less is left, the next step is the last."""
+
+
+class EmptyQuestionError(Exception):
+    """The triggering message holds no text."""
+
+
+class NothingToAnswerError(Exception):
+    """An agent wrote the triggering message: agents do not answer each other."""
+
+
+class NoAnswerError(Exception):
+    """The model had its steps and said nothing that a person could read."""
+
+
+@dataclass(frozen=True)
+class PipelinePorts:
+    """What the pipeline stands on; all of it is reached over HTTP through the ingress."""
+
+    messaging: Messaging
+    memory: AgentMemory
+    model: ChatModel
+    tools: AgentTools
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Answers one run. Holds no state of its own."""
+
+    ports: PipelinePorts
+
+    async def answer(self, recorder: Recorder, blueprint: Blueprint, deadline: Deadline) -> str:
+        """Returns the text of the reply.
+
+        Raises:
+            EmptyQuestionError, NothingToAnswerError, NoAnswerError: see there.
+            RunLostError: another replica has taken the run.
+            DaarionError: the messaging-service, the model or the database failed, or the deadline passed.
+        """
+        run, limits = recorder.run, blueprint.limits
+        tools = asyncio.ensure_future(self._tools(recorder, blueprint, deadline))
+        try:
+            known = known_of(run.journal) or await self._known(recorder, blueprint, deadline)
+            allowed = await tools
+        finally:
+            tools.cancel()
+        dialogue = Dialogue(blueprint, run.nonce, _with_tools(known, allowed), allowed or [], run.invocation.payload.rewrite_prompt)
+        toolbox = Toolbox(blueprint, run, self.ports.tools, allowed or [])
+        recorded = answers_of(run.journal)
+        tainted, final = bool(known.memories or known.context.earlier), False
+        for step in range(limits.steps):
+            final = not recorded and (final or _is_last(step, recorder, blueprint, toolbox, deadline))
+            answer = recorded.pop(0) if recorded else await self._ask(recorder, dialogue, step, deadline, final=final)
+            reading = read_answer(answer)
+            if reading.text and not reading.calls:
+                return reading.text + (CUT if reading.was_cut else "")
+            if final:
+                break
+            if not reading.calls:
+                _remark(dialogue, answer, reading)
+                continue
+            final = toolbox.is_repeat(reading.calls)
+            outcomes = await self._call(recorder, toolbox, reading.calls, step, deadline, tainted=tainted)
+            _add_results(dialogue, answer, reading, outcomes)
+            tainted = True
+        raise NoAnswerError
+
+    async def _known(self, recorder: Recorder, blueprint: Blueprint, deadline: Deadline) -> Known:
+        """What was said and what is remembered; written down, so that a resumed run goes on from the same."""
+        context = await self._context(recorder, blueprint, deadline)
+        memories = await self._memories(recorder, blueprint, context, deadline)
+        known = Known(context, tuple(memories))
+        recorder.run.journal.append(known_entry(known))
+        recorder.run.memory_ids = [item.id for item in memories]
+        await recorder.save()
+        return known
+
+    async def _context(self, recorder: Recorder, blueprint: Blueprint, deadline: Deadline) -> Context:
+        run = recorder.run
+        with recorder.step("context") as record:
+            messages: list[ChannelMessage] = []
+            if run.channel_id is not None and (run.invocation.entrypoint == "channel_message" or blueprint.history):
+                until = deadline.sooner(CONTEXT_TIMEOUT_S)
+                messages = await self.ports.messaging.recent_messages(run.channel_id, max(1, blueprint.history), until)
+            context = direct_context(run.invocation, messages)
+            if run.invocation.entrypoint == "channel_message":
+                context = channel_context(*await self._around_trigger(recorder, messages, deadline))
+            if not context.question.text.strip():
+                raise EmptyQuestionError
+            earlier = window(context.earlier, blueprint.limits.context_tokens) if blueprint.history else []
+            record.items = len(earlier)
+        recorder.show("context", messages=len(earlier))
+        return Context(context.question, tuple(earlier))
+
+    async def _around_trigger(
+        self, recorder: Recorder, messages: list[ChannelMessage], deadline: Deadline
+    ) -> tuple[list[ChannelMessage], ChannelMessage]:
+        run = recorder.run
+        assert run.channel_id is not None  # channel messages have one
+        trigger = find_trigger(messages, run.trigger_id)
+        if trigger is None:  # much was said since, or nobody knows that id
+            messages = await self.ports.messaging.recent_messages(run.channel_id, MAX_RECENT, deadline.sooner(CONTEXT_TIMEOUT_S))
+            trigger = find_trigger(messages, run.trigger_id) or newest_human(messages)
+        if trigger is None:
+            raise NotFound("the channel holds no message of a person")
+        if is_from_agent(trigger):
+            raise NothingToAnswerError
+        return messages, trigger
+
+    async def _memories(self, recorder: Recorder, blueprint: Blueprint, context: Context, deadline: Deadline) -> list[Item]:
+        """What memory knows; without memory the run goes on."""
+        run, wanted = recorder.run, blueprint.memory
+        if not wanted.recall:
+            return []
+        query = context.question.text[:MAX_QUERY_CHARS]
+        try:
+            with recorder.step("memory") as record:
+                until = deadline.sooner(wanted.timeout_s)
+                found = await self.ports.memory.recall(run.tenant, run.channel_id, query, wanted.recall, until)
+                found = [item for item in found if (item.score or 0.0) >= wanted.min_score]
+                record.items = len(found)
+        except DaarionError as error:
+            recorder.degrade("memory")
+            recorder.show("memory", ok=False, error=error.type)
+            return []
+        recorder.show("memory", ok=True, items=len(found))
+        return found
+
+    async def _tools(self, recorder: Recorder, blueprint: Blueprint, deadline: Deadline) -> list[ToolDefinition] | None:
+        """The tools that both the blueprint and Toolcore allow; None when Toolcore cannot be asked."""
+        if not blueprint.tools or not blueprint.limits.tool_calls:
+            return []
+        try:
+            with recorder.step("tool_list") as record:
+                listed = await self.ports.tools.allowed(recorder.run.tenant, deadline.sooner(LIST_TIMEOUT_S))
+                found = [tool for tool in listed if tool.id in blueprint.tools]
+                record.items = len(found)
+        except DaarionError:
+            recorder.degrade("tools")
+            return None
+        return found
+
+    async def _ask(self, recorder: Recorder, dialogue: Dialogue, step: int, deadline: Deadline, *, final: bool) -> ProxyResponse:
+        """One answer of the model, written down before anything is done about it. A prompt that is too long is made shorter."""
+        run = recorder.run
+        for attempt in range(SHRINKS + 1):
+            deadline.check()
+            try:
+                with recorder.step("llm") as record:
+                    answer = await self.ports.model.chat(_request(dialogue, step, final=final), run.tenant, run.channel_id, deadline)
+                    record.model, record.provider = answer.model_resolved, answer.provider
+                    record.prompt_tokens, record.completion_tokens = answer.usage.prompt_tokens, answer.usage.completion_tokens
+                    record.finish_reason = answer.finish_reason
+                break
+            except ContextLengthExceeded:
+                if attempt == SHRINKS:
+                    raise
+                dialogue.shrink()
+        run.model = answer.model_resolved
+        run.prompt_tokens += answer.usage.prompt_tokens
+        run.completion_tokens += answer.usage.completion_tokens
+        recorder.show("llm", model=answer.model_resolved, tokens=answer.usage.total_tokens, ms=record.duration_ms)
+        if not final and read_answer(answer).calls:
+            run.journal.append(answer_entry(answer))
+            await recorder.save()
+        return answer
+
+    async def _call(
+        self, recorder: Recorder, toolbox: Toolbox, calls: Sequence[WantedCall], step: int, deadline: Deadline, *, tainted: bool
+    ) -> list[CallOutcome]:
+        for call in calls:
+            recorder.show("tool_call", tool_id=call.tool_id[:64] or None)
+        with recorder.step("tools") as record:
+            outcomes = await toolbox.make(calls, step, tainted=tainted, deadline=deadline)
+            record.calls = [outcome.use for outcome in outcomes]
+            record.ok = all(use.ok for use in record.calls)
+        recorder.run.tool_calls += sum(use.executed for use in record.calls)
+        recorder.show_calls(record.calls)
+        return outcomes
+
+
+def _is_last(step: int, recorder: Recorder, blueprint: Blueprint, toolbox: Toolbox, deadline: Deadline) -> bool:
+    """Whether this step gets no tools, so that the run ends in an answer."""
+    run, limits = recorder.run, blueprint.limits
+    return (
+        step + 1 >= limits.steps
+        or (step > 0 and toolbox.used >= limits.tool_calls)
+        or run.prompt_tokens + run.completion_tokens >= limits.tokens
+        or deadline.remaining() < LAST_SHARE * limits.seconds
+    )
+
+
+def _with_tools(known: Known, allowed: list[ToolDefinition] | None) -> Known:
+    return Known(known.context, known.memories, tools_away=allowed is None)
+
+
+def _request(dialogue: Dialogue, step: int, *, final: bool) -> ModelRequest:
+    blueprint = dialogue.blueprint
+    native = blueprint.tool_mode == "native" and bool(dialogue.tools) and not final
+    return ModelRequest(
+        model=blueprint.model,
+        messages=dialogue.messages(final=final),
+        max_tokens=blueprint.limits.answer_tokens,
+        tools=dialogue.specs() if native else (),
+        tool_choice=(blueprint.first_step if step == 0 else "auto") if native else None,
+        temperature=blueprint.temperature,
+    )
+
+
+def _remark(dialogue: Dialogue, answer: ProxyResponse, reading: Reading) -> None:
+    """Tells the model why its answer was of no use."""
+    if answer.content.strip():
+        dialogue.turns.append(assistant_message(clean(answer.content)))
+    dialogue.turns.append(note_message(WAS_CUT if reading.was_cut else WAS_EMPTY))
+
+
+def _add_results(dialogue: Dialogue, answer: ProxyResponse, reading: Reading, outcomes: Sequence[CallOutcome]) -> None:
+    """Adds the model's turn and exactly one result per call, in the order of the calls."""
+    if not reading.native:
+        dialogue.turns.append(assistant_message(clean(answer.content)))
+        dialogue.turns.append(results_message([(outcome.source, outcome.text) for outcome in outcomes]))
+        return
+    calls = [_as_sent(place, call, given) for place, (call, given) in enumerate(zip(reading.calls, answer.tool_calls or [], strict=False))]
+    if len({call["id"] for call in calls}) < len(calls):
+        calls = [{**call, "id": f"call_{place}"} for place, call in enumerate(calls)]
+    dialogue.turns.append(assistant_message(clean(answer.content), calls))
+    for call, outcome in zip(calls, outcomes, strict=True):
+        dialogue.turns.append(tool_message(call["id"], outcome.source, outcome.text))
+
+
+def _as_sent(place: int, call: WantedCall, given: ToolCall) -> dict[str, Any]:
+    """A native call as it stands in the next prompt; arguments that are no JSON object would be refused there."""
+    function = {"name": given["function"]["name"], "arguments": given["function"]["arguments"] if call.problem is None else "{}"}
+    return {"id": given["id"] or f"call_{place}", "type": "function", "function": function}
