@@ -36,7 +36,7 @@ async def measure(rounds: int = ROUNDS) -> dict[IsolationTier, list[float]]:
     host = await probe_tiers()
     packages = Packages(["toolbox"])
     packages.compile()
-    executors = {tier: PythonToolExecutor(packages, HostTiers((tier,)), _NoSecrets(), _NoEvents()) for tier in host.available}
+    executors = {tier: PythonToolExecutor(packages, HostTiers((tier,)), _NoSecrets(), _NoEvents(), floor=tier) for tier in host.available}
     times: dict[IsolationTier, list[float]] = {tier: [] for tier in host.available}
     for number in range(WARM_UP + rounds):
         for tier, executor in executors.items():

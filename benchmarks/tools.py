@@ -140,7 +140,7 @@ async def tier_times(rounds: int) -> tuple[dict[str, Times], dict[IsolationTier,
 
 def _executor(packages: Packages, tier: IsolationTier) -> PythonToolExecutor:
     nowhere = Nowhere()
-    return PythonToolExecutor(packages, HostTiers((tier,)), nowhere, nowhere, limits=PythonLimits())
+    return PythonToolExecutor(packages, HostTiers((tier,)), nowhere, nowhere, limits=PythonLimits(), floor="process")
 
 
 async def _interpreter() -> None:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from contracts.tool_policy import CallBounds, Pattern, PolicyRules, matches
-from contracts.tools import Effect, EgressRule, SecretUse, ToolDefinition, ToolId
+from contracts.tools import Effect, EgressRule, IsolationTier, SecretUse, ToolDefinition, ToolId
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _BASE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
@@ -81,6 +81,7 @@ class ToolsSettings(BaseModel):
 
     `bases` are beginnings of targets, named `{base}` in them; `ingress` at a base's beginning stands for this graph's own address.
     `egress` is the ceiling for all HTTP and MCP tools: where it is set, no tool's own rules reach beyond it.
+    `isolation_floor` is the weakest tier that any Python tool runs in: a host that offers none from it up refuses them.
     """
 
     model_config = _STRICT
@@ -93,6 +94,7 @@ class ToolsSettings(BaseModel):
     sources: dict[Name, SourceSettings] = {}
     egress: list[EgressRule] = []
     python_packages: list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]] = ["toolbox"]
+    isolation_floor: IsolationTier = "landlock"
     ledger: LedgerSettings = LedgerSettings()
     nats: NatsSettings = NatsSettings()
     refresh_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0

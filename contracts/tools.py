@@ -35,6 +35,7 @@ Effect = Literal["read", "idempotent", "write"]
 ExecutorName = Literal["http", "python", "mcp"]
 IsolationTier = Literal["process", "landlock", "bubblewrap"]
 # From the weakest to the strongest: a tool demands "at least this one".
+Isolation = Literal["auto", "process", "landlock", "bubblewrap"]
 ISOLATION_TIERS: tuple[IsolationTier, ...] = ("process", "landlock", "bubblewrap")
 
 # A single underscore may join parts of a segment, never two: `__` stands for the dot where a format forbids dots.
@@ -133,7 +134,8 @@ class ToolDefinition(BaseModel):
     `source:tool` (`mcp`). `allowed_agents` holds agent ids or patterns with a trailing `*`; null says nothing, an
     empty list allows nobody. `effect` drives retry, parallelism and approval: a `write` is never repeated by itself.
     `max_result_bytes` bounds the decoded answer; what is longer than `inline_result_bytes` is given by reference.
-    `isolation` is the weakest tier the tool may run in. `requires_approval: null` leaves it to the configuration.
+    `isolation` is the weakest tier the tool may run in, never below the installation's floor; `auto` is that floor.
+    `requires_approval: null` leaves it to the configuration.
     `record_args` and `record_result` opt in to showing contents in the audit.
     """
 
@@ -152,7 +154,7 @@ class ToolDefinition(BaseModel):
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = None
     max_result_bytes: Annotated[int, Field(ge=2, le=MAX_RESULT_BYTES)] = 4 * 1024 * 1024
     inline_result_bytes: Annotated[int, Field(ge=256, le=MAX_RESULT_BYTES)] = 64 * 1024
-    isolation: IsolationTier = "process"
+    isolation: Isolation = "auto"
     network: bool = False
     limits: SandboxLimits = SandboxLimits()
     egress: Annotated[list[EgressRule], Field(max_length=64)] = []

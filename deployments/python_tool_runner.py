@@ -17,7 +17,6 @@ from ray.serve.handle import DeploymentHandle
 
 from configs.environment import read_environment
 from configs.tools import ConfiguredSecrets, ToolsSettings
-from configs.yaml_files import load_yaml
 from contracts.deadline import Deadline
 from contracts.errors import Unavailable
 from contracts.tools import ISOLATION_TIERS, Execution, IsolationTier, Outcome, ToolDefinition
@@ -27,7 +26,6 @@ from executors.python.packages import Packages
 from executors.python.tiers import probe_tiers
 
 DEPLOYMENT = "PythonToolRunner"
-SETTINGS_FILE = "tools.yaml"
 # The runner ends a call at its deadline; this much later the caller no longer believes that it will.
 ANSWER_MARGIN_S = 3.0
 
@@ -61,20 +59,28 @@ class PythonRunnerReplica:
     """Runs calls in child processes. The children end with this process, and each with its call."""
 
     async def __init__(self, args: PythonRunnerArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
-        environment = read_environment()
-        settings = load_yaml(environment.config_dir / SETTINGS_FILE, ToolsSettings)
-        self._events = open_event_log(environment, "python-tools")
-        packages = Packages(settings.python_packages)
-        await asyncio.to_thread(packages.compile)
+        self._args = args
+        self._environment = read_environment()
+        self._events = open_event_log(self._environment, "python-tools")
         self._tiers = await probe_tiers(args.tiers)
         self._events.emit("python_tools.tiers", available=list(self._tiers.available), refused=dict(self._tiers.refusals))
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes the runner's part of `tools.yaml`: packages, secrets, floor; calls under way end with what they began with."""
+        settings = ToolsSettings.model_validate({"tools": [], **user_config})
+        packages = Packages(settings.python_packages)
+        await asyncio.to_thread(packages.compile)
+        self._floor = settings.isolation_floor
+        if self._tiers.choose("auto", self._floor) is None:
+            self._events.emit("python_tools.refused", floor=self._floor, available=list(self._tiers.available))
         self._executor = PythonToolExecutor(
             packages,
             self._tiers,
-            ConfiguredSecrets(settings.secrets, environment.secret),
+            ConfiguredSecrets(settings.secrets, self._environment.secret),
             self._events,
-            limits=args.limits(),
-            libraries=_site_packages() if args.libraries else (),
+            limits=self._args.limits(),
+            libraries=_site_packages() if self._args.libraries else (),
+            floor=self._floor,
         )
 
     async def run(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -82,8 +88,9 @@ class PythonRunnerReplica:
         return asdict(await self._executor.execute(_decoded(call)))
 
     async def tiers(self) -> dict[str, Any]:
-        """Returns the tiers that this host offers, and why it lacks the others."""
-        return {"available": list(self._tiers.available), "refused": dict(self._tiers.refusals)}
+        """Returns the tiers that this host offers, why it lacks the others, the floor, and the tier a tool gets by default."""
+        given = {"floor": self._floor, "default": self._tiers.choose("auto", self._floor)}
+        return {"available": list(self._tiers.available), "refused": dict(self._tiers.refusals), **given}
 
 
 class PythonToolClient:
@@ -113,11 +120,13 @@ class PythonToolClient:
             return _failed(execution, "unavailable", "the Python executor's replica went away while it ran the tool")
 
     async def ping(self) -> None:
-        """Asks for a sign of life, for health. Raises Unavailable."""
+        """Asks for a sign of life, for health. Raises Unavailable, also when the host offers no tier that is strong enough."""
         try:
-            await asyncio.wait_for(self._handle.tiers.remote(), 2.0)
+            tiers = await asyncio.wait_for(self._handle.tiers.remote(), 2.0)
         except (RayError, RayServeException, TimeoutError):
             raise Unavailable("the Python executor does not answer") from None
+        if tiers["default"] is None:
+            raise Unavailable(f"this host offers no isolation tier from `{tiers['floor']}` up: see isolation_floor in tools.yaml")
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -153,7 +162,13 @@ def _site_packages() -> list[str]:
     return list(dict.fromkeys([paths["purelib"], paths["platlib"]]))
 
 
-def python_tool_runner(args: PythonRunnerArgs) -> Application:
+def runner_config(settings: ToolsSettings) -> dict[str, Any]:
+    """Returns the runner's part of the settings. Raises ConfigurationError when a package cannot be found."""
+    Packages(settings.python_packages)
+    return settings.model_dump(mode="json", include={"python_packages", "secrets", "isolation_floor"})
+
+
+def python_tool_runner(args: PythonRunnerArgs, user_config: dict[str, Any]) -> Application:
     """Returns the deployment, to be bound to Toolcore's ingress."""
     deployment = serve.deployment(
         PythonRunnerReplica,
@@ -162,5 +177,6 @@ def python_tool_runner(args: PythonRunnerArgs) -> Application:
         max_queued_requests=256,
         graceful_shutdown_timeout_s=20,
         ray_actor_options={"num_cpus": 0.1},
+        user_config=user_config,
     )
     return deployment.bind(args)

@@ -26,7 +26,8 @@ from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError, InvalidRequest
 from contracts.health import Health
 from contracts.tools import MAX_TIMEOUT_S, ToolExecutor
-from deployments.python_tool_runner import PythonRunnerArgs, PythonToolClient, python_tool_runner
+from deployments.python_tool_runner import DEPLOYMENT as RUNNER
+from deployments.python_tool_runner import PythonRunnerArgs, PythonToolClient, python_tool_runner, runner_config
 from deployments.replica import access_control, open_event_log
 from deployments.tool_metrics import ToolMetrics
 from executors.http.executor import HttpToolExecutor
@@ -197,8 +198,9 @@ def build(args: ToolsArgs) -> Application:
         ConfigurationError: `tools.yaml` is wrong, or no PostgreSQL is known.
     """
     find_stores(read_environment())
-    ingress = serve.deployment(serve.ingress()(ToolcoreReplica), name=DEPLOYMENT, user_config=live_config({})[DEPLOYMENT])
-    return ingress.bind(args, python_tool_runner(args.python))
+    live = live_config({})
+    ingress = serve.deployment(serve.ingress()(ToolcoreReplica), name=DEPLOYMENT, user_config=live[DEPLOYMENT])
+    return ingress.bind(args, python_tool_runner(args.python, live[RUNNER]))
 
 
 def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -211,7 +213,7 @@ def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     environment = read_environment()
     settings = load_yaml(environment.config_dir / SETTINGS_FILE, ToolsSettings)
     _check_tools(settings, environment.ingress_url)
-    return {DEPLOYMENT: settings.model_dump(mode="json")}
+    return {DEPLOYMENT: settings.model_dump(mode="json"), RUNNER: runner_config(settings)}
 
 
 def _check_tools(settings: ToolsSettings, ingress: str) -> None:

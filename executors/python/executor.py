@@ -19,7 +19,7 @@ from executors.python.packages import FunctionTarget, NotRegistered, Packages
 from executors.python.process import CallUnsendable, ChildProcess, Died, Frame, OutputFlood, ScratchFull
 from executors.python.scratch import make_scratch, remove_scratch, sweep_scratch
 from executors.python.texts import told_by_tool
-from executors.python.tiers import HostTiers
+from executors.python.tiers import HostTiers, at_least
 from executors.redaction import Redactor
 from executors.results import InvalidResult, parse_result
 
@@ -56,14 +56,19 @@ class PythonToolExecutor:
         *,
         limits: PythonLimits | None = None,
         libraries: Sequence[str] = (),
+        floor: IsolationTier = "landlock",
     ) -> None:
-        """`libraries` are folders that every tool may import from beside the standard library and its own package."""
+        """`libraries` are folders that every tool may import from beside the standard library and its own package.
+
+        No tool runs in a tier below `floor`, whatever it accepts.
+        """
         self._packages = packages
         self._tiers = tiers
         self._secrets = secrets
         self._events = events
         self._limits = limits or PythonLimits()
         self._libraries = list(libraries)
+        self._floor = floor
         self._slots = asyncio.Semaphore(self._limits.max_concurrent)
         self._endings: set[asyncio.Task[None]] = set()
         sweep_scratch()
@@ -85,9 +90,11 @@ class PythonToolExecutor:
 
     def _prepare(self, execution: Execution) -> _Prepared:
         tool = execution.tool
-        tier = self._tiers.choose(tool.isolation)
+        tier = self._tiers.choose(tool.isolation, self._floor)
         if tier is None:
-            raise _Refused("unavailable", f"the tool demands the isolation tier `{tool.isolation}`, which this host does not offer")
+            demanded = at_least(tool.isolation, self._floor)
+            whose = "the tool demands" if demanded == tool.isolation else "Python tools demand"
+            raise _Refused("unavailable", f"{whose} the isolation tier `{demanded}` or a stronger one, which this host does not offer")
         if tool.egress:
             raise _Refused("unavailable", "egress rules cannot be enforced for a Python tool: make it an HTTP tool, or leave them out")
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from contracts.tools import ISOLATION_TIERS, IsolationTier
+from contracts.tools import ISOLATION_TIERS, Isolation, IsolationTier
 from executors.python.launch import Limits, bubblewrap, plan
 from executors.python.process import ChildProcess, Died, OutputFlood, ScratchFull
 
@@ -32,10 +32,15 @@ class HostTiers:
     available: tuple[IsolationTier, ...]
     refusals: dict[IsolationTier, str] = field(default_factory=dict)
 
-    def choose(self, weakest: IsolationTier) -> IsolationTier | None:
-        """Returns the strongest tier that is at least `weakest`, or None."""
-        enough = ISOLATION_TIERS[ISOLATION_TIERS.index(weakest) :]
+    def choose(self, weakest: Isolation, floor: IsolationTier = "process") -> IsolationTier | None:
+        """Returns the strongest tier that is at least `weakest` and at least `floor`, or None."""
+        enough = ISOLATION_TIERS[ISOLATION_TIERS.index(at_least(weakest, floor)) :]
         return next((tier for tier in reversed(enough) if tier in self.available), None)
+
+
+def at_least(weakest: Isolation, floor: IsolationTier) -> IsolationTier:
+    """Returns the stronger of the two; `auto` is the floor."""
+    return floor if weakest == "auto" else max(weakest, floor, key=ISOLATION_TIERS.index)
 
 
 async def probe_tiers(candidates: Sequence[IsolationTier] = ISOLATION_TIERS) -> HostTiers:

@@ -14,10 +14,10 @@ from contracts.errors import ConfigurationError
 from contracts.tools import ISOLATION_TIERS
 from executors.python import launch, tiers
 from executors.python.child import landlock
-from executors.python.executor import PythonLimits
+from executors.python.executor import PythonLimits, PythonToolExecutor
 from executors.python.packages import Packages
 from executors.python.tiers import HostTiers, probe_tiers
-from tests.support.executions import definition, execution
+from tests.support.executions import Secrets, definition, execution
 from tests.support.sandboxes import SECRET, nothing_survives, python_executor
 
 SUPPORT = str(Path(__file__).parents[1] / "support")
@@ -179,6 +179,23 @@ async def test_a_tool_that_demands_more_than_the_host_has_is_refused(events):
         outcome = await executor.execute(execution(tool("echo", isolation=demanded)))
         assert (outcome.error_kind, outcome.retryable, outcome.attempts) == ("unavailable", False, 0)
         assert f"`{demanded}`" in (outcome.error or "")
+
+
+def test_the_floor_binds_every_tool():
+    host = HostTiers(("process", "landlock"))
+    assert host.choose("auto", "landlock") == host.choose("process", "landlock") == "landlock"
+    assert host.choose("bubblewrap", "landlock") is None
+    weak = HostTiers(("process",))
+    assert weak.choose("auto", "landlock") is weak.choose("process", "landlock") is None
+    assert weak.choose("auto", "process") == "process"
+
+
+async def test_a_host_below_the_floor_refuses_and_says_why(events):
+    executor = PythonToolExecutor(Packages(["hostile_toolbox"]), HostTiers(("process",)), Secrets(), events)
+    for accepted in ("auto", "process"):
+        outcome = await executor.execute(execution(tool("echo", isolation=accepted)))
+        assert (outcome.error_kind, outcome.retryable, outcome.attempts) == ("unavailable", False, 0)
+        assert "Python tools demand the isolation tier `landlock`" in (outcome.error or "")
 
 
 async def test_rules_that_cannot_be_enforced_are_not_ignored(events):

@@ -26,7 +26,9 @@ LIMITS = PythonLimits(memory_mb=256, disk_mb=2)
 
 def python_executor(tiers: tuple[IsolationTier, ...], events: RecordedEvents, limits: PythonLimits = LIMITS) -> PythonToolExecutor:
     """The package `hostile_toolbox` must be importable: `monkeypatch.syspath_prepend("tests/support")`."""
-    return PythonToolExecutor(Packages(["toolbox", "hostile_toolbox"]), HostTiers(tiers), Secrets(api_key=SECRET), events, limits=limits)
+    return PythonToolExecutor(
+        Packages(["toolbox", "hostile_toolbox"]), HostTiers(tiers), Secrets(api_key=SECRET), events, limits=limits, floor="process"
+    )
 
 
 def children(*owners: int) -> set[int]:
