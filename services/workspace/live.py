@@ -22,7 +22,7 @@ from services.tasks import end_tasks
 POLL_S = 0.2
 MIN_POLL_S = 0.02
 KEPT = 256
-PAGE = 100
+PAGE = 50
 HEARTBEAT_S = 10.0
 MAX_STREAM_S = 3_600.0
 
@@ -49,12 +49,12 @@ class _Feed:
         """Returns the next events and the position that they lead to."""
         if position >= self.known:
             return [], position
-        if position < self.start:
+        async with self._loading:
+            if self.tip < self.known and position >= self.start:
+                await self._load(store)
+        if position < self.start:  # further behind than what is kept
             found = await store.events(self.microdao_id, self.channel_id, position, PAGE)
             return found, found[-1].position if found else self.start
-        async with self._loading:
-            if self.tip < self.known:
-                await self._load(store)
         found = [event for event in self.events if event.position > position][:PAGE]
         return found, found[-1].position if found else max(position, self.tip)
 
