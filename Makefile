@@ -39,8 +39,8 @@ models: install ## build and check the default model folders (does nothing when 
 test: install-dev ## everything a change must pass: models, lint, all tests
 	@$(BIN)/python -m modelbuild --data-dir $(DATA_DIR)
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest --ignore=tests/serve
-	@$(BIN)/python -m tests.offline $(BIN)/python -m pytest tests/serve
+	@$(BIN)/python -m pytest --reruns 1 --ignore=tests/serve
+	@$(BIN)/python -m tests.offline $(BIN)/python -m pytest --reruns 1 tests/serve
 
 lint: install-dev ## ruff, format, types, import direction
 	@$(BIN)/ruff check .
