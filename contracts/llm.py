@@ -322,13 +322,15 @@ class StreamDelta(BaseModel):
 class StreamEnd(BaseModel):
     """The regular end of a stream. A provider that ends without it was cut off.
 
-    The proxy adds `attempts`, and `written_by` (`provider/model` of each part, in order) where several wrote one answer.
+    The proxy adds `attempts`, and `written_by` (`provider/model` of each part, in order) where several wrote one answer;
+    `cached` marks an answer from the response cache.
     """
 
     finish_reason: str
     usage: TokenUsage
     attempts: list[Attempt] | None = None
     written_by: list[str] | None = None
+    cached: bool | None = None
 
 
 StreamItem = StreamDelta | StreamEnd

@@ -229,7 +229,8 @@ class ChunkWriter:
     def last(self, end: StreamEnd, model: str, provider: str) -> list[dict[str, Any]]:
         """The chunk with the finish reason and, where it was asked for, the one with the usage."""
         self._head["model"] = model
-        chunks = [{**self._chunk({}, end.finish_reason), "provider": provider}]
+        ours = {"provider": provider, "cached": end.cached, "written_by": end.written_by}
+        chunks = [self._chunk({}, end.finish_reason) | {name: value for name, value in ours.items() if value is not None}]
         if self._include_usage:
             chunks.append({**self._head, "choices": [], "usage": usage_of(end.usage)})
         return chunks

@@ -12,14 +12,14 @@ from starlette.responses import Response
 
 from contracts.health import Health
 from contracts.llm import ModelList, ProxyRequest, ProxyResponse, StreamEnd, StreamItem
-from contracts.routing import Target
 from contracts.usage import UsageFilter, UsagePage
 from interfaces.http.bodies import read_model
 from interfaces.http.errors import JsonResponse, as_leaf
 from interfaces.http.health import add_health_routes
 from interfaces.http.routing import add_route, new_router
 from interfaces.http.sse import EventStream, error_event, event
-from services.llm_proxy.gateway import ChatGateway, ChatStream
+from services.llm_proxy.gateway import ChatGateway
+from services.llm_proxy.replay import Answerer, ChatStream
 from services.llm_proxy.usage import UsageQueries
 
 UPSTREAM_ERRORS = (502, 503, 504)
@@ -89,14 +89,16 @@ async def _events(opened: ChatStream, request_id: str) -> AsyncGenerator[bytes, 
         yield error_event(as_leaf(error), request_id)
 
 
-def _payload(item: StreamItem, target: Target) -> dict[str, Any]:
+def _payload(item: StreamItem, target: Answerer) -> dict[str, Any]:
     if isinstance(item, StreamEnd):
-        usage = item.usage.model_dump(exclude_none=True)
-        last = {"usage": usage, "provider": target.provider, "model_resolved": target.name, "finish_reason": item.finish_reason}
+        last: dict[str, Any] = {"usage": item.usage.model_dump(exclude_none=True)}
+        last |= {"provider": target.provider, "model_resolved": target.name, "finish_reason": item.finish_reason}
         if item.attempts is not None:
             last["attempts"] = [attempt.model_dump() for attempt in item.attempts]
         if item.written_by is not None:
             last["written_by"] = item.written_by
+        if item.cached:
+            last["cached"] = True
         return last
     named = {"delta": item.content, "reasoning_delta": item.reasoning, "tool_calls": item.tool_calls}
     return {key: value for key, value in named.items() if value is not None}

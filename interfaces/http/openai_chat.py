@@ -21,7 +21,8 @@ from interfaces.http.identity import caller_of
 from interfaces.http.openai_errors import openai_error_body
 from interfaces.http.routing import add_route
 from interfaces.http.sse import EventStream, event
-from services.llm_proxy.gateway import ChatGateway, ChatStream
+from services.llm_proxy.gateway import ChatGateway
+from services.llm_proxy.replay import ChatStream
 
 DONE = b"data: [DONE]\n\n"
 
