@@ -116,6 +116,7 @@ class RunningGraph:
             "DAARION_CONFIG_DIR": str(self.config_dir),
             "DAARION_PORT": str(self.port),
             "OPENAI_API_KEY": "sk-test-0123456789abcdef",
+            "PYTHONPATH": str(self.folder / "packages"),
         }
 
     def _start_upstream(self) -> None:
@@ -138,12 +139,20 @@ class RunningGraph:
                 if deployment["name"] == "LLMProxy":
                     deployment["autoscaling_config"] = {"min_replicas": 2, "max_replicas": 2, "target_ongoing_requests": 200}
         (self.folder / "serve_config.yaml").write_text(yaml.safe_dump(serve))
+        shutil.copytree(REPOSITORY / "tests/support/hostile_toolbox", self.folder / "packages/hostile_toolbox")
         self.data_dir.mkdir(mode=0o700)
         models = Path(os.environ.get("DAARION_DATA_DIR") or REPOSITORY / ".data").absolute() / "models"
         (self.data_dir / "models").symlink_to(models)
 
     def write_llm(self, llm: dict) -> None:
         (self.config_dir / "llm.yaml").write_text(yaml.safe_dump(llm, sort_keys=False))
+
+    def tools(self) -> dict:
+        """The configured tools, to be changed and written back with `write_tools`."""
+        return yaml.safe_load((self.config_dir / "tools.yaml").read_text())
+
+    def write_tools(self, tools: dict) -> None:
+        (self.config_dir / "tools.yaml").write_text(yaml.safe_dump(tools, sort_keys=False, allow_unicode=True))
 
 
 def _title(process: psutil.Process) -> str:
