@@ -1,7 +1,8 @@
-"""`python -m benchmarks.llm [--quick]`: the LLM proxy beside its yardsticks, in one run.
+"""`python -m benchmarks.llm [--quick]`: the LLM proxy beside its yardsticks and its peers, in one run.
 
 Measured in turn, round after round: the mock upstream alone, Serve's floor (a no-op application in the same graph), a bare
-FastAPI+httpx relay, and `/internal/llm/proxy` of the real graph with credentials, limits, ledger and event log on. The
+FastAPI+httpx relay, LiteLLM's proxy, Portkey's gateway (where Node is), and `/internal/llm/proxy` of the real graph with
+credentials, limits, ledger and event log on. Then our growth with the size of the prompt, and with a second replica. The
 upstream's own count of requests and of different bodies must agree with what was sent.
 """
 
@@ -13,7 +14,8 @@ import json
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,18 @@ from typing import Any
 import aiohttp
 import psutil
 
-from benchmarks import report
+from benchmarks import peers, report
 from benchmarks.load import Load, find_wrk, run_load
-from benchmarks.processes import FLOOR_PREFIX, MODEL, NotMeasured, Started, cpu_seconds, python_module, running_graph
+from benchmarks.processes import FLOOR_PREFIX, KEY, MODEL, NotMeasured, Started, cpu_seconds, python_module, resident_mib, running_graph
 from benchmarks.streams import StreamLoad, run_streams
 from configs.environment import REPOSITORY
 from contracts.errors import DaarionError
 from launcher.errors import ServiceFailed, StartRefused
 
 UPSTREAM, FLOOR, RELAY, PROXY = "upstream alone", "Serve floor (no-op)", "FastAPI+httpx relay", "proxy"
+LITELLM, PORTKEY = "LiteLLM proxy", "Portkey gateway"
+PROMPT_SIZES = {"1 kB": 1_000, "10 kB": 10_000, "100 kB": 100_000, "1 MB": 1_000_000}
+GROWTH_CONNECTIONS = 32
 SETTLE_S = 5.0
 PAUSE_S = 0.5
 
@@ -58,6 +63,8 @@ class Plan:
     seconds: float
     connections: tuple[int, ...]
     stream_connections: tuple[int, ...]
+    peers: bool = True
+    growth: bool = True
 
 
 @dataclass
@@ -94,12 +101,21 @@ class Bench:
                     _progress(f"{connections} streams, round {number + 1}, {system.name}: first token after {load.first_p50_ms:.2f} ms")
         return found
 
-    async def _load(self, system: System, connections: int, seconds: float) -> Load:
+    async def prompts(self, system: System) -> dict[int, dict[str, list[Load]]]:
+        """Measures one system over one connection with longer and longer prompts."""
+        found: dict[str, list[Load]] = {name: [] for name in PROMPT_SIZES}
+        for name, size in PROMPT_SIZES.items():
+            for _ in range(self.plan.rounds):
+                found[name].append(await self._load(system, 1, self.plan.seconds, padding=size))
+            _progress(f"prompts of {name}: {found[name][-1].p50_ms:.2f} ms")
+        return {1: found}
+
+    async def _load(self, system: System, connections: int, seconds: float, padding: int = 0) -> Load:
         run, before = secrets.token_hex(6), cpu_seconds(system.processes())
-        load = await run_load(system.url, system.headers, run, connections=connections, seconds=seconds)
-        used = cpu_seconds(system.processes()) - before
+        load = await run_load(system.url, system.headers, run, connections=connections, seconds=seconds, padding=padding)
+        used, memory = cpu_seconds(system.processes()) - before, resident_mib(system.processes())
         await self._check(system, run, low=load.requests, high=load.requests + load.errors + connections)
-        return replace(load, cpu_ms=used * 1000 / load.requests)
+        return replace(load, cpu_ms=used * 1000 / load.requests, memory_mib=memory)
 
     async def _stream(self, system: System, connections: int) -> StreamLoad:
         run, before = secrets.token_hex(6), cpu_seconds(system.processes())
@@ -107,7 +123,7 @@ class Bench:
         load = await run_streams(url, system.headers, run, connections=connections, seconds=seconds, extra=system.extra)
         used = cpu_seconds(system.processes()) - before
         await self._check(system, run, low=load.streams, high=load.streams + load.errors)
-        return replace(load, cpu_ms=used * 1000 / load.streams)
+        return replace(load, cpu_ms=used * 1000 / load.streams, memory_mib=resident_mib(system.processes()))
 
     async def _check(self, system: System, run: str, *, low: int, high: int) -> None:
         """Compares what the upstream saw of a run with what was sent.
@@ -146,40 +162,82 @@ async def probe(system: System) -> None:
 
 
 async def measure(plan: Plan, serve_config: Path) -> dict[str, Any]:
-    """Starts everything, measures, prints the table; returns the figures for JSON."""
+    """Starts everything, measures, prints the tables; returns the figures for JSON."""
     find_wrk()
     with tempfile.TemporaryDirectory(prefix="daarion-bench-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        async with python_module("benchmarks.mock_upstream", folder=folder) as upstream:
-            _progress("starting the relay and the graph")
-            async with (
-                python_module("benchmarks.relay", "--upstream", f"{upstream.url}/v1", folder=folder) as relay,
-                running_graph(folder, upstream.url, serve_config) as graph,
-            ):
-                systems = _systems(upstream, relay, graph)
-                for system in systems:
-                    await probe(system)
-                await asyncio.sleep(SETTLE_S)
-                return await _run(Bench(upstream.url, systems, plan))
+        async with python_module("benchmarks.mock_upstream", folder=Path(name)) as upstream:
+            figures = await _beside_each_other(plan, serve_config, Path(name), upstream)
+            if plan.growth:
+                figures["replicas"] = await _with_replicas(plan, serve_config, Path(name), upstream)
+            return figures
 
 
-def _systems(upstream: Started, relay: Started, graph: Started) -> list[System]:
+async def _beside_each_other(plan: Plan, serve_config: Path, folder: Path, upstream: Started) -> dict[str, Any]:
+    _progress("starting the relay, the peers and the graph")
+    async with (
+        python_module("benchmarks.relay", "--upstream", f"{upstream.url}/v1", folder=folder) as relay,
+        _peers(plan, folder, f"{upstream.url}/v1") as others,
+        running_graph(folder / "one", upstream.url, serve_config) as graph,
+    ):
+        systems = [*_yardsticks(upstream, relay, graph), *others, _proxy(graph)]
+        for system in systems:
+            await probe(system)
+        await asyncio.sleep(SETTLE_S)
+        return await _run(Bench(upstream.url, systems, plan))
+
+
+@asynccontextmanager
+async def _peers(plan: Plan, folder: Path, upstream: str) -> AsyncIterator[list[System]]:
+    async with AsyncExitStack() as stack:
+        found = []
+        if plan.peers:
+            one = await stack.enter_async_context(peers.litellm(folder, upstream))
+            found.append(_openai_system(LITELLM, one, {"Authorization": f"Bearer {KEY}"}))
+            other = await stack.enter_async_context(peers.portkey(folder))
+            if other is not None:
+                found.append(_openai_system(PORTKEY, other, peers.portkey_headers(upstream)))
+        yield found
+
+
+def _openai_system(name: str, started: Started, headers: dict[str, str]) -> System:
+    url = f"{started.url}/v1/chat/completions"
+    return System(name, url, url, headers, extra='"stream":true,', processes=started.family)
+
+
+def _yardsticks(upstream: Started, relay: Started, graph: Started) -> list[System]:
     secret = {"X-Internal-Secret": graph.secret}
     direct = f"{upstream.url}/v1/chat/completions"
-    llm = f"{graph.url}/internal/llm"
     return [
         System(UPSTREAM, direct, direct, extra='"stream":true,', processes=upstream.family),
         System(
             FLOOR, f"{graph.url}{FLOOR_PREFIX}", headers=secret, relays=False, processes=lambda: graph.family("haproxy", "Replica:floor")
         ),
         System(RELAY, f"{relay.url}/internal/llm/proxy", f"{relay.url}/internal/llm/stream", processes=relay.family),
-        System(PROXY, f"{llm}/proxy", f"{llm}/stream", secret, processes=lambda: graph.family("haproxy", "Replica:llm")),
     ]
+
+
+def _proxy(graph: Started, name: str = PROXY) -> System:
+    llm = f"{graph.url}/internal/llm"
+    secret = {"X-Internal-Secret": graph.secret}
+    return System(name, f"{llm}/proxy", f"{llm}/stream", secret, processes=lambda: graph.family("haproxy", "Replica:llm"))
+
+
+async def _with_replicas(plan: Plan, serve_config: Path, folder: Path, upstream: Started) -> dict[str, Any]:
+    """Measures a graph with two replicas of the proxy. On two cores they share these with the load and the upstream."""
+    _progress("starting a graph with two replicas")
+    async with running_graph(folder / "two", upstream.url, serve_config, replicas=2) as graph:
+        system = _proxy(graph, "proxy, 2 replicas")
+        await probe(system)
+        await asyncio.sleep(SETTLE_S)
+        found = await Bench(upstream.url, [system], replace(plan, connections=(GROWTH_CONNECTIONS,))).whole()
+    _print(report.heading("Two replicas", report.WHOLE_HEAD) + report.whole_table(GROWTH_CONNECTIONS, found[GROWTH_CONNECTIONS], None))
+    return report.as_json(found)
 
 
 async def _run(bench: Bench) -> dict[str, Any]:
     plan, where = bench.plan, report.setting(bench.plan.rounds, bench.plan.seconds)
     whole, streams = await bench.whole(), await bench.streams()
+    prompts = await bench.prompts(bench.systems[-1]) if plan.growth else {}
     lines = report.heading(f"Whole answers ({where})", report.WHOLE_HEAD)
     for connections, rounds in whole.items():
         lines += report.whole_table(connections, rounds, UPSTREAM)
@@ -188,9 +246,18 @@ async def _run(bench: Bench) -> dict[str, Any]:
         lines += report.heading("Streams, time to the first token and to the end in ms", report.STREAM_HEAD)
     for connections, stream_rounds in streams.items():
         lines += report.stream_table(connections, stream_rounds, UPSTREAM)
+    if prompts:
+        lines += report.heading("proxy by size of the prompt", report.WHOLE_HEAD)
+    for connections, rounds in prompts.items():
+        lines += report.whole_table(connections, rounds, None)
+    _print(lines)
+    figures = {"whole": whole, "streams": streams, "prompts": prompts}
+    return {"setting": where, "plan": asdict(plan), **{name: report.as_json(found) for name, found in figures.items()}}
+
+
+def _print(lines: list[str]) -> None:
     sys.stderr.write("\r\033[K" if sys.stderr.isatty() else "")
-    print("\n".join(lines))
-    return {"setting": where, "plan": asdict(plan), "whole": report.as_json(whole), "streams": report.as_json(streams)}
+    print("\n".join(lines), flush=True)
 
 
 def _progress(text: str) -> None:
@@ -205,18 +272,22 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         seconds=arguments.seconds or (2 if quick else 5),
         connections=tuple(arguments.connections or ((1, 32) if quick else (1, 32, 256))),
         stream_connections=tuple(() if arguments.no_streams else arguments.stream_connections or ((1,) if quick else (1, 32))),
+        peers=not (quick or arguments.no_peers),
+        growth=not (quick or arguments.no_growth),
     )
 
 
 def main() -> int:
     """Returns 0, or 1 with one line on stderr when something could not be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one short round, fewer connections")
+    parser.add_argument("--quick", action="store_true", help="one short round, fewer connections, no peers")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of each single run")
     parser.add_argument("--connections", type=int, nargs="+")
     parser.add_argument("--stream-connections", type=int, nargs="+")
     parser.add_argument("--no-streams", action="store_true")
+    parser.add_argument("--no-peers", action="store_true", help="without LiteLLM and Portkey")
+    parser.add_argument("--no-growth", action="store_true", help="without prompt sizes and the second replica")
     parser.add_argument("--serve-config", type=Path, default=REPOSITORY / "serve_config.yaml", help="whose application `llm` is measured")
     parser.add_argument("--json", type=Path, help="also writes the figures there")
     arguments = parser.parse_args()

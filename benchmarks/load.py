@@ -18,7 +18,7 @@ _MARK = "RESULT "
 class Load:
     """Result of one run. Times in milliseconds; `errors` counts failed and timed out requests and non-2xx answers.
 
-    `cpu_ms` is what the system's own processes used per request.
+    `cpu_ms` is what the system's own processes used per request (seconds per 1,000), `memory_mib` what they held after the run.
     """
 
     requests: int
@@ -27,6 +27,7 @@ class Load:
     p99_ms: float
     errors: int
     cpu_ms: float = 0.0
+    memory_mib: float = 0.0
 
 
 def find_wrk() -> str:

@@ -64,6 +64,16 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
     return total
 
 
+def resident_mib(processes: list[psutil.Process]) -> float:
+    """Returns the memory of the processes in MiB, what they share divided among them where the system tells (PSS)."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", 0) or memory.rss
+    return total / 2**20
+
+
 def _command(process: psutil.Process) -> str:
     with suppress(psutil.NoSuchProcess):
         return " ".join(process.cmdline())
@@ -73,12 +83,25 @@ def _command(process: psutil.Process) -> str:
 @asynccontextmanager
 async def python_module(name: str, *arguments: str, folder: Path) -> AsyncIterator[Started]:
     """Runs `python -m <name> … --port <free>` and yields it once it accepts connections."""
+    argv = [sys.executable, "-m", name, *arguments, "--port"]
+    async with child_on_port(name, argv, os.environ, folder, 30) as started:
+        yield started
+
+
+@asynccontextmanager
+async def child_on_port(name: str, argv: list[str], variables: Mapping[str, str], folder: Path, ready_s: float) -> AsyncIterator[Started]:
+    """Runs `argv` with a free port put behind its last word (after `=`, or as a word of its own) until it accepts connections.
+
+    Raises:
+        NotMeasured: it ended, or was not ready within `ready_s`.
+    """
     (port,) = free_ports(1)
-    argv = [sys.executable, "-m", name, *arguments, "--port", str(port)]
-    child = ChildProcess(name, Command(argv, os.environ, REPOSITORY), log_file=folder / f"{name}.log", stop_timeout_s=5)
+    command = [*argv[:-1], f"{argv[-1]}{port}"] if argv[-1].endswith("=") else [*argv, str(port)]
+    log = folder / f"{name}.log"
+    child = ChildProcess(name, Command(command, variables, REPOSITORY), log_file=log, stop_timeout_s=5)
     await child.start()
     try:
-        await _until(lambda: _accepts(port), child, 30)
+        await _until(lambda: _accepts(port), child, ready_s, log)
         yield Started(f"http://127.0.0.1:{port}", child.pid or 0)
     finally:
         await child.stop()
@@ -87,6 +110,7 @@ async def python_module(name: str, *arguments: str, folder: Path) -> AsyncIterat
 @asynccontextmanager
 async def running_graph(folder: Path, upstream: str, serve_config: Path, *, replicas: int = 1) -> AsyncIterator[Started]:
     """Boots PostgreSQL and the graph of `serve_config`, reduced to `llm` and the floor, its provider led to `upstream`."""
+    folder.mkdir(exist_ok=True)
     secret = secrets.token_urlsafe(24)
     config = await asyncio.to_thread(_write_configuration, folder, upstream, serve_config, replicas)
     async with PostgresServer(folder / "data") as postgres:

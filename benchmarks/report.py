@@ -24,14 +24,14 @@ def middle(rounds: Sequence[Result]) -> Result:
     return type(rounds[0])(**values)
 
 
-def whole_table(connections: int, rounds: dict[str, list[Load]], baseline: str) -> list[str]:
-    """Returns the lines for one number of connections; `added` is the p50 above the system named by `baseline`."""
+def whole_table(connections: int, rounds: dict[str, list[Load]], baseline: str | None) -> list[str]:
+    """Returns the lines for one number of connections; `added` is the p50 above the system named by `baseline`, if any."""
     middles = {name: middle(found) for name, found in rounds.items()}
     return [
         _row(
             str(connections), name, f"{one.requests_per_s:,.0f}", _ms(one.p50_ms), _ms(one.p99_ms),
-            _ms(one.p50_ms - middles[baseline].p50_ms) if name != baseline else "",
-            _ms(one.cpu_ms), _errors(one.errors),
+            _ms(one.p50_ms - middles[baseline].p50_ms) if baseline and name != baseline else "",
+            _ms(one.cpu_ms), f"{one.memory_mib:,.0f}", _errors(one.errors),
         )
         for name, one in middles.items()
     ]  # fmt: skip
@@ -44,14 +44,14 @@ def stream_table(connections: int, rounds: dict[str, list[StreamLoad]], baseline
         _row(
             str(connections), name, f"{one.streams_per_s:,.1f}", _ms(one.first_p50_ms), _ms(one.first_p99_ms),
             _ms(one.first_p50_ms - middles[baseline].first_p50_ms) if name != baseline else "", _ms(one.total_p50_ms),
-            _ms(one.cpu_ms), _errors(one.errors),
+            _ms(one.cpu_ms), f"{one.memory_mib:,.0f}", _errors(one.errors),
         )
         for name, one in middles.items()
     ]  # fmt: skip
 
 
-WHOLE_HEAD = ("connections", "system", "requests/s", "p50 ms", "p99 ms", "added p50", "CPU ms", "")
-STREAM_HEAD = ("connections", "system", "streams/s", "first p50", "first p99", "added p50", "total p50", "CPU ms", "")
+WHOLE_HEAD = ("connections", "system", "requests/s", "p50 ms", "p99 ms", "added p50", "CPU ms", "MiB", "")
+STREAM_HEAD = ("connections", "system", "streams/s", "first p50", "first p99", "added p50", "total p50", "CPU ms", "MiB", "")
 
 
 def heading(title: str, head: Sequence[str]) -> list[str]:

@@ -31,6 +31,7 @@ class StreamLoad:
     tokens: float
     errors: int
     cpu_ms: float = 0.0
+    memory_mib: float = 0.0
 
 
 @dataclass

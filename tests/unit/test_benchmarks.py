@@ -110,4 +110,4 @@ def test_medians_ratios_and_the_table():
     assert middle(rounds["proxy"]) == Load(requests=30, requests_per_s=200, p50_ms=3, p99_ms=6, errors=1)
     assert ratios({8: rounds}, "proxy")[-1].split() == ["8", "upstream", "0.20"]
     table = whole_table(8, rounds, "upstream")
-    assert table[1].split() == ["8", "proxy", "200", "3.00", "6.00", "2.00", "0.00", "1", "errors"]
+    assert table[1].split() == ["8", "proxy", "200", "3.00", "6.00", "2.00", "0.00", "0", "1", "errors"]
