@@ -30,9 +30,8 @@ class AgentRuntimeReplica:
         self._events = open_event_log(self._environment, APPLICATION)
         self._blueprints: dict[str, Blueprint] = {}
         stores = find_stores(self._environment)
-        surroundings = AgentSurroundings(
-            stores.database_url, stores.nats_url, self._environment.ingress_url, self._environment.internal_secret
-        )
+        secret = self._environment.internal_secret or self._environment.admin_secret
+        surroundings = AgentSurroundings(stores.database_url, stores.nats_url, self._environment.ingress_url, secret)
         self._runtime = AgentRuntime(args, surroundings, lambda: self._blueprints, self._events)
         self._is_open = False
 

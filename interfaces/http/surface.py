@@ -8,6 +8,7 @@ from typing import Any, cast
 from fastapi import APIRouter
 
 from contracts.health import Health
+from interfaces.http.agents import AgentRoutes, agents_router
 from interfaces.http.channels import ChannelRoutes
 from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
 from interfaces.http.llm import LLMRoutes, llm_router
@@ -34,6 +35,7 @@ def _llm() -> APIRouter:
 _ROUTERS: dict[str, Callable[[], APIRouter]] = {
     "tools": lambda: tools_router(ToolRoutes(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _health)),
     "workspace": lambda: workspace_router(WorkspaceRoutes(_NOTHING, _NOTHING, _NOTHING, _health), ChannelRoutes(_NOTHING, _NOTHING)),
+    "agents": lambda: agents_router(AgentRoutes(_NOTHING, _NOTHING, dict, _health)),
     "memory": lambda: memory_router(MemoryRoutes(_NOTHING, _health)),
     "llm": _llm,
 }
