@@ -3,11 +3,10 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 import pytest_asyncio
 
@@ -16,6 +15,7 @@ from contracts.errors import DatabaseUnavailable
 from launcher.ports import free_ports
 from launcher.postgres import PostgresServer
 from tests.support.events import RecordedEvents
+from tests.support.outage import frozen
 from tests.support.patience import stopwatch
 
 BOUND_S = 2.0
@@ -44,21 +44,6 @@ async def pool(server: PostgresServer, events: RecordedEvents) -> AsyncIterator[
     await opened.open()
     yield opened
     await opened.close()
-
-
-@contextmanager
-def frozen(server: PostgresServer) -> Iterator[None]:
-    """Every process of the server stopped: connections stay open and nobody answers."""
-    assert server.pid is not None
-    postmaster = psutil.Process(server.pid)
-    family = [postmaster, *postmaster.children(recursive=True)]
-    for process in family:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in family:
-            process.resume()
 
 
 @asynccontextmanager
