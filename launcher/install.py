@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FAMILIES = {"cpu": "cpu", "dev": "cpu", "gpu": "gpu"}
 _DISK_NEEDED = {"cpu": 6 << 30, "gpu": 20 << 30}
 _HEARTBEAT_S = 15
+PACKAGES_ONLY = "--packages-only"
 
 
 class InstallFailed(Exception):
@@ -37,15 +38,15 @@ class Installer:
         self._run_step = step or run_step
         self.python = self.venv / "bin" / "python"
 
-    def ensure(self, profile: str) -> None:
-        """Installs what `profile` needs, unless it is there.
+    def ensure(self, profile: str, *, project: bool = True) -> None:
+        """Installs what `profile` needs, unless it is there; without `project` the packages alone.
 
         Raises:
             InstallFailed: this machine lacks something, or pip failed.
         """
         if not self.satisfied(profile):
             self._fill(profile)
-        if not self._project_stamp().exists():
+        if project and not self._project_stamp().exists():
             options = ["--no-deps", "--no-build-isolation", "--editable", str(self.repository)]
             self._step("installing this repository into it", self._pip(*options))
             self._remove_stamps("project")
@@ -146,12 +147,16 @@ def run_step(title: str, argv: list[str], cwd: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Installs one profile; returns 0, 1 (failed) or 2 (this machine lacks something)."""
-    if len(arguments) != 1 or arguments[0] not in FAMILIES:
-        _say(f"usage: python3 -m launcher.install {'|'.join(FAMILIES)}")
+    """Installs one profile; returns 0, 1 (failed) or 2 (this machine lacks something).
+
+    With `--packages-only` the repository itself is left out, for an image's layer that only a changed lock file rebuilds.
+    """
+    packages_only = arguments[1:] == [PACKAGES_ONLY]
+    if not arguments or arguments[0] not in FAMILIES or (len(arguments) > 1 and not packages_only):
+        _say(f"usage: python3 -m launcher.install {'|'.join(FAMILIES)} [{PACKAGES_ONLY}]")
         return 2
     try:
-        Installer().ensure(arguments[0])
+        Installer().ensure(arguments[0], project=not packages_only)
     except InstallFailed as error:
         _say(str(error))
         return 1

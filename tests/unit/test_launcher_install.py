@@ -20,7 +20,7 @@ def write(repository: Path, **locks: list[str]) -> None:
         (repository / f"requirements/{name}.lock").write_text("# a comment\n" + "\n".join(lines) + "\n")
 
 
-def ensure(repository: Path, profile: str, fail: str = "") -> list[str]:
+def ensure(repository: Path, profile: str, fail: str = "", *, project: bool = True) -> list[str]:
     """Runs one installation with commands that are recorded instead of executed; returns their titles' first words."""
     done: list[str] = []
 
@@ -37,7 +37,7 @@ def ensure(repository: Path, profile: str, fail: str = "") -> list[str]:
             (repository / ".venv/bin/python").write_text("#!/bin/sh\n")
             (repository / ".venv/bin/python").chmod(0o755)
 
-    Installer(repository, step).ensure(profile)
+    Installer(repository, step).ensure(profile, project=project)
     return done
 
 
@@ -52,6 +52,14 @@ FRESH = [
 def test_a_second_start_installs_nothing(repository):
     assert ensure(repository, "cpu") == FRESH
     assert ensure(repository, "cpu") == []
+
+
+def test_packages_may_be_installed_before_the_repository_is_there(repository):
+    (repository / "pyproject.toml").unlink()
+    assert ensure(repository, "cpu", project=False) == FRESH[:3]
+    assert ensure(repository, "cpu", project=False) == []
+    (repository / "pyproject.toml").write_text(PYPROJECT)
+    assert ensure(repository, "cpu") == FRESH[3:]
 
 
 def test_dev_contains_cpu(repository):
