@@ -290,6 +290,29 @@ async def test_a_stream_that_breaks_half_way_ends_in_an_error_event(broken):
         assert recorder.records[-1].estimated
 
 
+async def test_a_stream_that_breaks_half_way_is_finished_where_the_model_says_so():
+    resumed = {"provider": "openai", "name": "first", "fallbacks": ["spare"], "stream_recovery": "resume"}
+    async with running(resumed=resumed) as (client, upstream, _):
+        upstream.script("cut?after=2", model="first")
+        upstream.script(play("ok", text=" столиця України?"), model="second")
+        *deltas, (name, last) = events_of((await client.post("/stream", json={**BODY, "model": "resumed"})).text)
+        assert "".join(data["delta"] for _, data in deltas) == "Echo: Яка столиця України?"
+        assert (name, last["provider"], last["model_resolved"], last["finish_reason"]) == ("message", "backup", "second", "stop")
+        assert last["written_by"] == ["openai/first", "backup/second"]
+        assert [attempt["outcome"] for attempt in last["attempts"]] == ["upstream_invalid_response", "ok"]
+
+
+async def test_a_provider_that_is_down_is_left_alone_and_the_caller_told_for_how_long():
+    async with running("http_500") as (client, upstream, _):
+        answers = [await client.post("/proxy", json=BODY) for _ in range(6)]
+        assert [answer.status_code for answer in answers[:2]] == [502, 502]
+        assert upstream.total == 5, "the default circuit opens after five failures"
+        assert_envelope(answers[-1], 503, "circuit_open", retryable=True)
+        assert 1 <= int(answers[-1].headers["Retry-After"]) <= 5
+        row = next(row for row in (await client.get("/models")).json()["models"] if row["id"] == "plain")
+        assert (row["available"], row["circuit"]["state"]) == (False, "open")
+
+
 async def test_one_event_and_one_record_a_call_without_contents():
     async with running() as (client, _, recorder):
         await client.post("/proxy", json=BODY, headers={"x-request-id": "req-42"})
