@@ -1,13 +1,15 @@
-"""Merges new terms into the postings of an area, and takes out what was deleted."""
+"""Merges new terms into the postings of an area, takes out what was deleted, and spells anew what an older version wrote."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import numpy as np
 from psycopg import sql
 
 from backends.database import Database
+from backends.lexicon_rebuild import Spelling, rebuild
 from backends.memory_areas import Area, Connection, lock, working
 from backends.postings import BUCKET_BITS, SUMMARY_BUCKET, Records, keep, measure, pack_summary, read_summaries, split, unpack
 from contracts.ports import EventLog
@@ -19,12 +21,14 @@ LEVEL_UP_ABOVE = 4_096
 LEVEL_UP_PART = 0.2
 """Level 1 goes into level 2 when it has this part of level 2's chunks: so level 2 is rewritten rarely."""
 SWEEP_ABOVE = 1_000
+SWEEP_ALL_EVERY_S = 86_400.0
+"""However few chunks of an area were deleted, their hashed terms leave the postings within a day."""
 BUCKETS_AT_ONCE = 256
 TIMEOUT_S = 60.0
 
 DUE = """
-SELECT microdao_id, agent_id, shard, removed FROM memory_areas AS area
-WHERE unmerged > %(merge)s OR removed > %(sweep)s OR %(merge)s < (
+SELECT microdao_id, agent_id, shard, removed, lexicon FROM memory_areas AS area
+WHERE lexicon <> %(lexicon)s OR unmerged > %(merge)s OR removed > %(sweep)s OR %(merge)s < (
     -- While the embedder is away the counter stands still, but terms pile up.
     SELECT count(*) FROM (
         SELECT FROM memory_queue AS queue
@@ -68,20 +72,35 @@ class LexiconUpkeep:
 
     name = "lexicon"
 
-    def __init__(self, database: Database, events: EventLog, interval_s: float = 1.0) -> None:
+    def __init__(self, database: Database, events: EventLog, spelling: Spelling, interval_s: float = 1.0) -> None:
         self._database = database
         self._events = events
+        self._spelling = spelling
+        self._swept_all_at: float | None = None
         self.interval_s = interval_s
 
     async def run(self) -> None:
-        """Merges and sweeps what is due."""
+        """Spells anew, merges and sweeps what is due. Once a day, and at the start, whatever was deleted is due."""
+        sweep_all = self._swept_all_at is None or time.monotonic() - self._swept_all_at > SWEEP_ALL_EVERY_S
+        sweep_above = 0 if sweep_all else SWEEP_ABOVE
+        values = {"merge": MERGE_ABOVE, "sweep": sweep_above, "lexicon": self._spelling.fingerprint}
         async with working(self._database) as connection:
-            due = await (await connection.execute(DUE, {"merge": MERGE_ABOVE, "sweep": SWEEP_ABOVE})).fetchall()
+            due = await (await connection.execute(DUE, values)).fetchall()
         for row in due:
             area = Area(row["microdao_id"], row["agent_id"], row["shard"])
+            if row["lexicon"] != self._spelling.fingerprint:
+                await self.spell_anew(area)
             await self.merge(area)
-            if row["removed"] > SWEEP_ABOVE:
+            if row["removed"] > sweep_above:
                 await self.sweep(area)
+        if sweep_all and not any(row["removed"] for row in due):  # else there may be more of them
+            self._swept_all_at = time.monotonic()
+
+    async def spell_anew(self, area: Area) -> None:
+        """Makes the area's terms anew if another version of the code made them."""
+        chunks = await rebuild(self._database, area, self._spelling, _append_all)
+        if chunks is not None:
+            self._events.emit("memory.lexicon_rebuilt", microdao_id=area.microdao_id, agent_id=area.agent_id, chunks=chunks)
 
     async def merge(self, area: Area) -> None:
         """Merges the area's terms, then level 1 into level 2 when that is due."""
@@ -107,8 +126,11 @@ async def sweep(connection: Connection, area: Area) -> None:
     for level, bits in BUCKET_BITS.items():
         seen: dict[int, int] = {}
         for first in range(0, 1 << bits, BUCKETS_AT_ONCE):
-            kept = {bucket: keep(records, alive) for bucket, records in (await _read(connection, area, level, first)).items()}
-            await connection.execute(REPLACE, {**_columns(kept), **area.identity, "level": level})
+            held = await _read(connection, area, level, first)
+            kept = {bucket: keep(records, alive) for bucket, records in held.items()}
+            changed = {bucket: records for bucket, records in kept.items() if len(records) != len(held[bucket])}
+            if changed:
+                await connection.execute(REPLACE, {**_columns(changed), **area.identity, "level": level})
             for records in kept.values():
                 seen.update(zip(records["chunk"].tolist(), records["length"].tolist(), strict=True))
         summary = {"buckets": [SUMMARY_BUCKET], "data": [pack_summary(len(seen), sum(seen.values()))]}
@@ -131,6 +153,12 @@ async def _level_up(connection: Connection, area: Area) -> None:
     records = np.concatenate(list((await _read(connection, area, 1, 0, 1 << BUCKET_BITS[1])).values()))
     await connection.execute(DROP_LEVEL, {**area.identity, "level": 1})
     await _append(connection, area, 2, records)
+
+
+async def _append_all(connection: Connection, area: Area, records: Records) -> None:
+    """Files records where an area of their size has them."""
+    if len(records):
+        await _append(connection, area, 1 if measure(records)[0] <= LEVEL_UP_ABOVE else 2, records)
 
 
 async def _append(connection: Connection, area: Area, level: int, records: Records) -> None:

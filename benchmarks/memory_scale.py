@@ -25,6 +25,7 @@ import psycopg
 
 from backends.database import Database
 from backends.lexicon import Lexicon
+from backends.lexicon_rebuild import Spelling
 from backends.lexicon_upkeep import LexiconUpkeep
 from backends.memory_areas import Area, working
 from backends.memory_items import Items
@@ -38,7 +39,7 @@ from contracts.memory import QueryRequest, Tenant
 from contracts.memory_ports import Filters
 from launcher.postgres import PostgresServer
 from services.memory_orchestrator.fusion import DEFAULT
-from services.memory_orchestrator.lexical import K1, B, grams
+from services.memory_orchestrator.lexical import K1, B, grams, spelling
 from services.memory_orchestrator.recall import Recall, RecallSettings
 
 DIMENSION = 384
@@ -206,7 +207,7 @@ class Bench:
 
     async def upkeep(self) -> None:
         """The product's own background work, until there is nothing left to do."""
-        lexicon, shards = LexiconUpkeep(self.database, NoEvents()), ShardUpkeep(self.database, NoEvents(), ShardSettings())
+        lexicon, shards = LexiconUpkeep(self.database, NoEvents(), Spelling(grams, spelling())), ShardUpkeep(self.database, NoEvents(), ShardSettings())
         async with working(self.database, timeout_s=30) as connection:
             rows = await (await connection.execute("SELECT microdao_id, agent_id FROM memory_areas")).fetchall()
         begin = time.perf_counter()

@@ -11,6 +11,7 @@ from backends.embedding_spaces import EmbeddingSpaces
 from backends.kb_documents import KbDocuments
 from backends.kb_index import KbIndex
 from backends.lexicon import Lexicon
+from backends.lexicon_rebuild import Spelling
 from backends.lexicon_upkeep import LexiconUpkeep
 from backends.llm_proxy_client import LLMProxyClient
 from backends.memory_erasure import Erasure
@@ -32,7 +33,7 @@ from interfaces.http.memory import MemoryUseCases
 from services.memory_orchestrator.chunking import ChunkSize, chunk
 from services.memory_orchestrator.fusion import DEFAULT, FusionSettings
 from services.memory_orchestrator.ingestion import IngestionSettings, IngestionWorker
-from services.memory_orchestrator.lexical import K1, B, grams
+from services.memory_orchestrator.lexical import K1, B, grams, spelling
 from services.memory_orchestrator.recall import Recall, RecallSettings
 from services.memory_orchestrator.remembering import Remembering
 from services.memory_orchestrator.summarizing import Summarizing, SummarySettings
@@ -158,7 +159,7 @@ class MemoryRuntime:
         settings = self._settings
         shards = ShardSettings(exact_rows=settings.vectors.exact_rows, most=settings.vectors.max_shards)
         jobs: list[Upkeep] = [
-            LexiconUpkeep(self._background, self._events),
+            LexiconUpkeep(self._background, self._events, Spelling(grams, spelling())),
             ShardUpkeep(self._background, self._events, shards),
             EventRetention(self._background, settings.short_term.retention_days),
         ]

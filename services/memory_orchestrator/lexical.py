@@ -7,6 +7,7 @@ spelled in one alphabet, letter by letter, so that names and loanwords meet: `М
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import unicodedata
@@ -21,6 +22,7 @@ B = 0.75
 MAX_QUERY_GRAMS = 32
 
 _BOUNDARY = "_"
+_PROBED = ((0x30, 0x250), (0x370, 0x530), (0x2010, 0x2070))
 _APOSTROPHES = str.maketrans(dict.fromkeys("’ʼ‘`´′＇", "'"))
 _INSIDE_WORD = re.compile(r"(?<=\w)'(?=\w)")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff\u0300\u0301]")
@@ -68,6 +70,16 @@ def grams(text: str) -> dict[str, int]:
         marked = f"{_BOUNDARY}{word.translate(_ONE_ALPHABET)}{_BOUNDARY}"
         counts.update(marked[start : start + GRAM] for start in range(max(1, len(marked) - GRAM + 1)))
     return dict(counts)
+
+
+def spelling() -> str:
+    """A fingerprint of what `grams` makes of the letters of Latin, Greek and Cyrillic.
+
+    Stored terms carry it: after a change of `grams` it is another one, and the terms are made anew.
+    """
+    letters = [chr(code) for first, last in _PROBED for code in range(first, last)]
+    probe = " ".join(word for letter in letters for word in (f"ab{letter}cd", f"дж{letter}щю", letter * 2))
+    return hashlib.sha256(repr(sorted(grams(f"{probe} don't п'ять").items())).encode()).hexdigest()[:16]
 
 
 def length(counts: Mapping[str, int]) -> int:

@@ -1,5 +1,6 @@
 """The lexical index in PostgreSQL, whatever is merged, deleted or over the budget; the short-term log; the queue."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from backends import lexicon, lexicon_upkeep
 from backends.database import Database
 from backends.lexicon import Lexicon
+from backends.lexicon_rebuild import Spelling
 from backends.lexicon_upkeep import LexiconUpkeep
 from backends.memory_areas import Area, of_tenant
 from backends.memory_queue import EmbeddingQueue
@@ -15,11 +17,12 @@ from backends.postings import RECORD, Bm25
 from backends.short_term import EventRetention, ShortTermLog
 from contracts.memory import Candidate, Tenant
 from contracts.memory_ports import Filters, LexicalAnswer, NewChunk, NewMemory
-from services.memory_orchestrator.lexical import K1, B, grams, weigh
+from services.memory_orchestrator.lexical import K1, B, grams, spelling, weigh
 from tests.support.events import RecordedEvents
 
 SOFIA = Tenant(microdao_id="microdao:7", agent_id="agent:sofia")
 AREA = Area(SOFIA.microdao_id, SOFIA.agent_id)
+SPELLING = Spelling(grams, spelling())
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WORDS = ["каса", "громада", "ліс", "ріка", "борошно", "млин", "збори", "протокол", "насіння", "теплиця", "дах", "криниця"]
 
@@ -39,11 +42,14 @@ def remembered(number: int, text: str) -> NewMemory:
     )
 
 
+def texts() -> list[str]:
+    return [" ".join(WORDS[(number * step) % len(WORDS)] for step in (1, 2, 5, 7)) + f" №{number}" for number in range(300)]
+
+
 @pytest.fixture
 async def store(database: Database) -> MemoryStore:
     filled = MemoryStore(database)
-    texts = [" ".join(WORDS[(number * step) % len(WORDS)] for step in (1, 2, 5, 7)) + f" №{number}" for number in range(300)]
-    assert await filled.add_all([remembered(number, text) for number, text in enumerate(texts)]) == 300
+    assert await filled.add_all([remembered(number, text) for number, text in enumerate(texts())]) == 300
     return filled
 
 
@@ -74,7 +80,7 @@ async def levels(database: Database) -> dict[int, int]:
 async def test_merging_changes_no_answer(database: Database, store: MemoryStore, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch):
     before = await search(database, "теплиця для насіння")
     assert len(before.candidates) == 50
-    upkeep = LexiconUpkeep(database, events)
+    upkeep = LexiconUpkeep(database, events, SPELLING)
     await upkeep.run()
     assert set(await levels(database)) == {1}
     merged = await search(database, "теплиця для насіння")
@@ -91,7 +97,7 @@ async def test_merging_changes_no_answer(database: Database, store: MemoryStore,
 async def test_deleted_memories_leave_the_postings(
     database: Database, store: MemoryStore, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
 ):
-    upkeep = LexiconUpkeep(database, events)
+    upkeep = LexiconUpkeep(database, events, SPELLING)
     await upkeep.run()
     held = (await levels(database))[1]
     monkeypatch.setattr(lexicon_upkeep, "SWEEP_ABOVE", 5)
@@ -101,6 +107,44 @@ async def test_deleted_memories_leave_the_postings(
     await upkeep.run()
     assert (await levels(database))[1] < held
     assert len((await search(database, "каса громада ліс ріка борошно млин", limit=300)).candidates) <= 290
+
+
+async def test_a_single_deleted_memory_leaves_the_postings_within_a_day(database: Database, store: MemoryStore, events: RecordedEvents):
+    upkeep = LexiconUpkeep(database, events, SPELLING)
+    await upkeep.run()
+    held = (await levels(database))[1]
+    await store.delete(SOFIA, "mem-0007")
+    await upkeep.run()
+    assert (await levels(database))[1] == held
+    upkeep._swept_all_at -= lexicon_upkeep.SWEEP_ALL_EVERY_S + 1
+    await upkeep.run()
+    assert (await levels(database))[1] == held - len(grams(texts()[7]))
+    before = told(await search(database, "теплиця для насіння"))
+    await upkeep.run()
+    assert told(await search(database, "теплиця для насіння")) == before
+
+
+async def test_terms_of_an_older_spelling_are_made_anew(database: Database, store: MemoryStore, events: RecordedEvents):
+    def older(text):
+        return {gram[::-1]: count for gram, count in grams(text).items()}
+
+    for number in range(300):
+        await store.delete(SOFIA, f"mem-{number:04}")
+    for number, text in enumerate(texts()):
+        old = remembered(number + 1_000, text)
+        await store.add(replace(old, chunks=[NewChunk(text, older(text))]))
+    await LexiconUpkeep(database, events, Spelling(older, "older")).run()
+    assert not (await search(database, "теплиця для насіння")).candidates
+    assert not events.named("memory.lexicon_rebuilt")
+    await store.delete(SOFIA, "mem-1000")
+    newer = LexiconUpkeep(database, events, SPELLING)
+    await newer.run()
+    assert events.named("memory.lexicon_rebuilt") == [{"microdao_id": "microdao:7", "agent_id": "agent:sofia", "chunks": 299}]
+    rebuilt = told(await search(database, "теплиця для насіння"))
+    assert len(rebuilt) == 50
+    await newer.run()
+    assert len(events.named("memory.lexicon_rebuilt")) == 1
+    assert told(await search(database, "теплиця для насіння")) == rebuilt
 
 
 async def test_filters_with_and_without_the_room_to_tell_them(database: Database, store: MemoryStore, monkeypatch: pytest.MonkeyPatch):
@@ -120,7 +164,7 @@ async def test_over_the_budget_the_rarest_grams_answer(
     database: Database, store: MemoryStore, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
 ):
     await store.add(remembered(900, "каса і рідкісний гіацинт"))
-    await LexiconUpkeep(database, events).merge(AREA)
+    await LexiconUpkeep(database, events, SPELLING).merge(AREA)
     monkeypatch.setattr(lexicon, "BUDGET_BYTES", 80)  # a level's summary, and the six grams of one word
     answer = await search(database, "каса гіацинт")
     assert [candidate.id for candidate in answer.candidates] == ["mem-0900"]
@@ -131,7 +175,7 @@ async def test_terms_are_merged_while_the_embedder_is_away(database: Database, e
     store = MemoryStore(database)
     for number in range(260):
         await store.add(remembered(number, f"каса {number}"))
-    await LexiconUpkeep(database, events).run()
+    await LexiconUpkeep(database, events, SPELLING).run()
     assert set(await levels(database)) == {1}
 
 
