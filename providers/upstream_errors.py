@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -44,7 +45,7 @@ def error_for_status(provider: str, status: int, headers: Mapping[str, str], pay
     on, cleaned of keys, addresses and paths.
     """
     code, text = _code_and_text(payload)
-    retry_after = retry_after_s(headers.get("Retry-After"))
+    retry_after = retry_after_s(headers.get("Retry-After"), headers.get("Retry-After-Ms"))
     if status in {401, 403}:
         return UpstreamAuthFailed(f"provider `{provider}` refused the configured credentials (status {status})")
     if status == 402:
@@ -104,17 +105,28 @@ def clean(text: str) -> str:
     return line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}…"
 
 
-def retry_after_s(value: str | None) -> float | None:
-    """Returns the seconds of a Retry-After header (a number or an HTTP date), bounded to a day; None if unreadable."""
+def retry_after_s(value: str | None, milliseconds: str | None = None) -> float | None:
+    """Returns the seconds of a Retry-After header (a number or an HTTP date), bounded to a day; None if unreadable.
+
+    `milliseconds` is the finer header that some providers send beside it; it wins where it can be read.
+    """
+    if milliseconds is not None and (finer := _bounded(_number(milliseconds) / 1000)) is not None:
+        return finer
     if value is None:
         return None
+    seconds = _number(value)
+    return _bounded(_seconds_until(value) if math.isnan(seconds) else seconds)
+
+
+def _bounded(seconds: float) -> float | None:
+    return min(seconds, MAX_RETRY_AFTER_S) if 0 <= seconds < math.inf else None
+
+
+def _number(text: str) -> float:
     try:
-        seconds = float(value)
+        return float(text)
     except ValueError:
-        seconds = _seconds_until(value)
-    if not 0 <= seconds < float("inf"):
-        return None
-    return min(seconds, MAX_RETRY_AFTER_S)
+        return math.nan
 
 
 def _seconds_until(date: str) -> float:
