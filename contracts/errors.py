@@ -11,6 +11,7 @@
     │   └── UnknownModel             404
     ├── MethodNotAllowed             405
     ├── Conflict                     409
+    │   └── IdempotencyConflict      409
     ├── PayloadTooLarge              413
     ├── RateLimited                  429  our own limit
     ├── UpstreamError                502
@@ -146,6 +147,12 @@ class Conflict(DaarionError):
 
     status = 409
     type = "conflict"
+
+
+class IdempotencyConflict(Conflict):
+    """An Idempotency-Key was used for another request."""
+
+    type = "idempotency_conflict"
 
 
 class PayloadTooLarge(DaarionError):
