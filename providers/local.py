@@ -56,19 +56,21 @@ class Provider:
         parser = StreamParser()
         chunks = self._engine.stream(body, deadline)
         deadline = deadline.sooner(target.timeouts.total_s)
-        wait = target.timeouts.first_token_s
+        wait_s = target.timeouts.first_token_s
+        until = Deadline.after(wait_s)
         try:
             while True:
-                limit = deadline.at_most(wait)
+                limit = deadline.at_most(until.remaining())
                 try:
                     async with asyncio.timeout(limit):
                         chunk = await anext(chunks)
                 except StopAsyncIteration:
                     break
                 except TimeoutError:
-                    raise self._timed_out(limit) from None
+                    raise self._timed_out(min(wait_s, deadline.seconds)) from None
                 if (delta := parser.feed(chunk)) is not None:
-                    wait = target.timeouts.idle_s
+                    wait_s = target.timeouts.idle_s
+                    until = Deadline.after(wait_s)
                     yield delta
         finally:
             await _close(chunks)
