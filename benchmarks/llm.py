@@ -43,7 +43,8 @@ PAUSE_S = 0.5
 class System:
     """One thing to measure. `relays` says whether each request must arrive at the upstream, `extra` is put into stream bodies.
 
-    `processes` finds the processes whose CPU time counts as this system's.
+    `processes` finds the processes whose CPU time counts as this system's. A `peer` that cannot stream in this setting is
+    left out there, and said so.
     """
 
     name: str
@@ -52,6 +53,7 @@ class System:
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     relays: bool = True
     extra: str = ""
+    peer: bool = False
     processes: Callable[[], list[psutil.Process]] = list
 
 
@@ -91,7 +93,7 @@ class Bench:
     async def streams(self) -> dict[int, dict[str, list[StreamLoad]]]:
         """Measures streams of those systems that have them."""
         found: dict[int, dict[str, list[StreamLoad]]] = {}
-        systems = [system for system in self.systems if system.stream_url]
+        systems = [system for system in self.systems if system.stream_url and await self._streams(system)]
         for connections in self.plan.stream_connections:
             found[connections] = {system.name: [] for system in systems}
             for number in range(self.plan.rounds):
@@ -109,6 +111,16 @@ class Bench:
                 found[name].append(await self._load(system, 1, self.plan.seconds, padding=size))
             _progress(f"prompts of {name}: {found[name][-1].p50_ms:.2f} ms")
         return {1: found}
+
+    async def _streams(self, system: System) -> bool:
+        try:
+            await run_streams(str(system.stream_url), system.headers, "probe", connections=1, seconds=0.1, extra=system.extra)
+        except NotMeasured:
+            if not system.peer:
+                raise
+            _progress(f"{system.name} answers no streams here and is left out of their table")
+            return False
+        return True
 
     async def _load(self, system: System, connections: int, seconds: float, padding: int = 0) -> Load:
         run, before = secrets.token_hex(6), cpu_seconds(system.processes())
@@ -201,7 +213,7 @@ async def _peers(plan: Plan, folder: Path, upstream: str) -> AsyncIterator[list[
 
 def _openai_system(name: str, started: Started, headers: dict[str, str]) -> System:
     url = f"{started.url}/v1/chat/completions"
-    return System(name, url, url, headers, extra='"stream":true,', processes=started.family)
+    return System(name, url, url, headers, extra='"stream":true,', peer=True, processes=started.family)
 
 
 def _yardsticks(upstream: Started, relay: Started, graph: Started) -> list[System]:

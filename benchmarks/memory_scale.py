@@ -207,7 +207,10 @@ class Bench:
 
     async def upkeep(self) -> None:
         """The product's own background work, until there is nothing left to do."""
-        lexicon, shards = LexiconUpkeep(self.database, NoEvents(), Spelling(grams, spelling())), ShardUpkeep(self.database, NoEvents(), ShardSettings())
+        lexicon, shards = (
+            LexiconUpkeep(self.database, NoEvents(), Spelling(grams, spelling())),
+            ShardUpkeep(self.database, NoEvents(), ShardSettings()),
+        )
         async with working(self.database, timeout_s=30) as connection:
             rows = await (await connection.execute("SELECT microdao_id, agent_id FROM memory_areas")).fetchall()
         begin = time.perf_counter()

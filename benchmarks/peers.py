@@ -19,7 +19,7 @@ import yaml
 from benchmarks.processes import KEY, MODEL, NotMeasured, Started, child_on_port
 from configs.environment import REPOSITORY
 
-LITELLM = "litellm[proxy]==1.110.2"
+LITELLM = "litellm[proxy]==1.108.7"
 PORTKEY = "@portkey-ai/gateway@1.15.2"
 INSTALLED = REPOSITORY / ".cache" / "bench"
 INSTALL_TIMEOUT_S = 900.0
