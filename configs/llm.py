@@ -23,6 +23,7 @@ class ProviderSettings(BaseModel):
     added to every request (no credentials there: those come from the environment through `api_key_env`). `continuation` says
     how it is asked to finish an answer that broke off elsewhere: by an instruction, by its own dialect for an assistant's
     prefix (`vllm`, `deepseek`), or never. `done_completes` accepts a stream that ends in `[DONE]` without a finish reason.
+    `stream_whole_answers` reads whole answers as streams, so that silence is noticed after `first_token_s` and `idle_s`.
     """
 
     model_config = _STRICT
@@ -37,6 +38,7 @@ class ProviderSettings(BaseModel):
     circuit: CircuitSettings = CircuitSettings()
     continuation: Continuation | None = None
     done_completes: bool = False
+    stream_whole_answers: bool = False
     max_connections: Annotated[int, Field(ge=1, le=10_000)] = 512
 
     @field_validator("base_url")

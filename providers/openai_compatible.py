@@ -17,6 +17,7 @@ from contracts.errors import DaarionError, UpstreamInvalidResponse, UpstreamTime
 from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamEnd, StreamItem
 from contracts.ports import Condition
 from contracts.routing import Target
+from providers.assembly import assembled
 from providers.continuation import continued
 from providers.openai_shapes import StreamParser, chat_body, parse_completion
 from providers.resources import ProviderResources
@@ -44,6 +45,7 @@ class Provider:
         self._extra = settings.extra_body
         self._continuation: Continuation = settings.continuation or "instruct"
         self._done_completes = settings.done_completes
+        self._streams_all = settings.stream_whole_answers
         self._key_env = settings.api_key_env
         self._key = resources.secret(settings.api_key_env) if settings.api_key_env else None
         self._headers = {"Content-Type": "application/json", **settings.headers}
@@ -63,6 +65,8 @@ class Provider:
         self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
     ) -> LLMResponse:
         """Returns one whole answer. Raises leaves of UpstreamError, InvalidRequest or UpstreamTimeout."""
+        if self._streams_all:
+            return await assembled(self.stream(messages, target, deadline, **options))
         body = chat_body(target.name, messages, options, self._extra, stream=False)
         limit = deadline.at_most(target.timeouts.total_s)
         with self._translated(limit):

@@ -48,7 +48,7 @@ def parse_completion(payload: object) -> LLMResponse:
     if not isinstance(message, dict):
         raise UpstreamInvalidResponse("the provider's answer holds no message")
     content = _text(message.get("content"))
-    tool_calls = _tool_calls(message.get("tool_calls"))
+    tool_calls = parse_tool_calls(message.get("tool_calls"))
     if content is None and tool_calls is None and message.get("content", "") is not None:
         raise UpstreamInvalidResponse("the provider's answer holds neither text nor tool calls")
     reasoning = _reasoning(message)
@@ -162,7 +162,8 @@ def _finish_reason(choice: dict[str, Any]) -> str | None:
     return reason
 
 
-def _tool_calls(value: object) -> list[ToolCall] | None:
+def parse_tool_calls(value: object) -> list[ToolCall] | None:
+    """Returns the calls of a whole answer, or None without any. Raises UpstreamInvalidResponse for malformed ones."""
     if not value:
         return None
     if not isinstance(value, list):

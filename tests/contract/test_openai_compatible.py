@@ -56,6 +56,28 @@ async def test_a_stream_without_a_finish_reason_is_whole_only_by_configuration(m
     assert (whole.error, whole.text) == (None, ANSWER), "a whole body of JSON cannot have been cut"
 
 
+@pytest.mark.parametrize(
+    "one", [play("ok"), play("reasoning"), play("tool_calls", calls=2), play("utf8_split"), play("no_usage")], ids=named
+)
+async def test_a_whole_answer_may_be_read_as_a_stream(make_provider, upstream, one):
+    upstream.script(one)
+    plain = await call(make_provider(upstream.base_url), stream=False)
+    streamed = await call(make_provider(upstream.base_url, stream_whole_answers=True), stream=False)
+    assert streamed.response.model_copy(update={"usage": plain.usage}) == plain.response
+    assert streamed.usage.total_tokens > 0
+    assert [request.stream for request in upstream.requests] == [False, True]
+
+
+async def test_a_whole_answer_that_is_read_as_a_stream_is_given_up_after_the_first_token_time(make_provider, upstream):
+    timeouts = Timeouts(connect_s=5, first_token_s=0.2, idle_s=0.2, total_s=60)
+    provider = make_provider(upstream.base_url, stream_whole_answers=True)
+    for one in ("silence", play("keepalive", interval_s=0.02), play("stall", after=2)):
+        upstream.script(one)
+        outcome = await call(provider, stream=False, timeouts=timeouts)
+        assert_leaf(outcome.error, errors.UpstreamTimeout, upstream)
+    await upstream.wait_for(cancelled=3, timeout_s=30)
+
+
 @BOTH
 @pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource"])
 async def test_an_answer_that_the_provider_broke_off_is_a_failure(provider, upstream, stream, reason):

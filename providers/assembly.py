@@ -1,0 +1,69 @@
+"""A whole answer from a stream: read so, a provider that falls silent is noticed after its first-token or idle time. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from contracts.errors import UpstreamInvalidResponse
+from contracts.llm import LLMResponse, StreamEnd, StreamItem
+from providers.openai_shapes import parse_tool_calls
+
+MAX_TOOL_CALLS = 1_024
+
+
+async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
+    """Returns the answer that `items` are the pieces of, and closes them however that ends.
+
+    Raises:
+        UpstreamInvalidResponse: tool calls that do not join to whole ones.
+        DaarionError: as the stream.
+    """
+    content: list[str] = []
+    reasoning: list[str] = []
+    calls: dict[int, dict[str, Any]] = {}
+    end: StreamEnd | None = None
+    try:
+        async for item in items:
+            if isinstance(item, StreamEnd):
+                end = item
+                continue
+            content.append(item.content or "")
+            reasoning.append(item.reasoning or "")
+            for fragment in item.tool_calls or ():
+                _join(calls, fragment)
+    finally:
+        await _close(items)
+    if end is None:
+        raise UpstreamInvalidResponse("the provider ended its stream before the answer was complete")
+    return LLMResponse(
+        content="".join(content),
+        usage=end.usage,
+        finish_reason=end.finish_reason,
+        tool_calls=parse_tool_calls([calls[index] for index in sorted(calls)]),
+        reasoning="".join(reasoning) or None,
+    )
+
+
+def _join(calls: dict[int, dict[str, Any]], fragment: dict[str, Any]) -> None:
+    """Adds one fragment to the call that it names by index; without an index an id begins a new call."""
+    if not isinstance(fragment, dict):
+        raise UpstreamInvalidResponse("the provider's answer holds a malformed tool call")
+    index = fragment.get("index")
+    if not isinstance(index, int):
+        index = len(calls) if not calls or fragment.get("id") else max(calls)
+    if len(calls) >= MAX_TOOL_CALLS and index not in calls:
+        raise UpstreamInvalidResponse(f"the provider's answer holds over {MAX_TOOL_CALLS} tool calls")
+    call = calls.setdefault(index, {"id": "", "function": {"name": "", "arguments": ""}})
+    call["id"] = call["id"] or fragment.get("id")
+    function = fragment.get("function")
+    if isinstance(function, dict):
+        for key in ("name", "arguments"):
+            value = function.get(key)
+            call["function"][key] += value if isinstance(value, str) else ""
+
+
+async def _close(items: AsyncIterator[StreamItem]) -> None:
+    aclose = getattr(items, "aclose", None)
+    if aclose is not None:
+        await aclose()

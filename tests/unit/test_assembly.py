@@ -1,0 +1,65 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.errors import UpstreamInvalidResponse
+from contracts.llm import StreamDelta, StreamEnd, TokenUsage
+from providers.assembly import assembled
+
+END = StreamEnd(finish_reason="stop", usage=TokenUsage(prompt_tokens=1, completion_tokens=2, total_tokens=3))
+
+
+async def of(*items):
+    async def stream():
+        for item in items:
+            yield item
+
+    return await assembled(stream())
+
+
+@given(st.lists(st.tuples(st.none() | st.text(), st.none() | st.text())))
+async def test_an_answer_is_its_pieces(pieces):
+    answer = await of(*(StreamDelta(content=content, reasoning=reasoning) for content, reasoning in pieces), END)
+    assert answer.content == "".join(content or "" for content, _ in pieces)
+    assert (answer.reasoning or "") == "".join(reasoning or "" for _, reasoning in pieces)
+    assert (answer.usage, answer.finish_reason, answer.tool_calls) == (END.usage, "stop", None)
+
+
+async def test_tool_calls_are_joined_by_index():
+    def fragment(index, text, **head):
+        return StreamDelta(tool_calls=[{"index": index, **head, "function": {"arguments": text, **head.pop("named", {})}}])
+
+    answer = await of(
+        fragment(1, "", id="call_b", type="function", named={"name": "second"}),
+        fragment(0, '{"a"', id="call_a", type="function", named={"name": "first"}),
+        fragment(1, "{}"),
+        fragment(0, ": 1}"),
+        END,
+    )
+    found = [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in answer.tool_calls]
+    assert found == [("call_a", "first", '{"a": 1}'), ("call_b", "second", "{}")]
+
+
+async def test_tool_calls_without_an_index_begin_with_their_id():
+    def whole(name):
+        return {"id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": "{}"}}
+
+    answer = await of(StreamDelta(tool_calls=[whole("a")]), StreamDelta(tool_calls=[whole("b")]), END)
+    assert [call["function"]["name"] for call in answer.tool_calls] == ["a", "b"]
+
+
+@pytest.mark.parametrize("fragment", [{"index": 0, "function": {"arguments": "{}"}}, {"index": 0}, "text", {"index": 0, "function": 7}])
+async def test_a_nameless_tool_call_is_no_answer(fragment):
+    with pytest.raises(UpstreamInvalidResponse):
+        await of(StreamDelta.model_construct(content=None, reasoning=None, tool_calls=[fragment]), END)
+
+
+async def test_a_stream_without_its_end_is_no_answer():
+    with pytest.raises(UpstreamInvalidResponse):
+        await of(StreamDelta(content="half"))
+
+
+async def test_the_number_of_tool_calls_is_bounded():
+    calls = [{"index": index, "function": {"name": "x", "arguments": ""}} for index in range(2_000)]
+    with pytest.raises(UpstreamInvalidResponse):
+        await of(StreamDelta(tool_calls=calls), END)
