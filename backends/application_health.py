@@ -5,6 +5,7 @@ from __future__ import annotations
 import aiohttp
 from pydantic import ValidationError
 
+from backends.bounded_body import BodyOverBound, read_whole
 from contracts.errors import Unavailable
 from contracts.health import Health
 
@@ -25,13 +26,13 @@ class ApplicationHealth:
         try:
             timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
             async with self._session.get(self._url, timeout=timeout, allow_redirects=False) as response:
-                body = await response.content.read(MAX_BODY_BYTES)
+                body = await read_whole(response, MAX_BODY_BYTES)
                 status = response.status
             self.last = Health.model_validate_json(body)
         except (aiohttp.ClientError, TimeoutError):
             self.last = None
             raise Unavailable("the application does not answer") from None
-        except ValidationError:
+        except (ValidationError, BodyOverBound):
             self.last = None
             raise Unavailable("the application is not deployed") from None
         if status != 200:

@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from backends.bounded_body import BodyOverBound, read_whole
 from contracts import errors
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, Unavailable, UpstreamInvalidResponse
@@ -57,12 +58,13 @@ class LLMProxyClient:
         timeout = aiohttp.ClientTimeout(total=deadline.remaining())
         try:
             async with self._session.post(self._url, data=body, timeout=timeout, allow_redirects=False) as response:
-                data = await response.content.read(MAX_ANSWER_BYTES)
-                answer = orjson.loads(data)
+                answer = orjson.loads(await read_whole(response, MAX_ANSWER_BYTES))
         except TimeoutError:
             raise deadline.exceeded() from None
         except aiohttp.ClientError:
             raise Unavailable("the LLM proxy cannot be reached: summaries need it; retry") from None
+        except BodyOverBound:
+            raise UpstreamInvalidResponse("the LLM proxy's answer is too long") from None
         except orjson.JSONDecodeError:
             raise Unavailable("the LLM proxy did not answer with JSON: retry") from None
         return response.status, answer if isinstance(answer, dict) else {}

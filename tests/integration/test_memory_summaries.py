@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from configs.memory import MemorySettings
 from tests.support.events import RecordedEvents
 from tests.support.hashing_embedder import HashingEmbedder
+from tests.support.llm import ingress_of, proxy_over
 from tests.support.memory import SOFIA, Memory, memory_application, succeeded
+from tests.support.uvicorn_server import served
+from tests.upstream import ScriptedUpstream, play
 
 
 class LLMProxyStandIn:
@@ -17,13 +21,14 @@ class LLMProxyStandIn:
 
     def __init__(self) -> None:
         self.calls: list[dict[str, object]] = []
-        self.delay_s = 0.0
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.refusal: tuple[int, dict[str, object]] | None = None
 
     async def answer(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.calls.append(body)
-        await asyncio.sleep(self.delay_s)
+        await self.gate.wait()
         if self.refusal is not None:
             return web.json_response({"error": self.refusal[1]}, status=self.refusal[0])
         user = body["messages"][-1]["content"]
@@ -119,9 +124,37 @@ async def test_without_the_proxy(memory: Memory):
     assert await memory.contents("факт") == ["Факт"]
 
 
+async def test_through_the_real_proxy(database_url: str, tmp_path: Path, embedder: HashingEmbedder, events: RecordedEvents):
+    """The proxy itself, over HTTP, before a scripted provider: a long answer arrives whole, a refusal under its own name."""
+    text = "Довгий підсумок. " * 20_000
+    async with (
+        ScriptedUpstream() as upstream,
+        proxy_over(upstream.base_url) as (llm, recorder),
+        served(ingress_of(llm, recorder), root_path="/internal/llm") as url,
+        memory_application(
+            database_url,
+            tmp_path,
+            embedder,
+            events,
+            settings=MemorySettings.model_validate({"knowledge_base": {"interval_s": 0}, "summaries": {"model": "plain"}}),
+            ingress_url=url.removesuffix("/internal/llm"),
+        ) as application,
+    ):
+        await application.store("Маємо 40 саджанців")
+        upstream.script(play("ok", text=text))
+        answer = await summarize(application)
+        assert (answer["summary"], answer["items_processed"]) == (text.strip(), 1)
+        assert "Маємо 40 саджанців" in upstream.requests[-1].body["messages"][-1]["content"]
+        assert (recorder.records[-1].agent_id, recorder.records[-1].microdao_id) == ("agent:sofia", "microdao:7")
+        await application.store("І ще 10")
+        upstream.script("http_401")
+        refused = await application.post("/summarize", SOFIA)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (502, "upstream_auth_failed")
+
+
 async def test_no_connection_waits_for_the_model(summing: Memory, proxy: tuple[LLMProxyStandIn, str]):
     await summing.store("Факт")
-    proxy[0].delay_s = 60
+    proxy[0].gate.clear()
     pending = asyncio.create_task(summarize(summing))
     while not proxy[0].calls:
         await asyncio.sleep(0.01)
@@ -129,5 +162,5 @@ async def test_no_connection_waits_for_the_model(summing: Memory, proxy: tuple[L
         while (pool := summing.runtime.database.statistics()).available != pool.size:
             await asyncio.sleep(0.01)
     assert not pending.done()
-    pending.cancel()
-    await asyncio.gather(pending, return_exceptions=True)
+    proxy[0].gate.set()
+    await pending
