@@ -131,6 +131,11 @@ class RunningGraph:
         shutil.copytree(REPOSITORY / "configs", self.config_dir, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
         llm = yaml.safe_load((self.config_dir / "llm.yaml").read_text())
         llm["providers"]["openai"]["base_url"] = self.upstream_url
+        llm["models"]["resumed"] = {
+            "provider": "openai", "name": "first", "fallbacks": ["dagi-local-8b"], "stream_recovery": "resume",
+        }  # fmt: skip
+        spill = {"to": ["gpt-4.1-mini"], "queue_depth": 2, "return_depth": 0}
+        llm["models"]["spilling"] = {**llm["models"]["dagi-local-8b"], "spill": spill}
         llm["limits"]["agents"] = {"agent:strict": {"requests_per_minute": 30}}
         self.write_llm(llm)
         serve = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
