@@ -137,7 +137,7 @@ class LLMProxy:
 
     def _is_busy(self, route: Route, spill: Spill) -> bool:
         target = route.primary
-        depth = queue_depth(self.providers[target.provider].condition(), self.circuits.of(target).in_flight)
+        depth = queue_depth(self.providers[target.provider].condition())
         return self.spillover.busy(route.logical_model, spill, depth, callable_now=self._callable_now(target))
 
     def _callable_now(self, target: Target) -> bool:

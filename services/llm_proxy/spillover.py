@@ -45,17 +45,14 @@ def _by_price(candidate: Candidate) -> float:
     return math.inf if candidate.price is None else candidate.price
 
 
-def queue_depth(condition: Condition, in_flight: int) -> float:
-    """Returns how many calls wait at the engine behind `condition`.
+def queue_depth(condition: Condition) -> float:
+    """Returns how many calls wait at the engine behind `condition`, by its last report.
 
-    What the engine said last may be seconds old: the `in_flight` calls of this replica that cannot all be running count too.
     Infinite while no engine is ready, zero where nothing is known.
     """
     if condition.not_ready is not None:
         return math.inf
-    if condition.load is None:
-        return 0
-    return max(condition.load.waiting, in_flight - condition.load.max_running)
+    return 0 if condition.load is None else condition.load.waiting
 
 
 class Spillover:

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 
+from contracts.errors import Overloaded
 from contracts.llm import EngineLoad
 from contracts.ports import Condition
 from tests.support.llm_failover import ANSWER, asking, calls_in_flight, failing_proxy, tell
@@ -151,14 +152,19 @@ class Engine:
 
     def __init__(self):
         self.condition = Condition("the local engine is still starting: retry")
+        self.full = False
 
     def waits(self, waiting):
         self.condition = Condition(load=EngineLoad(running=4, waiting=waiting, max_running=4, finished=0, aborted=0, generated_tokens=0))
 
     async def chat(self, body, deadline):
+        if self.full:
+            raise Overloaded("the queue of the local engine is full: retry shortly", retry_after_s=1)
         return {"choices": [{"message": {"content": "here"}, "finish_reason": "stop"}]}
 
     async def stream(self, body, deadline):
+        if self.full:
+            raise Overloaded("the queue of the local engine is full: retry shortly", retry_after_s=1)
         yield {"choices": [{"delta": {"content": "here"}, "finish_reason": "stop"}]}
 
     async def stats(self):
@@ -206,22 +212,14 @@ async def test_calls_spill_over_by_price_and_come_back_when_the_queue_has_draine
         assert await who() == "tiny", "a busy engine is better than none"
 
 
-async def test_calls_of_this_replica_count_before_the_engine_tells_of_them():
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_full_engine_refuses_and_the_call_spills_over_although_its_last_report_was_calm(stream):
     engine = Engine()
     engine.waits(0)
-    release = asyncio.Event()
-
-    async def held(body, deadline):
-        await release.wait()
-        return {"choices": [{"message": {"content": "here"}, "finish_reason": "stop"}]}
-
-    engine.chat = held
+    engine.full = True
     async with ScriptedUpstream() as upstream, failing_proxy(upstream, models=SPILLING, providers=KEYLESS, engine=engine) as (proxy, _):
-        calls = [asyncio.create_task(tell(proxy, asking("own"), stream=False)) for _ in range(20)]
-        await upstream.wait_for(requests=8, timeout_s=30)
-        release.set()
-        answered = [(await call).answered_by for call in calls]
-        assert (answered.count("tiny"), answered.count("second")) == (4 + 8, 8)
+        told = await tell(proxy, asking("own"), stream=stream)
+        assert (told.answered_by, told.outcomes) == ("second", ["overloaded", "ok"])
 
 
 async def test_a_remote_primary_whose_quota_is_used_up_spills_over():
