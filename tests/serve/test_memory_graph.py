@@ -111,8 +111,12 @@ async def test_a_summary_is_written_by_the_model_behind_the_real_proxy(client):
     assert len(first["sources"]) == 2
     again = await summarized()
     assert (again["summary"], again["cached"]) == (first["summary"], True)
-    page = (await client.get("/internal/llm/usage", params={"microdao_id": tenant["microdao_id"]})).json()
-    assert page is not None
+
+    async def accounted():
+        response = await client.get("/internal/llm/usage", params=tenant)
+        return response.status_code == 200 and response.json()["rows"] and response.json()["rows"][0]["calls"] == 1
+
+    assert await until(accounted)
 
 
 async def test_the_whole_graphs_health_names_the_embedder(client):
