@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +19,7 @@ from contracts.errors import DaarionError, NotFound, Overloaded
 from contracts.ports import EventLog
 from interfaces.http.access import AccessControl
 from interfaces.http.errors import as_leaf, error_response
+from interfaces.http.routing import Endpoint, fixed_endpoints
 
 MAX_URL_BYTES = 8_192
 RETRY_WHEN_FULL_S = 1.0
@@ -53,6 +55,7 @@ class Ingress:
     ) -> None:
         router.default = _no_such_route
         self._app: ASGIApp = router
+        self._endpoints = fixed_endpoints(router)
         self._access = access
         self._events = events
         self._max = max_concurrent
@@ -78,7 +81,7 @@ class Ingress:
                 await self._app(scope, receive, answer.send)
                 return
             self._access.check(scope["headers"], admin=self._is_admin(scope["method"], path))
-            await self._bounded(scope, receive, answer)
+            await self._bounded(scope, receive, answer, self._endpoints.get((scope["method"], path)))
         except Exception as error:  # noqa: BLE001  # the last line of defence: nothing leaves without the envelope
             await self._refuse(error, scope, receive, answer, request_id)
 
@@ -95,12 +98,16 @@ class Ingress:
             if message["type"] == "lifespan.shutdown":
                 return
 
-    async def _bounded(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+    async def _bounded(self, scope: Scope, receive: Receive, answer: _Answer, endpoint: Endpoint | None) -> None:
         if self._working >= self._max:
             raise Overloaded("this replica has as many requests as it may take: retry shortly", retry_after_s=RETRY_WHEN_FULL_S)
         self._working += 1
         try:
-            await self._app(scope, receive, answer.send)
+            if endpoint is None:
+                await self._app(scope, receive, answer.send)
+            else:
+                response = await endpoint(Request(scope, receive))
+                await response(scope, receive, answer.send)
         finally:
             self._working -= 1
 

@@ -31,6 +31,16 @@ def new_router() -> APIRouter:
     return APIRouter(route_class=RawRoute, redirect_slashes=False)
 
 
+def fixed_endpoints(router: APIRouter) -> dict[tuple[str, str], Endpoint]:
+    """Returns the endpoints of raw routes whose path has no parameter, by method and path: found without trying one route after another."""
+    fixed = [route for route in router.routes if isinstance(route, RawRoute) and "{" not in route.path]
+    found: dict[tuple[str, str], Endpoint] = {}
+    for route in fixed:
+        for method in route.methods:
+            found.setdefault((method, route.path), route.endpoint)
+    return found
+
+
 def add_route(
     router: APIRouter,
     method: str,
