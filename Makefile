@@ -14,7 +14,7 @@ PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help run services reload status models test lint bench bench-tools bench-memory bench-memory-scale lock clean install install-dev python
+.PHONY: help run services reload status models test lint bench soak bench-tools bench-memory bench-memory-scale bench-agents agent-runtime demo lock clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ status: ## one line per running part
 models: install ## build and check the default model folders (does nothing when they are there)
 	@$(BIN)/python -m modelbuild --data-dir $(DATA_DIR)
 
+agent-runtime: install ## the agent runtime as a plain process beside a running graph (ARGS="--ingress URL --port N")
+	@exec $(BIN)/python -m deployments.agent_process $(ARGS)
+
+demo: install ## ask the demo agent about a project with a random name, in the running graph, and watch it answer
+	@exec $(BIN)/python -m launcher.demo $(ARGS)
+
 test: install-dev ## everything a change must pass: models, lint, all tests
 	@$(BIN)/python -m modelbuild --data-dir $(DATA_DIR)
 	@$(MAKE) --no-print-directory lint
@@ -48,8 +54,11 @@ lint: install-dev ## ruff, format, types, import direction
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: install ## the LLM proxy against a bare relay (needs wrk)
-	@exec $(BIN)/python -m benchmarks.llm
+bench: install ## the LLM proxy beside a bare relay, LiteLLM and Portkey (needs wrk; Portkey needs Node)
+	@exec $(BIN)/python -m benchmarks.llm $(ARGS)
+
+soak: install ## the LLM proxy under steady load for 30 minutes: no error, flat memory (needs wrk)
+	@exec $(BIN)/python -m benchmarks.soak $(ARGS)
 
 bench-tools: install ## what a tool call costs beside calling its endpoint, and each isolation tier
 	@exec $(BIN)/python -m benchmarks.tools
@@ -59,6 +68,9 @@ bench-memory: install ## recall and ranking of memory's arms and of their fusion
 
 bench-memory-scale: install ## recall and latency of memory at 200,000 rows
 	@exec $(BIN)/python -m benchmarks.memory_scale
+
+bench-agents: install ## what the agent pipeline adds beside the model's and the tools' own time
+	@exec $(BIN)/python -m benchmarks.agents
 
 lock: ## write the lock files anew from requirements/*.in (needs uv)
 	@command -v uv >/dev/null || { echo "make lock needs uv on PATH"; exit 2; }

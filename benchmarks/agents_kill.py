@@ -81,8 +81,8 @@ class Outcome:
         """Returns the report."""
         kills = ", ".join(f"{name} {count}" for name, count in sorted(self.kills.items())) or "none"
         found = [
-            f"messages {self.asked}, with exactly one reply {self.answered}, lost {len(self.lost)}, doubled {len(self.doubled)}, "
-            f"replies to nothing {self.strangers}",
+            f"messages {self.asked}, with exactly one reply {self.answered}",
+            f"lost {len(self.lost)}, doubled {len(self.doubled)}, replies to nothing {self.strangers}",
             f"replies that say that the run failed: {self.apologies}",
             f"replicas killed: {kills}; {self.seconds:.0f} s",
         ]

@@ -84,7 +84,7 @@ class Bench:
             found[connections] = {system.name: [] for system in self.systems}
             for number in range(self.plan.rounds + 1):  # the first warms up
                 for system in self.systems:
-                    load = await self._load(system, connections, self.plan.seconds if number else min(2, self.plan.seconds))
+                    load = await self.load(system, connections, self.plan.seconds if number else min(2, self.plan.seconds))
                     if number:
                         found[connections][system.name].append(load)
                         _progress(f"{connections} connections, round {number}, {system.name}: {load.requests_per_s:,.0f} requests/s")
@@ -108,7 +108,7 @@ class Bench:
         found: dict[str, list[Load]] = {name: [] for name in PROMPT_SIZES}
         for name, size in PROMPT_SIZES.items():
             for _ in range(self.plan.rounds):
-                found[name].append(await self._load(system, 1, self.plan.seconds, padding=size))
+                found[name].append(await self.load(system, 1, self.plan.seconds, padding=size))
             _progress(f"prompts of {name}: {found[name][-1].p50_ms:.2f} ms")
         return {1: found}
 
@@ -122,7 +122,8 @@ class Bench:
             return False
         return True
 
-    async def _load(self, system: System, connections: int, seconds: float, padding: int = 0) -> Load:
+    async def load(self, system: System, connections: int, seconds: float, padding: int = 0) -> Load:
+        """Loads one system once and compares with what the upstream saw. Raises NotMeasured."""
         run, before = secrets.token_hex(6), cpu_seconds(system.processes())
         load = await run_load(system.url, system.headers, run, connections=connections, seconds=seconds, padding=padding)
         used, memory = cpu_seconds(system.processes()) - before, resident_mib(system.processes())

@@ -21,6 +21,7 @@ from benchmarks.load import Load
 from benchmarks.mock_upstream import Counter, MockProtocol
 from benchmarks.processes import NotMeasured, python_module
 from benchmarks.report import middle, ratios, whole_table
+from benchmarks.soak import Soaked
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLAN = Plan(rounds=1, seconds=1, connections=(4,), stream_connections=(4,))
@@ -111,3 +112,14 @@ def test_medians_ratios_and_the_table():
     assert ratios({8: rounds}, "proxy")[-1].split() == ["8", "upstream", "0.20"]
     table = whole_table(8, rounds, "upstream")
     assert table[1].split() == ["8", "proxy", "200", "3.00", "6.00", "2.00", "0.00", "0", "1", "errors"]
+
+
+def test_a_soak_is_good_only_without_errors_and_with_flat_memory():
+    def window(memory: float, errors: int = 0) -> Load:
+        return Load(requests=10, requests_per_s=10, p50_ms=1, p99_ms=2, errors=errors, memory_mib=memory)
+
+    flat = Soaked([window(50), window(90), *[window(100 + number % 3) for number in range(8)]])
+    assert flat.failure() is None
+    growing = Soaked([window(100 + number * 3) for number in range(10)])
+    assert "memory grew" in str(growing.failure())
+    assert Soaked([*flat.windows, window(100, errors=2)]).failure() == "2 requests failed"
