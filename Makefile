@@ -14,7 +14,7 @@ PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help run services reload status models test lint bench soak bench-tools bench-memory bench-memory-scale bench-agents agent-runtime demo lock clean install install-dev python
+.PHONY: help run services reload status models test lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo lock clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-memory: install ## recall and ranking of memory's arms and of their fusion
 
 bench-memory-scale: install ## recall and latency of memory at 200,000 rows
 	@exec $(BIN)/python -m benchmarks.memory_scale
+
+soak-agents: install ## the running graph's agents while replicas are killed: exactly one reply per message
+	@exec $(BIN)/python -m benchmarks.agents_kill
 
 bench-agents: install ## what the agent pipeline adds beside the model's and the tools' own time
 	@exec $(BIN)/python -m benchmarks.agents
