@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -23,26 +23,67 @@ BATCH_ROWS = 500
 BATCHES_PER_TURN = 20
 INSERT_TIMEOUT_S = 5.0
 
-# The server parses the records as they lie in the journal: one parameter, no loop over columns here.
+# The server parses the records as they lie in the journal: one parameter, no loop over columns here. A record without
+# attempts of its own is its only one.
 INSERT = """
-INSERT INTO llm_usage (
-    id, request_id, occurred_at, agent_id, microdao_id, channel_id, logical_model, provider, physical_model,
-    prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
-    latency_ms, ttft_ms, outcome, streamed, estimated, attempts, cost_usd
+WITH records AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%(records)s::json) AS record (
+        id uuid, request_id text, occurred_at timestamptz, agent_id text, microdao_id text, channel_id text,
+        logical_model text, provider text, physical_model text,
+        prompt_tokens bigint, completion_tokens bigint, total_tokens bigint, cached_tokens bigint, reasoning_tokens bigint,
+        latency_ms double precision, ttft_ms double precision, outcome text, streamed boolean, estimated boolean,
+        attempts integer, cost_usd numeric, credential text, recorder text, tries json
+    )
+), calls AS (
+    INSERT INTO llm_usage (
+        id, request_id, occurred_at, agent_id, microdao_id, channel_id, logical_model, provider, physical_model,
+        prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
+        latency_ms, ttft_ms, outcome, streamed, estimated, attempts, cost_usd, credential, recorder
+    )
+    SELECT
+        id, request_id, occurred_at, agent_id, microdao_id, channel_id, logical_model, provider, physical_model,
+        prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
+        latency_ms, ttft_ms, outcome, streamed, estimated, attempts, cost_usd, coalesce(credential, 'anonymous'), coalesce(recorder, '')
+    FROM records
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), tried AS (
+    INSERT INTO llm_attempts (
+        call_id, number, last, request_id, occurred_at, agent_id, microdao_id, channel_id, credential, logical_model,
+        provider, physical_model, prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
+        latency_ms, outcome, call_outcome, streamed, estimated, cost_usd, recorder
+    )
+    SELECT
+        records.id, attempt.number, attempt.number = max(attempt.number) OVER (PARTITION BY records.id),
+        records.request_id, records.occurred_at, records.agent_id, records.microdao_id, records.channel_id,
+        coalesce(records.credential, 'anonymous'), records.logical_model, tried.provider, tried.physical_model,
+        tried.prompt_tokens, tried.completion_tokens, tried.total_tokens, tried.cached_tokens, tried.reasoning_tokens,
+        tried.latency_ms, tried.outcome, records.outcome, records.streamed, tried.estimated, tried.cost_usd, coalesce(records.recorder, '')
+    FROM records
+    CROSS JOIN LATERAL json_array_elements(
+        CASE WHEN json_array_length(coalesce(records.tries, '[]')) > 0 THEN records.tries
+             ELSE json_build_array(to_json(records)) END
+    ) WITH ORDINALITY AS attempt (value, number)
+    CROSS JOIN LATERAL json_to_record(attempt.value) AS tried (
+        provider text, physical_model text, outcome text, latency_ms double precision,
+        prompt_tokens bigint, completion_tokens bigint, total_tokens bigint, cached_tokens bigint, reasoning_tokens bigint,
+        estimated boolean, cost_usd numeric
+    )
+    ON CONFLICT (call_id, number) DO NOTHING
 )
-SELECT
-    id, request_id, occurred_at, agent_id, microdao_id, channel_id, logical_model, provider, physical_model,
-    prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
-    latency_ms, ttft_ms, outcome, streamed, estimated, attempts, cost_usd
-FROM json_to_recordset(%(records)s::json) AS record (
-    id uuid, request_id text, occurred_at timestamptz, agent_id text, microdao_id text, channel_id text,
-    logical_model text, provider text, physical_model text,
-    prompt_tokens bigint, completion_tokens bigint, total_tokens bigint, cached_tokens bigint, reasoning_tokens bigint,
-    latency_ms double precision, ttft_ms double precision, outcome text, streamed boolean, estimated boolean,
-    attempts integer, cost_usd numeric
-)
-ON CONFLICT (id) DO NOTHING
+SELECT count(*) AS written FROM calls
 """
+
+
+class Announcer(Protocol):
+    """Who is told of calls that are in the ledger."""
+
+    async def announce(self, records: list[bytes]) -> None:
+        """Tells of each record at least once; what cannot be told now is remembered in the database.
+
+        Raises:
+            DatabaseUnavailable, DeadlineExceeded: nor could it be remembered.
+        """
 
 
 @dataclass(frozen=True)
@@ -80,9 +121,21 @@ class UsageWriter:
     batch harmless, and the journals of dead processes are adopted. While PostgreSQL is away the journal is the spool.
     """
 
-    def __init__(self, database: Database, directory: Path, *, events: EventLog, options: WriterOptions | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        directory: Path,
+        *,
+        events: EventLog,
+        options: WriterOptions | None = None,
+        name: str = "",
+        announcer: Announcer | None = None,
+    ) -> None:
+        """`name` is written into every row as its recorder."""
         self._database = database
         self._events = events
+        self._name = name
+        self._announcer = announcer
         self._options = options or WriterOptions()
         self._journal = Journal(
             directory, JOURNAL_NAME, events, segment_bytes=self._options.segment_bytes, max_bytes=self._options.max_bytes
@@ -110,7 +163,7 @@ class UsageWriter:
 
     def record(self, record: UsageRecord) -> None:
         """Keeps the record: a copy in memory of some microseconds, no I/O. To be called on the event loop's thread."""
-        self._journal.append(orjson.dumps(vars(record), default=str))
+        self._journal.append(orjson.dumps(vars(record) | {"recorder": self._name}, default=str))
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Writes what is queued, for at most `timeout_s`; what remains waits in its file for the next process."""
@@ -199,7 +252,10 @@ class UsageWriter:
     async def _insert(self, records: list[bytes]) -> None:
         async with self._database.transaction(timeout_s=INSERT_TIMEOUT_S) as connection:
             cursor = await connection.execute(INSERT, {"records": f"[{b','.join(records).decode()}]"})
-        self._written += cursor.rowcount
+            row = await cursor.fetchone()
+        self._written += row["written"] if row else 0
+        if self._announcer is not None:
+            await self._announcer.announce(records)
 
     async def _tend(self) -> None:
         """Keeps a spare segment ready and tells of losses."""

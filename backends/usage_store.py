@@ -37,18 +37,20 @@ CONDITIONS = {
     "provider": sql.SQL("provider = %(provider)s"),
 }
 SUMS = sql.SQL("""
-    count(*) AS calls,
-    count(*) FILTER (WHERE outcome <> 'ok') AS errors,
+    count(*) FILTER (WHERE last) AS calls,
+    count(*) FILTER (WHERE last AND call_outcome <> 'ok') AS errors,
+    count(*) AS attempts,
     coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens,
     coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
     coalesce(sum(total_tokens), 0)::bigint AS total_tokens,
     coalesce(sum(cached_tokens), 0)::bigint AS cached_tokens,
     coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning_tokens,
-    sum(cost_usd) AS cost_usd
+    sum(cost_usd) AS cost_usd,
+    count(*) FILTER (WHERE cost_usd IS NULL AND total_tokens > 0) AS unpriced
 """)
 RANGE = sql.SQL("occurred_at >= %(start)s AND occurred_at < %(end)s")
-TOTAL = sql.SQL("SELECT {sums} FROM llm_usage WHERE {where}")
-GROUPED = sql.SQL("SELECT {selected}, {sums} FROM llm_usage WHERE {where} GROUP BY {keys} ORDER BY {keys} LIMIT %(rows)s")
+TOTAL = sql.SQL("SELECT {sums} FROM llm_attempts WHERE {where}")
+GROUPED = sql.SQL("SELECT {selected}, {sums} FROM llm_attempts WHERE {where} GROUP BY {keys} ORDER BY {keys} LIMIT %(rows)s")
 AFTER = sql.SQL("({keys}) > ({values})")
 
 

@@ -7,12 +7,14 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from configs.llm_answers import BatchSettings, CacheSettings, IdempotencySettings
 from configs.llm_failover import CircuitSettings, Name, RetrySettings, SpillSettings, TimeoutSettings
+from configs.llm_limits import LimitSettings, PriceSettings
 from contracts.routing import StreamRecovery
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
-
+PricedModel = Annotated[str, StringConstraints(min_length=1, max_length=400)]
 Continuation = Literal["instruct", "vllm", "deepseek", "none"]
 
 
@@ -90,29 +92,11 @@ class ModelSettings(BaseModel):
     stream_recovery: StreamRecovery = "error"
 
 
-class RateSettings(BaseModel):
-    """Limits of one subject; null means none."""
-
-    model_config = _STRICT
-
-    requests_per_minute: Annotated[int, Field(ge=1, le=10**9)] | None = None
-
-
-class LimitSettings(BaseModel):
-    """Limits by kind of subject; `agents` overrides the default of single agents by id."""
-
-    model_config = _STRICT
-
-    agent: RateSettings = RateSettings(requests_per_minute=240_000)
-    agents: dict[str, RateSettings] = {}
-
-    def requests_per_minute(self, agent_id: str) -> int | None:
-        """The limit of one agent; None means none."""
-        return self.agents.get(agent_id, self.agent).requests_per_minute
-
-
 class LLMSettings(BaseModel):
-    """`llm.yaml`."""
+    """`llm.yaml`.
+
+    A key of `prices` is a model of this file, or `<provider>/<the provider's name of the model>`.
+    """
 
     model_config = _STRICT
 
@@ -122,6 +106,10 @@ class LLMSettings(BaseModel):
     retry: RetrySettings = RetrySettings()
     circuit: CircuitSettings = CircuitSettings()
     limits: LimitSettings = LimitSettings()
+    prices: dict[PricedModel, PriceSettings] = {}
+    cache: CacheSettings = CacheSettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
+    batch: BatchSettings = BatchSettings()
 
     @model_validator(mode="after")
     def _references(self) -> LLMSettings:
@@ -134,6 +122,10 @@ class LLMSettings(BaseModel):
                     if other not in self.models or other == name:
                         msg = f"models.{name}.{key}: `{other}` must be another model of this file"
                         raise ValueError(msg)
+        for name in self.prices:
+            if name not in self.models and name.partition("/")[0] not in self.providers:
+                msg = f"prices.{name}: neither a model of this file nor `<provider>/<name>` of a provider of this file"
+                raise ValueError(msg)
         return self
 
     def uses_local_engine(self) -> bool:

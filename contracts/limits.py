@@ -5,10 +5,10 @@ Money is counted in whole nano-dollars (10⁻⁹ USD), so that sums are exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,9 @@ MAX_ID = 256
 
 SubjectKind = Literal["agent", "microdao", "credential"]
 Meter = Literal["requests_per_minute", "tokens_per_minute", "concurrent_calls", "usd_per_day", "usd_per_month"]
+
+CALENDAR: frozenset[Meter] = frozenset({"usd_per_day", "usd_per_month"})
+"""Meters that begin anew with a UTC day or month, in nano-dollars."""
 
 CREDENTIAL: ContextVar[str] = ContextVar("credential", default=ANONYMOUS)
 """The name (never the secret) of the credential in whose name this task works; `anonymous` where none is demanded."""
@@ -37,6 +40,25 @@ class Caller:
 def caller_of(metadata: CallMetadata) -> Caller:
     """Returns the caller whom `metadata` names, with the credential that this task works under."""
     return Caller(metadata.agent_id, metadata.microdao_id, CREDENTIAL.get())
+
+
+class LimitKey(NamedTuple):
+    """One limit of one subject."""
+
+    kind: SubjectKind
+    subject: str
+    meter: Meter
+
+
+class Limit(NamedTuple):
+    """A limit that applies, in its meter's units: requests, tokens, calls or nano-dollars."""
+
+    key: LimitKey
+    amount: int
+
+
+LimitsOf = Callable[[Caller], Sequence[Limit]]
+"""Which limits apply to a caller."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Annotated, Literal, Protocol
 from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+from contracts.limits import ANONYMOUS
 
 MAX_TEXT = 256
 MAX_COUNT = 2**53 - 1
@@ -65,13 +68,34 @@ Money = Annotated[Decimal, Field(ge=0, lt=1_000_000_000, allow_inf_nan=False), A
 Instant = Annotated[AwareDatetime, AfterValidator(utc)]
 
 
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One attempt of a call, at the model that was called; fields as those of UsageRecord.
+
+    `cost_usd` is None where the price is not known.
+    """
+
+    provider: str
+    physical_model: str
+    outcome: str
+    latency_ms: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+    cost_usd: Decimal | None = None
+
+
 class UsageRecord(BaseModel):
-    """One LLM call as it was accounted.
+    """One LLM call as it was accounted: what all its attempts took together, and `tries`, what each of them took.
 
     `outcome` is "ok", "cancelled" or the stable `type` of the error. Tokens of a failed or abandoned call are those
     that the provider had charged by then; `estimated` says that they were counted here because it did not tell.
-    `cost_usd` stays None while no price is known. Unknown keys are ignored and later fields need a default, because
-    a journal may outlive the version that wrote it.
+    `cost_usd` is None unless every attempt that took tokens has a price. `credential` is the name of the caller's; the
+    sink puts its own name into `recorder`. Without `tries` the call is its own only attempt. Unknown keys are ignored and
+    later fields need a default, because a journal may outlive the version that wrote it.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -97,6 +121,9 @@ class UsageRecord(BaseModel):
     estimated: bool = False
     attempts: Annotated[int, Field(ge=0, le=1000)] = 1
     cost_usd: Money | None = None
+    credential: Text = ANONYMOUS
+    recorder: Text = ""
+    tries: tuple[AttemptRecord, ...] = ()
 
 
 class UsageFilter(BaseModel):
@@ -121,7 +148,9 @@ class UsageFilter(BaseModel):
 class UsageRow(BaseModel):
     """Sums over the calls that share the group keys; keys that were not asked for are None.
 
-    `model` is the logical model, `day` a day in UTC. `cost_usd` is None when no call in the row had a price.
+    `model` is the logical model, `day` a day in UTC. Tokens and cost are those of every attempt, accounted to the provider that
+    was called; a call is counted where it ended. `cost_usd` sums the attempts that had a price and is None when none had;
+    `unpriced` counts those that took tokens and had none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -133,12 +162,14 @@ class UsageRow(BaseModel):
     day: date | None = None
     calls: int
     errors: int
+    attempts: int
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     cached_tokens: int
     reasoning_tokens: int
     cost_usd: Decimal | None = None
+    unpriced: int = 0
 
 
 class UsagePage(BaseModel):

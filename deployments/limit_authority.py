@@ -5,31 +5,87 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from contracts.errors import LimitsUnavailable
-from services.llm_proxy.leases import Grant, LeaseBook, Settlement
+from backends.database import Database, PoolLimits
+from backends.usage_spending import UsageSpending
+from configs.environment import read_environment
+from configs.stores import find_stores
+from contracts.errors import DaarionError, LimitsUnavailable
+from contracts.limits import CALENDAR, Limit, LimitKey
+from deployments.replica import open_event_log
+from services.llm_proxy.lease_protocol import Reply, Report, Standing, period_of, period_start
+from services.llm_proxy.leases import LeaseBook
 
 NAME = "daarion-limits"
 NAMESPACE = "daarion"
 CALL_TIMEOUT_S = 1.0
+LEDGER_RETRY_S = 1.0
+READERS = 4
 
 
 class LimitAuthority:
-    """Answers from memory alone. Time is this process's monotonic clock."""
+    """Answers from memory alone. What money was spent before it began is read from the ledger in the background."""
 
     def __init__(self) -> None:
-        self._book = LeaseBook()
+        self._book = LeaseBook(uuid.uuid4().hex, time.monotonic())
+        self._reading: set[LimitKey] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spending: UsageSpending | None = None
+        self._readers = asyncio.Semaphore(READERS)
 
-    async def lease(self, key: str, limit: int, want: int, settled: Settlement | None) -> Grant:
-        """Settles a lease and grants the next."""
-        return self._book.lease(key, limit, want, time.monotonic(), settled)
+    async def exchange(self, report: Report) -> Reply:
+        """Takes a replica's report and grants what it asks for."""
+        reply = self._book.exchange(report, time.monotonic(), time.time())
+        if any(grant.pending for grant in reply.grants):
+            self._read_ledger()
+        return reply
 
-    async def ping(self) -> None:
-        """Answers."""
+    async def standing(self, limits: Sequence[Limit]) -> list[Standing]:
+        """How limits stand."""
+        now, wall = time.monotonic(), time.time()
+        standings = [self._book.standing(limit.key, limit.amount, now, wall) for limit in limits]
+        if any(limit.key.meter in CALENDAR for limit in limits):
+            self._read_ledger()
+        return standings
+
+    async def ping(self) -> float:
+        """Answers with the seconds for which nothing is granted yet."""
+        return self._book.learning_s(time.monotonic())
+
+    def _read_ledger(self) -> None:
+        for key in self._book.unread():
+            if key not in self._reading:
+                self._reading.add(key)
+                task = asyncio.create_task(self._read(key))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _read(self, key: LimitKey) -> None:
+        """Reads what was spent under one limit; while the ledger is away, the next question tries again."""
+        try:
+            async with self._readers:
+                wall = time.time()
+                spent = await (await self._ledger()).spent(key.kind, key.subject, period_start(key.meter, wall))
+                self._book.load(key, period_of(key.meter, wall), spent)
+        except DaarionError:
+            await asyncio.sleep(LEDGER_RETRY_S)
+        finally:
+            self._reading.discard(key)
+
+    async def _ledger(self) -> UsageSpending:
+        if self._spending is None:
+            environment = read_environment()
+            events = open_event_log(environment, "limits")
+            database = Database(find_stores(environment).database_url, events=events, limits=PoolLimits(min_size=0, max_size=READERS))
+            self._spending = UsageSpending(database)
+            await database.open()
+        return self._spending
 
 
 class AuthorityClient:
@@ -38,14 +94,21 @@ class AuthorityClient:
     def __init__(self) -> None:
         self._actor: Any = None
 
-    async def lease(self, key: str, limit: int, want: int, settled: Settlement | None) -> Grant:
-        """Grants a lease. Raises LimitsUnavailable when the authority does not answer within a second."""
-        grant: Grant = await self._called("lease", key, limit, want, settled)
-        return grant
+    async def exchange(self, report: Report) -> Reply:
+        """Reports and is granted. Raises LimitsUnavailable when the authority does not answer within a second."""
+        reply: Reply = await self._called("exchange", report)
+        return reply
+
+    async def standing(self, limits: Sequence[Limit]) -> list[Standing]:
+        """How limits stand. Raises LimitsUnavailable."""
+        standings: list[Standing] = await self._called("standing", limits)
+        return standings
 
     async def ping(self) -> None:
-        """Raises LimitsUnavailable when the authority does not answer."""
-        await self._called("ping")
+        """Raises LimitsUnavailable while the authority does not answer or grants nothing yet."""
+        learning_s = await self._called("ping")
+        if learning_s > 0:
+            raise LimitsUnavailable("the limit authority was restarted and learns what replicas hold", retry_after_s=learning_s)
 
     async def _called(self, method: str, *args: Any) -> Any:
         try:

@@ -5,6 +5,7 @@ Serve inspects `build`'s annotations, so this module must not postpone them (`fr
 
 import asyncio
 import contextlib
+import uuid
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -12,11 +13,14 @@ from ray import serve
 from ray.serve.deployment import Application
 
 from backends.database import Database, PoolLimits
+from backends.nats_link import NatsLink
 from backends.usage import UsageWriter
+from backends.usage_announcer import UsageAnnouncer
 from backends.usage_store import UsageStore
 from configs.engines import load_engines
 from configs.environment import read_environment
 from configs.llm import LLMSettings
+from configs.llm_limits import LimitSettings
 from configs.stores import find_stores
 from configs.yaml_files import load_yaml
 from contracts.health import Health
@@ -35,6 +39,7 @@ from interfaces.http.ingress import Ingress
 from interfaces.http.llm import LLMRoutes, llm_router
 from interfaces.http.openai_chat import OpenAIRoutes, add_openai_routes
 from interfaces.http.openai_errors import OPENAI_ERRORS
+from providers.prices import PriceBook
 from providers.registry import build_providers
 from providers.resources import ProviderResources
 from providers.routing import RoutingTable
@@ -77,12 +82,21 @@ class LLMReplica:
         database_url = find_stores(self._environment).database_url
         self._database = Database(database_url, events=self._events, limits=PoolLimits(min_size=1, max_size=4))
         await self._database.open()
-        self._usage = UsageWriter(self._database, self._environment.data_dir / "journal", events=self._events)
+        self._name = uuid.uuid4().hex  # how limits and ledger know this process
+        self._open_announcer(find_stores(self._environment).nats_url)
+        self._usage = UsageWriter(
+            self._database,
+            self._environment.data_dir / "journal",
+            events=self._events,
+            name=self._name,
+            announcer=self._announcer,
+        )
         await self._usage.start()
         self._engine = EngineClient(LOCAL_LLM, ENGINES)
         self._embedder_settings = load_engines(self._environment, args.engines_file).embedder
         self._embedder = open_embedder(self._embedder_settings, self._environment, own_vectors=True)
         self._authority = AuthorityClient()
+        self._limiter = LeasedLimiter(self._authority, LimitSettings().of, replica=self._name)
         self._monitor = HealthMonitor({})
         self._providers: dict[str, ChatProvider] = {}
         self._circuits, self._spillover = Circuits(self._circuit_turned), Spillover()
@@ -95,12 +109,17 @@ class LLMReplica:
         replaced, self._providers = self._providers, self._build_providers(settings)
         router = RoutingTable(settings)
         self._circuits.keep(route.primary for route in router.routes())  # every target is some model's own
+        prices = PriceBook(settings)
+        await asyncio.to_thread(prices.warm)
+        self._limiter.reconfigure(settings.limits.of)
+        self._limiter.start()
         self._proxy = LLMProxy(
             router=router,
             providers=self._providers,
-            limiter=LeasedLimiter(self._authority, settings.limits.requests_per_minute),
+            limiter=self._limiter,
             usage=self._usage,
             events=self._events,
+            prices=prices,
             circuits=self._circuits,
             spillover=self._spillover,
         )
@@ -160,9 +179,22 @@ class LLMReplica:
     async def _engine_answers(self) -> None:
         await self._engine.stats()
 
+    def _open_announcer(self, nats_url: str | None) -> None:
+        self._announcer: UsageAnnouncer | None = None
+        self._nats: NatsLink | None = None
+        if nats_url is not None:
+            self._nats = NatsLink(nats_url, self._events, name="llm-usage")
+            self._nats.start()
+            self._announcer = UsageAnnouncer(self._database, self._nats, self._events)
+            self._announcer.start()
+
     async def _close(self) -> None:
         await self._monitor.close()
+        await self._limiter.close()
         await self._usage.close()
+        if self._announcer is not None and self._nats is not None:
+            await self._announcer.close()
+            await self._nats.close()
         await self._database.close()
         await self._embedder.close()
         for provider in self._providers.values():
@@ -198,4 +230,4 @@ def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     LLMArgs.model_validate(args)
     settings = load_yaml(read_environment().config_dir / SETTINGS_FILE, LLMSettings)
-    return {DEPLOYMENT: settings.model_dump(mode="json")}
+    return {DEPLOYMENT: settings.model_dump(mode="json", exclude_unset=True)}  # an override inherits what it does not set

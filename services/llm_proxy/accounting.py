@@ -12,7 +12,7 @@ from contracts.limits import NANO_PER_USD, NOTHING, Caller, Estimate, Limiter, R
 from contracts.llm import Attempt, ProxyRequest, StreamDelta, TokenUsage
 from contracts.ports import EventLog, Prices
 from contracts.routing import Route, Target
-from contracts.usage import UsageRecord, UsageSink
+from contracts.usage import AttemptRecord, UsageRecord, UsageSink
 from services.llm_proxy.estimates import estimate_of, prompt_tokens
 
 OUTCOME_CANCELLED = "cancelled"
@@ -185,14 +185,33 @@ class CallAccount:
             outcome=outcome,
             streamed=self._streamed,
             estimated=bool(usage.estimated),
-            attempts=max(1, len(self.attempts)),
+            attempts=len(self._tries),
             cost_usd=cost,
+            credential=self.caller.credential,
+            tries=tuple(_record_of(ended) for ended in self._tries),
         )
 
     def _ttft_ms(self) -> float | None:
         """Milliseconds to the first token that the caller could see."""
         shown = self._tries[-1].first_token_at if self._tries else None
         return None if shown is None else _ms(shown - self._started)
+
+
+def _record_of(ended: _Try) -> AttemptRecord:
+    usage = ended.usage
+    return AttemptRecord(
+        provider=ended.target.provider,
+        physical_model=ended.target.name,
+        outcome=ended.outcome or OUTCOME_INTERNAL,
+        latency_ms=ended.latency_ms,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        cached_tokens=usage.cached_tokens or 0,
+        reasoning_tokens=usage.reasoning_tokens or 0,
+        estimated=bool(usage.estimated),
+        cost_usd=ended.cost_usd,
+    )
 
 
 def total_usage(parts: Iterable[TokenUsage]) -> TokenUsage:

@@ -11,7 +11,7 @@ from contracts.deadline import Deadline
 from contracts.embedding import Embedder, EmbeddingBatch
 from contracts.embedding_api import EmbeddingRow, EmbeddingsRequest, EmbeddingsResponse, EmbeddingsUsage
 from contracts.errors import InvalidRequest, UnknownModel
-from contracts.limits import NOTHING, Estimate, Limiter, Spent, caller_of
+from contracts.limits import CREDENTIAL, NOTHING, Estimate, Limiter, Spent, caller_of
 from contracts.llm import CallMetadata
 from contracts.ports import EventLog
 from contracts.usage import OUTCOME_OK, UsageRecord, UsageSink
@@ -89,6 +89,7 @@ class Embeddings:
                 agent_id=caller.agent_id,
                 microdao_id=caller.microdao_id,
                 channel_id=caller.channel_id,
+                credential=CREDENTIAL.get(),
                 logical_model=self.model,
                 provider=self.provider,
                 physical_model=self.model,

@@ -1,149 +1,246 @@
-"""Exact limits across replicas: a sliding window whose units are leased out. Pure; time comes in as an argument.
+"""Exact limits across replicas by leased escrow: the authority's book. Pure; time comes in as arguments.
 
-The authority (one per cluster) keeps, for each key, the units used within the last window and the leases that are
-out. A replica spends its lease without a call and settles it when it asks for the next one. What is out counts as
-used, so the limit is never exceeded, whatever the replicas do; a lease that is not settled in time counts as spent at
-its expiry. Under-admission is bounded by one lease per replica, and leases shrink with what is left.
+What is spent counts for a window (a sliding minute, a calendar day or month); what a replica was granted and has neither
+spent nor returned is outstanding and counts as well. The book grants only what is left of both, so that whatever replicas
+do with it, the limit holds. Replicas report absolute values under growing numbers, so that a lost or repeated message
+changes nothing. A replica that is silent for longer than its grants live is dead: what it held counts as spent.
+
+A new book knows nothing. Until every replica that spent something within the last window has joined and told what it holds
+and spent, or that window has passed, it grants nothing: it is learning.
 """
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-BUCKETS_PER_WINDOW = 600
-LEASE_TTL_S = 2.0
-SETTLE_GRACE_S = 1.0
-LEASE_FRACTION = 8
-"""A lease is at most this fraction of what is left, so that replicas share a nearly exhausted limit fairly."""
-LEASES_PER_WINDOW = 60
-"""A lease is at most 1/60 of the limit: about a second's worth at full rate."""
+from contracts.limits import CALENDAR, LimitKey
+from services.llm_proxy.lease_protocol import (
+    GRACE_S,
+    HEARTBEAT_S,
+    SLIDING,
+    TTL_S,
+    WINDOW_S,
+    Grant,
+    Line,
+    Reply,
+    Report,
+    Standing,
+    lease_size,
+    period_left_s,
+    period_of,
+)
+from services.llm_proxy.windows import SlidingWindow
+
 MAX_KEYS = 200_000
+LEARNING_S = TTL_S + GRACE_S
+PENDING_RETRY_S = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """`units` may be spent within `ttl_s` seconds from when they were asked for. Zero units: ask again after `retry_after_s`."""
+@dataclass(slots=True)
+class _Share:
+    """What one replica has of one limit. `counted` is what it spent in the account's calendar period."""
 
-    lease_id: int
-    units: int
-    ttl_s: float
-    left: int
-    retry_after_s: float
+    spent: int = 0
+    counted: int = 0
+    held: int = 0
+    free: int = 0
 
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """What of a former lease was not used."""
-
-    lease_id: int
-    unused: int
-
-
-class SlidingWindow:
-    """Units used within the last `window_s` seconds, on a grid of 1/600 of it. A unit counts to the end of its cell."""
-
-    def __init__(self, window_s: float) -> None:
-        self._window = window_s
-        self._width = window_s / BUCKETS_PER_WINDOW
-        self._cells: deque[list[int]] = deque()
-        self._used = 0
-
-    def add(self, moment: float, units: int) -> None:
-        """Counts `units` at `moment`, which may lie in the past."""
-        if units <= 0:
-            return
-        cell = math.ceil(moment / self._width)
-        at = len(self._cells)
-        while at and self._cells[at - 1][0] > cell:
-            at -= 1
-        if at and self._cells[at - 1][0] == cell:
-            self._cells[at - 1][1] += units
-        else:
-            self._cells.insert(at, [cell, units])
-        self._used += units
-
-    def used(self, now: float) -> int:
-        """Units that still count at `now`."""
-        while self._cells and self._cells[0][0] * self._width <= now - self._window:
-            self._used -= self._cells.popleft()[1]
-        return self._used
-
-    def next_free_s(self, now: float) -> float:
-        """Seconds until the oldest units stop counting; zero when there are none."""
-        self.used(now)
-        return self._cells[0][0] * self._width + self._window - now if self._cells else 0.0
+    @property
+    def outstanding(self) -> int:
+        return self.held + self.free
 
 
 @dataclass(slots=True)
 class _Account:
-    window: SlidingWindow
-    leases: dict[int, tuple[int, float]] = field(default_factory=dict)
+    """One limit. `ledger` is what each replica had spent in this period when that was read; None before."""
+
+    period: str
+    window: SlidingWindow | None = None
+    shares: dict[str, _Share] = field(default_factory=dict)
+    ledger: dict[str, int] | None = None
+
+    def used(self, now: float) -> int:
+        if self.window is not None:
+            return self.window.used(now)
+        ledger = self.ledger or {}
+        known = sum(max(share.counted, ledger.get(replica, 0)) for replica, share in self.shares.items())
+        return known + sum(units for replica, units in ledger.items() if replica not in self.shares)
 
     def outstanding(self) -> int:
-        return sum(units for units, _ in self.leases.values())
+        return sum(share.held + share.free for share in self.shares.values())
+
+
+@dataclass(slots=True)
+class _Replica:
+    seen: float
+    number: int
+    alive: bool = True
+    keys: set[LimitKey] = field(default_factory=set)
 
 
 class LeaseBook:
-    """The authority's book: one sliding window and the open leases of each key."""
+    """Every limit's account. `generation` tells books apart; `started` is the moment from which this one learns."""
 
-    def __init__(self, window_s: float = 60.0, ttl_s: float = LEASE_TTL_S) -> None:
-        self._window_s = window_s
-        self._ttl_s = ttl_s
-        self._accounts: OrderedDict[str, _Account] = OrderedDict()
-        self._next_id = 1
+    def __init__(self, generation: str, started: float, *, learning_s: float = LEARNING_S) -> None:
+        self.generation = generation
+        self._started = started
+        self._learning_s = learning_s
+        self._accounts: OrderedDict[LimitKey, _Account] = OrderedDict()
+        self._replicas: dict[str, _Replica] = {}
+        self._missing: set[str] = set()
 
-    def lease(self, key: str, limit: int, want: int, now: float, settled: Settlement | None = None) -> Grant:
-        """Settles a former lease of `key`, then grants up to `want` units under `limit` units per window."""
-        account = self._account(key, now)
-        if settled is not None:
-            self._settle(account, settled, now)
-        self._expire(account, now)
-        left = max(0, limit - account.window.used(now) - account.outstanding())
-        units = min(want, lease_size(limit, left))
-        if units == 0:
-            return Grant(0, 0, 0.0, left, self._retry_after_s(account, now))
-        lease_id, self._next_id = self._next_id, self._next_id + 1
-        account.leases[lease_id] = (units, now)
-        return Grant(lease_id, units, self._ttl_s, left - units, 0.0)
+    def exchange(self, report: Report, now: float, wall: float) -> Reply:
+        """Takes a replica's report and grants what it asks for. `now` is monotonic, `wall` the time of day, in seconds."""
+        self._bury(now)
+        replica = self._replicas.get(report.replica)
+        if report.generation != self.generation or (not report.joining and (replica is None or not replica.alive)):
+            return Reply(self.generation, known=False)
+        if replica is not None and report.number <= replica.number:
+            return Reply(self.generation, known=True, peers=self._peers())
+        self._arrive(report, now)
+        for line in report.lines:
+            self._note(report, line, now, wall)
+        learning = self.learning_s(now)
+        grants = [self._grant(report.replica, line, now, wall, learning) for line in report.lines if line.need or line.want]
+        return Reply(self.generation, known=True, grants=tuple(grants), peers=self._peers(), learning_s=learning)
 
-    def _settle(self, account: _Account, settled: Settlement, now: float) -> None:
-        lease = account.leases.pop(settled.lease_id, None)
-        if lease is not None:
-            account.window.add(now, lease[0] - min(max(settled.unused, 0), lease[0]))
+    def learning_s(self, now: float) -> float:
+        """Seconds for which nothing is granted yet, as far as that is known; zero once everything is."""
+        least = self._started + self._learning_s
+        if self._missing:
+            return max(0.0, self._started + WINDOW_S + LEARNING_S - now)
+        return max(0.0, least - now)
 
-    def _expire(self, account: _Account, now: float) -> None:
-        bound = now - self._ttl_s - SETTLE_GRACE_S
-        for lease_id in [lease_id for lease_id, (_, granted) in account.leases.items() if granted <= bound]:
-            units, granted = account.leases.pop(lease_id)
-            account.window.add(granted + self._ttl_s, units)
+    def unread(self) -> list[LimitKey]:
+        """Limits of money whose ledger has not been read yet."""
+        return [key for key, account in self._accounts.items() if key.meter in CALENDAR and account.ledger is None]
 
-    def _retry_after_s(self, account: _Account, now: float) -> float:
-        if account.leases:
-            oldest = min(granted for _, granted in account.leases.values())
-            return max(0.0, min(oldest + self._ttl_s + SETTLE_GRACE_S - now, self._window_s))
-        return account.window.next_free_s(now)
+    def load(self, key: LimitKey, period: str, spent: Mapping[str, int]) -> None:
+        """Takes what the ledger has of each replica for `key` in `period`."""
+        account = self._accounts.get(key)
+        if account is not None and account.period == period and account.ledger is None:
+            account.ledger = dict(spent)
 
-    def _account(self, key: str, now: float) -> _Account:
+    def standing(self, key: LimitKey, limit: int, now: float, wall: float) -> Standing:
+        """Returns how a limit stands."""
+        self._bury(now)
+        account = self._account(key, now, wall)
+        used, reserved = account.used(now), account.outstanding()
+        reset: float | None = None
+        if account.window is not None:
+            reset = account.window.empty_in_s(now)
+        elif key.meter in CALENDAR:
+            reset = period_left_s(key.meter, wall)
+        return Standing(key, used, reserved, max(0, limit - used - reserved), reset)
+
+    def _arrive(self, report: Report, now: float) -> None:
+        replica = self._replicas.get(report.replica)
+        if replica is None:
+            replica = self._replicas[report.replica] = _Replica(now, report.number)
+        replica.seen, replica.number, replica.alive = now, report.number, True
+        if report.joining and now < self._started + WINDOW_S + LEARNING_S:
+            self._missing.update(peer for peer in report.peers if peer not in self._replicas)
+        self._missing.discard(report.replica)
+
+    def _note(self, report: Report, line: Line, now: float, wall: float) -> None:
+        account = self._account(line.key, now, wall)
+        share = account.shares.get(report.replica)
+        known = share is not None
+        if share is None:
+            share = account.shares[report.replica] = _Share(spent=line.acknowledged)
+            self._replicas[report.replica].keys.add(line.key)
+        if account.window is not None and (known or not report.joining):
+            account.window.add(now, line.spent - max(share.spent, line.acknowledged))
+        elif account.window is not None:
+            for age, units in line.recent:
+                account.window.add(now - age, units)
+        elif line.period == account.period:
+            share.counted = line.spent if report.joining else max(line.spent, share.counted)
+        share.spent, share.held, share.free = line.spent, line.held, line.free
+
+    def _grant(self, replica: str, line: Line, now: float, wall: float, learning: float) -> Grant:
+        account = self._accounts[line.key]
+        left = max(0, line.limit - account.used(now) - account.outstanding())
+        if learning > 0:
+            return Grant(line.key, 0, left, learning)
+        if line.key.meter in CALENDAR and account.ledger is None:
+            return Grant(line.key, 0, left, PENDING_RETRY_S, pending=True)
+        share = account.shares[replica]
+        lease = lease_size(line.limit, left + share.free) - share.free
+        units = min(left, max(line.need, min(line.need + line.want, lease)))
+        if units < line.least or units <= 0:
+            return Grant(line.key, 0, left, self._retry_after_s(line, account, left, now, wall))
+        share.free += units
+        return Grant(line.key, units, left - units)
+
+    def _retry_after_s(self, line: Line, account: _Account, left: int, now: float, wall: float) -> float:
+        """When enough units come back at the earliest: from other replicas' leases, or out of the window."""
+        if line.key.meter in CALENDAR:
+            return period_left_s(line.key.meter, wall)
+        short = max(1, line.least - left)
+        idle = sum(share.free for share in account.shares.values())
+        if account.window is None or idle >= short:
+            return HEARTBEAT_S
+        slid = account.window.free_in_s(short, now)
+        return WINDOW_S if slid is None else slid
+
+    def _bury(self, now: float) -> None:
+        """Counts what silent replicas held as spent, and forgets those whose spending counts no more."""
+        for name, replica in list(self._replicas.items()):
+            if replica.alive and replica.seen + TTL_S + GRACE_S < now:
+                replica.alive = False
+                self._inherit(name, replica)
+            if not replica.alive and replica.seen + TTL_S + GRACE_S + WINDOW_S < now:
+                self._forget(name, replica)
+        if self._missing and now >= self._started + WINDOW_S + LEARNING_S:
+            self._missing.clear()
+
+    def _inherit(self, name: str, replica: _Replica) -> None:
+        for key, account, share in self._shares(name, replica):
+            if account.window is not None:
+                account.window.add(replica.seen + TTL_S, share.outstanding)
+            elif key.meter in CALENDAR:
+                share.counted += share.outstanding
+            share.held = share.free = 0
+
+    def _forget(self, name: str, replica: _Replica) -> None:
+        for key, account, _ in self._shares(name, replica):
+            if key.meter not in CALENDAR:
+                del account.shares[name]
+        del self._replicas[name]
+
+    def _shares(self, name: str, replica: _Replica) -> list[tuple[LimitKey, _Account, _Share]]:
+        accounts = [(key, self._accounts[key]) for key in replica.keys if key in self._accounts]
+        return [(key, account, account.shares[name]) for key, account in accounts if name in account.shares]
+
+    def _account(self, key: LimitKey, now: float, wall: float) -> _Account:
+        period = period_of(key.meter, wall)
         account = self._accounts.get(key)
         if account is None:
             self._make_room(now)
-            account = self._accounts[key] = _Account(SlidingWindow(self._window_s))
+            account = self._accounts[key] = _Account(period, SlidingWindow(WINDOW_S) if key.meter in SLIDING else None)
+        elif account.period != period:
+            _turn(account, period)
         self._accounts.move_to_end(key)
         return account
 
     def _make_room(self, now: float) -> None:
-        """Forgets the longest unused keys that hold nothing; beyond twice the bound, whatever is oldest."""
+        """Forgets the longest unused limits that hold nothing; beyond twice the bound, whatever is oldest."""
         while len(self._accounts) >= MAX_KEYS:
             key, account = next(iter(self._accounts.items()))
-            if len(self._accounts) < 2 * MAX_KEYS and (account.leases or account.window.used(now)):
+            busy = account.outstanding() or (account.window is not None and account.window.used(now))
+            if len(self._accounts) < 2 * MAX_KEYS and busy:
                 break
             del self._accounts[key]
 
+    def _peers(self) -> tuple[str, ...]:
+        return tuple(self._replicas)
 
-def lease_size(limit: int, left: int) -> int:
-    """Units of the next lease: a fraction of what is left, at least one while any is left, at most a second's worth."""
-    if left <= 0:
-        return 0
-    return max(1, min(left // LEASE_FRACTION, math.ceil(limit / LEASES_PER_WINDOW)))
+
+def _turn(account: _Account, period: str) -> None:
+    """Begins a new day or month, in which nothing has been spent: every replica was watched from its beginning."""
+    account.period, account.ledger = period, {}
+    for share in account.shares.values():
+        share.counted = 0

@@ -1,117 +1,215 @@
-"""A replica's side of the limits: spends leases locally, asks the authority when one runs out."""
+"""A replica's limiter: reserves in memory, asks the authority in the background, one question at a time for all limits."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
+import uuid
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from contextlib import suppress
 
-from contracts.errors import RateLimited
-from contracts.limits import Caller, Estimate, Reservation, Spent
-from services.llm_proxy.leases import Grant, Settlement
+from contracts.errors import DaarionError, LimitsUnavailable, RateLimited
+from contracts.limits import CALENDAR, NANO_PER_USD, Caller, Estimate, LimitsOf, Reservation, Spent
+from services.llm_proxy.balances import Balance, Balances, Plan, amount
+from services.llm_proxy.lease_protocol import HEARTBEAT_S, LeaseSource
+from services.tasks import end_tasks
 
-MAX_BUDGETS = 50_000
-REFUSAL_CACHE_S = 0.1
-"""How long a refusal is repeated without asking, so that a throttled caller cannot flood the authority."""
+MAX_PLANS = 50_000
+PATIENCE_S = 1.5
+"""How long a call waits for what was spent to be read from the ledger."""
+PENDING_PAUSE_S = 0.05
+MAX_ROUNDS = 32
+"""How often a call asks while others are faster at taking what it was granted."""
 
-
-class LeaseSource(Protocol):
-    """The authority, wherever it runs."""
-
-    async def lease(self, key: str, limit: int, want: int, settled: Settlement | None) -> Grant:
-        """Grants a lease. Raises LimitsUnavailable when it cannot be reached."""
-
-
-@dataclass(slots=True)
-class _Budget:
-    limit: int
-    lease_id: int = 0
-    units: int = 0
-    granted: int = 0
-    expires: float = 0.0
-    left: int = 0
-    refused_until: float = 0.0
-    retry_after_s: float = 0.0
-    refill: asyncio.Task[None] | None = None
-
-
-class _Counted:
-    """A request that was counted when it was admitted."""
-
-    def settle(self, spent: Spent) -> None:
-        """Does nothing."""
+_NOUNS = {
+    "requests_per_minute": "requests a minute",
+    "tokens_per_minute": "tokens a minute",
+    "concurrent_calls": "concurrent calls",
+    "usd_per_day": "USD a day",
+    "usd_per_month": "USD a month",
+}
 
 
 class LeasedLimiter:
-    """Requests per minute and agent, exact across replicas. Implements the Limiter port.
+    """The Limiter port, exact across replicas. `limits_of` tells which limits apply to a caller.
 
-    `limit_of` maps an agent id to its limit, or None for no limit.
+    `replica` names this process in what it reports; the usage ledger must know its rows under the same name.
     """
 
-    def __init__(self, source: LeaseSource, limit_of: Callable[[str], int | None]) -> None:
+    def __init__(self, source: LeaseSource, limits_of: LimitsOf, *, replica: str | None = None) -> None:
         self._source = source
-        self._limit_of = limit_of
-        self._budgets: OrderedDict[str, _Budget] = OrderedDict()
+        self._limits_of = limits_of
+        self._balances = Balances(replica or uuid.uuid4().hex)
+        self._plans: OrderedDict[Caller, Plan] = OrderedDict()
+        self._forgotten = 0
+        self._waiting: list[tuple[asyncio.Future[None], Plan, Sequence[int]]] = []
+        self._wake = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
 
-    async def reserve(self, caller: Caller, _estimate: Estimate) -> Reservation:
-        """Counts one request. Raises RateLimited with the limit and when to come back, or LimitsUnavailable."""
-        limit = self._limit_of(caller.agent_id)
-        if limit is None:
-            return _Counted()
-        budget = self._budget(caller.agent_id, limit)
-        while not _spend(budget):
-            if time.monotonic() < budget.refused_until:
-                raise self._refusal(caller.agent_id, budget)
-            if budget.refill is None:
-                budget.refill = asyncio.create_task(self._refill(caller.agent_id, budget))
-                budget.refill.add_done_callback(lambda task: _forget_refill(budget, task))
-            await asyncio.shield(budget.refill)
-        return _Counted()
+    def start(self) -> None:
+        """Begins to report; must be called on the running event loop. `reserve` does it, too."""
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._run(), name="limiter")
 
-    async def _refill(self, agent_id: str, budget: _Budget) -> None:
-        settled = Settlement(budget.lease_id, budget.units) if budget.lease_id else None
-        want = max(1, 2 * (budget.granted - budget.units))
-        budget.lease_id, budget.units, budget.granted = 0, 0, 0
-        asked = time.monotonic()
-        grant = await self._source.lease(f"agent:{agent_id}:requests", budget.limit, want, settled)
-        budget.left, budget.retry_after_s = grant.left, grant.retry_after_s
-        if grant.units == 0:
-            budget.refused_until = time.monotonic() + REFUSAL_CACHE_S
+    def reconfigure(self, limits_of: LimitsOf) -> None:
+        """Takes other limits for the calls that come; what is held and spent stays."""
+        self._limits_of = limits_of
+        self._plans.clear()
+
+    async def close(self) -> None:
+        """Returns what no call holds and stops."""
+        if self._pump is None:
             return
-        budget.lease_id, budget.units, budget.granted = grant.lease_id, grant.units, grant.units
-        budget.expires = asked + grant.ttl_s
+        await end_tasks([self._pump])
+        _answer(self._waiting, _stopping())
+        self._balances.leave()
+        with suppress(DaarionError):
+            await self._exchange(beat=True)
 
-    def _budget(self, agent_id: str, limit: int) -> _Budget:
-        budget = self._budgets.get(agent_id)
-        if budget is None:
-            while len(self._budgets) >= MAX_BUDGETS:
-                self._budgets.popitem(last=False)
-            budget = self._budgets[agent_id] = _Budget(limit)
-        budget.limit = limit
-        self._budgets.move_to_end(agent_id)
-        return budget
+    async def reserve(self, caller: Caller, estimate: Estimate) -> Reservation:
+        """Reserves what a call may take, of every limit that applies to the caller or of none.
 
-    def _refusal(self, agent_id: str, budget: _Budget) -> RateLimited:
-        wait = max(1, math.ceil(budget.retry_after_s))
-        return RateLimited(
-            f"`{agent_id}` is over its limit of {budget.limit} requests a minute: retry in {wait} s",
-            details={"limit": "agent.requests_per_minute", "subject": agent_id, "per_minute": budget.limit, "left": budget.left},
-            retry_after_s=wait,
-        )
+        Raises:
+            RateLimited: names the limit, what is left and when to come back.
+            LimitsUnavailable: the authority is away, or learns after its restart.
+        """
+        give_up = time.monotonic() + PATIENCE_S
+        for _ in range(MAX_ROUNDS):
+            plan = self._plan(caller)
+            amounts = [amount(balance, estimate) for balance in plan]
+            now = time.monotonic()
+            if not plan or self._balances.take(plan, amounts, now):
+                self._look_ahead(plan)
+                return _Reserved(self, plan, amounts)
+            if (short := self._balances.short(plan, amounts, now)) is not None and not await self._worth_waiting(short, now, give_up):
+                raise _refusal(short, amounts[plan.index(short)], now)
+            await self._next_round(plan, amounts)
+        raise LimitsUnavailable("the limits are contended: retry shortly", retry_after_s=1.0)
+
+    def settle(self, plan: Plan, amounts: Sequence[int], spent: Spent) -> None:
+        """Settles a reservation; called by the reservation itself."""
+        self._balances.settle(plan, amounts, spent, time.monotonic(), time.time())
+        if self._balances.frees_slot(plan):
+            self._wake.set()
+
+    async def _worth_waiting(self, short: Balance, now: float, give_up: float) -> bool:
+        """Waits a moment for what comes by itself soon; raises where nothing may be admitted at all."""
+        if now < self._balances.learning_until:
+            wait = max(0.1, self._balances.learning_until - now)
+            raise LimitsUnavailable("the limits are being restored after a restart: retry shortly", retry_after_s=wait)
+        if not short.pending:
+            return False
+        if now >= give_up:
+            raise LimitsUnavailable("what was spent so far cannot be read: retry shortly", retry_after_s=1.0)
+        await asyncio.sleep(PENDING_PAUSE_S)
+        return True
+
+    def _plan(self, caller: Caller) -> Plan:
+        if self._forgotten != self._balances.forgotten:
+            self._forgotten = self._balances.forgotten
+            self._plans.clear()
+        plan = self._plans.get(caller)
+        if plan is None:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.popitem(last=False)
+            plan = self._plans[caller] = self._balances.plan(self._limits_of(caller), time.monotonic())
+        return plan
+
+    def _look_ahead(self, plan: Plan) -> None:
+        if self._balances.wants_round(plan):
+            self._wake.set()
+
+    async def _next_round(self, plan: Plan, amounts: Sequence[int]) -> None:
+        """Waits for the answer to the next report, which asks for these amounts."""
+        self.start()
+        answered = asyncio.get_running_loop().create_future()
+        self._waiting.append((answered, plan, amounts))
+        self._wake.set()
+        await answered
+
+    async def _run(self) -> None:
+        next_beat = 0.0
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, next_beat - time.monotonic())):
+                    await self._wake.wait()
+            self._wake.clear()
+            beat = time.monotonic() >= next_beat
+            if beat:
+                next_beat = time.monotonic() + HEARTBEAT_S
+            await self._serve(beat=beat)
+
+    async def _serve(self, *, beat: bool) -> None:
+        """One conversation, and its outcome for those who wait for it."""
+        served, self._waiting = self._waiting, []
+        failure: DaarionError | None = None
+        try:
+            await self._exchange([(plan, amounts) for future, plan, amounts in served if not future.done()], beat=beat)
+        except DaarionError as error:
+            failure = error
+        except BaseException:
+            _answer(served, _stopping())
+            raise
+        _answer(served, failure)
+
+    async def _exchange(self, waiting: Sequence[tuple[Plan, Sequence[int]]] = (), *, beat: bool) -> None:
+        """Reports and takes the answer; joins first where the authority does not know this replica."""
+        for _ in range(3):
+            asked = time.monotonic()
+            report = self._balances.report(waiting, asked, time.time(), beat=beat)
+            reply = await self._source.exchange(report)
+            self._balances.answered(report, reply, asked, time.monotonic())
+            if reply.known:
+                return
+        raise LimitsUnavailable("the limit authority was replaced twice: retry shortly", retry_after_s=1.0)
 
 
-def _forget_refill(budget: _Budget, task: asyncio.Task[None]) -> None:
-    budget.refill = None
-    if not task.cancelled():
-        task.exception()  # read here, because every waiter may have left
+class _Reserved:
+    """What one call holds."""
+
+    __slots__ = ("_amounts", "_limiter", "_plan", "_settled")
+
+    def __init__(self, limiter: LeasedLimiter, plan: Plan, amounts: Sequence[int]) -> None:
+        self._limiter, self._plan, self._amounts = limiter, plan, amounts
+        self._settled = False
+
+    def settle(self, spent: Spent) -> None:
+        """Puts what was spent in place of what was reserved, once."""
+        if not self._settled:
+            self._settled = True
+            self._limiter.settle(self._plan, self._amounts, spent)
 
 
-def _spend(budget: _Budget) -> bool:
-    if budget.units <= 0 or time.monotonic() >= budget.expires:
-        return False
-    budget.units -= 1
-    return True
+def _answer(served: list[tuple[asyncio.Future[None], Plan, Sequence[int]]], failure: DaarionError | None) -> None:
+    for future, _, _ in served:
+        if future.done():
+            continue
+        if failure is None:
+            future.set_result(None)
+        else:
+            future.set_exception(failure)
+
+
+def _stopping() -> LimitsUnavailable:
+    return LimitsUnavailable("this replica stops: retry", retry_after_s=1.0)
+
+
+def _refusal(short: Balance, needed: int, now: float) -> RateLimited:
+    kind, subject, meter = short.key
+    wait = max(1, math.ceil(short.retry_at - now))
+    scale = NANO_PER_USD if meter in CALENDAR else 1
+    limit, left, asked = (f"{units / scale:g}" for units in (short.limit, short.left + short.free, needed))
+    details = {
+        "limit": f"{kind}.{meter}",
+        "subject": subject,
+        "amount": short.limit / scale if scale > 1 else short.limit,
+        "left": (short.left + short.free) / scale if scale > 1 else short.left + short.free,
+        "needed": needed / scale if scale > 1 else needed,
+    }
+    if needed > short.limit:
+        text = f"a call of `{subject}` may take at most its limit of {limit} {_NOUNS[meter]}, and this one could take {asked}: ask for less"
+        return RateLimited(text, details=details)
+    text = f"`{subject}` is at its limit of {limit} {_NOUNS[meter]}: {left} left, {asked} needed; retry in {wait} s"
+    return RateLimited(text, details=details, retry_after_s=wait)

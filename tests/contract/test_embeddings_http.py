@@ -17,7 +17,7 @@ from interfaces.http.routing import new_router
 from services.llm_proxy.embeddings import Embeddings
 from services.llm_proxy.limiter import LeasedLimiter
 from tests.support.hashing_embedder import HashingEmbedder, vector
-from tests.support.limits import InProcessAuthority
+from tests.support.limits import InProcessAuthority, requests_per_minute
 from tests.support.llm import Recorder
 
 MODEL = "multilingual-e5-small"
@@ -37,7 +37,7 @@ class Asked(HashingEmbedder):
 @asynccontextmanager
 async def application(*, limit=None, secret=None):
     recorder, embedder = Recorder(), Asked()
-    limiter = LeasedLimiter(InProcessAuthority(), lambda _: limit)
+    limiter = LeasedLimiter(InProcessAuthority(), requests_per_minute(limit))
     use_case = Embeddings(MODEL, "local", embedder, lambda: limiter, recorder, recorder)
     router = new_router()
     add_embedding_routes(router, EmbeddingRoutes(use_case))

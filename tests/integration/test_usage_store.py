@@ -61,12 +61,14 @@ async def test_the_total(ledger: UsageStore) -> None:
             UsageRow(
                 calls=60,
                 errors=10,
+                attempts=60,
                 prompt_tokens=6000,
                 completion_tokens=1200,
                 total_tokens=7200,
                 cached_tokens=600,
                 reasoning_tokens=300,
                 cost_usd=Decimal("0.3"),
+                unpriced=30,
             )
         ],
         start=START,
@@ -149,7 +151,8 @@ async def test_the_billing_view_agrees_with_the_sums(ledger: UsageStore, databas
         found = await (
             await connection.execute(
                 "SELECT sum(calls) AS calls, sum(errors) AS errors, sum(total_tokens) AS tokens, sum(cost_usd) AS cost, "
-                "sum(calls_without_price) AS unpriced, count(DISTINCT day) AS days FROM billing_llm_usage WHERE microdao_id = 'microdao:1'"
+                "sum(attempts_without_price) AS unpriced, count(DISTINCT day) AS days "
+                "FROM usage_llm_billing WHERE microdao_id = 'microdao:1'"
             )
         ).fetchone()
     assert found == {"calls": 30, "errors": 0, "tokens": 3600, "cost": Decimal("0.3"), "unpriced": 0, "days": 2}

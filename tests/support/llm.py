@@ -20,6 +20,7 @@ from providers.resources import ProviderResources
 from providers.routing import RoutingTable
 from services.llm_proxy.limiter import LeasedLimiter
 from services.llm_proxy.service import LLMProxy
+from tests.support.limits import requests_per_minute
 
 KEY = "sk-secret-0123456789abcdef"
 CALLER = {"agent_id": "agent:sofia", "microdao_id": "microdao:7"}
@@ -85,7 +86,7 @@ async def proxy_over(base_url, *, limit=None, source=None, **models):
     config = settings(base_url, **models)
     keys = {"OPENAI_API_KEY": KEY}
     providers = build_providers(config, ProviderResources(keys.get, NoEngine()))
-    limiter = LeasedLimiter(source, lambda _: limit)
+    limiter = LeasedLimiter(source, requests_per_minute(limit))
     yield LLMProxy(RoutingTable(config), providers, limiter, recorder, recorder), recorder
     for provider in providers.values():
         await provider.close()

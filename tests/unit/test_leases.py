@@ -1,45 +1,171 @@
-"""The lease book against its one promise: in no window are more units spent than the limit allows."""
+"""Replicas and the authority against their one promise: whatever crashes or gets lost, no limit is exceeded."""
 
-from hypothesis import given, settings
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.llm_proxy.leases import LEASE_TTL_S, SETTLE_GRACE_S, LeaseBook, Settlement, lease_size
+from contracts.limits import CALENDAR, Estimate, Limit, LimitKey, Spent
+from services.llm_proxy.balances import Balances, amount
+from services.llm_proxy.lease_protocol import GRACE_S, HEARTBEAT_S, TTL_S, WINDOW_S, lease_size, period_of
+from services.llm_proxy.leases import LEARNING_S, LeaseBook
 
-WINDOW = 60.0
-
-steps = st.lists(
-    st.tuples(
-        st.integers(0, 2),  # which replica
-        st.floats(0, 8),  # seconds that pass before
-        st.integers(1, 50),  # units wanted
-        st.floats(0, 1),  # share of the former lease that was spent
-        st.booleans(),  # whether the former lease is settled, or its replica died
-    ),
-    max_size=120,
+REQUESTS, TOKENS, CALLS, MONEY = (
+    LimitKey("agent", "a", meter) for meter in ("requests_per_minute", "tokens_per_minute", "concurrent_calls", "usd_per_day")
 )
+WALL = 1_790_000_000.0 + 6 * 3600
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.integers(1, 200), steps)
-def test_no_window_ever_holds_more_than_the_limit(limit, moves):
-    book, now, held, spent = LeaseBook(WINDOW), 0.0, {}, []
-    for replica, pause, want, share, settles in moves:
-        now += pause
-        settled = None
-        if replica in held:
-            lease_id, units, granted = held.pop(replica)
-            used = round(units * share)
-            # A replica may spend until its lease expires, so the latest moment is the worst case.
-            moment = min(now, granted + LEASE_TTL_S)
-            spent += [moment] * (used if settles else units)
-            settled = Settlement(lease_id, units - used) if settles and now < granted + LEASE_TTL_S + SETTLE_GRACE_S else None
-        grant = book.lease("k", limit, want, now, settled)
-        assert 0 <= grant.units <= want
-        if grant.units:
-            held[replica] = (grant.lease_id, grant.units, now)
-        outstanding = [now] * sum(units for _, units, granted in held.values())
-        in_window = [moment for moment in spent + outstanding if moment > now - WINDOW]
-        assert len(in_window) <= limit
+@dataclass
+class Call:
+    """One admitted call; `spent` is None while it runs. It has lapsed when its replica was taken for dead meanwhile."""
+
+    replica: str
+    at: float
+    estimate: Estimate
+    plan: tuple
+    amounts: list
+    spent: Spent | None = None
+    lapsed: bool = False
+
+
+@dataclass
+class World:
+    """Some replicas, one authority, and what really happened."""
+
+    limits: list
+    now: float = 1_000.0
+    restarts: int = 0
+    births: int = 0
+    replicas: list = field(default_factory=list)
+    calls: list = field(default_factory=list)
+    silent: set = field(default_factory=set)
+    reached: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.book = LeaseBook("0", self.now - LEARNING_S)
+        self.replicas = [self.born() for _ in range(3)]
+
+    def born(self):
+        self.births += 1
+        return Balances(f"r{self.births}")
+
+    def exchange(self, replica, waiting=(), *, beat=False, lost="no"):
+        for _ in range(2):
+            report = replica.report(waiting, self.now, WALL + self.now, beat=beat)
+            if lost == "request" or replica.replica in self.silent:
+                return
+            reply = self.book.exchange(report, self.now, WALL + self.now)
+            for key in self.book.unread():
+                self.book.load(key, period_of(key.meter, WALL + self.now), self.ledger())
+            if lost == "reply":
+                return
+            replica.answered(report, reply, self.now, self.now)
+            if reply.known:
+                self.lapse()
+                self.reached[replica.replica] = self.now
+                return
+
+    def ledger(self):
+        spent = {}
+        for call in self.calls:
+            if call.spent is not None:
+                spent[call.replica] = spent.get(call.replica, 0) + call.spent.nano_usd
+        return spent
+
+    def call(self, replica, estimate, lost="no"):
+        plan = replica.plan(self.limits, self.now)
+        amounts = [amount(balance, estimate) for balance in plan]
+        for _ in range(3):
+            if replica.take(plan, amounts, self.now):
+                self.calls.append(Call(replica.replica, self.now, estimate, plan, amounts))
+                return True
+            self.exchange(replica, [(plan, amounts)], lost=lost)
+        return False
+
+    def settle(self, replica, share):
+        call = next((call for call in self.calls if call.replica == replica.replica and call.spent is None), None)
+        if call is not None:
+            call.spent = Spent(tokens=round(call.estimate.tokens * share), nano_usd=round(call.estimate.nano_usd * share))
+            replica.settle(call.plan, call.amounts, call.spent, self.now, WALL + self.now)
+
+    def crash(self, index):
+        self.replicas[index] = self.born()
+
+    def hear(self):
+        """A beat of every replica: what only the dying one knew is beyond what can be promised."""
+        for replica in self.replicas:
+            self.exchange(replica, beat=True)
+
+    def witnessed(self, *, without=None):
+        """Whether the replicas that report know of all others that spent something."""
+        heard = [replica for replica in self.replicas if replica.replica not in self.silent and replica is not without]
+        known = {peer for replica in heard for peer in replica.peers} | {replica.replica for replica in heard}
+        return {call.replica for call in self.calls if call.at > self.now - WINDOW_S - TTL_S or call.spent is None} <= known
+
+    def advance(self, seconds):
+        """Lets time pass; every replica reports once a second."""
+        while seconds > 0:
+            self.now += min(seconds, HEARTBEAT_S)
+            if seconds >= HEARTBEAT_S:
+                self.hear()
+            seconds -= HEARTBEAT_S
+
+    def restart(self):
+        self.restarts += 1
+        self.book = LeaseBook(str(self.restarts), self.now)
+
+    def lapse(self):
+        """Who cannot report for longer than its grants live is taken for dead, and the slots of its calls are free again."""
+        for call in self.calls:
+            call.lapsed = call.lapsed or self.reached.get(call.replica, 0) <= self.now - TTL_S
+
+    def check(self):
+        in_window = [call for call in self.calls if call.at > self.now - WINDOW_S]
+        amounts = dict(self.limits)
+        assert len(in_window) <= amounts[REQUESTS]
+        assert sum((call.spent or Spent(tokens=call.estimate.tokens)).tokens for call in in_window) <= amounts[TOKENS]
+        self.lapse()
+        assert sum(call.spent is None and not call.lapsed for call in self.calls) <= amounts[CALLS]
+        living = {replica.replica for replica in self.replicas}
+        running = sum(call.estimate.nano_usd for call in self.calls if call.spent is None and call.replica in living)
+        assert running + sum(self.ledger().values()) <= amounts[MONEY]
+
+
+LOST = st.sampled_from(["no", "no", "no", "request", "reply"])
+WHAT = st.sampled_from(["call"] * 8 + ["settle"] * 4 + ["wait"] * 3 + ["long"] * 2 + ["crash", "restart", "silent", "heard"])
+step = st.tuples(WHAT, st.integers(0, 2), st.integers(0, 20), LOST)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 120), st.integers(1, 6), st.integers(1, 400)),
+    st.lists(step, min_size=20, max_size=80),
+)
+def test_no_limit_is_ever_exceeded_whatever_crashes_or_gets_lost(sizes, steps):
+    world = World([Limit(key, size) for key, size in zip((REQUESTS, TOKENS, CALLS, MONEY), sizes, strict=True)])
+    for what, index, value, lost in steps:
+        replica = world.replicas[index]
+        if what == "call":
+            world.call(replica, Estimate(value, value * 3), lost)
+        elif what == "settle":
+            world.settle(replica, value / 20)
+        elif what == "wait":
+            world.advance(value / 8)
+        elif what == "long":
+            world.advance(value * 1.7)
+        elif what in {"crash", "restart"}:
+            world.hear()
+            if what == "restart" and world.witnessed():
+                world.restart()
+            elif what == "crash" and world.witnessed(without=replica):
+                world.crash(index)
+        elif what == "silent":
+            world.silent.add(replica.replica)
+        else:
+            world.silent.clear()
+        world.check()
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**9))
@@ -50,41 +176,139 @@ def test_a_lease_is_never_more_than_is_left_and_never_nothing_while_something_is
     assert size <= -(-limit // 60)
 
 
-def test_an_exhausted_limit_says_when_units_come_back_and_they_do():
-    book = LeaseBook(WINDOW)
-    grants = [book.lease("k", 3, 1, now=0.1 * index) for index in range(3)]
-    assert [grant.units for grant in grants] == [1, 1, 1]
-    refused = book.lease("k", 3, 1, now=1.0)
-    assert refused.units == 0
-    assert 0 < refused.retry_after_s <= WINDOW
-    for index, grant in enumerate(grants):
-        book.lease("other", 1, 1, now=1.0)
-        book.lease("k", 3, 1, now=1.0 + index / 100, settled=Settlement(grant.lease_id, 0))
-    assert book.lease("k", 3, 1, now=1.5).units == 0
-    assert book.lease("k", 3, 1, now=61.2).units == 1
+def only(meter, limit, **world):
+    """A world with one limit that matters."""
+    sizes = dict.fromkeys((REQUESTS, TOKENS, CALLS, MONEY), 10**12) | {LimitKey("agent", "a", meter): limit}
+    return World([Limit(key, size) for key, size in sizes.items()], **world)
 
 
-def test_unused_units_come_back_with_the_settlement():
-    book = LeaseBook(WINDOW)
-    first = book.lease("k", 60, 7, now=0.0)
-    assert first.units == 1
-    second = book.lease("k", 60, 7, now=0.1, settled=Settlement(first.lease_id, 1))
-    assert second.left == 59
+ONE = Estimate(1, 1)
+
+
+def admitted(world, attempts, replica=0, estimate=ONE):
+    return sum(world.call(world.replicas[replica], estimate) for _ in range(attempts))
+
+
+def test_replicas_share_the_whole_limit_and_not_one_more():
+    world = only("requests_per_minute", 100)
+    assert sum(admitted(world, 1, replica=index % 3) for index in range(150)) in range(95, 101)
+
+
+def test_what_one_replica_does_not_use_another_one_gets_a_moment_later():
+    world = only("requests_per_minute", 100)
+    admitted(world, 3, replica=1)
+    for _ in range(3):
+        world.now += 1
+        for replica in world.replicas:
+            world.exchange(replica, beat=True)
+    assert admitted(world, 150) == 97
+
+
+def test_units_come_back_after_a_minute_and_the_refusal_says_when():
+    world = only("requests_per_minute", 3)
+    assert admitted(world, 5) == 3
+    (balance,) = [b for b in world.replicas[0].plan(world.limits, world.now) if b.key == REQUESTS]
+    assert 59 < balance.retry_at - world.now < 61
+    world.now = balance.retry_at - 1
+    assert admitted(world, 5) == 0
+    world.now = balance.retry_at + 0.2
+    assert admitted(world, 5) == 3
+
+
+def test_reserved_tokens_count_until_they_are_settled_and_what_was_not_spent_comes_back():
+    world = only("tokens_per_minute", 100)
+    assert admitted(world, 2, estimate=Estimate(60)) == 1
+    world.settle(world.replicas[0], 0.5)
+    assert admitted(world, 2, estimate=Estimate(60)) == 1
+    assert admitted(world, 1, estimate=Estimate(11)) == 0
+    assert admitted(world, 1, estimate=Estimate(10)) == 1
+
+
+def test_a_slot_is_free_when_its_call_has_ended_and_when_its_replica_is_dead():
+    world = only("concurrent_calls", 2)
+    assert admitted(world, 3) == 2
+    world.settle(world.replicas[0], 1)
+    assert admitted(world, 3) == 1
+    world.crash(0)
+    world.now += TTL_S + GRACE_S - 0.1
+    assert admitted(world, 3, replica=1) == 0
+    world.now += 0.2
+    assert admitted(world, 3, replica=1) == 2
 
 
 def test_a_dead_replicas_lease_counts_as_spent():
-    book = LeaseBook(WINDOW)
-    book.lease("k", 1, 1, now=0.0)
-    assert book.lease("k", 1, 1, now=30.0).units == 0
-    assert book.lease("k", 1, 1, now=64.0).units == 1
+    world = only("requests_per_minute", 1)
+    world.exchange(world.replicas[0])
+    plan = world.replicas[0].plan(world.limits, world.now)
+    world.exchange(world.replicas[0], [(plan, [1, 1, 1, 1])])
+    world.crash(0)
+    world.now += 30
+    assert admitted(world, 1, replica=1) == 0
+    world.now += 34
+    assert admitted(world, 1, replica=1) == 1
+
+
+def test_money_counts_for_a_calendar_day():
+    world = only("usd_per_day", 1_000)
+    assert admitted(world, 12, estimate=Estimate(1, 100)) == 10
+    for _ in range(10):
+        world.settle(world.replicas[0], 1)
+    world.now += 3_600
+    assert admitted(world, 2, estimate=Estimate(1, 100)) == 0
+    world.calls.clear()
+    world.now += 86_400
+    assert admitted(world, 12, estimate=Estimate(1, 100)) == 10
+
+
+@pytest.mark.parametrize("key", [REQUESTS, TOKENS, CALLS, MONEY], ids=lambda key: key.meter)
+def test_a_restarted_authority_learns_before_it_grants(key):
+    world = only(key.meter, 10)
+    assert admitted(world, 9) == 9
+    world.restart()
+    for _ in range(4):
+        assert admitted(world, 5) <= 1
+        world.check()
+        world.now += 1
+    assert sum(admitted(world, 5, replica=index) for index in range(3)) <= 1
+    world.check()
+
+
+def test_after_a_double_failure_nothing_is_granted_until_the_unknown_is_over():
+    world = only("requests_per_minute", 10)
+    for replica in world.replicas:
+        world.exchange(replica, beat=True)
+    assert admitted(world, 10) == 10
+    for replica in world.replicas:
+        world.exchange(replica, beat=True)
+    world.crash(0)
+    world.restart()
+    for _ in range(60):
+        world.now += 1
+        assert admitted(world, 1, replica=1) == 0
+    world.now += LEARNING_S + 1
+    assert admitted(world, 20, replica=1) == 10
+
+
+def test_a_replica_that_was_taken_for_dead_is_not_counted_twice():
+    world = only("requests_per_minute", 100)
+    assert admitted(world, 40) == 40
+    world.exchange(world.replicas[0], beat=True)
+    world.now += 10
+    world.exchange(world.replicas[1], beat=True)
+    assert admitted(world, 100) >= 40
+    world.check()
 
 
 def test_steady_demand_gets_nearly_the_whole_limit_minute_after_minute():
-    book, now, settled, spent = LeaseBook(WINDOW), 0.0, None, []
-    while now < 300:
-        grant = book.lease("k", 600, 5, now, settled)
-        spent += [now] * grant.units
-        settled = Settlement(grant.lease_id, 0) if grant.units else None
-        now += 0.05
-    last_window = [moment for moment in spent if moment > now - WINDOW]
-    assert 590 <= len(last_window) <= 600
+    world = only("requests_per_minute", 600)
+    until = world.now + 300
+    while world.now < until:
+        admitted(world, 1)
+        world.now += 0.05
+    assert 590 <= sum(call.at > world.now - WINDOW_S for call in world.calls) <= 600
+
+
+def test_periods_are_utc_days_and_months():
+    assert period_of("usd_per_day", 1_772_323_199.0) == "2026-02-28"
+    assert period_of("usd_per_month", 1_772_323_200.0) == "2026-03"
+    assert all(not period_of(meter, 0.0) for meter in ("requests_per_minute", "concurrent_calls") if meter not in CALENDAR)
