@@ -72,7 +72,10 @@ class WorkspaceReplica:
         self._dispatcher = InvocationDispatcher(
             PostgresOutbox(self._database), self._runtime, self._events, DispatchLimits(give_up_after_s=args.give_up_after_s)
         )
-        self._monitor = HealthMonitor({"database": Dependency(self._database.ping)})
+        dependencies = {"database": Dependency(self._database.ping)}
+        if self._link is not None:
+            dependencies["nats"] = Dependency(self._link.probe, required=False)
+        self._monitor = HealthMonitor(dependencies)
         self._start()
 
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
