@@ -67,7 +67,7 @@ class ChannelRoutes:
     """
 
     channels: Channels
-    check_admin: Callable[[Headers], None]
+    check_admin: Callable[[Headers], object]
 
     async def create(self, request: Request) -> Response:
         """`POST /channels`."""
