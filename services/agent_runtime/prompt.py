@@ -27,6 +27,7 @@ QUESTION_FACTOR = 2
 """A question may take this many times the tokens for context: it is what the run is about."""
 MIN_QUESTION_TOKENS = 200
 SHORT_RESULT_CHARS = 200
+TENANT_ARGUMENT = "microdao_id"
 
 JSON_FORM = '{"tool": "<tool id>", "args": {…}}'
 LINE_FORM = "TOOL: <tool id> {…}"
@@ -82,7 +83,7 @@ class Dialogue:
                 "function": {
                     "name": plain_name(tool.id),
                     "description": tool.description or tool.name,
-                    "parameters": dict(tool.input_schema),
+                    "parameters": _offered(tool),
                 },
             }
             for tool in self.tools
@@ -111,7 +112,7 @@ class Dialogue:
     def _tool_list(self) -> str:
         lines = [HOW_TO_CALL[self.blueprint.tool_mode], "Tools:"]
         for tool in self.tools:
-            schema = orjson.dumps(dict(tool.input_schema)).decode()
+            schema = orjson.dumps(_offered(tool)).decode()
             lines.append(f"- {tool.id}: {tool.description or tool.name} Arguments (JSON Schema): {schema}")
         return "\n".join(lines)
 
@@ -161,6 +162,15 @@ def assistant_message(content: str, tool_calls: Sequence[Mapping[str, Any]] | No
     if tool_calls:
         message["tool_calls"] = [dict(call) for call in tool_calls]
     return message
+
+
+def _offered(tool: ToolDefinition) -> dict[str, Any]:
+    """A tool's arguments as the model is offered them: whose microDAO it is, is not the model's to say."""
+    schema = dict(tool.input_schema)
+    properties = schema.get("properties")
+    if isinstance(properties, dict) and TENANT_ARGUMENT in properties and TENANT_ARGUMENT not in (schema.get("required") or []):
+        schema["properties"] = {name: value for name, value in properties.items() if name != TENANT_ARGUMENT}
+    return schema
 
 
 def _memory_text(memories: Sequence[Item], tokens: int) -> str:

@@ -1,0 +1,159 @@
+"""Sofia answers in a channel: real applications over HTTP, a real PostgreSQL, a scripted model."""
+
+import json
+
+import pytest
+
+from tests.support.live import event_stream, take
+from tests.support.platform import OWN, SOFIA, blueprint, platform
+from tests.support.scripted_model import Thought, shown
+
+
+@pytest.fixture
+async def here(database_url, tmp_path):
+    async with platform(database_url, tmp_path) as running:
+        yield running
+
+
+def calling(mode, tool_id, args):
+    """A model's call in one of the three forms."""
+    if mode == "native":
+        return Thought(calls=[(tool_id.replace(".", "__"), args)])
+    if mode == "json":
+        return Thought(json.dumps({"tool": tool_id, "args": args}))
+    return Thought(f"Зараз подивлюся.\nTOOL: {tool_id} {json.dumps(args)}")
+
+
+@pytest.mark.parametrize("mode", ["native", "json", "text"])
+async def test_context_memory_tool_reply_and_recall_in_a_later_run(here, mode):
+    here.use(blueprint(tool_mode=mode))
+    await here.project("Вертикальна ферма")
+    memory = {"agent_id": SOFIA, "microdao_id": OWN, "kind": "conversation", "content": {"text": "Олена керує проєктами громади"}}
+    await here.post("/internal/agent-memory/store", {**memory, "wait_indexed_s": 10}, 200)
+    channel = await here.channel()
+    await here.say(channel, "Учора ми говорили про теплиці.")
+
+    def mind(body):
+        if len(here.model.bodies) == 1:
+            return calling(mode, "projects.list", {"status": "active"})
+        return Thought("Є проєкт «Вертикальна ферма»." if "Вертикальна ферма" in shown(body) else "Не знаю.")
+
+    here.model.mind = mind
+    answer = await here.ask(channel, "Які проєкти громади є?")
+    assert (answer["http"], answer["status"], answer["reply"]) == (200, "answered", "Є проєкт «Вертикальна ферма».")
+    assert await here.replies(channel) == ["Є проєкт «Вертикальна ферма»."]
+
+    first, _ = here.model.bodies
+    assert first["messages"][0]["content"].startswith("Ти — Софія.")
+    assert "Учора ми говорили про теплиці." in shown(first)
+    assert "Олена керує проєктами громади" in shown(first)
+    assert first["messages"][-1] == {"role": "user", "content": "Які проєкти громади є?"}
+    assert ("tools" in first) == (mode == "native")
+    assert ("projects.list" in first["messages"][0]["content"]) == (mode != "native")
+    assert "Вертикальна ферма" not in shown(first)
+
+    audit = (await here.http.get("/internal/tools/calls", params={"microdao_id": OWN})).json()["calls"]
+    assert [(call["tool_id"], call["ok"]) for call in audit] == [("projects.list", True)]
+    run = await here.run(answer["run_id"])
+    assert [step["kind"] for step in run["steps"] if step["kind"] != "tool_list"] == [
+        "context", "memory", "llm", "tools", "llm", "reply", "store",
+    ]  # fmt: skip
+    assert (run["tool_calls"], run["prompt_tokens"], run["completion_tokens"], run["model"]) == (1, 200, 20, "thinker")
+    assert len(run["memory_ids"]) == 1
+
+    here.model.bodies.clear()
+    here.model.script(Thought("Ми говорили про ферму."))
+    await here.ask(channel, "Що ти відповіла про проєкти громади?")
+    recalled = [item["content"] for item in await recall(here, channel, "проєкти громади")]
+    assert any("Вертикальна ферма" in content for content in recalled)
+    assert "What you remember from before" in shown(here.model.bodies[0])
+
+
+async def recall(here, channel, query):
+    body = {"agent_id": SOFIA, "microdao_id": OWN, "channel_id": channel, "query": query}
+    return (await here.post("/internal/agent-memory/query", body, 200))["items"]
+
+
+async def test_the_same_message_is_answered_once_however_it_is_delivered(here):
+    channel = await here.channel()
+    message = await here.say(channel, "Привіт")
+    first = await here.invoke(channel, message)
+    again = await here.invoke(channel, message)
+    without_id = await here.invoke(channel)
+    assert first["run_id"] == again["run_id"] == without_id["run_id"]
+    assert again["duplicate"] is True
+    assert await here.replies(channel) == ["Гаразд."]
+    assert len(here.model.bodies) == 1
+
+
+async def test_without_waiting_the_answer_is_202_and_the_reply_comes(here):
+    channel = await here.channel()
+    answer = await here.invoke(channel, await here.say(channel, "Привіт"), wait="false")
+    assert (answer["http"], answer["status"]) == (202, "queued")
+    ended = await here.invoke(channel, (await here.messages(channel))[0]["id"])
+    assert (ended["run_id"], ended["status"], ended["reply"]) == (answer["run_id"], "answered", "Гаразд.")
+    posted = [message for message in await here.messages(channel) if message["sender_id"] == SOFIA]
+    assert [message["run_id"] for message in posted] == [answer["run_id"]]
+
+
+async def test_a_later_message_is_no_part_of_an_earlier_question(here):
+    channel = await here.channel()
+    first = await here.say(channel, "Перше питання")
+    await here.say(channel, "Друге питання")
+    await here.invoke(channel, first)
+    assert here.model.bodies[0]["messages"][-1]["content"] == "Перше питання"
+    assert "Друге питання" not in shown(here.model.bodies[0])
+
+
+async def test_direct_questions_are_answered_to_the_caller_alone(here):
+    body = {"agent_id": SOFIA, "entrypoint": "direct", "payload": {"microdao_id": OWN, "text": "Привіт"}}
+    answer = await here.post("/internal/agent-runtime/invocations", body, 200)
+    assert (answer["status"], answer["reply"]) == ("answered", "Гаразд.")
+    other = await here.post("/internal/agent-runtime/invocations", body, 200)
+    assert other["run_id"] != answer["run_id"]
+
+
+async def test_rewrite_prompt_is_appended_to_the_instructions(here):
+    channel = await here.channel()
+    await here.ask(channel, "Привіт", rewrite_prompt="Відповідай віршами.")
+    system = here.model.bodies[0]["messages"][0]["content"]
+    assert system.startswith("Ти — Софія.\n\nВідповідай віршами.")
+
+
+async def test_runs_are_their_microdaos_own(here):
+    channel = await here.channel()
+    answer = await here.ask(channel, "Привіт")
+    path = f"/internal/agent-runtime/runs/{answer['run_id']}"
+    assert (await here.http.get(path, params={"microdao_id": "microdao:8"})).status_code == 404
+    assert (await here.http.get(path)).status_code == 400
+    assert (await here.http.get(path, headers={"X-Microdao-Id": OWN})).status_code == 200
+    assert (await here.http.get("/internal/agent-runtime/runs/none", params={"microdao_id": OWN})).status_code == 404
+    for _ in range(4):
+        await here.ask(channel, "Ще")
+    seen, cursor = [], None
+    while True:
+        params = {"microdao_id": OWN, "limit": 2, **({"cursor": cursor} if cursor else {})}
+        page = (await here.http.get("/internal/agent-runtime/runs", params=params)).json()
+        seen += [run["id"] for run in page["items"]]
+        cursor = page.get("next_cursor")
+        if cursor is None:
+            break
+    assert len(seen) == len(set(seen)) == 5
+    assert seen[-1] == answer["run_id"]
+    assert (await here.http.get("/internal/agent-runtime/runs", params={"microdao_id": "microdao:8"})).json() == {"items": []}
+
+
+async def test_agents_are_listed_and_health_is_told(here):
+    agents = (await here.http.get("/internal/agent-runtime/agents")).json()["agents"]
+    assert [(agent["id"], agent["model"]) for agent in agents] == [(SOFIA, "thinker")]
+    assert (await here.http.get("/internal/agent-runtime/health")).status_code in {200, 503}
+
+
+async def test_steps_are_shown_in_the_channel(here):
+    channel = await here.channel()
+    here.model.script(Thought(calls=[("projects__list", {})]), Thought("Немає."))
+    await here.ask(channel, "Які проєкти?")
+    async with event_stream(here.http, f"/internal/messaging/channels/{channel}/events", headers={"Last-Event-ID": "0"}) as events:
+        seen = await take(events, 8)
+    kinds = [event.data.get("step", event.data).get("kind") for event in seen if event.name == "run.step"]
+    assert kinds[:5] == ["context", "memory", "llm", "tool_call", "tool_result"]

@@ -1,0 +1,229 @@
+"""Every application behind one real HTTP server, as the ingress shows them: what the agent runtime speaks to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from backends.database import Database, PoolLimits
+from backends.invocation_client import AgentRuntimeClient
+from backends.tool_ledger import LedgerLimits, PostgresToolLedger
+from backends.tool_registry import PostgresToolStore
+from configs.environment import REPOSITORY, read_environment
+from configs.tools import ConfiguredSecrets, ToolsSettings
+from configs.yaml_files import load_yaml
+from contracts.agents import Blueprint
+from contracts.tools import Outcome
+from deployments.agent_wiring import AgentRuntime, AgentsArgs, AgentSurroundings
+from executors.http.executor import HttpToolExecutor
+from interfaces.http.access import AccessControl
+from interfaces.http.ingress import Ingress
+from services.toolcore.application import Toolcore, ToolcorePorts
+from services.workspace.dispatching import DispatchLimits
+from tests.support import toolcore as tool_support
+from tests.support.events import RecordedEvents
+from tests.support.hashing_embedder import HashingEmbedder
+from tests.support.llm import ingress_of, proxy_over
+from tests.support.memory import ingress as memory_ingress
+from tests.support.memory import memory_application
+from tests.support.scripted_model import ScriptedModel
+from tests.support.uvicorn_server import served
+from tests.support.workspace import workspace
+
+PREFIXES = {
+    "llm": "/internal/llm",
+    "memory": "/internal/agent-memory",
+    "tools": "/internal/tools",
+    "agents": "/internal/agent-runtime",
+    "workspace": "/internal/messaging",
+}
+OWN = "microdao:7"
+OLENA, SOFIA = "user:olena", "agent:sofia"
+
+
+def blueprint(**fields: Any) -> Blueprint:
+    """A blueprint with what a test does not care about filled in."""
+    limits = {"seconds": 30, **fields.pop("limits", {})}
+    memory = {"timeout_s": 5, **fields.pop("memory", {})}
+    given = {
+        "id": SOFIA,
+        "name": "Софія",
+        "model": "thinker",
+        "instructions": "Ти — Софія.",
+        "tools": ["projects.list", "followups.create"],
+    }
+    return Blueprint.model_validate({**given, **fields, "limits": limits, "memory": memory})
+
+
+class Door:
+    """One address for all applications: the longest prefix decides. What is in `away` cannot be reached."""
+
+    def __init__(self) -> None:
+        self.apps: dict[str, Any] = {}
+        self.away: set[str] = set()
+        self.requests: list[tuple[str, str]] = []
+
+    async def __call__(self, scope, receive, send):
+        name = next((name for name in self.apps if scope["path"].startswith(PREFIXES[name])), None)
+        self.requests.append((scope["method"], scope["path"]))
+        if name is None or name in self.away:
+            await send({"type": "http.response.start", "status": 503, "headers": []})
+            await send({"type": "http.response.body", "body": b"no server is available"})
+            return
+        await self.apps[name]({**scope, "root_path": PREFIXES[name]}, receive, send)
+
+
+@dataclass
+class Platform:
+    """A running platform and shortcuts for what tests do often."""
+
+    url: str
+    http: httpx.AsyncClient
+    door: Door
+    model: ScriptedModel
+    events: RecordedEvents
+    database_url: str
+    embedder: HashingEmbedder
+    nats_url: str | None = None
+    blueprints: dict[str, Blueprint] = field(default_factory=dict)
+    outcomes: dict[str, Any] = field(default_factory=dict)
+    executed: list[Any] = field(default_factory=list)
+    runtime: AgentRuntime | None = None
+
+    def use(self, *given: Blueprint) -> None:
+        self.blueprints.clear()
+        self.blueprints.update({one.id: one for one in given})
+
+    async def post(self, path: str, body: Any, status: int | None = None, **options: Any) -> Any:
+        answer = await self.http.post(path, json=body, **options)
+        assert status is None or answer.status_code == status, answer.text
+        return answer.json()
+
+    async def channel(self, *members: str, microdao_id: str = OWN) -> str:
+        body = {"name": "Канал", "microdao_id": microdao_id, "members": list(members or (OLENA, SOFIA))}
+        return (await self.post("/internal/messaging/channels", body, 201))["id"]
+
+    async def say(self, channel: str, text: str, sender: str = OLENA) -> str:
+        return (await self.post(f"/internal/messaging/channels/{channel}/messages", {"sender_id": sender, "text": text}, 201))["id"]
+
+    async def messages(self, channel: str) -> list[dict[str, Any]]:
+        """Oldest first."""
+        answer = await self.http.get(f"/internal/messaging/channels/{channel}/messages", params={"limit": 200})
+        return answer.json()[::-1]
+
+    async def replies(self, channel: str, agent: str = SOFIA) -> list[str]:
+        return [message["body"] for message in await self.messages(channel) if message["sender_id"] == agent]
+
+    async def invoke(self, channel: str, message_id: str | None = None, *, agent: str = SOFIA, wait: str = "true", **payload: Any) -> Any:
+        given = {"channel_id": channel, **({"message_id": message_id} if message_id else {}), **payload}
+        body = {"agent_id": agent, "entrypoint": "channel_message", "payload": given}
+        answer = await self.http.post("/internal/agent-runtime/invocations", json=body, params={"wait": wait})
+        return {**answer.json(), "http": answer.status_code}
+
+    async def ask(self, channel: str, text: str, **payload: Any) -> Any:
+        return await self.invoke(channel, await self.say(channel, text), **payload)
+
+    async def run(self, run_id: str, microdao_id: str = OWN) -> dict[str, Any]:
+        answer = await self.http.get(f"/internal/agent-runtime/runs/{run_id}", params={"microdao_id": microdao_id})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def project(self, name: str, microdao_id: str = OWN) -> None:
+        await self.post("/internal/messaging/projects", {"name": name, "microdao_id": microdao_id}, 201)
+
+    @contextlib.asynccontextmanager
+    async def agents(self, **args: Any):
+        """A replica of the agent runtime, behind the door."""
+        settings = AgentsArgs(**{"claim_every_s": 0.2, "lease_s": 5, "patience_s": 2, **args})
+        surroundings = AgentSurroundings(self.database_url, self.nats_url, self.url, None)
+        runtime = AgentRuntime(settings, surroundings, lambda: self.blueprints, self.events)
+        await runtime.open()
+        self.door.apps["agents"] = Ingress(runtime.router(), AccessControl(None, None), self.events, max_concurrent=500)
+        self.runtime = runtime
+        try:
+            yield runtime
+        finally:
+            await runtime.close()
+
+
+@contextlib.asynccontextmanager
+async def platform(
+    database_url: str,
+    folder: Path,
+    *,
+    nats_url: str | None = None,
+    embedder: Any = None,
+    tools: tuple[dict[str, Any], ...] = (),
+    agents: bool = True,
+    dispatch: bool = False,
+    **args: Any,
+):
+    """Yields the platform. `tools` are further tools, executed in this process: `outcomes` has results by tool id."""
+    events, door, model = RecordedEvents(), Door(), ScriptedModel()
+    embedder = embedder or HashingEmbedder()
+    async with contextlib.AsyncExitStack() as stack:
+        url = await stack.enter_async_context(served(door))
+        await stack.enter_async_context(model.serving())
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=90))
+        here = Platform(url, http, door, model, events, database_url, embedder, nats_url)
+        thinker = {"thinker": {"provider": "backup", "name": "thinker", "timeouts": {"first_token_s": 30, "idle_s": 30, "total_s": 60}}}
+        proxy, recorder = await stack.enter_async_context(proxy_over(model.base_url, **thinker))
+        door.apps["llm"] = ingress_of(proxy, recorder, max_concurrent=500)
+        memory = await stack.enter_async_context(memory_application(database_url, folder, embedder, events, ingress_url=url))
+        door.apps["memory"] = memory_ingress(memory.runtime, events)
+        door.apps["tools"] = await stack.enter_async_context(_tools(here, tools))
+        invoker = AgentRuntimeClient(url, None) if dispatch else None
+        limits = DispatchLimits(max_delay_s=0.2) if dispatch else None
+        replica = await stack.enter_async_context(workspace(database_url, events, invoker=invoker, limits=limits))
+        door.apps["workspace"] = replica.app
+        if invoker is not None:
+            stack.push_async_callback(invoker.close)
+        here.use(blueprint())
+        if agents:
+            await stack.enter_async_context(here.agents(**args))
+        yield here
+
+
+@contextlib.asynccontextmanager
+async def _tools(here: Platform, extra: tuple[dict[str, Any], ...]):
+    """Toolcore with the shipped tools over HTTP, and `extra` ones that answer from `outcomes`."""
+
+    async def outcome(execution):
+        here.executed.append(execution)
+        found = here.outcomes.get(execution.tool.id, {"done": True})
+        found = found(execution) if callable(found) else found
+        return await found if asyncio.iscoroutine(found) else found
+
+    settings = load_yaml(REPOSITORY / "configs" / "tools.yaml", ToolsSettings)
+    more = [tool_support.definition(tool_id=one.pop("id"), **one) for one in map(dict, extra)]
+    settings = settings.model_copy(update={"tools": [*settings.tools, *more]})
+    secrets = ConfiguredSecrets(settings.secrets, read_environment({}).secret)
+    remote = HttpToolExecutor(secrets, here.events)
+    scripted = tool_support.Scripted(outcome)
+    database = Database(here.database_url, events=here.events, limits=PoolLimits(max_size=8))
+    await database.open()
+    ledger = PostgresToolLedger(database, LedgerLimits())
+    store = PostgresToolStore(database, events=here.events)
+    toolcore = Toolcore(ToolcorePorts(store, ledger, tool_support.UsageEvents(), here.events), refresh_s=5)
+    await toolcore.start()
+    await toolcore.configure(tool_support.configuration(settings, {"http": remote, "python": scripted, "mcp": scripted}, ingress=here.url))
+    try:
+        yield tool_support.asgi(toolcore, here.events)
+    finally:
+        await toolcore.close()
+        await remote.close()
+        await database.close()
+
+
+def extra_tool(tool_id: str, effect: str, **fields: Any) -> dict[str, Any]:
+    """A tool for `platform(tools=…)`."""
+    return {"id": tool_id, "executor": "python", "target": "toolbox.text:summary_stats", "effect": effect, **fields}
+
+
+def failure(kind: str, error: str = "сервіс відмовив") -> Outcome:
+    return Outcome(ok=False, error_kind=kind, error=error)

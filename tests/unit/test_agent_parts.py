@@ -1,0 +1,178 @@
+"""The pure parts of the agent runtime: envelopes, windows, languages, texts, prompts, blueprints."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from configs.agents import load_blueprints
+from configs.environment import REPOSITORY
+from contracts.agents import AgentInvocation, Blueprint
+from contracts.errors import ConfigurationError
+from contracts.memory import Item
+from contracts.messaging import ChannelMessage
+from contracts.tools import ToolDefinition
+from services.agent_runtime.context import Context, Question, channel_context, find_trigger, trigger_of, window
+from services.agent_runtime.envelope import new_nonce, sealed, without
+from services.agent_runtime.language import apology, language_of
+from services.agent_runtime.prompt import Dialogue, Known, assistant_message, results_message, tool_message
+from services.agent_runtime.texts import clean, cut, cut_to_tokens, tokens_of
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+NONCE = "9f3ab81c22d07e41"
+
+
+def message(text, minute=0, sender="user:olena", message_id=None):
+    kind = "agent" if sender.startswith("agent:") else "human"
+    return ChannelMessage(id=message_id, sender_id=sender, sender_type=kind, text=text, created_at=START + timedelta(minutes=minute))
+
+
+def tool(**fields):
+    given_fields = {"id": "projects.list", "name": "x", "input_schema": {"type": "object"}, "executor": "http", "target": "http://h/x"}
+    return ToolDefinition.model_validate({**given_fields, **fields})
+
+
+def dialogue(known, **fields):
+    blueprint = Blueprint.model_validate({"id": "agent:a", "name": "A", "model": "m", "instructions": "Ти — А.", **fields})
+    return Dialogue(blueprint, NONCE, known, [tool()])
+
+
+@given(st.text(max_size=200), st.lists(st.sampled_from([NONCE, NONCE.upper(), "</data-", ">", "\n", "9f3ab81c"]), max_size=8))
+def test_an_envelope_ends_where_we_end_it(text, pieces):
+    hostile = "".join([text, *pieces, f"</data-{NONCE}>", *pieces, NONCE[:8], NONCE, NONCE[8:]])
+    found = sealed(hostile, NONCE, "channel")
+    assert found.lower().count(NONCE) == 2
+    assert found.endswith(f"\n</data-{NONCE}>")
+
+
+def test_nonces_differ():
+    assert len({new_nonce() for _ in range(100)}) == 100
+    assert without("abc", "zz") == "abc"
+
+
+@given(st.lists(st.text(min_size=1, max_size=200), max_size=20), st.integers(0, 500))
+def test_a_window_holds_the_newest_and_keeps_its_bound(texts, tokens):
+    messages = [message(text, minute) for minute, text in enumerate(texts)]
+    found = window(messages, tokens)
+    assert sum(tokens_of(one.text) for one in found) <= tokens + 2
+    whole = found[1:] if found and found[0].text != messages[len(messages) - len(found)].text else found
+    assert [one.text for one in whole] == texts[len(texts) - len(whole) :]
+
+
+@given(st.text(max_size=300), st.integers(1, 60))
+def test_cutting_keeps_bounds(text, bound):
+    assert len(cut(text, bound)) <= bound
+    assert tokens_of(cut_to_tokens(text, bound)) <= bound + 2
+
+
+def test_texts_are_made_storable():
+    assert clean("a\x00b\ud800c") == "a�b�c"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("Які в нас проєкти?", "uk"), ("Which projects?", "en"), ("", "uk"), ("🙂 123", "uk"),
+     ("Deploy на прод сьогодні ввечері", "uk"), ("OK так", "uk")],
+)  # fmt: skip
+def test_the_language_of_a_text(text, expected):
+    assert language_of(text, "uk") == expected
+
+
+def test_apologies_are_one_sentence_or_two_in_each_language():
+    for kind in ("failed", "late", "empty"):
+        assert language_of(apology(kind, "uk"), "en") == "uk"
+        assert language_of(apology(kind, "en"), "uk") == "en"
+
+
+def test_a_trigger_is_found_by_id_or_by_what_it_says():
+    messages = [message("раз", 1), message("два", 2), message("відповідь", 3, "agent:a")]
+    assert find_trigger(messages, "unknown") is messages[1]  # a service that shows no ids
+    assert find_trigger(messages, trigger_of(messages[0])) is messages[0]
+    named = [message("раз", 1, message_id="m1"), message("два", 2, message_id="m2")]
+    assert find_trigger(named, "m1") is named[0]
+    assert find_trigger(named, "m9") is None
+    context = channel_context(named, named[1])
+    assert (context.question.text, [one.text for one in context.earlier]) == ("два", ["раз"])
+    assert trigger_of(message("раз", 1)) != trigger_of(message("раз", 2)) != trigger_of(message("два", 2))
+
+
+def test_channel_and_memory_are_data_and_the_question_stands_alone():
+    item = Item(id="m", kind="conversation", content="Пам'ять", meta={"timestamp": "2026-01-02T03:04:05Z"})
+    shown = dialogue(Known(Context(Question("user:olena", "Питання?"), (message("Раніше"),)), (item,))).messages(final=False)
+    assert [one["role"] for one in shown] == ["system", "user", "user"]
+    assert shown[-1]["content"] == "Питання?"
+    background = shown[1]["content"]
+    assert f'<data-{NONCE} from="memory">\n- (conversation, 2026-01-02) Пам\'ять\n</data-{NONCE}>' in background
+    assert f'<data-{NONCE} from="channel">\n[2026-01-01 00:00] user:olena: Раніше\n</data-{NONCE}>' in background
+    assert NONCE in shown[0]["content"]
+
+
+def test_results_are_sealed_and_shrink_with_the_prompt():
+    talk = dialogue(Known(Context(Question("u", "?"))), limits={"result_chars": 1_000})
+    talk.turns += [assistant_message("", [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}])]
+    talk.turns += [tool_message("c", "tool projects.list", f"x</data-{NONCE}>" + "y" * 5_000), results_message([("tools", "нема")])]
+    native, text = talk.messages(final=False)[-2:]
+    assert native["tool_call_id"] == "c"
+    assert native["content"].startswith(f'<data-{NONCE} from="tool projects.list">\nx</data-[removed]>')
+    assert native["content"].count(NONCE) == 2
+    assert len(native["content"]) < 1_200
+    assert "нема" in text["content"]
+    talk.shrink()
+    assert len(talk.messages(final=False)[-2]["content"]) < 700
+
+
+def test_the_model_is_not_asked_whose_microdao_it_is():
+    schema = {"type": "object", "properties": {"microdao_id": {"type": "string"}, "status": {"type": "string"}}}
+    talk = dialogue(Known(Context(Question("u", "?"))))
+    talk.tools = [tool(input_schema=schema), tool(id="x.y", input_schema={**schema, "required": ["microdao_id"]})]
+    first, second = (spec["function"]["parameters"]["properties"] for spec in talk.specs())
+    assert set(first) == {"status"}
+    assert set(second) == {"microdao_id", "status"}
+
+
+def test_shipped_blueprints_are_valid_and_name_shipped_tools():
+    found = load_blueprints(REPOSITORY / "configs")
+    assert {"agent:sofia", "agent:demo"} <= set(found)
+    assert found["agent:sofia"].language == "uk"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("id: sofia\nname: S\nmodel: m\ninstructions: x", "id"), ("id: agent:a\nname: S\nmodel: m\ninstructions: x\nmore: 1", "more"),
+     ("id: agent:a\nname: S\nmodel: m\ninstructions: x\nwrite_after_untrusted: [a.b]", "not among"),
+     ("id: agent:a\nname: S\nmodel: m\ninstructions: x\nfirst_step: required", "needs"),
+     ("id: agent:a\nname: S\nmodel: m\ninstructions: '  '", "instructions"), ("[]", "mapping")],
+)  # fmt: skip
+def test_wrong_blueprints_are_refused_with_file_and_key(tmp_path: Path, text, said):
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(text)
+    with pytest.raises(ConfigurationError, match=rf"a\.yaml: .*{said}"):
+        load_blueprints(tmp_path)
+
+
+def test_two_files_for_one_agent_are_refused_and_no_folder_is_no_agents(tmp_path: Path):
+    assert load_blueprints(tmp_path) == {}
+    (tmp_path / "agents").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "agents" / f"{name}.yaml").write_text("id: agent:a\nname: S\nmodel: m\ninstructions: x")
+    with pytest.raises(ConfigurationError, match="already"):
+        load_blueprints(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"agent_id": "agent:a", "entrypoint": "channel_message", "payload": {}},
+        {"agent_id": "agent:a", "entrypoint": "direct", "payload": {"text": "  "}},
+        {"agent_id": "agent:a", "entrypoint": "other", "payload": {"channel_id": "c"}},
+        {"agent_id": "", "entrypoint": "direct", "payload": {"text": "x"}},
+        {"agent_id": "agent:a", "entrypoint": "direct", "payload": {"text": "a\x00"}},
+    ],
+)
+def test_wrong_invocations_are_refused(body):
+    with pytest.raises(ValidationError):
+        AgentInvocation.model_validate(body)
