@@ -104,7 +104,7 @@ Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 
 
 class LimitsFilter(BaseModel):
-    """Whose limits to show: of an agent, of a microDAO, or both; those of the presented credential are always shown."""
+    """Whose limits to show: an agent's, a microDAO's, or both; those of the presented credential are shown in any case."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -125,10 +125,10 @@ class LimitState(BaseModel):
     limit: str
     subject: str
     per: Literal["minute", "day", "month"] | None
-    amount: float
-    used: float
-    reserved: float
-    left: float
+    amount: int | float
+    used: int | float
+    reserved: int | float
+    left: int | float
     reset_s: float | None
 
 
@@ -138,10 +138,3 @@ class LimitsPage(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     limits: list[LimitState]
-
-
-class LimitsReader(Protocol):
-    """Where the state of limits is read."""
-
-    async def standing(self, wanted: LimitsFilter) -> Sequence[LimitState]:
-        """Returns every limit that applies. Raises LimitsUnavailable."""

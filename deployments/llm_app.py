@@ -36,6 +36,7 @@ from deployments.metrics import LLMMetrics
 from deployments.replica import access_control, open_event_log
 from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
 from interfaces.http.ingress import Ingress
+from interfaces.http.limits import LimitRoutes, add_limit_routes
 from interfaces.http.llm import LLMRoutes, llm_router
 from interfaces.http.openai_chat import OpenAIRoutes, add_openai_routes
 from interfaces.http.openai_errors import OPENAI_ERRORS
@@ -46,6 +47,7 @@ from providers.routing import RoutingTable
 from services.health import Dependency, HealthMonitor
 from services.llm_proxy.circuits import Circuits, State
 from services.llm_proxy.embeddings import Embeddings
+from services.llm_proxy.limit_states import LimitStates
 from services.llm_proxy.limiter import LeasedLimiter
 from services.llm_proxy.service import LLMProxy
 from services.llm_proxy.spillover import Spillover
@@ -96,7 +98,8 @@ class LLMReplica:
         self._embedder_settings = load_engines(self._environment, args.engines_file).embedder
         self._embedder = open_embedder(self._embedder_settings, self._environment, own_vectors=True)
         self._authority = AuthorityClient()
-        self._limiter = LeasedLimiter(self._authority, LimitSettings().of, replica=self._name)
+        self._limits = LimitSettings()
+        self._limiter = LeasedLimiter(self._authority, self._limits.of, replica=self._name)
         self._monitor = HealthMonitor({})
         self._providers: dict[str, ChatProvider] = {}
         self._circuits, self._spillover = Circuits(self._circuit_turned), Spillover()
@@ -111,7 +114,8 @@ class LLMReplica:
         self._circuits.keep(route.primary for route in router.routes())  # every target is some model's own
         prices = PriceBook(settings)
         await asyncio.to_thread(prices.warm)
-        self._limiter.reconfigure(settings.limits.of)
+        self._limits = settings.limits
+        self._limiter.reconfigure(self._limits.of)
         self._limiter.start()
         self._proxy = LLMProxy(
             router=router,
@@ -132,6 +136,7 @@ class LLMReplica:
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
         """Returns the ASGI application of this replica."""
         router = llm_router(LLMRoutes(self._current, UsageQueries(UsageStore(self._database)), self._health))
+        add_limit_routes(router, LimitRoutes(LimitStates(self._authority, lambda: self._limits.of_subject)))
         add_embedding_routes(router, EmbeddingRoutes(self._embeddings()))
         embedder = self._embedder_settings
         add_openai_routes(router, OpenAIRoutes(self._current, (embedder.served_name, embedder.type)))

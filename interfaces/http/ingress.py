@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from contracts.errors import DaarionError, NotFound, Overloaded
+from contracts.limits import CREDENTIAL
 from contracts.ports import EventLog
 from interfaces.http.access import AccessControl
 from interfaces.http.errors import as_leaf, error_response
@@ -80,8 +81,11 @@ class Ingress:
             if path in self._open:
                 await self._app(scope, receive, answer.send)
                 return
-            self._access.check(scope["headers"], admin=self._is_admin(scope["method"], path))
-            await self._bounded(scope, receive, answer, self._endpoints.get((scope["method"], path)))
+            credential = CREDENTIAL.set(self._access.check(scope["headers"], admin=self._is_admin(scope["method"], path)))
+            try:
+                await self._bounded(scope, receive, answer, self._endpoints.get((scope["method"], path)))
+            finally:
+                CREDENTIAL.reset(credential)
         except Exception as error:  # noqa: BLE001  # the last line of defence: nothing leaves without the envelope
             await self._refuse(error, scope, receive, answer, request_id)
 

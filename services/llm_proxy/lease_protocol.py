@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from contracts.limits import CALENDAR, LimitKey, Meter
+from contracts.limits import CALENDAR, Limit, LimitKey, Meter
 
 WINDOW_S = 60.0
 TTL_S = 2.0
@@ -99,6 +100,13 @@ class Standing:
     reserved: int
     left: int
     reset_s: float | None
+
+
+class StandingSource(Protocol):
+    """The authority, asked how limits stand."""
+
+    async def standing(self, limits: Sequence[Limit]) -> Sequence[Standing]:
+        """Returns the limits in their order. Raises LimitsUnavailable."""
 
 
 def lease_size(limit: int, left: int) -> int:

@@ -34,6 +34,9 @@ class InProcessAuthority:
             self.read_ledger(key)
         return reply
 
+    async def standing(self, wanted):
+        return [self.book.standing(limit.key, limit.amount, time.monotonic(), time.time()) for limit in wanted]
+
     def read_ledger(self, key):
         self.book.load(key, period_of(key.meter, time.time()), self.ledger.get(key, {}))
 

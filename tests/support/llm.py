@@ -88,6 +88,7 @@ async def proxy_over(base_url, *, limit=None, source=None, **models):
     providers = build_providers(config, ProviderResources(keys.get, NoEngine()))
     limiter = LeasedLimiter(source, requests_per_minute(limit))
     yield LLMProxy(RoutingTable(config), providers, limiter, recorder, recorder), recorder
+    await limiter.close()
     for provider in providers.values():
         await provider.close()
 
