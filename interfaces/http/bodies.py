@@ -44,4 +44,5 @@ async def read_bounded(request: Request, max_bytes: int) -> bytes:
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is over {max_bytes >> 20} MiB")
+    bound = f"{max_bytes >> 20} MiB" if max_bytes >= 1 << 20 else f"{max_bytes >> 10} KiB"
+    return PayloadTooLarge(f"the body is over {bound}")

@@ -213,7 +213,7 @@ async def test_the_longest_message_is_stored_as_it_is(http):
     assert sent["body"] == text
     assert len(sent["content_preview"]) == 500
     too_large = await http.post(f"/channels/{channel['id']}/messages", content=b'{"text":"' + b"x" * (300 << 10) + b'"}')
-    assert too_large.status_code == 413
+    assert (too_large.status_code, too_large.json()["error"]["message"]) == (413, "the body is over 256 KiB")
 
 
 @pytest.mark.parametrize(
