@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -93,6 +94,29 @@ def test_packages_come_before_the_repository_so_that_their_layer_is_kept():
         copied = [rest for instruction, rest in instructions if instruction == "COPY"]
         assert copied == ["requirements/ requirements/", "launcher/__init__.py launcher/install.py launcher/"]
         assert f"python -m launcher.install {target} --packages-only" in instructions[-1][1]
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_the_packages_layer_needs_nothing_but_what_is_copied(target, tmp_path):
+    for source in ("requirements", "launcher/__init__.py", "launcher/install.py"):
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        (tmp_path / source).parent.mkdir(exist_ok=True)
+        copy(ROOT / source, tmp_path / source)
+    recorded = (
+        "import sys, launcher.install as install\n"
+        "def step(title, argv, cwd):\n"
+        "    print(cwd, *argv)\n"
+        "    (cwd / '.venv/bin').mkdir(parents=True, exist_ok=True)\n"
+        "    (cwd / '.venv/bin/python').exists() or (cwd / '.venv/bin/python').symlink_to(sys.executable)\n"
+        "install.Installer(step=step).ensure(sys.argv[1], project=False)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", recorded, target], cwd=tmp_path, env={}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"{tmp_path} {tmp_path}/.venv/bin/python -m pip install")
+    assert last.endswith(f"--requirement {tmp_path}/requirements/{target}.lock")
 
 
 def test_the_context_has_every_package_and_nothing_private():
