@@ -41,7 +41,7 @@ from interfaces.http.llm import LLMRoutes, llm_router
 from interfaces.http.openai_chat import OpenAIRoutes, add_openai_routes
 from interfaces.http.openai_errors import OPENAI_ERRORS
 from providers.prices import PriceBook
-from providers.registry import build_providers
+from providers.registry import build_providers, check_types
 from providers.resources import ProviderResources
 from providers.routing import RoutingTable
 from services.health import Dependency, HealthMonitor
@@ -235,4 +235,5 @@ def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     LLMArgs.model_validate(args)
     settings = load_yaml(read_environment().config_dir / SETTINGS_FILE, LLMSettings)
+    check_types(settings)
     return {DEPLOYMENT: settings.model_dump(mode="json", exclude_unset=True)}  # an override inherits what it does not set

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 from backends.event_log import FileEventLog, Listener
-from configs.environment import Environment
+from configs.environment import Environment, is_loopback
+from contracts.errors import ConfigurationError
 from interfaces.http.access import AccessControl
+
+_SERVE_CONTEXT = "ray.serve.context"
 
 
 def open_event_log(environment: Environment, application: str, listeners: Iterable[Listener] = ()) -> FileEventLog:
@@ -17,5 +22,25 @@ def open_event_log(environment: Environment, application: str, listeners: Iterab
 
 
 def access_control(environment: Environment) -> AccessControl:
-    """Returns the check of this environment's secrets."""
+    """Returns the check of this environment's secrets. Every ingress replica makes one before it listens.
+
+    Raises:
+        ConfigurationError: without a secret, where Serve lets the replica listen on other addresses than loopback. `DAARION_HOST` says
+            nothing about that where the graph was deployed by Serve's own commands.
+    """
+    host = serve_host()
+    if host is not None and not environment.has_secret and not is_loopback(host):
+        raise ConfigurationError(
+            f"Serve's http_options.host {host} can be reached from other machines, but this replica's environment has no secret: "
+            "set DAARION_INTERNAL_SECRET (and DAARION_ADMIN_SECRET) for every Ray process, or bind 127.0.0.1"
+        )
     return AccessControl(environment.internal_secret, environment.admin_secret)
+
+
+def serve_host() -> str | None:
+    """Returns the address on which Serve's ingress listens, as Serve itself knows it; None outside a replica."""
+    context: Any = sys.modules.get(_SERVE_CONTEXT)  # a plain process of a service does without Ray
+    if context is None or context._get_internal_replica_context() is None:  # noqa: SLF001  # Serve has no public question for it
+        return None
+    host: str | None = context._get_global_client().http_config.host  # noqa: SLF001
+    return host

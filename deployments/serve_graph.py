@@ -1,12 +1,13 @@
 """`python -m deployments.serve_graph <config.yaml>`: one Ray node and the Serve graph of a file, until SIGTERM.
 
-SIGHUP deploys the file anew: what can change in place does, through each deployment's `user_config`. The process exits
-with 1 and one line on stderr when the graph cannot be deployed. Ray's processes end with this one, also when it is killed.
+SIGHUP deploys the file anew: what can change in place does, through each deployment's `user_config`; a mistake leaves the
+running graph as it was. When the graph cannot be deployed one line on stderr says why, and the process exits with 2 when its
+configuration is to blame, so that another start cannot help, else with 1. Ray's processes end with this one, also when it is
+killed.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import queue
 import re
@@ -19,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import yaml
 
 from configs.environment import Environment, export, read_environment
 from contracts.errors import ConfigurationError, DaarionError
+from deployments.graph_config import deploy_config, with_live_config
 from deployments.serve_defaults import node_options, ray_variables
 
 if TYPE_CHECKING:
@@ -32,12 +33,19 @@ POLL_S = 1.0
 SERVE_STOP_S = 20.0
 RAY_STOP_S = 7.0
 LEFTOVER_S = 2.0
+SETTLE_S = 60.0
+FAILED, REFUSED = 1, 2
+_CONFIGURATION_ERROR = f"{ConfigurationError.__module__}.{ConfigurationError.__qualname__}: "
 
 log = logging.getLogger("daarion.serve_graph")
 
 
 class DeployFailed(Exception):
-    """An application could not be deployed; the message is one line."""
+    """An application could not be deployed; the message is one line. `refused`: by its configuration."""
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 def main(arguments: list[str]) -> int:
@@ -46,33 +54,86 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         log.error("usage: python -m deployments.serve_graph <config.yaml>")
         return 2
+    signals = Signals()
     try:
         environment = read_environment()
         file = Path(arguments[0]).absolute()
         export(ray_variables(environment))
-        return Graph(file, environment).run()
-    except (DaarionError, DeployFailed) as error:
+        return Graph(file, environment, signals).run()
+    except ConfigurationError as error:
         log.error("%s", error)  # noqa: TRY400  # one line, no traceback
-        return 1
+        return REFUSED
+    except DeployFailed as error:
+        log.error("%s", error)  # noqa: TRY400
+        return REFUSED if error.refused else FAILED
+    except DaarionError as error:
+        log.error("%s", error)  # noqa: TRY400
+        return FAILED
+
+
+class Signals:
+    """What this process is asked to do: SIGHUP to reload, SIGTERM or SIGINT to stop. None is lost from the construction on."""
+
+    def __init__(self) -> None:
+        self._received: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._stop_asked = False
+        self._reload_asked = False
+        self.listen()
+
+    def listen(self) -> None:
+        """Takes the signals, again where a library took them meanwhile."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda received, _frame: self._received.put(received))
+
+    def stop_asked(self) -> bool:
+        """Whether to stop."""
+        self._take(0)
+        return self._stop_asked
+
+    def reload_asked(self) -> bool:
+        """Whether a reload waits to be `taken`."""
+        self._take(0)
+        return self._reload_asked
+
+    def wait(self, seconds: float | None) -> None:
+        """Returns after `seconds` (None: no bound), or sooner with a new signal."""
+        self._take(seconds)
+
+    def take_reload(self) -> None:
+        """A reload begins; one that is asked for from now on is another one."""
+        self._reload_asked = False
+
+    def _take(self, seconds: float | None) -> None:
+        with suppress(queue.Empty):
+            number = self._received.get(timeout=seconds) if seconds != 0 else self._received.get_nowait()
+            while True:
+                self._stop_asked = self._stop_asked or number != signal.SIGHUP
+                self._reload_asked = self._reload_asked or number == signal.SIGHUP
+                number = self._received.get_nowait()
 
 
 class Graph:
     """The graph of one configuration file on a Ray node of its own."""
 
-    def __init__(self, file: Path, environment: Environment) -> None:
+    def __init__(self, file: Path, environment: Environment, signals: Signals) -> None:
         self._file = file
         self._environment = environment
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._signals = signals
 
     def run(self) -> int:
-        """Starts, deploys and blocks until SIGTERM or SIGINT."""
+        """Starts, deploys and blocks until SIGTERM or SIGINT.
+
+        Raises:
+            ConfigurationError: a file is wrong; nothing was started.
+            DeployFailed: Serve or an application does not come up.
+        """
         config = deploy_config(self._file, self._environment)
+        with_live_config(config.model_copy(deep=True))  # every application's files are right, or nothing starts
         try:
             self._start(config)
-            self._listen()
             self._deploy(config)
-            if self._came_up():
-                self._block()
+            self._come_up()
+            self._block()
         finally:
             stop()
         return 0
@@ -91,11 +152,8 @@ class Graph:
             )
         except Exception as error:
             raise DeployFailed(f"the ingress cannot start: {reason(str(error))}") from error
+        self._signals.listen()
         log.info("Serve started in %.1f s", time.monotonic() - started)
-
-    def _listen(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda received, _frame: self._signals.put(received))
 
     def _deploy(self, config: ServeDeploySchema) -> None:
         from ray.serve.context import _get_global_client  # noqa: PLC0415  # what `serve run` does with a file
@@ -103,80 +161,47 @@ class Graph:
         client = _get_global_client()
         client.deploy_apps(config)
 
-    def _came_up(self) -> bool:
-        """Waits until every application runs; False when a signal asks to stop meanwhile.
+    def _come_up(self) -> None:
+        """Waits until every application runs, or a stop is asked for; a reload waits until then.
 
         Raises:
             DeployFailed: an application cannot be deployed.
         """
         started = time.monotonic()
         while not_running():
-            with suppress(queue.Empty):
-                if self._signals.get(timeout=POLL_S) != signal.SIGHUP:
-                    return False
+            if self._signals.stop_asked():
+                return
+            self._signals.wait(POLL_S)
         log.info("all applications run after %.1f s", time.monotonic() - started)
-        return True
 
     def _block(self) -> None:
-        while self._signals.get() == signal.SIGHUP:
-            self._reload()
+        while not self._signals.stop_asked():
+            if self._signals.reload_asked():
+                self._signals.take_reload()
+                self._reload()
+            else:
+                self._signals.wait(None)
 
     def _reload(self) -> None:
-        """Deploys the file as it is now; a mistake in it leaves the running graph as it was."""
+        """Deploys the file as it is now; whatever is wrong with it leaves the running graph as it was."""
         try:
             self._deploy(with_live_config(deploy_config(self._file, self._environment)))
-        except DaarionError as error:
+            pending = self._settle()
+        except (DaarionError, DeployFailed) as error:
             log.error("not reloaded: %s", error)  # noqa: TRY400  # one line, no traceback
+        except Exception as error:  # noqa: BLE001  # what runs goes on, whatever Serve or a module thinks of the new files
+            log.error("not reloaded: %s: %s", type(error).__name__, reason(str(error)))  # noqa: TRY400
         else:
-            log.info("reloaded")
+            log.info("reloaded%s", f", but not running yet: {', '.join(pending)}" if pending else "")
 
-
-def deploy_config(file: Path, environment: Environment) -> ServeDeploySchema:
-    """Returns Serve's configuration from `file`, listening where the environment says.
-
-    Raises:
-        ConfigurationError: the file is missing, no YAML, or no Serve configuration.
-    """
-    from pydantic import ValidationError  # noqa: PLC0415
-    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        config = ServeDeploySchema.model_validate(content)
-    except (OSError, UnicodeDecodeError):
-        raise ConfigurationError(f"{file.name}: cannot be read") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{file.name}: not valid YAML: {str(error).splitlines()[0]}") from None
-    except ValidationError as error:
-        mistake = error.errors(include_url=False, include_input=False)[0]
-        raise ConfigurationError(f"{file.name}: {'.'.join(map(str, mistake['loc']))}: {mistake['msg']}") from None
-    config.http_options.host = environment.host
-    config.http_options.port = environment.port
-    return config
-
-
-def with_live_config(config: ServeDeploySchema) -> ServeDeploySchema:
-    """Returns `config` with the `user_config` that each application's module computes from the files as they are now.
-
-    An application takes part by a function `live_config(args) -> {deployment: user_config}` beside its builder.
-
-    Raises:
-        ConfigurationError: one of the files is wrong.
-    """
-    from ray.serve.schema import DeploymentSchema  # noqa: PLC0415
-
-    for application in config.applications:
-        module = importlib.import_module(application.import_path.partition(":")[0])
-        live_config = getattr(module, "live_config", None)
-        if live_config is None:
-            continue
-        known = {deployment.name: deployment for deployment in application.deployments}
-        for name, values in live_config(application.args).items():
-            if name not in known:
-                known[name] = DeploymentSchema(name=name)
-                application.deployments.append(known[name])
-            known[name].user_config = values
-    return config
+    def _settle(self) -> list[str]:
+        """Waits for a while until every application runs again; returns those that do not yet. A further signal ends the wait."""
+        until = time.monotonic() + SETTLE_S
+        while pending := not_running():
+            if self._signals.stop_asked() or self._signals.reload_asked() or time.monotonic() > until:
+                break
+            self._signals.wait(POLL_S)
+        return pending
 
 
 def not_running() -> list[str]:
@@ -191,8 +216,10 @@ def not_running() -> list[str]:
     for application in _get_global_client().list_serve_statuses():
         status, name = application.app_status.status, application.name
         if status == "DEPLOY_FAILED":
-            failed = [f"{part.name}: {reason(part.message)}" for part in application.deployment_statuses if part.status == "DEPLOY_FAILED"]
-            raise DeployFailed(f"application `{name}` cannot be deployed: {'; '.join(failed) or reason(application.app_status.message)}")
+            messages = {part.name: part.message for part in application.deployment_statuses if part.status == "DEPLOY_FAILED"}
+            told = "; ".join(f"{part}: {reason(message)}" for part, message in messages.items()) or reason(application.app_status.message)
+            refused = any(_CONFIGURATION_ERROR in message for message in (*messages.values(), application.app_status.message))
+            raise DeployFailed(f"application `{name}` cannot be deployed: {told}", refused=refused)
         if status != "RUNNING":
             pending.append(name)
     return pending

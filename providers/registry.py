@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import cast
@@ -21,11 +22,21 @@ def build_providers(settings: LLMSettings, resources: ProviderResources) -> dict
     return {name: _build(name, provider, resources) for name, provider in settings.providers.items()}
 
 
+def check_types(settings: LLMSettings) -> None:
+    """Makes sure that every provider has an adapter, before any replica is told to build it. Raises ConfigurationError."""
+    for name, provider in settings.providers.items():
+        _adapter(name, provider)
+
+
 def _build(name: str, settings: ProviderSettings, resources: ProviderResources) -> ChatProvider:
+    return cast("ChatProvider", _adapter(name, settings)(name, settings, resources))
+
+
+def _adapter(name: str, settings: ProviderSettings) -> Callable[..., object]:
     module_name = f"providers.{settings.type}"
     adapter = getattr(import_module(module_name), "Provider", None) if find_spec(module_name) else None
     if adapter is None:
         raise ConfigurationError(
             f"llm.yaml: providers.{name}.type: no adapter `{settings.type}` (a class `Provider` in providers/{settings.type}.py)"
         )
-    return cast("ChatProvider", adapter(name, settings, resources))
+    return cast("Callable[..., object]", adapter)

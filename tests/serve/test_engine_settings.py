@@ -16,7 +16,8 @@ from configs.environment import read_environment
 from contracts.errors import ConfigurationError
 from deployments.engines.app import EnginesArgs, build, live_config
 from deployments.engines.placement import Placement, process_variables
-from deployments.serve_graph import deploy_config, reason, with_live_config
+from deployments.graph_config import deploy_config, with_live_config
+from deployments.serve_graph import reason
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SERVE_FILES = [REPOSITORY / "serve_config.yaml", REPOSITORY / "configs" / "serve.gpu.yaml"]
@@ -185,3 +186,30 @@ def test_the_builder_and_its_callers_stay_light():
 def test_a_busy_port_is_named():
     alert = "[ALERT] (1) : Binding [x.cfg:50] for frontend http: cannot bind socket (Address already in use) for [127.0.0.1:8000]\nExiting."
     assert reason(f"HAProxy crashed during startup: {alert}") == "127.0.0.1:8000: Address already in use"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda app: app.update(import_path="deployments.no_such_app:build"), "import_path: there is no `deployments.no_such_app:build`"),
+        (lambda app: app.update(import_path="deployments.llm_app:biuld"), "import_path: there is no `deployments.llm_app:biuld`"),
+        (lambda app: app["args"].update(max_concurent=5), "args: max_concurent: Extra inputs are not permitted"),
+    ],
+    ids=["no module", "no builder", "a typo in args"],
+)
+@pytest.mark.parametrize("application", ["llm", "workspace"], ids=["with live values", "without"])
+def test_a_typo_in_the_serve_file_is_told_and_nothing_else_happens(environment, tmp_path, change, told, application):
+    content = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
+    change(next(app for app in content["applications"] if app["name"] == application))
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigurationError) as refused:
+        with_live_config(deploy_config(file, environment))
+    assert refused.value.message == f"application `{application}`: {told}"
+
+
+def test_an_unknown_kind_of_provider_is_told_before_a_replica_sees_it(environment):
+    file = environment.config_dir / "llm.yaml"
+    file.write_text(file.read_text().replace("type: local", "type: wizard"))
+    with pytest.raises(ConfigurationError, match="providers.local.type: no adapter `wizard`"):
+        with_live_config(deploy_config(REPOSITORY / "serve_config.yaml", environment))
