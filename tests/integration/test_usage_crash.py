@@ -17,6 +17,10 @@ from launcher.postgres import PostgresServer
 from tests.support.events import RecordedEvents
 from tests.support.usage_child import OPTIONS
 
+TRIES = """
+SELECT call_id AS id, count(*) AS tries, max(number) AS highest, count(*) FILTER (WHERE last) AS last, max(prompt_tokens) AS tokens
+FROM llm_attempts GROUP BY call_id
+"""
 ROUNDS = 4
 ID_LENGTH = 36
 
@@ -82,11 +86,14 @@ async def test_every_kept_record_is_in_the_ledger_exactly_once(tmp_path: Path, s
         assert writer.statistics().rejected == 0
         await writer.close()
         async with database.transaction(timeout_s=30) as connection:
-            rows = await (await connection.execute("SELECT id, request_id, prompt_tokens FROM llm_usage")).fetchall()
+            rows = await (await connection.execute("SELECT id, request_id, prompt_tokens, attempts FROM llm_usage")).fetchall()
+            tries = await (await connection.execute(TRIES)).fetchall()
         await database.close()
     found = {row["id"] for row in rows}
     assert len(rows) == len({row["request_id"] for row in rows}), "a call was accounted twice"
     assert all(row["request_id"].endswith(f"-{row['prompt_tokens']}") for row in rows)
     assert kept - found == set()
+    told = {row["id"]: (row["attempts"], row["attempts"], 1, row["prompt_tokens"]) for row in rows}
+    assert {row["id"]: (row["tries"], row["highest"], row["last"], row["tokens"]) for row in tries} == told
     assert len(found - kept) <= children, "more than the one record in flight at each kill"
     assert list(folder.iterdir()) == []

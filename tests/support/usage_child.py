@@ -11,6 +11,7 @@ from pathlib import Path
 
 from backends.database import Database
 from backends.usage import UsageWriter, WriterOptions
+from contracts.usage import AttemptRecord
 from tests.support.events import RecordedEvents
 from tests.support.usage import usage_record
 
@@ -33,7 +34,14 @@ async def main(url: str, folder: Path, name: str) -> None:
     while True:
         for _ in range(random.randint(1, 40)):
             number += 1
-            record = usage_record(request_id=f"{name}-{number}", prompt_tokens=number, agent_id="agent:" + "x" * random.randint(1, 200))
+            tries = random.randint(1, 3)
+            record = usage_record(
+                request_id=f"{name}-{number}",
+                prompt_tokens=number,
+                agent_id="agent:" + "x" * random.randint(1, 200),
+                attempts=tries,
+                tries=tuple(AttemptRecord("openai", "gpt", "ok", 1.0, prompt_tokens=number) for _ in range(tries)),
+            )
             dropped = writer.statistics().dropped
             writer.record(record)
             if writer.statistics().dropped == dropped:

@@ -1,0 +1,139 @@
+"""`usage.llm` on a real NATS: each call at least once, also across an outage, and never at the ledger's cost."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from decimal import Decimal
+
+import nats
+import orjson
+import pytest
+
+from backends.nats_link import NatsLink
+from backends.usage import UsageWriter, WriterOptions
+from backends.usage_announcer import UsageAnnouncer
+from contracts.usage import AttemptRecord
+from launcher.stores import NatsServer
+from tests.support.usage import usage_record
+
+QUICK = WriterOptions(flush_interval_s=0.02, tend_interval_s=0.02, adopt_interval_s=0.2, max_backoff_s=0.2)
+
+
+@pytest.fixture
+async def server(tmp_path):
+    async with NatsServer(tmp_path / "nats") as running:
+        yield running
+
+
+@pytest.fixture
+async def heard(server):
+    """What a billing engine hears: [(id header, body)]."""
+    messages = []
+
+    async def hear(message):
+        messages.append((message.headers["Nats-Msg-Id"], orjson.loads(message.data)))
+
+    connection = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+    await connection.subscribe("usage.llm", cb=hear)
+    yield messages
+    await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def writing(database, folder, url, events):
+    link = NatsLink(url, events, name="test")
+    link.start()
+    announcer = UsageAnnouncer(database, link, events, look_s=0.1)
+    announcer.start()
+    writer = UsageWriter(database, folder, events=events, options=QUICK, name="here", announcer=announcer)
+    await writer.start()
+    try:
+        yield writer, link
+    finally:
+        await writer.close(timeout_s=30)
+        await announcer.close()
+        await link.close()
+
+
+async def until(condition, timeout_s=60.0):
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def connected(link):
+    with contextlib.suppress(Exception):
+        return link.client() is not None
+    return False
+
+
+async def noted(database):
+    async with database.transaction() as connection:
+        row = await (await connection.execute("SELECT count(*) AS calls FROM llm_usage_outbox")).fetchone()
+    return row["calls"]
+
+
+def a_call(**changes):
+    tries = (
+        AttemptRecord(provider="openai", physical_model="a", outcome="upstream_unavailable", latency_ms=2.0),
+        AttemptRecord(provider="backup", physical_model="b", outcome="ok", latency_ms=3.0, total_tokens=120, cost_usd=Decimal("0.25")),
+    )
+    return usage_record(**{"tries": tries, "cost_usd": Decimal("0.25"), "credential": "key-1", "ttft_ms": 2.5, **changes})
+
+
+async def test_a_settled_call_is_one_message_with_its_attempts(database, tmp_path, events, server, heard):
+    async with writing(database, tmp_path / "journal", server.url, events) as (writer, link):
+        await until(lambda: connected(link))
+        call = a_call()
+        writer.record(call)
+        await until(lambda: heard)
+        ((identifier, body),) = heard
+    assert identifier == body["id"] == str(call.id)
+    assert (body["agent_id"], body["microdao_id"], body["credential"], body["outcome"]) == ("agent:sofia", "microdao:7", "key-1", "ok")
+    assert (body["total_tokens"], body["cost_usd"], body["ttft_ms"]) == (120, "0.250000000", 2.5)
+    assert [(tried["provider"], tried["outcome"], tried["cost_usd"]) for tried in body["attempts"]] == [
+        ("openai", "upstream_unavailable", None),
+        ("backup", "ok", "0.25"),
+    ]
+
+
+async def test_while_nats_is_away_the_ledger_goes_on_and_the_messages_come_later(database, tmp_path, events, server, heard):
+    await server.stop()
+    calls = [a_call(request_id=f"r-{number}", cost_usd=None if number % 2 else Decimal(1)) for number in range(40)]
+    async with writing(database, tmp_path / "journal", server.url, events) as (writer, _):
+        for call in calls:
+            writer.record(call)
+        await until(lambda: writer.statistics().written == 40 and not writer.statistics().queued)
+        assert await noted(database) == 40
+        await server.start()
+        await until(lambda: len({identifier for identifier, _ in heard}) == 40)
+    bodies = {body["id"]: body for _, body in heard}
+    assert set(bodies) == {str(call.id) for call in calls}
+    first = bodies[str(calls[0].id)]
+    assert (first["cost_usd"], first["occurred_at"]) == ("1.000000000", calls[0].occurred_at.isoformat())
+    assert bodies[str(calls[1].id)]["cost_usd"] is None
+    assert [tried["cost_usd"] for tried in first["attempts"]] == [None, "0.250000000"]
+    assert await noted(database) == 0
+    assert len(events.named("usage.not_announced")) == 1
+
+
+async def test_a_nats_that_hangs_does_not_hold_up_the_ledger(database, tmp_path, events, server, heard):
+    async with writing(database, tmp_path / "journal", server.url, events) as (writer, link):
+        await until(lambda: connected(link))
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for number in range(20):
+                writer.record(a_call(request_id=f"r-{number}"))
+            await until(lambda: writer.statistics().written == 20 and not writer.statistics().queued)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await until(lambda: len({identifier for identifier, _ in heard}) == 20)
+
+
+async def test_what_one_process_could_not_publish_another_one_does(database, tmp_path, events, server, heard):
+    async with writing(database, tmp_path / "one", "nats://127.0.0.1:9", events) as (writer, _):
+        writer.record(a_call())
+        await until(lambda: writer.statistics().written == 1)
+    async with writing(database, tmp_path / "other", server.url, events):
+        await until(lambda: heard)
