@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 from typing_extensions import TypedDict
 
 from contracts.errors import InvalidRequest
+from contracts.json_values import unsendable
 
 MAX_TEXT_CHARS = 1_200_000
 MAX_MESSAGES = 2_000
@@ -189,6 +190,8 @@ class ProxyRequest(BaseModel):
         for index, message in enumerate(self.messages):
             _check_message(index, message)
         _check_tool_choice(self.tools, self.tool_choice)
+        _check_numbers("tools", self.tools)
+        _check_numbers("response_format", self.response_format)
         if self.response_format and (self.response_format["type"] == "json_schema") != ("json_schema" in self.response_format):
             msg = "response_format: `json_schema` goes with type `json_schema`, and only with it"
             raise ValueError(msg)
@@ -210,6 +213,15 @@ def _check_message(index: int, message: ChatMessage) -> None:
     if message.get("tool_calls") and message["role"] != "assistant":
         msg = f"messages[{index}].tool_calls: only role `assistant` may have them"
         raise ValueError(msg)
+    if not isinstance(content := message.get("content"), str):
+        _check_numbers(f"messages[{index}].content", content)
+    _check_numbers(f"messages[{index}].tool_calls", message.get("tool_calls"))
+
+
+def _check_numbers(path: str, value: Any) -> None:
+    """Values that the models above take as they are (schemas, parts for other upstreams) must be sendable, too."""
+    if value is not None and (mistake := unsendable(value, path)):
+        raise ValueError(mistake)
 
 
 def _check_tool_choice(tools: list[ToolSpec] | None, choice: str | NamedToolChoice | None) -> None:
@@ -228,7 +240,7 @@ def checked_extra(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `fields` as they may be passed through to an upstream.
 
     Raises:
-        InvalidRequest: over 64 fields, over 256 KiB of JSON, or no JSON.
+        InvalidRequest: over 64 fields, over 256 KiB of JSON, or no JSON that can be sent on.
     """
     if len(fields) > MAX_EXTRA_FIELDS:
         raise InvalidRequest(f"the request has over {MAX_EXTRA_FIELDS} fields that are not known here")
@@ -236,6 +248,9 @@ def checked_extra(fields: Mapping[str, Any]) -> dict[str, Any]:
         size = len(json.dumps(fields, allow_nan=False, ensure_ascii=False).encode())
     except (TypeError, ValueError, RecursionError):
         raise InvalidRequest("a field that is not known here is not valid JSON") from None
+    for name, value in fields.items():
+        if mistake := unsendable(value, name):
+            raise InvalidRequest(mistake)
     if size > MAX_EXTRA_BYTES:
         raise InvalidRequest(f"the fields that are not known here are over {MAX_EXTRA_BYTES >> 10} KiB together")
     return dict(fields)
