@@ -19,6 +19,7 @@ ATTEMPT_S = 10.0
 LEASE_S = 30.0
 FIRST_DELAY_S = 0.5
 PURGE_EVERY_S = 600.0
+AFTER_DEFECT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,20 @@ class InvocationDispatcher:
 
     async def _run(self) -> None:
         while True:
-            self._wake.clear()
-            free = self._limits.max_concurrent - len(self._working)
-            claimed = await self._claim(free) if free > 0 else 0
-            if claimed < free or free <= 0:
-                await self._pause()
-            if time.monotonic() >= self._purge_at:
-                await self._purge()
+            try:
+                await self._round()
+            except Exception as error:  # noqa: BLE001  # messages must not wait for ever because of a defect
+                self._events.emit("workspace.dispatch_defect", error=type(error).__name__, exc_info=error)
+                await asyncio.sleep(AFTER_DEFECT_S)
+
+    async def _round(self) -> None:
+        self._wake.clear()
+        free = self._limits.max_concurrent - len(self._working)
+        claimed = await self._claim(free) if free > 0 else 0
+        if claimed < free or free <= 0:
+            await self._pause()
+        if time.monotonic() >= self._purge_at:
+            await self._purge()
 
     async def _claim(self, at_most: int) -> int:
         try:

@@ -21,6 +21,7 @@ from services.tasks import end_tasks
 
 POLL_S = 0.2
 MIN_POLL_S = 0.02
+AFTER_DEFECT_S = 5.0
 KEPT = 256
 PAGE = 50
 HEARTBEAT_S = 10.0
@@ -173,6 +174,9 @@ class LiveFeeds:
                 await self._look()
             except DaarionError as error:
                 self._tell_away(error)
+            except Exception as error:  # noqa: BLE001  # whoever watches must not wait for ever because of a defect
+                self._events.emit("workspace.live_defect", error=type(error).__name__, exc_info=error)
+                await asyncio.sleep(AFTER_DEFECT_S)
             else:
                 self._away = False
             await asyncio.sleep(MIN_POLL_S)
