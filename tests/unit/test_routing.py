@@ -73,7 +73,33 @@ def test_the_shipped_file_routes_as_the_contract_says():
         "deepseek-r1": ["deepseek"],
         "dagi-local-8b": ["local"],
     }
-    assert llm.limits.requests_per_minute("agent:anyone") >= 200_000
+    assert llm.limits.agent.requests_per_minute >= 200_000
+
+
+@given(settings(), st.integers(1, 10), st.integers(1, 10), st.integers(1, 10))
+def test_retries_are_inherited_value_by_value(llm, of_file, of_provider, of_model):
+    raw = llm.model_dump(mode="json", exclude_none=True)
+    name, model = next(iter(raw["models"].items()))
+    raw["retry"] = {"attempts": of_file, "backoff_s": 1}
+    raw["providers"][model["provider"]]["retry"] = {"attempts": of_provider, "max_backoff_s": 3}
+    raw["providers"][model["provider"]]["circuit"] = {"failures": 7}
+    model["retry"] = {"attempts": of_model}
+    target = route_model(LLMSettings.model_validate(raw), name).primary
+    assert (target.retry.attempts, target.retry.backoff_s, target.retry.max_backoff_s) == (of_model, 1, 3)
+    assert (target.circuit.failures, target.circuit.calls) == (7, 20)
+
+
+def test_spill_targets_are_those_of_the_named_models_but_the_own_one():
+    text = """
+providers: {local: {type: local}, far: {base_url: 'http://h'}}
+models:
+  own: {provider: local, name: tiny, spill: {to: [same, big], queue_depth: 9}}
+  same: {provider: local, name: tiny}
+  big: {provider: far, name: big}
+"""
+    route = RoutingTable(parse_yaml(text, LLMSettings, name="llm.yaml")).route("own")
+    assert [target.name for target in route.spill.targets] == ["big"]
+    assert (route.spill.queue_depth, route.spill.return_depth, len(route.every_target)) == (9, 4, 2)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +107,13 @@ def test_the_shipped_file_routes_as_the_contract_says():
     [
         ("providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: b, name: x}}", "`b` is not among providers: a"),
         ("providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: a, name: x, fallbacks: [z]}}", "`z` must be another model"),
+        ("providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: a, name: x, spill: {to: [z], queue_depth: 1}}}", "spill.to: `z`"),
+        (
+            "providers: {a: {type: local}}\nmodels: {m: {provider: a, name: x, spill: {to: [m], queue_depth: 2, return_depth: 2}}}",
+            "`return_depth` must be below",
+        ),
+        ("providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: a, name: x, retry: {attempts: 0}}}", "retry.attempts"),
+        ("providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: a, name: x, stream_recovery: hope}}", "stream_recovery"),
         ("providers: {a: {base_url: 'http://u:p@h'}}\nmodels: {m: {provider: a, name: x}}", "no credentials"),
         ("providers: {a: {}}\nmodels: {m: {provider: a, name: x}}", "`base_url` is required"),
         ("providers: {a: {base_url: 'ftp://h'}}\nmodels: {m: {provider: a, name: x}}", "http:// or https://"),
