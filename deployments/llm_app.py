@@ -32,8 +32,10 @@ from deployments.engine_client import EngineClient
 from deployments.engines.app import APPLICATION as ENGINES
 from deployments.engines.app import LOCAL_LLM
 from deployments.limit_authority import AuthorityClient
+from deployments.llm_answers import AnswersRuntime
 from deployments.metrics import LLMMetrics
 from deployments.replica import access_control, open_event_log
+from interfaces.http.batches import BatchRoutes, add_batch_routes
 from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
 from interfaces.http.ingress import Ingress
 from interfaces.http.limits import LimitRoutes, add_limit_routes
@@ -104,11 +106,13 @@ class LLMReplica:
         self._providers: dict[str, ChatProvider] = {}
         self._circuits, self._spillover = Circuits(self._circuit_turned), Spillover()
         self._proxy: LLMProxy | None = None
+        self._answers = AnswersRuntime(database_url, self._events)
         self._closing: set[asyncio.Task[None]] = set()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the routes and limits of `llm.yaml`; calls under way end with the ones they began with."""
         settings = LLMSettings.model_validate(user_config)
+        begins = self._proxy is None
         replaced, self._providers = self._providers, self._build_providers(settings)
         router = RoutingTable(settings)
         self._circuits.keep(route.primary for route in router.routes())  # every target is some model's own
@@ -127,6 +131,9 @@ class LLMReplica:
             circuits=self._circuits,
             spillover=self._spillover,
         )
+        self._answers.reconfigure(settings, self._proxy)
+        if begins:
+            await self._answers.open()
         await self._watch(settings)
         if replaced:
             task = asyncio.create_task(_close_later(replaced, MAX_TIMEOUT_S))
@@ -135,11 +142,13 @@ class LLMReplica:
 
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
         """Returns the ASGI application of this replica."""
-        router = llm_router(LLMRoutes(self._current, UsageQueries(UsageStore(self._database)), self._health))
+        answers = self._answers
+        router = llm_router(LLMRoutes(answers.gateway, UsageQueries(UsageStore(self._database)), self._health, answers.idempotency))
         add_limit_routes(router, LimitRoutes(LimitStates(self._authority, lambda: self._limits.of_subject)))
         add_embedding_routes(router, EmbeddingRoutes(self._embeddings()))
         embedder = self._embedder_settings
-        add_openai_routes(router, OpenAIRoutes(self._current, (embedder.served_name, embedder.type)))
+        add_openai_routes(router, OpenAIRoutes(answers.gateway, (embedder.served_name, embedder.type)))
+        add_batch_routes(router, BatchRoutes(lambda: answers.batches))
         return Ingress(
             router,
             access_control(self._environment),
@@ -195,6 +204,7 @@ class LLMReplica:
 
     async def _close(self) -> None:
         await self._monitor.close()
+        await self._answers.close()
         await self._limiter.close()
         await self._usage.close()
         if self._announcer is not None and self._nats is not None:

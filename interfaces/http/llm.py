@@ -19,6 +19,7 @@ from interfaces.http.health import add_health_routes
 from interfaces.http.routing import add_route, new_router
 from interfaces.http.sse import EventStream, error_event, event
 from services.llm_proxy.gateway import ChatGateway
+from services.llm_proxy.idempotency import Idempotency
 from services.llm_proxy.replay import Answerer, ChatStream
 from services.llm_proxy.usage import UsageQueries
 
@@ -32,11 +33,17 @@ class LLMRoutes:
     proxy: Callable[[], ChatGateway]
     usage: UsageQueries
     health: Callable[[], Health]
+    idempotency: Idempotency | None = None
 
     async def complete(self, request: Request) -> Response:
         """`POST /proxy`."""
         body = await read_model(request, ProxyRequest)
-        answer = await self.proxy().complete(body, request.state.request_id)
+        request_id = request.state.request_id
+        key = request.headers.get("idempotency-key", "").strip()
+        if key and self.idempotency is not None:
+            recorded = await self.idempotency.run(body, key, lambda: self.proxy().complete(body, request_id))
+            return JsonResponse(recorded.body, headers={"Idempotent-Replayed": "true"} if recorded.replayed else None)
+        answer = await self.proxy().complete(body, request_id)
         return JsonResponse(answer.model_dump(exclude_none=True))
 
     async def stream(self, request: Request) -> Response:
@@ -62,7 +69,7 @@ def llm_router(routes: LLMRoutes) -> APIRouter:
     add_route(
         router, "POST", "/proxy", routes.complete,
         summary="Ask a logical model for one whole answer",
-        body=ProxyRequest, response=ProxyResponse, errors=(400, 401, 404, 413, 429, *UPSTREAM_ERRORS),
+        body=ProxyRequest, response=ProxyResponse, errors=(400, 401, 404, 409, 413, 429, *UPSTREAM_ERRORS),
     )  # fmt: skip
     add_route(
         router, "POST", "/stream", routes.stream,

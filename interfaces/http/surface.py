@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from contracts.health import Health
 from interfaces.http.agents import AgentRoutes, agents_router
+from interfaces.http.batches import BatchRoutes, add_batch_routes
 from interfaces.http.channels import ChannelRoutes
 from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
 from interfaces.http.llm import LLMRoutes, llm_router
@@ -29,6 +30,7 @@ def _llm() -> APIRouter:
     router = llm_router(LLMRoutes(_NOTHING, _NOTHING, _health))
     add_embedding_routes(router, EmbeddingRoutes(_NOTHING))
     add_openai_routes(router, OpenAIRoutes(_NOTHING))
+    add_batch_routes(router, BatchRoutes(_NOTHING))
     return router
 
 

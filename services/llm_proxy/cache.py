@@ -23,11 +23,18 @@ _WHOLE = frozenset({"stop", "tool_calls", "length"})
 
 
 def canonical_body(request: ProxyRequest) -> bytes:
-    """Returns the request as JSON in one form, without who asks, until when, and what the cache should do."""
+    """Returns the request as JSON in one form, without who asks, until when, and what the cache should do.
+
+    Raises:
+        InvalidRequest: a number in it is over 64 bits.
+    """
     body = {name: value for name in _KEY_FIELDS if (value := getattr(request, name)) is not None}
     if request.extra_body:
         body["extra_body"] = request.extra_body
-    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    try:
+        return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # what came as JSON can be JSON again, but for this
+        raise InvalidRequest("a whole number in the request is over 64 bits") from None
 
 
 def cache_key(request: ProxyRequest) -> bytes:

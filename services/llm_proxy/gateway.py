@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from contracts.errors import DeadlineExceeded
@@ -34,18 +35,25 @@ class ChatGateway(Protocol):
         """Returns every logical model with its availability."""
 
 
+@dataclass(slots=True)
+class Load:
+    """Calls that somebody waits for in this process now."""
+
+    calls: int = 0
+
+
 class Gateway:
     """The LLM proxy behind a response cache, for requests that ask for it. Implements ChatGateway.
 
-    An answer from the cache counts as a request of its caller and takes no tokens. `in_work` is the number of calls that
-    callers wait for now.
+    An answer from the cache counts as a request of its caller and takes no tokens. `load` counts the calls that callers wait
+    for; it is given from outside, so that it outlives a reload.
     """
 
-    def __init__(self, proxy: LLMProxy, cache: AnswerCache) -> None:
+    def __init__(self, proxy: LLMProxy, cache: AnswerCache, load: Load | None = None) -> None:
         self._proxy = proxy
         self._cache = cache
+        self._load = load or Load()
         self._flights: SingleFlight[ProxyResponse] = SingleFlight()
-        self.in_work = 0
 
     async def complete(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
         """Returns one whole answer; with `cache`, the one of an equal request where there is one.
@@ -58,7 +66,7 @@ class Gateway:
             return await self.answer(request, request_id)
 
     async def answer(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
-        """As `complete`, for work that nobody waits for: it is not counted as in work."""
+        """As `complete`, for work that nobody waits for: it is not counted."""
         if request.cache is None:
             return await self._proxy.complete(request, request_id)
         started = time.monotonic()
@@ -72,11 +80,11 @@ class Gateway:
 
     async def open_stream(self, request: ProxyRequest, request_id: str) -> ChatStream:
         """Returns a stream; with `cache`, an answer from the cache as a stream of one piece. Raises as `complete`."""
-        self.in_work += 1
+        self._load.calls += 1
         try:
             opened = await self._opened(request, request_id)
         except BaseException:
-            self.in_work -= 1
+            self._load.calls -= 1
             raise
         return _CountedStream(opened, self._left)
 
@@ -142,14 +150,14 @@ class Gateway:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        self.in_work += 1
+        self._load.calls += 1
         try:
             yield
         finally:
-            self.in_work -= 1
+            self._load.calls -= 1
 
     def _left(self) -> None:
-        self.in_work -= 1
+        self._load.calls -= 1
 
 
 class _CountedStream:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from services.llm_proxy.cache import AnswerCache
-from services.llm_proxy.gateway import Gateway
+from services.llm_proxy.gateway import Gateway, Load
 from tests.contract.test_llm_http import assert_envelope, events_of
 from tests.support.limits import InProcessAuthority
 from tests.support.llm import CALLER, client_of, proxy_over
@@ -26,9 +26,9 @@ PLAIN = {name: value for name, value in BODY.items() if name != "metadata"}
 async def running(plays="ok", **options):
     async with ScriptedUpstream() as upstream, proxy_over(upstream.base_url, **options) as (proxy, recorder):
         upstream.script(plays)
-        gateway = Gateway(proxy, AnswerCache(1 << 20))
-        async with client_of(gateway, recorder) as client:
-            yield client, upstream, recorder, gateway
+        load = Load()
+        async with client_of(Gateway(proxy, AnswerCache(1 << 20), load), recorder) as client:
+            yield client, upstream, recorder, load
 
 
 async def test_the_second_answer_comes_from_the_cache():
@@ -85,15 +85,15 @@ async def test_cache_asks_for_temperature_zero(path, temperature):
 
 async def test_identical_calls_at_the_same_time_share_one():
     calm = {"provider": "backup", "name": "m", "timeouts": {"first_token_s": 60, "idle_s": 60, "total_s": 60}}
-    async with running(play("slow", wait_s=0.5), calm=calm) as (client, upstream, recorder, gateway):
+    async with running(play("slow", wait_s=0.5), calm=calm) as (client, upstream, recorder, load):
         tasks = [asyncio.create_task(client.post("/proxy", json={**BODY, "model": "calm"})) for _ in range(20)]
         async with asyncio.timeout(30):
-            while gateway.in_work < 20:
+            while load.calls < 20:
                 await asyncio.sleep(0.005)
         answers = [response.json() for response in await asyncio.gather(*tasks)]
         assert sum("cached" not in answer for answer in answers) == 1
         assert len({answer["request_id"] for answer in answers}) == 20
-        assert (upstream.total, len(recorder.records), gateway.in_work) == (1, 1, 0)
+        assert (upstream.total, len(recorder.records), load.calls) == (1, 1, 0)
 
 
 async def test_when_all_callers_leave_the_upstream_stops():
@@ -137,7 +137,7 @@ async def test_an_answer_from_the_cache_counts_as_a_request():
 
 
 async def test_a_stream_fills_the_cache_and_is_read_from_it():
-    async with running("tool_calls") as (client, upstream, recorder, gateway):
+    async with running("tool_calls") as (client, upstream, recorder, load):
         tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {}}}]
         asked = {**BODY, "tools": tools}
         first = events_of((await client.post("/stream", json=asked)).text)
@@ -149,7 +149,7 @@ async def test_a_stream_fills_the_cache_and_is_read_from_it():
         assert replayed[0][1]["tool_calls"] == [{"index": 0, **whole["tool_calls"][0]}]
         assert replayed[-1][1]["cached"] is True
         assert replayed[-1][1]["usage"] == first[-1][1]["usage"]
-        assert (upstream.total, len(recorder.records), gateway.in_work) == (1, 1, 0)
+        assert (upstream.total, len(recorder.records), load.calls) == (1, 1, 0)
 
 
 async def test_a_broken_stream_is_not_kept():
