@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 from contracts.limits import CALENDAR, Limit, LimitKey, Meter
 
 WINDOW_S = 60.0
+DAY_S = 86_400
 TTL_S = 2.0
 """How long a replica may spend what it holds after the last report that was answered, from the moment it asked."""
 GRACE_S = 1.0
@@ -118,9 +120,12 @@ def lease_size(limit: int, left: int) -> int:
 
 def period_of(meter: Meter, wall: float) -> str:
     """The calendar day or month in UTC that the epoch second `wall` lies in; empty for meters without a calendar."""
-    if meter not in CALENDAR:
-        return ""
-    moment = datetime.fromtimestamp(wall, UTC)
+    return _period_of_day(meter, int(wall // DAY_S)) if meter in CALENDAR else ""
+
+
+@lru_cache(maxsize=16)
+def _period_of_day(meter: Meter, day: int) -> str:
+    moment = datetime.fromtimestamp(day * DAY_S, UTC)
     return f"{moment:%Y-%m-%d}" if meter == "usd_per_day" else f"{moment:%Y-%m}"
 
 

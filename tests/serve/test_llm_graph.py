@@ -1,6 +1,7 @@
 """The foundation on the real graph: HAProxy, two proxy replicas, the vLLM engine, PostgreSQL, NATS, all started by the launcher."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 from jsonschema import validate
@@ -32,7 +34,7 @@ async def ask(client, **options):
     return response.json()
 
 
-async def until(condition, timeout_s=20.0):
+async def until(condition, timeout_s=60.0):
     """Waits until `await condition()` returns something true, and returns it."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -69,7 +71,7 @@ async def test_a_stream_of_the_engine_arrives_token_by_token(client):
     assert "Paris" in text
     assert last["usage"]["completion_tokens"] >= len(arrivals) - 2 > 4
     gaps = [after - before for before, after in itertools.pairwise(arrivals)]
-    assert sum(gap > 0.003 for gap in gaps) > len(gaps) / 3, "the tokens came in one piece"
+    assert sum(gap > 0.001 for gap in gaps) >= 5, "the tokens came in one piece"
 
 
 async def test_leaving_a_stream_stops_the_generation(client):
@@ -102,9 +104,10 @@ async def test_leaving_a_whole_call_stops_the_generation(client):
 
     async def stopped():
         load = await engine_load(client)
-        return load["aborted"] > before["aborted"] and load["running"] == 0
+        return load if load["aborted"] > before["aborted"] and load["running"] == 0 else None
 
-    assert await until(stopped)
+    after = await until(stopped)
+    assert 0 < after["generated_tokens"] - before["generated_tokens"] < 1000  # it had begun, and was not left to finish
 
 
 @pytest.mark.parametrize(
@@ -175,20 +178,66 @@ async def test_leaving_a_remote_stream_closes_the_upstream(graph, client):
     async def closed():
         return graph.upstream()["cancelled"] == 1
 
-    assert await until(closed, 5)
+    assert await until(closed)
 
 
 async def test_two_replicas_share_one_limit(graph, client):
     graph.upstream("ok")
     assert len(graph.replicas("llm", "LLMProxy")) == 2
     strict = {**body("gpt-4.1-mini"), "metadata": {**CALLER, "agent_id": "agent:strict"}}
+    began = time.monotonic()
     answers = await asyncio.gather(*(client.post("/internal/llm/proxy", json=strict) for _ in range(90)))
+    refilled = math.ceil((time.monotonic() - began) * 30 / 60)
     statuses = [answer.status_code for answer in answers]
     assert set(statuses) == {200, 429}
-    assert 26 <= statuses.count(200) <= 30
+    assert 26 <= statuses.count(200) <= 30 + refilled
     assert graph.upstream()["total"] == statuses.count(200)
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert 1 <= int(refused.headers["Retry-After"]) <= 62
+
+
+def most_in_a_minute(calls):
+    """The largest number of `calls` [(began, ended)] that certainly lie in one minute."""
+    return max((sum(start <= began and ended < start + 60 for began, ended in calls) for start, _ in calls), default=0)
+
+
+async def test_a_killed_limit_authority_learns_what_was_spent_before_it_grants_again(graph, client):
+    graph.upstream("ok")
+    asked = {**body("gpt-4.1-mini", max_tokens=20), "metadata": {**CALLER, "agent_id": "agent:enduring"}}
+    admitted, refusals = [], []
+
+    async def call():
+        began = time.monotonic()
+        response = await client.post("/internal/llm/proxy", json=asked)
+        if response.status_code == 200:
+            admitted.append((began, time.monotonic()))
+        else:
+            refusals.append(response.json()["error"])
+
+    for _ in range(5):
+        await asyncio.gather(*(call() for _ in range(5)))
+    assert len(admitted) == 25, refusals
+    for process in graph.named("LimitAuthority"):
+        process.send_signal(signal.SIGKILL)
+
+    async def exhausted():
+        await asyncio.gather(*(call() for _ in range(4)))
+        return any(error["type"] == "rate_limited" and error["details"]["limit"] == "agent.requests_per_minute" for error in refusals)
+
+    assert await until(exhausted, 90)
+    assert {error["type"] for error in refusals} <= {"rate_limited", "limits_unavailable"}
+    assert len(admitted) >= 37
+    assert most_in_a_minute(admitted) <= 40
+    states = (await client.get("/internal/llm/limits", params={"agent_id": "agent:enduring"})).json()["limits"]
+    told = {row["limit"]: row for row in states}
+    assert set(told) == {f"agent.{meter}" for meter in ("requests_per_minute", "tokens_per_minute", "concurrent_calls", "usd_per_day")}
+    assert told["agent.requests_per_minute"]["left"] <= 3
+    assert 0 < told["agent.usd_per_day"]["used"] + told["agent.usd_per_day"]["reserved"] < 5
+
+    async def well():
+        return (await client.get("/health")).status_code == 200
+
+    assert await until(well, 120)
 
 
 async def test_usage_is_summed_by_agent_and_model(graph, client):
@@ -226,7 +275,7 @@ async def test_health_names_every_dependency(client):
     health = (await client.get("/health")).json()
     assert health["status"] == "ready"
     assert {"database", "nats", "llm", "llm.engine", "llm.limits", "llm.database"} <= set(health["checks"])
-    assert all(check["age_s"] < 10 for check in health["checks"].values())
+    assert all(check["age_s"] < 60 for check in health["checks"].values())
     assert (await client.get("/health/live")).json() == {"status": "alive"}
 
 
@@ -265,13 +314,13 @@ def test_the_proxys_process_holds_no_model_library(graph):
 
 
 def test_everything_listens_on_loopback_only(graph):
-    listening = {}
+    listening = set()
     for process in graph.processes():
-        for connection in process.net_connections("inet"):
-            if connection.status == "LISTEN":
-                listening[connection.laddr.port] = connection.laddr.ip.removeprefix("::ffff:")
-    assert graph.port in listening
-    assert set(listening.values()) <= {"127.0.0.1", "::1"}, listening
+        with contextlib.suppress(psutil.NoSuchProcess):  # a process that ended meanwhile listens nowhere
+            found = [connection.laddr for connection in process.net_connections("inet") if connection.status == "LISTEN"]
+            listening |= {(address.ip.removeprefix("::ffff:"), address.port) for address in found}
+    assert ("127.0.0.1", graph.port) in listening
+    assert {address for address in listening if address[0] not in {"127.0.0.1", "::1"}} == set()
 
 
 async def test_a_reload_changes_routes_in_place_and_refuses_mistakes(graph, client):
@@ -288,11 +337,18 @@ async def test_a_reload_changes_routes_in_place_and_refuses_mistakes(graph, clie
             answers = [await client.get("/internal/llm/models") for _ in range(6)]
             return all("new-name" in [row["id"] for row in answer.json()["models"]] for answer in answers)
 
-        assert await until(known, 30)
+        assert await until(known)
         file.write_text("models: {}")
-        graph.reload()
-        await asyncio.sleep(3)
+        graph.reload("not reloaded: llm.yaml: ")
         assert await known()
+        serve_file, serve_text = graph.folder / "serve_config.yaml", (graph.folder / "serve_config.yaml").read_text()
+        file.write_text(original)
+        for right, wrong in (("deployments.tools_app:build", "deployments.tool_app:build"), ("max_concurrent", "max_concurent")):
+            serve_file.write_text(serve_text.replace(right, wrong))
+            graph.reload("not reloaded: application ")
+            assert (await client.get("/health")).status_code == 200
+            serve_file.write_text(serve_text)
+        assert await known()  # nothing of what was right in those files was taken either
     finally:
         file.write_text(original)
         graph.reload()
@@ -312,24 +368,34 @@ async def test_a_killed_replica_costs_no_ledger_row_and_comes_back(graph, client
         except httpx.HTTPError:
             pass  # the call was in the killed process
 
+    limited, strict = [], {**body("gpt-4.1-mini"), "metadata": {**caller, "agent_id": "agent:bereaved"}}
+
+    async def limited_call():
+        began = time.monotonic()
+        with contextlib.suppress(httpx.HTTPError):
+            if (await client.post("/internal/llm/proxy", json=strict)).status_code == 200:
+                limited.append((began, time.monotonic()))
+
     victim = graph.replicas("llm", "LLMProxy")[0]
     for number in range(60):
-        await asyncio.gather(*(call() for _ in range(4)))
+        await asyncio.gather(*(call() for _ in range(4)), limited_call())
         if number == 20:
             victim.send_signal(signal.SIGKILL)
-    assert answered > 200
+    assert answered > 120  # half of them, whatever the one replica had in work
+    assert limited
+    assert most_in_a_minute(limited) <= 30
 
     async def accounted():
         page = (await client.get("/internal/llm/usage", params={"agent_id": "agent:survivor"})).json()
         calls = page["rows"][0]["calls"] if page["rows"] else 0
         return calls if calls >= answered else None
 
-    assert answered <= await until(accounted, 40) <= 240
+    assert answered <= await until(accounted) <= 240
 
     async def two_again():
         return len(graph.replicas("llm", "LLMProxy")) == 2
 
-    assert await until(two_again, 60)
+    assert await until(two_again, 120)
 
 
 async def test_without_postgresql_calls_are_answered_and_accounted_for_later(graph, client):
@@ -346,12 +412,12 @@ async def test_without_postgresql_calls_are_answered_and_accounted_for_later(gra
         assert response.status_code in {200, 503}, response.text
         return response.status_code == 200 and response.json()["rows"] and response.json()["rows"][0]["calls"] == 10
 
-    assert await until(accounted, 40)
+    assert await until(accounted)
 
     async def well():
         return (await client.get("/health")).status_code == 200
 
-    assert await until(well, 30)
+    assert await until(well)
 
 
 async def test_a_killed_engine_is_told_and_replaced(graph, client):
@@ -362,7 +428,7 @@ async def test_a_killed_engine_is_told_and_replaced(graph, client):
         response = await client.post("/internal/llm/proxy", json=body(max_tokens=5, timeout_s=5))
         return response.status_code == 503 and response.json()["error"]["retryable"]
 
-    assert await until(told, 30)
+    assert await until(told)
 
     async def back():
         response = await client.post("/internal/llm/proxy", json=body(max_tokens=5, timeout_s=5))
