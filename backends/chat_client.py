@@ -37,6 +37,11 @@ class ProxyChatModel:
         }
         if request.tools:
             body |= {"tools": list(request.tools), "tool_choice": request.tool_choice or "auto"}
+        if request.schema is not None:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": dict(request.schema), "strict": True},
+            }
         if request.temperature is not None:
             body["temperature"] = request.temperature
         answer = await ask(self._http, PATH, deadline, body=body, patience_s=self._patience_s)

@@ -64,6 +64,28 @@ class BlueprintMemory(BaseModel):
     timeout_s: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 5.0
 
 
+class AnswerChoice(BaseModel):
+    """How an agent answers whose model is too small to be trusted with free text: it chooses among a tool's results.
+
+    Once `tool` has answered with objects, the last step offers the model their values of `field`, and nothing else, through a JSON
+    schema; the reply is `reply` with what it chose in place of `{choices}`. Without any value the reply is `none`.
+    """
+
+    model_config = _STRICT
+
+    tool: ToolId
+    field: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    reply: Annotated[str, StringConstraints(min_length=1, max_length=2_000)]
+    none: Annotated[str, StringConstraints(min_length=1, max_length=2_000)]
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> AnswerChoice:
+        if "{choices}" not in self.reply:
+            msg = "reply: needs {choices} in it"
+            raise ValueError(msg)
+        return self
+
+
 class Blueprint(BaseModel):
     """One agent.
 
@@ -83,6 +105,7 @@ class Blueprint(BaseModel):
     tools: Annotated[list[ToolId], Field(max_length=128)] = []
     tool_mode: ToolMode = "native"
     first_step: Literal["auto", "required"] = "auto"
+    answer: AnswerChoice | None = None
     write_after_untrusted: bool | Annotated[list[ToolId], Field(max_length=128)] = False
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     history: Annotated[int, Field(ge=0, le=200)] = 50
@@ -95,6 +118,9 @@ class Blueprint(BaseModel):
         unknown = [name for name in granted if name not in self.tools]
         if unknown:
             msg = f"write_after_untrusted: {', '.join(unknown)} is not among `tools`"
+            raise ValueError(msg)
+        if self.answer is not None and self.answer.tool not in self.tools:
+            msg = f"answer.tool: {self.answer.tool} is not among `tools`"
             raise ValueError(msg)
         if self.first_step == "required" and not self.tools:
             msg = "first_step: `required` needs `tools`"
@@ -296,13 +322,14 @@ class Run:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """One question to the model."""
+    """One question to the model. An answer to one with a `schema` is a JSON text of that shape."""
 
     model: str
     messages: Sequence[Mapping[str, Any]]
     max_tokens: int
     tools: Sequence[ToolSpec] = ()
     tool_choice: Literal["auto", "required"] | None = None
+    schema: Mapping[str, Any] | None = None
     temperature: float | None = None
 
 

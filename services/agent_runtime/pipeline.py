@@ -14,6 +14,7 @@ from contracts.llm import ProxyResponse, ToolCall
 from contracts.memory import MAX_QUERY_CHARS, Item
 from contracts.messaging import MAX_RECENT, ChannelMessage, Messaging
 from contracts.tools import ToolDefinition
+from services.agent_runtime.choices import Choices, choices_of
 from services.agent_runtime.context import (
     Context,
     channel_context,
@@ -59,6 +60,15 @@ class NoAnswerError(Exception):
 
 
 @dataclass(frozen=True)
+class Step:
+    """One question to the model: its number from 0, whether it is the last, and what may be answered if that is bounded."""
+
+    number: int
+    final: bool
+    choices: Choices | None = None
+
+
+@dataclass(frozen=True)
 class PipelinePorts:
     """What the pipeline stands on; all of it is reached over HTTP through the ingress."""
 
@@ -93,9 +103,13 @@ class Pipeline:
         toolbox = Toolbox(blueprint, run, self.ports.tools, allowed or [])
         recorded = answers_of(run.journal)
         tainted, final = bool(known.memories or known.context.earlier), False
-        for step in range(limits.steps):
-            final = not recorded and (final or _is_last(step, recorder, blueprint, toolbox, deadline))
-            answer = recorded.pop(0) if recorded else await self._ask(recorder, dialogue, step, deadline, final=final)
+        choices: Choices | None = None
+        for number in range(limits.steps):
+            final = not recorded and (final or _is_last(number, recorder, blueprint, toolbox, deadline))
+            step = Step(number, final, choices)
+            answer = recorded.pop(0) if recorded else await self._ask(recorder, dialogue, step, deadline)
+            if choices is not None:
+                return choices.reply(answer)
             reading = read_answer(answer)
             if reading.text and not reading.calls:
                 return reading.text + (CUT if reading.was_cut else "")
@@ -105,9 +119,11 @@ class Pipeline:
                 _remark(dialogue, answer, reading)
                 continue
             final = toolbox.is_repeat(reading.calls)
-            outcomes = await self._call(recorder, toolbox, reading.calls, step, deadline, tainted=tainted)
+            outcomes = await self._call(recorder, toolbox, reading.calls, number, deadline, tainted=tainted)
             _add_results(dialogue, answer, reading, outcomes)
-            tainted = True
+            tainted, choices = True, choices_of(blueprint.answer, outcomes)
+            if choices is not None and not choices.values:
+                return choices.settings.none
         raise NoAnswerError
 
     async def _known(self, recorder: Recorder, blueprint: Blueprint, deadline: Deadline) -> Known:
@@ -185,14 +201,14 @@ class Pipeline:
             return None
         return found
 
-    async def _ask(self, recorder: Recorder, dialogue: Dialogue, step: int, deadline: Deadline, *, final: bool) -> ProxyResponse:
+    async def _ask(self, recorder: Recorder, dialogue: Dialogue, step: Step, deadline: Deadline) -> ProxyResponse:
         """One answer of the model, written down before anything is done about it. A prompt that is too long is made shorter."""
         run = recorder.run
         for attempt in range(SHRINKS + 1):
             deadline.check()
             try:
                 with recorder.step("llm") as record:
-                    answer = await self.ports.model.chat(_request(dialogue, step, final=final), run.tenant, run.channel_id, deadline)
+                    answer = await self.ports.model.chat(_request(dialogue, step), run.tenant, run.channel_id, deadline)
                     record.model, record.provider = answer.model_resolved, answer.provider
                     record.prompt_tokens, record.completion_tokens = answer.usage.prompt_tokens, answer.usage.completion_tokens
                     record.finish_reason = answer.finish_reason
@@ -205,7 +221,7 @@ class Pipeline:
         run.prompt_tokens += answer.usage.prompt_tokens
         run.completion_tokens += answer.usage.completion_tokens
         recorder.show("llm", model=answer.model_resolved, tokens=answer.usage.total_tokens, ms=record.duration_ms)
-        if not final and read_answer(answer).calls:
+        if not step.final and read_answer(answer).calls:
             run.journal.append(answer_entry(answer))
             await recorder.save()
         return answer
@@ -239,15 +255,17 @@ def _with_tools(known: Known, allowed: list[ToolDefinition] | None) -> Known:
     return Known(known.context, known.memories, tools_away=allowed is None)
 
 
-def _request(dialogue: Dialogue, step: int, *, final: bool) -> ModelRequest:
+def _request(dialogue: Dialogue, step: Step) -> ModelRequest:
     blueprint = dialogue.blueprint
+    final = step.final or step.choices is not None
     native = blueprint.tool_mode == "native" and bool(dialogue.tools) and not final
     return ModelRequest(
         model=blueprint.model,
         messages=dialogue.messages(final=final),
         max_tokens=blueprint.limits.answer_tokens,
         tools=dialogue.specs() if native else (),
-        tool_choice=(blueprint.first_step if step == 0 else "auto") if native else None,
+        tool_choice=(blueprint.first_step if step.number == 0 else "auto") if native else None,
+        schema=step.choices.schema() if step.choices is not None else None,
         temperature=blueprint.temperature,
     )
 

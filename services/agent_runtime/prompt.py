@@ -167,8 +167,9 @@ def assistant_message(content: str, tool_calls: Sequence[Mapping[str, Any]] | No
 def _offered(tool: ToolDefinition) -> dict[str, Any]:
     """A tool's arguments as the model is offered them: whose microDAO it is, is not the model's to say."""
     schema = dict(tool.input_schema)
-    properties = schema.get("properties")
-    if isinstance(properties, dict) and TENANT_ARGUMENT in properties and TENANT_ARGUMENT not in (schema.get("required") or []):
+    properties, required = schema.get("properties"), schema.get("required")
+    is_required = isinstance(required, list) and TENANT_ARGUMENT in required
+    if isinstance(properties, dict) and TENANT_ARGUMENT in properties and not is_required:
         schema["properties"] = {name: value for name, value in properties.items() if name != TENANT_ARGUMENT}
     return schema
 

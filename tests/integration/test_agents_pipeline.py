@@ -157,3 +157,21 @@ async def test_steps_are_shown_in_the_channel(here):
         seen = await take(events, 8)
     kinds = [event.data.get("step", event.data).get("kind") for event in seen if event.name == "run.step"]
     assert kinds[:5] == ["context", "memory", "llm", "tool_call", "tool_result"]
+
+
+async def test_a_small_model_chooses_among_results_instead_of_writing(here):
+    answer = {"tool": "projects.list", "field": "name", "reply": "Проєкти: {choices}.", "none": "Проєктів немає."}
+    here.use(blueprint(first_step="required", answer=answer, limits={"steps": 2}))
+    channel = await here.channel()
+    here.model.script(Thought(calls=[("projects__list", {})]))
+    assert (await here.ask(channel, "Які проєкти?"))["reply"] == "Проєктів немає."
+    for name in ("Сад", "Поле"):
+        await here.project(name)
+    here.model.bodies.clear()
+    here.model.script(Thought(calls=[("projects__list", {})]), Thought('{"choices": ["Сад", "Сад", "вигадка"]}'))
+    assert (await here.ask(channel, "Який із проєктів про яблука?"))["reply"] == "Проєкти: Сад."
+    assert here.model.bodies[0]["tool_choice"] == "required"
+    schema = here.model.bodies[1]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["choices"]["items"]["enum"] == ["Поле", "Сад"]
+    here.model.script(Thought(calls=[("projects__list", {})]), Thought("{нісенітниця"))
+    assert (await here.ask(channel, "Які проєкти?"))["reply"] == "Проєкти: Поле, Сад."
