@@ -18,15 +18,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.models, pytest.mark.timeout(600)]
 
 
-def modelbuild(data_dir: Path, *options: str, timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
+def modelbuild(data_dir: Path, *options: str, timeout_s: float = 500, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "modelbuild", "--data-dir", str(data_dir), *options]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s, check=False)
+    environment = os.environ | variables
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 @pytest.fixture(scope="module")
 def data_dir() -> Path:
     """The data directory of the tests, with both models built."""
-    folder = Path(os.environ.get("DAARION_TEST_DATA_DIR") or REPOSITORY / ".data").absolute()
+    folder = Path(os.environ.get("DAARION_DATA_DIR") or REPOSITORY / ".data").absolute()
     done = modelbuild(folder)
     assert done.returncode == 0, done.stderr
     return folder

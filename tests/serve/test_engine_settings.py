@@ -211,5 +211,5 @@ def test_a_typo_in_the_serve_file_is_told_and_nothing_else_happens(environment, 
 def test_an_unknown_kind_of_provider_is_told_before_a_replica_sees_it(environment):
     file = environment.config_dir / "llm.yaml"
     file.write_text(file.read_text().replace("type: local", "type: wizard"))
-    with pytest.raises(ConfigurationError, match="providers.local.type: no adapter `wizard`"):
+    with pytest.raises(ConfigurationError, match=r"providers\.local\.type: no adapter `wizard`"):
         with_live_config(deploy_config(REPOSITORY / "serve_config.yaml", environment))
