@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import math
 import os
 import signal
 import socket
@@ -186,12 +185,10 @@ async def test_two_replicas_share_one_limit(graph, client):
     graph.upstream("ok")
     assert len(graph.replicas("llm", "LLMProxy")) == 2
     strict = {**body("gpt-4.1-mini"), "metadata": {**CALLER, "agent_id": "agent:strict"}}
-    began = time.monotonic()
     answers = await asyncio.gather(*(client.post("/internal/llm/proxy", json=strict) for _ in range(90)))
-    refilled = math.ceil((time.monotonic() - began) * 30 / 60)
     statuses = [answer.status_code for answer in answers]
     assert set(statuses) == {200, 429}
-    assert 26 <= statuses.count(200) <= 30 + refilled
+    assert 26 <= statuses.count(200) <= 30
     assert graph.upstream()["total"] == statuses.count(200)
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert 1 <= int(refused.headers["Retry-After"]) <= 62
