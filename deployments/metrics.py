@@ -12,10 +12,11 @@ _LATENCY_MS = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 
 
 
 class LLMMetrics:
-    """`daarion_llm_*`: calls by outcome, tokens, latency and time to the first token, by provider and logical model."""
+    """`daarion_llm_*`: calls by outcome, tokens, latency and time to the first token by provider and logical model; circuits that turn."""
 
     def __init__(self) -> None:
         by_model = ("provider", "logical_model")
+        self._circuits = Counter("daarion_llm_circuit_turns", "Circuits that opened or closed", ("provider", "model", "state"))
         self._calls = Counter("daarion_llm_calls", "LLM calls by outcome", (*by_model, "outcome"))
         self._tokens = Counter("daarion_llm_tokens", "Tokens by direction", (*by_model, "direction"))
         self._latency = Histogram("daarion_llm_latency_ms", "Whole call, milliseconds", _LATENCY_MS, by_model)
@@ -26,6 +27,8 @@ class LLMMetrics:
         for event in events:
             if event["event"] == "llm.call":
                 self._count(event)
+            elif event["event"] == "llm.circuit":
+                self._circuits.inc(1, {key: event[key] for key in ("provider", "model", "state")})
 
     def _count(self, event: Event) -> None:
         tags = {"provider": event["provider"] or "none", "logical_model": event["logical_model"]}

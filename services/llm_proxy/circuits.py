@@ -4,8 +4,9 @@
                                                                   ▲                      │
                                                                   └──(the probe fails: cool-down × 2)
 
-While a circuit is open nobody calls the target; half-open, one call does. A target may also rest, because its provider sent a
-`Retry-After`: when that has passed, everybody may call again. State is per replica.
+While a circuit is open nobody calls the target; half-open, one call does. A probe that has no end after the longest cool-down
+no longer keeps the next one waiting. A target may also rest, because its provider sent a `Retry-After`: when that has passed,
+everybody may call again. State is per replica.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Circuit:
         self._opened_at = self._closed_at = float("-inf")
         self._vain = 0
         self._probe: Permit | None = None
+        self._probed_at = float("-inf")
         self._rests_until = float("-inf")
 
     def state(self, now: float) -> State:
@@ -51,7 +53,7 @@ class Circuit:
         rest = max(0.0, self._rests_until - now)
         if self._state == "closed":
             return rest
-        if self._probe is not None:
+        if self._probe is not None and now < self._probed_at + self.policy.max_cooldown_s:
             return max(rest, PROBE_RETRY_S)
         return max(rest, self._opened_at + self._cooldown_s() - now)
 
@@ -65,7 +67,7 @@ class Circuit:
         permit = Permit(self, self._epoch)
         self.in_flight += 1
         if self._state != "closed":
-            self._state, self._probe = "half_open", permit
+            self._state, self._probe, self._probed_at = "half_open", permit, now
         return permit
 
     def rest(self, now: float, seconds: float) -> None:
@@ -73,19 +75,23 @@ class Circuit:
         self._rests_until = max(self._rests_until, now + seconds)
 
     def _alive(self, permit: Permit, now: float) -> None:
-        if permit is self._probe:
-            self._probe = None
+        if self._judges(permit):
             self._close(now)
             permit.epoch = self._epoch
 
     def _end(self, permit: Permit, now: float, *, failed: bool | None) -> None:
         self.in_flight -= 1
-        if permit is self._probe:
-            self._probe = None
+        if self._judges(permit):
             if failed is not None:
                 self._open(now) if failed else self._close(now)
+            elif permit is self._probe:
+                self._probe = None
         elif failed is not None and self._state == "closed" and permit.epoch == self._epoch:
             self._count(now, failed=failed)
+
+    def _judges(self, permit: Permit) -> bool:
+        """Whether `permit` is a probe of this half-open state: calls that began before it opened have an older epoch."""
+        return self._state == "half_open" and permit.epoch == self._epoch
 
     def _count(self, now: float, *, failed: bool) -> None:
         self._add(now, failed=failed)
@@ -120,7 +126,7 @@ class Circuit:
         self._cells.clear()
 
     def _turn(self, state: State) -> None:
-        self._state, self._in_a_row, self._epoch = state, 0, self._epoch + 1
+        self._state, self._in_a_row, self._epoch, self._probe = state, 0, self._epoch + 1, None
         self._turned(state)
 
     def _cooldown_s(self) -> float:

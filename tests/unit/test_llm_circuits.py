@@ -69,6 +69,19 @@ def test_a_probe_that_is_left_gives_its_place_back():
     assert circuit.enter(2.5) is not None
 
 
+def test_a_probe_without_an_end_does_not_keep_the_others_out_for_ever():
+    circuit = Circuit(POLICY)
+    fail(circuit, 0, 3)
+    hung = circuit.enter(2)
+    assert circuit.enter(2 + 6.9) is None
+    probe = circuit.enter(2 + 7)
+    assert (probe is not None, circuit.enter(2 + 7)) == (True, None)
+    hung.succeeded(10)
+    assert circuit.state(10) == "closed", "whichever answers first"
+    probe.failed(11)
+    assert circuit.state(11) == "closed", "too late to say anything"
+
+
 def test_a_probe_that_answers_closes_it_before_its_end():
     circuit = Circuit(POLICY)
     fail(circuit, 0, 3)
@@ -120,7 +133,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.circuit, self.now, self.held, self.probes, self.opened_at = Circuit(POLICY), 0.0, [], [], None
+        self.circuit, self.now, self.held, self.probes = Circuit(POLICY), 0.0, [], {}
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 2.0, 7.0, 30.0]))
     def wait(self, seconds):
@@ -134,7 +147,8 @@ class Machine(RuleBasedStateMachine):
         if permit is not None:
             self.held.append(permit)
             if before == "half_open":
-                self.probes.append(permit)
+                assert all(self.now - since >= POLICY.max_cooldown_s for since in self.probes.values())
+                self.probes[permit] = self.now
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), ending=st.sampled_from(["succeeded", "failed", "released", "alive"]))
@@ -144,8 +158,9 @@ class Machine(RuleBasedStateMachine):
         if ending != "alive":
             self.held.remove(permit)
             permit.failed(self.now)  # a second ending says nothing
-        if permit in self.probes:
-            self.probes.remove(permit)
+        self.probes.pop(permit, None)
+        if self.circuit.state(self.now) != "half_open":
+            self.probes.clear()
 
     @rule(seconds=st.floats(0, 20))
     def rest(self, seconds):
@@ -154,8 +169,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def holds(self):
         assert self.circuit.in_flight == len(self.held)
-        assert len(self.probes) <= 1
-        assert self.probes or self.circuit.wait_s(self.now) <= max(POLICY.max_cooldown_s, 20)
+        assert self.circuit.wait_s(self.now) <= max(POLICY.max_cooldown_s, 20)
         assert (self.circuit.wait_s(self.now) == 0) or self.circuit.enter(self.now) is None
 
 
