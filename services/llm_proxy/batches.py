@@ -14,6 +14,7 @@ import orjson
 
 from contracts.batches import Batch, BatchPage, BatchQueue, BatchRequest, BatchStore, BatchWork, ItemResult, NewItem
 from contracts.errors import (
+    CircuitOpen,
     DaarionError,
     DatabaseUnavailable,
     EngineUnavailable,
@@ -30,8 +31,8 @@ from contracts.ports import EventLog
 from services.llm_proxy.cache import cache_key
 from services.tasks import end_tasks
 
-_OURS = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable, EngineUnavailable)
-"""Failures of no request: a limit, a queue or a part of this product. The whole batch waits, and nothing is counted."""
+_OF_NO_REQUEST = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable, EngineUnavailable, CircuitOpen)
+"""A limit, a queue, a part of this product or a provider that is left alone: the whole batch waits, and nothing is counted."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Delay:
 
 def delay_after(error: DaarionError, failures: int, settings: WorkerSettings) -> Delay | None:
     """Returns when a failed request is tried again, or None when the failure is its result. `failures` came before this one."""
-    if isinstance(error, _OURS):
+    if isinstance(error, _OF_NO_REQUEST):
         return Delay(min(error.retry_after_s or settings.backoff_s, settings.backoff_max_s), pause_batch=True)
     if not error.retryable or failures + 1 >= settings.max_failures:
         return None
