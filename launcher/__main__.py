@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from launcher import messages, state
 from launcher.console import Console
 from launcher.datadir import DataDir, DataDirLock
 from launcher.readiness import is_ready
+from launcher.reloading import reload_graph
 from launcher.serve import serve_command
 from launcher.supervisor import FAILED, REFUSED, Graph, Supervisor
 
@@ -41,7 +40,7 @@ async def _run(options: argparse.Namespace, environment: Environment, console: C
         case "services":
             return await _supervisor(environment, console, None).run()
         case "reload":
-            return _reload(environment, console)
+            return await reload_graph(DataDir(environment.data_dir), console)
         case _:
             return await _status(environment, console)
 
@@ -53,17 +52,6 @@ def _supervisor(environment: Environment, console: Console, graph: Graph | None)
 def _graph(config: Path, environment: Environment) -> Graph:
     config = config.absolute()
     return Graph(serve_command(config), [config, *sorted(environment.config_dir.glob("*.yaml"))])
-
-
-def _reload(environment: Environment, console: Console) -> int:
-    parts = _running(environment)
-    pid = next((part.pid for part in parts if part.name == "Serve" and part.pid is not None), None)
-    if pid is None:
-        console.plain(f"no graph is running on {environment.data_dir}: start it with `make run`")
-        return FAILED
-    os.kill(pid, signal.SIGHUP)
-    console.plain("asked the running graph to read its configuration again; its log and /health tell the outcome")
-    return 0
 
 
 async def _status(environment: Environment, console: Console) -> int:

@@ -18,11 +18,22 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import stat
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import StartRefused
+
+# What the launcher, the model builder and the graph make directly below a data directory.
+_CONTENT = frozenset({
+    ".lock", "cache", "journal", "kb", "logs", "models", "nats", "ports.json", "postgres", ".postgres.draft", ".postgres.password", "ray",
+    "ray-token", "run", "secrets",
+})  # fmt: skip
+
+_LOCK_TRIES = 5
+_LOCK_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,11 +81,13 @@ class DataDir:
     def prepare(self) -> None:
         """Creates what is missing and closes what stands open to others.
 
+        A folder that holds other things than a data directory does is somebody's own: its mode is not touched.
+
         Raises:
-            StartRefused: the directory cannot be created or written.
+            StartRefused: the directory cannot be created or written, or is a shared folder.
         """
         try:
-            _private_directory(self.root, 0o711 if os.geteuid() == 0 else 0o700)
+            _own_root(self.root, 0o711 if os.geteuid() == 0 else 0o700)
             for path in (self.nats, self.models, self.logs, self.secrets, self.run):
                 _private_directory(path, 0o700)
             probe = self.run / ".writable"
@@ -112,7 +125,7 @@ class DataDirLock:
         """
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except BlockingIOError as error:
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
@@ -146,8 +159,18 @@ class DataDirLock:
         return None
 
 
+def _lock(descriptor: int) -> None:
+    """Takes the lock; `holder` in another process may have it for a moment. Raises BlockingIOError."""
+    for _ in range(_LOCK_TRIES - 1):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_LOCK_PAUSE_S)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def write_private(path: Path, text: str) -> None:
-    """Replaces `path` in one step; only the owner can read it, from the moment it exists."""
+    """Replaces `path` in one step; only the owner can read it, from the moment it exists. Raises OSError, and leaves nothing behind."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _write_beside(path, text).replace(path)
 
@@ -155,11 +178,32 @@ def write_private(path: Path, text: str) -> None:
 def _write_beside(path: Path, text: str) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary
+
+
+def _own_root(root: Path, mode: int) -> None:
+    """Makes the data directory, or gives an existing one its mode when nothing but ours is in it.
+
+    Raises:
+        StartRefused: it is open to others and holds what is not ours, or is a place for everybody such as /tmp.
+    """
+    if root.exists():
+        found = root.stat().st_mode
+        foreign = next((path.name for path in sorted(root.iterdir()) if path.name not in _CONTENT), None)
+        if found & 0o777 != mode and (found & stat.S_ISVTX or foreign is not None):
+            raise StartRefused(
+                f"the data directory {root} is shared ({f'{foreign} in it is not ours' if foreign else 'everybody may write there'}): "
+                f"set DAARION_DATA_DIR to a folder of its own, such as {root / 'daarion'}"
+            )
+    _private_directory(root, mode)
 
 
 def _private_directory(path: Path, mode: int) -> None:

@@ -24,11 +24,16 @@ def begin(log: Path) -> None:
 def cut_when_large(log: Path, max_bytes: int = MAX_BYTES) -> bool:
     """Copies a log over the bound to `.1` and empties it in place; the child goes on appending to the same file.
 
-    Lines written between copy and cut are lost; for a log that is a fair price for needing no help from the child.
+    Lines written between copy and cut are lost; for a log that is a fair price for needing no help from the child. On a full
+    disk the copy is given up and the log is emptied all the same: that makes room.
     """
     if not log.exists() or log.stat().st_size <= max_bytes:
         return False
-    shutil.copy2(log, _numbered(log, 1))
+    copy = _numbered(log, 1)
+    try:
+        shutil.copy2(log, copy)
+    except OSError:
+        copy.unlink(missing_ok=True)
     with log.open("r+b") as file:
         file.truncate(0)
     return True

@@ -90,8 +90,9 @@ def available_memory() -> int:
 
 
 def free_disk(path: Path) -> int:
-    """Returns the bytes an ordinary user can still write under `path`."""
-    return shutil.disk_usage(path).free
+    """Returns the bytes an ordinary user can still write under `path`, which need not exist yet."""
+    there = next((each for each in (path, *path.parents) if each.is_dir()), Path("/"))
+    return shutil.disk_usage(there).free
 
 
 async def check_database(url: str) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from configs.environment import Environment
-from configs.llm import LLMSettings
-from configs.yaml_files import load_yaml
 from launcher import instance, logs, preflight, ray_logs, strays
 from launcher.datadir import DataDir, DataDirLock
+from launcher.settings import check_settings
 
 _LOGS = ("postgres", "nats", "serve")
 # What a killed launcher left has been asked to end by the kernel already.
@@ -23,12 +22,12 @@ async def own_data_dir(data_dir: DataDir, say: Callable[[str], None]) -> DataDir
     Raises:
         StartRefused: it cannot be written, is full, or belongs to a running launcher.
     """
+    preflight.check_disk(preflight.free_disk(data_dir.root), data_dir.root)  # first: a full disk fails everything else in odd ways
     await asyncio.to_thread(data_dir.prepare)
     lock = DataDirLock(data_dir)
     lock.acquire()
     try:
         await _clear_leftover(data_dir, say)
-        preflight.check_disk(preflight.free_disk(data_dir.root), data_dir.root)
         for name in _LOGS:
             await asyncio.to_thread(logs.begin, data_dir.log(name))
     except BaseException:
@@ -47,7 +46,7 @@ async def check_graph(environment: Environment, config_files: Sequence[Path], me
     preflight.check_packages()
     preflight.check_memory(preflight.available_memory(), memory_needed)
     await asyncio.to_thread(preflight.check_files, config_files)
-    await asyncio.to_thread(load_yaml, environment.config_dir / "llm.yaml", LLMSettings)
+    await asyncio.to_thread(check_settings, environment)
 
 
 async def _clear_leftover(data_dir: DataDir, say: Callable[[str], None]) -> None:

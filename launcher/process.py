@@ -34,12 +34,13 @@ class Account:
 
 @dataclass(frozen=True)
 class Command:
-    """What to run and how: `account` None means the launcher's own."""
+    """What to run and how: `account` None means the launcher's own; `deaf_to` are signals it ignores until it takes them itself."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: Path
     account: Account | None = None
+    deaf_to: Sequence[signal.Signals] = ()
 
 
 def become_subreaper() -> None:
@@ -168,15 +169,17 @@ async def _spawn(command: Command, *, stdout: int, stderr: int, death_signal: si
         user=account.uid if account else None,
         group=account.gid if account else None,
         extra_groups=[] if account else None,
-        preexec_fn=_die_with_parent(death_signal),
+        preexec_fn=_before_exec(death_signal, command.deaf_to),
     )
 
 
-def _die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
-    """Returns what the child runs between fork and exec (after the change of account, which would clear the setting)."""
+def _before_exec(death_signal: signal.Signals, deaf_to: Sequence[signal.Signals]) -> Callable[[], None]:
+    """Returns what the child runs between fork and exec (after the change of account, which would clear the death signal)."""
     parent = os.getpid()
 
     def prepare() -> None:
+        for number in deaf_to:
+            signal.signal(number, signal.SIG_IGN)
         if _LIBC is None:
             return
         _LIBC.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)

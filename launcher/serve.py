@@ -32,7 +32,8 @@ class ServeGraph:
     name = "Serve"
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], *, cwd: Path, log_file: Path) -> None:
-        self._command = Command(argv, env, cwd)
+        # A reload asked for before the process listens would end it; it is about to read its configuration anyway.
+        self._command = Command(argv, env, cwd, deaf_to=(signal.SIGHUP,))
         self._log_file = log_file
         self._child: ChildProcess | None = None
 

@@ -43,6 +43,7 @@ async def keep_alive(
     *,
     log: Path,
     say: Callable[[str], None],
+    ended: Callable[[], None] | None = None,
     died: Callable[[int, float], Awaitable[None]] | None = None,
     started: Callable[[], None] | None = None,
     failures: FailureWindow | None = None,
@@ -54,6 +55,7 @@ async def keep_alive(
         service: already started once.
         log: its log file, named in lines and quoted from.
         say: shows a line.
+        ended: called as soon as it ended.
         died: called with the exit status and the time of death before the next start.
         started: called after each further start.
         failures: when it is full the service is given up.
@@ -68,6 +70,8 @@ async def keep_alive(
         began = time.monotonic()
         status = await service.wait()
         died_at = time.time()
+        if ended is not None:
+            ended()
         last = await asyncio.to_thread(logs.last_line, log)
         if status == refusal:
             raise StartRefused(f"{service.name} refused to start: {last or log}")

@@ -65,6 +65,8 @@ class Supervisor:
     _serve_failures: FailureWindow = field(default_factory=FailureWindow)
     _asked: bool = False
     _unwinding: bool = False
+    _unrecorded: bool = False
+    _told: str = ""
 
     def __post_init__(self) -> None:
         self._data_dir = DataDir(self.environment.data_dir)
@@ -129,7 +131,8 @@ class Supervisor:
         say = self.console.say
         watchers = [self._housekeeping()]
         watchers += [
-            keep_alive(store, log=self._data_dir.log(store.name.lower()), say=say, started=self._record) for store in self._stores.owned
+            keep_alive(store, log=self._data_dir.log(store.name.lower()), say=say, ended=self._record, started=self._record)
+            for store in self._stores.owned
         ]
         if self._serve is not None:
             watchers.append(
@@ -137,6 +140,7 @@ class Supervisor:
                     self._serve,
                     log=self._data_dir.log("serve"),
                     say=say,
+                    ended=self._record,
                     died=self._serve_died,
                     started=self._serve_restarted,
                     failures=self._serve_failures,
@@ -174,8 +178,15 @@ class Supervisor:
         reaper = strays.Reaper()
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
-            await asyncio.to_thread(reaper.collect)
-            await asyncio.to_thread(logs.cut_large_ones, self._data_dir.logs)
+            try:
+                await asyncio.to_thread(reaper.collect)
+                await asyncio.to_thread(logs.cut_large_ones, self._data_dir.logs)
+                if self._unrecorded:
+                    self._record()
+            except OSError as error:
+                self._hindered("housekeeping", error)
+            else:
+                self._told = ""
 
     async def _serve_died(self, _status: int, died_at: float) -> None:
         """Ends what the dead process left, or its successor finds the ports taken."""
@@ -208,7 +219,19 @@ class Supervisor:
         parts = self._stores.parts()
         if self._serve is not None:
             parts.append(Part(self._serve.name, self._serve.pid, messages.base_url(self.environment)))
-        state.write_parts(self._data_dir, parts)
+        try:
+            state.write_parts(self._data_dir, parts)
+            self._unrecorded = False
+        except OSError as error:  # a full disk, say: what runs goes on, and the next housekeeping tries again
+            self._unrecorded = True
+            self._hindered("noting what runs", error)
+
+    def _hindered(self, what: str, error: OSError) -> None:
+        """Tells once, until it works again."""
+        line = f"{what} is hindered ({error.strerror or type(error).__name__}): look after {self._data_dir.root}; everything goes on"
+        if line != self._told:
+            self._told = line
+            self.console.say(line)
 
     def _handle_signals(self, main: asyncio.Future[None]) -> None:
         numbers = [signal.SIGINT, signal.SIGTERM]

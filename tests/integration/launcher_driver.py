@@ -1,11 +1,15 @@
-"""Runs the real supervisor over the stand-in graph. Usage: launcher_driver.py <journal file> [stand-in mode]"""
+"""Runs the real supervisor over the stand-in graph, or over the real graph's command.
+
+Usage: launcher_driver.py <journal file> [stand-in mode | --real]
+"""
 
 import asyncio
 import sys
 from pathlib import Path
 
-from configs.environment import read_environment
+from configs.environment import REPOSITORY, read_environment
 from launcher.console import Console
+from launcher.serve import serve_command
 from launcher.supervisor import Graph, Supervisor
 
 STAND_IN = Path(__file__).with_name("launcher_stand_in.py")
@@ -18,5 +22,6 @@ async def main():
         await connection.execute("GRANT SELECT ON migrated TO daarion_service")
 asyncio.run(main())
 """
-graph = Graph([sys.executable, str(STAND_IN), *sys.argv[1:]], memory_needed=0)
+command = serve_command(REPOSITORY / "serve_config.yaml") if "--real" in sys.argv else [sys.executable, str(STAND_IN), *sys.argv[1:]]
+graph = Graph(command, memory_needed=0)
 sys.exit(asyncio.run(Supervisor(read_environment(), Console(), [sys.executable, "-c", MIGRATE], graph).run()))

@@ -65,6 +65,11 @@ def stop(*_):
     os._exit(0)
 
 
+def reload(*_):
+    note(event="reload")
+    print("2026-01-01 00:00:00,000 daarion.serve_graph: reloaded", flush=True)
+
+
 signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "--deaf" else stop)
-signal.signal(signal.SIGHUP, lambda *_: note(event="reload"))
+signal.signal(signal.SIGHUP, reload)
 Server(("127.0.0.1", int(os.environ["DAARION_PORT"])), Health).serve_forever()

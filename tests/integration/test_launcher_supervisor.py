@@ -164,8 +164,9 @@ def test_a_life_from_the_first_line_to_ctrl_c(tmp_path):
         assert "ready" in status.splitlines()[-1]
         assert urls["database_url"] not in status
 
-        assert run.command("reload").returncode == 0
-        wait_for(lambda: {"event": "reload"} in run.journal)
+        reload = run.command("reload")
+        assert (reload.returncode, reload.stdout) == (0, "reloaded\n")
+        assert {"event": "reload"} in run.journal
 
         second = subprocess.run(run.argv, env=run.env | {"DAARION_PORT": str(free_ports(1)[0])}, capture_output=True, text=True, timeout=60)
         assert second.returncode == 2
@@ -232,6 +233,8 @@ def test_what_dies_comes_back_and_nothing_else_is_touched(tmp_path):
 
 def test_a_graph_that_keeps_dying_is_given_up(tmp_path):
     with running(tmp_path, "--crash", ready=False) as run:
+        wait_for(lambda: "starting it again in 4 s" in run.screen)
+        wait_for(lambda: run.parts()["Serve"] is None)  # nobody may signal a dead process's id: it may be somebody else's by now
         assert run.process.wait(60) == 1
         assert len(run.starts()) == 5
         assert "Serve ended with status 1 (the stand-in broke); starting it again in 4 s" in run.screen
@@ -248,6 +251,31 @@ def test_a_refused_configuration_is_not_tried_again(tmp_path):
         assert run.screen.splitlines()[-1] == "refused: Serve refused to start: llm.yaml: models: no such provider"
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        (
+            "llm.yaml",
+            "type: local",
+            "type: wizard",
+            "refused: Serve refused to start: .* llm.yaml: providers.local.type: no adapter `wizard`",
+        ),
+        ("tools.yaml", "id: projects.list", "id: ''", "refused: tools.yaml: tools.0.id: "),
+    ],
+    ids=["told by the graph", "told before anything starts"],
+)
+def test_a_mistake_in_any_file_is_refused_by_the_real_processes(tmp_path, file, old, new, told):
+    configs = tmp_path / "configs"
+    shutil.copytree(REPOSITORY / "configs", configs, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    text = (configs / file).read_text()
+    assert old in text
+    (configs / file).write_text(text.replace(old, new))
+    with running(tmp_path, "--real", ready=False, DAARION_CONFIG_DIR=str(configs)) as run:
+        assert run.process.wait(120) == 2, run.screen
+        assert re.match(told, run.screen.splitlines()[-1]), run.screen
+        assert run.screen.count("starting Serve") == told.count("Serve refused")
+
+
 def test_ctrl_c_twice_does_not_wait_for_a_deaf_graph(tmp_path):
     with running(tmp_path, "--deaf") as run:
         family = run.family()
@@ -255,10 +283,8 @@ def test_ctrl_c_twice_does_not_wait_for_a_deaf_graph(tmp_path):
         run.await_screen("stopping Serve")
         time.sleep(0.3)
         assert run.process.poll() is None
-        asked = time.monotonic()
         run.process.send_signal(signal.SIGINT)
-        assert run.process.wait(10) == 0
-        assert time.monotonic() - asked < 9
+        assert run.process.wait(60) == 0  # the graph's own time to stop is 75 s
         assert alive(family) == []
 
 

@@ -1,4 +1,6 @@
 import asyncio
+import errno
+import fcntl
 import io
 import json
 import os
@@ -6,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,13 @@ from launcher.console import Console
 from launcher.datadir import DataDir, DataDirLock, write_private
 from launcher.errors import StartRefused
 from launcher.ports import StickyPorts, free_ports, free_range, is_free
+from launcher.reloading import reload_graph
 from launcher.state import Part
+from launcher.supervisor import Supervisor
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def mode(path: Path) -> int:
@@ -122,6 +131,91 @@ class TestDataDir:
         assert DataDirLock(data_dir).holder() == os.getpid()
         lock.release()
         assert DataDirLock(data_dir).holder() is None
+
+    def test_the_lock_is_got_while_somebody_only_looks_at_it(self, tmp_path):
+        data_dir = DataDir(tmp_path)
+        (tmp_path / ".lock").touch()
+        with (tmp_path / ".lock").open() as looker:
+            fcntl.flock(looker, fcntl.LOCK_SH)
+            threading.Timer(0.08, fcntl.flock, [looker, fcntl.LOCK_UN]).start()
+            lock = DataDirLock(data_dir)
+            lock.acquire()
+            assert lock.holder() == os.getpid()
+            lock.release()
+
+    @pytest.mark.parametrize(("made", "permissions"), [(["letters.txt"], 0o755), ([], 0o1777)], ids=["somebody's folder", "like /tmp"])
+    def test_a_shared_folder_is_refused_and_left_as_it_is(self, tmp_path, made, permissions):
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        for name in made:
+            (shared / name).touch()
+        shared.chmod(permissions)
+        with pytest.raises(StartRefused, match="is shared") as refusal:
+            DataDir(shared).prepare()
+        assert "\n" not in refusal.value.message
+        assert mode(shared) == permissions
+        assert sorted(path.name for path in shared.iterdir()) == made
+
+    def test_a_folder_with_nothing_but_models_is_ours(self, tmp_path):
+        root = tmp_path / "data"
+        (root / "models").mkdir(parents=True)
+        root.chmod(0o755)
+        DataDir(root).prepare()
+        assert mode(root) & 0o066 == 0
+
+    def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(self, tmp_path, monkeypatch):
+        path = tmp_path / "state.json"
+        write_private(path, "old")
+        monkeypatch.setattr(os, "fsync", no_room)
+        with pytest.raises(OSError, match="No space left"):
+            write_private(path, "new")
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+
+
+class TestReload:
+    """`make reload` signals the graph that runs, and no other process."""
+
+    async def reload(self, data_dir, pid):
+        data_dir.prepare()
+        state.write_parts(data_dir, [Part("Serve", pid, "x")])
+        lock, screen = DataDirLock(data_dir), io.StringIO()
+        lock.acquire()
+        try:
+            return await reload_graph(data_dir, Console(screen)), screen.getvalue()
+        finally:
+            lock.release()
+
+    @pytest.mark.parametrize("pid", [None, os.getppid(), 2**22 + 1], ids=["dead", "somebody else's", "gone"])
+    async def test_what_is_no_running_graph_is_told_and_not_signalled(self, tmp_path, pid):
+        status, screen = await self.reload(DataDir(tmp_path / "data"), pid)
+        assert status == 1
+        assert screen.startswith("the graph is not running at this moment")
+        assert screen.count("\n") == 1
+
+    @pytest.mark.parametrize(("answer", "status"), [("reloaded", 0), ("not reloaded: llm.yaml: models: too short", 1)])
+    async def test_the_graphs_answer_is_shown(self, tmp_path, answer, status):
+        data_dir = DataDir(tmp_path / "data")
+        data_dir.prepare()
+        data_dir.log("serve").write_text("2026 daarion.serve_graph: reloaded\n")  # an older answer
+        code = (
+            "import signal, sys\nsignal.signal(signal.SIGHUP, lambda *_: print('2026 daarion.serve_graph: ' + sys.argv[1], flush=True))"
+            "\nprint('up', file=sys.stderr, flush=True)\nwhile True: signal.pause()"
+        )
+        with (
+            data_dir.log("serve").open("a") as log,
+            subprocess.Popen([sys.executable, "-c", code, answer], stdout=log, stderr=subprocess.PIPE) as graph,
+        ):
+            assert graph.stderr.readline() == b"up\n"
+            assert await self.reload(data_dir, graph.pid) == (status, f"{answer}\n")
+            graph.kill()
+
+    async def test_without_a_launcher_nothing_is_signalled(self, tmp_path):
+        data_dir, screen = DataDir(tmp_path / "data"), io.StringIO()
+        data_dir.prepare()
+        state.write_parts(data_dir, [Part("Serve", os.getpid(), "x")])
+        assert await reload_graph(data_dir, Console(screen)) == 1
+        assert "start it with `make run`" in screen.getvalue()
 
 
 class TestPorts:
@@ -263,6 +357,14 @@ class TestLogs:
         assert log.read_text() == "after"
         assert (tmp_path / "serve.log.1").read_text() == "x" * 100
 
+    def test_a_large_log_is_emptied_where_there_is_no_room_for_a_copy(self, tmp_path, monkeypatch):
+        log = tmp_path / "serve.log"
+        log.write_text("x" * 100)
+        monkeypatch.setattr(logs.shutil, "copy2", no_room)
+        assert logs.cut_when_large(log, 99)
+        assert log.read_text() == ""
+        assert list(tmp_path.iterdir()) == [log]
+
     def test_the_last_line_that_says_something(self, tmp_path):
         log = tmp_path / "serve.log"
         assert logs.last_line(log) == ""
@@ -350,3 +452,15 @@ def test_a_public_address_without_a_secret_is_refused_by_the_command():
 
 def test_the_refusal_is_a_leaf_of_the_tree():
     assert issubclass(StartRefused, ConfigurationError)
+
+
+def test_a_full_disk_does_not_end_the_supervisor(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    supervisor = Supervisor(read_environment({"DAARION_DATA_DIR": str(tmp_path)}), Console(screen), [], None)
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", no_room)
+        supervisor._record()
+        supervisor._record()
+    assert screen.getvalue().count("No space left on device") == 1  # told once
+    supervisor._record()
+    assert [part.name for part in state.read_parts(DataDir(tmp_path))] == ["PostgreSQL", "NATS"]

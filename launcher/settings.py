@@ -1,0 +1,36 @@
+"""Every configuration file of the product, read by its own model before anything is started."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from configs.agents import load_blueprints
+from configs.engines import EnginesSettings
+from configs.environment import Environment
+from configs.llm import LLMSettings
+from configs.memory import MemorySettings
+from configs.tools import ToolsSettings
+from configs.yaml_files import load_yaml
+
+_MODELS: dict[str, type[BaseModel]] = {
+    "llm.yaml": LLMSettings,
+    "engines.yaml": EnginesSettings,
+    "memory.yaml": MemorySettings,
+    "tools.yaml": ToolsSettings,
+}
+# Only the GPU profile reads it.
+_OPTIONAL: dict[str, type[BaseModel]] = {"engines.gpu.yaml": EnginesSettings}
+
+
+def check_settings(environment: Environment) -> None:
+    """Reads them all; what only a deployment can tell (an unknown adapter, say) is left to the graph's own check.
+
+    Raises:
+        ConfigurationError: naming file, key and reason.
+    """
+    for name, model in _MODELS.items():
+        load_yaml(environment.config_dir / name, model)
+    for name, model in _OPTIONAL.items():
+        if (environment.config_dir / name).exists():
+            load_yaml(environment.config_dir / name, model)
+    load_blueprints(environment.config_dir)
