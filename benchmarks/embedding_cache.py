@@ -42,10 +42,16 @@ class EmbeddingCache:
             part = entries[start : start + STEP]
             answers = encoder.encode([text for _, text in part], kind)
             self._known |= {key: np.frombuffer(data, "<f4") for (key, _), (data, _) in zip(part, answers, strict=True)}
+            self._save()
             print(f"embedded {start + len(part)} of {len(entries)} new texts", flush=True)
+
+    def _save(self) -> None:
+        """After every step: a run that is broken off is continued by the next."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("wb") as file:
+        written = self._path.with_suffix(".new")
+        with written.open("wb") as file:
             np.savez(file, keys=np.array(list(self._known)), rows=np.stack(list(self._known.values())))
+        written.replace(self._path)
 
     def _key(self, text: str, kind: EmbeddingKind) -> str:
         content = "\0".join((self._settings.version, self._settings.prefixes.of(kind), text))
