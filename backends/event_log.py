@@ -23,6 +23,8 @@ FLUSH_INTERVAL_S = 0.2
 MAX_FIELD_CHARS = 2_048
 MAX_FILES = 40
 
+_log = logging.getLogger(__name__)
+
 Event = Mapping[str, Any]
 Listener = Callable[[Iterable[Event]], None]
 
@@ -89,10 +91,22 @@ class FileEventLog:
         return batch, True
 
     def _write(self, batch: list[dict[str, Any]]) -> None:
+        """Whatever a listener or a line does wrong, the thread goes on: without it every later event would be lost."""
         for listener in self._listeners:
-            listener(batch)
-        lines = b"\n".join(self._line(fields) for fields in batch)
-        self._handler.emit(logging.makeLogRecord({"msg": lines.decode()}))
+            try:
+                listener(batch)
+            except Exception as error:  # noqa: BLE001
+                _log.error("a listener of the event log failed: %s", type(error).__name__)  # a traceback might show contents
+        lines = b"\n".join(line for fields in batch if (line := self._safe_line(fields)))
+        self._handler.emit(logging.makeLogRecord({"msg": lines.decode()}))  # tells an error of the file on stderr, and raises none
+
+    def _safe_line(self, fields: dict[str, Any]) -> bytes | None:
+        name = fields.get("event")
+        try:
+            return self._line(fields)
+        except Exception as error:  # noqa: BLE001
+            _log.error("the event %s could not be written: %s", name, type(error).__name__)
+            return None
 
     def _line(self, fields: dict[str, Any]) -> bytes:
         at = datetime.fromtimestamp(fields.pop("at"), UTC).isoformat(timespec="milliseconds")

@@ -3,6 +3,7 @@
 Serve inspects `build`'s annotations, so this module must not postpone them (`from __future__ import annotations`).
 """
 
+import asyncio
 from typing import Any
 
 import aiohttp
@@ -67,7 +68,7 @@ class RootReplica:
         await self._health.close()
         await self._session.close()
         await self._database.close()
-        self._events.close()
+        await asyncio.to_thread(self._events.close)
 
 
 def build(args: RootArgs) -> Application:

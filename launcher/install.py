@@ -6,16 +6,19 @@ A stamp in the environment names the lock file it was filled from, so that a fur
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -27,6 +30,10 @@ PACKAGES_ONLY = "--packages-only"
 
 class InstallFailed(Exception):
     """Told to the operator in one line."""
+
+
+class InstallRefused(InstallFailed):
+    """Nothing was begun: something has to be put right first."""
 
 
 class Installer:
@@ -41,9 +48,16 @@ class Installer:
     def ensure(self, profile: str, *, project: bool = True) -> None:
         """Installs what `profile` needs, unless it is there; without `project` the packages alone.
 
+        One installation at a time: another one is waited for, and what it did is used.
+
         Raises:
-            InstallFailed: this machine lacks something, or pip failed.
+            InstallRefused: a running graph needs what would be removed, or this machine lacks something.
+            InstallFailed: pip failed.
         """
+        with self._alone():
+            self._ensure(profile, project=project)
+
+    def _ensure(self, profile: str, *, project: bool) -> None:
         if not self.satisfied(profile):
             self._fill(profile)
         if project and not self._project_stamp().exists():
@@ -51,6 +65,20 @@ class Installer:
             self._step("installing this repository into it", self._pip(*options))
             self._remove_stamps("project")
             self._project_stamp().touch()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds a lock on the repository's folder, which the kernel frees however this process ends."""
+        descriptor = os.open(self.repository, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _say("another installation is at work here: waiting for it …")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def satisfied(self, profile: str) -> bool:
         """Whether the environment was filled from the current lock file of `profile`, or from one that contains it."""
@@ -81,8 +109,9 @@ class Installer:
         other = note.exists() and note.read_text() != family
         if not self.python.exists() or other:
             if any(importlib.util.find_spec(module) is None for module in ("venv", "ensurepip")):
-                raise InstallFailed("this Python has no venv module: install it (Debian, Ubuntu: apt install python3-venv)")
+                raise InstallRefused("this Python has no venv module: install it (Debian, Ubuntu: apt install python3-venv)")
             self._check_disk(family)
+            self._check_unused()
             why = " (it held the other set of packages)" if other else ""
             self._step(f"creating {self.venv.name}{why}", [sys.executable, "-m", "venv", "--clear", str(self.venv)])
         note.write_text(family)
@@ -90,7 +119,12 @@ class Installer:
     def _check_disk(self, family: str) -> None:
         free, needed = shutil.disk_usage(self.repository).free, _DISK_NEEDED[family]
         if free < needed:
-            raise InstallFailed(f"{free >> 30} GB of disk are free, the installation needs about {needed >> 30} GB: make room")
+            raise InstallRefused(f"{free >> 30} GB of disk are free, the installation needs about {needed >> 30} GB: make room")
+
+    def _check_unused(self) -> None:
+        """Nothing runs from the environment that is about to be emptied."""
+        if pids := users_of(self.python):
+            raise InstallRefused(f"a graph runs from {self.venv} (pid {pids[0]}), which has to be made anew: stop it first")
 
     def _install_torch(self, profile: str) -> None:
         """Torch first and with its dependencies: where pip finds no CPU build, the general one needs its CUDA libraries."""
@@ -126,6 +160,17 @@ class Installer:
         return {line.strip() for line in lines if re.match(r"[A-Za-z0-9]", line)}
 
 
+def users_of(python: Path) -> list[int]:
+    """Returns the ids of the processes that were started as `python` (its path, not what it links to), this one left out."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            program = (entry / "cmdline").read_bytes().split(b"\0", 1)[0].decode(errors="replace")
+            if int(entry.name) != os.getpid() and program and os.path.normpath(entry.joinpath("cwd").readlink() / program) == str(python):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
 def run_step(title: str, argv: list[str], cwd: Path) -> None:
     """Runs one long command; says that it runs, every 15 s that it still does, and how long it took.
 
@@ -147,7 +192,7 @@ def run_step(title: str, argv: list[str], cwd: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Installs one profile; returns 0, 1 (failed) or 2 (this machine lacks something).
+    """Installs one profile; returns 0, 1 (failed) or 2 (refused: a running graph needs it, or this machine lacks something).
 
     With `--packages-only` the repository itself is left out, for an image's layer that only a changed lock file rebuilds.
     """
@@ -159,7 +204,7 @@ def main(arguments: list[str]) -> int:
         Installer().ensure(arguments[0], project=not packages_only)
     except InstallFailed as error:
         _say(str(error))
-        return 1
+        return 2 if isinstance(error, InstallRefused) else 1
     except KeyboardInterrupt:
         _say("interrupted; the next run goes on from here")
         return 130

@@ -1,8 +1,12 @@
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from launcher.install import Installer, InstallFailed, main, run_step
+from launcher.install import Installer, InstallFailed, InstallRefused, main, run_step, users_of
 
 PYPROJECT = '[project]\nname = "x"\nversion = "1"\n[tool.setuptools.packages.find]\ninclude = ["a*"]\n'
 
@@ -34,6 +38,7 @@ def ensure(repository: Path, profile: str, fail: str = "", *, project: bool = Tr
                 for path in (repository / ".venv").glob(".*"):
                     path.unlink()
             (repository / ".venv/bin").mkdir(parents=True, exist_ok=True)
+            (repository / ".venv/bin/python").unlink(missing_ok=True)  # it may link to a real one
             (repository / ".venv/bin/python").write_text("#!/bin/sh\n")
             (repository / ".venv/bin/python").chmod(0o755)
 
@@ -127,3 +132,56 @@ def test_a_step_that_fails_is_told(tmp_path, capfd):
 def test_an_unknown_profile_is_told(capsys):
     assert main(["tpu"]) == 2
     assert "cpu|dev|gpu" in capsys.readouterr().out
+
+
+def test_one_installation_at_a_time(repository, capsys):
+    """The second one finds what the first one did, and installs nothing."""
+    first_began, titles = threading.Event(), []
+
+    def step(title: str, argv: list[str], cwd: Path) -> None:
+        first_began.set()
+        waiting.wait(30)
+        if argv[1:3] == ["-m", "venv"]:
+            (repository / ".venv/bin").mkdir(parents=True)
+            (repository / ".venv/bin/python").write_text("#!/bin/sh\n")
+            (repository / ".venv/bin/python").chmod(0o755)
+
+    waiting = threading.Event()
+    first = threading.Thread(target=Installer(repository, step).ensure, args=["cpu"])
+    second = threading.Thread(target=lambda: titles.extend(ensure(repository, "cpu")))
+    first.start()
+    assert first_began.wait(30)
+    second.start()
+    said = ""
+    while "another installation is at work" not in said:
+        said += capsys.readouterr().out
+        time.sleep(0.01)
+    waiting.set()
+    first.join(30)
+    second.join(30)
+    assert (titles, first.is_alive(), second.is_alive()) == ([], False, False)
+
+
+def test_an_environment_in_use_is_not_emptied(repository):
+    ensure(repository, "cpu")
+    python = repository / ".venv/bin/python"
+    python.unlink()
+    python.symlink_to(sys.executable)
+    argv = [".venv/bin/python", "-c", "print(input())"]
+    with subprocess.Popen(argv, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as graph:
+        assert wait_until(lambda: users_of(python) == [graph.pid])
+        with pytest.raises(InstallRefused, match=rf"a graph runs from .* \(pid {graph.pid}\)"):
+            ensure(repository, "gpu")
+        assert ensure(repository, "cpu") == []
+        graph.communicate(b"end\n")
+    python.unlink()
+    assert ensure(repository, "gpu")[0].startswith("creating .venv")
+
+
+def wait_until(condition, timeout_s: float = 30.0) -> bool:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
