@@ -81,7 +81,7 @@ class Attempts:
 
     def goes_on_after(self, error: DaarionError) -> bool:
         """Whether another target may be asked after `error`."""
-        return bool(self._left) and self._step(error, 1, ONCE).kind == "next"
+        return self._others() and self._step(error, 1, ONCE).kind == "next"
 
     def failed(self, target: Target, permit: Permit, error: DaarionError) -> None:
         """Ends the running attempt, which failed."""
@@ -128,7 +128,15 @@ class Attempts:
 
     def _step(self, error: DaarionError, tries: int, retry: RetryPolicy) -> Step:
         jitter = random.random()  # noqa: S311  # spreads waits, hides nothing
-        return next_step(error, tries=tries, retry=retry, others=bool(self._left), remaining_s=self._remaining_s(), jitter=jitter)
+        return next_step(error, tries=tries, retry=retry, others=self._others(), remaining_s=self._remaining_s(), jitter=jitter)
+
+    def _others(self) -> bool:
+        """Whether a target is left that could be called now."""
+        now = time.monotonic()
+        return any(
+            self._providers[target.provider].unavailable_reason() is None and self._circuits.of(target).wait_s(now) <= 0
+            for target in self._left
+        )
 
     def _remaining_s(self) -> float:
         remaining = self.deadline.remaining()

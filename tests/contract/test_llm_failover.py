@@ -192,6 +192,16 @@ async def test_a_caller_whose_time_is_up_is_told_so(stream):
         assert (told.error.status, upstream.total) == (504, 1)
 
 
+@BOTH
+async def test_retry_after_is_waited_for_where_the_other_target_has_no_key(stream):
+    keyless = {"keyless": {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "MISSING_API_KEY"}}
+    models = {"bare": {"provider": "calm", "name": "first", "fallbacks": ["nokey"]}, "nokey": {"provider": "keyless", "name": "x"}}
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream, providers=keyless, models=models) as (proxy, _):
+        upstream.script(play("http_429", retry_after=0.3, times=1), model="first")
+        told = await tell(proxy, asking("bare"), stream=stream)
+        assert (told.text, told.outcomes) == (ANSWER, [THROTTLED, "ok"])
+
+
 async def test_a_dead_address_is_retried_then_failed_over():
     async with ScriptedUpstream() as upstream:
         dead = {"dead": {"base_url": "http://127.0.0.1:9/v1"}}
