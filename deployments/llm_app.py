@@ -101,7 +101,7 @@ class LLMReplica:
         self._embedder = open_embedder(self._embedder_settings, self._environment, own_vectors=True)
         self._authority = AuthorityClient()
         self._limits = LimitSettings()
-        self._limiter = LeasedLimiter(self._authority, self._limits.of, replica=self._name)
+        self._limiter = LeasedLimiter(self._authority, self._limits.of, replica=self._name, events=self._events)
         self._monitor = HealthMonitor({})
         self._providers: dict[str, ChatProvider] = {}
         self._circuits, self._spillover = Circuits(self._circuit_turned), Spillover()

@@ -10,7 +10,7 @@ from contracts.limits import CALENDAR, Estimate, Limit, LimitKey, Spent
 from services.llm_proxy.lease_protocol import SLIDING, TTL_S, WINDOW_S, Grant, Line, Reply, Report, period_of
 from services.llm_proxy.windows import SlidingWindow
 
-MAX_BALANCES = 100_000
+MAX_BALANCES = 50_000
 RECENT_CELLS = 120
 REFUSAL_CACHE_S = 0.1
 """How long a refusal is repeated without asking, so that a throttled caller cannot flood the authority."""
@@ -269,12 +269,13 @@ class Balances:
         return balance
 
     def _make_room(self, now: float) -> None:
-        """Forgets the longest unused balances of which the authority knows everything and nothing counts any more."""
+        """Forgets the longest unused balances that hold nothing and no longer count; far beyond the bound, also those that count."""
         for _ in range(2):
             if len(self._balances) < MAX_BALANCES:
                 return
             key, oldest = next(iter(self._balances.items()))
-            if key in self._active or oldest.held or oldest.period or (oldest.recent is not None and oldest.recent.used(now)):
+            counts = oldest.recent is not None and oldest.recent.used(now) and len(self._balances) < 2 * MAX_BALANCES
+            if key in self._active or oldest.held or oldest.period or counts:
                 self._balances.move_to_end(key)
                 continue
             self._floor = max(self._floor, oldest.spent)

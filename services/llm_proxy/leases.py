@@ -33,7 +33,7 @@ from services.llm_proxy.lease_protocol import (
 )
 from services.llm_proxy.windows import SlidingWindow
 
-MAX_KEYS = 200_000
+MAX_KEYS = 100_000
 LEARNING_S = TTL_S + GRACE_S
 PENDING_RETRY_S = 0.5
 

@@ -9,9 +9,11 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from contracts.errors import DaarionError, LimitsUnavailable, RateLimited
 from contracts.limits import CALENDAR, NANO_PER_USD, Caller, Estimate, LimitsOf, Reservation, Spent
+from contracts.ports import EventLog
 from services.llm_proxy.balances import Balance, Balances, Plan, amount
 from services.llm_proxy.lease_protocol import HEARTBEAT_S, LeaseSource
 from services.tasks import end_tasks
@@ -38,8 +40,10 @@ class LeasedLimiter:
     `replica` names this process in what it reports; the usage ledger must know its rows under the same name.
     """
 
-    def __init__(self, source: LeaseSource, limits_of: LimitsOf, *, replica: str | None = None) -> None:
+    def __init__(self, source: LeaseSource, limits_of: LimitsOf, *, replica: str | None = None, events: EventLog | None = None) -> None:
         self._source = source
+        self._events = events
+        self._away = False
         self._limits_of = limits_of
         self._balances = Balances(replica or uuid.uuid4().hex)
         self._plans: OrderedDict[Caller, Plan] = OrderedDict()
@@ -149,10 +153,23 @@ class LeasedLimiter:
             await self._exchange([(plan, amounts) for future, plan, amounts in served if not future.done()], beat=beat)
         except DaarionError as error:
             failure = error
+        except Exception as error:  # noqa: BLE001  # a defect in one turn must not end the reports
+            failure = LimitsUnavailable("the limits cannot be kept now: retry shortly", retry_after_s=1.0)
+            self._tell("limits.turn_failed", exc_info=error)
         except BaseException:
             _answer(served, _stopping())
             raise
+        self._note(failure)
         _answer(served, failure)
+
+    def _note(self, failure: DaarionError | None) -> None:
+        if self._away != (failure is not None):
+            self._away = failure is not None
+            self._tell("limits.away" if self._away else "limits.back")
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        if self._events is not None:
+            self._events.emit(event, **fields)
 
     async def _exchange(self, waiting: Sequence[tuple[Plan, Sequence[int]]] = (), *, beat: bool) -> None:
         """Reports and takes the answer; joins first where the authority does not know this replica."""
@@ -163,6 +180,7 @@ class LeasedLimiter:
             self._balances.answered(report, reply, asked, time.monotonic())
             if reply.known:
                 return
+            self._tell("limits.joining", generation=reply.generation)
         raise LimitsUnavailable("the limit authority was replaced twice: retry shortly", retry_after_s=1.0)
 
 

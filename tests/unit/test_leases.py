@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contracts.limits import CALENDAR, Estimate, Limit, LimitKey, Spent
+from services.llm_proxy import balances
 from services.llm_proxy.balances import Balances, amount
 from services.llm_proxy.lease_protocol import GRACE_S, HEARTBEAT_S, TTL_S, WINDOW_S, lease_size, period_of
 from services.llm_proxy.leases import LEARNING_S, LeaseBook
@@ -312,3 +313,17 @@ def test_periods_are_utc_days_and_months():
     assert period_of("usd_per_day", 1_772_323_199.0) == "2026-02-28"
     assert period_of("usd_per_month", 1_772_323_200.0) == "2026-03"
     assert all(not period_of(meter, 0.0) for meter in ("requests_per_minute", "concurrent_calls") if meter not in CALENDAR)
+
+
+def test_a_replica_that_forgets_unused_balances_counts_each_unit_once(monkeypatch):
+    monkeypatch.setattr(balances, "MAX_BALANCES", 2)
+    world = World([])
+    keys = [LimitKey("agent", name, "requests_per_minute") for name in "abcdef"]
+    for _ in range(3):
+        for key in keys:
+            world.limits = [Limit(key, 10)]
+            assert admitted(world, 4) == 4
+            world.advance(3)
+        assert all(9 >= world.book.standing(key, 10, world.now, WALL).used >= 4 for key in keys)
+        world.advance(50)
+    assert world.replicas[0].forgotten > 5

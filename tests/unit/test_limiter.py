@@ -234,3 +234,20 @@ async def test_a_caller_that_leaves_while_it_waits_holds_nothing(open_limiter):
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await eventually_admitted(limiter)
+
+
+async def test_a_defect_on_the_way_to_the_authority_refuses_is_told_and_passes(events):
+    authority = InProcessAuthority()
+    working = authority.exchange
+
+    async def broken(report):
+        raise RuntimeError("defect")
+
+    authority.exchange = broken
+    limiter = LeasedLimiter(authority, requests_per_minute(10), events=events)
+    with pytest.raises(LimitsUnavailable):
+        await limiter.reserve(SOFIA, CALL)
+    authority.exchange = working
+    await eventually_admitted(limiter)
+    await limiter.close()
+    assert [len(events.named(name)) for name in ("limits.turn_failed", "limits.away", "limits.back")] == [1, 1, 1]
