@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -86,6 +86,8 @@ class Ingress:
                 await self._bounded(scope, receive, answer, self._endpoints.get((scope["method"], path)))
             finally:
                 CREDENTIAL.reset(credential)
+        except ClientDisconnect:
+            return  # in the middle of its own body: nobody is there to be answered, and nothing is wrong here
         except Exception as error:  # noqa: BLE001  # the last line of defence: nothing leaves without the envelope
             await self._refuse(error, scope, receive, answer, request_id)
 

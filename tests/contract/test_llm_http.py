@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.limits import InProcessAuthority
-from tests.support.llm import CALLER, KEY, client_of, proxy_over
+from tests.support.llm import CALLER, KEY, client_of, ingress_of, proxy_over
+from tests.support.uvicorn_server import served
 from tests.upstream import ScriptedUpstream, play
 
 MESSAGES = [{"role": "user", "content": "Яка столиця України?"}]
@@ -441,3 +442,17 @@ async def test_a_defect_is_a_500_without_its_text():
             assert_envelope(response, 500, "internal", retryable=False)
             assert "secret detail" not in response.text
             assert recorder.events[-1]["event"] == "http.defect"
+
+
+async def test_a_caller_that_leaves_in_the_middle_of_its_body_is_no_defect():
+    async with ScriptedUpstream() as upstream, proxy_over(upstream.base_url) as (proxy, recorder):
+        ingress = ingress_of(proxy, recorder)
+        async with served(ingress) as url, asyncio.timeout(30):
+            _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+            writer.write(b'POST /proxy HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"model"')
+            while not ingress._working:
+                await asyncio.sleep(0.01)
+            writer.close()
+            while ingress._working:
+                await asyncio.sleep(0.01)
+    assert recorder.events == []
