@@ -1,19 +1,24 @@
 """The ledger's attempts: each once, accounted to the model that took it, summed by agent, provider and day, priced or not."""
 
 import asyncio
+import shutil
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import orjson
+import psycopg
 import pytest
 
 from backends.database import Database
 from backends.journal import Journal
+from backends.migrate import MIGRATIONS, migrate
 from backends.usage import JOURNAL_NAME, UsageWriter
 from backends.usage_spending import UsageSpending
 from backends.usage_store import UsageStore
 from contracts.usage import AttemptRecord, UsageFilter, UsageRecord
+from launcher.postgres import PostgresServer
 from tests.support.events import RecordedEvents
 from tests.support.usage import MOMENT, usage_record
 
@@ -116,3 +121,26 @@ async def test_what_was_spent_is_read_by_who_recorded_it(database: Database, tmp
     await written(database, tmp_path, failed_over(**stranger), failed_over(credential="key-1", occurred_at=START), name="other")
     spent = await UsageSpending(database).spent(kind, subject, MOMENT)
     assert spent == {"one": 1_500_000_000, "other": 750_000_000}
+
+
+async def test_calls_that_an_earlier_version_recorded_are_their_own_only_attempts(postgres: PostgresServer, tmp_path: Path) -> None:
+    for file in sorted(MIGRATIONS.glob("*.sql"))[:4]:
+        shutil.copy(file, tmp_path)
+    urls = await postgres.create_database("earlier_version")
+    await migrate(urls.owner, directory=tmp_path)
+    async with await psycopg.AsyncConnection.connect(urls.owner, autocommit=True) as connection:
+        await connection.execute(
+            "INSERT INTO llm_usage (id, request_id, occurred_at, agent_id, microdao_id, logical_model, provider, physical_model, "
+            "prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens, latency_ms, outcome, streamed, estimated, "
+            "attempts, cost_usd) "
+            "VALUES (gen_random_uuid(), 'r', %s, 'a', 'm', 'l', 'p', 'n', 3, 4, 7, 1, 0, 2.5, 'ok', true, false, 2, 0.5)",
+            (MOMENT,),
+        )
+    await migrate(urls.owner)
+    database = Database(urls.service, events=RecordedEvents())
+    await database.open()
+    (row,) = await attempts(database)
+    assert (row["number"], row["last"], row["total_tokens"], row["cost_usd"], row["call_outcome"]) == (1, True, 7, Decimal("0.5"), "ok")
+    (total,) = (await UsageStore(database).query(UsageFilter(start=START, end=END))).rows
+    assert (total.calls, total.attempts, total.total_tokens) == (1, 1, 7)
+    await database.close()
