@@ -22,7 +22,7 @@ help: ## list these targets
 run: models ## install, build the models, start everything (GPU=1 for the GPU profile); Ctrl-C stops it
 	@exec $(BIN)/python -m launcher run --config $(SERVE_CONFIG)
 
-services: install ## PostgreSQL and NATS alone, for a bare `serve run serve_config.yaml`
+services: install ## PostgreSQL and NATS alone, for a `serve run serve_config.yaml` of your own
 	@exec $(BIN)/python -m launcher services
 
 reload: ## the running graph reads its configuration again
@@ -92,4 +92,4 @@ install-dev: python
 
 python:
 	@test -n "$(PYTHON)" || { echo "there is no python3 on PATH: install Python 3.11"; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11: install that, or name it: make PYTHON=…"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) is not Python 3.11, for which the lock files were made: install that, or name it: make PYTHON=…"; exit 2; }

@@ -38,11 +38,19 @@ def ray_variables(environment: Environment) -> dict[str, str]:
 
 def _own_token(file: Path) -> Path:
     """Makes the token that Ray's ports demand. Ray's own lies in the home directory, readable by everybody."""
-    with suppress(FileExistsError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    if file.exists() and file.stat().st_size:
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file.unlink(missing_ok=True)  # empty: its maker died between making and writing it
+    whole = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(whole, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
         os.write(descriptor, secrets.token_hex(32).encode())
+        with suppress(FileExistsError):
+            os.link(whole, file)  # unlike a rename it never replaces a token that another process has just made
+    finally:
         os.close(descriptor)
+        whole.unlink()
     return file
 
 
