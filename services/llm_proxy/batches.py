@@ -51,9 +51,7 @@ class Batches:
             InvalidRequest: a `custom_id` twice, several microDAOs, or `cache` without temperature 0.
             RateLimited: too many requests of the microDAO wait in batches already.
         """
-        microdao_id = _checked(requests)
-        credential = CREDENTIAL.get()
-        items = [NewItem(request.custom_id, _stored(request, credential)) for request in requests]
+        microdao_id, items = await asyncio.to_thread(_prepared, requests, CREDENTIAL.get())  # thousands take a while
         batch = await self.store.create(microdao_id, items, self.max_waiting())
         self.events.emit("llm.batch_submitted", batch_id=batch.id, microdao_id=microdao_id, requests=len(items))
         self.wake()
@@ -261,6 +259,11 @@ class BatchWorker:
 def _jittered(seconds: float) -> float:
     """Up to a fifth longer, so that replicas and requests do not come back in step."""
     return seconds * random.uniform(1.0, 1.2)  # noqa: S311  # nothing secret
+
+
+def _prepared(requests: Sequence[BatchRequest], credential: str) -> tuple[str, list[NewItem]]:
+    microdao_id = _checked(requests)
+    return microdao_id, [NewItem(request.custom_id, _stored(request, credential)) for request in requests]
 
 
 def _checked(requests: Sequence[BatchRequest]) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,8 +61,11 @@ class Gateway:
             InvalidRequest: `cache` without temperature 0.
             DaarionError: as the proxy.
         """
-        with self._working():
+        self._load.calls += 1
+        try:
             return await self.answer(request, request_id)
+        finally:
+            self._load.calls -= 1
 
     async def answer(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
         """As `complete`, for work that nobody waits for: it is not counted."""
@@ -147,14 +149,6 @@ class Gateway:
             outcome=OUTCOME_OK,
         )
         return answer.model_copy(update={"cached": True, "request_id": request_id, "latency_ms": latency, "attempts": None})
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        self._load.calls += 1
-        try:
-            yield
-        finally:
-            self._load.calls -= 1
 
     def _left(self) -> None:
         self._load.calls -= 1

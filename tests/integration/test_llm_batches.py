@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from contracts.errors import DatabaseUnavailable
+from contracts.limits import ANONYMOUS
 from services.llm_proxy.batches import WorkerSettings
 from tests.support.limits import InProcessAuthority
 from tests.support.llm import CALLER
@@ -28,6 +29,10 @@ PATIENCE_S = 60
 
 def request(custom_id, text="hi", **changes):
     return {"custom_id": custom_id, "model": "plain", "messages": [{"role": "user", "content": text}], "metadata": CALLER, **changes}
+
+
+def body_of(item):
+    return {name: value for name, value in item.items() if name != "custom_id"}
 
 
 @pytest.fixture
@@ -114,34 +119,33 @@ async def test_the_list_is_paged_newest_first(database_url, upstream):
         assert seen == made[::-1]
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "told"),
-    [
-        (b"", 400, "JSON"),
-        (b"{", 400, "JSON"),
-        (b"[]", 400, "requests"),
-        (b'{"requests": {}}', 400, "requests"),
-        (b'{"requests": []}', 400, "from 1 to 10000"),
-        ({"requests": [request("a")], "priority": 1}, 400, "priority"),
-        ({"requests": [request("a"), request("b", temperature=9)]}, 400, "requests[1].temperature"),
-        ({"requests": [request("a"), {"custom_id": "b"}]}, 400, "requests[1].model"),
-        ({"requests": [request("a"), 7]}, 400, "requests[1]"),
-        ({"requests": [request("a"), request("b"), request("a")]}, 400, "requests[2].custom_id"),
-        ({"requests": [request("")]}, 400, "requests[0].custom_id"),
-        ({"requests": [request("a"), request("b", metadata={**CALLER, "microdao_id": "microdao:8"})]}, 400, "one microDAO"),
-        ({"requests": [request("a", cache={"ttl_s": 5})]}, 400, "temperature"),
-        ({"requests": [request("a", colour="red")]}, 400, "requests[0].colour"),
-        ({"requests": [{"custom_id": str(number)} for number in range(10_001)]}, 400, "10001"),
-        (b" " * 50_000_001, 413, "47 MiB"),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-async def test_what_is_no_batch_is_refused_whole(database_url, upstream, body, status, told):
+NO_BATCHES = [
+    (b"", 400, "JSON"),
+    (b"{", 400, "JSON"),
+    (b"[]", 400, "requests"),
+    (b'{"requests": {}}', 400, "requests"),
+    (b'{"requests": []}', 400, "from 1 to 10000"),
+    ({"requests": [request("a")], "priority": 1}, 400, "priority"),
+    ({"requests": [request("a"), request("b", temperature=9)]}, 400, "requests[1].temperature"),
+    ({"requests": [request("a"), {"custom_id": "b"}]}, 400, "requests[1].model"),
+    ({"requests": [request("a"), 7]}, 400, "requests[1]"),
+    ({"requests": [request("a"), request("b"), request("a")]}, 400, "requests[2].custom_id"),
+    ({"requests": [request("")]}, 400, "requests[0].custom_id"),
+    ({"requests": [request("a"), request("b", metadata={**CALLER, "microdao_id": "microdao:8"})]}, 400, "one microDAO"),
+    ({"requests": [request("a", cache={"ttl_s": 5})]}, 400, "temperature"),
+    ({"requests": [request("a", colour="red")]}, 400, "requests[0].colour"),
+    ({"requests": [{"custom_id": str(number)} for number in range(10_001)]}, 400, "10001"),
+    (b" " * 50_000_001, 413, "47 MiB"),
+]
+
+
+async def test_what_is_no_batch_is_refused_whole(database_url, upstream):
     async with llm_replica(database_url, upstream.base_url) as replica:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        response = await replica.client.post("/batch", content=content)
-        assert (response.status_code, response.json()["error"]["retryable"]) == (status, False)
-        assert told in response.json()["error"]["message"]
+        for body, status, told in NO_BATCHES:
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            response = await replica.client.post("/batch", content=content)
+            assert (response.status_code, response.json()["error"]["retryable"]) == (status, False)
+            assert told in response.json()["error"]["message"]
         assert (await replica.client.get("/batch", params=OWN)).json() == {"batches": []}
 
 
@@ -222,7 +226,7 @@ async def test_passing_failures_are_tried_again_and_given_up_in_the_end(database
 async def test_calls_that_somebody_waits_for_take_all_slots_but_one(database_url, upstream):
     async with llm_replica(database_url, upstream.base_url, sections={"batch": {"concurrency": 4}}, **CALM) as replica:
         upstream.script("silence")
-        body = {name: value for name, value in request("x", model="calm").items() if name != "custom_id"}
+        body = body_of(request("x", model="calm"))
         waiting = [asyncio.create_task(replica.client.post("/proxy", json=body)) for _ in range(10)]
         await upstream.wait_for(requests=10, timeout_s=PATIENCE_S)
         await submit(replica.client, [request(str(number), model="calm") for number in range(20)])
@@ -234,6 +238,15 @@ async def test_calls_that_somebody_waits_for_take_all_slots_but_one(database_url
         await upstream.wait_for(requests=14, timeout_s=PATIENCE_S)
         await asyncio.sleep(0.5)
         assert upstream.total == 14
+
+
+async def test_a_batch_is_worked_off_under_the_credential_that_submitted_it(database_url, upstream):
+    async with llm_replica(database_url, upstream.base_url, secret="s3cret", sections={"batch": {"concurrency": 1}}) as replica:
+        assert (await replica.client.post("/proxy", json=body_of(request("x")))).status_code == 200
+        batch = (await submit(replica.client, [request("a")]))["id"]
+        await wait_for(replica.client, batch)
+        direct, worked_off = (record.credential for record in replica.recorder.records)
+        assert direct == worked_off != ANONYMOUS
 
 
 async def test_batches_take_turns(database_url, upstream):

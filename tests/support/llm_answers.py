@@ -35,7 +35,9 @@ class Replica:
 
 
 @contextlib.asynccontextmanager
-async def llm_replica(database_url, base_url, *, sections=None, worker=QUICK, times=QUICK_TIMES, limit=None, source=None, **models):
+async def llm_replica(
+    database_url, base_url, *, sections=None, worker=QUICK, times=QUICK_TIMES, limit=None, source=None, secret=None, **models
+):
     """Yields a running replica. `sections` are of `llm.yaml`: batch, cache, idempotency; other keywords are models."""
     async with proxy_over(base_url, limit=limit, source=source, **models) as (proxy, recorder):
         runtime = AnswersRuntime(database_url, recorder, worker=worker, times=times)
@@ -45,9 +47,10 @@ async def llm_replica(database_url, base_url, *, sections=None, worker=QUICK, ti
         router = llm_router(LLMRoutes(runtime.gateway, None, lambda: Health(status="ready"), runtime.idempotency))
         add_openai_routes(router, OpenAIRoutes(runtime.gateway))
         add_batch_routes(router, BatchRoutes(lambda: runtime.batches))
-        app = Ingress(router, AccessControl(None, None), recorder, max_concurrent=500, error_shapes=OPENAI_ERRORS)
+        app = Ingress(router, AccessControl(secret, None), recorder, max_concurrent=500, error_shapes=OPENAI_ERRORS)
+        headers = {"X-Internal-Secret": secret} if secret else {}
         try:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=60) as client:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers, timeout=60) as client:
                 yield Replica(app, client, runtime, recorder)
         finally:
             await runtime.close()
