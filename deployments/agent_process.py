@@ -2,6 +2,7 @@
 
     --ingress URL   the graph's ingress (by default the one that DAARION_HOST and DAARION_PORT name)
     --host, --port  where it answers (127.0.0.1, and a free port by default); below /internal/agent-runtime as in the graph
+    --args JSON     what `args` of the application takes in the graph
 
 Runs are shared with every other agent runtime on the same database, by their leases. Ends with SIGTERM or SIGINT: runs in work get
 a few seconds, what is left is handed over. Exit status 2 and one line when the configuration is wrong.
@@ -18,11 +19,13 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import uvicorn
+from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from configs.agents import load_blueprints
 from configs.environment import Environment, read_environment, refuse_open_ingress
 from configs.stores import find_stores
+from configs.yaml_files import describe
 from contracts.errors import ConfigurationError
 from deployments.agent_wiring import AgentRuntime, AgentsArgs, AgentSurroundings
 from deployments.replica import access_control, open_event_log
@@ -30,6 +33,7 @@ from interfaces.http.ingress import Ingress
 
 PREFIX = "/internal/agent-runtime"
 STOP_S = 15
+BACKLOG = 1_024
 
 
 class _Server(uvicorn.Server):
@@ -70,18 +74,27 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--ingress", help="the graph's ingress, such as http://127.0.0.1:8000")
     parser.add_argument("--host", default="127.0.0.1", help="where it listens")
     parser.add_argument("--port", type=int, default=0, help="0: a free one")
+    parser.add_argument("--args", default="{}", help="what `args` of the application takes, as a JSON object")
     given = parser.parse_args(argv)
     try:
         environment = read_environment()
+        args = _arguments(given.args)
         refuse_open_ingress(given.host, has_secret=environment.has_secret)
         with _listener(given.host, given.port) as listener:
             address = listener.getsockname()
             print(f"agent runtime at http://{address[0]}:{address[1]}{PREFIX}", flush=True)  # noqa: T201  # what a person starts it for
-            asyncio.run(serve(environment, (given.ingress or environment.ingress_url).rstrip("/"), listener, AgentsArgs()))
+            asyncio.run(serve(environment, (given.ingress or environment.ingress_url).rstrip("/"), listener, args))
     except (ConfigurationError, OSError) as error:
         print(f"agent runtime: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
+
+
+def _arguments(text: str) -> AgentsArgs:
+    try:
+        return AgentsArgs.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigurationError(f"--args: {describe(error)}") from None
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -89,6 +102,7 @@ def _listener(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
+    listener.listen(BACKLOG)  # who reads the address may connect: requests wait until all is open
     return listener
 
 

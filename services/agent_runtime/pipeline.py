@@ -9,7 +9,7 @@ from typing import Any
 
 from contracts.agents import AgentMemory, AgentTools, Blueprint, ChatModel, ModelRequest
 from contracts.deadline import Deadline
-from contracts.errors import ContextLengthExceeded, DaarionError, NotFound
+from contracts.errors import ContextLengthExceeded, DaarionError, NotFound, Unavailable
 from contracts.llm import ProxyResponse, ToolCall
 from contracts.memory import MAX_QUERY_CHARS, Item
 from contracts.messaging import MAX_RECENT, ChannelMessage, Messaging
@@ -35,7 +35,7 @@ from services.agent_runtime.prompt import (
     results_message,
     tool_message,
 )
-from services.agent_runtime.recording import Recorder
+from services.agent_runtime.recording import Recorder, patiently
 from services.agent_runtime.texts import CUT, clean
 from services.agent_runtime.tool_calls import Reading, WantedCall, read_answer
 from services.agent_runtime.tool_turn import CallOutcome, Toolbox
@@ -141,8 +141,7 @@ class Pipeline:
         with recorder.step("context") as record:
             messages: list[ChannelMessage] = []
             if run.channel_id is not None and (run.invocation.entrypoint == "channel_message" or blueprint.history):
-                until = deadline.sooner(CONTEXT_TIMEOUT_S)
-                messages = await self.ports.messaging.recent_messages(run.channel_id, max(1, blueprint.history), until)
+                messages = await self._recent(run.channel_id, max(1, blueprint.history), deadline)
             context = direct_context(run.invocation, messages)
             if run.invocation.entrypoint == "channel_message":
                 context = channel_context(*await self._around_trigger(recorder, messages, deadline))
@@ -153,6 +152,11 @@ class Pipeline:
         recorder.show("context", messages=len(earlier))
         return Context(context.question, tuple(earlier))
 
+    async def _recent(self, channel_id: str, limit: int, deadline: Deadline) -> list[ChannelMessage]:
+        """The channel's newest messages; a messaging-service that is away for a moment is asked again."""
+        until = deadline.sooner(CONTEXT_TIMEOUT_S)
+        return await patiently(lambda: self.ports.messaging.recent_messages(channel_id, limit, until), CONTEXT_TIMEOUT_S, (Unavailable,))
+
     async def _around_trigger(
         self, recorder: Recorder, messages: list[ChannelMessage], deadline: Deadline
     ) -> tuple[list[ChannelMessage], ChannelMessage]:
@@ -160,7 +164,7 @@ class Pipeline:
         assert run.channel_id is not None  # channel messages have one
         trigger = find_trigger(messages, run.trigger_id)
         if trigger is None:  # much was said since, or nobody knows that id
-            messages = await self.ports.messaging.recent_messages(run.channel_id, MAX_RECENT, deadline.sooner(CONTEXT_TIMEOUT_S))
+            messages = await self._recent(run.channel_id, MAX_RECENT, deadline)
             trigger = find_trigger(messages, run.trigger_id) or newest_human(messages)
         if trigger is None:
             raise NotFound("the channel holds no message of a person")

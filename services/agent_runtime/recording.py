@@ -111,14 +111,16 @@ class Recorder:
             self.show("tool_result", tool_id=use.tool_id, ok=use.ok, error_kind=use.error_kind, duration_ms=use.duration_ms)
 
 
-async def patiently(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
-    """Repeats what may be repeated for so long while the database is away. Raises what the last attempt raised."""
+async def patiently(
+    attempt: Callable[[], Awaitable[T]], seconds: float, on: tuple[type[DaarionError], ...] = (DatabaseUnavailable, Overloaded)
+) -> T:
+    """Repeats what may be repeated for so long while it fails with `on`. Raises what the last attempt raised."""
     until = Deadline.after(seconds)
     pause = FIRST_PAUSE_S
     while True:
         try:
             return await attempt()
-        except (DatabaseUnavailable, Overloaded):
+        except on:
             if until.remaining() < pause:
                 raise
         await asyncio.sleep(pause)

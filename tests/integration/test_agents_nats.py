@@ -1,0 +1,143 @@
+"""Invocations over a real NATS server: answered once, kept while nobody listens, put aside when they can never be served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import nats
+import pytest
+
+from interfaces.nats import agents as subjects
+from launcher.stores import NatsServer
+from tests.support.platform import OWN, SOFIA, platform
+from tests.support.scripted_model import Thought
+
+
+@pytest.fixture
+async def server(tmp_path):
+    async with NatsServer(tmp_path / "nats") as running:
+        yield running
+
+
+@pytest.fixture
+async def outside(server):
+    """The router's connection."""
+    connection = await nats.connect(server.url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def here(database_url, tmp_path, server):
+    async with platform(database_url, tmp_path, nats_url=server.url, agents=False) as running:
+        running.model.script(Thought(calls=[("projects__list", {})]), Thought("Є «Сад»."))
+        yield running
+
+
+def invocation(channel, message=None, agent=SOFIA, entrypoint="channel_message", **payload):
+    ids = {"message_id": message} if message else {}
+    return json.dumps({"agent_id": agent, "entrypoint": entrypoint, "payload": {"channel_id": channel, **ids, **payload}}).encode()
+
+
+async def until(condition, seconds=60):
+    async with asyncio.timeout(seconds):
+        while not (found := await condition()):
+            await asyncio.sleep(0.05)
+        return found
+
+
+async def replied(here, channel, count=1):
+    async def enough():
+        return len(await here.replies(channel)) >= count
+
+    await until(enough)
+    return await here.replies(channel)
+
+
+async def connected(here):
+    async def ready():
+        checks = (await here.http.get("/internal/agent-runtime/health")).json()["checks"]
+        return checks["nats"]["state"] == "ready"
+
+    await until(ready)
+
+
+async def test_an_invocation_is_answered_in_the_channel_and_announced(here, outside):
+    await here.project("Сад")
+    usage = await outside.subscribe("usage.agent")
+    await outside.flush()
+    async with here.agents():
+        await connected(here)
+        channel = await here.channel()
+        message = await here.say(channel, "Які проєкти?")
+        for _ in range(3):
+            await outside.publish(subjects.INVOKE, invocation(channel, message))
+        assert await replied(here, channel) == ["Є «Сад»."]
+        event = json.loads((await usage.next_msg(timeout=30)).data)
+        over_http = await here.invoke(channel, message)
+    assert over_http["duplicate"] is True
+    assert event["id"] == over_http["run_id"]
+    assert (event["agent_id"], event["microdao_id"], event["outcome"], event["steps"], event["tool_calls"], event["prompt_tokens"]) == (
+        SOFIA, OWN, "answered", 2, 1, 200,
+    )  # fmt: skip
+    assert "Сад" not in json.dumps(event, ensure_ascii=False)
+    assert await here.replies(channel) == ["Є «Сад»."]
+
+
+async def test_what_is_published_while_no_runtime_runs_is_answered_later(here, outside):
+    async with here.agents():
+        await connected(here)  # the stream is there from now on
+    channel = await here.channel()
+    message = await here.say(channel, "Які проєкти?")
+    await outside.publish(subjects.INVOKE, invocation(channel, message))
+    async with here.agents(), here.agents():
+        assert await replied(here, channel) == ["Є «Сад»."]
+
+
+async def test_without_an_id_the_newest_message_is_meant_and_a_question_of_its_own_is_asked_once(here, outside):
+    async with here.agents():
+        await connected(here)
+        channel = await here.channel()
+        await here.say(channel, "Які проєкти?")
+        for _ in range(2):
+            await outside.publish(subjects.INVOKE, invocation(channel))
+        await outside.publish(subjects.INVOKE, invocation(channel, entrypoint="cron", text="Нагадай про збори", microdao_id=OWN))
+        await replied(here, channel, 2)
+        await asyncio.sleep(0.5)
+        assert len(await here.replies(channel)) == 2
+
+
+async def test_a_stream_that_holds_the_subject_already_is_used(here, outside):
+    await outside.jetstream().add_stream(name="ROUTER", subjects=["router.>"])
+    async with here.agents():
+        await connected(here)
+        channel = await here.channel()
+        message = await here.say(channel, "Які проєкти?")
+        await outside.publish(subjects.INVOKE, invocation(channel, message))
+        assert await replied(here, channel) == ["Є «Сад»."]
+
+
+async def test_what_can_never_be_served_is_put_aside_and_the_rest_waits_for_what_is_away(here, outside):
+    async with here.agents():
+        await connected(here)
+        stream = outside.jetstream()
+        parked = await stream.subscribe(subjects.PARKED)
+        channel = await here.channel()
+        message = await here.say(channel, "Які проєкти?")
+        for data in (
+            b"{",
+            b"[]",
+            invocation(channel, message, agent="agent:nobody"),
+            invocation(channel, message, microdao_id="microdao:8"),
+        ):
+            await outside.publish(subjects.INVOKE, data)
+        reasons = [(await parked.next_msg(timeout=30)).headers[subjects.REASON_HEADER] for _ in range(4)]
+        assert sorted(reasons) == ["forbidden", "invalid_request", "invalid_request", "not_found"]
+
+        here.door.away.add("workspace")
+        other = invocation(channel, message)
+        await outside.publish(subjects.INVOKE, other)
+        await asyncio.sleep(0.5)
+        here.door.away.clear()
+        assert await replied(here, channel) == ["Є «Сад»."]
