@@ -327,11 +327,15 @@ class LLMResponse(BaseModel):
 
 
 class StreamDelta(BaseModel):
-    """One piece of a streamed answer: text, reasoning, or raw OpenAI tool-call fragments."""
+    """One piece of a streamed answer: text, reasoning, or raw OpenAI tool-call fragments.
+
+    `usage` is what the answer took so far, from providers that tell it with every piece.
+    """
 
     content: str | None = None
     reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    usage: TokenUsage | None = None
 
 
 class StreamEnd(BaseModel):

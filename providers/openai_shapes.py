@@ -85,7 +85,8 @@ class StreamParser:
             raise UpstreamInvalidResponse("the provider's stream holds an event that is not a JSON object")
         if chunk.get("error"):
             raise in_band_error(chunk["error"])
-        self.usage = parse_usage(chunk.get("usage")) or self.usage
+        told = parse_usage(chunk.get("usage"))
+        self.usage = told or self.usage
         choices = chunk.get("choices")
         if not choices:
             return None
@@ -93,14 +94,14 @@ class StreamParser:
             raise UpstreamInvalidResponse("the provider's stream holds a malformed choice")
         self._answered = True
         self.finish_reason = _finish_reason(choices[0]) or self.finish_reason
-        return self._delta(choices[0].get("delta"))
+        return self._delta(choices[0].get("delta"), told)
 
     def end_marked(self) -> None:
         """Notes `[DONE]`. It makes an answer whole only by configuration: gateways also write it after an answer that was cut."""
         if self._done_completes and self._answered and self.finish_reason is None:
             self.finish_reason = "stop"
 
-    def _delta(self, delta: object) -> StreamDelta | None:
+    def _delta(self, delta: object, told: TokenUsage | None) -> StreamDelta | None:
         if not isinstance(delta, dict):
             return None
         content, reasoning = _text(delta.get("content")), _reasoning(delta)
@@ -109,7 +110,7 @@ class StreamParser:
         if not content and not reasoning and not tool_calls:
             return None
         self.seen_bytes += len((content or "").encode()) + len((reasoning or "").encode())
-        return StreamDelta(content=content or None, reasoning=reasoning or None, tool_calls=tool_calls)
+        return StreamDelta(content=content or None, reasoning=reasoning or None, tool_calls=tool_calls, usage=told)
 
     def final_usage(self) -> TokenUsage:
         """The provider's usage, or an estimate of the completion where it sent none."""

@@ -33,7 +33,7 @@ def engine_request(
     request["model"] = served_name
     request["stream"] = stream
     if stream:
-        request["stream_options"] = {"include_usage": True}
+        request["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     else:
         request.pop("stream_options", None)
     if not request.get("tools"):

@@ -41,6 +41,7 @@ class _Try:
     first_token_at: float | None = None
     deltas: int = 0
     usage: TokenUsage = field(default_factory=TokenUsage)
+    so_far: TokenUsage | None = None
     cost_usd: Decimal | None = None
 
 
@@ -83,7 +84,7 @@ class CallAccount:
             return
         running.outcome = outcome
         running.latency_ms = _ms(time.monotonic() - running.started)
-        running.usage = usage if usage is not None else self._guessed(running, outcome)
+        running.usage = self._whole(usage) if usage is not None else running.so_far or self._guessed(running, outcome)
         running.cost_usd = self._prices.cost(running.target, running.usage)
         target = running.target
         self.attempts.append(Attempt(provider=target.provider, model=target.name, outcome=outcome, latency_ms=running.latency_ms))
@@ -92,14 +93,15 @@ class CallAccount:
         """Notes a target that was not called because it cannot answer now."""
         self.attempts.append(Attempt(provider=target.provider, model=target.name, outcome=outcome, latency_ms=0.0))
 
-    def delta(self, _: StreamDelta) -> None:
-        """Counts a streamed piece of the running attempt: upstreams send about one for each token."""
+    def delta(self, piece: StreamDelta) -> None:
+        """Counts a streamed piece of the running attempt: upstreams send about one for each token, and some say what it took so far."""
         running = self._running()
         if running is None:
             return
         if running.first_token_at is None:
             running.first_token_at = time.monotonic()
         running.deltas += 1
+        running.so_far = piece.usage or running.so_far
 
     @property
     def usage(self) -> TokenUsage:
@@ -125,6 +127,13 @@ class CallAccount:
 
     def _running(self) -> _Try | None:
         return self._tries[-1] if self._tries and self._tries[-1].outcome is None else None
+
+    def _whole(self, usage: TokenUsage) -> TokenUsage:
+        """What the provider told; where only the answer could be counted, with the prompt as it is estimated."""
+        if not usage.estimated or usage.prompt_tokens:
+            return usage
+        prompt = prompt_tokens(self._request)
+        return usage.model_copy(update={"prompt_tokens": prompt, "total_tokens": prompt + usage.completion_tokens})
 
     def _guessed(self, ended: _Try, outcome: str) -> TokenUsage:
         """What an attempt took whose provider did not tell, because it failed or the caller left: counted here."""

@@ -237,3 +237,15 @@ def test_an_override_inherits_what_it_does_not_say_and_null_switches_off():
     reloaded = LimitSettings.model_validate(rates.model_dump(mode="json", exclude_unset=True))
     assert [(limit.key.meter, limit.amount) for limit in reloaded.of_subject("agent", "agent:vip")] == [("tokens_per_minute", 100)]
     assert len(reloaded.of_subject("agent", "agent:other")) == 2
+
+
+@pytest.mark.parametrize(("place", "estimated"), [("every_chunk", False), ("final", True)])
+async def test_a_stream_that_breaks_is_accounted_by_what_its_provider_told_else_by_its_pieces(place, estimated):
+    async with running(f"cut?after=3&usage={place}") as (client, _, recorder):
+        response = await client.post("/stream", json=BODY)
+        assert "event: error" in response.text
+        (record,) = recorder.records
+        assert (record.outcome, record.estimated) == ("upstream_invalid_response", estimated)
+        assert record.prompt_tokens > 0
+        assert record.completion_tokens > 0
+        assert record.cost_usd > 0

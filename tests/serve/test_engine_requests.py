@@ -48,7 +48,7 @@ def test_the_engines_own_dialect_does_not_get_through(field):
 
 
 def test_a_stream_ends_with_its_usage():
-    assert made(stream=True)["stream_options"] == {"include_usage": True}
+    assert made(stream=True)["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
     assert "stream_options" not in made(stream_options={"include_usage": True})
 
 

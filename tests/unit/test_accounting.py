@@ -100,6 +100,30 @@ def test_an_attempt_whose_provider_told_nothing_is_estimated_where_it_may_have_w
     assert (record.ttft_ms is not None) == (pieces > 0)
 
 
+def test_a_broken_stream_took_what_its_provider_told_with_the_last_piece():
+    book = Book()
+    account = opened(book)
+    account.attempt(FIRST)
+    for tokens in range(1, 4):
+        told = TokenUsage(prompt_tokens=10, completion_tokens=tokens, total_tokens=10 + tokens)
+        account.delta(PIECE.model_copy(update={"usage": told}))
+    account.delta(PIECE)
+    account.settle("cancelled")
+    (record,) = book.records
+    assert (record.prompt_tokens, record.completion_tokens, record.estimated) == (10, 3, False)
+
+
+def test_an_answer_without_usage_is_accounted_with_its_prompt():
+    book = Book()
+    account = opened(book)
+    account.attempt(FIRST)
+    account.attempt_ended("ok", TokenUsage(completion_tokens=5, total_tokens=5, estimated=True))
+    account.settle("ok")
+    (record,) = book.records
+    assert record.prompt_tokens == prompt_tokens(request())
+    assert (record.total_tokens, record.estimated) == (record.prompt_tokens + 5, True)
+
+
 async def test_a_call_that_reached_nobody_has_an_event_and_gives_back_what_it_reserved():
     book = Book()
     account = opened(book)
