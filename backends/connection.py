@@ -90,7 +90,8 @@ class BoundedConnection(psycopg.AsyncConnection[DictRow]):
         if context is None:
             await cursor.execute(statement, values)
         else:
-            await cursor.execute(f"{SET_CONTEXT};{statement}", {**values, **context})
+            # Bound apart: the statement may have parameters of the same names as the context.
+            await cursor.execute(f"{cursor.mogrify(SET_CONTEXT, context)};{cursor.mogrify(statement, values)}")
             cursor.nextset()
         return await cursor.fetchall() if cursor.description else []
 

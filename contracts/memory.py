@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 
 from contracts.llm import Identifier
 
@@ -107,7 +117,8 @@ def _cost(item: JsonValue) -> int:
 
 
 PlainText = Annotated[str, AfterValidator(storable)]
-Meta = Annotated[dict[str, JsonValue], AfterValidator(_small_meta)]
+Meta = Annotated[dict[str, JsonValue], BeforeValidator(lambda given: {} if given is None else given), AfterValidator(_small_meta)]
+"""The caller's own keys; null says that there are none."""
 Content = Annotated[dict[str, JsonValue], AfterValidator(_full_content)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]

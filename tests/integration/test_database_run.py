@@ -21,6 +21,12 @@ async def test_returns_rows_and_leaves_no_tenant_behind(database):
     assert await database.run("SELECT 1 AS n WHERE false", {}, microdao_id="microdao:7") == []
 
 
+async def test_parameters_named_as_the_context_keep_their_values(database):
+    statement = "SELECT %(agent_id)s AS agent, %(microdao_id)s AS other, current_setting('daarion.microdao_id', true) AS microdao"
+    found = await database.run(statement, {"agent_id": "agent:sofia", "microdao_id": "microdao:8"}, microdao_id="microdao:7")
+    assert found == [{"agent": "agent:sofia", "other": "microdao:8", "microdao": "microdao:7"}]
+
+
 async def test_errors_are_the_products_own_and_the_connection_goes_on(database):
     values = {"id": "00000000-0000-0000-0000-000000000001", "of": "microdao:7"}
     with pytest.raises(Conflict):  # there is no such call

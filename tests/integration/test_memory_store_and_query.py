@@ -39,6 +39,11 @@ async def test_meta_comes_back_as_it_was_sent(memory: Memory):
     assert {key: found[key] for key in meta} == meta
 
 
+async def test_meta_that_is_null_is_none_at_all(memory: Memory):
+    stored = await memory.store("Запис без додатків", meta=None)
+    assert (await memory.store("Запис без додатків"))["id"] == stored["id"]
+
+
 async def test_same_content_is_the_same_memory_only_with_the_same_circumstances(memory: Memory):
     first = await memory.store("Зустріч у вівторок", channel_id="channel:1", meta={"n": 1})
     again = await memory.store("Зустріч у вівторок", channel_id="channel:1", meta={"n": 1})

@@ -185,6 +185,10 @@ async def test_the_audit_withholds_contents(served):
     refused, done = page.json()["calls"]
     assert (done["call_id"], done["state"], done["ok"], done["tool_version"]) == ("a-1", "settled", True, 1)
     assert (refused["state"], refused["error_kind"], refused["rule"]) == ("refused", "denied", "allowed_agents")
+    assert {done["agent_id"], refused["agent_id"]} == {"agent:sofia"}
+    ours = {"microdao_id": "microdao:7", "agent_id": "agent:sofia"}
+    assert len((await http.get("/calls", params=ours)).json()["calls"]) == 2
+    assert (await http.get("/calls", params={**ours, "agent_id": "agent:pm"})).json()["calls"] == []
     assert "лист" not in page.text
     assert (await http.get("/calls", params={"microdao_id": "microdao:8"})).json()["calls"] == []
     assert (await http.get("/calls")).status_code == 400
