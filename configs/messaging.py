@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, field_validator, model_validator
 
-from configs.environment import Environment
 from contracts.errors import ConfigurationError
 
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -17,7 +17,7 @@ class MessagingSettings(BaseModel):
     """`workspace` is the application of that name behind the ingress, `messaging_service` the neighbours' service.
 
     `base_url` is needed for the latter; without it the workspace is the one behind the own ingress. `secret_env` names the
-    variable with the secret that the service demands; the own ingress gets the own secret.
+    variable with the secret that the service demands. The own secret goes to the own ingress alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,19 +37,22 @@ class MessagingSettings(BaseModel):
             raise ValueError(msg)
         return value.rstrip("/")
 
-    def place(self, environment: Environment) -> tuple[str, str | None]:
-        """Returns base URL and secret.
+    @model_validator(mode="after")
+    def _somewhere(self) -> MessagingSettings:
+        if self.kind == "messaging_service" and self.base_url is None:
+            msg = "base_url: required for `messaging_service`"
+            raise ValueError(msg)
+        return self
+
+    def place(self, ingress_url: str, own_secret: str | None, lookup: Callable[[str], str | None]) -> tuple[str, str | None]:
+        """Returns base URL and secret; `lookup` reads a variable of the environment.
 
         Raises:
-            ConfigurationError: the neighbours' service without a URL, or a secret that the environment does not have.
+            ConfigurationError: the environment does not have the secret that `secret_env` names.
         """
-        if self.base_url is None and self.kind == "messaging_service":
-            raise ConfigurationError("messaging.base_url: needed for kind `messaging_service`")
         if self.secret_env is not None:
-            secret = environment.secret(self.secret_env)
+            secret = lookup(self.secret_env)
             if secret is None:
                 raise ConfigurationError(f"messaging.secret_env: the environment has no {self.secret_env}")
-            return self.base_url or environment.ingress_url, secret
-        if self.base_url is None:
-            return environment.ingress_url, environment.internal_secret or environment.admin_secret
-        return self.base_url, None
+            return self.base_url or ingress_url, secret
+        return (ingress_url, own_secret) if self.base_url is None else (self.base_url, None)

@@ -54,7 +54,7 @@ async def serve(environment: Environment, ingress_url: str, listener: socket.soc
     blueprints = load_blueprints(environment.config_dir)
     events = open_event_log(environment, "agents")
     secret = environment.internal_secret or environment.admin_secret
-    surroundings = AgentSurroundings(stores.database_url, stores.nats_url, ingress_url, secret)
+    surroundings = AgentSurroundings(stores.database_url, stores.nats_url, ingress_url, secret, environment.secret)
     runtime = AgentRuntime(args, surroundings, lambda: blueprints, events)
     await runtime.open()
     ingress = Ingress(runtime.router(), access_control(environment), events, max_concurrent=args.max_concurrent)

@@ -19,6 +19,7 @@ from backends.messaging_client import open_messaging
 from backends.nats_link import NatsLink
 from backends.nats_publisher import NatsPublisher
 from backends.tools_client import ToolsClient
+from configs.messaging import MessagingSettings
 from contracts.agents import Blueprint
 from contracts.health import Health
 from contracts.ports import EventLog
@@ -35,8 +36,8 @@ class AgentsArgs(BaseModel):
     """`args` of the application.
 
     `max_concurrent` bounds the requests in work per replica, `max_running` and `max_waiting` its runs; more are answered 503 at
-    once. `lease_s` is how long a run lies after its replica died. `messaging` is `workspace` or `messaging_service` with its
-    `messaging_url` (left out: this graph's ingress). `patience_s` bounds how long the LLM proxy, Toolcore and memory are asked
+    once. `lease_s` is how long a run lies after its replica died. `messaging` says where channels are (by
+    default the workspace of this graph). `patience_s` bounds how long the LLM proxy, Toolcore and memory are asked
     again while they cannot be reached.
     """
 
@@ -50,18 +51,18 @@ class AgentsArgs(BaseModel):
     keep_days: Annotated[float, Field(gt=0, le=3_650)] = 90.0
     patience_s: Annotated[float, Field(ge=0, le=300)] = 15.0
     database_connections: Annotated[int, Field(ge=1, le=64)] = 6
-    messaging: Annotated[str, Field(pattern="^(workspace|messaging_service)$")] = "workspace"
-    messaging_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$", max_length=2_048)] | None = None
+    messaging: MessagingSettings = MessagingSettings()
 
 
 @dataclass(frozen=True)
 class AgentSurroundings:
-    """What the agent runtime needs beside its own settings."""
+    """What the agent runtime needs beside its own settings. `lookup` reads a variable of the environment."""
 
     database_url: str = field(repr=False)
     nats_url: str | None = field(repr=False)
     ingress_url: str
     internal_secret: str | None = field(repr=False)
+    lookup: Callable[[str], str | None] = field(default=lambda _name: None, repr=False)
 
 
 class AgentRuntime:
@@ -74,7 +75,7 @@ class AgentRuntime:
         self._database = Database(
             surroundings.database_url, events=events, limits=PoolLimits(min_size=1, max_size=args.database_connections)
         )
-        self._messaging = open_messaging(args.messaging, args.messaging_url or base, secret)
+        self._messaging = open_messaging(args.messaging.kind, *args.messaging.place(base, secret, surroundings.lookup))
         self._model = ProxyChatModel(base, secret, patience_s=args.patience_s)
         self._tools = ToolsClient(base, secret, patience_s=args.patience_s)
         self._memory = MemoryClient(base, secret, patience_s=min(args.patience_s, 5.0))

@@ -31,7 +31,9 @@ class AgentRuntimeReplica:
         self._blueprints: dict[str, Blueprint] = {}
         stores = find_stores(self._environment)
         secret = self._environment.internal_secret or self._environment.admin_secret
-        surroundings = AgentSurroundings(stores.database_url, stores.nats_url, self._environment.ingress_url, secret)
+        surroundings = AgentSurroundings(
+            stores.database_url, stores.nats_url, self._environment.ingress_url, secret, self._environment.secret
+        )
         self._runtime = AgentRuntime(args, surroundings, lambda: self._blueprints, self._events)
         self._is_open = False
 
@@ -62,9 +64,11 @@ def build(args: AgentsArgs) -> Application:
     """Returns the application's graph.
 
     Raises:
-        ConfigurationError: a blueprint is wrong, or no PostgreSQL is known.
+        ConfigurationError: a blueprint is wrong, no PostgreSQL is known, or the messaging-service's secret is not there.
     """
-    find_stores(read_environment())
+    environment = read_environment()
+    find_stores(environment)
+    args.messaging.place(environment.ingress_url, environment.internal_secret, environment.secret)
     config = live_config({})[DEPLOYMENT]
     return serve.deployment(serve.ingress()(AgentRuntimeReplica), name=DEPLOYMENT, user_config=config).bind(args)
 

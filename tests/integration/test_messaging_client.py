@@ -7,7 +7,6 @@ import httpx
 import pytest
 
 from backends.messaging_client import NeighbourMessaging, WorkspaceMessaging, open_messaging
-from configs.environment import read_environment
 from configs.messaging import MessagingSettings
 from contracts.deadline import Deadline
 from contracts.errors import (
@@ -210,15 +209,18 @@ async def test_a_post_of_unknown_outcome_is_not_repeated_in_the_other_form():
 
 
 def test_where_the_service_is():
-    own = read_environment({"DAARION_INTERNAL_SECRET": "s", "DAARION_PORT": "8123", "THEIRS": "t"})
-    assert MessagingSettings().place(own) == ("http://127.0.0.1:8123", "s")
-    theirs = MessagingSettings(kind="messaging_service", base_url="https://messaging.example/base/", secret_env="THEIRS")
-    assert theirs.place(own) == ("https://messaging.example/base", "t")
-    assert MessagingSettings(base_url="http://elsewhere:1").place(own) == ("http://elsewhere:1", None)
+    def place(**settings):
+        return MessagingSettings(**settings).place("http://127.0.0.1:8123", "own", {"THEIRS": "t"}.get)
+
+    assert place() == ("http://127.0.0.1:8123", "own")
+    theirs = {"kind": "messaging_service", "base_url": "https://messaging.example/base/"}
+    assert place(**theirs, secret_env="THEIRS") == ("https://messaging.example/base", "t")
+    assert place(**theirs) == ("https://messaging.example/base", None)  # the own secret is for the own ingress alone
+    assert place(base_url="http://elsewhere:1") == ("http://elsewhere:1", None)
     with pytest.raises(ConfigurationError):
-        MessagingSettings(kind="messaging_service").place(own)
-    with pytest.raises(ConfigurationError):
-        MessagingSettings(secret_env="UNSET").place(own)
+        place(secret_env="UNSET")
+    with pytest.raises(ValueError):
+        MessagingSettings(kind="messaging_service")
     for wrong in ("ftp://x", "http://", "http://u:p@x", "http://x/?a=1"):
         with pytest.raises(ValueError):
             MessagingSettings(base_url=wrong)
