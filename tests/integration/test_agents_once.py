@@ -179,7 +179,7 @@ class Neighbour:
 async def test_a_service_that_knows_no_runs_gets_at_most_one_message(here, keep, status, outcome, shown):
     neighbour = Neighbour()
     neighbour.keep, neighbour.status = keep, status
-    async with recording_server(neighbour) as server, here.agents(messaging="messaging_service", messaging_url=server.url):
+    async with recording_server(neighbour) as server, here.agents(messaging={"kind": "messaging_service", "base_url": server.url}):
         first = await here.invoke("channel:1", microdao_id=OWN)
         again = await here.invoke("channel:1", microdao_id=OWN)
         unnamed = await here.invoke("channel:1")
