@@ -42,6 +42,8 @@ def summary_stats(args: dict[str, Any], _context: dict[str, Any]) -> dict[str, A
     text, top = args.get("text"), args.get("top", 5)
     if not isinstance(text, str) or len(text) > MAX_CHARS:
         raise ValueError(f"`text` must be a text of at most {MAX_CHARS} characters")
+    if isinstance(top, float) and top.is_integer():
+        top = int(top)  # JSON Schema counts 5.0 among the integers
     if not isinstance(top, int) or isinstance(top, bool) or not 0 <= top <= 50:
         raise ValueError("`top` must be a whole number from 0 to 50")
     words = [word.lower().replace("’", "'").replace("ʼ", "'") for word in _WORD.findall(text)]

@@ -16,7 +16,8 @@ from interfaces.http.llm import LLMRoutes, llm_router
 from interfaces.http.memory import MemoryRoutes, memory_router
 from interfaces.http.openai_chat import OpenAIRoutes, add_openai_routes
 from interfaces.http.root import root_router
-from interfaces.http.tools import ToolRoutes, tools_router
+from interfaces.http.routing import add_route
+from interfaces.http.tools import MCP_PATH, ToolRoutes, tools_router
 from interfaces.http.workspace import WorkspaceRoutes, workspace_router
 
 _NOTHING = cast("Any", None)
@@ -34,8 +35,19 @@ def _llm() -> APIRouter:
     return router
 
 
+def _tools() -> APIRouter:
+    router = tools_router(ToolRoutes(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _health))
+    # An ASGI application of its own, so it has no route of ours to be documented by.
+    add_route(
+        router, "POST", MCP_PATH, _NOTHING,
+        summary="The tools as an MCP server (streamable HTTP, stateless); the caller by X-Agent-Id and X-Microdao-Id",
+        media_type="application/json", errors=(401, 413, 503),
+    )  # fmt: skip
+    return router
+
+
 _ROUTERS: dict[str, Callable[[], APIRouter]] = {
-    "tools": lambda: tools_router(ToolRoutes(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _health)),
+    "tools": _tools,
     "workspace": lambda: workspace_router(WorkspaceRoutes(_NOTHING, _NOTHING, _NOTHING, _health), ChannelRoutes(_NOTHING, _NOTHING)),
     "agents": lambda: agents_router(AgentRoutes(_NOTHING, _NOTHING, dict, _health)),
     "memory": lambda: memory_router(MemoryRoutes(_NOTHING, _health)),

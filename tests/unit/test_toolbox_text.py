@@ -65,3 +65,7 @@ def test_wrong_arguments_are_named(args):
 def test_long_texts_are_refused():
     with pytest.raises(ValueError, match="at most"):
         stats("a" * (MAX_CHARS + 1))
+
+
+def test_a_whole_number_may_be_written_as_a_float_as_json_schema_allows():
+    assert stats("один два", top=1.0) == stats("один два", top=1)
