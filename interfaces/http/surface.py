@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
 
 from contracts.health import Health
 from interfaces.http.agents import AgentRoutes, agents_router
@@ -27,6 +29,11 @@ def _health() -> Health:
     return Health(status="starting")
 
 
+async def _described(_request: Request) -> Response:
+    """Stands for an endpoint that is served elsewhere; nothing here is ever called."""
+    return Response(status_code=404)
+
+
 def _llm() -> APIRouter:
     router = llm_router(LLMRoutes(_NOTHING, _NOTHING, _health))
     add_embedding_routes(router, EmbeddingRoutes(_NOTHING))
@@ -39,7 +46,7 @@ def _tools() -> APIRouter:
     router = tools_router(ToolRoutes(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _health))
     # An ASGI application of its own, so it has no route of ours to be documented by.
     add_route(
-        router, "POST", MCP_PATH, _NOTHING,
+        router, "POST", MCP_PATH, _described,
         summary="The tools as an MCP server (streamable HTTP, stateless); the caller by X-Agent-Id and X-Microdao-Id",
         media_type="application/json", errors=(401, 413, 503),
     )  # fmt: skip
