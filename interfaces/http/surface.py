@@ -14,6 +14,7 @@ from interfaces.http.agents import AgentRoutes, agents_router
 from interfaces.http.batches import BatchRoutes, add_batch_routes
 from interfaces.http.channels import ChannelRoutes
 from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
+from interfaces.http.limits import LimitRoutes, add_limit_routes
 from interfaces.http.llm import LLMRoutes, llm_router
 from interfaces.http.memory import MemoryRoutes, memory_router
 from interfaces.http.openai_chat import OpenAIRoutes, add_openai_routes
@@ -37,6 +38,7 @@ async def _described(_request: Request) -> Response:
 def _llm() -> APIRouter:
     router = llm_router(LLMRoutes(_NOTHING, _NOTHING, _health))
     add_embedding_routes(router, EmbeddingRoutes(_NOTHING))
+    add_limit_routes(router, LimitRoutes(_NOTHING))
     add_openai_routes(router, OpenAIRoutes(_NOTHING))
     add_batch_routes(router, BatchRoutes(_NOTHING))
     return router
