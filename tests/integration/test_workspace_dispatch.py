@@ -15,12 +15,20 @@ from backends.messaging_outbox import PostgresOutbox
 from contracts.channels import ClaimedInvocation
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
+from services.workspace import dispatching
 from services.workspace.dispatching import DispatchLimits
 from tests.support.agent_runtime import recording_server
 from tests.support.workspace import workspace
 
 OWN = "microdao:7"
 OLENA, SOFIA, PM = "user:olena", "agent:sofia", "agent:pm"
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch):
+    """A second between rounds is for replicas that have nothing to do."""
+    monkeypatch.setattr(dispatching, "POLL_S", 0.05)
+    monkeypatch.setattr(dispatching, "FIRST_DELAY_S", 0.05)
 
 
 def envelope(kind, *, retryable=False):
