@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +27,8 @@ ID_HEADER = "Nats-Msg-Id"
 FLUSH_TIMEOUT_S = 1
 STATEMENT_TIMEOUT_S = 5.0
 BATCH = 500
+AT_ONCE = 25
+"""Messages after which calls get their turn."""
 LOOK_S = 2.0
 AWAY_S = 2.0
 """After a failure, calls are noted for so long without trying: a NATS that hangs must not hold up the ledger."""
@@ -70,7 +71,7 @@ def usage_event(record: Mapping[str, Any]) -> bytes:
 
     Money is a decimal text of US dollars, or null where no price is known.
     """
-    event = {name: _plain(record.get(name)) for name in _FIELDS}
+    event = {name: record.get(name) for name in _FIELDS}
     event["attempts"] = [{name: tried.get(name) for name in _TRY_FIELDS} for tried in record.get("tries") or [event]]
     return orjson.dumps(event, default=str)
 
@@ -104,16 +105,17 @@ class UsageAnnouncer:
         Raises:
             DatabaseUnavailable, DeadlineExceeded: they could not be noted either.
         """
-        calls = [orjson.loads(record) for record in records]
-        if time.monotonic() < self._try_again_at or not await self._published(calls):
+        if time.monotonic() < self._try_again_at or not await self._published(orjson.loads(record) for record in records):
             async with self._database.transaction(timeout_s=STATEMENT_TIMEOUT_S) as connection:
-                await connection.execute(NOTE, {"ids": [UUID(call["id"]) for call in calls]})
+                await connection.execute(NOTE, {"ids": [UUID(orjson.loads(record)["id"]) for record in records]})
 
-    async def _published(self, calls: Sequence[Mapping[str, Any]]) -> bool:
+    async def _published(self, calls: Iterable[Mapping[str, Any]]) -> bool:
         try:
             client = self._link.client()
-            for call in calls:
+            for number, call in enumerate(calls):
                 await client.publish(LLM_USAGE_SUBJECT, usage_event(call), headers={ID_HEADER: str(call["id"])})
+                if number % AT_ONCE == AT_ONCE - 1:
+                    await asyncio.sleep(0)
             await client.flush(FLUSH_TIMEOUT_S)
         except (DaarionError, nats.errors.Error, TimeoutError, OSError) as error:
             self._note_away(error)
@@ -150,9 +152,3 @@ class UsageAnnouncer:
         if not self._away:
             self._away = True
             self._events.emit("usage.not_announced", error=type(error).__name__)
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
