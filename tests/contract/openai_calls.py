@@ -22,7 +22,7 @@ FAST = Timeouts(connect_s=0.3, first_token_s=0.3, idle_s=0.3, total_s=0.5)
 CALM = Timeouts(connect_s=5, first_token_s=10, idle_s=10, total_s=10)
 QUESTION = [{"role": "system", "content": "Ти помічник."}, {"role": "user", "content": "раз два три"}]
 ANSWER = "Echo: раз два три"
-SLACK_S = 0.5  # a busy machine is late, a missing bound is not late but never
+SLACK_S = 5.0  # a busy machine is late, a missing bound is not late but never
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 

@@ -132,13 +132,14 @@ async def test_unreachable_endpoint_is_unavailable():
 async def test_ingestion_leaves_room_for_questions():
     async with endpoint(max_concurrent=4) as (server, embedder):
         server.answer = "steady"
-        passages = [asyncio.create_task(embed(embedder, ["passage"])) for _ in range(12)]
-        await asyncio.sleep(0.05)
-        assert server.most_working == 2
-        started = time.monotonic()
-        await embed(embedder, ["question"], "query")
-        assert time.monotonic() - started < 0.3  # twelve passages, two at a time, take 0.6 s
+        passages = [asyncio.create_task(embed(embedder, ["passage"], seconds=60)) for _ in range(12)]
+        async with asyncio.timeout(30):
+            while server.working < 2:
+                await asyncio.sleep(0.01)
+        await embed(embedder, ["question"], "query", seconds=60)
+        assert sum(not passage.done() for passage in passages) >= 4  # of twelve, two at a time: behind them it would find none
         await asyncio.gather(*passages)
+        assert server.most_working == 3  # never more than two passages
 
 
 async def test_waiting_calls_are_bounded():

@@ -127,7 +127,7 @@ async def test_tokens_are_reserved_and_then_settled_by_what_the_provider_counted
 
 async def test_calls_at_a_time_are_bounded_and_a_slot_is_free_again_however_a_call_ends():
     async with running("silence", agent={"concurrent_calls": 2}) as (client, upstream, _):
-        held = [asyncio.create_task(client.post("/proxy", json={**BODY, "timeout_s": 300})) for _ in range(2)]
+        held = [asyncio.create_task(client.post("/proxy", json={**BODY, "timeout_s": 4})) for _ in range(2)]
         await upstream.wait_for(requests=2)
         assert refusal_of(await client.post("/proxy", json=BODY))["limit"] == "agent.concurrent_calls"
         held[0].cancel()

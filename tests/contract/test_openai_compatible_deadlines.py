@@ -37,15 +37,16 @@ async def test_silence_is_given_up_in_time_and_the_upstream_is_left(provider, up
     outcome = await call(provider, stream=stream, timeouts=FAST)
     assert_leaf(outcome.error, errors.UpstreamTimeout, upstream)
     assert limit - 0.05 <= outcome.seconds < limit + SLACK_S
-    await upstream.wait_for(cancelled=1, timeout_s=1)
+    await upstream.wait_for(cancelled=1, timeout_s=30)
     assert upstream.open_calls == 0
 
 
 async def test_time_between_tokens_counts_from_the_last_token(provider, upstream):
-    upstream.script(play("ok", text="слово " * 8, delay_s=0.15))
-    outcome = await call(provider, stream=True, timeouts=replace(FAST, total_s=5))
+    upstream.script(play("ok", text="слово " * 8, delay_s=0.3))
+    patient = replace(FAST, first_token_s=1.0, idle_s=1.0, total_s=60)
+    outcome = await call(provider, stream=True, timeouts=patient)
     assert outcome.error is None
-    assert outcome.seconds > FAST.first_token_s + FAST.idle_s
+    assert outcome.seconds > patient.first_token_s + patient.idle_s
 
 
 async def test_a_steady_stream_is_bounded_as_a_whole(provider, upstream):
@@ -61,7 +62,7 @@ async def test_usage_that_never_comes_is_not_waited_for_long(provider, upstream,
     outcome = await call(provider, stream=True)
     assert (outcome.error, outcome.text, outcome.usage.estimated) == (None, ANSWER, True)
     assert outcome.seconds < 0.2 + SLACK_S
-    await upstream.wait_for(cancelled=1, timeout_s=1)
+    await upstream.wait_for(cancelled=1, timeout_s=30)
 
 
 BUSY = play("ok", text="слово " * 100, delay_s=0.05)
@@ -78,7 +79,7 @@ async def test_the_requests_own_deadline_wins_over_longer_timeouts(provider, ups
     assert isinstance(outcome.error, errors.DeadlineExceeded)
     assert outcome.error.status == 504
     assert 0.25 <= outcome.seconds < 0.3 + SLACK_S
-    await upstream.wait_for(cancelled=1, timeout_s=1)
+    await upstream.wait_for(cancelled=1, timeout_s=30)
 
 
 @BOTH
@@ -127,7 +128,7 @@ async def test_cancelling_the_call_stops_the_upstream(provider, upstream, one, s
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await upstream.wait_for(cancelled=1, timeout_s=1)
+    await upstream.wait_for(cancelled=1, timeout_s=30)
 
 
 async def test_closing_the_iterator_stops_the_upstream(provider, upstream):
@@ -135,7 +136,7 @@ async def test_closing_the_iterator_stops_the_upstream(provider, upstream):
     items = provider.stream(QUESTION, Target("openai", "m", CALM), Deadline.after(20))
     assert isinstance(await anext(items), StreamDelta)
     await items.aclose()
-    await upstream.wait_for(cancelled=1, timeout_s=1)
+    await upstream.wait_for(cancelled=1, timeout_s=30)
     assert upstream.requests[0].frames_sent < 20
 
 

@@ -55,6 +55,14 @@ class NoEngine:
         raise EngineUnavailable(self.condition.not_ready)
 
 
+def impatient(plays):
+    """`plain` and `guarded` with short waits where the upstream is silent; everywhere else a busy machine may take its time."""
+    if not plays.startswith(("silence", "stall")):
+        return {}
+    short = {"provider": "openai", "timeouts": {"first_token_s": 0.4, "idle_s": 0.4, "total_s": 0.8}}
+    return {"plain": {**short, "name": "gpt-4.1-mini"}, "guarded": {**short, "name": "first", "fallbacks": ["spare"]}}
+
+
 def settings(base_url, **models):
     """Two remote providers at one address (`other` has no key set), and the local engine."""
     return LLMSettings.model_validate(
@@ -74,7 +82,7 @@ def settings(base_url, **models):
                 "here": {"provider": "local", "name": "tiny"},
                 **models,
             },
-            "timeouts": {"connect_s": 1, "first_token_s": 0.4, "idle_s": 0.4, "total_s": 1},
+            "timeouts": {"connect_s": 10, "first_token_s": 10, "idle_s": 10, "total_s": 20},
         }
     )
 
