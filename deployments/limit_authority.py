@@ -22,7 +22,9 @@ from deployments.replica import open_event_log
 from services.llm_proxy.lease_protocol import Reply, Report, Standing, period_of, period_start
 from services.llm_proxy.leases import LeaseBook
 
-NAME = "daarion-limits"
+PROTOCOL = 2
+"""Raised when the messages change: replicas of a new version then use an authority of their own, not one that misunderstands them."""
+NAME = f"daarion-limits-{PROTOCOL}"
 NAMESPACE = "daarion"
 CALL_TIMEOUT_S = 1.0
 LEDGER_RETRY_S = 1.0
