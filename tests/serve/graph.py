@@ -143,7 +143,9 @@ class RunningGraph:
             "agent:strict": {"requests_per_minute": 30},
             "agent:enduring": {"requests_per_minute": 40, "tokens_per_minute": 1_000_000, "concurrent_calls": 8, "usd_per_day": 5},
             "agent:bereaved": {"requests_per_minute": 30},
+            "agent:thrifty": {"requests_per_minute": 5},
         }
+        llm["prices"] = {"gpt-4.1-mini": {"input": 40, "output": 160}}
         self.write_llm(llm)
         serve = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
         for application in serve["applications"]:

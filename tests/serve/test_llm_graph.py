@@ -215,7 +215,9 @@ async def test_a_killed_limit_authority_learns_what_was_spent_before_it_grants_a
     for _ in range(5):
         await asyncio.gather(*(call() for _ in range(5)))
     assert len(admitted) == 25, refusals
-    for process in graph.named("LimitAuthority"):
+    victims = graph.named("LimitAuthority")
+    assert victims
+    for process in victims:
         process.send_signal(signal.SIGKILL)
 
     async def exhausted():
@@ -230,7 +232,15 @@ async def test_a_killed_limit_authority_learns_what_was_spent_before_it_grants_a
     told = {row["limit"]: row for row in states}
     assert set(told) == {f"agent.{meter}" for meter in ("requests_per_minute", "tokens_per_minute", "concurrent_calls", "usd_per_day")}
     assert told["agent.requests_per_minute"]["left"] <= 3
-    assert 0 < told["agent.usd_per_day"]["used"] + told["agent.usd_per_day"]["reserved"] < 5
+    assert 0 < told["agent.usd_per_day"]["used"] < 5
+
+    async def accounted():
+        page = (await client.get("/internal/llm/usage", params={"agent_id": "agent:enduring"})).json()
+        return page["rows"] and page["rows"][0]["calls"] == len(admitted) and page["rows"][0]
+
+    row = await until(accounted, 30)
+    assert (row["errors"], row["unpriced"]) == (0, 0)
+    assert float(row["cost_usd"]) > 0
 
     async def well():
         return (await client.get("/health")).status_code == 200
@@ -404,6 +414,10 @@ async def test_without_postgresql_calls_are_answered_and_accounted_for_later(gra
     for _ in range(10):
         response = await client.post("/internal/llm/proxy", json={**body("gpt-4.1-mini"), "metadata": caller})
         assert response.status_code == 200
+    limited = {**body("gpt-4.1-mini"), "metadata": {**caller, "agent_id": "agent:thrifty"}}
+    statuses = [(await client.post("/internal/llm/proxy", json=limited)).status_code for _ in range(8)]
+    assert statuses.count(200) in {4, 5}
+    assert set(statuses) == {200, 429}
 
     async def accounted():
         response = await client.get("/internal/llm/usage", params={"agent_id": "agent:patient"})
