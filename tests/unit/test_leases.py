@@ -139,7 +139,7 @@ WHAT = st.sampled_from(["call"] * 8 + ["settle"] * 4 + ["wait"] * 3 + ["long"] *
 step = st.tuples(WHAT, st.integers(0, 2), st.integers(0, 20), LOST)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.tuples(st.integers(1, 12), st.integers(1, 120), st.integers(1, 6), st.integers(1, 400)),
     st.lists(step, min_size=20, max_size=80),
