@@ -203,8 +203,12 @@ async def test_a_limit_of_ours_postpones_and_fails_nothing(database_url, upstrea
         async with asyncio.timeout(PATIENCE_S):
             while not any(event["event"] == "llm.call" and event["outcome"] == "rate_limited" for event in replica.recorder.events):
                 await asyncio.sleep(0.02)
-        await asyncio.sleep(0.5)
-        state = (await replica.client.get(f"/batch/{batch}", params=OWN)).json()
+            while True:
+                state = (await replica.client.get(f"/batch/{batch}", params=OWN)).json()
+                if state["counts"]["succeeded"] == 3:
+                    break
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.3)
         assert (state["status"], state["counts"]["succeeded"], state["counts"]["failed"]) == ("in_progress", 3, 0)
         assert upstream.total == 3
 
