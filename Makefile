@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DATA_DIR := $(or $(DAARION_DATA_DIR),.data)
+# The stamp of a finished installation (launcher/install.py).
+INSTALLED = compgen -G ".venv/.installed-project-*" >/dev/null
 
 ifeq ($(GPU),1)
 PROFILE := gpu
@@ -26,11 +28,11 @@ services: install ## PostgreSQL and NATS alone, for a `serve run serve_config.ya
 	@exec $(BIN)/python -m launcher services
 
 reload: ## the running graph reads its configuration again
-	@test -x $(BIN)/python || { echo "nothing is installed yet, so nothing is running: start it with make run"; exit 1; }
+	@$(INSTALLED) || { echo "nothing is installed yet, so nothing is running: start it with make run"; exit 1; }
 	@exec $(BIN)/python -m launcher reload
 
 status: ## one line per running part
-	@test -x $(BIN)/python || { echo "nothing is installed yet, so nothing is running: start it with make run"; exit 1; }
+	@$(INSTALLED) || { echo "nothing is installed yet, so nothing is running: start it with make run"; exit 1; }
 	@exec $(BIN)/python -m launcher status
 
 models: install ## build and check the default model folders (does nothing when they are there)
@@ -80,7 +82,8 @@ lock: ## write the lock files anew from requirements/*.in (needs uv)
 	@requirements/lock.sh
 
 clean: ## remove .venv and caches; the data directory with models and databases stays
-	@! $(BIN)/python -m launcher status >/dev/null 2>&1 || { echo "the graph is running from .venv: stop it first"; exit 1; }
+	@! $(INSTALLED) || ! $(BIN)/python -m launcher status >/dev/null 2>&1 || { echo "the graph is running from .venv: stop it first"; exit 1; }
+	@! test -d .venv || flock --nonblock . true || { echo "an installation into .venv is at work: wait for it, or end it first"; exit 1; }
 	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 

@@ -5,4 +5,9 @@ s/^( *)(option splice-re(quest|sponse))$/\1no \2/
 
 # What HAProxy answers by itself, because no replica does, in the product's envelope and as retryable; Ray makes it a bare 500.
 s/^( *)errorfile (502|503|504) .*$/\1http-error status \2 content-type application\/json hdr Retry-After 1 lf-string '{"error":{"type":"unavailable","message":"this part of the graph does not answer: retry shortly","retryable":true,"request_id":"%[req.hdr(x-request-id),json]"}}'/
-s/^( *)http-request return status 404 content-type text\/plain lf-string .*$/\1http-request return status 404 content-type application\/json lf-string '{"error":{"type":"not_found","message":"no such route: see \/docs","retryable":false,"request_id":"%[req.hdr(x-request-id),json]"}}'/
+
+# A request has an id before anybody answers it.
+s/^( *)# Routes endpoint$/\1http-request set-header X-Request-Id %[uuid()] unless { req.hdr(X-Request-Id) -m found }/
+
+# No application at all for a path: the one at `/` takes every path, so the graph is still starting.
+s/^( *)http-request return status 404 content-type text\/plain lf-string .*$/\1http-request return status 503 content-type application\/json hdr Retry-After 1 hdr X-Request-Id %[req.hdr(x-request-id)] lf-string '{"error":{"type":"unavailable","message":"the graph is starting: retry shortly","retryable":true,"request_id":"%[req.hdr(x-request-id),json]"}}'/

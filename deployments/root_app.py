@@ -17,9 +17,9 @@ from backends.nats_probe import NatsProbe
 from configs.environment import read_environment
 from configs.stores import find_stores
 from deployments.replica import access_control, open_event_log
-from interfaces.http.ingress import Ingress
+from interfaces.http.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.openapi import build_openapi
-from interfaces.http.root import root_router
+from interfaces.http.root import OPEN_PATHS, root_router
 from interfaces.http.surface import documented_routers
 from services.graph_health import GraphHealth
 from services.health import Dependency
@@ -58,8 +58,15 @@ class RootReplica:
 
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
         """Returns the ASGI application of this replica."""
-        router = root_router(self._health.health, self._document)
-        return Ingress(router, access_control(self._environment), self._events, max_concurrent=MAX_CONCURRENT, on_shutdown=self._close)
+        router = root_router(self._health.health, self._document, self._prefixes.values())
+        return Ingress(
+            router,
+            access_control(self._environment),
+            self._events,
+            max_concurrent=MAX_CONCURRENT,
+            open_paths=HEALTH_PATHS | OPEN_PATHS,
+            on_shutdown=self._close,
+        )
 
     def _document(self) -> dict[str, Any]:
         return build_openapi(documented_routers(self._prefixes))

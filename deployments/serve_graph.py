@@ -238,7 +238,8 @@ def reason(message: str) -> str:
 def stop() -> None:
     """Drains and stops Serve, then Ray's processes, in at most 30 s.
 
-    Further signals change nothing: a stop that is cut short would leave HAProxy behind.
+    Further signals change nothing: a stop that is cut short would leave HAProxy behind. Before Ray runs nothing is to be
+    stopped, and asking Serve would start a Ray of its own.
     """
     import ray  # noqa: PLC0415
     from ray import serve  # noqa: PLC0415
@@ -246,14 +247,26 @@ def stop() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     started = time.monotonic()
-    _bounded(serve.shutdown, SERVE_STOP_S)
+    if ray.is_initialized():
+        _bounded(serve.shutdown, SERVE_STOP_S)
     descendants = psutil.Process().children(recursive=True)
+    semaphores = {path for process in descendants for path in _semaphores(process.pid)}
     _bounded(ray.shutdown, RAY_STOP_S)
     # Ray's agents notice only after a minute that their node is gone.
     for process in psutil.wait_procs(descendants, timeout=LEFTOVER_S)[1]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+    for path in semaphores:
+        path.unlink(missing_ok=True)
     log.info("stopped in %.1f s", time.monotonic() - started)
+
+
+def _semaphores(pid: int) -> set[Path]:
+    """Named semaphores that the process has open: an engine that is killed cannot remove its own."""
+    with suppress(OSError):
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        return {Path(path) for path in re.findall(r"/dev/shm/sem\.mp-\w+$", maps, re.MULTILINE)}  # noqa: S108
+    return set()
 
 
 def _bounded(action: Any, seconds: float) -> None:

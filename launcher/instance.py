@@ -45,9 +45,11 @@ class Instance:
         """Makes the directory and picks ports that are free now, so that several graphs live side by side."""
         stats_port, metrics_port, fallback_http_port, fallback_grpc_port = free_ports(4)
         start = secrets.randbelow(20)
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_SHORT))
+        (directory / "tmp").mkdir(mode=0o700)
         return cls(
             identity=secrets.token_hex(16),
-            directory=Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_SHORT)),
+            directory=directory,
             stats_port=stats_port,
             metrics_port=metrics_port,
             fallback_http_port=fallback_http_port,

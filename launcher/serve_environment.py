@@ -83,6 +83,10 @@ def _own(environment: Environment, instance: Instance) -> dict[str, str]:
         "DAARION_HOST": environment.host,
         "DAARION_PORT": str(environment.port),
         "DAARION_RAY_TEMP_DIR": str(directory / "ray"),
+        # What libraries leave in temporary files and sockets goes with the instance.
+        "TMPDIR": str(directory / "tmp"),
+        "VLLM_RPC_BASE_PATH": str(directory / "tmp"),
+        "TORCHINDUCTOR_CACHE_DIR": str(environment.data_dir / "cache" / "torchinductor"),
         # Ray adds a folder per node to each of these.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),

@@ -25,7 +25,7 @@ from interfaces.http.routing import Endpoint, fixed_endpoints
 MAX_URL_BYTES = 8_192
 RETRY_WHEN_FULL_S = 1.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS = frozenset({"/health", "/health/live"})
+HEALTH_PATHS = frozenset({"/health", "/health/live"})
 
 IsAdmin = Callable[[str, str], bool]
 """From method and path below the prefix to whether the admin secret is needed."""
@@ -50,7 +50,7 @@ class Ingress:
         *,
         max_concurrent: int,
         is_admin: IsAdmin = lambda _method, _path: False,
-        open_paths: frozenset[str] = _OPEN_PATHS,
+        open_paths: frozenset[str] = HEALTH_PATHS,
         on_shutdown: Callable[[], Awaitable[None]] | None = None,
         error_shapes: Mapping[str, ErrorShape] = MappingProxyType({}),
     ) -> None:

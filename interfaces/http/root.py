@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import Any
 
@@ -11,11 +11,16 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from contracts.errors import Unavailable
 from contracts.health import Health
 from interfaces.http.errors import JsonResponse
 from interfaces.http.health import add_health_routes
 from interfaces.http.routing import add_route, new_router
 
+# They tell the surface and hold no data: a browser opens them without a credential.
+OPEN_PATHS = frozenset({"/", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/openapi.json"})
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
+_RETRY_S = 1.0
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -26,8 +31,11 @@ _PAGE = """<!doctype html>
 """
 
 
-def root_router(health: Callable[[], Health], document: Callable[[], dict[str, Any]]) -> APIRouter:
-    """Returns the router of the application. The page's scripts come from an installed package: no network is needed."""
+def root_router(health: Callable[[], Health], document: Callable[[], dict[str, Any]], prefixes: Iterable[str] = ()) -> APIRouter:
+    """Returns the router of the application. The page's scripts come from an installed package: no network is needed.
+
+    A path below one of `prefixes` comes here only while the application there is not deployed yet.
+    """
     router = new_router()
     add_health_routes(router, health)
     rendered: list[bytes] = []
@@ -48,7 +56,14 @@ def root_router(health: Callable[[], Health], document: Callable[[], dict[str, A
     add_route(router, "GET", "/docs", page, summary="This document as a page", media_type="text/html")
     for name, media_type in _ASSETS.items():
         router.add_route(f"/docs/{name}", _asset(name, media_type), include_in_schema=False)
+    for prefix in prefixes:
+        for path in (prefix, f"{prefix}/{{rest:path}}"):
+            router.add_route(path, _not_yet, methods=_METHODS, include_in_schema=False)
     return router
+
+
+async def _not_yet(_request: Request) -> Response:
+    raise Unavailable("this application is not deployed yet: retry shortly", retry_after_s=_RETRY_S)
 
 
 def _asset(name: str, media_type: str) -> Callable[[Request], Any]:

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 import threading
@@ -185,3 +186,30 @@ def wait_until(condition, timeout_s: float = 30.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+@pytest.mark.parametrize("command", ["status", "reload"])
+def test_while_the_first_installation_is_at_work_the_commands_say_so(tmp_path, command):
+    """`make` looks for the stamp of a finished installation: a Python alone cannot import anything yet."""
+    shutil.copy(Path(__file__).parents[2] / "Makefile", tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+    done = make(tmp_path, command)
+    assert done.stdout == "nothing is installed yet, so nothing is running: start it with make run\n"
+    assert done.returncode != 0
+
+
+def test_an_environment_that_is_being_filled_is_not_removed(tmp_path):
+    shutil.copy(Path(__file__).parents[2] / "Makefile", tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    with Installer(tmp_path)._alone():
+        done = make(tmp_path, "clean")
+        assert "an installation into .venv is at work" in done.stdout
+        assert done.returncode != 0
+        assert (tmp_path / ".venv/bin").exists()
+    assert make(tmp_path, "clean").returncode == 0
+    assert not (tmp_path / ".venv").exists()
+
+
+def make(folder: Path, target: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", "--no-print-directory", target], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
