@@ -19,6 +19,7 @@ class LLMMetrics:
         self._circuits = Counter("daarion_llm_circuit_turns", "Circuits that opened or closed", ("provider", "model", "state"))
         self._calls = Counter("daarion_llm_calls", "LLM calls by outcome", (*by_model, "outcome"))
         self._tokens = Counter("daarion_llm_tokens", "Tokens by direction", (*by_model, "direction"))
+        self._cost = Counter("daarion_llm_cost_usd", "US dollars of the calls that have a price", by_model)
         self._latency = Histogram("daarion_llm_latency_ms", "Whole call, milliseconds", _LATENCY_MS, by_model)
         self._first_token = Histogram("daarion_llm_first_token_ms", "To the first token of a stream, milliseconds", _LATENCY_MS, by_model)
 
@@ -36,6 +37,8 @@ class LLMMetrics:
         for direction in ("prompt", "completion"):
             if tokens := event[f"{direction}_tokens"]:
                 self._tokens.inc(tokens, {**tags, "direction": direction})
+        if cost := event.get("cost_usd"):
+            self._cost.inc(cost, tags)
         self._latency.observe(max(event["latency_ms"], 0.001), tags)
         if event["ttft_ms"] is not None:
             self._first_token.observe(max(event["ttft_ms"], 0.001), tags)
