@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import time
 import uuid
@@ -207,7 +208,7 @@ def _answer(served: list[tuple[asyncio.Future[None], Plan, Sequence[int]]], fail
         if failure is None:
             future.set_result(None)
         else:
-            future.set_exception(failure)
+            future.set_exception(copy.copy(failure))
 
 
 def _stopping() -> LimitsUnavailable:
