@@ -129,11 +129,14 @@ class Graph:
         """
         config = deploy_config(self._file, self._environment)
         with_live_config(config.model_copy(deep=True))  # every application's files are right, or nothing starts
+        if self._signals.stop_asked():
+            return 0
         try:
             self._start(config)
-            self._deploy(config)
-            self._come_up()
-            self._block()
+            if not self._signals.stop_asked():
+                self._deploy(config)
+                self._come_up()
+                self._block()
         finally:
             stop()
         return 0
