@@ -38,6 +38,7 @@ class RunningGraph:
         self._upstream: subprocess.Popen[str] | None = None
         self.upstream_url = ""
         self.ready_after_s = 0.0
+        self.while_starting: list[httpx.Response] = []
 
     def start(self) -> None:
         self._start_upstream()
@@ -59,6 +60,7 @@ class RunningGraph:
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.url}/health", timeout=3).status_code == 200:
                     return
+                self.while_starting.append(httpx.get(f"{self.url}/internal/llm/models", timeout=3))
             time.sleep(0.5)
         raise AssertionError(f"not ready within {timeout_s} s:\n{self.tail()}")
 

@@ -49,6 +49,17 @@ async def engine_load(client):
     return next(row["load"] for row in rows if row["provider"] == "local")
 
 
+def test_until_it_was_ready_callers_were_told_to_retry(graph):
+    answers = list(graph.while_starting)
+    assert {answer.status_code for answer in answers} <= {200, 503}, [answer.text for answer in answers]
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert refused
+    for answer in refused:
+        error = answer.json()["error"]
+        assert (error["type"], error["retryable"], bool(error["request_id"])) == ("unavailable", True, True), answer.text
+        assert int(answer.headers["Retry-After"]) >= 1
+
+
 async def test_the_local_engine_answers(client):
     answer = await ask(client, temperature=0)
     assert "Paris" in answer["content"]
