@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,11 +12,14 @@ from backends.internal_http import JsonClient
 from backends.patient_requests import ask
 from contracts.agents import ModelRequest
 from contracts.deadline import Deadline
-from contracts.errors import UpstreamInvalidResponse
-from contracts.llm import ProxyResponse
+from contracts.errors import DaarionError, UpstreamInvalidResponse
+from contracts.llm import ModelInfo, ModelList, ProxyResponse
 from contracts.memory import Tenant
 
 PATH = "/internal/llm/proxy"
+MODELS_PATH = "/internal/llm/models"
+MODELS_TIMEOUT_S = 2.0
+MODELS_FRESH_S = 10.0
 SERVICE = "the LLM proxy"
 
 
@@ -24,6 +29,8 @@ class ProxyChatModel:
     def __init__(self, base_url: str, secret: str | None, *, patience_s: float) -> None:
         self._http = JsonClient(base_url, secret, service=SERVICE)
         self._patience_s = patience_s
+        self._models: dict[str, ModelInfo] = {}
+        self._models_until = 0.0
 
     async def chat(self, request: ModelRequest, tenant: Tenant, channel_id: str | None, deadline: Deadline) -> ProxyResponse:
         """See the port."""
@@ -50,6 +57,29 @@ class ProxyChatModel:
         except ValidationError:
             raise UpstreamInvalidResponse(f"{SERVICE} did not answer with a completion") from None
 
+    async def answering(self, logical_model: str, deadline: Deadline) -> str | None:
+        """See the port. What is known is kept for some seconds."""
+        try:
+            if time.monotonic() > self._models_until:
+                answer = await ask(self._http, MODELS_PATH, deadline.sooner(MODELS_TIMEOUT_S), method="GET")
+                self._models = {model.id: model for model in ModelList.model_validate(answer.body).models}
+                self._models_until = time.monotonic() + MODELS_FRESH_S
+        except (DaarionError, ValidationError):
+            return None
+        return _first_available(logical_model, self._models)
+
     async def close(self) -> None:
         """Closes the connections."""
         await self._http.close()
+
+
+def _first_available(logical_model: str, models: Mapping[str, ModelInfo]) -> str | None:
+    """The model itself, else the first of its fallbacks that can answer."""
+    first = models.get(logical_model)
+    if first is None:
+        return None
+    for name in (logical_model, *first.fallbacks):
+        found = models.get(name)
+        if found is not None and found.available:
+            return found.name
+    return None

@@ -86,6 +86,18 @@ class AnswerChoice(BaseModel):
         return self
 
 
+class SmallModel(BaseModel):
+    """What an agent does while one of `models` would answer, named as its provider knows it: it begins with a call of
+    `answer.tool`, has no other tool, and answers by choosing.
+    """
+
+    model_config = _STRICT
+
+    models: Annotated[list[str], Field(min_length=1, max_length=64)]
+    answer: AnswerChoice
+    context_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 400
+
+
 class Blueprint(BaseModel):
     """One agent.
 
@@ -106,6 +118,7 @@ class Blueprint(BaseModel):
     tool_mode: ToolMode = "native"
     first_step: Literal["auto", "required"] = "auto"
     answer: AnswerChoice | None = None
+    small: SmallModel | None = None
     write_after_untrusted: bool | Annotated[list[ToolId], Field(max_length=128)] = False
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     history: Annotated[int, Field(ge=0, le=200)] = 50
@@ -119,13 +132,23 @@ class Blueprint(BaseModel):
         if unknown:
             msg = f"write_after_untrusted: {', '.join(unknown)} is not among `tools`"
             raise ValueError(msg)
-        if self.answer is not None and self.answer.tool not in self.tools:
-            msg = f"answer.tool: {self.answer.tool} is not among `tools`"
-            raise ValueError(msg)
+        for choice in (self.answer, self.small.answer if self.small is not None else None):
+            if choice is not None and choice.tool not in self.tools:
+                msg = f"answer.tool: {choice.tool} is not among `tools`"
+                raise ValueError(msg)
         if self.first_step == "required" and not self.tools:
             msg = "first_step: `required` needs `tools`"
             raise ValueError(msg)
         return self
+
+    def fitted(self, model: str | None) -> Blueprint:
+        """Returns the blueprint as it is used while `model` answers."""
+        small = self.small
+        if small is None or model not in small.models:
+            return self
+        limits = self.limits.model_copy(update={"steps": 2, "context_tokens": min(small.context_tokens, self.limits.context_tokens)})
+        changes = {"first_step": "required", "tools": [small.answer.tool], "answer": small.answer, "write_after_untrusted": False}
+        return self.model_copy(update={**changes, "tool_mode": "native", "temperature": 0.0, "limits": limits, "small": None})
 
     def may_write_after_untrusted(self, tool_id: str) -> bool:
         """Whether this tool may change something once untrusted content was read."""
@@ -350,6 +373,9 @@ class ChatModel(Protocol):
 
     async def chat(self, request: ModelRequest, tenant: Tenant, channel_id: str | None, deadline: Deadline) -> ProxyResponse:
         """Returns the model's answer. Raises leaves of the error tree, ContextLengthExceeded among them."""
+
+    async def answering(self, logical_model: str, deadline: Deadline) -> str | None:
+        """Returns the name, as its provider knows it, of the model that would answer now; None when that is not known."""
 
 
 class AgentMemory(Protocol):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -20,8 +20,11 @@ from services.agent_runtime.journal import known_of
 from services.agent_runtime.language import Apology, apology, language_of
 from services.agent_runtime.pipeline import EmptyQuestionError, NoAnswerError, NothingToAnswerError, Pipeline
 from services.agent_runtime.recording import STORE_PATIENCE_S, Recorder, RunLostError, StepFeed, patiently
+from services.tasks import end_tasks
 
 MAX_ATTEMPTS = 5
+MAX_DELIVERIES = 500
+"""Attempts of any kind; those of a delivery end by time, this is for what fails without a reason."""
 STORE_TIMEOUT_S = 10.0
 POSTPONE_S = 5.0
 
@@ -57,6 +60,7 @@ class Attempts:
     blueprints: Callable[[], Mapping[str, Blueprint]]
     owner: UUID
     lease_s: float
+    _showing: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def work(self, run: Run) -> None:
         """Brings the run to its end, or leaves it for another attempt. Raises nothing that a run can cause."""
@@ -76,12 +80,25 @@ class Attempts:
         except DaarionError as error:  # the database is away: the lease runs out, and the run is found again
             self.ports.events.emit("agents.run_left", run_id=str(run.id), attempt=run.attempt, error=error.type)
         finally:
-            await feed.close()
+            self._end_later(feed)
+
+    async def close(self) -> None:
+        """Ends what is still being shown."""
+        await end_tasks(list(self._showing))
+
+    def _end_later(self, feed: StepFeed) -> None:
+        """Nobody waits for the last steps to be shown."""
+        task = asyncio.create_task(feed.close())
+        self._showing.add(task)
+        task.add_done_callback(self._showing.discard)
 
     async def _brought_to_reply(self, recorder: Recorder) -> Outcome:
         """The order of things: answer, deliver, remember."""
         run = recorder.run
         blueprint = self.blueprints().get(run.agent_id)
+        if run.attempt > MAX_DELIVERIES:
+            run.error = run.error or "given_up"
+            return "undelivered"
         if run.state == "posting":
             outcome = await self.delivery.resume(recorder)
         else:

@@ -92,6 +92,7 @@ class Pipeline:
             RunLostError: another replica has taken the run.
             DaarionError: the messaging-service, the model or the database failed, or the deadline passed.
         """
+        blueprint = await self._fitted(blueprint, deadline)
         run, limits = recorder.run, blueprint.limits
         tools = asyncio.ensure_future(self._tools(recorder, blueprint, deadline))
         try:
@@ -125,6 +126,10 @@ class Pipeline:
             if choices is not None and not choices.values:
                 return choices.settings.none
         raise NoAnswerError
+
+    async def _fitted(self, blueprint: Blueprint, deadline: Deadline) -> Blueprint:
+        """The blueprint for the model that would answer now, where it makes a difference."""
+        return blueprint.fitted(await self.ports.model.answering(blueprint.model, deadline)) if blueprint.small is not None else blueprint
 
     async def _known(self, recorder: Recorder, blueprint: Blueprint, deadline: Deadline) -> Known:
         """What was said and what is remembered; written down, so that a resumed run goes on from the same."""

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 from uuid import UUID
 
+from pydantic import ValidationError
+
 from contracts.agents import Run, RunStore, StepName, StepRecord, ToolUse
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, Overloaded
@@ -46,7 +48,11 @@ class StepFeed:
         """Queues one step. Never blocks and never raises."""
         if self._run.channel_id is None or self._index >= MAX_INDEX:
             return
-        self._waiting.append(RunStep(index=self._index, kind=kind, detail=detail))
+        try:
+            step = RunStep(index=self._index, kind=kind, detail=detail)
+        except ValidationError:  # a name that a model made up
+            step = RunStep(index=self._index, kind=kind)
+        self._waiting.append(step)
         self._index += 1
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._send())

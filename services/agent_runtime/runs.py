@@ -83,6 +83,9 @@ class AgentRuns:
         if self._working:
             await asyncio.wait(self._working.values(), timeout=self._settings.close_s)
         await end_tasks([*self._working.values(), *self._tasks])
+        for ended in self._ended.values():
+            ended.set()
+        await self._attempts.close()
         for run in list(self._open.values()):
             try:
                 await self._store.postpone(run, self._owner, 0.0)
@@ -154,7 +157,7 @@ class AgentRuns:
 
     async def _ended_view(self, view: RunView, deadline: Deadline) -> RunView:
         """The run as it ended, or as it is when the deadline passes. A run of this replica wakes us; others are looked at."""
-        while view.finished_at is None and deadline.remaining() > 0:
+        while view.finished_at is None and deadline.remaining() > 0 and not self._closing:
             if view.id in self._open:
                 ended = self._ended.setdefault(view.id, asyncio.Event())
                 try:

@@ -4,9 +4,10 @@ import asyncio
 import json
 
 import pytest
+import pytest_asyncio
 
 from services.agent_runtime.language import APOLOGIES
-from tests.support.platform import OLENA, OWN, SOFIA, blueprint, extra_tool, failure, platform
+from tests.support.platform import OLENA, SOFIA, blueprint, extra_tool, failure, shared_platform
 from tests.support.scripted_model import Thought, shown
 
 TOOLS = (
@@ -18,11 +19,19 @@ NAMES = ["projects.list", "notes.write", "notes.read", "slow.read"]
 UNABLE = {kind: APOLOGIES["failed", kind] for kind in ("uk", "en")}
 
 
-@pytest.fixture
-async def here(database_url, tmp_path):
-    async with platform(database_url, tmp_path, tools=TOOLS) as running:
-        running.use(blueprint(tools=NAMES, write_after_untrusted=True))
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(postgres, tmp_path_factory):
+    async with shared_platform(postgres, tmp_path_factory.mktemp("platform"), tools=TOOLS) as running:
         yield running
+
+
+@pytest.fixture
+def here(shared):
+    shared.fresh(blueprint(tools=NAMES, write_after_untrusted=True))
+    return shared
 
 
 async def invoke(here, status, **body):
@@ -43,11 +52,11 @@ async def test_what_is_unknown_or_not_the_callers_is_refused_before_anything_is_
     await invoke(here, "not_found", agent_id="agent:nobody", payload={"channel_id": channel})
     await invoke(here, "not_found", payload={"channel_id": "0197c5b0-0000-7000-8000-000000000000"})
     await invoke(here, "not_found", payload={"channel_id": "немає"})
-    await invoke(here, "forbidden", payload={"channel_id": foreign, "microdao_id": OWN})
+    await invoke(here, "forbidden", payload={"channel_id": foreign, "microdao_id": here.microdao})
     await invoke(here, "forbidden", payload={"channel_id": without})
     await invoke(here, "not_found", payload={"channel_id": await here.channel()})  # nobody has said anything there
     await invoke(here, "invalid_request", payload={})
-    await invoke(here, "invalid_request", entrypoint="direct", payload={"text": " ", "microdao_id": OWN})
+    await invoke(here, "invalid_request", entrypoint="direct", payload={"text": " ", "microdao_id": here.microdao})
     await invoke(here, "invalid_request", entrypoint="direct", payload={"text": "Привіт"})
     for body in (b"", b"[]", b"{", b'{"agent_id": 1}'):
         answer = await here.http.post("/internal/agent-runtime/invocations", content=body)
@@ -65,7 +74,7 @@ async def test_agents_do_not_answer_agents(here):
 
 
 async def test_a_question_of_a_hundred_kilobytes_is_cut_to_what_a_prompt_may_hold(here):
-    payload = {"text": "Питання " * 13_000, "microdao_id": OWN}
+    payload = {"text": "Питання " * 13_000, "microdao_id": here.microdao}
     answer = await here.post("/internal/agent-runtime/invocations", {"agent_id": SOFIA, "entrypoint": "direct", "payload": payload}, 200)
     assert answer["status"] == "answered"
     assert 1_000 < len(shown(here.model.bodies[0])) < 30_000
@@ -106,7 +115,7 @@ async def test_a_tool_that_lies_changes_nothing(here):
 
 async def test_garbage_for_arguments_unknown_tools_and_repair(here):
     here.model.script(
-        Thought(calls=[("notes__read", '{"a": '), ("no__such", {}), ("notes__read", "[1]")]),
+        Thought(calls=[("notes__read", '{"a": '), ("no such\n\x07", {}), ("notes__read", "[1]")]),
         Thought('{"tool": "notes.read", "args": '),
         Thought(calls=[("notes__read", {"a": 1})]),
         Thought("Готово."),
@@ -246,7 +255,7 @@ async def test_without_a_model_one_polite_sentence_comes_in_the_channels_languag
     here.door.away.add("llm")
     assert (await here.ask(channel, text))["status"] == "failed"
     assert await here.replies(channel) == [UNABLE[language]] * 2
-    memories = {"agent_id": SOFIA, "microdao_id": OWN}
+    memories = {"agent_id": SOFIA, "microdao_id": here.microdao}
     assert (await here.http.get("/internal/agent-memory/items", params=memories)).json()["items"] == []
 
 

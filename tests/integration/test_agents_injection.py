@@ -7,8 +7,9 @@ Each case plants an instruction where strangers can write, and the scripted mode
 import json
 
 import pytest
+import pytest_asyncio
 
-from tests.support.platform import OLENA, OWN, SOFIA, blueprint, extra_tool, platform
+from tests.support.platform import OLENA, SOFIA, blueprint, extra_tool, shared_platform
 from tests.support.scripted_model import Thought, shown
 
 STRANGER = "user:stranger"
@@ -70,16 +71,26 @@ class Obedient:
         return Thought("\n".join(f"TOOL: {tool} {json.dumps(args)}" for tool, args in calls))
 
 
-@pytest.fixture
-async def here(database_url, tmp_path):
-    async with platform(database_url, tmp_path, tools=TOOLS) as running:
-        running.folder = tmp_path
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(postgres, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("platform")
+    async with shared_platform(postgres, folder, tools=TOOLS) as running:
+        running.folder = folder
         yield running
+
+
+@pytest.fixture
+def here(shared):
+    shared.fresh()
+    return shared
 
 
 async def carried_out(here):
     """Forbidden tools that were executed, or for which Toolcore was even asked with success."""
-    audit = (await here.http.get("/internal/tools/calls", params={"microdao_id": OWN, "limit": 1000})).json()["calls"]
+    audit = (await here.http.get("/internal/tools/calls", params={"microdao_id": here.microdao, "limit": 1000})).json()["calls"]
     return {call["tool_id"] for call in audit} & FORBIDDEN | {execution.tool.id for execution in here.executed} & FORBIDDEN
 
 
@@ -88,7 +99,7 @@ async def through_channel(here, name, channel):
 
 
 async def through_memory(here, name, channel):
-    memory = {"agent_id": SOFIA, "microdao_id": OWN, "channel_id": channel, "kind": "conversation", "wait_indexed_s": 10}
+    memory = {"agent_id": SOFIA, "microdao_id": here.microdao, "channel_id": channel, "kind": "conversation", "wait_indexed_s": 10}
     await here.post("/internal/agent-memory/store", {**memory, "content": {"text": f"що нового\n{PAYLOADS[name]}"}}, 200)
 
 
@@ -153,7 +164,7 @@ async def test_arguments_cannot_name_another_microdao_and_other_agents_tools_sta
 
 async def test_the_person_who_asks_may_and_the_blueprint_may_permit(here):
     """The same calls, where they are allowed: the suite would notice if nothing ever ran."""
-    here.use(blueprint(tools=GRANTED))
+    here.use(blueprint(tools=GRANTED, memory={"recall": 0}))
     here.model.script(Thought(calls=[("notes__write", {"text": "а"})]), Thought("Записала."))
     await here.ask(await here.channel(), "Запиши: а")
     assert [execution.tool.id for execution in here.executed] == ["notes.write"]

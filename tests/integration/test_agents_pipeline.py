@@ -3,16 +3,25 @@
 import json
 
 import pytest
+import pytest_asyncio
 
 from tests.support.live import event_stream, take
-from tests.support.platform import OWN, SOFIA, blueprint, platform
+from tests.support.platform import SOFIA, blueprint, shared_platform
 from tests.support.scripted_model import Thought, shown
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(postgres, tmp_path_factory):
+    async with shared_platform(postgres, tmp_path_factory.mktemp("platform")) as running:
+        yield running
 
 
 @pytest.fixture
-async def here(database_url, tmp_path):
-    async with platform(database_url, tmp_path) as running:
-        yield running
+def here(shared):
+    shared.fresh()
+    return shared
 
 
 def calling(mode, tool_id, args):
@@ -28,7 +37,7 @@ def calling(mode, tool_id, args):
 async def test_context_memory_tool_reply_and_recall_in_a_later_run(here, mode):
     here.use(blueprint(tool_mode=mode))
     await here.project("Вертикальна ферма")
-    memory = {"agent_id": SOFIA, "microdao_id": OWN, "kind": "conversation", "content": {"text": "Олена керує проєктами громади"}}
+    memory = {"agent_id": SOFIA, "microdao_id": here.microdao, "kind": "conversation", "content": {"text": "Олена керує проєктами громади"}}
     await here.post("/internal/agent-memory/store", {**memory, "wait_indexed_s": 10}, 200)
     channel = await here.channel()
     await here.say(channel, "Учора ми говорили про теплиці.")
@@ -52,7 +61,7 @@ async def test_context_memory_tool_reply_and_recall_in_a_later_run(here, mode):
     assert ("projects.list" in first["messages"][0]["content"]) == (mode != "native")
     assert "Вертикальна ферма" not in shown(first)
 
-    audit = (await here.http.get("/internal/tools/calls", params={"microdao_id": OWN})).json()["calls"]
+    audit = (await here.http.get("/internal/tools/calls", params={"microdao_id": here.microdao})).json()["calls"]
     assert [(call["tool_id"], call["ok"]) for call in audit] == [("projects.list", True)]
     run = await here.run(answer["run_id"])
     assert [step["kind"] for step in run["steps"] if step["kind"] != "tool_list"] == [
@@ -70,7 +79,7 @@ async def test_context_memory_tool_reply_and_recall_in_a_later_run(here, mode):
 
 
 async def recall(here, channel, query):
-    body = {"agent_id": SOFIA, "microdao_id": OWN, "channel_id": channel, "query": query}
+    body = {"agent_id": SOFIA, "microdao_id": here.microdao, "channel_id": channel, "query": query}
     return (await here.post("/internal/agent-memory/query", body, 200))["items"]
 
 
@@ -106,7 +115,7 @@ async def test_a_later_message_is_no_part_of_an_earlier_question(here):
 
 
 async def test_direct_questions_are_answered_to_the_caller_alone(here):
-    body = {"agent_id": SOFIA, "entrypoint": "direct", "payload": {"microdao_id": OWN, "text": "Привіт"}}
+    body = {"agent_id": SOFIA, "entrypoint": "direct", "payload": {"microdao_id": here.microdao, "text": "Привіт"}}
     answer = await here.post("/internal/agent-runtime/invocations", body, 200)
     assert (answer["status"], answer["reply"]) == ("answered", "Гаразд.")
     other = await here.post("/internal/agent-runtime/invocations", body, 200)
@@ -126,13 +135,13 @@ async def test_runs_are_their_microdaos_own(here):
     path = f"/internal/agent-runtime/runs/{answer['run_id']}"
     assert (await here.http.get(path, params={"microdao_id": "microdao:8"})).status_code == 404
     assert (await here.http.get(path)).status_code == 400
-    assert (await here.http.get(path, headers={"X-Microdao-Id": OWN})).status_code == 200
-    assert (await here.http.get("/internal/agent-runtime/runs/none", params={"microdao_id": OWN})).status_code == 404
+    assert (await here.http.get(path, headers={"X-Microdao-Id": here.microdao})).status_code == 200
+    assert (await here.http.get("/internal/agent-runtime/runs/none", params={"microdao_id": here.microdao})).status_code == 404
     for _ in range(4):
         await here.ask(channel, "Ще")
     seen, cursor = [], None
     while True:
-        params = {"microdao_id": OWN, "limit": 2, **({"cursor": cursor} if cursor else {})}
+        params = {"microdao_id": here.microdao, "limit": 2, **({"cursor": cursor} if cursor else {})}
         page = (await here.http.get("/internal/agent-runtime/runs", params=params)).json()
         seen += [run["id"] for run in page["items"]]
         cursor = page.get("next_cursor")
@@ -175,3 +184,16 @@ async def test_a_small_model_chooses_among_results_instead_of_writing(here):
     assert schema["properties"]["choices"]["items"]["enum"] == ["Поле", "Сад"]
     here.model.script(Thought(calls=[("projects__list", {})]), Thought("{нісенітниця"))
     assert (await here.ask(channel, "Які проєкти?"))["reply"] == "Проєкти: Поле, Сад."
+
+
+async def test_while_a_small_model_answers_the_agent_does_what_it_can(here):
+    answer = {"tool": "projects.list", "field": "name", "reply": "Лише проєкти: {choices}.", "none": "Немає."}
+    here.use(blueprint(small={"models": ["thinker"], "answer": answer}, write_after_untrusted=True))
+    await here.project("Сад")
+    here.model.script(Thought(calls=[("projects__list", {})]), Thought('{"choices": ["Сад"]}'))
+    channel = await here.channel()
+    assert (await here.ask(channel, "Привіт"))["reply"] == "Лише проєкти: Сад."
+    assert [tool["function"]["name"] for tool in here.model.bodies[0]["tools"]] == ["projects__list"]
+    here.use(blueprint(small={"models": ["another"], "answer": answer}))
+    here.model.script(Thought("Вітаю!"))
+    assert (await here.ask(channel, "Привіт"))["reply"] == "Вітаю!"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ from deployments.agent_wiring import AgentRuntime, AgentsArgs, AgentSurroundings
 from executors.http.executor import HttpToolExecutor
 from interfaces.http.access import AccessControl
 from interfaces.http.ingress import Ingress
+from launcher.postgres import PostgresServer
 from services.toolcore.application import Toolcore, ToolcorePorts
 from services.workspace.dispatching import DispatchLimits
+from tests.conftest import TEMPLATE, copy_database
 from tests.support import toolcore as tool_support
 from tests.support.events import RecordedEvents
 from tests.support.hashing_embedder import HashingEmbedder
 from tests.support.llm import ingress_of, proxy_over
 from tests.support.memory import ingress as memory_ingress
 from tests.support.memory import memory_application
-from tests.support.scripted_model import ScriptedModel
+from tests.support.scripted_model import ScriptedModel, Thought
 from tests.support.uvicorn_server import served
 from tests.support.workspace import workspace
 
@@ -44,6 +47,7 @@ PREFIXES = {
 }
 OWN = "microdao:7"
 OLENA, SOFIA = "user:olena", "agent:sofia"
+_numbers = count(100)
 
 
 def blueprint(**fields: Any) -> Blueprint:
@@ -94,6 +98,15 @@ class Platform:
     outcomes: dict[str, Any] = field(default_factory=dict)
     executed: list[Any] = field(default_factory=list)
     runtime: AgentRuntime | None = None
+    microdao: str = OWN
+
+    def fresh(self, *given: Blueprint) -> None:
+        """Forgets what earlier tests did: another microDAO, nothing recorded, nothing away."""
+        self.microdao = f"microdao:{next(_numbers)}"
+        self.use(*(given or (blueprint(),)))
+        self.model.mind = lambda body: Thought("Гаразд.")
+        for kept in (self.model.bodies, self.executed, self.outcomes, self.door.requests, self.door.away):
+            kept.clear()
 
     def use(self, *given: Blueprint) -> None:
         self.blueprints.clear()
@@ -104,8 +117,8 @@ class Platform:
         assert status is None or answer.status_code == status, answer.text
         return answer.json()
 
-    async def channel(self, *members: str, microdao_id: str = OWN) -> str:
-        body = {"name": "Канал", "microdao_id": microdao_id, "members": list(members or (OLENA, SOFIA))}
+    async def channel(self, *members: str, microdao_id: str | None = None) -> str:
+        body = {"name": "Канал", "microdao_id": microdao_id or self.microdao, "members": list(members or (OLENA, SOFIA))}
         return (await self.post("/internal/messaging/channels", body, 201))["id"]
 
     async def say(self, channel: str, text: str, sender: str = OLENA) -> str:
@@ -128,13 +141,13 @@ class Platform:
     async def ask(self, channel: str, text: str, **payload: Any) -> Any:
         return await self.invoke(channel, await self.say(channel, text), **payload)
 
-    async def run(self, run_id: str, microdao_id: str = OWN) -> dict[str, Any]:
-        answer = await self.http.get(f"/internal/agent-runtime/runs/{run_id}", params={"microdao_id": microdao_id})
+    async def run(self, run_id: str) -> dict[str, Any]:
+        answer = await self.http.get(f"/internal/agent-runtime/runs/{run_id}", params={"microdao_id": self.microdao})
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    async def project(self, name: str, microdao_id: str = OWN) -> None:
-        await self.post("/internal/messaging/projects", {"name": name, "microdao_id": microdao_id}, 201)
+    async def project(self, name: str, microdao_id: str | None = None) -> None:
+        await self.post("/internal/messaging/projects", {"name": name, "microdao_id": microdao_id or self.microdao}, 201)
 
     @contextlib.asynccontextmanager
     async def agents(self, **args: Any):
@@ -143,11 +156,14 @@ class Platform:
         surroundings = AgentSurroundings(self.database_url, self.nats_url, self.url, None)
         runtime = AgentRuntime(settings, surroundings, lambda: self.blueprints, self.events)
         await runtime.open()
+        before = self.door.apps.get("agents")
         self.door.apps["agents"] = Ingress(runtime.router(), AccessControl(None, None), self.events, max_concurrent=500)
         self.runtime = runtime
         try:
             yield runtime
         finally:
+            if before is not None:
+                self.door.apps["agents"] = before
             await runtime.close()
 
 
@@ -186,6 +202,15 @@ async def platform(
         here.use(blueprint())
         if agents:
             await stack.enter_async_context(here.agents(**args))
+        yield here
+
+
+@contextlib.asynccontextmanager
+async def shared_platform(server: PostgresServer, folder: Path, **options: Any):
+    """Yields a platform on a database of its own, for a whole module; each of its tests begins with `fresh`."""
+    name = f"platform_{next(_numbers)}"
+    await copy_database(server, TEMPLATE, name)
+    async with platform(server.urls_of(name).service, folder, **options) as here:
         yield here
 
 
