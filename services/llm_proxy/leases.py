@@ -36,6 +36,8 @@ from services.llm_proxy.windows import SlidingWindow
 MAX_KEYS = 100_000
 LEARNING_S = TTL_S + GRACE_S
 PENDING_RETRY_S = 0.5
+RUNNING_RETRY_S = 5.0
+"""When to ask again while what is missing is reserved by running calls: nobody knows when they end."""
 
 
 @dataclass(slots=True)
@@ -184,7 +186,7 @@ class LeaseBook:
         if account.window is None or idle >= short:
             return HEARTBEAT_S
         slid = account.window.free_in_s(short, now)
-        return WINDOW_S if slid is None else slid
+        return RUNNING_RETRY_S if slid is None else slid
 
     def _bury(self, now: float) -> None:
         """Counts what silent replicas held as spent, and forgets those whose spending counts no more."""
