@@ -28,6 +28,7 @@ FIRST = ("Amber", "Quiet", "Solar", "Northern", "Copper", "Silver", "Green", "Hi
 SECOND = ("Lighthouse", "River", "Garden", "Harbour", "Orchard", "Bridge", "Meadow", "Library", "Kitchen", "Harvest")
 TIMEOUT_S = 30.0
 WAIT_S = 120.0
+LAST_STEPS = {"stored", "failed"}
 
 
 class DemoError(Exception):
@@ -50,7 +51,7 @@ class Graph:
             raise DemoError(f"{method} {path} was refused: {error.code} {error.read(500).decode('utf-8', 'replace')}") from None
 
     def events(self, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields name and data of each event, from now on."""
+        """Yields name and data of each event, from now on; a sign of life in between comes as an event without a name."""
         with urllib.request.urlopen(self._request("GET", path), timeout=WAIT_S) as answer:  # noqa: S310  # our own ingress
             name = "message"
             for raw in answer:
@@ -59,6 +60,8 @@ class Graph:
                     name = value
                 elif field == "data":
                     yield name, json.loads(value)
+                elif raw.startswith(b":"):
+                    yield "", {}
                 elif not field:
                     name = "message"
 
@@ -83,16 +86,21 @@ def run(graph: Graph, agent: str, question: str, project: str) -> bool:
     say(f"channel    {channel} with {PERSON} and {agent}")
     path = f"/internal/messaging/channels/{channel}"
     threading.Timer(0.5, _ask, (graph, path, question)).start()
+    named: bool | None = None
     for name, data in graph.events(f"{path}/events"):
+        kind = data.get("step", data).get("kind")
         if name == "run.step":
             say(f"  {_step(data)}")
         elif name == "message.created":
             message = data.get("message", data)
             say(f"message    {message['sender_id']}: {message['body']}")
             if message["sender_id"] == agent:
-                return project in message["body"]
-        else:
+                named = project in message["body"]
+        elif name:
             say(f"{name} {json.dumps(data, ensure_ascii=False)}")
+        # The last steps of a run are shown after its reply.
+        if named is not None and (kind in LAST_STEPS or not name):
+            return named
         if time.monotonic() - started > WAIT_S:
             break
     raise DemoError(f"no reply within {WAIT_S:g} s")
