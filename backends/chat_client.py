@@ -66,14 +66,14 @@ class ProxyChatModel:
                 self._models_until = time.monotonic() + MODELS_FRESH_S
         except (DaarionError, ValidationError):
             return None
-        return _first_available(logical_model, self._models)
+        return first_available(logical_model, self._models)
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._http.close()
 
 
-def _first_available(logical_model: str, models: Mapping[str, ModelInfo]) -> str | None:
+def first_available(logical_model: str, models: Mapping[str, ModelInfo]) -> str | None:
     """The model itself, else the first of its fallbacks that can answer."""
     first = models.get(logical_model)
     if first is None:

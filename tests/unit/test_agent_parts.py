@@ -8,18 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from backends.chat_client import first_available
 from configs.agents import load_blueprints
 from configs.environment import REPOSITORY
-from contracts.agents import AgentInvocation, Blueprint
+from contracts.agents import AgentInvocation, Blueprint, ToolUse
 from contracts.errors import ConfigurationError
+from contracts.llm import ModelInfo
 from contracts.memory import Item
 from contracts.messaging import ChannelMessage
 from contracts.tools import ToolDefinition
+from services.agent_runtime.choices import choices_of
 from services.agent_runtime.context import Context, Question, channel_context, find_trigger, trigger_of, window
 from services.agent_runtime.envelope import new_nonce, sealed, without
 from services.agent_runtime.language import apology, language_of
 from services.agent_runtime.prompt import Dialogue, Known, assistant_message, results_message, tool_message
 from services.agent_runtime.texts import clean, cut, cut_to_tokens, tokens_of
+from services.agent_runtime.tool_turn import CallOutcome
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NONCE = "9f3ab81c22d07e41"
@@ -176,3 +180,58 @@ def test_two_files_for_one_agent_are_refused_and_no_folder_is_no_agents(tmp_path
 def test_wrong_invocations_are_refused(body):
     with pytest.raises(ValidationError):
         AgentInvocation.model_validate(body)
+
+
+CHOICE = {"tool": "projects.list", "field": "name", "reply": "Проєкти: {choices}.", "none": "Немає."}
+
+
+def small_blueprint(**fields):
+    given_fields = {"id": "agent:a", "name": "A", "model": "big", "instructions": "x", "tools": ["projects.list", "followups.create"]}
+    return Blueprint.model_validate({**given_fields, **fields})
+
+
+def test_a_blueprint_is_fitted_to_the_model_that_answers():
+    blueprint = small_blueprint(small={"models": ["tiny"], "answer": CHOICE}, write_after_untrusted=True, tool_mode="text")
+    assert blueprint.fitted("big-1") is blueprint
+    assert blueprint.fitted(None) is blueprint
+    fitted = blueprint.fitted("tiny")
+    assert (fitted.tools, fitted.first_step, fitted.tool_mode, fitted.limits.steps) == (["projects.list"], "required", "native", 2)
+    assert not fitted.may_write_after_untrusted("projects.list")
+    for wrong in (
+        {"answer": {**CHOICE, "tool": "a.b"}},
+        {"answer": {**CHOICE, "reply": "без місця"}},
+        {"small": {"models": [], "answer": CHOICE}},
+    ):
+        with pytest.raises(ValidationError):
+            small_blueprint(**wrong)
+
+
+def outcome(text, *, ok=True, tool_id="projects.list"):
+    return CallOutcome(f"tool {tool_id}", text, ToolUse(tool_id=tool_id, executed=True, ok=ok))
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [('[{"name": "Сад"}, {"name": "Поле"}, {"name": "Сад"}]', ("Сад", "Поле")), ("[]", ()), ('[{"id": 1}, 2, {"name": 3}]', ()),
+     ('{"result": [{"name": "Сад"}], "note": "x"}', ("Сад",)), ('{"name": "Сад"}', None), ('"x"', None)],
+)  # fmt: skip
+def test_choices_are_the_values_of_a_field(text, values):
+    settings = small_blueprint(answer=CHOICE).answer
+    found = choices_of(settings, [outcome("{}", tool_id="other.tool"), outcome(text)])
+    assert (found.values if found is not None else None) == values
+    assert choices_of(None, [outcome(text)]) is None
+    assert choices_of(settings, [outcome(text, ok=False)]) is None
+
+
+def info(name, *, available, fallbacks=(), provider_name=None):
+    return ModelInfo(id=name, provider="p", name=provider_name or f"{name}-1", available=available, fallbacks=list(fallbacks))
+
+
+def test_the_model_that_answers_is_the_first_available_one():
+    models = {
+        one.id: one for one in (info("a", available=False, fallbacks=["b", "c"]), info("b", available=False), info("c", available=True))
+    }
+    assert first_available("a", models) == "c-1"
+    assert first_available("c", models) == "c-1"
+    assert first_available("b", models) is None
+    assert first_available("none", models) is None
