@@ -62,7 +62,7 @@ def _ask(pid: int, launcher: int | None) -> bool:
 def _is_child(pid: int, launcher: int | None) -> bool:
     with suppress(psutil.Error):
         process = psutil.Process(pid)
-        return process.ppid() == launcher and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.ppid() == launcher and process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 

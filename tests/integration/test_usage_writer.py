@@ -37,7 +37,7 @@ async def writing(
         await writer.close(timeout_s=30)
 
 
-async def until(condition: Any, timeout_s: float = 15.0) -> None:
+async def until(condition: Any, timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
