@@ -129,9 +129,11 @@ class World:
         assert sum((call.spent or Spent(tokens=call.estimate.tokens)).tokens for call in in_window) <= amounts[TOKENS]
         self.lapse()
         assert sum(call.spent is None and not call.lapsed for call in self.calls) <= amounts[CALLS]
+        # What a replica that is cut off still reserves is unknown to an authority that begins meanwhile.
+        counted = [call for call in self.calls if not (call.lapsed and self.restarts)]
         living = {replica.replica for replica in self.replicas}
-        running = sum(call.estimate.nano_usd for call in self.calls if call.spent is None and call.replica in living)
-        assert running + sum(self.ledger().values()) <= amounts[MONEY]
+        running = sum(call.estimate.nano_usd for call in counted if call.spent is None and call.replica in living)
+        assert running + sum(call.spent.nano_usd for call in counted if call.spent is not None) <= amounts[MONEY]
 
 
 LOST = st.sampled_from(["no", "no", "no", "request", "reply"])
@@ -139,7 +141,7 @@ WHAT = st.sampled_from(["call"] * 8 + ["settle"] * 4 + ["wait"] * 3 + ["long"] *
 step = st.tuples(WHAT, st.integers(0, 2), st.integers(0, 20), LOST)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.tuples(st.integers(1, 12), st.integers(1, 120), st.integers(1, 6), st.integers(1, 400)),
     st.lists(step, min_size=20, max_size=80),
