@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from contracts.llm import StreamDelta
 from tests.support.llm_failover import ANSWER, asking, calls_in_flight, failing_proxy, tell
 from tests.upstream import ScriptedUpstream, play
 
@@ -105,6 +106,28 @@ async def test_an_answer_whose_time_is_up_is_not_gone_on_with():
         upstream.script(play("stall", after=2), model="first")
         told = await tell(proxy, asking("calm-resumed", timeout_s=0.5), stream=True)
         assert (told.error.status, upstream.total) == (504, 1)
+
+
+@pytest.mark.parametrize("pieces", [[], [StreamDelta(content="Echo: ")]], ids=["nothing", "half"])
+async def test_an_adapter_that_forgets_the_end_is_no_success(pieces):
+    class Forgetful:
+        name = "calm"
+
+        def unavailable_reason(self):
+            return None
+
+        async def stream(self, *_, **__):
+            for piece in pieces:
+                yield piece
+
+        async def close(self):
+            pass
+
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
+        proxy.providers["calm"] = Forgetful()
+        told = await tell(proxy, asking("calm-alone"), stream=True)
+        assert (told.end, told.error.type) == (None, "upstream_invalid_response")
+        assert [record.outcome for record in recorder.records] == ["upstream_invalid_response"]
 
 
 # --- callers who leave ---------------------------------------------------------------------------------------------
