@@ -211,9 +211,9 @@ async def test_row_security_holds_whatever_is_asked(http, database_url):
 async def test_health_and_documentation(http):
     assert (await http.get("/health")).status_code == 200
     document = build_openapi(documented_routers({"workspace": "/internal/messaging"}))
-    assert {"/internal/messaging/projects", "/internal/messaging/follow-ups", "/internal/messaging/tools/projects.list"} <= set(
-        document["paths"]
-    )
+    paths = ("projects", "follow-ups", "tools/projects.list", "channels/{channel_id}/events", "agents/{agent_id}/post-to-channel")
+    assert {f"/internal/messaging/{path}" for path in paths} <= set(document["paths"])
+    assert "#/components/schemas/Message" in str(document["paths"]["/internal/messaging/channels/{channel_id}/messages"]["post"])
 
 
 def test_the_http_executor_understands_the_refusals():
