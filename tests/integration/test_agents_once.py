@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from configs.environment import REPOSITORY
+from services.agent_runtime.language import APOLOGIES
 from tests.support.agent_runtime import recording_server
 from tests.support.platform import OLENA, OWN, SOFIA, blueprint, extra_tool, platform
 from tests.support.scripted_model import Thought
@@ -204,3 +205,12 @@ async def test_a_message_in_the_workspace_invokes_by_itself_and_every_one_is_ans
         await asyncio.sleep(0.5)
         for channel in channels:
             assert sorted(await here.replies(channel)) == [f"Чую: Питання {number}" for number in range(3)]
+
+
+async def test_an_empty_message_is_answered_without_a_model(here):
+    neighbour = Neighbour()
+    neighbour.messages[0]["content_preview"] = " \n "
+    async with recording_server(neighbour) as server, here.agents(messaging={"kind": "messaging_service", "base_url": server.url}):
+        answer = await here.invoke("channel:1", microdao_id=OWN)
+    assert (answer["status"], answer["reply"]) == ("failed", APOLOGIES["empty", "uk"])
+    assert here.model.bodies == []
