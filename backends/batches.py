@@ -101,7 +101,7 @@ class PostgresBatches:
         async with self._database.transaction(microdao_id=microdao_id, timeout_s=WRITE_TIMEOUT_S) as connection:
             row = await (await connection.execute(WAITING, values)).fetchone()
             if row is not None and row["requests"] + len(items) > max_waiting:
-                raise _too_many(int(row["requests"]), max_waiting)
+                raise _too_many(microdao_id, int(row["requests"]), len(items), max_waiting)
             await connection.execute(INSERT_BATCH, values)
             for part in _parts(items):
                 await connection.execute(INSERT_ITEMS, {**values, **part})
@@ -256,9 +256,9 @@ def _unknown() -> NotFound:
     return NotFound("this microDAO has no such batch")
 
 
-def _too_many(waiting: int, most: int) -> RateLimited:
+def _too_many(microdao_id: str, waiting: int, asked: int, most: int) -> RateLimited:
     return RateLimited(
-        f"{waiting} requests of this microDAO wait in batches already, of {most} at most: submit the batch when some are done",
-        details={"limit": "batch.max_waiting", "waiting": waiting, "limit_value": most},
+        f"{waiting} requests of this microDAO wait in batches, of {most} at most: {asked} more do not fit until some are done",
+        details={"limit": "microdao.batch_requests_waiting", "subject": microdao_id, "amount": most, "left": max(0, most - waiting)},
         retry_after_s=RETRY_WHEN_FULL_S,
     )

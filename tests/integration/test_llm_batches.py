@@ -155,6 +155,7 @@ async def test_a_microdaos_waiting_requests_are_bounded(database_url, upstream):
         refused = await replica.client.post("/batch", json={"requests": [request("c"), request("d")]})
         assert refused.status_code == 429
         assert refused.headers["Retry-After"]
+        assert refused.json()["error"]["details"]["left"] == 1
         await replica.client.delete(f"/batch/{first['id']}", params=OWN)
         await submit(replica.client, [request("c"), request("d")])
 
