@@ -106,6 +106,8 @@ class Delay:
 
 def delay_after(error: DaarionError, failures: int, settings: WorkerSettings) -> Delay | None:
     """Returns when a failed request is tried again, or None when the failure is its result. `failures` came before this one."""
+    if isinstance(error, RateLimited) and error.retry_after_s is None:
+        return None  # it needs more than the limit ever gives
     if isinstance(error, _OF_NO_REQUEST):
         return Delay(min(error.retry_after_s or settings.backoff_s, settings.backoff_max_s), pause_batch=True)
     if not error.retryable or failures + 1 >= settings.max_failures:
