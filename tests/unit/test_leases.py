@@ -329,3 +329,21 @@ def test_a_replica_that_forgets_unused_balances_counts_each_unit_once(monkeypatc
         assert all(9 >= world.book.standing(key, 10, world.now, WALL).used >= 4 for key in keys)
         world.advance(50)
     assert world.replicas[0].forgotten > 5
+
+
+def test_who_cannot_report_spends_nothing_when_its_time_is_over():
+    world = only("requests_per_minute", 1_000)
+    assert admitted(world, 20) == 20
+    silent = world.replicas[0]
+    assert sum(balance.free for balance in silent.plan(world.limits, world.now) if balance.key == REQUESTS) > 0
+    world.silent.add(silent.replica)
+    world.now += TTL_S + 0.01
+    assert admitted(world, 3) == 0
+
+
+def test_a_report_whose_answer_was_lost_is_counted_once():
+    world = only("requests_per_minute", 1_000)
+    assert admitted(world, 20) == 20
+    for lost in ("reply", "request", "reply", "no"):
+        world.exchange(world.replicas[0], beat=True, lost=lost)
+    assert world.book.standing(REQUESTS, 1_000, world.now, WALL).used == 20
