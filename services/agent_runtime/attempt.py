@@ -12,13 +12,14 @@ from uuid import UUID
 
 from contracts.agents import AgentMemory, AgentUsage, AgentUsageEvent, Blueprint, Exchange, Outcome, Run, RunStore
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded
+from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal
 from contracts.messaging import Messaging
 from contracts.ports import EventLog
 from services.agent_runtime.delivery import Delivery, PostponedError
 from services.agent_runtime.journal import known_of
 from services.agent_runtime.language import Apology, apology, language_of
 from services.agent_runtime.pipeline import EmptyQuestionError, NoAnswerError, NothingToAnswerError, Pipeline
+from services.agent_runtime.prompt import Known
 from services.agent_runtime.recording import STORE_PATIENCE_S, Recorder, RunLostError, StepFeed, patiently
 from services.tasks import end_tasks
 
@@ -128,21 +129,22 @@ class Attempts:
             kind, run.error = "empty", "empty_message"
         except NoAnswerError:
             run.error = "no_answer" if blueprint is not None else "unknown_agent"
-        except DatabaseUnavailable:
+        except (DatabaseUnavailable, RunLostError, NothingToAnswerError):
             raise
         except DeadlineExceeded as error:
             kind, run.error = "late", error.type
         except DaarionError as error:
             run.error = error.type
+        except Exception as error:  # noqa: BLE001  # whoever asked must not wait for a defect to happen five times
+            run.error = Internal.type
+            self.ports.events.emit("agents.defect", run_id=str(run.id), error=type(error).__name__, exc_info=error)
         recorder.show("failed", error=run.error)
-        known = known_of(run.journal)
-        asked = known.context.question.text if known is not None else run.invocation.payload.text or ""
-        return apology(kind, language_of(asked, blueprint.language if blueprint is not None else "uk")), "failed"
+        return apology(kind, language_of(_asked(run), blueprint.language if blueprint is not None else "uk")), "failed"
 
     async def _remember(self, recorder: Recorder) -> None:
         """Stores the exchange; without memory the run ends all the same."""
         run = recorder.run
-        known = known_of(run.journal)
+        known = _known(run)
         if known is None or not run.reply:
             return
         question = known.context.question
@@ -195,3 +197,15 @@ class Attempts:
             degraded=run.degraded or None,
             duration_ms=event.duration_ms,
         )
+
+
+def _known(run: Run) -> Known | None:
+    """What the run began with, None where it did not come so far or another version wrote it."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return known_of(run.journal)
+    return None
+
+
+def _asked(run: Run) -> str:
+    known = _known(run)
+    return known.context.question.text if known is not None else run.invocation.payload.text or ""

@@ -37,7 +37,7 @@ def known_of(journal: Sequence[dict[str, Any]]) -> Known | None:
 
 
 def answer_entry(answer: ProxyResponse) -> dict[str, Any]:
-    """Returns an answer of the model that asked for tools."""
+    """Returns an answer of the model that was not the reply: it asked for tools, or could not be used."""
     fields = {"content", "usage", "provider", "model_resolved", "tool_calls", "finish_reason"}
     return {"is": ANSWER, "answer": answer.model_dump(mode="json", include=fields, exclude_none=True)}
 

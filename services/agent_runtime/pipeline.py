@@ -37,7 +37,7 @@ from services.agent_runtime.prompt import (
 )
 from services.agent_runtime.recording import Recorder, patiently
 from services.agent_runtime.texts import CUT, clean
-from services.agent_runtime.tool_calls import Reading, WantedCall, read_answer
+from services.agent_runtime.tool_calls import Reading, WantedCall, read_answer, spoken
 from services.agent_runtime.tool_turn import CallOutcome, Toolbox
 
 CONTEXT_TIMEOUT_S = 10.0
@@ -115,6 +115,8 @@ class Pipeline:
             if reading.text and not reading.calls:
                 return reading.text + (CUT if reading.was_cut else "")
             if final:
+                if said := spoken(answer):
+                    return said + (CUT if reading.was_cut else "")
                 break
             if not reading.calls:
                 _remark(dialogue, answer, reading)
@@ -230,7 +232,9 @@ class Pipeline:
         run.prompt_tokens += answer.usage.prompt_tokens
         run.completion_tokens += answer.usage.completion_tokens
         recorder.show("llm", model=answer.model_resolved, tokens=answer.usage.total_tokens, ms=record.duration_ms)
-        if not step.final and read_answer(answer).calls:
+        reading = read_answer(answer)
+        is_reply = step.final or step.choices is not None or (bool(reading.text) and not reading.calls)
+        if not is_reply:  # a run that is taken over counts its steps, and so names its calls, as this one does
             run.journal.append(answer_entry(answer))
             await recorder.save()
         return answer

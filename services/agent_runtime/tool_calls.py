@@ -63,6 +63,11 @@ def read_answer(answer: ProxyResponse) -> Reading:
     return reading
 
 
+def spoken(answer: ProxyResponse) -> str:
+    """Returns what an answer says to people, without the calls in it."""
+    return read_text(answer.content).text
+
+
 def read_text(text: str) -> Reading:
     """Returns what a text without native calls says."""
     found = _from_object(text)

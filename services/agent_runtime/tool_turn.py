@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from contracts.agents import AgentTools, Blueprint, Run, ToolUse
 from contracts.deadline import Deadline
-from contracts.tools import ToolCallRequest, ToolCallResult, ToolDefinition
+from contracts.tools import MAX_TIMEOUT_S, ToolCallRequest, ToolCallResult, ToolDefinition
 from services.agent_runtime.texts import clean
 from services.agent_runtime.tool_calls import WantedCall
 
@@ -120,7 +120,7 @@ class Toolbox:
             args=call.args,
             context=self._context(),
             call_id=f"run-{self.run.id}-{step}-{place}",
-            timeout_s=max(deadline.remaining(), 0.001),
+            timeout_s=min(max(deadline.remaining(), 0.001), MAX_TIMEOUT_S),
         )
         return _told(call, await self.tools.call(request, deadline))
 

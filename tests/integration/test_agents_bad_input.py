@@ -170,12 +170,20 @@ async def test_identical_calls_are_made_once_and_end_the_loop(here):
     assert "tools" not in here.model.bodies[-1]
 
 
-async def test_the_last_step_has_no_tools_and_its_calls_are_not_made(here):
+@pytest.mark.parametrize("form", ["native", "text", "nothing"])
+async def test_the_last_step_has_no_tools_and_its_calls_are_not_made_but_its_text_is_the_reply(here, form):
     here.use(blueprint(tools=NAMES, limits={"steps": 3}))
     numbers = iter(range(100))
-    here.model.mind = lambda body: Thought("Ось що знаю.", calls=[("notes__read", {"n": next(numbers)})])
+
+    def mind(body):
+        if form == "text":
+            return Thought(f'Ось що знаю.\nTOOL: notes.read {{"n": {next(numbers)}}}')
+        return Thought("Ось що знаю." if form == "native" else "", calls=[("notes__read", {"n": next(numbers)})])
+
+    here.model.mind = mind
     answer = await here.ask(await here.channel(), "Прочитай")
-    assert answer["status"] == "failed"
+    expected = ("failed", UNABLE["uk"]) if form == "nothing" else ("answered", "Ось що знаю.")
+    assert (answer["status"], answer["reply"]) == expected
     assert ["tools" in body for body in here.model.bodies] == [True, True, False]
     assert len(here.executed) == 2
 
@@ -266,6 +274,24 @@ async def test_a_run_ends_at_its_deadline(here):
     answer = await here.ask(channel, "Привіт усім")
     assert (answer["status"], answer["reply"]) == ("failed", APOLOGIES["late", "uk"])
     assert (await here.run(answer["run_id"]))["error"] in {"deadline_exceeded", "upstream_timeout"}
+
+
+async def test_a_run_may_have_more_time_than_one_tool_call(here):
+    here.use(blueprint(tools=NAMES, limits={"seconds": 3_600}))
+    here.model.script(Thought(calls=[("notes__read", {})]), Thought("Прочитала."))
+    answer = await here.ask(await here.channel(), "Прочитай")
+    assert (answer["status"], answer["reply"], len(here.executed)) == ("answered", "Прочитала.", 1)
+
+
+async def test_a_defect_is_told_at_once_to_who_asked_and_to_the_log(here, monkeypatch):
+    def defect(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("services.agent_runtime.pipeline.read_answer", defect)
+    answer = await here.ask(await here.channel(), "Привіт усім")
+    run = await here.run(answer["run_id"])
+    assert (answer["status"], answer["reply"], run["error"], run["attempt"]) == ("failed", UNABLE["uk"], "internal", 1)
+    assert [event["error"] for event in here.events.named("agents.defect")] == ["ZeroDivisionError"]
 
 
 async def test_without_a_messaging_service_nothing_is_accepted(here):
