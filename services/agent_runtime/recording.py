@@ -21,6 +21,7 @@ from services.tasks import end_tasks
 MAX_WAITING_STEPS = 64
 MAX_STEPS_AT_ONCE = 16
 SHOW_TIMEOUT_S = 2.0
+GATHER_S = 0.05
 STEPS_PER_ATTEMPT = 100
 MAX_INDEX = 1_000
 STORE_PATIENCE_S = 8.0
@@ -61,13 +62,16 @@ class StepFeed:
         """Waits for what is queued, no longer than a step may take."""
         if self._task is None:
             return
-        await asyncio.wait([self._task], timeout=SHOW_TIMEOUT_S)
-        await end_tasks([self._task])
+        try:
+            await asyncio.wait([self._task], timeout=SHOW_TIMEOUT_S)
+        finally:
+            await end_tasks([self._task])
 
     async def _send(self) -> None:
         run = self._run
         assert run.channel_id is not None  # checked by `show`
         while self._waiting:
+            await asyncio.sleep(GATHER_S)  # steps come in twos and threes
             steps = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_STEPS_AT_ONCE))]
             with contextlib.suppress(DaarionError):
                 await self._messaging.run_steps(run.agent_id, run.channel_id, str(run.id), steps, Deadline.after(SHOW_TIMEOUT_S))
