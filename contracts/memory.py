@@ -61,6 +61,13 @@ def _not_blank(value: str) -> str:
     return value
 
 
+def _at_least_one(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
+    if not kinds:
+        msg = "give at least one kind, or leave it out for all"
+        raise ValueError(msg)
+    return kinds
+
+
 def _small_meta(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     _check_json(value, MAX_META_CHARS)
     return value
@@ -146,7 +153,7 @@ class QueryRequest(Tenant):
     query: Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY_CHARS), AfterValidator(storable), AfterValidator(_not_blank)]
     channel_id: Identifier | None = None
     limit: Limit = 5
-    kinds: Annotated[tuple[Kind, ...], Field(min_length=1, max_length=16)] | None = None
+    kinds: Annotated[tuple[Kind, ...], Field(max_length=16), AfterValidator(_at_least_one)] | None = None
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
     explain: bool = False

@@ -132,3 +132,12 @@ async def test_unknown_routes_and_methods(memory: Memory):
     refused(await memory.client.get("/nothing"), 404)
     refused(await memory.client.get("/query"), 405)
     assert (await memory.post("/query/", QUERY)).status_code == 200
+
+
+async def test_a_mistake_is_told_once_and_in_words(memory: Memory):
+    told = {
+        "kinds: give at least one kind, or leave it out for all": [],
+        "kinds[0]: Input should be 'conversation', 'kb', 'task' or 'dao-event'": ["rumour"],
+    }
+    for message, kinds in told.items():
+        assert refused(await memory.post("/query", {**QUERY, "kinds": kinds}))["message"] == message
