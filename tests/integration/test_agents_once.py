@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-import sys
 from pathlib import Path
 
 import psycopg
 import pytest
-import yaml
 
-from configs.environment import REPOSITORY
 from services.agent_runtime.language import APOLOGIES
+from tests.support.agent_child import process, until
 from tests.support.agent_runtime import recording_server
 from tests.support.platform import OLENA, OWN, SOFIA, blueprint, extra_tool, platform
 from tests.support.scripted_model import Thought
@@ -23,43 +18,11 @@ TOOLS = (extra_tool("notes.write", "write"), extra_tool("notes.read", "read"))
 NAMES = ["notes.write", "notes.read"]
 
 
-@contextlib.asynccontextmanager
-async def process(here, folder, **args):
-    """The agent runtime as `make agent-runtime` starts it, behind the platform's door."""
-    config = folder / "configs"
-    (config / "agents").mkdir(parents=True, exist_ok=True)
-    for one in here.blueprints.values():
-        (config / "agents" / f"{one.id.partition(':')[2]}.yaml").write_text(yaml.safe_dump(one.model_dump(mode="json", exclude_none=True)))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DAARION_", "DATABASE_", "NATS_"))}
-    environment |= {"DATABASE_URL": here.database_url, "DAARION_CONFIG_DIR": str(config), "DAARION_DATA_DIR": str(folder / "data")}
-    settings = json.dumps({"lease_s": 2, "claim_every_s": 0.2, "patience_s": 2, **args})
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "deployments.agent_process", "--ingress", here.url, "--args", settings,
-        cwd=REPOSITORY, env=environment, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(60):
-            line = (await child.stdout.readline()).decode()
-        assert "agent runtime at http" in line
-        yield child, line.split()[-1]
-    finally:
-        if child.returncode is None:
-            child.terminate()
-        await child.wait()
-
-
 @pytest.fixture
 async def here(database_url, tmp_path):
     async with platform(database_url, tmp_path, tools=TOOLS, agents=False) as running:
         running.use(blueprint(tools=NAMES, write_after_untrusted=True))
         yield running
-
-
-async def until(condition, seconds=60):
-    async with asyncio.timeout(seconds):
-        while not (found := await condition()):
-            await asyncio.sleep(0.05)
-        return found
 
 
 async def test_delivered_many_times_at_once_to_two_replicas_it_is_answered_once(here):

@@ -1,0 +1,68 @@
+"""What a run goes on from after a crash: the same steps, the same tools, the same call ids, and everything done once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.support.agent_child import process
+from tests.support.platform import SOFIA, blueprint, extra_tool, platform
+from tests.support.scripted_model import Thought
+
+TOOLS = (extra_tool("notes.write", "write"), extra_tool("notes.read", "read"))
+NAMES = ["notes.write", "notes.read"]
+
+
+@pytest.fixture
+async def here(database_url, tmp_path):
+    async with platform(database_url, tmp_path, tools=TOOLS, agents=False) as running:
+        running.use(blueprint(tools=NAMES, write_after_untrusted=True))
+        yield running
+
+
+class Scene:
+    """A model that thinks `before` and then hangs until the process is killed; then it thinks `after`."""
+
+    def __init__(self, here, before, after):
+        self.hangs = asyncio.Event()
+        self._before, self._after = list(before), after
+        here.model.mind = self
+
+    def __call__(self, body):
+        if self._before:
+            return self._before.pop(0)
+        if not self.hangs.is_set():
+            self.hangs.set()
+            return Thought("ніколи", delay_s=60)
+        return self._after
+
+
+async def killed(here, folder, channel, message, moment):
+    """Lets a process take the run and kills it at `moment`."""
+    async with process(here, folder) as (child, url):
+        body = {"agent_id": SOFIA, "entrypoint": "channel_message", "payload": {"channel_id": channel, "message_id": message}}
+        assert (await here.http.post(f"{url}/invocations", json=body, params={"wait": "false"})).status_code == 202
+        async with asyncio.timeout(60):
+            await moment.wait()
+        child.kill()
+        await child.wait()
+
+
+async def calls_of(here, answer):
+    steps = (await here.run(answer["run_id"]))["steps"]
+    return [call for step in steps if step["kind"] == "tools" for call in step["calls"]]
+
+
+async def test_a_call_after_an_empty_answer_keeps_its_id(here, tmp_path):
+    """Steps without a call count too: the second attempt names the write as the first one did, and it happens once."""
+    scene = Scene(here, [Thought(""), Thought(calls=[("notes__write", {"text": "раз"})])], Thought("Записала."))
+    channel = await here.channel()
+    message = await here.say(channel, "Запиши")
+    await killed(here, tmp_path, channel, message, scene.hangs)
+    async with here.agents():
+        answer = await here.invoke(channel, message)
+        calls = await calls_of(here, answer)
+    assert (answer["status"], answer["reply"]) == ("answered", "Записала.")
+    assert [execution.args for execution in here.executed] == [{"text": "раз"}]
+    assert [(call["call_id"], call["replayed"]) for call in calls] == [(f"run-{answer['run_id']}-1-0", True)]
