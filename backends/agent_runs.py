@@ -43,8 +43,8 @@ RETURNING id
 """
 FINISH = """
 UPDATE agent_runs
-SET state = 'done', outcome = %(outcome)s, journal = '{}', steps = %(steps)s, reply = %(reply)s, error = %(error)s,
-    memory_ids = %(memory_ids)s, degraded = %(degraded)s, model = %(model)s, prompt_tokens = %(prompt_tokens)s,
+SET state = 'done', outcome = %(outcome)s, journal = '{}', invocation = %(invocation)s, steps = %(steps)s, reply = %(reply)s,
+    error = %(error)s, memory_ids = %(memory_ids)s, degraded = %(degraded)s, model = %(model)s, prompt_tokens = %(prompt_tokens)s,
     completion_tokens = %(completion_tokens)s, tool_calls = %(tool_calls)s, started_at = coalesce(started_at, now()), finished_at = now()
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
 RETURNING id
@@ -97,7 +97,9 @@ class PostgresRuns:
 
     async def finish(self, run: Run, outcome: Outcome, owner: UUID) -> bool:
         """See the port."""
-        return await self._write(FINISH, run, owner, {**_values(run), "outcome": outcome})
+        bare = run.invocation.payload.model_copy(update={"text": None, "rewrite_prompt": None})
+        invocation = run.invocation.model_copy(update={"payload": bare}).model_dump_json(exclude_none=True)
+        return await self._write(FINISH, run, owner, {**_values(run), "outcome": outcome, "invocation": invocation})
 
     async def postpone(self, run: Run, owner: UUID, seconds: float) -> bool:
         """See the port."""

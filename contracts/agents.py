@@ -418,7 +418,7 @@ class RunStore(Protocol):
         """Writes what the run has come to: journal, steps, counts and state."""
 
     async def finish(self, run: Run, outcome: Outcome, owner: UUID) -> bool:
-        """Ends the run and forgets its journal."""
+        """Ends the run and forgets its journal and the question."""
 
     async def postpone(self, run: Run, owner: UUID, seconds: float) -> bool:
         """Lets the run lie for so long; then any replica may take it."""

@@ -2,6 +2,7 @@
 
 import json
 
+import psycopg
 import pytest
 import pytest_asyncio
 
@@ -120,6 +121,12 @@ async def test_direct_questions_are_answered_to_the_caller_alone(here):
     assert (answer["status"], answer["reply"]) == ("answered", "Гаразд.")
     other = await here.post("/internal/agent-runtime/invocations", body, 200)
     assert other["run_id"] != answer["run_id"]
+    async with await psycopg.AsyncConnection.connect(here.database_url) as connection:
+        await connection.execute("SELECT set_config('daarion.microdao_id', %s, false)", (here.microdao,))
+        (row, *_) = await (
+            await connection.execute("SELECT agent_runs::text FROM agent_runs WHERE id = %s", (answer["run_id"],))
+        ).fetchone()
+        assert "Привіт" not in row  # an ended run keeps its reply, not what it was asked
 
 
 async def test_rewrite_prompt_is_appended_to_the_instructions(here):
