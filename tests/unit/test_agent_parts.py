@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from backends.chat_client import first_available
+from benchmarks.agents import Times, table
 from configs.agents import load_blueprints
 from configs.environment import REPOSITORY
-from contracts.agents import AgentInvocation, Blueprint, ToolUse
+from contracts.agents import AgentInvocation, Blueprint, RunView, StepRecord, ToolUse
 from contracts.errors import ConfigurationError
 from contracts.llm import ModelInfo
 from contracts.memory import Item
@@ -235,3 +237,18 @@ def test_the_model_that_answers_is_the_first_available_one():
     assert first_available("c", models) == "c-1"
     assert first_available("b", models) is None
     assert first_available("none", models) is None
+
+
+def test_the_benchmark_takes_the_models_and_the_tools_time_out():
+    spent = {"tool_list": 1, "context": 5, "memory": 20, "llm": 500, "tools": 30, "reply": 4, "store": 9}
+    steps = [StepRecord(kind=kind, duration_ms=duration) for kind, duration in spent.items()]
+    run = RunView(
+        id=uuid4(), agent_id="agent:a", microdao_id="m", trigger_id="t", entrypoint="cron", status="answered", attempt=1,
+        steps=[*steps, StepRecord(kind="llm", duration_ms=100)], created_at=START,
+    )  # fmt: skip
+    times = Times()
+    times.add(run, 679.0)
+    assert times.added == [40.0]
+    assert times.parts["llm"] == [600.0]
+    assert times.parts["recording"] == [11.0]
+    assert table(times)[-1].split()[:3] == ["added", "40.0", "40.0"]
