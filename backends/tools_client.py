@@ -21,6 +21,7 @@ SERVICE = "Toolcore"
 FRESH_S = 15.0
 STALE_S = 600.0
 MAX_KEPT = 1_000
+LIST_PATIENCE_S = 5.0
 
 
 class _Listed(BaseModel):
@@ -32,7 +33,8 @@ class _Listed(BaseModel):
 
 
 class ToolsClient:
-    """Lists and calls tools. A listing is kept for a short while, and for longer while Toolcore is away.
+    """Lists and calls tools. A listing is kept for a short while, and for longer while Toolcore is away; without one Toolcore is
+    asked again for five seconds.
 
     A call that carries a `call_id` is made again, for `patience_s` seconds, while Toolcore is away or has the same call in work:
     it runs once under that id.
@@ -51,7 +53,9 @@ class ToolsClient:
         if age < FRESH_S:
             return kept
         try:
-            answer = await ask(self._http, PREFIX, deadline, method="GET", params=tenant.model_dump())
+            answer = await ask(
+                self._http, PREFIX, deadline, method="GET", params=tenant.model_dump(), patience_s=min(self._patience_s, LIST_PATIENCE_S)
+            )
             found = _definitions(answer)
         except DaarionError:
             if age < STALE_S:

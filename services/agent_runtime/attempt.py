@@ -16,7 +16,7 @@ from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded
 from contracts.messaging import Messaging
 from contracts.ports import EventLog
 from services.agent_runtime.delivery import Delivery, PostponedError
-from services.agent_runtime.journal import known_of
+from services.agent_runtime.journal import beginning_of
 from services.agent_runtime.language import Apology, apology, language_of
 from services.agent_runtime.pipeline import EmptyQuestionError, NoAnswerError, NothingToAnswerError, Pipeline
 from services.agent_runtime.prompt import Known
@@ -202,7 +202,8 @@ class Attempts:
 def _known(run: Run) -> Known | None:
     """What the run began with, None where it did not come so far or another version wrote it."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
-        return known_of(run.journal)
+        if (beginning := beginning_of(run.journal)) is not None:
+            return beginning.known
     return None
 
 

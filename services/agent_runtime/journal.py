@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from contracts.llm import ProxyResponse
 from contracts.memory import Item
 from contracts.messaging import ChannelMessage
+from contracts.tools import Effect
 from services.agent_runtime.context import Context, Question
 from services.agent_runtime.prompt import Known
 
@@ -16,23 +17,38 @@ KNOWN = "known"
 ANSWER = "answer"
 
 
-def known_entry(known: Known) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Beginning:
+    """What a run began with. `model` is the one that its blueprint was fitted to; `tools` are the effects of the tools it was given,
+    by id, and empty where Toolcore could not be asked.
+    """
+
+    known: Known
+    model: str | None = None
+    tools: Mapping[str, Effect] = field(default_factory=dict)
+
+
+def beginning_entry(beginning: Beginning) -> dict[str, Any]:
     """Returns what a run began with."""
+    known = beginning.known
     return {
         "is": KNOWN,
+        "model": beginning.model,
+        "tools": dict(beginning.tools),
         "question": asdict(known.context.question),
         "earlier": [message.model_dump(mode="json", exclude_none=True) for message in known.context.earlier],
         "memories": [item.model_dump(mode="json", exclude_none=True) for item in known.memories],
     }
 
 
-def known_of(journal: Sequence[dict[str, Any]]) -> Known | None:
+def beginning_of(journal: Sequence[dict[str, Any]]) -> Beginning | None:
     """Returns what an earlier attempt began with, if it came so far."""
     for entry in journal:
         if entry["is"] == KNOWN:
             earlier = tuple(ChannelMessage.model_validate(message) for message in entry["earlier"])
             memories = tuple(Item.model_validate(item) for item in entry["memories"])
-            return Known(Context(Question(**entry["question"]), earlier), memories)
+            known = Known(Context(Question(**entry["question"]), earlier), memories)
+            return Beginning(known, entry.get("model"), entry.get("tools") or {})
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from services.agent_runtime.context import (
     newest_human,
     window,
 )
-from services.agent_runtime.journal import answer_entry, answers_of, known_entry, known_of
+from services.agent_runtime.journal import Beginning, answer_entry, answers_of, beginning_entry, beginning_of
 from services.agent_runtime.prompt import (
     WAS_CUT,
     WAS_EMPTY,
@@ -38,7 +38,7 @@ from services.agent_runtime.prompt import (
 from services.agent_runtime.recording import Recorder, patiently
 from services.agent_runtime.texts import CUT, clean
 from services.agent_runtime.tool_calls import Reading, WantedCall, read_answer, spoken
-from services.agent_runtime.tool_turn import CallOutcome, Toolbox
+from services.agent_runtime.tool_turn import CallOutcome, Toolbox, Turn
 
 CONTEXT_TIMEOUT_S = 10.0
 LIST_TIMEOUT_S = 10.0
@@ -92,23 +92,28 @@ class Pipeline:
             RunLostError: another replica has taken the run.
             DaarionError: the messaging-service, the model or the database failed, or the deadline passed.
         """
-        blueprint = await self._fitted(blueprint, deadline)
-        run, limits = recorder.run, blueprint.limits
+        run = recorder.run
+        beginning = beginning_of(run.journal)
+        model = beginning.model if beginning is not None else await self._answering(blueprint, deadline)
+        blueprint = blueprint.fitted(model)
+        limits = blueprint.limits
         tools = asyncio.ensure_future(self._tools(recorder, blueprint, deadline))
         try:
-            known = known_of(run.journal) or await self._known(recorder, blueprint, deadline)
+            beginning = beginning or await self._begun(recorder, blueprint, model, tools, deadline)
             allowed = await tools
         finally:
             tools.cancel()
+        known = beginning.known
         dialogue = Dialogue(blueprint, run.nonce, _with_tools(known, allowed), allowed or [], run.invocation.payload.rewrite_prompt)
-        toolbox = Toolbox(blueprint, run, self.ports.tools, allowed or [])
+        toolbox = Toolbox(blueprint, run, self.ports.tools, allowed or [], given=beginning.tools)
         recorded = answers_of(run.journal)
         tainted, final = bool(known.memories or known.context.earlier), False
         choices: Choices | None = None
         for number in range(limits.steps):
             final = not recorded and (final or _is_last(number, recorder, blueprint, toolbox, deadline))
             step = Step(number, final, choices)
-            answer = recorded.pop(0) if recorded else await self._ask(recorder, dialogue, step, deadline)
+            is_recorded = bool(recorded)
+            answer = recorded.pop(0) if is_recorded else await self._ask(recorder, dialogue, step, deadline)
             if choices is not None:
                 return choices.reply(answer)
             reading = read_answer(answer)
@@ -122,26 +127,35 @@ class Pipeline:
                 _remark(dialogue, answer, reading)
                 continue
             final = toolbox.is_repeat(reading.calls)
-            outcomes = await self._call(recorder, toolbox, reading.calls, number, deadline, tainted=tainted)
+            turn = Turn(number, tainted, is_recorded)
+            outcomes = await self._call(recorder, toolbox, reading.calls, turn, deadline)
             _add_results(dialogue, answer, reading, outcomes)
             tainted, choices = True, choices_of(blueprint.answer, outcomes)
             if choices is not None and not choices.values:
                 return choices.settings.none
         raise NoAnswerError
 
-    async def _fitted(self, blueprint: Blueprint, deadline: Deadline) -> Blueprint:
-        """The blueprint for the model that would answer now, where it makes a difference."""
-        return blueprint.fitted(await self.ports.model.answering(blueprint.model, deadline)) if blueprint.small is not None else blueprint
+    async def _answering(self, blueprint: Blueprint, deadline: Deadline) -> str | None:
+        """The model that would answer now, where it makes a difference."""
+        return await self.ports.model.answering(blueprint.model, deadline) if blueprint.small is not None else None
 
-    async def _known(self, recorder: Recorder, blueprint: Blueprint, deadline: Deadline) -> Known:
-        """What was said and what is remembered; written down, so that a resumed run goes on from the same."""
+    async def _begun(
+        self,
+        recorder: Recorder,
+        blueprint: Blueprint,
+        model: str | None,
+        tools: Awaitable[list[ToolDefinition] | None],
+        deadline: Deadline,
+    ) -> Beginning:
+        """What was said, what is remembered and which tools there are; written down, so that a resumed run goes on from the same."""
         context = await self._context(recorder, blueprint, deadline)
         memories = await self._memories(recorder, blueprint, context, deadline)
-        known = Known(context, tuple(memories))
-        recorder.run.journal.append(known_entry(known))
+        effects = {tool.id: tool.effect for tool in await tools or []}
+        beginning = Beginning(Known(context, tuple(memories)), model, effects)
+        recorder.run.journal.append(beginning_entry(beginning))
         recorder.run.memory_ids = [item.id for item in memories]
         await recorder.save()
-        return known
+        return beginning
 
     async def _context(self, recorder: Recorder, blueprint: Blueprint, deadline: Deadline) -> Context:
         run = recorder.run
@@ -240,12 +254,12 @@ class Pipeline:
         return answer
 
     async def _call(
-        self, recorder: Recorder, toolbox: Toolbox, calls: Sequence[WantedCall], step: int, deadline: Deadline, *, tainted: bool
+        self, recorder: Recorder, toolbox: Toolbox, calls: Sequence[WantedCall], turn: Turn, deadline: Deadline
     ) -> list[CallOutcome]:
         for call in calls:
             recorder.show("tool_call", tool_id=call.tool_id[:64] or None)
         with recorder.step("tools") as record:
-            outcomes = await toolbox.make(calls, step, tainted=tainted, deadline=deadline)
+            outcomes = await toolbox.make(calls, turn, deadline)
             record.calls = [outcome.use for outcome in outcomes]
             record.ok = all(use.ok for use in record.calls)
         recorder.run.tool_calls += sum(use.executed for use in record.calls)

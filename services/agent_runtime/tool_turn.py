@@ -7,7 +7,7 @@ text says. Toolcore decides again, on its own rules.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from contracts.agents import AgentTools, Blueprint, Run, ToolUse
 from contracts.deadline import Deadline
-from contracts.tools import MAX_TIMEOUT_S, ToolCallRequest, ToolCallResult, ToolDefinition
+from contracts.tools import MAX_TIMEOUT_S, Effect, ToolCallRequest, ToolCallResult, ToolDefinition
 from services.agent_runtime.texts import clean
 from services.agent_runtime.tool_calls import WantedCall
 
@@ -44,68 +44,72 @@ class CallOutcome:
     use: ToolUse
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One step's calls: its number from 0, whether the run has read what nobody vouches for (`tainted`), and whether an earlier attempt
+    recorded them, so that they may have been made already.
+    """
+
+    step: int
+    tainted: bool
+    recorded: bool = False
+
+
 @dataclass
 class Toolbox:
-    """The tools of one run and what it has already asked of them."""
+    """The tools of one run and what it has already asked of them.
+
+    `given` are the tools that the run began with: recorded calls of theirs are made again under their ids, whatever is listed now.
+    """
 
     blueprint: Blueprint
     run: Run
     tools: AgentTools
     allowed: Sequence[ToolDefinition]
+    given: Mapping[str, Effect] = field(default_factory=dict)
     seen: set[bytes] = field(default_factory=set)
     used: int = 0
 
     def __post_init__(self) -> None:
-        self._by_id = {tool.id: tool for tool in self.allowed}
+        self._effects: Mapping[str, Effect] = {tool.id: tool.effect for tool in self.allowed}
 
-    async def make(self, wanted: Sequence[WantedCall], step: int, *, tainted: bool, deadline: Deadline) -> list[CallOutcome]:
+    async def make(self, wanted: Sequence[WantedCall], turn: Turn, deadline: Deadline) -> list[CallOutcome]:
         """Returns one outcome per wanted call, in their order.
 
-        Neighbouring reads run at the same time, whatever changes something runs alone. `tainted`: the run has read what
-        nobody vouches for. A call's id follows from run, step and place, so a run that is resumed repeats no effect.
+        Neighbouring reads run at the same time, whatever changes something runs alone. A call's id follows from run, step
+        and place, so a run that is resumed repeats no effect.
         """
-        refusals = [self._admit(call, place, tainted=tainted) for place, call in enumerate(wanted)]
+        effects = {**self._effects, **self.given} if turn.recorded else self._effects
+        refusals = [self._admit(call, place, effects, tainted=turn.tainted) for place, call in enumerate(wanted)]
+        changes = [refusal is None and effects[call.tool_id] != "read" for call, refusal in zip(wanted, refusals, strict=True)]
         outcomes: list[CallOutcome] = []
-        for stage in self._stages(wanted, refusals):
-            outcomes += await asyncio.gather(*(self._one(wanted[place], refusals[place], step, place, deadline) for place in stage))
+        for stage in _stages(changes):
+            outcomes += await asyncio.gather(*(self._one(wanted[place], refusals[place], turn.step, place, deadline) for place in stage))
         return outcomes
 
     def is_repeat(self, wanted: Sequence[WantedCall]) -> bool:
         """Whether every one of these calls was asked for before in this run."""
         return bool(wanted) and all(_fingerprint(call) in self.seen for call in wanted)
 
-    def _stages(self, wanted: Sequence[WantedCall], refusals: Sequence[str | None]) -> list[list[int]]:
-        """The places of the calls in the order they run: neighbours together, what changes something by itself."""
-        stages: list[list[int]] = []
-        together = False
-        for place, (call, refusal) in enumerate(zip(wanted, refusals, strict=True)):
-            changes = refusal is None and self._by_id[call.tool_id].effect != "read"
-            if together and not changes:
-                stages[-1].append(place)
-            else:
-                stages.append([place])
-            together = not changes
-        return stages
-
-    def _admit(self, call: WantedCall, place: int, *, tainted: bool) -> str | None:
+    def _admit(self, call: WantedCall, place: int, effects: Mapping[str, Effect], *, tainted: bool) -> str | None:
         """Why this call is not made, or None. Notes what was asked for and used up."""
-        refusal = self._refusal(call, place, tainted=tainted)
+        refusal = self._refusal(call, place, effects, tainted=tainted)
         self.seen.add(_fingerprint(call))
         self.used += refusal is None
         return refusal
 
-    def _refusal(self, call: WantedCall, place: int, *, tainted: bool) -> str | None:
+    def _refusal(self, call: WantedCall, place: int, effects: Mapping[str, Effect], *, tainted: bool) -> str | None:
         limits = self.blueprint.limits
         if call.problem is not None:
             return f"invalid_args: {call.problem}"
-        tool = self._by_id.get(call.tool_id)
-        if tool is None:
-            return f"not_found: there is no such tool; yours are: {', '.join(list(self._by_id)[:NAMES_SHOWN]) or 'none'}"
+        effect = effects.get(call.tool_id)
+        if effect is None:
+            return f"not_found: there is no such tool; yours are: {', '.join(list(effects)[:NAMES_SHOWN]) or 'none'}"
         if _fingerprint(call) in self.seen:
             return "conflict: you have made this very call already; its result is above"
         if place >= limits.calls_per_step or self.used >= limits.tool_calls:
             return "denied: too many calls; this one was not made"
-        if tool.effect != "read" and tainted and not self.blueprint.may_write_after_untrusted(tool.id):
+        if effect != "read" and tainted and not self.blueprint.may_write_after_untrusted(call.tool_id):
             return "denied: this tool changes something, and you have read material that nobody vouches for"
         return None
 
@@ -127,6 +131,19 @@ class Toolbox:
     def _context(self) -> dict[str, JsonValue]:
         channel: dict[str, JsonValue] = {"channel_id": self.run.channel_id} if self.run.channel_id else {}
         return {**channel, "run_id": str(self.run.id)}
+
+
+def _stages(changes: Sequence[bool]) -> list[list[int]]:
+    """The places of the calls in the order they run: neighbours together, what changes something by itself."""
+    stages: list[list[int]] = []
+    together = False
+    for place, changing in enumerate(changes):
+        if together and not changing:
+            stages[-1].append(place)
+        else:
+            stages.append([place])
+        together = not changing
+    return stages
 
 
 def _told(call: WantedCall, result: ToolCallResult) -> CallOutcome:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.agent_child import process
 from tests.support.platform import SOFIA, blueprint, extra_tool, platform
-from tests.support.scripted_model import Thought
+from tests.support.scripted_model import Thought, shown
 
 TOOLS = (extra_tool("notes.write", "write"), extra_tool("notes.read", "read"))
 NAMES = ["notes.write", "notes.read"]
@@ -66,3 +66,39 @@ async def test_a_call_after_an_empty_answer_keeps_its_id(here, tmp_path):
     assert (answer["status"], answer["reply"]) == ("answered", "Записала.")
     assert [execution.args for execution in here.executed] == [{"text": "раз"}]
     assert [(call["call_id"], call["replayed"]) for call in calls] == [(f"run-{answer['run_id']}-1-0", True)]
+
+
+def without(here, name, method, path):
+    """Takes one route of an application away; returns the whole application."""
+    whole = here.door.apps[name]
+
+    async def partly(scope, receive, send):
+        if (scope["method"], scope["path"]) == (method, path):
+            await send({"type": "http.response.start", "status": 503, "headers": []})
+            await send({"type": "http.response.body", "body": b"away"})
+        else:
+            await whole(scope, receive, send)
+
+    here.door.apps[name] = partly
+    return whole
+
+
+async def test_recorded_calls_are_sent_again_by_id_whatever_is_there_now(here, tmp_path):
+    """The second attempt can list no tools, and would be fitted to a small model that the first one did not know of."""
+    answer = {"tool": "projects.list", "field": "name", "reply": "Лише проєкти: {choices}.", "none": "Немає."}
+    scene = Scene(here, [Thought(calls=[("notes__write", {"text": "раз"})])], Thought("Записала."))
+    here.use(blueprint(tools=[*NAMES, "projects.list"], write_after_untrusted=True, small={"models": ["thinker"], "answer": answer}))
+    channel = await here.channel()
+    message = await here.say(channel, "Запиши")
+    proxy = without(here, "llm", "GET", "/internal/llm/models")
+    await killed(here, tmp_path, channel, message, scene.hangs)
+    here.door.apps["llm"] = proxy
+    without(here, "tools", "GET", "/internal/tools")
+    async with here.agents():
+        ended = await here.invoke(channel, message)
+        calls = await calls_of(here, ended)
+    assert (ended["status"], ended["reply"]) == ("answered", "Записала.")
+    assert [(call["tool_id"], call["ok"], call["replayed"]) for call in calls] == [("notes.write", True, True)]
+    assert len(here.executed) == 1
+    assert '"done":true' in shown(here.model.bodies[-1])
+    assert "temperature" not in here.model.bodies[-1]
