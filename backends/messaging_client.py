@@ -27,9 +27,9 @@ class WorkspaceMessaging:
     def __init__(self, base_url: str, secret: str | None) -> None:
         self._http = JsonClient(base_url, secret, service=SERVICE)
 
-    async def recent_messages(self, channel_id: str, limit: int, deadline: Deadline) -> list[ChannelMessage]:
+    async def recent_messages(self, channel_id: str, limit: int, deadline: Deadline, before: str | None = None) -> list[ChannelMessage]:
         """See the port."""
-        return await _recent(self._http, f"{self._channel(channel_id)}/messages", limit, deadline)
+        return await _recent(self._http, f"{self._channel(channel_id)}/messages", limit, deadline, before)
 
     async def post_as_agent(self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline) -> PostedMessage:
         """See the port."""
@@ -78,9 +78,9 @@ class NeighbourMessaging:
         self._http = JsonClient(base_url, secret, service=SERVICE)
         self._by_query = False
 
-    async def recent_messages(self, channel_id: str, limit: int, deadline: Deadline) -> list[ChannelMessage]:
+    async def recent_messages(self, channel_id: str, limit: int, deadline: Deadline, before: str | None = None) -> list[ChannelMessage]:
         """See the port."""
-        return await _recent(self._http, f"/api/messaging/channels/{quote(channel_id, safe='')}/messages", limit, deadline)
+        return await _recent(self._http, f"/api/messaging/channels/{quote(channel_id, safe='')}/messages", limit, deadline, before)
 
     async def post_as_agent(self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline) -> PostedMessage:
         """See the port. A service that refuses the JSON form gets query parameters, from then on at once."""
@@ -122,9 +122,9 @@ def open_messaging(kind: str, base_url: str, secret: str | None) -> Messaging:
     return WorkspaceMessaging(base_url, secret) if kind == "workspace" else NeighbourMessaging(base_url, secret)
 
 
-async def _recent(http: JsonClient, path: str, limit: int, deadline: Deadline) -> list[ChannelMessage]:
+async def _recent(http: JsonClient, path: str, limit: int, deadline: Deadline, before: str | None) -> list[ChannelMessage]:
     limit = min(max(limit, 1), MAX_RECENT)
-    answer = await http.request("GET", path, deadline, params={"limit": limit})
+    answer = await http.request("GET", path, deadline, params={"limit": limit, **({"before": before} if before else {})})
     if not answer.ok:
         raise http.refusal(answer)
     if not isinstance(answer.body, list):

@@ -48,13 +48,14 @@ def _with_zone(value: Any) -> Any:
 class ChannelMessage(BaseModel):
     """One message of a channel as any messaging service shows it.
 
-    `text` is the whole body, or what the service shows of it. A service may know no ids; `run_id` is set on what a run
-    of an agent posted, where the service keeps that.
+    `text` is the whole body, or what the service shows of it. A service may know no ids; `matrix_event_id` is the same message's
+    name in Matrix, where the service shows it. `run_id` is set on what a run of an agent posted, where the service keeps that.
     """
 
     model_config = _LENIENT
 
     id: str | None = Field(default=None, validation_alias=AliasChoices("id", "message_id"))
+    matrix_event_id: str | None = None
     sender_id: str
     sender_type: SenderType
     text: str = Field(validation_alias=AliasChoices("text", "body", "content_preview", "body_preview"))
@@ -108,8 +109,11 @@ class Messaging(Protocol):
     keeps_run_ids: bool
     """Whether one run posts at most one message however often it tries. Without it, look before posting again."""
 
-    async def recent_messages(self, channel_id: str, limit: int, deadline: Deadline) -> list[ChannelMessage]:
-        """Returns the newest `limit` (1 to 200) messages, oldest first, sorted by `created_at` whatever the service's order."""
+    async def recent_messages(self, channel_id: str, limit: int, deadline: Deadline, before: str | None = None) -> list[ChannelMessage]:
+        """Returns the newest `limit` (1 to 200) messages, oldest first, sorted by `created_at` whatever the service's order.
+
+        `before` is the id of a message: only what came before it is wanted. A service that cannot do that may return the newest.
+        """
 
     async def post_as_agent(self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline) -> PostedMessage:
         """Posts a message of at most `MAX_MESSAGE_CHARS` characters."""

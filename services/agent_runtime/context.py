@@ -32,11 +32,6 @@ class Context:
     earlier: tuple[ChannelMessage, ...] = ()
 
 
-def given_trigger(invocation: AgentInvocation) -> str | None:
-    """Returns the id that the caller gave the triggering message, if any."""
-    return invocation.payload.message_id or invocation.payload.matrix_event_id
-
-
 def newest_human(messages: Sequence[ChannelMessage]) -> ChannelMessage | None:
     """Returns the newest message that no agent wrote."""
     return next((message for message in reversed(messages) if message.sender_type == "human"), None)
@@ -50,14 +45,30 @@ def trigger_of(message: ChannelMessage) -> str:
     return f"sha256:{hashlib.sha256(parts.encode('utf-8', 'replace')).hexdigest()}"
 
 
+def knows_ids(messages: Sequence[ChannelMessage]) -> bool:
+    """Whether the service that showed these gives messages ids."""
+    return any(message.id is not None for message in messages)
+
+
 def find_trigger(messages: Sequence[ChannelMessage], trigger_id: str) -> ChannelMessage | None:
-    """Returns the triggering message among `messages`, or the newest human one from a service that shows no ids."""
+    """Returns the message of this id among `messages`."""
     for message in reversed(messages):
-        if trigger_of(message) == trigger_id:
+        if trigger_id in (trigger_of(message), message.matrix_event_id):
             return message
-    if any(message.id is not None for message in messages):
-        return None
-    return newest_human(messages)
+    return None
+
+
+def named_trigger(messages: Sequence[ChannelMessage], event_id: str) -> str | None:
+    """Returns the id of the message that Matrix calls `event_id`, so that it is the same message by whatever name it comes.
+
+    Where no message shows such names, the newest human one is meant; None when there is none. A service without ids leaves the
+    name as it is.
+    """
+    if not knows_ids(messages) or any(message.matrix_event_id for message in messages):
+        found = find_trigger(messages, event_id)
+        return trigger_of(found) if found is not None else event_id
+    newest = newest_human(messages)
+    return trigger_of(newest) if newest is not None else None
 
 
 def channel_context(messages: Sequence[ChannelMessage], trigger: ChannelMessage) -> Context:

@@ -21,6 +21,7 @@ from services.agent_runtime.context import (
     direct_context,
     find_trigger,
     is_from_agent,
+    knows_ids,
     newest_human,
     window,
 )
@@ -43,6 +44,8 @@ from services.agent_runtime.tool_turn import CallOutcome, Toolbox, Turn
 CONTEXT_TIMEOUT_S = 10.0
 LIST_TIMEOUT_S = 10.0
 SHRINKS = 3
+PAGES_BACK = 10
+"""How many pages of 200 messages behind the newest a triggering message is looked for."""
 LAST_SHARE = 0.25
 """Of a run's time: once less is left, the next step is the last."""
 
@@ -52,7 +55,7 @@ class EmptyQuestionError(Exception):
 
 
 class NothingToAnswerError(Exception):
-    """An agent wrote the triggering message: agents do not answer each other."""
+    """The channel holds no such message, or an agent wrote it: agents do not answer each other."""
 
 
 class NoAnswerError(Exception):
@@ -173,10 +176,11 @@ class Pipeline:
         recorder.show("context", messages=len(earlier))
         return Context(context.question, tuple(earlier))
 
-    async def _recent(self, channel_id: str, limit: int, deadline: Deadline) -> list[ChannelMessage]:
-        """The channel's newest messages; a messaging-service that is away for a moment is asked again."""
+    async def _recent(self, channel_id: str, limit: int, deadline: Deadline, before: str | None = None) -> list[ChannelMessage]:
+        """The channel's newest messages, or those before one; a messaging-service that is away for a moment is asked again."""
         until = deadline.sooner(CONTEXT_TIMEOUT_S)
-        return await patiently(lambda: self.ports.messaging.recent_messages(channel_id, limit, until), CONTEXT_TIMEOUT_S, (Unavailable,))
+        messaging = self.ports.messaging
+        return await patiently(lambda: messaging.recent_messages(channel_id, limit, until, before), CONTEXT_TIMEOUT_S, (Unavailable,))
 
     async def _around_trigger(
         self, recorder: Recorder, messages: list[ChannelMessage], deadline: Deadline
@@ -186,12 +190,34 @@ class Pipeline:
         trigger = find_trigger(messages, run.trigger_id)
         if trigger is None:  # much was said since, or nobody knows that id
             messages = await self._recent(run.channel_id, MAX_RECENT, deadline)
-            trigger = find_trigger(messages, run.trigger_id) or newest_human(messages)
+            trigger = find_trigger(messages, run.trigger_id)
+        if trigger is None and not knows_ids(messages):
+            trigger = newest_human(messages)
+        elif trigger is None:
+            messages, trigger = await self._further_back(run.channel_id, run.trigger_id, messages, deadline)
         if trigger is None:
-            raise NotFound("the channel holds no message of a person")
+            run.error = NotFound.type
+            raise NothingToAnswerError
         if is_from_agent(trigger):
             raise NothingToAnswerError
         return messages, trigger
+
+    async def _further_back(
+        self, channel_id: str, trigger_id: str, newest: list[ChannelMessage], deadline: Deadline
+    ) -> tuple[list[ChannelMessage], ChannelMessage | None]:
+        """The page of older messages with the triggering one, as far back as a backlog may reach."""
+        page = newest
+        for _ in range(PAGES_BACK):
+            oldest = page[0]
+            if oldest.id is None:
+                break
+            page = await self._recent(channel_id, MAX_RECENT, deadline, before=oldest.id)
+            trigger = find_trigger(page, trigger_id)
+            if trigger is not None:
+                return page, trigger
+            if not page or page[0].created_at >= oldest.created_at:  # the beginning, or a service that cannot go back
+                break
+        return newest, None
 
     async def _memories(self, recorder: Recorder, blueprint: Blueprint, context: Context, deadline: Deadline) -> list[Item]:
         """What memory knows; without memory the run goes on."""

@@ -15,7 +15,7 @@ from contracts.ports import EventLog
 from contracts.usage import new_record_id
 from services.agent_runtime.attempt import Attempts
 from services.agent_runtime.channels import Channels
-from services.agent_runtime.context import given_trigger, is_from_agent, newest_human, trigger_of
+from services.agent_runtime.context import is_from_agent, named_trigger, newest_human, trigger_of
 from services.agent_runtime.envelope import new_nonce
 from services.tasks import end_tasks
 
@@ -108,8 +108,8 @@ class AgentRuns:
         self._reserve()
         try:
             microdao_id = await self._channels.microdao_of(invocation, deadline)
-            trigger_id = given_trigger(invocation) or await self._trigger(invocation, trigger, deadline)
             payload = invocation.payload
+            trigger_id = payload.message_id or await self._trigger(invocation, trigger, deadline)
             new = NewRun(new_record_id(), microdao_id, blueprint.id, payload.channel_id, trigger_id, invocation, new_nonce())
             view, run = await self._store.accept(new, self._owner, self._settings.lease_s)
             if run is not None:
@@ -134,12 +134,15 @@ class AgentRuns:
         return len(self._working), self._queue.qsize()
 
     async def _trigger(self, invocation: AgentInvocation, trigger: str | None, deadline: Deadline) -> str:
-        """The id of the message that an invocation without one means: the channel's newest of a person."""
+        """The id of the message that an invocation without one means: that of its Matrix event, else the channel's newest of a person."""
         payload = invocation.payload
         if invocation.entrypoint != "channel_message":
-            return trigger or f"once:{uuid4().hex}"
+            return payload.matrix_event_id or trigger or f"once:{uuid4().hex}"
         assert payload.channel_id is not None  # checked by AgentInvocation
-        message = newest_human(await self._messaging.recent_messages(payload.channel_id, MAX_RECENT, deadline))
+        messages = await self._messaging.recent_messages(payload.channel_id, MAX_RECENT, deadline)
+        if payload.matrix_event_id is not None and (named := named_trigger(messages, payload.matrix_event_id)) is not None:
+            return named
+        message = newest_human(messages)
         if message is None:
             raise NotFound("the channel holds no message of a person: name the one to answer as payload.message_id")
         if is_from_agent(message):

@@ -1,5 +1,6 @@
 """Sofia answers in a channel: real applications over HTTP, a real PostgreSQL, a scripted model."""
 
+import asyncio
 import json
 
 import psycopg
@@ -90,7 +91,8 @@ async def test_the_same_message_is_answered_once_however_it_is_delivered(here):
     first = await here.invoke(channel, message)
     again = await here.invoke(channel, message)
     without_id = await here.invoke(channel)
-    assert first["run_id"] == again["run_id"] == without_id["run_id"]
+    by_event = await here.invoke(channel, matrix_event_id="$event:example.org")
+    assert first["run_id"] == again["run_id"] == without_id["run_id"] == by_event["run_id"]
     assert again["duplicate"] is True
     assert await here.replies(channel) == ["Гаразд."]
     assert len(here.model.bodies) == 1
@@ -113,6 +115,26 @@ async def test_a_later_message_is_no_part_of_an_earlier_question(here):
     await here.invoke(channel, first)
     assert here.model.bodies[0]["messages"][-1]["content"] == "Перше питання"
     assert "Друге питання" not in shown(here.model.bodies[0])
+
+
+async def test_a_question_with_a_long_backlog_behind_it_is_the_one_that_is_answered(here):
+    channel = await here.channel()
+    await here.say(channel, "Раніше")
+    first = await here.say(channel, "Перше питання")
+    for start in range(0, 420, 20):
+        await asyncio.gather(*(here.say(channel, f"Далі {start + number}") for number in range(20)))
+    assert (await here.invoke(channel, first))["status"] == "answered"
+    assert here.model.bodies[0]["messages"][-1]["content"] == "Перше питання"
+    assert "Раніше" in shown(here.model.bodies[0])
+    assert "Далі" not in shown(here.model.bodies[0])
+
+
+async def test_a_message_that_the_channel_does_not_hold_is_not_answered(here):
+    channel = await here.channel()
+    await here.say(channel, "Привіт")
+    answer = await here.invoke(channel, "0197c5b0-0000-7000-8000-000000000000")
+    assert (answer["status"], await here.replies(channel), here.model.bodies) == ("ignored", [], [])
+    assert (await here.run(answer["run_id"]))["error"] == "not_found"
 
 
 async def test_direct_questions_are_answered_to_the_caller_alone(here):

@@ -20,7 +20,7 @@ from contracts.memory import Item
 from contracts.messaging import ChannelMessage
 from contracts.tools import ToolDefinition
 from services.agent_runtime.choices import choices_of
-from services.agent_runtime.context import Context, Question, channel_context, find_trigger, trigger_of, window
+from services.agent_runtime.context import Context, Question, channel_context, find_trigger, named_trigger, trigger_of, window
 from services.agent_runtime.envelope import new_nonce, sealed, without
 from services.agent_runtime.language import apology, language_of
 from services.agent_runtime.prompt import Dialogue, Known, assistant_message, results_message, tool_message
@@ -95,11 +95,16 @@ def test_apologies_are_one_sentence_or_two_in_each_language():
 
 def test_a_trigger_is_found_by_id_or_by_what_it_says():
     messages = [message("раз", 1), message("два", 2), message("відповідь", 3, "agent:a")]
-    assert find_trigger(messages, "unknown") is messages[1]  # a service that shows no ids
+    assert find_trigger(messages, "unknown") is None
     assert find_trigger(messages, trigger_of(messages[0])) is messages[0]
     named = [message("раз", 1, message_id="m1"), message("два", 2, message_id="m2")]
     assert find_trigger(named, "m1") is named[0]
     assert find_trigger(named, "m9") is None
+    assert named_trigger(named, "$event") == "m2"  # the service does not show such names
+    assert named_trigger(messages, "$event") == "$event"  # nor any at all
+    known = [named[0].model_copy(update={"matrix_event_id": "$event"}), named[1]]
+    assert (named_trigger(known, "$event"), named_trigger(known, "$other")) == ("m1", "$other")
+    assert find_trigger(known, "$event") is known[0]
     context = channel_context(named, named[1])
     assert (context.question.text, [one.text for one in context.earlier]) == ("два", ["раз"])
     assert trigger_of(message("раз", 1)) != trigger_of(message("раз", 2)) != trigger_of(message("два", 2))
