@@ -15,8 +15,11 @@ from backends.cursors import read_cursor, write_cursor
 from backends.database import Database
 from contracts.agents import AgentInvocation, NewRun, Outcome, Run, RunPage, RunQuery, RunView, StepRecord
 from contracts.errors import DatabaseUnavailable
+from contracts.ports import EventLog
 
 PURGE_AT_ONCE = 1_000
+STRANGERS_AFTER_S = 600.0
+UNREADABLE_S = 600.0
 UPKEEP_TIMEOUT_S = 5.0
 
 # The second insert of a trigger waits for the first one's transaction and then finds its row.
@@ -37,7 +40,8 @@ NOTE = """
 UPDATE agent_runs
 SET state = %(state)s, journal = %(journal)s, steps = %(steps)s, reply = %(reply)s, error = %(error)s, memory_ids = %(memory_ids)s,
     degraded = %(degraded)s, model = %(model)s, prompt_tokens = %(prompt_tokens)s, completion_tokens = %(completion_tokens)s,
-    tool_calls = %(tool_calls)s, started_at = coalesce(started_at, now()), lease_until = now() + make_interval(secs => %(lease_s)s)
+    tool_calls = %(tool_calls)s, started_at = coalesce(started_at, now()), lease_until = now() + make_interval(secs => %(lease_s)s),
+    posting_since = coalesce(posting_since, CASE WHEN %(state)s = 'posting' THEN now() END)
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
 RETURNING id
 """
@@ -54,7 +58,10 @@ UPDATE agent_runs SET owner = NULL, lease_until = now() + make_interval(secs => 
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
 RETURNING id
 """
-CLAIM = "SELECT * FROM agent_runs_claim(%(owner)s, %(lease_s)s, %(at_most)s)"
+CLAIM = """
+SELECT *, extract(epoch FROM now() - posting_since) AS posting_s
+FROM agent_runs_claim(%(owner)s, %(lease_s)s, %(at_most)s, %(agents)s, %(strangers_after)s)
+"""
 EXTEND = "SELECT agent_runs_extend(%(owner)s, %(runs)s, %(lease_s)s)"
 PURGE = "SELECT agent_runs_purge(%(older_than)s, %(at_most)s) AS gone"
 FIND = "SELECT * FROM agent_runs WHERE microdao_id = %(microdao_id)s AND id = %(id)s"
@@ -65,8 +72,9 @@ AFTER = sql.SQL("(created_at, id) < (%(after_time)s, %(after_id)s::uuid)")
 class PostgresRuns:
     """Implements the RunStore port."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, events: EventLog) -> None:
         self._database = database
+        self._events = events
 
     async def accept(self, new: NewRun, owner: UUID, lease_s: float) -> tuple[RunView, Run | None]:
         """See the port."""
@@ -105,12 +113,12 @@ class PostgresRuns:
         """See the port."""
         return await self._write(POSTPONE, run, owner, {"seconds": seconds})
 
-    async def claim(self, owner: UUID, lease_s: float, at_most: int) -> list[Run]:
+    async def claim(self, owner: UUID, lease_s: float, at_most: int, agents: Sequence[str]) -> list[Run]:
         """See the port."""
-        values = {"owner": owner, "lease_s": lease_s, "at_most": at_most}
+        values = {"owner": owner, "lease_s": lease_s, "at_most": at_most, "agents": list(agents), "strangers_after": STRANGERS_AFTER_S}
         async with self._database.transaction() as connection:
             rows = await (await connection.execute(CLAIM, values)).fetchall()
-        return [_run(row) for row in rows]
+        return [run for row in rows if (run := await self._claimed(row, owner)) is not None]
 
     async def extend(self, owner: UUID, runs: Sequence[UUID], lease_s: float) -> None:
         """See the port."""
@@ -145,6 +153,18 @@ class PostgresRuns:
             row = await (await connection.execute(PURGE, values)).fetchone()
         assert row is not None  # an aggregate
         return int(row["gone"])
+
+    async def _claimed(self, row: DictRow, owner: UUID) -> Run | None:
+        """A run that was taken over. What this version cannot read lies for a while: another one may know how."""
+        try:
+            run = _run(row)
+        except (ValueError, TypeError, KeyError) as error:
+            self._events.emit("agents.run_unreadable", run_id=str(row["id"]), error=type(error).__name__)
+            values = {"microdao_id": row["microdao_id"], "id": row["id"], "owner": owner, "seconds": UNREADABLE_S}
+            await self._database.run(POSTPONE, values, microdao_id=row["microdao_id"])
+            return None
+        run.claimed, run.posting_s = True, float(row["posting_s"] or 0.0)
+        return run
 
     async def _write(self, statement: str, run: Run, owner: UUID, values: dict[str, Any]) -> bool:
         identity = {"microdao_id": run.microdao_id, "id": run.id, "owner": owner}
@@ -187,6 +207,7 @@ def _run(row: DictRow) -> Run:
         prompt_tokens=row["prompt_tokens"],
         completion_tokens=row["completion_tokens"],
         tool_calls=row["tool_calls"],
+        posting_since=row["posting_since"],
     )
 
 

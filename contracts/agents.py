@@ -314,7 +314,11 @@ class NewRun:
 
 @dataclass
 class Run:
-    """A run in work. `journal` is what a replica that takes it over goes on from: prompts and answers of the model so far."""
+    """A run in work. `journal` is what a replica that takes it over goes on from: prompts and answers of the model so far.
+
+    `claimed`: it was taken over. `posting_since` is when its reply was first about to be posted, `posting_s` how many seconds ago
+    that was when the run was taken over.
+    """
 
     id: UUID
     microdao_id: str
@@ -336,6 +340,9 @@ class Run:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     tool_calls: int = 0
+    claimed: bool = False
+    posting_since: datetime | None = None
+    posting_s: float = 0.0
 
     @property
     def tenant(self) -> Tenant:
@@ -423,8 +430,11 @@ class RunStore(Protocol):
     async def postpone(self, run: Run, owner: UUID, seconds: float) -> bool:
         """Lets the run lie for so long; then any replica may take it."""
 
-    async def claim(self, owner: UUID, lease_s: float, at_most: int) -> list[Run]:
-        """Takes runs whose lease has run out, of every microDAO."""
+    async def claim(self, owner: UUID, lease_s: float, at_most: int, agents: Sequence[str]) -> list[Run]:
+        """Takes runs of these agents whose lease has run out, of every microDAO, and runs of others that nobody has taken for long.
+
+        A run counts as attempted once its work had begun. One that cannot be read is left out and told.
+        """
 
     async def extend(self, owner: UUID, runs: Sequence[UUID], lease_s: float) -> None:
         """Renews the leases of runs in work."""

@@ -81,7 +81,7 @@ class AgentRuntime:
         self._memory = MemoryClient(base, secret, patience_s=min(args.patience_s, 5.0))
         self._usage_link = NatsLink(surroundings.nats_url, events, name="agents-usage") if surroundings.nats_url else None
         self._publisher = NatsPublisher(self._usage_link, events)
-        self.store = PostgresRuns(self._database)
+        self.store = PostgresRuns(self._database, events)
         ports = AttemptPorts(self.store, self._messaging, self._memory, NatsAgentUsage(self._publisher), events)
         attempts = Attempts(
             ports,
@@ -138,7 +138,11 @@ class AgentRuntime:
         return self._monitor.health()
 
     def _dependencies(self) -> dict[str, Dependency]:
-        found = {"database": Dependency(self._database.ping)}
+        found = {"database": Dependency(self._database.ping), "work": Dependency(self._work)}
         if self._link is not None:
             found["nats"] = Dependency(self._link.probe, required=False)
         return found
+
+    async def _work(self) -> None:
+        self.runs.check()
+        self._nats.check()

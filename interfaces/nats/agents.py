@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import nats.errors
 import nats.js.errors
@@ -19,7 +20,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolic
 from pydantic import ValidationError
 
 from contracts.agents import AgentInvocation
-from contracts.errors import DaarionError, InvalidRequest
+from contracts.errors import DaarionError, InvalidRequest, Unavailable
 from contracts.ports import EventLog
 from interfaces.http.errors import invalid_body
 from services.agent_runtime.runs import AgentRuns
@@ -38,13 +39,15 @@ MAX_WAITING = 100_000
 MAX_BYTES = 128 << 20
 MAX_PARKED = 10_000
 MAX_PARKED_BYTES = 64 << 20
-KEEP_S = 24 * 3_600.0
+PARK_AFTER_S = 24 * 3_600.0
+KEEP_S = PARK_AFTER_S + 3_600.0
 KEEP_PARKED_S = 14 * 24 * 3_600.0
 AT_ONCE = 8
 FETCH_S = 10.0
 RETRY_S = 1.0
-BUSY_DELAY_S = 2.0
-MAX_DELIVERIES = 200
+ROOM_S = 0.25
+FIRST_DELAY_S = 1.0
+LONGEST_DELAY_S = 30.0
 PUBLISH_TIMEOUT_S = 2.0
 CLOSE_TIMEOUT_S = 5.0
 
@@ -71,6 +74,11 @@ class AgentNats:
         """Fetches no more; what was not acknowledged is delivered to another replica."""
         await end_tasks(self._fetchers)
 
+    def check(self) -> None:
+        """Raises Unavailable when something that should fetch has ended."""
+        if any(fetcher.done() for fetcher in self._fetchers):
+            raise Unavailable("invocations are no longer fetched from NATS")
+
     async def _prepared(self, client: Client) -> JetStreamContext:
         """Creates what is missing; any number of replicas may do so at once."""
         stream = client.jetstream()
@@ -94,16 +102,23 @@ class AgentNats:
         return stream
 
     async def _fetch(self) -> None:
-        assert self._stream is not None
-        subscription = await self._stream.pull_subscribe_bind(durable=DURABLE, stream=self._name)
+        """Takes one message after the other, while this replica has room for their runs: the rest stays for the others."""
+        subscription: JetStreamContext.PullSubscription | None = None
         while True:
             try:
+                if not self._runs.has_room:
+                    await asyncio.sleep(ROOM_S)
+                    continue
+                if subscription is None:
+                    assert self._stream is not None  # set before fetching begins
+                    subscription = await self._stream.pull_subscribe_bind(durable=DURABLE, stream=self._name)
                 (message,) = await subscription.fetch(1, timeout=FETCH_S)
                 await self._take(message)
             except (TimeoutError, nats.errors.TimeoutError):
                 continue
-            except (nats.errors.Error, nats.js.errors.Error) as error:
-                self._events.emit("agents.nats_fetch_failed", error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the next message may be another matter
+                is_known = isinstance(error, (nats.errors.Error, nats.js.errors.Error))
+                self._events.emit("agents.nats_fetch_failed", error=type(error).__name__, exc_info=None if is_known else error)
                 await asyncio.sleep(RETRY_S)
                 await self._prepare_again()
 
@@ -126,8 +141,8 @@ class AgentNats:
         try:
             await self._runs.invoke(invocation, wait=False, trigger=place)
         except DaarionError as error:
-            if error.retryable and metadata.num_delivered < MAX_DELIVERIES:
-                await message.nak(delay=BUSY_DELAY_S)
+            if error.retryable and time.time() - metadata.timestamp.timestamp() < PARK_AFTER_S:
+                await message.nak(delay=delay_of(metadata.num_delivered))
             else:
                 await self._park(message, error)
         else:
@@ -139,6 +154,11 @@ class AgentNats:
         await self._stream.publish(PARKED, message.data, timeout=PUBLISH_TIMEOUT_S, headers={REASON_HEADER: error.type})
         self._events.emit("agents.nats_parked", reason=error.type, deliveries=message.metadata.num_delivered)
         await message.term()
+
+
+def delay_of(delivery: int) -> float:
+    """Returns how many seconds after its first, second … refusal a message is delivered again."""
+    return min(FIRST_DELAY_S * 2.0 ** min(delivery - 1, 10), LONGEST_DELAY_S)
 
 
 async def _ensure_stream(

@@ -104,6 +104,8 @@ class Attempts:
             outcome = await self.delivery.resume(recorder)
         else:
             run.state = "running"
+            if run.claimed:
+                await recorder.save()  # from here on it counts: what kills its replica each time must end
             try:
                 text, outcome = await self._answered(recorder, blueprint)
             except NothingToAnswerError:

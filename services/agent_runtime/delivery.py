@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from contracts.agents import Outcome, Run
 from contracts.deadline import Deadline
@@ -33,7 +33,7 @@ class PostponedError(Exception):
 
 @dataclass(frozen=True)
 class DeliverySettings:
-    """`patience_s` bounds one try of a delivery and must be shorter than a lease; `give_up_s` is a run's age at the last one."""
+    """`patience_s` bounds one try of a delivery and must be shorter than a lease; `give_up_s` after the first one began, no other does."""
 
     patience_s: float = 10.0
     give_up_s: float = 900.0
@@ -75,7 +75,7 @@ class Delivery:
             run.error = run.error or error.type
             return outcome if outcome == "failed" else "undelivered"
         except DaarionError as error:
-            if datetime.now(UTC) - run.created_at < timedelta(seconds=self.settings.give_up_s):
+            if run.posting_s < self.settings.give_up_s:
                 raise PostponedError from error
             run.error = run.error or error.type
             return "undelivered"

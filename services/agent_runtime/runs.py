@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from contracts.agents import AgentInvocation, Blueprint, InvocationAnswer, NewRun, Run, RunStore, RunView
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, InvalidRequest, NotFound, Overloaded
+from contracts.errors import DaarionError, InvalidRequest, NotFound, Overloaded, Unavailable
 from contracts.messaging import MAX_RECENT, Messaging
 from contracts.ports import EventLog
 from contracts.usage import new_record_id
@@ -23,6 +23,7 @@ ACCEPT_TIMEOUT_S = 10.0
 LOOK_AGAIN_S = 0.25
 RETRY_WHEN_FULL_S = 2.0
 PURGE_EVERY_S = 3_600.0
+AFTER_DEFECT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,13 @@ class AgentRuns:
     def start(self) -> None:
         """Begins to work; must be called on the running event loop."""
         self._tasks = [asyncio.create_task(self._work(), name=f"agents:worker-{number}") for number in range(self._settings.max_running)]
-        self._tasks.append(asyncio.create_task(self._renew(), name="agents:leases"))
-        self._tasks.append(asyncio.create_task(self._recover(), name="agents:recovery"))
-        self._tasks.append(asyncio.create_task(self._purge(), name="agents:purge"))
+        upkeep = (
+            ("leases", self._settings.lease_s / 3, self._renew, "agents.leases_not_renewed"),
+            ("recovery", self._settings.claim_every_s, self._recover, "agents.claim_failed"),
+            ("purge", PURGE_EVERY_S, self._purge, "agents.purge_failed"),
+        )
+        for name, every_s, once, failed in upkeep:
+            self._tasks.append(asyncio.create_task(self._again(every_s, once, failed), name=f"agents:{name}"))
 
     async def close(self) -> None:
         """Takes no more; runs in work get a few seconds, what is left is handed to other replicas at once."""
@@ -129,6 +134,17 @@ class AgentRuns:
         return found
 
     @property
+    def has_room(self) -> bool:
+        """Whether this replica would take one more run."""
+        return not self._closing and len(self._open) + self._reserved < self._settings.max_running + self._settings.max_waiting
+
+    def check(self) -> None:
+        """Raises Unavailable when something that should work in the background has ended."""
+        ended = [task.get_name().partition(":")[2] for task in self._tasks if task.done()]
+        if ended and not self._closing:
+            raise Unavailable(f"no longer at work: {', '.join(sorted(ended))}")
+
+    @property
     def load(self) -> tuple[int, int]:
         """Runs in work and runs that wait."""
         return len(self._working), self._queue.qsize()
@@ -150,7 +166,7 @@ class AgentRuns:
         return trigger_of(message)
 
     def _reserve(self) -> None:
-        if self._closing or len(self._open) + self._reserved >= self._settings.max_running + self._settings.max_waiting:
+        if not self.has_room:
             raise Overloaded("as many runs wait as may: retry shortly", retry_after_s=RETRY_WHEN_FULL_S)
         self._reserved += 1
 
@@ -189,38 +205,32 @@ class AgentRuns:
                 if (ended := self._ended.pop(run.id, None)) is not None:
                     ended.set()
 
-    async def _renew(self) -> None:
+    async def _again(self, every_s: float, once: Callable[[], Awaitable[None]], failed: str) -> None:
+        """Does something now and then for ever; a failure is told as the event `failed`, and the next time is another one."""
         while True:
-            await asyncio.sleep(self._settings.lease_s / 3)
-            if not self._open:
-                continue
+            await asyncio.sleep(every_s)
             try:
-                await self._store.extend(self._owner, list(self._open), self._settings.lease_s)
+                await once()
             except DaarionError as error:
-                self._events.emit("agents.leases_not_renewed", error=error.type)
+                self._events.emit(failed, error=error.type)
+            except Exception as error:  # noqa: BLE001  # a defect must not end what other runs depend on
+                self._events.emit(failed, error=type(error).__name__, exc_info=error)
+                await asyncio.sleep(AFTER_DEFECT_S)
+
+    async def _renew(self) -> None:
+        if self._open:
+            await self._store.extend(self._owner, list(self._open), self._settings.lease_s)
 
     async def _recover(self) -> None:
         """Takes runs that nobody works on any more, as many as can be worked on at once."""
-        while True:
-            await asyncio.sleep(self._settings.claim_every_s)
-            free = self._settings.max_running - len(self._working) - self._queue.qsize()
-            if free <= 0 or self._closing:
-                continue
-            try:
-                claimed = await self._store.claim(self._owner, self._settings.lease_s, free)
-            except DaarionError as error:
-                self._events.emit("agents.claim_failed", error=error.type)
-                continue
-            for run in claimed:
-                self._events.emit("agents.run_claimed", run_id=str(run.id), attempt=run.attempt, state=run.state)
-                if run.id not in self._open:
-                    self._enqueue(run)
+        free = self._settings.max_running - len(self._working) - self._queue.qsize()
+        if free <= 0 or self._closing:
+            return
+        for run in await self._store.claim(self._owner, self._settings.lease_s, free, list(self._blueprints())):
+            self._events.emit("agents.run_claimed", run_id=str(run.id), attempt=run.attempt, state=run.state)
+            if run.id not in self._open:
+                self._enqueue(run)
 
     async def _purge(self) -> None:
-        while True:
-            await asyncio.sleep(PURGE_EVERY_S)
-            try:
-                while await self._store.purge(self._settings.keep_days):
-                    pass
-            except DaarionError as error:
-                self._events.emit("agents.purge_failed", error=error.type)
+        while await self._store.purge(self._settings.keep_days):
+            pass
