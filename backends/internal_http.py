@@ -12,7 +12,7 @@ from yarl import URL
 
 from contracts import errors
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, Unavailable, UpstreamInvalidResponse
+from contracts.errors import DaarionError, Unavailable, Unreachable, UpstreamInvalidResponse
 
 MAX_ANSWER_BYTES = 8 << 20
 
@@ -54,7 +54,8 @@ class JsonClient:
 
         Raises:
             DeadlineExceeded: no whole answer in time.
-            Unavailable: the service cannot be reached.
+            Unreachable: no connection, so nothing was sent.
+            Unavailable: the connection failed, and nobody knows what became of the request.
             UpstreamInvalidResponse: a 2xx that is no JSON, or an answer over 8 MiB.
         """
         deadline.check()
@@ -70,6 +71,8 @@ class JsonClient:
                 return JsonAnswer(response.status, self._parsed(response.status, data), _seconds(response.headers.get("Retry-After")))
         except TimeoutError:
             raise deadline.exceeded() from None
+        except aiohttp.ClientConnectorError:
+            raise Unreachable(f"{self._service} cannot be reached: retry") from None
         except (aiohttp.ClientError, ValueError):  # the latter: a URL or header that cannot be sent
             raise Unavailable(f"{self._service} cannot be reached: retry") from None
 

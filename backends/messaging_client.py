@@ -10,13 +10,15 @@ from pydantic import ValidationError
 
 from backends.internal_http import JsonAnswer, JsonClient
 from contracts.deadline import Deadline
-from contracts.errors import InvalidRequest, UpstreamInvalidResponse
+from contracts.errors import Overloaded, UpstreamInvalidResponse
 from contracts.messaging import MAX_RECENT, ChannelInfo, ChannelMessage, Messaging, PostedMessage, RunStep
 
 SERVICE = "the messaging service"
 # What servers and proxies between take as one URL for sure.
-MAX_QUERY_TEXT_BYTES = 4_000
+MAX_QUERY_TEXT_BYTES = 7_000
 FORM_REFUSED = frozenset({415, 422})
+TRY_LATER = 503
+CUT = "…"
 
 
 class WorkspaceMessaging:
@@ -83,7 +85,7 @@ class NeighbourMessaging:
         return await _recent(self._http, f"/api/messaging/channels/{quote(channel_id, safe='')}/messages", limit, deadline, before)
 
     async def post_as_agent(self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline) -> PostedMessage:
-        """See the port. A service that refuses the JSON form gets query parameters, from then on at once."""
+        """See the port. A service that refuses the JSON form gets query parameters, from then on at once: of a long text its beginning."""
         path = f"/internal/agents/{quote(agent_id, safe='')}/post-to-channel"
         fields = {"channel_id": channel_id, "text": text}
         headers = {"Idempotency-Key": quote(run_id, safe=":._-")}
@@ -107,11 +109,12 @@ class NeighbourMessaging:
         await self._http.close()
 
     async def _post_by_query(self, path: str, fields: Mapping[str, str], headers: Mapping[str, str], deadline: Deadline) -> JsonAnswer:
-        if len(quote(fields["text"])) > MAX_QUERY_TEXT_BYTES:
-            raise InvalidRequest(f"{SERVICE} takes texts in its URL alone, and this one does not fit there")
-        return await self._http.request("POST", path, deadline, params=fields, headers=headers)
+        fitting = {**fields, "text": _cut_to_url(fields["text"])}
+        return await self._http.request("POST", path, deadline, params=fitting, headers=headers)
 
     def _accepted(self, answer: JsonAnswer, channel_id: str) -> PostedMessage:
+        if answer.status == TRY_LATER:
+            raise Overloaded(f"{SERVICE} refuses for now", retry_after_s=answer.retry_after_s)
         if not answer.ok:
             raise self._http.refusal(answer)
         return _posted(answer, channel_id)
@@ -133,6 +136,20 @@ async def _recent(http: JsonClient, path: str, limit: int, deadline: Deadline, b
     if answer.body and not read:
         raise UpstreamInvalidResponse(f"{SERVICE} answered with messages that are none")
     return sorted(read, key=lambda message: message.created_at)[-limit:]
+
+
+def _cut_to_url(text: str) -> str:
+    """As much of a text as a URL surely holds, and a mark where something is missing."""
+    if len(quote(text, safe="")) <= MAX_QUERY_TEXT_BYTES:
+        return text
+    left = MAX_QUERY_TEXT_BYTES - len(quote(CUT))
+    kept = []
+    for character in text:
+        left -= len(quote(character, safe=""))
+        if left < 0:
+            break
+        kept.append(character)
+    return "".join(kept) + CUT
 
 
 def _message(given: Any) -> ChannelMessage | None:

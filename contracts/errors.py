@@ -25,6 +25,7 @@
     │   ├── DatabaseUnavailable      503
     │   ├── EngineUnavailable        503
     │   ├── LimitsUnavailable        503
+    │   ├── Unreachable              503  no connection to a service: nothing was sent
     │   ├── ModelUnavailable         503  not configured: a retry does not help
     │   └── Overloaded               503  a bounded queue is full
     ├── DeadlineExceeded             504
@@ -242,6 +243,12 @@ class LimitsUnavailable(Unavailable):
     """The limit authority cannot be reached, so nothing is admitted."""
 
     type = "limits_unavailable"
+
+
+class Unreachable(Unavailable):
+    """No connection to a service could be made: the request did not leave."""
+
+    type = "unreachable"
 
 
 class ModelUnavailable(Unavailable):

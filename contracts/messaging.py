@@ -116,7 +116,11 @@ class Messaging(Protocol):
         """
 
     async def post_as_agent(self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline) -> PostedMessage:
-        """Posts a message of at most `MAX_MESSAGE_CHARS` characters."""
+        """Posts a message of at most `MAX_MESSAGE_CHARS` characters.
+
+        Raises Unreachable, RateLimited or Overloaded when the message was surely not taken; after another failure that is no
+        refusal for good it may be there.
+        """
 
     async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
         """Returns name, tenant and members; None from a service that has no such route."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -123,10 +124,13 @@ class Neighbour:
         self.messages = [{"sender_id": OLENA, "sender_type": "human", "content_preview": "Привіт", "created_at": "2026-01-01T00:00:00"}]
         self.posts = 0
         self.keep, self.status = True, 200
+        self.busy = []
 
     def __call__(self, seen):
         if seen.method == "GET":
             return 200, self.messages[::-1]
+        if self.busy:
+            return self.busy.pop(0), {}
         self.posts += 1
         if self.keep:
             now = "2099-01-01T00:00:00"
@@ -152,6 +156,35 @@ async def test_a_service_that_knows_no_runs_gets_at_most_one_message(here, keep,
     assert unnamed["error"]["type"] == "invalid_request"
     assert neighbour.posts == 1
     assert sum(message["sender_id"] == SOFIA for message in neighbour.messages) == shown
+
+
+@pytest.mark.parametrize("refusals", [1, 4])
+async def test_what_a_service_surely_did_not_take_is_posted_again(here, refusals):
+    """For longer than one try of a delivery lasts, too: another attempt goes on."""
+    neighbour = Neighbour()
+    neighbour.busy = [429, 503, 503, 429][:refusals]
+    async with (
+        recording_server(neighbour) as server,
+        here.agents(messaging={"kind": "messaging_service", "base_url": server.url}, lease_s=2),
+    ):
+        answer = await here.invoke("channel:1", microdao_id=OWN)
+        run = await here.run(answer["run_id"])
+    assert (answer["status"], neighbour.posts, len(neighbour.busy)) == ("answered", 1, 0)
+    assert (len([step for step in run["steps"] if step["kind"] == "reply"]) > 1) == (refusals > 1)
+
+
+async def test_an_older_message_with_the_same_text_is_not_taken_for_the_reply(here):
+    neighbour = Neighbour()
+    neighbour.keep, neighbour.status = False, 502
+
+    def mind(body):
+        now = datetime.now(UTC) - timedelta(seconds=5)
+        neighbour.messages.append({"sender_id": SOFIA, "sender_type": "agent", "content_preview": "Гаразд.", "created_at": now.isoformat()})
+        return Thought("Гаразд.")
+
+    here.model.mind = mind
+    async with recording_server(neighbour) as server, here.agents(messaging={"kind": "messaging_service", "base_url": server.url}):
+        assert (await here.invoke("channel:1", microdao_id=OWN))["status"] == "indeterminate"
 
 
 async def test_a_message_in_the_workspace_invokes_by_itself_and_every_one_is_answered(database_url, tmp_path):

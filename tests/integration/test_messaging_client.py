@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -15,8 +16,11 @@ from contracts.errors import (
     Forbidden,
     InvalidRequest,
     NotFound,
+    Overloaded,
+    RateLimited,
     Unauthorized,
     Unavailable,
+    Unreachable,
     UpstreamInvalidResponse,
 )
 from contracts.messaging import MAX_MESSAGE_CHARS, RunStep
@@ -189,14 +193,33 @@ async def test_a_long_reply_never_becomes_a_long_url():
         neighbour = Neighbour(takes_json=takes_json)
         async with recording_server(neighbour) as server:
             client = NeighbourMessaging(server.url, None)
-            if takes_json:
-                await client.post_as_agent(SOFIA, "ch-1", "ї" * 20_000, "r", deadline())
-            else:
-                with pytest.raises(InvalidRequest):
-                    await client.post_as_agent(SOFIA, "ch-1", "ї" * 20_000, "r", deadline())
+            texts = ["ї" * 20_000, "ї" * 1_100, "a b/&…" * 100, "🙂" * 5_000]
+            for text in texts:
+                await client.post_as_agent(SOFIA, "ch-1", text, "r", deadline())
             await client.close()
-        assert len(neighbour.posts) == int(takes_json)
-        assert len(server.seen) == 1
+        posted = [text for _, text in neighbour.posts]
+        if takes_json:
+            assert posted == texts
+            continue
+        assert posted[1:3] == texts[1:3]
+        for shown, text in ((posted[0], texts[0]), (posted[3], texts[3])):
+            assert shown.endswith("…")
+            assert text.startswith(shown[:-1])
+            assert 6_900 < len(quote(shown)) <= 7_000
+
+
+async def test_what_surely_did_not_arrive_is_told_apart():
+    for status, expected in ((429, RateLimited), (503, Overloaded), (502, Unavailable)):
+        async with recording_server(lambda seen, status=status: (status, {})) as server:
+            client = NeighbourMessaging(server.url, None)
+            with pytest.raises(expected) as raised:
+                await client.post_as_agent(SOFIA, "ch-1", "x", "r", deadline())
+            assert type(raised.value) is expected
+            await client.close()
+    nobody = NeighbourMessaging("http://127.0.0.1:9", None)
+    with pytest.raises(Unreachable):
+        await nobody.post_as_agent(SOFIA, "ch-1", "x", "r", deadline())
+    await nobody.close()
 
 
 async def test_a_post_of_unknown_outcome_is_not_repeated_in_the_other_form():
