@@ -20,8 +20,10 @@ from interfaces.http.errors import JsonResponse
 from interfaces.http.health import add_health_routes
 from interfaces.http.routing import add_route, new_router
 from services.agent_runtime.runs import AgentRuns
+from services.agent_runtime.texts import clean
 
 MAX_BODY_BYTES = 1 << 20
+MAX_KEY_CHARS = 200
 MICRODAO_HEADER = "x-microdao-id"
 _FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
 
@@ -58,8 +60,11 @@ class AgentRoutes:
     async def invoke(self, request: Request) -> Response:
         """`POST /invocations`: 200 with the reply, or 202 while the run goes on."""
         wait = _flag(request, "wait")
+        key = request.headers.get("idempotency-key", "").strip()
+        if len(key) > MAX_KEY_CHARS:
+            raise InvalidRequest(f"the Idempotency-Key is longer than {MAX_KEY_CHARS} characters")
         invocation = await read_model(request, AgentInvocation, MAX_BODY_BYTES)
-        answer = await self.runs.invoke(invocation, wait=wait)
+        answer = await self.runs.invoke(invocation, wait=wait, trigger=f"key:{clean(key)}" if key else None)
         is_open = answer.status in {"queued", "running"}
         return JsonResponse(answer.model_dump(mode="json", exclude_none=True), status_code=202 if is_open else 200)
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from contracts.agents import Run, RunStore, StepName, StepRecord, ToolUse
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, DatabaseUnavailable, Overloaded
+from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal, Overloaded
 from contracts.messaging import Messaging, RunStep, StepKind
 from services.tasks import end_tasks
 
@@ -96,6 +96,12 @@ class Recorder:
             yield record
         except DaarionError as error:
             record.ok, record.error = False, error.type
+            raise
+        except asyncio.CancelledError:  # the run's time is up, or its replica goes
+            record.ok, record.error = False, DeadlineExceeded.type
+            raise
+        except Exception:
+            record.ok, record.error = False, Internal.type
             raise
         finally:
             record.duration_ms = round((time.monotonic() - started) * 1e3, 2)

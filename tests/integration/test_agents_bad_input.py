@@ -273,7 +273,9 @@ async def test_a_run_ends_at_its_deadline(here):
     channel = await here.channel()
     answer = await here.ask(channel, "Привіт усім")
     assert (answer["status"], answer["reply"]) == ("failed", APOLOGIES["late", "uk"])
-    assert (await here.run(answer["run_id"]))["error"] in {"deadline_exceeded", "upstream_timeout"}
+    run = await here.run(answer["run_id"])
+    assert run["error"] in {"deadline_exceeded", "upstream_timeout"}
+    assert [step["ok"] for step in run["steps"] if step["kind"] == "llm"] == [False]
 
 
 async def test_a_run_may_have_more_time_than_one_tool_call(here):
@@ -319,12 +321,14 @@ async def test_a_messaging_service_that_goes_away_gets_the_reply_when_it_is_back
 
 
 async def test_more_runs_than_a_replica_may_hold_are_refused(here):
-    here.model.script(Thought("Так.", delay_s=1.0))
+    may_answer = asyncio.Event()
+    here.model.script(Thought("Так.", until=may_answer))
     async with here.agents(max_running=1, max_waiting=1):
         channel = await here.channel()
         ids = [await here.say(channel, f"Питання {number}") for number in range(4)]
         answers = await asyncio.gather(*(here.invoke(channel, message, wait="false") for message in ids))
         assert sorted(answer["http"] for answer in answers) == [202, 202, 503, 503]
+        may_answer.set()
         for message in ids:
             while (answer := await here.invoke(channel, message))["http"] == 503:
                 await asyncio.sleep(0.2)

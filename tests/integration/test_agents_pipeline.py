@@ -143,6 +143,11 @@ async def test_direct_questions_are_answered_to_the_caller_alone(here):
     assert (answer["status"], answer["reply"]) == ("answered", "Гаразд.")
     other = await here.post("/internal/agent-runtime/invocations", body, 200)
     assert other["run_id"] != answer["run_id"]
+    path = "/internal/agent-runtime/invocations"
+    keyed = [await here.post(path, body, 200, headers={"Idempotency-Key": "збори-1".encode()}) for _ in range(2)]
+    assert keyed[0]["run_id"] == keyed[1]["run_id"] != other["run_id"]
+    assert keyed[1]["duplicate"] is True
+    assert (await here.http.post(path, json=body, headers={"Idempotency-Key": "k" * 201})).status_code == 400
     async with await psycopg.AsyncConnection.connect(here.database_url) as connection:
         await connection.execute("SELECT set_config('daarion.microdao_id', %s, false)", (here.microdao,))
         (row, *_) = await (

@@ -14,13 +14,14 @@ from aiohttp import web
 
 @dataclass
 class Thought:
-    """One answer. `calls` are (name, arguments) pairs; arguments may be any text."""
+    """One answer, after `delay_s` and once `until` is set. `calls` are (name, arguments) pairs; arguments may be any text."""
 
     text: str = ""
     calls: list[tuple[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     status: int = 200
     delay_s: float = 0.0
+    until: asyncio.Event | None = None
 
 
 Mind = Callable[[dict[str, Any]], Thought]
@@ -59,6 +60,8 @@ class ScriptedModel:
         thought = self.mind(body)
         if thought.delay_s:
             await asyncio.sleep(thought.delay_s)
+        if thought.until is not None:
+            await thought.until.wait()
         if thought.status != 200:
             return web.json_response({"error": {"message": "no", "type": "server_error", "code": None}}, status=thought.status)
         message: dict[str, Any] = {"role": "assistant", "content": thought.text or None}
