@@ -250,10 +250,10 @@ def stop() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     started = time.monotonic()
+    semaphores = {path for process in psutil.Process().children(recursive=True) for path in _semaphores(process.pid)}
     if ray.is_initialized():
         _bounded(serve.shutdown, SERVE_STOP_S)
     descendants = psutil.Process().children(recursive=True)
-    semaphores = {path for process in descendants for path in _semaphores(process.pid)}
     _bounded(ray.shutdown, RAY_STOP_S)
     # Ray's agents notice only after a minute that their node is gone.
     for process in psutil.wait_procs(descendants, timeout=LEFTOVER_S)[1]:
@@ -265,10 +265,14 @@ def stop() -> None:
 
 
 def _semaphores(pid: int) -> set[Path]:
-    """Named semaphores that the process has open: an engine that is killed cannot remove its own."""
+    """Named semaphores that the process has open: an engine that is killed cannot remove its own.
+
+    They are known by their inodes: the C library maps each under a passing name.
+    """
     with suppress(OSError):
         maps = Path(f"/proc/{pid}/maps").read_text()
-        return {Path(path) for path in re.findall(r"/dev/shm/sem\.mp-\w+$", maps, re.MULTILINE)}  # noqa: S108
+        inodes = {int(inode) for inode in re.findall(r" (\d+) +/dev/shm/sem\.", maps)}
+        return {path for path in Path("/dev/shm").glob("sem.mp-*") if path.stat().st_ino in inodes} if inodes else set()  # noqa: S108
     return set()
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from configs.environment import read_environment
+from deployments.serve_graph import _semaphores
 from deployments.serve_variables import serve_variables
 from launcher.instance import Instance
 from launcher.ports import free_ports
@@ -54,6 +55,17 @@ def test_a_stop_before_ray_runs_starts_nothing(tmp_path):
         assert graph.wait(120) == 0, log.read_text()
     assert log.read_text() == ""
     assert not (tmp_path / "ray").exists()
+
+
+def test_a_semaphore_of_a_killed_process_is_known_by_its_path():
+    code = "import multiprocessing, sys; lock = multiprocessing.get_context('spawn').Lock(); print('up', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"up\n"
+        (path,) = _semaphores(process.pid)
+        assert path.exists()
+        process.communicate()
+    assert not path.exists()  # it ended by itself, and so took its own away
+    assert _semaphores(process.pid) == set()
 
 
 def test_serves_own_command_opens_no_door_without_a_secret(tmp_path):
