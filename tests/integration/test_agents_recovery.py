@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import psycopg
 import pytest
 
-from tests.support.agent_child import process
-from tests.support.platform import SOFIA, blueprint, extra_tool, platform
+from backends.agent_runs import PostgresRuns
+from tests.support.agent_child import process, until
+from tests.support.platform import OWN, SOFIA, blueprint, extra_tool, platform
 from tests.support.scripted_model import Thought, shown
 
 TOOLS = (extra_tool("notes.write", "write"), extra_tool("notes.read", "read"))
@@ -102,3 +104,85 @@ async def test_recorded_calls_are_sent_again_by_id_whatever_is_there_now(here, t
     assert len(here.executed) == 1
     assert '"done":true' in shown(here.model.bodies[-1])
     assert "temperature" not in here.model.bodies[-1]
+
+
+async def test_killed_between_post_and_store_both_come_once(here, tmp_path):
+    moment = asyncio.Event()
+    memory = here.door.apps["memory"]
+
+    async def holding(scope, receive, send):
+        if scope["path"] == "/internal/agent-memory/store" and not moment.is_set():
+            moment.set()
+            await asyncio.sleep(60)
+        await memory(scope, receive, send)
+
+    here.door.apps["memory"] = holding
+    channel = await here.channel()
+    message = await here.say(channel, "Котра година?")
+    await killed(here, tmp_path, channel, message, moment)
+    assert await here.replies(channel) == ["Гаразд."]
+    async with here.agents():
+        answer = await here.invoke(channel, message)
+        assert (answer["status"], (await here.run(answer["run_id"]))["degraded"]) == ("answered", [])
+    assert await here.replies(channel) == ["Гаразд."]
+    assert len(here.model.bodies) == 1
+    items = (await here.http.get("/internal/agent-memory/items", params={"agent_id": SOFIA, "microdao_id": OWN})).json()["items"]
+    assert len([item for item in items if "Котра година?" in item["content"]]) == 1
+
+
+async def test_a_reply_is_given_up_when_it_was_tried_for_long_not_when_the_run_is_old(here):
+    channel = await here.channel()
+    async with here.agents():
+        old, tried = [await here.ask(channel, f"Питання {number}") for number in range(2)]
+    lapsed = "state = 'posting', outcome = NULL, finished_at = NULL, lease_until = now() - interval '1 second'"
+    async with await psycopg.AsyncConnection.connect(here.database_url, autocommit=True) as connection:
+        await connection.execute("SELECT set_config('daarion.microdao_id', %s, false)", (OWN,))
+        for run, column in ((old, "created_at"), (tried, "posting_since")):
+            statement = f"UPDATE agent_runs SET {lapsed}, {column} = now() - interval '1 hour' WHERE id = %s"
+            await connection.execute(statement.encode(), (run["run_id"],))
+    here.door.away.add("workspace")
+    async with here.agents(lease_s=1):
+        await until(lambda: is_ended(here, tried))
+        assert (await here.run(tried["run_id"]))["status"] == "undelivered"
+        await until(lambda: is_postponed(here, old))
+        assert (await here.run(old["run_id"]))["status"] == "running"
+        here.door.away.clear()
+        await until(lambda: is_ended(here, old))
+        assert (await here.run(old["run_id"]))["status"] == "answered"
+
+
+async def is_ended(here, answer):
+    return (await here.run(answer["run_id"])).get("finished_at") is not None
+
+
+async def is_postponed(here, answer):
+    return answer["run_id"] in [event["run_id"] for event in here.events.named("agents.run_postponed")]
+
+
+async def test_a_defect_in_the_upkeep_is_told_and_ends_nothing(here, tmp_path, monkeypatch):
+    scene = Scene(here, [], Thought("Я тут."))
+    channel = await here.channel()
+    message = await here.say(channel, "Привіт")
+    await killed(here, tmp_path, channel, message, scene.hangs)
+    whole, failures = PostgresRuns.claim, iter([ZeroDivisionError()] * 2)
+
+    async def failing(*arguments):
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return await whole(*arguments)
+
+    monkeypatch.setattr(PostgresRuns, "claim", failing)
+    monkeypatch.setattr("services.agent_runtime.runs.AFTER_DEFECT_S", 0.1)
+    async with here.agents() as runtime:
+        assert (await here.invoke(channel, message))["reply"] == "Я тут."
+        assert [event["error"] for event in here.events.named("agents.claim_failed")] == ["ZeroDivisionError"] * 2
+        await until(lambda: health_is(here, 200))
+        (upkeep,) = (task for task in runtime.runs._tasks if task.get_name() == "agents:recovery")
+        upkeep.cancel()
+        await until(lambda: health_is(here, 503))
+        checks = (await here.http.get("/internal/agent-runtime/health")).json()["checks"]
+        assert "recovery" in checks["work"]["reason"]
+
+
+async def health_is(here, status):
+    return (await here.http.get("/internal/agent-runtime/health")).status_code == status
