@@ -129,9 +129,9 @@ class Pipeline:
             if not reading.calls:
                 _remark(dialogue, answer, reading)
                 continue
-            final = toolbox.is_repeat(reading.calls)
-            turn = Turn(number, tainted, is_recorded)
-            outcomes = await self._call(recorder, toolbox, reading.calls, turn, deadline)
+            calls = toolbox.readable(reading.calls)
+            final = toolbox.is_repeat(calls)
+            outcomes = await self._call(recorder, toolbox, calls, Turn(number, tainted, is_recorded), deadline)
             _add_results(dialogue, answer, reading, outcomes)
             tainted, choices = True, choices_of(blueprint.answer, outcomes)
             if choices is not None and not choices.values:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -86,6 +86,19 @@ class Toolbox:
         for stage in _stages(changes):
             outcomes += await asyncio.gather(*(self._one(wanted[place], refusals[place], turn.step, place, deadline) for place in stage))
         return outcomes
+
+    def readable(self, wanted: Sequence[WantedCall]) -> list[WantedCall]:
+        """Returns the calls as they are meant: a model that only chooses among a tool's results fills in optional arguments at
+        random, and a filter by chance would hide what there is.
+        """
+        choice = self.blueprint.answer
+        return [self._bare(call) if choice is not None and call.tool_id == choice.tool else call for call in wanted]
+
+    def _bare(self, call: WantedCall) -> WantedCall:
+        tool = next((tool for tool in self.allowed if tool.id == call.tool_id), None)
+        required = tool.input_schema.get("required") if tool is not None else None
+        kept = required if isinstance(required, list) else []
+        return replace(call, args={name: value for name, value in call.args.items() if name in kept})
 
     def is_repeat(self, wanted: Sequence[WantedCall]) -> bool:
         """Whether every one of these calls was asked for before in this run."""

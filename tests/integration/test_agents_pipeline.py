@@ -211,7 +211,8 @@ async def test_a_small_model_chooses_among_results_instead_of_writing(here):
     for name in ("Сад", "Поле"):
         await here.project(name)
     here.model.bodies.clear()
-    here.model.script(Thought(calls=[("projects__list", {})]), Thought('{"choices": ["Сад", "Сад", "вигадка"]}'))
+    by_chance = {"status": "done", "limit": 1}
+    here.model.script(Thought(calls=[("projects__list", by_chance)]), Thought('{"choices": ["Сад", "Сад", "вигадка"]}'))
     assert (await here.ask(channel, "Який із проєктів про яблука?"))["reply"] == "Проєкти: Сад."
     assert here.model.bodies[0]["tool_choice"] == "required"
     schema = here.model.bodies[1]["response_format"]["json_schema"]["schema"]
