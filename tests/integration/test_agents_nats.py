@@ -118,7 +118,7 @@ async def test_a_stream_that_holds_the_subject_already_is_used(here, outside):
         assert await replied(here, channel) == ["Є «Сад»."]
 
 
-async def test_what_can_never_be_served_is_put_aside_and_the_rest_waits_for_what_is_away(here, outside):
+async def test_what_can_never_be_served_is_put_aside_and_the_rest_waits_for_what_is_away(here, outside, monkeypatch):
     async with here.agents():
         await connected(here)
         stream = outside.jetstream()
@@ -135,9 +135,45 @@ async def test_what_can_never_be_served_is_put_aside_and_the_rest_waits_for_what
         reasons = [(await parked.next_msg(timeout=30)).headers[subjects.REASON_HEADER] for _ in range(4)]
         assert sorted(reasons) == ["forbidden", "invalid_request", "invalid_request", "not_found"]
 
+        unknown = await here.channel()
+        late = invocation(unknown, await here.say(unknown, "Які проєкти?"))
+        monkeypatch.setattr(subjects, "PARK_AFTER_S", 0.0)
         here.door.away.add("workspace")
+        await outside.publish(subjects.INVOKE, late)
+        assert (await parked.next_msg(timeout=30)).headers[subjects.REASON_HEADER] == "unavailable"  # too old
+        monkeypatch.undo()
         other = invocation(channel, message)
         await outside.publish(subjects.INVOKE, other)
         await asyncio.sleep(0.5)
         here.door.away.clear()
         assert await replied(here, channel) == ["Є «Сад»."]
+
+
+async def test_what_a_full_replica_has_no_room_for_stays_in_the_stream(here, outside):
+    may_answer = asyncio.Event()
+    here.model.script(Thought("Так.", until=may_answer))
+    messages, room = 30, 2
+    async with here.agents(max_running=1, max_waiting=1) as runtime:
+        await connected(here)
+        channel = await here.channel()
+        for number in range(messages):
+            message = await here.say(channel, f"Питання {number}")
+            await outside.publish(subjects.INVOKE, invocation(channel, message))
+
+        async def full():
+            return not runtime.runs.has_room
+
+        await until(full)
+        await asyncio.sleep(1)
+        info = await outside.jetstream().consumer_info(subjects.STREAM, subjects.DURABLE)
+        assert info.num_pending >= messages - room - subjects.AT_ONCE  # never delivered; what was asked for already comes back
+        may_answer.set()
+        assert len(await replied(here, channel, messages)) == messages
+    assert here.events.named("agents.nats_parked") == []
+
+
+def test_refusals_are_delivered_again_after_growing_pauses():
+    pauses = [subjects.delay_of(delivery) for delivery in range(1, 2_000)]
+    assert pauses == sorted(pauses)
+    assert (pauses[:3], pauses[-1]) == ([1.0, 2.0, 4.0], 30.0)
+    assert subjects.PARK_AFTER_S + pauses[-1] < subjects.KEEP_S  # put aside before the stream forgets it
