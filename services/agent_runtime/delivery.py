@@ -89,7 +89,7 @@ class Delivery:
                     await recorder.save()
                 raise PostponedError from error
             run.error = run.error or error.type
-            return "undelivered"
+            return "undelivered" if self.messaging.keeps_run_ids or UNPOSTED in run.journal else "indeterminate"
         recorder.show("reply", ok=outcome == "answered")
         return outcome
 

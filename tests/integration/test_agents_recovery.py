@@ -186,3 +186,29 @@ async def test_a_defect_in_the_upkeep_is_told_and_ends_nothing(here, tmp_path, m
 
 async def health_is(here, status):
     return (await here.http.get("/internal/agent-runtime/health")).status_code == status
+
+
+async def test_a_run_that_was_taken_over_counts_from_its_first_step_on(here, tmp_path):
+    """Before its ingredients are written down already: what kills each replica at once must not go on for ever."""
+    begun, may_read = asyncio.Event(), asyncio.Event()
+    workspace = here.door.apps["workspace"]
+
+    async def holding(scope, receive, send):
+        if scope["method"] == "GET" and scope["path"].endswith("/messages"):
+            begun.set()
+            await may_read.wait()
+        await workspace(scope, receive, send)
+
+    channel = await here.channel()
+    message = await here.say(channel, "Привіт")
+    here.door.apps["workspace"] = holding
+    await killed(here, tmp_path, channel, message, begun)
+    begun.clear()
+    async with here.agents():
+        async with asyncio.timeout(60):
+            await begun.wait()
+        (run,) = (await here.http.get("/internal/agent-runtime/runs", params={"microdao_id": OWN})).json()["items"]
+        assert (run["attempt"], run["status"]) == (1, "running")
+        assert "started_at" in run
+        may_read.set()
+        assert (await here.invoke(channel, message))["status"] == "answered"
