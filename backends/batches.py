@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any
 
 from psycopg import sql
@@ -33,7 +33,7 @@ INSERT INTO llm_batch_items (batch_id, position, microdao_id, custom_id, request
 SELECT %(id)s, position, %(microdao_id)s, custom_id, request
 FROM unnest(%(positions)s::integer[], %(custom_ids)s::text[], %(requests)s::text[]) AS item (position, custom_id, request)
 """
-# A lease that is over has no owner: such a request waits again.
+# Nobody holds a lease that is over: such a request waits again.
 PAGE = sql.SQL("""
 SELECT batches.id, total, succeeded, failed, created_at, cancelled_at, ended_at, (
     SELECT count(*) FROM llm_batch_items AS items
@@ -61,12 +61,12 @@ FROM llm_batch_items AS items JOIN llm_batches AS batches ON batches.id = items.
 WHERE items.microdao_id = %(microdao_id)s AND items.batch_id = %(id)s AND items.position > %(after)s
 ORDER BY items.position LIMIT %(rows)s
 """
-CLAIM = "SELECT * FROM llm_batch_claim(%(owner)s, %(lease_s)s)"
-EXTEND = "SELECT token FROM llm_batch_extend_leases(%(owner)s, %(lease_s)s)"
+CLAIM = "SELECT * FROM llm_batch_claim(%(lease_s)s)"
+EXTEND = "SELECT token FROM llm_batch_extend_leases(%(held)s, %(lease_s)s)"
 # The request is not needed any more, and is as private as the answer.
 FINISH = """
 WITH ended AS (
-    UPDATE llm_batch_items SET state = %(state)s, result = %(result)s, ended_at = now(), owner = NULL, request = ''
+    UPDATE llm_batch_items SET state = %(state)s, result = %(result)s, ended_at = now(), request = ''
     WHERE microdao_id = %(microdao_id)s AND batch_id = %(id)s AND position = %(position)s AND state = 'running' AND token = %(token)s
     RETURNING 1
 )
@@ -79,7 +79,7 @@ RETURNING ended_at IS NOT NULL AS ended
 """
 PUT_BACK = """
 UPDATE llm_batch_items
-SET state = 'pending', owner = NULL, failures = failures + %(failed)s, due_at = now() + make_interval(secs => %(delay_s)s)
+SET state = 'pending', failures = failures + %(failed)s, due_at = now() + make_interval(secs => %(delay_s)s)
 WHERE microdao_id = %(microdao_id)s AND batch_id = %(id)s AND position = %(position)s AND state = 'running' AND token = %(token)s
 """
 PAUSE = """
@@ -153,24 +153,23 @@ class PostgresBatches:
 
 
 class PostgresBatchQueue:
-    """Implements BatchQueue for this process."""
+    """Implements BatchQueue."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._owner = uuid.uuid4()
 
     async def claim(self, lease_s: float) -> BatchWork | None:
         """See the port."""
         async with self._database.transaction() as connection:
-            row = await (await connection.execute(CLAIM, {"owner": self._owner, "lease_s": lease_s})).fetchone()
+            row = await (await connection.execute(CLAIM, {"lease_s": lease_s})).fetchone()
         if row is None:
             return None
         return BatchWork(row["batch_id"], row["item"], row["microdao_id"], row["request"], row["token"], row["failures"])
 
-    async def extend(self, lease_s: float) -> set[uuid.UUID]:
+    async def extend(self, held: Collection[uuid.UUID], lease_s: float) -> set[uuid.UUID]:
         """See the port."""
         async with self._database.transaction() as connection:
-            rows = await (await connection.execute(EXTEND, {"owner": self._owner, "lease_s": lease_s})).fetchall()
+            rows = await (await connection.execute(EXTEND, {"held": list(held), "lease_s": lease_s})).fetchall()
         return {row["token"] for row in rows}
 
     async def finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> bool | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal, Protocol
@@ -129,13 +129,13 @@ class BatchStore(Protocol):
 
 
 class BatchQueue(Protocol):
-    """The requests of all microDAOs that wait to be worked off, in leases of this process."""
+    """The requests of all microDAOs that wait to be worked off, in leases."""
 
     async def claim(self, lease_s: float) -> BatchWork | None:
         """Takes a due request, batches in turn. One whose lease was over comes back with one failure more."""
 
-    async def extend(self, lease_s: float) -> set[UUID]:
-        """Prolongs all leases of this process; returns the tokens of the attempts that go on."""
+    async def extend(self, held: Collection[UUID], lease_s: float) -> set[UUID]:
+        """Prolongs the leases of the attempts with these tokens, and no others; returns those that go on."""
 
     async def finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> bool | None:
         """Writes the result of a running attempt. Returns whether the batch ended with it, None when the attempt was over."""

@@ -29,7 +29,6 @@ CREATE TABLE llm_batch_items (
     request     text NOT NULL,
     state       text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'running', 'succeeded', 'failed')),
     failures    integer NOT NULL DEFAULT 0,
-    owner       uuid,
     token       uuid,
     due_at      timestamptz NOT NULL DEFAULT '-infinity',
     result      text,
@@ -38,7 +37,7 @@ CREATE TABLE llm_batch_items (
     CONSTRAINT llm_batch_items_custom_id UNIQUE (batch_id, custom_id)
 );
 CREATE INDEX llm_batch_items_due ON llm_batch_items (batch_id, due_at, position) WHERE state IN ('pending', 'running');
-CREATE INDEX llm_batch_items_owned ON llm_batch_items (owner) WHERE state = 'running';
+CREATE INDEX llm_batch_items_held ON llm_batch_items (token) WHERE state = 'running';
 
 -- key: a digest of the agent and what it gave. token: the attempt in work. answer: null until the key is settled.
 CREATE TABLE llm_idempotency (
@@ -80,7 +79,7 @@ CREATE POLICY upkeep ON llm_idempotency TO CURRENT_USER USING (true) WITH CHECK 
 
 -- One due item of the batch that was served longest ago. An item whose lease is over counts a failure. At most one row of
 -- llm_batches is locked, and always after the item's: no two of these statements can wait for each other.
-CREATE FUNCTION llm_batch_claim(for_owner uuid, lease_seconds double precision)
+CREATE FUNCTION llm_batch_claim(lease_seconds double precision)
 RETURNS TABLE (batch_id uuid, item integer, microdao_id text, request text, token uuid, failures integer)
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -107,7 +106,6 @@ BEGIN
             UPDATE llm_batch_items AS items
             SET failures = items.failures + CASE WHEN items.state = 'running' THEN 1 ELSE 0 END,
                 state = 'running',
-                owner = for_owner,
                 token = gen_random_uuid(),
                 due_at = now() + make_interval(secs => lease_seconds)
             FROM due
@@ -121,13 +119,14 @@ BEGIN
 END
 $$;
 
--- Prolongs the leases of one owner and returns the attempts that go on; those of a cancelled batch do not.
-CREATE FUNCTION llm_batch_extend_leases(of_owner uuid, lease_seconds double precision) RETURNS TABLE (token uuid)
+-- Prolongs the leases of the attempts that are held and returns those that go on; those of a cancelled batch do not. Whoever
+-- runs them names them: an attempt whose claim or end was lost on the way is named by nobody, and its lease ends.
+CREATE FUNCTION llm_batch_extend_leases(held uuid[], lease_seconds double precision) RETURNS TABLE (token uuid)
 LANGUAGE sql SECURITY DEFINER AS $$
     UPDATE llm_batch_items AS items
     SET due_at = now() + make_interval(secs => lease_seconds)
     FROM llm_batches AS batches
-    WHERE items.owner = of_owner AND items.state = 'running' AND batches.id = items.batch_id AND batches.cancelled_at IS NULL
+    WHERE items.token = ANY (held) AND items.state = 'running' AND batches.id = items.batch_id AND batches.cancelled_at IS NULL
     RETURNING items.token
 $$;
 
@@ -161,8 +160,8 @@ DECLARE
     signature text;
 BEGIN
     FOREACH signature IN ARRAY ARRAY[
-        'llm_batch_claim(uuid, double precision)',
-        'llm_batch_extend_leases(uuid, double precision)',
+        'llm_batch_claim(double precision)',
+        'llm_batch_extend_leases(uuid[], double precision)',
         'llm_batch_purge(double precision, integer)',
         'llm_idempotency_purge(integer)'
     ]

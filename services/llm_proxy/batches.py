@@ -203,7 +203,7 @@ class BatchWorker:
             if not held:
                 continue
             try:
-                kept = await self._queue.extend(self.settings.lease_s)
+                kept = await self._queue.extend(held, self.settings.lease_s)
             except DaarionError:
                 continue  # a lease that ends meanwhile costs a second run, never a second result
             for token in held - kept:

@@ -344,3 +344,36 @@ async def test_a_result_that_cannot_be_written_at_once_is_written_later(database
         queue.finish = failing
         await wait_for(replica.client, batch)
         assert upstream.total == 4
+
+
+async def test_an_attempt_whose_claim_or_end_was_lost_on_the_way_is_taken_up_again(database_url, upstream):
+    flaky = {"flaky": {"provider": "backup", "name": "flaky-upstream"}}
+    async with llm_replica(database_url, upstream.base_url, sections={"batch": {"concurrency": 3}}, **CALM, **flaky) as replica:
+        queue = replica.runtime._worker._queue
+        claim, put_back, lost = queue.claim, queue.put_back, set()
+
+        async def claim_whose_answer_is_lost(lease_s):
+            work = await claim(lease_s)
+            if work is not None and work.position == 1 and "claim" not in lost:
+                lost.add("claim")
+                raise DatabaseUnavailable("the connection broke during the commit")
+            return work
+
+        async def put_back_that_is_lost(*arguments, **keywords):
+            if "put_back" not in lost:
+                lost.add("put_back")
+                raise DatabaseUnavailable("away")
+            await put_back(*arguments, **keywords)
+
+        queue.claim, queue.put_back = claim_whose_answer_is_lost, put_back_that_is_lost
+        upstream.script("silence", model="m")
+        upstream.script(play("truncated_json", times=4), model="flaky-upstream")
+        requests = [request("held", model="calm"), *(request(str(number), model="flaky") for number in range(1, 4))]
+        batch = (await submit(replica.client, requests))["id"]
+        async with asyncio.timeout(PATIENCE_S):
+            while True:  # the leases of this process go on all the time: one of its requests has no answer
+                counts = (await replica.client.get(f"/batch/{batch}", params=OWN)).json()["counts"]
+                if counts["succeeded"] == 3:
+                    break
+                await asyncio.sleep(0.05)
+        assert (counts["running"], lost) == (1, {"claim", "put_back"})
