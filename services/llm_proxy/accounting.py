@@ -117,10 +117,13 @@ class CallAccount:
         if self._settled:
             return
         self._settled = True
-        self.attempt_ended(outcome)
-        usage, cost, latency = self.usage, total_cost([(ended.usage, ended.cost_usd) for ended in self._tries]), self.latency_ms()
-        if self._reservation is not None:
-            self._reservation.settle(self._spent(usage))
+        try:
+            self.attempt_ended(outcome)
+        finally:
+            usage = self.usage
+            if self._reservation is not None:
+                self._reservation.settle(self._spent(usage))
+        cost, latency = total_cost([(ended.usage, ended.cost_usd) for ended in self._tries]), self.latency_ms()
         self._emit(outcome, latency, usage, cost)
         if self._tries:
             self._sink.record(self._record(outcome, latency, usage, cost))

@@ -145,6 +145,36 @@ async def test_settling_twice_is_settling_once():
     assert (len(book.events), len(book.records), len(book.settled)) == (1, 1, 1)
 
 
+async def test_a_defect_in_the_prices_keeps_no_reservation():
+    class Broken(Pricelist):
+        def cost(self, target, usage):
+            if usage == USAGE:
+                raise ArithmeticError
+            return
+
+    book = Book()
+    account = opened(book, prices=Broken())
+    await account.reserve(book)
+    account.attempt(FIRST)
+    with pytest.raises(ArithmeticError):
+        account.attempt_ended("ok", USAGE)
+    account.settle("internal")
+    assert book.settled == [Spent(requests=1, tokens=15)]
+
+    class Breaking(Pricelist):
+        def cost(self, target, usage):
+            if usage.estimated:
+                raise ArithmeticError
+            return
+
+    account = opened(book, prices=Breaking())
+    await account.reserve(book)
+    account.attempt(FIRST)
+    with pytest.raises(ArithmeticError):
+        account.settle("cancelled")
+    assert len(book.settled) == 2
+
+
 def test_a_cost_is_known_when_that_of_every_token_is():
     none = TokenUsage()
     assert total_cost([(USAGE, Decimal(1)), (USAGE, Decimal(2))]) == 3
