@@ -18,6 +18,8 @@ from contracts.json_values import unsendable
 MAX_TEXT_CHARS = 1_200_000
 MAX_MESSAGES = 2_000
 MAX_TOOLS = 128
+MAX_CALL_ID = 1_024
+"""Some providers keep state in the ids of their tool calls."""
 MAX_TIMEOUT_S = 3_600.0
 MAX_EXTRA_FIELDS = 64
 MAX_EXTRA_BYTES = 256 << 10
@@ -60,7 +62,7 @@ class FunctionCall(TypedDict):
 class ToolCall(TypedDict):
     """One call the model asks for."""
 
-    id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    id: Annotated[str, StringConstraints(min_length=1, max_length=MAX_CALL_ID)]
     type: Literal["function"]
     function: FunctionCall
 
@@ -84,7 +86,7 @@ class ChatMessage(TypedDict):
     content: NotRequired[Text | Annotated[list[ContentPart], Field(min_length=1, max_length=256)] | None]
     name: NotRequired[Annotated[str, StringConstraints(max_length=256)] | None]
     tool_calls: NotRequired[Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None]
-    tool_call_id: NotRequired[Annotated[str, StringConstraints(max_length=256)] | None]
+    tool_call_id: NotRequired[Annotated[str, StringConstraints(max_length=MAX_CALL_ID)] | None]
 
 
 @with_config(_LENIENT)

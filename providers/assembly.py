@@ -7,7 +7,7 @@ from typing import Any
 
 from contracts.errors import UpstreamInvalidResponse
 from contracts.llm import LLMResponse, StreamEnd, StreamItem
-from providers.openai_shapes import parse_tool_calls
+from providers.openai_shapes import parse_tool_calls, whole_answer
 
 MAX_TOOL_CALLS = 1_024
 
@@ -16,7 +16,7 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
     """Returns the answer that `items` are the pieces of, and closes them however that ends.
 
     Raises:
-        UpstreamInvalidResponse: tool calls that do not join to whole ones.
+        UpstreamInvalidResponse: tool calls that do not join to whole ones, or values over our bounds.
         DaarionError: as the stream.
     """
     content: list[str] = []
@@ -36,7 +36,7 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
         await _close(items)
     if end is None:
         raise UpstreamInvalidResponse("the provider ended its stream before the answer was complete")
-    return LLMResponse(
+    return whole_answer(
         content="".join(content),
         usage=end.usage,
         finish_reason=end.finish_reason,

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from configs.llm import Continuation, ProviderSettings
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, UpstreamInvalidResponse, UpstreamTimeout, UpstreamUnavailable
+from contracts.errors import DaarionError, Overloaded, UpstreamInvalidResponse, UpstreamTimeout, UpstreamUnavailable
 from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamEnd, StreamItem
 from contracts.ports import Condition
 from contracts.routing import Target
@@ -29,6 +29,10 @@ MAX_ERROR_BYTES = 64 << 10
 USAGE_GRACE_S = 2.0
 """How long a stream is held open for its usage after the finish reason: not every upstream closes or says [DONE]."""
 
+DRAIN_S = 0.05
+"""How long the end of a finished stream's body is waited for, so that its connection can be used again."""
+MAX_DRAINED_BYTES = 64 << 10
+
 _DONE = b"[DONE]"
 _BOM = b"\xef\xbb\xbf"
 
@@ -36,7 +40,9 @@ _BOM = b"\xef\xbb\xbf"
 class Provider:
     """`POST {base_url}/chat/completions` over the replica's pooled client.
 
-    Redirects are not followed, the environment's proxies not used, answers bounded to 32 MiB after decompression.
+    Redirects are not followed, the environment's proxies not used, answers bounded to 32 MiB after decompression. At most
+    `max_connections` calls are under way; another waits up to `connect_s` for its turn and is then refused as Overloaded, which
+    says nothing against the provider.
     """
 
     def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
@@ -52,6 +58,8 @@ class Provider:
         if self._key:
             self._headers["Authorization"] = f"Bearer {self._key}"
         self._session = resources.session(name, settings.max_connections)
+        self._turns = asyncio.Semaphore(settings.max_connections)
+        self._draining: set[asyncio.Task[None]] = set()
 
     def unavailable_reason(self) -> str | None:
         """Names the missing key, if one is configured and absent."""
@@ -64,14 +72,15 @@ class Provider:
     async def chat(
         self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
     ) -> LLMResponse:
-        """Returns one whole answer. Raises leaves of UpstreamError, InvalidRequest or UpstreamTimeout."""
+        """Returns one whole answer. Raises leaves of UpstreamError or InvalidRequest, UpstreamTimeout, or Overloaded."""
         if self._streams_all:
             return await assembled(self.stream(messages, target, deadline, **options))
         body = chat_body(target.name, messages, options, self._extra, stream=False)
-        limit = deadline.at_most(target.timeouts.total_s)
-        with self._translated(limit):
-            async with asyncio.timeout(limit), self._post(body, target) as response:
-                payload = await self._json(response, MAX_ANSWER_BYTES)
+        async with self._turn(target, deadline):
+            limit = deadline.at_most(target.timeouts.total_s)
+            with self._translated(limit):
+                async with asyncio.timeout(limit), self._post(body, target) as response:
+                    payload = await self._json(response, MAX_ANSWER_BYTES)
         return parse_completion(payload)
 
     async def stream(
@@ -79,12 +88,15 @@ class Provider:
     ) -> AsyncIterator[StreamItem]:
         """Yields deltas, then one StreamEnd. Raises as `chat`; a stream without its end is an error."""
         body = chat_body(target.name, messages, options, self._extra, stream=True)
-        clock = _StreamClock(target, deadline.sooner(target.timeouts.total_s))
         with self._translated(None):
             async with contextlib.AsyncExitStack() as stack:
+                await stack.enter_async_context(self._turn(target, deadline))
+                clock = _StreamClock(target, deadline.sooner(target.timeouts.total_s))
                 async with clock.waiting():
                     response = await stack.enter_async_context(self._post(body, target))
                 async for item in self._items(response, clock):
+                    if isinstance(item, StreamEnd) and not response.content.is_eof():
+                        self._drain_later(response, stack.pop_all())
                     yield item
 
     def continued(self, messages: Sequence[ChatMessage], text: str, options: ChatOptions) -> tuple[list[ChatMessage], ChatOptions] | None:
@@ -93,7 +105,34 @@ class Provider:
 
     async def close(self) -> None:
         """Closes the connections."""
+        draining = list(self._draining)
+        for task in draining:
+            task.cancel()
+        await asyncio.gather(*draining, return_exceptions=True)
         await self._session.close()
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, target: Target, deadline: Deadline) -> AsyncIterator[None]:
+        """Holds one of the provider's connections. Raises Overloaded, or DeadlineExceeded where that comes first."""
+        if self._turns.locked():
+            try:
+                async with asyncio.timeout(deadline.at_most(min(target.timeouts.connect_s, target.timeouts.total_s))):
+                    await self._turns.acquire()
+            except TimeoutError:
+                deadline.check()
+                raise Overloaded(f"every connection to provider `{self.name}` is in use: retry shortly") from None
+        else:
+            await self._turns.acquire()
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    def _drain_later(self, response: aiohttp.ClientResponse, held: contextlib.AsyncExitStack) -> None:
+        """Reads a finished stream to the end of its body, out of the caller's way, and lets its connection go."""
+        task = asyncio.create_task(_drain(response, held), name="drain")
+        self._draining.add(task)
+        task.add_done_callback(self._draining.discard)
 
     @contextlib.asynccontextmanager
     async def _post(self, body: dict[str, Any], target: Target) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -119,9 +158,14 @@ class Provider:
     async def _payloads(self, response: aiohttp.ClientResponse, parser: StreamParser, clock: _StreamClock) -> AsyncIterator[bytes]:
         """Yields event payloads up to `[DONE]`, the end of the body, or the grace after the finish reason."""
         decoder, size = SSEDecoder(), 0
+        grace: Deadline | None = None
         while True:
+            if parser.finish_reason and grace is None:
+                grace = Deadline.after(USAGE_GRACE_S)
+            if grace is not None and grace.remaining() <= 0:
+                return
             try:
-                async with clock.waiting(USAGE_GRACE_S if parser.finish_reason else None):
+                async with clock.waiting(grace):
                     chunk = await response.content.readany()
             except (TimeoutError, aiohttp.ClientError):
                 if parser.finish_reason:
@@ -136,7 +180,7 @@ class Provider:
                     parser.end_marked()
                     return
                 yield payload
-            if not chunk or (parser.finish_reason and parser.usage):
+            if not chunk or parser.told_at_end:
                 return
 
     async def _json(self, response: aiohttp.ClientResponse, limit: int) -> object:
@@ -184,10 +228,18 @@ class _StreamClock:
         """Notes that content arrived."""
         self._until = Deadline.after(self._timeouts.idle_s)
 
-    def waiting(self, grace_s: float | None = None) -> asyncio.Timeout:
-        """Returns the bound of the next wait."""
-        seconds = self._until.remaining() if grace_s is None else grace_s
-        return asyncio.timeout(self._deadline.at_most(seconds))
+    def waiting(self, grace: Deadline | None = None) -> asyncio.Timeout:
+        """Returns the bound of the next wait; `grace` stands in the place of the bound between tokens."""
+        return asyncio.timeout(self._deadline.at_most((grace or self._until).remaining()))
+
+
+async def _drain(response: aiohttp.ClientResponse, held: contextlib.AsyncExitStack) -> None:
+    async with held:
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError, ValueError):
+            async with asyncio.timeout(DRAIN_S):
+                size = 0
+                while (chunk := await response.content.readany()) and size <= MAX_DRAINED_BYTES:
+                    size += len(chunk)
 
 
 async def _bounded_body(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from contracts.errors import UpstreamInvalidResponse
 from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamDelta, TokenUsage, ToolCall
 from providers.upstream_errors import in_band_error
@@ -55,23 +57,31 @@ def parse_completion(payload: object) -> LLMResponse:
     usage = parse_usage(payload.get("usage"))
     if usage is None:
         usage = estimate_usage(content or "", reasoning or "")
-    return LLMResponse(
-        content=content or "",
-        usage=usage,
-        finish_reason=finish_reason,
-        tool_calls=tool_calls,
-        reasoning=reasoning,
-    )
+    return whole_answer(content=content or "", usage=usage, finish_reason=finish_reason, tool_calls=tool_calls, reasoning=reasoning)
+
+
+def whole_answer(
+    *, content: str, usage: TokenUsage, finish_reason: str | None, tool_calls: list[ToolCall] | None, reasoning: str | None
+) -> LLMResponse:
+    """Returns the answer of these parts. Raises UpstreamInvalidResponse for values that no caller could be handed."""
+    try:
+        return LLMResponse(content=content, usage=usage, finish_reason=finish_reason, tool_calls=tool_calls, reasoning=reasoning)
+    except ValidationError:
+        raise UpstreamInvalidResponse("the provider's answer is over our bounds or holds no valid text") from None
 
 
 class StreamParser:
-    """Turns completion chunks into deltas and remembers what ends the stream: finish reason and usage."""
+    """Turns completion chunks into deltas and remembers what ends the stream: finish reason and usage.
+
+    `told_at_end` says that usage came with the finish reason or after it: earlier counts are those of half an answer.
+    """
 
     def __init__(self, *, done_completes: bool = False) -> None:
         self._done_completes = done_completes
         self.finish_reason: str | None = None
         self.usage: TokenUsage | None = None
-        self.seen_bytes = 0
+        self.told_at_end = False
+        self._unbilled_bytes = 0
         self._answered = False
 
     def feed(self, chunk: object) -> StreamDelta | None:
@@ -86,15 +96,22 @@ class StreamParser:
         if chunk.get("error"):
             raise in_band_error(chunk["error"])
         told = parse_usage(chunk.get("usage"))
-        self.usage = told or self.usage
         choices = chunk.get("choices")
         if not choices:
+            self._told(told)
             return None
         if not isinstance(choices, list) or not isinstance(choices[0], dict):
             raise UpstreamInvalidResponse("the provider's stream holds a malformed choice")
         self._answered = True
         self.finish_reason = _finish_reason(choices[0]) or self.finish_reason
-        return self._delta(choices[0].get("delta"), told)
+        delta = self._delta(choices[0].get("delta"), told)
+        self._told(told)
+        return delta
+
+    def _told(self, usage: TokenUsage | None) -> None:
+        if usage is not None:
+            self.usage, self._unbilled_bytes = usage, 0
+            self.told_at_end |= self.finish_reason is not None
 
     def end_marked(self) -> None:
         """Notes `[DONE]`. It makes an answer whole only by configuration: gateways also write it after an answer that was cut."""
@@ -107,17 +124,22 @@ class StreamParser:
         content, reasoning = _text(delta.get("content")), _reasoning(delta)
         fragments = delta.get("tool_calls")
         tool_calls = fragments if isinstance(fragments, list) and fragments else None
+        if tool_calls and not all(isinstance(fragment, dict) for fragment in tool_calls):
+            raise UpstreamInvalidResponse("the provider's stream holds a malformed tool call")
         if not content and not reasoning and not tool_calls:
             return None
-        self.seen_bytes += len((content or "").encode()) + len((reasoning or "").encode())
+        self._unbilled_bytes += len((content or "").encode()) + len((reasoning or "").encode())
         return StreamDelta(content=content or None, reasoning=reasoning or None, tool_calls=tool_calls, usage=told)
 
     def final_usage(self) -> TokenUsage:
-        """The provider's usage, or an estimate of the completion where it sent none."""
-        if self.usage is not None:
+        """The provider's usage; what came after it, or without any, is estimated and added."""
+        more = -(-self._unbilled_bytes // BYTES_PER_TOKEN)
+        if self.usage is None:
+            return TokenUsage(completion_tokens=more, total_tokens=more, estimated=True)
+        if not more:
             return self.usage
-        completion = -(-self.seen_bytes // BYTES_PER_TOKEN)
-        return TokenUsage(completion_tokens=completion, total_tokens=completion, estimated=True)
+        counts = {"completion_tokens": self.usage.completion_tokens + more, "total_tokens": self.usage.total_tokens + more}
+        return self.usage.model_copy(update={**counts, "estimated": True})
 
 
 def parse_usage(usage: object) -> TokenUsage | None:
@@ -135,7 +157,7 @@ def parse_usage(usage: object) -> TokenUsage | None:
     return TokenUsage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        total_tokens=prompt + completion if total is None else total,
+        total_tokens=max(prompt + completion, total or 0),
         cached_tokens=cached,
         reasoning_tokens=_count(_member(usage.get("completion_tokens_details"), "reasoning_tokens")),
     )

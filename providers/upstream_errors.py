@@ -26,8 +26,11 @@ MAX_RETRY_AFTER_S = 86_400.0
 _MAX_SHOWN = 300
 _CONTEXT = re.compile(r"context[ _](length|window|size)|maximum context|too many (input )?tokens|prompt is too long", re.IGNORECASE)
 _FILTER = re.compile(
-    r"content[ _](filter|policy|management)|content exists risk|invalid_prompt|usage policy|flagged (as|by|for)", re.IGNORECASE
+    r"content[ _](filter|policy|management)|content exists risk|invalid_prompt|usage policy|flagged (as|by|for)|input was flagged",
+    re.IGNORECASE,
 )
+_ACCOUNT = re.compile(r"\b(account|organi[sz]ation|project|api[ _-]?key|credential|subscription|plan|tier|region|country)", re.IGNORECASE)
+"""What a 403 speaks of that refuses us and not this request."""
 _PRIVATE = (
     (re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE), "[url]"),
     (re.compile(r"\b(?:sk|pk|rk|key|token|gsk|xai|ghp)[-_][A-Za-z0-9_*.-]{4,}", re.IGNORECASE), "[key]"),
@@ -46,6 +49,8 @@ def error_for_status(provider: str, status: int, headers: Mapping[str, str], pay
     """
     code, text = _code_and_text(payload)
     retry_after = retry_after_s(headers.get("Retry-After"), headers.get("Retry-After-Ms"))
+    if status == 403 and (refusal := _moderation(provider, code, text)) is not None:
+        return refusal
     if status in {401, 403}:
         return UpstreamAuthFailed(f"provider `{provider}` refused the configured credentials (status {status})")
     if status == 402:
@@ -84,6 +89,14 @@ def _refusal(provider: str, status: int, code: str, text: str) -> DaarionError:
     return _content_refusal(f"provider `{provider}`", code, text) or UpstreamRejected(
         f"provider `{provider}` refused the request (status {status}){tail}"
     )
+
+
+def _moderation(provider: str, code: str, text: str) -> DaarionError | None:
+    """The leaf for a 403 that is about this request's content alone: it must not count against the provider."""
+    if _ACCOUNT.search(text):
+        return None
+    refusal = _content_refusal(f"provider `{provider}`", code, text)
+    return refusal if isinstance(refusal, ContentFiltered) else None
 
 
 def _content_refusal(provider: str, code: str, text: str) -> DaarionError | None:

@@ -22,13 +22,15 @@ def behaviour(function: Behaviour) -> Behaviour:
 
 
 async def answer(exchange: Exchange, **defaults: Any) -> None:
-    """Answers as asked, streaming or not. Options: see `answer_for`, and `delay_s` between frames."""
+    """Answers as asked, streaming or not. Options: see `answer_for`, `delay_s` between frames, `end_pause_s` behind `[DONE]`."""
     if not exchange.stream:
         await exchange.json(completion(exchange.answer(**defaults)))
         return
     await exchange.start()
     await _send(exchange, exchange.frames(**defaults))
     await exchange.done()
+    if pause := exchange.seconds("end_pause_s", 0):
+        await asyncio.sleep(pause)
     await exchange.finish()
 
 
@@ -245,14 +247,29 @@ async def malformed_chunk(exchange: Exchange) -> None:
 
 @behaviour
 async def no_done(exchange: Exchange) -> None:
-    """A whole stream whose `[DONE]` is missing; with `hold` the connection stays open behind it."""
+    """A whole stream whose `[DONE]` is missing; with `hold` the connection stays open, with `beat_s` it tells so that often."""
     if not exchange.stream:
         await answer(exchange)
         return
     await exchange.start()
     await _send(exchange, exchange.frames())
+    while beat_s := exchange.seconds("beat_s", 0):
+        await exchange.write(b": keep-alive\n\n")
+        await asyncio.sleep(beat_s)
     if exchange.options.get("hold"):
         await exchange.hold()
+    await exchange.finish()
+
+
+@behaviour
+async def chunks(exchange: Exchange) -> None:
+    """The objects `chunks` as a stream, or `whole` as a whole body."""
+    if not exchange.stream:
+        await exchange.json(exchange.options["whole"])
+        return
+    await exchange.start()
+    await _send(exchange, exchange.options["chunks"])
+    await exchange.done()
     await exchange.finish()
 
 
