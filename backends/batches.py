@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ from contracts.usage import new_record_id
 
 ID_PREFIX = "batch-"
 WRITE_TIMEOUT_S = 15.0
+LOCK_WAIT_MS = 10_000
+SUBMISSIONS_AT_ONCE = 2
+"""Those that wait for one another hold connections: others need some, too."""
 ROWS_AT_ONCE = 500
 BYTES_AT_ONCE = 1 << 20
 RESULTS_AT_ONCE = 32
@@ -26,6 +30,14 @@ RETRY_WHEN_FULL_S = 60.0
 WAITING = """
 SELECT coalesce(sum(total - succeeded - failed), 0) AS requests FROM llm_batches
 WHERE microdao_id = %(microdao_id)s AND ended_at IS NULL AND cancelled_at IS NULL
+"""
+# One submission of a microDAO after the other, in all replicas: each sees what the ones before it left to wait.
+WAIT_FOR_LOCKS = "SELECT set_config('lock_timeout', %(wait_ms)s, true)"
+ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended('llm_batches:' || %(microdao_id)s, 0))"
+
+TURN = """
+INSERT INTO llm_batch_turns AS turns (microdao_id) VALUES (%(microdao_id)s)
+ON CONFLICT (microdao_id) DO UPDATE SET served_at = turns.served_at
 """
 INSERT_BATCH = "INSERT INTO llm_batches (id, microdao_id, total) VALUES (%(id)s, %(microdao_id)s, %(total)s)"
 INSERT_ITEMS = """
@@ -79,7 +91,10 @@ RETURNING ended_at IS NOT NULL AS ended
 """
 PUT_BACK = """
 UPDATE llm_batch_items
-SET state = 'pending', failures = failures + %(failed)s, due_at = now() + make_interval(secs => %(delay_s)s)
+SET state = 'pending', failures = failures + %(failed)s, due_at = now() + make_interval(secs => %(delay_s)s), stalled_since = CASE
+    WHEN %(stalled)s THEN coalesce(stalled_since, now())
+    WHEN %(failed)s = 0 THEN stalled_since
+END
 WHERE microdao_id = %(microdao_id)s AND batch_id = %(id)s AND position = %(position)s AND state = 'running' AND token = %(token)s
 """
 PAUSE = """
@@ -94,14 +109,19 @@ class PostgresBatches:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._submissions = asyncio.Semaphore(SUBMISSIONS_AT_ONCE)
 
     async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:
         """See the port."""
         values: dict[str, Any] = {"id": new_record_id(), "microdao_id": microdao_id, "total": len(items)}
-        async with self._database.transaction(microdao_id=microdao_id, timeout_s=WRITE_TIMEOUT_S) as connection:
+        transaction = self._database.transaction(microdao_id=microdao_id, timeout_s=WRITE_TIMEOUT_S)
+        async with self._submissions, transaction as connection:
+            await connection.execute(WAIT_FOR_LOCKS, {"wait_ms": str(LOCK_WAIT_MS)})
+            await connection.execute(ONE_AT_A_TIME, values)
             row = await (await connection.execute(WAITING, values)).fetchone()
             if row is not None and row["requests"] + len(items) > max_waiting:
                 raise _too_many(microdao_id, int(row["requests"]), len(items), max_waiting)
+            await connection.execute(TURN, values)
             await connection.execute(INSERT_BATCH, values)
             for part in _parts(items):
                 await connection.execute(INSERT_ITEMS, {**values, **part})
@@ -164,7 +184,9 @@ class PostgresBatchQueue:
             row = await (await connection.execute(CLAIM, {"lease_s": lease_s})).fetchone()
         if row is None:
             return None
-        return BatchWork(row["batch_id"], row["item"], row["microdao_id"], row["request"], row["token"], row["failures"])
+        return BatchWork(
+            row["batch_id"], row["item"], row["microdao_id"], row["request"], row["token"], row["failures"], row["stalled_seconds"]
+        )
 
     async def extend(self, held: Collection[uuid.UUID], lease_s: float) -> set[uuid.UUID]:
         """See the port."""
@@ -179,9 +201,11 @@ class PostgresBatchQueue:
             row = await (await connection.execute(FINISH, values)).fetchone()
         return None if row is None else bool(row["ended"])
 
-    async def put_back(self, work: BatchWork, delay_s: float, *, failed: bool = False, pause_batch: bool = False) -> None:
+    async def put_back(
+        self, work: BatchWork, delay_s: float, *, failed: bool = False, pause_batch: bool = False, stalled: bool = False
+    ) -> None:
         """See the port."""
-        values = {**_key(work), "failed": int(failed), "delay_s": delay_s}
+        values = {**_key(work), "failed": int(failed), "stalled": stalled, "delay_s": delay_s}
         async with self._database.transaction(microdao_id=work.microdao_id) as connection:
             await connection.execute(PUT_BACK, {**values, "delay_s": 0.0} if pause_batch else values)
             if pause_batch:

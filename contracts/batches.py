@@ -99,7 +99,10 @@ class ItemResult:
 
 @dataclass(frozen=True, slots=True)
 class BatchWork:
-    """A claimed request. `token` names this attempt: once another one has begun, it can change nothing any more."""
+    """A claimed request. `token` names this attempt: once another one has begun, it can change nothing any more.
+
+    `stalled_s`: for how many seconds its model was left alone whenever it was tried; zero where it was not.
+    """
 
     batch_id: UUID
     position: int
@@ -107,6 +110,7 @@ class BatchWork:
     request: str
     token: UUID
     failures: int
+    stalled_s: float = 0.0
 
 
 class BatchStore(Protocol):
@@ -132,7 +136,7 @@ class BatchQueue(Protocol):
     """The requests of all microDAOs that wait to be worked off, in leases."""
 
     async def claim(self, lease_s: float) -> BatchWork | None:
-        """Takes a due request, batches in turn. One whose lease was over comes back with one failure more."""
+        """Takes a due request, microDAOs in turn, then the batches of each. One whose lease was over comes back with one failure more."""
 
     async def extend(self, held: Collection[UUID], lease_s: float) -> set[UUID]:
         """Prolongs the leases of the attempts with these tokens, and no others; returns those that go on."""
@@ -140,8 +144,13 @@ class BatchQueue(Protocol):
     async def finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> bool | None:
         """Writes the result of a running attempt. Returns whether the batch ended with it, None when the attempt was over."""
 
-    async def put_back(self, work: BatchWork, delay_s: float, *, failed: bool = False, pause_batch: bool = False) -> None:
-        """Ends an attempt without a result: the request is due again after `delay_s`, or its whole batch."""
+    async def put_back(
+        self, work: BatchWork, delay_s: float, *, failed: bool = False, pause_batch: bool = False, stalled: bool = False
+    ) -> None:
+        """Ends an attempt without a result: the request is due again after `delay_s`, or its whole batch.
+
+        `failed` counts a failure; `stalled` lets `stalled_s` begin, which ends with the next failure.
+        """
 
     async def purge(self, retention_s: float) -> int:
         """Deletes batches submitted longer ago, some at a time; returns how many."""

@@ -16,10 +16,18 @@ CREATE TABLE llm_batches (
     CHECK (succeeded + failed <= total)
 );
 CREATE INDEX llm_batches_newest ON llm_batches (microdao_id, created_at DESC, id DESC);
-CREATE INDEX llm_batches_open ON llm_batches (served_at) WHERE ended_at IS NULL AND cancelled_at IS NULL;
+CREATE INDEX llm_batches_open ON llm_batches (microdao_id, served_at) WHERE ended_at IS NULL AND cancelled_at IS NULL;
 CREATE INDEX llm_batches_age ON llm_batches (created_at);
 
+-- When a microDAO last had its turn: many batches give nobody more turns than one. Every microDAO with an open batch has a row.
+CREATE TABLE llm_batch_turns (
+    microdao_id text PRIMARY KEY CHECK (microdao_id <> ''),
+    served_at   timestamptz NOT NULL DEFAULT '-infinity'
+);
+CREATE INDEX llm_batch_turns_next ON llm_batch_turns (served_at);
+
 -- due_at: when a pending item may begin, when a running one's lease is over. token: the attempt that holds the lease.
+-- stalled_since: since when its model was left alone whenever it was tried.
 -- What is pending in a cancelled batch is cancelled: no row is touched for that.
 CREATE TABLE llm_batch_items (
     batch_id    uuid NOT NULL REFERENCES llm_batches (id) ON DELETE CASCADE,
@@ -31,6 +39,7 @@ CREATE TABLE llm_batch_items (
     failures    integer NOT NULL DEFAULT 0,
     token       uuid,
     due_at      timestamptz NOT NULL DEFAULT '-infinity',
+    stalled_since timestamptz,
     result      text,
     ended_at    timestamptz,
     PRIMARY KEY (batch_id, position),
@@ -52,17 +61,22 @@ CREATE TABLE llm_idempotency (
 );
 CREATE INDEX llm_idempotency_expiry ON llm_idempotency (expires_at);
 
-GRANT SELECT, INSERT, UPDATE ON llm_batches, llm_batch_items TO daarion_service;
+GRANT SELECT, INSERT, UPDATE ON llm_batches, llm_batch_turns, llm_batch_items TO daarion_service;
 GRANT SELECT, INSERT, UPDATE, DELETE ON llm_idempotency TO daarion_service;
 
 ALTER TABLE llm_batches ENABLE ROW LEVEL SECURITY;
 ALTER TABLE llm_batches FORCE ROW LEVEL SECURITY;
+ALTER TABLE llm_batch_turns ENABLE ROW LEVEL SECURITY;
+ALTER TABLE llm_batch_turns FORCE ROW LEVEL SECURITY;
 ALTER TABLE llm_batch_items ENABLE ROW LEVEL SECURITY;
 ALTER TABLE llm_batch_items FORCE ROW LEVEL SECURITY;
 ALTER TABLE llm_idempotency ENABLE ROW LEVEL SECURITY;
 ALTER TABLE llm_idempotency FORCE ROW LEVEL SECURITY;
 
 CREATE POLICY own_microdao ON llm_batches TO daarion_service
+    USING (microdao_id = (SELECT current_setting('daarion.microdao_id', true)))
+    WITH CHECK (microdao_id = (SELECT current_setting('daarion.microdao_id', true)));
+CREATE POLICY own_microdao ON llm_batch_turns TO daarion_service
     USING (microdao_id = (SELECT current_setting('daarion.microdao_id', true)))
     WITH CHECK (microdao_id = (SELECT current_setting('daarion.microdao_id', true)));
 CREATE POLICY own_microdao ON llm_batch_items TO daarion_service
@@ -74,47 +88,70 @@ CREATE POLICY own_microdao ON llm_idempotency TO daarion_service
 
 -- The functions below do across microDAOs what no single one could ask for, and nothing else; they run as the owner.
 CREATE POLICY upkeep ON llm_batches TO CURRENT_USER USING (true) WITH CHECK (true);
+CREATE POLICY upkeep ON llm_batch_turns TO CURRENT_USER USING (true) WITH CHECK (true);
 CREATE POLICY upkeep ON llm_batch_items TO CURRENT_USER USING (true) WITH CHECK (true);
 CREATE POLICY upkeep ON llm_idempotency TO CURRENT_USER USING (true) WITH CHECK (true);
 
--- One due item of the batch that was served longest ago. An item whose lease is over counts a failure. At most one row of
--- llm_batches is locked, and always after the item's: no two of these statements can wait for each other.
+-- One due item of the microDAO that was served longest ago, of its batch that was served longest ago. An item whose lease is
+-- over counts a failure. At most one row of llm_batches and then one of llm_batch_turns is locked, and always after the item's:
+-- no two of these statements can wait for each other.
 CREATE FUNCTION llm_batch_claim(lease_seconds double precision)
-RETURNS TABLE (batch_id uuid, item integer, microdao_id text, request text, token uuid, failures integer)
+RETURNS TABLE (
+    batch_id uuid, item integer, microdao_id text, request text, token uuid, failures integer, stalled_seconds double precision
+)
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
+    tenant text;
     candidate uuid;
 BEGIN
-    FOR candidate IN
-        SELECT batches.id FROM llm_batches AS batches
-        WHERE batches.ended_at IS NULL AND batches.cancelled_at IS NULL AND batches.resume_at <= now()
-          AND EXISTS (
-              SELECT FROM llm_batch_items AS items
-              WHERE items.batch_id = batches.id AND items.state IN ('pending', 'running') AND items.due_at <= now()
-          )
-        ORDER BY batches.served_at
+    FOR tenant IN
+        SELECT turns.microdao_id FROM llm_batch_turns AS turns
+        WHERE EXISTS (
+            SELECT FROM llm_batches AS batches
+            WHERE batches.microdao_id = turns.microdao_id
+              AND batches.ended_at IS NULL AND batches.cancelled_at IS NULL AND batches.resume_at <= now()
+              AND EXISTS (
+                  SELECT FROM llm_batch_items AS items
+                  WHERE items.batch_id = batches.id AND items.state IN ('pending', 'running') AND items.due_at <= now()
+              )
+        )
+        ORDER BY turns.served_at
         LIMIT 8
     LOOP
-        RETURN QUERY
-            WITH due AS MATERIALIZED (
-                SELECT items.position FROM llm_batch_items AS items
-                WHERE items.batch_id = candidate AND items.state IN ('pending', 'running') AND items.due_at <= now()
-                ORDER BY items.due_at, items.position
-                LIMIT 1
-                FOR UPDATE SKIP LOCKED
-            )
-            UPDATE llm_batch_items AS items
-            SET failures = items.failures + CASE WHEN items.state = 'running' THEN 1 ELSE 0 END,
-                state = 'running',
-                token = gen_random_uuid(),
-                due_at = now() + make_interval(secs => lease_seconds)
-            FROM due
-            WHERE items.batch_id = candidate AND items.position = due.position
-            RETURNING items.batch_id, items.position, items.microdao_id, items.request, items.token, items.failures;
-        IF FOUND THEN
-            UPDATE llm_batches SET served_at = clock_timestamp() WHERE id = candidate;
-            EXIT;
-        END IF;
+        FOR candidate IN
+            SELECT batches.id FROM llm_batches AS batches
+            WHERE batches.microdao_id = tenant
+              AND batches.ended_at IS NULL AND batches.cancelled_at IS NULL AND batches.resume_at <= now()
+              AND EXISTS (
+                  SELECT FROM llm_batch_items AS items
+                  WHERE items.batch_id = batches.id AND items.state IN ('pending', 'running') AND items.due_at <= now()
+              )
+            ORDER BY batches.served_at
+            LIMIT 8
+        LOOP
+            RETURN QUERY
+                WITH due AS MATERIALIZED (
+                    SELECT items.position FROM llm_batch_items AS items
+                    WHERE items.batch_id = candidate AND items.state IN ('pending', 'running') AND items.due_at <= now()
+                    ORDER BY items.due_at, items.position
+                    LIMIT 1
+                    FOR UPDATE SKIP LOCKED
+                )
+                UPDATE llm_batch_items AS items
+                SET failures = items.failures + CASE WHEN items.state = 'running' THEN 1 ELSE 0 END,
+                    state = 'running',
+                    token = gen_random_uuid(),
+                    due_at = now() + make_interval(secs => lease_seconds)
+                FROM due
+                WHERE items.batch_id = candidate AND items.position = due.position
+                RETURNING items.batch_id, items.position, items.microdao_id, items.request, items.token, items.failures,
+                          coalesce(extract(epoch FROM now() - items.stalled_since), 0)::double precision;
+            IF FOUND THEN
+                UPDATE llm_batches SET served_at = clock_timestamp() WHERE id = candidate;
+                UPDATE llm_batch_turns AS turns SET served_at = clock_timestamp() WHERE turns.microdao_id = tenant;
+                RETURN;
+            END IF;
+        END LOOP;
     END LOOP;
 END
 $$;
@@ -130,9 +167,30 @@ LANGUAGE sql SECURITY DEFINER AS $$
     RETURNING items.token
 $$;
 
+-- Deletes old batches, and the turns of microDAOs without an open batch. A turn is locked before it is looked whether one is
+-- open: a submission updates it first, so that neither misses the other.
 CREATE FUNCTION llm_batch_purge(older_than_seconds double precision, at_most integer) RETURNS bigint
-LANGUAGE sql SECURITY DEFINER AS $$
-    WITH gone AS (
+LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    idle text[];
+    gone bigint;
+BEGIN
+    SELECT array_agg(locked.microdao_id) INTO idle FROM (
+        SELECT turns.microdao_id FROM llm_batch_turns AS turns
+        WHERE NOT EXISTS (
+            SELECT FROM llm_batches AS batches
+            WHERE batches.microdao_id = turns.microdao_id AND batches.ended_at IS NULL AND batches.cancelled_at IS NULL
+        )
+        LIMIT 1000
+        FOR UPDATE SKIP LOCKED
+    ) AS locked;
+    DELETE FROM llm_batch_turns AS turns
+    WHERE turns.microdao_id = ANY (idle)
+      AND NOT EXISTS (
+          SELECT FROM llm_batches AS batches
+          WHERE batches.microdao_id = turns.microdao_id AND batches.ended_at IS NULL AND batches.cancelled_at IS NULL
+      );
+    WITH deleted AS (
         DELETE FROM llm_batches
         WHERE id IN (
             SELECT id FROM llm_batches
@@ -142,7 +200,9 @@ LANGUAGE sql SECURITY DEFINER AS $$
         )
         RETURNING 1
     )
-    SELECT count(*) FROM gone
+    SELECT count(*) INTO gone FROM deleted;
+    RETURN gone;
+END
 $$;
 
 CREATE FUNCTION llm_idempotency_purge(at_most integer) RETURNS bigint

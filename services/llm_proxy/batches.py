@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,11 @@ from contracts.ports import EventLog
 from services.llm_proxy.cache import cache_key
 from services.tasks import end_tasks
 
-_OF_NO_REQUEST = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable, EngineUnavailable, CircuitOpen)
-"""A limit, a queue, a part of this product or a provider that is left alone: the whole batch waits, and nothing is counted."""
+_OF_NO_REQUEST = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable)
+"""A limit, a queue or a part of this product: the whole batch waits, and nothing is counted."""
+_OF_THE_MODEL = (CircuitOpen, EngineUnavailable)
+"""The model is left alone or starts: its requests wait, for so long and no longer; those of other models go on."""
+MAX_REMEMBERED = 1_000
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class WorkerSettings:
 
     Seconds: an idle worker looks every `poll_s` for work of other replicas; a lease ends `lease_s` after it was last
     prolonged, which happens every `tend_s`. A request that fails for a passing reason comes back after `backoff_s`, twice
-    as long each time, and is given up after `max_failures`.
+    as long each time, and is given up after `max_failures`. One whose model is left alone comes back after growing pauses, and is
+    given up when that went on for `stall_limit_s`.
     """
 
     concurrency: int = 4
@@ -93,6 +98,7 @@ class WorkerSettings:
     tend_s: float = 2.0
     backoff_s: float = 5.0
     backoff_max_s: float = 600.0
+    stall_limit_s: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +108,23 @@ class Delay:
     seconds: float
     failed: bool = False
     pause_batch: bool = False
+    stalled: bool = False
 
 
-def delay_after(error: DaarionError, failures: int, settings: WorkerSettings) -> Delay | None:
-    """Returns when a failed request is tried again, or None when the failure is its result. `failures` came before this one."""
+def delay_after(error: DaarionError, failures: int, settings: WorkerSettings, stalled_s: float = 0.0) -> Delay | None:
+    """Returns when a failed request is tried again, or None when the failure is its result.
+
+    `failures` came before this one; for `stalled_s` seconds its model has been left alone.
+    """
     if isinstance(error, RateLimited) and error.retry_after_s is None:
         return None  # it needs more than the limit ever gives
     if isinstance(error, _OF_NO_REQUEST):
         return Delay(min(error.retry_after_s or settings.backoff_s, settings.backoff_max_s), pause_batch=True)
+    if isinstance(error, _OF_THE_MODEL):
+        if stalled_s >= settings.stall_limit_s:
+            return None
+        pause = max(error.retry_after_s or 0.0, settings.backoff_s, stalled_s)
+        return Delay(min(pause, settings.backoff_max_s), stalled=True)
     if not error.retryable or failures + 1 >= settings.max_failures:
         return None
     factor = 6 if isinstance(error, UpstreamRateLimited) else 1
@@ -136,6 +151,7 @@ class BatchWorker:
         self._answer = answer
         self._in_work = in_work
         self._events = events
+        self._last_failures: dict[str, DaarionError] = {}  # of each model
         self._running: dict[UUID, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
@@ -224,17 +240,24 @@ class BatchWorker:
     async def _result(self, work: BatchWork) -> tuple[bytes | None, bool]:
         """Returns the result and whether it is an answer; None once the request was put back."""
         request_id = f"batch-{work.batch_id}-{work.position}"
+        request = _restored(work.request)
         try:
             if work.failures >= self.settings.max_failures:
                 raise Internal(f"given up after {work.failures} attempts that were cut off")
-            answer = await self._answer(_restored(work.request), request_id)
+            answer = await self._answer(request, request_id)
         except DaarionError as error:
-            delay = delay_after(error, work.failures, self.settings)
+            delay = delay_after(error, work.failures, self.settings, work.stalled_s)
             if delay is None:
-                return orjson.dumps(error.envelope(request_id)["error"]), False
+                return orjson.dumps(self._told(request.model, error).envelope(request_id)["error"]), False
+            if delay.failed and (request.model in self._last_failures or len(self._last_failures) < MAX_REMEMBERED):
+                self._last_failures[request.model] = copy.copy(error)  # without its traceback
             await self._put_back(work, delay)
             return None, False
         return orjson.dumps(answer.model_dump(exclude_none=True)), True
+
+    def _told(self, model: str, error: DaarionError) -> DaarionError:
+        """An open circuit says little: returns what the model failed with here before, where that is known."""
+        return self._last_failures.get(model, error) if isinstance(error, CircuitOpen) else error
 
     async def _finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> None:
         """Writes the result, however long the database is away: the lease decides whether it still counts."""
@@ -255,7 +278,9 @@ class BatchWorker:
     async def _put_back(self, work: BatchWork, delay: Delay) -> None:
         """Best effort: the lease ends anyway."""
         with contextlib.suppress(DaarionError):
-            await self._queue.put_back(work, _jittered(delay.seconds), failed=delay.failed, pause_batch=delay.pause_batch)
+            await self._queue.put_back(
+                work, _jittered(delay.seconds), failed=delay.failed, pause_batch=delay.pause_batch, stalled=delay.stalled
+            )
 
 
 def _jittered(seconds: float) -> float:

@@ -100,7 +100,7 @@ async def test_tenants_never_see_each_others_batches(database_url, upstream):
         assert (await replica.client.get(f"/batch/{batch}", headers={"X-Microdao-Id": "microdao:7"})).status_code == 200
         async with await psycopg.AsyncConnection.connect(database_url) as connection:
             await connection.execute("SET ROLE daarion_service")
-            for table in ("llm_batches", "llm_batch_items"):
+            for table in ("llm_batches", "llm_batch_items", "llm_batch_turns"):
                 assert (await (await connection.execute(f"SELECT count(*) FROM {table}")).fetchone())[0] == 0
 
 
@@ -377,3 +377,62 @@ async def test_an_attempt_whose_claim_or_end_was_lost_on_the_way_is_taken_up_aga
                     break
                 await asyncio.sleep(0.05)
         assert (counts["running"], lost) == (1, {"claim", "put_back"})
+
+
+async def test_a_model_that_is_left_alone_holds_up_no_other_and_ends_with_what_it_failed_with(database_url, upstream):
+    sections = {"batch": {"concurrency": 1, "max_failures": 50}}
+    models = {"dead": {"provider": "backup", "name": "dead-upstream"}}
+    worker = WorkerSettings(poll_s=0.1, lease_s=30.0, tend_s=0.3, backoff_s=0.1, backoff_max_s=0.4, stall_limit_s=1.5)
+    async with llm_replica(database_url, upstream.base_url, sections=sections, worker=worker, **models) as replica:
+        upstream.script("http_500", model="dead-upstream")
+        requests = [request(str(number), model="plain" if number % 2 else "dead") for number in range(20)]
+        batch = (await submit(replica.client, requests))["id"]
+        done = await wait_for(replica.client, batch)
+        assert (done["counts"]["succeeded"], done["counts"]["failed"]) == (10, 10)
+        lines = await items_of(replica.client, batch)
+        assert {line["error"]["type"] for line in lines[::2]} == {"upstream_unavailable"}
+        assert {line["status"] for line in lines[1::2]} == {"succeeded"}
+        assert any(event["event"] == "llm.call" and event["outcome"] == "circuit_open" for event in replica.recorder.events)
+
+
+async def test_many_batches_give_a_microdao_no_more_turns_than_one(database_url, upstream):
+    async with llm_replica(database_url, upstream.base_url, sections={"batch": {"concurrency": 0}}) as replica:
+        for _ in range(10):
+            await submit(replica.client, [request("a"), request("b")])
+        other = [request(str(number), metadata={**CALLER, "microdao_id": "microdao:8"}) for number in range(5)]
+        await submit(replica.client, other)
+        queue = replica.runtime._queue
+        claimed = [(await queue.claim(60.0)) for _ in range(10)]
+        assert collections.Counter(work.microdao_id for work in claimed) == {"microdao:7": 5, "microdao:8": 5}
+        assert len({work.batch_id for work in claimed if work.microdao_id == "microdao:7"}) == 5
+        rest = [(await queue.claim(60.0)) for _ in range(16)]
+        assert (sum(work is not None for work in rest), rest[-1]) == (15, None)
+
+
+async def test_submissions_at_once_do_not_pass_the_bound_together(database_url, upstream):
+    sections = {"batch": {"concurrency": 0, "max_waiting": 30}}
+    async with (
+        llm_replica(database_url, upstream.base_url, sections=sections) as one,
+        llm_replica(database_url, upstream.base_url, sections=sections) as another,
+    ):
+        body = {"requests": [request(str(number)) for number in range(10)]}
+        clients = [one.client, another.client] * 4
+        answers = await asyncio.gather(*(client.post("/batch", json=body) for client in clients))
+        assert sorted(answer.status_code for answer in answers) == [202] * 3 + [429] * 5
+
+
+async def test_the_turn_of_a_microdao_goes_with_its_last_batch_and_comes_with_its_next_one(database_url, database_owner_url, upstream):
+    async with llm_replica(database_url, upstream.base_url, sections={"batch": {"concurrency": 0}}) as replica:
+        queue = replica.runtime._queue
+        batch = (await submit(replica.client, [request("a")]))["id"]
+
+        async def turns():
+            await queue.purge(1e9)
+            async with await psycopg.AsyncConnection.connect(database_owner_url) as connection:
+                return (await (await connection.execute("SELECT count(*) FROM llm_batch_turns")).fetchone())[0]
+
+        assert await turns() == 1
+        await replica.client.delete(f"/batch/{batch}", params=OWN)
+        assert (await turns(), await queue.claim(1.0)) == (0, None)
+        await submit(replica.client, [request("a")])
+        assert (await turns(), (await queue.claim(1.0)).microdao_id) == (1, "microdao:7")
