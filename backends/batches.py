@@ -13,7 +13,7 @@ from psycopg.rows import DictRow
 from backends.cursors import read_cursor, write_cursor
 from backends.database import Database
 from contracts.batches import Batch, BatchCounts, BatchPage, BatchStatus, BatchWork, ItemResult, NewItem
-from contracts.errors import NotFound, RateLimited
+from contracts.errors import NotFound, OverLimit, RateLimited
 from contracts.usage import new_record_id
 
 ID_PREFIX = "batch-"
@@ -26,6 +26,7 @@ BYTES_AT_ONCE = 1 << 20
 RESULTS_AT_ONCE = 32
 PURGE_AT_ONCE = 20
 RETRY_WHEN_FULL_S = 60.0
+WAITING_LIMIT = "microdao.batch_requests_waiting"
 
 WAITING = """
 SELECT coalesce(sum(total - succeeded - failed), 0) AS requests FROM llm_batches
@@ -34,7 +35,6 @@ WHERE microdao_id = %(microdao_id)s AND ended_at IS NULL AND cancelled_at IS NUL
 # One submission of a microDAO after the other, in all replicas: each sees what the ones before it left to wait.
 WAIT_FOR_LOCKS = "SELECT set_config('lock_timeout', %(wait_ms)s, true)"
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended('llm_batches:' || %(microdao_id)s, 0))"
-
 TURN = """
 INSERT INTO llm_batch_turns AS turns (microdao_id) VALUES (%(microdao_id)s)
 ON CONFLICT (microdao_id) DO UPDATE SET served_at = turns.served_at
@@ -113,6 +113,8 @@ class PostgresBatches:
 
     async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:
         """See the port."""
+        if len(items) > max_waiting:
+            raise _over_limit(microdao_id, len(items), max_waiting)
         values: dict[str, Any] = {"id": new_record_id(), "microdao_id": microdao_id, "total": len(items)}
         transaction = self._database.transaction(microdao_id=microdao_id, timeout_s=WRITE_TIMEOUT_S)
         async with self._submissions, transaction as connection:
@@ -121,10 +123,10 @@ class PostgresBatches:
             row = await (await connection.execute(WAITING, values)).fetchone()
             if row is not None and row["requests"] + len(items) > max_waiting:
                 raise _too_many(microdao_id, int(row["requests"]), len(items), max_waiting)
-            await connection.execute(TURN, values)
             await connection.execute(INSERT_BATCH, values)
             for part in _parts(items):
                 await connection.execute(INSERT_ITEMS, {**values, **part})
+            await connection.execute(TURN, values)  # last: claims of the microDAO wait for its row
             stored = await (await connection.execute(ONE, {**values, "rows": 1})).fetchone()
         assert stored is not None  # it was written above
         return _batch(stored)
@@ -279,9 +281,16 @@ def _unknown() -> NotFound:
     return NotFound("this microDAO has no such batch")
 
 
+def _over_limit(microdao_id: str, asked: int, most: int) -> OverLimit:
+    return OverLimit(
+        f"at most {most} requests of a microDAO wait in batches, these are {asked}: submit fewer at once",
+        details={"limit": WAITING_LIMIT, "subject": microdao_id, "amount": most, "needed": asked},
+    )
+
+
 def _too_many(microdao_id: str, waiting: int, asked: int, most: int) -> RateLimited:
     return RateLimited(
         f"{waiting} requests of this microDAO wait in batches, of {most} at most: {asked} more do not fit until some are done",
-        details={"limit": "microdao.batch_requests_waiting", "subject": microdao_id, "amount": most, "left": max(0, most - waiting)},
+        details={"limit": WAITING_LIMIT, "subject": microdao_id, "amount": most, "left": max(0, most - waiting)},
         retry_after_s=RETRY_WHEN_FULL_S,
     )

@@ -117,7 +117,12 @@ class BatchStore(Protocol):
     """Batches of one microDAO; those of others do not exist for it."""
 
     async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:
-        """Stores a batch whole or not at all. Raises RateLimited when over `max_waiting` requests of the microDAO would wait."""
+        """Stores a batch whole or not at all.
+
+        Raises:
+            RateLimited: over `max_waiting` requests of the microDAO would wait.
+            OverLimit: these alone are more than that.
+        """
 
     async def get(self, microdao_id: str, batch_id: str) -> Batch:
         """Returns one batch. Raises NotFound."""

@@ -14,6 +14,7 @@
     │   └── IdempotencyConflict      409
     ├── PayloadTooLarge              413
     ├── RateLimited                  429  our own limit
+    │   └── OverLimit                429  more than the limit ever gives: a retry does not help
     ├── UpstreamError                502
     │   ├── UpstreamAuthFailed       502  the provider refused our credentials
     │   ├── UpstreamMisconfigured    502  the provider does not know the model or the route
@@ -169,6 +170,13 @@ class RateLimited(DaarionError):
     status = 429
     type = "rate_limited"
     retryable = True
+
+
+class OverLimit(RateLimited):
+    """The request alone needs more than a configured limit ever gives."""
+
+    type = "over_limit"
+    retryable = False
 
 
 class UpstreamError(DaarionError):

@@ -22,6 +22,7 @@ from contracts.errors import (
     Internal,
     InvalidRequest,
     LimitsUnavailable,
+    OverLimit,
     Overloaded,
     RateLimited,
     UpstreamRateLimited,
@@ -54,6 +55,7 @@ class Batches:
         Raises:
             InvalidRequest: a `custom_id` twice, several microDAOs, or `cache` without temperature 0.
             RateLimited: too many requests of the microDAO wait in batches already.
+            OverLimit: these alone are more than may wait.
         """
         microdao_id, items = await asyncio.to_thread(_prepared, requests, CREDENTIAL.get())  # thousands take a while
         batch = await self.store.create(microdao_id, items, self.max_waiting())
@@ -116,8 +118,8 @@ def delay_after(error: DaarionError, failures: int, settings: WorkerSettings, st
 
     `failures` came before this one; for `stalled_s` seconds its model has been left alone.
     """
-    if isinstance(error, RateLimited) and error.retry_after_s is None:
-        return None  # it needs more than the limit ever gives
+    if isinstance(error, OverLimit):
+        return None
     if isinstance(error, _OF_NO_REQUEST):
         return Delay(min(error.retry_after_s or settings.backoff_s, settings.backoff_max_s), pause_batch=True)
     if isinstance(error, _OF_THE_MODEL):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from contracts.errors import DaarionError, LimitsUnavailable, RateLimited
+from contracts.errors import DaarionError, LimitsUnavailable, OverLimit, RateLimited
 from contracts.limits import CALENDAR, NANO_PER_USD, Caller, Estimate, LimitsOf, Reservation, Spent
 from contracts.ports import EventLog
 from services.llm_proxy.balances import Balance, Balances, Plan, amount
@@ -78,6 +78,7 @@ class LeasedLimiter:
 
         Raises:
             RateLimited: names the limit, what is left and when to come back.
+            OverLimit: a limit is smaller than what this call may take, whatever is left of it.
             LimitsUnavailable: the authority is away, or learns after its restart.
         """
         give_up = time.monotonic() + PATIENCE_S
@@ -88,6 +89,8 @@ class LeasedLimiter:
             if not plan or self._balances.take(plan, amounts, now):
                 self._look_ahead(plan)
                 return _Reserved(self, plan, amounts)
+            if (over := next((pair for pair in zip(plan, amounts, strict=True) if pair[1] > pair[0].limit), None)) is not None:
+                raise _over_limit(*over)
             if (short := self._balances.short(plan, amounts, now)) is not None and not await self._worth_waiting(short, now, give_up):
                 raise _refusal(short, amounts[plan.index(short)], now)
             await self._next_round(plan, amounts)
@@ -227,8 +230,13 @@ def _refusal(short: Balance, needed: int, now: float) -> RateLimited:
         "left": (short.left + short.free) / scale if scale > 1 else short.left + short.free,
         "needed": needed / scale if scale > 1 else needed,
     }
-    if needed > short.limit:
-        text = f"a call of `{subject}` may take at most its limit of {limit} {_NOUNS[meter]}, and this one could take {asked}: ask for less"
-        return RateLimited(text, details=details)
     text = f"`{subject}` is at its limit of {limit} {_NOUNS[meter]}: {left} left, {asked} needed; retry in {wait} s"
     return RateLimited(text, details=details, retry_after_s=wait)
+
+
+def _over_limit(balance: Balance, needed: int) -> OverLimit:
+    kind, subject, meter = balance.key
+    scale = NANO_PER_USD if meter in CALENDAR else 1
+    limit, asked = (units / scale if scale > 1 else units for units in (balance.limit, needed))
+    text = f"a call of `{subject}` may take at most its limit of {limit:g} {_NOUNS[meter]}, and this one could take {asked:g}: ask for less"
+    return OverLimit(text, details={"limit": f"{kind}.{meter}", "subject": subject, "amount": limit, "needed": asked})

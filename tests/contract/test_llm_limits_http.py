@@ -122,6 +122,7 @@ async def test_tokens_are_reserved_and_then_settled_by_what_the_provider_counted
         assert state["used"] + state["reserved"] <= 200
         too_much = await client.post("/proxy", json={**BODY, "max_tokens": 500})
         assert "ask for less" in too_much.json()["error"]["message"]
+        assert (too_much.status_code, too_much.json()["error"]["type"], too_much.json()["error"]["retryable"]) == (429, "over_limit", False)
         assert "Retry-After" not in too_much.headers
 
 

@@ -240,6 +240,12 @@ async def test_a_full_replica_and_a_limit_are_told_in_openais_shape():
             await client.chat.completions.create(**BODY)
         assert limited.value.code == "rate_limited"
         assert int(limited.value.response.headers["Retry-After"]) >= 1
+        assert limited.value.response.headers["x-should-retry"] == "true"
+    async with running(limit=0) as (url, upstream, _), client_of(url) as client:
+        with pytest.raises(openai.RateLimitError) as never:
+            await client.chat.completions.create(**BODY)
+        assert (never.value.code, never.value.response.headers["x-should-retry"]) == ("over_limit", "false")
+        assert upstream.total == 0
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,9 @@ async def test_a_microdaos_waiting_requests_are_bounded(database_url, upstream):
         assert refused.status_code == 429
         assert refused.headers["Retry-After"]
         assert refused.json()["error"]["details"]["left"] == 1
+        never = await replica.client.post("/batch", json={"requests": [request(str(number)) for number in range(4)]})
+        assert (never.status_code, never.json()["error"]["type"]) == (429, "over_limit")
+        assert "Retry-After" not in never.headers
         await replica.client.delete(f"/batch/{first['id']}", params=OWN)
         await submit(replica.client, [request("c"), request("d")])
 

@@ -8,6 +8,7 @@ from contracts.errors import (
     EngineUnavailable,
     Internal,
     LimitsUnavailable,
+    OverLimit,
     Overloaded,
     RateLimited,
     UnknownModel,
@@ -25,8 +26,7 @@ SETTINGS = WorkerSettings(max_failures=3, backoff_s=5, backoff_max_s=100)
 @pytest.mark.parametrize("failures", [0, 99])
 def test_what_is_no_requests_fault_pauses_the_batch_and_counts_nothing(error, failures):
     assert delay_after(error("x", retry_after_s=33), failures, SETTINGS) == Delay(33, pause_batch=True)
-    untold = None if error is RateLimited else Delay(5, pause_batch=True)  # a limit that is never large enough has no time to tell
-    assert delay_after(error("x"), failures, SETTINGS) == untold
+    assert delay_after(error("x"), failures, SETTINGS) == Delay(5, pause_batch=True)
     assert delay_after(error("x", retry_after_s=9_999), failures, SETTINGS) == Delay(100, pause_batch=True)
 
 
@@ -46,7 +46,7 @@ def test_passing_failures_are_counted_and_tried_again_later_each_time(error, fai
     assert delay_after(error, 2, SETTINGS) is None
 
 
-@pytest.mark.parametrize("error", [ContextLengthExceeded, UnknownModel, UpstreamAuthFailed, Internal])
+@pytest.mark.parametrize("error", [ContextLengthExceeded, UnknownModel, UpstreamAuthFailed, Internal, OverLimit])
 def test_what_a_retry_cannot_help_is_the_result(error):
     assert delay_after(error("x"), 0, SETTINGS) is None
 
