@@ -23,12 +23,13 @@ class _Inherited(BaseModel):
 
 
 class TimeoutSettings(_Inherited):
-    """Phases of one upstream call in seconds; what is absent is inherited."""
+    """Phases of one upstream call in seconds, see Timeouts; what is absent is inherited."""
 
     connect_s: Seconds | None = None
     first_token_s: Seconds | None = None
     idle_s: Seconds | None = None
     total_s: Seconds | None = None
+    handover_s: Seconds | None = None
 
 
 class RetrySettings(_Inherited):

@@ -13,13 +13,23 @@ class Timeouts:
     """Seconds granted to the phases of one upstream call.
 
     `first_token_s` runs from the request to the first content token of a stream; keep-alive frames do not satisfy it.
-    `idle_s` runs between content tokens. `total_s` bounds one attempt, whatever the request asks for.
+    `idle_s` runs between content tokens. `total_s` bounds one attempt, whatever the request asks for. `handover_s` bounds the
+    time in which nothing comes while another target could answer instead; of a whole answer nothing comes before its end.
     """
 
     connect_s: float
     first_token_s: float
     idle_s: float
     total_s: float
+    handover_s: float | None = None
+
+    def whole_s(self) -> float:
+        """How long a whole answer may take."""
+        return self.total_s if self.handover_s is None else min(self.total_s, self.handover_s)
+
+    def begin_s(self) -> float:
+        """How long the first content of a stream may take."""
+        return self.first_token_s if self.handover_s is None else min(self.first_token_s, self.handover_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class Provider:
     ) -> LLMResponse:
         """Returns one whole answer. Raises EngineUnavailable, InvalidRequest leaves or UpstreamTimeout."""
         body = chat_body(target.name, messages, options, self._extra, stream=False)
-        limit = deadline.at_most(target.timeouts.total_s)
+        limit = deadline.at_most(target.timeouts.whole_s())
         try:
             async with asyncio.timeout(limit):
                 completion = await self._engine.chat(body, deadline)
@@ -56,7 +56,7 @@ class Provider:
         parser = StreamParser()
         chunks = self._engine.stream(body, deadline)
         deadline = deadline.sooner(target.timeouts.total_s)
-        wait_s = target.timeouts.first_token_s
+        wait_s = target.timeouts.begin_s()
         until = Deadline.after(wait_s)
         try:
             while True:

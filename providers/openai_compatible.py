@@ -77,7 +77,7 @@ class Provider:
             return await assembled(self.stream(messages, target, deadline, **options))
         body = chat_body(target.name, messages, options, self._extra, stream=False)
         async with self._turn(target, deadline):
-            limit = deadline.at_most(target.timeouts.total_s)
+            limit = deadline.at_most(target.timeouts.whole_s())
             with self._translated(limit):
                 async with asyncio.timeout(limit), self._post(body, target) as response:
                     payload = await self._json(response, MAX_ANSWER_BYTES)
@@ -222,7 +222,7 @@ class _StreamClock:
     def __init__(self, target: Target, deadline: Deadline) -> None:
         self._timeouts = target.timeouts
         self._deadline = deadline
-        self._until = Deadline.after(target.timeouts.first_token_s)
+        self._until = Deadline.after(target.timeouts.begin_s())
 
     def content(self) -> None:
         """Notes that content arrived."""

@@ -103,6 +103,11 @@ class CallAccount:
         running.deltas += 1
         running.so_far = piece.usage or running.so_far
 
+    def silent_s(self) -> float:
+        """Seconds in which nothing came from the running attempt; zero once something did."""
+        running = self._running()
+        return 0.0 if running is None or running.deltas else time.monotonic() - running.started
+
     @property
     def usage(self) -> TokenUsage:
         """Tokens of all attempts that have ended."""

@@ -8,7 +8,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from contracts.deadline import Deadline
@@ -17,7 +17,7 @@ from contracts.ports import ChatProvider
 from contracts.routing import RetryPolicy, Target
 from services.llm_proxy.accounting import CallAccount
 from services.llm_proxy.circuits import Circuits, Permit
-from services.llm_proxy.failover import Step, blames_target, next_step, rest_s
+from services.llm_proxy.failover import Step, blames_target, handover_s, next_step, rest_s, silence_counts_s
 
 T = TypeVar("T")
 Ask = Callable[[ChatProvider, Target], Awaitable[T]]
@@ -37,7 +37,10 @@ class Served(Generic[T]):
 
 
 class Attempts:
-    """Asks the targets of one call in their order, each as often as its retry policy allows."""
+    """Asks the targets of one call in their order, each as often as its retry policy allows.
+
+    `callers_own` tells that the caller gave the deadline.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Attempts:
         *,
         deadline: Deadline,
         logical_model: str,
+        callers_own: bool = False,
     ) -> None:
         self._model = logical_model
         self._left = deque(targets)
@@ -55,6 +59,8 @@ class Attempts:
         self._circuits = circuits
         self._account = account
         self.deadline = deadline
+        self._callers_own = callers_own
+        self._handover_s: float | None = None
         self._reasons: dict[str, str] = {}
         self._waits: list[float] = []
 
@@ -88,7 +94,7 @@ class Attempts:
         now = time.monotonic()
         if isinstance(error, InvalidRequest):
             permit.alive(now)  # who refuses with reasons is up
-        if blames_target(error, deadline_passed=self._remaining_s() <= 0):
+        if blames_target(error, cut_short=self._cut_short(target)):
             permit.failed(now)
         else:
             permit.released(now)
@@ -109,7 +115,7 @@ class Attempts:
             tries += 1
             self._account.attempt(target)
             try:
-                return Served(target, permit, await ask(provider, target))
+                return Served(target, permit, await ask(provider, self._hurried(target)))
             except DaarionError as error:
                 failure = error
             except BaseException:
@@ -126,17 +132,39 @@ class Attempts:
         self._account.skipped(target, CircuitOpen.type)
         return failure
 
+    def _hurried(self, target: Target) -> Target:
+        """`target` with the silence that is borne from it while another could answer instead."""
+        seconds = None
+        if self._left and self._others(ready=True):
+            seconds = handover_s(target.timeouts, remaining_s=self.deadline.remaining(), callers_own=self._callers_own)
+        self._handover_s = seconds
+        if seconds == target.timeouts.handover_s:
+            return target
+        return replace(target, timeouts=replace(target.timeouts, handover_s=seconds))
+
+    def _cut_short(self, target: Target) -> bool:
+        """Whether the running attempt was ended by the caller's patience, too early to blame the target for it."""
+        silent_s = self._account.silent_s()
+        handed_over = self._handover_s is not None and silent_s >= self._handover_s - PASSED_S
+        if self._remaining_s() > 0 and not handed_over:
+            return False
+        known_alive = self._providers[target.provider].condition().load is not None
+        return known_alive or silent_s < silence_counts_s(target.timeouts)
+
     def _step(self, error: DaarionError, tries: int, retry: RetryPolicy) -> Step:
         jitter = random.random()  # noqa: S311  # spreads waits, hides nothing
         return next_step(error, tries=tries, retry=retry, others=self._others(), remaining_s=self._remaining_s(), jitter=jitter)
 
-    def _others(self) -> bool:
-        """Whether a target is left that could be called now."""
+    def _others(self, *, ready: bool = False) -> bool:
+        """Whether a target is left that could be called now; with `ready`, one that is not known to be away."""
         now = time.monotonic()
-        return any(
-            self._providers[target.provider].unavailable_reason() is None and self._circuits.of(target).wait_s(now) <= 0
-            for target in self._left
-        )
+        for target in self._left:
+            provider = self._providers[target.provider]
+            if provider.unavailable_reason() is not None or self._circuits.of(target).wait_s(now) > 0:
+                continue
+            if not ready or provider.condition().not_ready is None:
+                return True
+        return False
 
     def _remaining_s(self) -> float:
         remaining = self.deadline.remaining()

@@ -7,12 +7,16 @@
 | throttled (`UpstreamRateLimited`) | after `Retry-After`, else a backoff | the next target | yes; after a `Retry-After` it rests instead |
 | unreachable, reset, 5xx (`UpstreamUnavailable`) | after a backoff, or `Retry-After` | the next target | yes; `Retry-After` as above |
 | cut off, garbage (`UpstreamInvalidResponse`) | after a backoff | the next target | yes |
-| silent (`UpstreamTimeout`) | no: one timeout is enough | the next target | yes, unless the caller's deadline was the shorter one |
+| silent (`UpstreamTimeout`) | no: one timeout is enough | the next target | yes, unless the caller's patience was the shorter one |
 | the local engine starting, gone or full (`Unavailable`) | no | the next target | no: the engine tells by itself |
 | the request's own deadline (`DeadlineExceeded`), anything else | no | the caller | no |
 
 The same target is asked at most `retry.attempts` times. A wait must end before the request's deadline, and within
 `retry.max_backoff_s` while another target could answer instead. Without a next target the failure is the caller's.
+
+While another target could answer, silence is borne for `HANDOVER_SHARE` of what is left of a deadline that the caller gave, so that
+the other one is asked in time; where the caller gave none, for `timeouts.handover_s`. An attempt that was cut short like this, or by
+the caller's deadline, counts against the circuit only after `silence_counts_s`: a caller in a hurry closes no provider to others.
 """
 
 from __future__ import annotations
@@ -30,10 +34,12 @@ from contracts.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from contracts.routing import RetryPolicy
+from contracts.routing import RetryPolicy, Timeouts
 
 MAX_REST_S = 300.0
 """How long a provider's `Retry-After` can keep new calls away from it at most."""
+HANDOVER_SHARE = 0.6
+MIN_SILENCE_S = 10.0
 _MAX_DOUBLINGS = 16
 
 
@@ -60,10 +66,23 @@ def next_step(error: DaarionError, *, tries: int, retry: RetryPolicy, others: bo
     return Step("next")
 
 
-def blames_target(error: DaarionError, *, deadline_passed: bool) -> bool:
-    """Whether `error` counts against the target's circuit; `deadline_passed` tells that the caller's time was up."""
+def handover_s(timeouts: Timeouts, *, remaining_s: float, callers_own: bool) -> float | None:
+    """Seconds of silence after which another target is asked instead, or None for those of the other timeouts.
+
+    `remaining_s` is what is left of the deadline; `callers_own` tells that the caller gave it.
+    """
+    return remaining_s * HANDOVER_SHARE if callers_own else timeouts.handover_s
+
+
+def silence_counts_s(timeouts: Timeouts) -> float:
+    """Seconds of silence that count against a target although the caller's patience ended first."""
+    return max(MIN_SILENCE_S, timeouts.first_token_s / 2)
+
+
+def blames_target(error: DaarionError, *, cut_short: bool) -> bool:
+    """Whether `error` counts against the target's circuit; `cut_short` tells that the caller's patience ended too early to say."""
     if isinstance(error, UpstreamTimeout):
-        return not deadline_passed
+        return not cut_short
     if isinstance(error, UpstreamRateLimited):
         return error.retry_after_s is None
     return isinstance(error, UpstreamError)

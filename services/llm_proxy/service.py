@@ -125,7 +125,15 @@ class LLMProxy:
 
     def _attempts(self, request: ProxyRequest, route: Route, account: CallAccount) -> Attempts:
         deadline, name = _deadline(request, route), route.logical_model
-        return Attempts(self._targets(route), self.providers, self.circuits, account, deadline=deadline, logical_model=name)
+        return Attempts(
+            self._targets(route),
+            self.providers,
+            self.circuits,
+            account,
+            deadline=deadline,
+            logical_model=name,
+            callers_own=request.timeout_s is not None,
+        )
 
     def _targets(self, route: Route) -> Sequence[Target]:
         """The targets in the order in which this call should try them."""

@@ -188,7 +188,7 @@ async def test_a_stream_that_breaks_after_content_is_finished_by_the_next_target
 async def test_a_caller_whose_time_is_up_is_told_so(stream):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script("silence")
-        told = await tell(proxy, asking("calm-guarded", timeout_s=0.2), stream=stream)
+        told = await tell(proxy, asking("calm-alone", timeout_s=0.2), stream=stream)
         assert (told.error.status, upstream.total) == (504, 1)
 
 

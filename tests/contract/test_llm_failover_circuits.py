@@ -119,7 +119,7 @@ async def test_impatient_callers_and_wrong_requests_open_no_circuit():
     async with ScriptedUpstream() as upstream, failing_proxy(upstream, circuit=SLOW, retry=ONCE) as (proxy, _):
         upstream.script("silence", model="first")
         for stream in (False, True) * 2:
-            told = await tell(proxy, asking("calm-guarded", timeout_s=0.1), stream=stream)
+            told = await tell(proxy, asking("calm-alone", timeout_s=0.1), stream=stream)
             assert told.error.status == 504
         for fault in ("http_400", "context_length", "content_filter", "http_422"):
             upstream.script(fault, model="first")

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from contracts import errors
 from contracts.errors import DaarionError
-from contracts.routing import RetryPolicy
-from services.llm_proxy.failover import MAX_REST_S, blames_target, next_step, rest_s
+from contracts.routing import RetryPolicy, Timeouts
+from services.llm_proxy.failover import MAX_REST_S, blames_target, handover_s, next_step, rest_s, silence_counts_s
 
 RETRY = RetryPolicy(attempts=3, backoff_s=0.5, max_backoff_s=4)
 
@@ -45,7 +45,7 @@ def test_the_table(leaf, first, last, blamed):
     assert after(error).kind == first
     assert after(error, tries=RETRY.attempts).kind == last
     assert after(error, remaining_s=0).kind == "caller", "nobody is asked after the deadline"
-    assert blames_target(error, deadline_passed=False) is blamed
+    assert blames_target(error, cut_short=False) is blamed
 
 
 def test_backoffs_grow_and_are_bounded_and_spread():
@@ -73,14 +73,24 @@ def test_retry_after_is_honoured_where_it_fits(retry_after, others, remaining, k
 
 def test_a_target_rests_as_long_as_its_provider_asked():
     throttled = errors.UpstreamRateLimited("x", retry_after_s=7)
-    assert (rest_s(throttled), blames_target(throttled, deadline_passed=False)) == (7, False)
+    assert (rest_s(throttled), blames_target(throttled, cut_short=False)) == (7, False)
     assert rest_s(errors.UpstreamUnavailable("x", retry_after_s=86_400)) == MAX_REST_S
     assert rest_s(errors.UpstreamRateLimited("x")) == rest_s(errors.Overloaded("x", retry_after_s=1)) == 0
 
 
 def test_a_callers_short_patience_is_not_the_targets_fault():
-    assert not blames_target(errors.UpstreamTimeout("x"), deadline_passed=True)
-    assert blames_target(errors.UpstreamUnavailable("x"), deadline_passed=True)
+    assert not blames_target(errors.UpstreamTimeout("x"), cut_short=True)
+    assert blames_target(errors.UpstreamUnavailable("x"), cut_short=True)
+
+
+def test_silence_is_handed_over_while_the_caller_still_waits():
+    timeouts = Timeouts(5, 30, 30, 120, handover_s=20)
+    assert handover_s(timeouts, remaining_s=28, callers_own=True) == pytest.approx(16.8)
+    assert handover_s(timeouts, remaining_s=244, callers_own=False) == 20
+    assert handover_s(Timeouts(5, 30, 30, 120), remaining_s=244, callers_own=False) is None
+    assert (timeouts.whole_s(), timeouts.begin_s()) == (20, 20)
+    assert (Timeouts(5, 30, 30, 120).whole_s(), Timeouts(5, 30, 30, 120).begin_s()) == (120, 30)
+    assert (silence_counts_s(timeouts), silence_counts_s(Timeouts(1, 1, 1, 1))) == (15, 10)
 
 
 @given(
