@@ -40,7 +40,7 @@ class InvocationDispatcher:
         self._events = events
         self._limits = limits
         self._wake = asyncio.Event()
-        self._working: set[asyncio.Task[None]] = set()
+        self._working: dict[asyncio.Task[None], ClaimedInvocation] = {}
         self._task: asyncio.Task[None] | None = None
         self._away = False
         self._purge_at = time.monotonic() + PURGE_EVERY_S
@@ -54,9 +54,13 @@ class InvocationDispatcher:
         self._wake.set()
 
     async def close(self) -> None:
-        """Ends; attempts under way are cut off and made again by another replica."""
-        tasks = [*self._working, *([self._task] if self._task is not None else [])]
-        await end_tasks(tasks)
+        """Ends; attempts under way are cut off and given back, for another replica to make them at once."""
+        under_way = dict(self._working)
+        await end_tasks([*under_way, *([self._task] if self._task is not None else [])])
+        for task, claimed in under_way.items():
+            if task.cancelled():
+                with contextlib.suppress(DaarionError):  # PostgreSQL is away: the lease ends by itself
+                    await self._outbox.again(claimed, "the replica that handed it over ended", 0.0)
 
     async def _run(self) -> None:
         while True:
@@ -84,7 +88,7 @@ class InvocationDispatcher:
         self._away = False
         for one in claimed:
             task = asyncio.create_task(self._attempt(one))
-            self._working.add(task)
+            self._working[task] = one
             task.add_done_callback(self._done)
         return len(claimed)
 
@@ -94,7 +98,7 @@ class InvocationDispatcher:
                 await self._wake.wait()
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._working.discard(task)
+        self._working.pop(task, None)
         if len(self._working) == self._limits.max_concurrent - 1:
             self._wake.set()  # a place is free again
         if not task.cancelled() and (error := task.exception()) is not None:
