@@ -202,9 +202,13 @@ class UpstreamMisconfigured(UpstreamError):
 
 
 class UpstreamInvalidResponse(UpstreamError):
-    """The provider answered garbage, or its answer was cut off."""
+    """The provider answered garbage, or its answer was cut off.
+
+    `begun` says that a part of an answer had come, which the provider charges for; it does not travel between processes.
+    """
 
     type = "upstream_invalid_response"
+    begun: bool = False
 
 
 class UpstreamUnavailable(UpstreamError):

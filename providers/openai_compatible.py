@@ -206,7 +206,9 @@ class Provider:
         except aiohttp.ClientConnectorError:
             raise UpstreamUnavailable(f"provider `{self.name}` cannot be reached") from None
         except (aiohttp.ClientPayloadError, aiohttp.ContentTypeError):
-            raise UpstreamInvalidResponse(f"provider `{self.name}` cut its answer off") from None
+            cut_off = UpstreamInvalidResponse(f"provider `{self.name}` cut its answer off")
+            cut_off.begun = True
+            raise cut_off from None
         except (aiohttp.ClientConnectionError, ConnectionError):
             raise UpstreamUnavailable(f"provider `{self.name}` broke the connection") from None
         except (aiohttp.ClientError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,13 @@ from contracts.llm import Attempt, ProxyRequest, StreamDelta, TokenUsage
 from contracts.ports import EventLog, Prices
 from contracts.routing import Route, Target
 from contracts.usage import AttemptRecord, UsageRecord, UsageSink
-from services.llm_proxy.estimates import estimate_of, prompt_tokens
+from services.llm_proxy.estimates import completion_tokens, estimate_of, prompt_tokens
 
 OUTCOME_CANCELLED = "cancelled"
 OUTCOME_INTERNAL = "internal"
+
+GUESSED_TOKENS_PER_S = 50
+"""How fast a provider is taken to write a whole answer of which nothing was seen, because the caller left or it was cut off."""
 
 _PROVIDER_WORKED = frozenset({OUTCOME_CANCELLED, OUTCOME_INTERNAL, DeadlineExceeded.type, "upstream_timeout"})
 """Ends of an attempt after which the provider may have read the prompt although it sent nothing."""
@@ -77,14 +81,21 @@ class CallAccount:
         """Notes that `target` is being called."""
         self._tries.append(_Try(target, time.monotonic()))
 
-    def attempt_ended(self, outcome: str, usage: TokenUsage | None = None) -> None:
-        """Notes how the running attempt ended, and what the provider says it took; does nothing when none is running."""
+    def attempt_ended(self, outcome: str, usage: TokenUsage | None = None, *, worked: bool = False) -> None:
+        """Notes how the running attempt ended, and what the provider says it took; does nothing when none is running.
+
+        `worked` says that the provider had begun to answer, whatever came of it.
+        """
         running = self._running()
         if running is None:
             return
         running.outcome = outcome
         running.latency_ms = _ms(time.monotonic() - running.started)
-        running.usage = self._whole(usage) if usage is not None else running.so_far or self._guessed(running, outcome)
+        running.usage = (
+            self._whole(usage)
+            if usage is not None
+            else running.so_far or self._guessed(running, worked=worked or outcome in _PROVIDER_WORKED)
+        )
         running.cost_usd = self._prices.cost(running.target, running.usage)
         target = running.target
         self.attempts.append(Attempt(provider=target.provider, model=target.name, outcome=outcome, latency_ms=running.latency_ms))
@@ -143,12 +154,18 @@ class CallAccount:
         prompt = prompt_tokens(self._request)
         return usage.model_copy(update={"prompt_tokens": prompt, "total_tokens": prompt + usage.completion_tokens})
 
-    def _guessed(self, ended: _Try, outcome: str) -> TokenUsage:
-        """What an attempt took whose provider did not tell, because it failed or the caller left: counted here."""
-        if not ended.deltas and outcome not in _PROVIDER_WORKED:
+    def _guessed(self, ended: _Try, *, worked: bool) -> TokenUsage:
+        """What an attempt took whose provider did not tell, because it failed or the caller left: counted here.
+
+        Of a stream every piece was seen; what a whole answer had come to is guessed by its time, up to what was set aside for it.
+        """
+        if not ended.deltas and not worked:
             return TokenUsage()
+        completion = ended.deltas
+        if not self._streamed:
+            completion = min(completion_tokens(self._request), math.ceil(ended.latency_ms / 1000 * GUESSED_TOKENS_PER_S))
         prompt = prompt_tokens(self._request)
-        return TokenUsage(prompt_tokens=prompt, completion_tokens=ended.deltas, total_tokens=prompt + ended.deltas, estimated=True)
+        return TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion, estimated=True)
 
     def _estimate(self) -> Estimate:
         return estimate_of(self._request, self._route, self._prices)

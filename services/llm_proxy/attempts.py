@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from contracts.deadline import Deadline
-from contracts.errors import CircuitOpen, DaarionError, InvalidRequest, ModelUnavailable
+from contracts.errors import CircuitOpen, DaarionError, InvalidRequest, ModelUnavailable, UpstreamInvalidResponse
 from contracts.ports import ChatProvider
 from contracts.routing import RetryPolicy, Target
 from services.llm_proxy.accounting import CallAccount
@@ -100,7 +100,8 @@ class Attempts:
             permit.released(now)
         if seconds := rest_s(error):
             self._circuits.of(target).rest(now, seconds)
-        self._account.attempt_ended(error.type)
+        begun = isinstance(error, UpstreamInvalidResponse) and error.begun
+        self._account.attempt_ended(error.type, worked=begun)
 
     async def _at(self, target: Target, ask: Ask[T]) -> Served[T] | DaarionError | None:
         """Returns the answer of one target, or its last failure; None when it was not called."""

@@ -22,11 +22,16 @@ DEFAULT_COMPLETION_TOKENS = 1_024
 
 def estimate_of(request: ProxyRequest, route: Route, prices: Prices) -> Estimate:
     """Returns the tokens of prompt and longest answer, and what they cost at the dearest of the route's targets."""
-    prompt, completion = prompt_tokens(request), request.max_tokens or DEFAULT_COMPLETION_TOKENS
+    prompt, completion = prompt_tokens(request), completion_tokens(request)
     usage = TokenUsage.model_construct(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
     targets = route.targets if route.spill is None else (*route.targets, *route.spill.targets)
     costs = [cost for target in targets if (cost := prices.cost(target, usage)) is not None]
     return Estimate(prompt + completion, int(max(costs, default=Decimal(0)) * NANO_PER_USD))
+
+
+def completion_tokens(request: ProxyRequest) -> int:
+    """Returns how many tokens are set aside for the answer."""
+    return request.max_tokens or DEFAULT_COMPLETION_TOKENS
 
 
 def prompt_tokens(request: ProxyRequest) -> int:

@@ -104,3 +104,20 @@ async def test_an_engine_that_reports_is_busy_not_silent(monkeypatch):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream, circuit=TOUCHY, models=models, engine=BusyEngine()) as (proxy, _):
         assert (await tell(proxy, asking("here", timeout_s=0.4), stream=False)).error.status == 504
         assert state_of(proxy, "here") == "closed"
+
+
+async def test_a_whole_call_that_is_left_or_cut_off_is_not_free():
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream, retry={"attempts": 1}) as (proxy, recorder):
+        upstream.script("silence", model="first")
+        left = asyncio.create_task(tell(proxy, asking("calm-alone"), stream=False))
+        await upstream.wait_for(requests=1, timeout_s=30)
+        await asyncio.sleep(0.1)
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        for fault in ("cut", "html", "http_500"):
+            upstream.script(fault, model="first")
+            await tell(proxy, asking("calm-alone"), stream=False)
+        found = [(record.outcome, record.completion_tokens > 0, record.prompt_tokens > 0) for record in recorder.records]
+        invalid = "upstream_invalid_response"
+        assert found == [("cancelled", True, True), (invalid, True, True), (invalid, False, False), ("upstream_unavailable", False, False)]
+        assert recorder.records[0].completion_tokens >= 5

@@ -55,8 +55,8 @@ def request(text="Hello", **fields):
     )
 
 
-def opened(book, asked=None, route=ROUTE, prices=None):
-    return CallAccount(asked or request(), route, "r-1", streamed=True, events=book, sink=book, prices=prices or Pricelist())
+def opened(book, asked=None, route=ROUTE, prices=None, *, streamed=True):
+    return CallAccount(asked or request(), route, "r-1", streamed=streamed, events=book, sink=book, prices=prices or Pricelist())
 
 
 async def test_what_every_attempt_took_is_its_own_and_the_call_is_their_sum():
@@ -98,6 +98,26 @@ def test_an_attempt_whose_provider_told_nothing_is_estimated_where_it_may_have_w
     assert (record.prompt_tokens > 0, record.completion_tokens, record.estimated) == (prompt, completion, prompt)
     assert record.tries[0].outcome == record.outcome == outcome
     assert (record.ttft_ms is not None) == (pieces > 0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "worked", "seconds", "max_tokens", "completion"),
+    [
+        ("cancelled", False, 4, None, 200), ("cancelled", False, 4, 20, 20), ("cancelled", False, 600, None, DEFAULT_COMPLETION_TOKENS),
+        ("upstream_timeout", False, 4, None, 200), ("upstream_invalid_response", True, 4, None, 200),
+        ("upstream_invalid_response", False, 4, None, 0), ("upstream_unavailable", False, 4, None, 0),
+    ],
+)  # fmt: skip
+def test_a_whole_answer_that_nobody_waited_for_is_charged_by_its_time(monkeypatch, outcome, worked, seconds, max_tokens, completion):
+    book, now = Book(), [1000.0]
+    monkeypatch.setattr("services.llm_proxy.accounting.time.monotonic", lambda: now[0])
+    account = opened(book, request(max_tokens=max_tokens), streamed=False)
+    account.attempt(FIRST)
+    now[0] += seconds
+    account.attempt_ended(outcome, worked=worked)
+    account.settle(outcome)
+    (record,) = book.records
+    assert (record.completion_tokens, record.prompt_tokens > 0, record.estimated) == (completion, completion > 0, completion > 0)
 
 
 def test_a_broken_stream_took_what_its_provider_told_with_the_last_piece():
