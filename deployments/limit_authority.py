@@ -22,7 +22,7 @@ from deployments.replica import open_event_log
 from services.llm_proxy.lease_protocol import Reply, Report, Standing, period_of, period_start
 from services.llm_proxy.leases import LeaseBook
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised when the messages change: replicas of a new version then use an authority of their own, not one that misunderstands them."""
 NAME = f"daarion-limits-{PROTOCOL}"
 NAMESPACE = "daarion"

@@ -41,6 +41,7 @@ class Balance:
     asked: bool = False
     pending: bool = False
     recent: SlidingWindow | None = None
+    incarnation: int = 0
 
     def take(self, units: int, now: float) -> None:
         """Reserves `units`; a request is spent at once, everything else when its call is settled."""
@@ -224,7 +225,7 @@ class Balances:
         recent = tuple(balance.recent.ages(now)) if self.joining and balance.recent is not None else ()
         return Line(
             balance.key, balance.limit, balance.period, balance.spent, balance.acknowledged, balance.held, balance.free,
-            least=least if need else 0, need=need, want=want, recent=recent,
+            least=least if need else 0, need=need, want=want, recent=recent, incarnation=balance.incarnation,
         )  # fmt: skip
 
     def _take_grant(self, grant: Grant, now: float) -> None:
@@ -261,7 +262,8 @@ class Balances:
             self._make_room(now)
             meter = limit.key.meter
             floor = 0 if meter in CALENDAR else self._floor
-            balance = self._balances[limit.key] = Balance(limit.key, limit.amount, spent=floor, acknowledged=floor, sent=floor)
+            balance = Balance(limit.key, limit.amount, spent=floor, acknowledged=floor, sent=floor, incarnation=self.forgotten)
+            self._balances[limit.key] = balance
             if meter in SLIDING:
                 balance.recent = SlidingWindow(WINDOW_S, RECENT_CELLS)
         balance.limit = limit.amount
@@ -269,16 +271,20 @@ class Balances:
         return balance
 
     def _make_room(self, now: float) -> None:
-        """Forgets the longest unused balances that hold nothing and no longer count; far beyond the bound, also those that count."""
+        """Forgets the longest unused balances that hold nothing and no longer count; far beyond the bound, also those that count.
+
+        Of money, all that counts is at the authority and in the ledger once it is acknowledged.
+        """
         for _ in range(2):
             if len(self._balances) < MAX_BALANCES:
                 return
             key, oldest = next(iter(self._balances.items()))
             counts = oldest.recent is not None and oldest.recent.used(now) and len(self._balances) < 2 * MAX_BALANCES
-            if key in self._active or oldest.held or oldest.period or counts:
+            if key in self._active or oldest.held or counts:
                 self._balances.move_to_end(key)
                 continue
-            self._floor = max(self._floor, oldest.spent)
+            if key.meter not in CALENDAR:
+                self._floor = max(self._floor, oldest.spent)
             self.forgotten += 1
             del self._balances[key]
 

@@ -33,7 +33,8 @@ class Line:
     `spent` counts from the replica's start, or from the beginning of the calendar `period`; `acknowledged` is its value in
     the last answered report. `held` is reserved by running calls, `free` may be spent by the calls that come. Waiting calls
     need `need` units together, the smallest of them `least`; `want` more would do for the next ones. `recent` is sent when
-    joining: what was spent how many seconds ago.
+    joining: what was spent how many seconds ago. A replica that forgot the limit and counts from zero again says so by a higher
+    `incarnation`.
     """
 
     key: LimitKey
@@ -47,6 +48,7 @@ class Line:
     need: int = 0
     want: int = 0
     recent: tuple[tuple[float, int], ...] = ()
+    incarnation: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,10 +42,15 @@ RUNNING_RETRY_S = 5.0
 
 @dataclass(slots=True)
 class _Share:
-    """What one replica has of one limit. `counted` is what it spent in the account's calendar period."""
+    """What one replica has of one limit.
+
+    `counted` is what it spent in the account's calendar period in its present incarnation, `earlier` in those before.
+    """
 
     spent: int = 0
     counted: int = 0
+    earlier: int = 0
+    incarnation: int = 0
     held: int = 0
     free: int = 0
 
@@ -67,7 +72,7 @@ class _Account:
         if self.window is not None:
             return self.window.used(now)
         ledger = self.ledger or {}
-        known = sum(max(share.counted, ledger.get(replica, 0)) for replica, share in self.shares.items())
+        known = sum(max(share.earlier + share.counted, ledger.get(replica, 0)) for replica, share in self.shares.items())
         return known + sum(units for replica, units in ledger.items() if replica not in self.shares)
 
     def outstanding(self) -> int:
@@ -159,6 +164,9 @@ class LeaseBook:
             for age, units in line.recent:
                 account.window.add(now - age, units)
         elif line.period == account.period:
+            if line.incarnation > share.incarnation:
+                share.earlier, share.counted = share.earlier + share.counted, 0
+                share.incarnation = line.incarnation
             share.counted = line.spent if report.joining else max(line.spent, share.counted)
         share.spent, share.held, share.free = line.spent, line.held, line.free
 
@@ -208,8 +216,8 @@ class LeaseBook:
             share.held = share.free = 0
 
     def _forget(self, name: str, replica: _Replica) -> None:
-        for key, account, _ in self._shares(name, replica):
-            if key.meter not in CALENDAR:
+        for key, account, share in self._shares(name, replica):
+            if key.meter not in CALENDAR or not share.earlier + share.counted:
                 del account.shares[name]
         del self._replicas[name]
 
@@ -224,7 +232,7 @@ class LeaseBook:
             self._make_room(now)
             account = self._accounts[key] = _Account(period, SlidingWindow(WINDOW_S) if key.meter in SLIDING else None)
         elif account.period != period:
-            _turn(account, period)
+            self._turn(account, period)
         self._accounts.move_to_end(key)
         return account
 
@@ -236,13 +244,18 @@ class LeaseBook:
             if len(self._accounts) < 2 * MAX_KEYS and busy:
                 break
             del self._accounts[key]
+            for replica in account.shares.keys() & self._replicas.keys():
+                self._replicas[replica].keys.discard(key)
+
+    def _turn(self, account: _Account, period: str) -> None:
+        """Begins a new day or month, in which nothing has been spent: every replica was watched from its beginning.
+
+        What replicas spent that are forgotten since counted until now.
+        """
+        account.period, account.ledger = period, {}
+        account.shares = {name: share for name, share in account.shares.items() if name in self._replicas}
+        for share in account.shares.values():
+            share.counted = share.earlier = 0
 
     def _peers(self) -> tuple[str, ...]:
         return tuple(self._replicas)
-
-
-def _turn(account: _Account, period: str) -> None:
-    """Begins a new day or month, in which nothing has been spent: every replica was watched from its beginning."""
-    account.period, account.ledger = period, {}
-    for share in account.shares.values():
-        share.counted = 0

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contracts.limits import CALENDAR, Estimate, Limit, LimitKey, Spent
-from services.llm_proxy import balances
+from services.llm_proxy import balances, leases
 from services.llm_proxy.balances import Balances, amount
 from services.llm_proxy.lease_protocol import GRACE_S, HEARTBEAT_S, TTL_S, WINDOW_S, lease_size, period_of
 from services.llm_proxy.leases import LEARNING_S, LeaseBook
@@ -329,6 +329,53 @@ def test_a_replica_that_forgets_unused_balances_counts_each_unit_once(monkeypatc
         assert all(9 >= world.book.standing(key, 10, world.now, WALL).used >= 4 for key in keys)
         world.advance(50)
     assert world.replicas[0].forgotten > 5
+
+
+def test_money_of_many_callers_is_kept_in_bounds_and_still_counted(monkeypatch):
+    monkeypatch.setattr(balances, "MAX_BALANCES", 5)
+    world = World([])
+    world.ledger = dict  # what is reported is all that is known
+    keys = [LimitKey("agent", str(number), "usd_per_day") for number in range(40)]
+    for _ in range(3):
+        for key in keys:
+            world.limits = [Limit(key, 1_000)]
+            assert admitted(world, 1, estimate=Estimate(1, 100)) == 1
+            world.settle(world.replicas[0], 1)
+            world.advance(4)
+        assert len(world.replicas[0]._balances) <= 2 * 5
+    world.advance(4)
+    assert {world.book.standing(key, 1_000, world.now, WALL + world.now).used for key in keys} == {300}
+    world.advance(86_400 / 100)  # nobody spends any more: a replica has nothing more to tell
+    assert {world.book.standing(key, 1_000, world.now, WALL + world.now).used for key in keys} == {300}
+
+
+def test_what_dead_replicas_spent_counts_to_the_end_of_the_day_and_their_shares_are_gone_then():
+    world = only("usd_per_day", 1_000)
+    for _ in range(5):
+        assert admitted(world, 1, estimate=Estimate(1, 100)) == 1
+        world.settle(world.replicas[0], 1)
+        world.advance(3)  # what is not needed goes back
+        world.crash(0)
+        world.advance(WINDOW_S + TTL_S + GRACE_S + 2)
+    assert world.book.standing(MONEY, 1_000, world.now, WALL + world.now).used == 500
+    world.calls.clear()
+    world.now += 86_400
+    world.hear()
+    assert admitted(world, 12, estimate=Estimate(1, 100)) == 10
+    assert set(world.book._accounts[MONEY].shares) <= {replica.replica for replica in world.replicas}
+
+
+def test_an_authority_that_forgets_limits_forgets_who_had_them(monkeypatch):
+    monkeypatch.setattr(leases, "MAX_KEYS", 5)
+    world = World([])
+    world.ledger = dict
+    for number in range(60):
+        world.limits = [Limit(LimitKey("agent", str(number), "usd_per_day"), 1_000)]
+        assert admitted(world, 1, estimate=Estimate(1, 100)) == 1
+        world.settle(world.replicas[0], 1)
+        world.advance(4)
+    assert len(world.book._accounts) <= 10
+    assert all(len(replica.keys) <= 10 for replica in world.book._replicas.values())
 
 
 def test_who_cannot_report_spends_nothing_when_its_time_is_over():
