@@ -17,6 +17,10 @@ from contracts.ports import EventLog
 CONNECT_TIMEOUT_S = 2
 RECONNECT_WAIT_S = 1
 DRAIN_TIMEOUT_S = 3
+PING_INTERVAL_S = 5
+"""A server that leaves two of these unanswered is taken for gone: the connection is made anew."""
+FLUSH_TIMEOUT_S = 1.0
+"""How long a publisher waits where too much is pending; the client's own default is without a bound."""
 
 OnConnect = Callable[[Client], Awaitable[None]]
 """Prepares streams and subscriptions on a new connection; whatever it raises leads to the next attempt."""
@@ -86,6 +90,8 @@ class NatsLink:
                 reconnect_time_wait=RECONNECT_WAIT_S,
                 max_reconnect_attempts=-1,
                 allow_reconnect=True,
+                ping_interval=PING_INTERVAL_S,
+                flush_timeout=FLUSH_TIMEOUT_S,
                 error_cb=self._note_error,
                 disconnected_cb=self._note_disconnected,
             )

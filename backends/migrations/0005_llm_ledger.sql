@@ -56,6 +56,7 @@ CREATE TABLE llm_usage_outbox (
     id       uuid PRIMARY KEY,
     added_at timestamptz NOT NULL DEFAULT now()
 );
+CREATE INDEX llm_usage_outbox_age ON llm_usage_outbox (added_at);
 
 GRANT SELECT, INSERT, DELETE ON llm_usage_outbox TO daarion_service;
 -- FOR UPDATE, by which replicas share the work, asks for it.

@@ -10,9 +10,10 @@ import nats
 import orjson
 import pytest
 
+from backends import usage_announcer
 from backends.nats_link import NatsLink
 from backends.usage import UsageWriter, WriterOptions
-from backends.usage_announcer import UsageAnnouncer
+from backends.usage_announcer import AWAY_S, UsageAnnouncer
 from contracts.usage import AttemptRecord
 from launcher.stores import NatsServer
 from tests.support.usage import usage_record
@@ -137,3 +138,48 @@ async def test_what_one_process_could_not_publish_another_one_does(database, tmp
         await until(lambda: writer.statistics().written == 1)
     async with writing(database, tmp_path / "other", server.url, events):
         await until(lambda: heard)
+
+
+async def test_a_nats_that_hangs_gets_nothing_more_until_it_answers(database, tmp_path, events, server, heard):
+    async with writing(database, tmp_path / "journal", server.url, events) as (writer, link):
+        await until(lambda: connected(link))
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            writer.record(a_call(request_id="first"))
+            await until(lambda: events.named("usage.not_announced"))
+            sent = link.client().stats["out_msgs"]
+            for number in range(1_000):
+                writer.record(a_call(request_id=f"r-{number}"))
+            await until(lambda: writer.statistics().written == 1_001 and not writer.statistics().queued)
+            await asyncio.sleep(3 * AWAY_S / 2)  # long enough for another attempt
+            assert link.client().stats["out_msgs"] == sent
+            assert await noted(database) == 1_001
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await until(lambda: len({identifier for identifier, _ in heard}) == 1_001)
+
+
+async def test_a_client_that_holds_too_much_already_is_given_no_more(database, tmp_path, events, server, heard, monkeypatch):
+    monkeypatch.setattr(usage_announcer, "MAX_PENDING_BYTES", -1)
+    async with writing(database, tmp_path / "journal", server.url, events) as (writer, link):
+        await until(lambda: connected(link))
+        writer.record(a_call())
+        await until(lambda: events.named("usage.not_announced") and writer.statistics().written == 1 and not writer.statistics().queued)
+        assert (await noted(database), heard, link.client().stats["out_msgs"]) == (1, [], 0)
+        monkeypatch.undo()
+        await until(lambda: heard)
+
+
+async def test_what_is_too_old_to_be_told_is_forgotten_while_nats_is_away(database, tmp_path, events, monkeypatch):
+    monkeypatch.setattr(usage_announcer, "PURGE_ROWS", 400)
+    async with database.transaction() as connection:
+        await connection.execute(
+            "INSERT INTO llm_usage_outbox (id, added_at) "
+            "SELECT gen_random_uuid(), now() - make_interval(days => CASE WHEN number <= 1000 THEN 8 ELSE 6 END) "
+            "FROM generate_series(1, 1010) AS number"
+        )
+    async with writing(database, tmp_path / "journal", "nats://127.0.0.1:9", events):
+        async with asyncio.timeout(60):
+            while await noted(database) != 10:
+                await asyncio.sleep(0.05)
+    assert [event["calls"] for event in events.named("usage.events_expired")] == [400, 400, 200]
