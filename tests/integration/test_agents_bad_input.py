@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from services.agent_runtime.language import APOLOGIES
-from tests.support.platform import OLENA, SOFIA, blueprint, extra_tool, failure, shared_platform
+from tests.support.agent_platform import OLENA, SOFIA, blueprint, extra_tool, failure, shared_platform
 from tests.support.scripted_model import Thought, shown
 
 TOOLS = (

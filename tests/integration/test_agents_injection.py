@@ -9,7 +9,7 @@ import json
 import pytest
 import pytest_asyncio
 
-from tests.support.platform import OLENA, SOFIA, blueprint, extra_tool, shared_platform
+from tests.support.agent_platform import OLENA, SOFIA, blueprint, extra_tool, shared_platform
 from tests.support.scripted_model import Thought, shown
 
 STRANGER = "user:stranger"

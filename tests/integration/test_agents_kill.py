@@ -8,8 +8,8 @@ import random
 import pytest
 
 from benchmarks.agents_kill import Plan, shoot_and_ask
+from tests.support.agent_platform import SOFIA, blueprint, extra_tool, platform
 from tests.support.agent_processes import Replicas
-from tests.support.platform import SOFIA, blueprint, extra_tool, platform
 from tests.support.scripted_model import Thought
 
 MOST_KILLS = 6

@@ -8,7 +8,7 @@ import pytest
 from configs.engines import load_engines
 from configs.environment import read_environment
 from deployments.engines.in_process import InProcessEmbedder
-from tests.support.platform import OWN, blueprint, platform
+from tests.support.agent_platform import OWN, blueprint, platform
 from tests.support.scripted_model import Thought, shown
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]

@@ -10,7 +10,7 @@ import pytest
 
 from interfaces.nats import agents as subjects
 from launcher.stores import NatsServer
-from tests.support.platform import OWN, SOFIA, platform
+from tests.support.agent_platform import OWN, SOFIA, platform
 from tests.support.scripted_model import Thought
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from services.agent_runtime.language import APOLOGIES
 from tests.support.agent_child import process, until
+from tests.support.agent_platform import OLENA, OWN, SOFIA, blueprint, extra_tool, platform
 from tests.support.agent_runtime import recording_server
-from tests.support.platform import OLENA, OWN, SOFIA, blueprint, extra_tool, platform
 from tests.support.scripted_model import Thought
 
 TOOLS = (extra_tool("notes.write", "write"), extra_tool("notes.read", "read"))

@@ -7,8 +7,8 @@ import psycopg
 import pytest
 import pytest_asyncio
 
+from tests.support.agent_platform import SOFIA, blueprint, shared_platform
 from tests.support.live import event_stream, take
-from tests.support.platform import SOFIA, blueprint, shared_platform
 from tests.support.scripted_model import Thought, shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from backends.agent_runs import PostgresRuns
 from tests.support.agent_child import process, until
-from tests.support.platform import OWN, SOFIA, blueprint, extra_tool, platform
+from tests.support.agent_platform import OWN, SOFIA, blueprint, extra_tool, platform
 from tests.support.scripted_model import Thought, shown
 
 TOOLS = (extra_tool("notes.write", "write"), extra_tool("notes.read", "read"))
