@@ -24,7 +24,8 @@ BATCHES_PER_TURN = 20
 INSERT_TIMEOUT_S = 5.0
 
 # The server parses the records as they lie in the journal: one parameter, no loop over columns here. A record without
-# attempts of its own is its only one.
+# attempts of its own is its only one. Sums of money are added to in the order of their key: two writers can wait for each other,
+# but not both at once.
 INSERT = """
 WITH records AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(records)s::json) AS record (
@@ -70,6 +71,16 @@ WITH records AS MATERIALIZED (
         estimated boolean, cost_usd numeric
     )
     ON CONFLICT (call_id, number) DO NOTHING
+    RETURNING agent_id, microdao_id, credential, occurred_at, recorder, cost_usd
+), spent AS (
+    INSERT INTO llm_spending AS known (kind, subject, day, recorder, cost_usd)
+    SELECT subjects.kind, subjects.subject, (occurred_at AT TIME ZONE 'UTC')::date, recorder, sum(cost_usd)
+    FROM tried
+    CROSS JOIN LATERAL (VALUES ('agent', agent_id), ('microdao', microdao_id), ('credential', credential)) AS subjects (kind, subject)
+    WHERE cost_usd > 0
+    GROUP BY 1, 2, 3, 4
+    ORDER BY 1, 2, 3, 4
+    ON CONFLICT (kind, subject, day, recorder) DO UPDATE SET cost_usd = known.cost_usd + excluded.cost_usd
 )
 SELECT count(*) AS written FROM calls
 """

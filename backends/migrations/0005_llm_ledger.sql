@@ -51,6 +51,27 @@ SELECT
     latency_ms, outcome, outcome, streamed, estimated, cost_usd, recorder, recorded_at
 FROM llm_usage;
 
+-- What the attempts cost, by subject, UTC day and recorder; added to by the statement that writes them. Limits of money are read
+-- here: a month of a busy subject is some hundred rows, not some million attempts.
+CREATE TABLE llm_spending (
+    kind     text NOT NULL CHECK (kind IN ('agent', 'microdao', 'credential')),
+    subject  text NOT NULL,
+    day      date NOT NULL,
+    recorder text NOT NULL,
+    cost_usd numeric(24, 9) NOT NULL CHECK (cost_usd >= 0),
+    PRIMARY KEY (kind, subject, day, recorder)
+);
+
+GRANT SELECT, INSERT ON llm_spending TO daarion_service;
+GRANT UPDATE (cost_usd) ON llm_spending TO daarion_service;
+
+INSERT INTO llm_spending (kind, subject, day, recorder, cost_usd)
+SELECT subjects.kind, subjects.subject, (occurred_at AT TIME ZONE 'UTC')::date, recorder, sum(cost_usd)
+FROM llm_attempts
+CROSS JOIN LATERAL (VALUES ('agent', agent_id), ('microdao', microdao_id), ('credential', credential)) AS subjects (kind, subject)
+WHERE cost_usd > 0
+GROUP BY 1, 2, 3, 4;
+
 -- Calls whose `usage.llm` event could not be published when they were recorded.
 CREATE TABLE llm_usage_outbox (
     id       uuid PRIMARY KEY,

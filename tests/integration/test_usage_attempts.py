@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from backends.database import Database
 from backends.journal import Journal
 from backends.migrate import MIGRATIONS, migrate
 from backends.usage import JOURNAL_NAME, UsageWriter
-from backends.usage_spending import UsageSpending
+from backends.usage_spending import SPENT, UsageSpending
 from backends.usage_store import UsageStore
+from contracts.limits import SubjectKind
 from contracts.usage import AttemptRecord, UsageFilter, UsageRecord
 from launcher.postgres import PostgresServer
 from tests.support.events import RecordedEvents
@@ -121,6 +122,36 @@ async def test_what_was_spent_is_read_by_who_recorded_it(database: Database, tmp
     await written(database, tmp_path, failed_over(**stranger), failed_over(credential="key-1", occurred_at=START), name="other")
     spent = await UsageSpending(database).spent(kind, subject, MOMENT)
     assert spent == {"one": 1_500_000_000, "other": 750_000_000}
+    assert await UsageSpending(database).spent(kind, subject, START) == {"one": 1_500_000_000, "other": 1_500_000_000}
+
+
+async def test_what_is_written_twice_was_spent_once(database: Database, tmp_path: Any) -> None:
+    record = failed_over()
+    for name in ("one", "other"):  # as after a crash between the row and the end of its journal
+        await written(database, tmp_path, record, failed_over(), name=name)
+    assert await UsageSpending(database).spent("agent", "agent:sofia", MOMENT) == {"one": 1_500_000_000, "other": 750_000_000}
+    async with database.transaction() as connection:
+        sums = await (await connection.execute("SELECT sum(cost_usd) AS all FROM llm_attempts")).fetchone()
+    assert sums == {"all": Decimal("2.25")}
+
+
+async def test_money_of_a_large_ledger_is_read_from_few_pages(database: Database, database_owner_url: str) -> None:
+    async with await psycopg.AsyncConnection.connect(database_owner_url, autocommit=True) as connection:
+        await connection.execute(
+            "INSERT INTO llm_spending SELECT kind, 'subject:' || subject, date '2026-03-01' + day, 'recorder:' || recorder, 0.01 "
+            "FROM unnest(ARRAY['agent', 'microdao', 'credential']) AS kind, generate_series(1, 230) AS subject, "
+            "generate_series(0, 30) AS day, generate_series(1, 10) AS recorder"
+        )  # 213,900 rows
+        await connection.execute("ANALYZE llm_spending")
+    for kind in ("agent", "microdao", "credential"):
+        spent = await UsageSpending(database).spent(kind, "subject:77", datetime(2026, 3, 1, tzinfo=UTC))
+        assert spent == {f"recorder:{number}": 310_000_000 for number in range(1, 11)}
+        async with database.transaction() as connection:
+            values = {"kind": kind, "subject": "subject:77", "since": date(2026, 3, 1)}
+            plan = await (await connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SPENT}", values)).fetchone()
+        assert plan is not None
+        top = plan["QUERY PLAN"][0]["Plan"]
+        assert top["Shared Hit Blocks"] + top["Shared Read Blocks"] < 400
 
 
 async def test_calls_that_an_earlier_version_recorded_are_their_own_only_attempts(postgres: PostgresServer, tmp_path: Path) -> None:
@@ -143,4 +174,7 @@ async def test_calls_that_an_earlier_version_recorded_are_their_own_only_attempt
     assert (row["number"], row["last"], row["total_tokens"], row["cost_usd"], row["call_outcome"]) == (1, True, 7, Decimal("0.5"), "ok")
     (total,) = (await UsageStore(database).query(UsageFilter(start=START, end=END))).rows
     assert (total.calls, total.attempts, total.total_tokens) == (1, 1, 7)
+    subjects: list[tuple[SubjectKind, str]] = [("agent", "a"), ("microdao", "m"), ("credential", "anonymous")]
+    for kind, subject in subjects:
+        assert await UsageSpending(database).spent(kind, subject, MOMENT) == {"": 500_000_000}
     await database.close()
