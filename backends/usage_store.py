@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import date, datetime
 from typing import Any
 
@@ -11,10 +14,13 @@ import orjson
 from psycopg import sql
 
 from backends.database import Database
-from contracts.errors import InvalidRequest
+from contracts.errors import InvalidRequest, Overloaded
 from contracts.usage import GroupKey, UsageFilter, UsagePage, UsageRow
 
 QUERY_TIMEOUT_S = 10.0
+AT_ONCE = 2
+"""The pool is the ledger writer's, too: sums over months must leave it connections."""
+MAX_WAITING = 32
 
 COLUMNS: dict[GroupKey, str] = {
     "agent": "agent_id",
@@ -59,21 +65,38 @@ class UsageStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._waiting = 0
 
     async def query(self, usage_filter: UsageFilter) -> UsagePage:
         """Sums up the ledger; `start` and `end` must be set. A cursor goes on with the range it began with.
 
         Raises:
             InvalidRequest: the cursor is none of ours, or belongs to another query.
+            Overloaded: too many queries wait already.
             DatabaseUnavailable, DeadlineExceeded: the ledger cannot be read now, or not in time.
         """
         start, end, after = _continued(usage_filter)
         statement, values = _statement(usage_filter, after)
-        async with self._database.transaction(timeout_s=QUERY_TIMEOUT_S) as connection:
+        async with self._turn(), self._database.transaction(timeout_s=QUERY_TIMEOUT_S) as connection:
             found = await (await connection.execute(statement, {**values, "start": start, "end": end})).fetchall()
         rows = [UsageRow.model_validate(row) for row in found[: usage_filter.limit]]
         more = len(found) > usage_filter.limit
         return UsagePage(rows=rows, start=start, end=end, next_cursor=_cursor(usage_filter, start, end, rows[-1]) if more else None)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded("too many usage queries are in work: retry shortly", retry_after_s=1.0)
+        self._waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()
 
 
 def _statement(usage_filter: UsageFilter, after: list[str] | None) -> tuple[sql.Composed, dict[str, Any]]:

@@ -1,16 +1,18 @@
 """Sums over a real ledger: groups, filters, ranges and pages."""
 
+import asyncio
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from backends.database import Database
 from backends.usage import UsageWriter
-from backends.usage_store import UsageStore
-from contracts.errors import InvalidRequest
+from backends.usage_store import MAX_WAITING, UsageStore
+from contracts.errors import InvalidRequest, Overloaded
 from contracts.usage import UsageFilter, UsagePage, UsageRow
 from tests.support.events import RecordedEvents
 from tests.support.usage import MOMENT, usage_record
@@ -156,3 +158,22 @@ async def test_the_billing_view_agrees_with_the_sums(ledger: UsageStore, databas
             )
         ).fetchone()
     assert found == {"calls": 30, "errors": 0, "tokens": 3600, "cost": Decimal("0.3"), "unpriced": 0, "days": 2}
+
+
+async def test_queries_leave_the_ledger_its_connections(database: Database, database_owner_url: str, tmp_path: Path) -> None:
+    store = UsageStore(database)
+    async with await psycopg.AsyncConnection.connect(database_owner_url) as blocker:
+        await blocker.execute("LOCK TABLE llm_attempts IN ACCESS EXCLUSIVE MODE")  # queries hang as if they were slow
+        queries = [asyncio.create_task(store.query(asked())) for _ in range(2 + MAX_WAITING)]
+        await asyncio.sleep(0)  # each has begun
+        with pytest.raises(Overloaded):
+            await store.query(asked())
+        for _ in range(20):  # others find a connection at once
+            async with database.transaction() as connection:
+                await connection.execute("SELECT 1")
+        assert not any(query.done() and query.exception() is None for query in queries)
+        for query in queries:
+            query.cancel()
+        await asyncio.wait(queries)
+        await blocker.rollback()
+    assert (await store.query(asked())).rows
