@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from psycopg import sql
 from psycopg.rows import DictRow
@@ -20,7 +21,7 @@ ID_PREFIX = "batch-"
 WRITE_TIMEOUT_S = 15.0
 LOCK_WAIT_MS = 10_000
 SUBMISSIONS_AT_ONCE = 2
-"""Those that wait for one another hold connections: others need some, too."""
+"""Those that wait for other replicas hold connections: others need some, too."""
 ROWS_AT_ONCE = 500
 BYTES_AT_ONCE = 1 << 20
 RESULTS_AT_ONCE = 32
@@ -110,14 +111,16 @@ class PostgresBatches:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._submissions = asyncio.Semaphore(SUBMISSIONS_AT_ONCE)
+        self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of each microDAO that submits now
 
     async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:
         """See the port."""
         if len(items) > max_waiting:
             raise _over_limit(microdao_id, len(items), max_waiting)
         values: dict[str, Any] = {"id": new_record_id(), "microdao_id": microdao_id, "total": len(items)}
+        own = self._submitting.setdefault(microdao_id, asyncio.Lock())
         transaction = self._database.transaction(microdao_id=microdao_id, timeout_s=WRITE_TIMEOUT_S)
-        async with self._submissions, transaction as connection:
+        async with own, self._submissions, transaction as connection:
             await connection.execute(WAIT_FOR_LOCKS, {"wait_ms": str(LOCK_WAIT_MS)})
             await connection.execute(ONE_AT_A_TIME, values)
             row = await (await connection.execute(WAITING, values)).fetchone()
