@@ -61,9 +61,9 @@ LimitsOf = Callable[[Caller], Sequence[Limit]]
 """Which limits apply to a caller."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Estimate:
-    """What a call may take at most, as far as that can be told before it is made."""
+    """What a call may take at most, as far as that can be told before it is made; read only where a limit wants to know."""
 
     tokens: int = 0
     nano_usd: int = 0

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from contracts.errors import DaarionError, DeadlineExceeded
-from contracts.limits import NANO_PER_USD, NOTHING, Caller, Estimate, Limiter, Reservation, Spent, caller_of
+from contracts.limits import NANO_PER_USD, NOTHING, Caller, Limiter, Reservation, Spent, caller_of
 from contracts.llm import Attempt, ProxyRequest, StreamDelta, TokenUsage
 from contracts.ports import EventLog, Prices
 from contracts.routing import Route, Target
 from contracts.usage import AttemptRecord, UsageRecord, UsageSink
-from services.llm_proxy.estimates import completion_tokens, estimate_of, prompt_tokens
+from services.llm_proxy.estimates import CallEstimate, completion_tokens
 
 OUTCOME_CANCELLED = "cancelled"
 OUTCOME_INTERNAL = "internal"
@@ -67,6 +67,7 @@ class CallAccount:
         self._events = events
         self._sink = sink
         self._prices = prices
+        self._estimate = CallEstimate(request, route, prices)
         self._started = time.monotonic()
         self._tries: list[_Try] = []
         self._reservation: Reservation | None = None
@@ -75,7 +76,7 @@ class CallAccount:
 
     async def reserve(self, limiter: Limiter) -> None:
         """Sets aside what the call may take. Raises RateLimited or LimitsUnavailable."""
-        self._reservation = await limiter.reserve(self.caller, self._estimate())
+        self._reservation = await limiter.reserve(self.caller, self._estimate)
 
     def attempt(self, target: Target) -> None:
         """Notes that `target` is being called."""
@@ -151,7 +152,7 @@ class CallAccount:
         """What the provider told; where only the answer could be counted, with the prompt as it is estimated."""
         if not usage.estimated or usage.prompt_tokens:
             return usage
-        prompt = prompt_tokens(self._request)
+        prompt = self._estimate.prompt_tokens
         return usage.model_copy(update={"prompt_tokens": prompt, "total_tokens": prompt + usage.completion_tokens})
 
     def _guessed(self, ended: _Try, *, worked: bool) -> TokenUsage:
@@ -164,11 +165,8 @@ class CallAccount:
         completion = ended.deltas
         if not self._streamed:
             completion = min(completion_tokens(self._request), math.ceil(ended.latency_ms / 1000 * GUESSED_TOKENS_PER_S))
-        prompt = prompt_tokens(self._request)
+        prompt = self._estimate.prompt_tokens
         return TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion, estimated=True)
-
-    def _estimate(self) -> Estimate:
-        return estimate_of(self._request, self._route, self._prices)
 
     def _spent(self, usage: TokenUsage) -> Spent:
         if not self._tries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -20,13 +21,34 @@ DEFAULT_COMPLETION_TOKENS = 1_024
 """Set aside for an answer whose request has no `max_tokens`."""
 
 
-def estimate_of(request: ProxyRequest, route: Route, prices: Prices) -> Estimate:
-    """Returns the tokens of prompt and longest answer, and what they cost at the dearest of the route's targets."""
-    prompt, completion = prompt_tokens(request), completion_tokens(request)
-    usage = TokenUsage.model_construct(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
-    targets = route.targets if route.spill is None else (*route.targets, *route.spill.targets)
-    costs = [cost for target in targets if (cost := prices.cost(target, usage)) is not None]
-    return Estimate(prompt + completion, int(max(costs, default=Decimal(0)) * NANO_PER_USD))
+class CallEstimate(Estimate):
+    """The tokens of prompt and longest answer, and what they cost at the dearest of the route's targets.
+
+    Each is worked out when it is first asked for: most calls have no limit that wants to know.
+    """
+
+    def __init__(self, request: ProxyRequest, route: Route, prices: Prices) -> None:  # the fields of its base are worked out below
+        self._request = request
+        self._route = route
+        self._prices = prices
+
+    @cached_property
+    def prompt_tokens(self) -> int:
+        """About how many tokens the prompt has."""
+        return prompt_tokens(self._request)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens of prompt and answer."""
+        return self.prompt_tokens + completion_tokens(self._request)
+
+    @cached_property
+    def nano_usd(self) -> int:
+        """What they cost, in nano-dollars; zero where no price is known."""
+        prompt, completion = self.prompt_tokens, completion_tokens(self._request)
+        usage = TokenUsage.model_construct(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+        costs = [cost for target in self._route.every_target if (cost := self._prices.cost(target, usage)) is not None]
+        return int(max(costs, default=Decimal(0)) * NANO_PER_USD)
 
 
 def completion_tokens(request: ProxyRequest) -> int:

@@ -187,14 +187,15 @@ async def test_a_call_that_reached_no_provider_costs_no_request_and_no_row():
         assert all(record.provider == "openai" for record in recorder.records)
 
 
-async def test_a_caller_that_leaves_a_whole_call_pays_for_the_prompt():
+async def test_a_caller_that_leaves_a_whole_call_pays_for_the_prompt_and_the_time():
     async with running("silence", agent={"tokens_per_minute": 10_000}) as (client, upstream, recorder):
         call = asyncio.create_task(client.post("/proxy", json={**BODY, "timeout_s": 300}))
         await upstream.wait_for(requests=1)
         call.cancel()
         await upstream.wait_for(cancelled=1)
         (record,) = recorder.records
-        assert (record.outcome, record.estimated, record.completion_tokens) == ("cancelled", True, 0)
+        assert (record.outcome, record.estimated) == ("cancelled", True)
+        assert record.completion_tokens > 0
         assert record.prompt_tokens > 0
         assert record.cost_usd > 0
 

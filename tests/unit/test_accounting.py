@@ -10,7 +10,7 @@ from contracts.limits import Caller, Spent
 from contracts.llm import ProxyRequest, StreamDelta, TokenUsage
 from contracts.routing import Route, Spill, Target, Timeouts
 from services.llm_proxy.accounting import CallAccount, NoPrices, total_cost, total_usage
-from services.llm_proxy.estimates import DEFAULT_COMPLETION_TOKENS, estimate_of, prompt_tokens
+from services.llm_proxy.estimates import DEFAULT_COMPLETION_TOKENS, CallEstimate, prompt_tokens
 
 TIMEOUTS = Timeouts(1, 1, 1, 1)
 FIRST, SECOND, DEAR = (Target("openai", name, TIMEOUTS) for name in ("first", "second", "dear"))
@@ -217,12 +217,26 @@ def test_sums_of_usage_tell_what_is_known():
     ("asked", "completion"), [(request(max_tokens=7), 7), (request(), DEFAULT_COMPLETION_TOKENS)], ids=["max_tokens", "default"]
 )
 def test_an_estimate_is_prompt_and_longest_answer_at_the_dearest_target(asked, completion):
-    assert estimate_of(asked, ROUTE, NoPrices()).nano_usd == 0
-    found = estimate_of(asked, ROUTE, Pricelist())
+    assert CallEstimate(asked, ROUTE, NoPrices()).nano_usd == 0
+    found = CallEstimate(asked, ROUTE, Pricelist())
     assert found.tokens == prompt_tokens(asked) + completion
     assert found.nano_usd == found.tokens * 10_000_000
     spilling = Route("plain", (FIRST,), spill=Spill((DEAR,), 1, 0))
-    assert estimate_of(asked, spilling, Pricelist()).nano_usd == found.tokens * 1_000_000_000
+    assert CallEstimate(asked, spilling, Pricelist()).nano_usd == found.tokens * 1_000_000_000
+
+
+async def test_nothing_is_estimated_for_a_call_whose_limits_do_not_ask(monkeypatch):
+    def asked(_):
+        raise AssertionError("nobody wants to know")
+
+    monkeypatch.setattr("services.llm_proxy.estimates.prompt_tokens", asked)
+    book = Book()
+    account = opened(book)
+    await account.reserve(book)
+    account.attempt(FIRST)
+    account.attempt_ended("ok", USAGE)
+    account.settle("ok")
+    assert book.settled == [Spent(requests=1, tokens=15, nano_usd=150_000_000)]
 
 
 @given(st.text(max_size=300))
