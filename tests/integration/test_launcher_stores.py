@@ -7,6 +7,8 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import nats
@@ -30,22 +32,30 @@ async def ask(url: str, statement: str) -> list[tuple]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Path:
+def cluster() -> Iterator[Path]:
     """A data directory with a cluster, made once; tests copy it."""
 
     async def make(folder: Path) -> None:
         async with PostgresServer(folder, durable=False) as server:
             await ask(server.urls.owner, "CREATE TABLE kept AS SELECT 1 AS x")
 
-    folder = tmp_path_factory.mktemp("cluster")
-    asyncio.run(make(folder))
-    return folder
+    # Not below pytest's folder: another run closes that to the user that the server runs as.
+    with tempfile.TemporaryDirectory(prefix="daarion-test-") as name:
+        folder = Path(name)
+        asyncio.run(make(folder))
+        yield folder
 
 
 @pytest.fixture
-def data_dir(cluster, tmp_path) -> Path:
-    subprocess.run(["cp", "-a", f"{cluster}/.", str(tmp_path)], check=True)
-    return tmp_path
+def server_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="daarion-test-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def data_dir(cluster, server_folder) -> Path:
+    subprocess.run(["cp", "-a", f"{cluster}/.", str(server_folder)], check=True)
+    return server_folder
 
 
 async def test_roles_are_bound_by_row_security(data_dir):
@@ -122,7 +132,7 @@ async def test_a_server_of_a_killed_launcher_is_ended_first(data_dir):
         "print(server.pid, flush=True); input()"
     )
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(data_dir), cwd=REPOSITORY, stdin=-1, stdout=-1)
-    pid = int(await asyncio.wait_for(child.stdout.readline(), 20))
+    pid = int(await asyncio.wait_for(child.stdout.readline(), 60))
     psutil.Process(pid).suspend()  # it cannot follow the kernel's signal, so it is still there at the next start
     child.kill()
     await child.wait()
@@ -141,16 +151,16 @@ async def test_a_stale_pid_file_that_names_a_stranger_is_no_hindrance(data_dir):
         assert await ask(server.urls.owner, "SELECT 1") == [(1,)]
 
 
-async def test_an_initdb_cut_short_leaves_nothing_in_the_way(tmp_path):
-    (tmp_path / ".postgres.draft").mkdir()
-    (tmp_path / ".postgres.draft/half").write_text("")
-    start = asyncio.ensure_future(PostgresServer(tmp_path, durable=False).start())
+async def test_an_initdb_cut_short_leaves_nothing_in_the_way(server_folder):
+    (server_folder / ".postgres.draft").mkdir()
+    (server_folder / ".postgres.draft/half").write_text("")
+    start = asyncio.ensure_future(PostgresServer(server_folder, durable=False).start())
     await asyncio.sleep(0.2)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
-    assert not list(tmp_path.glob(".postgres.password*"))
-    async with PostgresServer(tmp_path, durable=False) as server:
+    assert not list(server_folder.glob(".postgres.password*"))
+    async with PostgresServer(server_folder, durable=False) as server:
         assert await ask(server.urls.owner, "SELECT 1") == [(1,)]
 
 
