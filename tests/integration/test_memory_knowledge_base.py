@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.hashing_embedder import HashingEmbedder
-from tests.support.memory import SOFIA, STRANGER, Memory, succeeded
+from tests.support.memory import SOFIA, STRANGER, Memory, eventually, succeeded
 
 ROADMAP = """Вступ без заголовка.
 
@@ -36,6 +36,16 @@ async def reindex(memory: Memory, **body: str) -> dict[str, object]:
     report = succeeded(await memory.post("/kb/reindex", body))
     await memory.store("Позначка часу", {"agent_id": "agent:clock", "microdao_id": "microdao:clock"}, meta={"n": os.urandom(4).hex()})
     return {key: value for key, value in report.items() if value and key != "ok"}
+
+
+async def embedded(embedder: HashingEmbedder, passages: int) -> None:
+    """Waits for what is embedded in the background; more than `passages` is a failure as well."""
+
+    async def all_of_them() -> bool:
+        return embedder.passages >= passages
+
+    await eventually(all_of_them)
+    assert embedder.passages == passages
 
 
 async def hits(memory: Memory, query: str, tenant: dict[str, str] = SOFIA) -> list[dict[str, object]]:
@@ -71,14 +81,14 @@ async def test_runs_are_incremental(memory: Memory, shared: Path, embedder: Hash
     for name in ("a", "b", "c"):
         (shared / f"{name}.md").write_text(f"# {name}\nСторінка {name} про врожай", encoding="utf-8")
     await reindex(memory)
-    embedded = embedder.passages
+    await embedded(embedder, 3 + 1)  # each section, and a mark of time for each run
     assert await reindex(memory) == {"files": 3, "unchanged": 3}
     (shared / "a.md").rename(shared / "moved.md")
     (shared / "b.md").write_text("# b\nСторінка b про врожай\n\n# Нове\nДодано про насіння", encoding="utf-8")
     (shared / "c.md").unlink()
     os.utime(shared / "moved.md", (1, 1))
     assert await reindex(memory) == {"files": 2, "moved": 1, "changed": 1, "deleted": 1, "chunks": 1}
-    assert embedder.passages - embedded == 3  # the new section, and a mark of time for each run
+    await embedded(embedder, 4 + 1 + 2)  # the new section, and the marks of two more runs
     found = {hit["meta"]["path"] for hit in await hits(memory, "сторінка про врожай")}
     assert found == {"moved.md", "b.md"}
     assert (await hits(memory, "насіння"))[0]["meta"]["heading"] == "Нове"
