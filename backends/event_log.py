@@ -19,7 +19,10 @@ MAX_QUEUED = 20_000
 MAX_FILE_BYTES = 32 << 20
 BACKUPS = 2
 BATCH = 1_000
-FLUSH_INTERVAL_S = 0.2
+FLUSH_INTERVAL_S = 0.5
+AT_ONCE = 4
+GIVE_WAY_S = 0.0001
+"""After so many events the thread pauses: it shares the interpreter with the event loop, and a call would wait for all of a batch."""
 MAX_FIELD_CHARS = 2_048
 MAX_FILES = 40
 
@@ -92,13 +95,22 @@ class FileEventLog:
 
     def _write(self, batch: list[dict[str, Any]]) -> None:
         """Whatever a listener or a line does wrong, the thread goes on: without it every later event would be lost."""
+        lines: list[bytes] = []
+        for start in range(0, len(batch), AT_ONCE):
+            events = batch[start : start + AT_ONCE]
+            self._tell(events)
+            lines += [line for fields in events if (line := self._safe_line(fields))]
+            time.sleep(GIVE_WAY_S)
+        self._handler.emit(
+            logging.makeLogRecord({"msg": b"\n".join(lines).decode()})
+        )  # tells an error of the file on stderr, and raises none
+
+    def _tell(self, events: list[dict[str, Any]]) -> None:
         for listener in self._listeners:
             try:
-                listener(batch)
+                listener(events)
             except Exception as error:  # noqa: BLE001
                 _log.error("a listener of the event log failed: %s", type(error).__name__)  # a traceback might show contents
-        lines = b"\n".join(line for fields in batch if (line := self._safe_line(fields)))
-        self._handler.emit(logging.makeLogRecord({"msg": lines.decode()}))  # tells an error of the file on stderr, and raises none
 
     def _safe_line(self, fields: dict[str, Any]) -> bytes | None:
         name = fields.get("event")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ from configs.llm_failover import CircuitSettings, Name, RetrySettings, SpillSett
 from configs.llm_limits import LimitSettings, PriceSettings
 from contracts.routing import StreamRecovery
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 PricedModel = Annotated[str, StringConstraints(min_length=1, max_length=400)]
@@ -49,7 +51,7 @@ class ProviderSettings(BaseModel):
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
             msg = "must be an http:// or https:// URL"
             raise ValueError(msg)
         if parts.username or parts.password or parts.query or parts.fragment:
@@ -60,9 +62,15 @@ class ProviderSettings(BaseModel):
     @field_validator("headers")
     @classmethod
     def _no_credentials(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
+        for name, text in value.items():
             if name.lower() in {"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"}:
                 msg = f"`{name}` would be a secret in a file; give it through `api_key_env`"
+                raise ValueError(msg)
+            if not _HEADER_NAME.fullmatch(name) or not text.isprintable():
+                msg = f"`{name}` must be a header's name with a value of one line"
+                raise ValueError(msg)
+            if name.lower() in {"host", "content-length", "transfer-encoding", "connection", "accept-encoding"}:
+                msg = f"`{name}` is set by the proxy itself"
                 raise ValueError(msg)
         return value
 

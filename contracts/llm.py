@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator, with_config
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator, with_config
 from typing_extensions import TypedDict
 
 from contracts.errors import InvalidRequest
@@ -176,16 +176,15 @@ class ProxyRequest(BaseModel):
     response_format: ResponseFormat | None = None
     timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, allow_inf_nan=False)] | None = None
     cache: CacheRequest | None = None
-    _extra_body: dict[str, Any] | None = PrivateAttr(default=None)
 
     @property
     def extra_body(self) -> dict[str, Any] | None:
         """Fields of the caller's that only the upstream knows; never read from a body of `/proxy`."""
-        return self._extra_body
+        return self.__dict__.get(_EXTRA)
 
     def pass_through(self, fields: Mapping[str, Any]) -> None:
         """Hands `fields` on to upstreams that take them. Raises InvalidRequest as `checked_extra`."""
-        self._extra_body = checked_extra(fields) or None
+        self.__dict__[_EXTRA] = checked_extra(fields) or None  # no field, and cheaper than a private one on every request
 
     @model_validator(mode="after")
     def _consistent(self) -> "ProxyRequest":
@@ -201,7 +200,10 @@ class ProxyRequest(BaseModel):
 
     def options(self) -> "ChatOptions":
         """Returns the set sampling and format options, ready to stand in an upstream body."""
-        found = {key: value for key in _OPTION_FIELDS if (value := getattr(self, key)) is not None}
+        fields = self.__dict__  # pydantic's own look-up of attributes costs more than all the rest here
+        found = {key: value for key in _OPTION_FIELDS if (value := fields[key]) is not None}
+        if extra := fields.get(_EXTRA):
+            found["extra_body"] = extra
         return cast("ChatOptions", found)
 
 
@@ -275,7 +277,8 @@ class ChatOptions(TypedDict, total=False):
     extra_body: dict[str, Any]
 
 
-_OPTION_FIELDS = tuple(ChatOptions.__annotations__)
+_EXTRA = "extra_body"
+_OPTION_FIELDS = tuple(name for name in ChatOptions.__annotations__ if name != _EXTRA)
 
 
 class TokenUsage(BaseModel):

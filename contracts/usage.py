@@ -5,9 +5,10 @@ A record is written once per call and never changed. Contents of prompts and ans
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Annotated, Literal, Protocol
@@ -19,8 +20,11 @@ from contracts.limits import ANONYMOUS
 
 MAX_TEXT = 256
 MAX_COUNT = 2**53 - 1
+MAX_USD = 1_000_000_000
 MAX_PAGE = 1000
 OUTCOME_OK = "ok"
+
+_BILLIONTH = Decimal("1e-9")
 
 GroupKey = Literal["agent", "microdao", "model", "provider", "day"]
 
@@ -58,13 +62,19 @@ def distinct(keys: tuple[GroupKey, ...]) -> tuple[GroupKey, ...]:
 
 def billionths(value: Decimal) -> Decimal:
     """Returns a sum of money rounded to a billionth of a dollar, the ledger's precision."""
-    return value.quantize(Decimal("1e-9"))
+    return value.quantize(_BILLIONTH)
 
 
-Text = Annotated[str, AfterValidator(storable_text)]
-Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Money = Annotated[Decimal, Field(ge=0, lt=1_000_000_000, allow_inf_nan=False), AfterValidator(billionths)]
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _aware(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("time needs a zone")
+    return utc(value)
+
+
 Instant = Annotated[AwareDatetime, AfterValidator(utc)]
 
 
@@ -88,42 +98,62 @@ class AttemptRecord:
     cost_usd: Decimal | None = None
 
 
-class UsageRecord(BaseModel):
+@dataclass(slots=True, kw_only=True)
+class UsageRecord:
     """One LLM call as it was accounted: what all its attempts took together, and `tries`, what each of them took.
 
     `outcome` is "ok", "cancelled" or the stable `type` of the error. Tokens of a failed or abandoned call are those
     that the provider had charged by then; `estimated` says that they were counted here because it did not tell.
-    `cost_usd` is None unless every attempt that took tokens has a price. `credential` is the name of the caller's; the
-    sink puts its own name into `recorder`. Without `tries` the call is its own only attempt. Unknown keys are ignored and
-    later fields need a default, because a journal may outlive the version that wrote it.
+    `cost_usd` is None unless every attempt that took tokens has a price. `credential` is the name of the caller's; whoever
+    writes the record adds its own name as `recorder`. Without `tries` the call is its own only attempt. Later fields need a
+    default, because a journal may outlive the version that wrote it.
+
+    A plain class, because one is made for every call. Names are made storable (`storable_text`), times UTC and money
+    billionths; raises ValueError for numbers that no call can have.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    id: UUID = Field(default_factory=new_record_id)
-    request_id: Text
-    occurred_at: Instant = Field(default_factory=lambda: datetime.now(UTC))
-    agent_id: Text
-    microdao_id: Text
-    channel_id: Text | None = None
-    logical_model: Text
-    provider: Text
-    physical_model: Text
-    prompt_tokens: Count = 0
-    completion_tokens: Count = 0
-    total_tokens: Count = 0
-    cached_tokens: Count = 0
-    reasoning_tokens: Count = 0
-    latency_ms: Milliseconds
-    ttft_ms: Milliseconds | None = None
-    outcome: Text = OUTCOME_OK
+    request_id: str
+    agent_id: str
+    microdao_id: str
+    logical_model: str
+    provider: str
+    physical_model: str
+    latency_ms: float
+    channel_id: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    ttft_ms: float | None = None
+    outcome: str = OUTCOME_OK
     streamed: bool = False
     estimated: bool = False
-    attempts: Annotated[int, Field(ge=0, le=1000)] = 1
-    cost_usd: Money | None = None
-    credential: Text = ANONYMOUS
-    recorder: Text = ""
+    attempts: int = 1
+    cost_usd: Decimal | None = None
+    credential: str = ANONYMOUS
     tries: tuple[AttemptRecord, ...] = ()
+    id: UUID = field(default_factory=new_record_id)
+    occurred_at: datetime = field(default_factory=_now)
+
+    def __post_init__(self) -> None:
+        self.request_id, self.agent_id = storable_text(self.request_id), storable_text(self.agent_id)
+        self.microdao_id, self.logical_model = storable_text(self.microdao_id), storable_text(self.logical_model)
+        self.provider, self.physical_model = storable_text(self.provider), storable_text(self.physical_model)
+        self.outcome, self.credential = storable_text(self.outcome), storable_text(self.credential)
+        if self.channel_id is not None:
+            self.channel_id = storable_text(self.channel_id)
+        counts = (self.prompt_tokens, self.completion_tokens, self.total_tokens, self.cached_tokens, self.reasoning_tokens, self.attempts)
+        if min(counts) < 0 or max(counts) > MAX_COUNT:
+            raise ValueError("a count is negative or over the bound")
+        if not (0 <= self.latency_ms < math.inf and 0 <= (self.ttft_ms or 0) < math.inf):
+            raise ValueError("a duration is negative or no number")
+        if self.cost_usd is not None:
+            if not (self.cost_usd.is_finite() and 0 <= self.cost_usd < MAX_USD):
+                raise ValueError("a cost is negative, over the bound or no number")
+            self.cost_usd = billionths(self.cost_usd)
+        if self.occurred_at.tzinfo is not UTC:
+            self.occurred_at = _aware(self.occurred_at)
 
 
 class UsageFilter(BaseModel):

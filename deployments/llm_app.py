@@ -34,7 +34,7 @@ from deployments.engines.app import LOCAL_LLM
 from deployments.limit_authority import AuthorityClient
 from deployments.llm_answers import AnswersRuntime
 from deployments.metrics import LLMMetrics
-from deployments.replica import access_control, open_event_log
+from deployments.replica import access_control, open_event_log, tune_interpreter
 from interfaces.http.batches import BatchRoutes, add_batch_routes
 from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
 from interfaces.http.ingress import Ingress
@@ -80,6 +80,7 @@ class LLMReplica:
     """Wires the LLM proxy's ports to their adapters in one replica."""
 
     async def __init__(self, args: LLMArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        tune_interpreter()
         self._args = args
         self._environment = read_environment()
         self._events = open_event_log(self._environment, APPLICATION, [LLMMetrics()])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import aiohttp
 import orjson
 from typing_extensions import Unpack
 
@@ -19,6 +18,16 @@ from contracts.ports import Condition
 from contracts.routing import Target
 from providers.assembly import assembled
 from providers.continuation import continued
+from providers.http_exchange import (
+    AnswerCutOff,
+    AnswerTooLarge,
+    ConnectFailed,
+    ConnectionBroken,
+    ConnectTimedOut,
+    Exchange,
+    HttpError,
+)
+from providers.http_pool import HttpPool
 from providers.openai_shapes import StreamParser, chat_body, parse_completion
 from providers.resources import ProviderResources
 from providers.sse import SSEDecoder
@@ -47,22 +56,24 @@ class Provider:
 
     def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
         self.name = name
-        self._url = f"{settings.base_url}/chat/completions"
         self._extra = settings.extra_body
         self._continuation: Continuation = settings.continuation or "instruct"
         self._done_completes = settings.done_completes
         self._streams_all = settings.stream_whole_answers
         self._key_env = settings.api_key_env
         self._key = resources.secret(settings.api_key_env) if settings.api_key_env else None
-        self._headers = {"Content-Type": "application/json", **settings.headers}
-        if self._key:
-            self._headers["Authorization"] = f"Bearer {self._key}"
-        self._session = resources.session(name, settings.max_connections)
+        self._unusable_key = self._key is not None and not self._key.isprintable()
+        headers = {"Content-Type": "application/json", "User-Agent": f"daarion-serve ({name})", **settings.headers}
+        if self._key and not self._unusable_key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        self._pool = HttpPool(f"{settings.base_url}/chat/completions", headers)
         self._turns = asyncio.Semaphore(settings.max_connections)
         self._draining: set[asyncio.Task[None]] = set()
 
     def unavailable_reason(self) -> str | None:
-        """Names the missing key, if one is configured and absent."""
+        """Names the key, if one is configured and absent or cannot be sent."""
+        if self._unusable_key:
+            return f"{self._key_env} holds a control character"
         return f"{self._key_env} is not set" if self._key_env and not self._key else None
 
     def condition(self) -> Condition:
@@ -76,28 +87,47 @@ class Provider:
         if self._streams_all:
             return await assembled(self.stream(messages, target, deadline, **options))
         body = chat_body(target.name, messages, options, self._extra, stream=False)
-        async with self._turn(target, deadline):
-            limit = deadline.at_most(target.timeouts.whole_s())
-            with self._translated(limit):
-                async with asyncio.timeout(limit), self._post(body, target) as response:
-                    payload = await self._json(response, MAX_ANSWER_BYTES)
-        return parse_completion(payload)
+        held = await self._turn(target, deadline)
+        limit = deadline.at_most(target.timeouts.whole_s())
+        try:
+            async with asyncio.timeout(limit):
+                exchange = await self._post(held, body, target)
+                payload = await exchange.whole(MAX_ANSWER_BYTES)
+        except (HttpError, TimeoutError) as error:
+            raise self._leaf(error, limit) from None
+        finally:
+            held.end()
+        return parse_completion(_decoded(payload))
 
     async def stream(
         self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
     ) -> AsyncIterator[StreamItem]:
         """Yields deltas, then one StreamEnd. Raises as `chat`; a stream without its end is an error."""
         body = chat_body(target.name, messages, options, self._extra, stream=True)
-        with self._translated(None):
-            async with contextlib.AsyncExitStack() as stack:
-                await stack.enter_async_context(self._turn(target, deadline))
-                clock = _StreamClock(target, deadline.sooner(target.timeouts.total_s))
-                async with clock.waiting():
-                    response = await stack.enter_async_context(self._post(body, target))
-                async for item in self._items(response, clock):
-                    if isinstance(item, StreamEnd) and not response.content.is_eof():
-                        self._drain_later(response, stack.pop_all())
-                    yield item
+        held = await self._turn(target, deadline)
+        try:
+            clock = _StreamClock(target, deadline.sooner(target.timeouts.total_s))
+            async with clock.waiting():
+                exchange = await self._post(held, body, target)
+            parser = StreamParser(done_completes=self._done_completes)
+            events = _Events(exchange, parser, clock)
+            while not events.ended:
+                for payload in await events.next():
+                    delta = parser.feed(_decoded(payload))
+                    if delta is not None:
+                        clock.content()
+                        yield delta
+            if events.marked:
+                parser.end_marked()
+            if parser.finish_reason is None:
+                raise UpstreamInvalidResponse(f"provider `{self.name}` ended its stream before the answer was complete")
+            if not exchange.ended:
+                self._drain_later(held.passed_on())
+            yield StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage())
+        except (HttpError, TimeoutError) as error:
+            raise self._leaf(error, None) from None
+        finally:
+            held.end()
 
     def continued(self, messages: Sequence[ChatMessage], text: str, options: ChatOptions) -> tuple[list[ChatMessage], ChatOptions] | None:
         """Returns the call that asks for the rest of an answer, in the provider's dialect."""
@@ -109,11 +139,10 @@ class Provider:
         for task in draining:
             task.cancel()
         await asyncio.gather(*draining, return_exceptions=True)
-        await self._session.close()
+        self._pool.close()
 
-    @contextlib.asynccontextmanager
-    async def _turn(self, target: Target, deadline: Deadline) -> AsyncIterator[None]:
-        """Holds one of the provider's connections. Raises Overloaded, or DeadlineExceeded where that comes first."""
+    async def _turn(self, target: Target, deadline: Deadline) -> _Held:
+        """Takes one of the provider's connections. Raises Overloaded, or DeadlineExceeded where that comes first."""
         if self._turns.locked():
             try:
                 async with asyncio.timeout(deadline.at_most(min(target.timeouts.connect_s, target.timeouts.total_s))):
@@ -123,96 +152,115 @@ class Provider:
                 raise Overloaded(f"every connection to provider `{self.name}` is in use: retry shortly") from None
         else:
             await self._turns.acquire()
-        try:
-            yield
-        finally:
-            self._turns.release()
+        return _Held(self._turns)
 
-    def _drain_later(self, response: aiohttp.ClientResponse, held: contextlib.AsyncExitStack) -> None:
+    async def _post(self, held: _Held, body: dict[str, Any], target: Target) -> Exchange:
+        """Returns the exchange once its head is here, a success; `held` ends it. Raises HttpError, or the leaf of a refusal."""
+        exchange = held.exchange = await self._pool.post(orjson.dumps(body), connect_s=target.timeouts.connect_s)
+        if exchange.status != 200:
+            raise await self._refusal(exchange)
+        return exchange
+
+    async def _refusal(self, exchange: Exchange) -> DaarionError:
+        payload: object = None
+        with contextlib.suppress(DaarionError, HttpError, TimeoutError):
+            async with asyncio.timeout(2):
+                payload = _decoded(await exchange.whole(MAX_ERROR_BYTES))
+        return error_for_status(self.name, exchange.status, exchange.headers, payload)
+
+    def _drain_later(self, held: _Held) -> None:
         """Reads a finished stream to the end of its body, out of the caller's way, and lets its connection go."""
-        task = asyncio.create_task(_drain(response, held), name="drain")
+        task = asyncio.create_task(_drain(held), name="drain")
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
 
-    @contextlib.asynccontextmanager
-    async def _post(self, body: dict[str, Any], target: Target) -> AsyncIterator[aiohttp.ClientResponse]:
-        timeout = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=target.timeouts.connect_s)
-        async with self._session.post(
-            self._url, data=orjson.dumps(body), headers=self._headers, allow_redirects=False, timeout=timeout
-        ) as response:
-            if response.status != 200:
-                raise await self._refusal(response)
-            yield response
+    def _leaf(self, error: HttpError | TimeoutError, limit: float | None) -> DaarionError:
+        """The one place where what went wrong on the wire becomes a leaf."""
+        match error:
+            case ConnectTimedOut():
+                return UpstreamTimeout(f"provider `{self.name}` could not be connected to in time")
+            case ConnectFailed():
+                return UpstreamUnavailable(f"provider `{self.name}` cannot be reached")
+            case ConnectionBroken():
+                return UpstreamUnavailable(f"provider `{self.name}` broke the connection")
+            case AnswerCutOff():
+                cut_off = UpstreamInvalidResponse(f"provider `{self.name}` cut its answer off")
+                cut_off.begun = True
+                return cut_off
+            case AnswerTooLarge():
+                return UpstreamInvalidResponse(f"the provider's answer is over {MAX_ANSWER_BYTES >> 20} MiB")
+            case TimeoutError():
+                within = f" within {limit:.3g} s" if limit else " in time"
+                return UpstreamTimeout(f"provider `{self.name}` did not answer{within}")
+            case _:
+                return UpstreamInvalidResponse(f"provider `{self.name}` answered no valid HTTP")
 
-    async def _items(self, response: aiohttp.ClientResponse, clock: _StreamClock) -> AsyncIterator[StreamItem]:
-        parser = StreamParser(done_completes=self._done_completes)
-        async for payload in self._payloads(response, parser, clock):
-            delta = parser.feed(_decoded(payload))
-            if delta is not None:
-                clock.content()
-                yield delta
-        if parser.finish_reason is None:
-            raise UpstreamInvalidResponse(f"provider `{self.name}` ended its stream before the answer was complete")
-        yield StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage())
 
-    async def _payloads(self, response: aiohttp.ClientResponse, parser: StreamParser, clock: _StreamClock) -> AsyncIterator[bytes]:
-        """Yields event payloads up to `[DONE]`, the end of the body, or the grace after the finish reason."""
-        decoder, size = SSEDecoder(), 0
-        grace: Deadline | None = None
-        while True:
-            if parser.finish_reason and grace is None:
-                grace = Deadline.after(USAGE_GRACE_S)
-            if grace is not None and grace.remaining() <= 0:
-                return
-            try:
-                async with clock.waiting(grace):
-                    chunk = await response.content.readany()
-            except (TimeoutError, aiohttp.ClientError):
-                if parser.finish_reason:
-                    return
-                raise
-            size += len(chunk)
-            if size > MAX_ANSWER_BYTES:
-                raise _oversized(MAX_ANSWER_BYTES)
-            payloads = decoder.feed(chunk) if chunk else decoder.finish()
-            for payload in payloads:
-                if payload.strip() == _DONE:
-                    parser.end_marked()
-                    return
-                yield payload
-            if not chunk or parser.told_at_end:
-                return
+class _Held:
+    """What one call holds of its provider: a turn, and the exchange once it is there. `end` lets go of both, once."""
 
-    async def _json(self, response: aiohttp.ClientResponse, limit: int) -> object:
-        return _decoded(await _bounded_body(response, limit))
+    __slots__ = ("_turns", "exchange")
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> DaarionError:
-        payload: object = None
-        with contextlib.suppress(DaarionError, aiohttp.ClientError, TimeoutError):
-            async with asyncio.timeout(2):
-                payload = await self._json(response, MAX_ERROR_BYTES)
-        return error_for_status(self.name, response.status, response.headers, payload)
+    def __init__(self, turns: asyncio.Semaphore) -> None:
+        self._turns: asyncio.Semaphore | None = turns
+        self.exchange: Exchange | None = None
 
-    @contextlib.contextmanager
-    def _translated(self, limit: float | None) -> Iterator[None]:
-        """The one place where the client library's exceptions become leaves."""
+    def end(self) -> None:
+        if self._turns is None:
+            return
+        turns, self._turns = self._turns, None
+        if self.exchange is not None:
+            self.exchange.release()
+        turns.release()
+
+    def passed_on(self) -> _Held:
+        """Returns the same for somebody else to end; this one holds nothing any more."""
+        assert self._turns is not None
+        other = _Held(self._turns)
+        other.exchange, self._turns = self.exchange, None
+        return other
+
+
+class _Events:
+    """The events of a stream, up to `[DONE]` (it is `marked`, then), the end of the body, or the grace after the finish reason."""
+
+    def __init__(self, exchange: Exchange, parser: StreamParser, clock: _StreamClock) -> None:
+        self._exchange = exchange
+        self._parser = parser
+        self._clock = clock
+        self._decoder = SSEDecoder()
+        self._size = 0
+        self._grace: Deadline | None = None
+        self.ended = False
+        self.marked = False
+
+    async def next(self) -> list[bytes]:
+        """Returns the payloads that came next, perhaps none. Raises HttpError or TimeoutError where the answer is not finished."""
+        if self._parser.finish_reason and self._grace is None:
+            self._grace = Deadline.after(USAGE_GRACE_S)
+        if self._parser.told_at_end or (self._grace is not None and self._grace.remaining() <= 0):
+            self.ended = True
+            return []
         try:
-            yield
-        except aiohttp.ConnectionTimeoutError:
-            raise UpstreamTimeout(f"provider `{self.name}` could not be connected to in time") from None
-        except TimeoutError:
-            within = f" within {limit:.3g} s" if limit else " in time"
-            raise UpstreamTimeout(f"provider `{self.name}` did not answer{within}") from None
-        except aiohttp.ClientConnectorError:
-            raise UpstreamUnavailable(f"provider `{self.name}` cannot be reached") from None
-        except (aiohttp.ClientPayloadError, aiohttp.ContentTypeError):
-            cut_off = UpstreamInvalidResponse(f"provider `{self.name}` cut its answer off")
-            cut_off.begun = True
-            raise cut_off from None
-        except (aiohttp.ClientConnectionError, ConnectionError):
-            raise UpstreamUnavailable(f"provider `{self.name}` broke the connection") from None
-        except (aiohttp.ClientError, ValueError):
-            raise UpstreamInvalidResponse(f"provider `{self.name}` answered no valid HTTP") from None
+            async with self._clock.waiting(self._grace):
+                chunk = await self._exchange.read()
+        except (TimeoutError, HttpError):
+            if not self._parser.finish_reason:
+                raise
+            self.ended = True
+            return []
+        self._size += len(chunk)
+        if self._size > MAX_ANSWER_BYTES:
+            raise AnswerTooLarge
+        self.ended = not chunk
+        return self._before_done(self._decoder.feed(chunk) if chunk else self._decoder.finish())
+
+    def _before_done(self, payloads: list[bytes]) -> list[bytes]:
+        for place, payload in enumerate(payloads):
+            if payload.strip() == _DONE:
+                self.ended = self.marked = True
+                return payloads[:place]
+        return payloads
 
 
 class _StreamClock:
@@ -235,30 +283,15 @@ class _StreamClock:
         return asyncio.timeout(self._deadline.at_most((grace or self._until).remaining()))
 
 
-async def _drain(response: aiohttp.ClientResponse, held: contextlib.AsyncExitStack) -> None:
-    async with held:
-        with contextlib.suppress(TimeoutError, aiohttp.ClientError, ValueError):
+async def _drain(held: _Held) -> None:
+    try:
+        with contextlib.suppress(TimeoutError, HttpError):
             async with asyncio.timeout(DRAIN_S):
                 size = 0
-                while (chunk := await response.content.readany()) and size <= MAX_DRAINED_BYTES:
+                while held.exchange is not None and (chunk := await held.exchange.read()) and size <= MAX_DRAINED_BYTES:
                     size += len(chunk)
-
-
-async def _bounded_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    length = response.content_length
-    if length is not None and length <= limit and "Content-Encoding" not in response.headers:
-        return await response.read()
-    parts, size = [], 0
-    async for chunk in response.content.iter_any():
-        size += len(chunk)
-        if size > limit:
-            raise _oversized(limit)
-        parts.append(chunk)
-    return b"".join(parts)
-
-
-def _oversized(limit: int) -> UpstreamInvalidResponse:
-    return UpstreamInvalidResponse(f"the provider's answer is over {limit >> 20} MiB")
+    finally:
+        held.end()
 
 
 def _decoded(payload: bytes) -> object:

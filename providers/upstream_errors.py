@@ -44,11 +44,11 @@ _PRIVATE = (
 def error_for_status(provider: str, status: int, headers: Mapping[str, str], payload: object) -> DaarionError:
     """Returns the leaf for a non-200 answer.
 
-    `payload` is the decoded JSON body, or None. Provider texts are shown only for refusals that the caller can act
-    on, cleaned of keys, addresses and paths.
+    `headers` have lower-case names; `payload` is the decoded JSON body, or None. Provider texts are shown only for refusals
+    that the caller can act on, cleaned of keys, addresses and paths.
     """
     code, text = _code_and_text(payload)
-    retry_after = retry_after_s(headers.get("Retry-After"), headers.get("Retry-After-Ms"))
+    retry_after = retry_after_s(headers.get("retry-after"), headers.get("retry-after-ms"))
     if status == 403 and (refusal := _moderation(provider, code, text)) is not None:
         return refusal
     if status in {401, 403}:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -44,7 +45,7 @@ class LLMRoutes:
             recorded = await self.idempotency.run(body, key, lambda: self.proxy().complete(body, request_id))
             return JsonResponse(recorded.body, headers={"Idempotent-Replayed": "true"} if recorded.replayed else None)
         answer = await self.proxy().complete(body, request_id)
-        return JsonResponse(answer.model_dump(exclude_none=True))
+        return JsonResponse(to_json(answer, exclude_none=True))
 
     async def stream(self, request: Request) -> Response:
         """`POST /stream`."""

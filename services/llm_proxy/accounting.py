@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 
 from contracts.errors import DaarionError, DeadlineExceeded
@@ -21,6 +21,8 @@ OUTCOME_INTERNAL = "internal"
 
 GUESSED_TOKENS_PER_S = 50
 """How fast a provider is taken to write a whole answer of which nothing was seen, because the caller left or it was cut off."""
+
+NO_USAGE = TokenUsage()
 
 _PROVIDER_WORKED = frozenset({OUTCOME_CANCELLED, OUTCOME_INTERNAL, DeadlineExceeded.type, "upstream_timeout"})
 """Ends of an attempt after which the provider may have read the prompt although it sent nothing."""
@@ -44,7 +46,7 @@ class _Try:
     latency_ms: float = 0.0
     first_token_at: float | None = None
     deltas: int = 0
-    usage: TokenUsage = field(default_factory=TokenUsage)
+    usage: TokenUsage = NO_USAGE
     so_far: TokenUsage | None = None
     cost_usd: Decimal | None = None
 
@@ -161,7 +163,7 @@ class CallAccount:
         Of a stream every piece was seen; what a whole answer had come to is guessed by its time, up to what was set aside for it.
         """
         if not ended.deltas and not worked:
-            return TokenUsage()
+            return NO_USAGE
         completion = ended.deltas
         if not self._streamed:
             completion = min(completion_tokens(self._request), math.ceil(ended.latency_ms / 1000 * GUESSED_TOKENS_PER_S))

@@ -95,6 +95,7 @@ def assert_leaf(error: DaarionError | None, kind: type[DaarionError], upstream: 
         "127.0.0.1",
         "/srv/",
         "aiohttp",
+        "httptools",
         "Traceback",
         *([str(upstream.port)] if upstream else []),
     ):

@@ -1,6 +1,7 @@
 """The ledger's writer on a real PostgreSQL: nothing lost, nothing twice, and no I/O on the caller's path."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from backends.database import Database
@@ -57,8 +59,9 @@ async def test_every_field_arrives_as_it_was(database: Database, tmp_path: Path)
         for record in records:
             writer.record(record)
         await until(lambda: writer.statistics().written == 2)
-    rows = {row["id"]: UsageRecord.model_validate(row) for row in await stored(database)}
-    assert rows == {record.id: record for record in records}
+    fields = [field.name for field in dataclasses.fields(UsageRecord) if field.name != "tries"]
+    rows = {row["id"]: {name: row[name] for name in fields} for row in await stored(database)}
+    assert rows == {record.id: {name: getattr(record, name) for name in fields} for record in records}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,7 +138,9 @@ async def test_one_bad_row_does_not_hold_up_the_others(database: Database, tmp_p
         writer_of.record(usage_record(prompt_tokens=number))
     writer_of.raw(b'{"id": "no uuid"}')
     writer_of.raw(b'{"id": "00000000-0000-7000-8000-000000000009", "agent_id": null}')
-    writer_of.record(usage_record().model_copy(update={"prompt_tokens": -5}))
+    impossible = usage_record()
+    impossible.prompt_tokens = -5
+    writer_of.record(impossible)
     writer_of.record(usage_record())
     journal.close()
     async with writing(database, tmp_path, events=events) as writer:
@@ -250,7 +255,7 @@ class Writer:
         self._journal = journal
 
     def record(self, record: UsageRecord) -> None:
-        assert self._journal.append(record.model_dump_json().encode())
+        assert self._journal.append(orjson.dumps(record, default=str))
 
     def raw(self, data: bytes) -> None:
         assert self._journal.append(data)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from contracts.usage import MAX_TEXT, UsageFilter, UsageRecord, new_record_id
+from contracts.usage import MAX_TEXT, UsageFilter, new_record_id
 from tests.support.usage import usage_record
 
 any_text = st.text(st.characters(codec=None), max_size=400)
@@ -31,7 +31,7 @@ def test_any_name_becomes_one_that_the_database_can_hold(text: str) -> None:
     record = usage_record(agent_id=text)
     assert "\0" not in record.agent_id
     assert len(record.agent_id) <= MAX_TEXT
-    assert orjson.loads(orjson.dumps(vars(record), default=str))["agent_id"] == record.agent_id
+    assert orjson.loads(orjson.dumps(record, default=str))["agent_id"] == record.agent_id
 
 
 @given(st.text(max_size=MAX_TEXT).filter(lambda text: "\0" not in text))
@@ -53,7 +53,7 @@ def test_a_good_name_stays_as_it_is(text: str) -> None:
     ],
 )
 def test_impossible_values_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValueError, match=r"negative|zone|range"):
         usage_record(**change)
 
 
@@ -63,11 +63,6 @@ def test_money_is_kept_to_a_billionth_and_time_in_utc() -> None:
     assert record.cost_usd == Decimal("0.000000001")
     assert record.occurred_at == datetime(2025, 12, 31, 23, tzinfo=UTC)
     assert record.occurred_at.tzinfo is UTC
-
-
-def test_a_record_of_a_newer_version_is_read() -> None:
-    written = orjson.loads(orjson.dumps(vars(usage_record()), default=str)) | {"added_later": 1}
-    assert UsageRecord.model_validate(written) == usage_record(id=written["id"])
 
 
 def test_a_filter_names_each_key_once_and_knows_no_others() -> None:
