@@ -80,6 +80,16 @@ class _Common(BaseModel):
     prefixes: PrefixSettings = PrefixSettings()
 
     @property
+    def physical_name(self) -> str:
+        """The model's name where it is asked: for the ledger and for prices."""
+        return self.served_name
+
+    @property
+    def address(self) -> str | None:
+        """Where it is asked, for prices; None in the graph."""
+        return None
+
+    @property
     def space(self) -> EmbeddingSpace:
         """The space of the model's own vectors."""
         return EmbeddingSpace(self.version, self.dimension)
@@ -139,6 +149,16 @@ class RemoteEmbedderSettings(_Common):
     max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 256
     connect_timeout_s: Seconds = 5
     timeout_s: Seconds = 60
+
+    @property
+    def physical_name(self) -> str:
+        """Its name there."""
+        return self.model
+
+    @property
+    def address(self) -> str | None:
+        """Where it is asked."""
+        return self.base_url
 
     @field_validator("base_url")
     @classmethod

@@ -14,6 +14,7 @@ from configs.llm_limits import LimitSettings, PriceSettings
 from contracts.routing import StreamRecovery
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+EMBEDDER_TYPES = ("local", "openai_compatible")
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 PricedModel = Annotated[str, StringConstraints(min_length=1, max_length=400)]
@@ -44,6 +45,7 @@ class ProviderSettings(BaseModel):
     done_completes: bool = False
     stream_whole_answers: bool = False
     max_connections: Annotated[int, Field(ge=1, le=10_000)] = 512
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
 
     @field_validator("base_url")
     @classmethod
@@ -103,7 +105,8 @@ class ModelSettings(BaseModel):
 class LLMSettings(BaseModel):
     """`llm.yaml`.
 
-    A key of `prices` is a model of this file, or `<provider>/<the provider's name of the model>`.
+    A key of `prices` is a model of this file, or `<provider>/<the provider's name of the model>`; the embedder's provider is its `type`
+    in `engines.yaml`.
     """
 
     model_config = _STRICT
@@ -131,7 +134,7 @@ class LLMSettings(BaseModel):
                         msg = f"models.{name}.{key}: `{other}` must be another model of this file"
                         raise ValueError(msg)
         for name in self.prices:
-            if name not in self.models and name.partition("/")[0] not in self.providers:
+            if name not in self.models and name.partition("/")[0] not in {*self.providers, *EMBEDDER_TYPES}:
                 msg = f"prices.{name}: neither a model of this file nor `<provider>/<name>` of a provider of this file"
                 raise ValueError(msg)
         return self

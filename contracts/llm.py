@@ -77,9 +77,10 @@ class ContentPart(TypedDict):
 
 @with_config(_DROPPING)
 class ChatMessage(TypedDict):
-    """One message. `content` may be null only where `tool_calls` stand in its place.
+    """One message. `content` may be null only where `tool_calls` or a `refusal` stand in its place.
 
-    Other keys, such as those that client libraries keep on an assistant's answer, are dropped.
+    A refusal goes to the upstream as the content that it is. Other keys, such as those that client libraries keep on an
+    assistant's answer, are dropped.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -87,6 +88,7 @@ class ChatMessage(TypedDict):
     name: NotRequired[Annotated[str, StringConstraints(max_length=256)] | None]
     tool_calls: NotRequired[Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None]
     tool_call_id: NotRequired[Annotated[str, StringConstraints(max_length=MAX_CALL_ID)] | None]
+    refusal: NotRequired[Text | None]
 
 
 @with_config(_LENIENT)
@@ -208,6 +210,10 @@ class ProxyRequest(BaseModel):
 
 
 def _check_message(index: int, message: ChatMessage) -> None:
+    if "refusal" in message:
+        refusal = message.pop("refusal")
+        if message.get("content") is None and refusal:
+            message["content"] = refusal
     if message.get("content") is None and not message.get("tool_calls"):
         msg = f"messages[{index}].content: required unless the message has tool_calls"
         raise ValueError(msg)
@@ -306,7 +312,10 @@ class Attempt(BaseModel):
 
 
 class ProxyResponse(BaseModel):
-    """Body of a successful `POST /internal/llm/proxy`. Absent optional fields are left out."""
+    """Body of a successful `POST /internal/llm/proxy`. Absent optional fields are left out.
+
+    `refusal` is what the model said in place of an answer, from providers that tell the two apart.
+    """
 
     content: str
     usage: TokenUsage
@@ -314,6 +323,7 @@ class ProxyResponse(BaseModel):
     model_resolved: str
     tool_calls: list[ToolCall] | None = None
     reasoning_content: str | None = None
+    refusal: str | None = None
     finish_reason: str | None = None
     request_id: str | None = None
     latency_ms: float | None = None
@@ -322,13 +332,14 @@ class ProxyResponse(BaseModel):
 
 
 class LLMResponse(BaseModel):
-    """What a provider returns for one whole answer. `reasoning` is kept apart from `content`."""
+    """What a provider returns for one whole answer. `reasoning` and `refusal` are kept apart from `content`."""
 
     content: str
     usage: TokenUsage
     finish_reason: str | None = None
     tool_calls: list[ToolCall] | None = None
     reasoning: str | None = None
+    refusal: str | None = None
 
 
 class StreamDelta(BaseModel):
@@ -340,6 +351,7 @@ class StreamDelta(BaseModel):
     content: str | None = None
     reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    refusal: str | None = None
     usage: TokenUsage | None = None
 
 

@@ -119,7 +119,7 @@ class CompletionMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str | None
-    refusal: None = None
+    refusal: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
@@ -167,7 +167,8 @@ class ModelCards(BaseModel):
 def completion_of(answer: ProxyResponse, request_id: str) -> dict[str, Any]:
     """Returns the body of a whole answer, with the nulls that OpenAI's has and without those of ours."""
     calls = [dict(call) for call in answer.tool_calls] if answer.tool_calls else None
-    message: dict[str, Any] = {"role": "assistant", "content": answer.content or (None if calls else ""), "refusal": None}
+    content = answer.content or (None if calls or answer.refusal else "")
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": answer.refusal}
     if answer.reasoning_content is not None:
         message["reasoning_content"] = answer.reasoning_content
     if calls:
@@ -223,13 +224,14 @@ class ChunkWriter:
 
     def delta(self, delta: StreamDelta) -> dict[str, Any]:
         """The chunk of one piece of the answer."""
-        fields = {"content": delta.content, "reasoning_content": delta.reasoning, "tool_calls": delta.tool_calls}
+        fields = {"content": delta.content, "reasoning_content": delta.reasoning, "tool_calls": delta.tool_calls, "refusal": delta.refusal}
         return self._chunk({name: value for name, value in fields.items() if value is not None})
 
     def last(self, end: StreamEnd, model: str, provider: str) -> list[dict[str, Any]]:
         """The chunk with the finish reason and, where it was asked for, the one with the usage."""
         self._head["model"] = model
-        ours = {"provider": provider, "cached": end.cached, "written_by": end.written_by}
+        attempts = None if end.attempts is None else [attempt.model_dump() for attempt in end.attempts]
+        ours = {"provider": provider, "cached": end.cached, "written_by": end.written_by, "attempts": attempts}
         chunks = [self._chunk({}, end.finish_reason) | {name: value for name, value in ours.items() if value is not None}]
         if self._include_usage:
             chunks.append({**self._head, "choices": [], "usage": usage_of(end.usage)})

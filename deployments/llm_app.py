@@ -48,7 +48,7 @@ from providers.resources import ProviderResources
 from providers.routing import RoutingTable
 from services.health import Dependency, HealthMonitor
 from services.llm_proxy.circuits import Circuits, State
-from services.llm_proxy.embeddings import Embeddings
+from services.llm_proxy.embeddings import Embeddings, embedding_target
 from services.llm_proxy.limit_states import LimitStates
 from services.llm_proxy.limiter import LeasedLimiter
 from services.llm_proxy.service import LLMProxy
@@ -117,7 +117,7 @@ class LLMReplica:
         replaced, self._providers = self._providers, self._build_providers(settings)
         router = RoutingTable(settings)
         self._circuits.keep(route.primary for route in router.routes())  # every target is some model's own
-        prices = PriceBook(settings)
+        prices = PriceBook(settings, urls={self._embedder_settings.type: self._embedder_settings.address})
         await asyncio.to_thread(prices.warm)
         self._limits = settings.limits
         self._limiter.reconfigure(self._limits.of)
@@ -163,7 +163,8 @@ class LLMReplica:
         settings = self._embedder_settings
         return Embeddings(
             model=settings.served_name,
-            provider=settings.type,
+            target=embedding_target(settings.type, settings.physical_name),
+            prices=lambda: self._current().prices,
             embedder=self._embedder,
             limiter=lambda: self._current().limiter,
             usage=self._usage,

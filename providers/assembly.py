@@ -21,6 +21,7 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
     """
     content: list[str] = []
     reasoning: list[str] = []
+    refusal: list[str] = []
     calls: dict[int, dict[str, Any]] = {}
     end: StreamEnd | None = None
     try:
@@ -30,6 +31,7 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
                 continue
             content.append(item.content or "")
             reasoning.append(item.reasoning or "")
+            refusal.append(item.refusal or "")
             for fragment in item.tool_calls or ():
                 _join(calls, fragment)
     finally:
@@ -42,6 +44,7 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
         finish_reason=end.finish_reason,
         tool_calls=parse_tool_calls([calls[index] for index in sorted(calls)]),
         reasoning="".join(reasoning) or None,
+        refusal="".join(refusal) or None,
     )
 
 

@@ -57,6 +57,7 @@ class Provider:
     def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
         self.name = name
         self._extra = settings.extra_body
+        self._max_tokens_field = settings.max_tokens_field
         self._continuation: Continuation = settings.continuation or "instruct"
         self._done_completes = settings.done_completes
         self._streams_all = settings.stream_whole_answers
@@ -86,7 +87,7 @@ class Provider:
         """Returns one whole answer. Raises leaves of UpstreamError or InvalidRequest, UpstreamTimeout, or Overloaded."""
         if self._streams_all:
             return await assembled(self.stream(messages, target, deadline, **options))
-        body = chat_body(target.name, messages, options, self._extra, stream=False)
+        body = self._body(messages, target, options, stream=False)
         held = await self._turn(target, deadline)
         limit = deadline.at_most(target.timeouts.whole_s())
         try:
@@ -103,7 +104,7 @@ class Provider:
         self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
     ) -> AsyncIterator[StreamItem]:
         """Yields deltas, then one StreamEnd. Raises as `chat`; a stream without its end is an error."""
-        body = chat_body(target.name, messages, options, self._extra, stream=True)
+        body = self._body(messages, target, options, stream=True)
         held = await self._turn(target, deadline)
         try:
             clock = _StreamClock(target, deadline.sooner(target.timeouts.total_s))
@@ -140,6 +141,9 @@ class Provider:
             task.cancel()
         await asyncio.gather(*draining, return_exceptions=True)
         self._pool.close()
+
+    def _body(self, messages: Sequence[ChatMessage], target: Target, options: ChatOptions, *, stream: bool) -> dict[str, Any]:
+        return chat_body(target.name, messages, options, self._extra, stream=stream, max_tokens_field=self._max_tokens_field)
 
     async def _turn(self, target: Target, deadline: Deadline) -> _Held:
         """Takes one of the provider's connections. Raises Overloaded, or DeadlineExceeded where that comes first."""

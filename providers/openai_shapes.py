@@ -18,18 +18,26 @@ BYTES_PER_TOKEN = 4
 
 
 def chat_body(
-    model: str, messages: Sequence[ChatMessage], options: ChatOptions, extra: Mapping[str, Any], *, stream: bool
+    model: str,
+    messages: Sequence[ChatMessage],
+    options: ChatOptions,
+    extra: Mapping[str, Any],
+    *,
+    stream: bool,
+    max_tokens_field: str = "max_tokens",
 ) -> dict[str, Any]:
     """Returns the request body of `POST /chat/completions`.
 
     `extra` (the provider's settings) gives way to the caller's `extra_body`, and that to every field that is named here;
-    whether the upstream streams is never the caller's to say.
+    whether the upstream streams is never the caller's to say. `max_tokens_field` is the upstream's name of the answer's bound.
     """
     known: dict[str, Any] = dict(options)
     passed: Mapping[str, Any] = known.pop("extra_body", None) or {}
     body: dict[str, Any] = {**extra, **passed, **known, "model": model, "messages": messages}
     for key in ("stream", "stream_options"):
         body.pop(key, None)
+    if max_tokens_field != "max_tokens" and "max_tokens" in body:
+        body[max_tokens_field] = body.pop("max_tokens")
     if stream:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
@@ -49,23 +57,23 @@ def parse_completion(payload: object) -> LLMResponse:
     message = choice.get("message")
     if not isinstance(message, dict):
         raise UpstreamInvalidResponse("the provider's answer holds no message")
-    content = _text(message.get("content"))
+    content, refusal = _text(message.get("content")), _string(message.get("refusal"))
     tool_calls = parse_tool_calls(message.get("tool_calls"))
     if content is None and tool_calls is None and message.get("content", "") is not None:
         raise UpstreamInvalidResponse("the provider's answer holds neither text nor tool calls")
     reasoning = _reasoning(message)
     usage = parse_usage(payload.get("usage"))
     if usage is None:
-        usage = estimate_usage(content or "", reasoning or "")
-    return whole_answer(content=content or "", usage=usage, finish_reason=finish_reason, tool_calls=tool_calls, reasoning=reasoning)
+        usage = estimate_usage(content or refusal or "", reasoning or "")
+    return whole_answer(
+        content=content or "", usage=usage, finish_reason=finish_reason, tool_calls=tool_calls, reasoning=reasoning, refusal=refusal
+    )
 
 
-def whole_answer(
-    *, content: str, usage: TokenUsage, finish_reason: str | None, tool_calls: list[ToolCall] | None, reasoning: str | None
-) -> LLMResponse:
+def whole_answer(**parts: Any) -> LLMResponse:
     """Returns the answer of these parts. Raises UpstreamInvalidResponse for values that no caller could be handed."""
     try:
-        return LLMResponse(content=content, usage=usage, finish_reason=finish_reason, tool_calls=tool_calls, reasoning=reasoning)
+        return LLMResponse(**parts)
     except ValidationError:
         raise UpstreamInvalidResponse("the provider's answer is over our bounds or holds no valid text") from None
 
@@ -121,15 +129,15 @@ class StreamParser:
     def _delta(self, delta: object, told: TokenUsage | None) -> StreamDelta | None:
         if not isinstance(delta, dict):
             return None
-        content, reasoning = _text(delta.get("content")), _reasoning(delta)
+        content, reasoning, refusal = _text(delta.get("content")), _reasoning(delta), _string(delta.get("refusal"))
         fragments = delta.get("tool_calls")
         tool_calls = fragments if isinstance(fragments, list) and fragments else None
         if tool_calls and not all(isinstance(fragment, dict) for fragment in tool_calls):
             raise UpstreamInvalidResponse("the provider's stream holds a malformed tool call")
-        if not content and not reasoning and not tool_calls:
+        if not content and not reasoning and not tool_calls and not refusal:
             return None
-        self._unbilled_bytes += len((content or "").encode()) + len((reasoning or "").encode())
-        return StreamDelta(content=content or None, reasoning=reasoning or None, tool_calls=tool_calls, usage=told)
+        self._unbilled_bytes += sum(len(text.encode()) for text in (content, reasoning, refusal) if text)
+        return StreamDelta(content=content or None, reasoning=reasoning or None, tool_calls=tool_calls, refusal=refusal, usage=told)
 
     def final_usage(self) -> TokenUsage:
         """The provider's usage; what came after it, or without any, is estimated and added."""
@@ -150,16 +158,19 @@ def parse_usage(usage: object) -> TokenUsage | None:
     if prompt is None and completion is None:
         return None
     prompt, completion = prompt or 0, completion or 0
-    total = _count(usage.get("total_tokens"))
+    total = _count(usage.get("total_tokens")) or 0
+    reasoning = _count(_member(usage.get("completion_tokens_details"), "reasoning_tokens"))
+    if reasoning and total == prompt + completion + reasoning:
+        completion += reasoning  # xAI counts its thinking beside the answer; it is paid for like the answer
     cached = _count(_member(usage.get("prompt_tokens_details"), "cached_tokens"))
     if cached is None:
         cached = _count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek's name for it
     return TokenUsage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        total_tokens=max(prompt + completion, total or 0),
+        total_tokens=max(prompt + completion, total),
         cached_tokens=cached,
-        reasoning_tokens=_count(_member(usage.get("completion_tokens_details"), "reasoning_tokens")),
+        reasoning_tokens=reasoning,
     )
 
 

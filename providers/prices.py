@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -51,8 +51,11 @@ class _Stepped:
 class PriceBook:
     """The Prices port over one configuration."""
 
-    def __init__(self, settings: LLMSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._urls = {name: provider.base_url for name, provider in settings.providers.items()}
+    def __init__(
+        self, settings: LLMSettings, *, urls: Mapping[str, str | None] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`urls` are the addresses of providers that `llm.yaml` does not name: the embedder's."""
+        self._urls = {**(urls or {}), **{name: provider.base_url for name, provider in settings.providers.items()}}
         self._models = {_key(settings, name) for name in settings.models}
         self._own = {_key(settings, name): _rates(price) for name, price in settings.prices.items()}
         self._clock = clock

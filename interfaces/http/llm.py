@@ -108,7 +108,7 @@ def _payload(item: StreamItem, target: Answerer) -> dict[str, Any]:
         if item.cached:
             last["cached"] = True
         return last
-    named = {"delta": item.content, "reasoning_delta": item.reasoning, "tool_calls": item.tool_calls}
+    named = {"delta": item.content, "reasoning_delta": item.reasoning, "tool_calls": item.tool_calls, "refusal_delta": item.refusal}
     return {key: value for key, value in named.items() if value is not None}
 
 

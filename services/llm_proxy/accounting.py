@@ -24,7 +24,10 @@ GUESSED_TOKENS_PER_S = 50
 
 NO_USAGE = TokenUsage()
 
-_PROVIDER_WORKED = frozenset({OUTCOME_CANCELLED, OUTCOME_INTERNAL, DeadlineExceeded.type, "upstream_timeout"})
+STREAMED_BYTES_PER_TOKEN = 4
+"""Size of a token in UTF-8 by which the pieces of a stream are counted whose provider joins several tokens to one."""
+
+PROVIDER_WORKED = frozenset({OUTCOME_CANCELLED, OUTCOME_INTERNAL, DeadlineExceeded.type, "upstream_timeout"})
 """Ends of an attempt after which the provider may have read the prompt although it sent nothing."""
 
 
@@ -46,6 +49,7 @@ class _Try:
     latency_ms: float = 0.0
     first_token_at: float | None = None
     deltas: int = 0
+    streamed_bytes: int = 0
     usage: TokenUsage = NO_USAGE
     so_far: TokenUsage | None = None
     cost_usd: Decimal | None = None
@@ -97,7 +101,7 @@ class CallAccount:
         running.usage = (
             self._whole(usage)
             if usage is not None
-            else running.so_far or self._guessed(running, worked=worked or outcome in _PROVIDER_WORKED)
+            else running.so_far or self._guessed(running, worked=worked or outcome in PROVIDER_WORKED)
         )
         running.cost_usd = self._prices.cost(running.target, running.usage)
         target = running.target
@@ -108,13 +112,14 @@ class CallAccount:
         self.attempts.append(Attempt(provider=target.provider, model=target.name, outcome=outcome, latency_ms=0.0))
 
     def delta(self, piece: StreamDelta) -> None:
-        """Counts a streamed piece of the running attempt: upstreams send about one for each token, and some say what it took so far."""
+        """Counts a streamed piece of the running attempt: one token at least, more where it is long; some say what it took so far."""
         running = self._running()
         if running is None:
             return
         if running.first_token_at is None:
             running.first_token_at = time.monotonic()
         running.deltas += 1
+        running.streamed_bytes += _size(piece)
         running.so_far = piece.usage or running.so_far
 
     def silent_s(self) -> float:
@@ -160,12 +165,13 @@ class CallAccount:
     def _guessed(self, ended: _Try, *, worked: bool) -> TokenUsage:
         """What an attempt took whose provider did not tell, because it failed or the caller left: counted here.
 
-        Of a stream every piece was seen; what a whole answer had come to is guessed by its time, up to what was set aside for it.
+        Of a stream every piece was seen; what an answer of which nothing was seen had come to (a whole one, or hidden reasoning) is
+        guessed by its time, up to what was set aside for it.
         """
         if not ended.deltas and not worked:
             return NO_USAGE
-        completion = ended.deltas
-        if not self._streamed:
+        completion = max(ended.deltas, -(-ended.streamed_bytes // STREAMED_BYTES_PER_TOKEN))
+        if not ended.deltas:
             completion = min(completion_tokens(self._request), math.ceil(ended.latency_ms / 1000 * GUESSED_TOKENS_PER_S))
         prompt = self._estimate.prompt_tokens
         return TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion, estimated=True)
@@ -281,6 +287,12 @@ def outcome_of(error: BaseException) -> str:
 def _sum_of_known(values: Sequence[int | None]) -> int | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
+
+
+def _size(piece: StreamDelta) -> int:
+    """UTF-8 bytes of text, reasoning and tool calls, about."""
+    size = sum(len(text) if text.isascii() else len(text.encode()) for text in (piece.content, piece.reasoning, piece.refusal) if text)
+    return size + sum(len(str(fragment.get("function", ""))) for fragment in piece.tool_calls or ())
 
 
 def _ms(seconds: float) -> float:

@@ -55,7 +55,7 @@ def is_worth_keeping(answer: ProxyResponse, preferred: Target) -> bool:
     What a fallback answered while that one was away would otherwise outlive the outage.
     """
     by_preferred = (answer.provider, answer.model_resolved) == (preferred.provider, preferred.name)
-    return by_preferred and (answer.finish_reason is None or answer.finish_reason in _WHOLE)
+    return by_preferred and answer.refusal is None and answer.finish_reason in _WHOLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,35 +6,47 @@ import base64
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 
 from contracts.deadline import Deadline
 from contracts.embedding import Embedder, EmbeddingBatch
 from contracts.embedding_api import EmbeddingRow, EmbeddingsRequest, EmbeddingsResponse, EmbeddingsUsage
 from contracts.errors import InvalidRequest, UnknownModel
-from contracts.limits import CREDENTIAL, NOTHING, Estimate, Limiter, Spent, caller_of
-from contracts.llm import CallMetadata
-from contracts.ports import EventLog
+from contracts.limits import CREDENTIAL, NANO_PER_USD, NOTHING, Estimate, Limiter, Spent, caller_of
+from contracts.llm import CallMetadata, TokenUsage
+from contracts.ports import EventLog, Prices
+from contracts.routing import Target, Timeouts
 from contracts.usage import OUTCOME_OK, UsageRecord, UsageSink
-from services.llm_proxy.accounting import outcome_of
+from services.llm_proxy.accounting import PROVIDER_WORKED, NoPrices, outcome_of
 from services.llm_proxy.estimates import BYTES_PER_TOKEN
 
 TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What a call took since `since` (monotonic seconds)."""
+
+    usage: TokenUsage
+    cost_usd: Decimal | None
+    since: float
 
 
 @dataclass(frozen=True)
 class Embeddings:
     """The use case behind `/v1/embeddings`.
 
-    `model` is the logical name that callers give, `provider` who makes the vectors. `limiter` is looked up at each call,
-    because a reload replaces it.
+    `model` is the logical name that callers give, `target` who makes the vectors and under which name. `limiter` and `prices` are
+    looked up at each call, because a reload replaces them.
     """
 
     model: str
-    provider: str
+    target: Target
     embedder: Embedder
     limiter: Callable[[], Limiter]
     usage: UsageSink
     events: EventLog
+    prices: Callable[[], Prices] = NoPrices
     timeout_s: float = TIMEOUT_S
 
     async def create(self, request: EmbeddingsRequest, caller: CallMetadata, request_id: str) -> EmbeddingsResponse:
@@ -47,18 +59,26 @@ class Embeddings:
             Overloaded | EngineUnavailable | DeadlineExceeded: as the embedder.
         """
         self._check(request)
-        reservation = await self.limiter().reserve(caller_of(caller), Estimate(tokens=_estimated_tokens(request)))
-        started, outcome, tokens = time.monotonic(), OUTCOME_OK, 0
+        estimated = _usage(_estimated_tokens(request), estimated=True)
+        expected = Estimate(tokens=estimated.total_tokens, nano_usd=_nano(self._cost(estimated)))
+        reservation = await self.limiter().reserve(caller_of(caller), expected)
+        started, outcome, used = time.monotonic(), OUTCOME_OK, _usage(0)
         try:
             batch = await self._embedded(request, caller)
-            tokens = batch.tokens
+            used = _usage(batch.tokens) if batch.tokens else estimated
         except BaseException as error:
             outcome = outcome_of(error)
+            if outcome in PROVIDER_WORKED:
+                used = estimated  # the vectors were made, or half of them, for nobody
             raise
         finally:
-            reservation.settle(Spent(tokens=tokens) if tokens else NOTHING)
-            self._settle(caller, request_id, outcome, tokens, started)
+            cost = self._cost(used)
+            reservation.settle(Spent(tokens=used.total_tokens, nano_usd=_nano(cost)) if used.total_tokens else NOTHING)
+            self._settle(caller, request_id, outcome, _Taken(used, cost, started))
         return self._response(request, batch)
+
+    def _cost(self, usage: TokenUsage) -> Decimal | None:
+        return self.prices().cost(self.target, usage) if usage.total_tokens else None
 
     def _check(self, request: EmbeddingsRequest) -> None:
         if request.model != self.model:
@@ -79,10 +99,11 @@ class Embeddings:
             usage=EmbeddingsUsage(prompt_tokens=batch.tokens, total_tokens=batch.tokens),
         )
 
-    def _settle(self, caller: CallMetadata, request_id: str, outcome: str, tokens: int, started: float) -> None:
-        latency_ms = round((time.monotonic() - started) * 1000, 3)
+    def _settle(self, caller: CallMetadata, request_id: str, outcome: str, taken: _Taken) -> None:
+        usage, cost, latency_ms = taken.usage, taken.cost_usd, round((time.monotonic() - taken.since) * 1000, 3)
         who = {"request_id": request_id, "agent_id": caller.agent_id, "microdao_id": caller.microdao_id, "channel_id": caller.channel_id}
-        self.events.emit("llm.embeddings", **who, model=self.model, tokens=tokens, latency_ms=latency_ms, outcome=outcome)
+        told = {"tokens": usage.total_tokens, "cost_usd": None if cost is None else float(cost)}
+        self.events.emit("llm.embeddings", **who, model=self.model, **told, latency_ms=latency_ms, outcome=outcome)
         self.usage.record(
             UsageRecord(
                 request_id=request_id,
@@ -91,10 +112,12 @@ class Embeddings:
                 channel_id=caller.channel_id,
                 credential=CREDENTIAL.get(),
                 logical_model=self.model,
-                provider=self.provider,
-                physical_model=self.model,
-                prompt_tokens=tokens,
-                total_tokens=tokens,
+                provider=self.target.provider,
+                physical_model=self.target.name,
+                prompt_tokens=usage.prompt_tokens,
+                total_tokens=usage.total_tokens,
+                estimated=bool(usage.estimated),
+                cost_usd=cost,
                 latency_ms=latency_ms,
                 outcome=outcome,
             )
@@ -103,3 +126,16 @@ class Embeddings:
 
 def _estimated_tokens(request: EmbeddingsRequest) -> int:
     return sum(-(-len(text.encode()) // BYTES_PER_TOKEN) for text in request.texts)
+
+
+def embedding_target(provider: str, name: str) -> Target:
+    """Returns the target by which vectors are accounted and priced."""
+    return Target(provider, name, Timeouts(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S, TIMEOUT_S))
+
+
+def _usage(tokens: int, *, estimated: bool | None = None) -> TokenUsage:
+    return TokenUsage(prompt_tokens=tokens, total_tokens=tokens, estimated=estimated)
+
+
+def _nano(cost: Decimal | None) -> int:
+    return 0 if cost is None else int(cost * NANO_PER_USD)

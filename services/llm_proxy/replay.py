@@ -56,7 +56,7 @@ class ReplayedStream:
         """Yields one delta, where there is anything to tell, and the end."""
         answer = self._answer
         fragments = [{"index": index, **call} for index, call in enumerate(answer.tool_calls or [])]
-        if answer.content or answer.reasoning_content or fragments:
+        if answer.content or answer.reasoning_content or fragments:  # a refusal is never kept
             yield StreamDelta(content=answer.content or None, reasoning=answer.reasoning_content, tool_calls=fragments or None)
         yield StreamEnd(finish_reason=answer.finish_reason or "stop", usage=answer.usage, cached=True)
 
@@ -97,6 +97,7 @@ class _Record:
     def __init__(self) -> None:
         self._content: list[str] = []
         self._reasoning: list[str] = []
+        self._refused = False
         self._calls: dict[int, dict[str, Any]] = {}
         self._chars = 0
 
@@ -106,14 +107,15 @@ class _Record:
         self._chars += len(delta.content or "") + len(delta.reasoning or "") + sum(len(str(fragment)) for fragment in fragments)
         if self._chars > MAX_RECORDED_CHARS:
             return
+        self._refused |= delta.refusal is not None
         self._content.append(delta.content or "")
         self._reasoning.append(delta.reasoning or "")
         for fragment in fragments:
             self._join(fragment)
 
     def answer(self, end: StreamEnd, target: Answerer) -> ProxyResponse | None:
-        """Returns the whole answer, or None where it is too large or its tool calls cannot be joined."""
-        if self._chars > MAX_RECORDED_CHARS:
+        """Returns the whole answer, or None where it is too large, a refusal, or its tool calls cannot be joined."""
+        if self._chars > MAX_RECORDED_CHARS or self._refused:
             return None
         try:
             calls = _CALLS.validate_python([self._calls[index] for index in sorted(self._calls)])

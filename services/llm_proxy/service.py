@@ -175,6 +175,7 @@ def _response(target: Target, answer: LLMResponse, account: CallAccount) -> Prox
         model_resolved=target.name,
         tool_calls=answer.tool_calls,
         reasoning_content=answer.reasoning,
+        refusal=answer.refusal,
         finish_reason=answer.finish_reason,
         request_id=account.request_id,
         latency_ms=account.latency_ms(),

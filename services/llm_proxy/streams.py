@@ -75,8 +75,8 @@ class OpenStream:
         self._account.delta(item)
         if self._written is None:
             return item
-        if item.tool_calls:
-            self._written = None  # half a tool call cannot be gone on with
+        if item.tool_calls or item.refusal:
+            self._written = None  # half a tool call cannot be gone on with, nor a refusal by another model
             return item
         item = self._without_tail(item)
         self._pieces += 1

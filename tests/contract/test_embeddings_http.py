@@ -1,8 +1,11 @@
 """`/v1/embeddings` over HTTP: with the official OpenAI client, and badly asked."""
 
+import asyncio
 import base64
 import struct
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from decimal import Decimal
 
 import httpx
 import openai
@@ -14,10 +17,11 @@ from interfaces.http.embeddings import EmbeddingRoutes, add_embedding_routes
 from interfaces.http.ingress import Ingress
 from interfaces.http.openai_errors import OPENAI_ERRORS
 from interfaces.http.routing import new_router
-from services.llm_proxy.embeddings import Embeddings
+from services.llm_proxy.accounting import NoPrices
+from services.llm_proxy.embeddings import Embeddings, embedding_target
 from services.llm_proxy.limiter import LeasedLimiter
 from tests.support.hashing_embedder import HashingEmbedder, vector
-from tests.support.limits import InProcessAuthority, requests_per_minute
+from tests.support.limits import InProcessAuthority, limits, requests_per_minute
 from tests.support.llm import Recorder
 
 MODEL = "multilingual-e5-small"
@@ -31,14 +35,14 @@ class Asked(HashingEmbedder):
 
     async def embed(self, texts, kind, *, tenant, deadline):
         self.calls = (*self.calls, (list(texts), kind, tenant))
-        return await super().embed(texts, kind, tenant=tenant, deadline=deadline)
+        return replace(await super().embed(texts, kind, tenant=tenant, deadline=deadline), tokens=5 * len(texts))
 
 
 @asynccontextmanager
-async def application(*, limit=None, secret=None):
-    recorder, embedder = Recorder(), Asked()
-    limiter = LeasedLimiter(InProcessAuthority(), requests_per_minute(limit))
-    use_case = Embeddings(MODEL, "local", embedder, lambda: limiter, recorder, recorder)
+async def application(*, limit=None, limits_of=None, secret=None, embedder=None, prices=NoPrices):
+    recorder, embedder = Recorder(), embedder or Asked()
+    limiter = LeasedLimiter(InProcessAuthority(), limits_of or requests_per_minute(limit))
+    use_case = Embeddings(MODEL, embedding_target("local", MODEL), embedder, lambda: limiter, recorder, recorder, prices)
     router = new_router()
     add_embedding_routes(router, EmbeddingRoutes(use_case))
     ingress = Ingress(router, AccessControl(secret, None), recorder, max_concurrent=10, error_shapes=OPENAI_ERRORS)
@@ -132,3 +136,41 @@ async def test_embedder_away_is_503_and_accounted_without_tokens(error):
             "message": error.message, "type": "server_error", "param": None, "code": error.type, "retryable": True, "request_id": "",
         }  # fmt: skip
         assert (recorder.records[-1].outcome, recorder.records[-1].total_tokens) == (error.type, 0)
+
+
+class Dear:
+    """A tenth of a dollar for a token."""
+
+    def cost(self, target, usage):
+        assert (target.provider, target.name) == ("local", MODEL)
+        return Decimal("0.1") * usage.total_tokens
+
+
+async def test_vectors_cost_what_they_are_priced_at_and_money_limits_count_them():
+    async with application(limits_of=limits(usd_per_day=1), prices=Dear) as (client, embedder, recorder):
+        assert (await client.post("/v1/embeddings", json=BODY)).status_code == 200
+        record = recorder.records[-1]
+        assert record.cost_usd == Decimal("0.1") * record.total_tokens > 0
+        refused = None
+        for _ in range(20):
+            refused = await client.post("/v1/embeddings", json=BODY)
+            if refused.status_code != 200:
+                break
+        assert refused.status_code == 429
+        assert "USD a day" in refused.json()["error"]["message"]
+        assert sum(record.cost_usd for record in recorder.records) <= 1
+        assert len(embedder.calls) == len(recorder.records)
+
+
+async def test_a_caller_that_leaves_pays_for_its_vectors():
+    async with application(prices=Dear) as (client, embedder, recorder):
+        embedder.delay_s = 60
+        call = asyncio.create_task(client.post("/v1/embeddings", json=BODY))
+        while not embedder.calls:
+            await asyncio.sleep(0.01)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        record = recorder.records[-1]
+        assert (record.outcome, record.estimated) == ("cancelled", True)
+        assert record.total_tokens > 0
+        assert record.cost_usd == Decimal("0.1") * record.total_tokens

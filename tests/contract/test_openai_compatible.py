@@ -95,6 +95,16 @@ async def test_usage_keeps_cached_and_reasoning_tokens(provider, upstream, strea
 
 
 @BOTH
+async def test_reasoning_that_is_counted_beside_the_answer_is_part_of_what_was_written(provider, upstream, stream):
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 60, "completion_tokens_details": {"reasoning_tokens": 50}}
+    upstream.script(play("ok", usage_fields=usage))
+    found = (await call(provider, stream=stream)).usage
+    assert (found.prompt_tokens, found.completion_tokens, found.reasoning_tokens, found.total_tokens) == (7, 53, 50, 60)
+    upstream.script(play("ok", usage_fields=usage | {"completion_tokens": 53}))
+    assert (await call(provider, stream=stream)).usage == found
+
+
+@BOTH
 @pytest.mark.parametrize(
     "usage", ["text", [1], {"prompt_tokens": "7"}, {"prompt_tokens": -3, "completion_tokens": None}, {"total_tokens": 1e99}]
 )
@@ -359,6 +369,15 @@ async def test_the_request_is_openais(make_provider, upstream, stream):
     assert sent.headers["authorization"] == f"Bearer {KEY}"
     assert (sent.headers["x-team"], sent.headers["content-type"]) == ("core", "application/json")
     assert "cookie" not in sent.headers
+
+
+@BOTH
+async def test_the_answers_bound_has_the_providers_name_for_it(make_provider, upstream, stream):
+    await call(make_provider(upstream.base_url), stream=stream, max_tokens=7)
+    await call(make_provider(upstream.base_url, max_tokens_field="max_completion_tokens"), stream=stream, max_tokens=7)
+    await call(make_provider(upstream.base_url, max_tokens_field="max_completion_tokens"), stream=stream)
+    found = [(request.body.get("max_tokens"), request.body.get("max_completion_tokens")) for request in upstream.requests]
+    assert found == [(7, None), (None, 7), (None, None)]
 
 
 async def test_without_a_key_it_is_unavailable_by_name_and_sends_none(make_provider, upstream):

@@ -54,7 +54,6 @@ async def test_the_official_client_gets_a_whole_answer():
         assert answer.id.startswith("chatcmpl-")
         sent = upstream.requests[-1].body
         assert (sent["max_tokens"], sent["user"], sent["service_tier"], sent["temperature"]) == (9, "u-1", "flex", 0)
-        assert "max_completion_tokens" not in sent
         assert (recorder.records[-1].agent_id, recorder.records[-1].microdao_id) == ("agent:unnamed", "microdao:unnamed")
 
 
@@ -291,3 +290,26 @@ async def test_leaving_a_stream_stops_the_upstream():
         call.cancel()
         await upstream.wait_for(cancelled=1, timeout_s=30)
         assert recorder.records[-1].outcome == "cancelled"
+
+
+REFUSAL = "Вибачте, з цим не допоможу."
+
+
+async def test_a_refusal_is_told_as_one_and_goes_back_as_the_turn_that_it_was():
+    async with running(play("ok", refusal=REFUSAL)) as (url, upstream, _), client_of(url) as client:
+        answer = await client.chat.completions.create(**BODY)
+        message = answer.choices[0].message
+        assert (message.refusal, message.content) == (REFUSAL, None)
+        again = [*BODY["messages"], message.model_dump(exclude_none=True), {"role": "user", "content": "Чому?"}]
+        await client.chat.completions.create(model=BODY["model"], messages=again)
+        assert upstream.requests[-1].body["messages"][1] == {"role": "assistant", "content": REFUSAL}
+
+
+async def test_a_streamed_refusal_is_told_as_one():
+    chunks = [{"choices": [{"index": 0, "delta": {"refusal": part}, "finish_reason": None}]} for part in ("Вибачте, ", "ні.")]
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    async with running(play("chunks", chunks=chunks)) as (url, _, recorder), client_of(url) as client:
+        found = [chunk async for chunk in await client.chat.completions.create(**BODY, stream=True)]
+        assert "".join(chunk.choices[0].delta.refusal or "" for chunk in found if chunk.choices) == "Вибачте, ні."
+        assert [attempt["outcome"] for attempt in found[-1].attempts] == ["ok"]
+        assert recorder.records[-1].completion_tokens > 0

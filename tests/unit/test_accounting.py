@@ -79,11 +79,22 @@ async def test_what_every_attempt_took_is_its_own_and_the_call_is_their_sum():
     assert book.asked[0][0] == Caller("a", "m", "anonymous")
 
 
+def test_what_was_streamed_is_counted_by_pieces_or_by_its_size():
+    for content, pieces, completion in (("a", 10, 10), ("так", 10, 15), ("x" * 400, 2, 200)):
+        book = Book()
+        account = opened(book)
+        account.attempt(FIRST)
+        for _ in range(pieces):
+            account.delta(StreamDelta(content=content))
+        account.settle("cancelled")
+        assert book.records[0].completion_tokens == completion
+
+
 @pytest.mark.parametrize(
     ("outcome", "pieces", "prompt", "completion"),
     [
-        ("cancelled", 0, True, 0), ("cancelled", 3, True, 3), ("upstream_timeout", 0, True, 0), ("deadline_exceeded", 0, True, 0),
-        ("upstream_invalid_response", 2, True, 2), ("upstream_unavailable", 0, False, 0), ("upstream_rate_limited", 0, False, 0),
+        ("cancelled", 0, True, 1), ("cancelled", 3, True, 5), ("upstream_timeout", 0, True, 1), ("deadline_exceeded", 0, True, 1),
+        ("upstream_invalid_response", 2, True, 3), ("upstream_unavailable", 0, False, 0), ("upstream_rate_limited", 0, False, 0),
         ("context_length_exceeded", 0, False, 0),
     ],
 )  # fmt: skip

@@ -26,6 +26,7 @@ class Answer:
     whole_calls: bool = False
     call_index: bool = True
     reasoning_field: str = "reasoning_content"
+    refusal: str | None = None
 
 
 def answer_for(body: Mapping[str, Any], options: Mapping[str, Any]) -> Answer:
@@ -44,6 +45,7 @@ def answer_for(body: Mapping[str, Any], options: Mapping[str, Any]) -> Answer:
         whole_calls=bool(options.get("whole")),
         call_index=not options.get("no_index"),
         reasoning_field=options.get("reasoning_field", "reasoning_content"),
+        refusal=options.get("refusal"),
     )
 
 
@@ -70,6 +72,8 @@ def completion(answer: Answer) -> dict[str, Any]:
         message[answer.reasoning_field] = answer.reasoning
     if answer.tool_calls:
         message["tool_calls"] = answer.tool_calls
+    if answer.refusal is not None:
+        message |= {"content": None, "refusal": answer.refusal}
     body = _head(answer, "chat.completion")
     body["choices"] = [{"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}]
     if answer.usage_place != "missing":
