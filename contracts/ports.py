@@ -33,6 +33,9 @@ class ChatProvider(Protocol):
     def condition(self) -> Condition:
         """What is known without a call: for listings, and to see whether calls should go elsewhere."""
 
+    def quota_left(self, target: Target) -> float | None:
+        """Which share (0 to 1) of the provider's own limit for the model is left by its last word; None where nothing is known."""
+
     async def chat(
         self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
     ) -> LLMResponse:

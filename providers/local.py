@@ -35,6 +35,10 @@ class Provider:
         """What the engine's last sign of life said."""
         return self._engine.condition
 
+    def quota_left(self, _target: Target) -> float | None:
+        """The engine has a queue and no quota."""
+        return None
+
     async def chat(
         self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
     ) -> LLMResponse:

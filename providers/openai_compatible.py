@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from providers.http_exchange import (
 )
 from providers.http_pool import HttpPool
 from providers.openai_shapes import StreamParser, chat_body, parse_completion
+from providers.quota import Quota, quota_of
 from providers.resources import ProviderResources
 from providers.sse import SSEDecoder
 from providers.upstream_errors import error_for_status
@@ -69,6 +71,7 @@ class Provider:
             headers["Authorization"] = f"Bearer {self._key}"
         self._pool = HttpPool(f"{settings.base_url}/chat/completions", headers)
         self._turns = asyncio.Semaphore(settings.max_connections)
+        self._quotas: dict[str, Quota] = {}
         self._draining: set[asyncio.Task[None]] = set()
 
     def unavailable_reason(self) -> str | None:
@@ -80,6 +83,11 @@ class Provider:
     def condition(self) -> Condition:
         """A remote provider is only known by calling it."""
         return Condition()
+
+    def quota_left(self, target: Target) -> float | None:
+        """What the last answer's headers said, until the limit is whole again."""
+        quota = self._quotas.get(target.name)
+        return None if quota is None or time.monotonic() >= quota.until else quota.share
 
     async def chat(
         self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
@@ -161,6 +169,8 @@ class Provider:
     async def _post(self, held: _Held, body: dict[str, Any], target: Target) -> Exchange:
         """Returns the exchange once its head is here, a success; `held` ends it. Raises HttpError, or the leaf of a refusal."""
         exchange = held.exchange = await self._pool.post(orjson.dumps(body), connect_s=target.timeouts.connect_s)
+        if (quota := quota_of(exchange.headers, time.monotonic())) is not None:
+            self._quotas[target.name] = quota  # as many as there are models in the configuration
         if exchange.status != 200:
             raise await self._refusal(exchange)
         return exchange

@@ -140,7 +140,9 @@ class LLMProxy:
         if route.spill is None:
             return route.targets
         own = [Candidate(target, callable_now=True) for target in route.targets]
-        spill = [Candidate(target, self._callable_now(target), self._price(target)) for target in route.spill.targets]
+        spill = [
+            Candidate(target, self._callable_now(target), self._price(target), self._quota_left(target)) for target in route.spill.targets
+        ]
         return order_targets(own, spill, busy=self._is_busy(route, route.spill))
 
     def _is_busy(self, route: Route, spill: Spill) -> bool:
@@ -150,9 +152,12 @@ class LLMProxy:
 
     def _callable_now(self, target: Target) -> bool:
         provider = self.providers[target.provider]
-        if provider.unavailable_reason() is not None or provider.condition().not_ready is not None:
+        if provider.unavailable_reason() is not None or provider.condition().not_ready is not None or self._quota_left(target) == 0:
             return False
         return self.circuits.of(target).wait_s(time.monotonic()) <= 0
+
+    def _quota_left(self, target: Target) -> float | None:
+        return self.providers[target.provider].quota_left(target)
 
     def _price(self, target: Target) -> float | None:
         cost = self.prices.cost(target, PRICED)

@@ -8,7 +8,8 @@ Own targets come in the configured order; those that calls spill over to by pric
 | busy | spill targets that can be called, own targets, spill targets that cannot |
 
 It is busy from `queue_depth` waiting calls on until `return_depth` are left, while no engine is ready, and while it cannot be
-called: its circuit is open, or its provider throttles us.
+called: its circuit is open, its provider throttles us, or said that nothing is left of our quota there. Of the spill targets that can
+be called, those come last of whose quota less than `LOW_QUOTA` is left.
 """
 
 from __future__ import annotations
@@ -20,19 +21,25 @@ from dataclasses import dataclass
 from contracts.ports import Condition
 from contracts.routing import Spill, Target
 
+LOW_QUOTA = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A target, whether it can be called now, and its price (dollars for a million tokens; None: unknown)."""
+    """A target, whether it can be called now, its price (dollars for a million tokens), and the share that is left of our quota there.
+
+    None: unknown.
+    """
 
     target: Target
     callable_now: bool
     price: float | None = None
+    quota_left: float | None = None
 
 
 def order_targets(own: Sequence[Candidate], spill: Sequence[Candidate], *, busy: bool) -> tuple[Target, ...]:
     """Returns every target once, in the order in which they should be tried."""
-    others = sorted(spill, key=_by_price)
+    others = sorted(spill, key=_by_quota_and_price)
     ready = [each for each in others if each.callable_now]
     away = [each for each in others if not each.callable_now]
     found: dict[tuple[str, str], Target] = {}
@@ -41,8 +48,9 @@ def order_targets(own: Sequence[Candidate], spill: Sequence[Candidate], *, busy:
     return tuple(found.values())
 
 
-def _by_price(candidate: Candidate) -> float:
-    return math.inf if candidate.price is None else candidate.price
+def _by_quota_and_price(candidate: Candidate) -> tuple[bool, float]:
+    is_scarce = candidate.quota_left is not None and candidate.quota_left < LOW_QUOTA
+    return is_scarce, math.inf if candidate.price is None else candidate.price
 
 
 def queue_depth(condition: Condition) -> float:

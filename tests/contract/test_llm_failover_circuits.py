@@ -231,3 +231,37 @@ async def test_a_remote_primary_whose_quota_is_used_up_spills_over():
         later = await tell(proxy, asking("bought"), stream=False)
         assert (later.answered_by, later.outcomes) == ("second", ["ok"])
         assert upstream.counts["http_429"] == 1
+
+
+def left(remaining, limit=100, kind="tokens"):
+    return {f"x-ratelimit-remaining-{kind}": str(remaining), f"x-ratelimit-limit-{kind}": str(limit), f"x-ratelimit-reset-{kind}": "6m0s"}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_calls_spill_over_to_those_who_have_quota_left(stream):
+    engine, prices = Engine(), Prices(second="2.5", third="0.5", keyless="0.1")
+    options = {"models": SPILLING, "providers": KEYLESS, "engine": engine, "prices": prices}
+
+    async def who():
+        return (await tell(proxy, asking("own"), stream=stream)).answered_by
+
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream, **options) as (proxy, _):
+        engine.waits(9)
+        upstream.script(play("ok", headers=left(50)), model="third")
+        assert [await who(), await who()] == ["third", "third"]
+        upstream.script(play("ok", headers=left(4)), model="third")
+        assert [await who(), await who()] == ["third", "second"], "the cheapest is nearly used up"
+        upstream.script(play("ok", headers=left(0, kind="requests")), model="second")
+        assert [await who(), await who()] == ["second", "third"], "a little is more than nothing"
+
+
+async def test_a_remote_primary_spills_over_before_it_is_throttled():
+    models = {"bought": {"provider": "calm", "name": "first", "spill": {"to": ["second"], "queue_depth": 1}}}
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream, models=models) as (proxy, _):
+        upstream.script(play("ok", headers={**left(0), "x-ratelimit-reset-tokens": "400ms"}), model="first")
+        first = await tell(proxy, asking("bought"), stream=False)
+        second = await tell(proxy, asking("bought"), stream=False)
+        assert (first.answered_by, second.answered_by, second.outcomes) == ("first", "second", ["ok"])
+        upstream.script("ok", model="first")
+        await asyncio.sleep(0.5)
+        assert (await tell(proxy, asking("bought"), stream=False)).answered_by == "first"

@@ -78,7 +78,8 @@ class Exchange:
     ) -> None:
         """Sends the status line and headers; without `length` the body is chunked."""
         self.response = web.StreamResponse(
-            status=status, headers={"Content-Type": content_type, "X-Request-Id": "req_local", **(headers or {})}
+            status=status,
+            headers={"Content-Type": content_type, "X-Request-Id": "req_local", **self.options.get("headers", {}), **(headers or {})},
         )
         if length is None:
             self.response.enable_chunked_encoding()
