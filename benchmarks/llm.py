@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import secrets
 import sys
 import tempfile
@@ -24,8 +25,19 @@ import aiohttp
 import psutil
 
 from benchmarks import peers, report
-from benchmarks.load import Load, find_wrk, run_load
-from benchmarks.processes import FLOOR_PREFIX, KEY, MODEL, NotMeasured, Started, cpu_seconds, python_module, resident_mib, running_graph
+from benchmarks.load import CALLER, Load, find_wrk, run_load
+from benchmarks.processes import (
+    FLOOR_PREFIX,
+    KEY,
+    METERED_CALLER,
+    MODEL,
+    NotMeasured,
+    Started,
+    cpu_seconds,
+    python_module,
+    resident_mib,
+    running_graph,
+)
 from benchmarks.streams import StreamLoad, run_streams
 from configs.environment import REPOSITORY
 from contracts.errors import DaarionError
@@ -33,6 +45,8 @@ from launcher.errors import ServiceFailed, StartRefused
 
 UPSTREAM, FLOOR, RELAY, PROXY = "upstream alone", "Serve floor (no-op)", "FastAPI+httpx relay", "proxy"
 LITELLM, PORTKEY = "LiteLLM proxy", "Portkey gateway"
+METERED = "proxy, every kind of limit"
+NAMES = report.Names(UPSTREAM, FLOOR, RELAY, PROXY, LITELLM, PORTKEY)
 PROMPT_SIZES = {"1 kB": 1_000, "10 kB": 10_000, "100 kB": 100_000, "1 MB": 1_000_000}
 GROWTH_CONNECTIONS = 32
 SETTLE_S = 5.0
@@ -44,7 +58,7 @@ class System:
     """One thing to measure. `relays` says whether each request must arrive at the upstream, `extra` is put into stream bodies.
 
     `processes` finds the processes whose CPU time counts as this system's. A `peer` that cannot stream in this setting is
-    left out there, and said so.
+    left out there, and said so. `caller` is who asks.
     """
 
     name: str
@@ -55,6 +69,7 @@ class System:
     extra: str = ""
     peer: bool = False
     processes: Callable[[], list[psutil.Process]] = list
+    caller: tuple[str, str] = CALLER
 
 
 @dataclass(frozen=True)
@@ -124,19 +139,23 @@ class Bench:
 
     async def load(self, system: System, connections: int, seconds: float, padding: int = 0) -> Load:
         """Loads one system once and compares with what the upstream saw. Raises NotMeasured."""
-        run, before = secrets.token_hex(6), cpu_seconds(system.processes())
-        load = await run_load(system.url, system.headers, run, connections=connections, seconds=seconds, padding=padding)
+        run, before, held = secrets.token_hex(6), cpu_seconds(system.processes()), resident_mib(system.processes())
+        load = await run_load(
+            system.url, system.headers, run, connections=connections, seconds=seconds, padding=padding, caller=system.caller
+        )
         used, memory = cpu_seconds(system.processes()) - before, resident_mib(system.processes())
         await self._check(system, run, low=load.requests, high=load.requests + load.errors + connections)
-        return replace(load, cpu_ms=used * 1000 / load.requests, memory_mib=memory)
+        growth = (memory - held) * 1024 * 1000 / load.requests
+        return replace(load, cpu_ms=used * 1000 / load.requests, memory_mib=memory, growth_kib=growth)
 
     async def _stream(self, system: System, connections: int) -> StreamLoad:
-        run, before = secrets.token_hex(6), cpu_seconds(system.processes())
+        run, before, held = secrets.token_hex(6), cpu_seconds(system.processes()), resident_mib(system.processes())
         url, seconds = str(system.stream_url), self.plan.seconds
         load = await run_streams(url, system.headers, run, connections=connections, seconds=seconds, extra=system.extra)
-        used = cpu_seconds(system.processes()) - before
+        used, memory = cpu_seconds(system.processes()) - before, resident_mib(system.processes())
         await self._check(system, run, low=load.streams, high=load.streams + load.errors)
-        return replace(load, cpu_ms=used * 1000 / load.streams, memory_mib=resident_mib(system.processes()))
+        growth = (memory - held) * 1024 * 1000 / load.streams
+        return replace(load, cpu_ms=used * 1000 / load.streams, memory_mib=memory, growth_kib=growth)
 
     async def _check(self, system: System, run: str, *, low: int, high: int) -> None:
         """Compares what the upstream saw of a run with what was sent.
@@ -181,7 +200,7 @@ async def measure(plan: Plan, serve_config: Path) -> dict[str, Any]:
         async with python_module("benchmarks.mock_upstream", folder=Path(name)) as upstream:
             figures = await _beside_each_other(plan, serve_config, Path(name), upstream)
             if plan.growth:
-                figures["replicas"] = await _with_replicas(plan, serve_config, Path(name), upstream)
+                figures["replicas"] = await _with_replicas(plan, serve_config, Path(name), upstream, figures["whole"])
             return figures
 
 
@@ -192,7 +211,8 @@ async def _beside_each_other(plan: Plan, serve_config: Path, folder: Path, upstr
         _peers(plan, folder, f"{upstream.url}/v1") as others,
         running_graph(folder / "one", upstream.url, serve_config) as graph,
     ):
-        systems = [*_yardsticks(upstream, relay, graph), *others, _proxy(graph)]
+        metered = replace(_proxy(graph, METERED), stream_url=None, caller=METERED_CALLER)
+        systems = [*_yardsticks(upstream, relay, graph), *others, metered, _proxy(graph)]
         for system in systems:
             await probe(system)
         await asyncio.sleep(SETTLE_S)
@@ -235,7 +255,7 @@ def _proxy(graph: Started, name: str = PROXY) -> System:
     return System(name, f"{llm}/proxy", f"{llm}/stream", secret, processes=lambda: graph.family("haproxy", "Replica:llm"))
 
 
-async def _with_replicas(plan: Plan, serve_config: Path, folder: Path, upstream: Started) -> dict[str, Any]:
+async def _with_replicas(plan: Plan, serve_config: Path, folder: Path, upstream: Started, one: dict[str, Any]) -> dict[str, Any]:
     """Measures a graph with two replicas of the proxy. On two cores they share these with the load and the upstream."""
     _progress("starting a graph with two replicas")
     async with running_graph(folder / "two", upstream.url, serve_config, replicas=2) as graph:
@@ -243,7 +263,14 @@ async def _with_replicas(plan: Plan, serve_config: Path, folder: Path, upstream:
         await probe(system)
         await asyncio.sleep(SETTLE_S)
         found = await Bench(upstream.url, [system], replace(plan, connections=(GROWTH_CONNECTIONS,))).whole()
-    _print(report.heading("Two replicas", report.WHOLE_HEAD) + report.whole_table(GROWTH_CONNECTIONS, found[GROWTH_CONNECTIONS], None))
+    lines = report.heading("Two replicas", report.WHOLE_HEAD) + report.whole_table(GROWTH_CONNECTIONS, found[GROWTH_CONNECTIONS], None)
+    if str(GROWTH_CONNECTIONS) in one:
+        alone = one[str(GROWTH_CONNECTIONS)][PROXY]["median"]["requests_per_s"]
+        both = report.middle(found[GROWTH_CONNECTIONS][system.name]).requests_per_s
+        lines.append(
+            f"{'':>11}  two replicas give {both / alone:.2f} times the requests/s of one, on {os.cpu_count()} cores with load and upstream"
+        )
+    _print(lines)
     return report.as_json(found)
 
 
@@ -263,6 +290,7 @@ async def _run(bench: Bench) -> dict[str, Any]:
         lines += report.heading("proxy by size of the prompt", report.WHOLE_HEAD)
     for connections, rounds in prompts.items():
         lines += report.whole_table(connections, rounds, None)
+    lines += report.verdicts(whole, streams, NAMES)
     _print(lines)
     figures = {"whole": whole, "streams": streams, "prompts": prompts}
     return {"setting": where, "plan": asdict(plan), **{name: report.as_json(found) for name, found in figures.items()}}
@@ -284,7 +312,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         rounds=arguments.rounds or (1 if quick else 5),
         seconds=arguments.seconds or (2 if quick else 5),
         connections=tuple(arguments.connections or ((1, 32) if quick else (1, 32, 256))),
-        stream_connections=tuple(() if arguments.no_streams else arguments.stream_connections or ((1,) if quick else (1, 32))),
+        stream_connections=tuple(() if arguments.no_streams else arguments.stream_connections or ((1,) if quick else (1, 32, 256))),
         peers=not (quick or arguments.no_peers),
         growth=not (quick or arguments.no_growth),
     )

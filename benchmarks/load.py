@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.processes import MODEL, NotMeasured
 
 SCRIPT = Path(__file__).with_name("requests.lua")
+CALLER = ("agent:sofia", "microdao:7")
 _MARK = "RESULT "
 
 
@@ -18,7 +19,8 @@ _MARK = "RESULT "
 class Load:
     """Result of one run. Times in milliseconds; `errors` counts failed and timed out requests and non-2xx answers.
 
-    `cpu_ms` is what the system's own processes used per request (seconds per 1,000), `memory_mib` what they held after the run.
+    `cpu_ms` is what the system's own processes used per request (seconds per 1,000), `memory_mib` what they held after the run and
+    `growth_kib` by how much that grew for 1,000 requests.
     """
 
     requests: int
@@ -28,6 +30,7 @@ class Load:
     errors: int
     cpu_ms: float = 0.0
     memory_mib: float = 0.0
+    growth_kib: float = 0.0
 
 
 def find_wrk() -> str:
@@ -42,7 +45,9 @@ def find_wrk() -> str:
     return path
 
 
-async def run_load(url: str, headers: dict[str, str], run: str, *, connections: int, seconds: float, padding: int = 0) -> Load:
+async def run_load(
+    url: str, headers: dict[str, str], run: str, *, connections: int, seconds: float, padding: int = 0, caller: tuple[str, str] = CALLER
+) -> Load:
     """Loads `url` for `seconds` with bodies that name the `run`.
 
     Raises:
@@ -59,6 +64,7 @@ async def run_load(url: str, headers: dict[str, str], run: str, *, connections: 
         run,
         str(padding),
         MODEL,
+        *caller,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

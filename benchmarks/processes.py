@@ -30,6 +30,9 @@ from launcher.stores import PostgresServer
 KEY = "sk-benchmark"
 KEY_VARIABLE = "BENCHMARK_UPSTREAM_KEY"
 MODEL = "bench"
+METERED_CALLER = ("agent:metered", "microdao:metered")
+"""An agent and a microDAO, each with all five kinds of limit, high enough to refuse nothing."""
+_HIGH = {"requests_per_minute": 10**8, "tokens_per_minute": 10**11, "concurrent_calls": 10**5, "usd_per_day": 10**6, "usd_per_month": 10**7}
 FLOOR_PREFIX = "/floor"
 GRAPH_TIMEOUT_S = 180.0
 
@@ -152,6 +155,8 @@ def _write_configuration(folder: Path, upstream: str, serve_config: Path, replic
     llm = yaml.safe_load((configs / "llm.yaml").read_text(encoding="utf-8"))
     llm["providers"] = {"openai": {"base_url": f"{upstream}/v1", "api_key_env": KEY_VARIABLE}}
     llm["models"] = {MODEL: {"provider": "openai", "name": "mock-model"}}
+    llm["prices"] = {MODEL: {"input": 0.4, "cached_input": 0.1, "output": 1.6}}
+    llm["limits"] |= {f"{kind}s": {subject: _HIGH} for kind, subject in zip(("agent", "microdao"), METERED_CALLER, strict=True)}
     (configs / "llm.yaml").write_text(yaml.safe_dump(llm), encoding="utf-8")
     target = folder / "serve_config.yaml"
     target.write_text(yaml.safe_dump(_reduced(yaml.safe_load(serve_config.read_text(encoding="utf-8")), replicas)), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any, TypeVar
 
@@ -25,33 +25,73 @@ def middle(rounds: Sequence[Result]) -> Result:
 
 
 def whole_table(connections: int, rounds: dict[str, list[Load]], baseline: str | None) -> list[str]:
-    """Returns the lines for one number of connections; `added` is the p50 above the system named by `baseline`, if any."""
+    """Returns the lines for one number of connections; `added` are p50 and p99 above the system named by `baseline`, if any."""
     middles = {name: middle(found) for name, found in rounds.items()}
+    base = middles.get(baseline or "")
     return [
         _row(
             str(connections), name, f"{one.requests_per_s:,.0f}", _ms(one.p50_ms), _ms(one.p99_ms),
-            _ms(one.p50_ms - middles[baseline].p50_ms) if baseline and name != baseline else "",
-            _ms(one.cpu_ms), f"{one.memory_mib:,.0f}", _errors(one.errors),
+            *((_ms(one.p50_ms - base.p50_ms), _ms(one.p99_ms - base.p99_ms)) if base and one is not base else ("", "")),
+            _ms(one.cpu_ms), f"{one.memory_mib:,.0f}", f"{one.growth_kib:,.0f}", _errors(one.errors),
         )
         for name, one in middles.items()
     ]  # fmt: skip
 
 
 def stream_table(connections: int, rounds: dict[str, list[StreamLoad]], baseline: str) -> list[str]:
-    """The same for streams; `added` is the p50 to the first token above the baseline's."""
+    """The same for streams; `added` are p50 and p99 to the first token above the baseline's."""
     middles = {name: middle(found) for name, found in rounds.items()}
+    base = middles[baseline]
     return [
         _row(
             str(connections), name, f"{one.streams_per_s:,.1f}", _ms(one.first_p50_ms), _ms(one.first_p99_ms),
-            _ms(one.first_p50_ms - middles[baseline].first_p50_ms) if name != baseline else "", _ms(one.total_p50_ms),
-            _ms(one.cpu_ms), f"{one.memory_mib:,.0f}", _errors(one.errors),
+            *((_ms(one.first_p50_ms - base.first_p50_ms), _ms(one.first_p99_ms - base.first_p99_ms)) if one is not base else ("", "")),
+            _ms(one.total_p50_ms), _ms(one.cpu_ms), f"{one.memory_mib:,.0f}", f"{one.growth_kib:,.0f}", _errors(one.errors),
         )
         for name, one in middles.items()
     ]  # fmt: skip
 
 
-WHOLE_HEAD = ("connections", "system", "requests/s", "p50 ms", "p99 ms", "added p50", "CPU ms", "MiB", "")
-STREAM_HEAD = ("connections", "system", "streams/s", "first p50", "first p99", "added p50", "total p50", "CPU ms", "MiB", "")
+WHOLE_HEAD = ("connections", "system", "requests/s", "p50 ms", "p99 ms", "added p50", "added p99", "CPU s/1k", "MiB", "KiB/1k", "")
+STREAM_HEAD = (
+    "connections", "system", "streams/s", "first p50", "first p99", "added p50", "added p99", "total p50", "CPU s/1k", "MiB", "KiB/1k", "",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Names:
+    """Which systems are compared in the verdicts; a peer that was not measured has none."""
+
+    upstream: str
+    floor: str
+    relay: str
+    proxy: str
+    litellm: str
+    portkey: str
+
+
+def verdicts(whole: dict[int, dict[str, list[Load]]], streams: dict[int, dict[str, list[StreamLoad]]], names: Names) -> list[str]:
+    """Returns one line for each bound that this run can tell about: what was found, what is wanted, and whether it is met."""
+    lines = ["", "Bounds"]
+    if 32 in whole:
+        rates = {name: middle(found).requests_per_s for name, found in whole[32].items()}
+        for name, wanted in ((names.litellm, 10.0), (names.portkey, 1.0), (names.relay, 2.5), (names.floor, 0.35)):
+            if name in rates:
+                times = rates[names.proxy] / rates[name]
+                lines.append(_verdict(f"requests/s at 32 connections as a multiple of {name}", times, wanted, at_least=True))
+    if 1 in whole:
+        ours, base = middle(whole[1][names.proxy]), middle(whole[1][names.upstream])
+        lines.append(_verdict("added p50 at one connection, ms", ours.p50_ms - base.p50_ms, 1.2))
+        lines.append(_verdict("p99 at one connection as a multiple of p50", ours.p99_ms / ours.p50_ms, 5.0))
+    if 1 in streams:
+        first, least = middle(streams[1][names.proxy]), middle(streams[1][names.upstream])
+        lines.append(_verdict("added to the first token of one stream, p50, ms", first.first_p50_ms - least.first_p50_ms, 2.0))
+    return lines
+
+
+def _verdict(what: str, found: float, wanted: float, *, at_least: bool = False) -> str:
+    met = found >= wanted if at_least else found <= wanted
+    return f"{'met' if met else 'MISSED':>11}  {what}: {found:.2f} ({'at least' if at_least else 'at most'} {wanted:g})"
 
 
 def heading(title: str, head: Sequence[str]) -> list[str]:

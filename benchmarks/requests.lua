@@ -1,4 +1,4 @@
--- Load for wrk: POSTs a chat call whose body differs in every request. Arguments: run id, bytes of padding, model.
+-- Load for wrk: POSTs a chat call whose body differs in every request. Arguments: run id, bytes of padding, model, agent.
 -- Prints one line `RESULT {json}` at the end; latencies are in microseconds.
 
 local threads = {}
@@ -12,7 +12,7 @@ function init(args)
   run_id = args[1] or "run"
   head = '{"model":"' .. (args[3] or "bench") .. '","messages":[{"role":"system","content":"Ти — помічник."},{"role":"user","content":"Call '
   tail = " " .. string.rep("x", tonumber(args[2] or "0")) .. '"}],"max_tokens":64,"temperature":0,'
-    .. '"metadata":{"agent_id":"agent:sofia","microdao_id":"microdao:7","channel_id":"channel:1"}}'
+    .. '"metadata":{"agent_id":"' .. (args[4] or "agent:sofia") .. '","microdao_id":"' .. (args[5] or "microdao:7") .. '","channel_id":"channel:1"}}'
   counter = 0
   wrk.headers["Content-Type"] = "application/json"
 end

@@ -32,6 +32,7 @@ class StreamLoad:
     errors: int
     cpu_ms: float = 0.0
     memory_mib: float = 0.0
+    growth_kib: float = 0.0
 
 
 @dataclass

@@ -20,7 +20,7 @@ from benchmarks.llm import Bench, Plan, System
 from benchmarks.load import Load
 from benchmarks.mock_upstream import Counter, MockProtocol
 from benchmarks.processes import NotMeasured, python_module
-from benchmarks.report import middle, ratios, whole_table
+from benchmarks.report import Names, middle, ratios, verdicts, whole_table
 from benchmarks.soak import Soaked
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -111,7 +111,26 @@ def test_medians_ratios_and_the_table():
     assert middle(rounds["proxy"]) == Load(requests=30, requests_per_s=200, p50_ms=3, p99_ms=6, errors=1)
     assert ratios({8: rounds}, "proxy")[-1].split() == ["8", "upstream", "0.20"]
     table = whole_table(8, rounds, "upstream")
-    assert table[1].split() == ["8", "proxy", "200", "3.00", "6.00", "2.00", "0.00", "0", "1", "errors"]
+    assert table[1].split() == ["8", "proxy", "200", "3.00", "6.00", "2.00", "4.00", "0.00", "0", "0", "1", "errors"]
+
+
+def test_bounds_are_told_as_met_or_missed():
+    def load(rate: float, p50: float = 1, p99: float = 2) -> list[Load]:
+        return [Load(requests=10, requests_per_s=rate, p50_ms=p50, p99_ms=p99, errors=0)]
+
+    names = Names("upstream", "floor", "relay", "proxy", "litellm", "portkey")
+    whole = {
+        1: {"upstream": load(9, 0.1), "proxy": load(9, 1.1, 6)},
+        32: {"upstream": load(9000), "floor": load(3000), "relay": load(500), "litellm": load(90), "proxy": load(1000)},
+    }
+    told = [(line.split()[0], line.rpartition(": ")[2]) for line in verdicts(whole, {}, names)[2:]]
+    assert told == [
+        ("met", "11.11 (at least 10)"),
+        ("MISSED", "2.00 (at least 2.5)"),
+        ("MISSED", "0.33 (at least 0.35)"),
+        ("met", "1.00 (at most 1.2)"),
+        ("MISSED", "5.45 (at most 5)"),
+    ], "a peer that was not measured has no line"
 
 
 def test_a_soak_is_good_only_without_errors_and_with_flat_memory():
