@@ -10,7 +10,7 @@ from decimal import Decimal
 
 from contracts.errors import DaarionError, DeadlineExceeded
 from contracts.limits import NANO_PER_USD, NOTHING, Caller, Limiter, Reservation, Spent, caller_of
-from contracts.llm import Attempt, ProxyRequest, StreamDelta, TokenUsage
+from contracts.llm import Attempt, ChatOptions, ProxyRequest, StreamDelta, TokenUsage
 from contracts.ports import EventLog, Prices
 from contracts.routing import Route, Target
 from contracts.usage import AttemptRecord, UsageRecord, UsageSink
@@ -83,6 +83,13 @@ class CallAccount:
     async def reserve(self, limiter: Limiter) -> None:
         """Sets aside what the call may take. Raises RateLimited or LimitsUnavailable."""
         self._reservation = await limiter.reserve(self.caller, self._estimate)
+
+    def options(self) -> ChatOptions:
+        """Returns the request's options; where tokens or money are counted, an answer may not be longer than what was set aside for it."""
+        options = self._request.options()
+        if self._estimate.is_counted and "max_tokens" not in options:
+            options["max_tokens"] = completion_tokens(self._request)
+        return options
 
     def attempt(self, target: Target) -> None:
         """Notes that `target` is being called."""

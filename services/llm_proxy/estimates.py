@@ -17,8 +17,10 @@ from contracts.routing import Route
 BYTES_PER_TOKEN = 3
 """Fewer than models have on average (about four in English; two letters, that is four bytes, in Ukrainian)."""
 TOKENS_PER_MESSAGE = 4
+TOKENS_PER_PART = 1_000
+"""Of a part of a message that is no text, such as an image."""
 DEFAULT_COMPLETION_TOKENS = 1_024
-"""Set aside for an answer whose request has no `max_tokens`."""
+"""Set aside for an answer whose request has no `max_tokens`; where a limit counts tokens or money, also the most that it may have."""
 
 
 class CallEstimate(Estimate):
@@ -31,6 +33,11 @@ class CallEstimate(Estimate):
         self._request = request
         self._route = route
         self._prices = prices
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether a limit of tokens or money asked what the call may take."""
+        return "tokens" in self.__dict__ or "nano_usd" in self.__dict__
 
     @cached_property
     def prompt_tokens(self) -> int:
@@ -72,7 +79,7 @@ def _message_bytes(message: ChatMessage) -> int:
 
 
 def _part_bytes(parts: Iterable[Any]) -> Iterable[int]:
-    return (_bytes(part.get("text") or "") for part in parts)
+    return (_bytes(part.get("text") or "") if part.get("type") == "text" else TOKENS_PER_PART * BYTES_PER_TOKEN for part in parts)
 
 
 def _bytes(text: str) -> int:

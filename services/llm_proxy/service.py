@@ -57,7 +57,7 @@ class LLMProxy:
         attempts = self._attempts(request, route, account)
 
         async def ask(provider: ChatProvider, target: Target) -> LLMResponse:
-            return await provider.chat(request.messages, target, attempts.deadline, **request.options())
+            return await provider.chat(request.messages, target, attempts.deadline, **account.options())
 
         with self._settling(account):
             await account.reserve(self.limiter)
@@ -76,7 +76,7 @@ class LLMProxy:
         attempts = self._attempts(request, route, account)
 
         async def ask(provider: ChatProvider, target: Target) -> Begun:
-            return await begin(provider, target, attempts, request.messages, request.options())
+            return await begin(provider, target, attempts, request.messages, account.options())
 
         try:
             await account.reserve(self.limiter)

@@ -132,7 +132,7 @@ class OpenStream:
         return served
 
     def _options_left(self) -> ChatOptions:
-        options = self._request.options()
+        options = self._account.options()
         if "max_tokens" in options:
             options["max_tokens"] = max(1, options["max_tokens"] - self._pieces)
         return options

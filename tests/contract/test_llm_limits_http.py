@@ -17,6 +17,7 @@ from providers.prices import PriceBook
 from providers.registry import build_providers
 from providers.resources import ProviderResources
 from providers.routing import RoutingTable
+from services.llm_proxy.estimates import DEFAULT_COMPLETION_TOKENS
 from services.llm_proxy.limit_states import LimitStates
 from services.llm_proxy.limiter import LeasedLimiter
 from services.llm_proxy.service import LLMProxy
@@ -251,3 +252,22 @@ async def test_a_stream_that_breaks_is_accounted_by_what_its_provider_told_else_
         assert record.prompt_tokens > 0
         assert record.completion_tokens > 0
         assert record.cost_usd > 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "sent"),
+    [
+        ({"agent": {"tokens_per_minute": 100_000}}, DEFAULT_COMPLETION_TOKENS),
+        ({"microdao": {"usd_per_day": 100}}, DEFAULT_COMPLETION_TOKENS),
+        ({"agent": {"requests_per_minute": 5, "concurrent_calls": 5}}, None),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("path", ["/proxy", "/stream"])
+async def test_an_answer_is_never_longer_than_what_was_set_aside_where_that_counts(limits, sent, path):
+    async with running(**limits) as (client, upstream, _):
+        unbounded = {name: value for name, value in BODY.items() if name != "max_tokens"}
+        assert (await client.post(path, json=unbounded)).status_code == 200
+        assert upstream.requests[-1].body.get("max_tokens") == sent
+        assert (await client.post(path, json={**BODY, "max_tokens": 77})).status_code == 200
+        assert upstream.requests[-1].body["max_tokens"] == 77
