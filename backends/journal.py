@@ -145,6 +145,11 @@ class Journal:
         self._sealed, self._adopted, self._retired = [], [], []
 
     @property
+    def has_adopted(self) -> bool:
+        """Whether records of dead processes are still to be delivered."""
+        return bool(self._adopted)
+
+    @property
     def pending(self) -> int:
         """Records that were not delivered yet."""
         return sum(segment.pending for segment in [*self._owned(), *self._adopted])

@@ -13,10 +13,13 @@ import orjson
 
 from backends.database import Database
 from backends.database_errors import is_about_the_row
-from backends.journal import MAX_BYTES, SEGMENT_BYTES, Journal
+from backends.journal import DRAFT_AGE_S, MAX_BYTES, SEGMENT_BYTES, Journal
+from backends.running_calls import SUFFIX as RUNNING_SUFFIX
+from backends.running_calls import RunningCalls
+from backends.running_calls import tidy as tidy_running
 from contracts.errors import DaarionError
 from contracts.ports import EventLog
-from contracts.usage import UsageRecord
+from contracts.usage import NOT_BEGUN, UsageRecord
 
 JOURNAL_NAME = "llm-usage"
 BATCH_ROWS = 200
@@ -151,6 +154,8 @@ class UsageWriter:
         self._journal = Journal(
             directory, JOURNAL_NAME, events, segment_bytes=self._options.segment_bytes, max_bytes=self._options.max_bytes
         )
+        self._directory = directory
+        self._running: RunningCalls | None = None
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._written = 0
@@ -165,6 +170,10 @@ class UsageWriter:
             ConfigurationError: the journal's directory cannot be written.
         """
         await asyncio.to_thread(self._journal.open)
+        try:
+            self._running = await asyncio.to_thread(RunningCalls.create, self._directory, JOURNAL_NAME)
+        except OSError as error:  # the ledger itself goes on; only the calls of a process that dies would be missing
+            self._events.emit("usage.running_not_kept", reason=error.strerror)
         rhythm = self._options
         self._tasks = [
             asyncio.create_task(self._forever(self._drain, rhythm.flush_interval_s, rhythm.flush_interval_s), name="usage-drain"),
@@ -172,9 +181,18 @@ class UsageWriter:
             asyncio.create_task(self._forever(self._adopt, rhythm.adopt_interval_s, rhythm.tend_interval_s), name="usage-adopt"),
         ]
 
-    def record(self, record: UsageRecord) -> None:
+    def begin(self, record: UsageRecord) -> int:
+        """Keeps the record for the case that this process dies: a copy in memory, like `record`."""
+        return NOT_BEGUN if self._running is None else self._running.begin(self._line(record))
+
+    def record(self, record: UsageRecord, ticket: int = NOT_BEGUN) -> None:
         """Keeps the record: a copy in memory of some microseconds, no I/O. To be called on the event loop's thread."""
-        self._journal.append(orjson.dumps(record, default=str)[:-1] + self._recorder)
+        self._journal.append(self._line(record))
+        if ticket != NOT_BEGUN and self._running is not None:
+            self._running.end(ticket)
+
+    def _line(self, record: UsageRecord) -> bytes:
+        return orjson.dumps(record, default=str)[:-1] + self._recorder
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Writes what is queued, for at most `timeout_s`; what remains waits in its file for the next process."""
@@ -187,6 +205,9 @@ class UsageWriter:
             self._events.emit("usage.left_in_journal", records=self._journal.pending)
         self._report_drops()
         await asyncio.to_thread(self._journal.close)
+        if self._running is not None:  # calls that this process does not end are accounted by the next one
+            running, self._running = self._running, None
+            await asyncio.to_thread(running.close, delete=running.is_empty)
 
     def statistics(self) -> WriterStatistics:
         """Returns the counters; cheap."""
@@ -275,8 +296,29 @@ class UsageWriter:
             await self._add_spare()
 
     async def _adopt(self) -> None:
-        self._journal.take_orphans(await asyncio.to_thread(self._journal.adopt_orphans))
+        orphans = await asyncio.to_thread(self._journal.adopt_orphans)
+        self._journal.take_orphans(orphans)
         await asyncio.to_thread(self._journal.tidy)
+        if not orphans and not self._journal.has_adopted:  # what a dead process still recorded counts before what it had begun
+            for path in await asyncio.to_thread(lambda: sorted(self._directory.glob(f"{JOURNAL_NAME}-*{RUNNING_SUFFIX}"))):
+                await self._account_lost(path)
+            await asyncio.to_thread(tidy_running, self._directory, JOURNAL_NAME, time.time() - DRAFT_AGE_S)
+
+    async def _account_lost(self, path: Path) -> None:
+        """Records the calls that a dead process was working on. Their ids are those of the records it would have written."""
+        left = await asyncio.to_thread(RunningCalls.adopt, path)
+        if left is None:
+            return
+        written = False
+        try:
+            records = list(left.left())
+            for start in range(0, len(records), BATCH_ROWS):
+                await self._write(records[start : start + BATCH_ROWS])
+            if records:
+                self._events.emit("usage.calls_lost", calls=len(records))
+            written = True
+        finally:
+            await asyncio.to_thread(left.close, delete=written)
 
     async def _add_spare(self) -> None:
         try:

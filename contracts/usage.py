@@ -23,6 +23,10 @@ MAX_COUNT = 2**53 - 1
 MAX_USD = 1_000_000_000
 MAX_PAGE = 1000
 OUTCOME_OK = "ok"
+OUTCOME_LOST = "lost"
+"""Of a call whose process died before it ended: what it took is estimated."""
+NOT_BEGUN = -1
+"""The ticket of a call that was not noted as begun."""
 
 _BILLIONTH = Decimal("1e-9")
 
@@ -65,7 +69,8 @@ def billionths(value: Decimal) -> Decimal:
     return value.quantize(_BILLIONTH)
 
 
-def _now() -> datetime:
+def now_utc() -> datetime:
+    """Returns the time, with its zone."""
     return datetime.now(UTC)
 
 
@@ -134,7 +139,7 @@ class UsageRecord:
     credential: str = ANONYMOUS
     tries: tuple[AttemptRecord, ...] = ()
     id: UUID = field(default_factory=new_record_id)
-    occurred_at: datetime = field(default_factory=_now)
+    occurred_at: datetime = field(default_factory=now_utc)
 
     def __post_init__(self) -> None:
         self.request_id, self.agent_id = storable_text(self.request_id), storable_text(self.agent_id)
@@ -214,10 +219,13 @@ class UsagePage(BaseModel):
 
 
 class UsageSink(Protocol):
-    """Where calls are recorded."""
+    """Where calls are recorded. Both return at once, do no I/O and raise nothing: they are called on the path of an answer."""
 
-    def record(self, record: UsageRecord) -> None:
-        """Takes one record. Returns at once, does no I/O and raises nothing: it is called on the path of an answer."""
+    def begin(self, record: UsageRecord) -> int:
+        """Notes a call that a provider is asked now; should this process die, `record` as it is stands for it. Returns its ticket."""
+
+    def record(self, record: UsageRecord, ticket: int = NOT_BEGUN) -> None:
+        """Takes the record of a call that has ended, and with it what `begin` noted."""
 
 
 class UsageReader(Protocol):

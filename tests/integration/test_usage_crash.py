@@ -56,7 +56,7 @@ async def kill_and_restart(server: PostgresServer) -> None:
 
 async def drained(writer: UsageWriter, folder: Path) -> None:
     async with asyncio.timeout(120):
-        while writer.statistics().queued or len(list(folder.iterdir())) > 2:  # its own segment and a spare
+        while writer.statistics().queued or len(list(folder.iterdir())) > 3:  # its own segment, a spare, and its running calls
             await asyncio.sleep(0.05)
 
 
@@ -87,13 +87,16 @@ async def test_every_kept_record_is_in_the_ledger_exactly_once(tmp_path: Path, s
         assert writer.statistics().rejected == 0
         await writer.close()
         async with database.transaction(timeout_s=30) as connection:
-            rows = await (await connection.execute("SELECT id, request_id, prompt_tokens, attempts FROM llm_usage")).fetchall()
+            rows = await (await connection.execute("SELECT id, request_id, prompt_tokens, attempts, outcome FROM llm_usage")).fetchall()
             tries = await (await connection.execute(TRIES)).fetchall()
         await database.close()
     found = {row["id"] for row in rows}
     assert len(rows) == len({row["request_id"] for row in rows}), "a call was accounted twice"
     assert all(row["request_id"].endswith(f"-{row['prompt_tokens']}") for row in rows)
     assert kept - found == set()
+    lost = [row["prompt_tokens"] for row in rows if row["outcome"] == "lost"]
+    assert {row["prompt_tokens"] for row in rows if row["prompt_tokens"] % 50 == 0} == {number for number in lost if number % 50 == 0}
+    assert sum(number % 50 > 0 for number in lost) <= children, "a call that was recorded is not lost"
     told = {row["id"]: (row["attempts"], row["attempts"], 1, row["prompt_tokens"]) for row in rows}
     assert {row["id"]: (row["tries"], row["highest"], row["last"], row["tokens"]) for row in tries} == told
     assert len(found - kept) <= children, "more than the one record in flight at each kill"

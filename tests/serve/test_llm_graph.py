@@ -374,6 +374,29 @@ async def test_a_reload_changes_routes_in_place_and_refuses_mistakes(graph, clie
     assert {process.pid for process in graph.replicas("llm", "LLMProxy")} == replicas
 
 
+async def killed_in_the_middle(graph, client, victim):
+    """Kills a replica while the upstream is silent; returns how its calls came into the ledger."""
+    graph.upstream("silence")
+    who = {"agent_id": "agent:lost", "microdao_id": "microdao:9"}
+    calls = [asyncio.create_task(client.post("/internal/llm/proxy", json={**body("gpt-4.1-mini"), "metadata": who})) for _ in range(8)]
+
+    async def begun():
+        return graph.upstream()["total"] >= 8
+
+    assert await until(begun)
+    victim.send_signal(signal.SIGKILL)
+    await asyncio.sleep(0.5)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+    async def accounted():
+        page = (await client.get("/internal/llm/usage", params={"agent_id": "agent:lost"})).json()
+        return page["rows"] and page["rows"][0] if page["rows"] and page["rows"][0]["calls"] >= 8 else None
+
+    return await until(accounted, 120)
+
+
 async def test_a_killed_replica_costs_no_ledger_row_and_comes_back(graph, client):
     graph.upstream("ok")
     caller = {"agent_id": "agent:survivor", "microdao_id": "microdao:9"}
@@ -395,6 +418,9 @@ async def test_a_killed_replica_costs_no_ledger_row_and_comes_back(graph, client
             if (await client.post("/internal/llm/proxy", json=strict)).status_code == 200:
                 limited.append((began, time.monotonic()))
 
+    victim = graph.replicas("llm", "LLMProxy")[0]
+    await killed_in_the_middle(graph, client, victim)
+    graph.upstream("ok")
     victim = graph.replicas("llm", "LLMProxy")[0]
     for number in range(60):
         await asyncio.gather(*(call() for _ in range(4)), limited_call())

@@ -10,6 +10,7 @@ from configs.llm import LLMSettings
 from contracts.errors import EngineUnavailable
 from contracts.health import Health
 from contracts.ports import Condition
+from contracts.usage import NOT_BEGUN
 from interfaces.http.access import AccessControl
 from interfaces.http.ingress import Ingress
 from interfaces.http.llm import LLMRoutes, llm_router
@@ -35,7 +36,10 @@ class Recorder:
     def emit(self, event, **fields):
         self.events.append({"event": event, **fields})
 
-    def record(self, record):
+    def begin(self, record):
+        return NOT_BEGUN
+
+    def record(self, record, ticket=NOT_BEGUN):
         self.records.append(record)
 
 

@@ -1,6 +1,7 @@
 """Records usage without end until it is killed: `python -m tests.support.usage_child DATABASE_URL FOLDER NAME`.
 
-The id of each record that the writer kept goes to the standard output, after `record` returned.
+The id of each record that the writer kept goes to the standard output, after `record` returned. Every fiftieth call is begun and
+never ends; its id goes there, too.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from backends.database import Database
 from backends.usage import UsageWriter, WriterOptions
-from contracts.usage import AttemptRecord
+from contracts.usage import NOT_BEGUN, AttemptRecord
 from tests.support.events import RecordedEvents
 from tests.support.usage import usage_record
 
@@ -43,8 +44,12 @@ async def main(url: str, folder: Path, name: str) -> None:
                 tries=tuple(AttemptRecord("openai", "gpt", "ok", 1.0, prompt_tokens=number) for _ in range(tries)),
             )
             dropped = writer.statistics().dropped
-            writer.record(record)
-            if writer.statistics().dropped == dropped:
+            record.outcome = "lost"
+            ticket = writer.begin(record)
+            record.outcome = "ok"
+            if number % 50:
+                writer.record(record, ticket)
+            if writer.statistics().dropped == dropped and (number % 50 or ticket != NOT_BEGUN):
                 os.write(1, f"{record.id}\n".encode())
         await asyncio.sleep(random.random() * 0.01)
 

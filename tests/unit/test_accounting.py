@@ -1,5 +1,6 @@
 """One call's account and its estimate: what each attempt took, what was guessed, and what is settled."""
 
+import dataclasses
 from decimal import Decimal
 
 import pytest
@@ -32,12 +33,18 @@ class Book:
     """Event log, sink, limiter and reservation in one."""
 
     def __init__(self):
-        self.events, self.records, self.settled, self.asked = [], [], [], []
+        self.events, self.records, self.settled, self.asked, self.begun = [], [], [], [], []
 
     def emit(self, event, **fields):
         self.events.append(fields)
 
-    def record(self, record):
+    def begin(self, record):
+        assert (record.outcome, record.estimated) == ("lost", True)
+        self.begun.append(dataclasses.replace(record))
+        return len(self.begun)
+
+    def record(self, record, ticket=None):
+        assert ticket == len(self.begun)
         self.records.append(record)
 
     async def reserve(self, caller, estimate):
