@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 32 << 20
 BACKUPS = 2
 BATCH = 1_000
 FLUSH_INTERVAL_S = 0.5
-AT_ONCE = 4
+AT_ONCE = 16
 GIVE_WAY_S = 0.0001
 """After so many events the thread pauses: it shares the interpreter with the event loop, and a call would wait for all of a batch."""
 MAX_FIELD_CHARS = 2_048
@@ -143,6 +143,8 @@ def _prune(directory: Path) -> None:
 
 def _bounded(value: Any) -> Any:
     if isinstance(value, str):
+        if len(value) <= MAX_FIELD_CHARS and value.isascii():
+            return value
         text = value.encode("utf-8", "replace").decode()
         return text if len(text) <= MAX_FIELD_CHARS else f"{text[:MAX_FIELD_CHARS]}…"
     return value

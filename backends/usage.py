@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import UUID
 
 import orjson
 
@@ -19,7 +21,7 @@ from backends.running_calls import RunningCalls
 from backends.running_calls import tidy as tidy_running
 from contracts.errors import DaarionError
 from contracts.ports import EventLog
-from contracts.usage import NOT_BEGUN, UsageRecord
+from contracts.usage import NOT_BEGUN, BegunCall, UsageRecord
 
 JOURNAL_NAME = "llm-usage"
 BATCH_ROWS = 200
@@ -148,7 +150,8 @@ class UsageWriter:
         """`name` is written into every row as its recorder."""
         self._database = database
         self._events = events
-        self._recorder = b',"recorder":%b}' % orjson.dumps(name)
+        self._name = name
+        self._recorder = _recorder(name)
         self._announcer = announcer
         self._options = options or WriterOptions()
         self._journal = Journal(
@@ -181,18 +184,15 @@ class UsageWriter:
             asyncio.create_task(self._forever(self._adopt, rhythm.adopt_interval_s, rhythm.tend_interval_s), name="usage-adopt"),
         ]
 
-    def begin(self, record: UsageRecord) -> int:
-        """Keeps the record for the case that this process dies: a copy in memory, like `record`."""
-        return NOT_BEGUN if self._running is None else self._running.begin(self._line(record))
+    def begin(self, call: BegunCall) -> int:
+        """Keeps the call for the case that this process dies: a copy in memory, like `record`."""
+        return NOT_BEGUN if self._running is None else self._running.begin(orjson.dumps((self._name, *call)))
 
     def record(self, record: UsageRecord, ticket: int = NOT_BEGUN) -> None:
         """Keeps the record: a copy in memory of some microseconds, no I/O. To be called on the event loop's thread."""
-        self._journal.append(self._line(record))
+        self._journal.append(_line(record, self._recorder))
         if ticket != NOT_BEGUN and self._running is not None:
             self._running.end(ticket)
-
-    def _line(self, record: UsageRecord) -> bytes:
-        return orjson.dumps(record, default=str)[:-1] + self._recorder
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Writes what is queued, for at most `timeout_s`; what remains waits in its file for the next process."""
@@ -311,7 +311,7 @@ class UsageWriter:
             return
         written = False
         try:
-            records = list(left.left())
+            records = [_lost(begun) for begun in left.left()]
             for start in range(0, len(records), BATCH_ROWS):
                 await self._write(records[start : start + BATCH_ROWS])
             if records:
@@ -348,3 +348,19 @@ def _id_of(record: bytes) -> str:
         return str(orjson.loads(record)["id"])
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return "unreadable"
+
+
+def _recorder(name: str) -> bytes:
+    """The end of a record's JSON."""
+    return b',"recorder":%b}' % orjson.dumps(name)
+
+
+def _line(record: UsageRecord, recorder: bytes) -> bytes:
+    return orjson.dumps(record, default=str)[:-1] + recorder
+
+
+def _lost(begun: bytes) -> bytes:
+    """Returns the ledger's record of a call that a dead process had begun."""
+    recorder, identifier, occurred_at, *told = orjson.loads(begun)
+    call = BegunCall(UUID(identifier), datetime.fromisoformat(occurred_at), *told)
+    return _line(call.lost(), _recorder(recorder))

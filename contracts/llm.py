@@ -29,14 +29,14 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def _plain_identifier(value: str) -> str:
-    if _FORBIDDEN_IN_IDS.search(value) or _SURROGATE.search(value):
+    if not (value.isascii() and value.isprintable()) and (_FORBIDDEN_IN_IDS.search(value) or _SURROGATE.search(value)):
         msg = "must not hold control characters or lone surrogates"
         raise ValueError(msg)
     return value
 
 
 def _encodable(value: str) -> str:
-    if _SURROGATE.search(value):
+    if not value.isascii() and _SURROGATE.search(value):
         msg = "holds a lone surrogate, which is not valid UTF-8"
         raise ValueError(msg)
     return value

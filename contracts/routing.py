@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 StreamRecovery = Literal["error", "resume"]
@@ -90,7 +91,7 @@ class Spill:
     return_depth: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Route:
     """The targets of one logical model in the order in which they are tried; the first is the primary one.
 
@@ -113,3 +114,8 @@ class Route:
     def every_target(self) -> tuple[Target, ...]:
         """The targets, then those that calls spill over to."""
         return self.targets if self.spill is None else (*self.targets, *self.spill.targets)
+
+    @cached_property
+    def longest_s(self) -> float:
+        """Seconds in which every target has been tried as often as its policy allows."""
+        return sum(target.timeouts.total_s + target.retry.attempts * target.retry.max_backoff_s for target in self.every_target)

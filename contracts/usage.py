@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
@@ -218,11 +218,32 @@ class UsagePage(BaseModel):
     next_cursor: str | None = None
 
 
+class BegunCall(NamedTuple):
+    """What is known of a call when its first provider is asked, in the terms of UsageRecord; enough to account for it if nobody ends it."""
+
+    id: UUID
+    occurred_at: datetime
+    request_id: str
+    agent_id: str
+    microdao_id: str
+    channel_id: str | None
+    logical_model: str
+    provider: str
+    physical_model: str
+    prompt_tokens: int
+    streamed: bool
+    credential: str
+
+    def lost(self) -> UsageRecord:
+        """Returns the record of a call that nobody ended: its prompt, estimated."""
+        return UsageRecord(**self._asdict(), total_tokens=self.prompt_tokens, latency_ms=0.0, outcome=OUTCOME_LOST, estimated=True)
+
+
 class UsageSink(Protocol):
     """Where calls are recorded. Both return at once, do no I/O and raise nothing: they are called on the path of an answer."""
 
-    def begin(self, record: UsageRecord) -> int:
-        """Notes a call that a provider is asked now; should this process die, `record` as it is stands for it. Returns its ticket."""
+    def begin(self, call: BegunCall) -> int:
+        """Notes a call that a provider is asked now; should this process die, it is accounted as lost. Returns its ticket."""
 
     def record(self, record: UsageRecord, ticket: int = NOT_BEGUN) -> None:
         """Takes the record of a call that has ended, and with it what `begin` noted."""

@@ -34,6 +34,10 @@ class ConnectTimedOut(ConnectFailed):
     """No connection came about in time."""
 
 
+class TimedOut(HttpError):
+    """Nothing came in the time that was granted."""
+
+
 class ConnectionBroken(HttpError):
     """The connection ended before the head of an answer had come."""
 
@@ -51,10 +55,14 @@ class AnswerTooLarge(HttpError):
 
 
 class Exchange:
-    """One request and its answer. `release` must be called, whatever comes of it; `headers` have lower-case names."""
+    """One request and its answer. `release` must be called, whatever comes of it; `headers` have lower-case names.
+
+    It fails once `expires_at` (monotonic seconds) has passed and somebody waits; the pool looks every `http_pool.TICK_S`.
+    """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, released: Callable[[bool], None]) -> None:
         self.status = 0
+        self.expires_at = float("inf")
         self.headers: dict[str, str] = {}
         self._transport = transport
         self._loop = loop
@@ -148,6 +156,13 @@ class Exchange:
             self._paused = True
             self._transport.pause_reading()
         self._wake()
+
+    def expire(self, now: float) -> None:
+        """Fails where somebody has waited long enough."""
+        if now >= self.expires_at and self._waiter is not None and self._error is None and not self._complete:
+            self._error = TimedOut()
+            self._keep = False
+            self._wake()
 
     def lost(self, error: Exception | None) -> None:
         """Notes the end of the connection: also the end of a body whose length nobody told."""

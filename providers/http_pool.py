@@ -17,11 +17,13 @@ from typing import cast
 import aiohappyeyeballs
 from yarl import URL
 
-from providers.http_exchange import ConnectFailed, ConnectionBroken, ConnectTimedOut, Exchange
+from providers.http_exchange import ConnectFailed, ConnectionBroken, ConnectTimedOut, Exchange, TimedOut
 
 KEEPALIVE_S = 60.0
 ADDRESSES_S = 30.0
 """How long a name's addresses are used before they are looked up again."""
+TICK_S = 0.02
+"""How often exchanges are looked at that may have expired."""
 NEXT_ADDRESS_S = 0.25
 """How long one address may keep the next one waiting (RFC 8305)."""
 
@@ -44,21 +46,27 @@ class HttpPool:
         self._head = f"POST {parsed.raw_path_qs} HTTP/1.1\r\n{head}Content-Length: ".encode()
         self._idle: list[_Connection] = []
         self._sweeper: asyncio.TimerHandle | None = None
+        self._ticker: asyncio.TimerHandle | None = None
         self._open: set[_Connection] = set()
         self._addresses: list[aiohappyeyeballs.AddrInfoType] = []
         self._looked_up = float("-inf")
         self._closed = False
 
-    async def post(self, body: bytes, *, connect_s: float) -> Exchange:
+    async def post(self, body: bytes, *, connect_s: float, limit_s: float = float("inf")) -> Exchange:
         """Sends `body` and returns the exchange once its head has come; the caller must release it.
 
         Raises:
             ConnectFailed: no connection came about within `connect_s`.
+            TimedOut: there was no head within `limit_s`; the exchange expires then, if that is not changed.
             ConnectionBroken: it ended before the head of an answer.
             MalformedAnswer: what came is no HTTP.
         """
-        connection = self._kept() or await self._connected(connect_s)
+        expires_at = time.monotonic() + limit_s
+        connection = self._kept() or await self._connected(connect_s, limit_s)
         exchange = connection.send(b"%b%d\r\n\r\n" % (self._head, len(body)), body)
+        exchange.expires_at = expires_at
+        if self._ticker is None:
+            self._tick()
         try:
             await exchange.head()
         except BaseException:
@@ -69,8 +77,9 @@ class HttpPool:
     def close(self) -> None:
         """Closes every connection, those in use as well."""
         self._closed = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._ticker):
+            if timer is not None:
+                timer.cancel()
         for connection in list(self._open):
             connection.close()
 
@@ -82,12 +91,12 @@ class HttpPool:
             connection.close()
         return None
 
-    async def _connected(self, connect_s: float) -> _Connection:
+    async def _connected(self, connect_s: float, limit_s: float) -> _Connection:
         try:
-            async with asyncio.timeout(connect_s):
+            async with asyncio.timeout(min(connect_s, limit_s)):
                 return await self._connect()
         except TimeoutError:
-            raise ConnectTimedOut from None
+            raise (ConnectTimedOut if connect_s <= limit_s else TimedOut) from None
         except (OSError, UnicodeError):  # ssl's errors are OSErrors; a name too long for DNS is a UnicodeError
             self._looked_up = float("-inf")
             raise ConnectFailed from None
@@ -114,6 +123,14 @@ class HttpPool:
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
             self._addresses, self._looked_up = list(found), now
         return self._addresses
+
+    def _tick(self) -> None:
+        """Lets exchanges expire: one timer for all of them, since one for each would cost more than the rest of a call's waiting."""
+        busy = [connection.exchange for connection in self._open if connection.exchange is not None]
+        now = time.monotonic()
+        for exchange in busy:
+            exchange.expire(now)
+        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick) if busy and not self._closed else None
 
     # --- the connections' side
 
@@ -152,7 +169,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, pool: HttpPool, loop: asyncio.AbstractEventLoop) -> None:
         self._pool = pool
         self._loop = loop
-        self._exchange: Exchange | None = None
+        self.exchange: Exchange | None = None
         self._idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -160,15 +177,15 @@ class _Connection(asyncio.Protocol):
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._exchange is None:
+        if self.exchange is None:
             self._transport.abort()  # nothing was asked
         else:
-            self._exchange.feed(data)
+            self.exchange.feed(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.lost(self)
-        if self._exchange is not None:
-            self._exchange.lost(exc)
+        if self.exchange is not None:
+            self.exchange.lost(exc)
 
     def usable(self, now: float) -> bool:
         """Whether it can be used again."""
@@ -176,7 +193,7 @@ class _Connection(asyncio.Protocol):
 
     def send(self, head: bytes, body: bytes) -> Exchange:
         """Begins an exchange."""
-        self._exchange = exchange = Exchange(self._transport, self._loop, self._released)
+        self.exchange = exchange = Exchange(self._transport, self._loop, self._released)
         if self._transport.is_closing():
             exchange.lost(ConnectionBroken())
         else:
@@ -188,7 +205,7 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _released(self, reusable: bool) -> None:  # noqa: FBT001  # the one question an exchange answers
-        self._exchange = None
+        self.exchange = None
         if reusable:
             self._idle_since = time.monotonic()
             self._pool.keep(self)

@@ -27,6 +27,7 @@ from providers.http_exchange import (
     ConnectTimedOut,
     Exchange,
     HttpError,
+    TimedOut,
 )
 from providers.http_pool import HttpPool
 from providers.openai_shapes import StreamParser, chat_body, parse_completion
@@ -37,6 +38,8 @@ from providers.upstream_errors import error_for_status
 
 MAX_ANSWER_BYTES = 32 << 20
 MAX_ERROR_BYTES = 64 << 10
+REFUSAL_S = 2.0
+"""How long the body of a refusal is waited for; its status is known."""
 USAGE_GRACE_S = 2.0
 """How long a stream is held open for its usage after the finish reason: not every upstream closes or says [DONE]."""
 
@@ -99,10 +102,9 @@ class Provider:
         held = await self._turn(target, deadline)
         limit = deadline.at_most(target.timeouts.whole_s())
         try:
-            async with asyncio.timeout(limit):
-                exchange = await self._post(held, body, target)
-                payload = await exchange.whole(MAX_ANSWER_BYTES)
-        except (HttpError, TimeoutError) as error:
+            exchange = await self._post(held, body, target, limit)
+            payload = await exchange.whole(MAX_ANSWER_BYTES)
+        except HttpError as error:
             raise self._leaf(error, limit) from None
         finally:
             held.end()
@@ -116,8 +118,7 @@ class Provider:
         held = await self._turn(target, deadline)
         try:
             clock = _StreamClock(target, deadline.sooner(target.timeouts.total_s))
-            async with clock.waiting():
-                exchange = await self._post(held, body, target)
+            exchange = await self._post(held, body, target, clock.limit_s())
             parser = StreamParser(done_completes=self._done_completes)
             events = _Events(exchange, parser, clock)
             while not events.ended:
@@ -133,7 +134,7 @@ class Provider:
             if not exchange.ended:
                 self._drain_later(held.passed_on())
             yield StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage())
-        except (HttpError, TimeoutError) as error:
+        except HttpError as error:
             raise self._leaf(error, None) from None
         finally:
             held.end()
@@ -166,9 +167,9 @@ class Provider:
             await self._turns.acquire()
         return _Held(self._turns)
 
-    async def _post(self, held: _Held, body: dict[str, Any], target: Target) -> Exchange:
+    async def _post(self, held: _Held, body: dict[str, Any], target: Target, limit_s: float) -> Exchange:
         """Returns the exchange once its head is here, a success; `held` ends it. Raises HttpError, or the leaf of a refusal."""
-        exchange = held.exchange = await self._pool.post(orjson.dumps(body), connect_s=target.timeouts.connect_s)
+        exchange = held.exchange = await self._pool.post(orjson.dumps(body), connect_s=target.timeouts.connect_s, limit_s=limit_s)
         if (quota := quota_of(exchange.headers, time.monotonic())) is not None:
             self._quotas[target.name] = quota  # as many as there are models in the configuration
         if exchange.status != 200:
@@ -177,9 +178,9 @@ class Provider:
 
     async def _refusal(self, exchange: Exchange) -> DaarionError:
         payload: object = None
-        with contextlib.suppress(DaarionError, HttpError, TimeoutError):
-            async with asyncio.timeout(2):
-                payload = _decoded(await exchange.whole(MAX_ERROR_BYTES))
+        exchange.expires_at = min(exchange.expires_at, time.monotonic() + REFUSAL_S)
+        with contextlib.suppress(DaarionError, HttpError):
+            payload = _decoded(await exchange.whole(MAX_ERROR_BYTES))
         return error_for_status(self.name, exchange.status, exchange.headers, payload)
 
     def _drain_later(self, held: _Held) -> None:
@@ -188,7 +189,7 @@ class Provider:
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
 
-    def _leaf(self, error: HttpError | TimeoutError, limit: float | None) -> DaarionError:
+    def _leaf(self, error: HttpError, limit: float | None) -> DaarionError:
         """The one place where what went wrong on the wire becomes a leaf."""
         match error:
             case ConnectTimedOut():
@@ -203,7 +204,7 @@ class Provider:
                 return cut_off
             case AnswerTooLarge():
                 return UpstreamInvalidResponse(f"the provider's answer is over {MAX_ANSWER_BYTES >> 20} MiB")
-            case TimeoutError():
+            case TimedOut():
                 within = f" within {limit:.3g} s" if limit else " in time"
                 return UpstreamTimeout(f"provider `{self.name}` did not answer{within}")
             case _:
@@ -249,16 +250,16 @@ class _Events:
         self.marked = False
 
     async def next(self) -> list[bytes]:
-        """Returns the payloads that came next, perhaps none. Raises HttpError or TimeoutError where the answer is not finished."""
+        """Returns the payloads that came next, perhaps none. Raises HttpError where the answer is not finished."""
         if self._parser.finish_reason and self._grace is None:
             self._grace = Deadline.after(USAGE_GRACE_S)
         if self._parser.told_at_end or (self._grace is not None and self._grace.remaining() <= 0):
             self.ended = True
             return []
+        self._exchange.expires_at = self._clock.expires_at(self._grace)
         try:
-            async with self._clock.waiting(self._grace):
-                chunk = await self._exchange.read()
-        except (TimeoutError, HttpError):
+            chunk = await self._exchange.read()
+        except HttpError:
             if not self._parser.finish_reason:
                 raise
             self.ended = True
@@ -292,18 +293,23 @@ class _StreamClock:
         """Notes that content arrived."""
         self._until = Deadline.after(self._timeouts.idle_s)
 
-    def waiting(self, grace: Deadline | None = None) -> asyncio.Timeout:
-        """Returns the bound of the next wait; `grace` stands in the place of the bound between tokens."""
-        return asyncio.timeout(self._deadline.at_most((grace or self._until).remaining()))
+    def expires_at(self, grace: Deadline | None = None) -> float:
+        """Returns the end of the next wait, in monotonic seconds; `grace` stands in the place of the bound between tokens."""
+        return min(self._deadline.at, (grace or self._until).at)
+
+    def limit_s(self) -> float:
+        """Seconds until then."""
+        return self._deadline.at_most(self._until.remaining())
 
 
 async def _drain(held: _Held) -> None:
+    assert held.exchange is not None
+    held.exchange.expires_at = time.monotonic() + DRAIN_S
     try:
-        with contextlib.suppress(TimeoutError, HttpError):
-            async with asyncio.timeout(DRAIN_S):
-                size = 0
-                while held.exchange is not None and (chunk := await held.exchange.read()) and size <= MAX_DRAINED_BYTES:
-                    size += len(chunk)
+        with contextlib.suppress(HttpError):
+            size = 0
+            while (chunk := await held.exchange.read()) and size <= MAX_DRAINED_BYTES:
+                size += len(chunk)
     finally:
         held.end()
 

@@ -13,7 +13,7 @@ from contracts.limits import NANO_PER_USD, NOTHING, Caller, Limiter, Reservation
 from contracts.llm import Attempt, ChatOptions, ProxyRequest, StreamDelta, TokenUsage
 from contracts.ports import EventLog, Prices
 from contracts.routing import Route, Target
-from contracts.usage import NOT_BEGUN, OUTCOME_LOST, AttemptRecord, UsageRecord, UsageSink, now_utc
+from contracts.usage import NOT_BEGUN, AttemptRecord, BegunCall, UsageRecord, UsageSink, new_record_id, now_utc
 from services.llm_proxy.estimates import CallEstimate, completion_tokens, rough_prompt_tokens
 
 OUTCOME_CANCELLED = "cancelled"
@@ -77,7 +77,7 @@ class CallAccount:
         self._started = time.monotonic()
         self._tries: list[_Try] = []
         self._reservation: Reservation | None = None
-        self._record: UsageRecord | None = None
+        self._begun: BegunCall | None = None
         self._ticket = NOT_BEGUN
         self._settled = False
         self.attempts: list[Attempt] = []
@@ -96,9 +96,9 @@ class CallAccount:
     def attempt(self, target: Target) -> None:
         """Notes that `target` is being called."""
         self._tries.append(_Try(target, time.monotonic()))
-        if self._record is None:
-            self._record = self._begun(target)
-            self._ticket = self._sink.begin(self._record)
+        if self._begun is None:
+            self._begun = self._call(target)
+            self._ticket = self._sink.begin(self._begun)
 
     def attempt_ended(self, outcome: str, usage: TokenUsage | None = None, *, worked: bool = False) -> None:
         """Notes how the running attempt ended, and what the provider says it took; does nothing when none is running.
@@ -161,9 +161,8 @@ class CallAccount:
                 self._reservation.settle(self._spent(usage))
         cost, latency = total_cost([(ended.usage, ended.cost_usd) for ended in self._tries]), self.latency_ms()
         self._emit(outcome, latency, usage, cost)
-        if self._record is not None:
-            self._complete(self._record, outcome, latency, usage, cost)
-            self._sink.record(self._record, self._ticket)
+        if self._begun is not None:
+            self._sink.record(self._record(self._begun, outcome, latency, usage, cost), self._ticket)
 
     def _running(self) -> _Try | None:
         return self._tries[-1] if self._tries and self._tries[-1].outcome is None else None
@@ -218,10 +217,26 @@ class CallAccount:
             outcome=outcome,
         )
 
-    def _begun(self, target: Target) -> UsageRecord:
-        """What stands for the call if nobody lives to end it."""
-        prompt = rough_prompt_tokens(self._request)
+    def _call(self, target: Target) -> BegunCall:
+        return BegunCall(
+            new_record_id(),
+            now_utc(),
+            self.request_id,
+            self.caller.agent_id,
+            self.caller.microdao_id,
+            self._request.metadata.channel_id,
+            self._route.logical_model,
+            target.provider,
+            target.name,
+            rough_prompt_tokens(self._request),
+            self._streamed,
+            self.caller.credential,
+        )
+
+    def _record(self, begun: BegunCall, outcome: str, latency: float, usage: TokenUsage, cost: Decimal | None) -> UsageRecord:
+        target = self._tries[-1].target
         return UsageRecord(
+            id=begun.id,
             request_id=self.request_id,
             agent_id=self.caller.agent_id,
             microdao_id=self.caller.microdao_id,
@@ -229,28 +244,21 @@ class CallAccount:
             logical_model=self._route.logical_model,
             provider=target.provider,
             physical_model=target.name,
-            prompt_tokens=prompt,
-            total_tokens=prompt,
-            latency_ms=0.0,
-            outcome=OUTCOME_LOST,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.total_tokens,
+            cached_tokens=usage.cached_tokens or 0,
+            reasoning_tokens=usage.reasoning_tokens or 0,
+            latency_ms=latency,
+            ttft_ms=self._ttft_ms(),
+            outcome=outcome,
             streamed=self._streamed,
-            estimated=True,
+            estimated=bool(usage.estimated),
+            attempts=len(self._tries),
+            cost_usd=cost,
             credential=self.caller.credential,
+            tries=tuple([_record_of(ended) for ended in self._tries]),
         )
-
-    def _complete(self, record: UsageRecord, outcome: str, latency: float, usage: TokenUsage, cost: Decimal | None) -> None:
-        target = self._tries[-1].target
-        record.occurred_at = now_utc()
-        record.provider, record.physical_model = target.provider, target.name
-        record.prompt_tokens, record.completion_tokens, record.total_tokens = (
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            usage.total_tokens,
-        )
-        record.cached_tokens, record.reasoning_tokens = usage.cached_tokens or 0, usage.reasoning_tokens or 0
-        record.latency_ms, record.ttft_ms = latency, self._ttft_ms()
-        record.outcome, record.estimated, record.cost_usd = outcome, bool(usage.estimated), cost
-        record.attempts, record.tries = len(self._tries), tuple(_record_of(ended) for ended in self._tries)
 
     def _ttft_ms(self) -> float | None:
         """Milliseconds to the first token that the caller could see."""

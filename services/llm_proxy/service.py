@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from contracts.deadline import Deadline
@@ -59,11 +58,15 @@ class LLMProxy:
         async def ask(provider: ChatProvider, target: Target) -> LLMResponse:
             return await provider.chat(request.messages, target, attempts.deadline, **account.options())
 
-        with self._settling(account):
+        try:
             await account.reserve(self.limiter)
             served = await attempts.serve(ask)
             served.permit.succeeded(time.monotonic())
             account.attempt_ended(OUTCOME_OK, served.result.usage)
+        except BaseException as error:
+            account.settle(outcome_of(error))
+            raise
+        account.settle(OUTCOME_OK)
         return _response(served.target, served.result, account)
 
     async def open_stream(self, request: ProxyRequest, request_id: str) -> OpenStream:
@@ -112,17 +115,6 @@ class LLMProxy:
     def _account(self, request: ProxyRequest, route: Route, request_id: str, *, streamed: bool) -> CallAccount:
         return CallAccount(request, route, request_id, streamed=streamed, events=self.events, sink=self.usage, prices=self.prices)
 
-    @contextlib.contextmanager
-    def _settling(self, account: CallAccount) -> Iterator[None]:
-        outcome = OUTCOME_OK
-        try:
-            yield
-        except BaseException as error:
-            outcome = outcome_of(error)
-            raise
-        finally:
-            account.settle(outcome)
-
     def _attempts(self, request: ProxyRequest, route: Route, account: CallAccount) -> Attempts:
         deadline, name = _deadline(request, route), route.logical_model
         return Attempts(
@@ -168,8 +160,7 @@ def _deadline(request: ProxyRequest, route: Route) -> Deadline:
     """The caller's `timeout_s`, else what all targets of the route may take one after the other, waits included."""
     if request.timeout_s is not None:
         return Deadline.after(request.timeout_s)
-    longest = sum(target.timeouts.total_s + target.retry.attempts * target.retry.max_backoff_s for target in route.every_target)
-    return Deadline.after(min(longest, MAX_TIMEOUT_S))
+    return Deadline.after(min(route.longest_s, MAX_TIMEOUT_S))
 
 
 def _response(target: Target, answer: LLMResponse, account: CallAccount) -> ProxyResponse:

@@ -36,7 +36,7 @@ class Recorder:
     def emit(self, event, **fields):
         self.events.append({"event": event, **fields})
 
-    def begin(self, record):
+    def begin(self, call):
         return NOT_BEGUN
 
     def record(self, record, ticket=NOT_BEGUN):
