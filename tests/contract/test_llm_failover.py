@@ -164,7 +164,7 @@ async def test_a_stream_that_breaks_after_content_is_never_a_success(fault, prov
         assert upstream.total == 1
         (record,) = recorder.records
         assert (record.outcome, record.physical_model, record.estimated) == (told.error.type, "first", True)
-        assert record.completion_tokens == 2
+        assert record.completion_tokens == 3, "two pieces of twelve bytes"
         assert calls_in_flight(proxy) == 0
 
 

@@ -25,7 +25,7 @@ async def test_the_parts_are_summed_and_each_is_asked_in_its_dialect():
         assert (told.error, told.text, told.answered_by) == (None, ANSWER, "third")
         assert told.end.written_by == ["calm/first", "backup/second", "vllm/third"]
         assert told.outcomes == ["upstream_invalid_response", "upstream_invalid_response", "ok"]
-        assert told.end.usage.completion_tokens == 2 + 1 + 1
+        assert told.end.usage.completion_tokens == 3 + 2 + 1
         assert told.end.usage.estimated
         first, second, third = (call.body for call in upstream.requests)
         assert (first["max_tokens"], second["max_tokens"], third["max_tokens"]) == (10, 8, 7)
@@ -170,7 +170,7 @@ async def test_leaving_while_another_target_takes_over_stops_that_one():
         assert (upstream.total, upstream.open_calls, calls_in_flight(proxy)) == (2, 0, 0)
         (record,) = recorder.records
         assert (record.outcome, record.attempts) == ("cancelled", 2)
-        assert record.completion_tokens == 2, "what the first part took is accounted for"
+        assert record.completion_tokens == 3 + 1, "what the first part took is accounted for, and that the second target was at it"
 
 
 async def test_leaving_between_two_attempts_calls_nobody_any_more():
