@@ -13,7 +13,6 @@ for a record. The process that holds the file's lock owns it; the kernel frees t
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import struct
@@ -21,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 from zlib import crc32
+
+from backends.mapped_file import create_locked, lock_abandoned
 
 MAGIC = b"DAARJRN1"
 MARK = struct.Struct("<QQI")
@@ -61,27 +62,9 @@ class Segment:
 
     @classmethod
     def create(cls, path: Path, size: int) -> Self:
-        """Makes an empty segment of `size` bytes, locked, readable by the owner alone.
-
-        The space is reserved now: a store into a hole of a full disk would kill the process.
-
-        Raises:
-            OSError: the directory is not writable or the disk is full.
-        """
-        draft = path.with_suffix(DRAFT_SUFFIX)  # adopters look for the final name, which appears locked
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.posix_fallocate(descriptor, 0, size)
-            os.pwrite(descriptor, MAGIC, 0)
-            os.pwrite(descriptor, _mark(1, START), MARK_OFFSETS[0])
-            mapping = mmap.mmap(descriptor, size)
-            draft.rename(path)
-        except BaseException:
-            os.close(descriptor)
-            draft.unlink(missing_ok=True)
-            raise
-        return cls(path, descriptor, mapping)
+        """Makes an empty segment of `size` bytes, locked, readable by the owner alone. Raises OSError as `create_locked`."""
+        head = {0: MAGIC, MARK_OFFSETS[0]: _mark(1, START)}
+        return cls(path, *create_locked(path, path.with_suffix(DRAFT_SUFFIX), size, head))
 
     @classmethod
     def adopt(cls, path: Path) -> Self | None:
@@ -91,19 +74,13 @@ class Segment:
             UnreadableSegment: the file is no segment.
             OSError: it cannot be opened.
         """
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            state = os.fstat(descriptor)
-            if state.st_nlink == 0:  # another process has just delivered and deleted it
-                os.close(descriptor)
-                return None
-            if state.st_size < MINIMUM_BYTES:
-                raise UnreadableSegment
-            segment = cls(path, descriptor, mmap.mmap(descriptor, state.st_size))
-        except BlockingIOError:
-            os.close(descriptor)
+        if (found := lock_abandoned(path)) is None:
             return None
+        descriptor, size = found
+        try:
+            if size < MINIMUM_BYTES:
+                raise UnreadableSegment
+            segment = cls(path, descriptor, mmap.mmap(descriptor, size))
         except BaseException:
             os.close(descriptor)
             raise

@@ -8,7 +8,6 @@ Like a journal's segment (`journal_segment.py`) it survives a `kill -9` without 
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import secrets
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Self
 from zlib import crc32
 
+from backends.mapped_file import create_locked, lock_abandoned
 from contracts.usage import NOT_BEGUN
 
 MAGIC = b"DAARRUN1"
@@ -44,41 +44,27 @@ class RunningCalls:
     def create(cls, directory: Path, name: str, slots: int = SLOTS) -> Self:
         """Makes an empty file, locked, readable by the owner alone, its space reserved. Raises OSError."""
         path = directory / f"{name}-{os.getpid()}-{secrets.token_hex(6)}{SUFFIX}"
-        draft = path.with_suffix(DRAFT_SUFFIX)
-        size = START + slots * SLOT_BYTES
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.posix_fallocate(descriptor, 0, size)
-            os.pwrite(descriptor, MAGIC, 0)
-            mapping = mmap.mmap(descriptor, size)
-            draft.rename(path)
-        except BaseException:
-            os.close(descriptor)
-            draft.unlink(missing_ok=True)
-            raise
-        return cls(path, descriptor, mapping)
+        return cls(path, *create_locked(path, path.with_suffix(DRAFT_SUFFIX), START + slots * SLOT_BYTES, {0: MAGIC}))
 
     @classmethod
     def adopt(cls, path: Path) -> Self | None:
         """Takes over the file of a process that is gone; None while it is owned, or where it is none of these files."""
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            found = lock_abandoned(path)
         except FileNotFoundError:
             return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = os.fstat(descriptor)
-            if found.st_nlink == 0 or found.st_size < START + SLOT_BYTES or os.pread(descriptor, len(MAGIC), 0) != MAGIC:
-                os.close(descriptor)
-                return None
-            return cls(path, descriptor, mmap.mmap(descriptor, found.st_size))
-        except BlockingIOError:
-            os.close(descriptor)
+        if found is None:
             return None
+        descriptor, size = found
+        try:
+            mapping = mmap.mmap(descriptor, size) if size > START else None
+            if mapping is not None and mapping[: len(MAGIC)] == MAGIC:
+                return cls(path, descriptor, mapping)
         except BaseException:
             os.close(descriptor)
             raise
+        os.close(descriptor)
+        return None
 
     def begin(self, record: bytes) -> int:
         """Keeps the record until `end`; returns its slot, or NOT_BEGUN where none is free or the record is too long."""

@@ -68,7 +68,8 @@ def test_only_temperature_zero_is_cached(temperature):
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
-        ({}, True), ({"finish_reason": "tool_calls"}, True), ({"finish_reason": "length"}, True), ({"finish_reason": None}, False), ({"refusal": "ні"}, False),
+        ({}, True), ({"finish_reason": "tool_calls"}, True), ({"finish_reason": "length"}, True), ({"finish_reason": None}, False),
+        ({"refusal": "ні"}, False),
         ({"finish_reason": "content_filter"}, False), ({"provider": "other"}, False), ({"model_resolved": "other"}, False),
     ],
 )  # fmt: skip
