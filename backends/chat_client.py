@@ -58,14 +58,15 @@ class ProxyChatModel:
             raise UpstreamInvalidResponse(f"{SERVICE} did not answer with a completion") from None
 
     async def answering(self, logical_model: str, deadline: Deadline) -> str | None:
-        """See the port. What is known is kept for some seconds."""
+        """See the port. What is known is kept for some seconds, and for as long as the proxy cannot tell anew."""
         try:
             if time.monotonic() > self._models_until:
                 answer = await ask(self._http, MODELS_PATH, deadline.sooner(MODELS_TIMEOUT_S), method="GET")
                 self._models = {model.id: model for model in ModelList.model_validate(answer.body).models}
                 self._models_until = time.monotonic() + MODELS_FRESH_S
         except (DaarionError, ValidationError):
-            return None
+            if not self._models:
+                return None
         return first_available(logical_model, self._models)
 
     async def close(self) -> None:

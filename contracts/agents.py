@@ -26,7 +26,7 @@ Entrypoint = Literal["channel_message", "direct", "cron"]
 ToolMode = Literal["native", "json", "text"]
 Language = Literal["uk", "en"]
 RunState = Literal["queued", "running", "posting", "done"]
-StepName = Literal["context", "memory", "tool_list", "llm", "tools", "reply", "store"]
+StepName = Literal["models", "context", "memory", "tool_list", "llm", "tools", "reply", "store"]
 Outcome = Literal["answered", "failed", "ignored", "undelivered", "indeterminate"]
 RunStatus = Literal["queued", "running", "answered", "failed", "ignored", "undelivered", "indeterminate"]
 
@@ -193,9 +193,13 @@ class AgentInvocation(BaseModel):
 
 
 class InvocationAnswer(BaseModel):
-    """What an invocation came to. `duplicate`: the message had been taken before, and this is that run."""
+    """What an invocation came to. `duplicate`: the message had been taken before, and this is that run.
+
+    `microdao_id` is the tenant under which the run can be read.
+    """
 
     run_id: UUID
+    microdao_id: str
     status: RunStatus
     reply: str | None = None
     duplicate: bool | None = None

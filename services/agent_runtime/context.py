@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from contracts.agents import AgentInvocation
 from contracts.messaging import ChannelMessage, sender_type
@@ -32,9 +33,11 @@ class Context:
     earlier: tuple[ChannelMessage, ...] = ()
 
 
-def newest_human(messages: Sequence[ChannelMessage]) -> ChannelMessage | None:
-    """Returns the newest message that no agent wrote."""
-    return next((message for message in reversed(messages) if message.sender_type == "human"), None)
+def newest_human(messages: Sequence[ChannelMessage], until: datetime | None = None) -> ChannelMessage | None:
+    """Returns the newest message that no agent wrote, if possible of those that were there at `until`: later ones have their own runs."""
+    written = [message for message in reversed(messages) if message.sender_type == "human"]
+    there = [message for message in written if until is None or message.created_at <= until]
+    return next(iter(there or written), None)
 
 
 def trigger_of(message: ChannelMessage) -> str:

@@ -14,12 +14,12 @@ _CYRILLIC = re.compile("[\u0400-\u04ff]")
 _LETTER = re.compile(r"[^\W\d_]")
 
 APOLOGIES: dict[tuple[Apology, Language], str] = {
-    ("failed", "uk"): "Перепрошую, зараз не вдалося підготувати відповідь. Спробуйте, будь ласка, ще раз трохи згодом.",
-    ("failed", "en"): "Sorry, I could not prepare an answer just now. Please try again a little later.",
-    ("late", "uk"): "Перепрошую, я не встигла підготувати відповідь вчасно. Спробуйте, будь ласка, ще раз.",
-    ("late", "en"): "Sorry, I could not finish my answer in time. Please try again.",
-    ("empty", "uk"): "Повідомлення порожнє. Напишіть, будь ласка, чим я можу допомогти.",
-    ("empty", "en"): "The message is empty. Please write what I can help with.",
+    ("failed", "uk"): "Перепрошую, зараз не вдалося підготувати відповідь, спробуйте, будь ласка, ще раз трохи згодом.",
+    ("failed", "en"): "Sorry, I could not prepare an answer just now, please try again a little later.",
+    ("late", "uk"): "Перепрошую, підготувати відповідь вчасно не вдалося, спробуйте, будь ласка, ще раз.",
+    ("late", "en"): "Sorry, I could not finish my answer in time, please try again.",
+    ("empty", "uk"): "Повідомлення порожнє, напишіть, будь ласка, чим я можу допомогти.",
+    ("empty", "en"): "The message is empty, please write what I can help with.",
 }
 
 

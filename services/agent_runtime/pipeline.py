@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 from contracts.agents import AgentMemory, AgentTools, Blueprint, ChatModel, ModelRequest
@@ -46,6 +47,8 @@ LIST_TIMEOUT_S = 10.0
 SHRINKS = 3
 PAGES_BACK = 10
 """How many pages of 200 messages behind the newest a triggering message is looked for."""
+CLOCK_SKEW = timedelta(seconds=5)
+"""How much the clocks of a messaging-service without ids and of this one may differ."""
 LAST_SHARE = 0.25
 """Of a run's time: once less is left, the next step is the last."""
 
@@ -90,15 +93,19 @@ class Pipeline:
     async def answer(self, recorder: Recorder, blueprint: Blueprint, deadline: Deadline) -> str:
         """Returns the text of the reply.
 
+        A model that turns out to be too small for the agent (its fallback, say) is asked again under the blueprint that is fitted to it.
+        One that may only choose among a tool's results says nothing of its own: without results there is no answer.
+
         Raises:
             EmptyQuestionError, NothingToAnswerError, NoAnswerError: see there.
             RunLostError: another replica has taken the run.
             DaarionError: the messaging-service, the model or the database failed, or the deadline passed.
         """
         run = recorder.run
+        run.tool_calls = 0  # those of an earlier attempt are counted again as they are made again
         beginning = beginning_of(run.journal)
-        model = beginning.model if beginning is not None else await self._answering(blueprint, deadline)
-        blueprint = blueprint.fitted(model)
+        model = beginning.model if beginning is not None else await self._answering(recorder, blueprint, deadline)
+        given, blueprint = blueprint, blueprint.fitted(model)
         limits = blueprint.limits
         tools = asyncio.ensure_future(self._tools(recorder, blueprint, deadline))
         try:
@@ -119,13 +126,14 @@ class Pipeline:
             answer = recorded.pop(0) if is_recorded else await self._ask(recorder, dialogue, step, deadline)
             if choices is not None:
                 return choices.reply(answer)
+            if _is_too_small(blueprint, answer):
+                if number:
+                    raise NoAnswerError
+                await _begin_again(recorder, beginning, answer.model_resolved)
+                return await self.answer(recorder, given, deadline)
             reading = read_answer(answer)
-            if reading.text and not reading.calls:
-                return reading.text + (CUT if reading.was_cut else "")
-            if final:
-                if said := spoken(answer):
-                    return said + (CUT if reading.was_cut else "")
-                break
+            if final or (reading.text and not reading.calls):
+                return _reply(blueprint, answer, reading)
             if not reading.calls:
                 _remark(dialogue, answer, reading)
                 continue
@@ -138,9 +146,12 @@ class Pipeline:
                 return choices.settings.none
         raise NoAnswerError
 
-    async def _answering(self, blueprint: Blueprint, deadline: Deadline) -> str | None:
+    async def _answering(self, recorder: Recorder, blueprint: Blueprint, deadline: Deadline) -> str | None:
         """The model that would answer now, where it makes a difference."""
-        return await self.ports.model.answering(blueprint.model, deadline) if blueprint.small is not None else None
+        if blueprint.small is None:
+            return None
+        with recorder.step("models"):
+            return await self.ports.model.answering(blueprint.model, deadline)
 
     async def _begun(
         self,
@@ -171,7 +182,7 @@ class Pipeline:
                 context = channel_context(*await self._around_trigger(recorder, messages, deadline))
             if not context.question.text.strip():
                 raise EmptyQuestionError
-            earlier = window(context.earlier, blueprint.limits.context_tokens) if blueprint.history else []
+            earlier = window(context.earlier[-blueprint.history :], blueprint.limits.context_tokens) if blueprint.history else []
             record.items = len(earlier)
         recorder.show("context", messages=len(earlier))
         return Context(context.question, tuple(earlier))
@@ -192,7 +203,7 @@ class Pipeline:
             messages = await self._recent(run.channel_id, MAX_RECENT, deadline)
             trigger = find_trigger(messages, run.trigger_id)
         if trigger is None and not knows_ids(messages):
-            trigger = newest_human(messages)
+            trigger = newest_human(messages, run.created_at + CLOCK_SKEW)
         elif trigger is None:
             messages, trigger = await self._further_back(run.channel_id, run.trigger_id, messages, deadline)
         if trigger is None:
@@ -285,7 +296,7 @@ class Pipeline:
         for call in calls:
             recorder.show("tool_call", tool_id=call.tool_id[:64] or None)
         with recorder.step("tools") as record:
-            outcomes = await toolbox.make(calls, turn, deadline)
+            outcomes = await toolbox.make(calls, turn, _before_the_answer(toolbox.blueprint, deadline))
             record.calls = [outcome.use for outcome in outcomes]
             record.ok = all(use.ok for use in record.calls)
         recorder.run.tool_calls += sum(use.executed for use in record.calls)
@@ -302,6 +313,30 @@ def _is_last(step: int, recorder: Recorder, blueprint: Blueprint, toolbox: Toolb
         or run.prompt_tokens + run.completion_tokens >= limits.tokens
         or deadline.remaining() < LAST_SHARE * limits.seconds
     )
+
+
+def _before_the_answer(blueprint: Blueprint, deadline: Deadline) -> Deadline:
+    """The deadline of tools: the model still has to be told what became of them, and to answer."""
+    left = deadline.remaining()
+    return deadline.sooner(max(left / 2, left - LAST_SHARE * blueprint.limits.seconds))
+
+
+def _is_too_small(blueprint: Blueprint, answer: ProxyResponse) -> bool:
+    return blueprint.small is not None and answer.model_resolved in blueprint.small.models
+
+
+async def _begin_again(recorder: Recorder, beginning: Beginning, model: str) -> None:
+    """Writes down, before anything was done, that a model answers for which the blueprint has to be fitted."""
+    recorder.run.journal[:] = [beginning_entry(replace(beginning, model=model))]
+    await recorder.save()
+
+
+def _reply(blueprint: Blueprint, answer: ProxyResponse, reading: Reading) -> str:
+    """What an answer says to people. Raises NoAnswerError without a word, or where the model may not use words of its own."""
+    said = spoken(answer) if reading.calls else reading.text
+    if not said or blueprint.answer is not None:
+        raise NoAnswerError
+    return said + (CUT if reading.was_cut else "")
 
 
 def _with_tools(known: Known, allowed: list[ToolDefinition] | None) -> Known:

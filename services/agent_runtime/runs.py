@@ -124,7 +124,9 @@ class AgentRuns:
         is_duplicate = run is None
         if wait:
             view = await self._ended_view(view, Deadline.after(2 * blueprint.limits.seconds))
-        return InvocationAnswer(run_id=view.id, status=view.status, reply=view.reply, duplicate=is_duplicate or None)
+        return InvocationAnswer(
+            run_id=view.id, microdao_id=microdao_id, status=view.status, reply=view.reply, duplicate=is_duplicate or None
+        )
 
     def blueprint(self, agent_id: str) -> Blueprint:
         """Returns the agent's blueprint. Raises NotFound."""

@@ -79,7 +79,7 @@ def read_text(text: str) -> Reading:
 
 def _native(call: ToolCall) -> WantedCall:
     tool_id, arguments, call_id = tool_id_of(call["function"]["name"]), call["function"]["arguments"], call["id"]
-    if not arguments.strip():
+    if arguments.strip() in {"", "null"}:
         return WantedCall(tool_id, {}, call_id)
     value = _object(arguments)
     return WantedCall(tool_id, id=call_id, problem=_NOT_AN_OBJECT) if value is None else WantedCall(tool_id, value, call_id)
@@ -116,8 +116,10 @@ def _listed(entry: Any) -> WantedCall:
 
 def _named(name: str, args: Any) -> WantedCall:
     tool_id = tool_id_of(name)
-    if isinstance(args, str):
-        args = _object(args) if args.strip() else {}
+    if args is None:
+        args = {}
+    elif isinstance(args, str):
+        args = {} if args.strip() in {"", "null"} else _object(args)
     return WantedCall(tool_id, args) if isinstance(args, dict) else WantedCall(tool_id, problem=_NOT_AN_OBJECT)
 
 

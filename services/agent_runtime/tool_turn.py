@@ -32,6 +32,7 @@ WHAT_TO_DO = {
     "unavailable": "it cannot be reached now; say so",
     "indeterminate": "it may or may not have happened; do not repeat it, tell the person",
 }
+TOO_MANY = "denied: too many calls; this one was not made"
 OTHERWISE = "answer without it, and say what could not be found out"
 
 
@@ -60,6 +61,7 @@ class Toolbox:
     """The tools of one run and what it has already asked of them.
 
     `given` are the tools that the run began with: recorded calls of theirs are made again under their ids, whatever is listed now.
+    `made` are the calls that were made, `asked` also those that would be refused again in the same way.
     """
 
     blueprint: Blueprint
@@ -67,7 +69,8 @@ class Toolbox:
     tools: AgentTools
     allowed: Sequence[ToolDefinition]
     given: Mapping[str, Effect] = field(default_factory=dict)
-    seen: set[bytes] = field(default_factory=set)
+    made: set[bytes] = field(default_factory=set)
+    asked: set[bytes] = field(default_factory=set)
     used: int = 0
 
     def __post_init__(self) -> None:
@@ -101,14 +104,17 @@ class Toolbox:
         return replace(call, args={name: value for name, value in call.args.items() if name in kept})
 
     def is_repeat(self, wanted: Sequence[WantedCall]) -> bool:
-        """Whether every one of these calls was asked for before in this run."""
-        return bool(wanted) and all(_fingerprint(call) in self.seen for call in wanted)
+        """Whether every one of these calls was asked for before in this run, so that asking again leads nowhere."""
+        return bool(wanted) and all(_fingerprint(call) in self.asked for call in wanted)
 
     def _admit(self, call: WantedCall, place: int, effects: Mapping[str, Effect], *, tainted: bool) -> str | None:
         """Why this call is not made, or None. Notes what was asked for and used up."""
         refusal = self._refusal(call, place, effects, tainted=tainted)
-        self.seen.add(_fingerprint(call))
-        self.used += refusal is None
+        if refusal is None:
+            self.made.add(_fingerprint(call))
+            self.used += 1
+        if refusal != TOO_MANY:  # such a call may be made in the next step
+            self.asked.add(_fingerprint(call))
         return refusal
 
     def _refusal(self, call: WantedCall, place: int, effects: Mapping[str, Effect], *, tainted: bool) -> str | None:
@@ -118,10 +124,10 @@ class Toolbox:
         effect = effects.get(call.tool_id)
         if effect is None:
             return f"not_found: there is no such tool; yours are: {', '.join(list(effects)[:NAMES_SHOWN]) or 'none'}"
-        if _fingerprint(call) in self.seen:
+        if _fingerprint(call) in self.made:
             return "conflict: you have made this very call already; its result is above"
         if place >= limits.calls_per_step or self.used >= limits.tool_calls:
-            return "denied: too many calls; this one was not made"
+            return TOO_MANY
         if effect != "read" and tainted and not self.blueprint.may_write_after_untrusted(call.tool_id):
             return "denied: this tool changes something, and you have read material that nobody vouches for"
         return None
@@ -190,4 +196,4 @@ def _json(value: Any) -> str:
 
 
 def _fingerprint(call: WantedCall) -> bytes:
-    return orjson.dumps([call.tool_id, call.args], option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps([call.tool_id, call.args, call.problem], option=orjson.OPT_SORT_KEYS)

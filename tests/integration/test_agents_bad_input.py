@@ -170,6 +170,49 @@ async def test_identical_calls_are_made_once_and_end_the_loop(here):
     assert "tools" not in here.model.bodies[-1]
 
 
+@pytest.mark.parametrize("arguments", ["null", "[1]", '{"a": '])
+async def test_a_call_that_could_not_be_read_may_be_made_as_it_was_meant(here, arguments):
+    here.model.script(Thought(calls=[("notes__read", arguments)]), Thought(calls=[("notes__read", {})]), Thought("Готово."))
+    answer = await here.ask(await here.channel(), "Прочитай")
+    assert answer["reply"] == "Готово."
+    assert [execution.args for execution in here.executed] == [{}]
+
+
+async def test_calls_that_were_too_many_may_be_made_in_the_next_step(here):
+    here.use(blueprint(tools=NAMES, write_after_untrusted=True, limits={"tool_calls": 10, "calls_per_step": 2}))
+    calls = [("notes__read", {"n": number}) for number in range(4)]
+    here.model.script(Thought(calls=calls), Thought(calls=calls[2:]), Thought("Готово."))
+    answer = await here.ask(await here.channel(), "Прочитай усе")
+    assert answer["reply"] == "Готово."
+    assert sorted(execution.args["n"] for execution in here.executed) == [0, 1, 2, 3]
+
+
+async def test_the_same_unreadable_call_twice_ends_the_loop(here):
+    here.model.script(Thought(calls=[("notes__read", "[1]")]), Thought(calls=[("notes__read", "[1]")]), Thought("Ось."))
+    answer = await here.ask(await here.channel(), "Прочитай")
+    assert answer["reply"] == "Ось."
+    assert here.executed == []
+    assert "tools" not in here.model.bodies[-1]
+
+
+async def test_a_tool_that_hangs_leaves_time_for_the_answer(here):
+    here.use(blueprint(tools=NAMES, write_after_untrusted=True, limits={"seconds": 8}))
+    hangs = asyncio.Event()
+
+    async def hanging(execution):
+        await hangs.wait()
+        return {}
+
+    here.outcomes["slow.read"] = hanging
+    here.model.script(Thought(calls=[("slow__read", {})]), Thought("Зараз не вдалося дізнатися."))
+    try:
+        answer = await here.ask(await here.channel(), "Дізнайся")
+    finally:
+        hangs.set()
+    assert (answer["status"], answer["reply"]) == ("answered", "Зараз не вдалося дізнатися.")
+    assert (await tools_step(here, answer))["calls"][0]["error_kind"] == "timeout"
+
+
 @pytest.mark.parametrize("form", ["native", "text", "nothing"])
 async def test_the_last_step_has_no_tools_and_its_calls_are_not_made_but_its_text_is_the_reply(here, form):
     here.use(blueprint(tools=NAMES, limits={"steps": 3}))

@@ -13,7 +13,7 @@ from services.agent_runtime.language import APOLOGIES
 from tests.support.agent_child import process, until
 from tests.support.agent_platform import OLENA, OWN, SOFIA, blueprint, extra_tool, platform
 from tests.support.agent_runtime import recording_server
-from tests.support.scripted_model import Thought
+from tests.support.scripted_model import Thought, shown
 
 TOOLS = (extra_tool("notes.write", "write"), extra_tool("notes.read", "read"))
 NAMES = ["notes.write", "notes.read"]
@@ -210,3 +210,24 @@ async def test_an_empty_message_is_answered_without_a_model(here):
         answer = await here.invoke("channel:1", microdao_id=OWN)
     assert (answer["status"], answer["reply"]) == ("failed", APOLOGIES["empty", "uk"])
     assert here.model.bodies == []
+
+
+@pytest.mark.parametrize(("ages_s", "asked"), [((10, -60), "перше"), ((20, 10), "друге"), ((-50, -60), "друге")])
+async def test_a_run_of_a_service_without_ids_answers_what_was_there_when_it_was_asked(here, ages_s, asked):
+    """What came later has a run of its own; where only clocks differ, the newest is meant."""
+    neighbour, now = Neighbour(), datetime.now(UTC)
+    neighbour.messages = [
+        {
+            "sender_id": OLENA,
+            "sender_type": "human",
+            "content_preview": f"Питання {word}",
+            "created_at": (now - timedelta(seconds=age)).replace(tzinfo=None).isoformat(),
+        }
+        for word, age in zip(("перше", "друге"), ages_s, strict=True)
+    ]
+    here.model.bodies.clear()
+    async with recording_server(neighbour) as server, here.agents(messaging={"kind": "messaging_service", "base_url": server.url}):
+        answer = await here.invoke("channel:1", "m1", microdao_id=OWN)
+        assert answer["status"] == "answered"
+    assert here.model.bodies[-1]["messages"][-1]["content"].count(f"Питання {asked}") == 1
+    assert ("Питання друге" in shown(here.model.bodies[-1])) == (asked == "друге")

@@ -232,3 +232,57 @@ async def test_while_a_small_model_answers_the_agent_does_what_it_can(here):
     here.use(blueprint(small={"models": ["another"], "answer": answer}))
     here.model.script(Thought("Вітаю!"))
     assert (await here.ask(channel, "Привіт"))["reply"] == "Вітаю!"
+
+
+async def test_a_small_model_that_answers_unexpectedly_says_nothing_of_its_own(here):
+    """Nobody could tell which model would answer, or another one took over: what it says by itself is not shown to people."""
+    answer = {"tool": "projects.list", "field": "name", "reply": "Лише проєкти: {choices}.", "none": "Немає."}
+    here.use(blueprint(small={"models": ["thinker"], "answer": answer}, write_after_untrusted=True))
+    await here.project("Сад")
+    whole = here.door.apps["llm"]
+
+    async def blind(scope, receive, send):
+        if scope["path"] == "/internal/llm/models":
+            await send({"type": "http.response.start", "status": 503, "headers": []})
+            await send({"type": "http.response.body", "body": b"away"})
+        else:
+            await whole(scope, receive, send)
+
+    here.door.apps["llm"] = blind
+    try:
+        channel = await here.channel()
+        async with here.agents():  # a runtime that has not heard of any model yet
+            here.model.script(Thought("вільні слова"), Thought(calls=[("projects__list", {})]), Thought('{"choices": ["Сад"]}'))
+            told = await here.ask(channel, "Привіт")
+            assert told["reply"] == "Лише проєкти: Сад."
+            assert (await here.run(told["run_id"]))["model"] == "thinker"
+            here.model.script(Thought("вільні слова"), Thought("знову вільні слова"))
+            failed = await here.ask(channel, "Привіт")
+        assert failed["status"] == "failed"
+        assert "вільні" not in " ".join(await here.replies(channel))
+    finally:
+        here.door.apps["llm"] = whole
+
+
+async def test_a_model_that_may_only_choose_says_nothing_without_results(here):
+    answer = {"tool": "projects.list", "field": "name", "reply": "Проєкти: {choices}.", "none": "Немає."}
+    here.use(blueprint(first_step="required", answer=answer, limits={"steps": 2}))
+    here.model.script(Thought("вільні слова"))
+    told = await here.ask(await here.channel(), "Які проєкти?")
+    assert told["status"] == "failed"
+    assert "вільні" not in told["reply"]
+
+
+async def test_no_more_of_the_channel_is_shown_than_the_blueprint_says(here):
+    here.use(blueprint(history=2))
+    channel = await here.channel()
+    trigger = None
+    for number in range(6):
+        trigger = await here.say(channel, f"слово{number}")
+    for number in range(6, 10):
+        await here.say(channel, f"слово{number}")
+    here.model.bodies.clear()
+    here.model.script(Thought("Гаразд."))
+    await here.invoke(channel, trigger)
+    said = shown(here.model.bodies[-1])
+    assert [f"слово{number}" in said for number in range(10)] == [False] * 3 + [True] * 3 + [False] * 4

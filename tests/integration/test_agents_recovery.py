@@ -86,24 +86,22 @@ def without(here, name, method, path):
 
 
 async def test_recorded_calls_are_sent_again_by_id_whatever_is_there_now(here, tmp_path):
-    """The second attempt can list no tools, and would be fitted to a small model that the first one did not know of."""
-    answer = {"tool": "projects.list", "field": "name", "reply": "Лише проєкти: {choices}.", "none": "Немає."}
+    """The second attempt can list no tools."""
     scene = Scene(here, [Thought(calls=[("notes__write", {"text": "раз"})])], Thought("Записала."))
-    here.use(blueprint(tools=[*NAMES, "projects.list"], write_after_untrusted=True, small={"models": ["thinker"], "answer": answer}))
+    here.use(blueprint(tools=[*NAMES, "projects.list"], write_after_untrusted=True))
     channel = await here.channel()
     message = await here.say(channel, "Запиши")
-    proxy = without(here, "llm", "GET", "/internal/llm/models")
     await killed(here, tmp_path, channel, message, scene.hangs)
-    here.door.apps["llm"] = proxy
     without(here, "tools", "GET", "/internal/tools")
     async with here.agents():
         ended = await here.invoke(channel, message)
         calls = await calls_of(here, ended)
+        run = await here.run(ended["run_id"])
     assert (ended["status"], ended["reply"]) == ("answered", "Записала.")
     assert [(call["tool_id"], call["ok"], call["replayed"]) for call in calls] == [("notes.write", True, True)]
     assert len(here.executed) == 1
     assert '"done":true' in shown(here.model.bodies[-1])
-    assert "temperature" not in here.model.bodies[-1]
+    assert run["tool_calls"] == 1
 
 
 async def test_killed_between_post_and_store_both_come_once(here, tmp_path):

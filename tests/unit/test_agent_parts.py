@@ -87,8 +87,12 @@ def test_the_language_of_a_text(text, expected):
     assert language_of(text, "uk") == expected
 
 
-def test_apologies_are_one_sentence_or_two_in_each_language():
+def test_an_apology_is_one_sentence_in_each_language():
     for kind in ("failed", "late", "empty"):
+        for language in ("uk", "en"):
+            text = apology(kind, language)
+            assert text.endswith(".")
+            assert text.count(".") + text.count("!") + text.count("?") == 1
         assert language_of(apology(kind, "uk"), "en") == "uk"
         assert language_of(apology(kind, "en"), "uk") == "en"
 

@@ -107,10 +107,16 @@ def test_native_calls_go_first_and_names_are_mapped_back():
     assert reading.native
 
 
-@pytest.mark.parametrize("arguments", ["[1]", "{", "null", '"x"', "7", '{"a": 1} {"b": 2}', "{'a': 1}"])
+@pytest.mark.parametrize("arguments", ["[1]", "{", '"x"', "7", '{"a": 1} {"b": 2}', "{'a': 1}"])
 def test_native_arguments_that_are_no_object_are_a_problem(arguments):
     (call,) = read_answer(answer(calls=[("projects__list", arguments)])).calls
     assert call.problem
+
+
+@pytest.mark.parametrize("arguments", ["", " ", "null", "{}"])
+def test_no_arguments_are_an_empty_object(arguments):
+    (call,) = read_answer(answer(calls=[("projects__list", arguments)])).calls
+    assert (call.args, call.problem) == ({}, None)
 
 
 @pytest.mark.parametrize(
