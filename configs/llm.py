@@ -87,14 +87,15 @@ class ProviderSettings(BaseModel):
 class ModelSettings(BaseModel):
     """One logical model: the provider, the provider's own name for it, and the logical models to fall back on.
 
-    `spill` names those that take over while the provider is busy; `stream_recovery` tells what follows when a stream breaks
-    after its first content.
+    The local engine serves one model, so `name` may be left out there: it is `served_name` in the engines' file. `spill` names
+    those that take over while the provider is busy; `stream_recovery` tells what follows when a stream breaks after its first
+    content.
     """
 
     model_config = _STRICT
 
     provider: Name
-    name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    name: Annotated[str, StringConstraints(max_length=256)] = ""
     fallbacks: tuple[Name, ...] = ()
     timeouts: TimeoutSettings = TimeoutSettings()
     retry: RetrySettings = RetrySettings()
@@ -141,4 +142,25 @@ class LLMSettings(BaseModel):
 
     def uses_local_engine(self) -> bool:
         """Whether any model leads to the in-cluster engine."""
-        return any(self.providers[model.provider].type == "local" for model in self.models.values())
+        return any(self._is_local(model) for model in self.models.values())
+
+    def with_local_model(self, served_name: str) -> LLMSettings:
+        """Returns the settings with the name of what the in-cluster engine serves.
+
+        Raises ValueError where another one is named, or none of a model that is not local.
+        """
+        models = dict(self.models)
+        for name, model in self.models.items():
+            if not self._is_local(model):
+                if not model.name:
+                    msg = f"models.{name}.name: required: what `{model.provider}` calls the model"
+                    raise ValueError(msg)
+            else:
+                if model.name not in {"", served_name}:
+                    msg = f"models.{name}.name: the local engine serves `{served_name}`: name that, or leave `name` out"
+                    raise ValueError(msg)
+                models[name] = model.model_copy(update={"name": served_name})
+        return self.model_copy(update={"models": models})
+
+    def _is_local(self, model: ModelSettings) -> bool:
+        return self.providers[model.provider].type == "local"

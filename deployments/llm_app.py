@@ -23,6 +23,7 @@ from configs.llm import LLMSettings
 from configs.llm_limits import LimitSettings
 from configs.stores import find_stores
 from configs.yaml_files import load_yaml
+from contracts.errors import ConfigurationError
 from contracts.health import Health
 from contracts.llm import MAX_TIMEOUT_S
 from contracts.ports import ChatProvider
@@ -234,8 +235,8 @@ def build(args: LLMArgs) -> Application:
     """
     environment = read_environment()
     find_stores(environment)
-    load_engines(environment, args.engines_file)
-    ingress = serve.deployment(serve.ingress()(LLMReplica), name=DEPLOYMENT, user_config=live_config({})[DEPLOYMENT])
+    live = live_config(args.model_dump())
+    ingress = serve.deployment(serve.ingress()(LLMReplica), name=DEPLOYMENT, user_config=live[DEPLOYMENT])
     return ingress.bind(args)
 
 
@@ -243,9 +244,14 @@ def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns each deployment's `user_config` from the files as they are now, for a reload without restarts.
 
     Raises:
-        ConfigurationError: `llm.yaml` is wrong.
+        ConfigurationError: `llm.yaml` is wrong, or names another local model than the engines' file.
     """
-    LLMArgs.model_validate(args)
-    settings = load_yaml(read_environment().config_dir / SETTINGS_FILE, LLMSettings)
+    environment = read_environment()
+    engines = load_engines(environment, LLMArgs.model_validate(args).engines_file)
+    settings = load_yaml(environment.config_dir / SETTINGS_FILE, LLMSettings)
     check_types(settings)
+    try:
+        settings = settings.with_local_model(engines.local_llm.served_name)
+    except ValueError as error:
+        raise ConfigurationError(f"{SETTINGS_FILE}: {error}") from None
     return {DEPLOYMENT: settings.model_dump(mode="json", exclude_unset=True)}  # an override inherits what it does not set

@@ -13,6 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from configs.engines import EnginesSettings, LocalLLMSettings, load_engines, model_source, template_text
 from configs.environment import read_environment
+from configs.llm import LLMSettings
 from contracts.errors import ConfigurationError
 from deployments.engines.app import EnginesArgs, build, live_config
 from deployments.engines.placement import Placement, process_variables
@@ -212,4 +213,29 @@ def test_an_unknown_kind_of_provider_is_told_before_a_replica_sees_it(environmen
     file = environment.config_dir / "llm.yaml"
     file.write_text(file.read_text().replace("type: local", "type: wizard"))
     with pytest.raises(ConfigurationError, match=r"providers\.local\.type: no adapter `wizard`"):
+        with_live_config(deploy_config(REPOSITORY / "serve_config.yaml", environment))
+
+
+@pytest.mark.parametrize(("file", "name"), [(SERVE_FILES[0], "smollm2-135m-instruct"), (SERVE_FILES[1], "qwen3-8b")], ids=["laptop", "gpu"])
+def test_local_models_are_named_by_the_engine_that_serves_them(environment, file, name):
+    config = with_live_config(deploy_config(file, environment))
+    llm = next(application for application in config.applications if application.name == "llm")
+    settings = LLMSettings.model_validate(llm.deployments[0].user_config)
+    assert settings.models["dagi-local-8b"].name == name
+    assert settings.models["gpt-4.1-mini"].name == "gpt-4.1-mini"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("{provider: local}", "{provider: local, name: qwen3-8b}", r"dagi-local-8b\.name: the local engine serves `smollm2-135m-instruct`"),
+        ("name: deepseek-r1}", "}", r"models\.deepseek-r1\.name: required: what `deepseek` calls the model"),
+    ],
+)
+def test_a_model_that_nobody_serves_is_refused_before_a_replica_sees_it(environment, old, new, told):
+    file = environment.config_dir / "llm.yaml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    with pytest.raises(ConfigurationError, match=told):
         with_live_config(deploy_config(REPOSITORY / "serve_config.yaml", environment))
