@@ -5,7 +5,7 @@
 
 Every message is repeated under its own id until the workspace has taken it, as a client would. Meanwhile processes of replicas of
 the graph that `DAARION_DATA_DIR` belongs to are killed at random (SIGKILL). At the end each message must have exactly one reply:
-one run, one message of that run. Exit status 1 when one is lost or doubled.
+one run, one message of that run, and an answer. Exit status 1 when one is lost, doubled or an apology.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether each message has its one reply and nothing else was said."""
-        return self.asked > 0 and not (self.lost or self.doubled or self.strangers)
+        """Whether each message has its one answer and nothing else was said."""
+        return self.asked > 0 and not (self.lost or self.doubled or self.strangers or self.apologies)
 
     def lines(self) -> list[str]:
         """Returns the report."""

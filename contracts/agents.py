@@ -220,11 +220,12 @@ class ToolUse(BaseModel):
 
 
 class StepRecord(BaseModel):
-    """One step of a run: `duration_ms` is its own time; `model` and tokens belong to steps of kind `llm`."""
+    """One step of a run: `started_ms` after its attempt began it took `duration_ms`; `model` and tokens belong to steps of kind `llm`."""
 
     model_config = ConfigDict(extra="ignore")
 
     kind: StepName
+    started_ms: float = 0.0
     duration_ms: float = 0.0
     attempt: int = 1
     ok: bool = True

@@ -70,6 +70,7 @@ class Attempts:
         recorder = Recorder(run, self.ports.store, self.owner, self.lease_s, feed)
         try:
             outcome = await self._brought_to_reply(recorder)
+            await recorder.settle()
             if not await patiently(lambda: self.ports.store.finish(run, outcome, self.owner), STORE_PATIENCE_S):
                 raise RunLostError
             self._tell(run, outcome, time.monotonic() - started)
@@ -82,6 +83,7 @@ class Attempts:
             self.ports.events.emit("agents.run_left", run_id=str(run.id), attempt=run.attempt, error=error.type)
         finally:
             self._end_later(feed)
+            await recorder.settle()
 
     async def close(self) -> None:
         """Ends what is still being shown."""

@@ -168,7 +168,7 @@ class Pipeline:
         beginning = Beginning(Known(context, tuple(memories)), model, effects)
         recorder.run.journal.append(beginning_entry(beginning))
         recorder.run.memory_ids = [item.id for item in memories]
-        await recorder.save()
+        recorder.save_soon()  # nothing has been done yet: an attempt that ends here leaves nothing that the next one must know
         return beginning
 
     async def _context(self, recorder: Recorder, blueprint: Blueprint, deadline: Deadline) -> Context:

@@ -86,12 +86,14 @@ class Recorder:
         self._owner = owner
         self._lease_s = lease_s
         self._feed = feed
+        self._saving: asyncio.Task[bool] | None = None
+        self._began = time.monotonic()
 
     @contextlib.contextmanager
     def step(self, kind: StepName) -> Iterator[StepRecord]:
         """Times a step; what is known of it is written into the record inside. An error's type is noted and the error goes on."""
-        record = StepRecord(kind=kind, attempt=self.run.attempt)
         started = time.monotonic()
+        record = StepRecord(kind=kind, attempt=self.run.attempt, started_ms=round((started - self._began) * 1e3, 2))
         try:
             yield record
         except DaarionError as error:
@@ -107,8 +109,21 @@ class Recorder:
             record.duration_ms = round((time.monotonic() - started) * 1e3, 2)
             self.run.steps.append(record)
 
+    def save_soon(self) -> None:
+        """Begins to write the run and does not wait: for what may be lost, as long as the next `save` comes before anything is done."""
+        self._saving = asyncio.create_task(self._store.note(self.run, self._owner, self._lease_s))
+
+    async def settle(self) -> None:
+        """Waits for what `save_soon` began, whatever came of it: the next write holds all of it, and finds what is wrong."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            await asyncio.wait([saving])
+            if not saving.cancelled():
+                saving.exception()
+
     async def save(self) -> None:
         """Writes the run. Raises RunLostError, or DatabaseUnavailable when PostgreSQL stays away."""
+        await self.settle()
         if not await patiently(lambda: self._store.note(self.run, self._owner, self._lease_s), STORE_PATIENCE_S):
             raise RunLostError
 

@@ -1,6 +1,6 @@
 """Each message gets exactly one reply and has one effect while replicas of the agent runtime and of the workspace are killed at random.
 
-`python -m benchmarks.agents_kill` does the same to a whole graph, with fifty channels.
+`make soak-agents` does the same to a whole graph with its local model.
 """
 
 import random
@@ -12,10 +12,11 @@ from tests.support.agent_platform import SOFIA, blueprint, extra_tool, platform
 from tests.support.agent_processes import Replicas
 from tests.support.scripted_model import Thought
 
-MOST_KILLS = 6
+CHANNELS, MESSAGES = 50, 10
+MOST_KILLS = 12
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 async def test_each_message_gets_one_reply_while_replicas_are_killed(database_url, tmp_path):
     async with platform(database_url, tmp_path, tools=(extra_tool("notes.write", "write"),), agents=False) as here:
         here.model.mind = mind
@@ -34,18 +35,17 @@ async def test_each_message_gets_one_reply_while_replicas_are_killed(database_ur
                 killed.append(await random.choice(mortal).kill_one())
                 return killed[-1]
 
-            plan = Plan(channels=5, messages=3, agent=SOFIA, pause_s=1.5, kill_every_s=0.8, give_up_s=200, linger_s=1.0)
+            plan = Plan(channels=CHANNELS, messages=MESSAGES, agent=SOFIA, pause_s=1.0, kill_every_s=2.0, give_up_s=300, linger_s=1.0)
             outcome = await shoot_and_ask(here.url, plan, kill)
         finally:
             for replicas in both:
                 await replicas.stop()
     print(*outcome.lines(), sep="\n")
-    assert outcome.asked == 15
+    assert outcome.asked == CHANNELS * MESSAGES
     assert outcome.ok, outcome.lines()
-    assert outcome.apologies == 0, outcome.lines()
-    assert sum(outcome.kills.values()) >= 2, outcome.lines()
+    assert sum(outcome.kills.values()) >= 5, outcome.lines()
     effects = [execution.args["question"] for execution in here.executed]
-    assert len(effects) == len(set(effects)) == 15, "each message has its one effect"
+    assert len(effects) == len(set(effects)) == CHANNELS * MESSAGES, "each message has its one effect"
 
 
 def mind(body):

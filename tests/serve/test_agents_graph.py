@@ -100,7 +100,7 @@ async def test_a_question_outlives_the_replica_that_took_it(client, graph, ready
         process.kill()
     (reply,) = await until_replied(client, channel)
     run = await call(client, "GET", f"{RUNTIME}/runs/{reply['run_id']}?microdao_id={microdao}")
-    assert run["status"] in {"answered", "failed"}
+    assert run["status"] == "answered"
     await asyncio.sleep(3)  # a second reply would come now
     assert len(await replies(client, channel)) == 1
 
