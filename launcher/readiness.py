@@ -12,14 +12,27 @@ _POLL_S = 0.5
 _REPEAT_S = 10.0
 _READY_STATES = frozenset({"ready", "ok"})
 _LONGEST = 240
+_GRACE_S = 60.0
+"""How long parts are waited for that the graph can do without, once everything else answers."""
 
 
-async def until_ready(url: str, say: Callable[[str], None]) -> None:
-    """Returns once `url` answers 200; says what is not ready when that changes, and every 10 s."""
+async def until_ready(url: str, say: Callable[[str], None], grace_s: float = _GRACE_S) -> None:
+    """Returns once every part behind `url` is ready; says what is not when that changes, and every 10 s.
+
+    What the graph can do without is waited for, too, but not for ever: after `grace_s` it is named, and the graph goes on.
+    """
     loop = asyncio.get_running_loop()
     said, said_at = "", -_REPEAT_S
+    works_since: float | None = None
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5), trust_env=False) as client:
-        while (waiting := await _probe(client, url)) is not None:
+        while True:
+            works, waiting = await _probe(client, url)
+            if waiting is None:
+                return
+            works_since = (works_since or loop.time()) if works else None
+            if works_since is not None and loop.time() - works_since >= grace_s:
+                say(f"going on without {waiting}")
+                return
             if waiting != said or loop.time() - said_at >= _REPEAT_S:
                 said, said_at = waiting, loop.time()
                 say(f"waiting for {waiting}")
@@ -27,19 +40,21 @@ async def until_ready(url: str, say: Callable[[str], None]) -> None:
 
 
 async def is_ready(url: str) -> str | None:
-    """Returns None when `url` answers 200, else what is awaited."""
+    """Returns None when every part behind `url` is ready, else what is not."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5), trust_env=False) as client:
-        return await _probe(client, url)
+        return (await _probe(client, url))[1]
 
 
-async def _probe(client: aiohttp.ClientSession, url: str) -> str | None:
+async def _probe(client: aiohttp.ClientSession, url: str) -> tuple[bool, str | None]:
+    """Whether the graph can be used, and what is awaited."""
     try:
         async with client.get(url, allow_redirects=False) as response:
-            if response.status == 200:
-                return None
-            return describe(await response.json(content_type=None))
+            body = await response.json(content_type=None)
+            if response.status == 200 and isinstance(body, dict) and body.get("status") in _READY_STATES:
+                return True, None
+            return response.status == 200, describe(body)
     except (aiohttp.ClientError, TimeoutError, ValueError):
-        return "the ingress (no answer yet)"
+        return False, "the ingress (no answer yet)"
 
 
 def describe(body: Any) -> str:

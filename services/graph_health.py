@@ -38,7 +38,10 @@ class GraphHealth:
         """Returns what was seen last."""
         own = self._monitor.health().checks
         reported = {f"{name}.{check}": seen for name in self._applications for check, seen in self._reported(name, own[name].age_s).items()}
-        return Health(status=summarise(own).status, checks={**own, **reported})
+        status = summarise(own).status
+        if status == "ready" and any(check.state != "ready" for check in reported.values()):
+            status = "degraded"  # an application goes on without something
+        return Health(status=status, checks={**own, **reported})
 
     def _reported(self, name: str, age_s: float) -> dict[str, Check]:
         last = self._applications[name].last

@@ -320,8 +320,21 @@ class TestReadiness:
             assert len(line.splitlines()) == 1
             assert len(line) < 260
 
-    async def test_waits_for_200_and_says_what_changes(self):
-        answers = iter([b"503 x\r\n\r\n{}", b'503 x\r\n\r\n{"checks":{"a":{"state":"starting"}}}', b"200 OK\r\n\r\n{}"])
+    async def test_waits_until_every_part_is_ready_and_says_what_changes(self):
+        said = await self.said_of(
+            b"503 x\r\n\r\n{}", b'503 x\r\n\r\n{"checks":{"a":{"state":"starting"}}}',
+            b'200 OK\r\n\r\n{"status":"degraded","checks":{"b":{"state":"starting"}}}', b'200 OK\r\n\r\n{"status":"ready"}',
+        )  # fmt: skip
+        assert said == ["waiting for the applications (not deployed yet)", "waiting for a (starting)", "waiting for b (starting)"]
+
+    async def test_goes_on_without_what_can_be_done_without(self):
+        degraded = b'200 OK\r\n\r\n{"status":"degraded","checks":{"b":{"state":"unavailable"}}}'
+        said = await self.said_of(degraded, degraded, grace_s=0.4)
+        assert said == ["waiting for b (unavailable)", "going on without b (unavailable)"]
+
+    @staticmethod
+    async def said_of(*given: bytes, grace_s: float = 60) -> list[str]:
+        answers = iter(given)
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
@@ -331,9 +344,9 @@ class TestReadiness:
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/health"
             said: list[str] = []
-            await asyncio.wait_for(readiness.until_ready(url, said.append), 10)
-        assert said == ["waiting for the applications (not deployed yet)", "waiting for a (starting)"]
+            await asyncio.wait_for(readiness.until_ready(url, said.append, grace_s), 10)
         assert await readiness.is_ready(url) == "the ingress (no answer yet)"
+        return said
 
 
 class TestLogs:
