@@ -34,7 +34,7 @@ from providers.openai_shapes import StreamParser, chat_body, parse_completion
 from providers.quota import Quota, quota_of
 from providers.resources import ProviderResources
 from providers.sse import SSEDecoder
-from providers.upstream_errors import error_for_status
+from providers.upstream_errors import error_for_status, in_band_error
 
 MAX_ANSWER_BYTES = 32 << 20
 MAX_ERROR_BYTES = 64 << 10
@@ -108,7 +108,7 @@ class Provider:
             raise self._leaf(error, limit) from None
         finally:
             held.end()
-        return parse_completion(_decoded(payload))
+        return parse_completion(self._answer(payload))
 
     async def stream(
         self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
@@ -123,7 +123,7 @@ class Provider:
             events = _Events(exchange, parser, clock)
             while not events.ended:
                 for payload in await events.next():
-                    delta = parser.feed(_decoded(payload))
+                    delta = parser.feed(self._answer(payload))
                     if delta is not None:
                         clock.content()
                         yield delta
@@ -181,7 +181,14 @@ class Provider:
         exchange.expires_at = min(exchange.expires_at, time.monotonic() + REFUSAL_S)
         with contextlib.suppress(DaarionError, HttpError):
             payload = _decoded(await exchange.whole(MAX_ERROR_BYTES))
-        return error_for_status(self.name, exchange.status, exchange.headers, payload)
+        return error_for_status(self.name, exchange.status, exchange.headers, payload, self._key)
+
+    def _answer(self, payload: bytes) -> object:
+        """Returns what a success holds. Raises the leaf of an error inside it, without our key."""
+        decoded = _decoded(payload)
+        if isinstance(decoded, dict) and decoded.get("error"):
+            raise in_band_error(decoded["error"], self._key)
+        return decoded
 
     def _drain_later(self, held: _Held) -> None:
         """Reads a finished stream to the end of its body, out of the caller's way, and lets its connection go."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import quote
 
 from contracts.errors import (
     ContentFiltered,
@@ -31,25 +32,31 @@ _FILTER = re.compile(
 )
 _ACCOUNT = re.compile(r"\b(account|organi[sz]ation|project|api[ _-]?key|credential|subscription|plan|tier|region|country)", re.IGNORECASE)
 """What a 403 speaks of that refuses us and not this request."""
+_KEY_PREFIX = 8
+"""How much of the key makes what follows it part of the key."""
+_TRACEBACK = re.compile(r'Traceback \(most recent call last\)|File \\?"')
 _PRIVATE = (
     (re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE), "[url]"),
     (re.compile(r"\b(?:sk|pk|rk|key|token|gsk|xai|ghp)[-_][A-Za-z0-9_*.-]{4,}", re.IGNORECASE), "[key]"),
     (re.compile(r"\bBearer\s+\S+", re.IGNORECASE), "[key]"),
     (re.compile(r"\b[A-Za-z0-9_-]{32,}\b"), "[redacted]"),
+    (re.compile(r"""(?:\b[a-z]:[\\/]|\\\\)[^\s"'<>|]*(?: [^\s"'<>|]*\\[^\s"'<>|]*)*""", re.IGNORECASE), "[path]"),
     (re.compile(r"(?<![\w/])(?:/[\w.@-]+){2,}/?"), "[path]"),
     (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"), "[address]"),
+    (re.compile(r"\[[0-9a-f:.]*:[0-9a-f:.]*\]:\d{2,5}\b", re.IGNORECASE), "[address]"),
+    (re.compile(r"\b(?:localhost|[a-z]\w*(?:[.-]\w+)+):\d{2,5}\b|\b[a-z][a-z0-9]*:\d{4,5}\b", re.IGNORECASE), "[address]"),
 )
 
 
-def error_for_status(provider: str, status: int, headers: Mapping[str, str], payload: object) -> DaarionError:
+def error_for_status(provider: str, status: int, headers: Mapping[str, str], payload: object, key: str | None = None) -> DaarionError:
     """Returns the leaf for a non-200 answer.
 
     `headers` have lower-case names; `payload` is the decoded JSON body, or None. Provider texts are shown only for refusals
-    that the caller can act on, cleaned of keys, addresses and paths.
+    that the caller can act on, cleaned of keys (`key` is the one that we sent), addresses and paths.
     """
     code, text = _code_and_text(payload)
     retry_after = retry_after_s(headers.get("retry-after"), headers.get("retry-after-ms"))
-    if status == 403 and (refusal := _moderation(provider, code, text)) is not None:
+    if status == 403 and (refusal := _moderation(provider, code, text, key)) is not None:
         return refusal
     if status in {401, 403}:
         return UpstreamAuthFailed(f"provider `{provider}` refused the configured credentials (status {status})")
@@ -64,44 +71,44 @@ def error_for_status(provider: str, status: int, headers: Mapping[str, str], pay
     if status == 404:
         return UpstreamMisconfigured(f"provider `{provider}` does not know the configured model or route (status 404)")
     if 400 <= status < 500:
-        return _refusal(provider, status, code, text)
+        return _refusal(provider, status, code, text, key)
     if status >= 500:
         return UpstreamUnavailable(f"provider `{provider}` failed (status {status})", retry_after_s=retry_after)
     return UpstreamInvalidResponse(f"provider `{provider}` answered with unexpected status {status}")
 
 
-def in_band_error(error: object) -> DaarionError:
+def in_band_error(error: object, key: str | None = None) -> DaarionError:
     """Returns the leaf for an error object that came with status 200 or inside a stream.
 
     It has no status; `code` may hold one. Only what the caller can act on is told apart.
     """
     code, text = _code_and_text({"error": error})
-    if (refusal := _content_refusal("the provider", code, text)) is not None:
+    if (refusal := _content_refusal("the provider", code, text, key)) is not None:
         return refusal
     if "rate_limit" in code or (isinstance(error, dict) and error.get("code") == 429):
         return UpstreamRateLimited("the provider limited our requests inside its answer")
     return UpstreamInvalidResponse("the provider reported an error inside its answer")
 
 
-def _refusal(provider: str, status: int, code: str, text: str) -> DaarionError:
-    shown = clean(text)
+def _refusal(provider: str, status: int, code: str, text: str, key: str | None) -> DaarionError:
+    shown = clean(text, key)
     tail = f": {shown}" if shown else ""
-    return _content_refusal(f"provider `{provider}`", code, text) or UpstreamRejected(
+    return _content_refusal(f"provider `{provider}`", code, text, key) or UpstreamRejected(
         f"provider `{provider}` refused the request (status {status}){tail}"
     )
 
 
-def _moderation(provider: str, code: str, text: str) -> DaarionError | None:
+def _moderation(provider: str, code: str, text: str, key: str | None) -> DaarionError | None:
     """The leaf for a 403 that is about this request's content alone: it must not count against the provider."""
     if _ACCOUNT.search(text):
         return None
-    refusal = _content_refusal(f"provider `{provider}`", code, text)
+    refusal = _content_refusal(f"provider `{provider}`", code, text, key)
     return refusal if isinstance(refusal, ContentFiltered) else None
 
 
-def _content_refusal(provider: str, code: str, text: str) -> DaarionError | None:
+def _content_refusal(provider: str, code: str, text: str, key: str | None) -> DaarionError | None:
     """The leaf for contents that are too long or unwanted, told by code or wording; None for anything else."""
-    shown = clean(text)
+    shown = clean(text, key)
     tail = f": {shown}" if shown else ""
     if "context_length" in code or _CONTEXT.search(text):
         return ContextLengthExceeded(f"the request does not fit the model's context: shorten the messages or lower max_tokens{tail}")
@@ -110,12 +117,26 @@ def _content_refusal(provider: str, code: str, text: str) -> DaarionError | None
     return None
 
 
-def clean(text: str) -> str:
-    """Returns `text` on one line, bounded, without URLs, keys, addresses or paths."""
-    line = " ".join(text.split())[: _MAX_SHOWN * 4]
+def clean(text: str, key: str | None = None) -> str:
+    """Returns `text` on one line, bounded, without URLs, keys, addresses or paths; nothing of one that holds a traceback.
+
+    `key` is masked wherever it stands: whole, encoded for a URL, or cut short.
+    """
+    if _TRACEBACK.search(text):
+        return "the provider tells of a failure of its own"
+    line = " ".join(_without_key(text, key).split())[: _MAX_SHOWN * 4]
     for pattern, mark in _PRIVATE:
         line = pattern.sub(mark, line)
     return line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}…"
+
+
+def _without_key(text: str, key: str | None) -> str:
+    if not key:
+        return text
+    for form in (key, quote(key, safe="")):
+        shortened = rf"|{re.escape(form[:_KEY_PREFIX])}\S*" if len(form) > _KEY_PREFIX else ""
+        text = re.sub(re.escape(form) + shortened, "[key]", text, flags=re.IGNORECASE)
+    return text
 
 
 def retry_after_s(value: str | None, milliseconds: str | None = None) -> float | None:

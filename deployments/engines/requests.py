@@ -6,7 +6,7 @@ from typing import Any
 
 from configs.engines import SamplingSettings, StructuredSettings
 from contracts.errors import InvalidRequest
-from deployments.engines.schemas import bound_schema
+from deployments.engines.schemas import bound_schema, refuse_widened
 
 # What a caller may ask for. Everything else of vLLM's own dialect (templates, token ids, transfer parameters,
 # beams, several answers at once) would let one caller cost the others dearly, or change what the engine is.
@@ -25,7 +25,7 @@ def engine_request(
     Unknown fields are dropped, as OpenAI-compatible servers do. `model` becomes the served name.
 
     Raises:
-        InvalidRequest: no messages, malformed tools or `response_format`, or a schema beyond the bounds of `bound_schema`.
+        InvalidRequest: no messages, malformed tools or `response_format`, or a schema that `bound_schema` or `refuse_widened` refuses.
     """
     request = {key: value for key, value in body.items() if key in ALLOWED and value is not None}
     if not isinstance(request.get("messages"), list) or not request["messages"]:
@@ -70,7 +70,9 @@ def _bounded_format(wanted: Any, bounds: StructuredSettings) -> dict[str, Any]:
     schema = holder.get("schema") if isinstance(holder, dict) else None
     if not isinstance(schema, dict):
         raise InvalidRequest("`response_format.json_schema.schema` must be a JSON schema")
-    return {"type": kind, "json_schema": {"name": "answer", **holder, "schema": bound_schema(schema, bounds)}}
+    bounded = bound_schema(schema, bounds)
+    refuse_widened(schema)
+    return {"type": kind, "json_schema": {"name": "answer", **holder, "schema": bounded}}
 
 
 def _bounded_tool(tool: Any, index: int, bounds: StructuredSettings) -> dict[str, Any]:

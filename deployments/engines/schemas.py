@@ -1,11 +1,14 @@
 """Bounds for JSON schemas that have none, so that a small model cannot loop inside one value for ever.
 
-A schema with tighter bounds accepts a subset of what the caller's accepts: what the model writes satisfies both.
+A schema with tighter bounds accepts a subset of what the caller's accepts: what the model writes satisfies both. What the
+grammar compiler (xgrammar) would widen without saying so is refused.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 from configs.engines import StructuredSettings
@@ -16,7 +19,31 @@ MAX_BYTES = 64 << 10
 
 _SUBSCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SUBSCHEMA_MAPS = ("properties", "$defs", "definitions")
-_SUBSCHEMAS = ("items", "additionalProperties", "not", "if", "then", "else")
+_SUBSCHEMAS = ("items", "additionalProperties", "unevaluatedItems", "unevaluatedProperties")
+"""Without `not` and `if`: a bound inside something negated would widen the whole."""
+
+_ANY = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
+_IGNORED = (
+    "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "contains", "minContains", "maxContains",
+    "uniqueItems", "additionalItems", "$dynamicRef", "$recursiveRef",
+)  # fmt: skip
+# Of these the compiler reads the first that is there, and nothing beside it.
+_ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
+# What the compiler reads only where it knows the type: it is told, or one of the keywords to the right tells it.
+_OF_OBJECTS = ("required", "minProperties", "maxProperties", "patternProperties", "propertyNames")
+_OF_ARRAYS = ("minItems", "maxItems")
+_OF_SCALARS = (
+    "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+)  # fmt: skip
+_TYPED = {
+    _OF_OBJECTS: ("type", "properties", "additionalProperties", "unevaluatedProperties"),
+    _OF_ARRAYS: ("type", "items", "prefixItems", "unevaluatedItems"),
+    _OF_SCALARS: ("type",),
+}
+_ASSERTIONS = (*_ALONE, "properties", "prefixItems", *_SUBSCHEMAS, *_OF_OBJECTS, *_OF_ARRAYS, *_OF_SCALARS)
+_MAX_PATH = 200
+_MAX_VARIANTS = 32
+"""Branches of a `oneOf`: each pair of them is compared."""
 
 
 def bound_schema(schema: Any, bounds: StructuredSettings) -> Any:
@@ -34,6 +61,143 @@ def bound_schema(schema: Any, bounds: StructuredSettings) -> Any:
     if size > MAX_BYTES:
         raise InvalidRequest(f"the JSON schema is larger than {MAX_BYTES >> 10} KiB")
     return _bounded(schema, bounds, 0)
+
+
+def refuse_widened(schema: dict[str, Any]) -> None:
+    """Refuses what the compiled grammar would not hold to, so that an answer is never invalid under the caller's schema.
+
+    Only schemas are looked at, as in `bound_schema`, which bounds the depth and comes first.
+
+    Raises:
+        InvalidRequest: names the keyword and its JSON path.
+    """
+    for path, part in _parts(schema, "$"):
+        for keyword, why in _widened(part, schema):
+            shown = path if len(path) <= _MAX_PATH else f"{path[:_MAX_PATH]}…"
+            raise InvalidRequest(f"the engine cannot follow this JSON schema: `{keyword}` at {shown} {why}")
+
+
+def _parts(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields `schema` and every schema inside it, with their paths."""
+    if not isinstance(schema, dict):
+        return
+    yield path, schema
+    for key in _SUBSCHEMAS:
+        yield from _parts(schema.get(key), f"{path}.{key}")
+    for key in _SUBSCHEMA_LISTS:
+        for index, item in enumerate(_list(schema.get(key))):
+            yield from _parts(item, f"{path}.{key}[{index}]")
+    for key in _SUBSCHEMA_MAPS:
+        for name, item in _dict(schema.get(key)).items():
+            yield from _parts(item, f"{path}.{key}.{name}" if name.isidentifier() else f"{path}.{key}[{json.dumps(name)}]")
+
+
+def _widened(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the keywords of one schema that the grammar would not hold to, each with the reason."""
+    yield from ((key, "is not supported") for key in _IGNORED if key in schema)
+    if len(_list(schema.get("allOf"))) > 1:
+        yield "allOf", "has more than one branch: merge them"
+    variants = [_resolved(branch, root) for branch in _list(schema.get("oneOf"))]
+    if len(variants) > _MAX_VARIANTS:
+        yield "oneOf", f"has more than {_MAX_VARIANTS} branches"
+    if not all(_disjoint(one, other, root) for one, other in combinations(variants, 2)):
+        yield "oneOf", "has branches that are not plainly disjoint by `const`, `enum` or `type`: make them so, or use `anyOf`"
+    head = next((key for key in _ALONE if key in schema), None)
+    if head is not None:
+        yield from ((key, f"is not supported beside `{head}`") for key in _ASSERTIONS if key in schema and key != head)
+        if "type" in schema and not _kinds({head: schema[head]}, root) <= _kinds({"type": schema["type"]}, root):
+            yield "type", f"does not plainly agree with the `{head}` beside it"
+        return
+    for keywords, tellers in _TYPED.items():
+        if schema.keys().isdisjoint(tellers):
+            yield from ((key, "needs a `type` beside it") for key in keywords if key in schema)
+    if not _required(schema) <= _dict(schema.get("properties")).keys():
+        yield "required", "names what is not in `properties`"
+    if not schema.keys().isdisjoint({"pattern", "format"}):
+        yield from ((key, "is not supported beside `pattern` or `format`") for key in ("minLength", "maxLength") if key in schema)
+
+
+def _disjoint(one: Any, other: Any, root: dict[str, Any]) -> bool:
+    """Whether no value can satisfy both, told by types, by values, or by the values of a property that both require."""
+    kinds = _kinds(one, root) & _kinds(other, root)
+    if not kinds:
+        return True
+    values, others = _values(one), _values(other)
+    if values is not None and others is not None:
+        return values.isdisjoint(others)
+    if kinds != {"object"}:
+        return False
+    for name in _required(one) & _required(other):
+        values, others = (_values(_resolved(_dict(branch.get("properties")).get(name), root)) for branch in (one, other))
+        if values is not None and others is not None and values.isdisjoint(others):
+            return True
+    return False
+
+
+def _kinds(schema: Any, root: dict[str, Any], *, branching: bool = True) -> frozenset[str]:
+    """The types that a value of `schema` can have; all of them where that is not plain."""
+    schema = _dict(_resolved(schema, root))
+    if "const" in schema or isinstance(schema.get("enum"), list):
+        return frozenset(map(_kind, [schema["const"]] if "const" in schema else schema["enum"]))
+    if "type" in schema:
+        named = {kind for kind in _types(schema) if isinstance(kind, str)}
+        return frozenset(named | {"integer"} if "number" in named else named)
+    for key in ("anyOf", "oneOf", "allOf"):
+        if branching and (branches := _list(schema.get(key))):
+            return frozenset().union(*(_kinds(branch, root, branching=False) for branch in branches))
+    return _ANY
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "integer" if value.is_integer() else "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+        case _:
+            return "object"
+
+
+def _values(schema: Any) -> frozenset[tuple[str, Any]] | None:
+    """The values that `const` or `enum` leave; None where neither is there or one is no plain value."""
+    values = [schema["const"]] if "const" in _dict(schema) else _dict(schema).get("enum")
+    if not isinstance(values, list) or any(isinstance(value, list | dict) for value in values):
+        return None
+    return frozenset((_kind(value), value) for value in values)
+
+
+def _required(schema: Any) -> set[str]:
+    return {name for name in _list(_dict(schema).get("required")) if isinstance(name, str)}
+
+
+def _resolved(schema: Any, root: dict[str, Any]) -> Any:
+    """Follows references into the schema's own definitions; any other stays."""
+    for _ in range(MAX_DEPTH):
+        reference = _dict(schema).get("$ref")
+        if not isinstance(reference, str):
+            break
+        place, _, name = reference.rpartition("/")
+        definitions = _dict(root.get(place.removeprefix("#/")))
+        if place not in ("#/$defs", "#/definitions") or name not in definitions:
+            break
+        schema = definitions[name]
+    return schema
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _bounded(schema: Any, bounds: StructuredSettings, depth: int) -> Any:

@@ -158,6 +158,68 @@ def test_a_bound_never_contradicts_the_callers_minimum():
     assert bound_schema({"type": "array", "prefixItems": [{}] * 5}, BOUNDS)["maxItems"] == 5
 
 
+STRING, INTEGER = {"type": "string"}, {"type": "integer"}
+
+
+def tagged(tag):
+    return {"type": "object", "properties": {"kind": {"const": tag}}, "required": ["kind"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"allOf": [INTEGER, {"minimum": 3}]}, "`allOf` at $ "),
+        ({"type": "object", "properties": {"a": {"type": "string", "not": {"const": "x"}}}}, "`not` at $.properties.a "),
+        ({"type": "array", "items": {"if": STRING, "then": {"minLength": 2}}}, "`if` at $.items "),
+        ({"$defs": {"d": {"anyOf": [{}, {"not": {}}]}}}, "`not` at $.$defs.d.anyOf[1] "),
+        ({"properties": {"a b": {"not": {}}}}, '`not` at $.properties["a b"] '),
+        ({"oneOf": [INTEGER, {"type": "number"}]}, "`oneOf` at $ "),
+        ({"oneOf": [{"enum": [1, 2]}, {"enum": [2.0, 3]}]}, "`oneOf` at $ "),
+        ({"oneOf": [tagged("a"), tagged("a")]}, "`oneOf` at $ "),
+        ({"oneOf": [{"const": n} for n in range(40)]}, "`oneOf` at $ "),
+        ({"$defs": {"d": {"anyOf": [{"$ref": "#/$defs/d"}] * 9}}, "oneOf": [{"$ref": "#/$defs/d"}] * 2}, "`oneOf` at $ "),
+        ({"$defs": {"d": INTEGER}, "$ref": "#/$defs/d", "minimum": 3}, "`minimum` at $ "),
+        ({"type": "object", "anyOf": [tagged("a")], "required": ["b"]}, "`required` at $ "),
+        ({"type": "string", "anyOf": [STRING, INTEGER]}, "`type` at $ "),
+        ({"type": "string", "enum": ["a", 1]}, "`type` at $ "),
+        ({"minimum": 3}, "`minimum` at $ "),
+        ({"type": "object", "properties": {}, "required": ["a"]}, "`required` at $ "),
+        ({"type": "object", "dependentRequired": {"a": ["b"]}}, "`dependentRequired` at $ "),
+        ({"type": ["string", "null"], "pattern": "^a*$", "maxLength": 2}, "`maxLength` at $ "),
+    ],
+)
+def test_what_the_grammar_would_widen_is_refused_by_keyword_and_path(schema, place):
+    with pytest.raises(InvalidRequest) as caught:
+        made(response_format=schema_format(schema))
+    assert place in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": {"not": {}, "if": {}}},
+        {"enum": [{"allOf": [1, 2]}], "default": {"not": 1}, "examples": [{"not": 1}]},
+        {"type": "object", "properties": {"not": STRING, "if": INTEGER, "oneOf": STRING}, "required": ["not"]},
+        {"$defs": {"d": tagged("a")}, "allOf": [{"$ref": "#/$defs/d"}], "description": "one branch"},
+        {"oneOf": [STRING, {"type": "null"}, {"enum": [1, True]}]},
+        {"oneOf": [{"const": "a"}, {"const": "b"}]},
+        {"$defs": {"a": tagged("a"), "b": tagged("b")}, "oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}, {"type": "null"}]},
+        {"type": "string", "const": "a", "title": "A"},
+        {"type": ["string", "null"], "enum": ["a", None]},
+        {"type": "number", "anyOf": [INTEGER, {"type": "number", "minimum": 0}]},
+        {"properties": {"a": INTEGER}, "required": ["a"]},
+        {"type": "object", "properties": {"мова": {"const": "українська"}, "a": {"type": ["string", "null"]}}, "required": ["мова", "a"]},
+    ],
+)
+def test_what_the_grammar_holds_to_is_not_refused(schema):
+    made(response_format=schema_format(schema))
+
+
+def test_no_bound_is_put_inside_something_negated():
+    schema = {"not": {"type": "string"}, "if": {"type": "array"}}
+    assert bound_schema(schema, BOUNDS) == schema
+
+
 LEAVES = st.sampled_from(
     [{"type": "string"}, {"type": "integer"}, {"type": "string", "minLength": 30}, {"enum": ["a", 1]}, {"const": "x"}, {}]
 )

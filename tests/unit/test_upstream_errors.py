@@ -1,0 +1,52 @@
+"""What callers are shown of an upstream's error text."""
+
+import pytest
+
+from providers.upstream_errors import clean, error_for_status, in_band_error
+
+KEY = "Zq7+own/key=2024"
+
+
+@pytest.mark.parametrize("shown", [KEY, "Zq7%2Bown%2Fkey%3D2024", "zq7%2bown%2fkey%3d2024", KEY[:8], KEY[:11]])
+def test_our_key_is_masked_in_every_form(shown):
+    assert clean(f"the credential '{shown} is not known", KEY) == "the credential '[key] is not known"
+
+
+def test_a_short_key_is_masked_whole():
+    assert clean("bad key: abc12", "abc12") == "bad key: [key]"
+
+
+def test_the_key_is_masked_in_refusals_and_in_errors_inside_an_answer():
+    text = f"maximum context length: {KEY}"
+    for error in (
+        error_for_status("p", 400, {}, {"error": {"message": text}}, KEY),
+        error_for_status("p", 422, {}, {"message": f"no: {KEY}"}, KEY),
+        in_band_error({"message": text}, KEY),
+    ):
+        assert "[key]" in error.message
+        assert "Zq7" not in error.message
+
+
+@pytest.mark.parametrize("text", ["boom\nTraceback (most recent call last):\n  x = secret()", 'File "app.py", line 3, in call'])
+def test_nothing_of_a_traceback_is_shown(text):
+    assert clean(text) == "the provider tells of a failure of its own"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (r"cannot open C:\Program Files\llm\app.py today", "cannot open [path] today"),
+        ("cannot open d:/models/a.bin", "cannot open [path]"),
+        (r"cannot open \\store\share\x", "cannot open [path]"),
+        ("no route to db-1.internal.example:5432 now", "no route to [address] now"),
+        ("no route to localhost:80, vllm:8000 or [::1]:8000", "no route to [address], [address] or [address]"),
+        ("`max_tokens`: 4096 at 12:30 is over the limit of 1024", "`max_tokens`: 4096 at 12:30 is over the limit of 1024"),
+    ],
+)
+def test_windows_paths_and_hosts_are_masked(text, shown):
+    assert clean(text) == shown
+
+
+@pytest.mark.parametrize("part", ["a-", "a.", "\\a ", " \\\\a", "C:\\ "])
+def test_no_text_takes_long(part):
+    assert len(clean(part * 20_000)) <= 301
