@@ -36,7 +36,7 @@ QUESTION = "Which projects does our microDAO have?"
 EARLIER = 20
 WARM_UP = 2
 RUNS = 20
-PAUSE_S = 2.0
+PAUSE_S = 0.7
 BUDGET_MS = 60.0
 """Of the median that the pipeline adds, on an idle machine."""
 PARTS = ("tool_list", "context", "memory", "llm", "tools", "reply", "store")

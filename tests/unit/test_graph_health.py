@@ -19,7 +19,8 @@ class Application:
 
 
 def application(status, **states):
-    return Application(Health(status=status, checks={name: Check(state=state, required=False, age_s=0, since_s=0) for name, state in states.items()}))
+    checks = {name: Check(state=state, required=False, age_s=0, since_s=0) for name, state in states.items()}
+    return Application(Health(status=status, checks=checks))
 
 
 @pytest.mark.parametrize(
