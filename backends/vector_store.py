@@ -17,7 +17,7 @@ from contracts.embedding import EmbeddingBatch
 from contracts.memory import Candidate, Tenant, Tier
 from contracts.memory_ports import Filters
 
-EF_SEARCH = 280
+EF_SEARCH = 220
 TIMEOUT_S = 4.0
 """A large index that is not in memory yet takes its time."""
 EXACT_FILTERED_ROWS = 4_000

@@ -24,7 +24,7 @@ _SETTINGS = {
     "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",
     "max_connections": "100",
-    "shared_buffers": "128MB",
+    "shared_buffers": "512MB",
     "max_wal_size": "512MB",
     "password_encryption": "scram-sha-256",
     "logging_collector": "off",  # the launcher bounds the log file
