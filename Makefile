@@ -24,7 +24,7 @@ help: ## list these targets
 run: models ## install, build the models, start everything (GPU=1 for the GPU profile); Ctrl-C stops it
 	@exec $(BIN)/python -m launcher run --config $(SERVE_CONFIG)
 
-services: install ## PostgreSQL and NATS alone, for a `serve run serve_config.yaml` of your own
+services: models ## PostgreSQL and NATS alone, for a `serve run serve_config.yaml` of your own
 	@exec $(BIN)/python -m launcher services
 
 reload: ## the running graph reads its configuration again
@@ -36,7 +36,7 @@ status: ## one line per running part
 	@exec $(BIN)/python -m launcher status
 
 models: install ## build and check the default model folders (does nothing when they are there)
-	@$(BIN)/python -m modelbuild --data-dir $(DATA_DIR)
+	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
 
 agent-runtime: install ## the agent runtime as a plain process beside a running graph (ARGS="--ingress URL --port N")
 	@exec $(BIN)/python -m deployments.agent_process $(ARGS)
@@ -45,7 +45,7 @@ demo: install ## ask the demo agent about a project with a random name, in the r
 	@exec $(BIN)/python -m launcher.demo $(ARGS)
 
 test: install-dev ## everything a change must pass: models, lint, all tests
-	@$(BIN)/python -m modelbuild --data-dir $(DATA_DIR)
+	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest --reruns 1 --ignore=tests/serve
 	@$(BIN)/python -m tests.offline $(BIN)/python -m pytest --reruns 1 tests/serve

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.environment import REPOSITORY, Environment, read_environment
 from contracts.errors import ConfigurationError
-from launcher import messages, state
+from launcher import state
 from launcher.console import Console
 from launcher.datadir import DataDir, DataDirLock
 from launcher.readiness import is_ready
@@ -61,8 +61,9 @@ async def _status(environment: Environment, console: Console) -> int:
         return FAILED
     for part in parts:
         console.plain(f"{part.name:<11}{f'pid {part.pid}' if part.pid else 'elsewhere':<13}{part.address}")
-    if any(part.name == "Serve" for part in parts):
-        waiting = await is_ready(f"{messages.base_url(environment)}/health")
+    serve = next((part for part in parts if part.name == "Serve"), None)
+    if serve is not None:
+        waiting = await is_ready(f"{serve.address}/health")
         console.plain(f"{'health':<11}{'ready' if waiting is None else f'waiting for {waiting}'}")
     return 0
 

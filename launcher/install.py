@@ -107,7 +107,7 @@ class Installer:
     def _make_venv(self, family: str) -> None:
         note = self.venv / ".family"
         other = note.exists() and note.read_text() != family
-        if not self.python.exists() or other:
+        if not self._has_pip() or other:
             if any(importlib.util.find_spec(module) is None for module in ("venv", "ensurepip")):
                 raise InstallRefused("this Python has no venv module: install it (Debian, Ubuntu: apt install python3-venv)")
             self._check_disk(family)
@@ -115,6 +115,10 @@ class Installer:
             why = " (it held the other set of packages)" if other else ""
             self._step(f"creating {self.venv.name}{why}", [sys.executable, "-m", "venv", "--clear", str(self.venv)])
         note.write_text(family)
+
+    def _has_pip(self) -> bool:
+        """Whether the environment was made to its end: pip comes last."""
+        return self.python.exists() and any(self.venv.glob("lib/python*/site-packages/pip/__main__.py"))
 
     def _check_disk(self, family: str) -> None:
         free, needed = shutil.disk_usage(self.repository).free, _DISK_NEEDED[family]

@@ -21,7 +21,8 @@ def base_url(environment: Environment) -> str:
 def graph_ready(environment: Environment) -> str:
     """Returns the URLs and a first request to try."""
     url = base_url(environment)
-    secret = '-H "X-Internal-Secret: $DAARION_INTERNAL_SECRET" ' if environment.has_secret else ""
+    variable = "DAARION_INTERNAL_SECRET" if environment.internal_secret else "DAARION_ADMIN_SECRET"
+    secret = f'-H "X-Internal-Secret: ${variable}" ' if environment.has_secret else ""
     return (
         f"  {url}/        every application behind one port\n"
         f"  {url}/docs    every route\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import shutil
 import sys
@@ -28,10 +29,17 @@ PACKAGES = {
     "aiohttp": "aiohttp",
     "sentence_transformers": "sentence-transformers",
 }
+# HAProxy reaches the replicas of its own machine at localhost, and they listen where the ingress does.
+HOSTS = ("127.0.0.1", "localhost", "0.0.0.0", "::")  # noqa: S104  # recognised here, not bound
+CGROUP = Path("/sys/fs/cgroup")
+# What packages need and pip does not install.
+LIBRARIES = {"libnuma.so.1": "libnuma1"}
 
 
 def check_port(host: str, port: int) -> None:
-    """The ingress port is free."""
+    """The ingress port is free, on an address that the graph can serve."""
+    if host not in HOSTS:
+        raise StartRefused(f"DAARION_HOST is {host}, but the graph can listen on {' or '.join(HOSTS)} alone: set one of these")
     match bind_error(port, host):
         case None:
             return
@@ -42,7 +50,7 @@ def check_port(host: str, port: int) -> None:
         case errno.EACCES:
             raise StartRefused(f"port {port} needs more rights than this account has: set DAARION_PORT to a port above 1023")
         case _:
-            raise StartRefused(f"{host} is no address of this machine: set DAARION_HOST to one, or unset it for 127.0.0.1")
+            raise StartRefused(f"{host} is no address of this machine: set DAARION_HOST to another, or unset it for 127.0.0.1")
 
 
 def check_memory(available: int, needed: int = MEMORY_NEEDED) -> None:
@@ -71,6 +79,15 @@ def check_packages(packages: dict[str, str] | None = None) -> None:
         raise StartRefused(f"not installed for {sys.executable}: {', '.join(missing)}: run `make run`, which installs from the lock file")
 
 
+def check_libraries(libraries: dict[str, str] | None = None) -> None:
+    """The system's libraries that the packages load are there."""
+    for file, package in (LIBRARIES if libraries is None else libraries).items():
+        try:
+            ctypes.CDLL(file)
+        except OSError:
+            raise StartRefused(f"the system's library {file} is missing: install it (Debian, Ubuntu: apt install {package})") from None
+
+
 def check_files(paths: Iterable[Path]) -> None:
     """Every configuration file can be read."""
     for path in paths:
@@ -85,8 +102,13 @@ def check_files(paths: Iterable[Path]) -> None:
 
 
 def available_memory() -> int:
-    """Returns the kernel's estimate of memory that can be had without swapping, in bytes."""
-    return int(psutil.virtual_memory().available)
+    """Returns what can be had without swapping, in bytes: by the kernel's estimate, and by the limit of the container around it."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return min(available, int(limit) - int(used))
+    except (OSError, ValueError):  # no container, or one without a limit (`max`)
+        return available
 
 
 def free_disk(path: Path) -> int:

@@ -44,6 +44,7 @@ async def check_graph(environment: Environment, config_files: Sequence[Path], me
     """
     preflight.check_port(environment.host, environment.port)
     preflight.check_packages()
+    preflight.check_libraries()
     preflight.check_memory(preflight.available_memory(), memory_needed)
     await asyncio.to_thread(preflight.check_files, config_files)
     await asyncio.to_thread(check_settings, environment)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from configs.environment import REPOSITORY, Environment
 from launcher import logs, preflight, state
@@ -106,6 +106,8 @@ class StoreSet:
 
 
 def _address(url: str) -> str:
-    """The first host and port of a URL, without user and password."""
-    parts = urlsplit(url.split(",", maxsplit=1)[0])
-    return parts.netloc.rpartition("@")[2] or parts.path
+    """The host and port of a URL, without user and password; of several the last."""
+    _, separator, place = url.partition("://")
+    if not separator or "?" in place:  # PostgreSQL's own form, or a query: either may hold a password
+        return "as configured"
+    return re.split(r"[/#]", place.rpartition("@")[2], maxsplit=1)[0]

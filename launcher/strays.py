@@ -45,7 +45,7 @@ def marked(identity: str, directory: Path) -> list[psutil.Process]:
 
 
 def _writes_to(process: psutil.Process, directory: Path) -> bool:
-    return any(Path(file.path).is_relative_to(directory) for file in process.open_files())
+    return any(file.mode != "r" and Path(file.path).is_relative_to(directory) for file in process.open_files())
 
 
 def end(processes: list[psutil.Process], grace_s: float) -> int:

@@ -42,6 +42,9 @@ def ensure(repository: Path, profile: str, fail: str = "", *, project: bool = Tr
             (repository / ".venv/bin/python").unlink(missing_ok=True)  # it may link to a real one
             (repository / ".venv/bin/python").write_text("#!/bin/sh\n")
             (repository / ".venv/bin/python").chmod(0o755)
+            pip = repository / ".venv/lib/python3.11/site-packages/pip"
+            pip.mkdir(parents=True, exist_ok=True)
+            (pip / "__main__.py").touch()
 
     Installer(repository, step).ensure(profile, project=project)
     return done
@@ -98,6 +101,12 @@ def test_an_interrupted_installation_is_taken_up_again(repository):
     with pytest.raises(InstallFailed):
         ensure(repository, "cpu", fail="cpu.lock")
     assert ensure(repository, "cpu") == FRESH[1:]
+
+
+def test_an_environment_whose_making_was_interrupted_is_made_anew(repository):
+    ensure(repository, "cpu")
+    (repository / ".venv/lib/python3.11/site-packages/pip/__main__.py").unlink()  # it comes last
+    assert ensure(repository, "dev")[0] == "creating .venv"
 
 
 def test_an_environment_without_its_python_is_made_anew(repository):
