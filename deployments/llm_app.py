@@ -189,6 +189,8 @@ class LLMReplica:
         dependencies = {"limits": Dependency(self._authority.ping), "database": Dependency(self._database.ping, required=False)}
         if settings.uses_local_engine():
             dependencies["engine"] = Dependency(self._engine_answers)
+        if self._monitor.names == dependencies.keys():  # a reload that changes nothing here must not look unready
+            return
         await self._monitor.close()
         self._monitor = HealthMonitor(dependencies)
         self._monitor.start()

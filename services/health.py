@@ -45,6 +45,11 @@ class HealthMonitor:
         self._seen = {name: _Seen("starting", "not looked at yet", now, now) for name in dependencies}
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What is looked at."""
+        return frozenset(self._dependencies)
+
     def start(self) -> None:
         """Begins to look; must be called on the running event loop."""
         self._tasks = [asyncio.create_task(self._watch(name), name=f"health:{name}") for name in self._dependencies]
