@@ -24,6 +24,13 @@ SERVICES = COMPOSE["services"]
 VALUE = re.compile(r"\$\{([A-Z_]+)(?::([-?])([^}]*))?\}")
 
 
+def test_the_compose_files_satisfy_the_compose_specification():
+    files = ["docker-compose.yml", "docker-compose.gpu.yml"]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", *files]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
 def dockerfile():
     """Returns (instruction, rest) pairs, continued lines joined."""
     text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
