@@ -102,6 +102,8 @@ def _from_object(text: str) -> Reading | None:
         return Reading((_named(value["tool"], value.get("args", value.get("arguments", {}))),))
     if isinstance(value.get("reply"), str):
         return Reading(text=value["reply"].strip())
+    if value.get("tool_calls") == []:  # no call and no word: nothing that people should read
+        return Reading()
     return None
 
 

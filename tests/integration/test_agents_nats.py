@@ -10,8 +10,8 @@ import pytest
 
 from interfaces.nats import agents as subjects
 from launcher.stores import NatsServer
-from tests.support.agent_platform import OWN, SOFIA, platform
-from tests.support.scripted_model import Thought
+from tests.support.agent_platform import OWN, SOFIA, blueprint, platform
+from tests.support.scripted_model import Thought, calling, shown
 
 
 @pytest.fixture
@@ -61,6 +61,43 @@ async def connected(here):
         return checks["nats"]["state"] == "ready"
 
     await until(ready)
+
+
+@pytest.mark.parametrize("mode", ["native", "json", "text"])
+async def test_the_whole_chain_over_nats(here, outside, mode):
+    here.use(blueprint(tool_mode=mode))
+    await here.project("Вертикальна ферма")
+    memory = {"agent_id": SOFIA, "microdao_id": here.microdao, "kind": "conversation", "content": {"text": "Олена керує проєктами громади"}}
+    await here.post("/internal/agent-memory/store", {**memory, "wait_indexed_s": 10}, 200)
+    async with here.agents():
+        await connected(here)
+        channel = await here.channel()
+        await here.say(channel, "Учора ми говорили про теплиці.")
+
+        def mind(body):
+            if len(here.model.bodies) == 1:
+                return calling(mode, "projects.list", {"status": "active"})
+            return Thought("Є проєкт «Вертикальна ферма»." if "Вертикальна ферма" in shown(body) else "Не знаю.")
+
+        here.model.mind = mind
+        await outside.publish(subjects.INVOKE, invocation(channel, await here.say(channel, "Які проєкти громади є?")))
+        assert await replied(here, channel) == ["Є проєкт «Вертикальна ферма»."]
+        first, second = here.model.bodies
+        assert all(text in shown(first) for text in ("Учора ми говорили про теплиці.", "Олена керує проєктами громади"))
+        assert "Вертикальна ферма" not in shown(first)
+        assert "Вертикальна ферма" in shown(second)
+
+        async def stored():
+            body = {"agent_id": SOFIA, "microdao_id": here.microdao, "channel_id": channel, "query": "проєкти громади"}
+            items = (await here.post("/internal/agent-memory/query", body, 200))["items"]
+            return any("Вертикальна ферма" in item["content"] for item in items)
+
+        await until(stored)
+        here.model.bodies.clear()
+        here.model.script(Thought("Ми говорили про ферму."))
+        await outside.publish(subjects.INVOKE, invocation(channel, await here.say(channel, "Що ти відповіла про проєкти громади?")))
+        await replied(here, channel, 2)
+    assert "What you remember from before" in shown(here.model.bodies[0])
 
 
 async def test_an_invocation_is_answered_in_the_channel_and_announced(here, outside):

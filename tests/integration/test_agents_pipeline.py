@@ -1,7 +1,6 @@
 """Sofia answers in a channel: real applications over HTTP, a real PostgreSQL, a scripted model."""
 
 import asyncio
-import json
 
 import psycopg
 import pytest
@@ -9,7 +8,7 @@ import pytest_asyncio
 
 from tests.support.agent_platform import SOFIA, blueprint, shared_platform
 from tests.support.live import event_stream, take
-from tests.support.scripted_model import Thought, shown
+from tests.support.scripted_model import Thought, calling, shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -24,15 +23,6 @@ async def shared(postgres, tmp_path_factory):
 def here(shared):
     shared.fresh()
     return shared
-
-
-def calling(mode, tool_id, args):
-    """A model's call in one of the three forms."""
-    if mode == "native":
-        return Thought(calls=[(tool_id.replace(".", "__"), args)])
-    if mode == "json":
-        return Thought(json.dumps({"tool": tool_id, "args": args}))
-    return Thought(f"Зараз подивлюся.\nTOOL: {tool_id} {json.dumps(args)}")
 
 
 @pytest.mark.parametrize("mode", ["native", "json", "text"])

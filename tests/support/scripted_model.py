@@ -85,3 +85,12 @@ def _text(arguments: Any) -> str:
 def shown(body: dict[str, Any]) -> str:
     """All texts of a prompt, joined."""
     return "\n".join(str(message.get("content") or "") for message in body["messages"])
+
+
+def calling(mode, tool_id, args):
+    """A model's call in one of the three forms."""
+    if mode == "native":
+        return Thought(calls=[(tool_id.replace(".", "__"), args)])
+    if mode == "json":
+        return Thought(json.dumps({"tool": tool_id, "args": args}))
+    return Thought(f"Зараз подивлюся.\nTOOL: {tool_id} {json.dumps(args)}")

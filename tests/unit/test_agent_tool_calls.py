@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.llm import ProxyResponse, TokenUsage
-from services.agent_runtime.tool_calls import MAX_CALLS, WantedCall, read_answer, read_text
+from services.agent_runtime.tool_calls import MAX_CALLS, Reading, WantedCall, read_answer, read_text
 
 NAMES = st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8}){0,2}", fullmatch=True)
 SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -133,6 +133,7 @@ def test_what_looks_like_a_call_is_told_as_a_problem(text):
 
 def test_a_reply_in_json_is_unwrapped_and_other_objects_are_text():
     assert read_text('{"reply": " Гаразд "}').text == "Гаразд"
+    assert read_text('{"tool_calls": []}') == Reading()
     assert read_text('{"answer": 1}').text == '{"answer": 1}'
     assert read_text('{"answer": 1}').calls == ()
 
