@@ -10,8 +10,9 @@ import pytest
 
 from interfaces.nats import agents as subjects
 from launcher.stores import NatsServer
-from tests.support.agent_platform import OWN, SOFIA, blueprint, platform
-from tests.support.scripted_model import Thought, calling, shown
+from tests.support.agent_chain import EARLIER, KNOWN, PROJECT, REPLY, prepare_chain, recall
+from tests.support.agent_platform import OWN, SOFIA, platform
+from tests.support.scripted_model import Thought, shown
 
 
 @pytest.fixture
@@ -65,32 +66,18 @@ async def connected(here):
 
 @pytest.mark.parametrize("mode", ["native", "json", "text"])
 async def test_the_whole_chain_over_nats(here, outside, mode):
-    here.use(blueprint(tool_mode=mode))
-    await here.project("Вертикальна ферма")
-    memory = {"agent_id": SOFIA, "microdao_id": here.microdao, "kind": "conversation", "content": {"text": "Олена керує проєктами громади"}}
-    await here.post("/internal/agent-memory/store", {**memory, "wait_indexed_s": 10}, 200)
+    channel = await prepare_chain(here, mode)
     async with here.agents():
         await connected(here)
-        channel = await here.channel()
-        await here.say(channel, "Учора ми говорили про теплиці.")
-
-        def mind(body):
-            if len(here.model.bodies) == 1:
-                return calling(mode, "projects.list", {"status": "active"})
-            return Thought("Є проєкт «Вертикальна ферма»." if "Вертикальна ферма" in shown(body) else "Не знаю.")
-
-        here.model.mind = mind
         await outside.publish(subjects.INVOKE, invocation(channel, await here.say(channel, "Які проєкти громади є?")))
-        assert await replied(here, channel) == ["Є проєкт «Вертикальна ферма»."]
+        assert await replied(here, channel) == [REPLY]
         first, second = here.model.bodies
-        assert all(text in shown(first) for text in ("Учора ми говорили про теплиці.", "Олена керує проєктами громади"))
-        assert "Вертикальна ферма" not in shown(first)
-        assert "Вертикальна ферма" in shown(second)
+        assert all(text in shown(first) for text in (EARLIER, KNOWN))
+        assert PROJECT not in shown(first)
+        assert PROJECT in shown(second)
 
         async def stored():
-            body = {"agent_id": SOFIA, "microdao_id": here.microdao, "channel_id": channel, "query": "проєкти громади"}
-            items = (await here.post("/internal/agent-memory/query", body, 200))["items"]
-            return any("Вертикальна ферма" in item["content"] for item in items)
+            return any(PROJECT in item["content"] for item in await recall(here, channel, "проєкти громади"))
 
         await until(stored)
         here.model.bodies.clear()

@@ -6,9 +6,10 @@ import psycopg
 import pytest
 import pytest_asyncio
 
+from tests.support.agent_chain import EARLIER, KNOWN, REPLY, prepare_chain, recall
 from tests.support.agent_platform import SOFIA, blueprint, shared_platform
 from tests.support.live import event_stream, take
-from tests.support.scripted_model import Thought, calling, shown
+from tests.support.scripted_model import Thought, shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -27,27 +28,15 @@ def here(shared):
 
 @pytest.mark.parametrize("mode", ["native", "json", "text"])
 async def test_context_memory_tool_reply_and_recall_in_a_later_run(here, mode):
-    here.use(blueprint(tool_mode=mode))
-    await here.project("Вертикальна ферма")
-    memory = {"agent_id": SOFIA, "microdao_id": here.microdao, "kind": "conversation", "content": {"text": "Олена керує проєктами громади"}}
-    await here.post("/internal/agent-memory/store", {**memory, "wait_indexed_s": 10}, 200)
-    channel = await here.channel()
-    await here.say(channel, "Учора ми говорили про теплиці.")
-
-    def mind(body):
-        if len(here.model.bodies) == 1:
-            return calling(mode, "projects.list", {"status": "active"})
-        return Thought("Є проєкт «Вертикальна ферма»." if "Вертикальна ферма" in shown(body) else "Не знаю.")
-
-    here.model.mind = mind
+    channel = await prepare_chain(here, mode)
     answer = await here.ask(channel, "Які проєкти громади є?")
-    assert (answer["http"], answer["status"], answer["reply"]) == (200, "answered", "Є проєкт «Вертикальна ферма».")
-    assert await here.replies(channel) == ["Є проєкт «Вертикальна ферма»."]
+    assert (answer["http"], answer["status"], answer["reply"]) == (200, "answered", REPLY)
+    assert await here.replies(channel) == [REPLY]
 
     first, _ = here.model.bodies
     assert first["messages"][0]["content"].startswith("Ти — Софія.")
-    assert "Учора ми говорили про теплиці." in shown(first)
-    assert "Олена керує проєктами громади" in shown(first)
+    assert EARLIER in shown(first)
+    assert KNOWN in shown(first)
     assert first["messages"][-1] == {"role": "user", "content": "Які проєкти громади є?"}
     assert ("tools" in first) == (mode == "native")
     assert ("projects.list" in first["messages"][0]["content"]) == (mode != "native")
@@ -68,11 +57,6 @@ async def test_context_memory_tool_reply_and_recall_in_a_later_run(here, mode):
     recalled = [item["content"] for item in await recall(here, channel, "проєкти громади")]
     assert any("Вертикальна ферма" in content for content in recalled)
     assert "What you remember from before" in shown(here.model.bodies[0])
-
-
-async def recall(here, channel, query):
-    body = {"agent_id": SOFIA, "microdao_id": here.microdao, "channel_id": channel, "query": query}
-    return (await here.post("/internal/agent-memory/query", body, 200))["items"]
 
 
 async def test_the_same_message_is_answered_once_however_it_is_delivered(here):

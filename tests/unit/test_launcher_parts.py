@@ -25,7 +25,6 @@ from launcher.errors import StartRefused
 from launcher.ports import StickyPorts, free_ports, free_range, is_free
 from launcher.reloading import reload_graph
 from launcher.state import Part
-from launcher.store_set import _address
 from launcher.supervisor import Supervisor
 
 
@@ -270,36 +269,6 @@ class TestPreflight:
         assert f"port {port} on 127.0.0.1 is taken by pid {os.getpid()}" in message
         assert "DAARION_PORT" in message
         preflight.check_port("127.0.0.1", port)
-
-    @pytest.mark.parametrize("host", ["192.168.1.5", "::1", "127.0.0.2", "example.org"])
-    def test_an_address_on_which_replicas_could_not_be_reached(self, host):
-        assert "127.0.0.1 or localhost or 0.0.0.0 or ::" in self.refusal(preflight.check_port, host, 8000)
-
-    def test_a_library_of_the_system_that_is_missing(self):
-        assert "apt install nothing0" in self.refusal(preflight.check_libraries, {"libnothing.so.0": "nothing0"})
-
-    def test_memory_is_what_the_container_leaves(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(preflight, "CGROUP", tmp_path)
-        free = preflight.available_memory()
-        (tmp_path / "memory.current").write_text("1000\n")
-        (tmp_path / "memory.max").write_text("max\n")
-        assert preflight.available_memory() > free / 2
-        (tmp_path / "memory.max").write_text("5000\n")
-        assert preflight.available_memory() == 4000
-
-    @pytest.mark.parametrize(
-        ("url", "shown"),
-        [
-            ("postgresql://u:hidden@db:5432/daarion", "db:5432"),
-            ("postgresql://u:hid,den@db/daarion", "db"),
-            ("nats://u:hid,den@one:4222,nats://u:hidden@two:4222", "two:4222"),
-            ("nats://one:4222", "one:4222"),
-            ("host=db user=u password=hidden", "as configured"),
-            ("postgresql://db/daarion?password=hid@den", "as configured"),
-        ],
-    )
-    def test_a_store_is_shown_without_its_password(self, url, shown):
-        assert _address(url) == shown
 
     def test_an_address_of_another_machine(self):
         assert "DAARION_HOST" in self.refusal(preflight.check_port, "203.0.113.7", 8000)
