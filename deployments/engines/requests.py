@@ -57,7 +57,11 @@ def _bound_schemas(request: dict[str, Any], bounds: StructuredSettings) -> None:
     if "tools" in request:
         if not isinstance(request["tools"], list):
             raise InvalidRequest("`tools` must be a list")
-        request["tools"] = [_bounded_tool(tool, index, bounds) for index, tool in enumerate(request["tools"])]
+        tools = [_bounded_tool(tool, index, bounds) for index, tool in enumerate(request["tools"])]
+        for tool in tools:
+            if _is_forced(tool, request.get("tool_choice")):
+                refuse_widened(tool["function"]["parameters"])
+        request["tools"] = tools
 
 
 def _bounded_format(wanted: Any, bounds: StructuredSettings) -> dict[str, Any]:
@@ -81,6 +85,14 @@ def _bounded_tool(tool: Any, index: int, bounds: StructuredSettings) -> dict[str
         raise InvalidRequest(f"`tools[{index}]` must be a function with a name")
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     return {**tool, "function": {**function, "parameters": bound_schema(parameters, bounds)}}
+
+
+def _is_forced(tool: dict[str, Any], choice: Any) -> bool:
+    """Whether a grammar will shape this tool's arguments; a call that the model is free to make is not shaped."""
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        return isinstance(function, dict) and function.get("name") == tool["function"]["name"]
+    return bool(choice == "required")
 
 
 def is_structured(request: dict[str, Any]) -> bool:

@@ -215,6 +215,23 @@ def test_what_the_grammar_holds_to_is_not_refused(schema):
     made(response_format=schema_format(schema))
 
 
+@pytest.mark.parametrize(
+    ("choice", "refused"),
+    [("required", True), ({"type": "function", "function": {"name": "odd"}}, True), ("auto", False), (None, False),
+     ({"type": "function", "function": {"name": "plain"}}, False)],
+)  # fmt: skip
+def test_parameters_that_the_grammar_would_widen_are_refused_where_the_tool_is_forced(choice, refused):
+    odd = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
+    tools = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in (("odd", odd), ("plain", {}))]
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": tools, "tool_choice": choice}
+    rest = {"served_name": "m", "sampling": SamplingSettings(), "structured": StructuredSettings(), "stream": False}
+    if refused:
+        with pytest.raises(InvalidRequest, match="`not`"):
+            engine_request(body, **rest)
+    else:
+        assert len(engine_request(body, **rest)["tools"]) == 2
+
+
 def test_no_bound_is_put_inside_something_negated():
     schema = {"not": {"type": "string"}, "if": {"type": "array"}}
     assert bound_schema(schema, BOUNDS) == schema
