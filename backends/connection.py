@@ -84,15 +84,12 @@ class BoundedConnection(psycopg.AsyncConnection[DictRow]):
         else:
             await psycopg.AsyncClientCursor(self).execute(BEGIN_WITH, context)
 
-    async def run_alone(self, context: dict[str, str] | None, statement: str, values: dict[str, Any]) -> list[DictRow]:
+    async def run_alone(self, context: dict[str, str], statement: str, values: dict[str, Any]) -> list[DictRow]:
         """Runs one statement after the context, both in the implicit transaction of one message; returns its rows."""
         cursor = psycopg.AsyncClientCursor(self)
-        if context is None:
-            await cursor.execute(statement, values)
-        else:
-            # Bound apart: the statement may have parameters of the same names as the context.
-            await cursor.execute(f"{cursor.mogrify(SET_CONTEXT, context)};{cursor.mogrify(statement, values)}")
-            cursor.nextset()
+        # Bound apart: the statement may have parameters of the same names as the context.
+        await cursor.execute(f"{cursor.mogrify(SET_CONTEXT, context)};{cursor.mogrify(statement, values)}")
+        cursor.nextset()
         return await cursor.fetchall() if cursor.description else []
 
     async def commit_whole(self) -> None:

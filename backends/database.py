@@ -133,9 +133,12 @@ class Database:
             Conflict: a unique, exclusion or foreign key was violated.
             Internal: anything else; a defect.
         """
-        context = self._context(microdao_id, agent_id, timeout_s)
+        bound_s = timeout_s or self._limits.statement_timeout_s
+        # Without any of the three the session's own settings hold.
+        stated = microdao_id is not None or agent_id is not None or timeout_s is not None
+        context = self._context(microdao_id, agent_id, bound_s) if stated else None
         try:
-            connection = await self._begin(context, timeout_s or self._limits.statement_timeout_s)
+            connection = await self._begin(context, bound_s)
             try:
                 yield connection
                 await connection.commit_whole()
@@ -152,11 +155,17 @@ class Database:
         """Runs one statement in a transaction of its own and returns its rows: one round trip in place of three.
 
         The client puts the values into the text. Over a connection that turns out to be dead it is sent again over
-        another one, so it must be one that does no harm twice. Raises as `transaction` does.
+        another one, so it must be one that does no harm twice. The server stops it before the wait for its answer ends.
+        Raises as `transaction` does.
         """
-        context = self._context(microdao_id, None, None)
+
+        def alone(candidate: BoundedConnection) -> Awaitable[list[DictRow]]:
+            left = max(candidate.answer_timeout_s - ANSWER_MARGIN_S, 0.01)
+            context = self._context(microdao_id, None, min(left, self._limits.statement_timeout_s))
+            return candidate.run_alone(context, statement, values)
+
         try:
-            connection, rows = await self._answered(lambda candidate: candidate.run_alone(context, statement, values))
+            connection, rows = await self._answered(alone)
             await self._pool.putconn(connection)
         except (psycopg.Error, UnicodeError) as error:
             raise self._translated(error) from without_values(error)
@@ -221,14 +230,9 @@ class Database:
                     continue
                 raise
 
-    def _context(self, microdao_id: str | None, agent_id: str | None, timeout_s: float | None) -> dict[str, str] | None:
-        if microdao_id is None and agent_id is None and timeout_s is None:
-            return None
-        return {
-            "microdao_id": microdao_id or "",
-            "agent_id": agent_id or "",
-            "statement_ms": _milliseconds(timeout_s or self._limits.statement_timeout_s),
-        }
+    @staticmethod
+    def _context(microdao_id: str | None, agent_id: str | None, timeout_s: float) -> dict[str, str]:
+        return {"microdao_id": microdao_id or "", "agent_id": agent_id or "", "statement_ms": _milliseconds(timeout_s)}
 
     def _translated(self, error: Exception) -> Exception:
         translated = translate(error)
