@@ -93,6 +93,8 @@ def _embedder(settings: EmbedderSettings, environment: Environment, args: Engine
         return None
     source = embedder_source(settings, environment)
     variables = process_variables(threads=settings.threads, cache=str(environment.data_dir / "cache"), offline=not is_hub_id(source))
+    # torch asks for huge pages: every pass reads all weights, and each small page not seen lately costs a walk of the page table.
+    variables["THP_MEM_ALLOC_ENABLE"] = "1"
     # Named, not imported: its module loads torch, which only the replica needs.
     deployment = serve.deployment(
         name=EMBEDDER,

@@ -59,8 +59,6 @@ def process_variables(*, threads: int | None, cache: str, offline: bool) -> dict
         "VLLM_CACHE_ROOT": cache,
         "VLLM_LOGGING_LEVEL": "WARNING",
         "TOKENIZERS_PARALLELISM": "false",
-        # torch asks for huge pages: every pass reads all weights, and 4 kB pages cost a walk of the page table each.
-        "THP_MEM_ALLOC_ENABLE": "1",
         "HF_HUB_OFFLINE": "1" if offline else "0",
     }
     if threads is not None:

