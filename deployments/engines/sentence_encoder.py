@@ -44,6 +44,8 @@ class SentenceEncoder:
         """Returns each text's unit vector as little-endian float32, and its number of tokens."""
         prefix = self._settings.prefixes.of(kind)
         prepared = [prefix + _encodable(text[: self._max_chars]) for text in texts]
+        if len(prepared) == 1:
+            return [self._one(prepared[0])]
         counts = self._count(prepared)
         # The library takes the longest first: neighbours of about the same length waste the least padding.
         vectors = self._model.encode(
@@ -51,6 +53,14 @@ class SentenceEncoder:
         )
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         return [(row.tobytes(), count) for row, count in zip(rows, counts, strict=True)]
+
+    def _one(self, prepared: str) -> tuple[bytes, int]:
+        """A question alone, without what the library does to sort and split many texts."""
+        features = self._model.tokenizer([prepared], truncation=True, max_length=self._settings.max_tokens, return_tensors="pt")
+        with torch.inference_mode():
+            vector = self._model(dict(features.to(self._model.device)))["sentence_embedding"][0]
+            vector = torch.nn.functional.normalize(vector.float(), dim=0).cpu().numpy()
+        return np.ascontiguousarray(vector, dtype="<f4").tobytes(), int(features["input_ids"].shape[1])
 
     def neutral(self, texts: Sequence[str], vectors: Sequence[bytes]) -> list[bytes]:
         """Returns the vectors of `texts` without what their language adds; unchanged where the settings leave it in."""

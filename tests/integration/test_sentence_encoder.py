@@ -33,6 +33,9 @@ def test_it_is_the_library_with_the_configured_prefixes(encoder, settings):
     texts = ["Де ключ від майстерні?", "key"]
     expected = encoder._model.encode([f"query: {text}" for text in texts], normalize_embeddings=True)
     assert np.allclose(rows(encoder, texts, "query"), expected, atol=1e-5)
+    alone, count = encoder.encode(texts[:1], "query")[0]
+    assert np.allclose(np.frombuffer(alone, "<f4"), expected[0], atol=1e-5)
+    assert count == encoder.encode(texts, "query")[0][1]
 
 
 def test_answers_in_the_other_language_come_before_other_topics(encoder):
