@@ -287,12 +287,14 @@ class Pipeline:
         is_reply = step.final or step.choices is not None or (bool(reading.text) and not reading.calls)
         if not is_reply:  # a run that is taken over counts its steps, and so names its calls, as this one does
             run.journal.append(answer_entry(answer))
-            await recorder.save()
+            recorder.save_soon()
         return answer
 
     async def _call(
         self, recorder: Recorder, toolbox: Toolbox, calls: Sequence[WantedCall], turn: Turn, deadline: Deadline
     ) -> list[CallOutcome]:
+        if toolbox.may_change(calls):
+            await recorder.ensure_saved()  # before something happens that must not happen twice
         for call in calls:
             recorder.show("tool_call", tool_id=call.tool_id[:64] or None)
         with recorder.step("tools") as record:

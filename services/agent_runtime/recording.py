@@ -111,7 +111,14 @@ class Recorder:
 
     def save_soon(self) -> None:
         """Begins to write the run and does not wait: for what may be lost, as long as the next `save` comes before anything is done."""
-        self._saving = asyncio.create_task(self._store.note(self.run, self._owner, self._lease_s))
+        self._saving = asyncio.create_task(self._note_after(self._saving))
+
+    async def ensure_saved(self) -> None:
+        """Waits for what `save_soon` began, and writes the run where that came to nothing. Raises as `save`."""
+        saving = self._saving
+        await self.settle()
+        if saving is None or saving.cancelled() or saving.exception() is not None or not saving.result():
+            await self.save()
 
     async def settle(self) -> None:
         """Waits for what `save_soon` began, whatever came of it: the next write holds all of it, and finds what is wrong."""
@@ -126,6 +133,14 @@ class Recorder:
         await self.settle()
         if not await patiently(lambda: self._store.note(self.run, self._owner, self._lease_s), STORE_PATIENCE_S):
             raise RunLostError
+
+    async def _note_after(self, earlier: asyncio.Task[bool] | None) -> bool:
+        """Writes the run, never beside an earlier write: the older one must not come last."""
+        if earlier is not None:
+            await asyncio.wait([earlier])
+            if not earlier.cancelled():
+                earlier.exception()
+        return await self._store.note(self.run, self._owner, self._lease_s)
 
     def degrade(self, part: str) -> None:
         """Notes what the run has to do without."""

@@ -107,6 +107,11 @@ class Toolbox:
         """Whether every one of these calls was asked for before in this run, so that asking again leads nowhere."""
         return bool(wanted) and all(_fingerprint(call) in self.asked for call in wanted)
 
+    def may_change(self, wanted: Sequence[WantedCall]) -> bool:
+        """Whether one of the calls is of a tool that does more than read."""
+        effects = {**self._effects, **self.given}
+        return any(effects.get(call.tool_id, "read") != "read" for call in wanted)
+
     def _admit(self, call: WantedCall, place: int, effects: Mapping[str, Effect], *, tainted: bool) -> str | None:
         """Why this call is not made, or None. Notes what was asked for and used up."""
         refusal = self._refusal(call, place, effects, tainted=tainted)

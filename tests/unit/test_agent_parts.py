@@ -1,7 +1,9 @@
 """The pure parts of the agent runtime: envelopes, windows, languages, texts, prompts, blueprints."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -14,7 +16,7 @@ from benchmarks.agents import Times, table
 from configs.agents import load_blueprints
 from configs.environment import REPOSITORY
 from contracts.agents import AgentInvocation, Blueprint, RunView, StepRecord, ToolUse
-from contracts.errors import ConfigurationError
+from contracts.errors import ConfigurationError, DatabaseUnavailable
 from contracts.llm import ModelInfo
 from contracts.memory import Item
 from contracts.messaging import ChannelMessage
@@ -24,6 +26,7 @@ from services.agent_runtime.context import Context, Question, channel_context, f
 from services.agent_runtime.envelope import new_nonce, sealed, without
 from services.agent_runtime.language import apology, language_of
 from services.agent_runtime.prompt import Dialogue, Known, assistant_message, results_message, tool_message
+from services.agent_runtime.recording import Recorder
 from services.agent_runtime.texts import clean, cut, cut_to_tokens, tokens_of
 from services.agent_runtime.tool_turn import CallOutcome
 
@@ -266,3 +269,36 @@ def test_the_benchmark_takes_the_models_and_the_tools_time_out():
     assert times.parts["llm"] == [600.0]
     assert times.parts["recording"] == [20.0]  # 10 to be accepted, and what lies between the steps
     assert table(times)[-2].split()[:3] == ["added", "49.0", "49.0"]
+
+
+class _Notes:
+    """A run store whose first writes fail, each write taking less time than the one before it."""
+
+    def __init__(self, failures: int) -> None:
+        self.written: list[int] = []
+        self._failures = failures
+        self._pause_s = 0.03
+
+    async def note(self, run, owner, lease_s) -> bool:
+        steps = len(run.steps)
+        self._pause_s /= 3
+        await asyncio.sleep(self._pause_s)
+        if self._failures > 0:
+            self._failures -= 1
+            raise DatabaseUnavailable("away")
+        self.written.append(steps)
+        return True
+
+
+@pytest.mark.parametrize(("failures", "written"), [(0, [1, 2]), (1, [2]), (2, [2])])
+async def test_what_must_be_written_is_written_in_order_whatever_became_of_what_was_begun(failures, written):
+    run = SimpleNamespace(steps=[], attempt=1)
+    store = _Notes(failures)
+    recorder = Recorder(run, store, uuid4(), 60.0, None)
+    for _ in range(2):
+        run.steps.append(StepRecord(kind="llm"))
+        recorder.save_soon()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await recorder.ensure_saved()
+    assert store.written == written
