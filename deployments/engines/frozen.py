@@ -41,7 +41,7 @@ def freeze(model: SentenceTransformer) -> bool:
 def _as_graph(model: SentenceTransformer, network: Any) -> Any:
     sample = model.tokenizer(_SAMPLES[:2], padding=True, return_tensors="pt")
     with torch.inference_mode(), warnings.catch_warnings():
-        # The tracer warns of each decision it cannot record (the vectors are compared afterwards), and torch of its successor, which wants a compiler.
+        # The tracer warns of decisions it cannot record (the vectors are compared afterwards), torch of a successor that wants a compiler.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, tuple(sample[name] for name in _INPUTS), strict=False, check_trace=False)
         graph = torch.jit.freeze(traced.eval())
