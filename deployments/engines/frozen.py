@@ -6,6 +6,7 @@ in place of 17 on two cores. The graph takes batches and lengths of any size.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers.modeling_outputs import BaseModelOutput
+
+_LOG = logging.getLogger(__name__)
 
 _INPUTS = ["input_ids", "attention_mask"]
 _SAMPLES = ["one", "a text of some more words than the first one has", "ще один текст " * 20]
@@ -32,8 +35,10 @@ def freeze(model: SentenceTransformer) -> bool:
         network.forward = _as_graph(model, network)
         if float((_vectors(model) * expected).sum(axis=1).min()) >= 1 - _TOLERANCE:
             return True
-    except Exception:  # noqa: BLE001, S110  # what cannot be traced raises whatever it likes, and runs as it is
-        pass
+        reason = "other vectors"
+    except Exception as error:  # noqa: BLE001  # what cannot be traced raises whatever it likes, and runs as it is
+        reason = type(error).__name__
+    _LOG.warning("the embedding model runs without its graph (%s): single texts take longer", reason)
     network.__dict__.pop("forward", None)
     return False
 
