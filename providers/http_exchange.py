@@ -9,17 +9,16 @@ asked for loses the connection.
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Callable
 
 import httptools
 
+from common.inflate import PIECE_BYTES, Inflater, Undecodable
+
 MAX_OVERHEAD_BYTES = 64 << 10
 """Bytes without any of the body among them: a head, the frames of chunks, trailers."""
-HIGH_WATER_BYTES = 256 << 10
+HIGH_WATER_BYTES = PIECE_BYTES
 """Bytes that may wait to be read before the connection is no longer read from; also the most that is decompressed at a time."""
-
-_ANY_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 
 class HttpError(Exception):
@@ -75,7 +74,7 @@ class Exchange:
         self._has_head = self._delimited = self._complete = self._keep = False
         self._error: HttpError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._decoder: _Decoder | None = None
+        self._inflater: Inflater | None = None
 
     # --- the caller's side
 
@@ -85,33 +84,42 @@ class Exchange:
             if self._error is not None:
                 raise self._error
             await self._more()
-        encoding = self.headers.get("content-encoding", "identity").strip().lower()
-        if encoding != "identity":
-            self._decoder = _Decoder(encoding)
+        encoding = self.headers.get("content-encoding", "").strip().lower()
+        if encoding not in {"", "identity"}:
+            try:
+                self._inflater = Inflater(encoding)
+            except Undecodable:
+                raise MalformedAnswer from None
 
     async def read(self) -> bytes:
         """Returns what has come of the body, at least a byte; nothing at its end. Raises AnswerCutOff."""
-        while True:
-            if self._decoder is not None and (piece := self._decoder.pending()):
-                return piece
-            if self._parts:
-                piece = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-                self._parts.clear()
-                self._waiting_bytes = 0
-                if self._paused:
-                    self._paused = False
-                    self._transport.resume_reading()
-                if self._decoder is None:
-                    return piece
-                self._decoder.feed(piece)
-            elif self._error is not None:
+        if self._inflater is None:
+            return await self._received()
+        try:
+            while not (piece := self._inflater.pending()):
+                if not (received := await self._received()):
+                    self._inflater.check_ended()
+                    return b""
+                self._inflater.feed(received)
+        except Undecodable:
+            raise AnswerCutOff from None
+        return piece
+
+    async def _received(self) -> bytes:
+        """Returns the next bytes of the body as they were sent; nothing at its end."""
+        while not self._parts:
+            if self._error is not None:
                 raise self._error
-            elif self._complete:
-                if self._decoder is not None:
-                    self._decoder.check_ended()
+            if self._complete:
                 return b""
-            else:
-                await self._more()
+            await self._more()
+        piece = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._waiting_bytes = 0
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        return piece
 
     async def whole(self, limit: int) -> bytes:
         """Returns the whole body. Raises AnswerCutOff, or AnswerTooLarge for one of over `limit` bytes."""
@@ -226,36 +234,3 @@ class Exchange:
         if self._has_head and not self._complete and self._parser is not None:
             self._complete = True
             self._keep = self._parser.should_keep_alive()
-
-
-class _Decoder:
-    """Decompresses `gzip` and `deflate`, at most `HIGH_WATER_BYTES` at a time, although neither was asked for."""
-
-    def __init__(self, encoding: str) -> None:
-        if encoding not in {"gzip", "x-gzip", "deflate"}:
-            raise MalformedAnswer
-        self._zlib = zlib.decompressobj(_ANY_GZIP_OR_ZLIB)
-        self._left = b""
-
-    def feed(self, data: bytes) -> None:
-        """Takes compressed bytes."""
-        self._left += data
-
-    def pending(self) -> bytes:
-        """Returns what can be decompressed now. Raises AnswerCutOff for what is not compressed as it says."""
-        while self._left and not self._zlib.eof:
-            try:
-                piece = self._zlib.decompress(self._left, HIGH_WATER_BYTES)
-            except zlib.error:
-                raise AnswerCutOff from None
-            self._left = self._zlib.unconsumed_tail
-            if piece:
-                return piece
-        if self._left:
-            raise AnswerCutOff  # bytes behind the end
-        return b""
-
-    def check_ended(self) -> None:
-        """Raises AnswerCutOff where the compressed stream has no end."""
-        if not self._zlib.eof:
-            raise AnswerCutOff

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
+from common.retry_after import retry_after_s
 from contracts.errors import (
     ContentFiltered,
     ContextLengthExceeded,
@@ -23,7 +21,6 @@ from contracts.errors import (
     UpstreamUnavailable,
 )
 
-MAX_RETRY_AFTER_S = 86_400.0
 _MAX_SHOWN = 300
 _CONTEXT = re.compile(r"context[ _](length|window|size)|maximum context|too many (input )?tokens|prompt is too long", re.IGNORECASE)
 _FILTER = re.compile(
@@ -137,40 +134,6 @@ def _without_key(text: str, key: str | None) -> str:
         shortened = rf"|{re.escape(form[:_KEY_PREFIX])}\S*" if len(form) > _KEY_PREFIX else ""
         text = re.sub(re.escape(form) + shortened, "[key]", text, flags=re.IGNORECASE)
     return text
-
-
-def retry_after_s(value: str | None, milliseconds: str | None = None) -> float | None:
-    """Returns the seconds of a Retry-After header (a number or an HTTP date), bounded to a day; None if unreadable.
-
-    `milliseconds` is the finer header that some providers send beside it; it wins where it can be read.
-    """
-    if milliseconds is not None and (finer := _bounded(_number(milliseconds) / 1000)) is not None:
-        return finer
-    if value is None:
-        return None
-    seconds = _number(value)
-    return _bounded(_seconds_until(value) if math.isnan(seconds) else seconds)
-
-
-def _bounded(seconds: float) -> float | None:
-    return min(seconds, MAX_RETRY_AFTER_S) if 0 <= seconds < math.inf else None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _seconds_until(date: str) -> float:
-    try:
-        moment = parsedate_to_datetime(date)
-    except (TypeError, ValueError):
-        return -1.0
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def _code_and_text(payload: object) -> tuple[str, str]:

@@ -25,7 +25,9 @@ from tests.upstream.sockets import hanging_port, raw_server, refused_port
 WHOLE_ANSWERS = [
     play("ok"), play("no_usage"), play("usage_in_final_chunk"), play("usage_in_last_choice"), play("ok", usage="every_chunk"),
     play("keepalive", count=3, interval_s=0.02), play("role_only", count=3, interval_s=0.02), play("drip", interval_s=0, piece=3),
-    play("utf8_split"), play("crlf"), play("multiline_data"), play("no_space"), play("bom"), play("gzip_body"), play("long_line"),
+    play("utf8_split"), play("crlf"), play("multiline_data"), play("no_space"), play("bom"), play("gzip_body"),
+    play("gzip_body", members=7),
+    play("long_line"),
     play("no_done"), play("no_done", hold=True), play("slow", wait_s=0.1), play("slow_first_token", wait_s=0.1),
 ]  # fmt: skip
 

@@ -361,9 +361,12 @@ async def gigantic(exchange: Exchange) -> None:
 
 @behaviour
 async def gzip_body(exchange: Exchange) -> None:
-    """The regular body, compressed; `megabytes` of white space around it make it a bomb."""
+    """The regular body, compressed in `members` (1); `megabytes` of white space before it make it a bomb, `tail` is text behind it."""
     padding = b" " * int(float(exchange.options.get("megabytes", 0)) * 1_048_576)
-    data = gzip.compress(padding + _bytes_of(exchange) if not exchange.stream else _bytes_of(exchange))
+    plain, members = _bytes_of(exchange) if exchange.stream else padding + _bytes_of(exchange), int(exchange.options.get("members", 1))
+    size = -(-len(plain) // members)
+    data = b"".join(gzip.compress(plain[start : start + size]) for start in range(0, len(plain), size))
+    data += str(exchange.options.get("tail", "")).encode()
     content_type = "text/event-stream" if exchange.stream else "application/json"
     await exchange.body(data, content_type=content_type, headers={"Content-Encoding": "gzip"})
 
