@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import orjson
@@ -13,7 +11,6 @@ from contracts.tools import ErrorKind
 
 RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
 MAX_REASON_CHARS = 300
-_LONGEST_PAUSE_S = 86_400.0
 
 # 403 and the like: the server judged this very call, so its verdict is passed on as the kind of failure.
 _KINDS: Mapping[int, ErrorKind] = {
@@ -47,19 +44,6 @@ def describe(status: int, body: bytes | bytearray) -> str:
         return f"the tool's server answered with a redirect (HTTP {status}), which is never followed"
     reason = _reason(body) if status in _EXPLAINED else None
     return f"the tool's server answered HTTP {status}" + (f": {reason}" if reason else "")
-
-
-def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Returns the seconds that `Retry-After` asks for, as a number or a date; None when it says nothing usable."""
-    text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text), _LONGEST_PAUSE_S)
-    try:
-        at = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-    return min(max(0.0, (at - (now or datetime.now(UTC))).total_seconds()), _LONGEST_PAUSE_S)
 
 
 def _reason(body: bytes | bytearray) -> str | None:

@@ -12,9 +12,10 @@ from typing import Any
 import aiohttp
 import orjson
 
+from common.retry_after import retry_after_s
 from contracts.ports import EventLog
 from contracts.tools import EgressRule, Execution, Outcome, SecretSource
-from executors.http.answers import RETRYABLE_STATUSES, describe, effect_excluded, error_kind, retry_after_s
+from executors.http.answers import RETRYABLE_STATUSES, describe, effect_excluded, error_kind
 from executors.http.body import BodyTooLarge, BodyUndecodable, read_body
 from executors.http.circuit import Circuits
 from executors.http.connections import Connections, Exchange
@@ -239,7 +240,7 @@ async def _refused(request: _Request, response: aiohttp.ClientResponse, exchange
         body = bytearray()
     again = status in RETRYABLE_STATUSES
     outcome = request.failure(error_kind(status), describe(status, body), exchange, retryable=again, excluded=effect_excluded(status))
-    pause = retry_after_s(response.headers)
+    pause = retry_after_s(response.headers.get("Retry-After"))
     if pause is not None:
         outcome = replace(outcome, details={"retry_after_s": pause})
     return _Attempt(outcome, again=again and request.repeatable, pause_s=pause, target_failed=status >= 500)

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from common.retry_after import MAX_RETRY_AFTER_S
 from contracts.tools import EgressRule
 from executors.http import connections
 from executors.http.circuit import THRESHOLD
@@ -137,6 +138,21 @@ async def test_a_retry_after_beyond_the_deadline_ends_the_call_at_once(server, e
         outcome = await executor.execute(execution(tool(server, "/ok"), timeout_s=60))
     assert outcome.details == {"retry_after_s": 300}
     assert outcome.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "details"),
+    [
+        ("Fri, 31 Dec 9999 23:59:59 GMT", {"retry_after_s": MAX_RETRY_AFTER_S}),
+        ("Fri, 31 Dec 9999 23:59:59 +99999999999999999999", {}),
+        ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", {}),
+        ("when it suits me", {}),
+    ],
+)
+async def test_a_retry_after_beyond_reason_is_the_servers_fault(server, executor, asked, details):
+    server.statuses = [(503, {"Retry-After": asked})]
+    outcome = await executor.execute(execution(tool(server, "/ok", effect="write")))
+    assert (outcome.error_kind, outcome.retryable, outcome.details) == ("unavailable", True, details)
 
 
 @pytest.mark.parametrize(

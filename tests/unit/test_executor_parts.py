@@ -1,14 +1,13 @@
 """Circuit, redaction, result parsing and Retry-After, without a server."""
 
 import base64
-from datetime import UTC, datetime
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executors.http.answers import describe, retry_after_s
+from executors.http.answers import describe
 from executors.http.circuit import FIRST_PAUSE_S, MAX_CIRCUITS, THRESHOLD, Circuits
 from executors.redaction import Redactor
 from executors.results import MAX_DEPTH, InvalidResult, parse_result
@@ -87,22 +86,6 @@ def test_the_depth_bound_is_exact():
     assert parse_result(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     wide = b"[" + b",".join([b"{}"] * 500) + b"]"
     assert len(parse_result(wide)) == 500
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("3", 3),
-        ("0", 0),
-        ("Fri, 02 Jan 2026 00:00:10 GMT", 10),
-        ("Thu, 01 Jan 2026 00:00:00 GMT", 0),
-        ("soon", None),
-        ("-1", None),
-        ("", None),
-    ],
-)
-def test_retry_after_is_read_as_number_or_date(text, seconds):
-    assert retry_after_s({"Retry-After": text}, datetime(2026, 1, 2, tzinfo=UTC)) == seconds
 
 
 def test_only_verdicts_on_the_call_are_quoted():
