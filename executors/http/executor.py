@@ -12,11 +12,12 @@ from typing import Any
 import aiohttp
 import orjson
 
+from common.inflate import Undecodable
 from common.retry_after import retry_after_s
 from contracts.ports import EventLog
 from contracts.tools import EgressRule, Execution, Outcome, SecretSource
 from executors.http.answers import RETRYABLE_STATUSES, describe, effect_excluded, error_kind
-from executors.http.body import BodyTooLarge, BodyUndecodable, read_body
+from executors.http.body import BodyTooLarge, read_body
 from executors.http.circuit import Circuits
 from executors.http.connections import Connections, Exchange
 from executors.http.egress import EgressDenied, EgressPolicy, Target, parse_target
@@ -140,7 +141,7 @@ class HttpToolExecutor:
         except BodyTooLarge:
             error = f"the tool's answer is over its limit of {request.execution.tool.max_result_bytes} bytes"
             return _Attempt(request.failure("too_large", error, exchange))
-        except (BodyUndecodable, aiohttp.ContentTypeError):
+        except (Undecodable, aiohttp.ContentTypeError):
             return _Attempt(request.failure("invalid_result", "the tool's answer is compressed in a way that was not asked for", exchange))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return self._broken(request, error, exchange)
@@ -236,7 +237,7 @@ async def _refused(request: _Request, response: aiohttp.ClientResponse, exchange
     status = response.status
     try:
         body = await read_body(response, MAX_ERROR_BYTES)
-    except (BodyTooLarge, BodyUndecodable):
+    except (BodyTooLarge, Undecodable):
         body = bytearray()
     again = status in RETRYABLE_STATUSES
     outcome = request.failure(error_kind(status), describe(status, body), exchange, retryable=again, excluded=effect_excluded(status))

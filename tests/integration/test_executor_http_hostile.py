@@ -79,7 +79,7 @@ async def test_a_connection_that_is_never_accepted_ends_at_the_deadline(server, 
             assert (outcome.error_kind, outcome.effect_possible) == ("timeout", False)
 
 
-@pytest.mark.parametrize("path", ["/gigabyte", "/announced-gigabyte", "/bomb"])
+@pytest.mark.parametrize("path", ["/gigabyte", "/announced-gigabyte", "/bomb", "/second-bomb"])
 async def test_oversized_answers_are_cut_off_while_they_stream(server, events, path):
     async with nothing_survives(server, events) as executor:
         tracemalloc.start()
@@ -99,7 +99,9 @@ async def test_endless_headers_are_refused(server, events):
     assert server.bytes_sent < 64 << 20
 
 
-@pytest.mark.parametrize("path", ["/invalid-json", "/nan", "/latin1", "/empty", "/deep", "/html", "/brotli", "/broken-gzip"])
+@pytest.mark.parametrize(
+    "path", ["/invalid-json", "/nan", "/latin1", "/empty", "/deep", "/html", "/brotli", "/broken-gzip", "/gzip-and-more", "/empty-members"]
+)
 @pytest.mark.parametrize("effect", ["read", "write"])
 async def test_answers_that_are_no_json_are_typed(server, events, path, effect):
     async with nothing_survives(server, events) as executor:
@@ -119,6 +121,7 @@ async def test_broken_exchanges_are_typed(server, events, path):
 async def test_compressed_answers_are_decoded(server, events):
     async with nothing_survives(server, events) as executor:
         assert (await executor.execute(call(server, "/gzip"))).result == [1]
+        assert (await executor.execute(call(server, "/gzip-members"))).result == [1, 2]
 
 
 async def test_a_caller_that_leaves_closes_the_connection(server, events):

@@ -172,6 +172,15 @@ async def _bomb(server: ToolServer, _call: Call, writer: asyncio.StreamWriter) -
     await server.send(writer, _response(200, BOMB, {"Content-Encoding": "gzip"}))
 
 
+async def _empty_members(server: ToolServer, _call: Call, writer: asyncio.StreamWriter) -> None:
+    """Compressed members without content behind the answer, for ever."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+    await server.send(writer, head + b"17\r\n" + gzip.compress(b"[1]") + b"\r\n")
+    members = gzip.compress(b"") * 3_000
+    for _ in range(GIB // len(members)):
+        await server.send(writer, b"%x\r\n%s\r\n" % (len(members), members))
+
+
 async def _cut(server: ToolServer, _call: Call, writer: asyncio.StreamWriter) -> None:
     await server.send(writer, b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nContent-Type: application/json\r\n\r\n[1, 2")
     writer.close()
@@ -220,6 +229,10 @@ _BEHAVIOURS: dict[str, Behaviour] = {
     "/redirect": _redirect,
     "/cookie": _cookie,
     "/gzip": _body(gzip.compress(b"[1]"), headers={"Content-Encoding": "gzip"}),
+    "/gzip-members": _body(gzip.compress(b"[1,") + gzip.compress(b"") + gzip.compress(b"2]"), headers={"Content-Encoding": "gzip"}),
+    "/gzip-and-more": _body(gzip.compress(b"[1]") + b"no member", headers={"Content-Encoding": "gzip"}),
+    "/second-bomb": _body(gzip.compress(b"[1]") + BOMB, headers={"Content-Encoding": "gzip"}),
+    "/empty-members": _empty_members,
     "/brotli": _body(b"\x0b\x02\x80[1]\x03", headers={"Content-Encoding": "br"}),
     "/broken-gzip": _body(b"no gzip", headers={"Content-Encoding": "gzip"}),
     "/invalid-json": _body(b"{'ok': True}"),
