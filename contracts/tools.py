@@ -163,6 +163,11 @@ class ToolDefinition(BaseModel):
     record_args: bool = False
     record_result: bool = False
 
+    @property
+    def outside(self) -> bool:
+        """Whether an outside MCP server describes and runs it: its texts are data, never instructions."""
+        return self.executor == "mcp"
+
 
 class ToolCallRequest(BaseModel):
     """Body of `POST /internal/tools/call` and of `tool.request`.

@@ -58,6 +58,7 @@ def native_form(tool: Tool) -> dict[str, Any]:
         "enabled": registered.enabled,
         "origin": registered.origin,
         "source": registered.source,
+        "outside": tool.definition.outside,
         "updated_at": registered.updated_at.isoformat(),
     }
 

@@ -20,6 +20,7 @@ from contracts.tool_ledger import CallFilter
 from executors.mcp.executor import McpToolExecutor
 from executors.mcp.source import McpSource
 from interfaces.mcp.server import ToolMcpServer
+from services.toolcore.catalog import ListRequest
 from services.toolcore.registry import check_definition
 from tests.support.events import RecordedEvents
 from tests.support.toolcore import AGENT, PREFIX, asgi, replica, tool
@@ -178,6 +179,8 @@ async def test_a_tool_of_an_outside_server_is_called_under_our_policy(database_u
         tools = await listed(here, 2)
         assert [definition.id for definition in tools] == ["outside.add", "outside.fail"]
         assert (tools[0].executor, tools[0].effect, tools[0].target) == ("mcp", "write", "outside:add")
+        shown = here.toolcore.catalog().listing(ListRequest())["tools"]
+        assert [entry["outside"] for entry in shown] == [True, True]
         done = await here.call("outside.add", {"a": 2, "b": 3}, call_id="o-1")
         assert (done.result.ok, done.result.result) == (True, {"result": 5})
         again = await here.call("outside.add", {"a": 2, "b": 3}, call_id="o-1")
