@@ -17,6 +17,7 @@ from contracts.errors import ConfigurationError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_PORT = 8000
+MIN_PUBLIC_SECRET_CHARS = 16
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     """Reads and checks the environment (or `variables` in its place).
 
     Raises:
-        ConfigurationError: a port that is no port, or a public address without a secret.
+        ConfigurationError: a port that is no port, or a public address without a secret or with a short one.
     """
     source = dict(os.environ if variables is None else variables)
 
@@ -85,7 +86,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         serve_proxy=_serve_proxy(text("DAARION_SERVE_PROXY")),
         _variables=source,
     )
-    refuse_open_ingress(environment.host, has_secret=environment.has_secret)
+    refuse_open_ingress(environment.host, environment, f"DAARION_HOST={environment.host}")
     return environment
 
 
@@ -94,18 +95,28 @@ def export(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)
 
 
-def refuse_open_ingress(host: str, *, has_secret: bool) -> None:
-    """Refuses an ingress that others can reach but that demands no secret.
+def refuse_open_ingress(host: str, environment: Environment, named: str) -> None:
+    """Refuses an ingress that others can reach but that demands no secret, or one that can be guessed.
+
+    `named` tells the operator where `host` was given.
 
     Raises:
-        ConfigurationError: `host` is not loopback and no secret is set.
+        ConfigurationError: `host` is not loopback, and no secret is set or one is too short.
     """
-    if has_secret or is_loopback(host):
+    if is_loopback(host):
         return
-    raise ConfigurationError(
-        f"DAARION_HOST={host} can be reached from other machines, but no secret is set: "
-        "set DAARION_INTERNAL_SECRET (and DAARION_ADMIN_SECRET), or bind 127.0.0.1"
-    )
+    if not environment.has_secret:
+        raise ConfigurationError(
+            f"{named} can be reached from other machines, but no secret is set in this process's environment: "
+            "set DAARION_INTERNAL_SECRET (and DAARION_ADMIN_SECRET), or bind 127.0.0.1"
+        )
+    secrets = {"DAARION_INTERNAL_SECRET": environment.internal_secret, "DAARION_ADMIN_SECRET": environment.admin_secret}
+    for name, secret in secrets.items():
+        if secret is not None and len(secret) < MIN_PUBLIC_SECRET_CHARS:
+            raise ConfigurationError(
+                f"{named} can be reached from other machines, but {name} has less than {MIN_PUBLIC_SECRET_CHARS} characters: "
+                "set one that `openssl rand -hex 32` makes, or bind 127.0.0.1"
+            )
 
 
 def is_loopback(host: str) -> bool:

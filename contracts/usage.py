@@ -6,7 +6,7 @@ A record is written once per call and never changed. Contents of prompts and ans
 from __future__ import annotations
 
 import math
-import random
+import secrets
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -34,9 +34,12 @@ GroupKey = Literal["agent", "microdao", "model", "provider", "day"]
 
 
 def new_record_id() -> UUID:
-    """Returns a time-ordered unique id (RFC 9562, version 7), so that the ledger's key grows at one end."""
+    """Returns a time-ordered unique id (RFC 9562, version 7), so that the ledger's key grows at one end.
+
+    Its 74 other bits are the kernel's: whoever knows many ids still guesses none.
+    """
     milliseconds = time.time_ns() // 1_000_000
-    entropy = random.getrandbits(74)
+    entropy = secrets.randbits(74)
     value = (milliseconds & (2**48 - 1)) << 80 | 7 << 76 | (entropy >> 62) << 64 | 2 << 62 | entropy & (2**62 - 1)
     return UUID(int=value)
 

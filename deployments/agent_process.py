@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         environment = read_environment()
         args = _arguments(given.args)
-        refuse_open_ingress(given.host, has_secret=environment.has_secret)
+        refuse_open_ingress(given.host, environment, f"--host {given.host}")
         with _listener(given.host, given.port) as listener:
             address = listener.getsockname()
             print(f"agent runtime at http://{address[0]}:{address[1]}{PREFIX}", flush=True)  # noqa: T201  # what a person starts it for

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from backends.event_log import FileEventLog, Listener
-from configs.environment import Environment, is_loopback
-from contracts.errors import ConfigurationError
+from configs.environment import Environment, refuse_open_ingress
 from interfaces.http.access import AccessControl
 
 _SERVE_CONTEXT = "ray.serve.context"
@@ -39,15 +38,12 @@ def access_control(environment: Environment) -> AccessControl:
     """Returns the check of this environment's secrets. Every ingress replica makes one before it listens.
 
     Raises:
-        ConfigurationError: without a secret, where Serve lets the replica listen on other addresses than loopback. `DAARION_HOST` says
-            nothing about that where the graph was deployed by Serve's own commands.
+        ConfigurationError: without a secret, or with a short one, where Serve lets the replica listen on other addresses than
+            loopback. `DAARION_HOST` says nothing about that where the graph was deployed by Serve's own commands.
     """
     host = serve_host()
-    if host is not None and not environment.has_secret and not is_loopback(host):
-        raise ConfigurationError(
-            f"Serve's http_options.host {host} can be reached from other machines, but this replica's environment has no secret: "
-            "set DAARION_INTERNAL_SECRET (and DAARION_ADMIN_SECRET) for every Ray process, or bind 127.0.0.1"
-        )
+    if host is not None:
+        refuse_open_ingress(host, environment, f"Serve's http_options.host {host}")
     return AccessControl(environment.internal_secret, environment.admin_secret)
 
 

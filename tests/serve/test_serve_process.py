@@ -86,7 +86,7 @@ def test_serves_own_command_opens_no_door_without_a_secret(tmp_path):
             cwd=REPOSITORY, env=variables, stdout=output, stderr=output, start_new_session=True,
         ) as serve:  # fmt: skip
             try:
-                told = "Serve's http_options.host 0.0.0.0 can be reached from other machines, but this replica's environment has no secret"
+                told = "Serve's http_options.host 0.0.0.0 can be reached from other machines, but no secret is set"
                 until(lambda: told in said(log, instance), log.read_text)
                 seen = psutil.Process(serve.pid).children(recursive=True)
                 replicas = [process for process in seen if "ServeReplica" in title(process)]

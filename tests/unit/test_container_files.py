@@ -174,13 +174,17 @@ def test_no_secret_has_a_default_and_the_example_names_them_all():
 
 
 def test_the_graphs_environment_is_taken_as_it_is_and_refused_without_its_secret():
-    given = {name: VALUE.sub("x" * 8, value) for name, value in SERVICES["graph"]["environment"].items()}
+    given = {name: VALUE.sub("x" * 16, value) for name, value in SERVICES["graph"]["environment"].items()}
     environment = read_environment(given)
     assert (environment.host, environment.port, environment.ingress_url) == ("0.0.0.0", 8000, "http://127.0.0.1:8000")
-    assert environment.database_url == "postgresql://daarion_service:xxxxxxxx@postgres:5432/daarion"
+    assert environment.database_url == "postgresql://daarion_service:xxxxxxxxxxxxxxxx@postgres:5432/daarion"
     assert environment.has_secret
     with pytest.raises(ConfigurationError):
         read_environment({**given, "DAARION_INTERNAL_SECRET": "", "DAARION_ADMIN_SECRET": ""})
+    assert "at least 16" in (ROOT / "docker/env.example").read_text()
+    for name in ("DAARION_INTERNAL_SECRET", "DAARION_ADMIN_SECRET"):
+        with pytest.raises(ConfigurationError, match=f"{name} has less than 16 characters"):
+            read_environment({**given, name: "x" * 15})
 
 
 @pytest.fixture

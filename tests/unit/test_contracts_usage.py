@@ -1,5 +1,6 @@
 """The shape of a usage record: it can always be stored, and its ids grow with time."""
 
+import random
 import time
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -24,6 +25,16 @@ def test_ids_are_unique_and_grow_with_time() -> None:
     assert all(identity < later for identity in ids)
     assert {identity.version for identity in ids} == {7}
     assert abs((later.int >> 80) / 1000 - time.time()) < 5
+
+
+def test_ids_do_not_follow_from_a_generator_that_can_be_foretold() -> None:
+    """What is random in an id: all but the time, the version and the variant."""
+    found = set()
+    for _ in range(2):
+        random.seed(7)
+        identity = new_record_id().int
+        found.add((identity & (2**62 - 1), identity >> 64 & 0xFFF))
+    assert len(found) == 2
 
 
 @given(any_text)

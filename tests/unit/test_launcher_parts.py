@@ -430,7 +430,7 @@ class TestScreen:
         [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]"), ("10.0.0.7", "10.0.0.7")],
     )
     def test_urls_work_from_this_machine(self, host, shown):
-        environment = read_environment({"DAARION_HOST": host, "DAARION_PORT": "8001", "DAARION_INTERNAL_SECRET": "s"})
+        environment = read_environment({"DAARION_HOST": host, "DAARION_PORT": "8001", "DAARION_INTERNAL_SECRET": "s" * 16})
         assert messages.base_url(environment) == f"http://{shown}:8001"
 
     def test_a_closed_terminal_is_no_failure(self):
