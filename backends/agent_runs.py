@@ -13,6 +13,7 @@ from psycopg.rows import DictRow
 
 from backends.cursors import read_cursor, write_cursor
 from backends.database import Database
+from backends.purging import purge_all
 from contracts.agents import AgentInvocation, NewRun, Outcome, Run, RunPage, RunQuery, RunView, StepRecord
 from contracts.errors import DatabaseUnavailable
 from contracts.ports import EventLog
@@ -148,6 +149,9 @@ class PostgresRuns:
 
     async def purge(self, days: float) -> int:
         """See the port."""
+        return await purge_all(lambda: self._purge_some(days), PURGE_AT_ONCE)
+
+    async def _purge_some(self, days: float) -> int:
         values = {"older_than": timedelta(days=days), "at_most": PURGE_AT_ONCE}
         async with self._database.transaction(timeout_s=UPKEEP_TIMEOUT_S) as connection:
             row = await (await connection.execute(PURGE, values)).fetchone()

@@ -13,6 +13,7 @@ from psycopg.rows import DictRow
 
 from backends.cursors import read_cursor, write_cursor
 from backends.database import Database
+from backends.purging import purge_all
 from contracts.batches import Batch, BatchCounts, BatchPage, BatchStatus, BatchWork, ItemResult, NewItem
 from contracts.errors import NotFound, OverLimit, RateLimited
 from contracts.usage import new_record_id
@@ -25,7 +26,7 @@ SUBMISSIONS_AT_ONCE = 2
 ROWS_AT_ONCE = 500
 BYTES_AT_ONCE = 1 << 20
 RESULTS_AT_ONCE = 32
-PURGE_AT_ONCE = 20
+PURGE_AT_ONCE = 1_000
 RETRY_WHEN_FULL_S = 60.0
 WAITING_LIMIT = "microdao.batch_requests_waiting"
 
@@ -218,6 +219,9 @@ class PostgresBatchQueue:
 
     async def purge(self, retention_s: float) -> int:
         """See the port."""
+        return await purge_all(lambda: self._purge_some(retention_s), PURGE_AT_ONCE)
+
+    async def _purge_some(self, retention_s: float) -> int:
         async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
             row = await (await connection.execute(PURGE, {"retention_s": retention_s, "at_most": PURGE_AT_ONCE})).fetchone()
         return int(row["rows"]) if row else 0

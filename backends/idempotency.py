@@ -6,6 +6,7 @@ import uuid
 from typing import Any, LiteralString
 
 from backends.database import Database
+from backends.purging import purge_all
 from contracts.errors import IdempotencyConflict
 from contracts.idempotency import Granted, InWork, KeyUse, Settled
 
@@ -78,6 +79,9 @@ class PostgresIdempotency:
 
     async def purge(self) -> int:
         """See the port."""
+        return await purge_all(self._purge_some, PURGE_AT_ONCE)
+
+    async def _purge_some(self) -> int:
         async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
             row = await (await connection.execute(PURGE, {"at_most": PURGE_AT_ONCE})).fetchone()
         return int(row["rows"]) if row else 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from backends.database import Database
 from backends.messaging import add_events, digest, lock_channel
+from backends.purging import purge_all
 from contracts.channels import ClaimedInvocation
 
 MAX_REASON_CHARS = 500
@@ -66,6 +67,9 @@ class PostgresOutbox:
 
     async def purge(self) -> int:
         """See the port."""
+        return await purge_all(self._purge_some, PURGE_ROWS)
+
+    async def _purge_some(self) -> int:
         async with self._database.transaction(timeout_s=PURGE_TIMEOUT_S) as connection:
             row = await (await connection.execute(PURGE, {"days": KEEP_DAYS, "rows": PURGE_ROWS})).fetchone()
         return int(row["removed"]) if row else 0

@@ -5,10 +5,13 @@ Events are appended by the transaction that stores a memory (backends/memory_rec
 
 from __future__ import annotations
 
+from functools import partial
+
 from psycopg import sql
 
 from backends.database import Database
 from backends.memory_areas import Area, all_of, conditions, of_tenant, working
+from backends.purging import purge_all
 from contracts.memory import Candidate, Tenant
 from contracts.memory_ports import Filters, LoggedEvent
 
@@ -22,9 +25,13 @@ SELECT seq, memory_id, kind, content, created_at FROM memory_events WHERE {where
 OF_CHANNEL = sql.SQL("channel_id = %(channel_id)s")
 AREAS = "SELECT microdao_id, agent_id FROM memory_areas WHERE agent_id <> ''"
 EXPIRE = """
-DELETE FROM memory_events
-WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND recorded_at < now() - make_interval(secs => %(seconds)s)
+DELETE FROM memory_events WHERE seq = ANY (ARRAY(
+    SELECT seq FROM memory_events
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND recorded_at < now() - make_interval(secs => %(seconds)s)
+    ORDER BY recorded_at LIMIT %(at_most)s
+))
 """
+EXPIRE_AT_ONCE = 5_000
 DAY_S = 86_400.0
 EXPIRE_TIMEOUT_S = 30.0
 
@@ -63,12 +70,15 @@ class EventRetention:
         self.interval_s = interval_s
 
     async def run(self) -> None:
-        """Goes through all tenants, one transaction each."""
+        """Goes through all tenants."""
         if not self._seconds:
             return
         async with working(self._database) as connection:
             areas = await (await connection.execute(AREAS)).fetchall()
         for row in areas:
-            area = Area(row["microdao_id"], row["agent_id"])
-            async with working(self._database, area, timeout_s=EXPIRE_TIMEOUT_S) as connection:
-                await connection.execute(EXPIRE, {**area.identity, "seconds": self._seconds})
+            await purge_all(partial(self._expire_some, Area(row["microdao_id"], row["agent_id"])), EXPIRE_AT_ONCE)
+
+    async def _expire_some(self, area: Area) -> int:
+        values = {**area.identity, "seconds": self._seconds, "at_most": EXPIRE_AT_ONCE}
+        async with working(self._database, area, timeout_s=EXPIRE_TIMEOUT_S) as connection:
+            return (await connection.execute(EXPIRE, values)).rowcount

@@ -15,6 +15,7 @@ import orjson
 from psycopg.rows import DictRow
 
 from backends.database import Database
+from backends.purging import purge_all
 from contracts.errors import DatabaseUnavailable
 from contracts.tool_ledger import (
     AbandonedCall,
@@ -219,6 +220,9 @@ class PostgresToolLedger:
 
     async def purge(self) -> int:
         """Removes what is older than it is kept; returns the number of rows."""
+        return await purge_all(self._purge_some, self._limits.batch)
+
+    async def _purge_some(self) -> int:
         values = {"days": self._limits.keep_calls_days, "at_most": self._limits.batch}
         async with self._database.transaction(timeout_s=SLOW_TIMEOUT_S) as connection:
             row = await (await connection.execute(PURGE, values)).fetchone()

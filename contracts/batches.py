@@ -158,4 +158,4 @@ class BatchQueue(Protocol):
         """
 
     async def purge(self, retention_s: float) -> int:
-        """Deletes batches submitted longer ago, some at a time; returns how many."""
+        """Deletes batches submitted longer ago; returns how many rows went."""

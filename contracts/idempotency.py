@@ -51,4 +51,4 @@ class IdempotencyStore(Protocol):
         """Forgets the key, if it is still this attempt's."""
 
     async def purge(self) -> int:
-        """Deletes keys whose time is over, some at a time; returns how many."""
+        """Deletes keys whose time is over; returns how many."""

@@ -85,8 +85,5 @@ class AnswersRuntime:
             await asyncio.sleep(PURGE_EVERY_S)
 
     async def _purge_once(self) -> None:
-        """Goes on while there is something, in short transactions."""
-        retention_s = self._configured().batch.retention_days * 86_400
-        gone = 1
-        while gone:
-            gone = await self._queue.purge(retention_s) + await self._keys.purge()
+        await self._queue.purge(self._configured().batch.retention_days * 86_400)
+        await self._keys.purge()

@@ -234,5 +234,4 @@ class AgentRuns:
                 self._enqueue(run)
 
     async def _purge(self) -> None:
-        while await self._store.purge(self._settings.keep_days):
-            pass
+        await self._store.purge(self._settings.keep_days)

@@ -21,7 +21,7 @@ LATE_RETRY_S = 2.0
 LATE_ATTEMPTS = 150
 MAX_LATE = 1_000
 UPKEEP_INTERVAL_S = 5.0
-PURGE_EVERY = 120
+PURGE_EVERY_S = 600.0
 CLOSE_TIMEOUT_S = 5.0
 NEVER_RUN = Settlement(ok=False, error_kind="cancelled", error="the caller left before the tool was called", retryable=True)
 
@@ -43,7 +43,8 @@ class Recorder:
         """Begins to prolong leases and to end what others left behind."""
         self._loops = [
             asyncio.create_task(self._prolong(), name="tools:leases"),
-            asyncio.create_task(self._upkeep(), name="tools:upkeep"),
+            asyncio.create_task(self._end_abandoned(), name="tools:upkeep"),
+            asyncio.create_task(self._purge(), name="tools:purge"),
         ]
 
     async def close(self) -> None:
@@ -167,16 +168,21 @@ class Recorder:
                 with contextlib.suppress(DaarionError):
                     await self._ledger.extend_leases(tuple(self._running))
 
-    async def _upkeep(self) -> None:
-        rounds = 0
+    async def _end_abandoned(self) -> None:
         while True:
             await asyncio.sleep(UPKEEP_INTERVAL_S)
-            rounds += 1
             with contextlib.suppress(DaarionError):
-                for abandoned in await self._ledger.settle_abandoned():
-                    self._announce_abandoned(abandoned)
-                if rounds % PURGE_EVERY == 0:
-                    await self._ledger.purge()
+                while abandoned := await self._ledger.settle_abandoned():
+                    for call in abandoned:
+                        self._announce_abandoned(call)
+
+    async def _purge(self) -> None:
+        while True:
+            await asyncio.sleep(PURGE_EVERY_S)
+            try:
+                await self._ledger.purge()
+            except DaarionError as error:
+                self._events.emit("tools.purge_failed", error=error.type)
 
     def _announce(self, intent: CallIntent, settlement: Settlement) -> None:
         event = ToolUsageEvent(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from dataclasses import dataclass
 
 from contracts.channels import AgentInvoker, ClaimedInvocation, Outbox
@@ -41,13 +40,15 @@ class InvocationDispatcher:
         self._limits = limits
         self._wake = asyncio.Event()
         self._working: dict[asyncio.Task[None], ClaimedInvocation] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._away = False
-        self._purge_at = time.monotonic() + PURGE_EVERY_S
 
     def start(self) -> None:
         """Begins to dispatch; must be called on the running event loop."""
-        self._task = asyncio.create_task(self._run(), name="workspace:dispatcher")
+        self._tasks = [
+            asyncio.create_task(self._run(), name="workspace:dispatcher"),
+            asyncio.create_task(self._purge(), name="workspace:purge"),
+        ]
 
     def wake(self) -> None:
         """Tells that this process has put something into the outbox."""
@@ -56,7 +57,7 @@ class InvocationDispatcher:
     async def close(self) -> None:
         """Ends; attempts under way are cut off and given back, for another replica to make them at once."""
         under_way = dict(self._working)
-        await end_tasks([*under_way, *([self._task] if self._task is not None else [])])
+        await end_tasks([*under_way, *self._tasks])
         for task, claimed in under_way.items():
             if task.cancelled():
                 with contextlib.suppress(DaarionError):  # PostgreSQL is away: the lease ends by itself
@@ -76,8 +77,6 @@ class InvocationDispatcher:
         claimed = await self._claim(free) if free > 0 else 0
         if claimed < free or free <= 0:
             await self._pause()
-        if time.monotonic() >= self._purge_at:
-            await self._purge()
 
     async def _claim(self, at_most: int) -> int:
         try:
@@ -138,14 +137,15 @@ class InvocationDispatcher:
         return random.uniform(longest / 2, longest)  # noqa: S311  # spreads load, protects nothing
 
     async def _purge(self) -> None:
-        self._purge_at = time.monotonic() + PURGE_EVERY_S
-        try:
-            removed = await self._outbox.purge()
-        except DaarionError as error:
-            self._tell_away(error)
-        else:
-            if removed:
-                self._events.emit("workspace.purged", rows=removed)
+        while True:
+            await asyncio.sleep(PURGE_EVERY_S)
+            try:
+                removed = await self._outbox.purge()
+            except DaarionError as error:
+                self._tell_away(error)
+            else:
+                if removed:
+                    self._events.emit("workspace.purged", rows=removed)
 
     def _tell_away(self, error: DaarionError) -> None:
         if not self._away:
