@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from contracts.embedding import MAX_TEXTS_PER_CALL, EmbeddingKind
-from contracts.llm import CallMetadata
+from contracts.openai_api import Identity
 
 MAX_INPUT_CHARS = 100_000
 
@@ -44,11 +44,11 @@ class EmbeddingsRequest(BaseModel):
 
     input: InputText | Annotated[list[InputText], Field(min_length=1, max_length=MAX_TEXTS_PER_CALL)]
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    input_type: EmbeddingKind = "passage"
+    input_type: EmbeddingKind | None = None
     user: Annotated[str, StringConstraints(max_length=256)] | None = None
-    metadata: CallMetadata | None = None
+    metadata: Identity | None = None
 
     @property
     def texts(self) -> list[str]:

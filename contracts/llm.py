@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator, with_config
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator, with_config
 from typing_extensions import TypedDict
 
 from contracts.errors import InvalidRequest
@@ -22,6 +22,8 @@ MAX_CALL_ID = 1_024
 """Some providers keep state in the ids of their tool calls."""
 MAX_TIMEOUT_S = 3_600.0
 MAX_EXTRA_FIELDS = 64
+NO_ARGUMENTS = "{}"
+"""Arguments of a tool call that has none: an empty text is no JSON, and upstreams refuse it."""
 MAX_EXTRA_BYTES = 256 << 10
 
 _FORBIDDEN_IN_IDS = re.compile(r"[\x00-\x1f\x7f]")
@@ -33,6 +35,15 @@ def _plain_identifier(value: str) -> str:
         msg = "must not hold control characters or lone surrogates"
         raise ValueError(msg)
     return value
+
+
+def _as_text(value: Any) -> Any:
+    """Arguments as the JSON text that they are everywhere else: some clients send the object that they read it into, or nothing."""
+    if isinstance(value, str):
+        return value if value.strip() else NO_ARGUMENTS
+    if value is None:
+        return NO_ARGUMENTS
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
 
 
 def _encodable(value: str) -> str:
@@ -55,7 +66,7 @@ class FunctionCall(TypedDict):
     """A tool's name and its arguments as a JSON text, as the model wrote them."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    arguments: Text
+    arguments: Annotated[Text, BeforeValidator(_as_text)]
 
 
 @with_config(_LENIENT)
@@ -77,7 +88,7 @@ class ContentPart(TypedDict):
 
 @with_config(_DROPPING)
 class ChatMessage(TypedDict):
-    """One message. `content` may be null only where `tool_calls` or a `refusal` stand in its place.
+    """One message. `content` may be null only where `tool_calls` or a `refusal` stand in its place; other nulls are left out.
 
     A refusal goes to the upstream as the content that it is. Other keys, such as those that client libraries keep on an
     assistant's answer, are dropped.
@@ -96,8 +107,8 @@ class FunctionDefinition(TypedDict):
     """A function the model may call; `parameters` is a JSON Schema."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
-    description: NotRequired[Text]
-    parameters: NotRequired[dict[str, Any]]
+    description: NotRequired[Text | None]
+    parameters: NotRequired[dict[str, Any] | None]
     strict: NotRequired[bool | None]
 
 
@@ -129,7 +140,7 @@ class JsonSchemaFormat(TypedDict):
     """A JSON Schema the answer must satisfy."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    description: NotRequired[Text]
+    description: NotRequired[Text | None]
     schema: dict[str, Any]
     strict: NotRequired[bool | None]
 
@@ -170,10 +181,10 @@ class ProxyRequest(BaseModel):
     metadata: CallMetadata
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    tools: Annotated[list[ToolSpec], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     response_format: ResponseFormat | None = None
     timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, allow_inf_nan=False)] | None = None
@@ -192,6 +203,8 @@ class ProxyRequest(BaseModel):
     def _consistent(self) -> "ProxyRequest":
         for index, message in enumerate(self.messages):
             _check_message(index, message)
+        if self.tools is not None:
+            self._tidy_tools(self.tools)
         _check_tool_choice(self.tools, self.tool_choice)
         _check_numbers("tools", self.tools)
         _check_numbers("response_format", self.response_format)
@@ -199,6 +212,16 @@ class ProxyRequest(BaseModel):
             msg = "response_format: `json_schema` goes with type `json_schema`, and only with it"
             raise ValueError(msg)
         return self
+
+    def _tidy_tools(self, tools: list[ToolSpec]) -> None:
+        """Leaves out nulls, which upstreams refuse, and an empty list with the choice that goes with it."""
+        for tool in tools:
+            function = cast("dict[str, Any]", tool["function"])
+            for name in [name for name, value in function.items() if value is None]:
+                del function[name]
+        if not tools:
+            self.tools = None
+            self.tool_choice = None if self.tool_choice == "auto" else self.tool_choice
 
     def options(self) -> "ChatOptions":
         """Returns the set sampling and format options, ready to stand in an upstream body."""
@@ -209,7 +232,14 @@ class ProxyRequest(BaseModel):
         return cast("ChatOptions", found)
 
 
+_OPTIONAL_IN_MESSAGES = frozenset({"name", "tool_calls", "tool_call_id"})
+"""What upstreams refuse where it is null or empty, although it may be absent."""
+
+
 def _check_message(index: int, message: ChatMessage) -> None:
+    for key in _OPTIONAL_IN_MESSAGES & message.keys():
+        if not message[key]:  # type: ignore[literal-required]
+            del message[key]  # type: ignore[misc]
     if "refusal" in message:
         refusal = message.pop("refusal")
         if message.get("content") is None and refusal:

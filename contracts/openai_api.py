@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from contracts.llm import CallMetadata, Identifier, ModelInfo, ProxyRequest, ProxyResponse, StreamDelta, StreamEnd, TokenUsage
 
@@ -27,14 +27,18 @@ def _only_one(value: int) -> int:
     return value
 
 
+NamedId = Annotated[Identifier | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""An id that may be missing; clients with a template for `metadata` send it empty."""
+
+
 class Identity(BaseModel):
     """What `metadata` says of the caller; OpenAI's own keys beside it are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    agent_id: Identifier | None = None
-    microdao_id: Identifier | None = None
-    channel_id: Identifier | None = None
+    agent_id: NamedId = None
+    microdao_id: NamedId = None
+    channel_id: NamedId = None
 
 
 class StreamOptions(BaseModel):

@@ -16,6 +16,9 @@ ALLOWED = frozenset({
     "logit_bias", "reasoning_effort", "stream", "stream_options", "continue_final_message", "add_generation_prompt",
 })  # fmt: skip
 
+LEAST_TOP_P = 1e-6
+"""What zero means, the likeliest token alone; vLLM refuses the zero itself."""
+
 
 def engine_request(
     body: dict[str, Any], *, served_name: str, sampling: SamplingSettings, structured: StructuredSettings, stream: bool
@@ -38,6 +41,8 @@ def engine_request(
         request.pop("stream_options", None)
     if not request.get("tools"):
         _drop_tool_fields(request)
+    if request.get("top_p") == 0:
+        request["top_p"] = LEAST_TOP_P
     _bound_schemas(request, structured)
     _fill_sampling(request, sampling, structured)
     return request

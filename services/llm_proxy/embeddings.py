@@ -88,7 +88,8 @@ class Embeddings:
 
     async def _embedded(self, request: EmbeddingsRequest, caller: CallMetadata) -> EmbeddingBatch:
         tenant = f"{caller.microdao_id}/{caller.agent_id}"
-        return await self.embedder.embed(request.texts, request.input_type, tenant=tenant, deadline=Deadline.after(self.timeout_s))
+        kind = request.input_type or "passage"
+        return await self.embedder.embed(request.texts, kind, tenant=tenant, deadline=Deadline.after(self.timeout_s))
 
     def _response(self, request: EmbeddingsRequest, batch: EmbeddingBatch) -> EmbeddingsResponse:
         as_base64 = request.encoding_format == "base64"

@@ -76,6 +76,19 @@ async def test_identity_and_kind_of_text_reach_the_embedder():
         assert [record.agent_id for record in recorder.records] == ["agent:sofia", "agent:borys"]
 
 
+@pytest.mark.parametrize(
+    ("metadata", "tenant"), [({"agent_id": "agent:b"}, "microdao:7/agent:b"), ({}, "microdao:7/agent:a"), (None, "microdao:7/agent:a")]
+)
+async def test_nulls_and_a_part_of_the_identity_are_taken(metadata, tenant):
+    async with application() as (client, embedder, _):
+        headers = {"X-Agent-Id": "agent:a", "X-Microdao-Id": "microdao:7"}
+        nulls = {"encoding_format": None, "dimensions": None, "input_type": None, "user": None}
+        response = await client.post("/v1/embeddings", json={**BODY, **nulls, "metadata": metadata}, headers=headers)
+        assert response.status_code == 200, response.text
+        assert len(response.json()["data"][0]["embedding"]) == 384
+        assert embedder.calls == ((["Де ключ?"], "passage", tenant),)
+
+
 async def test_base64_is_little_endian_float32():
     async with application() as (client, _, _):
         answer = (await client.post("/v1/embeddings", json={**BODY, "encoding_format": "base64", "dimensions": 384})).json()

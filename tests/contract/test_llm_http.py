@@ -85,6 +85,44 @@ async def test_every_optional_field_reaches_the_upstream():
         assert upstream.requests[-1].body == {"model": "gpt-4.1-mini", "messages": MESSAGES, **options}
 
 
+NULLS = {"name": None, "tool_calls": None, "tool_call_id": None, "refusal": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "sent"),
+    [
+        ({"top_p": 0}, {"top_p": 0}),
+        ({"messages": [{**MESSAGES[0], **NULLS}]}, {"messages": MESSAGES}),
+        ({"messages": [{**MESSAGES[0], "tool_calls": [], "name": ""}]}, {"messages": MESSAGES}),
+        ({"tools": [], "tool_choice": "auto"}, {}),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "description": None, "parameters": None, "strict": None}}]},
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["/proxy", "/v1/chat/completions"])
+async def test_what_clients_send_beside_the_point_reaches_no_upstream(change, sent, path):
+    async with running() as (client, upstream, _):
+        response = await client.post(path, json={**BODY, **change})
+        assert response.status_code == 200, response.text
+        assert upstream.requests[-1].body == {"model": "gpt-4.1-mini", "messages": MESSAGES, **sent}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent"), [("", "{}"), (" \n", "{}"), (None, "{}"), ({}, "{}"), ({"місто": 1}, '{"місто": 1}'), ("x", "x")]
+)
+@pytest.mark.parametrize("path", ["/proxy", "/v1/chat/completions"])
+async def test_the_arguments_of_replayed_tool_calls_are_json_texts(arguments, sent, path):
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    turn = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c1", "content": "12"}]
+    async with running() as (client, upstream, _):
+        response = await client.post(path, json={**BODY, "messages": [*MESSAGES, *turn]})
+        assert response.status_code == 200, response.text
+        assert upstream.requests[-1].body["messages"][1]["tool_calls"][0]["function"] == {"name": "f", "arguments": sent}
+
+
 async def test_tool_calls_and_reasoning_come_back_apart_from_content():
     async with running("tool_calls") as (client, upstream, _):
         tools = [{"type": "function", "function": {"name": "projects_list", "parameters": {}}}]
@@ -112,7 +150,7 @@ async def test_tool_calls_and_reasoning_come_back_apart_from_content():
         ({"metadata": {"agent_id": "a\u0000", "microdao_id": "b"}}, "metadata.agent_id"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"timeout_s": -1}, "timeout_s"),

@@ -138,6 +138,8 @@ async def test_text_parts_and_reasoning():
         ),
         ({"X-Agent-Id": "agent:x", "X-Microdao-Id": "microdao:8"}, None, ("agent:x", "microdao:8", None)),
         ({"X-Microdao-Id": "microdao:8"}, {"agent_id": "agent:sofia", "topic": "demo"}, ("agent:sofia", "microdao:8", None)),
+        ({"X-Agent-Id": "agent:x"}, {"agent_id": "", "microdao_id": "microdao:9", "channel_id": None}, ("agent:x", "microdao:9", None)),
+        ({"X-Agent-Id": "agent:x", "X-Microdao-Id": "microdao:8"}, {"topic": "demo"}, ("agent:x", "microdao:8", None)),
     ],
 )
 async def test_identity(headers, metadata, expected):

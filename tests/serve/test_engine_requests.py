@@ -36,6 +36,10 @@ def test_what_the_caller_says_wins_over_defaults():
     assert (request["temperature"], request["max_tokens"], request["repetition_penalty"]) == (1.5, 3, 1.0)
 
 
+def test_a_top_p_of_zero_is_one_that_the_engine_takes():
+    assert 0 < made(top_p=0)["top_p"] < 0.001
+
+
 def test_the_newer_name_of_max_tokens_is_no_second_limit():
     assert "max_tokens" not in made(max_completion_tokens=7)
 
