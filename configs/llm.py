@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from configs.llm_answers import BatchSettings, CacheSettings, IdempotencySettings
 from configs.llm_failover import CircuitSettings, Name, RetrySettings, SpillSettings, TimeoutSettings
 from configs.llm_limits import LimitSettings, PriceSettings
-from contracts.routing import StreamRecovery
+from contracts.routing import Reasoning, StreamRecovery
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 EMBEDDER_TYPES = ("local", "openai_compatible")
@@ -89,7 +89,7 @@ class ModelSettings(BaseModel):
 
     The local engine serves one model, so `name` may be left out there: it is `served_name` in the engines' file. `spill` names
     those that take over while the provider is busy; `stream_recovery` tells what follows when a stream breaks after its first
-    content.
+    content. `reasoning` marks a model that thinks before it answers; `opened` one whose prompt opens the thought.
     """
 
     model_config = _STRICT
@@ -101,6 +101,7 @@ class ModelSettings(BaseModel):
     retry: RetrySettings = RetrySettings()
     spill: SpillSettings | None = None
     stream_recovery: StreamRecovery = "error"
+    reasoning: Reasoning = False
 
 
 class LLMSettings(BaseModel):

@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import Literal
 
 StreamRecovery = Literal["error", "resume"]
+Reasoning = Literal["opened"] | bool
+"""Whether a model thinks before it answers; `opened`: its prompt opens the thought, so that the answer begins inside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Target:
     retry: RetryPolicy = field(default=RetryPolicy())
     circuit: CircuitPolicy = field(default=CircuitPolicy())
     logical_model: str = ""
+    reasoning: Reasoning = False
 
     @property
     def key(self) -> tuple[str, str]:

@@ -13,6 +13,8 @@ from providers.upstream_errors import in_band_error
 
 INTERRUPTED = frozenset({"abort", "aborted", "error", "insufficient_system_resource"})
 """Finish reasons by which upstreams say that an answer is not whole, and that it was not the request's doing."""
+THOUGHT_PARTS = frozenset({"thinking", "reasoning"})
+"""Types of content parts that hold what the model thinks."""
 BYTES_PER_TOKEN = 4
 """Rough size of a token in UTF-8, used only where a provider counts none; such counts are marked `estimated`."""
 
@@ -219,8 +221,9 @@ def _tool_call(call: object, index: int) -> ToolCall:
 
 
 def _reasoning(message: dict[str, Any]) -> str | None:
-    # DeepSeek and older vLLM say `reasoning_content`, newer vLLM and OpenRouter `reasoning`.
-    return _string(message.get("reasoning_content")) or _string(message.get("reasoning"))
+    # DeepSeek and older vLLM say `reasoning_content`, newer vLLM and OpenRouter `reasoning`, Mistral a part of the content.
+    told = _string(message.get("reasoning_content")) or _string(message.get("reasoning"))
+    return told or _string(_joined(message.get("content"), thoughts=True))
 
 
 def _text(content: object) -> str | None:
@@ -228,8 +231,17 @@ def _text(content: object) -> str | None:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return "".join(text for part in content if isinstance(text := _member(part, "text"), str))
+        return _joined(content, thoughts=False)
     return None
+
+
+def _joined(parts: object, *, thoughts: bool) -> str:
+    """The texts of those parts that are thoughts, or of those that are not."""
+    if not isinstance(parts, list):
+        return ""
+    chosen = [part for part in parts if (_member(part, "type") in THOUGHT_PARTS) is thoughts]
+    texts = [_member(part, "text") or _joined(_member(part, "thinking"), thoughts=False) for part in chosen]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _string(value: object) -> str | None:

@@ -55,6 +55,7 @@ def _target(settings: LLMSettings, logical_model: str) -> Target:
         RetryPolicy(**retry.model_dump()),
         CircuitPolicy(**circuit.model_dump()),
         logical_model,
+        model.reasoning,
     )
 
 

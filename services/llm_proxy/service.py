@@ -18,6 +18,7 @@ from services.llm_proxy.attempts import Attempts
 from services.llm_proxy.circuits import Circuits
 from services.llm_proxy.spillover import Candidate, Spillover, order_targets, queue_depth
 from services.llm_proxy.streams import Begun, OpenStream, begin
+from services.llm_proxy.thoughts import reasoning_of, without_thoughts
 
 __all__ = ["LLMProxy", "OpenStream"]
 
@@ -56,7 +57,8 @@ class LLMProxy:
         attempts = self._attempts(request, route, account)
 
         async def ask(provider: ChatProvider, target: Target) -> LLMResponse:
-            return await provider.chat(request.messages, target, attempts.deadline, **account.options())
+            answer = await provider.chat(request.messages, target, attempts.deadline, **account.options())
+            return without_thoughts(answer, reasoning_of(target, request.messages))
 
         try:
             await account.reserve(self.limiter)

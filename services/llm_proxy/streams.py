@@ -13,6 +13,7 @@ from contracts.routing import Target
 from contracts.usage import OUTCOME_OK
 from services.llm_proxy.accounting import OUTCOME_CANCELLED, CallAccount, outcome_of
 from services.llm_proxy.attempts import Attempts, Served
+from services.llm_proxy.thoughts import close, reasoning_of, thoughts_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class OpenStream:
         """Stops the upstream and settles what was not settled: the caller left."""
         self._account.settle(OUTCOME_CANCELLED)
         self._served.permit.released(time.monotonic())
-        await _close(self._served.result.rest)
+        await close(self._served.result.rest)
 
     def _seen(self, item: StreamItem) -> StreamItem:
         if isinstance(item, StreamEnd):
@@ -140,7 +141,7 @@ class OpenStream:
 
 async def begin(provider: ChatProvider, target: Target, attempts: Attempts, messages: list[ChatMessage], options: ChatOptions) -> Begun:
     """Returns a stream of `target` once its first item is here; a role or a keep-alive is none. Raises as the provider."""
-    items = provider.stream(messages, target, attempts.deadline, **options)
+    items = thoughts_apart(provider.stream(messages, target, attempts.deadline, **options), reasoning_of(target, messages))
     try:
         return Begun(await anext(items), items)
     except StopAsyncIteration:
@@ -151,9 +152,3 @@ def _can_be_resumed(request: ProxyRequest) -> bool:
     """Whether half an answer can be gone on with: plain text, no tool calls, no JSON."""
     wanted = request.response_format
     return not request.tools and (wanted is None or wanted["type"] == "text")
-
-
-async def _close(items: AsyncIterator[StreamItem]) -> None:
-    aclose = getattr(items, "aclose", None)
-    if aclose is not None:
-        await aclose()

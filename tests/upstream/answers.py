@@ -14,7 +14,10 @@ UKRAINIAN = "Привіт, світе! Їжак ґречно з’їв п’ят
 
 @dataclass
 class Answer:
-    """One answer before it is cut into frames. `usage_place`: auto, final, last_choice, every_chunk or missing."""
+    """One answer before it is cut into frames, of `letters` each or (0) of a word; `parts` stand in the place of its text.
+
+    `usage_place`: auto, final, last_choice, every_chunk or missing.
+    """
 
     model: str
     text: str
@@ -27,6 +30,8 @@ class Answer:
     call_index: bool = True
     reasoning_field: str = "reasoning_content"
     refusal: str | None = None
+    letters: int = 0
+    parts: list[dict[str, Any]] = field(default_factory=list)
 
 
 def answer_for(body: Mapping[str, Any], options: Mapping[str, Any]) -> Answer:
@@ -46,6 +51,8 @@ def answer_for(body: Mapping[str, Any], options: Mapping[str, Any]) -> Answer:
         call_index=not options.get("no_index"),
         reasoning_field=options.get("reasoning_field", "reasoning_content"),
         refusal=options.get("refusal"),
+        letters=int(options.get("letters", 0)),
+        parts=options.get("parts", []),
     )
 
 
@@ -67,7 +74,10 @@ def tokens_of(text: str) -> list[str]:
 
 def completion(answer: Answer) -> dict[str, Any]:
     """The body of a whole answer."""
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text if answer.text or not answer.tool_calls else None}
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": answer.parts or (answer.text if answer.text or not answer.tool_calls else None),
+    }
     if answer.reasoning is not None:
         message[answer.reasoning_field] = answer.reasoning
     if answer.tool_calls:
@@ -85,7 +95,7 @@ def frames(answer: Answer, *, include_usage: bool) -> list[dict[str, Any]]:
     """The chunks of a streamed answer, in order, without `[DONE]`."""
     found = [_chunk(answer, {"role": "assistant", "content": ""})]
     found += [_chunk(answer, {answer.reasoning_field: token, "content": None}) for token in tokens_of(answer.reasoning or "")]
-    found += [_chunk(answer, {"content": token}) for token in tokens_of(answer.text)]
+    found += [_chunk(answer, {"content": piece}) for piece in _pieces(answer)]
     found += [_chunk(answer, {"tool_calls": [fragment]}) for fragment in _call_fragments(answer)]
     last = _chunk(answer, {}, answer.finish_reason)
     found.append(last)
@@ -115,6 +125,13 @@ def embedding(text: str, dimensions: int) -> list[float]:
     values = [byte / 127.5 - 1.0 for byte in raw[:dimensions]]
     norm = sum(value * value for value in values) ** 0.5 or 1.0
     return [value / norm for value in values]
+
+
+def _pieces(answer: Answer) -> list[Any]:
+    size, text = answer.letters, answer.text
+    if answer.parts:
+        return [[part] for part in answer.parts]
+    return [text[start : start + size] for start in range(0, len(text), size)] if size else tokens_of(text)
 
 
 def _head(answer: Answer, kind: str) -> dict[str, Any]:
