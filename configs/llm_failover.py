@@ -78,4 +78,4 @@ class SpillSettings(BaseModel):
 DEFAULT_TOTAL_S = 120.0
 DEFAULT_TIMEOUTS = TimeoutSettings(connect_s=5, first_token_s=60, idle_s=30, total_s=DEFAULT_TOTAL_S)
 DEFAULT_RETRY = RetrySettings(attempts=2, backoff_s=0.25, max_backoff_s=2)
-DEFAULT_CIRCUIT = CircuitSettings(failures=5, share=0.5, calls=20, window_s=30, cooldown_s=5, max_cooldown_s=60)
+DEFAULT_CIRCUIT = CircuitSettings(failures=5, share=0.5, calls=20, window_s=30, cooldown_s=5, max_cooldown_s=8)

@@ -61,7 +61,7 @@ class CircuitPolicy:
     calls: int = 20
     window_s: float = 30.0
     cooldown_s: float = 5.0
-    max_cooldown_s: float = 60.0
+    max_cooldown_s: float = 8.0
 
 
 @dataclass(frozen=True, slots=True)

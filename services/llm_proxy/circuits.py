@@ -4,8 +4,9 @@
                                                                   ▲                      │
                                                                   └──(the probe fails: cool-down × 2)
 
-While a circuit is open nobody calls the target; half-open, one call does. A probe that has no end after the longest cool-down
-no longer keeps the next one waiting. A target may also rest, because its provider sent a `Retry-After`: when that has passed,
+While a circuit is open nobody calls the target; half-open, one call does. The cool-down runs from the beginning of the probe that
+failed, and a probe that has no end after the longest cool-down no longer keeps the next one waiting: so a target that is well again
+is called within the longest cool-down, whether it refused calls or swallowed them. A target may also rest, because its provider sent a `Retry-After`: when that has passed,
 everybody may call again. State is per replica.
 """
 
@@ -82,10 +83,12 @@ class Circuit:
     def _end(self, permit: Permit, now: float, *, failed: bool | None) -> None:
         self.in_flight -= 1
         if self._judges(permit):
-            if failed is not None:
-                self._open(now) if failed else self._close(now)
-            elif permit is self._probe:
+            if failed is False:
+                self._close(now)
+            elif permit is self._probe:  # of two, the newer one knows better than the one that hung
                 self._probe = None
+                if failed:
+                    self._open(self._probed_at)
         elif failed is not None and self._state == "closed" and permit.epoch == self._epoch:
             self._count(now, failed=failed)
 

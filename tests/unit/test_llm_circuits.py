@@ -1,9 +1,11 @@
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from configs.llm_failover import DEFAULT_CIRCUIT
 from contracts.routing import CircuitPolicy, Target, Timeouts
 from services.llm_proxy.circuits import Circuit, Circuits
 
@@ -59,6 +61,27 @@ def test_vain_probes_come_less_and_less_often_up_to_a_bound():
     circuit.enter(now).succeeded(now)
     fail(circuit, now + 11, 3)
     assert circuit.wait_s(now + 11) == 2, "it had been well for longer than the window"
+
+
+DEFAULTS = CircuitPolicy(**DEFAULT_CIRCUIT.model_dump())
+
+
+@pytest.mark.parametrize("fails_after_s", [0.0, 7.0, 12.0, 60.0], ids=["refused", "slow", "silent", "hung"])
+@pytest.mark.parametrize("outage_s", [60.0, 61.5, 64.0, 67.0, 600.0])
+def test_by_default_a_provider_that_recovered_is_called_within_ten_seconds(outage_s, fails_after_s):
+    assert CircuitPolicy() == DEFAULTS
+    circuit, now, pending = Circuit(DEFAULTS), 0.0, []  # of each call under way: when it fails, its permit
+    while circuit.state(now) != "closed" or now < outage_s:
+        assert now < outage_s + 10
+        for end in [end for end in pending if end[0] <= now]:
+            pending.remove(end)
+            end[1].failed(now)
+        if (permit := circuit.enter(now)) is not None:
+            if now >= outage_s:
+                permit.succeeded(now)
+            else:
+                pending.append((now + fails_after_s, permit))
+        now += 0.25
 
 
 def test_a_probe_that_is_left_gives_its_place_back():
