@@ -30,6 +30,7 @@ class TimeoutSettings(_Inherited):
     idle_s: Seconds | None = None
     total_s: Seconds | None = None
     handover_s: Seconds | None = None
+    first_token_handover_s: Seconds | None = None
 
 
 class RetrySettings(_Inherited):
@@ -77,5 +78,7 @@ class SpillSettings(BaseModel):
 
 DEFAULT_TOTAL_S = 120.0
 DEFAULT_TIMEOUTS = TimeoutSettings(connect_s=5, first_token_s=60, idle_s=30, total_s=DEFAULT_TOTAL_S)
+DEFAULT_FIRST_TOKEN_HANDOVER_S = 12.0
+"""Of a remote model that is not marked `reasoning`; the graph's own engine has a queue and tells of it."""
 DEFAULT_RETRY = RetrySettings(attempts=2, backoff_s=0.25, max_backoff_s=2)
 DEFAULT_CIRCUIT = CircuitSettings(failures=5, share=0.5, calls=20, window_s=30, cooldown_s=5, max_cooldown_s=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -18,6 +18,7 @@ class Timeouts:
     `first_token_s` runs from the request to the first content token of a stream; keep-alive frames do not satisfy it.
     `idle_s` runs between content tokens. `total_s` bounds one attempt, whatever the request asks for. `handover_s` bounds the
     time in which nothing comes while another target could answer instead; of a whole answer nothing comes before its end.
+    `first_token_handover_s` bounds the time to a stream's first content then, and no whole answer.
     """
 
     connect_s: float
@@ -25,6 +26,7 @@ class Timeouts:
     idle_s: float
     total_s: float
     handover_s: float | None = None
+    first_token_handover_s: float | None = None
 
     def whole_s(self) -> float:
         """How long a whole answer may take."""
@@ -32,7 +34,14 @@ class Timeouts:
 
     def begin_s(self) -> float:
         """How long the first content of a stream may take."""
-        return self.first_token_s if self.handover_s is None else min(self.first_token_s, self.handover_s)
+        bound = self.first_token_s if self.handover_s is None else min(self.first_token_s, self.handover_s)
+        return bound if self.first_token_handover_s is None else min(bound, self.first_token_handover_s)
+
+    def alone(self) -> Timeouts:
+        """Returns the times of a target beside which nobody else could answer."""
+        if self.handover_s is None and self.first_token_handover_s is None:
+            return self
+        return replace(self, handover_s=None, first_token_handover_s=None)
 
 
 @dataclass(frozen=True, slots=True)

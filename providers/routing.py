@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from configs.llm import LLMSettings, ModelSettings
-from configs.llm_failover import DEFAULT_CIRCUIT, DEFAULT_RETRY, DEFAULT_TIMEOUTS
+from configs.llm_failover import DEFAULT_CIRCUIT, DEFAULT_FIRST_TOKEN_HANDOVER_S, DEFAULT_RETRY, DEFAULT_TIMEOUTS, TimeoutSettings
 from contracts.errors import UnknownModel
 from contracts.routing import CircuitPolicy, RetryPolicy, Route, Spill, Target, Timeouts
 
@@ -23,7 +24,10 @@ def route_model(settings: LLMSettings, logical_model: str) -> Route:
         known = ", ".join(settings.models)
         raise UnknownModel(f"unknown model `{logical_model[:128]}`; known models: {known}")
     targets = _targets(settings, (logical_model, *model.fallbacks))
-    return Route(logical_model, targets, model.fallbacks, _spill(settings, model, targets[0]), model.stream_recovery)
+    spill = _spill(settings, model, targets[0])
+    if len(targets) == 1 and spill is None:
+        targets = (replace(targets[0], timeouts=targets[0].timeouts.alone()),)
+    return Route(logical_model, targets, model.fallbacks, spill, model.stream_recovery)
 
 
 def _targets(settings: LLMSettings, logical_models: Sequence[str]) -> tuple[Target, ...]:
@@ -45,7 +49,10 @@ def _spill(settings: LLMSettings, model: ModelSettings, primary: Target) -> Spil
 def _target(settings: LLMSettings, logical_model: str) -> Target:
     model = settings.models[logical_model]
     provider = settings.providers[model.provider]
-    timeouts = model.timeouts.over(provider.timeouts.over(settings.timeouts.over(DEFAULT_TIMEOUTS)))
+    defaults = DEFAULT_TIMEOUTS
+    if provider.type != "local" and not model.reasoning:
+        defaults = TimeoutSettings(first_token_handover_s=DEFAULT_FIRST_TOKEN_HANDOVER_S).over(defaults)
+    timeouts = model.timeouts.over(provider.timeouts.over(settings.timeouts.over(defaults)))
     retry = model.retry.over(provider.retry.over(settings.retry.over(DEFAULT_RETRY)))
     circuit = provider.circuit.over(settings.circuit.over(DEFAULT_CIRCUIT))
     return Target(

@@ -17,7 +17,7 @@ from contracts.ports import ChatProvider
 from contracts.routing import RetryPolicy, Target
 from services.llm_proxy.accounting import CallAccount
 from services.llm_proxy.circuits import Circuits, Permit
-from services.llm_proxy.failover import Step, blames_target, handover_s, next_step, rest_s, silence_counts_s
+from services.llm_proxy.failover import HANDOVER_SHARE, Step, blames_target, next_step, rest_s, silence_counts_s
 
 T = TypeVar("T")
 Ask = Callable[[ChatProvider, Target], Awaitable[T]]
@@ -135,13 +135,13 @@ class Attempts:
 
     def _hurried(self, target: Target) -> Target:
         """`target` with the silence that is borne from it while another could answer instead."""
-        seconds = None
-        if self._left and self._others(ready=True):
-            seconds = handover_s(target.timeouts, remaining_s=self.deadline.remaining(), callers_own=self._callers_own)
-        self._handover_s = seconds
-        if seconds == target.timeouts.handover_s:
-            return target
-        return replace(target, timeouts=replace(target.timeouts, handover_s=seconds))
+        timeouts = configured = target.timeouts
+        if not self._left or not self._others(ready=True):
+            timeouts = configured.alone()
+        elif self._callers_own:
+            timeouts = replace(configured, handover_s=self.deadline.remaining() * HANDOVER_SHARE)
+        self._handover_s = timeouts.handover_s
+        return target if timeouts is configured else replace(target, timeouts=timeouts)
 
     def _cut_short(self, target: Target) -> bool:
         """Whether the running attempt was ended by the caller's patience, too early to blame the target for it."""

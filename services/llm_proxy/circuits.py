@@ -4,10 +4,11 @@
                                                                   ▲                      │
                                                                   └──(the probe fails: cool-down × 2)
 
-While a circuit is open nobody calls the target; half-open, one call does. The cool-down runs from the beginning of the probe that
-failed, and a probe that has no end after the longest cool-down no longer keeps the next one waiting: so a target that is well again
-is called within the longest cool-down, whether it refused calls or swallowed them. A target may also rest, because its provider sent a `Retry-After`: when that has passed,
-everybody may call again. State is per replica.
+While a circuit is open nobody calls the target; half-open, one call does. The cool-down runs from the beginning of
+the probe that failed, and a probe without an end after the longest cool-down keeps the next one waiting no longer: a
+target that is well again is called within the longest cool-down, whether it had refused calls or swallowed them. A
+target may also rest, because its provider sent a `Retry-After`: when that has passed, everybody may call again. State
+is per replica.
 """
 
 from __future__ import annotations

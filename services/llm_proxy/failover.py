@@ -17,6 +17,7 @@ The same target is asked at most `retry.attempts` times. A wait must end before 
 While another target could answer, silence is borne for `HANDOVER_SHARE` of what is left of a deadline that the caller gave, so that
 the other one is asked in time; where the caller gave none, for `timeouts.handover_s`. An attempt that was cut short like this, or by
 the caller's deadline, counts against the circuit only after `silence_counts_s`: a caller in a hurry closes no provider to others.
+A stream without a first content after `timeouts.first_token_handover_s` is silent by the target's own measure: that counts at once.
 """
 
 from __future__ import annotations
@@ -64,14 +65,6 @@ def next_step(error: DaarionError, *, tries: int, retry: RetryPolicy, others: bo
         if wait < remaining_s and (wait <= retry.max_backoff_s or not others):
             return Step("again", wait)
     return Step("next")
-
-
-def handover_s(timeouts: Timeouts, *, remaining_s: float, callers_own: bool) -> float | None:
-    """Seconds of silence after which another target is asked instead, or None for those of the other timeouts.
-
-    `remaining_s` is what is left of the deadline; `callers_own` tells that the caller gave it.
-    """
-    return remaining_s * HANDOVER_SHARE if callers_own else timeouts.handover_s
 
 
 def silence_counts_s(timeouts: Timeouts) -> float:

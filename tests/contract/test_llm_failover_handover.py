@@ -41,6 +41,28 @@ async def test_without_a_timeout_of_the_callers_the_configured_silence_is_borne(
         assert (told.error, told.text, told.answered_by, told.outcomes) == (None, ANSWER, "second", [SILENT, "ok"])
 
 
+QUIET = {"timeouts": {"first_token_handover_s": 0.3}}
+
+
+@pytest.mark.parametrize("fault", ["silence", play("keepalive", interval_s=0.02), play("role_only", interval_s=0.02)], ids=str)
+async def test_a_stream_without_a_first_token_is_handed_over_and_counts_against_its_provider(fault):
+    models = {"m": {"provider": "calm", "name": "first", "fallbacks": ["second"], **QUIET}}
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream, circuit=TOUCHY, models=models) as (proxy, _):
+        upstream.script(fault, model="first")
+        told = await tell(proxy, asking("m"), stream=True)
+        assert (told.error, told.text, told.answered_by, told.outcomes) == (None, ANSWER, "second", [SILENT, "ok"])
+        assert state_of(proxy, "m") == "open"
+
+
+@pytest.mark.parametrize(("stream", "fallbacks"), [(False, ["second"]), (True, [])], ids=["whole, guarded", "stream, alone"])
+async def test_a_whole_answer_and_a_stream_without_a_fallback_have_their_time(stream, fallbacks):
+    models = {"m": {"provider": "calm", "name": "first", "fallbacks": fallbacks, **QUIET}}
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream, models=models) as (proxy, _):
+        upstream.script(play("slow", wait_s=0.6), model="first")
+        told = await tell(proxy, asking("m"), stream=stream)
+        assert (told.error, told.text, told.outcomes) == (None, ANSWER, ["ok"])
+
+
 async def test_a_stream_that_began_is_not_handed_over():
     async with ScriptedUpstream() as upstream, failing_proxy(upstream, models=handing_over(1.0)) as (proxy, _):
         upstream.script(play("ok", delay_s=0.5), model="first")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from contracts import errors
 from contracts.errors import DaarionError
 from contracts.routing import RetryPolicy, Timeouts
-from services.llm_proxy.failover import MAX_REST_S, blames_target, handover_s, next_step, rest_s, silence_counts_s
+from services.llm_proxy.failover import MAX_REST_S, blames_target, next_step, rest_s, silence_counts_s
 
 RETRY = RetryPolicy(attempts=3, backoff_s=0.5, max_backoff_s=4)
 
@@ -85,10 +85,10 @@ def test_a_callers_short_patience_is_not_the_targets_fault():
 
 def test_silence_is_handed_over_while_the_caller_still_waits():
     timeouts = Timeouts(5, 30, 30, 120, handover_s=20)
-    assert handover_s(timeouts, remaining_s=28, callers_own=True) == pytest.approx(16.8)
-    assert handover_s(timeouts, remaining_s=244, callers_own=False) == 20
-    assert handover_s(Timeouts(5, 30, 30, 120), remaining_s=244, callers_own=False) is None
     assert (timeouts.whole_s(), timeouts.begin_s()) == (20, 20)
+    streams_sooner = Timeouts(5, 30, 30, 120, handover_s=20, first_token_handover_s=12)
+    assert (streams_sooner.whole_s(), streams_sooner.begin_s()) == (20, 12)
+    assert (streams_sooner.alone().whole_s(), streams_sooner.alone().begin_s()) == (120, 30)
     assert (Timeouts(5, 30, 30, 120).whole_s(), Timeouts(5, 30, 30, 120).begin_s()) == (120, 30)
     assert (silence_counts_s(timeouts), silence_counts_s(Timeouts(1, 1, 1, 1))) == (15, 10)
 

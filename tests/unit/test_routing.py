@@ -74,6 +74,8 @@ def test_the_shipped_file_routes_as_the_contract_says():
         "dagi-local-8b": ["local"],
     }
     assert llm.limits.agent.requests_per_minute >= 200_000
+    first = {route.logical_model: route.primary.timeouts.begin_s() for route in RoutingTable(llm).routes()}
+    assert first == {"gpt-4.1-mini": 12, "gpt-4": 12, "deepseek-r1": 30, "dagi-local-8b": 60}
 
 
 @given(settings(), st.integers(1, 10), st.integers(1, 10), st.integers(1, 10))
@@ -87,6 +89,24 @@ def test_retries_are_inherited_value_by_value(llm, of_file, of_provider, of_mode
     target = route_model(LLMSettings.model_validate(raw), name).primary
     assert (target.retry.attempts, target.retry.backoff_s, target.retry.max_backoff_s) == (of_model, 1, 3)
     assert (target.circuit.failures, target.circuit.calls) == (7, 20)
+
+
+def test_a_remote_model_that_does_not_think_hands_over_after_twelve_seconds_without_a_token():
+    text = """
+providers: {far: {base_url: 'http://h'}, slow: {base_url: 'http://s', timeouts: {first_token_handover_s: 25}}, here: {type: local}}
+models:
+  guarded: {provider: far, name: a, fallbacks: [engine]}
+  spilling: {provider: far, name: b, spill: {to: [engine], queue_depth: 1}}
+  alone: {provider: far, name: a}
+  thinking: {provider: far, name: c, reasoning: true, fallbacks: [engine]}
+  opened: {provider: far, name: d, reasoning: opened, fallbacks: [engine]}
+  patient: {provider: slow, name: a, fallbacks: [engine]}
+  engine: {provider: here, name: tiny, fallbacks: [guarded]}
+"""
+    table = RoutingTable(parse_yaml(text, LLMSettings, name="llm.yaml"))
+    first = {route.logical_model: route.primary.timeouts.begin_s() for route in table.routes()}
+    assert first == {"guarded": 12, "spilling": 12, "alone": 60, "thinking": 60, "opened": 60, "patient": 25, "engine": 60}
+    assert table.route("guarded").primary.timeouts.whole_s() == 120, "of a whole answer nothing comes before its end"
 
 
 def test_spill_targets_are_those_of_the_named_models_but_the_own_one():
