@@ -11,17 +11,19 @@ INSTALLED = compgen -G ".venv/.installed-project-*" >/dev/null
 ifeq ($(GPU),1)
 PROFILE := gpu
 SERVE_CONFIG := configs/serve.gpu.yaml
+GPU_CHECK := gpu-there
 else
 PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help run services reload status models test lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo lock clean install install-dev python
+.PHONY: help gpu-there run services reload status models test lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo lock clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: models ## install, build the models, start everything (GPU=1 for the GPU profile); Ctrl-C stops it
+run: export DAARION_MODEL := $(or $(MODEL),$(DAARION_MODEL))
+run: $(GPU_CHECK) models ## install, build the models, start everything (GPU=1: the GPU profile, MODEL=Qwen/Qwen3-4B: another model); Ctrl-C stops it
 	@exec $(BIN)/python -m launcher run --config $(SERVE_CONFIG)
 
 services: models ## PostgreSQL and NATS alone, for a `serve run serve_config.yaml` of your own
@@ -86,6 +88,9 @@ clean: ## remove .venv and caches; the data directory with models and databases 
 	@! test -d .venv || flock --nonblock . true || { echo "an installation into .venv is at work: wait for it, or end it first"; exit 1; }
 	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+gpu-there: # before gigabytes are fetched for nothing
+	@compgen -G "/dev/nvidia[0-9]*" >/dev/null || test -e /dev/dxg || { echo "GPU=1 is set, but this machine shows no NVIDIA GPU (no /dev/nvidia0): install its driver, or start it without GPU=1"; exit 2; }
 
 install: python
 	@$(PYTHON) -m launcher.install $(PROFILE)

@@ -109,12 +109,23 @@ class EnginesSettings(BaseModel):
 
 
 def load_engines(environment: Environment, file: str = "engines.yaml") -> EnginesSettings:
-    """Returns the settings in `file` of the configuration directory.
+    """Returns the settings in `file` of the configuration directory; `environment.model` replaces its model.
 
     Raises:
         ConfigurationError: naming file, key and reason.
     """
-    return load_yaml(environment.config_dir / file, EnginesSettings)
+    settings = load_yaml(environment.config_dir / file, EnginesSettings)
+    if environment.model is None or environment.model == settings.local_llm.model:
+        return settings
+    # The template was written for the file's own model.
+    other = {"model": environment.model, "served_name": served_name(environment.model)}
+    local_llm = settings.local_llm.model_copy(update={**other, "chat_template": None})
+    return settings.model_copy(update={"local_llm": local_llm})
+
+
+def served_name(model: str) -> str:
+    """Returns the name in answers of a folder or hub id: its last part, in lower case."""
+    return model.rstrip("/").rpartition("/")[2].lower()
 
 
 def template_text(settings: LocalLLMSettings, environment: Environment) -> str | None:
@@ -135,4 +146,5 @@ def template_text(settings: LocalLLMSettings, environment: Environment) -> str |
 
 def model_source(settings: LocalLLMSettings, environment: Environment) -> str:
     """Returns the folder or hub id to load. Raises ConfigurationError when there is none."""
-    return find_model(settings.model, DEFAULT_FOLDER, "local_llm.model", environment)
+    key = "DAARION_MODEL" if settings.model == environment.model else "local_llm.model"
+    return find_model(settings.model, DEFAULT_FOLDER, key, environment)

@@ -25,6 +25,7 @@ class Environment:
     """The process environment, read once.
 
     `data_dir` and `config_dir` are absolute. Secrets are hidden from `repr`. `serve_proxy` is `haproxy` or `python`.
+    `model` is served by the chat engine in place of the configured one: a folder or a hub id.
     """
 
     data_dir: Path
@@ -35,6 +36,7 @@ class Environment:
     nats_url: str | None = field(repr=False)
     internal_secret: str | None = field(repr=False)
     admin_secret: str | None = field(repr=False)
+    model: str | None
     ray_temp_dir: Path | None
     ray_dashboard: bool
     serve_proxy: str
@@ -81,6 +83,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         nats_url=text("NATS_URL"),
         internal_secret=text("DAARION_INTERNAL_SECRET"),
         admin_secret=text("DAARION_ADMIN_SECRET"),
+        model=text("DAARION_MODEL"),
         ray_temp_dir=Path(folder).absolute() if (folder := text("DAARION_RAY_TEMP_DIR")) else None,
         ray_dashboard=(text("DAARION_RAY_DASHBOARD") or "").lower() in {"1", "true", "yes"},
         serve_proxy=_serve_proxy(text("DAARION_SERVE_PROXY")),

@@ -24,6 +24,7 @@ import psutil
 from configs.environment import Environment, export, read_environment
 from contracts.errors import ConfigurationError, DaarionError
 from deployments.graph_config import deploy_config, with_live_config
+from deployments.node_fit import fit
 from deployments.serve_defaults import node_options, ray_variables
 
 if TYPE_CHECKING:
@@ -159,8 +160,10 @@ class Graph:
         log.info("Serve started in %.1f s", time.monotonic() - started)
 
     def _deploy(self, config: ServeDeploySchema) -> None:
+        import ray  # noqa: PLC0415
         from ray.serve.context import _get_global_client  # noqa: PLC0415  # what `serve run` does with a file
 
+        fit(config, ray.cluster_resources())
         client = _get_global_client()
         client.deploy_apps(config)
 

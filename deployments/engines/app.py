@@ -6,7 +6,7 @@ It is imported by every process of the application and must stay light.
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from ray import serve
 from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
@@ -15,6 +15,7 @@ from configs.embedder import EmbedderSettings, RemoteEmbedderSettings, embedder_
 from configs.engines import LocalLLMSettings, load_engines, model_source, template_text
 from configs.environment import Environment, read_environment
 from configs.model_source import is_hub_id
+from contracts.errors import ConfigurationError
 from deployments.engines.placement import Placement, process_variables
 
 APPLICATION = "engines"
@@ -25,16 +26,35 @@ _FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")
 
 
 class EnginesArgs(BaseModel):
-    """`args` of the application. `settings_file` is a file of the configuration directory."""
+    """`args` of the application. `settings_file` is a file of the configuration directory.
+
+    `num_gpus` is the share of a GPU that each worker of an engine takes, 0 for a CPU engine.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     settings_file: _FileName = "engines.yaml"
     num_cpus: Annotated[float, Field(gt=0)] = 0.5
+    num_gpus: Annotated[float, Field(ge=0, le=1)] = 0
     accelerator_type: Annotated[str, StringConstraints(min_length=1)] | None = None
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     embedder_num_cpus: Annotated[float, Field(gt=0)] = 0.3
     embedder_num_gpus: Annotated[float, Field(ge=0, le=1)] = 0
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "EnginesArgs":
+        if self.accelerator_type is not None and not self.num_gpus:
+            msg = "accelerator_type names a GPU, but num_gpus is 0: set num_gpus, or leave accelerator_type out"
+            raise ValueError(msg)
+        if self.tensor_parallel_size > 1 and 0 < self.num_gpus < 1:
+            msg = "an engine on several GPUs takes whole ones: set num_gpus to 1, or tensor_parallel_size to 1"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def placement(self) -> Placement:
+        """Where an engine and its workers run."""
+        return Placement(self.num_cpus, self.num_gpus, self.accelerator_type, self.tensor_parallel_size)
 
 
 class Engines:
@@ -67,9 +87,29 @@ def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {LOCAL_LLM: _live(settings)}
 
 
+def replica_bundles(args: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """Returns what one replica of each engine takes of a node, by Ray's names of resources.
+
+    Raises:
+        ConfigurationError: as `build`.
+    """
+    checked = EnginesArgs.model_validate(args)
+    settings = load_engines(read_environment(), checked.settings_file)
+    bundles = {LOCAL_LLM: checked.placement.replica_bundles}
+    if not isinstance(settings.embedder, RemoteEmbedderSettings):
+        share = {"CPU": checked.embedder_num_cpus, "GPU": checked.embedder_num_gpus}
+        bundles[EMBEDDER] = [share]
+    return bundles
+
+
 def _local_llm(settings: LocalLLMSettings, environment: Environment, args: EnginesArgs) -> Application:
     source = model_source(settings, environment)
-    placement = Placement(args.num_cpus, args.accelerator_type, args.tensor_parallel_size)
+    if settings.engine.gpu_memory_utilization > args.num_gpus > 0:
+        raise ConfigurationError(
+            f"{args.settings_file}: local_llm.engine.gpu_memory_utilization: above the engine's share "
+            f"of a GPU, {args.num_gpus}: lower it, or raise num_gpus of the application `engines`"
+        )
+    placement = args.placement
     variables = process_variables(
         threads=settings.engine.threads, cache=str(environment.data_dir / "cache" / "vllm"), offline=not is_hub_id(source)
     )

@@ -10,15 +10,19 @@ _ACCELERATOR_SHARE = 0.001  # Ray's way to ask for a node of that type
 
 @dataclass(frozen=True)
 class Placement:
-    """`accelerator_type` is one of Ray's names (`L4`, `H100`, …); None is a CPU engine. `num_cpus` is the replica's own share."""
+    """`num_cpus` is the replica's own share; `num_gpus` the share of a GPU of each worker, 0 for a CPU engine.
+
+    `accelerator_type` is one of Ray's names (`L4`, `H100`, …); None takes any GPU.
+    """
 
     num_cpus: float
+    num_gpus: float = 0
     accelerator_type: str | None = None
     tensor_parallel_size: int = 1
 
     @property
     def on_gpu(self) -> bool:
-        return self.accelerator_type is not None
+        return self.num_gpus > 0
 
     @property
     def strategy(self) -> str:
@@ -27,16 +31,18 @@ class Placement:
 
     @property
     def worker_bundles(self) -> list[dict[str, float]]:
-        """What the engine's workers take: a GPU each; on a CPU the work is done inside the replica's own share."""
-        if self.accelerator_type is None:
+        """What the engine's workers take: their share of a GPU; on a CPU the work is done inside the replica's own share."""
+        if not self.on_gpu:
             return [{"CPU": self.num_cpus}]
-        bundle = {"GPU": 1.0, f"accelerator_type:{self.accelerator_type}": _ACCELERATOR_SHARE}
+        bundle = {"GPU": self.num_gpus}
+        if self.accelerator_type is not None:
+            bundle[f"accelerator_type:{self.accelerator_type}"] = _ACCELERATOR_SHARE
         return [dict(bundle) for _ in range(self.tensor_parallel_size)]
 
     @property
     def replica_bundles(self) -> list[dict[str, float]]:
         """The replica's placement group: its own share sits in the first worker's bundle."""
-        if self.accelerator_type is None:
+        if not self.on_gpu:
             return self.worker_bundles
         first, *others = self.worker_bundles
         return [{"CPU": self.num_cpus, **first}, *others]

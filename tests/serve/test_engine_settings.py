@@ -126,11 +126,44 @@ def test_outside_the_laptop_every_ingress_has_two_replicas():
 def test_gpu_engines_are_placed_with_their_workers(environment):
     arguments = yaml.safe_load(SERVE_FILES[1].read_text())["applications"][0]["args"]
     assert isinstance(build(EnginesArgs(**arguments)), Application)
-    assert Placement(2, "L4", 2).replica_bundles == [
-        {"CPU": 2, "GPU": 1.0, "accelerator_type:L4": 0.001},
-        {"GPU": 1.0, "accelerator_type:L4": 0.001},
+    assert Placement(2, 1, "L4", 2).replica_bundles == [
+        {"CPU": 2, "GPU": 1, "accelerator_type:L4": 0.001},
+        {"GPU": 1, "accelerator_type:L4": 0.001},
     ]
+    assert Placement(1, 0.8).replica_bundles == [{"CPU": 1, "GPU": 0.8}]
     assert Placement(0.5).replica_bundles == [{"CPU": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"accelerator_type": "L4"}, "set num_gpus"),
+        ({"num_gpus": 0.5, "tensor_parallel_size": 2}, "takes whole ones: set num_gpus to 1"),
+    ],
+)
+def test_shares_of_gpus_that_cannot_be_placed_are_refused(change, told):
+    with pytest.raises(ValueError, match=told):
+        EnginesArgs(**change)
+
+
+def test_an_engine_never_takes_more_of_a_card_than_its_share(environment):
+    with pytest.raises(ConfigurationError, match=r"gpu_memory_utilization: above the engine's share of a GPU, 0\.5"):
+        build(EnginesArgs(settings_file="engines.gpu.yaml", num_gpus=0.5))
+
+
+def test_another_model_is_served_without_editing_a_file(environment, monkeypatch):
+    monkeypatch.setenv("DAARION_MODEL", "Qwen/Qwen3-4B")
+    named = read_environment()
+    for file in ("engines.yaml", "engines.gpu.yaml"):
+        local = load_engines(named, file).local_llm
+        assert (local.model, local.served_name, template_text(local, named)) == ("Qwen/Qwen3-4B", "qwen3-4b", None)
+    graph = with_live_config(deploy_config(SERVE_FILES[0], named))
+    llm = next(application for application in graph.applications if application.name == "llm")
+    assert LLMSettings.model_validate(llm.deployments[0].user_config).models["dagi-local-8b"].name == "qwen3-4b"
+    monkeypatch.setenv("DAARION_MODEL", "no-such-folder")
+    missing = read_environment()
+    with pytest.raises(ConfigurationError, match=r"^DAARION_MODEL: neither"):
+        model_source(load_engines(missing).local_llm, missing)
 
 
 def test_the_engines_replica_is_offline_unless_its_model_comes_from_a_hub():
