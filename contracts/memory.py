@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +21,7 @@ from pydantic import (
 )
 
 from contracts.llm import Identifier
+from contracts.usage import Instant
 
 Kind = Literal["conversation", "kb", "task", "dao-event"]
 Tier = Literal["short-term", "mid-term", "long-term"]
@@ -154,8 +154,8 @@ class QueryRequest(Tenant):
     channel_id: Identifier | None = None
     limit: Limit = 5
     kinds: Annotated[tuple[Kind, ...], Field(max_length=16), AfterValidator(_at_least_one)] | None = None
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = None
+    since: Instant | None = None
+    until: Instant | None = None
     explain: bool = False
     timeout_s: Annotated[float, Field(gt=0, le=MAX_WAIT_S, allow_inf_nan=False)] | None = None
 
@@ -190,7 +190,7 @@ class StoreRequest(Tenant):
     content: Content
     channel_id: Identifier | None = None
     meta: Meta = Field(default_factory=dict)
-    created_at: AwareDatetime | None = None
+    created_at: Instant | None = None
     wait_indexed_s: Seconds = 0.0
 
 
@@ -232,8 +232,8 @@ class ItemsFilter(Tenant):
 
     channel_id: Identifier | None = None
     kind: Kind | None = None
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = None
+    since: Instant | None = None
+    until: Instant | None = None
     limit: Limit = 50
     cursor: Annotated[str, StringConstraints(max_length=2_048)] | None = None
 
@@ -300,7 +300,7 @@ class ExportedMemory(BaseModel):
     content: Content
     channel_id: Identifier | None = None
     meta: Meta = Field(default_factory=dict)
-    created_at: AwareDatetime
+    created_at: Instant
 
 
 class ExportEnd(BaseModel):

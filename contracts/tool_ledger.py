@@ -10,10 +10,10 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from contracts.tools import Decision, Effect, ErrorKind, IsolationTier, ToolDefinition
-from contracts.usage import new_record_id
+from contracts.usage import Instant, new_record_id
 
 CallState = Literal["refused", "awaiting_approval", "running", "settled"]
 Via = Literal["http", "nats", "mcp", "handle"]
@@ -112,8 +112,8 @@ class CallFilter(BaseModel):
     call_id: str | None = Field(default=None, max_length=256)
     state: CallState | None = None
     error_kind: ErrorKind | None = None
-    start: AwareDatetime | None = None
-    end: AwareDatetime | None = None
+    start: Instant | None = None
+    end: Instant | None = None
     cursor: UUID | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 100
 

@@ -59,7 +59,7 @@ def utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise ValueError("time is out of range") from None
+        raise ValueError("must lie within the years 1 to 9999 in UTC") from None
 
 
 def distinct(keys: tuple[GroupKey, ...]) -> tuple[GroupKey, ...]:

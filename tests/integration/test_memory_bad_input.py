@@ -9,6 +9,7 @@ from tests.support.memory import SOFIA, Memory
 QUERY = {**SOFIA, "query": "що нового"}
 STORE = {**SOFIA, "kind": "conversation", "content": {"text": "факт"}}
 DEEP = '{"a":' * 100 + "1" + "}" * 100
+BEFORE_TIME, AFTER_TIME = "0001-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01"
 
 BAD_QUERIES = {
     "empty": {**QUERY, "query": ""},
@@ -28,6 +29,8 @@ BAD_QUERIES = {
     "nul in id": {**QUERY, "agent_id": "agent:\0"},
     "long id": {**QUERY, "agent_id": "a" * 257},
     "time without zone": {**QUERY, "since": "2026-01-01T00:00:00"},
+    "since year 0": {**QUERY, "since": BEFORE_TIME},
+    "until year 10000": {**QUERY, "until": AFTER_TIME},
     "unknown field": {**QUERY, "tenant": "microdao:8"},
     "array": [QUERY],
 }
@@ -47,6 +50,8 @@ BAD_STORES = {
     "meta is a list": {**STORE, "meta": []},
     "endless wait": {**STORE, "wait_indexed_s": 61},
     "negative wait": {**STORE, "wait_indexed_s": -1},
+    "year 0 in UTC": {**STORE, "created_at": BEFORE_TIME},
+    "year 10000 in UTC": {**STORE, "created_at": AFTER_TIME},
 }
 
 
@@ -141,3 +146,23 @@ async def test_a_mistake_is_told_once_and_in_words(memory: Memory):
     }
     for message, kinds in told.items():
         assert refused(await memory.post("/query", {**QUERY, "kinds": kinds}))["message"] == message
+
+
+async def test_the_first_and_the_last_moment_are_readable_and_what_lies_beyond_is_refused(memory: Memory):
+    moments = ("0001-01-01T00:00:00Z", "0001-01-01T14:00:00+14:00", "9999-12-31T23:59:59.999999Z", "9999-12-31T09:59:59-14:00")
+    for number, moment in enumerate(moments):
+        await memory.store(f"Запис {number} на краю часу", created_at=moment)
+    for body in ({**STORE, "created_at": BEFORE_TIME}, {**STORE, "created_at": AFTER_TIME}):
+        assert refused(await memory.post("/store", body))["message"] == "created_at: must lie within the years 1 to 9999 in UTC"
+    for line in (BEFORE_TIME, AFTER_TIME):
+        record = {"type": "memory", "id": "mem-1", "kind": "task", "content": {"text": "факт"}, "created_at": line}
+        lines = json.dumps(record) + '\n{"type":"end","count":1}\n'
+        refused(await memory.client.post("/import", params=SOFIA, content=lines.encode()), name=line)
+    assert len(await memory.contents("запис на краю часу", limit=10)) == len(moments)
+    page = (await memory.client.get("/items", params={**SOFIA, "limit": 3})).json()
+    rest = (await memory.client.get("/items", params={**SOFIA, "limit": 3, "cursor": page["next_cursor"]})).json()
+    assert len(page["items"] + rest["items"]) == len(moments)
+    exported = (await memory.client.get("/export", params=SOFIA)).text
+    assert json.loads(exported.splitlines()[-1]) == {"type": "end", "count": len(moments)}
+    again = await memory.client.post("/import", params=SOFIA, content=exported.encode())
+    assert again.json() == {"ok": True, "imported": 0, "known": len(moments)}
