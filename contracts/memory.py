@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -15,10 +15,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     JsonValue,
     StringConstraints,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from contracts.llm import Identifier
 from contracts.usage import Instant
@@ -141,7 +144,39 @@ class Tenant(BaseModel):
     agent_id: Identifier
 
 
-class QueryRequest(Tenant):
+class _Renamed(Tenant):
+    """Takes some fields under another name too, which neighbours use."""
+
+    other_names: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name(cls, given: Any) -> Any:
+        """Moves each field to its own name. Raises ValueError where both stand there and differ; null is not given."""
+        if not isinstance(given, dict):
+            return given
+        fields = dict(given)
+        for other, name in cls.other_names.items():
+            value = fields.pop(other, None)
+            if value is None:
+                continue
+            if fields.get(name) is not None and repr(fields[name]) != repr(value):  # 1 and true are equal, and not the same
+                msg = f"{other}: another name of `{name}`, which says otherwise: send one of them"
+                raise ValueError(msg)
+            fields[name] = value
+        return fields
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Documents both names."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        for other, name in cls.other_names.items():
+            properties[other] = {**properties[name], "title": other, "description": f"Another name of `{name}`."}
+        return schema
+
+
+class QueryRequest(_Renamed):
     """Body of `POST /query`.
 
     `channel_id` keeps to that channel and to what belongs to no channel; `kinds`, `since` and `until` (half open) narrow
@@ -149,6 +184,7 @@ class QueryRequest(Tenant):
     """
 
     model_config = _STRICT
+    other_names: ClassVar = {"kind_filter": "kinds"}
 
     query: Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUERY_CHARS), AfterValidator(storable), AfterValidator(_not_blank)]
     channel_id: Identifier | None = None
@@ -181,10 +217,11 @@ class QueryResponse(BaseModel):
     degraded: list[str] | None = None
 
 
-class StoreRequest(Tenant):
+class StoreRequest(_Renamed):
     """Body of `POST /store`. `created_at` is when it happened, by default now. `wait_indexed_s` waits for the embedding."""
 
     model_config = _STRICT
+    other_names: ClassVar = {"metadata": "meta"}
 
     kind: Kind
     content: Content

@@ -181,3 +181,32 @@ async def test_any_object_is_searchable_by_its_keys_and_values(memory: Memory):
     item = (await memory.query("Марта дах"))["items"][0]
     assert item["id"] == stored["id"]
     assert "deadline: 2026-06-01" in item["content"]
+
+
+async def test_kind_filter_and_metadata_are_other_names_of_kinds_and_meta(memory: Memory):
+    body = {**SOFIA, "kind": "task", "content": {"text": "Полагодити насос"}}
+    stored = succeeded(await memory.post("/store", {**body, "metadata": {"author": "user:olha"}}))
+    await memory.store("Насос гудів усю ніч")
+    again = succeeded(await memory.post("/store", {**body, "meta": {"author": "user:olha"}, "metadata": {"author": "user:olha"}}))
+    assert again["id"] == stored["id"]
+    items = (await memory.query("насос", kind_filter=["task"]))["items"]
+    assert [item["meta"]["author"] for item in items] == ["user:olha"]
+    assert [item["id"] for item in (await memory.query("насос", kinds=["task"], kind_filter=["task"]))["items"]] == [stored["id"]]
+    assert len((await memory.query("насос", kinds=None, kind_filter=None))["items"]) == 2
+
+
+async def test_two_names_of_a_field_with_different_values_are_refused(memory: Memory):
+    question = {**SOFIA, "query": "насос", "kinds": ["task"], "kind_filter": ["kb"]}
+    refused = await memory.post("/query", question)
+    assert (refused.status_code, refused.json()["error"]["message"]) == (
+        400,
+        "kind_filter: another name of `kinds`, which says otherwise: send one of them",
+    )
+    body = {**SOFIA, "kind": "task", "content": {"text": "Полагодити насос"}, "meta": {"n": 1}, "metadata": {"n": True}}
+    refused = await memory.post("/store", body)
+    assert (refused.status_code, refused.json()["error"]["message"]) == (
+        400,
+        "metadata: another name of `meta`, which says otherwise: send one of them",
+    )
+    assert (await memory.post("/query", {**SOFIA, "query": "насос", "kind_filter": ["rumour"]})).status_code == 400
+    assert (await memory.post("/store", {**body, "meta": None, "metadata": []})).status_code == 400

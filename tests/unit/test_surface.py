@@ -80,3 +80,11 @@ def test_the_page_names_each_route_of_the_contract(documented, route):
 
 def _nameless(path: str) -> str:
     return "/".join("{}" if part.startswith("{") else part for part in path.split("/"))
+
+
+@pytest.mark.parametrize(("route", "name", "other"), [("query", "kinds", "kind_filter"), ("store", "meta", "metadata")])
+def test_other_names_of_memorys_fields_are_documented(route, name, other):
+    document = build_openapi(documented_routers(PREFIXES))
+    body = document["paths"][f"/internal/agent-memory/{route}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["properties"][other]["description"] == f"Another name of `{name}`."
+    assert {**body["properties"][other], "title": "", "description": ""} == {**body["properties"][name], "title": "", "description": ""}
