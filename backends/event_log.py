@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import logging.handlers
+import os
 import queue
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import orjson
+
+from backends.mapped_file import lock_abandoned
 
 MAX_QUEUED = 20_000
 MAX_FILE_BYTES = 32 << 20
@@ -42,9 +47,7 @@ class FileEventLog:
     def __init__(self, path: Path, application: str, listeners: Iterable[Listener] = ()) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _prune(path.parent)
-        self._handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=MAX_FILE_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True
-        )
+        self._handler = _OwnedFile(path, maxBytes=MAX_FILE_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
         self._application = application
         self._listeners = tuple(listeners)
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -129,16 +132,49 @@ class FileEventLog:
         return orjson.dumps({"time": at, "app": self._application, **shown}, default=repr)
 
 
+class _OwnedFile(logging.handlers.RotatingFileHandler):
+    """Holds a lock on the file that it writes to; the kernel frees it with the process."""
+
+    def _open(self) -> TextIOWrapper:
+        while True:
+            stream = super()._open()
+            fcntl.flock(stream, fcntl.LOCK_SH)
+            if os.fstat(stream.fileno()).st_nlink:
+                return stream
+            stream.close()  # a dead process of this number had it, and it was removed just now
+
+
 def _prune(directory: Path) -> None:
-    """Removes the oldest files: each process writes its own, and replicas come and go."""
+    """Removes the oldest files, except those of living processes: each process writes its own, and replicas come and go."""
     for _ in range(2):  # another process may prune at the same time
         try:
             files = sorted(directory.glob("*.jsonl*"), key=lambda file: file.stat().st_mtime)
-            for file in files[:-MAX_FILES]:
-                file.unlink(missing_ok=True)
         except FileNotFoundError:
             continue
+        excess = len(files) - MAX_FILES
+        for file in files:
+            if excess <= 0:
+                return
+            excess -= _removed(file)
         return
+
+
+def _removed(file: Path) -> bool:
+    """Removes the file unless its process lives, which shows in the lock on the file that it writes to now."""
+    try:
+        held = lock_abandoned(file.with_name(f"{file.name.partition('.jsonl')[0]}.jsonl"))
+        if held is None:
+            return False
+    except FileNotFoundError:
+        held = None  # only rotated files are left
+    except PermissionError:  # another user's
+        return False
+    try:
+        file.unlink(missing_ok=True)
+    finally:
+        if held is not None:
+            os.close(held[0])
+    return True
 
 
 def _bounded(value: Any) -> Any:

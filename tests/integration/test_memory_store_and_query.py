@@ -196,17 +196,13 @@ async def test_kind_filter_and_metadata_are_other_names_of_kinds_and_meta(memory
 
 
 async def test_two_names_of_a_field_with_different_values_are_refused(memory: Memory):
-    question = {**SOFIA, "query": "насос", "kinds": ["task"], "kind_filter": ["kb"]}
-    refused = await memory.post("/query", question)
-    assert (refused.status_code, refused.json()["error"]["message"]) == (
-        400,
-        "kind_filter: another name of `kinds`, which says otherwise: send one of them",
-    )
-    body = {**SOFIA, "kind": "task", "content": {"text": "Полагодити насос"}, "meta": {"n": 1}, "metadata": {"n": True}}
-    refused = await memory.post("/store", body)
-    assert (refused.status_code, refused.json()["error"]["message"]) == (
-        400,
-        "metadata: another name of `meta`, which says otherwise: send one of them",
-    )
-    assert (await memory.post("/query", {**SOFIA, "query": "насос", "kind_filter": ["rumour"]})).status_code == 400
-    assert (await memory.post("/store", {**body, "meta": None, "metadata": []})).status_code == 400
+    body = {**SOFIA, "kind": "task", "content": {"text": "Полагодити насос"}}
+    question = {**SOFIA, "query": "насос"}
+    for path, wrong, name in (
+        ("/query", {**question, "kinds": ["task"], "kind_filter": ["kb"]}, "kind_filter: another name of `kinds`"),
+        ("/store", {**body, "meta": {"n": 1}, "metadata": {"n": True}}, "metadata: another name of `meta`"),
+    ):
+        refused = await memory.post(path, wrong)
+        assert (refused.status_code, refused.json()["error"]["message"]) == (400, f"{name}, which says otherwise: send one of them")
+    assert (await memory.post("/query", {**question, "kind_filter": ["rumour"]})).status_code == 400
+    assert (await memory.post("/store", {**body, "metadata": []})).status_code == 400
