@@ -6,7 +6,8 @@ used again from its beginning. When a process dies, its segments are adopted by 
 next one that looks (`adopt_orphans`): a record is delivered at least once, and exactly once where the receiver knows
 its id.
 
-At the bound (`max_bytes`) `append` refuses, and `dropped` counts.
+At the bound (`max_bytes`) `append` refuses, and `dropped` counts. Damage in a file is passed over, told as the event
+`journal.damaged`, and counted in bytes by `damaged`.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Journal:
         self._adopted: list[Segment] = []
         self._retired: list[Segment] = []
         self.dropped = 0
+        self.damaged = 0
 
     def open(self) -> None:
         """Creates the directory and the first segment.
@@ -84,6 +86,9 @@ class Journal:
     def deliver(self, segment: Segment, batch: Batch) -> None:
         """Marks a batch read from `segment` as delivered, and uses the segment again when it was the last."""
         segment.deliver(batch)
+        if batch.damaged:
+            self.damaged += batch.damaged
+            self._events.emit("journal.damaged", file=segment.path.name, bytes=batch.damaged)
         if not segment.is_empty:
             return
         if segment is self._current:

@@ -37,6 +37,7 @@ class RunningCalls:
         self._path = path
         self._descriptor = descriptor
         self._mapping = mapping
+        self.damaged = 0
         self._slots = (len(mapping) - START) // SLOT_BYTES
         self._free = [slot for slot in range(self._slots) if HEAD.unpack_from(mapping, START + slot * SLOT_BYTES)[0] == 0]
 
@@ -48,7 +49,10 @@ class RunningCalls:
 
     @classmethod
     def adopt(cls, path: Path) -> Self | None:
-        """Takes over the file of a process that is gone; None while it is owned, or where it is none of these files."""
+        """Takes over the file of a process that is gone; None while it is owned, or where it has no room for a slot.
+
+        Each slot has its own checksum: those that damage spared are read, also where the file's beginning is destroyed.
+        """
         try:
             found = lock_abandoned(path)
         except FileNotFoundError:
@@ -57,9 +61,8 @@ class RunningCalls:
             return None
         descriptor, size = found
         try:
-            mapping = mmap.mmap(descriptor, size) if size > START else None
-            if mapping is not None and mapping[: len(MAGIC)] == MAGIC:
-                return cls(path, descriptor, mapping)
+            if size > START:
+                return cls(path, descriptor, mmap.mmap(descriptor, size))
         except BaseException:
             os.close(descriptor)
             raise
@@ -83,7 +86,8 @@ class RunningCalls:
         self._free.append(slot)
 
     def left(self) -> Iterator[bytes]:
-        """Yields the records of calls that did not end."""
+        """Yields the records of calls that did not end; `damaged` counts those that cannot be read."""
+        self.damaged = 0
         for slot in range(self._slots):
             place = START + slot * SLOT_BYTES
             length, checksum = HEAD.unpack_from(self._mapping, place)
@@ -91,6 +95,8 @@ class RunningCalls:
                 record = self._mapping[place + HEAD.size : place + HEAD.size + length]
                 if crc32(record) == checksum:
                     yield record
+                    continue
+            self.damaged += length > 0
 
     @property
     def is_empty(self) -> bool:

@@ -118,7 +118,8 @@ class WriterOptions:
 class WriterStatistics:
     """What became of the records: `queued` wait in journals, adopted ones included.
 
-    `dropped` found the journal full, `rejected` were refused by the database for what they hold; both are logged.
+    `dropped` found the journal full, `rejected` were refused by the database for what they hold, `damaged_bytes` of journals
+    could not be read; all three are logged.
     `failing_for_s` is None while rows can be written.
     """
 
@@ -126,6 +127,7 @@ class WriterStatistics:
     written: int
     dropped: int
     rejected: int
+    damaged_bytes: int
     journal_bytes: int
     failing_for_s: float | None
 
@@ -217,6 +219,7 @@ class UsageWriter:
             written=self._written,
             dropped=self._journal.dropped,
             rejected=self._rejected,
+            damaged_bytes=self._journal.damaged,
             journal_bytes=self._journal.size_bytes,
             failing_for_s=None if since is None else time.monotonic() - since,
         )
@@ -247,10 +250,11 @@ class UsageWriter:
         """Writes what is queued now; at most some batches of each segment, so that none waits for another."""
         for segment in self._journal.segments():
             for _ in range(BATCHES_PER_TURN):
-                batch = segment.read(BATCH_ROWS)
-                if not batch.records:
+                if segment.is_empty:
                     break
-                await self._write(batch.records)
+                batch = segment.read(BATCH_ROWS)
+                if batch.records:
+                    await self._write(batch.records)
                 self._journal.deliver(segment, batch)
         self._note_success()
 
@@ -316,6 +320,8 @@ class UsageWriter:
                 await self._write(records[start : start + BATCH_ROWS])
             if records:
                 self._events.emit("usage.calls_lost", calls=len(records))
+            if left.damaged:
+                self._events.emit("usage.calls_unreadable", file=path.name, calls=left.damaged)
             written = True
         finally:
             await asyncio.to_thread(left.close, delete=written)

@@ -109,6 +109,25 @@ async def test_a_journal_left_behind_is_adopted_at_the_start_and_later(database:
     assert len(await stored(database)) == 750
 
 
+async def test_a_damaged_page_takes_no_record_but_its_own_and_is_told(database: Database, tmp_path: Path, events: RecordedEvents) -> None:
+    leave(tmp_path, 200)
+    left = next(tmp_path.glob("*.journal"))
+    with left.open("r+b") as file:
+        file.write(b"?" * 4096)
+        file.seek(8 * 4096)
+        file.write(b"\0" * 4096)
+    async with writing(database, tmp_path, events=events) as writer:
+        await until(lambda: not left.exists())
+        statistics = writer.statistics()
+    rows = len(await stored(database))
+    assert 170 < rows < 200
+    assert (statistics.written, statistics.queued) == (rows, 0)
+    told = [event["bytes"] for event in events.named("journal.damaged") if event["file"] == left.name]
+    assert sum(told) == statistics.damaged_bytes
+    assert len(told) >= 1
+    assert statistics.damaged_bytes >= 2 * 4096 - 64
+
+
 async def test_several_writers_share_the_orphans(database: Database, tmp_path: Path) -> None:
     for _ in range(12):
         leave(tmp_path, 40)

@@ -57,7 +57,7 @@ def test_a_record_that_is_too_long_is_not_kept(tmp_path: Path) -> None:
     calls.close(delete=True)
 
 
-def test_a_half_written_record_and_a_foreign_file_are_none(tmp_path: Path) -> None:
+def test_damage_takes_only_the_records_that_it_touches(tmp_path: Path) -> None:
     calls = RunningCalls.create(tmp_path, "calls", slots=3)
     for record in (b"first", b"second", b"third"):
         calls.begin(record)
@@ -70,7 +70,34 @@ def test_a_half_written_record_and_a_foreign_file_are_none(tmp_path: Path) -> No
     adopted = RunningCalls.adopt(path)
     assert adopted is not None
     assert len(list(adopted.left())) == 1
+    assert adopted.damaged == 2
     adopted.close(delete=True)
-    for content in (b"", b"no", b"x" * 5_000):
+    data[: START + 10] = b"?" * (START + 10)
+    path.write_bytes(data)
+    adopted = RunningCalls.adopt(path)
+    assert adopted is not None
+    assert (list(adopted.left()), adopted.damaged) == ([], 3)
+    adopted.close(delete=True)
+
+
+def test_a_lost_head_does_not_take_the_slots_along(tmp_path: Path) -> None:
+    calls = RunningCalls.create(tmp_path, "calls", slots=8)
+    begun = [b"call %d" % number for number in range(8)]
+    for record in begun:
+        calls.begin(record)
+    path = files(tmp_path)[0]
+    calls.close(delete=False)
+    with path.open("r+b") as file:
+        file.write(b"?" * 4096)
+    adopted = RunningCalls.adopt(path)
+    assert adopted is not None
+    assert sorted(adopted.left()) == begun[:6]  # the last slot is taken first: the first page holds the calls 7 and 6
+    assert adopted.damaged == 2
+    adopted.close(delete=True)
+
+
+def test_a_file_without_room_for_a_slot_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "calls-1.running"
+    for content in (b"", b"no"):
         path.write_bytes(content)
         assert RunningCalls.adopt(path) is None
