@@ -24,7 +24,8 @@ Continuation = Literal["instruct", "vllm", "deepseek", "none"]
 class ProviderSettings(BaseModel):
     """One provider.
 
-    `type` names the adapter, a module of `providers/`. `extra_body` is merged into every request body, `headers` are
+    `type` names the adapter, a module of `providers/`. `extra_body` is merged into every request body, over what callers pass through
+    `/v1` and below the fields of `/proxy`; `headers` are
     added to every request (no credentials there: those come from the environment through `api_key_env`). `continuation` says
     how it is asked to finish an answer that broke off elsewhere: by an instruction, by its own dialect for an assistant's
     prefix (`vllm`, `deepseek`), or never. `done_completes` accepts a stream that ends in `[DONE]` without a finish reason.

@@ -15,6 +15,11 @@ INTERRUPTED = frozenset({"abort", "aborted", "error", "insufficient_system_resou
 """Finish reasons by which upstreams say that an answer is not whole, and that it was not the request's doing."""
 THOUGHT_PARTS = frozenset({"thinking", "reasoning"})
 """Types of content parts that hold what the model thinks."""
+OPERATORS_FIELDS = frozenset({
+    "api_base", "api_key", "api_version", "base_url", "custom_llm_provider", "extra_body", "extra_headers", "fallbacks", "headers",
+    "mock_response", "model_list", "models", "organization", "provider", "route", "timeout",
+})  # fmt: skip
+"""Fields by which gateways (OpenRouter, LiteLLM) are told who answers, from where and under which key: the provider's settings alone."""
 BYTES_PER_TOKEN = 4
 """Rough size of a token in UTF-8, used only where a provider counts none; such counts are marked `estimated`."""
 
@@ -30,12 +35,15 @@ def chat_body(
 ) -> dict[str, Any]:
     """Returns the request body of `POST /chat/completions`.
 
-    `extra` (the provider's settings) gives way to the caller's `extra_body`, and that to every field that is named here;
-    whether the upstream streams is never the caller's to say. `max_tokens_field` is the upstream's name of the answer's bound.
+    The caller's `extra_body` gives way to `extra` (the provider's settings), and that to every field that is named here;
+    who answers, from where, under which key and whether as a stream is never the caller's to say. `max_tokens_field` is the
+    upstream's name of the answer's bound.
     """
     known: dict[str, Any] = dict(options)
-    passed: Mapping[str, Any] = known.pop("extra_body", None) or {}
-    body: dict[str, Any] = {**extra, **passed, **known, "model": model, "messages": messages}
+    passed: dict[str, Any] = known.pop("extra_body", None) or {}
+    if passed:
+        passed = {key: value for key, value in passed.items() if key not in OPERATORS_FIELDS}
+    body: dict[str, Any] = {**passed, **extra, **known, "model": model, "messages": messages}
     for key in ("stream", "stream_options"):
         body.pop(key, None)
     if max_tokens_field != "max_tokens" and "max_tokens" in body:

@@ -20,7 +20,15 @@ def test_extra_fields_never_win_over_known_ones(settings, passed, stream):
     assert (body.get("stream"), body.get("stream_options")) == ((True, {"include_usage": True}) if stream else (None, None))
     assert "extra_body" not in body
     for name in ("top_k", "user"):
-        assert body.get(name) == passed.get(name, settings.get(name))
+        assert body.get(name) == settings.get(name, passed.get(name)), "the operator's word stands"
+
+
+@pytest.mark.parametrize("name", ["models", "provider", "route", "api_base", "api_key", "fallbacks", "extra_headers"])
+def test_who_answers_is_the_operators_to_say(name):
+    passed = {"extra_body": {name: "caller's", "user": "u"}}
+    assert chat_body("m", MESSAGES, passed, {}, stream=False) == {"model": "m", "messages": MESSAGES, "user": "u"}
+    assert chat_body("m", MESSAGES, passed, {name: "operator's"}, stream=False)[name] == "operator's"
+    assert passed == {"extra_body": {name: "caller's", "user": "u"}}
 
 
 def test_a_request_hands_on_what_it_was_told_to_and_nothing_by_its_body():
