@@ -49,13 +49,22 @@ def cache_key(request: ProxyRequest) -> bytes:
     return hashlib.sha256(tenant + canonical_body(request)).digest()
 
 
-def is_worth_keeping(answer: ProxyResponse, preferred: Target) -> bool:
+def is_clipped(answer: ProxyResponse, request: ProxyRequest) -> bool:
+    """Whether an answer was cut at a length that its request does not name.
+
+    Such a length is one caller's own (a limit of tokens or money caps its answers) or the provider's of that moment; one that
+    the request names is part of the key.
+    """
+    return answer.finish_reason == "length" and request.max_tokens is None
+
+
+def is_worth_keeping(answer: ProxyResponse, request: ProxyRequest, preferred: Target) -> bool:
     """Whether an answer may stand for the next ones: whole, and given by the target that the model names first.
 
     What a fallback answered while that one was away would otherwise outlive the outage.
     """
     by_preferred = (answer.provider, answer.model_resolved) == (preferred.provider, preferred.name)
-    return by_preferred and answer.refusal is None and answer.finish_reason in _WHOLE
+    return by_preferred and answer.refusal is None and answer.finish_reason in _WHOLE and not is_clipped(answer, request)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from contracts.errors import DeadlineExceeded
 from contracts.limits import Estimate, Spent, caller_of
 from contracts.llm import CacheRequest, ModelList, ProxyRequest, ProxyResponse, StreamItem
 from contracts.usage import OUTCOME_OK
-from services.llm_proxy.cache import AnswerCache, cache_key, is_worth_keeping
+from services.llm_proxy.cache import AnswerCache, cache_key, is_clipped, is_worth_keeping
 from services.llm_proxy.replay import Answerer, ChatStream, RecordedStream, ReplayedStream
 from services.llm_proxy.service import LLMProxy
 from services.llm_proxy.single_flight import SingleFlight
@@ -78,6 +78,8 @@ class Gateway:
             answer, own = await self._shared(key, request, request.cache, request_id)
             if own:
                 return answer
+            if is_clipped(answer, request):
+                return await self._proxy.complete(request, request_id)
         return await self._from_cache(request, request_id, answer, started, streamed=False)
 
     async def open_stream(self, request: ProxyRequest, request_id: str) -> ChatStream:
@@ -104,12 +106,12 @@ class Gateway:
         if answer is not None:
             return ReplayedStream(await self._from_cache(request, request_id, answer, started, streamed=True))
         opened = await self._proxy.open_stream(request, request_id)
-        return RecordedStream(opened, lambda whole: self._keep(key, request.model, whole, wanted.ttl_s))
+        return RecordedStream(opened, lambda whole: self._keep(key, request, whole, wanted.ttl_s))
 
     async def _shared(self, key: bytes, request: ProxyRequest, wanted: CacheRequest, request_id: str) -> tuple[ProxyResponse, bool]:
         async def run() -> ProxyResponse:
             answer = await self._proxy.complete(request, request_id)
-            self._keep(key, request.model, answer, wanted.ttl_s)
+            self._keep(key, request, answer, wanted.ttl_s)
             return answer
 
         try:
@@ -118,8 +120,8 @@ class Gateway:
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {request.timeout_s:g} s: raise `timeout_s`, or ask for less") from None
 
-    def _keep(self, key: bytes, model: str, answer: ProxyResponse, ttl_s: float) -> None:
-        if is_worth_keeping(answer, self._proxy.router.route(model).primary):
+    def _keep(self, key: bytes, request: ProxyRequest, answer: ProxyResponse, ttl_s: float) -> None:
+        if is_worth_keeping(answer, request, self._proxy.router.route(request.model).primary):
             self._cache.put(key, answer, ttl_s)
 
     async def _from_cache(

@@ -2,11 +2,14 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
+from contracts.limits import Limit, LimitKey
 from services.llm_proxy.cache import AnswerCache
 from services.llm_proxy.gateway import Gateway, Load
+from services.llm_proxy.limiter import LeasedLimiter
 from tests.contract.test_llm_http import assert_envelope, events_of
 from tests.support.limits import InProcessAuthority
 from tests.support.llm import CALLER, client_of, proxy_over
@@ -62,6 +65,55 @@ async def test_any_difference_is_another_answer(change):
         await client.post("/proxy", json=BODY)
         assert "cached" not in (await client.post("/proxy", json={**BODY, **change})).json()
         assert upstream.total == 2
+
+
+def only_the_thrifty(caller):
+    """A limit of tokens, which caps answers, for one agent alone."""
+    return [Limit(LimitKey("agent", caller.agent_id, "tokens_per_minute"), 100_000)] if caller.agent_id == "agent:thrifty" else []
+
+
+@asynccontextmanager
+async def with_a_thrifty_agent(plays):
+    async with ScriptedUpstream() as upstream, proxy_over(upstream.base_url) as (proxy, recorder):
+        upstream.script(*plays)
+        limiter = LeasedLimiter(InProcessAuthority(), only_the_thrifty)
+        load = Load()
+        async with client_of(Gateway(replace(proxy, limiter=limiter), AnswerCache(1 << 20), load), recorder) as client:
+            yield client, upstream, load
+        await limiter.close()
+
+
+def of(agent, **fields):
+    return {**BODY, "metadata": {**CALLER, "agent_id": agent}, **fields}
+
+
+@pytest.mark.parametrize("path", ["/proxy", "/stream"])
+async def test_an_answer_clipped_by_one_callers_limit_is_given_to_no_other(path):
+    async with with_a_thrifty_agent([play("ok", text="Half an", finish_reason="length"), "ok"]) as (client, upstream, _):
+        await client.post(path, json=of("agent:thrifty"))
+        assert upstream.requests[0].body["max_tokens"] == 1024, "its limit caps the answer"
+        whole = (await client.post("/proxy", json=of("agent:free"))).json()
+        assert (whole["content"], "cached" in whole) == ("Echo: Яка столиця?", False)
+        assert "max_tokens" not in upstream.requests[1].body
+        assert (await client.post("/proxy", json=of("agent:thrifty"))).json()["cached"] is True
+
+
+async def test_who_waits_for_the_same_answer_does_not_get_it_clipped_by_the_firsts_limit():
+    clipped = play("slow", wait_s=0.5, text="Half an", finish_reason="length")
+    async with with_a_thrifty_agent([clipped, "ok"]) as (client, upstream, load):
+        first = asyncio.create_task(client.post("/proxy", json=of("agent:thrifty")))
+        await upstream.wait_for(requests=1, timeout_s=30)
+        second = asyncio.create_task(client.post("/proxy", json=of("agent:free")))
+        answers = [response.json() for response in await asyncio.gather(first, second)]
+        assert [answer["content"] for answer in answers] == ["Half an", "Echo: Яка столиця?"]
+        assert (upstream.total, load.calls) == (2, 0)
+
+
+async def test_a_length_that_the_request_names_is_everybodys():
+    async with with_a_thrifty_agent([play("ok", text="Half an", finish_reason="length"), "ok"]) as (client, upstream, _):
+        await client.post("/proxy", json=of("agent:free", max_tokens=2))
+        assert (await client.post("/proxy", json=of("agent:thrifty", max_tokens=2))).json()["cached"] is True
+        assert upstream.total == 1
 
 
 async def test_without_cache_nothing_is_kept_or_shared():

@@ -74,7 +74,13 @@ def test_only_temperature_zero_is_cached(temperature):
     ],
 )  # fmt: skip
 def test_what_is_kept(change, kept):
-    assert is_worth_keeping(ANSWER.model_copy(update=change), TARGET) is kept
+    assert is_worth_keeping(ANSWER.model_copy(update=change), request(max_tokens=5), TARGET) is kept
+
+
+def test_what_was_cut_at_a_length_that_the_request_does_not_name_is_not_kept():
+    cut = ANSWER.model_copy(update={"finish_reason": "length"})
+    assert not is_worth_keeping(cut, request(), TARGET)
+    assert is_worth_keeping(ANSWER, request(), TARGET)
 
 
 def test_an_answer_lives_as_long_as_both_sides_allow():
