@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from configs.endpoints import BaseUrl, Headers, refuse_exposed_key
 from configs.environment import Environment
 from configs.model_source import DEFAULT_MODEL, find_model
 from contracts.embedding import MAX_TEXTS_PER_CALL, EmbeddingKind, EmbeddingSpace
@@ -134,14 +134,15 @@ class RemoteEmbedderSettings(_Common):
     """An endpoint that speaks OpenAI's `POST {base_url}/embeddings`.
 
     `model` is its name there; `ask_dimensions` sends `dimensions` for models that can shorten their vectors. The key comes
-    from the environment variable that `api_key_env` names.
+    from the environment variable that `api_key_env` names; `insecure` lets it go over plain http:// to another machine.
     """
 
     type: Literal["openai_compatible"]
-    base_url: str
+    base_url: BaseUrl
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     api_key_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    headers: dict[str, str] = {}
+    insecure: bool = False
+    headers: Headers = {}
     extra_body: dict[str, Any] = {}
     ask_dimensions: bool = False
     max_texts_per_request: Annotated[int, Field(ge=1, le=2_048)] = 64
@@ -160,26 +161,10 @@ class RemoteEmbedderSettings(_Common):
         """Where it is asked."""
         return self.base_url
 
-    @field_validator("base_url")
-    @classmethod
-    def _plain_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            msg = "must be an http:// or https:// URL"
-            raise ValueError(msg)
-        if parts.username or parts.password or parts.query or parts.fragment:
-            msg = "must hold no credentials, query or fragment; give keys through `api_key_env`"
-            raise ValueError(msg)
-        return value.rstrip("/")
-
-    @field_validator("headers")
-    @classmethod
-    def _no_credentials(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if name.lower() in {"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"}:
-                msg = f"`{name}` would be a secret in a file; give it through `api_key_env`"
-                raise ValueError(msg)
-        return value
+    @model_validator(mode="after")
+    def _key_is_safe(self) -> RemoteEmbedderSettings:
+        refuse_exposed_key(self.base_url, self.api_key_env, insecure=self.insecure)
+        return self
 
 
 EmbedderSettings = Annotated[LocalEmbedderSettings | RemoteEmbedderSettings, Field(discriminator="type")]

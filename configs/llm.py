@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from configs.endpoints import BaseUrl, Headers, refuse_exposed_key
 from configs.llm_answers import BatchSettings, CacheSettings, IdempotencySettings
 from configs.llm_failover import CircuitSettings, Name, RetrySettings, SpillSettings, TimeoutSettings
 from configs.llm_limits import LimitSettings, PriceSettings
 from contracts.routing import Reasoning, StreamRecovery
 
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 EMBEDDER_TYPES = ("local", "openai_compatible")
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,9 +22,9 @@ Continuation = Literal["instruct", "vllm", "deepseek", "none"]
 class ProviderSettings(BaseModel):
     """One provider.
 
-    `type` names the adapter, a module of `providers/`. `extra_body` is merged into every request body, over what callers pass through
-    `/v1` and below the fields of `/proxy`; `headers` are
-    added to every request (no credentials there: those come from the environment through `api_key_env`). `continuation` says
+    `type` names the adapter, a module of `providers/`. `extra_body` is merged into every request body: over what callers pass
+    through `/v1`, below the fields of `/proxy`. `headers` are added to every request (no credentials there: those come from the
+    environment through `api_key_env`). `insecure` lets the key go over plain http:// to another machine. `continuation` says
     how it is asked to finish an answer that broke off elsewhere: by an instruction, by its own dialect for an assistant's
     prefix (`vllm`, `deepseek`), or never. `done_completes` accepts a stream that ends in `[DONE]` without a finish reason.
     `stream_whole_answers` reads whole answers as streams, so that silence is noticed after `first_token_s` and `idle_s`.
@@ -35,9 +33,10 @@ class ProviderSettings(BaseModel):
     model_config = _STRICT
 
     type: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")] = "openai_compatible"
-    base_url: str | None = None
+    base_url: BaseUrl | None = None
     api_key_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    headers: dict[str, str] = {}
+    insecure: bool = False
+    headers: Headers = {}
     extra_body: dict[str, Any] = {}
     timeouts: TimeoutSettings = TimeoutSettings()
     retry: RetrySettings = RetrySettings()
@@ -48,40 +47,12 @@ class ProviderSettings(BaseModel):
     max_connections: Annotated[int, Field(ge=1, le=10_000)] = 512
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
 
-    @field_validator("base_url")
-    @classmethod
-    def _plain_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-            msg = "must be an http:// or https:// URL"
-            raise ValueError(msg)
-        if parts.username or parts.password or parts.query or parts.fragment:
-            msg = "must hold no credentials, query or fragment; give keys through `api_key_env`"
-            raise ValueError(msg)
-        return value.rstrip("/")
-
-    @field_validator("headers")
-    @classmethod
-    def _no_credentials(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if name.lower() in {"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"}:
-                msg = f"`{name}` would be a secret in a file; give it through `api_key_env`"
-                raise ValueError(msg)
-            if not _HEADER_NAME.fullmatch(name) or not text.isprintable():
-                msg = f"`{name}` must be a header's name with a value of one line"
-                raise ValueError(msg)
-            if name.lower() in {"host", "content-length", "transfer-encoding", "connection", "accept-encoding"}:
-                msg = f"`{name}` is set by the proxy itself"
-                raise ValueError(msg)
-        return value
-
     @model_validator(mode="after")
     def _has_url(self) -> ProviderSettings:
         if self.type == "openai_compatible" and self.base_url is None:
             msg = "`base_url` is required for type openai_compatible"
             raise ValueError(msg)
+        refuse_exposed_key(self.base_url, self.api_key_env, insecure=self.insecure)
         return self
 
 

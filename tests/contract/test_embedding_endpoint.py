@@ -167,3 +167,12 @@ def test_a_missing_key_is_told_at_start_by_its_name():
 def test_urls_with_secrets_or_without_scheme_are_refused(url):
     with pytest.raises(ValueError, match="base_url"):
         RemoteEmbedderSettings(type="openai_compatible", base_url=url, model="m", served_name="m", version="m@1", dimension=8)
+
+
+def test_a_key_over_plain_http_to_another_machine_is_the_operators_choice():
+    values = {"type": "openai_compatible", "model": "m", "served_name": "m", "version": "m@1", "dimension": 8, "base_url": "http://x/v1"}
+    assert RemoteEmbedderSettings.model_validate(values).api_key_env is None
+    with pytest.raises(ValueError, match=r"the key in A_KEY would go over plain http:// to another machine: use https://, or .* `insecure"):
+        RemoteEmbedderSettings.model_validate({**values, "api_key_env": "A_KEY"})
+    for more in ({"insecure": True}, {"base_url": "http://127.0.0.1:1/v1"}, {"base_url": "https://x/v1"}):
+        RemoteEmbedderSettings.model_validate({**values, "api_key_env": "A_KEY", **more})

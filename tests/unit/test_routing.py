@@ -123,6 +123,22 @@ models:
 
 
 @pytest.mark.parametrize(
+    "provider",
+    [
+        "{base_url: 'https://h/v1', api_key_env: A_KEY}",
+        "{base_url: 'http://127.0.0.1:8000/v1', api_key_env: A_KEY}",
+        "{base_url: 'http://[::1]:8000/v1', api_key_env: A_KEY}",
+        "{base_url: 'http://localhost/v1', api_key_env: A_KEY}",
+        "{base_url: 'http://vllm:8000/v1', api_key_env: A_KEY, insecure: true}",
+        "{base_url: 'http://vllm:8000/v1'}",
+        "{type: local}",
+    ],
+)
+def test_a_key_goes_over_tls_to_this_machine_or_where_the_operator_says_so(provider):
+    parse_yaml(f"providers: {{a: {provider}}}\nmodels: {{m: {{provider: a, name: x}}}}", LLMSettings, name="llm.yaml")
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: b, name: x}}", "`b` is not among providers: a"),
@@ -138,6 +154,10 @@ models:
         ("providers: {a: {}}\nmodels: {m: {provider: a, name: x}}", "`base_url` is required"),
         ("providers: {a: {base_url: 'ftp://h'}}\nmodels: {m: {provider: a, name: x}}", "http:// or https://"),
         ("providers: {a: {base_url: 'http://h', headers: {Authorization: x}}}\nmodels: {m: {provider: a, name: x}}", "api_key_env"),
+        (
+            "providers: {a: {base_url: 'http://vllm:8000/v1', api_key_env: A_KEY}}\nmodels: {m: {provider: a, name: x}}",
+            "providers.a: Value error, base_url: the key in A_KEY would go over plain http:// to another machine: use https://, or",
+        ),
         ("providers: {a: {base_url: 'http://h', key: x}}\nmodels: {m: {provider: a, name: x}}", "providers.a.key"),
         ("models: {}", "models"),
         ("a: 1\na: 2", "duplicate key `a`"),

@@ -1,0 +1,57 @@
+"""Addresses of endpoints that are sent a key: what providers and the remote embedder have in common."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
+
+from configs.environment import is_loopback
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _plain_url(value: str) -> str:
+    """Returns the address without a slash at its end. Raises ValueError for one that is no HTTP address, or holds more than that."""
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+        msg = "must be an http:// or https:// URL"
+        raise ValueError(msg)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        msg = "must hold no credentials, query or fragment; give keys through `api_key_env`"
+        raise ValueError(msg)
+    return value.rstrip("/")
+
+
+def _checked_headers(value: dict[str, str]) -> dict[str, str]:
+    """Returns headers that may be added to every request. Raises ValueError for credentials and those that are set anyway."""
+    for name, text in value.items():
+        if name.lower() in {"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"}:
+            msg = f"`{name}` would be a secret in a file; give it through `api_key_env`"
+            raise ValueError(msg)
+        if not _HEADER_NAME.fullmatch(name) or not text.isprintable():
+            msg = f"`{name}` must be a header's name with a value of one line"
+            raise ValueError(msg)
+        if name.lower() in {"host", "content-length", "transfer-encoding", "connection", "accept-encoding"}:
+            msg = f"`{name}` is set by the proxy itself"
+            raise ValueError(msg)
+    return value
+
+
+BaseUrl = Annotated[str, AfterValidator(_plain_url)]
+Headers = Annotated[dict[str, str], AfterValidator(_checked_headers)]
+
+
+def refuse_exposed_key(base_url: str | None, api_key_env: str | None, *, insecure: bool) -> None:
+    """Refuses a key over plain http:// to another machine, where everybody on the way can read it. Raises ValueError."""
+    if base_url is None or api_key_env is None or insecure:
+        return
+    parts = urlsplit(base_url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        msg = (
+            f"base_url: the key in {api_key_env} would go over plain http:// to another machine: "
+            "use https://, or accept that with `insecure: true` in this entry"
+        )
+        raise ValueError(msg)
