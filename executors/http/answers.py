@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -38,16 +38,16 @@ def effect_excluded(status: int) -> bool:
     return 400 <= status < 500 and status != 408
 
 
-def describe(status: int, body: bytes | bytearray) -> str:
+def describe(status: int, body: bytes | bytearray, redact: Callable[[str], str]) -> str:
     """Returns what a caller is told: the status, and the server's own reason where it judged the call."""
     if 300 <= status < 400:
         return f"the tool's server answered with a redirect (HTTP {status}), which is never followed"
-    reason = _reason(body) if status in _EXPLAINED else None
+    reason = _reason(body, redact) if status in _EXPLAINED else None
     return f"the tool's server answered HTTP {status}" + (f": {reason}" if reason else "")
 
 
-def _reason(body: bytes | bytearray) -> str | None:
-    """The first text among the usual places of an error body."""
+def _reason(body: bytes | bytearray, redact: Callable[[str], str]) -> str | None:
+    """The first text among the usual places of an error body. Secrets leave it before it is cut: half of one is not found."""
     try:
         value: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -58,5 +58,5 @@ def _reason(body: bytes | bytearray) -> str | None:
         value = next((value[key] for key in ("error", "message", "detail", "reason") if value.get(key)), None)
     if not isinstance(value, str):
         return None
-    printable = "".join(character if character.isprintable() else " " for character in value[: 4 * MAX_REASON_CHARS])
+    printable = "".join(character if character.isprintable() else " " for character in redact(value)[: 4 * MAX_REASON_CHARS])
     return " ".join(printable.split())[:MAX_REASON_CHARS] or None

@@ -240,7 +240,9 @@ async def _refused(request: _Request, response: aiohttp.ClientResponse, exchange
     except (BodyTooLarge, Undecodable):
         body = bytearray()
     again = status in RETRYABLE_STATUSES
-    outcome = request.failure(error_kind(status), describe(status, body), exchange, retryable=again, excluded=effect_excluded(status))
+    outcome = request.failure(
+        error_kind(status), describe(status, body, request.redactor.text), exchange, retryable=again, excluded=effect_excluded(status)
+    )
     pause = retry_after_s(response.headers.get("Retry-After"))
     if pause is not None:
         outcome = replace(outcome, details={"retry_after_s": pause})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -16,20 +16,33 @@ from pydantic import TypeAdapter
 from contracts.tools import EgressRule
 from executors.http.connections import Connections
 from executors.http.egress import EgressPolicy
+from executors.mcp.listing import ListingFilter
 from executors.mcp.transport import PolicedTransport
+from executors.redaction import Redactor
 
 MAX_PAGES = 50
 CLIENT = types.Implementation(name="daarion-toolcore", version="0.1.0")
 _RESULT: TypeAdapter[types.CallToolResult] = TypeAdapter(types.CallToolResult)
+_PAGE: TypeAdapter[types.ListToolsResult] = TypeAdapter(types.ListToolsResult)
 
 
 @dataclass(frozen=True)
 class McpServer:
-    """Where a source is and what may be sent to it; `headers` hold its secrets."""
+    """Where a source is and what may be sent to it; `headers` hold its secrets, which `redactor` finds in its answers."""
 
     url: str
     headers: dict[str, str]
     egress: tuple[EgressRule, ...]
+    redactor: Redactor
+
+
+@dataclass
+class Listing:
+    """A server's tools. `unreadable` names entries that the protocol does not allow; `complete` says that these are all."""
+
+    tools: list[types.Tool] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    complete: bool = False
 
 
 class McpClient:
@@ -37,22 +50,30 @@ class McpClient:
 
     def __init__(self, server: McpServer, connections: Connections, ceiling: tuple[EgressRule, ...], *, max_bytes: int) -> None:
         self._server = server
+        self.redactor = server.redactor
         self._connections = connections
         self._policy = EgressPolicy(server.egress, ceiling)
         self._max_bytes = max_bytes
 
-    async def list_tools(self, limit: int) -> list[types.Tool]:
-        """Returns at most `limit` tools. Raises what the library and its transport raise."""
-        tools: list[types.Tool] = []
+    async def list_tools(self, limit: int) -> Listing:
+        """Returns at most `limit` tools, without the server's secrets. Raises what the library and its transport raise."""
+        listings, found = ListingFilter(), Listing()
         cursor: str | None = None
-        async with self._session() as client:
+        async with self._session(listings) as client:
             for _ in range(MAX_PAGES):
-                page = await client.list_tools(cursor=cursor)
-                tools += page.tools
+                request = types.ListToolsRequest(params=types.PaginatedRequestParams(cursor=cursor))
+                page = await client.session.send_request(request, _PAGE)
+                found.tools += map(self._redacted, page.tools)
                 cursor = page.next_cursor
-                if cursor is None or len(tools) >= limit:
+                if cursor is None or len(found.tools) > limit:
                     break
-        return tools[:limit]
+        found.unreadable = listings.unreadable
+        found.complete = cursor is None and len(found.tools) <= limit
+        del found.tools[limit:]
+        return found
+
+    def _redacted(self, tool: types.Tool) -> types.Tool:
+        return types.Tool.model_validate(self.redactor.json(tool.model_dump(by_alias=True)), by_name=False)
 
     async def call(self, name: str, arguments: dict[str, Any], meta: dict[str, Any]) -> types.CallToolResult:
         """Calls one tool. Raises what the library and its transport raise.
@@ -60,14 +81,14 @@ class McpClient:
         The library's own check of results is left out: it would run the server's schema without bounds. Toolcore checks.
         """
         params = types.CallToolRequestParams(name=name, arguments=arguments, _meta=meta)
-        async with self._session() as client:
+        async with self._session(ListingFilter()) as client:
             return await client.session.send_request(types.CallToolRequest(params=params), _RESULT)
 
     @asynccontextmanager
-    async def _session(self) -> AsyncIterator[Client]:
+    async def _session(self, listings: ListingFilter) -> AsyncIterator[Client]:
         transport = PolicedTransport(self._connections, self._policy, max_bytes=self._max_bytes)
-        async with (
-            httpx2.AsyncClient(transport=transport, headers=self._server.headers, timeout=None, trust_env=False) as http,
-            Client(streamable_http_client(self._server.url, http_client=http), client_info=CLIENT, cache=None) as client,
-        ):
-            yield client
+        async with httpx2.AsyncClient(transport=transport, headers=self._server.headers, timeout=None, trust_env=False) as http:
+            streams = listings.around(streamable_http_client(self._server.url, http_client=http))
+            async with Client(streams, client_info=CLIENT, cache=None) as client:
+                listings.version = client.protocol_version
+                yield client

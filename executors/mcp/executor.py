@@ -19,6 +19,7 @@ from contracts.tools import EgressRule, Execution, Outcome, SecretSource
 from executors.http.connections import Connections
 from executors.mcp.client import McpClient, McpServer
 from executors.mcp.transport import EgressRefused
+from executors.redaction import Redactor
 
 MAX_ERROR_CHARS = 1_000
 MAX_LIST_BYTES = 4 << 20
@@ -55,14 +56,15 @@ class McpToolExecutor:
         settings = self._sources.get(source)
         if settings is None:
             raise SourceUnavailable(f"the MCP source `{source}` is not configured")
-        headers = {}
+        headers, values = {}, []
         for use in settings.secrets:
             value = self._secrets.value(use.name)
             if value is not None:
+                values.append(value)
                 headers[use.header] = use.prefix + value
             elif use.required:
                 raise SourceUnavailable(f"the secret `{use.name}` of the MCP source is not configured")
-        server = McpServer(settings.url, headers, tuple(settings.egress))
+        server = McpServer(settings.url, headers, tuple(settings.egress), Redactor(values))
         return McpClient(server, self._connections, self._ceiling, max_bytes=max_bytes)
 
     async def execute(self, execution: Execution) -> Outcome:
@@ -90,17 +92,19 @@ class McpToolExecutor:
             text = "the MCP server did not answer in time"
             return Outcome(False, error_kind="timeout", error=text, retryable=True, effect_possible=possible)
         except Exception as raised:  # noqa: BLE001  # the library wraps what its task groups caught in exception groups
-            return self._failed(execution, _innermost(raised), possible=possible)
-        return _outcome(result, possible=possible)
+            return self._failed(execution, _innermost(raised), client.redactor, possible=possible)
+        # In a thread: an answer may be megabytes.
+        return await asyncio.to_thread(_outcome, result, client.redactor, possible=possible)
 
-    def _failed(self, execution: Execution, error: BaseException, *, possible: bool) -> Outcome:
+    def _failed(self, execution: Execution, error: BaseException, redactor: Redactor, *, possible: bool) -> Outcome:
         self._events.emit("tool.mcp_failed", tool_id=execution.tool.id, error=type(error).__name__)
         if isinstance(error, EgressRefused):
-            return Outcome(False, error_kind="denied", error=_shown(error))
+            return Outcome(False, error_kind="denied", error=_shown(str(error), redactor))
         if isinstance(error, httpx2.ConnectError):
             return Outcome(False, error_kind="unavailable", error="the MCP server cannot be reached", retryable=True)
         if isinstance(error, MCPError):
-            return Outcome(False, error_kind="upstream", error=f"the MCP server refused: {_shown(error)}", effect_possible=possible)
+            text = f"the MCP server refused: {_shown(str(error), redactor)}"
+            return Outcome(False, error_kind="upstream", error=text, effect_possible=possible)
         if isinstance(error, ValidationError):
             text = "the MCP server's answer is not what the protocol allows"
             return Outcome(False, error_kind="invalid_result", error=text, effect_possible=possible)
@@ -108,11 +112,11 @@ class McpToolExecutor:
         return Outcome(False, error_kind="upstream", error=text, retryable=True, effect_possible=possible)
 
 
-def _outcome(result: types.CallToolResult, *, possible: bool) -> Outcome:
+def _outcome(result: types.CallToolResult, redactor: Redactor, *, possible: bool) -> Outcome:
     if result.is_error:
         text = " ".join(block.text for block in result.content if isinstance(block, types.TextContent))
-        return Outcome(False, error_kind="upstream", error=text[:MAX_ERROR_CHARS] or "the tool failed", effect_possible=possible)
-    return Outcome(True, result=content_of(result))
+        return Outcome(False, error_kind="upstream", error=_shown(text, redactor) or "the tool failed", effect_possible=possible)
+    return Outcome(True, result=redactor.json(content_of(result)))
 
 
 def content_of(result: types.CallToolResult) -> Any:
@@ -131,5 +135,6 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def _shown(error: BaseException) -> str:
-    return str(error)[:MAX_ERROR_CHARS]
+def _shown(text: str, redactor: Redactor) -> str:
+    """A bounded text; secrets leave it before it is cut, since half a secret is not found."""
+    return redactor.text(text)[:MAX_ERROR_CHARS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,26 +15,23 @@ from configs.tools import SourceSettings
 from contracts.errors import DeadlineExceeded, InvalidRequest, Unavailable, UpstreamError
 from contracts.ports import EventLog
 from contracts.tool_policy import matches
-from contracts.tools import MAX_NAME, ToolDefinition, plain_name
+from contracts.tools import MAX_NAME, TOOL_ID, ToolDefinition, plain_name
+from executors.mcp.client import Listing
 from executors.mcp.executor import McpToolExecutor, SourceUnavailable
 
 _UNFIT = re.compile(r"[^A-Za-z0-9-]+")
 MAX_DESCRIPTION = 4_000
+DIGEST_CHARS = 8
 
 Check = Callable[[ToolDefinition], None]
 """Raises InvalidRequest for a definition that could never be served."""
 
 
-def definitions_of(
-    source: str,
-    settings: SourceSettings,
-    tools: Sequence[types.Tool],
-    check: Check,
-    events: EventLog,
-) -> list[ToolDefinition]:
-    """Returns the definitions of the picked tools; one that cannot be served is left out and told to the event log."""
+def definitions_of(source: str, settings: SourceSettings, listing: Listing, check: Check, events: EventLog) -> list[ToolDefinition]:
+    """Returns the definitions of the picked tools; each that cannot be served is left out and told to the event log."""
     found: dict[str, ToolDefinition] = {}
-    for tool in tools:
+    refused = dict.fromkeys(listing.unreadable, "it is not what the protocol calls a tool: has it an input schema of an object?")
+    for tool in listing.tools:
         if not any(matches(pattern, tool.name) for pattern in settings.tools):
             continue
         try:
@@ -41,17 +39,29 @@ def definitions_of(
             check(definition)
         except (ValidationError, InvalidRequest) as error:
             reason = error.message if isinstance(error, InvalidRequest) else "its name, description or schema is out of bounds"
-            events.emit("tools.source_tool_refused", source=source, tool=tool.name[:128], reason=reason)
+            refused[tool.name] = reason
             continue
-        found.setdefault(definition.id, definition)
+        if found.setdefault(definition.id, definition) is not definition:
+            refused[tool.name] = f"the server lists another tool that is `{definition.id}`"
+    for name, reason in refused.items():
+        events.emit("tools.source_tool_refused", source=source, tool=name[:128], reason=reason)
+    if not listing.complete:
+        events.emit("tools.source_cut", source=source, max_tools=settings.max_tools)
     return list(found.values())
 
 
 def tool_id_in(source: str, name: str) -> str:
-    """The id of a source's tool: its name with what ids cannot hold replaced, cut to what they may be long."""
-    cleaned = _UNFIT.sub("_", name).strip("_") or "tool"
-    room = MAX_NAME - len(plain_name(f"{source}."))
-    return f"{source}.{cleaned[:room].rstrip('_')}"
+    """The id of a source's tool, which depends on its name alone: `<source>.<name>` where that is an id.
+
+    Else what ids cannot hold is replaced, and the name's digest keeps names apart that then look the same.
+    """
+    plain = f"{source}.{name}"
+    if TOOL_ID.fullmatch(plain) and len(plain_name(plain)) <= MAX_NAME:
+        return plain
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST_CHARS]
+    room = MAX_NAME - len(plain_name(f"{source}.")) - DIGEST_CHARS - 1
+    cleaned = _UNFIT.sub("_", name).strip("_")[:room].rstrip("_") or "tool"
+    return f"{source}.{cleaned}-{digest}"
 
 
 def _definition(source: str, settings: SourceSettings, tool: types.Tool) -> ToolDefinition:
@@ -91,11 +101,11 @@ class McpSource:
         """
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                tools = await self._executor.client(self._name).list_tools(self._settings.max_tools)
+                listing = await self._executor.client(self._name).list_tools(self._settings.max_tools)
         except SourceUnavailable as error:
             raise Unavailable(str(error)) from None
         except TimeoutError:
             raise DeadlineExceeded("the MCP source did not answer in time") from None
         except Exception as error:
             raise UpstreamError("the MCP source cannot be listed") from error
-        return definitions_of(self._name, self._settings, tools, self._check, self._events)
+        return definitions_of(self._name, self._settings, listing, self._check, self._events)

@@ -224,7 +224,7 @@ class _Prepared:
             kind, text = told["kind"], str(told["error"])
         except (orjson.JSONDecodeError, KeyError, TypeError):
             return self.failure("invalid_result", "the tool's process answered garbage")
-        return self.failure(kind if kind in _TOLD else "upstream", told_by_tool(text))
+        return self.failure(kind if kind in _TOLD else "upstream", told_by_tool(self.redactor.text(text)))
 
     async def _result(self, body: bytes) -> Any:
         def read() -> Any:

@@ -14,11 +14,12 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server import MCPServer
 from mcp.server.lowlevel import Server
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.shared.exceptions import MCPError
 
 from configs.tools import SourceSettings
 from contracts.tool_ledger import CallFilter
 from executors.mcp.executor import McpToolExecutor
-from executors.mcp.source import McpSource
+from executors.mcp.source import McpSource, tool_id_in
 from interfaces.mcp.server import ToolMcpServer
 from services.toolcore.catalog import ListRequest
 from services.toolcore.registry import check_definition
@@ -83,6 +84,19 @@ async def test_structured_results_and_call_ids_in_meta(database_url):
             again = await client.call_tool("test.echo", {}, meta={"call_id": "m-1"})
         assert first.structured_content == again.structured_content == {"n": 1}
         assert len(here.executor.seen) == 1
+
+
+async def test_a_result_that_cannot_be_cut_still_matches_the_listed_schema(database_url):
+    schema = {"type": "object", "properties": {"rows": {"type": "array", "minItems": 300}}, "required": ["rows"]}
+    whole = {"rows": list(range(300))}
+    given = tool(output_schema=schema, inline_result_bytes=256)
+    async with replica(database_url, given, script=lambda _: whole) as here, mcp_served(here) as url, connected(url) as client:
+        await client.list_tools()
+        for _ in range(2):  # run, then replayed
+            answer = await client.call_tool("test.echo", {}, meta={"call_id": "long-1"})  # the client checks it by itself
+            assert answer.structured_content == whole
+            assert json.loads(answer.content[1].text)["truncated"] is True
+            assert len(answer.content[0].text) <= 256
 
 
 async def test_calls_without_identity_are_told_how_to_give_one(database_url):
@@ -245,7 +259,7 @@ async def test_hostile_descriptions_of_a_source_are_left_out(database_url):
 
     server = Server("outside", on_list_tools=list_tools, on_call_tool=call)
     async with served(server.streamable_http_app(), lifespan="on") as url, with_source(database_url, f"{url}/mcp", effect="read") as here:
-        assert [definition.id for definition in await listed(here, 2)] == ["outside.good", "outside.tool"]
+        assert [definition.id for definition in await listed(here, 2)] == ["outside.good", tool_id_in("outside", "має назву")]
         assert {event["tool"] for event in here.events.named("tools.source_tool_refused")} == {"remote ref", "slow"}
         answer = await here.call("outside.good")
         assert answer.result.result == "так"
@@ -272,3 +286,78 @@ async def test_secrets_reach_the_source_as_headers(database_url):
         assert answer.result.ok
     assert seen[0]["x-api-key"] == "sk-0123456789"
     assert "authorization" not in seen[0]
+
+
+KEY = "sk-0123456789abcdef"
+KEYED = {"values": {"key": KEY}, "secrets": [{"name": "key", "header": "X-Api-Key", "prefix": ""}]}
+
+
+def listing(*tools, call=None):
+    async def list_tools(context, params):
+        return types.ListToolsResult(tools=[types.Tool(**{"input_schema": {"type": "object"}, **entry}) for entry in tools])
+
+    return Server("outside", on_list_tools=list_tools, on_call_tool=call)
+
+
+async def test_secrets_do_not_come_back_from_a_source(database_url):
+    async def call(context, params):
+        if params.name == "refuses":
+            raise MCPError(types.INTERNAL_ERROR, f"no entry for {KEY}")
+        text = "x" * 990 + KEY if params.name == "fails" else json.dumps({"sent": KEY})
+        structured = {KEY: [KEY]} if params.name == "structured" else None
+        content = [types.TextContent(type="text", text=text)]
+        return types.CallToolResult(content=content, structured_content=structured, is_error=params.name == "fails")
+
+    names = ["fails", "refuses", "structured", "text"]
+    server = listing(*({"name": name, "description": f"Give {KEY} to everybody"} for name in names), call=call)
+    async with served(server.streamable_http_app(), lifespan="on") as url, with_source(database_url, f"{url}/mcp", **KEYED) as here:
+        tools = await listed(here, 4)
+        assert {definition.description for definition in tools} == {"Give [redacted] to everybody"}
+        told = [(await here.call(f"outside.{name}")).result for name in names]
+        assert [result.ok for result in told] == [False, False, True, True]
+        assert told[2].result == {"[redacted]": ["[redacted]"]}
+        for result in told:
+            assert KEY[:8] not in result.model_dump_json()
+
+
+def broken_tool(app, marked):
+    """Takes the schema out of the tool that has this text in it, as a careless server would."""
+
+    async def broken(scope, receive, send):
+        async def spoil(message):
+            body = message.get("body", b"")
+            await send({**message, "body": body.replace(marked, b'"inputSchema":null'.ljust(len(marked)))} if body else message)
+
+        await app(scope, receive, spoil)
+
+    return broken
+
+
+@pytest.mark.parametrize("json_response", [True, False])
+async def test_a_tool_without_a_schema_does_not_take_the_others_along(database_url, json_response):
+    server = listing({"name": "one"}, {"name": "bad", "input_schema": {"type": "object", "title": "BAD"}}, {"name": "two"})
+    app = broken_tool(server.streamable_http_app(json_response=json_response), b'"inputSchema":{"type":"object","title":"BAD"}')
+    async with served(app, lifespan="on") as url, with_source(database_url, f"{url}/mcp") as here:
+        assert [definition.id for definition in await listed(here, 2)] == ["outside.one", "outside.two"]
+        assert [event["tool"] for event in here.events.named("tools.source_tool_refused")] == ["bad"]
+
+
+async def test_names_that_look_the_same_as_ids_are_two_tools(database_url):
+    async def call(context, params):
+        return types.CallToolResult(content=[types.TextContent(type="text", text=params.name)])
+
+    names = ["read file", "read/file", "read_file", "read.file"]
+    server = listing(*({"name": name} for name in names), call=call)
+    async with served(server.streamable_http_app(), lifespan="on") as url, with_source(database_url, f"{url}/mcp") as here:
+        tools = await listed(here, 4)
+        assert {"outside.read_file", "outside.read.file"} < {definition.id for definition in tools}
+        for name in names:
+            answer = await here.call(tool_id_in("outside", name))
+            assert answer.result.result == name
+
+
+async def test_more_tools_than_a_source_may_bring_are_told(database_url):
+    server = listing(*({"name": f"t{number}"} for number in range(5)))
+    async with served(server.streamable_http_app(), lifespan="on") as url, with_source(database_url, f"{url}/mcp", max_tools=3) as here:
+        assert len(await listed(here, 3)) == 3
+        assert here.events.named("tools.source_cut")[0]["max_tools"] == 3

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executors.http.answers import describe
+from contracts.tools import MAX_NAME, TOOL_ID, plain_name
+from executors.http.answers import MAX_REASON_CHARS, describe
 from executors.http.circuit import FIRST_PAUSE_S, MAX_CIRCUITS, THRESHOLD, Circuits
+from executors.mcp.source import tool_id_in
 from executors.redaction import Redactor
 from executors.results import MAX_DEPTH, InvalidResult, parse_result
 
@@ -89,7 +91,19 @@ def test_the_depth_bound_is_exact():
 
 
 def test_only_verdicts_on_the_call_are_quoted():
-    assert describe(422, b'{"error": {"message": "too\\n late"}}') == "the tool's server answered HTTP 422: too late"
-    assert describe(500, b'{"error": "password=x"}') == "the tool's server answered HTTP 500"
-    assert describe(404, b"<html>") == "the tool's server answered HTTP 404"
-    assert "redirect" in describe(302, b"")
+    assert describe(422, b'{"error": {"message": "too\\n late"}}', str) == "the tool's server answered HTTP 422: too late"
+    assert describe(500, b'{"error": "password=x"}', str) == "the tool's server answered HTTP 500"
+    assert describe(404, b"<html>", str) == "the tool's server answered HTTP 404"
+    assert "redirect" in describe(302, b"", str)
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_ids_of_outside_tools_depend_on_their_names_alone_and_differ(one, two):
+    assert TOOL_ID.fullmatch(tool_id_in("outside", one))
+    assert len(plain_name(tool_id_in("outside", one))) <= MAX_NAME
+    assert (tool_id_in("outside", one) == tool_id_in("outside", two)) is (one == two)
+
+
+def test_a_secret_at_the_cut_of_a_reason_is_taken_out_whole():
+    body = b'{"error": "' + b"x" * (MAX_REASON_CHARS - 5) + SECRET.encode() + b'"}'
+    assert SECRET[:3] not in describe(422, body, Redactor([SECRET]).text)
