@@ -21,10 +21,10 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from contracts.errors import DaarionError, MethodNotAllowed, Unavailable
-from contracts.tools import ToolCallRequest, ToolCallResult
+from contracts.tools import ToolCallRequest
 from interfaces.http.errors import invalid_body
 from interfaces.tool_answers import call_body
-from services.toolcore.calls import ToolCalls
+from services.toolcore.calls import Reply, ToolCalls
 from services.toolcore.catalog import Catalog
 from services.toolcore.registry import Tool
 
@@ -101,7 +101,7 @@ class ToolMcpServer:
         except ValidationError as error:
             return _refused(f"{invalid_body(error).message} (identity: headers X-Agent-Id and X-Microdao-Id)")
         reply = await self._calls().call(request, via="mcp", request_id=_request_id(context))
-        return _answer(reply.result)
+        return _answer(reply)
 
 
 def _identity(context: Context) -> tuple[str | None, str | None]:
@@ -137,15 +137,19 @@ def _described(tool: Tool) -> types.Tool:
     )
 
 
-def _answer(result: ToolCallResult) -> types.CallToolResult:
-    """The result as structured content where it is an object, and always as JSON text."""
+def _answer(reply: Reply) -> types.CallToolResult:
+    """The result as structured content where it is an object, and always as JSON text.
+
+    Clients check structured content against the schema that was listed, and fail without any: where no cut matches it, the whole goes out.
+    """
+    result = reply.result
     if not result.ok:
         return types.CallToolResult(content=[_text(call_body(result))], is_error=True)
     content = [_text(result.result)]
     if result.truncated:
         content.append(_text({"truncated": True, "result_ref": result.result_ref and result.result_ref.model_dump(exclude_none=True)}))
-    structured = result.result if isinstance(result.result, dict) else None
-    return types.CallToolResult(content=[*content], structured_content=structured)
+    value = result.result if reply.whole is None else orjson.loads(reply.whole)
+    return types.CallToolResult(content=[*content], structured_content=value if isinstance(value, dict) else None)
 
 
 def _refused(error: str) -> types.CallToolResult:

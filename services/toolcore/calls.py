@@ -13,7 +13,7 @@ from contracts.ports import EventLog
 from contracts.tool_ledger import CallIntent, RecordedCall, ToolLedger, Via
 from contracts.tools import Decision, Execution, Outcome, ResultReference, ToolCallRequest, ToolCallResult, ToolExecutor
 from contracts.usage import storable_text
-from services.toolcore.outcomes import INDETERMINATE, Checked, check_outcome, failed, kept_result, recall, refusal, timed_out, told
+from services.toolcore.outcomes import INDETERMINATE, Checked, check_outcome, failed, kept_result, recall, refusal, timed_out, told, uncut
 from services.toolcore.policy import Policy
 from services.toolcore.recorder import Recorder
 from services.toolcore.registry import Registry, Tool
@@ -28,11 +28,15 @@ LONGEST_LOOK_S = 0.5
 
 @dataclass(frozen=True)
 class Reply:
-    """The answer, and whether the call ran (now or before) rather than being refused. `reference` leads to a kept result."""
+    """The answer, and whether the call ran (now or before) rather than being refused. `reference` leads to a kept result.
+
+    `whole` is the result's JSON text where no cut of it matches the tool's output schema, so that `result` shows nothing.
+    """
 
     result: ToolCallResult
     executed: bool
     reference: ResultReference | None = None
+    whole: str | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ class ToolCalls:
         kept_until = None if recorded.result_kept_until is None else recorded.result_kept_until.isoformat()
         reference = kept_result(checked, str(recorded.id), kept_until)
         result = _identified(told(checked, reference), call, version=recorded.tool_version, replayed=True)
-        return Reply(result, executed=True, reference=reference)
+        return Reply(result, executed=True, reference=reference, whole=uncut(call.tool, checked))
 
     async def _run(self, call: _Call, record_id: UUID, attempt: int) -> Reply:
         """Executes and records; the record is written even when the caller leaves meanwhile."""
@@ -201,7 +205,7 @@ class ToolCalls:
             return await self._refuse(intent, _STILL_RUNNING)
         reference = kept_result(checked, str(recorded_as))
         result = _identified(told(checked, reference), call, version=call.intent.tool_version)
-        return Reply(result, executed=True, reference=reference)
+        return Reply(result, executed=True, reference=reference, whole=uncut(call.tool, checked))
 
     async def _execute(self, tool: Tool, execution: Execution) -> Outcome:
         executor = self._executors.get(tool.definition.executor)

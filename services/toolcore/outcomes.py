@@ -98,6 +98,11 @@ def kept_result(checked: Checked, record_id: str, expires_at: str | None = None)
     return ResultReference(id=record_id, bytes=len(text.encode()), items=checked.settlement.result_items, expires_at=expires_at)
 
 
+def uncut(tool: Tool, checked: Checked) -> str | None:
+    """Returns the whole result's JSON text where no cut of it matches the output schema."""
+    return checked.settlement.result if checked.truncated and checked.shown is None and tool.output is not None else None
+
+
 def told(checked: Checked, reference: ResultReference | None) -> ToolCallResult:
     """Returns the answer to a call that ran, now or before."""
     settlement = checked.settlement
