@@ -11,7 +11,7 @@ from typing import Any
 from contracts.agents import AgentMemory, AgentTools, Blueprint, ChatModel, ModelRequest
 from contracts.deadline import Deadline
 from contracts.errors import ContextLengthExceeded, DaarionError, NotFound, Unavailable
-from contracts.llm import ProxyResponse, ToolCall
+from contracts.llm import NO_ARGUMENTS, ProxyResponse, ToolCall
 from contracts.memory import MAX_QUERY_CHARS, Item
 from contracts.messaging import MAX_RECENT, ChannelMessage, Messaging
 from contracts.tools import ToolDefinition
@@ -382,6 +382,6 @@ def _add_results(dialogue: Dialogue, answer: ProxyResponse, reading: Reading, ou
 
 
 def _as_sent(place: int, call: WantedCall, given: ToolCall) -> dict[str, Any]:
-    """A native call as it stands in the next prompt; arguments that are no JSON object would be refused there."""
-    function = {"name": given["function"]["name"], "arguments": given["function"]["arguments"] if call.problem is None else "{}"}
+    """A native call as it stands in the next prompt; arguments that are no JSON object (none, `null`) would be refused there."""
+    function = {"name": given["function"]["name"], "arguments": given["function"]["arguments"] if call.args else NO_ARGUMENTS}
     return {"id": given["id"] or f"call_{place}", "type": "function", "function": function}

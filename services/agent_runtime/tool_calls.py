@@ -78,10 +78,8 @@ def read_text(text: str) -> Reading:
 
 
 def _native(call: ToolCall) -> WantedCall:
-    tool_id, arguments, call_id = tool_id_of(call["function"]["name"]), call["function"]["arguments"], call["id"]
-    if arguments.strip() in {"", "null"}:
-        return WantedCall(tool_id, {}, call_id)
-    value = _object(arguments)
+    tool_id, call_id = tool_id_of(call["function"]["name"]), call["id"]
+    value = _arguments(call["function"]["arguments"])
     return WantedCall(tool_id, id=call_id, problem=_NOT_AN_OBJECT) if value is None else WantedCall(tool_id, value, call_id)
 
 
@@ -121,7 +119,7 @@ def _named(name: str, args: Any) -> WantedCall:
     if args is None:
         args = {}
     elif isinstance(args, str):
-        args = {} if args.strip() in {"", "null"} else _object(args)
+        args = _arguments(args)
     return WantedCall(tool_id, args) if isinstance(args, dict) else WantedCall(tool_id, problem=_NOT_AN_OBJECT)
 
 
@@ -153,10 +151,8 @@ def _from_line(lines: Sequence[str], number: int) -> tuple[WantedCall, int]:
     if match is None:
         return WantedCall("", problem="a TOOL: line needs the tool's name and one JSON object"), 1
     tool_id, rest = tool_id_of(match["name"]), match["rest"].strip()
-    if not rest:
-        return WantedCall(tool_id), 1
     used = 1
-    while (value := _object(rest)) is None and rest.startswith("{") and used < MAX_ARGUMENT_LINES:
+    while (value := _arguments(rest)) is None and rest.startswith("{") and used < MAX_ARGUMENT_LINES:
         following = number + used
         if following >= len(lines) or _MARK.match(lines[following]) or _FENCE.match(lines[following]):
             break
@@ -165,6 +161,11 @@ def _from_line(lines: Sequence[str], number: int) -> tuple[WantedCall, int]:
     if value is None:
         return WantedCall(tool_id, problem=_NOT_AN_OBJECT), 1
     return WantedCall(tool_id, value), used
+
+
+def _arguments(text: str) -> dict[str, Any] | None:
+    """A call's arguments, or None; models that have none to give say so in several ways."""
+    return {} if text.strip() in {"", "null", '""'} else _object(text)
 
 
 def _object(text: str) -> dict[str, Any] | None:

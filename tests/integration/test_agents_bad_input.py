@@ -178,6 +178,15 @@ async def test_a_call_that_could_not_be_read_may_be_made_as_it_was_meant(here, a
     assert [execution.args for execution in here.executed] == [{}]
 
 
+@pytest.mark.parametrize("arguments", ["", "  ", "null", '""'])
+async def test_a_call_without_arguments_is_made_and_said_again_as_an_empty_object(here, arguments):
+    here.model.script(Thought(calls=[("notes__read", arguments)]), Thought("Готово."))
+    assert (await here.ask(await here.channel(), "Прочитай"))["reply"] == "Готово."
+    assert [execution.args for execution in here.executed] == [{}]
+    (call,) = here.model.bodies[-1]["messages"][-2]["tool_calls"]
+    assert call["function"]["arguments"] == "{}"
+
+
 async def test_calls_that_were_too_many_may_be_made_in_the_next_step(here):
     here.use(blueprint(tools=NAMES, write_after_untrusted=True, limits={"tool_calls": 10, "calls_per_step": 2}))
     calls = [("notes__read", {"n": number}) for number in range(4)]

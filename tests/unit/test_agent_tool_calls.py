@@ -113,10 +113,17 @@ def test_native_arguments_that_are_no_object_are_a_problem(arguments):
     assert call.problem
 
 
-@pytest.mark.parametrize("arguments", ["", " ", "null", "{}"])
+@pytest.mark.parametrize("arguments", ["", " ", "null", "{}", '""'])
 def test_no_arguments_are_an_empty_object(arguments):
-    (call,) = read_answer(answer(calls=[("projects__list", arguments)])).calls
-    assert (call.args, call.problem) == ({}, None)
+    told = [{"name": "projects.list", "arguments": arguments}]
+    for reading in (
+        read_answer(answer(calls=[("projects__list", arguments)])),
+        read_text(json.dumps({"tool_calls": told})),
+        read_text(json.dumps({"tool": "projects.list", "args": arguments})),
+        read_text(f"TOOL: projects.list {arguments}"),
+    ):
+        (call,) = reading.calls
+        assert (call.tool_id, call.args, call.problem) == ("projects.list", {}, None)
 
 
 @pytest.mark.parametrize(
