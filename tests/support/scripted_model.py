@@ -22,6 +22,7 @@ class Thought:
     status: int = 200
     delay_s: float = 0.0
     until: asyncio.Event | None = None
+    reasoning: str | None = None
 
 
 Mind = Callable[[dict[str, Any]], Thought]
@@ -65,6 +66,8 @@ class ScriptedModel:
         if thought.status != 200:
             return web.json_response({"error": {"message": "no", "type": "server_error", "code": None}}, status=thought.status)
         message: dict[str, Any] = {"role": "assistant", "content": thought.text or None}
+        if thought.reasoning is not None:
+            message["reasoning_content"] = thought.reasoning
         if thought.calls:
             message["tool_calls"] = [
                 {"id": f"call_{len(self.bodies)}_{place}", "type": "function", "function": {"name": name, "arguments": _text(arguments)}}
