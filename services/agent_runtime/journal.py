@@ -20,12 +20,18 @@ ANSWER = "answer"
 @dataclass(frozen=True)
 class Beginning:
     """What a run began with. `model` is the one that its blueprint was fitted to; `tools` are the effects of the tools it was given,
-    by id, and empty where Toolcore could not be asked.
+    by id, and empty where Toolcore could not be asked. `outside`: one of them was described by a stranger.
     """
 
     known: Known
     model: str | None = None
     tools: Mapping[str, Effect] = field(default_factory=dict)
+    outside: bool = False
+
+    @property
+    def tainted(self) -> bool:
+        """Whether the run began with something that nobody vouches for."""
+        return bool(self.known.memories or self.known.context.earlier or self.outside)
 
 
 def beginning_entry(beginning: Beginning) -> dict[str, Any]:
@@ -35,6 +41,7 @@ def beginning_entry(beginning: Beginning) -> dict[str, Any]:
         "is": KNOWN,
         "model": beginning.model,
         "tools": dict(beginning.tools),
+        "outside": beginning.outside,
         "question": asdict(known.context.question),
         "earlier": [message.model_dump(mode="json", exclude_none=True) for message in known.context.earlier],
         "memories": [item.model_dump(mode="json", exclude_none=True) for item in known.memories],
@@ -48,7 +55,7 @@ def beginning_of(journal: Sequence[dict[str, Any]]) -> Beginning | None:
             earlier = tuple(ChannelMessage.model_validate(message) for message in entry["earlier"])
             memories = tuple(Item.model_validate(item) for item in entry["memories"])
             known = Known(Context(Question(**entry["question"]), earlier), memories)
-            return Beginning(known, entry.get("model"), entry.get("tools") or {})
+            return Beginning(known, entry.get("model"), entry.get("tools") or {}, bool(entry.get("outside")))
     return None
 
 

@@ -117,7 +117,7 @@ class Pipeline:
         dialogue = Dialogue(blueprint, run.nonce, _with_tools(known, allowed), allowed or [], run.invocation.payload.rewrite_prompt)
         toolbox = Toolbox(blueprint, run, self.ports.tools, allowed or [], given=beginning.tools)
         recorded = answers_of(run.journal)
-        tainted, final = bool(known.memories or known.context.earlier), False
+        tainted, final = beginning.tainted, False
         choices: Choices | None = None
         for number in range(limits.steps):
             final = not recorded and (final or _is_last(number, recorder, blueprint, toolbox, deadline))
@@ -139,6 +139,7 @@ class Pipeline:
                 continue
             calls = toolbox.readable(reading.calls)
             final = toolbox.is_repeat(calls)
+            tainted = tainted or (not is_recorded and any(tool.outside for tool in toolbox.allowed))
             outcomes = await self._call(recorder, toolbox, calls, Turn(number, tainted, is_recorded), deadline)
             _add_results(dialogue, answer, reading, outcomes)
             tainted, choices = True, choices_of(blueprint.answer, outcomes)
@@ -164,8 +165,9 @@ class Pipeline:
         """What was said, what is remembered and which tools there are; written down, so that a resumed run goes on from the same."""
         context = await self._context(recorder, blueprint, deadline)
         memories = await self._memories(recorder, blueprint, context, deadline)
-        effects = {tool.id: tool.effect for tool in await tools or []}
-        beginning = Beginning(Known(context, tuple(memories)), model, effects)
+        given = await tools or []
+        effects = {tool.id: tool.effect for tool in given}
+        beginning = Beginning(Known(context, tuple(memories)), model, effects, any(tool.outside for tool in given))
         recorder.run.journal.append(beginning_entry(beginning))
         recorder.run.memory_ids = [item.id for item in memories]
         recorder.save_soon()  # nothing has been done yet: an attempt that ends here leaves nothing that the next one must know

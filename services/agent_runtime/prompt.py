@@ -18,7 +18,7 @@ from contracts.memory import Item
 from contracts.messaging import ChannelMessage
 from contracts.tools import ToolDefinition, plain_name
 from services.agent_runtime.context import Context, window
-from services.agent_runtime.envelope import rule, sealed
+from services.agent_runtime.envelope import rule, sealed, sealed_schema
 from services.agent_runtime.texts import clean, cut, cut_to_tokens
 
 MEMORY_SHARE = 0.4
@@ -82,8 +82,8 @@ class Dialogue:
                 "type": "function",
                 "function": {
                     "name": plain_name(tool.id),
-                    "description": tool.description or tool.name,
-                    "parameters": _offered(tool),
+                    "description": self._vouched(tool, tool.description or tool.name),
+                    "parameters": sealed_schema(_offered(tool), self.nonce, _source(tool)) if tool.outside else _offered(tool),
                 },
             }
             for tool in self.tools
@@ -113,8 +113,13 @@ class Dialogue:
         lines = [HOW_TO_CALL[self.blueprint.tool_mode], "Tools:"]
         for tool in self.tools:
             schema = orjson.dumps(_offered(tool)).decode()
-            lines.append(f"- {tool.id}: {tool.description or tool.name} Arguments (JSON Schema): {schema}")
+            told = self._vouched(tool, f"{tool.description or tool.name} Arguments (JSON Schema): {schema}")
+            lines.append(f"- {tool.id}: {told}")
         return "\n".join(lines)
+
+    def _vouched(self, tool: ToolDefinition, text: str) -> str:
+        """What a tool says of itself: ours as it is, an outside server's as data."""
+        return sealed(text, self.nonce, _source(tool)) if tool.outside else text
 
     def _background(self) -> str:
         budget = int(self.blueprint.limits.context_tokens * self.scale)
@@ -162,6 +167,10 @@ def assistant_message(content: str, tool_calls: Sequence[Mapping[str, Any]] | No
     if tool_calls:
         message["tool_calls"] = [dict(call) for call in tool_calls]
     return message
+
+
+def _source(tool: ToolDefinition) -> str:
+    return f"description of {tool.id}"
 
 
 def _offered(tool: ToolDefinition) -> dict[str, Any]:
