@@ -7,6 +7,7 @@ YAML gives, through `secret()`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -24,7 +25,8 @@ MIN_PUBLIC_SECRET_CHARS = 16
 class Environment:
     """The process environment, read once.
 
-    `data_dir` and `config_dir` are absolute. Secrets are hidden from `repr`. `serve_proxy` is `haproxy` or `python`.
+    `data_dir` and `config_dir` are absolute. `allowed_hosts` are names, in lower case and without a port, under which callers
+    reach the ingress beside those of loopback. Secrets are hidden from `repr`. `serve_proxy` is `haproxy` or `python`.
     `model` is served by the chat engine in place of the configured one: a folder or a hub id.
     """
 
@@ -32,6 +34,7 @@ class Environment:
     config_dir: Path
     host: str
     port: int
+    allowed_hosts: frozenset[str]
     database_url: str | None = field(repr=False)
     nats_url: str | None = field(repr=False)
     internal_secret: str | None = field(repr=False)
@@ -67,7 +70,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     """Reads and checks the environment (or `variables` in its place).
 
     Raises:
-        ConfigurationError: a port that is no port, or a public address without a secret or with a short one.
+        ConfigurationError: a port that is no port, a host name that is none, or a public address without a secret or with a short one.
     """
     source = dict(os.environ if variables is None else variables)
 
@@ -79,6 +82,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         config_dir=Path(text("DAARION_CONFIG_DIR") or REPOSITORY / "configs").expanduser().absolute(),
         host=text("DAARION_HOST") or "127.0.0.1",
         port=_port(text("DAARION_PORT")),
+        allowed_hosts=_hosts(text("DAARION_ALLOWED_HOSTS") or ""),
         database_url=text("DATABASE_URL"),
         nats_url=text("NATS_URL"),
         internal_secret=text("DAARION_INTERNAL_SECRET"),
@@ -137,6 +141,14 @@ def _serve_proxy(value: str | None) -> str:
     if proxy in {"haproxy", "python"}:
         return proxy
     raise ConfigurationError(f"DAARION_SERVE_PROXY={value!r} is no ingress: give haproxy or python")
+
+
+def _hosts(value: str) -> frozenset[str]:
+    hosts = frozenset(host.strip().lower() for host in value.split(",") if host.strip())
+    for host in hosts:
+        if not re.fullmatch(r"[a-z0-9._-]+", host):
+            raise ConfigurationError(f"DAARION_ALLOWED_HOSTS: {host!r} is no host name: give names alone, without scheme and port")
+    return hosts
 
 
 def _port(value: str | None) -> int:

@@ -10,9 +10,12 @@
     ├── NotFound                     404
     │   └── UnknownModel             404
     ├── MethodNotAllowed             405
+    ├── RequestTimeout               408  the client sent its request too slowly
     ├── Conflict                     409
     │   └── IdempotencyConflict      409
     ├── PayloadTooLarge              413
+    ├── UnsupportedMediaType         415
+    ├── MisdirectedRequest           421  asked for under a name that is not this machine's
     ├── RateLimited                  429  our own limit
     │   └── OverLimit                429  more than the limit ever gives: a retry does not help
     ├── UpstreamError                502
@@ -144,6 +147,14 @@ class MethodNotAllowed(DaarionError):
     type = "method_not_allowed"
 
 
+class RequestTimeout(DaarionError):
+    """The request did not arrive in time."""
+
+    status = 408
+    type = "request_timeout"
+    retryable = True
+
+
 class Conflict(DaarionError):
     """The same identity was used for something else."""
 
@@ -162,6 +173,20 @@ class PayloadTooLarge(DaarionError):
 
     status = 413
     type = "payload_too_large"
+
+
+class UnsupportedMediaType(DaarionError):
+    """The body's content type is not one that the route takes."""
+
+    status = 415
+    type = "unsupported_media_type"
+
+
+class MisdirectedRequest(DaarionError):
+    """The request names a host that this ingress does not answer for."""
+
+    status = 421
+    type = "misdirected_request"
 
 
 class RateLimited(DaarionError):

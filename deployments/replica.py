@@ -44,7 +44,7 @@ def access_control(environment: Environment) -> AccessControl:
     host = serve_host()
     if host is not None:
         refuse_open_ingress(host, environment, f"Serve's http_options.host {host}")
-    return AccessControl(environment.internal_secret, environment.admin_secret)
+    return AccessControl(environment.internal_secret, environment.admin_secret, environment.allowed_hosts)
 
 
 def serve_host() -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from contracts.errors import DaarionError, InvalidRequest, PayloadTooLarge
+from contracts.errors import DaarionError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from contracts.tools import ErrorKind, ToolCallRequest, ToolCallResult
 from interfaces.http.errors import invalid_body
 from services.toolcore.calls import ToolCalls
@@ -28,7 +28,7 @@ def unreadable(error: ValidationError | DaarionError, request_id: str | None = N
     kind: ErrorKind = "invalid_args"
     if isinstance(leaf, PayloadTooLarge):
         kind = "too_large"
-    elif not isinstance(leaf, InvalidRequest):
+    elif not isinstance(leaf, InvalidRequest | UnsupportedMediaType):
         kind = "unavailable" if leaf.retryable else "internal"
     return ToolCallResult(ok=False, error=leaf.message, error_kind=kind, retryable=leaf.retryable, request_id=request_id)
 

@@ -1,19 +1,21 @@
-"""Who may call: shared secrets, compared in constant time."""
+"""Who may call: shared secrets, compared in constant time, and no page of another site in somebody's browser."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
+from ipaddress import ip_address
 
-from contracts.errors import Forbidden, Unauthorized
+from contracts.errors import Forbidden, MisdirectedRequest, Unauthorized
 from contracts.limits import ANONYMOUS
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 NAME_ROUNDS = 50_000
 NAME_DIGITS = 12
+_FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 
 
 class AccessControl:
@@ -22,12 +24,17 @@ class AccessControl:
     Without any secret configured, presented credentials are ignored and everything is open (the ingress binds loopback
     then). With only one of them configured, that one is demanded for what it opens; admin routes without an admin secret
     stay closed.
+
+    Whatever is configured, a browser's request for a page of another origin is refused. While nothing is configured, so is one
+    for another host than loopback's names: a page whose own name leads to loopback would be of this origin. `allowed_hosts`
+    are further names, without a port, of which both may be.
     """
 
-    def __init__(self, internal_secret: str | None, admin_secret: str | None) -> None:
+    def __init__(self, internal_secret: str | None, admin_secret: str | None, allowed_hosts: Collection[str] = ()) -> None:
         self._internal = _digestible(internal_secret)
         self._admin = _digestible(admin_secret)
         self.enforced = bool(self._internal or self._admin)
+        self._allowed_hosts = frozenset(allowed_hosts)
         for secret in (self._internal, self._admin):
             if secret:
                 credential_name(secret)  # made here, not on the way of the first request
@@ -35,12 +42,40 @@ class AccessControl:
     def check(self, headers: Headers, *, admin: bool) -> str:
         """Returns the name of the credential, `anonymous` where none is demanded.
 
-        Raises Unauthorized without a valid credential, Forbidden when it does not open admin routes.
+        Raises:
+            MisdirectedRequest: without a secret configured, for a host that is not allowed.
+            Forbidden: for a page of another origin, or when a valid credential does not open admin routes.
+            Unauthorized: without a valid credential.
         """
-        if not self.enforced:
-            return ANONYMOUS
+        host, origin, is_foreign = b"", None, False
+        presented: list[bytes] = []
+        for name, value in headers:
+            if name == b"x-internal-secret":
+                presented.append(value.strip())
+            elif name == b"authorization" and value[:7].lower() == b"bearer ":
+                presented.append(value[7:].strip())
+            elif name == b"host":
+                host = value
+            elif name == b"origin":
+                origin = value
+            elif name == b"sec-fetch-site":
+                is_foreign = value in _FOREIGN_SITES
+        if host and not self.enforced and not (is_loopback_host(host) or host_name(host) in self._allowed_hosts):
+            raise MisdirectedRequest(
+                "this host is not answered for without a secret: use 127.0.0.1 or localhost, or list it in DAARION_ALLOWED_HOSTS"
+            )
+        if is_foreign if origin is None else not self._is_own(origin, host):
+            raise Forbidden("pages of another site may not call: list a host whose pages may in DAARION_ALLOWED_HOSTS")
+        return self._credential(presented[:2], admin=admin) if self.enforced else ANONYMOUS
+
+    def _is_own(self, origin: bytes, host: bytes) -> bool:
+        """Whether a page of this origin came from here, or from a host that is allowed; `null` is nobody's."""
+        place = origin.partition(b"://")[2]
+        return place.lower() == host.lower() != b"" or host_name(place) in self._allowed_hosts
+
+    def _credential(self, found: list[bytes], *, admin: bool) -> str:
         is_internal = is_admin = False
-        for presented in _presented(headers):
+        for presented in found:
             # Both are always compared, so that the time taken tells nothing.
             is_admin |= self._admin is not None and hmac.compare_digest(presented, self._admin)
             is_internal |= self._internal is not None and hmac.compare_digest(presented, self._internal)
@@ -58,14 +93,20 @@ def credential_name(secret: bytes) -> str:
     return f"key-{digest.hex()[:NAME_DIGITS]}"
 
 
-def _presented(headers: Headers) -> list[bytes]:
-    found = []
-    for name, value in headers:
-        if name == b"x-internal-secret":
-            found.append(value.strip())
-        elif name == b"authorization" and value[:7].lower() == b"bearer ":
-            found.append(value[7:].strip())
-    return found[:2]
+@lru_cache(maxsize=256)
+def is_loopback_host(host: bytes) -> bool:
+    """Whether a `Host` names loopback: `localhost`, 127.0.0.0/8 or ::1, with any port."""
+    name = host_name(host)
+    try:
+        return name == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def host_name(host: bytes) -> str:
+    """Returns the name in a `Host`, in lower case, without its port and an IPv6 address's brackets."""
+    text = host.decode("latin-1").lower()
+    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
 
 
 def _digestible(secret: str | None) -> bytes | None:

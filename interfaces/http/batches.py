@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from contracts.batches import MAX_BATCH_BYTES, MAX_REQUESTS, Batch, BatchFilter, BatchPage, BatchRequest, ItemResult, NewBatch
-from contracts.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from contracts.errors import InvalidRequest, Overloaded, RequestTimeout
 from contracts.llm import Identifier
-from interfaces.http.bodies import read_bounded
+from interfaces.http.bodies import read_json
 from interfaces.http.errors import JsonResponse, invalid_body
 from interfaces.http.identity import microdao_of
 from interfaces.http.routing import add_route
@@ -49,9 +49,9 @@ class BatchRoutes:
         with self._place():
             try:
                 async with asyncio.timeout(READ_TIMEOUT_S):
-                    raw = await read_bounded(request, MAX_BATCH_BYTES)
+                    raw = await read_json(request, MAX_BATCH_BYTES)
             except TimeoutError:
-                raise DeadlineExceeded(f"the body did not arrive within {READ_TIMEOUT_S:g} s") from None
+                raise RequestTimeout(f"the body did not arrive within {READ_TIMEOUT_S:g} s") from None
             # Off the event loop: thousands of requests take a while to check.
             requests = await asyncio.to_thread(_requests, raw)
             batch = await self.batches().submit(requests)

@@ -8,9 +8,11 @@ from typing import TypeVar
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
-from contracts.errors import InvalidRequest, PayloadTooLarge
+from contracts.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from interfaces.http.access import Headers
 
 MAX_BODY_BYTES = 8 << 20
+_LINES = frozenset({b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/json"})
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -20,17 +22,51 @@ async def read_model(request: Request, model: type[Model], max_bytes: int = MAX_
 
     Raises:
         PayloadTooLarge: over `max_bytes`, whether announced or not.
+        UnsupportedMediaType: not sent as JSON.
         InvalidRequest: empty, or no UTF-8.
         ValidationError: not what the model asks for; the one error mapping turns it into a 400.
     """
-    body = await read_bounded(request, max_bytes)
+    body = await read_json(request, max_bytes)
     if not body or body.isspace():
         raise InvalidRequest("the body is empty: send a JSON object")
     return model.model_validate_json(body)
 
 
-async def read_bounded(request: Request, max_bytes: int) -> bytes:
-    """Returns the raw body. Raises PayloadTooLarge."""
+async def read_json(request: Request, max_bytes: int) -> bytes:
+    """Returns the raw body, which may be empty.
+
+    Raises:
+        PayloadTooLarge: over `max_bytes`, whether announced or not.
+        UnsupportedMediaType: there is a body, and it was not sent as JSON.
+    """
+    body = await _read_bounded(request, max_bytes)
+    if body:
+        require_json(request.scope["headers"])
+    return body
+
+
+def require_json(headers: Headers) -> None:
+    """Raises UnsupportedMediaType unless a body was sent as JSON: a page of any site may send other types without being asked."""
+    media_type = _media_type(headers)
+    if media_type != b"application/json" and not (media_type.startswith(b"application/") and media_type.endswith(b"+json")):
+        raise UnsupportedMediaType("send JSON with `Content-Type: application/json`")
+
+
+def require_lines(headers: Headers) -> None:
+    """Raises UnsupportedMediaType unless a body was sent as lines of JSON."""
+    if _media_type(headers) not in _LINES:
+        raise UnsupportedMediaType("send lines of JSON with `Content-Type: application/x-ndjson`")
+
+
+def _media_type(headers: Headers) -> bytes:
+    found = b""
+    for name, value in headers:
+        if name == b"content-type":
+            found = value.partition(b";")[0].strip().lower()
+    return found
+
+
+async def _read_bounded(request: Request, max_bytes: int) -> bytes:
     if _announced(request.scope["headers"]) > max_bytes:
         raise _too_large(max_bytes)
     parts: list[bytes] = []

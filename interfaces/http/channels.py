@@ -30,7 +30,7 @@ from contracts.channels import (
 from contracts.errors import Forbidden, InvalidRequest
 from contracts.workspace import Page
 from interfaces.http.access import Headers
-from interfaces.http.bodies import read_bounded, read_model
+from interfaces.http.bodies import read_json, read_model
 from interfaces.http.errors import JsonResponse, as_leaf
 from interfaces.http.live_events import HEARTBEAT, HELLO, LiveEvents, named_event
 from interfaces.http.routing import add_route
@@ -127,7 +127,7 @@ class ChannelRoutes:
 
     async def post_as_agent(self, request: Request) -> Response:
         """`POST /agents/{agent_id}/post-to-channel`, with a JSON body or, without any body, with query parameters."""
-        body = await read_bounded(request, MAX_BODY_BYTES)
+        body = await read_json(request, MAX_BODY_BYTES)
         post = AgentPost.model_validate_json(body) if body.strip() else AgentPost.model_validate(dict(request.query_params))
         agent_id = request.path_params["agent_id"]
         stored, created = await self.channels.post_as_agent(agent_id, post, _tenant(request), _key(request))

@@ -34,7 +34,7 @@ from contracts.memory import (
     Tenant,
 )
 from contracts.memory_ports import KnowledgeBase, MemoryAdministration, MemoryRecords
-from interfaces.http.bodies import read_model
+from interfaces.http.bodies import read_model, require_lines
 from interfaces.http.errors import JsonResponse, invalid_body
 from interfaces.http.health import add_health_routes
 from interfaces.http.routing import add_route, new_router
@@ -114,6 +114,7 @@ class MemoryRoutes:
     async def restore(self, request: Request) -> Response:
         """`POST /import`: an export's lines, for the tenant of the query string."""
         tenant = _Identity.model_validate(dict(request.query_params))
+        require_lines(request.scope["headers"])
         imported = total = 0
         async for batch in _import_batches(request):
             imported += await self.cases().remembering.restore(tenant, batch)

@@ -55,13 +55,20 @@ def add_route(
     errors: tuple[int, ...] = (),
     status: int = 200,
 ) -> None:
-    """Adds one documented route. `media_type` describes an answer that is no JSON model, such as an event stream."""
+    """Adds one documented route.
+
+    `media_type` describes an answer that is no JSON model, such as an event stream. What every route that demands a credential or
+    takes a body may refuse stands beside `errors` by itself.
+    """
     extra: dict[str, Any] = {}
+    if 401 in errors:
+        errors = (*errors, 403, 421)
     if body is not None:
+        errors = (*errors, 408, 415)
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _schema(body)}}}
     if query is not None:
         extra["parameters"] = _parameters(query)
-    answers: dict[int | str, dict[str, Any]] = {code: {"$ref": "#/components/responses/Error"} for code in errors}
+    answers: dict[int | str, dict[str, Any]] = {code: {"$ref": "#/components/responses/Error"} for code in sorted(set(errors))}
     if media_type is not None:
         answers[status] = {"description": summary, "content": {media_type: {}}}
     router.add_api_route(

@@ -14,11 +14,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from contracts.errors import DaarionError, InvalidRequest, PayloadTooLarge
+from contracts.errors import DaarionError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from contracts.health import Health
 from contracts.tool_ledger import CallFilter, CallPage
 from contracts.tools import ErrorKind, ToolCallRequest, ToolCallResult, ToolDefinition
-from interfaces.http.bodies import read_bounded, read_model
+from interfaces.http.bodies import read_json, read_model
 from interfaces.http.errors import JsonResponse
 from interfaces.http.health import add_health_routes
 from interfaces.http.routing import add_route, new_router
@@ -65,8 +65,8 @@ class ToolRoutes:
         request_id = request.state.request_id
         try:
             dry_run = _flag(request, "dry_run")
-            wanted = ToolCallRequest.model_validate_json(await read_bounded(request, MAX_CALL_BYTES))
-        except (ValidationError, InvalidRequest, PayloadTooLarge) as error:
+            wanted = ToolCallRequest.model_validate_json(await read_json(request, MAX_CALL_BYTES))
+        except (ValidationError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType) as error:
             return call_refusal(error, request_id)
         if dry_run:
             return await self._dry_run(wanted, request_id)
@@ -98,7 +98,7 @@ class ToolRoutes:
 
     async def put_tool(self, request: Request) -> Response:
         """`PUT /{tool_id}`."""
-        body = await read_bounded(request, MAX_DEFINITION_BYTES)
+        body = await read_json(request, MAX_DEFINITION_BYTES)
         definition = _definition(body, request.path_params["tool_id"])
         tool, is_new = await self.admin().put(definition)
         return JsonResponse(tool, status_code=201 if is_new else 200)
@@ -159,7 +159,8 @@ def is_admin_route(method: str, path: str) -> bool:
 def call_refusal(error: ValidationError | DaarionError, request_id: str) -> JsonResponse:
     """The answer to a call that could not even be read."""
     result = unreadable(error, request_id)
-    return JsonResponse(call_body(result), status_code=REFUSAL_STATUS.get(result.error_kind, 500))
+    status = error.status if isinstance(error, UnsupportedMediaType) else REFUSAL_STATUS.get(result.error_kind, 500)
+    return JsonResponse(call_body(result), status_code=status)
 
 
 def dry_run_body(planned: DryRun) -> dict[str, Any]:

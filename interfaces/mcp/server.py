@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from contracts.errors import DaarionError, MethodNotAllowed, Unavailable
 from contracts.tools import ToolCallRequest
+from interfaces.http.bodies import require_json
 from interfaces.http.errors import invalid_body
 from interfaces.tool_answers import call_body
 from services.toolcore.calls import Reply, ToolCalls
@@ -59,10 +60,12 @@ class ToolMcpServer:
 
         Raises:
             MethodNotAllowed: a stateless server has no stream to open (GET) and no session to end (DELETE).
+            UnsupportedMediaType: not sent as JSON.
             Unavailable: before `start` and after `close`.
         """
         if scope["method"] != "POST":
             raise MethodNotAllowed("this server is stateless and takes POST alone")
+        require_json(scope["headers"])
         if not self._started.is_set() or self._stopping.is_set():
             raise Unavailable("the MCP server is starting or stopping: retry")
         await self._manager.handle_request(scope, receive, send)

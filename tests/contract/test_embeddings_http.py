@@ -23,6 +23,7 @@ from services.llm_proxy.limiter import LeasedLimiter
 from tests.support.hashing_embedder import HashingEmbedder, vector
 from tests.support.limits import InProcessAuthority, limits, requests_per_minute
 from tests.support.llm import Recorder
+from tests.support.uvicorn_server import JSON
 
 MODEL = "multilingual-e5-small"
 BODY = {"model": MODEL, "input": "Де ключ?"}
@@ -47,13 +48,13 @@ async def application(*, limit=None, limits_of=None, secret=None, embedder=None,
     add_embedding_routes(router, EmbeddingRoutes(use_case))
     ingress = Ingress(router, AccessControl(secret, None), recorder, max_concurrent=10, error_shapes=OPENAI_ERRORS)
     transport = httpx.ASGITransport(ingress)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=JSON) as client:
         yield client, embedder, recorder
 
 
 async def test_the_official_client_gets_its_vectors():
     async with application(secret="s3cret") as (http, embedder, recorder):
-        client = openai.AsyncOpenAI(api_key="s3cret", base_url="http://test/v1", http_client=http, max_retries=0)
+        client = openai.AsyncOpenAI(api_key="s3cret", base_url="http://localhost/v1", http_client=http, max_retries=0)
         answer = await client.embeddings.create(model=MODEL, input=["перший", "second"])
         assert [row.index for row in answer.data] == [0, 1]
         assert answer.data[1].embedding == pytest.approx(vector("second"), abs=1e-6)

@@ -46,7 +46,7 @@ async def running(plays="ok", *, secret=None, admin=None, prices=PRICES, **limit
         router = llm_router(LLMRoutes(lambda: proxy, None, lambda: Health(status="starting")))
         add_limit_routes(router, LimitRoutes(LimitStates(authority, lambda: rates.of_subject)))
         ingress = Ingress(router, AccessControl(secret, admin), recorder, max_concurrent=100)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(ingress), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(ingress), base_url="http://localhost") as client:
             yield client, upstream, recorder
         await limiter.close()
         for provider in providers.values():

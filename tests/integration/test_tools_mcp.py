@@ -114,6 +114,8 @@ async def test_the_server_demands_the_secret_and_takes_no_other_method(database_
         async with httpx2.AsyncClient() as http:
             assert (await http.post(url, json={})).status_code == 401
             assert (await http.get(url, headers={"X-Internal-Secret": "sesame"})).status_code == 405
+            form = {"X-Internal-Secret": "sesame", "Content-Type": "text/plain", "Accept": "*/*"}
+            assert (await http.post(url, content=b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}', headers=form)).status_code == 415
         async with connected(url, {"X-Internal-Secret": "sesame"}) as client:
             assert (await client.list_tools()).tools
 

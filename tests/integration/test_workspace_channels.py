@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from contracts.messaging import MAX_MESSAGE_CHARS
+from tests.support.uvicorn_server import JSON
 from tests.support.workspace import workspace
 
 OWN, OTHER = "microdao:7", "microdao:8"
@@ -23,7 +24,7 @@ async def replica(database_url, events):
 
 @pytest.fixture
 async def http(replica):
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://workspace") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://localhost", headers=JSON) as client:
         yield client
 
 
@@ -228,7 +229,7 @@ async def test_wrong_queries_are_400(http, params):
 async def test_the_channels_of_all_take_the_admin_secret(database_url, events):
     async with (
         workspace(database_url, events, secrets=("internal", "admin")) as replica,
-        httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://workspace") as http,
+        httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://localhost", headers=JSON) as http,
     ):
         refused = await http.get("/channels", headers={"X-Internal-Secret": "internal"})
         assert (refused.status_code, "microdao_id" in refused.json()["error"]["message"]) == (403, True)

@@ -41,7 +41,7 @@ async def dispatching_workspace(database_url, url, events=None, secret="s-1", **
     try:
         async with (
             workspace(database_url, events, invoker=invoker, limits=DispatchLimits(**{"max_delay_s": 0.2, **limits})) as replica,
-            httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://workspace") as http,
+            httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://localhost") as http,
         ):
             replica.http = http
             yield replica
@@ -157,7 +157,7 @@ async def test_replicas_share_a_backlog_and_nobody_is_invoked_twice(database_url
     async with recording_server() as runtime:
         async with (
             workspace(database_url) as quiet,
-            httpx.AsyncClient(transport=httpx.ASGITransport(quiet.app), base_url="http://w") as http,
+            httpx.AsyncClient(transport=httpx.ASGITransport(quiet.app), base_url="http://localhost") as http,
         ):
             channels = [await make(http, OLENA, SOFIA) for _ in range(3)]
             for number in range(60):
@@ -174,7 +174,10 @@ async def test_replicas_share_a_backlog_and_nobody_is_invoked_twice(database_url
 
 async def test_an_attempt_whose_replica_died_is_made_again(database_url, database):
     dead = PostgresOutbox(database)
-    async with workspace(database_url) as quiet, httpx.AsyncClient(transport=httpx.ASGITransport(quiet.app), base_url="http://w") as http:
+    async with (
+        workspace(database_url) as quiet,
+        httpx.AsyncClient(transport=httpx.ASGITransport(quiet.app), base_url="http://localhost") as http,
+    ):
         channel = await make(http, OLENA, SOFIA)
         await say(http, channel)
     (claimed,) = await dead.claim(10, 1.0)
@@ -214,7 +217,10 @@ async def test_a_slow_runtime_has_no_more_attempts_at_once_than_allowed(database
 
 
 async def test_an_agent_that_left_is_not_invoked(database_url):
-    async with workspace(database_url) as quiet, httpx.AsyncClient(transport=httpx.ASGITransport(quiet.app), base_url="http://w") as http:
+    async with (
+        workspace(database_url) as quiet,
+        httpx.AsyncClient(transport=httpx.ASGITransport(quiet.app), base_url="http://localhost") as http,
+    ):
         channel = await make(http, OLENA, SOFIA, PM)
         await say(http, channel)
         await http.delete(f"/channels/{channel}/members/{PM}")

@@ -10,6 +10,7 @@ import pytest
 from executors.http.answers import describe, error_kind
 from interfaces.http.openapi import build_openapi
 from interfaces.http.surface import documented_routers
+from tests.support.uvicorn_server import JSON
 from tests.support.workspace import workspace
 
 OWN, OTHER = "microdao:7", "microdao:8"
@@ -19,7 +20,7 @@ OWN, OTHER = "microdao:7", "microdao:8"
 async def http(database_url, events):
     async with (
         workspace(database_url, events) as replica,
-        httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://workspace") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://localhost", headers=JSON) as client,
     ):
         yield client
 

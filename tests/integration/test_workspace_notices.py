@@ -27,7 +27,7 @@ async def test_each_message_is_told_once_without_its_text(database_url, tmp_path
         notices = NatsMessageNotices(publisher)
         async with workspace(database_url, events) as replica:
             replica.notices.created = notices.created
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://workspace") as http:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(replica.app), base_url="http://localhost") as http:
                 body = {"name": "x", "microdao_id": "microdao:7", "members": ["user:olena", "agent:sofia"]}
                 channel = (await http.post("/channels", json=body)).json()["id"]
                 message = {"sender_id": "user:olena", "text": "таємниця", "message_id": "m-1"}

@@ -35,7 +35,7 @@ from tests.support.llm import ingress_of, proxy_over
 from tests.support.memory import ingress as memory_ingress
 from tests.support.memory import memory_application
 from tests.support.scripted_model import ScriptedModel, Thought
-from tests.support.uvicorn_server import served
+from tests.support.uvicorn_server import JSON, served
 from tests.support.workspace import workspace
 
 PREFIXES = {
@@ -185,7 +185,7 @@ async def platform(
     async with contextlib.AsyncExitStack() as stack:
         url = await stack.enter_async_context(served(door))
         await stack.enter_async_context(model.serving())
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=90))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, headers=JSON, timeout=90))
         here = Platform(url, http, door, model, events, database_url, embedder, nats_url)
         thinker = {"thinker": {"provider": "backup", "name": "thinker", "timeouts": {"first_token_s": 30, "idle_s": 30, "total_s": 60}}}
         proxy, recorder = await stack.enter_async_context(proxy_over(model.base_url, **thinker))

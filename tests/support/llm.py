@@ -22,6 +22,7 @@ from providers.routing import RoutingTable
 from services.llm_proxy.limiter import LeasedLimiter
 from services.llm_proxy.service import LLMProxy
 from tests.support.limits import requests_per_minute
+from tests.support.uvicorn_server import JSON
 
 KEY = "sk-secret-0123456789abcdef"
 CALLER = {"agent_id": "agent:sofia", "microdao_id": "microdao:7"}
@@ -116,5 +117,5 @@ def ingress_of(proxy, recorder, *, internal=None, admin=None, max_concurrent=100
 async def client_of(proxy, recorder, **options):
     """Yields an HTTP client of the application's ingress."""
     transport = httpx.ASGITransport(ingress_of(proxy, recorder, **options))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=JSON) as client:
         yield client

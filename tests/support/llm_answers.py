@@ -19,6 +19,7 @@ from interfaces.http.openai_errors import OPENAI_ERRORS
 from services.llm_proxy.batches import WorkerSettings
 from services.llm_proxy.idempotency import IdempotencyTimes
 from tests.support.llm import proxy_over, settings
+from tests.support.uvicorn_server import JSON
 
 QUICK = WorkerSettings(poll_s=0.1, lease_s=3.0, tend_s=0.3, backoff_s=0.1, backoff_max_s=0.4)
 QUICK_TIMES = IdempotencyTimes(lease_s=2.0, tend_s=0.4, look_s=0.02, look_max_s=0.1)
@@ -48,9 +49,11 @@ async def llm_replica(
         add_openai_routes(router, OpenAIRoutes(runtime.gateway))
         add_batch_routes(router, BatchRoutes(lambda: runtime.batches))
         app = Ingress(router, AccessControl(secret, None), recorder, max_concurrent=500, error_shapes=OPENAI_ERRORS)
-        headers = {"X-Internal-Secret": secret} if secret else {}
+        headers = JSON | ({"X-Internal-Secret": secret} if secret else {})
         try:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers, timeout=60) as client:
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app), base_url="http://localhost", headers=headers, timeout=60
+            ) as client:
                 yield Replica(app, client, runtime, recorder)
         finally:
             await runtime.close()

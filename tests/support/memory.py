@@ -18,6 +18,7 @@ from deployments.memory_wiring import MemoryRuntime, Surroundings
 from interfaces.http.access import AccessControl
 from interfaces.http.ingress import Ingress
 from interfaces.http.memory import MemoryRoutes, is_admin, memory_router
+from tests.support.uvicorn_server import JSON
 
 SOFIA = {"agent_id": "agent:sofia", "microdao_id": "microdao:7"}
 BORYS = {"agent_id": "agent:borys", "microdao_id": "microdao:7"}
@@ -73,7 +74,7 @@ async def memory_application(
     await runtime.open()
     transport = httpx.ASGITransport(ingress(runtime, events, access))
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://memory", timeout=60) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=JSON, timeout=60) as client:
             yield Memory(client, runtime, data_dir)
     finally:
         await runtime.close()

@@ -22,6 +22,7 @@ from services.toolcore.application import Toolcore, ToolcoreConfiguration, Toolc
 from services.toolcore.policy import Policy
 from services.toolcore.resolution import Resolver
 from tests.support.events import RecordedEvents
+from tests.support.uvicorn_server import JSON
 
 PREFIX = "/internal/tools"
 INGRESS = "http://127.0.0.1:1"
@@ -140,7 +141,7 @@ def asgi(toolcore, events, *, internal=None, admin=None, max_concurrent=100, mcp
 async def client(toolcore, events, **access):
     """Yields an HTTP client of the application below its prefix."""
     transport = httpx.ASGITransport(_prefixed(asgi(toolcore, events, **access)))
-    async with httpx.AsyncClient(transport=transport, base_url=f"http://test{PREFIX}") as http:
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://localhost{PREFIX}", headers=JSON) as http:
         yield http
 
 

@@ -8,6 +8,9 @@ import socket
 
 import uvicorn
 
+JSON = {"content-type": "application/json"}
+"""For clients that post bytes."""
+
 
 @contextlib.asynccontextmanager
 async def served(app, *, root_path="", lifespan="off"):
