@@ -9,25 +9,59 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from contracts.tool_policy import CallBounds, Pattern, PolicyRules, matches
-from contracts.tools import Effect, EgressRule, IsolationTier, SecretUse, ToolDefinition, ToolId
+from contracts.tool_policy import CallBounds, Pattern, PolicyRules, host_matches, matches
+from contracts.tools import Effect, EgressRule, IsolationTier, SecretUse, SecretWithheld, ToolDefinition
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _BASE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 INGRESS = "ingress"
+OWN_SECRETS = ("DAARION_INTERNAL_SECRET", "DAARION_ADMIN_SECRET")
+"""What opens this graph; whoever had one could call everything here."""
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400 * 365, allow_inf_nan=False)]
+HostPattern = Annotated[str, StringConstraints(to_lower=True, max_length=253, pattern=r"^(\*\.)?[A-Za-z0-9._:\[\]-]*[A-Za-z0-9\]]$")]
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class SecretSettings(BaseModel):
-    """Where a secret's value is (a variable of the environment), and the tools that may name it."""
+    """Where a secret's value is (a variable of the environment), the tools that may name it, and where it may be sent.
+
+    `hosts` are names or addresses, `*.example.com` for subdomains, or `ingress` for this graph itself; Python tools need none.
+    A secret goes over https alone (or to the ingress) unless `insecure` is true. A source's tools are named as `<source>.*`.
+    """
 
     model_config = _STRICT
 
     env: EnvironmentName
     tools: Annotated[list[Pattern], Field(min_length=1)]
+    hosts: Annotated[list[HostPattern], Field(max_length=64)] = []
+    insecure: bool = False
+
+    @model_validator(mode="after")
+    def _own_secrets_stay(self) -> SecretSettings:
+        if self.env in OWN_SECRETS and set(self.hosts) - {INGRESS}:
+            msg = f"hosts: {self.env} opens this graph and is sent to `{INGRESS}` alone; give other services secrets of their own"
+            raise ValueError(msg)
+        return self
+
+    def problem(self, tool_id: str, url: str | None, ingress: str) -> str | None:
+        """Why the tool may not have the secret, or it not be sent to this URL (None: into a child process); or None."""
+        if not any(matches(pattern, tool_id) for pattern in self.tools):
+            return "is not for this tool"
+        own = self.env in OWN_SECRETS
+        if url is not None and (own or INGRESS in self.hosts) and same_origin(url, ingress):
+            return None
+        if own:
+            return "opens this graph and is sent to its own ingress alone: give the service a secret of its own"
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if not any(host_matches(pattern, (parts.hostname or "").rstrip(".")) for pattern in self.hosts):
+            return "is not for the target's host: name it in the secret's `hosts`"
+        if parts.scheme != "https" and not self.insecure:
+            return "is sent over https alone: give an https target, or `insecure: true` to the secret"
+        return None
 
 
 class SourceSettings(BaseModel):
@@ -116,9 +150,9 @@ class ToolsSettings(BaseModel):
                 if base not in self.bases:
                     msg = f"tools.{tool.id}.target: `{base}` is not among bases: {', '.join(self.bases) or 'there are none'}"
                     raise ValueError(msg)
-            problem = self.secret_problem(tool.id, tool.secrets)
-            if problem:
-                msg = f"tools.{tool.id}.secrets: {problem}"
+            unknown = [use.name for use in tool.secrets if use.name not in self.secrets]
+            if unknown:
+                msg = f"tools.{tool.id}.secrets: `{unknown[0]}` is not among the configured secrets"
                 raise ValueError(msg)
         return self
 
@@ -126,14 +160,24 @@ class ToolsSettings(BaseModel):
         """The egress rules that no tool reaches beyond; empty where none are set. The own ingress stays within."""
         return (*self.egress, ingress_rule(ingress)) if self.egress else ()
 
-    def secret_problem(self, tool_id: ToolId, uses: list[SecretUse]) -> str | None:
-        """Why the tool may not use these secrets, or None."""
+    def secret_problem(self, definition: ToolDefinition, ingress: str) -> str | None:
+        """Why the tool, its bases put in, may not use its secrets; or None."""
+        if definition.executor == "mcp":
+            return "an MCP tool's secrets are those of its source" if definition.secrets else None
+        url = definition.target if definition.executor == "http" else None
+        return self._problem(definition.id, definition.secrets, url, ingress)
+
+    def source_problem(self, name: str, ingress: str) -> str | None:
+        """The same for a source."""
+        source = self.sources[name]
+        return self._problem(f"{name}.*", source.secrets, source.url, ingress)
+
+    def _problem(self, tool_id: str, uses: list[SecretUse], url: str | None, ingress: str) -> str | None:
         for use in uses:
             known = self.secrets.get(use.name)
-            if known is None:
-                return f"`{use.name}` is not among the configured secrets"
-            if not any(matches(pattern, tool_id) for pattern in known.tools):
-                return f"`{use.name}` is not for this tool"
+            problem = "is not among the configured secrets" if known is None else known.problem(tool_id, url, ingress)
+            if problem:
+                return f"`{use.name}` {problem}"
         return None
 
     def resolve(self, definition: ToolDefinition, ingress: str) -> ToolDefinition:
@@ -166,14 +210,37 @@ def _on_ingress(base: str) -> bool:
 class ConfiguredSecrets:
     """Implements SecretSource: values from the environment, by the names of the configuration."""
 
-    def __init__(self, secrets: Mapping[str, SecretSettings], read: Callable[[str], str | None]) -> None:
+    def __init__(self, secrets: Mapping[str, SecretSettings], read: Callable[[str], str | None], ingress: str) -> None:
         self._secrets = secrets
         self._read = read
+        self._ingress = ingress
 
-    def value(self, name: str) -> str | None:
-        """The secret's value, or None where it is not configured."""
+    def value(self, name: str, tool_id: str, url: str | None) -> str | None:
+        """The secret's value, or None where it is not configured.
+
+        Raises:
+            SecretWithheld: the tool may not have it, it may not be sent there, or it is this graph's own under another name.
+        """
         known = self._secrets.get(name)
-        return None if known is None else self._read(known.env)
+        value = None if known is None else self._read(known.env)
+        if known is None or value is None:
+            return None
+        problem = known.problem(tool_id, url, self._ingress)
+        if problem is None and not (url and same_origin(url, self._ingress)) and value in map(self._read, OWN_SECRETS):
+            problem = "has the value that opens this graph, which is sent to its own ingress alone"
+        if problem:
+            raise SecretWithheld(f"the secret `{name}` {problem}")
+        return value
+
+
+def same_origin(url: str, other: str) -> bool:
+    """Whether two http(s) URLs have scheme, host and port in common."""
+    return _origin(url) == _origin(other)
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def ingress_rule(ingress: str) -> EgressRule:

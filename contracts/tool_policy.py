@@ -25,6 +25,14 @@ def matches(pattern: str, value: str) -> bool:
     return value.startswith(pattern[:-1]) if pattern.endswith("*") else value == pattern
 
 
+def host_matches(pattern: str, host: str) -> bool:
+    """Whether a lower-case host without a final dot is the named one, or for `*.example.com` one of its subdomains."""
+    pattern = pattern.rstrip(".")
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
+    return pattern.strip("[]") == host
+
+
 class TenantRule(BaseModel):
     """What one microDAO may call: `deny` wins over `allow`; `allow: null` says nothing, `allow: []` allows nothing."""
 

@@ -282,8 +282,18 @@ class ToolExecutor(Protocol):
         """Releases what the executor holds."""
 
 
+class SecretWithheld(Exception):
+    """The configuration does not let this tool have the secret, or it be sent there. The text says what to change."""
+
+
 class SecretSource(Protocol):
     """Where executors find the values of secrets."""
 
-    def value(self, name: str) -> str | None:
-        """The secret's value, or None where it is not configured."""
+    def value(self, name: str, tool_id: str, url: str | None) -> str | None:
+        """The secret's value, or None where it is not configured.
+
+        `url` is where it would be sent, None the tool's own child process; `tool_id` may be `<source>.*`, all tools of a source.
+
+        Raises:
+            SecretWithheld: see there.
+        """

@@ -76,7 +76,7 @@ class PythonRunnerReplica:
         self._executor = PythonToolExecutor(
             packages,
             self._tiers,
-            ConfiguredSecrets(settings.secrets, self._environment.secret),
+            ConfiguredSecrets(settings.secrets, self._environment.secret, self._environment.ingress_url),
             self._events,
             limits=self._args.limits(),
             libraries=_site_packages() if self._args.libraries else (),

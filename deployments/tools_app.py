@@ -127,7 +127,7 @@ class ToolcoreReplica:
 
     def _configuration(self, settings: ToolsSettings) -> ToolcoreConfiguration:
         ingress = self._environment.ingress_url
-        secrets = ConfiguredSecrets(settings.secrets, self._environment.secret)
+        secrets = ConfiguredSecrets(settings.secrets, self._environment.secret, ingress)
         ceiling = settings.ceiling(ingress)
         mcp = McpToolExecutor(settings.sources, secrets, self._events, ceiling=ceiling)
         self._remote = {"http": HttpToolExecutor(secrets, self._events, ceiling=ceiling), "mcp": mcp}
@@ -224,12 +224,16 @@ def _check_tools(settings: ToolsSettings, ingress: str) -> None:
             check_definition(resolve(tool))
         except InvalidRequest as error:
             raise ConfigurationError(f"{SETTINGS_FILE}: tools.{tool.id}: {error.message}") from None
+    for name in settings.sources:
+        problem = settings.source_problem(name, ingress)
+        if problem:
+            raise ConfigurationError(f"{SETTINGS_FILE}: sources.{name}.secrets: {problem}")
 
 
 def _resolver(settings: ToolsSettings, ingress: str) -> Resolver:
     return Resolver(
         lambda definition: settings.resolve(definition, ingress),
-        settings.secret_problem,
+        lambda definition: settings.secret_problem(definition, ingress),
         settings.python_packages,
         list(settings.sources),
     )

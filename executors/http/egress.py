@@ -9,6 +9,7 @@ from ipaddress import ip_network
 
 from yarl import URL
 
+from contracts.tool_policy import host_matches
 from contracts.tools import EgressRule
 from executors.http.addresses import Address, is_ambiguous_number, is_never, is_public, parse_address
 
@@ -103,7 +104,7 @@ def _any_names(layer: Sequence[EgressRule], host: str, port: int) -> bool:
 
 
 def _names(rule: EgressRule, host: str, port: int) -> bool:
-    return (rule.host is None or _host_matches(rule.host, host)) and rule.port in {None, port}
+    return (rule.host is None or host_matches(rule.host, host)) and rule.port in {None, port}
 
 
 def _matches(rule: EgressRule, host: str, port: int, address: Address) -> bool:
@@ -116,10 +117,3 @@ def _matches(rule: EgressRule, host: str, port: int, address: Address) -> bool:
     except ValueError:
         return False
     return address in network  # of another family: not inside
-
-
-def _host_matches(pattern: str, host: str) -> bool:
-    pattern = pattern.rstrip(".")
-    if pattern.startswith("*."):
-        return host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
-    return pattern.strip("[]") == host

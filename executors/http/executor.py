@@ -15,7 +15,7 @@ import orjson
 from common.inflate import Undecodable
 from common.retry_after import retry_after_s
 from contracts.ports import EventLog
-from contracts.tools import EgressRule, Execution, Outcome, SecretSource
+from contracts.tools import EgressRule, Execution, Outcome, SecretSource, SecretWithheld
 from executors.http.answers import RETRYABLE_STATUSES, describe, effect_excluded, error_kind
 from executors.http.body import BodyTooLarge, read_body
 from executors.http.circuit import Circuits
@@ -85,9 +85,11 @@ class HttpToolExecutor:
             policy = EgressPolicy(tuple(execution.tool.egress), self._ceiling)
             target = parse_target(execution.tool.target)
             policy.check(target)
-            request = _Request(execution, policy, target, *self._headers(execution))
+            request = _Request(execution, policy, target, *self._headers(execution, target))
         except EgressDenied as error:
             self._events.emit("tool.egress_denied", tool_id=execution.tool.id, call_id=execution.call_id)
+            return Outcome(False, error_kind="denied", error=str(error), attempts=0)
+        except SecretWithheld as error:
             return Outcome(False, error_kind="denied", error=str(error), attempts=0)
         except _SecretMissing as error:
             return Outcome(False, error_kind="unavailable", error=str(error), attempts=0)
@@ -175,11 +177,11 @@ class HttpToolExecutor:
         reconnect = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerDisconnectedError) or not exchange.sent
         return _Attempt(outcome, again=request.repeatable and reconnect, target_failed=True)
 
-    def _headers(self, execution: Execution) -> tuple[dict[str, str], Redactor]:
+    def _headers(self, execution: Execution, target: Target) -> tuple[dict[str, str], Redactor]:
         headers: dict[str, str] = {}
         values = []
         for use in execution.tool.secrets:
-            value = self._secrets.value(use.name)
+            value = self._secrets.value(use.name, execution.tool.id, str(target.url))
             if value is None and not use.required:
                 continue
             if value is None or not _can_be_sent(value) or use.header.lower() in OWN_HEADERS:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from configs.tools import SourceSettings
 from contracts.ports import EventLog
-from contracts.tools import EgressRule, Execution, Outcome, SecretSource
+from contracts.tools import EgressRule, Execution, Outcome, SecretSource, SecretWithheld
 from executors.http.connections import Connections
 from executors.mcp.client import McpClient, McpServer
 from executors.mcp.transport import EgressRefused
@@ -26,7 +26,7 @@ MAX_LIST_BYTES = 4 << 20
 
 
 class SourceUnavailable(Exception):
-    """The source is not configured, or a secret of it is missing. The text says which."""
+    """The source is not configured, or a secret of it is missing or withheld. The text says which."""
 
 
 class McpToolExecutor:
@@ -58,7 +58,10 @@ class McpToolExecutor:
             raise SourceUnavailable(f"the MCP source `{source}` is not configured")
         headers, values = {}, []
         for use in settings.secrets:
-            value = self._secrets.value(use.name)
+            try:
+                value = self._secrets.value(use.name, f"{source}.*", settings.url)
+            except SecretWithheld as error:
+                raise SourceUnavailable(str(error)) from None
             if value is not None:
                 values.append(value)
                 headers[use.header] = use.prefix + value

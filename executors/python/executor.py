@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from contracts.ports import EventLog
-from contracts.tools import ErrorKind, Execution, IsolationTier, Outcome, SecretSource
+from contracts.tools import ErrorKind, Execution, IsolationTier, Outcome, SecretSource, SecretWithheld
 from executors.python.launch import Limits, plan
 from executors.python.packages import FunctionTarget, NotRegistered, Packages
 from executors.python.process import CallUnsendable, ChildProcess, Died, Frame, OutputFlood, ScratchFull
@@ -107,7 +107,10 @@ class PythonToolExecutor:
     def _variables(self, execution: Execution) -> dict[str, str]:
         variables = {}
         for use in execution.tool.secrets:
-            value = self._secrets.value(use.name)
+            try:
+                value = self._secrets.value(use.name, execution.tool.id, None)
+            except SecretWithheld as error:
+                raise _Refused("denied", str(error)) from None
             if value is None and not use.required:
                 continue
             if value is None or "\0" in value:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from contracts.errors import InvalidRequest
-from contracts.tools import SecretUse, ToolDefinition
+from contracts.tools import ToolDefinition
 from services.toolcore.targets import check_target
 
 
 class Resolver:
     """Implements `Resolve` over what the configuration tells.
 
-    `put_bases` raises ValueError for an unknown base; `secret_problem` returns why a tool may not use some secrets.
+    `put_bases` raises ValueError for an unknown base; `secret_problem` returns why a tool, its bases put in, may not use its secrets.
     """
 
     def __init__(
         self,
         put_bases: Callable[[ToolDefinition], ToolDefinition],
-        secret_problem: Callable[[str, list[SecretUse]], str | None],
+        secret_problem: Callable[[ToolDefinition], str | None],
         packages: Sequence[str],
         sources: Sequence[str],
     ) -> None:
@@ -36,7 +36,7 @@ class Resolver:
         check_target(resolved, self._packages)
         if resolved.executor == "mcp" and resolved.target.split(":", 1)[0] not in self._sources:
             raise InvalidRequest("target: its source is not among the configured MCP sources")
-        problem = self._secret_problem(resolved.id, resolved.secrets)
+        problem = self._secret_problem(resolved)
         if problem:
             raise InvalidRequest(f"secrets: {problem}")
         return resolved

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 import pytest
 
 from common.retry_after import MAX_RETRY_AFTER_S
+from configs.tools import ConfiguredSecrets, SecretSettings
 from contracts.tools import EgressRule
 from executors.http import connections
 from executors.http.circuit import THRESHOLD
@@ -92,6 +93,18 @@ async def test_a_secret_is_sent_and_redacted_when_it_comes_back(server, executor
     assert outcome.ok
     assert outcome.result["headers"]["x-token"] == "Token [redacted]"
     assert SECRET not in repr((outcome, events.events))
+
+
+@pytest.mark.parametrize("entry", [{"hosts": ["elsewhere.example"]}, {"hosts": ["127.0.0.1"]}, {"hosts": ["ingress"], "insecure": True}])
+async def test_a_secret_does_not_go_where_its_entry_does_not_say(server, events, entry):
+    """Also for a tool that was registered before the entry was changed."""
+    settings = SecretSettings.model_validate({"env": "CRM", "tools": ["test.*"], **entry})
+    secrets = ConfiguredSecrets({"crm": settings}, {"CRM": SECRET}.get, "http://127.0.0.1:1")
+    executor = HttpToolExecutor(secrets, events)
+    outcome = await executor.execute(execution(tool(server, "/ok", secrets=[{"name": "crm"}])))
+    assert (outcome.error_kind, outcome.attempts) == ("denied", 0)
+    assert server.connections == 0
+    await executor.close()
 
 
 @pytest.mark.parametrize("secret", [{"name": "absent"}, {"name": "broken"}, {"name": "crm", "header": "Host"}])

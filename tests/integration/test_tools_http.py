@@ -29,7 +29,8 @@ async def served(database_url):
         tool("test.private", allowed_agents=["agent:pm"]),
         tool("test.list", output_schema={"type": "array", "items": {"type": "string"}}, inline_result_bytes=256),
     ]
-    async with replica(database_url, *tools) as here, client(here.toolcore, here.events) as http:
+    secrets = {"own": {"env": "DAARION_INTERNAL_SECRET", "tools": ["*"]}}
+    async with replica(database_url, *tools, secrets=secrets) as here, client(here.toolcore, here.events) as http:
         yield here, http
 
 
@@ -241,6 +242,7 @@ async def test_admin_routes_register_change_and_disable(served):
         {"executor": "python", "target": "toolbox.text"},
         {"executor": "mcp", "target": "nobody:tool"},
         {"secrets": [{"name": "unknown"}]},
+        {"secrets": [{"name": "own"}]},
         {"id": "other.id"},
         {"id": "calls"},
         {"effect": "maybe"},

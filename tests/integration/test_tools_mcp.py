@@ -178,7 +178,7 @@ class _Secrets:
     def __init__(self, values):
         self.values = values
 
-    def value(self, name):
+    def value(self, name, tool_id, url):
         return self.values.get(name)
 
 

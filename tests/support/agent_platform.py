@@ -227,7 +227,7 @@ async def _tools(here: Platform, extra: tuple[dict[str, Any], ...]):
     settings = load_yaml(REPOSITORY / "configs" / "tools.yaml", ToolsSettings)
     more = [tool_support.definition(tool_id=one.pop("id"), **one) for one in map(dict, extra)]
     settings = settings.model_copy(update={"tools": [*settings.tools, *more]})
-    secrets = ConfiguredSecrets(settings.secrets, read_environment({}).secret)
+    secrets = ConfiguredSecrets(settings.secrets, read_environment({}).secret, here.url)
     remote = HttpToolExecutor(secrets, here.events)
     scripted = tool_support.Scripted(outcome)
     database = Database(here.database_url, events=here.events, limits=PoolLimits(max_size=8))

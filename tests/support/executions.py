@@ -24,5 +24,5 @@ class Secrets:
     def __init__(self, **values: str) -> None:
         self._values = values
 
-    def value(self, name: str) -> str | None:
+    def value(self, name: str, tool_id: str, url: str | None) -> str | None:
         return self._values.get(name)

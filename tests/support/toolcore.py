@@ -98,7 +98,10 @@ def configuration(given, executors, ingress=INGRESS, sources=None):
         executors=executors,
         policy=Policy(given.policy, given.bounds),
         resolve=Resolver(
-            lambda definition: given.resolve(definition, ingress), given.secret_problem, given.python_packages, list(given.sources)
+            lambda definition: given.resolve(definition, ingress),
+            lambda definition: given.secret_problem(definition, ingress),
+            given.python_packages,
+            list(given.sources),
         ),
         sources=sources or {},
     )

@@ -18,7 +18,7 @@ from tests.support.uvicorn_server import rooted
 
 
 async def main(database_url, port, tools):
-    executor = HttpToolExecutor(ConfiguredSecrets({}, lambda _: None), RecordedEvents())
+    executor = HttpToolExecutor(ConfiguredSecrets({}, lambda _: None, "http://127.0.0.1:1"), RecordedEvents())
     limits = LedgerLimits(lease_s=4.0, grace_s=1.0)
     async with replica(database_url, *tools, executors={"http": executor}, limits=limits) as here:
         listener = socket.socket()

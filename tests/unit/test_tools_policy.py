@@ -256,7 +256,10 @@ def test_admin_routes(method, path, admin):
 
 def test_the_shipped_file_can_be_served():
     shipped = load_yaml(REPOSITORY / "configs" / "tools.yaml", ToolsSettings)
-    resolve = Resolver(lambda definition: shipped.resolve(definition, "http://127.0.0.1:8000"), shipped.secret_problem, ["toolbox"], [])
+    here = "http://127.0.0.1:8000"
+    resolve = Resolver(
+        lambda definition: shipped.resolve(definition, here), lambda definition: shipped.secret_problem(definition, here), ["toolbox"], []
+    )
     for definition in shipped.tools:
         check_definition(resolve(definition))
     assert {definition.id for definition in shipped.tools} == {"projects.list", "followups.create", "text.summary_stats"}
