@@ -17,7 +17,7 @@ PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help gpu-there run services reload status models test lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo lock clean install install-dev python
+.PHONY: help gpu-there run services reload status models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo lock clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ test: install-dev ## everything a change must pass: models, lint, all tests
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest --reruns 1 --ignore=tests/serve
 	@$(BIN)/python -m tests.offline $(BIN)/python -m pytest --reruns 1 tests/serve
+
+fuzz: install-dev ## a graph of its own, asked by schemathesis what its OpenAPI document allows and what not (ARGS=…), 5 minutes
+	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
+	@exec $(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: install-dev ## ruff, format, types, import direction
 	@$(BIN)/ruff check .

@@ -98,7 +98,7 @@ def agents_router(routes: AgentRoutes) -> APIRouter:
     add_route(
         router, "POST", "/invocations", routes.invoke,
         summary="Let an agent answer a message, once for each message", body=AgentInvocation, query=WaitQuery, response=InvocationAnswer,
-        errors=(400, 401, 403, 404, 413, 503),
+        answers={202: InvocationAnswer}, errors=(400, 401, 403, 404, 413, 503),
     )  # fmt: skip
     add_route(router, "GET", "/agents", routes.list_agents, summary="The agents' blueprints", response=AgentList, errors=(401,))
     add_route(

@@ -149,7 +149,7 @@ def add_channel_routes(router: APIRouter, routes: ChannelRoutes) -> None:
     add_route(router, "GET", "/channels/{channel_id}", routes.find, summary="One channel", response=Channel, errors=common)
     add_route(
         router, "POST", "/channels/{channel_id}/members", routes.add_member,
-        summary="Add a member", body=NewMember, response=Channel, status=201, errors=(*common, 409, 413),
+        summary="Add a member", body=NewMember, response=Channel, status=201, answers={200: Channel}, errors=(*common, 409, 413),
     )  # fmt: skip
     add_route(
         router, "DELETE", "/channels/{channel_id}/members/{member_id}", routes.remove_member,
@@ -158,7 +158,7 @@ def add_channel_routes(router: APIRouter, routes: ChannelRoutes) -> None:
     add_route(
         router, "POST", "/channels/{channel_id}/messages", routes.post,
         summary="Post a message; a human's invokes the channel's agents",
-        body=NewMessage, response=Message, status=201, errors=(*common, 403, 409, 413),
+        body=NewMessage, response=Message, status=201, answers={200: Message}, errors=(*common, 403, 409, 413),
     )  # fmt: skip
     add_route(
         router, "GET", "/channels/{channel_id}/messages", routes.messages,
@@ -181,7 +181,7 @@ def add_channel_routes(router: APIRouter, routes: ChannelRoutes) -> None:
     add_route(
         router, "POST", "/agents/{agent_id}/post-to-channel", routes.post_as_agent,
         summary="Post as an agent, once for a `run_id`; JSON body or query parameters",
-        body=AgentPost, response=Message, status=201, errors=(*common, 403, 409, 413),
+        body=AgentPost, response=Message, status=201, answers={200: Message}, errors=(*common, 403, 409, 413),
     )  # fmt: skip
 
 

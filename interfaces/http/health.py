@@ -24,5 +24,5 @@ def add_health_routes(router: APIRouter, health: Callable[[], Health]) -> None:
     async def liveness(_request: Request) -> Response:
         return JsonResponse(Liveness().model_dump(), headers={"Cache-Control": "no-store"})
 
-    add_route(router, "GET", "/health", readiness, summary="Whether every dependency is ready", response=Health, errors=())
+    add_route(router, "GET", "/health", readiness, summary="Whether every dependency is ready", response=Health, answers={503: Health})
     add_route(router, "GET", "/health/live", liveness, summary="Whether the process answers", response=Liveness)

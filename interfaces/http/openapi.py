@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.openapi.utils import get_openapi
 
+from interfaces.http.routing import ERROR
+
+_IN_PATH = re.compile(r"\{(\w+)\}")
+_OPENAI = {"$ref": "#/components/responses/OpenAIError"}
 TITLE = "daarion-serve"
 VERSION = "0.1.0"
 
@@ -35,6 +40,33 @@ _ERROR = {
         }
     },
 }
+_OPENAI_ERROR = {
+    "description": "An error in OpenAI's shape.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["error"],
+                "properties": {
+                    "error": {
+                        "type": "object",
+                        "required": ["message", "type", "param", "code"],
+                        "properties": {
+                            "message": {"type": "string"},
+                            "type": {"type": "string"},
+                            "param": {"type": ["string", "null"]},
+                            "code": {"type": ["string", "null"]},
+                        },
+                    }
+                },
+            }
+        }
+    },
+}
+# Credentials, cross-site requests, an unknown host, a full replica: what the ingress itself refuses, on any route.
+_REFUSED_ANYWHERE = ("401", "403", "421", "503")
+# A body that is slow, too large, or no JSON.
+_REFUSED_BODIES = ("400", "408", "413", "415")
 _SECURITY = {
     "InternalSecret": {"type": "apiKey", "in": "header", "name": "X-Internal-Secret"},
     "Bearer": {"type": "http", "scheme": "bearer"},
@@ -58,13 +90,26 @@ def build_openapi(applications: Mapping[str, tuple[str, APIRouter]]) -> dict[str
         "security": [{"InternalSecret": []}, {"Bearer": []}, {}],
     }
     schemas.update(_hoisted(document))
-    document["components"] = {"schemas": schemas, "responses": {"Error": _ERROR}, "securitySchemes": _SECURITY}
+    responses = {"Error": _ERROR, "OpenAIError": _OPENAI_ERROR}
+    document["components"] = {"schemas": schemas, "responses": responses, "securitySchemes": _SECURITY}
     return document
 
 
 def _operation(operation: dict[str, Any], tag: str, method: str, path: str) -> dict[str, Any]:
     operation_id = "_".join(part for part in (method, *path.replace("{", "").replace("}", "").split("/")) if part)
-    return {**operation, "tags": [tag], "operationId": operation_id.replace("-", "_").replace(".", "_")}
+    named = {**operation, "tags": [tag], "operationId": operation_id.replace("-", "_").replace(".", "_")}
+    in_path = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for name in _IN_PATH.findall(path)
+    ]
+    if in_path:
+        named["parameters"] = [*in_path, *operation.get("parameters", [])]
+    if not path.startswith("/internal/") or path.endswith(("/health", "/health/live")):
+        return {**named, "security": [{}]}
+    shared = _REFUSED_ANYWHERE + (_REFUSED_BODIES if "requestBody" in operation else ())
+    responses = dict.fromkeys(shared, ERROR) | operation["responses"]
+    if "/v1/" in path:
+        responses = {status: _OPENAI if answer.get("$ref") == ERROR["$ref"] else answer for status, answer in responses.items()}
+    return {**named, "responses": responses}
 
 
 def _hoisted(node: Any) -> dict[str, Any]:

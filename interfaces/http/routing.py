@@ -6,7 +6,8 @@ to the endpoint (`async def endpoint(request) -> Response`), while path, models 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter
@@ -14,6 +15,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
+
+ERROR = {"$ref": "#/components/responses/Error"}
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -53,24 +56,27 @@ def add_route(
     response: type[BaseModel] | None = None,
     media_type: str | None = None,
     errors: tuple[int, ...] = (),
+    answers: Mapping[int, type[BaseModel] | None] = MappingProxyType({}),
     status: int = 200,
 ) -> None:
     """Adds one documented route.
 
-    `media_type` describes an answer that is no JSON model, such as an event stream. What every route that demands a credential or
-    takes a body may refuse stands beside `errors` by itself.
+    `media_type` describes an answer that is no JSON model, such as an event stream. `errors` are the statuses of this
+    route's own refusals (those that every route shares are in the document by themselves), `answers` further statuses
+    whose body is not the envelope; None: JSON without a model.
     """
     extra: dict[str, Any] = {}
-    if 401 in errors:
-        errors = (*errors, 403, 421)
     if body is not None:
-        errors = (*errors, 408, 415)
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _schema(body)}}}
     if query is not None:
         extra["parameters"] = _parameters(query)
-    answers: dict[int | str, dict[str, Any]] = {code: {"$ref": "#/components/responses/Error"} for code in sorted(set(errors))}
+    responses: dict[int | str, dict[str, Any]] = dict.fromkeys(errors, ERROR)
+    for code, model in answers.items():
+        responses[code] = (
+            {"description": summary, "model": model} if model else {"description": summary, "content": {"application/json": {}}}
+        )
     if media_type is not None:
-        answers[status] = {"description": summary, "content": {media_type: {}}}
+        responses[status] = {"description": summary, "content": {media_type: {}}}
     router.add_api_route(
         path,
         endpoint,
@@ -79,7 +85,7 @@ def add_route(
         response_model=response,
         status_code=status,
         openapi_extra=extra,
-        responses=answers,
+        responses=responses,
     )
 
 

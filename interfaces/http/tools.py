@@ -126,7 +126,8 @@ def tools_router(routes: ToolRoutes, mcp: ASGIApp | None = None) -> APIRouter:
     )  # fmt: skip
     add_route(
         router, "POST", "/call", routes.call,
-        summary="Call a tool", body=ToolCallRequest, response=ToolCallResult, errors=(401,),
+        summary="Call a tool", body=ToolCallRequest, response=ToolCallResult,
+        answers=dict.fromkeys(sorted(set(REFUSAL_STATUS.values())), ToolCallResult),
     )  # fmt: skip
     add_route(router, "GET", "/calls", routes.list_calls, summary="The audit", query=CallFilter, response=CallPage, errors=(400, 401, 503))
     add_route(
@@ -145,7 +146,7 @@ def tools_router(routes: ToolRoutes, mcp: ASGIApp | None = None) -> APIRouter:
     add_route(router, "GET", "/{tool_id}", routes.get_tool, summary="One tool", errors=(401, 404, 503))
     add_route(
         router, "PUT", "/{tool_id}", routes.put_tool,
-        summary="Register a tool or its next version (admin)", body=ToolDefinition, errors=(400, 401, 403, 413, 503),
+        summary="Register a tool or its next version (admin)", body=ToolDefinition, answers={201: None}, errors=(400, 401, 403, 413, 503),
     )  # fmt: skip
     add_route(router, "DELETE", "/{tool_id}", routes.delete_tool, summary="Disable a tool (admin)", errors=(401, 403, 404, 503))
     return router
