@@ -62,6 +62,8 @@ class ModelSettings(BaseModel):
     The local engine serves one model, so `name` may be left out there: it is `served_name` in the engines' file. `spill` names
     those that take over while the provider is busy; `stream_recovery` tells what follows when a stream breaks after its first
     content. `reasoning` marks a model that thinks before it answers; `opened` one whose prompt opens the thought.
+    `context_tokens` is how many tokens it holds, prompt and answer together; where it is absent, the engines' file or the price
+    library may know.
     """
 
     model_config = _STRICT
@@ -74,6 +76,7 @@ class ModelSettings(BaseModel):
     spill: SpillSettings | None = None
     stream_recovery: StreamRecovery = "error"
     reasoning: Reasoning = False
+    context_tokens: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
 
 
 class LLMSettings(BaseModel):
@@ -117,8 +120,8 @@ class LLMSettings(BaseModel):
         """Whether any model leads to the in-cluster engine."""
         return any(self._is_local(model) for model in self.models.values())
 
-    def with_local_model(self, served_name: str) -> LLMSettings:
-        """Returns the settings with the name of what the in-cluster engine serves.
+    def with_local_model(self, served_name: str, context_tokens: int) -> LLMSettings:
+        """Returns the settings with the name of what the in-cluster engine serves, and how many tokens it holds.
 
         Raises ValueError where another one is named, or none of a model that is not local.
         """
@@ -132,7 +135,7 @@ class LLMSettings(BaseModel):
                 if model.name not in {"", served_name}:
                     msg = f"models.{name}.name: the local engine serves `{served_name}`: name that, or leave `name` out"
                     raise ValueError(msg)
-                models[name] = model.model_copy(update={"name": served_name})
+                models[name] = model.model_copy(update={"name": served_name, "context_tokens": context_tokens})
         return self.model_copy(update={"models": models})
 
     def _is_local(self, model: ModelSettings) -> bool:

@@ -75,7 +75,10 @@ class CircuitPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A physical model of one provider. `logical_model` is the entry of the configuration that names it."""
+    """A physical model of one provider. `logical_model` is the entry of the configuration that names it.
+
+    `context_tokens` is how many tokens it holds, prompt and answer together; None where that is not known.
+    """
 
     provider: str
     name: str
@@ -84,6 +87,7 @@ class Target:
     circuit: CircuitPolicy = field(default=CircuitPolicy())
     logical_model: str = ""
     reasoning: Reasoning = False
+    context_tokens: int | None = None
 
     @property
     def key(self) -> tuple[str, str]:

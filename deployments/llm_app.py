@@ -116,7 +116,7 @@ class LLMReplica:
         settings = LLMSettings.model_validate(user_config)
         begins = self._proxy is None
         replaced, self._providers = self._providers, self._build_providers(settings)
-        router = RoutingTable(settings)
+        router = await asyncio.to_thread(RoutingTable, settings)  # the price library knows contexts, and loads for some tenths of a second
         self._circuits.keep(route.primary for route in router.routes())  # every target is some model's own
         prices = PriceBook(settings, urls={self._embedder_settings.type: self._embedder_settings.address})
         await asyncio.to_thread(prices.warm)
@@ -253,7 +253,7 @@ def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     settings = load_yaml(environment.config_dir / SETTINGS_FILE, LLMSettings)
     check_types(settings)
     try:
-        settings = settings.with_local_model(engines.local_llm.served_name)
+        settings = settings.with_local_model(engines.local_llm.served_name, engines.local_llm.engine.max_model_len)
     except ValueError as error:
         raise ConfigurationError(f"{SETTINGS_FILE}: {error}") from None
     return {DEPLOYMENT: settings.model_dump(mode="json", exclude_unset=True)}  # an override inherits what it does not set

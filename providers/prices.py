@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 from genai_prices import Usage, calc_price
 
@@ -82,6 +83,15 @@ class PriceBook:
         if key not in self._known:
             self._known[key] = _looked_up(key[1], self._urls.get(key[0]))
         return self._known[key]
+
+
+@lru_cache(maxsize=1_024)
+def context_tokens(name: str, base_url: str | None) -> int | None:
+    """Returns how many tokens the library says that a model of the provider at that address holds, or None."""
+    try:
+        return None if base_url is None else calc_price(Usage(input_tokens=1), name, provider_api_url=base_url).model.context_window
+    except (LookupError, ValueError):  # as below
+        return None
 
 
 def _key(settings: LLMSettings, name: str) -> _Key:

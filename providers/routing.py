@@ -9,6 +9,7 @@ from configs.llm import LLMSettings, ModelSettings
 from configs.llm_failover import DEFAULT_CIRCUIT, DEFAULT_FIRST_TOKEN_HANDOVER_S, DEFAULT_RETRY, DEFAULT_TIMEOUTS, TimeoutSettings
 from contracts.errors import UnknownModel
 from contracts.routing import CircuitPolicy, RetryPolicy, Route, Spill, Target, Timeouts
+from providers.prices import context_tokens
 
 
 def route_model(settings: LLMSettings, logical_model: str) -> Route:
@@ -63,6 +64,7 @@ def _target(settings: LLMSettings, logical_model: str) -> Target:
         CircuitPolicy(**circuit.model_dump()),
         logical_model,
         model.reasoning,
+        model.context_tokens or context_tokens(model.name, provider.base_url),
     )
 
 

@@ -22,7 +22,11 @@ from contracts.errors import (
 )
 
 _MAX_SHOWN = 300
-_CONTEXT = re.compile(r"context[ _](length|window|size)|maximum context|too many (input )?tokens|prompt is too long", re.IGNORECASE)
+_CONTEXT = re.compile(
+    r"context[ _](length|window|size)|maximum context|too many (input )?tokens|(prompt|input) is too long"
+    r"|maximum prompt length|exceeds the maximum number of tokens|tokens` must be <=",
+    re.IGNORECASE,
+)
 _FILTER = re.compile(
     r"content[ _](filter|policy|management)|content exists risk|invalid_prompt|usage policy|flagged (as|by|for)|input was flagged",
     re.IGNORECASE,
@@ -68,7 +72,7 @@ def error_for_status(provider: str, status: int, headers: Mapping[str, str], pay
     if status == 404:
         return UpstreamMisconfigured(f"provider `{provider}` does not know the configured model or route (status 404)")
     if 400 <= status < 500:
-        return _refusal(provider, status, code, text, key)
+        return _refusal(provider, status, "context_length" if status == 413 else code, text, key)
     if status >= 500:
         return UpstreamUnavailable(f"provider `{provider}` failed (status {status})", retry_after_s=retry_after)
     return UpstreamInvalidResponse(f"provider `{provider}` answered with unexpected status {status}")

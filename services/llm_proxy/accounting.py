@@ -93,6 +93,10 @@ class CallAccount:
             options["max_tokens"] = completion_tokens(self._request)
         return options
 
+    def needed_tokens(self) -> int:
+        """About how many tokens a target must hold for prompt and answer."""
+        return self._estimate.prompt_tokens + completion_tokens(self._request)
+
     def attempt(self, target: Target) -> None:
         """Notes that `target` is being called."""
         self._tries.append(_Try(target, time.monotonic()))

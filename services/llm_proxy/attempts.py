@@ -12,12 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from contracts.deadline import Deadline
-from contracts.errors import CircuitOpen, DaarionError, InvalidRequest, ModelUnavailable, UpstreamInvalidResponse
+from contracts.errors import (
+    CircuitOpen,
+    ContextLengthExceeded,
+    DaarionError,
+    InvalidRequest,
+    ModelUnavailable,
+    UpstreamInvalidResponse,
+)
 from contracts.ports import ChatProvider
 from contracts.routing import RetryPolicy, Target
 from services.llm_proxy.accounting import CallAccount
 from services.llm_proxy.circuits import Circuits, Permit
-from services.llm_proxy.failover import HANDOVER_SHARE, Step, blames_target, next_step, rest_s, silence_counts_s
+from services.llm_proxy.failover import HANDOVER_SHARE, Step, blames_target, holders, next_step, rest_s, silence_counts_s
 
 T = TypeVar("T")
 Ask = Callable[[ChatProvider, Target], Awaitable[T]]
@@ -86,8 +93,8 @@ class Attempts:
         raise failure or self._nobody()
 
     def goes_on_after(self, error: DaarionError) -> bool:
-        """Whether another target may be asked after `error`."""
-        return self._others() and self._step(error, 1, ONCE).kind == "next"
+        """Whether another target may be asked for the rest after `error`."""
+        return not isinstance(error, InvalidRequest) and self._others() and self._step(error, 1, ONCE).kind == "next"
 
     def failed(self, target: Target, permit: Permit, error: DaarionError) -> None:
         """Ends the running attempt, which failed."""
@@ -123,6 +130,8 @@ class Attempts:
                 permit.released(time.monotonic())
                 raise
             self.failed(target, permit, failure)
+            if isinstance(failure, ContextLengthExceeded):
+                self._left = deque(holders(self._left, target, self._account.needed_tokens()))
             step = self._step(failure, tries, target.retry)
             if step.kind == "caller":
                 raise failure

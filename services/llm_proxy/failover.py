@@ -2,7 +2,8 @@
 
 | Failure | The same target again | Then | Against the circuit |
 |---|---|---|---|
-| refused as invalid, too long, filtered (`InvalidRequest`) | no: the same request stays wrong | the caller | no: the provider works |
+| too long (`ContextLengthExceeded`) | no | the next target that is known to hold it | no: the provider works |
+| refused as invalid, filtered (`InvalidRequest`) | no: the same request stays wrong | the caller | no: the provider works |
 | credentials, model or route refused (`UpstreamAuthFailed`, `UpstreamMisconfigured`) | no | the next target | yes |
 | throttled (`UpstreamRateLimited`) | after `Retry-After`, else a backoff | the next target | yes; after a `Retry-After` it rests instead |
 | unreachable, reset, 5xx (`UpstreamUnavailable`) | after a backoff, or `Retry-After` | the next target | yes; `Retry-After` as above |
@@ -22,10 +23,12 @@ A stream without a first content after `timeouts.first_token_handover_s` is sile
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from contracts.errors import (
+    ContextLengthExceeded,
     DaarionError,
     Unavailable,
     UpstreamAuthFailed,
@@ -35,7 +38,7 @@ from contracts.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from contracts.routing import RetryPolicy, Timeouts
+from contracts.routing import RetryPolicy, Target, Timeouts
 
 MAX_REST_S = 300.0
 """How long a provider's `Retry-After` can keep new calls away from it at most."""
@@ -58,13 +61,19 @@ def next_step(error: DaarionError, *, tries: int, retry: RetryPolicy, others: bo
     `others` tells whether another target is left, `remaining_s` is what is left of the request's deadline, `jitter` is a
     random number between 0 and 1 that spreads the waits of many callers.
     """
-    if remaining_s <= 0 or not isinstance(error, UpstreamError | UpstreamTimeout | Unavailable):
+    if remaining_s <= 0 or not isinstance(error, UpstreamError | UpstreamTimeout | Unavailable | ContextLengthExceeded):
         return Step("caller")
     if tries < retry.attempts and _may_heal(error):
         wait = _wait_s(error, tries, retry, jitter)
         if wait < remaining_s and (wait <= retry.max_backoff_s or not others):
             return Step("again", wait)
     return Step("next")
+
+
+def holders(targets: Iterable[Target], refused_by: Target, needed_tokens: int) -> Iterator[Target]:
+    """Yields the targets that are known to hold a request of about `needed_tokens`, which was too long for another one."""
+    least = max(needed_tokens, (refused_by.context_tokens or 0) + 1)
+    return (target for target in targets if (target.context_tokens or 0) >= least)
 
 
 def silence_counts_s(timeouts: Timeouts) -> float:

@@ -170,7 +170,7 @@ FAILURES: list[tuple[Play, type[DaarionError], bool]] = [
     (play("http_404"), errors.UpstreamMisconfigured, False),
     (play("http_408"), errors.UpstreamTimeout, True),
     (play("http_409"), errors.UpstreamRejected, False),
-    (play("http_413"), errors.UpstreamRejected, False),
+    (play("http_413"), errors.ContextLengthExceeded, False),
     (play("http_422"), errors.UpstreamRejected, False),
     (play("http_429"), errors.UpstreamRateLimited, True),
     (play("http_500"), errors.UpstreamUnavailable, True),

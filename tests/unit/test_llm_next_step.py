@@ -23,7 +23,7 @@ def after(error, **given_):
 # Of each leaf that an attempt can end in: what follows the first attempt and the last, and whether the target is to blame.
 TABLE = [
     (errors.InvalidRequest, "caller", "caller", False),
-    (errors.ContextLengthExceeded, "caller", "caller", False),
+    (errors.ContextLengthExceeded, "next", "next", False),
     (errors.ContentFiltered, "caller", "caller", False),
     (errors.UpstreamRejected, "caller", "caller", False),
     (errors.UpstreamAuthFailed, "next", "next", True),

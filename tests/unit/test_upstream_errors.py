@@ -2,6 +2,7 @@
 
 import pytest
 
+from contracts.errors import ContextLengthExceeded
 from providers.upstream_errors import clean, error_for_status, in_band_error
 
 KEY = "Zq7+own/key=2024"
@@ -25,6 +26,24 @@ def test_the_key_is_masked_in_refusals_and_in_errors_inside_an_answer():
     ):
         assert "[key]" in error.message
         assert "Zq7" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (413, "Request too large"),
+        (400, "This model's maximum context length is 8192 tokens, however you requested 9000"),
+        (400, "prompt is too long: 210000 tokens > 200000 maximum"),
+        (400, "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576)."),
+        (400, "This model's maximum prompt length is 131072 but the request contains 200000 tokens."),
+        (400, "Input is too long for requested model."),
+        (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8193."),
+        (400, "the request exceeds the available context size"),
+    ],
+)
+def test_providers_say_in_many_ways_that_a_request_is_too_long(status, text):
+    assert isinstance(error_for_status("p", status, {}, {"error": {"message": text}}), ContextLengthExceeded)
+    assert not isinstance(error_for_status("p", 400, {}, {"error": {"message": "temperature is too high"}}), ContextLengthExceeded)
 
 
 @pytest.mark.parametrize("text", ["boom\nTraceback (most recent call last):\n  x = secret()", 'File "app.py", line 3, in call'])
