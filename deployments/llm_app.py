@@ -116,7 +116,7 @@ class LLMReplica:
         settings = LLMSettings.model_validate(user_config)
         begins = self._proxy is None
         replaced, self._providers = self._providers, self._build_providers(settings)
-        router = await asyncio.to_thread(RoutingTable, settings)  # the price library knows contexts, and loads for some tenths of a second
+        router = await asyncio.to_thread(RoutingTable, settings)  # the price library knows contexts, and loads for a tenth of a second
         self._circuits.keep(route.primary for route in router.routes())  # every target is some model's own
         prices = PriceBook(settings, urls={self._embedder_settings.type: self._embedder_settings.address})
         await asyncio.to_thread(prices.warm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from contracts.errors import DaarionError, UpstreamInvalidResponse
@@ -13,6 +13,7 @@ from contracts.routing import Target
 from contracts.usage import OUTCOME_OK
 from services.llm_proxy.accounting import OUTCOME_CANCELLED, CallAccount, outcome_of
 from services.llm_proxy.attempts import Attempts, Served
+from services.llm_proxy.seams import Seam
 from services.llm_proxy.thoughts import close, reasoning_of, thoughts_apart
 
 
@@ -28,7 +29,8 @@ class OpenStream:
     """A stream whose first item has arrived. Iterate it once, and close it however that ends: closing settles the call.
 
     With `resumes`, a break after the first content is not the caller's: the next target is asked to finish the answer. The
-    joined stream ends in one StreamEnd, with the usage of every part and the names of who wrote them.
+    joined stream ends in one StreamEnd, with the usage of every part and the names of who wrote them. What the next target
+    repeats is left out; where it begins anew in other words, it counts as failed.
     """
 
     def __init__(self, served: Served[Begun], request: ProxyRequest, attempts: Attempts, account: CallAccount, *, resumes: bool) -> None:
@@ -39,6 +41,8 @@ class OpenStream:
         self._written: list[str] | None = [] if resumes and _can_be_resumed(request) else None
         self._pieces = 0
         self._tail = ""
+        self._seam: Seam | None = None
+        self._wrote = False  # whether the part that runs has shown text
         self._writers: list[Target] = []
         self._ended = False
 
@@ -53,11 +57,17 @@ class OpenStream:
             while not self._ended:
                 begun = self._served.result
                 try:
-                    yield self._seen(begun.first)
+                    for part in self._joined(begun.first):
+                        yield self._seen(part)
                     async for item in begun.rest:
-                        yield self._seen(item)
+                        if self._seam is None:
+                            yield self._seen(item)
+                            continue
+                        for part in self._joined(item):
+                            yield self._seen(part)
                     self._check_ended()
                 except DaarionError as error:
+                    await close(begun.rest)
                     self._attempts.failed(self._served.target, self._served.permit, error)
                     self._served = await self._resumed(error)
         except Exception as error:
@@ -70,6 +80,25 @@ class OpenStream:
         self._served.permit.released(time.monotonic())
         await close(self._served.result.rest)
 
+    def _joined(self, item: StreamItem) -> Sequence[StreamItem]:
+        """What is shown of an item. Raises UpstreamInvalidResponse where a continuation began anew."""
+        if self._seam is None:
+            return (item,)
+        try:
+            text = self._seam.finish() if isinstance(item, StreamEnd) else self._seam.feed(item.content or "")
+        except UpstreamInvalidResponse:
+            self._served.permit.succeeded(time.monotonic())  # it works, and strays
+            if self._wrote:
+                self._written = None
+            raise
+        if isinstance(item, StreamEnd):
+            return (StreamDelta(content=text), item) if text else (item,)
+        shown = item.model_copy(update={"content": text or None})
+        if text or item.reasoning or item.tool_calls or item.refusal:
+            return (shown,)
+        self._account.delta(item)
+        return ()
+
     def _seen(self, item: StreamItem) -> StreamItem:
         if isinstance(item, StreamEnd):
             return self._last(item)
@@ -81,6 +110,7 @@ class OpenStream:
             return item
         item = self._without_tail(item)
         self._pieces += 1
+        self._wrote = self._wrote or bool(item.content)
         self._written.append(item.content or "")
         return item
 
@@ -117,12 +147,13 @@ class OpenStream:
         options = self._options_left()
         if begun and not self._attempts.keep(lambda provider: provider.continued((), begun, options) is not None):
             raise error
-        if begun:
+        if begun and self._wrote:
             self._writers.append(self._served.target)
 
         async def ask(provider: ChatProvider, target: Target) -> Begun:
             asked = provider.continued(self._request.messages, begun, options) if begun else None
             messages, settings = asked or (self._request.messages, options)
+            self._seam = Seam(begun, in_words=messages[-1]["role"] != "assistant") if begun else None
             return await begin(provider, target, self._attempts, messages, settings)
 
         try:
@@ -130,6 +161,7 @@ class OpenStream:
         except DaarionError:
             raise error from None
         served.permit.alive(time.monotonic())
+        self._wrote = False
         return served
 
     def _options_left(self) -> ChatOptions:
