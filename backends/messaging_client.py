@@ -17,6 +17,7 @@ SERVICE = "the messaging service"
 # What servers and proxies between take as one URL for sure.
 MAX_QUERY_TEXT_BYTES = 7_000
 FORM_REFUSED = frozenset({415, 422})
+NO_SUCH_ROUTE = frozenset({404, 405, 422, 501})
 TRY_LATER = 503
 CUT = "…"
 
@@ -82,7 +83,7 @@ class NeighbourMessaging:
 
     async def recent_messages(self, channel_id: str, limit: int, deadline: Deadline, before: str | None = None) -> list[ChannelMessage]:
         """See the port."""
-        return await _recent(self._http, f"/api/messaging/channels/{quote(channel_id, safe='')}/messages", limit, deadline, before)
+        return await _recent(self._http, f"{self._channel(channel_id)}/messages", limit, deadline, before)
 
     async def post_as_agent(self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline) -> PostedMessage:
         """See the port. A service that refuses the JSON form gets query parameters, from then on at once: of a long text its beginning."""
@@ -97,9 +98,28 @@ class NeighbourMessaging:
         self._by_query = self._by_query or answer.ok
         return self._accepted(answer, channel_id)
 
-    async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:  # noqa: ARG002  # the port's signature
-        """See the port: there is no such route."""
-        return None
+    async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
+        """See the port. A service without these routes tells nothing."""
+        found = await self._told(self._channel(channel_id), deadline)
+        if not isinstance(found, dict):
+            return None
+        listed = await self._told(f"{self._channel(channel_id)}/members", deadline)
+        members = [row.get("member_id") for row in listed if isinstance(row, dict)] if isinstance(listed, list) else None
+        try:
+            return ChannelInfo.model_validate({"id": channel_id, "name": channel_id, **found, "members": members})
+        except ValidationError:
+            return None
+
+    async def _told(self, path: str, deadline: Deadline) -> Any:
+        """What a route answers, None where there is none. Raises as the port."""
+        answer = await self._http.request("GET", path, deadline)
+        if not answer.ok and answer.status not in NO_SUCH_ROUTE:
+            raise self._http.refusal(answer)
+        return answer.body if answer.ok else None
+
+    @staticmethod
+    def _channel(channel_id: str) -> str:
+        return f"/api/messaging/channels/{quote(channel_id, safe='')}"
 
     async def run_steps(self, agent_id: str, channel_id: str, run_id: str, steps: Sequence[RunStep], deadline: Deadline) -> None:
         """See the port: there is no such route."""

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from contracts.errors import ConfigurationError
+from contracts.llm import Identifier
 
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -18,6 +19,9 @@ class MessagingSettings(BaseModel):
 
     `base_url` is needed for the latter; without it the workspace is the one behind the own ingress. `secret_env` names the
     variable with the secret that the service demands. The own secret goes to the own ingress alone.
+
+    Where the service does not tell whose a channel is, `microdaos` (by channel id) does, else `microdao_id`, which is also the
+    only microDAO that an invocation without a channel may then name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +29,12 @@ class MessagingSettings(BaseModel):
     kind: Literal["workspace", "messaging_service"] = "workspace"
     base_url: Annotated[str, StringConstraints(min_length=1, max_length=2_048)] | None = None
     secret_env: EnvironmentName | None = None
+    microdaos: Annotated[dict[Identifier, Identifier], Field(max_length=100_000)] = {}
+    microdao_id: Identifier | None = None
+
+    def microdao_of(self, channel_id: str | None) -> str | None:
+        """Returns the configured microDAO of a channel, or of what has none."""
+        return self.microdao_id if channel_id is None else self.microdaos.get(channel_id, self.microdao_id)
 
     @field_validator("base_url")
     @classmethod

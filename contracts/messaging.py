@@ -75,14 +75,14 @@ class PostedMessage(BaseModel):
 
 
 class ChannelInfo(BaseModel):
-    """A channel, its tenant and who is in it."""
+    """A channel, its tenant and who is in it; None for members that the service does not tell."""
 
     model_config = _LENIENT
 
     id: str
     name: str
-    microdao_id: str
-    members: list[str] = []
+    microdao_id: Identifier
+    members: list[str] | None = []
 
 
 class RunStep(BaseModel):
@@ -123,7 +123,7 @@ class Messaging(Protocol):
         """
 
     async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
-        """Returns name, tenant and members; None from a service that has no such route."""
+        """Returns name, tenant and members; None from a service that does not tell the tenant."""
 
     async def run_steps(self, agent_id: str, channel_id: str, run_id: str, steps: Sequence[RunStep], deadline: Deadline) -> None:
         """Shows steps to whoever watches the channel. Does nothing with a service that has no such route."""

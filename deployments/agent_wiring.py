@@ -26,6 +26,7 @@ from contracts.ports import EventLog
 from interfaces.http.agents import AgentRoutes, agents_router
 from interfaces.nats.agents import AgentNats
 from services.agent_runtime.attempt import AttemptPorts, Attempts
+from services.agent_runtime.channels import Channels
 from services.agent_runtime.delivery import Delivery, DeliverySettings
 from services.agent_runtime.pipeline import Pipeline, PipelinePorts
 from services.agent_runtime.runs import AgentRuns, RunSettings
@@ -98,7 +99,8 @@ class AgentRuntime:
             claim_every_s=args.claim_every_s,
             keep_days=args.keep_days,
         )
-        self.runs = AgentRuns(self.store, self._messaging, attempts, events, blueprints=blueprints, settings=settings)
+        channels = Channels(self._messaging, args.messaging.microdao_of)
+        self.runs = AgentRuns(self.store, self._messaging, attempts, events, channels=channels, blueprints=blueprints, settings=settings)
         self._blueprints = blueprints
         self._nats = AgentNats(self.runs, events)
         self._link = (

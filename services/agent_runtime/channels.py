@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 from contracts.agents import AgentInvocation
 from contracts.deadline import Deadline
@@ -12,13 +13,21 @@ from contracts.messaging import ChannelInfo, Messaging
 
 KEEP_S = 30.0
 MAX_KEPT = 2_000
+UNKNOWN_TENANT = (
+    "the messaging-service does not tell which microDAO this channel belongs to: name it in the args of the agent runtime, as "
+    "messaging.microdaos or messaging.microdao_id"
+)
 
 
 class Channels:
-    """Resolves the microDAO of an invocation. What the messaging-service says wins over what the caller says."""
+    """Resolves the microDAO of an invocation: from the messaging-service, else from the configuration, never from who asks alone.
 
-    def __init__(self, messaging: Messaging) -> None:
+    `configured` returns the configured microDAO of a channel, or (None) of what has none.
+    """
+
+    def __init__(self, messaging: Messaging, configured: Callable[[str | None], str | None]) -> None:
         self._messaging = messaging
+        self._configured = configured
         self._kept: OrderedDict[str, tuple[float, ChannelInfo]] = OrderedDict()
 
     async def microdao_of(self, invocation: AgentInvocation, deadline: Deadline) -> str:
@@ -26,25 +35,30 @@ class Channels:
 
         Raises:
             NotFound: no such channel.
-            Forbidden: the channel is another microDAO's, or the agent is not in it.
-            InvalidRequest: nobody says which microDAO it is.
+            Forbidden: the channel is another microDAO's or nobody knows whose, or the agent is not in it.
+            InvalidRequest: an invocation without a channel does not say which microDAO it is.
             Unavailable: the messaging-service is away.
         """
-        payload = invocation.payload
-        info = await self._channel(payload.channel_id, invocation.agent_id, deadline) if payload.channel_id is not None else None
-        if info is None:
-            if payload.microdao_id is None:
-                raise InvalidRequest("payload.microdao_id: required where the messaging-service does not tell the channel's")
-            return payload.microdao_id
-        if payload.microdao_id is not None and payload.microdao_id != info.microdao_id:
-            raise Forbidden("payload.microdao_id: the channel belongs to another microDAO")
-        if invocation.agent_id not in info.members:
+        channel_id, named = invocation.payload.channel_id, invocation.payload.microdao_id
+        if channel_id is None:
+            tenant = self._configured(None) or named
+            if tenant is None:
+                raise InvalidRequest("payload.microdao_id: required without a channel")
+            info = None
+        else:
+            info = await self._channel(channel_id, invocation.agent_id, deadline)
+            tenant = self._configured(channel_id) if info is None else info.microdao_id
+            if tenant is None:
+                raise Forbidden(UNKNOWN_TENANT)
+        if named not in {None, tenant}:
+            raise Forbidden("payload.microdao_id: the channel, or this whole agent runtime, belongs to another microDAO")
+        if info is not None and info.members is not None and invocation.agent_id not in info.members:
             raise Forbidden("the agent is no member of this channel: add it first")
-        return info.microdao_id
+        return tenant
 
     async def _channel(self, channel_id: str, agent_id: str, deadline: Deadline) -> ChannelInfo | None:
         kept = self._kept.get(channel_id)
-        if kept is not None and kept[0] > time.monotonic() and agent_id in kept[1].members:
+        if kept is not None and kept[0] > time.monotonic() and agent_id in (kept[1].members or [agent_id]):
             return kept[1]
         info = await self._messaging.channel(channel_id, deadline)
         if info is not None:

@@ -52,6 +52,7 @@ class AgentRuns:
         attempts: Attempts,
         events: EventLog,
         *,
+        channels: Channels,
         blueprints: Callable[[], Mapping[str, Blueprint]],
         settings: RunSettings,
     ) -> None:
@@ -61,7 +62,7 @@ class AgentRuns:
         self._events = events
         self._blueprints = blueprints
         self._settings = settings
-        self._channels = Channels(messaging)
+        self._channels = channels
         self._owner = attempts.owner
         self._queue: asyncio.Queue[Run] = asyncio.Queue()
         self._open: dict[UUID, Run] = {}
