@@ -10,7 +10,7 @@ from contracts.limits import NANO_PER_USD, SubjectKind
 TIMEOUT_S = 10.0
 SPENT = """
 SELECT recorder, sum(cost_usd) AS spent FROM llm_spending
-WHERE kind = %(kind)s AND subject = %(subject)s AND day >= %(since)s
+WHERE kind = %(kind)s AND subject = %(subject)s AND day >= %(since)s AND day < %(until)s
 GROUP BY recorder
 """
 
@@ -21,13 +21,13 @@ class UsageSpending:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def spent(self, kind: SubjectKind, subject: str, since: datetime) -> dict[str, int]:
-        """Returns, by the process that recorded it, the nano-dollars that `subject` has spent since that UTC day began.
+    async def spent(self, kind: SubjectKind, subject: str, since: datetime, until: datetime) -> dict[str, int]:
+        """Returns, by the process that recorded it, the nano-dollars that `subject` spent from the UTC day of `since` on, before `until`.
 
         Raises:
             DatabaseUnavailable, DeadlineExceeded: the ledger cannot be read now, or not in time.
         """
         async with self._database.transaction(timeout_s=TIMEOUT_S) as connection:
-            values = {"kind": kind, "subject": subject, "since": since.astimezone(UTC).date()}
+            values = {"kind": kind, "subject": subject, "since": since.astimezone(UTC).date(), "until": until.astimezone(UTC).date()}
             rows = await (await connection.execute(SPENT, values)).fetchall()
         return {row["recorder"]: int(row["spent"] * NANO_PER_USD) for row in rows}

@@ -17,9 +17,9 @@ from backends.usage_spending import UsageSpending
 from configs.environment import read_environment
 from configs.stores import find_stores
 from contracts.errors import DaarionError, LimitsUnavailable
-from contracts.limits import CALENDAR, Limit, LimitKey
+from contracts.limits import Limit, LimitKey
 from deployments.replica import open_event_log
-from services.llm_proxy.lease_protocol import Reply, Report, Standing, period_of, period_start
+from services.llm_proxy.lease_protocol import Reply, Report, Standing, period_end, period_of, period_start
 from services.llm_proxy.leases import LeaseBook
 
 PROTOCOL = 3
@@ -44,16 +44,14 @@ class LimitAuthority:
     async def exchange(self, report: Report) -> Reply:
         """Takes a replica's report and grants what it asks for."""
         reply = self._book.exchange(report, time.monotonic(), time.time())
-        if any(grant.pending for grant in reply.grants):
-            self._read_ledger()
+        self._read_ledger()
         return reply
 
     async def standing(self, limits: Sequence[Limit]) -> list[Standing]:
         """How limits stand."""
         now, wall = time.monotonic(), time.time()
         standings = [self._book.standing(limit.key, limit.amount, now, wall) for limit in limits]
-        if any(limit.key.meter in CALENDAR for limit in limits):
-            self._read_ledger()
+        self._read_ledger()
         return standings
 
     async def ping(self) -> float:
@@ -73,7 +71,8 @@ class LimitAuthority:
         try:
             async with self._readers:
                 wall = time.time()
-                spent = await (await self._ledger()).spent(key.kind, key.subject, period_start(key.meter, wall))
+                ledger, period = await self._ledger(), (period_start(key.meter, wall), period_end(key.meter, wall))
+                spent = await ledger.spent(key.kind, key.subject, *period)
                 self._book.load(key, period_of(key.meter, wall), spent)
         except DaarionError:
             await asyncio.sleep(LEDGER_RETRY_S)

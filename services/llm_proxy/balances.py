@@ -7,13 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from contracts.limits import CALENDAR, Estimate, Limit, LimitKey, Spent
-from services.llm_proxy.lease_protocol import SLIDING, TTL_S, WINDOW_S, Grant, Line, Reply, Report, period_of
+from services.llm_proxy.lease_protocol import DAY_S, SLIDING, TTL_S, WINDOW_S, Grant, Line, Reply, Report, period_of
 from services.llm_proxy.windows import SlidingWindow
 
 MAX_BALANCES = 50_000
 RECENT_CELLS = 120
 REFUSAL_CACHE_S = 0.1
 """How long a refusal is repeated without asking, so that a throttled caller cannot flood the authority."""
+FORMER_PERIODS = 4
+"""Days or months whose sums are kept for a clock that is set back."""
 LOW = 4
 """A balance asks for more, without anybody waiting, when less than a quarter of its last grant is left."""
 
@@ -42,6 +44,16 @@ class Balance:
     pending: bool = False
     recent: SlidingWindow | None = None
     incarnation: int = 0
+    former: dict[str, int] = field(default_factory=dict)
+
+    def enter(self, period: str) -> None:
+        """Begins another day or month, or goes on in one that the clock came back to. What was granted in the last one goes back."""
+        if self.spent:
+            self.former[self.period] = self.spent
+        if len(self.former) > FORMER_PERIODS:
+            del self.former[next(iter(self.former))]
+        self.period, self.spent = period, self.former.pop(period, 0)
+        self.acknowledged = self.sent = self.free = self.short_of = 0
 
     def take(self, units: int, now: float) -> None:
         """Reserves `units`; a request is spent at once, everything else when its call is settled."""
@@ -125,16 +137,21 @@ class Balances:
     _balances: OrderedDict[LimitKey, Balance] = field(default_factory=OrderedDict)
     _active: dict[LimitKey, Balance] = field(default_factory=dict)
     _floor: int = 0
+    _day: float = 0.0
     forgotten: int = 0
 
     def plan(self, limits: Iterable[Limit], now: float) -> Plan:
         """Returns the balances behind `limits`."""
         return tuple(self._balance(limit, now) for limit in limits)
 
-    def take(self, plan: Plan, amounts: Sequence[int], now: float) -> bool:
+    def take(self, plan: Plan, amounts: Sequence[int], now: float, wall: float) -> bool:
         """Reserves all amounts, or nothing."""
         if now >= self.expires:
             return False
+        if (day := wall // DAY_S) != self._day:  # what was granted in another day or month is no more to be taken
+            self._day = day
+            for balance in self._active.values():
+                self._enter_period(balance, wall)
         for balance, units in zip(plan, amounts, strict=True):
             if balance.free < units:
                 return False
@@ -254,7 +271,7 @@ class Balances:
             return
         period = period_of(balance.key.meter, wall)
         if period != balance.period:
-            balance.period, balance.spent, balance.acknowledged, balance.sent = period, 0, 0, 0
+            balance.enter(period)
 
     def _balance(self, limit: Limit, now: float) -> Balance:
         balance = self._balances.get(limit.key)

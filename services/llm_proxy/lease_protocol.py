@@ -137,8 +137,12 @@ def period_start(meter: Meter, wall: float) -> datetime:
     return day if meter == "usd_per_day" else day.replace(day=1)
 
 
+def period_end(meter: Meter, wall: float) -> datetime:
+    """The beginning of the next one."""
+    start = period_start(meter, wall)
+    return start + timedelta(days=1) if meter == "usd_per_day" else (start + timedelta(days=32)).replace(day=1)
+
+
 def period_left_s(meter: Meter, wall: float) -> float:
     """Seconds to the end of that day or month."""
-    start = period_start(meter, wall)
-    end = start + timedelta(days=1) if meter == "usd_per_day" else (start + timedelta(days=32)).replace(day=1)
-    return end.timestamp() - wall
+    return period_end(meter, wall).timestamp() - wall

@@ -36,6 +36,8 @@ from services.llm_proxy.windows import SlidingWindow
 MAX_KEYS = 100_000
 LEARNING_S = TTL_S + GRACE_S
 PENDING_RETRY_S = 0.5
+SKEW_S = 10.0
+"""How long a replica's clock may show another day or month than the authority's before what it spends counts here, too."""
 RUNNING_RETRY_S = 5.0
 """When to ask again while what is missing is reserved by running calls: nobody knows when they end."""
 
@@ -45,6 +47,7 @@ class _Share:
     """What one replica has of one limit.
 
     `counted` is what it spent in the account's calendar period in its present incarnation, `earlier` in those before.
+    `period` is the one that its clock shows, `astray` since when that is another one.
     """
 
     spent: int = 0
@@ -53,6 +56,8 @@ class _Share:
     incarnation: int = 0
     held: int = 0
     free: int = 0
+    period: str = ""
+    astray: float | None = None
 
     @property
     def outstanding(self) -> int:
@@ -61,19 +66,27 @@ class _Share:
 
 @dataclass(slots=True)
 class _Account:
-    """One limit. `ledger` is what each replica had spent in this period when that was read; None before."""
+    """One limit. `ledger` is what each replica had spent in this period when that was last known; None before it was read.
+
+    `former` is the period before with what was known of it, `latest` the latest that was entered.
+    """
 
     period: str
     window: SlidingWindow | None = None
     shares: dict[str, _Share] = field(default_factory=dict)
     ledger: dict[str, int] | None = None
+    former: tuple[str, dict[str, int] | None] = ("", None)
+    latest: str = ""
+
+    def spent(self) -> dict[str, int]:
+        """What each replica spent in this period."""
+        spent = dict(self.ledger or {})
+        for replica, share in self.shares.items():
+            spent[replica] = max(share.earlier + share.counted, spent.get(replica, 0))
+        return spent
 
     def used(self, now: float) -> int:
-        if self.window is not None:
-            return self.window.used(now)
-        ledger = self.ledger or {}
-        known = sum(max(share.earlier + share.counted, ledger.get(replica, 0)) for replica, share in self.shares.items())
-        return known + sum(units for replica, units in ledger.items() if replica not in self.shares)
+        return sum(self.spent().values()) if self.window is None else self.window.used(now)
 
     def outstanding(self) -> int:
         return sum(share.held + share.free for share in self.shares.values())
@@ -97,6 +110,7 @@ class LeaseBook:
         self._accounts: OrderedDict[LimitKey, _Account] = OrderedDict()
         self._replicas: dict[str, _Replica] = {}
         self._missing: set[str] = set()
+        self._unread: set[LimitKey] = set()
 
     def exchange(self, report: Report, now: float, wall: float) -> Reply:
         """Takes a replica's report and grants what it asks for. `now` is monotonic, `wall` the time of day, in seconds."""
@@ -121,14 +135,16 @@ class LeaseBook:
         return max(0.0, least - now)
 
     def unread(self) -> list[LimitKey]:
-        """Limits of money whose ledger has not been read yet."""
-        return [key for key, account in self._accounts.items() if key.meter in CALENDAR and account.ledger is None]
+        """Limits of money whose ledger has not been read yet in their present period."""
+        return list(self._unread)
 
     def load(self, key: LimitKey, period: str, spent: Mapping[str, int]) -> None:
         """Takes what the ledger has of each replica for `key` in `period`."""
         account = self._accounts.get(key)
-        if account is not None and account.period == period and account.ledger is None:
-            account.ledger = dict(spent)
+        if account is not None and account.period == period and key in self._unread:
+            known = account.ledger or {}
+            account.ledger = {replica: max(spent.get(replica, 0), known.get(replica, 0)) for replica in {*spent, *known}}
+            self._unread.discard(key)
 
     def standing(self, key: LimitKey, limit: int, now: float, wall: float) -> Standing:
         """Returns how a limit stands."""
@@ -168,6 +184,12 @@ class LeaseBook:
                 share.earlier, share.counted = share.earlier + share.counted, 0
                 share.incarnation = line.incarnation
             share.counted = line.spent if report.joining else max(line.spent, share.counted)
+            share.astray = None
+        else:
+            share.astray = now if share.astray is None else share.astray
+            if share.period == line.period and now - share.astray > SKEW_S:
+                share.earlier += max(0, line.spent - share.spent)
+        share.period = line.period
         share.spent, share.held, share.free = line.spent, line.held, line.free
 
     def _grant(self, replica: str, line: Line, now: float, wall: float, learning: float) -> Grant:
@@ -230,9 +252,11 @@ class LeaseBook:
         account = self._accounts.get(key)
         if account is None:
             self._make_room(now)
-            account = self._accounts[key] = _Account(period, SlidingWindow(WINDOW_S) if key.meter in SLIDING else None)
+            account = self._accounts[key] = _Account(period, SlidingWindow(WINDOW_S) if key.meter in SLIDING else None, latest=period)
+            if key.meter in CALENDAR:
+                self._unread.add(key)
         elif account.period != period:
-            self._turn(account, period)
+            self._turn(key, account, period)
         self._accounts.move_to_end(key)
         return account
 
@@ -244,15 +268,22 @@ class LeaseBook:
             if len(self._accounts) < 2 * MAX_KEYS and busy:
                 break
             del self._accounts[key]
+            self._unread.discard(key)
             for replica in account.shares.keys() & self._replicas.keys():
                 self._replicas[replica].keys.discard(key)
 
-    def _turn(self, account: _Account, period: str) -> None:
-        """Begins a new day or month, in which nothing has been spent: every replica was watched from its beginning.
+    def _turn(self, key: LimitKey, account: _Account, period: str) -> None:
+        """Enters another day or month, forward or, where the clock was set back, backward.
 
-        What replicas spent that are forgotten since counted until now.
+        In a later one than ever nothing has been spent, as far as is known here: every replica was watched from its beginning. The
+        ledger is read all the same, for what an earlier authority granted under a clock that ran ahead; in any other one nothing is
+        granted before. What replicas spent that are forgotten since counts in the period that is left.
         """
-        account.period, account.ledger = period, {}
+        former, known = account.former
+        account.former = account.period, None if account.ledger is None else account.spent()
+        account.ledger = known if period == former else {} if period > account.latest else None
+        account.period, account.latest = period, max(period, account.latest)
+        self._unread.add(key)
         account.shares = {name: share for name, share in account.shares.items() if name in self._replicas}
         for share in account.shares.values():
             share.counted = share.earlier = 0

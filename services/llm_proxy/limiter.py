@@ -86,7 +86,7 @@ class LeasedLimiter:
             plan = self._plan(caller)
             amounts = [amount(balance, estimate) for balance in plan]
             now = time.monotonic()
-            if not plan or self._balances.take(plan, amounts, now):
+            if not plan or self._balances.take(plan, amounts, now, time.time()):
                 self._look_ahead(plan)
                 return _Reserved(self, plan, amounts)
             if (over := next((pair for pair in zip(plan, amounts, strict=True) if pair[1] > pair[0].limit), None)) is not None:

@@ -1,7 +1,7 @@
 """The limit authority over a real ledger: what money was spent before it began counts, and while that is unknown nothing is granted."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -36,7 +36,7 @@ async def spend(database, folder, dollars, *, recorder, **fields):
     """Writes a call that cost so much, now."""
     writer = UsageWriter(database, folder, events=RecordedEvents(), name=recorder)
     await writer.start()
-    writer.record(usage_record(cost_usd=Decimal(dollars), occurred_at=datetime.now(UTC), credential="key-1", **fields))
+    writer.record(usage_record(cost_usd=Decimal(dollars), credential="key-1", **{"occurred_at": datetime.now(UTC), **fields}))
     await writer.close(timeout_s=30)
 
 
@@ -85,6 +85,26 @@ async def test_a_living_replicas_rows_are_not_counted_twice_by_the_next_authorit
     await asyncio.sleep(2)  # what it holds of the old authority is over
     reservations, _ = await admitted(limiter)
     assert len(reservations) == 6
+    await limiter.close()
+
+
+async def test_rows_of_a_clock_that_ran_ahead_count_when_their_time_comes(database, database_url, tmp_path, settings, monkeypatch):
+    settings(database_url)
+    later = datetime.now(UTC) + timedelta(days=40)
+    await spend(database, tmp_path / "a", 3, recorder="dead")
+    await spend(database, tmp_path / "b", 6, recorder="ahead", occurred_at=later)
+    rates = LimitSettings.model_validate({"agent": {"usd_per_month": 10}})
+    limiter = LeasedLimiter(LimitAuthority(), rates.of, replica="living")
+    now = await admitted(limiter)
+    assert len(now[0]) == 7
+    for reservation in now[0]:
+        reservation.settle(Spent())
+    monkeypatch.setattr("deployments.limit_authority.time.time", later.timestamp)
+    monkeypatch.setattr("services.llm_proxy.limiter.time.time", later.timestamp)
+    async with asyncio.timeout(60):
+        while (await limiter._source.standing(rates.of(SOFIA)))[0].used == 0:
+            await asyncio.sleep(0.05)
+    assert len((await admitted(limiter))[0]) == 4
     await limiter.close()
 
 

@@ -121,16 +121,17 @@ async def test_what_was_spent_is_read_by_who_recorded_it(database: Database, tmp
     await written(database, tmp_path, failed_over(credential="key-1"), name="other")
     stranger = {"agent_id": "agent:x", "microdao_id": "microdao:x", "credential": "x"}
     await written(database, tmp_path, failed_over(**stranger), failed_over(credential="key-1", occurred_at=START), name="other")
-    spent = await UsageSpending(database).spent(kind, subject, MOMENT)
+    spent = await UsageSpending(database).spent(kind, subject, MOMENT, END)
     assert spent == {"one": 1_500_000_000, "other": 750_000_000}
-    assert await UsageSpending(database).spent(kind, subject, START) == {"one": 1_500_000_000, "other": 1_500_000_000}
+    assert await UsageSpending(database).spent(kind, subject, START, END) == {"one": 1_500_000_000, "other": 1_500_000_000}
+    assert await UsageSpending(database).spent(kind, subject, START, MOMENT) == {"other": 750_000_000}
 
 
 async def test_what_is_written_twice_was_spent_once(database: Database, tmp_path: Any) -> None:
     record = failed_over()
     for name in ("one", "other"):  # as after a crash between the row and the end of its journal
         await written(database, tmp_path, record, failed_over(), name=name)
-    assert await UsageSpending(database).spent("agent", "agent:sofia", MOMENT) == {"one": 1_500_000_000, "other": 750_000_000}
+    assert await UsageSpending(database).spent("agent", "agent:sofia", MOMENT, END) == {"one": 1_500_000_000, "other": 750_000_000}
     async with database.transaction() as connection:
         sums = await (await connection.execute("SELECT sum(cost_usd) AS all FROM llm_attempts")).fetchone()
     assert sums == {"all": Decimal("2.25")}
@@ -145,10 +146,10 @@ async def test_money_of_a_large_ledger_is_read_from_few_pages(database: Database
         )  # 213,900 rows
         await connection.execute("ANALYZE llm_spending")
     for kind in ("agent", "microdao", "credential"):
-        spent = await UsageSpending(database).spent(kind, "subject:77", datetime(2026, 3, 1, tzinfo=UTC))
+        spent = await UsageSpending(database).spent(kind, "subject:77", datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC))
         assert spent == {f"recorder:{number}": 310_000_000 for number in range(1, 11)}
         async with database.transaction() as connection:
-            values = {"kind": kind, "subject": "subject:77", "since": date(2026, 3, 1)}
+            values = {"kind": kind, "subject": "subject:77", "since": date(2026, 3, 1), "until": date(2026, 4, 1)}
             plan = await (await connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SPENT}", values)).fetchone()
         assert plan is not None
         top = plan["QUERY PLAN"][0]["Plan"]
@@ -177,5 +178,5 @@ async def test_calls_that_an_earlier_version_recorded_are_their_own_only_attempt
     assert (total.calls, total.attempts, total.total_tokens) == (1, 1, 7)
     subjects: list[tuple[SubjectKind, str]] = [("agent", "a"), ("microdao", "m"), ("credential", "anonymous")]
     for kind, subject in subjects:
-        assert await UsageSpending(database).spent(kind, subject, MOMENT) == {"": 500_000_000}
+        assert await UsageSpending(database).spent(kind, subject, MOMENT, END) == {"": 500_000_000}
     await database.close()

@@ -29,6 +29,7 @@ class Call:
     amounts: list
     spent: Spent | None = None
     lapsed: bool = False
+    settled_at: float = 0.0  # by the clock of its replica
 
 
 @dataclass
@@ -43,6 +44,8 @@ class World:
     calls: list = field(default_factory=list)
     silent: set = field(default_factory=set)
     reached: dict = field(default_factory=dict)
+    wall: float = WALL  # what clocks show at the moment 0
+    ahead: dict = field(default_factory=dict)  # by whose clock: how much it differs from the others
 
     def __post_init__(self):
         self.book = LeaseBook("0", self.now - LEARNING_S)
@@ -52,14 +55,19 @@ class World:
         self.births += 1
         return Balances(f"r{self.births}")
 
+    def clock(self, replica=None):
+        """What the clock of a replica shows, or the authority's."""
+        return self.wall + self.now + self.ahead.get("authority" if replica is None else replica.replica, 0.0)
+
     def exchange(self, replica, waiting=(), *, beat=False, lost="no"):
         for _ in range(2):
-            report = replica.report(waiting, self.now, WALL + self.now, beat=beat)
+            report = replica.report(waiting, self.now, self.clock(replica), beat=beat)
             if lost == "request" or replica.replica in self.silent:
                 return
-            reply = self.book.exchange(report, self.now, WALL + self.now)
+            reply = self.book.exchange(report, self.now, self.clock())
             for key in self.book.unread():
-                self.book.load(key, period_of(key.meter, WALL + self.now), self.ledger())
+                period = period_of(key.meter, self.clock())
+                self.book.load(key, period, self.ledger(key.meter, period))
             if lost == "reply":
                 return
             replica.answered(report, reply, self.now, self.now)
@@ -68,10 +76,10 @@ class World:
                 self.reached[replica.replica] = self.now
                 return
 
-    def ledger(self):
+    def ledger(self, meter, period):
         spent = {}
         for call in self.calls:
-            if call.spent is not None:
+            if call.spent is not None and period_of(meter, call.settled_at) == period:
                 spent[call.replica] = spent.get(call.replica, 0) + call.spent.nano_usd
         return spent
 
@@ -79,7 +87,7 @@ class World:
         plan = replica.plan(self.limits, self.now)
         amounts = [amount(balance, estimate) for balance in plan]
         for _ in range(3):
-            if replica.take(plan, amounts, self.now):
+            if replica.take(plan, amounts, self.now, self.clock(replica)):
                 self.calls.append(Call(replica.replica, self.now, estimate, plan, amounts))
                 return True
             self.exchange(replica, [(plan, amounts)], lost=lost)
@@ -89,7 +97,8 @@ class World:
         call = next((call for call in self.calls if call.replica == replica.replica and call.spent is None), None)
         if call is not None:
             call.spent = Spent(tokens=round(call.estimate.tokens * share), nano_usd=round(call.estimate.nano_usd * share))
-            replica.settle(call.plan, call.amounts, call.spent, self.now, WALL + self.now)
+            call.settled_at = self.clock(replica)
+            replica.settle(call.plan, call.amounts, call.spent, self.now, call.settled_at)
 
     def crash(self, index):
         self.replicas[index] = self.born()
@@ -334,7 +343,7 @@ def test_a_replica_that_forgets_unused_balances_counts_each_unit_once(monkeypatc
 def test_money_of_many_callers_is_kept_in_bounds_and_still_counted(monkeypatch):
     monkeypatch.setattr(balances, "MAX_BALANCES", 5)
     world = World([])
-    world.ledger = dict  # what is reported is all that is known
+    world.ledger = lambda *_: {}  # what is reported is all that is known
     keys = [LimitKey("agent", str(number), "usd_per_day") for number in range(40)]
     for _ in range(3):
         for key in keys:
@@ -368,7 +377,7 @@ def test_what_dead_replicas_spent_counts_to_the_end_of_the_day_and_their_shares_
 def test_an_authority_that_forgets_limits_forgets_who_had_them(monkeypatch):
     monkeypatch.setattr(leases, "MAX_KEYS", 5)
     world = World([])
-    world.ledger = dict
+    world.ledger = lambda *_: {}
     for number in range(60):
         world.limits = [Limit(LimitKey("agent", str(number), "usd_per_day"), 1_000)]
         assert admitted(world, 1, estimate=Estimate(1, 100)) == 1
