@@ -15,17 +15,18 @@ import numpy as np
 import numpy.typing as npt
 from psycopg import sql
 
+from backends.candidates import DEEPEST, DIFFERENT, candidates_of, depths
 from backends.database import Database
 from backends.memory_areas import Area, Connection, all_of, conditions, identity, of_tenant, seen_by
 from backends.postings import SUMMARY_BUCKET, Bm25, Scored, bucket_of, measure, read_summaries, score, unpack
-from contracts.memory import Candidate, Tenant, Tier
+from contracts.memory import Candidate, Tenant
 from contracts.memory_ports import Filters, LexicalAnswer, Weigh
 
 MAX_GRAMS = 128
 """Grams of a question that are looked up; a longer question is cut."""
 ALLOWED_ROWS = 20_000
 """With filters: as many chunks are told to the scoring beforehand; more than these, and the best are filtered afterwards."""
-DEPTH_UNFILTERED = 20
+FIRST_UNFILTERED = 20
 TIMEOUT_S = 4.0
 THREAD_ABOVE_BYTES = 256 << 10
 BUDGET_BYTES = 2 << 20
@@ -41,8 +42,10 @@ SELECT level, bucket, CASE WHEN before < {budget} THEN data END AS data FROM (
 ) AS sized
 """)
 ALLOWED = sql.SQL("(SELECT chunk_no FROM agent_memories WHERE shard = ANY({shards}) AND {where} LIMIT {most})")
+# The array finds the rows, the join their scores.
 ROWS = sql.SQL("""
-(SELECT DISTINCT ON (chunk_no) id, kind, created_at, chunk_no, agent_id FROM agent_memories
+(SELECT id, kind, created_at, chunk_no, agent_id, content, scored.score
+ FROM agent_memories JOIN unnest(%(chunks)s::bigint[], %(scores)s::float8[]) AS scored (number, score) ON chunk_no = number
  WHERE shard = ANY({shards}) AND chunk_no = ANY(%(chunks)s) AND {where})
 """)
 UNION = sql.SQL(" UNION ALL ")
@@ -66,13 +69,13 @@ class Lexicon:
             areas = await seen_by(connection, tenant)
             rows = await _postings(connection, tenant, areas, asked)
             allowed, complete = await _allowed(connection, tenant, areas, filters)
-        depth = limit if complete else limit * DEPTH_UNFILTERED
-        scored = await self._score(rows, _Question(asked, weigh, allowed, depth))
+        scored = await self._score(rows, _Question(asked, weigh, allowed))
         if not scored.chunks:
             return LexicalAnswer(ceiling=scored.ceiling)
+        first = limit if complete else limit * FIRST_UNFILTERED
         async with of_tenant(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
-            candidates = await _candidates(connection, tenant, areas, _Wanted(filters, scored))
-        return LexicalAnswer(candidates[:limit], scored.ceiling)
+            candidates = await _candidates(connection, tenant, areas, _Wanted(filters, scored, first, limit))
+        return LexicalAnswer(candidates, scored.ceiling)
 
     async def _score(self, rows: Sequence[dict[str, Any]], question: _Question) -> Scored:
         size = sum(len(row["data"] or b"") for row in rows)
@@ -86,15 +89,16 @@ class _Question:
     grams: Sequence[str]
     weigh: Weigh
     allowed: Numbers | None
-    depth: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What was scored, and the filters that it still has to pass."""
+    """What was scored, the filters that it still has to pass, how many chunks to look at first, and how many items to find."""
 
     filters: Filters
     scored: Scored
+    first: int
+    limit: int
 
 
 def _scored(rows: Iterable[dict[str, Any]], question: _Question, bm25: Bm25) -> Scored:
@@ -118,7 +122,7 @@ def _scored(rows: Iterable[dict[str, Any]], question: _Question, bm25: Bm25) -> 
         weigh=question.weigh,
         bm25=bm25,
         allowed=question.allowed,
-        limit=question.depth,
+        limit=DEEPEST,
     )
 
 
@@ -146,16 +150,14 @@ async def _allowed(connection: Connection, tenant: Tenant, areas: Iterable[Area]
 
 
 async def _candidates(connection: Connection, tenant: Tenant, areas: Iterable[Area], wanted: _Wanted) -> list[Candidate]:
-    """Returns of each item its best chunk, best first; what was deleted since it was indexed has no row any more."""
-    scored = wanted.scored
+    """Returns what is different, best first; what was deleted since it was indexed has no row any more."""
+    chunks, scores = wanted.scored.chunks, wanted.scored.scores
     narrow, values = conditions(wanted.filters)
     branches = [ROWS.format(shards=sql.Literal(area.shards), where=all_of(area.predicate, narrow)) for area in areas]
-    found = await (await connection.execute(UNION.join(branches), {**identity(tenant), **values, "chunks": scored.chunks})).fetchall()
-    by_chunk = {row["chunk_no"]: row for row in found}
-    best: dict[str, Candidate] = {}
-    for chunk, points in zip(scored.chunks, scored.scores, strict=True):
-        row = by_chunk.get(chunk)
-        if row is not None and row["id"] not in best:
-            tier: Tier = "mid-term" if row["agent_id"] else "long-term"
-            best[row["id"]] = Candidate(row["id"], points, row["created_at"], row["kind"], tier, chunk)
-    return list(best.values())
+    statement = DIFFERENT.format(chunks=UNION.join(branches))
+    for depth in depths(wanted.first):
+        looked_at = {"chunks": chunks[:depth], "scores": scores[:depth], "limit": wanted.limit}
+        rows = await (await connection.execute(statement, {**identity(tenant), **values, **looked_at})).fetchall()
+        if len(rows) >= wanted.limit or depth >= len(chunks):
+            break
+    return candidates_of(rows)

@@ -136,7 +136,7 @@ def score(
         return Scored([], [], ceiling)
     found, totals = _summed(records["chunk"], by_place[places] * _saturation(records, length / chunks if chunks else 1.0, bm25))
     best = np.argsort(-totals, kind="stable")[:limit]
-    return Scored([int(chunk) for chunk in found[best]], [float(total) for total in totals[best]], ceiling)
+    return Scored(found[best].tolist(), totals[best].tolist(), ceiling)
 
 
 def _summed(chunks: npt.NDArray[np.uint32], gains: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64]]:

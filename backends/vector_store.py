@@ -10,11 +10,12 @@ from typing import Any
 
 from psycopg import sql
 
+from backends.candidates import DIFFERENT, candidates_of, depths
 from backends.database import Database
 from backends.halfvec import HalfVector
 from backends.memory_areas import Area, Connection, all_of, conditions, identity, of_tenant, seen_by
 from contracts.embedding import EmbeddingBatch
-from contracts.memory import Candidate, Tenant, Tier
+from contracts.memory import Candidate, Tenant
 from contracts.memory_ports import Filters
 
 EF_SEARCH = 220
@@ -25,17 +26,18 @@ EXACT_FILTERED_ROWS = 4_000
 
 # Adding zero hides the order from the index: this is the exact scan.
 EXACT = sql.SQL("""
-(SELECT id, kind, created_at, chunk_no, agent_id, embedding <=> %(question)s::halfvec AS distance
+(SELECT id, kind, created_at, chunk_no, agent_id, content, embedding <=> %(question)s::halfvec AS distance
  FROM agent_memories WHERE shard = {shard} AND {where} AND model_version = %(version)s
- ORDER BY (embedding <=> %(question)s::halfvec) + 0 LIMIT %(limit)s)
+ ORDER BY (embedding <=> %(question)s::halfvec) + 0 LIMIT %(depth)s)
 """)
 # The cast is the index's expression.
 APPROXIMATE = sql.SQL("""
-(SELECT id, kind, created_at, chunk_no, agent_id, embedding::halfvec({dimension}) <=> %(question)s::halfvec({dimension}) AS distance
+(SELECT id, kind, created_at, chunk_no, agent_id, content,
+        embedding::halfvec({dimension}) <=> %(question)s::halfvec({dimension}) AS distance
  FROM agent_memories WHERE shard = {shard} AND {where} AND model_version = %(version)s
- ORDER BY embedding::halfvec({dimension}) <=> %(question)s::halfvec({dimension}) LIMIT %(limit)s)
+ ORDER BY embedding::halfvec({dimension}) <=> %(question)s::halfvec({dimension}) LIMIT %(depth)s)
 """)
-BEST = sql.SQL("SELECT * FROM ({branches}) AS found ORDER BY distance LIMIT %(limit)s")
+BEST = sql.SQL("SELECT *, 1 - distance AS score FROM ({branches}) AS found ORDER BY distance LIMIT %(depth)s")
 PASSING = sql.SQL("""
 SELECT count(*) AS rows FROM (
     SELECT FROM agent_memories WHERE shard = {shard} AND {where} AND model_version = %(version)s LIMIT %(most)s
@@ -64,8 +66,11 @@ class VectorStore:
             if approximate:
                 await connection.execute(PREPARE, {"ef": str(max(EF_SEARCH, limit))})
             statement = dense_statement(areas, approximate, narrow, question.dimension)
-            rows = await (await connection.execute(statement, values)).fetchall()
-        return best_of_each(rows)
+            for depth in depths(limit):
+                rows = await (await connection.execute(statement, {**values, "depth": depth})).fetchall()
+                if len(rows) >= limit or not rows or rows[0]["looked_at"] < depth:
+                    break
+        return candidates_of(rows)
 
     async def _approximate(
         self, connection: Connection, areas: Iterable[Area], filters: Filters, narrow: Sequence[sql.Composable], values: dict[str, Any]
@@ -92,14 +97,4 @@ def dense_statement(areas: Iterable[Area], approximate: set[int], narrow: Sequen
         for area in areas
         for shard in area.shards
     ]
-    return BEST.format(branches=sql.SQL(" UNION ALL ").join(branches))
-
-
-def best_of_each(rows: Iterable[dict[str, Any]]) -> list[Candidate]:
-    """Returns candidates from rows in the order of their distance: of each item its nearest chunk."""
-    best: dict[str, Candidate] = {}
-    for row in rows:
-        if row["id"] not in best:
-            tier: Tier = "mid-term" if row["agent_id"] else "long-term"
-            best[row["id"]] = Candidate(row["id"], 1.0 - row["distance"], row["created_at"], row["kind"], tier, row["chunk_no"])
-    return list(best.values())
+    return DIFFERENT.format(chunks=BEST.format(branches=sql.SQL(" UNION ALL ").join(branches)))

@@ -17,7 +17,7 @@ from services.memory_orchestrator.fusion import FusionSettings, fuse
 from services.memory_orchestrator.lexical import grams, weigh
 
 SPARE = 10
-"""Items read beyond the limit, in place of those that say the same or that are gone."""
+"""Items read beyond the limit, in place of those that are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,9 @@ class Recall:
             defect = error.__cause__ if isinstance(error, Internal) else None
             self.events.emit("memory.arm_down", request_id=request_id, arm=arm, error=error.type, exc_info=defect)
         signals = QuerySignals(request.query, ceiling)
-        fused = fuse(arms, signals, now=datetime.now(UTC), limit=2 * request.limit + SPARE, settings=self.fusion)
+        # The same text comes at most once from each of two arms, and as often as there are recent events.
+        most = 2 * request.limit + self.settings.recent + SPARE
+        fused = fuse(arms, signals, now=datetime.now(UTC), limit=most, settings=self.fusion)
         chunks = _shown_chunks(arms)
         items = await self.items.read(request, {entry.id: chunks.get(entry.id, 0) for entry in fused})
         shown = _distinct([(entry, items[entry.id]) for entry in fused if entry.id in items])[: request.limit]

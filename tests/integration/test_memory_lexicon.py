@@ -109,6 +109,17 @@ async def test_deleted_memories_leave_the_postings(
     assert len((await search(database, "каса громада ліс ріка борошно млин", limit=300)).candidates) <= 290
 
 
+async def test_deleted_memories_take_nobodys_place_before_they_leave_the_postings(
+    database: Database, store: MemoryStore, events: RecordedEvents
+):
+    await LexiconUpkeep(database, events, SPELLING).run()
+    ranked = [name for name, _ in told(await search(database, "теплиця для насіння", limit=300))]
+    for name in ranked[:100]:
+        await store.delete(SOFIA, name)
+    left = [name for name, _ in told(await search(database, "теплиця для насіння", limit=20))]
+    assert left == ranked[100:120]
+
+
 async def test_a_single_deleted_memory_leaves_the_postings_within_a_day(database: Database, store: MemoryStore, events: RecordedEvents):
     upkeep = LexiconUpkeep(database, events, SPELLING)
     await upkeep.run()

@@ -103,7 +103,7 @@ async def plan(database: Database, tenant: Tenant) -> str:
         if approximate:
             await connection.execute(PREPARE, {"ef": "200"})
         statement = sql.SQL("EXPLAIN ") + dense_statement(areas, approximate, [], DIMENSION)
-        values = {**tenant.model_dump(), "question": HalfVector(np.ones(DIMENSION, "<f4").tobytes()), "version": VERSION, "limit": 100}
+        values = {**tenant.model_dump(), "question": HalfVector(np.ones(DIMENSION, "<f4").tobytes()), "version": VERSION, "limit": 100, "depth": 100}
         found = await (await connection.execute(statement, values)).fetchall()
     return "\n".join(row["QUERY PLAN"] for row in found)
 
