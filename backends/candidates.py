@@ -1,12 +1,13 @@
 """An arm's candidates: of each item its best chunk, of each text one item.
 
 Equal memories, the chunks of a long document, and what was deleted since it was indexed would otherwise take the places
-of everything else. The best chunks are looked at first, and ten times as many while they give too few items.
+of everything else. Twice as many chunks as items wanted are looked at, and ten times as many again while these hold less
+than half of the items wanted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from psycopg import sql
@@ -27,12 +28,18 @@ SELECT id, kind, created_at, chunk_no, agent_id, score, looked_at FROM (
 """)
 
 
-def depths(first: int) -> Iterable[int]:
-    """Yields how many chunks to look at, time after time."""
-    yield first
-    while first < DEEPEST:
-        first = min(first * WIDER, DEEPEST)
-        yield first
+def depths(limit: int) -> Iterator[int]:
+    """Yields how many chunks to look at for `limit` items, time after time."""
+    depth = 2 * limit
+    yield depth
+    while depth < DEEPEST:
+        depth = min(depth * WIDER, DEEPEST)
+        yield depth
+
+
+def are_enough(rows: Sequence[object], limit: int) -> bool:
+    """Whether no further chunks need to be looked at for `limit` items."""
+    return 2 * len(rows) >= limit
 
 
 def candidates_of(rows: Iterable[dict[str, Any]]) -> list[Candidate]:

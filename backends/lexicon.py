@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from psycopg import sql
 
-from backends.candidates import DEEPEST, DIFFERENT, candidates_of, depths
+from backends.candidates import DEEPEST, DIFFERENT, are_enough, candidates_of, depths
 from backends.database import Database
 from backends.memory_areas import Area, Connection, all_of, conditions, identity, of_tenant, seen_by
 from backends.postings import SUMMARY_BUCKET, Bm25, Scored, bucket_of, measure, read_summaries, score, unpack
@@ -26,7 +26,6 @@ MAX_GRAMS = 128
 """Grams of a question that are looked up; a longer question is cut."""
 ALLOWED_ROWS = 20_000
 """With filters: as many chunks are told to the scoring beforehand; more than these, and the best are filtered afterwards."""
-FIRST_UNFILTERED = 20
 TIMEOUT_S = 4.0
 THREAD_ABOVE_BYTES = 256 << 10
 BUDGET_BYTES = 2 << 20
@@ -68,13 +67,12 @@ class Lexicon:
         async with of_tenant(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
             areas = await seen_by(connection, tenant)
             rows = await _postings(connection, tenant, areas, asked)
-            allowed, complete = await _allowed(connection, tenant, areas, filters)
+            allowed = await _allowed(connection, tenant, areas, filters)
         scored = await self._score(rows, _Question(asked, weigh, allowed))
         if not scored.chunks:
             return LexicalAnswer(ceiling=scored.ceiling)
-        first = limit if complete else limit * FIRST_UNFILTERED
         async with of_tenant(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
-            candidates = await _candidates(connection, tenant, areas, _Wanted(filters, scored, first, limit))
+            candidates = await _candidates(connection, tenant, areas, _Wanted(filters, scored, limit))
         return LexicalAnswer(candidates, scored.ceiling)
 
     async def _score(self, rows: Sequence[dict[str, Any]], question: _Question) -> Scored:
@@ -93,11 +91,10 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What was scored, the filters that it still has to pass, how many chunks to look at first, and how many items to find."""
+    """What was scored, the filters that it still has to pass, and how many items to find."""
 
     filters: Filters
     scored: Scored
-    first: int
     limit: int
 
 
@@ -135,18 +132,18 @@ async def _postings(connection: Connection, tenant: Tenant, areas: Iterable[Area
     return await (await connection.execute(UNION.join(branches), identity(tenant), binary=True)).fetchall()
 
 
-async def _allowed(connection: Connection, tenant: Tenant, areas: Iterable[Area], filters: Filters) -> tuple[Numbers | None, bool]:
-    """Returns the chunks that pass the filters (None: not told), and whether the scoring will find only what passes."""
+async def _allowed(connection: Connection, tenant: Tenant, areas: Iterable[Area], filters: Filters) -> Numbers | None:
+    """Returns the chunks that pass the filters; None where all pass or too many do to be told."""
     if not filters.narrow:
-        return None, True
+        return None
     narrow, values = conditions(filters)
     branches = [
         ALLOWED.format(shards=sql.Literal(area.shards), where=all_of(area.predicate, narrow), most=ALLOWED_ROWS + 1) for area in areas
     ]
     found = await (await connection.execute(UNION.join(branches), {**identity(tenant), **values}, binary=True)).fetchall()
     if len(found) > ALLOWED_ROWS:
-        return None, False
-    return np.array([row["chunk_no"] for row in found], np.uint32), True
+        return None
+    return np.array([row["chunk_no"] for row in found], np.uint32)
 
 
 async def _candidates(connection: Connection, tenant: Tenant, areas: Iterable[Area], wanted: _Wanted) -> list[Candidate]:
@@ -155,9 +152,9 @@ async def _candidates(connection: Connection, tenant: Tenant, areas: Iterable[Ar
     narrow, values = conditions(wanted.filters)
     branches = [ROWS.format(shards=sql.Literal(area.shards), where=all_of(area.predicate, narrow)) for area in areas]
     statement = DIFFERENT.format(chunks=UNION.join(branches))
-    for depth in depths(wanted.first):
+    for depth in depths(wanted.limit):
         looked_at = {"chunks": chunks[:depth], "scores": scores[:depth], "limit": wanted.limit}
         rows = await (await connection.execute(statement, {**identity(tenant), **values, **looked_at})).fetchall()
-        if len(rows) >= wanted.limit or depth >= len(chunks):
+        if depth >= len(chunks) or are_enough(rows, wanted.limit):
             break
     return candidates_of(rows)

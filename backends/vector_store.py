@@ -10,7 +10,7 @@ from typing import Any
 
 from psycopg import sql
 
-from backends.candidates import DIFFERENT, candidates_of, depths
+from backends.candidates import DIFFERENT, are_enough, candidates_of, depths
 from backends.database import Database
 from backends.halfvec import HalfVector
 from backends.memory_areas import Area, Connection, all_of, conditions, identity, of_tenant, seen_by
@@ -65,11 +65,13 @@ class VectorStore:
             approximate = await self._approximate(connection, areas, filters, narrow, values)
             if approximate:
                 await connection.execute(PREPARE, {"ef": str(max(EF_SEARCH, limit))})
-            statement = dense_statement(areas, approximate, narrow, question.dimension)
             for depth in depths(limit):
+                statement = dense_statement(areas, approximate, narrow, question.dimension)
                 rows = await (await connection.execute(statement, {**values, "depth": depth})).fetchall()
-                if len(rows) >= limit or not rows or rows[0]["looked_at"] < depth:
+                exhausted = not approximate and (not rows or rows[0]["looked_at"] < depth)
+                if exhausted or are_enough(rows, limit):
                     break
+                approximate = set()  # many equal vectors are an island in the graph of an index: it leads nowhere else
         return candidates_of(rows)
 
     async def _approximate(

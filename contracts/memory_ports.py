@@ -126,7 +126,11 @@ class DenseIndex(Protocol):
     """Nearest vectors of the tenant's own memory and of the knowledge bases that it sees."""
 
     async def search(self, tenant: Tenant, filters: Filters, question: EmbeddingBatch, limit: int) -> list[Candidate]:
-        """Returns chunks by falling cosine similarity with the batch's one vector, among vectors of its model version."""
+        """Returns items by falling cosine similarity of their nearest chunk with the batch's one vector.
+
+        Only vectors of its model version count. Of items that say the same there is one. At least half of `limit`, where
+        there are as many.
+        """
 
 
 Weigh = Callable[[Mapping[str, int], int], Sequence[tuple[str, float]]]
@@ -135,7 +139,7 @@ Weigh = Callable[[Mapping[str, int], int], Sequence[tuple[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class LexicalAnswer:
-    """Chunks by falling BM25; `ceiling` is the sum of the weights looked for."""
+    """Items by the falling BM25 of their best chunk; `ceiling` is the sum of the weights looked for."""
 
     candidates: list[Candidate] = field(default_factory=list)
     ceiling: float = 0.0
@@ -145,7 +149,7 @@ class LexicalIndex(Protocol):
     """BM25 over grams, of the same areas."""
 
     async def search(self, tenant: Tenant, filters: Filters, grams: Sequence[str], weigh: Weigh, limit: int) -> LexicalAnswer:
-        """Returns the best chunks; `grams` are those of the question."""
+        """Returns the best items, as many and as different as DenseIndex does; `grams` are those of the question."""
 
 
 class ItemReader(Protocol):

@@ -106,7 +106,7 @@ class Recall:
                 question = await self.embedder.embed([request.query], "query", tenant=tenant, deadline=budget)
         except TimeoutError:
             raise budget.exceeded() from None
-        return await self.dense.search(request, filters, question, self.settings.candidates)
+        return await self.dense.search(request, filters, question, self._candidates(request))
 
     async def _lexical(self, request: QueryRequest, filters: Filters) -> LexicalAnswer:
         asked = grams(request.query)
@@ -115,7 +115,11 @@ class Recall:
             known = {gram: asked[gram] for gram in frequencies}  # the index may leave out grams that nearly every chunk has
             return [(entry.gram, entry.weight) for entry in weigh(known, frequencies, documents)]
 
-        return await self.lexical.search(request, filters, list(asked), weights, self.settings.candidates)
+        return await self.lexical.search(request, filters, list(asked), weights, self._candidates(request))
+
+    def _candidates(self, request: QueryRequest) -> int:
+        """Of so many an arm finds at least half, and that is as many as were asked for."""
+        return max(self.settings.candidates, 2 * request.limit)
 
 
 def _leaf(error: BaseException) -> DaarionError:

@@ -37,8 +37,10 @@ class Rows:
         self._next = 1
         self.vectors: dict[str, np.ndarray] = {}
 
-    async def add(self, tenant: Tenant, count: int) -> None:
+    async def add(self, tenant: Tenant, count: int, *, equal: str | None = None) -> None:
+        """Adds rows with vectors of their own, or with one vector and the text `equal`."""
         vectors = self._random.standard_normal((count, DIMENSION)).astype("<f2")
+        vectors = vectors if equal is None else np.repeat(vectors[:1], count, axis=0)
         async with await psycopg.AsyncConnection.connect(self._url, autocommit=True) as connection:
             columns = "chunk_no, model_version, id, microdao_id, agent_id, channel_id, kind, created_at, embedding, content, meta"
             async with connection.cursor().copy(f"COPY agent_memories ({columns}) FROM STDIN") as copy:
@@ -57,7 +59,7 @@ class Rows:
                             "task",
                             "2026-01-01T00:00:00Z",
                             halves,
-                            name,
+                            equal or name,
                             "{}",
                         )
                     )
@@ -103,7 +105,13 @@ async def plan(database: Database, tenant: Tenant) -> str:
         if approximate:
             await connection.execute(PREPARE, {"ef": "200"})
         statement = sql.SQL("EXPLAIN ") + dense_statement(areas, approximate, [], DIMENSION)
-        values = {**tenant.model_dump(), "question": HalfVector(np.ones(DIMENSION, "<f4").tobytes()), "version": VERSION, "limit": 100, "depth": 100}
+        values = {
+            **tenant.model_dump(),
+            "question": HalfVector(np.ones(DIMENSION, "<f4").tobytes()),
+            "version": VERSION,
+            "limit": 100,
+            "depth": 100,
+        }
         found = await (await connection.execute(statement, values)).fetchall()
     return "\n".join(row["QUERY PLAN"] for row in found)
 
@@ -156,6 +164,17 @@ async def test_filters_do_not_empty_the_answer_of_an_index(database: Database, r
     await shards.run()
     await shards.run()
     assert await recall(database, rows, LARGE, Filters(channel_id="channel:7"), channel="channel:7") == 1.0
+
+
+async def test_hundreds_of_equal_rows_are_one_candidate_of_an_index(database: Database, rows: Rows, shards: ShardUpkeep):
+    await rows.add(LARGE, 600, equal="те саме")
+    await shards.run()
+    await shards.run()
+    equal = [key.split()[-1] for key in rows.vectors][-600:]
+    vector = rows.vectors[f"{LARGE.microdao_id} {equal[0]}"]
+    question = EmbeddingBatch(vector.tobytes(), DIMENSION, VERSION)
+    found = [candidate.id for candidate in await VectorStore(database).search(LARGE, Filters(), question, 50)]
+    assert (len(found), found[0] in equal, len(set(found) & set(equal))) == (50, True, 1)
 
 
 async def test_new_rows_are_found_before_and_after_they_move(database: Database, rows: Rows, shards: ShardUpkeep):
