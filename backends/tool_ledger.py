@@ -30,11 +30,12 @@ from contracts.tool_ledger import (
 from contracts.tools import Decision
 
 _INTENT_COLUMNS = (
-    "id, microdao_id, call_id, agent_id, channel_id, tool_id, tool_version, effect, via, request_id, fingerprint, rule, args, keep_args"
+    "id, microdao_id, call_id, agent_id, channel_id, tool_id, tool_version, effect, via, request_id, fingerprint, rule, args, keep_args, "
+    "context, approval_digest"
 )
 _INTENT_VALUES = (
     "%(id)s, %(microdao_id)s, %(call_id)s, %(agent_id)s, %(channel_id)s, %(tool_id)s, %(tool_version)s, %(effect)s, %(via)s, "
-    "%(request_id)s, %(fingerprint)s, %(rule)s, %(args)s, %(keep_args)s"
+    "%(request_id)s, %(fingerprint)s, %(rule)s, %(args)s, %(keep_args)s, %(context)s, %(approval_digest)s"
 )
 _SETTLED_COLUMNS = (
     "ok, error_kind, error, details, retryable, effect_possible, tier, executor_attempts, duration_ms, result_bytes, result_shown"
@@ -55,7 +56,8 @@ FROM settled WHERE %(body)s::text IS NOT NULL
 
 FIND = """
 SELECT calls.id, calls.call_id, calls.microdao_id, calls.tool_id, calls.tool_version, calls.effect, calls.fingerprint, calls.state,
-       calls.attempt, calls.state = 'running' AND calls.lease_until < now() AS expired, calls.approval, calls.ok, calls.error_kind,
+       calls.attempt, calls.state = 'running' AND calls.lease_until < now() AS expired, calls.approval, calls.approval_digest,
+       coalesce(calls.approved_until < now(), true) AS approval_ended, calls.ok, calls.error_kind,
        calls.error, calls.details, calls.retryable, calls.effect_possible, calls.tier, calls.executor_attempts, calls.duration_ms,
        results.body, results.items, results.expires_at
 FROM tool_calls AS calls
@@ -77,9 +79,10 @@ TAKE_OVER = f"""
 UPDATE tool_calls
 SET state = 'running', attempt = attempt + CASE WHEN state = 'awaiting_approval' THEN 0 ELSE 1 END, owner = %(owner)s,
     lease_until = {_LEASE}, ok = NULL, error_kind = NULL, error = NULL, details = NULL, retryable = NULL, effect_possible = NULL,
-    settled_at = NULL
+    settled_at = NULL, context = NULL
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND attempt = %(attempt)s AND state = %(state)s
   AND (state <> 'running' OR lease_until < now())
+  AND (state <> 'awaiting_approval' OR (approval = 'granted' AND approved_until >= now()))
 RETURNING attempt
 """  # noqa: S608
 SETTLE = f"""
@@ -109,8 +112,11 @@ VALUES ({_INTENT_VALUES}, 'refused', false, %(error_kind)s, %(error)s, %(retryab
 RETURNING {_UNFLUSHED}
 """  # noqa: S608
 DECIDE_APPROVAL = """
-UPDATE tool_calls SET approval = %(approval)s
-WHERE microdao_id = %(microdao_id)s AND call_id = %(call_id)s AND state = 'awaiting_approval' AND approval IS NULL
+UPDATE tool_calls
+SET approval = %(approval)s,
+    approved_until = CASE WHEN %(approval)s = 'granted' THEN now() + make_interval(secs => %(valid_s)s) END
+WHERE microdao_id = %(microdao_id)s AND call_id = %(call_id)s AND state = 'awaiting_approval'
+  AND (approval IS NULL OR (approval = 'granted' AND coalesce(approved_until < now(), true)))
 RETURNING id
 """
 EXTEND = "SELECT tool_calls_extend_leases(%(owner)s, %(records)s, %(lease_s)s)"
@@ -124,8 +130,9 @@ LIST = """
 SELECT calls.id, calls.call_id, calls.agent_id, calls.microdao_id, calls.tool_id, calls.tool_version, calls.effect, calls.via,
        calls.request_id, encode(calls.fingerprint, 'hex') AS args_hash, calls.rule, calls.state, calls.ok, calls.error_kind, calls.error,
        calls.retryable, calls.effect_possible, calls.tier, calls.attempt, calls.executor_attempts AS attempts, calls.duration_ms,
-       calls.result_bytes, calls.started_at, calls.settled_at, calls.approval,
+       calls.result_bytes, calls.started_at, calls.settled_at, calls.approval, calls.approved_until,
        CASE WHEN calls.keep_args OR %(show_waiting)s THEN calls.args END AS args,
+       CASE WHEN %(show_waiting)s THEN calls.context END AS context,
        CASE WHEN calls.result_shown THEN (SELECT results.body FROM tool_results AS results WHERE results.id = calls.id) END AS result
 FROM tool_calls AS calls
 WHERE calls.microdao_id = %(microdao_id)s
@@ -146,12 +153,13 @@ INSERT_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class LedgerLimits:
-    """Seconds of a lease and of the patience after it, how long results and calls are kept, rows per upkeep."""
+    """Seconds of a lease and of the patience after it, how long results, calls and approvals last, rows per upkeep."""
 
     lease_s: float = 8.0
     grace_s: float = 4.0
     keep_results_s: float = 86_400.0
     keep_calls_days: int = 90
+    approval_valid_s: float = 3_600.0
     batch: int = 500
 
 
@@ -199,12 +207,13 @@ class PostgresToolLedger:
     async def refuse(self, intent: CallIntent, decision: Decision) -> None:
         """Records a refusal."""
         refusal = {"error_kind": decision.error_kind, "error": decision.reason, "retryable": decision.retryable}
+        refusal |= {"args": intent.args if intent.keep_args else None, "context": None}
         await self._database.run(REFUSE, {**_intent(intent), **refusal}, microdao_id=intent.microdao_id)
 
     async def decide_approval(self, microdao_id: str, call_id: str, *, granted: bool) -> bool:
-        """Grants or rejects a waiting call; False when none of that id waits undecided."""
+        """Grants or rejects a waiting call; False when none of that id waits undecided, or with a grant that has ended."""
         values = {"microdao_id": microdao_id, "call_id": call_id, "approval": "granted" if granted else "rejected"}
-        return await self._changed(microdao_id, DECIDE_APPROVAL, values)
+        return await self._changed(microdao_id, DECIDE_APPROVAL, {**values, "valid_s": self._limits.approval_valid_s})
 
     async def extend_leases(self, records: Sequence[UUID]) -> None:
         """Gives a sign of life for calls that this process runs."""
@@ -294,6 +303,8 @@ def _intent(intent: CallIntent) -> dict[str, Any]:
         "rule": intent.rule,
         "args": intent.args,
         "keep_args": intent.keep_args,
+        "context": intent.context,
+        "approval_digest": intent.approval_digest,
     }
 
 
@@ -312,6 +323,8 @@ def _recorded(row: DictRow) -> RecordedCall:
         approval=row["approval"],
         settlement=_settlement(row) if row["state"] == "settled" else None,
         result_kept_until=row["expires_at"],
+        approval_digest=None if row["approval_digest"] is None else bytes(row["approval_digest"]),
+        approval_ended=row["approval_ended"],
     )
 
 
@@ -332,5 +345,5 @@ def _settlement(row: DictRow) -> Settlement:
 
 
 def _row(row: DictRow) -> CallRow:
-    shown = {name: orjson.loads(row[name]) for name in ("args", "result") if row[name] is not None}
-    return CallRow.model_validate({**row, "args": None, "result": None, **shown})
+    contents = {name: None if row[name] is None else orjson.loads(row[name]) for name in ("args", "context", "result")}
+    return CallRow.model_validate({**row, **contents})

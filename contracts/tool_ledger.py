@@ -23,7 +23,11 @@ MAX_PAGE = 1_000
 
 @dataclass(frozen=True)
 class CallIntent:
-    """What is known of a call before it runs. `args` is its JSON text, or None; only `keep_args` keeps it after the call has ended."""
+    """What is known of a call before it runs.
+
+    `args` and `context` are JSON texts, or None; after the call has ended only `keep_args` keeps the former. `approval_digest`
+    stands for all that an approval covers, None where none is needed.
+    """
 
     call_id: str
     microdao_id: str
@@ -37,6 +41,8 @@ class CallIntent:
     rule: str
     args: str | None = None
     keep_args: bool = False
+    context: str | None = None
+    approval_digest: bytes | None = None
     channel_id: str | None = None
     id: UUID = field(default_factory=new_record_id)
 
@@ -76,6 +82,8 @@ class RecordedCall:
     approval: Literal["granted", "rejected"] | None
     settlement: Settlement | None
     result_kept_until: datetime | None
+    approval_digest: bytes | None = None
+    approval_ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,10 @@ class CallFilter(BaseModel):
 
 
 class CallRow(BaseModel):
-    """One call as the audit shows it. `args` and `result` are there only where the tool opted in."""
+    """One call as the audit shows it. `args` and `result` are there only where the tool opted in.
+
+    While a call waits for approval, administrators see its `args` and `context`: with tool and version, all that will run.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -148,7 +159,9 @@ class CallRow(BaseModel):
     started_at: datetime
     settled_at: datetime | None
     approval: str | None = None
+    approved_until: datetime | None = None
     args: Any = None
+    context: Any = None
     result: Any = None
 
 
@@ -226,7 +239,7 @@ class ToolLedger(Protocol):
         """Records that the call waits for approval. Returns the call that holds the id already, or None."""
 
     async def decide_approval(self, microdao_id: str, call_id: str, *, granted: bool) -> bool:
-        """Grants or rejects a waiting call; False when none of that id waits undecided."""
+        """Grants or rejects a waiting call; False when none of that id waits undecided, or with a grant that has ended."""
 
     async def extend_leases(self, records: Sequence[UUID]) -> None:
         """Gives a sign of life for calls that this process runs."""

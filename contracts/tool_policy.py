@@ -47,7 +47,7 @@ class PolicyRules(BaseModel):
 
     `default` decides about tools whose definition names no agents and that no tenant rule allows. `tenants` holds a rule
     per microDAO (or pattern); the most specific one counts. `require_approval_for` names the effects that need approval
-    where a definition leaves it open.
+    where a definition leaves it open; a granted one ends after `approval_valid_s` seconds.
     """
 
     model_config = _STRICT
@@ -55,6 +55,7 @@ class PolicyRules(BaseModel):
     default: Literal["allow", "deny"] = "allow"
     tenants: dict[Pattern, TenantRule] = {}
     require_approval_for: list[Effect] = []
+    approval_valid_s: Annotated[float, Field(ge=1, le=86_400 * 30, allow_inf_nan=False)] = 3_600.0
 
     def of_tenant(self, microdao_id: str) -> tuple[str, TenantRule] | None:
         """The most specific rule that names this tenant, with its pattern."""

@@ -89,7 +89,11 @@ class ToolcoreReplica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes `tools.yaml`: its tools, rules, bounds, secrets and sources; calls under way end with what they began with."""
         settings = ToolsSettings.model_validate(user_config)
-        limits = LedgerLimits(keep_results_s=settings.ledger.keep_results_s, keep_calls_days=settings.ledger.keep_calls_days)
+        limits = LedgerLimits(
+            keep_results_s=settings.ledger.keep_results_s,
+            keep_calls_days=settings.ledger.keep_calls_days,
+            approval_valid_s=settings.policy.approval_valid_s,
+        )
         self._ledger.reconfigure(limits)
         self._toolcore.registry.interval_s = settings.refresh_s
         replaced, configuration = self._remote, self._configuration(settings)

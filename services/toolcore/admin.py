@@ -76,11 +76,11 @@ class Audit:
         return await self._ledger.list_calls(wanted)
 
     async def waiting(self, wanted: CallFilter) -> CallPage:
-        """The calls that wait for approval, with their arguments: nobody can approve what he cannot see."""
+        """The calls that wait for approval, with arguments and context: nobody can approve what he cannot see."""
         return await self._ledger.list_calls(wanted.model_copy(update={"state": "awaiting_approval"}), show_waiting_args=True)
 
     async def decide(self, call_id: str, decision: ApprovalDecision) -> None:
-        """Grants or rejects a waiting call; granted, it runs when its caller repeats it. Raises Conflict."""
+        """Grants or rejects a waiting call; granted, it runs when its caller repeats it in time. Raises Conflict."""
         if not await self._ledger.decide_approval(decision.microdao_id, call_id, granted=decision.granted):
             raise Conflict("no call of this id waits for a decision in this microDAO")
         self._events.emit("tools.approval", call_id=call_id, microdao_id=decision.microdao_id, granted=decision.granted)

@@ -117,7 +117,7 @@ class ToolCalls:
             intent = self._intent(tool, request, call_id, via=via, request_id=request_id, rule=decision.rule)
         except TypeError:
             decision = _UNWRITABLE if decision.allowed else decision
-            bare = request.model_copy(update={"args": None})
+            bare = request.model_copy(update={"args": None, "context": None})
             intent = self._intent(tool, bare, call_id, via=via, request_id=request_id, rule=decision.rule)
         if tool is None or not decision.allowed:
             return await self._refuse(intent, decision)
@@ -136,7 +136,7 @@ class ToolCalls:
         recorded = await self._begin(call)
         look_s = FIRST_LOOK_S
         while recorded is not None:
-            step = resume(recorded, call.intent.fingerprint)
+            step = resume(recorded, call.intent.fingerprint, call.intent.approval_digest)
             if step is Resume.RUN:
                 if not call.claimed and recorded.state == "settled":
                     return await self._run(call, call.intent.id, recorded.attempt + 1)
@@ -226,21 +226,25 @@ class ToolCalls:
         definition = None if tool is None else tool.definition
         tool_id = storable_text(request.tool_id) if definition is None else definition.id
         keep_args = definition is not None and definition.record_args
-        keeps_meanwhile = definition is not None and (keep_args or self.policy.needs_approval(definition))
-        channel_id = (request.context or {}).get("channel_id")
+        needs_approval = definition is not None and self.policy.needs_approval(definition)
+        version = None if tool is None else tool.registered.version
+        context = request.context or {}
+        channel_id = context.get("channel_id")
         return CallIntent(
             call_id=call_id,
             microdao_id=request.microdao_id,
             agent_id=request.agent_id,
             tool_id=tool_id,
-            tool_version=None if tool is None else tool.registered.version,
+            tool_version=version,
             effect=None if definition is None else definition.effect,
             via=via,
             request_id=request_id,
             fingerprint=digest(tool_id, request.agent_id, request.args),
             rule=rule,
-            args=canonical(request.args).decode() if keeps_meanwhile else None,
+            args=canonical(request.args).decode() if keep_args or needs_approval else None,
             keep_args=keep_args,
+            context=canonical(context).decode() if needs_approval else None,
+            approval_digest=digest(tool_id, version, request.agent_id, request.args, context) if needs_approval else None,
             channel_id=storable_text(channel_id) if isinstance(channel_id, str) else None,
         )
 
@@ -300,6 +304,12 @@ _REFUSALS = {
         error_kind="denied",
         reason="this call waits for an administrator's approval: repeat it with the same call_id once it is granted",
         retryable=True,
+    ),
+    Resume.APPROVAL_LAPSED: Decision(
+        allowed=False,
+        rule="approval",
+        error_kind="conflict",
+        reason="the tool or the context has changed since this call was put up for approval, or its approval has ended: use a new call_id",
     ),
     Resume.APPROVAL_REJECTED: Decision(allowed=False, rule="approval", error_kind="denied", reason="an administrator rejected this call"),
 }

@@ -9,7 +9,10 @@ from contracts.tools import Effect
 
 
 class Resume(Enum):
-    """The next step. LOST: its owner is gone and the effect may have happened. FORGOTTEN: its result is no longer kept."""
+    """The next step. LOST: its owner is gone and the effect may have happened. FORGOTTEN: its result is no longer kept.
+
+    APPROVAL_LAPSED: what was put up for approval is not what would run now, or its approval has ended.
+    """
 
     CONFLICT = "conflict"
     REPLAY = "replay"
@@ -19,16 +22,31 @@ class Resume(Enum):
     LOST = "lost"
     APPROVAL_PENDING = "approval_pending"
     APPROVAL_REJECTED = "approval_rejected"
+    APPROVAL_LAPSED = "approval_lapsed"
 
 
-def resume(recorded: RecordedCall, fingerprint: bytes) -> Resume:
-    """Returns how a call with this fingerprint goes on from what is recorded under its id."""
+def resume(recorded: RecordedCall, fingerprint: bytes, approval_digest: bytes | None = None) -> Resume:
+    """Returns how a call with this fingerprint goes on from what is recorded under its id.
+
+    `approval_digest` stands for what would run now, where it needs approval.
+    """
     if recorded.fingerprint != fingerprint:
         return Resume.CONFLICT
+    covered = approval_digest is None or approval_digest == recorded.approval_digest
+    granted = recorded.approval == "granted" and not recorded.approval_ended
     if recorded.state == "awaiting_approval":
-        return {None: Resume.APPROVAL_PENDING, "granted": Resume.RUN, "rejected": Resume.APPROVAL_REJECTED}[recorded.approval]
-    if recorded.state == "running":
-        return _running(recorded)
+        if recorded.approval == "rejected":
+            return Resume.APPROVAL_REJECTED
+        if not covered:
+            return Resume.APPROVAL_LAPSED
+        return Resume.RUN if granted else Resume.APPROVAL_PENDING
+    step = _running(recorded) if recorded.state == "running" else _settled(recorded)
+    if step is Resume.RUN and approval_digest is not None and not (covered and granted):
+        return Resume.APPROVAL_LAPSED
+    return step
+
+
+def _settled(recorded: RecordedCall) -> Resume:
     assert recorded.settlement is not None
     if recorded.settlement.ok and recorded.settlement.result is None:
         return Resume.FORGOTTEN

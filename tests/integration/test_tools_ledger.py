@@ -13,10 +13,9 @@ from backends.tool_ledger import LedgerLimits, PostgresToolLedger
 from contracts.errors import DaarionError, DatabaseUnavailable
 from contracts.tool_ledger import CallFilter, CallIntent, Settlement
 from contracts.tools import Decision, Outcome
-from services.toolcore.admin import ApprovalDecision
 from services.toolcore.values import digest
 from tests.support.events import RecordedEvents
-from tests.support.toolcore import AGENT, client, replica, tool
+from tests.support.toolcore import AGENT, replica, tool
 
 # No lease of a test runs out by itself: `run_out` ends them, so that a busy machine changes nothing.
 LONG = LedgerLimits(lease_s=300)
@@ -288,29 +287,6 @@ async def test_max_concurrency_bounds_and_refuses_in_time(database_url):
     assert kinds <= {"unavailable", "timeout"}
     assert any(reply.result.ok for reply in replies)
     assert not all(reply.result.ok for reply in replies)
-
-
-async def test_approval(database_url):
-    async with replica(database_url, tool(effect="write", requires_approval=True)) as here, client(here.toolcore, here.events) as http:
-        first = await here.call(args={"to": "всі"}, call_id="ask")
-        assert (first.executed, first.result.error_kind, first.result.retryable) == (False, "denied", True)
-        assert (await here.call(args={"to": "всі"}, call_id="ask")).result.error_kind == "denied"
-        waiting = (await http.get("/approvals", params={"microdao_id": "microdao:7"})).json()["calls"]
-        assert [(call["call_id"], call["args"]) for call in waiting] == [("ask", {"to": "всі"})]
-        granted = await http.post("/approvals/ask", json={"microdao_id": "microdao:7", "granted": True})
-        assert granted.status_code == 200
-        assert (await http.post("/approvals/ask", json={"microdao_id": "microdao:7", "granted": False})).status_code == 409
-        changed = await here.call(args={"to": "інші"}, call_id="ask")
-        assert changed.result.error_kind == "conflict"
-        done, again = await here.call(args={"to": "всі"}, call_id="ask"), await here.call(args={"to": "всі"}, call_id="ask")
-        assert (done.result.ok, again.result.replayed) == (True, True)
-        assert len(here.executor.seen) == 1
-        await here.call(call_id="no")
-        await here.toolcore.audit.decide("no", ApprovalDecision(microdao_id="microdao:7", granted=False))
-        rejected = await here.call(call_id="no")
-        assert (rejected.result.error_kind, rejected.result.retryable) == ("denied", False)
-        page = await http.get("/calls", params={"microdao_id": "microdao:7"})
-        assert "всі" not in page.text
 
 
 async def test_tools_that_opt_in_show_contents_in_the_audit(database_url):

@@ -159,6 +159,36 @@ def test_what_follows_from_a_taken_call_id(call, step):
     assert resume(call, b"f") is step
 
 
+def waiting(**fields):
+    return recorded(**{"state": "awaiting_approval", "settlement": None, "approval": "granted", "approval_digest": b"d", **fields})
+
+
+PASSING = Settlement(ok=False, error_kind="unavailable", retryable=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "step"),
+    [
+        (waiting(approval=None), Resume.APPROVAL_PENDING),
+        (waiting(), Resume.RUN),
+        (waiting(approval_ended=True), Resume.APPROVAL_PENDING),
+        (waiting(approval_digest=b"e"), Resume.APPROVAL_LAPSED),
+        (waiting(approval=None, approval_digest=None), Resume.APPROVAL_LAPSED),
+        (waiting(approval="rejected", approval_digest=b"e"), Resume.APPROVAL_REJECTED),
+        (waiting(state="settled", settlement=PASSING), Resume.RUN),
+        (waiting(state="settled", settlement=PASSING, approval_ended=True), Resume.APPROVAL_LAPSED),
+        (waiting(state="settled", settlement=PASSING, approval_digest=b"e"), Resume.APPROVAL_LAPSED),
+        (waiting(state="settled", settlement=PASSING, approval=None), Resume.APPROVAL_LAPSED),
+        (waiting(state="settled", settlement=Settlement(ok=True, result="1"), approval_digest=b"e"), Resume.REPLAY),
+        (waiting(state="running", expired=True, effect="idempotent"), Resume.RUN),
+        (waiting(state="running", expired=True, effect="idempotent", approval_digest=b"e"), Resume.APPROVAL_LAPSED),
+        (waiting(state="running", approval_digest=b"e"), Resume.WAIT),
+    ],
+)
+def test_what_follows_where_approval_is_needed(call, step):
+    assert resume(call, b"f", b"d") is step
+
+
 WORDS = st.text("aZ0-", min_size=1, max_size=3)
 IDS = st.lists(st.lists(WORDS, min_size=1, max_size=2).map("_".join), min_size=1, max_size=4).map(".".join)
 
