@@ -389,11 +389,12 @@ class StreamEnd(BaseModel):
     """The regular end of a stream. A provider that ends without it was cut off.
 
     The proxy adds `attempts`, and `written_by` (`provider/model` of each part, in order) where several wrote one answer;
-    `cached` marks an answer from the response cache.
+    `cached` marks an answer from the response cache. `unreadable` counts the provider's events that had to be passed over.
     """
 
     finish_reason: str
     usage: TokenUsage
+    unreadable: int | None = None
     attempts: list[Attempt] | None = None
     written_by: list[str] | None = None
     cached: bool | None = None

@@ -7,9 +7,8 @@ from typing import Any
 
 from contracts.errors import UpstreamInvalidResponse
 from contracts.llm import LLMResponse, StreamEnd, StreamItem
-from providers.openai_shapes import parse_tool_calls, whole_answer
-
-MAX_TOOL_CALLS = 1_024
+from providers.openai_shapes import whole_answer
+from providers.tool_fragments import parse_tool_calls
 
 
 async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
@@ -49,21 +48,10 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
 
 
 def _join(calls: dict[int, dict[str, Any]], fragment: dict[str, Any]) -> None:
-    """Adds one fragment to the call that it names by index; without an index an id begins a new call."""
-    if not isinstance(fragment, dict):
-        raise UpstreamInvalidResponse("the provider's answer holds a malformed tool call")
-    index = fragment.get("index")
-    if not isinstance(index, int):
-        index = len(calls) if not calls or fragment.get("id") else max(calls)
-    if len(calls) >= MAX_TOOL_CALLS and index not in calls:
-        raise UpstreamInvalidResponse(f"the provider's answer holds over {MAX_TOOL_CALLS} tool calls")
-    call = calls.setdefault(index, {"id": "", "function": {"name": "", "arguments": ""}})
-    call["id"] = call["id"] or fragment.get("id")
-    function = fragment.get("function")
-    if isinstance(function, dict):
-        for key in ("name", "arguments"):
-            value = function.get(key)
-            call["function"][key] += value if isinstance(value, str) else ""
+    """Adds one fragment to the call that it names by index; `providers.tool_fragments` made it."""
+    call = calls.setdefault(fragment["index"], {**fragment, "function": {"name": "", "arguments": ""}})
+    for key, value in fragment["function"].items():
+        call["function"][key] += value
 
 
 async def _close(items: AsyncIterator[StreamItem]) -> None:

@@ -80,6 +80,8 @@ class Provider:
             await _close(chunks)
         if parser.finish_reason is None:
             raise UpstreamInvalidResponse("the local engine ended its stream before the answer was complete")
+        if (last := parser.last_delta()) is not None:
+            yield last
         yield StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage())
 
     def continued(self, messages: Sequence[ChatMessage], text: str, options: ChatOptions) -> tuple[list[ChatMessage], ChatOptions] | None:

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from configs.llm import Continuation, ProviderSettings
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, Overloaded, UpstreamInvalidResponse, UpstreamTimeout, UpstreamUnavailable
-from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamEnd, StreamItem
+from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamDelta, StreamEnd, StreamItem
 from contracts.ports import Condition
 from contracts.routing import Target
 from providers.assembly import assembled
@@ -33,8 +33,9 @@ from providers.http_pool import HttpPool
 from providers.openai_shapes import StreamParser, chat_body, parse_completion
 from providers.quota import Quota, quota_of
 from providers.resources import ProviderResources
-from providers.sse import SSEDecoder
+from providers.sse import ErrorEvent, SSEDecoder
 from providers.upstream_errors import error_for_status, in_band_error
+from providers.upstream_json import decoded
 
 MAX_ANSWER_BYTES = 32 << 20
 MAX_ERROR_BYTES = 64 << 10
@@ -48,7 +49,8 @@ DRAIN_S = 0.05
 MAX_DRAINED_BYTES = 64 << 10
 
 _DONE = b"[DONE]"
-_BOM = b"\xef\xbb\xbf"
+_EVENT_STREAM = (b"data:", b"event:", b":")
+"""How a stream of events begins, and no JSON text."""
 
 
 class Provider:
@@ -108,7 +110,12 @@ class Provider:
             raise self._leaf(error, limit) from None
         finally:
             held.end()
-        return parse_completion(self._answer(payload))
+        if payload[:64].lstrip().startswith(_EVENT_STREAM):
+            return await assembled(self._read_back(payload))
+        try:
+            return parse_completion(decoded(payload), self._reported)
+        except ValueError:
+            raise UpstreamInvalidResponse("the provider's answer is not valid JSON") from None
 
     async def stream(
         self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
@@ -119,21 +126,17 @@ class Provider:
         try:
             clock = _StreamClock(target, deadline.sooner(target.timeouts.total_s))
             exchange = await self._post(held, body, target, clock.limit_s())
-            parser = StreamParser(done_completes=self._done_completes)
+            parser = StreamParser(done_completes=self._done_completes, leaf=self._reported)
             events = _Events(exchange, parser, clock)
             while not events.ended:
                 for payload in await events.next():
-                    delta = parser.feed(self._answer(payload))
-                    if delta is not None:
+                    if (delta := self._delta(parser, payload)) is not None:
                         clock.content()
                         yield delta
-            if events.marked:
-                parser.end_marked()
-            if parser.finish_reason is None:
-                raise UpstreamInvalidResponse(f"provider `{self.name}` ended its stream before the answer was complete")
-            if not exchange.ended:
-                self._drain_later(held.passed_on())
-            yield StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage())
+            for item in self._ended(parser, marked=events.marked):
+                if not exchange.ended and isinstance(item, StreamEnd):
+                    self._drain_later(held.passed_on())
+                yield item
         except HttpError as error:
             raise self._leaf(error, None) from None
         finally:
@@ -179,16 +182,53 @@ class Provider:
     async def _refusal(self, exchange: Exchange) -> DaarionError:
         payload: object = None
         exchange.expires_at = min(exchange.expires_at, time.monotonic() + REFUSAL_S)
-        with contextlib.suppress(DaarionError, HttpError):
-            payload = _decoded(await exchange.whole(MAX_ERROR_BYTES))
+        with contextlib.suppress(HttpError):
+            body = await exchange.whole(MAX_ERROR_BYTES)
+            try:
+                payload = decoded(body)
+            except ValueError:
+                payload = None if body.lstrip().startswith(b"<") else body.decode("utf-8", "replace")
         return error_for_status(self.name, exchange.status, exchange.headers, payload, self._key)
 
-    def _answer(self, payload: bytes) -> object:
-        """Returns what a success holds. Raises the leaf of an error inside it, without our key."""
-        decoded = _decoded(payload)
-        if isinstance(decoded, dict) and decoded.get("error"):
-            raise in_band_error(decoded["error"], self._key)
-        return decoded
+    def _reported(self, error: object) -> DaarionError:
+        """The leaf of an error inside an answer, without our key."""
+        return in_band_error(error, self._key, self.name)
+
+    def _delta(self, parser: StreamParser, payload: bytes) -> StreamDelta | None:
+        """Returns what one event adds to the answer. Raises the leaf of an error that it reports."""
+        try:
+            chunk = decoded(payload)
+        except ValueError:
+            if isinstance(payload, ErrorEvent):
+                raise self._reported(payload.decode("utf-8", "replace")) from None
+            parser.skipped += 1
+            return None
+        if isinstance(payload, ErrorEvent) and isinstance(chunk, dict):
+            raise self._reported(chunk.get("error") or chunk)
+        return parser.feed(chunk)
+
+    def _ended(self, parser: StreamParser, *, marked: bool) -> list[StreamItem]:
+        """Returns the last items of a stream. Raises UpstreamInvalidResponse where its end is missing, or nothing of it could be read."""
+        if marked:
+            parser.end_marked()
+        if parser.finish_reason is None or (parser.unreadable and not parser.has_content):
+            unreadable = f" ({parser.unreadable} of its events were unreadable)" if parser.unreadable else ""
+            raise UpstreamInvalidResponse(f"provider `{self.name}` ended its stream before the answer was complete{unreadable}")
+        end = StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage(), unreadable=parser.unreadable or None)
+        last = parser.last_delta()
+        return [end] if last is None else [last, end]
+
+    async def _read_back(self, payload: bytes) -> AsyncIterator[StreamItem]:
+        """Yields the items of a stream that came whole, although none was asked for."""
+        parser, decoder = StreamParser(done_completes=True, leaf=self._reported), SSEDecoder(MAX_ANSWER_BYTES)
+        marked = False
+        for event in [*decoder.feed(payload), *decoder.finish()]:
+            if marked := event.strip() == _DONE:
+                break
+            if (delta := self._delta(parser, event)) is not None:
+                yield delta
+        for item in self._ended(parser, marked=marked):
+            yield item
 
     def _drain_later(self, held: _Held) -> None:
         """Reads a finished stream to the end of its body, out of the caller's way, and lets its connection go."""
@@ -319,11 +359,3 @@ async def _drain(held: _Held) -> None:
                 size += len(chunk)
     finally:
         held.end()
-
-
-def _decoded(payload: bytes) -> object:
-    try:
-        decoded: object = orjson.loads(payload.removeprefix(_BOM))
-    except orjson.JSONDecodeError:
-        raise UpstreamInvalidResponse("the provider's answer is not valid JSON") from None
-    return decoded

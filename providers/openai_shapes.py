@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from pydantic import ValidationError
 
-from contracts.errors import UpstreamInvalidResponse
-from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamDelta, TokenUsage, ToolCall
-from providers.upstream_errors import in_band_error
+from contracts.errors import DaarionError, UpstreamInvalidResponse
+from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamDelta, TokenUsage
+from providers.tool_fragments import ToolFragments, parse_tool_calls
+from providers.upstream_errors import in_band_error, reported_error
 
 INTERRUPTED = frozenset({"abort", "aborted", "error", "insufficient_system_resource"})
 """Finish reasons by which upstreams say that an answer is not whole, and that it was not the request's doing."""
@@ -20,6 +21,8 @@ OPERATORS_FIELDS = frozenset({
     "mock_response", "model_list", "models", "organization", "provider", "route", "timeout",
 })  # fmt: skip
 """Fields by which gateways (OpenRouter, LiteLLM) are told who answers, from where and under which key: the provider's settings alone."""
+ErrorLeaf = Callable[[object], DaarionError]
+"""Makes the leaf of an error object that an upstream sent in place of an answer."""
 BYTES_PER_TOKEN = 4
 """Rough size of a token in UTF-8, used only where a provider counts none; such counts are marked `estimated`."""
 
@@ -54,14 +57,18 @@ def chat_body(
     return body
 
 
-def parse_completion(payload: object) -> LLMResponse:
-    """Returns a whole answer.
+def parse_completion(payload: object, leaf: ErrorLeaf = in_band_error) -> LLMResponse:
+    """Returns a whole answer. `leaf` makes the exception of an error that stands in its place.
 
     Raises:
-        UpstreamInvalidResponse: not a chat completion with at least one choice, or an error in a 200.
+        UpstreamInvalidResponse: not a chat completion with at least one choice.
+        DaarionError: what `leaf` made.
     """
+    payload = _alone(payload)
     if not isinstance(payload, dict):
         raise UpstreamInvalidResponse("the provider's answer is not a JSON object")
+    if (error := reported_error(payload)) is not None:
+        raise leaf(error)
     choice = _first_choice(payload)
     finish_reason = _finish_reason(choice)
     message = choice.get("message")
@@ -91,38 +98,48 @@ def whole_answer(**parts: Any) -> LLMResponse:
 class StreamParser:
     """Turns completion chunks into deltas and remembers what ends the stream: finish reason and usage.
 
-    `told_at_end` says that usage came with the finish reason or after it: earlier counts are those of half an answer.
+    `told_at_end` says that usage came with the finish reason or after it: earlier counts are those of half an answer. A chunk that is
+    none is passed over and counted: what it cost shows at the end, which must be there. `leaf` as in `parse_completion`.
     """
 
-    def __init__(self, *, done_completes: bool = False) -> None:
+    def __init__(self, *, done_completes: bool = False, leaf: ErrorLeaf = in_band_error) -> None:
         self._done_completes = done_completes
+        self._leaf = leaf
+        self._tools = ToolFragments()
         self.finish_reason: str | None = None
         self.usage: TokenUsage | None = None
-        self.told_at_end = False
+        self.told_at_end = self.has_content = False
+        self.skipped = 0
         self._unbilled_bytes = 0
         self._answered = False
 
     def feed(self, chunk: object) -> StreamDelta | None:
-        """Returns the delta of one chunk, or None when it carries no content (role, usage, keep-alive).
+        """Returns the delta of one chunk, or None when it carries no content (role, usage, keep-alive, nothing readable).
 
         Raises:
-            UpstreamInvalidResponse: not a chunk.
+            UpstreamInvalidResponse: the provider says that it broke the answer off.
             DaarionError: the error that the provider reported inside the stream.
         """
         if not isinstance(chunk, dict):
-            raise UpstreamInvalidResponse("the provider's stream holds an event that is not a JSON object")
-        if chunk.get("error"):
-            raise in_band_error(chunk["error"])
-        told = parse_usage(chunk.get("usage"))
+            chunk = _alone(chunk)
+            if not isinstance(chunk, dict):
+                self.skipped += 1
+                return None
         choices = chunk.get("choices")
-        if not choices:
-            self._told(told)
+        if not choices or chunk.get("error"):
+            if (error := reported_error(chunk)) is not None:
+                raise self._leaf(error)
+            self._told(self._counted(chunk.get("usage")))
             return None
-        if not isinstance(choices, list) or not isinstance(choices[0], dict):
-            raise UpstreamInvalidResponse("the provider's stream holds a malformed choice")
+        choice = choices[0] if isinstance(choices, list) else None
+        if not isinstance(choice, dict):
+            self.skipped += 1
+            return None
         self._answered = True
-        self.finish_reason = _finish_reason(choices[0]) or self.finish_reason
-        delta = self._delta(choices[0].get("delta"), told)
+        self.finish_reason = _finish_reason(choice) or self.finish_reason
+        counts = chunk.get("usage") or choice.get("usage")  # Moonshot counts inside the choice
+        told = self._counted(counts) if counts else None
+        delta = self._delta(choice, told)
         self._told(told)
         return delta
 
@@ -131,23 +148,40 @@ class StreamParser:
             self.usage, self._unbilled_bytes = usage, 0
             self.told_at_end |= self.finish_reason is not None
 
+    def _counted(self, counts: object) -> TokenUsage | None:
+        usage = parse_usage(counts)
+        return usage if usage is None or self.usage is None else larger_usage(self.usage, usage)
+
+    @property
+    def unreadable(self) -> int:
+        """How many chunks and tool calls were passed over."""
+        return self.skipped + self._tools.unreadable
+
     def end_marked(self) -> None:
         """Notes `[DONE]`. It makes an answer whole only by configuration: gateways also write it after an answer that was cut."""
         if self._done_completes and self._answered and self.finish_reason is None:
             self.finish_reason = "stop"
 
-    def _delta(self, delta: object, told: TokenUsage | None) -> StreamDelta | None:
+    def _delta(self, choice: dict[str, Any], told: TokenUsage | None) -> StreamDelta | None:
+        delta = choice.get("delta")
         if not isinstance(delta, dict):
-            return None
+            delta = choice.get("message")  # a whole answer, although a stream was asked for
+            if not isinstance(delta, dict):
+                return None
         content, reasoning, refusal = _text(delta.get("content")), _reasoning(delta), _string(delta.get("refusal"))
-        fragments = delta.get("tool_calls")
-        tool_calls = fragments if isinstance(fragments, list) and fragments else None
-        if tool_calls and not all(isinstance(fragment, dict) for fragment in tool_calls):
-            raise UpstreamInvalidResponse("the provider's stream holds a malformed tool call")
+        tool_calls = self._tools.feed(fragments) if (fragments := delta.get("tool_calls")) else None
         if not content and not reasoning and not tool_calls and not refusal:
             return None
-        self._unbilled_bytes += sum(len(text.encode()) for text in (content, reasoning, refusal) if text)
-        return StreamDelta(content=content or None, reasoning=reasoning or None, tool_calls=tool_calls, refusal=refusal, usage=told)
+        self.has_content = True
+        for text in (content, reasoning, refusal):
+            if text:
+                self._unbilled_bytes += len(text) if text.isascii() else len(text.encode())
+        return StreamDelta(content=content or None, reasoning=reasoning or None, tool_calls=tool_calls or None, refusal=refusal, usage=told)
+
+    def last_delta(self) -> StreamDelta | None:
+        """Returns what a finished stream lacks, if anything: arguments for the calls that came without."""
+        fragments = self._tools.without_arguments()
+        return StreamDelta(tool_calls=fragments) if fragments else None
 
     def final_usage(self) -> TokenUsage:
         """The provider's usage; what came after it, or without any, is estimated and added."""
@@ -184,6 +218,22 @@ def parse_usage(usage: object) -> TokenUsage | None:
     )
 
 
+def larger_usage(known: TokenUsage, told: TokenUsage) -> TokenUsage:
+    """Returns the larger truth of two counts of one answer: a later one may lack details, or be zero."""
+    prompt, completion = max(known.prompt_tokens, told.prompt_tokens), max(known.completion_tokens, told.completion_tokens)
+    return TokenUsage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=max(known.total_tokens, told.total_tokens, prompt + completion),
+        cached_tokens=_larger(known.cached_tokens, told.cached_tokens),
+        reasoning_tokens=_larger(known.reasoning_tokens, told.reasoning_tokens),
+    )
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else max(one, other)
+
+
 def estimate_usage(content: str, reasoning: str) -> TokenUsage:
     """Returns a rough completion count for an answer that came without usage."""
     completion = -(-len((content + reasoning).encode()) // BYTES_PER_TOKEN)
@@ -191,8 +241,6 @@ def estimate_usage(content: str, reasoning: str) -> TokenUsage:
 
 
 def _first_choice(payload: dict[str, Any]) -> dict[str, Any]:
-    if payload.get("error"):
-        raise in_band_error(payload["error"])
     choices = payload.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise UpstreamInvalidResponse("the provider's answer holds no choices")
@@ -206,26 +254,9 @@ def _finish_reason(choice: dict[str, Any]) -> str | None:
     return reason
 
 
-def parse_tool_calls(value: object) -> list[ToolCall] | None:
-    """Returns the calls of a whole answer, or None without any. Raises UpstreamInvalidResponse for malformed ones."""
-    if not value:
-        return None
-    if not isinstance(value, list):
-        raise UpstreamInvalidResponse("the provider's answer holds malformed tool calls")
-    return [_tool_call(call, index) for index, call in enumerate(value)]
-
-
-def _tool_call(call: object, index: int) -> ToolCall:
-    function = _member(call, "function")
-    name, arguments = _member(function, "name"), _member(function, "arguments")
-    if not isinstance(name, str) or not name or not isinstance(arguments, str):
-        raise UpstreamInvalidResponse("the provider's answer holds a malformed tool call")
-    identifier = _member(call, "id")
-    return ToolCall(
-        id=identifier if isinstance(identifier, str) and identifier else f"call_{index}",
-        type="function",
-        function={"name": name, "arguments": arguments},
-    )
+def _alone(value: object) -> object:
+    """Some gateways wrap an answer, or an error, into a list of one."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _reasoning(message: dict[str, Any]) -> str | None:

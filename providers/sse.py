@@ -8,11 +8,18 @@ MAX_EVENT_BYTES = 4 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
+class ErrorEvent(bytes):
+    """The payload of an event that is named `error`, or of llama.cpp's field `error:`."""
+
+
 class SSEDecoder:
     """Splits a byte stream into event payloads, however the bytes were cut.
 
-    Follows the event stream format of the HTML standard for `data` fields: CRLF or LF, several `data:` lines joined
-    by a newline, comments and other fields passed over.
+    Follows the event stream format of the HTML standard for `data` fields: lines end with CR, LF or both, several `data:` lines are
+    joined by a newline, comments and other fields are passed over, empty payloads dispatch nothing.
+
+    A line that begins a JSON object or array is no field of the standard. It is what a server writes that answers in JSON although
+    events were asked for, so it is a payload, up to the next blank line.
     """
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
@@ -20,7 +27,7 @@ class SSEDecoder:
         self._rest = b""
         self._data: list[bytes] = []
         self._size = 0
-        self._started = False
+        self._started = self._after_cr = self._is_error = self._bare = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Returns the payloads that `chunk` completes.
@@ -28,6 +35,12 @@ class SSEDecoder:
         Raises:
             UpstreamInvalidResponse: one event is over the bound.
         """
+        if self._after_cr and chunk:
+            self._after_cr = False
+            chunk = chunk.removeprefix(b"\n")  # the second half of a line's end
+        if b"\r" in chunk:
+            self._after_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         if len(self._rest) > self._max:
             raise _oversized(self._max)
@@ -36,24 +49,40 @@ class SSEDecoder:
     def finish(self) -> list[bytes]:
         """Returns the payload that was left without its closing blank line, if any."""
         rest, self._rest = self._rest, b""
-        self._take(rest)
-        last = self._take(b"")
-        return [] if last is None else [last]
+        return [payload for line in (rest, b"") if (payload := self._take(line)) is not None]
 
     def _take(self, line: bytes) -> bytes | None:
         if not self._started:
             self._started, line = True, line.removeprefix(_BOM)
-        line = line.removesuffix(b"\r")
         if not line:
-            payload = b"\n".join(self._data) if self._data else None
-            self._data, self._size = [], 0
-            return payload
-        if line.startswith(b"data:"):
-            self._size += len(line)
-            if self._size > self._max:
-                raise _oversized(self._max)
-            self._data.append(line[5:].removeprefix(b" "))
+            return self._dispatched() if self._data else None
+        if line.startswith(b"data:") and not self._bare:
+            line = line[6:] if line.startswith(b" ", 5) else line[5:]
+        elif self._bare or (not self._data and line.startswith((b"{", b"["))):
+            self._bare = True
+        elif line.startswith(b"error:"):
+            self._is_error, line = True, line[6:]
+        else:
+            if line.startswith(b"event:"):
+                self._is_error = line[6:].strip() == b"error"
+            return None
+        self._size += len(line)
+        if self._size > self._max:
+            raise _oversized(self._max)
+        self._data.append(line)
         return None
+
+    def _dispatched(self) -> bytes | None:
+        payload = b"\n".join(self._data)
+        self._data.clear()
+        self._size, self._bare = 0, False
+        if not payload or payload.isspace():
+            self._is_error = False
+            return None
+        if self._is_error:
+            self._is_error = False
+            return ErrorEvent(payload)
+        return payload
 
 
 def _oversized(limit: int) -> UpstreamInvalidResponse:

@@ -23,10 +23,13 @@ from contracts.errors import (
 
 _MAX_SHOWN = 300
 _CONTEXT = re.compile(
-    r"context[ _](length|window|size)|maximum context|too many (input )?tokens|(prompt|input) is too long"
-    r"|maximum prompt length|exceeds the maximum number of tokens|tokens` must be <=",
+    r"context[ _-]?(length|window|size)|maximum context|too many (input )?tokens"
+    r"|(prompt|input|request|messages?) (is|are) too long|maximum (prompt|input|sequence) length|prompt exceeds max"
+    r"|tokens` must be <=|range of input length|exceed\w* (the )?(model('s)? )?(token limit|max\w* (number of )?(input )?tokens)"
+    r"|(token count|number of tokens)\b[^.]{0,40}\bexceeds|reduce the length of",
     re.IGNORECASE,
 )
+_CONTEXT_CODE = re.compile(r"context_(length|window|size)|string_above_max_length")
 _FILTER = re.compile(
     r"content[ _](filter|policy|management)|content exists risk|invalid_prompt|usage policy|flagged (as|by|for)|input was flagged",
     re.IGNORECASE,
@@ -78,17 +81,63 @@ def error_for_status(provider: str, status: int, headers: Mapping[str, str], pay
     return UpstreamInvalidResponse(f"provider `{provider}` answered with unexpected status {status}")
 
 
-def in_band_error(error: object, key: str | None = None) -> DaarionError:
+def reported_error(answer: Mapping[str, Any]) -> object:
+    """Returns the error that an answer with status 200, or an event of a stream, reports in place of contents; else None.
+
+    Besides OpenAI's `error` these are the flat objects of vLLM, web frameworks and gateways.
+    """
+    if error := answer.get("error"):
+        return error
+    if answer.get("choices") or answer.get("usage"):
+        return None
+    base = answer.get("base_resp")  # MiniMax
+    if isinstance(base, dict) and base.get("status_code"):
+        return {"code": base["status_code"], "message": base.get("status_msg")}
+    text = next((answer[name] for name in ("message", "msg", "detail") if isinstance(answer.get(name), str)), None)
+    if answer.get("object") == "error" or (text is not None and any(answer.get(name) for name in ("code", "type", "status", "detail"))):
+        return {**answer, "message": text}
+    return None
+
+
+def in_band_error(error: object, key: str | None = None, provider: str | None = None) -> DaarionError:
     """Returns the leaf for an error object that came with status 200 or inside a stream.
 
-    It has no status; `code` may hold one. Only what the caller can act on is told apart.
+    It has no status of its own: `code`, `type` and, where there is neither, the wording tell what it would have been.
     """
-    code, text = _code_and_text({"error": error})
-    if (refusal := _content_refusal("the provider", code, text, key)) is not None:
+    payload = {"error": error}
+    code, text = _code_and_text(payload)
+    if (refusal := _content_refusal(_named(provider), code, text, key)) is not None:
         return refusal
-    if "rate_limit" in code or (isinstance(error, dict) and error.get("code") == 429):
-        return UpstreamRateLimited("the provider limited our requests inside its answer")
-    return UpstreamInvalidResponse("the provider reported an error inside its answer")
+    status = _status_of(error, code, text)
+    if status is None:
+        return UpstreamInvalidResponse(f"{_named(provider)} reported an error inside its answer")
+    return error_for_status(provider or "unnamed", status, {}, payload, key)
+
+
+_STATUS_BY_WORD = (
+    (re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl"), 429),
+    (re.compile(r"insufficient.?(quota|balance|credit)|billing|payment"), 402),
+    (re.compile(r"api.?key|authenticat|unauthori[sz]ed|permission"), 401),
+    (re.compile(r"not.?found"), 404),
+    (re.compile(r"time.?out"), 408),
+    (re.compile(r"overloaded|unavailable|server.?error|internal"), 503),
+    (re.compile(r"invalid|bad.?request|validation|unprocessable"), 400),
+)
+
+
+def _status_of(error: object, code: str, text: str) -> int | None:
+    """The status that an error inside an answer would have had."""
+    if isinstance(error, dict):
+        for name in ("code", "status", "status_code"):
+            told = str(error.get(name))
+            if told.isdecimal() and len(told) == 3 and 400 <= int(told) < 600:
+                return int(told)
+    words = code if code.strip() else text.lower()
+    return next((status for pattern, status in _STATUS_BY_WORD if pattern.search(words)), None)
+
+
+def _named(provider: str | None) -> str:
+    return f"provider `{provider}`" if provider else "the provider"
 
 
 def _refusal(provider: str, status: int, code: str, text: str, key: str | None) -> DaarionError:
@@ -111,7 +160,7 @@ def _content_refusal(provider: str, code: str, text: str, key: str | None) -> Da
     """The leaf for contents that are too long or unwanted, told by code or wording; None for anything else."""
     shown = clean(text, key)
     tail = f": {shown}" if shown else ""
-    if "context_length" in code or _CONTEXT.search(text):
+    if _CONTEXT_CODE.search(code) or _CONTEXT.search(text):
         return ContextLengthExceeded(f"the request does not fit the model's context: shorten the messages or lower max_tokens{tail}")
     if _FILTER.search(code) or _FILTER.search(text):
         return ContentFiltered(f"{provider} refused the content by its policy{tail}")
@@ -141,17 +190,14 @@ def _without_key(text: str, key: str | None) -> str:
 
 
 def _code_and_text(payload: object) -> tuple[str, str]:
-    """Reads OpenAI's `{"error": {…}}`, vLLM's flat `{"message", "type"}` and a bare string."""
-    if not isinstance(payload, dict):
-        return "", ""
-    error: Any = payload.get("error", payload)
+    """Reads OpenAI's `{"error": {…}}`, vLLM's flat `{"message", "type"}`, a list of one of these, and a bare string."""
+    if isinstance(payload, list) and len(payload) == 1:
+        payload = payload[0]
+    error: Any = payload.get("error", payload) if isinstance(payload, dict) else payload
     if isinstance(error, str):
         return "", error
     if not isinstance(error, dict):
         return "", ""
-    code = error.get("code")
-    kind = error.get("type")
-    message = error.get("message")
-    return f"{code if isinstance(code, str) else ''} {kind if isinstance(kind, str) else ''}".lower(), message if isinstance(
-        message, str
-    ) else ""
+    words = [error[name] for name in ("code", "type", "status") if isinstance(error.get(name), str)]
+    text = next((error[name] for name in ("message", "msg", "detail") if isinstance(error.get(name), str)), "")
+    return " ".join(words).lower(), text

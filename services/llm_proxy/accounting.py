@@ -81,6 +81,7 @@ class CallAccount:
         self._ticket = NOT_BEGUN
         self._settled = False
         self.attempts: list[Attempt] = []
+        self.unreadable_events = 0
 
     async def reserve(self, limiter: Limiter) -> None:
         """Sets aside what the call may take. Raises RateLimited or LimitsUnavailable."""
@@ -218,6 +219,7 @@ class CallAccount:
             estimated=usage.estimated,
             cost_usd=None if cost is None else float(cost),
             attempts=len(self.attempts),
+            unreadable_events=self.unreadable_events,
             outcome=outcome,
         )
 

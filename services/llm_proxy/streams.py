@@ -124,6 +124,7 @@ class OpenStream:
     def _last(self, item: StreamEnd) -> StreamEnd:
         self._ended = True
         self._served.permit.succeeded(time.monotonic())
+        self._account.unreadable_events += item.unreadable or 0
         self._account.attempt_ended(OUTCOME_OK, item.usage)
         self._account.settle(OUTCOME_OK)
         writers = [*self._writers, self._served.target]

@@ -12,7 +12,7 @@ from tests.upstream import ScriptedUpstream, play
 CALLS = 120
 FAULTS = [
     "ok", "ok", "ok", "http_500", "http_401", "http_400", "reset_before_headers", "html", "no_finish_reason",
-    play("http_429", retry_after=0.2), play("cut", after=0), play("cut", after=2), play("malformed_chunk", after=1),
+    play("http_429", retry_after=0.2), play("cut", after=0), play("cut", after=2), play("malformed_chunk", after=1, last=True),
     play("reset_mid_body", after=1), play("silence"), play("stall", after=2), play("keepalive", interval_s=0.05),
     play("ok", delay_s=0.02), play("error_in_stream", after=2),
 ]  # fmt: skip

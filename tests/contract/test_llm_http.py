@@ -336,7 +336,7 @@ async def test_a_stream_ends_with_usage_and_who_answered():
 
 
 @pytest.mark.parametrize(
-    "broken", ["cut?after=2", "stall?after=2", "malformed_chunk?after=2", "error_in_stream?after=2", "reset_mid_body?after=2"]
+    "broken", ["cut?after=2", "stall?after=2", "malformed_chunk?after=2&last=true", "error_in_stream?after=2", "reset_mid_body?after=2"]
 )
 async def test_a_stream_that_breaks_half_way_ends_in_an_error_event(broken):
     async with running(broken, **impatient(broken)) as (client, _, recorder):

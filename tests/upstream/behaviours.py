@@ -232,7 +232,7 @@ def _bytes_of(exchange: Exchange, **defaults: Any) -> bytes:
 
 @behaviour
 async def malformed_chunk(exchange: Exchange) -> None:
-    """A broken event after `after` tokens, then the rest; a whole body is truncated JSON."""
+    """A broken event after `after` tokens, then the rest unless it is the `last`; a whole body is truncated JSON."""
     if not exchange.stream:
         await truncated_json(exchange)
         return
@@ -240,7 +240,7 @@ async def malformed_chunk(exchange: Exchange) -> None:
     await exchange.start()
     await _send(exchange, head)
     await exchange.write(b'data: {"id":"chatcmpl-local","choices":[{"index":0,"delta":{"content":"bro\n\n')
-    await _send(exchange, rest)
+    await _send(exchange, [] if exchange.options.get("last") else rest)
     await exchange.done()
     await exchange.finish()
 
