@@ -10,6 +10,7 @@ from uuid import uuid4
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from backends.agent_notices import NatsAgentNotices
 from backends.agent_runs import PostgresRuns
 from backends.agent_usage import NatsAgentUsage
 from backends.chat_client import ProxyChatModel
@@ -83,7 +84,8 @@ class AgentRuntime:
         self._usage_link = NatsLink(surroundings.nats_url, events, name="agents-usage") if surroundings.nats_url else None
         self._publisher = NatsPublisher(self._usage_link, events)
         self.store = PostgresRuns(self._database, events)
-        ports = AttemptPorts(self.store, self._messaging, self._memory, NatsAgentUsage(self._publisher), events)
+        usage, notices = NatsAgentUsage(self._publisher), NatsAgentNotices(self._publisher)
+        ports = AttemptPorts(self.store, self._messaging, self._memory, usage, notices, events)
         attempts = Attempts(
             ports,
             Pipeline(PipelinePorts(self._messaging, self._memory, self._model, self._tools)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
+from contracts.agent_notices import AgentError, AgentNotice, AgentNotices, ReplySent, RunEnded, RunStarted
 from contracts.agents import AgentMemory, AgentUsage, AgentUsageEvent, Blueprint, Exchange, Outcome, Run, RunStore
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal
@@ -48,6 +49,7 @@ class AttemptPorts:
     messaging: Messaging
     memory: AgentMemory
     usage: AgentUsage
+    notices: AgentNotices
     events: EventLog
 
 
@@ -106,6 +108,7 @@ class Attempts:
             outcome = await self.delivery.resume(recorder)
         else:
             run.state = "running"
+            self._notify(RunStarted, run, attempt=run.attempt)
             if run.claimed:
                 await recorder.save()  # from here on it counts: what kills its replica each time must end
             try:
@@ -113,6 +116,8 @@ class Attempts:
             except NothingToAnswerError:
                 return "ignored"
             outcome = await self.delivery.deliver(recorder, text, outcome)
+        if outcome in {"answered", "failed"} and any(step.kind == "reply" and step.ok for step in run.steps):
+            self._notify(ReplySent, run, status=outcome)
         if blueprint is not None and outcome == "answered" and blueprint.memory.store:
             await self._remember(recorder)
         return outcome
@@ -188,6 +193,9 @@ class Attempts:
             duration_ms=round(seconds * 1e3, 2),
         )
         self.ports.usage.publish(event)
+        if outcome in {"failed", "undelivered", "indeterminate"}:
+            self._notify(AgentError, run, status=outcome, error_type=run.error or outcome)
+        self._notify(RunEnded, run, attempt=run.attempt, status=outcome, duration_ms=round(seconds * 1e3))
         self.ports.events.emit(
             "agents.run",
             run_id=str(run.id),
@@ -201,6 +209,19 @@ class Attempts:
             degraded=run.degraded or None,
             duration_ms=event.duration_ms,
         )
+
+    def _notify(self, kind: type[AgentNotice], run: Run, **more: str | int) -> None:
+        number = f"-{run.attempt}" if kind is RunStarted else ""
+        notice = {
+            "event_id": f"{run.id}-{kind.subject}{number}",
+            "ts": datetime.now(UTC),
+            "run_id": run.id,
+            "agent_id": run.agent_id,
+            "microdao_id": run.microdao_id,
+            "channel_id": run.channel_id,
+            "entrypoint": run.invocation.entrypoint,
+        }
+        self.ports.notices.publish(kind.model_validate({**notice, **more}))
 
 
 def _known(run: Run) -> Known | None:

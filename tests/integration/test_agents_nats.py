@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import datetime
 
 import nats
 import pytest
@@ -12,6 +13,7 @@ from interfaces.nats import agents as subjects
 from launcher.stores import NatsServer
 from tests.support.agent_chain import EARLIER, KNOWN, PROJECT, REPLY, prepare_chain, recall
 from tests.support.agent_platform import OWN, SOFIA, platform
+from tests.support.agent_runtime import recording_server
 from tests.support.scripted_model import Thought, shown
 
 
@@ -107,6 +109,85 @@ async def test_an_invocation_is_answered_in_the_channel_and_announced(here, outs
     )  # fmt: skip
     assert "Сад" not in json.dumps(event, ensure_ascii=False)
     assert await here.replies(channel) == ["Є «Сад»."]
+
+
+COMMON = {"event_id": str, "ts": str, "run_id": str, "agent_id": str, "microdao_id": str, "channel_id": str, "entrypoint": str}
+NOTICES = {
+    "agent.run.started": {**COMMON, "attempt": int},
+    "agent.reply.sent": {**COMMON, "status": str},
+    "agent.run.ended": {**COMMON, "attempt": int, "status": str, "duration_ms": int},
+    "agent.error": {**COMMON, "status": str, "error_type": str},
+}
+"""What neighbours read, by subject: every field, always there, of this type."""
+
+
+async def notices(subscription, count):
+    found = [await subscription.next_msg(timeout=60) for _ in range(count)]
+    return [(message.subject, json.loads(message.data)) for message in found]
+
+
+def assert_shapes(told, channel):
+    for subject, notice in told:
+        assert {name: type(value) for name, value in notice.items()} == NOTICES[subject], subject
+        assert datetime.fromisoformat(notice["ts"]).tzinfo is not None
+        assert (notice["agent_id"], notice["microdao_id"], notice["channel_id"], notice["entrypoint"]) == (
+            SOFIA, OWN, channel, "channel_message",
+        )  # fmt: skip
+        assert "message_preview" not in notice
+    assert len({notice["run_id"] for _, notice in told}) == 1
+    assert len({notice["event_id"] for _, notice in told}) == len(told)
+    assert not [word for word in ("Сад", "проєкти", "Перепрошую") if word in json.dumps(told, ensure_ascii=False)]
+
+
+async def test_a_run_is_told_to_neighbours_without_its_contents(here, outside):
+    told = await outside.subscribe("agent.>")
+    await outside.flush()
+    async with here.agents():
+        await connected(here)
+        channel = await here.channel()
+        answer = await here.ask(channel, "Які проєкти?")
+        first = await notices(told, 3)
+        assert [(subject, notice.get("status")) for subject, notice in first] == [
+            ("agent.run.started", None), ("agent.reply.sent", "answered"), ("agent.run.ended", "answered"),
+        ]  # fmt: skip
+        assert_shapes(first, channel)
+        assert first[0][1]["run_id"] == answer["run_id"]
+
+        here.model.mind = lambda body: Thought(status=400)
+        assert (await here.ask(channel, "Які ще проєкти?"))["status"] == "failed"
+        second = await notices(told, 4)
+        assert [(subject, notice.get("error_type")) for subject, notice in second] == [
+            ("agent.run.started", None), ("agent.reply.sent", None), ("agent.error", "upstream_rejected"), ("agent.run.ended", None),
+        ]  # fmt: skip
+        assert_shapes(second, channel)
+
+        assert (await here.invoke(channel, "gone"))["status"] == "ignored"
+        third = await notices(told, 2)
+        assert [(subject, notice.get("status")) for subject, notice in third] == [
+            ("agent.run.started", None),
+            ("agent.run.ended", "ignored"),
+        ]
+
+
+async def test_a_reply_that_the_channel_refuses_is_an_error_and_was_not_sent(here, outside):
+    told = await outside.subscribe("agent.>")
+    await outside.flush()
+    neighbour = {"GET": (200, [{"sender_id": "user:o", "sender_type": "human", "body": "?", "created_at": "2026-01-01T00:00:00"}])}
+    async with (
+        recording_server(lambda seen: neighbour.get(seen.method, (403, {}))) as server,
+        here.agents(messaging={"kind": "messaging_service", "base_url": server.url, "microdao_id": OWN}),
+    ):
+        await connected(here)
+        assert (await here.invoke("channel:1"))["status"] == "undelivered"
+        assert [(subject, notice.get("status")) for subject, notice in await notices(told, 3)] == [
+            ("agent.run.started", None), ("agent.error", "undelivered"), ("agent.run.ended", "undelivered"),
+        ]  # fmt: skip
+
+
+async def test_without_nats_runs_are_answered_all_the_same(here, server):
+    here.nats_url = "nats://127.0.0.1:9"
+    async with here.agents():
+        assert (await here.ask(await here.channel(), "Які проєкти?"))["status"] == "answered"
 
 
 async def test_what_is_published_while_no_runtime_runs_is_answered_later(here, outside):
