@@ -127,7 +127,7 @@ class CallFilter(BaseModel):
 
 
 class CallRow(BaseModel):
-    """One call as the audit shows it. `args` and `result` are there only where the tool opted in.
+    """One call as the audit shows it; what is not known of it is left out. `args` and `result` are there only where the tool opted in.
 
     While a call waits for approval, administrators see its `args` and `context`: with tool and version, all that will run.
     """
@@ -139,25 +139,25 @@ class CallRow(BaseModel):
     agent_id: str
     microdao_id: str
     tool_id: str
-    tool_version: int | None
-    effect: Effect | None
+    tool_version: int | None = None
+    effect: Effect | None = None
     via: Via
     request_id: str
     args_hash: str
     rule: str
     state: CallState
-    ok: bool | None
-    error_kind: ErrorKind | None
-    error: str | None
-    retryable: bool | None
-    effect_possible: bool | None
-    tier: IsolationTier | None
+    ok: bool | None = None
+    error_kind: ErrorKind | None = None
+    error: str | None = None
+    retryable: bool | None = None
+    effect_possible: bool | None = None
+    tier: IsolationTier | None = None
     attempt: int
-    attempts: int | None
-    duration_ms: float | None
-    result_bytes: int | None
+    attempts: int | None = None
+    duration_ms: float | None = None
+    result_bytes: int | None = None
     started_at: datetime
-    settled_at: datetime | None
+    settled_at: datetime | None = None
     approval: str | None = None
     approved_until: datetime | None = None
     args: Any = None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from contracts.tools import Outcome
-from tests.support.toolcore import AGENT, client, replica, tool
+from interfaces.http.openapi import build_openapi
+from interfaces.http.surface import documented_routers
+from tests.support.toolcore import AGENT, PREFIX, client, replica, tool
 
 STRICT = {
     "type": "object",
@@ -254,6 +257,25 @@ async def test_definitions_that_cannot_be_served_are_refused(served, wrong):
     answer = await http.put(f"/{wrong['id'] if wrong.get('id') == 'calls' else 'test.wrong'}", json={**tool("test.wrong"), **wrong})
     assert answer.status_code in (400, 405), answer.text
     assert answer.json()["error"]["message"]
+
+
+def documented(schema):
+    """A validator of what the OpenAPI document says about a schema."""
+    document = build_openapi(documented_routers({"tools": PREFIX}))
+    return Draft202012Validator({"$ref": f"#/components/schemas/{schema}", "components": document["components"]})
+
+
+async def test_what_the_audit_and_calls_answer_is_what_is_documented(served):
+    _, http = served
+    answers = [
+        await http.post("/call", json=body(**fields))
+        for fields in [{"args": {"a": 1}}, {"tool_id": "no.such"}, {"tool_id": "test.private"}, {"tool_id": "test.strict"}, {"args": 1}]
+    ]
+    for answer in answers:
+        documented("ToolCallResult").validate(answer.json())
+    page = (await http.get("/calls", params={"microdao_id": "microdao:7"})).json()
+    assert {call["state"] for call in page["calls"]} == {"settled", "refused"}
+    documented("CallPage").validate(page)
 
 
 async def test_credentials(database_url):
