@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from contracts.deadline import Deadline
+from contracts.errors import UpstreamInvalidResponse
 from contracts.memory import MAX_SUMMARY_EVENTS, SummarizeRequest, SummarizeResponse, Tenant
 from contracts.memory_items import text_of
 from contracts.memory_ports import ChatClient, EventLogReader, LoggedEvent, Summary, SummaryStore
@@ -77,7 +78,9 @@ class Summarizing:
         user = (SO_FAR.format(summary=summary) if summary else "") + NEW.format(events=part)
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         answer = await self.model.complete(messages, tenant, channel_id, deadline)
-        return answer.content.strip(), answer.model
+        if not (text := answer.content.strip()):  # nothing but a thought, say: it must not take the place of what was summed up
+            raise UpstreamInvalidResponse("the model answered with no summary: retry, or configure another model")
+        return text, answer.model
 
     def _parts(self, events: Sequence[LoggedEvent]) -> Iterator[str]:
         """Yields the events as text, as many at a time as one call may hold."""

@@ -150,6 +150,14 @@ async def test_through_the_real_proxy(database_url: str, tmp_path: Path, embedde
         upstream.script("http_401")
         refused = await application.post("/summarize", SOFIA)
         assert (refused.status_code, refused.json()["error"]["type"]) == (502, "upstream_auth_failed")
+        for thought in ("<think>Що тут сказати?", "<think>Що тут сказати?</think>\n"):
+            upstream.script(play("ok", text=thought))
+            refused = await application.post("/summarize", SOFIA)
+            assert (refused.status_code, refused.json()["error"]["type"]) == (502, "upstream_invalid_response")
+        upstream.script(play("ok", text="<think>Додам.</think>Маємо 50 саджанців."))
+        answer = await summarize(application)
+        assert (answer["summary"], answer["items_processed"]) == ("Маємо 50 саджанців.", 2)
+        assert text[:100] in upstream.requests[-1].body["messages"][-1]["content"], "what was summed up before is not lost"
 
 
 async def test_no_connection_waits_for_the_model(summing: Memory, proxy: tuple[LLMProxyStandIn, str]):
