@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from configs.own_secrets import would_leave
 from contracts.errors import ConfigurationError
 from contracts.llm import Identifier
 
@@ -58,11 +59,14 @@ class MessagingSettings(BaseModel):
         """Returns base URL and secret; `lookup` reads a variable of the environment.
 
         Raises:
-            ConfigurationError: the environment does not have the secret that `secret_env` names.
+            ConfigurationError: the environment does not have the secret that `secret_env` names, or it opens this graph.
         """
         if self.secret_env is not None:
             secret = lookup(self.secret_env)
             if secret is None:
                 raise ConfigurationError(f"messaging.secret_env: the environment has no {self.secret_env}")
-            return self.base_url or ingress_url, secret
+            url = self.base_url or ingress_url
+            if would_leave(secret, url, ingress_url, lookup):
+                raise ConfigurationError(f"messaging.secret_env: {self.secret_env} opens this graph: give the messaging-service its own")
+            return url, secret
         return (ingress_url, own_secret) if self.base_url is None else (self.base_url, None)

@@ -9,14 +9,13 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from configs.own_secrets import OWN_SECRETS, same_origin, would_leave
 from contracts.tool_policy import CallBounds, Pattern, PolicyRules, host_matches, matches
 from contracts.tools import Effect, EgressRule, IsolationTier, SecretUse, SecretWithheld, ToolDefinition
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _BASE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 INGRESS = "ingress"
-OWN_SECRETS = ("DAARION_INTERNAL_SECRET", "DAARION_ADMIN_SECRET")
-"""What opens this graph; whoever had one could call everything here."""
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400 * 365, allow_inf_nan=False)]
@@ -226,21 +225,11 @@ class ConfiguredSecrets:
         if known is None or value is None:
             return None
         problem = known.problem(tool_id, url, self._ingress)
-        if problem is None and not (url and same_origin(url, self._ingress)) and value in map(self._read, OWN_SECRETS):
+        if problem is None and would_leave(value, url, self._ingress, self._read):
             problem = "has the value that opens this graph, which is sent to its own ingress alone"
         if problem:
             raise SecretWithheld(f"the secret `{name}` {problem}")
         return value
-
-
-def same_origin(url: str, other: str) -> bool:
-    """Whether two http(s) URLs have scheme, host and port in common."""
-    return _origin(url) == _origin(other)
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def ingress_rule(ingress: str) -> EgressRule:

@@ -233,7 +233,8 @@ async def test_a_post_of_unknown_outcome_is_not_repeated_in_the_other_form():
 
 def test_where_the_service_is():
     def place(**settings):
-        return MessagingSettings(**settings).place("http://127.0.0.1:8123", "own", {"THEIRS": "t"}.get)
+        variables = {"THEIRS": "t", "DAARION_INTERNAL_SECRET": "own", "SHARED": "own"}
+        return MessagingSettings(**settings).place("http://127.0.0.1:8123", "own", variables.get)
 
     assert place() == ("http://127.0.0.1:8123", "own")
     theirs = {"kind": "messaging_service", "base_url": "https://messaging.example/base/"}
@@ -242,6 +243,10 @@ def test_where_the_service_is():
     assert place(base_url="http://elsewhere:1") == ("http://elsewhere:1", None)
     with pytest.raises(ConfigurationError):
         place(secret_env="UNSET")
+    assert place(secret_env="SHARED") == ("http://127.0.0.1:8123", "own")
+    for ours in ("DAARION_INTERNAL_SECRET", "SHARED"):
+        with pytest.raises(ConfigurationError):
+            place(**theirs, secret_env=ours)
     with pytest.raises(ValueError):
         MessagingSettings(kind="messaging_service")
     for wrong in ("ftp://x", "http://", "http://u:p@x", "http://x/?a=1"):

@@ -1,0 +1,26 @@
+"""What opens this graph is sent to its own ingress alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+OWN_SECRETS = ("DAARION_INTERNAL_SECRET", "DAARION_ADMIN_SECRET")
+
+
+def would_leave(value: str, url: str | None, ingress: str, lookup: Callable[[str], str | None]) -> bool:
+    """Whether `value` opens this graph and `url` is not its ingress; `lookup` reads a variable of the environment.
+
+    The value counts, not the variable that it was read from.
+    """
+    return value in map(lookup, OWN_SECRETS) and not (url is not None and same_origin(url, ingress))
+
+
+def same_origin(url: str, other: str) -> bool:
+    """Whether two http(s) URLs have scheme, host and port in common."""
+    return _origin(url) == _origin(other)
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
