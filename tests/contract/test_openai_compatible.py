@@ -341,7 +341,7 @@ async def test_a_refused_connection(make_provider, stream):
 
 @BOTH
 async def test_an_unknown_host(make_provider, stream):
-    outcome = await call(make_provider("http://nowhere.invalid/v1"), stream=stream)
+    outcome = await call(make_provider("http://nowhere.invalid/v1", insecure=True), stream=stream)
     assert_leaf(outcome.error, errors.UpstreamUnavailable)
     assert "nowhere" not in str(outcome.error)
 
