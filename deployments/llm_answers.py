@@ -46,6 +46,8 @@ class AnswersRuntime:
     def reconfigure(self, settings: LLMSettings, proxy: LLMProxy) -> None:
         """Takes new routes and settings: what was cached under the old ones is forgotten, calls under way end with them."""
         self._settings = settings
+        if self._gateway is not None:
+            self._gateway.retire()
         self._gateway = Gateway(proxy, AnswerCache(settings.cache.max_bytes), self._load)
         self._worker.settings = replace(self._base, concurrency=settings.batch.concurrency, max_failures=settings.batch.max_failures)
         self._worker.wake()

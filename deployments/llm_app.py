@@ -45,7 +45,7 @@ from interfaces.http.openai_chat import OpenAIRoutes, add_openai_routes
 from interfaces.http.openai_errors import OPENAI_ERRORS
 from providers.prices import PriceBook
 from providers.registry import build_providers, check_types
-from providers.resources import ProviderResources
+from providers.resources import ProviderResources, Turns
 from providers.routing import RoutingTable
 from services.health import Dependency, HealthMonitor
 from services.llm_proxy.circuits import Circuits, State
@@ -107,6 +107,7 @@ class LLMReplica:
         self._monitor = HealthMonitor({})
         self._providers: dict[str, ChatProvider] = {}
         self._circuits, self._spillover = Circuits(self._circuit_turned), Spillover()
+        self._turns = Turns()
         self._proxy: LLMProxy | None = None
         self._answers = AnswersRuntime(database_url, self._events)
         self._closing: set[asyncio.Task[None]] = set()
@@ -183,7 +184,7 @@ class LLMReplica:
         return self._proxy
 
     def _build_providers(self, settings: LLMSettings) -> dict[str, ChatProvider]:
-        return build_providers(settings, ProviderResources(self._environment.secret, self._engine))
+        return build_providers(settings, ProviderResources(self._environment.secret, self._engine, self._turns))
 
     async def _watch(self, settings: LLMSettings) -> None:
         dependencies = {"limits": Dependency(self._authority.ping), "database": Dependency(self._database.ping, required=False)}

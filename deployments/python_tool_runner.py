@@ -60,6 +60,7 @@ class PythonRunnerReplica:
 
     async def __init__(self, args: PythonRunnerArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
         self._args = args
+        self._slots = asyncio.Semaphore(args.limits().max_concurrent)  # kept over a reload: old and new calls stay within it together
         self._environment = read_environment()
         self._events = open_event_log(self._environment, "python-tools")
         self._tiers = await probe_tiers(args.tiers)
@@ -81,6 +82,7 @@ class PythonRunnerReplica:
             limits=self._args.limits(),
             libraries=_site_packages() if self._args.libraries else (),
             floor=self._floor,
+            slots=self._slots,
         )
 
     async def run(self, call: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import orjson
+from anyio import CapacityLimiter, WouldBlock
 from typing_extensions import Unpack
 
 from configs.llm import Continuation, ProviderSettings
@@ -75,7 +76,7 @@ class Provider:
         if self._key and not self._unusable_key:
             headers["Authorization"] = f"Bearer {self._key}"
         self._pool = HttpPool(f"{settings.base_url}/chat/completions", headers)
-        self._turns = asyncio.Semaphore(settings.max_connections)
+        self._turns = resources.turns.of(name, settings.max_connections)
         self._quotas: dict[str, Quota] = {}
         self._draining: set[asyncio.Task[None]] = set()
 
@@ -159,16 +160,17 @@ class Provider:
 
     async def _turn(self, target: Target, deadline: Deadline) -> _Held:
         """Takes one of the provider's connections. Raises Overloaded, or DeadlineExceeded where that comes first."""
-        if self._turns.locked():
+        turn = object()
+        try:
+            self._turns.acquire_on_behalf_of_nowait(turn)
+        except WouldBlock:
             try:
                 async with asyncio.timeout(deadline.at_most(min(target.timeouts.connect_s, target.timeouts.total_s))):
-                    await self._turns.acquire()
+                    await self._turns.acquire_on_behalf_of(turn)
             except TimeoutError:
                 deadline.check()
                 raise Overloaded(f"every connection to provider `{self.name}` is in use: retry shortly") from None
-        else:
-            await self._turns.acquire()
-        return _Held(self._turns)
+        return _Held(self._turns, turn)
 
     async def _post(self, held: _Held, body: dict[str, Any], target: Target, limit_s: float) -> Exchange:
         """Returns the exchange once its head is here, a success; `held` ends it. Raises HttpError, or the leaf of a refusal."""
@@ -261,10 +263,11 @@ class Provider:
 class _Held:
     """What one call holds of its provider: a turn, and the exchange once it is there. `end` lets go of both, once."""
 
-    __slots__ = ("_turns", "exchange")
+    __slots__ = ("_turn", "_turns", "exchange")
 
-    def __init__(self, turns: asyncio.Semaphore) -> None:
-        self._turns: asyncio.Semaphore | None = turns
+    def __init__(self, turns: CapacityLimiter, turn: object) -> None:
+        self._turns: CapacityLimiter | None = turns
+        self._turn = turn
         self.exchange: Exchange | None = None
 
     def end(self) -> None:
@@ -273,12 +276,12 @@ class _Held:
         turns, self._turns = self._turns, None
         if self.exchange is not None:
             self.exchange.release()
-        turns.release()
+        turns.release_on_behalf_of(self._turn)
 
     def passed_on(self) -> _Held:
         """Returns the same for somebody else to end; this one holds nothing any more."""
         assert self._turns is not None
-        other = _Held(self._turns)
+        other = _Held(self._turns, self._turn)
         other.exchange, self._turns = self.exchange, None
         return other
 

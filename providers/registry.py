@@ -19,7 +19,9 @@ def build_providers(settings: LLMSettings, resources: ProviderResources) -> dict
     Raises:
         ConfigurationError: a `type` that no module implements.
     """
-    return {name: _build(name, provider, resources) for name, provider in settings.providers.items()}
+    built = {name: _build(name, provider, resources) for name, provider in settings.providers.items()}
+    resources.turns.keep(built)
+    return built
 
 
 def check_types(settings: LLMSettings) -> None:

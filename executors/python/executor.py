@@ -57,10 +57,11 @@ class PythonToolExecutor:
         limits: PythonLimits | None = None,
         libraries: Sequence[str] = (),
         floor: IsolationTier = "landlock",
+        slots: asyncio.Semaphore | None = None,
     ) -> None:
         """`libraries` are folders that every tool may import from beside the standard library and its own package.
 
-        No tool runs in a tier below `floor`, whatever it accepts.
+        No tool runs in a tier below `floor`, whatever it accepts. `slots` bound the calls of several executors together.
         """
         self._packages = packages
         self._tiers = tiers
@@ -69,7 +70,7 @@ class PythonToolExecutor:
         self._limits = limits or PythonLimits()
         self._libraries = list(libraries)
         self._floor = floor
-        self._slots = asyncio.Semaphore(self._limits.max_concurrent)
+        self._slots = slots or asyncio.Semaphore(self._limits.max_concurrent)
         self._endings: set[asyncio.Task[None]] = set()
         sweep_scratch()
 

@@ -22,7 +22,10 @@ LOW = 4
 
 @dataclass(slots=True, eq=False)
 class Balance:
-    """What this replica holds of one limit, in the units of its meter."""
+    """What this replica holds of one limit, in the units of its meter.
+
+    `stale` is what calls hold that were admitted under a larger limit: it goes back to the authority and not to the next call.
+    """
 
     key: LimitKey
     limit: int
@@ -32,6 +35,7 @@ class Balance:
     period: str = ""
     held: int = 0
     free: int = 0
+    stale: int = 0
     granted: int = 0
     since_grant: int = 0
     this_beat: int = 0
@@ -55,6 +59,12 @@ class Balance:
         self.period, self.spent = period, self.former.pop(period, 0)
         self.acknowledged = self.sent = self.free = self.short_of = 0
 
+    def set_limit(self, limit: int) -> None:
+        """Takes another limit. What was leased under a larger one is returned: the authority grants what is left of this one."""
+        if limit < self.limit:
+            self.free, self.stale = 0, self.held
+        self.limit = limit
+
     def take(self, units: int, now: float) -> None:
         """Reserves `units`; a request is spent at once, everything else when its call is settled."""
         self.free -= units
@@ -72,11 +82,12 @@ class Balance:
             self._give_back(reserved - spent)
             return
         self.held -= reserved
+        is_stale, self.stale = self.stale > 0, max(0, self.stale - reserved)
         if meter == "concurrent_calls":
-            self.free += reserved
+            self.free += 0 if is_stale else reserved
             return
         self._spend(spent, now)
-        self.free = max(0, self.free + reserved - spent)
+        self.free = max(0, self.free + min(reserved - spent, 0 if is_stale else reserved))
 
     def is_low(self) -> bool:
         """Whether it is time to ask for more before it runs out."""
@@ -209,8 +220,9 @@ class Balances:
             if known is not None:
                 known.acknowledged = line.spent if known.period == line.period else 0
                 self._rest(known)
+        asked_under = {line.key: line.limit for line in report.lines}
         for grant in reply.grants:
-            self._take_grant(grant, now)
+            self._take_grant(grant, asked_under[grant.key], now)
 
     def wants_round(self, plan: Plan) -> bool:
         """Whether a balance runs low and was not yet asked for."""
@@ -245,9 +257,12 @@ class Balances:
             least=least if need else 0, need=need, want=want, recent=recent, incarnation=balance.incarnation,
         )  # fmt: skip
 
-    def _take_grant(self, grant: Grant, now: float) -> None:
+    def _take_grant(self, grant: Grant, asked_under: int, now: float) -> None:
         balance = self._balances.get(grant.key)
         if balance is None:
+            return
+        if asked_under > balance.limit:  # a reload came between question and answer: what was granted is returned
+            balance.asked = False
             return
         balance.asked, balance.left, balance.pending = False, grant.left, grant.pending
         balance.free += grant.units
@@ -283,7 +298,7 @@ class Balances:
             self._balances[limit.key] = balance
             if meter in SLIDING:
                 balance.recent = SlidingWindow(WINDOW_S, RECENT_CELLS)
-        balance.limit = limit.amount
+        balance.set_limit(limit.amount)
         self._balances.move_to_end(limit.key)
         return balance
 

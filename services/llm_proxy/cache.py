@@ -116,6 +116,11 @@ class AnswerCache:
         while self.size > self._max:
             self._drop(next(iter(self._entries)))
 
+    def close(self) -> None:
+        """Forgets everything; what calls under way bring later is not kept."""
+        self._max = self.size = 0
+        self._entries.clear()
+
     def _drop(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:

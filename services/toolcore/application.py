@@ -17,6 +17,7 @@ from services.toolcore.catalog import Catalog
 from services.toolcore.policy import Policy
 from services.toolcore.recorder import Recorder
 from services.toolcore.registry import Registry
+from services.toolcore.slots import ConcurrencySlots
 from services.toolcore.sources import SourceKeeper, ToolSource
 
 SYNC_RETRY_S = 1.0
@@ -57,6 +58,7 @@ class Toolcore:
         self._recorder = Recorder(ports.ledger, ports.usage, ports.events)
         self._sources = SourceKeeper(ports.store, self.registry, ports.events)
         self._syncing: asyncio.Task[None] | None = None
+        self._slots = ConcurrencySlots()
         self._calls: ToolCalls | None = None
         self._catalog: Catalog | None = None
         self._admin: ToolAdmin | None = None
@@ -74,7 +76,9 @@ class Toolcore:
         ports = self._ports
         policy = configuration.policy
         executors = configuration.executors
-        self._calls = ToolCalls(self.registry, policy, ports.ledger, self._recorder, executors=executors, events=ports.events)
+        self._calls = ToolCalls(
+            self.registry, policy, ports.ledger, self._recorder, executors=executors, events=ports.events, slots=self._slots
+        )
         self._catalog = Catalog(self.registry, policy)
         self._admin = ToolAdmin(ports.store, self.registry, configuration.resolve, ports.events)
         await self._stop_syncing()

@@ -78,6 +78,7 @@ class ToolCalls:
         *,
         executors: Mapping[str, ToolExecutor],
         events: EventLog,
+        slots: ConcurrencySlots,
     ) -> None:
         self._registry = registry
         self.policy = policy
@@ -85,7 +86,7 @@ class ToolCalls:
         self._recorder = recorder
         self._executors = executors
         self._events = events
-        self._slots = ConcurrencySlots()
+        self._slots = slots
 
     async def call(self, request: ToolCallRequest, *, via: Via, request_id: str) -> Reply:
         """Runs one call. Never raises for a refusal or a failure; cancelling it stops the tool.

@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import pytest
 
+from configs.llm import LLMSettings
 from contracts import errors
 from contracts.deadline import Deadline
 from contracts.llm import StreamDelta
 from contracts.routing import Target
 from providers import openai_compatible
+from providers.registry import build_providers
+from providers.resources import ProviderResources, Turns
 from tests.contract.openai_calls import ANSWER, BOTH, CALM, FAST, QUESTION, SLACK_S, assert_leaf, call, named
+from tests.support.llm import NoEngine
 from tests.upstream import play
 
 # --- deadlines -----------------------------------------------------------------------------------------------------
@@ -153,3 +157,49 @@ async def test_cancelled_calls_give_their_connections_back(make_provider, upstre
     outcomes = await asyncio.gather(*(call(provider, stream=index % 2 == 0, timeouts=FAST) for index in range(8)))
     assert [outcome.text for outcome in outcomes] == [ANSWER] * 8
     assert upstream.open_calls == 0
+
+
+# --- a reload ------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("more", [0, 1], ids=["as before", "one more"])
+async def test_calls_before_and_after_a_reload_stay_within_the_bound_together(upstream, stream, more):
+    resources = ProviderResources({}.get, NoEngine())
+    before = settings_of(upstream.base_url, max_connections=2)
+    (old,) = build_providers(before, resources).values()
+    upstream.script("silence")
+    hung = [asyncio.create_task(call(old, stream=stream)) for _ in range(2)]
+    await upstream.wait_for(requests=2)
+    (new,) = build_providers(settings_of(upstream.base_url, max_connections=2 + more), resources).values()
+    hung += [asyncio.create_task(call(new, stream=stream)) for _ in range(more)]
+    await upstream.wait_for(requests=2 + more)
+    full = await call(new, stream=stream, timeouts=FAST)
+    assert isinstance(full.error, errors.Overloaded)
+    assert upstream.total == 2 + more
+    hung.pop(0).cancel()
+    await upstream.wait_for(cancelled=1)
+    upstream.script("ok")
+    assert (await call(new, stream=stream)).error is None
+    for task in hung:
+        task.cancel()
+    await asyncio.gather(*hung, return_exceptions=True)
+    await old.close()
+    await new.close()
+
+
+async def test_the_count_of_a_provider_that_is_gone_ends_with_its_last_call():
+    turns = Turns()
+    limiter = turns.of("gone", 1)
+    limiter.acquire_on_behalf_of_nowait("call")
+    turns.keep([])
+    assert turns.of("gone", 1) is limiter
+    limiter.release_on_behalf_of("call")
+    turns.keep([])
+    assert turns.of("gone", 1) is not limiter
+
+
+def settings_of(base_url, **settings):
+    return LLMSettings.model_validate(
+        {"providers": {"p": {"base_url": base_url, **settings}}, "models": {"m": {"provider": "p", "name": "x"}}}
+    )

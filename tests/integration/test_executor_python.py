@@ -281,3 +281,16 @@ async def test_the_tiers_hold_for_an_ordinary_user_too(host):
     user, available, refusals = json.loads(output)
     assert user == 65534
     assert [*available] == [*host.available], refusals
+
+
+async def test_executors_of_two_configurations_share_their_slots(tier, events):
+    slots = asyncio.Semaphore(1)
+    old, new = (python_executor((tier,), events, slots=slots) for _ in range(2))
+    running = asyncio.create_task(old.execute(execution(tool("sleep"), {"seconds": 30})))
+    while not slots.locked():
+        await asyncio.sleep(0.01)
+    outcome = await new.execute(execution(tool("echo"), {}, timeout_s=0.2))
+    assert (outcome.error_kind, outcome.retryable) == ("unavailable", True)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert (await new.execute(execution(tool("echo"), {}))).ok

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -24,11 +25,12 @@ MARK = "executors.python.child.main"
 LIMITS = PythonLimits(memory_mb=256, disk_mb=2)
 
 
-def python_executor(tiers: tuple[IsolationTier, ...], events: RecordedEvents, limits: PythonLimits = LIMITS) -> PythonToolExecutor:
+def python_executor(
+    tiers: tuple[IsolationTier, ...], events: RecordedEvents, limits: PythonLimits = LIMITS, **options: Any
+) -> PythonToolExecutor:
     """The package `hostile_toolbox` must be importable: `monkeypatch.syspath_prepend("tests/support")`."""
-    return PythonToolExecutor(
-        Packages(["toolbox", "hostile_toolbox"]), HostTiers(tiers), Secrets(api_key=SECRET), events, limits=limits, floor="process"
-    )
+    packages, secrets = Packages(["toolbox", "hostile_toolbox"]), Secrets(api_key=SECRET)
+    return PythonToolExecutor(packages, HostTiers(tiers), secrets, events, limits=limits, floor="process", **options)
 
 
 def children(*owners: int) -> set[int]:

@@ -227,6 +227,44 @@ async def test_other_limits_after_a_reload_hold_at_once_and_nothing_is_forgotten
     assert len(await admitted(limiter, 20)) == 4
 
 
+@pytest.mark.parametrize("meter", ["requests_per_minute", "tokens_per_minute", "usd_per_day"])
+async def test_a_smaller_limit_after_a_reload_is_not_exceeded_by_what_was_leased_before(open_limiter, meter):
+    of = {"requests_per_minute": (1, Estimate()), "tokens_per_minute": (10, Estimate(10)), "usd_per_day": (1, Estimate(0, NANO_PER_USD))}
+    unit, estimate = of[meter]
+    limiters = [open_limiter(authority, limits(**{meter: 400 * unit})) for authority in [InProcessAuthority()] for _ in range(2)]
+    for limiter in limiters:
+        for reservation in await admitted(limiter, 20, estimate):  # leases more, to be ready for as many again
+            reservation.settle(Spent(requests=1, tokens=estimate.tokens, nano_usd=estimate.nano_usd))
+    for limiter in limiters:
+        limiter.reconfigure(limits(**{meter: 45 * unit}))
+    counts = [len(await admitted(limiter, 60, estimate)) for limiter in limiters]
+    assert 1 <= sum(counts) <= 5, "40 of 45 were spent"
+
+
+@pytest.mark.parametrize("asks_meanwhile", [False, True])
+async def test_running_calls_and_new_ones_together_stay_within_a_smaller_limit_after_a_reload(open_limiter, asks_meanwhile):
+    authority = InProcessAuthority()
+    limiters = [open_limiter(authority, limits(concurrent_calls=8)) for _ in range(2)]
+    held = [reservation for limiter in limiters for reservation in await admitted(limiter, 3)]
+    assert len(held) >= 5
+    asking = [asyncio.create_task(admitted(limiter, 1)) for limiter in limiters if asks_meanwhile]
+    await asyncio.sleep(0)  # the question is under way
+    for limiter in limiters:
+        limiter.reconfigure(limits(concurrent_calls=2))
+    held += [reservation for task in asking for reservation in await task]
+    while held:
+        before = len(held)
+        held.pop(0).settle(Spent())
+        for limiter in limiters:
+            held += await admitted(limiter, 2)
+            assert len(held) <= max(2, before - 1), "who ends makes room for nobody while more run than may"
+        if before <= 2:
+            break
+    for reservation in held:
+        reservation.settle(Spent())
+    (await eventually_admitted(limiters[0])).settle(Spent())
+
+
 async def test_a_caller_that_leaves_while_it_waits_holds_nothing(open_limiter):
     authority = InProcessAuthority()
     limiter = open_limiter(authority, limits(concurrent_calls=1))

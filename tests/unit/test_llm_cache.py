@@ -108,6 +108,14 @@ def test_the_bound_in_bytes_holds_and_what_was_used_last_stays(puts):
     assert len(cache) == sum(answer is not None for answer in held)
 
 
+def test_a_closed_cache_holds_nothing_and_keeps_nothing():
+    cache = AnswerCache(1 << 20)
+    cache.put(b"k", ANSWER, ttl_s=60)
+    cache.close()
+    cache.put(b"l", ANSWER, ttl_s=60)
+    assert (len(cache), cache.size, cache.get(b"k", 60), cache.get(b"l", 60)) == (0, 0, None, None)
+
+
 def test_the_answer_used_longest_ago_goes_first():
     cache = AnswerCache(8 * (ENTRY_BYTES + 500))
     for key in range(40):
