@@ -11,10 +11,10 @@ ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 # --- packages: a layer that only a changed lock file rebuilds -----------------------------------------------------------
 FROM ${PYTHON_IMAGE} AS tools
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# libnuma1 is loaded by vLLM on a CPU.
+# libnuma1 is loaded by vLLM on a CPU, libseccomp2 by the sandbox of Python tools, whose strongest tier is bubblewrap.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends libnuma1 \
+ && apt-get install --yes --no-install-recommends bubblewrap libnuma1 libseccomp2 \
  && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 10001 daarion \
  && useradd --uid 10001 --gid daarion --create-home --shell /usr/sbin/nologin daarion \

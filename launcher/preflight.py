@@ -32,8 +32,8 @@ PACKAGES = {
 # HAProxy reaches the replicas of its own machine at localhost, and they listen where the ingress does.
 HOSTS = ("127.0.0.1", "localhost", "0.0.0.0", "::")  # noqa: S104  # recognised here, not bound
 CGROUP = Path("/sys/fs/cgroup")
-# What packages need and pip does not install.
-LIBRARIES = {"libnuma.so.1": "libnuma1"}
+# What vLLM and the sandbox of Python tools load and pip does not install.
+LIBRARIES = {"libnuma.so.1": "libnuma1", "libseccomp.so.2": "libseccomp2"}
 
 
 def check_port(host: str, port: int) -> None:
