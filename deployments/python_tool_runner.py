@@ -47,6 +47,7 @@ class PythonRunnerArgs(BaseModel):
     most_disk_mb: Annotated[int, Field(ge=0)] = 256
     cpu_s: Annotated[float, Field(gt=0)] = 30.0
     open_files: Annotated[int, Field(ge=16)] = 64
+    most_open_files: Annotated[int, Field(ge=16)] = 256
     tiers: tuple[IsolationTier, ...] = ISOLATION_TIERS
     libraries: bool = False
 

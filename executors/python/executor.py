@@ -38,6 +38,7 @@ class PythonLimits:
     disk_mb: int = 16
     most_memory_mb: int = 2_048
     most_disk_mb: int = 256
+    most_open_files: int = 256
     max_concurrent: int = 4
 
 
@@ -125,7 +126,7 @@ class PythonToolExecutor:
             cpu_s=math.ceil(min(asked.cpu_s or own.cpu_s, execution.tool.timeout_s + 1)),
             memory_bytes=min(asked.memory_mb or own.memory_mb, own.most_memory_mb) << 20,
             scratch_bytes=min(own.disk_mb if asked.disk_mb is None else asked.disk_mb, own.most_disk_mb) << 20,
-            open_files=asked.open_files or own.open_files,
+            open_files=min(asked.open_files or own.open_files, own.most_open_files),
             threads=(asked.processes or 1) > 1,
         )
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from contracts.tools import IsolationTier
+from executors.python import filters
+from executors.python.scratch import MAX_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = (str(ROOT / "executors" / "__init__.py"), str(Path(__file__).resolve().parent))
@@ -21,7 +23,7 @@ SCRATCH_IN_BUBBLEWRAP = "/scratch"
 # Isolated mode without site-packages; the repository is importable only until the child's own modules are.
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from executors.python.child.main import main; del sys.path[0]; main()"
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
-_SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom", "/dev/zero")
+_SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom")
 _NETWORK_FILES = (
     "/etc/resolv.conf", "/run/systemd/resolve", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/host.conf", "/etc/gai.conf",
     "/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates",
@@ -59,7 +61,10 @@ def bubblewrap() -> str | None:
 
 
 def plan(tier: IsolationTier, limits: Limits, *, packages: Iterable[str], network: bool, scratch: str) -> Launch:
-    """Returns how to start a child in `tier`. `scratch` is the call's own folder; bubblewrap makes one in memory instead."""
+    """Returns how to start a child in `tier`. `scratch` is the call's own folder; in bubblewrap it is one in memory instead.
+
+    Raises FilterUnavailable.
+    """
     readable = [*_python_paths(), *CHILD, *packages]
     readable += _NETWORK_FILES if network else ()
     python = [interpreter(), "-I", "-S", "-B", "-X", "utf8", "-c", _START, str(ROOT), "{call}", "{result}"]
@@ -75,12 +80,14 @@ def plan(tier: IsolationTier, limits: Limits, *, packages: Iterable[str], networ
         },
         "readable": [*readable, *_SYSTEM_LIBRARIES, *_SYSTEM_FILES],
         "writable": ["/dev/null"],
-        "scratch": scratch,
+        "scratch": SCRATCH_IN_BUBBLEWRAP if tier == "bubblewrap" else scratch,
+        "scratch_bytes": max(limits.scratch_bytes, 4096),  # 0 would mean without a bound
+        "scratch_files": MAX_FILES,
         "network": network,
-        "threads": limits.threads,
+        "filter": filters.compiled(network=network, threads=limits.threads, metadata=tier == "bubblewrap", files=tier != "process").hex(),
     }
     if tier == "bubblewrap":
-        return Launch([*_bubblewrap_command(limits, readable, network=network), *python], "/", sandbox)
+        return Launch([*_bubblewrap_command(readable, network=network), *python], "/", sandbox)
     return Launch(python, scratch, sandbox)
 
 
@@ -90,13 +97,14 @@ def _python_paths() -> list[str]:
     return list(dict.fromkeys([paths["stdlib"], paths["platstdlib"], *libraries]))
 
 
-def _bubblewrap_command(limits: Limits, readable: Iterable[str], *, network: bool) -> list[str]:
+def _bubblewrap_command(readable: Iterable[str], *, network: bool) -> list[str]:
     command = [
         bubblewrap() or BUBBLEWRAP, "--unshare-all", *(["--share-net"] if network else []), "--die-with-parent", "--new-session",
-        "--uid", "65534", "--gid", "65534", "--hostname", "tool", "--cap-drop", "ALL",
+        "--uid", "65534", "--gid", "65534", "--hostname", "tool",
+        "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN",  # in its own namespace, until the child has mounted its scratch
     ]  # fmt: skip
     for path in (*_SYSTEM_LIBRARIES, *_SYSTEM_FILES[:3], interpreter(), *dict.fromkeys(readable)):
         command += ["--ro-bind-try", path, path]
-    size = str(max(limits.scratch_bytes, 4096))  # 0 would mean without a bound
-    command += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", SCRATCH_IN_BUBBLEWRAP, "--remount-ro", "/dev"]
-    return [*command, "--remount-ro", "/", "--chdir", SCRATCH_IN_BUBBLEWRAP, "--"]
+    for device in ("/dev/null", "/dev/urandom"):
+        command += ["--dev-bind", device, device]
+    return [*command, "--proc", "/proc", "--dir", SCRATCH_IN_BUBBLEWRAP, "--remount-ro", "/", "--"]

@@ -14,12 +14,12 @@ from typing import Any
 import orjson
 
 from executors.python.launch import Launch
+from executors.python.scratch import stored
 
 HEADER_BYTES = 5
 READ_BYTES = 1 << 16
 MAX_OUTPUT_BYTES = 1 << 20
 SCRATCH_CHECK_S = 0.1
-MAX_SCRATCH_FILES = 1_000
 REAP_S = 5.0
 # Each thread's own arena would take 64 MiB of the address space that is bounded. The child clears it for the tool.
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
@@ -77,6 +77,7 @@ class ChildProcess:
 
         Raises:
             Died, OutputFlood, ScratchFull: see there. `end` must be awaited in every case.
+            PermissionError: this process may not look for the child's hidden files.
         """
         watch = asyncio.ensure_future(self._watch_scratch())
         try:
@@ -172,10 +173,13 @@ class ChildProcess:
         return Frame(bytes(self._frame[4:5]), bytes(self._frame[5 : 4 + length]))
 
     async def _watch_scratch(self) -> None:
+        """Only Landlock's tier needs it: the weaker one writes nothing, the stronger one has memory of a fixed size."""
         while True:
             await asyncio.sleep(SCRATCH_CHECK_S)
-            if self._launch.directory != "/" and _stored(self._launch.directory) > self._scratch_bytes:
-                raise ScratchFull
+            if self._launch.sandbox["tier"] == "landlock":
+                found = await asyncio.to_thread(stored, self._launch.directory, self._process.pid)
+                if found > self._scratch_bytes:
+                    raise ScratchFull
 
     def _kill(self) -> None:
         """The child leads a session of its own. It is not reaped before, so its number belongs to nobody else."""
@@ -210,17 +214,3 @@ def _encoded(call: dict[str, Any]) -> bytes:
         return orjson.dumps(call)
     except TypeError:
         raise CallUnsendable from None
-
-
-def _stored(directory: str) -> int:
-    """Bytes on disk in a flat folder; too many files count as too much."""
-    total = 0
-    try:
-        with os.scandir(directory) as entries:
-            for number, entry in enumerate(entries):
-                if number >= MAX_SCRATCH_FILES:
-                    return 1 << 62
-                total += entry.stat(follow_symlinks=False).st_blocks * 512
-    except OSError:
-        return total
-    return total

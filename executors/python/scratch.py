@@ -1,4 +1,4 @@
-"""The folder that each call has for itself."""
+"""The folder that each call has for itself, and what is stored there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,62 @@ import shutil
 import tempfile
 from pathlib import Path
 
+MAX_FILES = 1_000
+TOO_MUCH = 1 << 62
+_DELETED = " (deleted)"
 _NAME = re.compile(r"daarion-tool-(\d+)-.+")
 
 
 def make_scratch() -> str:
-    """Returns a new folder that only this user enters. Raises OSError."""
-    return tempfile.mkdtemp(prefix=f"daarion-tool-{os.getpid()}-")
+    """Returns a new folder that only this user enters, by its real path. Raises OSError."""
+    return os.path.realpath(tempfile.mkdtemp(prefix=f"daarion-tool-{os.getpid()}-"))
+
+
+def stored(folder: str, pid: int) -> int:
+    """Returns the bytes on disk of the files in a flat folder, and of those that process `pid` holds without a name there.
+
+    Too many files count as too much. A file that only a mapping holds cannot be measured and counts so as well, unless
+    it is gone at a second look: it may have been closed during the first. Raises PermissionError where the process
+    cannot be looked into.
+    """
+    sizes, mapped = _look(folder, pid)
+    unmeasured = mapped - sizes.keys()
+    if unmeasured:
+        sizes, mapped = _look(folder, pid)
+        unmeasured &= mapped - sizes.keys()
+    return TOO_MUCH if unmeasured or len(sizes) > MAX_FILES else sum(sizes.values())
+
+
+def _look(folder: str, pid: int) -> tuple[dict[int, int], set[int]]:
+    """Returns the sizes by inode of named and open files, and the inodes of mapped files that have lost their names."""
+    sizes: dict[int, int] = {}
+    mapped: set[int] = set()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                _measure(entry.path, sizes)
+                if len(sizes) > MAX_FILES:
+                    return sizes, mapped
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+            _measure(f"/proc/{pid}/fd/{descriptor}", sizes, within=folder)
+        with open(f"/proc/{pid}/maps", errors="replace") as areas:  # noqa: PTH123
+            for area in areas:
+                # Addresses, rights, offset, device, inode, path.
+                words = area.rstrip("\n").split(maxsplit=5)
+                if len(words) == 6 and words[5].startswith(f"{folder}/") and words[5].endswith(_DELETED):
+                    mapped.add(int(words[4]))
+    return sizes, mapped
+
+
+def _measure(path: str, sizes: dict[int, int], within: str | None = None) -> None:
+    """Notes a file's size; of an open one only if it has lost its name in the folder `within`."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if within is not None:
+            name = os.readlink(path)  # noqa: PTH115
+            if not (name.startswith(f"{within}/") and name.endswith(_DELETED)):
+                return
+        found = os.stat(path, follow_symlinks=within is not None)  # noqa: PTH116
+        sizes[found.st_ino] = found.st_blocks * 512
 
 
 def remove_scratch(folder: str) -> None:

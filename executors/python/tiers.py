@@ -12,16 +12,24 @@ from pathlib import Path
 import orjson
 
 from contracts.tools import ISOLATION_TIERS, Isolation, IsolationTier
+from executors.python.filters import FilterUnavailable
 from executors.python.launch import Limits, bubblewrap, plan
 from executors.python.process import ChildProcess, Died, OutputFlood, ScratchFull
 
 PROBE_TIMEOUT_S = 10.0
 PROBE_LIMITS = Limits(cpu_s=5, memory_bytes=512 << 20, scratch_bytes=1 << 20, open_files=64)
-_BY_PROCESS_TIER = frozenset({"processes", "threads", "programs", "sockets", "local_sockets", "signals", "writing", "modes"})
+_BY_PROCESS_TIER = frozenset(
+    {
+        "processes", "threads", "programs", "sockets", "local_sockets", "datagram_pairs", "signals", "owners", "owner_signals",
+        "leases", "writing", "modes", "nameless_files", "hidden_files", "preallocation", "shared_memory", "memory_files",
+        "pipe_sizes", "socket_buffers", "interfaces",
+    }
+)  # fmt: skip
+_BY_HIDING = frozenset({"reading", "listing", "neighbours"})
 MUST_REFUSE: dict[IsolationTier, frozenset[str]] = {
     "process": _BY_PROCESS_TIER,
-    "landlock": _BY_PROCESS_TIER | {"reading", "listing"},
-    "bubblewrap": _BY_PROCESS_TIER | {"reading", "listing"},
+    "landlock": _BY_PROCESS_TIER | _BY_HIDING,
+    "bubblewrap": _BY_PROCESS_TIER | _BY_HIDING,
 }
 
 
@@ -65,22 +73,28 @@ async def _refusal(tier: IsolationTier) -> str | None:
             directory.mkdir(mode=0o700)
         canary = outside / "canary"
         canary.write_text("private")
-        refused = await _attempts(tier, canary, str(scratch))
-        if isinstance(refused, str):
-            return refused
+        refused: set[str] = set()
+        for function in ("probe", "hide"):
+            found = await _attempts(tier, function, canary, str(scratch))
+            if isinstance(found, str):
+                return found
+            refused |= found
         # A namespace of its own may let it write a file of that name: what counts is that nothing arrived here.
         refused |= {"writing"} if not (outside / "neighbour").exists() else set()
     let_through = sorted(MUST_REFUSE[tier] - refused)
     return f"the self-test got through: {', '.join(let_through)}" if let_through else None
 
 
-async def _attempts(tier: IsolationTier, canary: Path, scratch: str) -> set[str] | str:
+async def _attempts(tier: IsolationTier, function: str, canary: Path, scratch: str) -> set[str] | str:
     """Returns the attempts that were refused, or why the sandbox does not start."""
-    launch = plan(tier, PROBE_LIMITS, packages=(), network=False, scratch=scratch)
+    try:
+        launch = plan(tier, PROBE_LIMITS, packages=(), network=False, scratch=scratch)
+    except FilterUnavailable as error:
+        return str(error)
     call = {
         "package": None,
         "module": "executors.python.child.selftest",
-        "function": "probe",
+        "function": function,
         "args": {"canary": str(canary), "neighbour": str(canary.parent / "neighbour")},
         "context": {},
         "variables": {},
@@ -90,7 +104,11 @@ async def _attempts(tier: IsolationTier, canary: Path, scratch: str) -> set[str]
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             frame = await child.frame()
-    except (Died, OutputFlood, ScratchFull, TimeoutError):
+    except ScratchFull:
+        return {"hidden_files"}
+    except PermissionError:
+        return "the runner may not look into the sandbox's process for hidden files"
+    except (Died, OutputFlood, TimeoutError):
         return "the sandbox does not start on this host"
     finally:
         await child.end()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from contracts.errors import ConfigurationError
 from contracts.tools import ISOLATION_TIERS
-from executors.python import launch, tiers
+from executors.python import filters, launch, process, tiers
 from executors.python.child import landlock
 from executors.python.executor import PythonLimits, PythonToolExecutor
 from executors.python.packages import Packages
@@ -21,18 +22,6 @@ from tests.support.executions import Secrets, definition, execution
 from tests.support.sandboxes import SECRET, nothing_survives, python_executor
 
 SUPPORT = str(Path(__file__).parents[1] / "support")
-
-
-@pytest.fixture(scope="session")
-def host() -> HostTiers:
-    return asyncio.run(probe_tiers())
-
-
-@pytest.fixture(params=ISOLATION_TIERS)
-def tier(request, host):
-    if request.param not in host.available:
-        pytest.skip(f"{request.param}: {host.refusals[request.param]}")
-    return request.param
 
 
 @pytest.fixture(autouse=True)
@@ -226,11 +215,40 @@ async def test_a_bubblewrap_that_isolates_nothing_is_not_believed(monkeypatch, t
     fake = tmp_path / "bwrap"
     fake.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\ncd /\nexec "$@"\n')
     fake.chmod(0o755)
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(launch, "SCRATCH_IN_BUBBLEWRAP", str(tmp_path / "scratch"))
     monkeypatch.setattr(launch, "bubblewrap", lambda: str(fake))
     monkeypatch.setattr(tiers, "bubblewrap", lambda: str(fake))
     found = await probe_tiers(("bubblewrap",))
     assert found.available == ()
-    assert "reading" in found.refusals["bubblewrap"]
+    # An ordinary user may not mount the scratch folder outside a namespace.
+    assert ("reading" if os.getuid() == 0 else "cannot be set up") in found.refusals["bubblewrap"]
+
+
+async def test_a_filter_that_lets_everything_through_is_not_believed(monkeypatch, host):
+    if "landlock" not in host.available:
+        pytest.skip(host.refusals["landlock"])
+    monkeypatch.setattr(filters, "compiled", lambda **_granted: struct.pack("HBBI", 6, 0, 0, filters.ALLOW))
+    found = await probe_tiers(("landlock",))
+    assert found.available == ()
+    let_through = found.refusals["landlock"].partition(": ")[2].split(", ")
+    assert {"processes", "datagram_pairs", "owners", "shared_memory", "nameless_files", "interfaces"} <= set(let_through)
+
+
+async def test_a_runner_that_counts_no_hidden_files_offers_no_landlock(monkeypatch, host):
+    if "landlock" not in host.available:
+        pytest.skip(host.refusals["landlock"])
+    monkeypatch.setattr(process, "stored", lambda *_: 0)
+    found = await probe_tiers(("landlock",))
+    assert found.refusals["landlock"] == "the self-test got through: hidden_files"
+
+
+async def test_a_host_without_the_filters_library_says_so(monkeypatch):
+    monkeypatch.setattr(filters, "LIBRARY", "libseccomp.so.0")
+    filters.compiled.cache_clear()
+    found = await probe_tiers()
+    assert found.available == ()
+    assert "apt install libseccomp2" in found.refusals["landlock"]
 
 
 async def test_children_wait_for_a_slot_within_their_deadline(events):

@@ -7,18 +7,19 @@ import contextlib
 import gc
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from contracts.tools import IsolationTier
+from contracts.tools import IsolationTier, Outcome
 from executors.python.executor import PythonLimits, PythonToolExecutor
 from executors.python.packages import Packages
 from executors.python.tiers import HostTiers
 from tests.support.events import RecordedEvents
-from tests.support.executions import Secrets
+from tests.support.executions import Secrets, definition, execution
 
 SECRET = "tok-9f8e7d6c5b4a"
 MARK = "executors.python.child.main"
@@ -83,3 +84,20 @@ async def nothing_survives(events: RecordedEvents, timeout_s: float = 30) -> Asy
     assert len(asyncio.all_tasks()) <= tasks
     assert kernel_objects() == objects
     assert SECRET not in repr(events.events)
+
+
+async def attack(
+    tier: IsolationTier, events: RecordedEvents, function: str, args: dict[str, Any] | None = None, *, module: str = "", **changes: Any
+) -> Outcome:
+    """Runs one hostile function; checks that it ends in time and that nothing survives."""
+    tool = definition(f"hostile_toolbox{module}:{function}", "python", **{"timeout_s": 30, "effect": "write", **changes})
+    executor = python_executor((tier,), events)
+    started = time.monotonic()
+    async with nothing_survives(events):
+        outcome = await executor.execute(execution(tool, args))
+        assert time.monotonic() - started < tool.timeout_s + 15
+    assert outcome.tier == tier
+    assert not outcome.effect_possible  # without network nothing leaves the process
+    assert outcome.ok or outcome.error
+    assert SECRET not in repr(outcome)
+    return outcome

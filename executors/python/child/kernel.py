@@ -14,15 +14,23 @@ PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 CAPSET = {"x86_64": 126, "aarch64": 91}
+SECCOMP = {"x86_64": 317, "aarch64": 277}
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_CAPABILITY = 63
+_SET_MODE_FILTER = 1
+_INSTRUCTION_BYTES = 8
+_CLONE_NEWNS = 0x20000
+_READ_ONLY, _NO_SUID, _NO_DEVICES, _ALL_BELOW, _PRIVATE = 1, 2, 4, 0x4000, 0x40000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(number: int, *arguments: Any) -> int:
     """Makes a system call by number. Raises OSError."""
-    result = int(_libc.syscall(ctypes.c_long(number), *arguments))
+    return _checked(int(_libc.syscall(ctypes.c_long(number), *arguments)))
+
+
+def _checked(result: int) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
@@ -30,8 +38,7 @@ def call(number: int, *arguments: Any) -> int:
 
 def prctl(option: int, value: int) -> None:
     """Changes an attribute of this process. Raises OSError."""
-    if _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    _checked(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
 
 
 def die_with_parent(parent: int | None) -> None:
@@ -41,10 +48,39 @@ def die_with_parent(parent: int | None) -> None:
         os._exit(1)
 
 
-def drop_privileges() -> None:
-    """Gives up every capability for good, and the ways to get one back. Raises OSError."""
+def mount_scratch(folder: str, size: int, files: int) -> None:
+    """Goes into a folder in memory of `size` bytes and `files` files, and hides /proc. Raises OSError.
+
+    Below /proc lies the memory of the namespace's first process, which no filter binds. Needs a namespace of its own
+    and the capability to mount there, which `drop_privileges` gives up.
+    """
+    _checked(_libc.unshare(_CLONE_NEWNS))
+    _mount(None, "/", _ALL_BELOW | _PRIVATE, "")  # whoever started this, its own mounts stay as they are
+    _mount("tmpfs", folder, _NO_SUID | _NO_DEVICES, f"size={size},nr_inodes={files + 1},mode=700")
+    _mount("tmpfs", "/proc", _NO_SUID | _NO_DEVICES | _READ_ONLY, "size=4096,nr_inodes=1")
+    os.chdir(folder)
+
+
+def _mount(kind: str | None, place: str, flags: int, options: str) -> None:
+    name = None if kind is None else kind.encode()
+    _checked(_libc.mount(name, place.encode(), name, ctypes.c_ulong(flags), options.encode()))
+
+
+def filter_calls(program: bytes) -> None:
+    """Loads a seccomp program into this process, for good. `no_new_privs` must be set. Raises OSError."""
+    code = ctypes.create_string_buffer(program)
+    header = struct.pack("HxxxxxxP", len(program) // _INSTRUCTION_BYTES, ctypes.addressof(code))
+    number = SECCOMP[os.uname().machine]
+    call(number, ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(0), ctypes.c_char_p(header))
+
+
+def drop_privileges(*, visible: bool) -> None:
+    """Gives up every capability for good, and the ways to get one back. Raises OSError.
+
+    Other processes of this user can look into this one only if it is `visible`.
+    """
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    prctl(PR_SET_DUMPABLE, 0)  # other processes of this user cannot read its memory
+    prctl(PR_SET_DUMPABLE, int(visible))
     for capability in range(_LAST_CAPABILITY + 1):
         try:
             prctl(PR_CAPBSET_DROP, capability)
