@@ -79,8 +79,10 @@ async def test_a_secret_is_a_variable_and_redacted_when_it_comes_back(tier, even
     async with nothing_survives(events):
         outcome = await executor.execute(execution(tool("secret", secrets=secrets)))
         failure = await executor.execute(execution(tool("secret_error", secrets=secrets)))
+        cut = await executor.execute(execution(tool("secret_error", secrets=secrets), {"pad": 260}))
     assert outcome.result == {"length": len(SECRET), "leak": ["[redacted]", {"[redacted]": 1}]}
     assert failure.error == "RuntimeError: cannot log in with [redacted]"
+    assert cut.error.endswith("x[redact")
 
 
 async def test_a_missing_secret_stops_the_call(events):

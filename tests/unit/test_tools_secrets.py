@@ -11,6 +11,7 @@ from configs.tools import ConfiguredSecrets, ToolsSettings
 from configs.yaml_files import load_yaml, parse_yaml
 from contracts.errors import ConfigurationError
 from contracts.tools import SecretWithheld
+from deployments.tools_app import live_config
 from tests.support.toolcore import definition
 
 HERE = "http://127.0.0.1:8000"
@@ -102,3 +103,40 @@ def test_the_shipped_secret_does_not_follow_the_tools_to_another_service():
     shipped = load_yaml(REPOSITORY / "configs" / "tools.yaml", ToolsSettings)
     moved = shipped.model_copy(update={"bases": {"projects": "http://projects-service:8000/internal/tools"}})
     assert "ingress alone" in moved.secret_problem(moved.resolve(moved.tools[0], HERE), HERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"projects: ingress/internal/messaging/tools": "projects: http://projects-service:8000/internal/tools"}, "tools.projects.list"),
+        (
+            {
+                "sources: {}": 'sources: {search: {url: "https://mcp.example.com/mcp", secrets: [{name: internal}]}}',
+                "tools: [projects.list, followups.create]": "tools: ['*']",
+            },
+            "sources.search",
+        ),
+        (
+            {
+                "projects: ingress/internal/messaging/tools": "projects: http://projects-service:8000/internal/tools",
+                "secrets:\n": "secrets:\n  projects: {env: P, tools: ['*'], hosts: [projects-service], insecure: true}\n",
+                "name: internal,": "name: projects,",
+            },
+            None,
+        ),
+    ],
+)
+def test_the_graph_does_not_take_a_file_that_sends_secrets_elsewhere(tmp_path, monkeypatch, changes, said):
+    text = (REPOSITORY / "configs" / "tools.yaml").read_text()
+    for one, other in changes.items():
+        assert one in text
+        text = text.replace(one, other)
+    (tmp_path / "tools.yaml").write_text(text)
+    monkeypatch.setenv("DAARION_CONFIG_DIR", str(tmp_path))
+    if said is None:
+        assert live_config({})["Toolcore"]["tools"]
+        return
+    with pytest.raises(ConfigurationError, match="ingress alone") as refused:
+        live_config({})
+    assert said in refused.value.message

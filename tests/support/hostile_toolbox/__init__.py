@@ -36,8 +36,8 @@ def secret(args, _context):
     return {"length": len(os.environ["API_KEY"]), "leak": [os.environ["API_KEY"], {os.environ["API_KEY"]: 1}]}
 
 
-def secret_error(_args, _context):
-    raise RuntimeError("cannot log in with " + os.environ["API_KEY"])
+def secret_error(args, _context):
+    raise RuntimeError("cannot log in with " + "x" * args.get("pad", 0) + os.environ["API_KEY"])
 
 
 def sleep(args, _context):
