@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import orjson
+
 from backends.nats_publisher import NatsPublisher
 from contracts.agents import AgentUsageEvent
 
@@ -16,4 +18,4 @@ class NatsAgentUsage:
 
     def publish(self, event: AgentUsageEvent) -> None:
         """Queues one event. Never blocks and never raises."""
-        self._publisher.publish(AGENT_USAGE_SUBJECT, event.model_dump_json().encode())
+        self._publisher.publish(AGENT_USAGE_SUBJECT, orjson.dumps(event.message()))

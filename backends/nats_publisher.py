@@ -7,6 +7,7 @@ import contextlib
 from collections import deque
 
 import nats.errors
+import orjson
 
 from backends.nats_link import NatsLink
 from contracts.errors import Unavailable
@@ -83,4 +84,4 @@ class NatsToolUsage:
 
     def publish(self, event: ToolUsageEvent) -> None:
         """Queues one event. Never blocks and never raises."""
-        self._publisher.publish(TOOL_USAGE_SUBJECT, event.model_dump_json().encode())
+        self._publisher.publish(TOOL_USAGE_SUBJECT, orjson.dumps(event.message()))

@@ -22,6 +22,7 @@ from backends.database import Database
 from backends.nats_link import NatsLink
 from contracts.errors import DaarionError, Unavailable
 from contracts.ports import EventLog
+from contracts.usage import OUTCOME_OK, actor
 
 LLM_USAGE_SUBJECT = "usage.llm"
 ID_HEADER = "Nats-Msg-Id"
@@ -78,12 +79,23 @@ _TRY_FIELDS = (
 
 
 def usage_event(record: Mapping[str, Any]) -> bytes:
-    """Returns the message's body for a call, from its record in the journal or its row in the ledger.
+    """Returns the message's body for a call, from its record in the journal or its row in the ledger: the fields that DAARION's
+    usage engine demands, ours beside them.
 
     Money is a decimal text of US dollars, or null where no price is known.
     """
     event = {name: record.get(name) for name in _FIELDS}
     event["attempts"] = [{name: tried.get(name) for name in _TRY_FIELDS} for tried in record.get("tries") or [event]]
+    success = record["outcome"] == OUTCOME_OK
+    event |= {
+        "event_id": event["id"],
+        "timestamp": event["occurred_at"],
+        **actor(record["agent_id"]),
+        "model": record["physical_model"],
+        "latency_ms": round(record["latency_ms"]),
+        "success": success,
+        "error": None if success else record["outcome"],
+    }
     return orjson.dumps(event, default=str)
 
 

@@ -23,6 +23,8 @@ MAX_PROMPT_ADDITION = 8_000
 MAX_PAGE = 200
 
 Entrypoint = Literal["channel_message", "direct", "cron"]
+TRIGGERS: dict[Entrypoint, str] = {"channel_message": "message", "direct": "manual", "cron": "scheduled"}
+"""What the usage engine calls them."""
 ToolMode = Literal["native", "json", "text"]
 Language = Literal["uk", "en"]
 RunState = Literal["queued", "running", "posting", "done"]
@@ -301,7 +303,19 @@ class AgentUsageEvent(BaseModel):
     tool_calls: int
     prompt_tokens: int
     completion_tokens: int
-    duration_ms: float
+    duration_ms: int
+
+    def message(self) -> dict[str, Any]:
+        """Returns what is sent: the fields that DAARION's usage engine demands, ours beside them."""
+        success = self.outcome in {"answered", "ignored"}
+        return self.model_dump(mode="json") | {
+            "event_id": str(self.id),
+            "timestamp": self.occurred_at.isoformat(),
+            "trigger": TRIGGERS[self.entrypoint],
+            "llm_calls": self.steps,
+            "success": success,
+            "error": None if success else self.error or self.outcome,
+        }
 
 
 @dataclass(frozen=True)

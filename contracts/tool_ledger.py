@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from contracts.tools import Decision, Effect, ErrorKind, IsolationTier, ToolDefinition
-from contracts.usage import Instant, new_record_id
+from contracts.usage import Instant, actor, new_record_id
 
 CallState = Literal["refused", "awaiting_approval", "running", "settled"]
 Via = Literal["http", "nats", "mcp", "handle"]
@@ -44,6 +44,7 @@ class CallIntent:
     context: str | None = None
     approval_digest: bytes | None = None
     channel_id: str | None = None
+    tool_name: str = ""
     id: UUID = field(default_factory=new_record_id)
 
 
@@ -196,6 +197,7 @@ class ToolUsageEvent(BaseModel):
     microdao_id: str
     channel_id: str | None
     tool_id: str
+    tool_name: str
     tool_version: int | None
     call_id: str
     effect: Effect | None
@@ -205,6 +207,17 @@ class ToolUsageEvent(BaseModel):
     attempts: int
     duration_ms: float
     result_bytes: int | None
+
+    def message(self) -> dict[str, Any]:
+        """Returns what is sent: the fields that DAARION's usage engine demands, ours beside them."""
+        return self.model_dump(mode="json") | {
+            "event_id": str(self.id),
+            "timestamp": self.occurred_at.isoformat(),
+            **actor(self.agent_id),
+            "success": self.ok,
+            "latency_ms": round(self.duration_ms),
+            "error": self.error_kind,
+        }
 
 
 class ToolUsage(Protocol):

@@ -54,6 +54,11 @@ def storable_text(value: str) -> str:
     return value[:MAX_TEXT].replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
 
 
+def actor(agent_id: str) -> dict[str, str]:
+    """Returns who acted, as DAARION's usage engine asks for it in every event."""
+    return {"actor_id": agent_id, "actor_type": "human" if agent_id.startswith("user:") else "agent"}
+
+
 def utc(value: datetime) -> datetime:
     """Returns the same instant in UTC. Raises ValueError where that leaves the calendar."""
     try:

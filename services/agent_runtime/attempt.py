@@ -190,7 +190,7 @@ class Attempts:
             tool_calls=run.tool_calls,
             prompt_tokens=run.prompt_tokens,
             completion_tokens=run.completion_tokens,
-            duration_ms=round(seconds * 1e3, 2),
+            duration_ms=round(seconds * 1e3),
         )
         self.ports.usage.publish(event)
         if outcome in {"failed", "undelivered", "indeterminate"}:

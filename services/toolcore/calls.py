@@ -236,6 +236,7 @@ class ToolCalls:
             microdao_id=request.microdao_id,
             agent_id=request.agent_id,
             tool_id=tool_id,
+            tool_name=tool_id if definition is None else definition.name,
             tool_version=version,
             effect=None if definition is None else definition.effect,
             via=via,

@@ -193,6 +193,7 @@ class Recorder:
             microdao_id=intent.microdao_id,
             channel_id=intent.channel_id,
             tool_id=intent.tool_id,
+            tool_name=intent.tool_name or intent.tool_id,
             tool_version=intent.tool_version,
             call_id=intent.call_id,
             effect=intent.effect,
@@ -215,6 +216,7 @@ class Recorder:
                 microdao_id=call.microdao_id,
                 channel_id=None,
                 tool_id=call.tool_id,
+                tool_name=call.tool_id,
                 tool_version=None,
                 call_id=call.call_id,
                 effect=call.effect,
@@ -229,4 +231,4 @@ class Recorder:
 
     def _tell(self, event: ToolUsageEvent) -> None:
         self._usage.publish(event)
-        self._events.emit("tools.call", **event.model_dump(mode="json", exclude={"id", "occurred_at"}))
+        self._events.emit("tools.call", **event.model_dump(mode="json", exclude={"id", "occurred_at", "tool_name"}))

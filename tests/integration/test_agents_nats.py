@@ -15,6 +15,7 @@ from tests.support.agent_chain import EARLIER, KNOWN, PROJECT, REPLY, prepare_ch
 from tests.support.agent_platform import OWN, SOFIA, platform
 from tests.support.agent_runtime import recording_server
 from tests.support.scripted_model import Thought, shown
+from tests.support.usage_engine import AgentUsage
 
 
 @pytest.fixture
@@ -100,13 +101,15 @@ async def test_an_invocation_is_answered_in_the_channel_and_announced(here, outs
         for _ in range(3):
             await outside.publish(subjects.INVOKE, invocation(channel, message))
         assert await replied(here, channel) == ["Є «Сад»."]
-        event = json.loads((await usage.next_msg(timeout=30)).data)
+        sent = (await usage.next_msg(timeout=30)).data
+        event, read = json.loads(sent), AgentUsage.model_validate_json(sent)
         over_http = await here.invoke(channel, message)
     assert over_http["duplicate"] is True
     assert event["id"] == over_http["run_id"]
     assert (event["agent_id"], event["microdao_id"], event["outcome"], event["steps"], event["tool_calls"], event["prompt_tokens"]) == (
         SOFIA, OWN, "answered", 2, 1, 200,
     )  # fmt: skip
+    assert (read.event_id, read.trigger, read.llm_calls, read.tool_calls, read.success) == (event["id"], "message", 2, 1, True)
     assert "Сад" not in json.dumps(event, ensure_ascii=False)
     assert await here.replies(channel) == ["Є «Сад»."]
 

@@ -17,6 +17,7 @@ from interfaces.nats import streams
 from interfaces.nats.tools import NatsLimits, ToolNats
 from launcher.stores import NatsServer
 from tests.support.toolcore import AGENT, client, replica, tool
+from tests.support.usage_engine import ToolUsage
 
 
 @pytest.fixture
@@ -186,17 +187,19 @@ async def test_results_that_nats_cannot_carry_come_by_reference(database_url, se
 async def test_usage_events_are_published(database_url, server, outside):
     heard = await outside.subscribe("usage.tool")
     await outside.flush()
-    async with replica(database_url, tool()) as here:
+    async with replica(database_url, tool(name="Echo")) as here:
         link = NatsLink(server.url, here.events, name="usage")
         publisher = NatsPublisher(link, here.events)
         publisher.start()
         link.start()
         here.toolcore._recorder._usage = NatsToolUsage(publisher)
         await here.call(call_id="u-1")
-        event = ToolUsageEvent.model_validate_json((await heard.next_msg(timeout=60)).data)
+        sent = (await heard.next_msg(timeout=60)).data
+        event, read = ToolUsageEvent.model_validate_json(sent), ToolUsage.model_validate_json(sent)
         await publisher.close()
         await link.close()
     assert (event.tool_id, event.call_id, event.ok, event.agent_id) == ("test.echo", "u-1", True, "agent:sofia")
+    assert (read.tool_name, read.success, read.actor_id) == ("Echo", True, "agent:sofia")
 
 
 async def test_a_server_that_comes_back_empty_is_prepared_again(database_url, tmp_path_factory):

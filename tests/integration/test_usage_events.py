@@ -17,6 +17,7 @@ from backends.usage_announcer import AWAY_S, UsageAnnouncer
 from contracts.usage import AttemptRecord
 from launcher.stores import NatsServer
 from tests.support.usage import usage_record
+from tests.support.usage_engine import LlmUsage
 
 QUICK = WriterOptions(flush_interval_s=0.02, tend_interval_s=0.02, adopt_interval_s=0.2, max_backoff_s=0.2)
 
@@ -33,6 +34,7 @@ async def heard(server):
     messages = []
 
     async def hear(message):
+        LlmUsage.model_validate_json(message.data)
         messages.append((message.headers["Nats-Msg-Id"], orjson.loads(message.data)))
 
     connection = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
