@@ -22,7 +22,7 @@ LOW_HALF = 0xFFFFFFFF  # the kernel reads an `int` from the lower half of the re
 
 # Memory, time, waiting, and what a process may know and set about itself.
 PROCESS = (
-    "brk munmap mremap mprotect madvise mincore msync membarrier exit exit_group restart_syscall futex "
+    "brk munmap mremap mprotect madvise msync membarrier exit exit_group restart_syscall futex "
     "futex_waitv set_robust_list set_tid_address rseq rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending "
     "rt_sigsuspend rt_sigtimedwait sigaltstack alarm pause setitimer getitimer nanosleep clock_nanosleep "
     "clock_gettime clock_getres gettimeofday time times getrusage getrlimit setrlimit sysinfo uname getrandom "
@@ -36,7 +36,7 @@ DESCRIPTORS = (
     "dup3 pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait "
     "epoll_pwait2 eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime fstat stat lstat newfstatat "
     "statx statfs fstatfs access faccessat faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir "
-    "umask fsync fdatasync ftruncate fadvise64 readahead copy_file_range getxattr lgetxattr fgetxattr listxattr "
+    "umask fsync fdatasync ftruncate fadvise64 copy_file_range getxattr lgetxattr fgetxattr listxattr "
     "llistxattr flistxattr"
 ).split()
 FILES = "creat truncate flock unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir link linkat symlink symlinkat".split()
