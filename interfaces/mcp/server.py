@@ -130,7 +130,8 @@ def _described(tool: Tool) -> types.Tool:
         name=definition.id,
         title=definition.name,
         description=definition.description or None,
-        input_schema={"type": "object", **definition.input_schema},
+        # Arguments are objects, whatever else a schema would take; a listing with another type is refused whole.
+        input_schema={**definition.input_schema, "type": "object"},
         output_schema=output if output is not None and output.get("type") == "object" else None,
         annotations=types.ToolAnnotations(
             read_only_hint=definition.effect == "read",

@@ -86,6 +86,13 @@ async def test_structured_results_and_call_ids_in_meta(database_url):
         assert len(here.executor.seen) == 1
 
 
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_tool_whose_schema_also_takes_null_does_not_cost_the_listing(database_url, mode):
+    tools = [tool("test.null", input_schema={"type": ["object", "null"]}), tool("test.other", input_schema={})]
+    async with replica(database_url, *tools) as here, mcp_served(here) as url, connected(url, mode=mode) as client:
+        assert [entry.name for entry in (await client.list_tools()).tools] == ["test.null", "test.other"]
+
+
 async def test_a_result_that_cannot_be_cut_still_matches_the_listed_schema(database_url):
     schema = {"type": "object", "properties": {"rows": {"type": "array", "minItems": 300}}, "required": ["rows"]}
     whole = {"rows": list(range(300))}
