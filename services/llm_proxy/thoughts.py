@@ -168,6 +168,9 @@ class _Apart:
         if self._is_first and item.reasoning:
             self._splitter = ThoughtSplitter()  # a provider that keeps thoughts apart itself: its text is the answer
         self._is_first = False
+        if not item.content and not (item.tool_calls and self._splitter.inside):
+            self._called |= bool(item.tool_calls)
+            return (item,)
         content, thought = self._splitter.feed(item.content or "")
         calls = None if self._splitter.inside else item.tool_calls
         self._called |= bool(calls)
