@@ -30,9 +30,11 @@ class WorkspaceMessaging:
     def __init__(self, base_url: str, secret: str | None) -> None:
         self._http = JsonClient(base_url, secret, service=SERVICE)
 
-    async def recent_messages(self, channel_id: str, limit: int, deadline: Deadline, before: str | None = None) -> list[ChannelMessage]:
+    async def recent_messages(
+        self, channel_id: str, limit: int, deadline: Deadline, before: ChannelMessage | None = None
+    ) -> list[ChannelMessage]:
         """See the port."""
-        return await _recent(self._http, f"{self._channel(channel_id)}/messages", limit, deadline, before)
+        return await _recent(self._http, f"{self._channel(channel_id)}/messages", limit, deadline, before.id if before else None)
 
     async def post_as_agent(self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline) -> PostedMessage:
         """See the port."""
@@ -81,9 +83,13 @@ class NeighbourMessaging:
         self._http = JsonClient(base_url, secret, service=SERVICE)
         self._by_query = False
 
-    async def recent_messages(self, channel_id: str, limit: int, deadline: Deadline, before: str | None = None) -> list[ChannelMessage]:
+    async def recent_messages(
+        self, channel_id: str, limit: int, deadline: Deadline, before: ChannelMessage | None = None
+    ) -> list[ChannelMessage]:
         """See the port."""
-        return await _recent(self._http, f"{self._channel(channel_id)}/messages", limit, deadline, before)
+        # Its pages begin at a time, where the workspace's begin at a message.
+        since = before.created_at.isoformat() if before else None
+        return await _recent(self._http, f"{self._channel(channel_id)}/messages", limit, deadline, since)
 
     async def post_as_agent(self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline) -> PostedMessage:
         """See the port. A service that refuses the JSON form gets query parameters, from then on at once: of a long text its beginning."""

@@ -109,10 +109,12 @@ class Messaging(Protocol):
     keeps_run_ids: bool
     """Whether one run posts at most one message however often it tries. Without it, look before posting again."""
 
-    async def recent_messages(self, channel_id: str, limit: int, deadline: Deadline, before: str | None = None) -> list[ChannelMessage]:
+    async def recent_messages(
+        self, channel_id: str, limit: int, deadline: Deadline, before: ChannelMessage | None = None
+    ) -> list[ChannelMessage]:
         """Returns the newest `limit` (1 to 200) messages, oldest first, sorted by `created_at` whatever the service's order.
 
-        `before` is the id of a message: only what came before it is wanted. A service that cannot do that may return the newest.
+        Only what came before the message `before` is wanted. A service that cannot do that may return the newest.
         """
 
     async def post_as_agent(self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline) -> PostedMessage:

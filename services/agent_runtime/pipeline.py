@@ -189,7 +189,7 @@ class Pipeline:
         recorder.show("context", messages=len(earlier))
         return Context(context.question, tuple(earlier))
 
-    async def _recent(self, channel_id: str, limit: int, deadline: Deadline, before: str | None = None) -> list[ChannelMessage]:
+    async def _recent(self, channel_id: str, limit: int, deadline: Deadline, before: ChannelMessage | None = None) -> list[ChannelMessage]:
         """The channel's newest messages, or those before one; a messaging-service that is away for a moment is asked again."""
         until = deadline.sooner(CONTEXT_TIMEOUT_S)
         messaging = self.ports.messaging
@@ -224,7 +224,7 @@ class Pipeline:
             oldest = page[0]
             if oldest.id is None:
                 break
-            page = await self._recent(channel_id, MAX_RECENT, deadline, before=oldest.id)
+            page = await self._recent(channel_id, MAX_RECENT, deadline, before=oldest)
             trigger = find_trigger(page, trigger_id)
             if trigger is not None:
                 return page, trigger

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from datetime import datetime
 from urllib.parse import quote
 
 import httpx
@@ -144,6 +145,11 @@ class Neighbour:
 
     def __call__(self, seen):
         if seen.method == "GET" and seen.path == "/api/messaging/channels/ch-1/messages":
+            if "before" in seen.query:  # a time, and nothing else
+                try:
+                    return 200, [] if datetime.fromisoformat(seen.query["before"]).tzinfo else None
+                except ValueError:
+                    return 422, {"detail": [{"loc": ["query", "before"], "msg": "invalid datetime format"}]}
             return 200, [
                 {"sender_id": OLENA, "sender_type": "human", "content_preview": "друге", "created_at": "2026-03-01T10:00:02"},
                 {"sender_id": SOFIA, "sender_type": "agent", "body": "третє", "created_at": "2026-03-01T13:00:03+03:00"},
@@ -172,6 +178,7 @@ async def test_the_neighbours_service(neighbour):
         recent = await client.recent_messages("ch-1", 50, deadline())
         assert [message.text for message in recent] == ["перше", "друге", "третє"]
         assert (await client.recent_messages("ch-1", 2, deadline()))[0].text == "друге"
+        assert await client.recent_messages("ch-1", 2, deadline(), before=recent[0]) == []
         text = "є & ні? #так\nновий рядок"
         for run in ("run:1", "run:2"):
             posted = await client.post_as_agent(SOFIA, "ch-1", text, run, deadline())
