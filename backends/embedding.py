@@ -17,7 +17,7 @@ import orjson
 
 from configs.embedder import RemoteEmbedderSettings
 from contracts.deadline import Deadline
-from contracts.embedding import FLOAT_BYTES, MAX_TEXTS_PER_CALL, EmbeddingBatch, EmbeddingKind
+from contracts.embedding import FLOAT_BYTES, MAX_TEXTS_PER_CALL, EmbeddingBatch, EmbeddingInput, EmbeddingKind
 from contracts.errors import (
     ConfigurationError,
     DaarionError,
@@ -73,17 +73,17 @@ class OpenAIEmbedder:
 
     async def embed(
         self,
-        texts: Sequence[str],
+        texts: Sequence[EmbeddingInput],
         kind: EmbeddingKind,
         *,
         tenant: str,  # noqa: ARG002  # the endpoint's own queue knows no tenants
         deadline: Deadline,
     ) -> EmbeddingBatch:
-        """Returns one vector per text; see `contracts.embedding.Embedder`."""
+        """Returns one vector per text; see `contracts.embedding.TokenEmbedder`. Tokens go as they are: the endpoint judges them."""
         if not 0 < len(texts) <= MAX_TEXTS_PER_CALL:
             raise InvalidRequest(f"send from 1 to {MAX_TEXTS_PER_CALL} texts a call")
         prefix, size = self._settings.prefixes.of(kind), self._settings.max_texts_per_request
-        parts = [[prefix + text for text in texts[start : start + size]] for start in range(0, len(texts), size)]
+        parts = [[_prefixed(given, prefix) for given in texts[start : start + size]] for start in range(0, len(texts), size)]
         answers = [await self._request(part, kind, deadline) for part in parts]
         data = b"".join(vectors for vectors, _ in answers)
         return EmbeddingBatch(data, self.dimension, self.model_version, sum(tokens for _, tokens in answers))
@@ -96,7 +96,7 @@ class OpenAIEmbedder:
         """Closes the connections."""
         await self._session.close()
 
-    async def _request(self, texts: list[str], kind: EmbeddingKind, deadline: Deadline) -> tuple[bytes, int]:
+    async def _request(self, texts: list[EmbeddingInput], kind: EmbeddingKind, deadline: Deadline) -> tuple[bytes, int]:
         body: dict[str, Any] = {"model": self._settings.model, "input": texts, "encoding_format": "base64"}
         if self._settings.ask_dimensions:
             body["dimensions"] = self.dimension
@@ -155,6 +155,14 @@ class OpenAIEmbedder:
         if sys.byteorder == "big":
             unit.byteswap()
         return unit.tobytes()
+
+
+def _prefixed(given: EmbeddingInput, prefix: str) -> EmbeddingInput:
+    if isinstance(given, str):
+        return prefix + given
+    if prefix:
+        raise InvalidRequest("input: this model needs a prefix, which cannot be put before tokens: send texts")
+    return given
 
 
 def _little_endian(embedding: object) -> array[float]:

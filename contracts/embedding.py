@@ -12,6 +12,8 @@ from contracts.deadline import Deadline
 from contracts.errors import ConfigurationError
 
 EmbeddingKind = Literal["query", "passage"]
+EmbeddingInput = str | Sequence[int]
+"""A text, or the tokens of one."""
 MAX_TEXTS_PER_CALL = 512
 FLOAT_BYTES = 4
 
@@ -95,6 +97,17 @@ class Embedder(Protocol):
             Overloaded: this tenant's share of the queue, or the whole queue, is full: retry.
             EngineUnavailable | UpstreamError: the embedder is away.
             DeadlineExceeded: the deadline passed first.
+        """
+
+
+class TokenEmbedder(Embedder, Protocol):
+    """Reads arrays of tokens too: those of its own model's tokenizer."""
+
+    async def embed(self, texts: Sequence[EmbeddingInput], kind: EmbeddingKind, *, tenant: str, deadline: Deadline) -> EmbeddingBatch:
+        """As Embedder.
+
+        Raises:
+            InvalidRequest: tokens that are not the model's own, besides what Embedder refuses.
         """
 
 

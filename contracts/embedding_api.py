@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from contracts.embedding import MAX_TEXTS_PER_CALL, EmbeddingKind
+from contracts.embedding import MAX_TEXTS_PER_CALL, EmbeddingInput, EmbeddingKind
 from contracts.openai_api import Identity
 
 MAX_INPUT_CHARS = 100_000
+MAX_INPUT_TOKENS = 8_192
 
 _LENIENT = ConfigDict(extra="ignore")
 
@@ -32,9 +34,12 @@ def _not_empty(value: str) -> str:
 
 InputText = Annotated[str, StringConstraints(max_length=MAX_INPUT_CHARS), AfterValidator(_encodable), AfterValidator(_not_empty)]
 
+InputTokens = Annotated[list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_INPUT_TOKENS)]
+_Several = Field(min_length=1, max_length=MAX_TEXTS_PER_CALL)
+
 
 class EmbeddingsRequest(BaseModel):
-    """One text or a list of them; arrays of tokens are not taken.
+    """One text, one array of tokens, or a list of either. Tokens are those of the model's own tokenizer.
 
     `input_type` is ours: models such as E5 embed a question otherwise than the text that answers it. Without it a text is
     a passage. `dimensions` is refused unless it is the model's own. Fields that OpenAI adds are ignored.
@@ -42,7 +47,7 @@ class EmbeddingsRequest(BaseModel):
 
     model_config = _LENIENT
 
-    input: InputText | Annotated[list[InputText], Field(min_length=1, max_length=MAX_TEXTS_PER_CALL)]
+    input: InputText | Annotated[list[InputText], _Several] | InputTokens | Annotated[list[InputTokens], _Several]
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
@@ -51,9 +56,10 @@ class EmbeddingsRequest(BaseModel):
     metadata: Identity | None = None
 
     @property
-    def texts(self) -> list[str]:
+    def inputs(self) -> Sequence[EmbeddingInput]:
         """The input as a list."""
-        return [self.input] if isinstance(self.input, str) else self.input
+        given: Any = self.input
+        return [given] if isinstance(given, str) or isinstance(given[0], int) else given
 
 
 class EmbeddingRow(BaseModel):

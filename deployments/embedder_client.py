@@ -10,7 +10,7 @@ from backends.embedding import OpenAIEmbedder
 from configs.embedder import EmbedderSettings, RemoteEmbedderSettings
 from configs.environment import Environment
 from contracts.deadline import Deadline
-from contracts.embedding import Embedder, EmbeddingBatch, EmbeddingKind, EmbeddingSpace
+from contracts.embedding import EmbeddingBatch, EmbeddingInput, EmbeddingKind, EmbeddingSpace, TokenEmbedder
 from contracts.errors import EngineUnavailable
 from deployments.engine_client import LateHandle, unwrapped
 from deployments.engines.app import APPLICATION, EMBEDDER
@@ -19,7 +19,7 @@ _ENGINE = "the embedder"
 PROBE_S = 5.0
 
 
-class OpenEmbedder(Embedder, Protocol):
+class OpenEmbedder(TokenEmbedder, Protocol):
     """An embedder with its readiness and its end."""
 
     async def ping(self) -> None:
@@ -52,8 +52,8 @@ class EmbedderClient:
         self.model_version = space.model_version
         self.dimension = space.dimension
 
-    async def embed(self, texts: Sequence[str], kind: EmbeddingKind, *, tenant: str, deadline: Deadline) -> EmbeddingBatch:
-        """Returns one vector per text; see `contracts.embedding.Embedder`."""
+    async def embed(self, texts: Sequence[EmbeddingInput], kind: EmbeddingKind, *, tenant: str, deadline: Deadline) -> EmbeddingBatch:
+        """Returns one vector per text; see `contracts.embedding.TokenEmbedder`."""
         deadline.check()
         batch: EmbeddingBatch = await self._call(
             "embed", deadline, list(texts), kind, tenant, deadline.remaining(), own_vectors=self._own_vectors

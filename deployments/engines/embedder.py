@@ -13,7 +13,7 @@ from ray import serve
 
 from configs.embedder import LocalEmbedderSettings
 from contracts.deadline import Deadline
-from contracts.embedding import MAX_TEXTS_PER_CALL, EmbeddingBatch, EmbeddingKind
+from contracts.embedding import MAX_TEXTS_PER_CALL, EmbeddingBatch, EmbeddingInput, EmbeddingKind
 from contracts.errors import DaarionError, EngineUnavailable, InvalidRequest
 from deployments.engines.lanes import FairLanes, Waiting
 from deployments.engines.sentence_encoder import SentenceEncoder
@@ -45,21 +45,22 @@ class Embedder:
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     async def embed(
-        self, texts: Sequence[str], kind: EmbeddingKind, tenant: str, seconds: float, *, own_vectors: bool = False
+        self, inputs: Sequence[EmbeddingInput], kind: EmbeddingKind, tenant: str, seconds: float, *, own_vectors: bool = False
     ) -> EmbeddingBatch:
         """Returns one vector per text: memory's, or the model's own as any server of that model gives them.
 
         `seconds` is what is left of the caller's deadline.
 
         Raises:
-            InvalidRequest: no text, or more than MAX_TEXTS_PER_CALL.
+            InvalidRequest: no text, or more than MAX_TEXTS_PER_CALL, or tokens of another tokenizer.
             Overloaded: the tenant's share of the queue, or the whole queue, is full.
             DeadlineExceeded: the vectors were not made in time; what had not begun is dropped.
             EngineUnavailable: the model failed on this batch.
         """
-        if not 0 < len(texts) <= MAX_TEXTS_PER_CALL:
+        if not 0 < len(inputs) <= MAX_TEXTS_PER_CALL:
             raise InvalidRequest(f"send from 1 to {MAX_TEXTS_PER_CALL} texts a call")
         deadline = Deadline.after(seconds)
+        texts = await self._texts_of(inputs)
         items = [self._waiting(text, kind, tenant, deadline) for text in texts]
         self._lanes.put(items)
         self._arrived.set()
@@ -85,6 +86,12 @@ class Embedder:
         """Serve's hook: a dispatcher that ended or a batch that never ends asks for a new replica."""
         if self._dispatcher.done() or (self._batch_began is not None and time.monotonic() - self._batch_began > MAX_BATCH_S):
             raise EngineUnavailable("the embedder hangs")
+
+    async def _texts_of(self, inputs: Sequence[EmbeddingInput]) -> list[str]:
+        texts = [given for given in inputs if isinstance(given, str)]
+        if len(texts) == len(inputs):
+            return texts
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.texts_of, inputs)
 
     def _waiting(self, text: str, kind: EmbeddingKind, tenant: str, deadline: Deadline) -> Waiting:
         cost = min(self._settings.max_tokens, 4 + len(text) // CHARS_PER_TOKEN)

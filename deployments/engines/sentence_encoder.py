@@ -10,13 +10,18 @@ from sentence_transformers import SentenceTransformer
 
 from configs.embedder import LocalEmbedderSettings
 from configs.model_source import is_hub_id
-from contracts.embedding import EmbeddingKind
-from contracts.errors import ConfigurationError
+from contracts.embedding import EmbeddingInput, EmbeddingKind
+from contracts.errors import ConfigurationError, InvalidRequest
 from deployments.engines.frozen import freeze
 from deployments.engines.neutral import LanguageParts, Vector
 
 MAX_CHARS_PER_TOKEN = 16
 """Texts are cut there before they are tokenised: no language's pieces are that long on average, and it bounds the work."""
+
+_FOREIGN = (
+    "input: these tokens are not of this model's own tokenizer with its marks at both ends: send texts "
+    "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))"
+)
 
 
 class SentenceEncoder:
@@ -40,6 +45,16 @@ class SentenceEncoder:
         self.frozen = device == "cpu" and freeze(self._model)
         self.parts = LanguageParts.measured(self._passages) if settings.language_neutral else None
 
+    def texts_of(self, inputs: Sequence[EmbeddingInput]) -> list[str]:
+        """Returns the texts, also of those that came as tokens of the model's own tokenizer with its marks at both ends.
+
+        Ids alone do not tell whose they are, the marks do: no other tokenizer has them there.
+
+        Raises:
+            InvalidRequest: tokens of another tokenizer, or of an empty text.
+        """
+        return [given if isinstance(given, str) else self._decoded(given) for given in inputs]
+
     def encode(self, texts: Sequence[str], kind: EmbeddingKind) -> list[tuple[bytes, int]]:
         """Returns each text's unit vector as little-endian float32, and its number of tokens."""
         prefix = self._settings.prefixes.of(kind)
@@ -53,6 +68,17 @@ class SentenceEncoder:
         )
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         return [(row.tobytes(), count) for row, count in zip(rows, counts, strict=True)]
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        tokenizer = self._model.tokenizer
+        a_text, special = tokenizer("a")["input_ids"], set(tokenizer.all_special_ids)
+        marks = {end: a_text[end] for end in (0, -1) if a_text[end] in special}
+        if not marks or max(tokens) >= len(tokenizer) or any(tokens[end] != mark for end, mark in marks.items()):
+            raise InvalidRequest(_FOREIGN)
+        text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if not text.strip():
+            raise InvalidRequest("input: must not be empty")
+        return text
 
     def _one(self, prepared: str) -> tuple[bytes, int]:
         """A question alone, without what the library does to sort and split many texts."""

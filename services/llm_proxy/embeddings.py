@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from contracts.deadline import Deadline
-from contracts.embedding import Embedder, EmbeddingBatch
+from contracts.embedding import EmbeddingBatch, TokenEmbedder
 from contracts.embedding_api import EmbeddingRow, EmbeddingsRequest, EmbeddingsResponse, EmbeddingsUsage
 from contracts.errors import InvalidRequest, UnknownModel
 from contracts.limits import CREDENTIAL, NANO_PER_USD, NOTHING, Estimate, Limiter, Spent, caller_of
@@ -42,7 +42,7 @@ class Embeddings:
 
     model: str
     target: Target
-    embedder: Embedder
+    embedder: TokenEmbedder
     limiter: Callable[[], Limiter]
     usage: UsageSink
     events: EventLog
@@ -54,7 +54,7 @@ class Embeddings:
 
         Raises:
             UnknownModel: another model than the graph's embedder.
-            InvalidRequest: `dimensions` that the model does not have.
+            InvalidRequest: `dimensions` that the model does not have, tokens that are not its own.
             RateLimited: a limit of ours is exhausted.
             Overloaded | EngineUnavailable | DeadlineExceeded: as the embedder.
         """
@@ -89,7 +89,7 @@ class Embeddings:
     async def _embedded(self, request: EmbeddingsRequest, caller: CallMetadata) -> EmbeddingBatch:
         tenant = f"{caller.microdao_id}/{caller.agent_id}"
         kind = request.input_type or "passage"
-        return await self.embedder.embed(request.texts, kind, tenant=tenant, deadline=Deadline.after(self.timeout_s))
+        return await self.embedder.embed(request.inputs, kind, tenant=tenant, deadline=Deadline.after(self.timeout_s))
 
     def _response(self, request: EmbeddingsRequest, batch: EmbeddingBatch) -> EmbeddingsResponse:
         as_base64 = request.encoding_format == "base64"
@@ -126,7 +126,7 @@ class Embeddings:
 
 
 def _estimated_tokens(request: EmbeddingsRequest) -> int:
-    return sum(-(-len(text.encode()) // BYTES_PER_TOKEN) for text in request.texts)
+    return sum(-(-len(given.encode()) // BYTES_PER_TOKEN) if isinstance(given, str) else len(given) for given in request.inputs)
 
 
 def embedding_target(provider: str, name: str) -> Target:

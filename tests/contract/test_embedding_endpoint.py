@@ -71,6 +71,20 @@ async def test_questions_have_their_prefix_and_passages_theirs():
         assert [request["input"] for request in server.requests] == [["q: де ключ"], ["ключ тут"]]
 
 
+async def test_arrays_of_tokens_are_the_endpoints_own_and_go_as_they_are():
+    async with endpoint(prefixes={}) as (server, embedder):
+        batch = await embed(embedder, [[15339, 1917], [7]])
+        assert [request["input"] for request in server.requests] == [[[15339, 1917], [7]]]
+        assert (len(batch), batch.tokens) == (2, 3)
+
+
+async def test_arrays_of_tokens_cannot_be_given_a_prefix():
+    async with endpoint() as (server, embedder):
+        with pytest.raises(InvalidRequest, match="send texts"):
+            await embed(embedder, [[15339, 1917]], "query")
+        assert server.requests == []
+
+
 async def test_many_texts_go_in_several_requests_of_the_configured_size():
     async with endpoint(max_texts_per_request=4, ask_dimensions=True, extra_body={"user": "daarion"}) as (server, embedder):
         batch = await embed(embedder, [f"text {number}" for number in range(10)])

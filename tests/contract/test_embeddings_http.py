@@ -90,6 +90,21 @@ async def test_nulls_and_a_part_of_the_identity_are_taken(metadata, tenant):
         assert embedder.calls == ((["Де ключ?"], "passage", tenant),)
 
 
+@pytest.mark.parametrize(("given", "inputs"), [([15339, 1917], [[15339, 1917]]), ([[0, 5, 2], [7]], [[0, 5, 2], [7]])])
+async def test_arrays_of_tokens_reach_the_embedder_as_they_are_and_count(given, inputs):
+    class Counting(Asked):
+        async def embed(self, texts, kind, *, tenant, deadline):
+            self.calls = (*self.calls, texts)
+            return await HashingEmbedder.embed(self, [str(text) for text in texts], kind, tenant=tenant, deadline=deadline)
+
+    async with application(embedder=Counting()) as (client, embedder, recorder):
+        response = await client.post("/v1/embeddings", json={"model": MODEL, "input": given})
+        assert response.status_code == 200, response.text
+        assert [row["embedding"] for row in response.json()["data"]] == [pytest.approx(vector(str(part)), abs=1e-6) for part in inputs]
+        assert embedder.calls == (inputs,)
+        assert recorder.records[-1].total_tokens == sum(map(len, inputs))
+
+
 async def test_base64_is_little_endian_float32():
     async with application() as (client, _, _):
         answer = (await client.post("/v1/embeddings", json={**BODY, "encoding_format": "base64", "dimensions": 384})).json()
@@ -103,7 +118,11 @@ async def test_base64_is_little_endian_float32():
     [
         ({"model": "text-embedding-3-small"}, 404, "model_not_found"),
         ({"input": ""}, 400, "invalid_request"), ({"input": []}, 400, "invalid_request"), ({"input": ["a", " "]}, 400, "invalid_request"),
-        ({"input": [[1, 2, 3]]}, 400, "invalid_request"), ({"input": None}, 400, "invalid_request"),
+        ({"input": [[]]}, 400, "invalid_request"), ({"input": None}, 400, "invalid_request"), ({"input": [1, "a"]}, 400, "invalid_request"),
+        ({"input": [[1], []]}, 400, "invalid_request"), ({"input": [1, -2]}, 400, "invalid_request"),
+        ({"input": [[True]]}, 400, "invalid_request"), ({"input": [1.5]}, 400, "invalid_request"),
+        ({"input": [[[1]]]}, 400, "invalid_request"), ({"input": [2**63]}, 400, "invalid_request"),
+        ({"input": [1] * 8_193}, 400, "invalid_request"), ({"input": [[1]] * 513}, 400, "invalid_request"),
         ({"input": ["x"] * 513}, 400, "invalid_request"), ({"input": "x" * 100_001}, 400, "invalid_request"),
         ({"dimensions": 128}, 400, "invalid_request"), ({"encoding_format": "hex"}, 400, "invalid_request"),
         ({"input_type": "document"}, 400, "invalid_request"),

@@ -6,7 +6,7 @@ import pytest
 from configs.embedder import LocalEmbedderSettings, embedder_source
 from configs.engines import load_engines
 from configs.environment import read_environment
-from contracts.errors import ConfigurationError
+from contracts.errors import ConfigurationError, InvalidRequest
 from deployments.engines.frozen import freeze
 from deployments.engines.sentence_encoder import SentenceEncoder
 
@@ -54,6 +54,41 @@ def test_hostile_texts_have_vectors_and_harm_no_neighbour(encoder):
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-4)
     assert np.allclose(found[0], rows(encoder, texts[:1])[0], atol=1e-3)
     assert all(1 <= count <= 512 for _, count in encoder.encode(texts, "passage"))
+
+
+TEXTS = ["Де ключ від майстерні?", "key", "Рядок.\n\nІнший рядок  із пробілами, №½ і 🙂", "ї" * 300, "don't stop , he said"]
+
+
+def test_arrays_of_the_models_own_tokens_are_their_texts(encoder):
+    """As a client has them that tokenises with the model's own tokenizer."""
+    arrays = encoder._model.tokenizer(TEXTS)["input_ids"]
+    assert (arrays[0][0], arrays[0][-1]) == (0, 2)
+    read = encoder.texts_of([*arrays, "beside a text"])
+    assert read[-1] == "beside a text"
+    assert np.allclose(rows(encoder, read[:-1]), rows(encoder, TEXTS), atol=1e-4)
+    assert [count for _, count in encoder.encode(read[:-1], "query")] == [count for _, count in encoder.encode(TEXTS, "query")]
+
+
+FOREIGN = {
+    "hello world, of another tokenizer": [15339, 1917],
+    "without the marks": [1813, 24046, 4],
+    "without the last": [0, 1813, 24046],
+    "without the first": [1813, 24046, 2],
+    "beyond the vocabulary": [0, 250_002, 2],
+    "far beyond": [0, 2**31 - 1, 2],
+}
+
+
+@pytest.mark.parametrize("tokens", FOREIGN.values(), ids=FOREIGN)
+def test_arrays_of_another_tokenizer_are_refused_with_the_setting_to_change(encoder, tokens):
+    with pytest.raises(InvalidRequest, match="check_embedding_ctx_length=False"):
+        encoder.texts_of(["a text", tokens])
+
+
+def test_arrays_without_a_text_are_refused(encoder):
+    for tokens in ([0, 2], [0, 6, 2], [0, 1, 1, 2]):
+        with pytest.raises(InvalidRequest, match="empty"):
+            encoder.texts_of([tokens])
 
 
 def test_another_dimension_than_the_models_is_refused(settings):

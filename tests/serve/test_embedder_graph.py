@@ -35,6 +35,15 @@ async def test_vectors_are_the_models_own_and_know_both_languages(client):
     assert cosine(as_passage, as_question) < 0.999  # the prefixes are there
 
 
+async def test_arrays_of_tokens_are_taken_only_from_the_models_own_tokenizer(client):
+    (of_text,) = await vectors(client, ["key"])
+    (of_tokens,) = await vectors(client, [0, 22799, 2])
+    assert cosine(of_text, of_tokens) == pytest.approx(1, abs=1e-3)
+    refused = await client.post(PATH, json={"model": MODEL, "input": [[15339, 1917]]})
+    assert refused.status_code == 400
+    assert "check_embedding_ctx_length=False" in refused.json()["error"]["message"]
+
+
 async def test_a_text_has_the_same_vector_alone_and_in_a_crowd(client):
     (alone,) = await vectors(client, ["Обмін насінням відбудеться в неділю."])
     crowd = await vectors(client, ["довший текст " * 60, "Обмін насінням відбудеться в неділю.", "a", "🙂", "ї" * 3_000])

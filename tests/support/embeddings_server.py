@@ -48,8 +48,8 @@ class EmbeddingsServer:
         body = await request.json()
         self.requests.append(body)
         self.headers = dict(request.headers)
-        rows = [{"object": "embedding", "index": index, "embedding": vector_of(text)} for index, text in enumerate(body["input"])]
-        usage = {"prompt_tokens": sum(len(text.split()) for text in body["input"]), "total_tokens": 0}
+        rows = [{"object": "embedding", "index": index, "embedding": vector_of(str(text))} for index, text in enumerate(body["input"])]
+        usage = {"prompt_tokens": sum(len(text.split() if isinstance(text, str) else text) for text in body["input"]), "total_tokens": 0}
         match self.answer:
             case "base64":
                 rows = [row | {"embedding": base64.b64encode(struct.pack("<8f", *row["embedding"])).decode()} for row in rows]
