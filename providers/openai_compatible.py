@@ -31,7 +31,7 @@ from providers.http_exchange import (
     TimedOut,
 )
 from providers.http_pool import HttpPool
-from providers.openai_shapes import StreamParser, chat_body, parse_completion
+from providers.openai_shapes import StreamParser, chat_body, joined, parse_completion
 from providers.quota import Quota, quota_of
 from providers.resources import ProviderResources
 from providers.sse import ErrorEvent, SSEDecoder
@@ -44,6 +44,8 @@ REFUSAL_S = 2.0
 """How long the body of a refusal is waited for; its status is known."""
 USAGE_GRACE_S = 2.0
 """How long a stream is held open for its usage after the finish reason: not every upstream closes or says [DONE]."""
+DETAILS_GRACE_S = 0.25
+"""How long one is held open after a usage without details: vLLM tells the cached tokens in a second one."""
 
 DRAIN_S = 0.05
 """How long the end of a finished stream's body is waited for, so that its connection can be used again."""
@@ -114,7 +116,8 @@ class Provider:
         if payload[:64].lstrip().startswith(_EVENT_STREAM):
             return await assembled(self._read_back(payload))
         try:
-            return parse_completion(decoded(payload), self._reported)
+            # Some gateways end a whole answer, too, with the mark of a stream's end.
+            return parse_completion(decoded(payload.rstrip().removesuffix(b"data: [DONE]")), self._reported)
         except ValueError:
             raise UpstreamInvalidResponse("the provider's answer is not valid JSON") from None
 
@@ -203,6 +206,9 @@ class Provider:
         except ValueError:
             if isinstance(payload, ErrorEvent):
                 raise self._reported(payload.decode("utf-8", "replace")) from None
+            if b"\n" in payload:  # events whose blank lines are missing
+                lines = [line for line in payload.split(b"\n") if line.strip() not in {b"", _DONE}]
+                return joined([self._delta(parser, line) for line in lines])
             parser.skipped += 1
             return None
         if isinstance(payload, ErrorEvent) and isinstance(chunk, dict):
@@ -296,6 +302,7 @@ class _Events:
         self._decoder = SSEDecoder()
         self._size = 0
         self._grace: Deadline | None = None
+        self._told = False
         self.ended = False
         self.marked = False
 
@@ -303,7 +310,9 @@ class _Events:
         """Returns the payloads that came next, perhaps none. Raises HttpError where the answer is not finished."""
         if self._parser.finish_reason and self._grace is None:
             self._grace = Deadline.after(USAGE_GRACE_S)
-        if self._parser.told_at_end or (self._grace is not None and self._grace.remaining() <= 0):
+        if self._parser.told_at_end and not self._told:
+            self._told, self._grace = True, Deadline.after(0 if self._parser.has_details else DETAILS_GRACE_S)
+        if self._grace is not None and self._grace.remaining() <= 0:
             self.ended = True
             return []
         self._exchange.expires_at = self._clock.expires_at(self._grace)

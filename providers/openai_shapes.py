@@ -12,7 +12,7 @@ from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamDelta, To
 from providers.tool_fragments import ToolFragments, parse_tool_calls
 from providers.upstream_errors import in_band_error, reported_error
 
-INTERRUPTED = frozenset({"abort", "aborted", "error", "insufficient_system_resource"})
+INTERRUPTED = frozenset({"abort", "aborted", "error", "insufficient_system_resource", "malformed_function_call", "network_error"})
 """Finish reasons by which upstreams say that an answer is not whole, and that it was not the request's doing."""
 THOUGHT_PARTS = frozenset({"thinking", "reasoning"})
 """Types of content parts that hold what the model thinks."""
@@ -70,7 +70,7 @@ def parse_completion(payload: object, leaf: ErrorLeaf = in_band_error) -> LLMRes
     if (error := reported_error(payload)) is not None:
         raise leaf(error)
     choice = _first_choice(payload)
-    finish_reason = _finish_reason(choice)
+    finish_reason = _finish_reason(choice, leaf)
     message = choice.get("message")
     if not isinstance(message, dict):
         raise UpstreamInvalidResponse("the provider's answer holds no message")
@@ -136,7 +136,7 @@ class StreamParser:
             self.skipped += 1
             return None
         self._answered = True
-        self.finish_reason = _finish_reason(choice) or self.finish_reason
+        self.finish_reason = _finish_reason(choice, self._leaf) or self.finish_reason
         counts = chunk.get("usage") or choice.get("usage")  # Moonshot counts inside the choice
         told = self._counted(counts) if counts else None
         delta = self._delta(choice, told)
@@ -151,6 +151,11 @@ class StreamParser:
     def _counted(self, counts: object) -> TokenUsage | None:
         usage = parse_usage(counts)
         return usage if usage is None or self.usage is None else larger_usage(self.usage, usage)
+
+    @property
+    def has_details(self) -> bool:
+        """Whether the usage tells what the provider had in its cache."""
+        return self.usage is not None and self.usage.cached_tokens is not None
 
     @property
     def unreadable(self) -> int:
@@ -194,6 +199,15 @@ class StreamParser:
         return self.usage.model_copy(update={**counts, "estimated": True})
 
 
+def joined(deltas: Sequence[StreamDelta | None]) -> StreamDelta | None:
+    """Returns several deltas as one, or None where none holds anything."""
+    found = [delta for delta in deltas if delta is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    texts = {name: "".join(getattr(delta, name) or "" for delta in found) or None for name in ("content", "reasoning", "refusal")}
+    return StreamDelta(**texts, tool_calls=[one for delta in found for one in delta.tool_calls or ()] or None, usage=found[-1].usage)
+
+
 def parse_usage(usage: object) -> TokenUsage | None:
     """Returns the counts of an OpenAI `usage` object, or None where it is absent or no counts."""
     if not isinstance(usage, dict):
@@ -207,8 +221,8 @@ def parse_usage(usage: object) -> TokenUsage | None:
     if reasoning and total == prompt + completion + reasoning:
         completion += reasoning  # xAI counts its thinking beside the answer; it is paid for like the answer
     cached = _count(_member(usage.get("prompt_tokens_details"), "cached_tokens"))
-    if cached is None:
-        cached = _count(usage.get("prompt_cache_hit_tokens"))  # DeepSeek's name for it
+    for name in ("prompt_cache_hit_tokens", "cached_tokens"):  # DeepSeek's and Moonshot's names of it
+        cached = _count(usage.get(name)) if cached is None else cached
     return TokenUsage(
         prompt_tokens=prompt,
         completion_tokens=completion,
@@ -247,9 +261,11 @@ def _first_choice(payload: dict[str, Any]) -> dict[str, Any]:
     return choices[0]
 
 
-def _finish_reason(choice: dict[str, Any]) -> str | None:
+def _finish_reason(choice: dict[str, Any], leaf: ErrorLeaf) -> str | None:
     reason = _string(choice.get("finish_reason"))
-    if reason in INTERRUPTED:
+    if reason is not None and reason.lower() in INTERRUPTED:
+        if choice.get("error"):
+            raise leaf(choice["error"])
         raise UpstreamInvalidResponse(f"the provider broke its answer off (finish reason `{reason}`)")
     return reason
 

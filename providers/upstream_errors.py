@@ -23,13 +23,13 @@ from contracts.errors import (
 
 _MAX_SHOWN = 300
 _CONTEXT = re.compile(
-    r"context[ _-]?(length|window|size)|maximum context|too many (input )?tokens"
+    r"context[ _-]?(length|window|size|limit)|maximum context|too many (input )?tokens(?! per)"
     r"|(prompt|input|request|messages?) (is|are) too long|maximum (prompt|input|sequence) length|prompt exceeds max"
     r"|tokens` must be <=|range of input length|exceed\w* (the )?(model('s)? )?(token limit|max\w* (number of )?(input )?tokens)"
     r"|(token count|number of tokens)\b[^.]{0,40}\bexceeds|reduce the length of",
     re.IGNORECASE,
 )
-_CONTEXT_CODE = re.compile(r"context_(length|window|size)|string_above_max_length")
+_CONTEXT_CODE = re.compile(r"context_(length|window|size)")
 _FILTER = re.compile(
     r"content[ _](filter|policy|management)|content exists risk|invalid_prompt|usage policy|flagged (as|by|for)|input was flagged",
     re.IGNORECASE,
@@ -115,8 +115,8 @@ def in_band_error(error: object, key: str | None = None, provider: str | None = 
 
 
 _STATUS_BY_WORD = (
-    (re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl"), 429),
     (re.compile(r"insufficient.?(quota|balance|credit)|billing|payment"), 402),
+    (re.compile(r"rate.?limit|too.?many|resource.?exhausted|throttl|quota"), 429),
     (re.compile(r"api.?key|authenticat|unauthori[sz]ed|permission"), 401),
     (re.compile(r"not.?found"), 404),
     (re.compile(r"time.?out"), 408),
@@ -190,7 +190,7 @@ def _without_key(text: str, key: str | None) -> str:
 
 
 def _code_and_text(payload: object) -> tuple[str, str]:
-    """Reads OpenAI's `{"error": {…}}`, vLLM's flat `{"message", "type"}`, a list of one of these, and a bare string."""
+    """Reads OpenAI's `{"error": {…}}`, vLLM's flat `{"message", "type"}`, a web framework's `detail`, a list of one of them, a text."""
     if isinstance(payload, list) and len(payload) == 1:
         payload = payload[0]
     error: Any = payload.get("error", payload) if isinstance(payload, dict) else payload
@@ -199,5 +199,8 @@ def _code_and_text(payload: object) -> tuple[str, str]:
     if not isinstance(error, dict):
         return "", ""
     words = [error[name] for name in ("code", "type", "status") if isinstance(error.get(name), str)]
+    detail = error.get("detail")
+    if isinstance(detail, list) and detail and isinstance(detail[0], dict):
+        error = {**detail[0], **error}  # what web frameworks say of each mistake
     text = next((error[name] for name in ("message", "msg", "detail") if isinstance(error.get(name), str)), "")
     return " ".join(words).lower(), text

@@ -274,6 +274,16 @@ async def chunks(exchange: Exchange) -> None:
 
 
 @behaviour
+async def raw(exchange: Exchange) -> None:
+    """The bytes of `pieces`, a write each and `pause_s` (0) between them, with `status` (200), `content_type` and `headers`."""
+    await exchange.start(exchange.options["content_type"], status=int(exchange.options.get("status", 200)))
+    for piece in exchange.options["pieces"]:
+        await exchange.write(piece)
+        await asyncio.sleep(exchange.seconds("pause_s", 0))
+    await exchange.finish()
+
+
+@behaviour
 async def no_finish_reason(exchange: Exchange) -> None:
     """Every token, usage and `[DONE]`, but no finish reason."""
     await answer(exchange, finish_reason=None)
