@@ -21,8 +21,8 @@ class MessagingSettings(BaseModel):
     `base_url` is needed for the latter; without it the workspace is the one behind the own ingress. `secret_env` names the
     variable with the secret that the service demands. The own secret goes to the own ingress alone.
 
-    Where the service does not tell whose a channel is, `microdaos` (by channel id) does, else `microdao_id`, which is also the
-    only microDAO that an invocation without a channel may then name.
+    Where the service does not tell whose a channel is, `microdaos` (by channel id) does, else
+    `microdao_id`, which is also the only microDAO that an invocation without a channel may name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

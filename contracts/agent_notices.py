@@ -1,7 +1,8 @@
-"""What neighbours are told of runs over NATS, as they happen: who, where, how it went, never what was said.
+"""What neighbours are told of runs over NATS: who, where and how it went, never what was said.
 
-Each notice is published on the subject of its class, once, but for a replica that dies: then it is lost, or told again with the
-same `event_id`. DAARION's agents-service reads `agent_id`, `channel_id`, `ts` and `error_type` of `agent.reply.sent` and `agent.error`.
+Each notice is published once on the subject of its class, unless a replica dies: then it is lost, or
+told again with the same `event_id`. DAARION's agents-service reads `agent_id`, `channel_id`, `ts` and
+`error_type` of `agent.reply.sent` and `agent.error`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class AgentNotice(BaseModel):
 
 
 class RunStarted(AgentNotice):
-    """A replica begins to work on a run; `attempt` counts from 1, a run that is taken over is begun again."""
+    """A replica begins to work on a run, or takes it over; `attempt` counts from 1."""
 
     subject = "agent.run.started"
 
@@ -57,7 +58,7 @@ class RunEnded(AgentNotice):
 
 
 class AgentError(AgentNotice):
-    """A run has ended without an answer in its place; `error_type` is an error's type, as `GET /runs/{id}` shows it."""
+    """A run has ended without its answer; `error_type` is the `error` of `GET /runs/{id}`."""
 
     subject = "agent.error"
 

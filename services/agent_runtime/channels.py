@@ -14,15 +14,16 @@ from contracts.messaging import ChannelInfo, Messaging
 KEEP_S = 30.0
 MAX_KEPT = 2_000
 UNKNOWN_TENANT = (
-    "the messaging-service does not tell which microDAO this channel belongs to: name it in the args of the agent runtime, as "
-    "messaging.microdaos or messaging.microdao_id"
+    "the messaging-service does not tell which microDAO this channel belongs to: name it in the args "
+    "of the agent runtime, as messaging.microdaos or messaging.microdao_id"
 )
 
 
 class Channels:
-    """Resolves the microDAO of an invocation: from the messaging-service, else from the configuration, never from who asks alone.
+    """Resolves the microDAO of an invocation: as the messaging-service tells, else as configured.
 
-    `configured` returns the configured microDAO of a channel, or (None) of what has none.
+    `configured` returns the configured microDAO of a channel, or (for None) of what has none. What
+    the invocation itself names is compared, and believed only where there is no channel.
     """
 
     def __init__(self, messaging: Messaging, configured: Callable[[str | None], str | None]) -> None:
@@ -35,7 +36,7 @@ class Channels:
 
         Raises:
             NotFound: no such channel.
-            Forbidden: the channel is another microDAO's or nobody knows whose, or the agent is not in it.
+            Forbidden: the channel is another microDAO's or nobody's, or the agent is not in it.
             InvalidRequest: an invocation without a channel does not say which microDAO it is.
             Unavailable: the messaging-service is away.
         """
@@ -51,7 +52,7 @@ class Channels:
             if tenant is None:
                 raise Forbidden(UNKNOWN_TENANT)
         if named not in {None, tenant}:
-            raise Forbidden("payload.microdao_id: the channel, or this whole agent runtime, belongs to another microDAO")
+            raise Forbidden("payload.microdao_id: the channel or this runtime is another microDAO's")
         if info is not None and info.members is not None and invocation.agent_id not in info.members:
             raise Forbidden("the agent is no member of this channel: add it first")
         return tenant

@@ -39,7 +39,7 @@ def sealed(text: str, nonce: str, source: str) -> str:
 
 
 def sealed_schema(schema: Any, nonce: str, source: str) -> Any:
-    """Returns a stranger's JSON Schema with its descriptions in envelopes, and without other texts that only people read."""
+    """Returns a stranger's JSON Schema, descriptions in envelopes, without other texts for people."""
     if not isinstance(schema, Mapping):
         return schema
     found: dict[str, Any] = {}

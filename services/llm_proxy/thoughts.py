@@ -1,7 +1,8 @@
 """What a model thinks, told apart from what it answers, where its provider sends both as one text.
 
-A thought stands between tags at the very start of the answer, before any other text: further on the same tags are text that
-somebody asked for. Of a model whose prompt has opened the thought (`reasoning: opened`) the opening tag never comes.
+A thought stands between tags at the very start of the answer, before any other text: further on the
+same tags are text that somebody asked for. Of a model whose prompt has opened the thought
+(`reasoning: opened`) the opening tag never comes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ OPENINGS = {
 """The tags that models are trained to write, each with the one that closes it."""
 CLOSINGS = tuple(OPENINGS.values())
 MAX_LEAD = 256
-"""How much white space may stand before the first tag; more of it is an answer, which must not be held back for ever."""
+"""White space that may stand before the first tag; more is an answer, and must not be held back."""
 
 
 class Parts(NamedTuple):
@@ -33,10 +34,10 @@ class Parts(NamedTuple):
 
 
 class ThoughtSplitter:
-    """Splits a text that comes in pieces. What may be half a tag is held back until the next piece, or `finish`.
+    """Splits a text that comes in pieces; what may be half a tag is held back until it is certain.
 
-    `opened` tells that the prompt has opened the thought. `inside`: a thought has begun and has not ended. `answers`: the answer
-    has begun, and whatever follows is part of it.
+    `opened` tells that the prompt has opened the thought. `inside`: a thought has begun and has not
+    ended. `answers`: the answer has begun, and whatever follows is part of it.
     """
 
     def __init__(self, *, opened: bool = False) -> None:
@@ -105,7 +106,7 @@ class ThoughtSplitter:
 
 
 class WholeParts(NamedTuple):
-    """Of a whole answer, what is answered and what is thought; `unfinished`: it ends in a thought."""
+    """Of a whole answer, what is answered and thought; `unfinished`: it ends in a thought."""
 
     content: str
     thought: str
@@ -115,7 +116,8 @@ class WholeParts(NamedTuple):
 def whole_parts(text: str, reasoning: Reasoning) -> WholeParts:
     """Returns the parts of a whole answer of a model that is marked so.
 
-    Of a model that thinks a closing tag without an opening one before it says that the prompt had opened the thought.
+    Where the model thinks, a closing tag without an opening one before it says that the prompt had
+    opened the thought.
     """
     opened = reasoning == "opened"
     if reasoning and not opened:
@@ -127,12 +129,12 @@ def whole_parts(text: str, reasoning: Reasoning) -> WholeParts:
 
 
 def reasoning_of(target: Target, messages: Sequence[ChatMessage]) -> Reasoning:
-    """How `target` thinks in answer to `messages`: one that goes on with an assistant's text is past its thoughts."""
+    """Returns how `target` answers `messages`: going on with an assistant's text, past its thoughts."""
     return False if messages[-1]["role"] == "assistant" else target.reasoning
 
 
 def without_thoughts(answer: LLMResponse, reasoning: Reasoning) -> LLMResponse:
-    """Returns the answer with its thoughts in `reasoning` alone. A call that stands in an unfinished thought is none."""
+    """Returns the answer with its thoughts in `reasoning` alone, without calls of an unfinished one."""
     content, thought, unfinished = whole_parts(answer.content, False if answer.reasoning else reasoning)
     if not thought and content == answer.content:
         return answer
@@ -143,7 +145,7 @@ def without_thoughts(answer: LLMResponse, reasoning: Reasoning) -> LLMResponse:
 
 
 async def thoughts_apart(items: AsyncIterator[StreamItem], reasoning: Reasoning) -> AsyncIterator[StreamItem]:
-    """Yields the stream with its thoughts in `reasoning` alone, and closes it however that ends."""
+    """Yields the stream with its thoughts in `reasoning` alone; closes it however that ends."""
     apart = _Apart(reasoning)
     try:
         async for item in items:
@@ -166,7 +168,8 @@ class _Apart:
         if self._splitter.answers and not self._dropped:
             return (item,)
         if self._is_first and item.reasoning:
-            self._splitter = ThoughtSplitter()  # a provider that keeps thoughts apart itself: its text is the answer
+            # A provider that keeps thoughts apart itself: its text is the answer.
+            self._splitter = ThoughtSplitter()
         self._is_first = False
         if not item.content and not (item.tool_calls and self._splitter.inside):
             self._called |= bool(item.tool_calls)
