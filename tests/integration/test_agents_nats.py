@@ -187,6 +187,18 @@ async def test_a_reply_that_the_channel_refuses_is_an_error_and_was_not_sent(her
         ]  # fmt: skip
 
 
+async def test_who_publishes_does_not_choose_whose_memory_answers_in_a_channel(here, outside):
+    async with (
+        recording_server(lambda seen: (404, {})) as server,
+        here.agents(messaging={"kind": "messaging_service", "base_url": server.url}),
+    ):
+        await connected(here)
+        parked = await outside.jetstream().subscribe(subjects.PARKED)
+        await outside.publish(subjects.INVOKE, invocation("channel:1", microdao_id=OWN))
+        assert (await parked.next_msg(timeout=60)).headers[subjects.REASON_HEADER] == "forbidden"
+    assert here.model.bodies == []
+
+
 async def test_without_nats_runs_are_answered_all_the_same(here, server):
     here.nats_url = "nats://127.0.0.1:9"
     async with here.agents():
