@@ -373,7 +373,10 @@ class LLMResponse(BaseModel):
 
 
 class StreamDelta(BaseModel):
-    """One piece of a streamed answer: text, reasoning, or raw OpenAI tool-call fragments.
+    """One piece of a streamed answer: text, reasoning, or fragments of tool calls.
+
+    The first fragment of a call has `index`, `id`, `type`, and a `function` with the name; later ones have `index` and a `function` with
+    a piece of the `arguments`, which are text.
 
     `usage` is what the answer took so far, from providers that tell it with every piece.
     """
@@ -383,6 +386,16 @@ class StreamDelta(BaseModel):
     tool_calls: list[dict[str, Any]] | None = None
     refusal: str | None = None
     usage: TokenUsage | None = None
+
+
+def join_fragment(calls: dict[int, dict[str, Any]], fragment: dict[str, Any]) -> None:
+    """Adds a fragment of a StreamDelta to the call that it names by its index."""
+    call = calls.get(fragment["index"])
+    if call is None:
+        call = calls[fragment["index"]] = {key: value for key, value in fragment.items() if key != "index"}
+        call["function"] = {"name": "", "arguments": ""}
+    for part, text in fragment["function"].items():
+        call["function"][part] += text
 
 
 class StreamEnd(BaseModel):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from contracts.errors import UpstreamInvalidResponse
-from contracts.llm import LLMResponse, StreamEnd, StreamItem
+from contracts.llm import LLMResponse, StreamEnd, StreamItem, join_fragment
 from providers.openai_shapes import whole_answer
 from providers.tool_fragments import parse_tool_calls
 
@@ -32,7 +32,7 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
             reasoning.append(item.reasoning or "")
             refusal.append(item.refusal or "")
             for fragment in item.tool_calls or ():
-                _join(calls, fragment)
+                join_fragment(calls, fragment)
     finally:
         await _close(items)
     if end is None:
@@ -45,13 +45,6 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
         reasoning="".join(reasoning) or None,
         refusal="".join(refusal) or None,
     )
-
-
-def _join(calls: dict[int, dict[str, Any]], fragment: dict[str, Any]) -> None:
-    """Adds one fragment to the call that it names by index; `providers.tool_fragments` made it."""
-    call = calls.setdefault(fragment["index"], {**fragment, "function": {"name": "", "arguments": ""}})
-    for key, value in fragment["function"].items():
-        call["function"][key] += value
 
 
 async def _close(items: AsyncIterator[StreamItem]) -> None:

@@ -234,6 +234,8 @@ def parse_usage(usage: object) -> TokenUsage | None:
 
 def larger_usage(known: TokenUsage, told: TokenUsage) -> TokenUsage:
     """Returns the larger truth of two counts of one answer: a later one may lack details, or be zero."""
+    if _covers(told, known):
+        return told
     prompt, completion = max(known.prompt_tokens, told.prompt_tokens), max(known.completion_tokens, told.completion_tokens)
     return TokenUsage(
         prompt_tokens=prompt,
@@ -241,6 +243,17 @@ def larger_usage(known: TokenUsage, told: TokenUsage) -> TokenUsage:
         total_tokens=max(known.total_tokens, told.total_tokens, prompt + completion),
         cached_tokens=_larger(known.cached_tokens, told.cached_tokens),
         reasoning_tokens=_larger(known.reasoning_tokens, told.reasoning_tokens),
+    )
+
+
+def _covers(told: TokenUsage, known: TokenUsage) -> bool:
+    """Whether nothing of `known` is lost with `told`: so it is with every chunk of an engine that counts as it goes."""
+    return (
+        told.prompt_tokens >= known.prompt_tokens
+        and told.completion_tokens >= known.completion_tokens
+        and told.total_tokens >= known.total_tokens
+        and (known.cached_tokens is None or (told.cached_tokens or 0) >= known.cached_tokens)
+        and (known.reasoning_tokens is None or (told.reasoning_tokens or 0) >= known.reasoning_tokens)
     )
 
 

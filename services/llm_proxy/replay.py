@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-from contracts.llm import ProxyResponse, StreamDelta, StreamEnd, StreamItem, ToolCall
+from contracts.llm import ProxyResponse, StreamDelta, StreamEnd, StreamItem, ToolCall, join_fragment
 
 MAX_RECORDED_CHARS = 4_000_000
 
@@ -111,7 +111,7 @@ class _Record:
         self._content.append(delta.content or "")
         self._reasoning.append(delta.reasoning or "")
         for fragment in fragments:
-            self._join(fragment)
+            join_fragment(self._calls, fragment)
 
     def answer(self, end: StreamEnd, target: Answerer) -> ProxyResponse | None:
         """Returns the whole answer, or None where it is too large, a refusal, or its tool calls cannot be joined."""
@@ -130,13 +130,3 @@ class _Record:
             reasoning_content="".join(self._reasoning) or None,
             finish_reason=end.finish_reason,
         )
-
-    def _join(self, fragment: dict[str, Any]) -> None:
-        index = fragment.get("index")
-        place = index if isinstance(index, int) else len(self._calls)
-        call = self._calls.setdefault(place, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-        call["id"] = fragment.get("id") or call["id"]
-        told = fragment.get("function")
-        if isinstance(told, dict):
-            for part in ("name", "arguments"):
-                call["function"][part] += str(told.get(part) or "")
