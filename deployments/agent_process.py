@@ -29,6 +29,7 @@ from configs.yaml_files import describe
 from contracts.errors import ConfigurationError
 from deployments.agent_wiring import AgentRuntime, AgentsArgs, AgentSurroundings
 from deployments.replica import access_control, open_event_log
+from deployments.request_heads import BoundedHeads
 from interfaces.http.ingress import Ingress
 
 PREFIX = "/internal/agent-runtime"
@@ -58,7 +59,9 @@ async def serve(environment: Environment, ingress_url: str, listener: socket.soc
     runtime = AgentRuntime(args, surroundings, lambda: blueprints, events)
     await runtime.open()
     ingress = Ingress(runtime.router(), access_control(environment), events, max_concurrent=args.max_concurrent)
-    server = _Server(uvicorn.Config(_below(PREFIX, ingress), log_level="warning", lifespan="off", timeout_graceful_shutdown=STOP_S))
+    server = _Server(
+        uvicorn.Config(_below(PREFIX, ingress), http=BoundedHeads, log_level="warning", lifespan="off", timeout_graceful_shutdown=STOP_S)
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.stop)
     try:

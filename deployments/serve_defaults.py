@@ -28,6 +28,8 @@ def ray_variables(environment: Environment) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_ROTATION_MAX_BYTES": str(_LOG_BYTES),
         "RAY_ROTATION_BACKUP_COUNT": "2",
+        # Called in each process that serves HTTP, before it does.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.request_heads:bound_heads",
     }
     if not any(environment.secret(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_own_token(environment.data_dir / "ray-token"))}
@@ -65,6 +67,8 @@ def _haproxy(environment: Environment) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-loopback.sh")),
+        # A client that neither sends what it owes nor reads; replicas end its request sooner. Waiting for an answer is none of both.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "90",
         "DAARION_HAPROXY": haproxy_binary(),
         # Serve's fallback ingress for applications without a replica; its fixed ports would collide with another graph's.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),

@@ -15,6 +15,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 NAME_ROUNDS = 50_000
 NAME_DIGITS = 12
+_READ = frozenset({b"x-internal-secret", b"authorization", b"host", b"origin", b"sec-fetch-site"})
 _FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 
 
@@ -50,16 +51,18 @@ class AccessControl:
         host, origin, is_foreign = b"", None, False
         presented: list[bytes] = []
         for name, value in headers:
+            if name not in _READ:
+                continue
             if name == b"x-internal-secret":
                 presented.append(value.strip())
-            elif name == b"authorization" and value[:7].lower() == b"bearer ":
-                presented.append(value[7:].strip())
             elif name == b"host":
                 host = value
             elif name == b"origin":
                 origin = value
             elif name == b"sec-fetch-site":
                 is_foreign = value in _FOREIGN_SITES
+            elif value[:7].lower() == b"bearer ":
+                presented.append(value[7:].strip())
         if host and not self.enforced and not (is_loopback_host(host) or host_name(host) in self._allowed_hosts):
             raise MisdirectedRequest(
                 "this host is not answered for without a secret: use 127.0.0.1 or localhost, or list it in DAARION_ALLOWED_HOSTS"

@@ -59,11 +59,10 @@ def require_lines(headers: Headers) -> None:
 
 
 def _media_type(headers: Headers) -> bytes:
-    found = b""
     for name, value in headers:
         if name == b"content-type":
-            found = value.partition(b";")[0].strip().lower()
-    return found
+            return value.partition(b";")[0].strip().lower()
+    return b""
 
 
 async def _read_bounded(request: Request, max_bytes: int) -> bytes:

@@ -13,17 +13,17 @@ from types import MappingProxyType
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from contracts.errors import DaarionError, NotFound, Overloaded
+from contracts.errors import DaarionError, NotFound, RequestTimeout
 from contracts.limits import CREDENTIAL
 from contracts.ports import EventLog
 from interfaces.http.access import AccessControl
 from interfaces.http.errors import as_leaf, error_response
+from interfaces.http.places import Place, Places
 from interfaces.http.routing import Endpoint, fixed_endpoints
 
 MAX_URL_BYTES = 8_192
-RETRY_WHEN_FULL_S = 1.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 HEALTH_PATHS = frozenset({"/health", "/health/live"})
 
@@ -37,9 +37,10 @@ ErrorShape = Callable[[DaarionError, str], Response]
 class Ingress:
     """Wraps one application's router.
 
-    `max_concurrent` bounds the requests in work; what comes above is refused at once with 503 and `Retry-After`. Health
-    routes need no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`) to another shape
-    than the envelope for every error there, those of routing, credentials and load included.
+    `max_concurrent` bounds the requests in work; what comes above is refused at once with 503 and `Retry-After`. A request is in
+    work when its body is there, see `places`. Open paths (health) need no credential and are never refused. `error_shapes` maps a
+    path below the prefix (`/v1`) to another shape than the envelope for every error there, those of routing, credentials and load
+    included.
     """
 
     def __init__(
@@ -59,12 +60,11 @@ class Ingress:
         self._endpoints = fixed_endpoints(router)
         self._access = access
         self._events = events
-        self._max = max_concurrent
+        self._places = Places(max_concurrent)
         self._is_admin = is_admin
         self._open = open_paths
         self._on_shutdown = on_shutdown
         self._error_shapes = error_shapes
-        self._working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request; what the router raises is answered in the envelope."""
@@ -74,22 +74,22 @@ class Ingress:
         path = _normalised(scope)
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send)
+        place = Place(self._places, receive, send)
         try:
             if len(scope["path"]) > MAX_URL_BYTES:
                 raise _unknown_route()
             if path in self._open:
-                await self._app(scope, receive, answer.send)
+                await self._app(scope, receive, place.send)
                 return
             credential = CREDENTIAL.set(self._access.check(scope["headers"], admin=self._is_admin(scope["method"], path)))
             try:
-                await self._bounded(scope, receive, answer, self._endpoints.get((scope["method"], path)))
+                await self._bounded(scope, place, self._endpoints.get((scope["method"], path)))
             finally:
                 CREDENTIAL.reset(credential)
         except ClientDisconnect:
             return  # in the middle of its own body: nobody is there to be answered, and nothing is wrong here
         except Exception as error:  # noqa: BLE001  # the last line of defence: nothing leaves without the envelope
-            await self._refuse(error, scope, receive, answer, request_id)
+            await self._refuse(error, scope, place, request_id)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the server's start and stop; closes a websocket, which no application speaks."""
@@ -104,27 +104,28 @@ class Ingress:
             if message["type"] == "lifespan.shutdown":
                 return
 
-    async def _bounded(self, scope: Scope, receive: Receive, answer: _Answer, endpoint: Endpoint | None) -> None:
-        if self._working >= self._max:
-            raise Overloaded("this replica has as many requests as it may take: retry shortly", retry_after_s=RETRY_WHEN_FULL_S)
-        self._working += 1
+    async def _bounded(self, scope: Scope, place: Place, endpoint: Endpoint | None) -> None:
         try:
+            await place.open(scope["method"])
             if endpoint is None:
-                await self._app(scope, receive, answer.send)
+                await self._app(scope, place.receive, place.send)
             else:
-                response = await endpoint(Request(scope, receive))
-                await response(scope, receive, answer.send)
+                response = await endpoint(Request(scope, place.receive))
+                await response(scope, place.receive, place.send)
         finally:
-            self._working -= 1
+            place.leave()
 
-    async def _refuse(self, error: Exception, scope: Scope, receive: Receive, answer: _Answer, request_id: str) -> None:
+    async def _refuse(self, error: Exception, scope: Scope, place: Place, request_id: str) -> None:
         leaf = as_leaf(error)
         if leaf.status >= 500 and not isinstance(error, DaarionError):
             self._events.emit("http.defect", request_id=request_id, path=scope["path"], error=type(error).__name__, exc_info=error)
-        if answer.started:
+        if place.has_answer:
             # The status is out: the only honest end of a broken body is a broken connection.
             raise error
-        await self._error_shape(scope)(leaf, request_id)(scope, receive, answer.send)
+        response = self._error_shape(scope)(leaf, request_id)
+        if isinstance(leaf, RequestTimeout):
+            response.raw_headers.append((b"connection", b"close"))  # nobody waits for the rest of its body
+        await response(scope, place.receive, place.send)
 
     def _error_shape(self, scope: Scope) -> ErrorShape:
         below = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -132,18 +133,6 @@ class Ingress:
             if below == path or below.startswith(f"{path}/"):
                 return shape
         return error_response
-
-
-class _Answer:
-    """Remembers whether the response has begun. The id is echoed by Serve, which made it or took the caller's."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.started = False
-
-    async def send(self, message: Message) -> None:
-        self.started = self.started or message["type"] == "http.response.start"
-        await self._send(message)
 
 
 async def _no_such_route(scope: Scope, _receive: Receive, _send: Send) -> None:

@@ -489,10 +489,10 @@ async def test_a_caller_that_leaves_in_the_middle_of_its_body_is_no_defect():
         ingress = ingress_of(proxy, recorder)
         async with served(ingress) as url, asyncio.timeout(30):
             _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
-            writer.write(b'POST /proxy HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"model"')
-            while not ingress._working:
+            writer.write(b'POST /proxy HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"model"')
+            while not ingress._places.arriving:
                 await asyncio.sleep(0.01)
             writer.close()
-            while ingress._working:
+            while ingress._places.arriving:
                 await asyncio.sleep(0.01)
     assert recorder.events == []

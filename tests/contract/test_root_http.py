@@ -28,6 +28,7 @@ defaults
     option splice-request
     errorfile 503 /nowhere/500.http
 frontend http_frontend
+    timeout http-request 1s
     bind 127.0.0.1:{port}
     # Routes endpoint
     acl routes path -i /-/routes
@@ -72,6 +73,17 @@ async def test_before_any_application_answers_haproxy_says_to_retry(tmp_path, pa
     error = json.loads(answer.content)["error"]
     assert (error["type"], error["retryable"]) == ("unavailable", True)
     assert error["request_id"] == given if given else len(error["request_id"]) == 36
+
+
+async def test_haproxy_waits_for_a_head_for_a_while(tmp_path):
+    with haproxy(tmp_path) as (url, process):
+        await answer_of(url, process)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"POST /internal/llm/proxy HTTP/1.1\r\nHost: loc")
+        async with asyncio.timeout(30):
+            assert (await reader.read()).split()[1] == b"408"
+        writer.close()
+    assert (tmp_path / "haproxy.cfg").read_text().count("timeout http-request 10s\n") == 1  # the frontend's own is this test's
 
 
 async def test_an_application_that_is_not_deployed_yet_is_unavailable_and_anything_else_unknown(events):

@@ -1,5 +1,6 @@
 """What the product's own Ray node is given before Ray is imported."""
 
+import importlib
 import os
 import shlex
 import stat
@@ -9,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from configs.environment import read_environment
 from deployments import serve_defaults
+from deployments.request_heads import bound_heads
 from deployments.serve_defaults import ray_variables
+from interfaces.http import places
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -45,6 +49,24 @@ def test_a_death_while_writing_leaves_no_token(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             token_of(tmp_path)
     assert not (tmp_path / "ray-token").exists()
+
+
+@pytest.mark.parametrize("file", ["serve_config.yaml", "configs/serve.gpu.yaml"])
+def test_serves_own_bounds_lie_above_what_an_ingress_may_hold(file):
+    """`max_concurrent` requests in work and as many whose bodies are on their way: what comes above is refused in the envelope."""
+    bounded = [each for each in yaml.safe_load((REPOSITORY / file).read_text())["applications"] if "max_concurrent" in each["args"]]
+    assert {each["name"] for each in bounded} == {"llm", "memory", "tools", "workspace", "agents"}
+    for application in bounded:
+        ingress = application["deployments"][0]
+        assert ingress["max_ongoing_requests"] > 2 * application["args"]["max_concurrent"], application["name"]
+
+
+def test_each_server_of_serve_bounds_heads(tmp_path):
+    variables = ray_variables(read_environment({"DAARION_DATA_DIR": str(tmp_path)}))
+    module, _, function = variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
+    assert getattr(importlib.import_module(module), function) is bound_heads
+    # Nobody is cut off at HAProxy before the replica has told why.
+    assert places.UNREAD_S < int(variables["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]) < 600
 
 
 def test_a_shell_takes_the_variables_for_a_graph_of_its_own(tmp_path):

@@ -1,0 +1,270 @@
+"""Clients that send or read slowly, over real HTTP: they hold up nobody but themselves."""
+
+import asyncio
+import contextlib
+import json
+from time import monotonic
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from contracts.errors import RequestTimeout
+from deployments import request_heads
+from interfaces.http import places
+from interfaces.http.access import AccessControl
+from interfaces.http.bodies import read_json
+from interfaces.http.ingress import Ingress
+from interfaces.http.places import Place, Places
+from interfaces.http.routing import add_route, new_router
+from interfaces.http.sse import EventStream
+from tests.support.uvicorn_server import JSON, served
+
+PATIENCE_S = 60
+MOST = 3
+
+
+class Served:
+    """An application whose endpoints tell what they do."""
+
+    def __init__(self):
+        self.url = ""
+        self.parts = asyncio.Queue()
+        self.may_answer = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def whole(self, request):
+        return Response(str(len(await read_json(request, 1 << 20))))
+
+    async def streamed(self, request):
+        async for part in request.stream():
+            await self.parts.put(bytes(part))
+        return Response("imported")
+
+    async def busy(self, _request):
+        await self.may_answer.wait()
+        return Response("done")
+
+    async def told(self, _request):
+        async def endless():
+            while True:
+                yield b"x" * 65_536
+
+        async def close():
+            self.ended.set()
+
+        return EventStream(endless(), close)
+
+    @contextlib.asynccontextmanager
+    async def begun(self, path, *parts, length=1_000):
+        """Yields a connection that has sent a head, which the application has taken, and these parts of the body."""
+        host, port = self.url.removeprefix("http://").split(":")
+        async with asyncio.timeout(PATIENCE_S):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+            writer.write(f"{head}Content-Length: {length}\r\n\r\n".encode())
+            assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+            for part in parts:
+                writer.write(part)
+            yield reader, writer
+            writer.close()
+
+
+@pytest.fixture
+async def here(events):
+    application = Served()
+    router = new_router()
+    for method, path, endpoint in (
+        ("POST", "/whole", application.whole),
+        ("POST", "/streamed", application.streamed),
+        ("GET", "/busy", application.busy),
+        ("GET", "/told", application.told),
+    ):
+        add_route(router, method, path, endpoint, summary=path)
+    async with served(Ingress(router, AccessControl(None, None), events, max_concurrent=MOST)) as application.url:
+        yield application
+
+
+@pytest.fixture
+async def http(here):
+    async with httpx.AsyncClient(base_url=here.url, headers=JSON, timeout=PATIENCE_S) as client:
+        yield client
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(places, "GRACE_S", 0.3)
+    monkeypatch.setattr(places, "SWEEP_S", 0.05)
+
+
+async def answered(reader):
+    """The answer, after which the server closes."""
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    return int(head.split()[1]), head.lower(), json.loads(body)
+
+
+async def test_clients_that_send_nothing_keep_nobody_out(here, http, monkeypatch):
+    monkeypatch.setattr(places, "SPARED_S", 0.0)
+    async with contextlib.AsyncExitStack() as silent:
+        first, *_ = [(await silent.enter_async_context(here.begun("/whole")))[0] for _ in range(MOST)]
+        for _ in range(2):
+            assert (await http.post("/whole", content=b"{}")).text == "2"
+        status, _, body = await answered(first)  # who has been silent longest made room
+        assert (status, body["error"]["type"]) == (408, "request_timeout")
+
+
+@pytest.mark.parametrize("parts", [(), (b'{"half": ',)], ids=["no body", "half a body"])
+async def test_a_body_that_does_not_come_is_told_so(here, hasty, parts, events):
+    async with here.begun("/whole", *parts) as (reader, _):
+        status, head, body = await answered(reader)
+    assert (status, body["error"]["type"], body["error"]["retryable"]) == (408, "request_timeout", True)
+    assert b"connection: close" in head
+    assert events.events == []
+
+
+async def test_a_body_that_comes_byte_by_byte_is_ended(here, hasty):
+    async with here.begun("/whole", length=1_000_000) as (reader, writer):
+        answer = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
+        while not answer.done():
+            writer.write(b" ")
+            await asyncio.sleep(0.01)
+        with contextlib.suppress(ConnectionError):  # a byte that crosses the answer may reset the connection
+            assert b" 408 " in await answer
+
+
+async def test_a_long_body_has_as_much_time_as_its_pace_earns():
+    seen, sent = [], [b"x" * 10, b"x" * (1 << 20), b"x" * 10, b""]
+
+    async def receive():
+        seen.append(place.due - begun)
+        return {"type": "http.request", "body": sent[len(seen) - 1], "more_body": len(seen) < len(sent)}
+
+    begun = monotonic()
+    place = Place(Places(1), receive, receive)
+    await place.open("POST")
+    while (await place.receive())["more_body"]:
+        await asyncio.sleep(0.01)
+    later = monotonic() - begun
+    grace = places.GRACE_S
+    assert seen[0] == pytest.approx(grace, abs=0.5)
+    assert seen[1] <= seen[0] + 10 / places.BYTES_PER_S  # ten bytes are no pace
+    assert seen[0] < seen[2] < seen[3] <= later + grace  # a mebibyte is, but nobody may be silent for longer
+
+
+async def test_bodies_on_their_way_are_bounded_where_each_has_just_sent_something(here, http):
+    async with contextlib.AsyncExitStack() as lively:
+        writers = [(await lively.enter_async_context(here.begun("/streamed", b"x")))[1] for _ in range(MOST)]
+        for _ in writers:
+            await here.parts.get()
+        stop = asyncio.create_task(keep_sending(writers))
+        refused = await http.post("/whole", content=b"{}")
+        stop.cancel()
+        assert (refused.status_code, refused.json()["error"]["type"], refused.headers["retry-after"]) == (503, "overloaded", "1")
+        writers[0].close()
+        async with asyncio.timeout(PATIENCE_S):
+            while (await http.post("/whole", content=b"{}")).status_code != 200:
+                await asyncio.sleep(0.05)
+
+
+async def keep_sending(writers):
+    while True:
+        for writer in writers:
+            writer.write(b"x")
+        await asyncio.sleep(0.02)
+
+
+async def test_a_body_that_is_there_needs_a_place(here, http):
+    async with asyncio.TaskGroup() as busy, asyncio.timeout(PATIENCE_S):
+        async with here.begun("/whole", b'{"a":', length=8) as (reader, writer):
+            waiting = [busy.create_task(http.get("/busy")) for _ in range(MOST)]
+            while (await http.post("/whole", content=b"{}")).status_code != 503:
+                await asyncio.sleep(0.01)
+            writer.write(b" 1}")
+            assert b" 503 " in await reader.readuntil(b"\r\n\r\n")
+        here.may_answer.set()
+    assert {task.result().status_code for task in waiting} == {200}
+    assert (await http.post("/whole", content=b"{}")).status_code == 200
+
+
+async def test_an_upload_is_worked_off_as_it_comes_and_is_not_yet_in_work(here, http):
+    async with contextlib.AsyncExitStack() as uploads:
+        begun = [await uploads.enter_async_context(here.begun("/streamed", b"12345", length=10)) for _ in range(MOST - 1)]
+        for _ in begun:
+            assert await here.parts.get() == b"12345"
+        assert (await http.post("/whole", content=b"{}")).status_code == 200
+        for reader, writer in begun:
+            writer.write(b"67890")
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+
+
+async def test_a_stream_that_nobody_reads_ends(here, hasty, events, monkeypatch):
+    monkeypatch.setattr(places, "UNREAD_S", 0.2)
+    host, port = here.url.removeprefix("http://").split(":")
+    async with asyncio.timeout(PATIENCE_S):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET /told HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        await here.ended.wait()
+        writer.close()
+    assert events.events == []
+
+
+@pytest.mark.parametrize("also_ours", [False, True])
+async def test_whoever_else_cancels_a_waiting_request_ends_it(hasty, also_ours):
+    place = Place(Places(1), asyncio.Event().wait, asyncio.Event().wait)
+    task = asyncio.create_task(place.open("POST"))
+    await asyncio.sleep(0)
+    if also_ours:
+        place.end()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    place.leave()
+
+
+async def test_one_request_after_another_leaves_nothing_behind(here, http, hasty):
+    shared = Places(MOST)
+    for _ in range(MOST * 2):
+        place = Place(shared, asyncio.Event().wait, asyncio.Event().wait)
+        with pytest.raises(RequestTimeout):
+            await place.open("POST")
+        place.leave()
+    assert (shared.working, shared.arriving, shared._watched) == (0, 0, {})
+
+
+@pytest.fixture
+def heads(monkeypatch):
+    """Servers of this process bound their heads, as Serve's callback lets its own."""
+    monkeypatch.setattr(request_heads.auto, "AutoHTTPProtocol", request_heads.auto.AutoHTTPProtocol)
+    monkeypatch.setattr(request_heads, "HEAD_S", 0.3)
+    assert request_heads.bound_heads() == []
+
+
+WHOLE = b"POST /whole HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /wh", WHOLE + b"{}" + b"POST", WHOLE + b"{}" + b"\r\n"], ids=repr)
+async def test_a_head_that_does_not_come_ends_the_connection(heads, here, sent):
+    host, port = here.url.removeprefix("http://").split(":")
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        if WHOLE in sent:
+            writer.write(WHOLE + b"{}")
+            await reader.readuntil(b"\r\n\r\n2")
+        writer.write(sent.removeprefix(WHOLE + b"{}"))
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_the_bound_is_on_heads_alone(heads, here, http):
+    """Neither a body that takes longer, nor an answer that does, nor a connection that rests between two requests."""
+    async with here.begun("/streamed", b"12345", length=10) as (reader, writer):
+        await asyncio.sleep(1)
+        writer.write(b"67890")
+        await reader.readuntil(b"imported")
+        await asyncio.sleep(1)
+        writer.write(WHOLE + b"{}")
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n2")
+    answer = asyncio.create_task(http.get("/busy"))
+    await asyncio.sleep(1)
+    here.may_answer.set()
+    assert (await answer).text == "done"
