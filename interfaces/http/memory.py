@@ -173,7 +173,7 @@ def _add_admin_routes(router: APIRouter, routes: MemoryRoutes) -> None:
     )  # fmt: skip
     add_route(
         router, "POST", "/import", routes.restore,
-        summary="Admin: read an export again", query=_Identity, response=ImportResponse, errors=(400, 401, 403, 413, 503),
+        summary="Admin: read an export again", query=_Identity, response=ImportResponse, errors=(400, 401, 403, 408, 413, 415, 503),
     )  # fmt: skip
     add_route(
         router, "POST", "/kb/reindex", routes.reindex,

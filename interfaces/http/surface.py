@@ -50,7 +50,7 @@ def _tools() -> APIRouter:
     add_route(
         router, "POST", MCP_PATH, _described,
         summary="The tools as an MCP server (streamable HTTP, stateless); the caller by X-Agent-Id and X-Microdao-Id",
-        media_type="application/json", answers={202: None, 400: None}, errors=(401, 413, 503),
+        media_type="application/json", answers={202: None, 400: None}, errors=(401, 408, 413, 415, 503),
     )  # fmt: skip
     return router
 

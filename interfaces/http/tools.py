@@ -127,7 +127,7 @@ def tools_router(routes: ToolRoutes, mcp: ASGIApp | None = None) -> APIRouter:
     add_route(
         router, "POST", "/call", routes.call,
         summary="Call a tool", body=ToolCallRequest, response=ToolCallResult,
-        answers=dict.fromkeys(sorted(set(REFUSAL_STATUS.values())), ToolCallResult),
+        answers=dict.fromkeys(sorted({*REFUSAL_STATUS.values(), UnsupportedMediaType.status}), ToolCallResult),
     )  # fmt: skip
     add_route(router, "GET", "/calls", routes.list_calls, summary="The audit", query=CallFilter, response=CallPage, errors=(400, 401, 503))
     add_route(

@@ -13,6 +13,7 @@ from interfaces.http.access import AccessControl
 from interfaces.http.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.memory import MemoryRoutes, memory_router
 from interfaces.http.openai_errors import OPENAI_ERRORS
+from interfaces.http.openapi import build_openapi
 from interfaces.http.root import OPEN_PATHS, root_router
 from interfaces.http.tools import ToolRoutes, tools_router
 from tests.support.uvicorn_server import JSON, served
@@ -90,6 +91,13 @@ async def test_json_under_each_of_its_types_is_read(applications, media_type):
                 if path not in {"/mcp", "/import"}:
                     answer = await client.request(method, path, content=b"{", headers={"content-type": media_type})
                     assert answer.status_code in {400, 422}, (name, method, path, answer.text)
+
+
+def test_the_refusals_are_in_the_document():
+    document = build_openapi(surface.documented_routers({name: f"/internal/{name}" for name in PREFIXES}))
+    for path in ("/memory/query", "/memory/import", "/tools/mcp", "/tools/call", "/llm/v1/embeddings"):
+        told = document["paths"][f"/internal{path}"]["post"]["responses"]
+        assert {"403", "408", "415", "421"} <= set(told), path
 
 
 async def test_the_refusals_have_the_shapes_of_their_routes(applications):
