@@ -23,7 +23,7 @@ from contracts.memory import Candidate, Tenant
 from contracts.memory_ports import Filters, LexicalAnswer, Weigh
 
 MAX_GRAMS = 128
-"""Grams of a question that are looked up; a longer question is cut."""
+"""Grams of a question whose frequencies are looked up; a longer question is cut, and the rarest of these decide."""
 ALLOWED_ROWS = 20_000
 """With filters: as many chunks are told to the scoring beforehand; more than these, and the best are filtered afterwards."""
 TIMEOUT_S = 4.0

@@ -2,11 +2,14 @@
 
 import math
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.lexicon import MAX_GRAMS
+from contracts.memory import MAX_QUERY_CHARS
 from services.memory_orchestrator.lexical import GRAM, K1, MAX_QUERY_GRAMS, bm25, ceiling, grams, length, normalise, rarity, weigh, words
 
 texts = st.text(st.characters(codec="utf-8"), max_size=80)
@@ -95,6 +98,20 @@ def test_a_gram_that_occurs_nowhere_is_still_part_of_the_question():
 
 def test_long_questions_are_bounded():
     assert len(weigh({str(number): 1 for number in range(500)}, {}, documents=10)) == MAX_QUERY_GRAMS
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence"),
+    [
+        (
+            "MEMORY_ORCHESTRATOR_SPEC.md",
+            f"| query | {MAX_QUERY_CHARS:,} characters; of its first {MAX_GRAMS} grams the {MAX_QUERY_GRAMS} rarest are looked for | 400 |",
+        ),
+        ("decisions/051-grams-in-one-alphabet.md", f"Of a question's first {MAX_GRAMS} grams the {MAX_QUERY_GRAMS} rarest are looked for."),
+    ],
+)
+def test_the_documents_tell_the_bounds_of_a_question(document, sentence):
+    assert sentence in (Path(__file__).parents[2] / "docs" / document).read_text()
 
 
 @given(counts, counts)
