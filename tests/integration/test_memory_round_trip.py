@@ -3,13 +3,14 @@
 import json
 from itertools import count
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from contracts.memory import MEMORY_META
 from tests.support.memory import Memory, succeeded
 
 TENANTS = count()
+FACT = {"kind": "task", "content": {"text": "факт"}}
 letters = st.characters(codec=None) | st.sampled_from("\0\x01\x1f\x7f\ud800\udfff\u2028\ufeff\uffff\U0010ffff'\"\\%{}:,")
 texts = st.text(letters, max_size=20) | st.text("абв \n", max_size=300)
 numbers = (
@@ -44,6 +45,9 @@ bodies = st.fixed_dictionaries(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@example(body={**FACT, "created_at": "0001-01-01T00:00:00+23:59"}, agent="agent:sofia")
+@example(body={**FACT, "created_at": "9999-12-31T23:59:59-23:59"}, agent="agent:sofia")
+@example(body={**FACT, "meta": {"n": [2**64 - 1, -(2**63), 5e-324, 1.7976931348623157e308]}, "channel_id": "к" * 256}, agent="\U0010ffff")
 @given(body=bodies, agent=texts.map("agent:{}".format) | st.just("agent:sofia"))
 async def test_what_is_accepted_is_readable_in_every_way(memory: Memory, body, agent):
     microdao = f"microdao:{next(TENANTS)}"
