@@ -121,8 +121,11 @@ _STATUS_BY_WORD = (
     (re.compile(r"not.?found"), 404),
     (re.compile(r"time.?out"), 408),
     (re.compile(r"overloaded|unavailable|server.?error|internal"), 503),
-    (re.compile(r"invalid|bad.?request|validation|unprocessable"), 400),
+    (re.compile(r"invalid.?(request|arg|param|prompt|input|type|value)|bad.?request|validation|unprocessable"), 400),
 )
+
+_TOLD_BY_WORDING = frozenset({408, 429, 503})
+"""A text alone does not make an error the caller's, or one of our credentials."""
 
 
 def _status_of(error: object, code: str, text: str) -> int | None:
@@ -133,7 +136,8 @@ def _status_of(error: object, code: str, text: str) -> int | None:
             if told.isdecimal() and len(told) == 3 and 400 <= int(told) < 600:
                 return int(told)
     words = code if code.strip() else text.lower()
-    return next((status for pattern, status in _STATUS_BY_WORD if pattern.search(words)), None)
+    status = next((status for pattern, status in _STATUS_BY_WORD if pattern.search(words)), None)
+    return status if code.strip() or status in _TOLD_BY_WORDING else None
 
 
 def _named(provider: str | None) -> str:
@@ -160,7 +164,7 @@ def _content_refusal(provider: str, code: str, text: str, key: str | None) -> Da
     """The leaf for contents that are too long or unwanted, told by code or wording; None for anything else."""
     shown = clean(text, key)
     tail = f": {shown}" if shown else ""
-    if _CONTEXT_CODE.search(code) or _CONTEXT.search(text):
+    if _CONTEXT_CODE.search(code) or ("rate_limit" not in code and _CONTEXT.search(text)):
         return ContextLengthExceeded(f"the request does not fit the model's context: shorten the messages or lower max_tokens{tail}")
     if _FILTER.search(code) or _FILTER.search(text):
         return ContentFiltered(f"{provider} refused the content by its policy{tail}")

@@ -2,8 +2,9 @@
 
 import pytest
 
+from contracts import errors
 from contracts.errors import ContextLengthExceeded
-from providers.upstream_errors import clean, error_for_status, in_band_error
+from providers.upstream_errors import clean, error_for_status, in_band_error, reported_error
 
 KEY = "Zq7+own/key=2024"
 
@@ -69,3 +70,65 @@ def test_windows_paths_and_hosts_are_masked(text, shown):
 @pytest.mark.parametrize("part", ["a-", "a.", "\\a ", " \\\\a", "C:\\ "])
 def test_no_text_takes_long(part):
     assert len(clean(part * 20_000)) <= 301
+
+
+@pytest.mark.parametrize(
+    ("error", "leaf"),
+    [
+        ({"code": 429}, errors.UpstreamRateLimited),
+        ({"code": "429"}, errors.UpstreamRateLimited),
+        ({"type": "rate_limit_error", "message": "Too many tokens"}, errors.UpstreamRateLimited),
+        ({"code": "insufficient_quota", "type": "insufficient_quota"}, errors.UpstreamAuthFailed),
+        ({"code": "invalid_api_key", "type": "invalid_request_error"}, errors.UpstreamAuthFailed),
+        ({"status_code": 403}, errors.UpstreamAuthFailed),
+        ({"code": "model_not_found", "type": "invalid_request_error"}, errors.UpstreamMisconfigured),
+        ({"type": "timeout_error"}, errors.UpstreamTimeout),
+        ({"type": "overloaded_error"}, errors.UpstreamUnavailable),
+        ({"code": 500, "type": "invalid_request_error"}, errors.UpstreamUnavailable),
+        ({"type": "invalid_request_error", "message": "no"}, errors.UpstreamRejected),
+        ({"code": "context_length_exceeded"}, errors.ContextLengthExceeded),
+        ({"status": "RESOURCE_EXHAUSTED"}, errors.UpstreamRateLimited),
+        ({"type": "invalid_upstream_reply"}, errors.UpstreamInvalidResponse),
+        ({"code": 1210}, errors.UpstreamInvalidResponse),
+        ("Rate limit exceeded", errors.UpstreamRateLimited),
+        ("The server is overloaded", errors.UpstreamUnavailable),
+        ("Invalid request: something else", errors.UpstreamInvalidResponse),
+        ("not found", errors.UpstreamInvalidResponse),
+        (7, errors.UpstreamInvalidResponse),
+        ([], errors.UpstreamInvalidResponse),
+    ],
+    ids=str,
+)
+def test_an_error_inside_an_answer_keeps_its_class(error, leaf):
+    assert type(in_band_error(error, KEY, "p")) is leaf
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"choices": [{"delta": {}}], "message": "x", "code": 1},
+        {"usage": {"prompt_tokens": 1}, "detail": "x"},
+        {"type": "ping"},
+        {"message": "queued"},
+        {"error": None, "choices": []},
+        {"base_resp": {"status_code": 0, "status_msg": "success"}},
+    ],
+)
+def test_what_reports_no_error(answer):
+    assert reported_error(answer) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"error": "x"},
+        {"object": "error", "message": "x"},
+        {"detail": "x"},
+        {"code": "InvalidParameter", "message": "x"},
+        {"msg": "x", "code": 5},
+        {"base_resp": {"status_code": 1004, "status_msg": "x"}},
+    ],
+)
+def test_what_reports_one(answer):
+    assert reported_error(answer)
