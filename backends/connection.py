@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Self
 
 import psycopg
-from psycopg.abc import RV, ConnDict, PQGen
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.abc import RV, PQGen
+from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 from psycopg.waiting import wait_async
 
-from contracts.errors import ConfigurationError, Internal
+from configs.stores import login_parameters
+from contracts.errors import Internal
 
 CANCEL_TIMEOUT_S = 0.25
 _INTERVAL_S = 0.1
@@ -41,17 +41,8 @@ BEGIN_WITH = f"BEGIN;{SET_CONTEXT}"
 
 
 def conninfo(url: str) -> str:
-    """Returns libpq's connection string for `url`, with our defaults for what the URL leaves open.
-
-    Raises:
-        ConfigurationError: it is no PostgreSQL URL; the message does not repeat it, since it holds a password.
-    """
-    given: ConnDict = {}
-    with suppress(psycopg.Error):
-        given = conninfo_to_dict(url)
-    if not given:
-        raise ConfigurationError("DATABASE_URL is not a PostgreSQL URL: use postgresql://user:password@host:port/database")
-    return make_conninfo("", **{**DEFAULTS, **given})
+    """Returns libpq's connection string for `url`, with our defaults for what the URL leaves open. Raises as `login_parameters`."""
+    return make_conninfo("", **{**DEFAULTS, **login_parameters(url)})
 
 
 class BoundedConnection(psycopg.AsyncConnection[DictRow]):

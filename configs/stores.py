@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from configs.environment import Environment
 from contracts.errors import ConfigurationError
@@ -18,6 +23,25 @@ class Stores:
 
     database_url: str = field(repr=False)
     nats_url: str | None = field(repr=False)
+
+
+def login_parameters(url: str) -> dict[str, Any]:
+    """Returns libpq's parameters of a PostgreSQL URL, or of its own form.
+
+    A password is told only to a server that asks for it by SCRAM, which shows nothing to a listener that does not know it, and fails
+    with one. A URL that says otherwise (`require_auth`) or has the server's certificate verified knows better.
+
+    Raises:
+        ConfigurationError: it is no PostgreSQL URL; the message does not repeat it, since it holds a password.
+    """
+    given: dict[str, Any] = {}
+    with suppress(psycopg.Error):
+        given = conninfo_to_dict(url)
+    if not given:
+        raise ConfigurationError("DATABASE_URL is not a PostgreSQL URL: use postgresql://user:password@host:port/database")
+    if given.get("password") and given.get("sslmode") not in {"verify-ca", "verify-full"}:
+        given.setdefault("require_auth", "scram-sha-256")
+    return given
 
 
 def find_stores(environment: Environment) -> Stores:

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import psutil
 import psycopg
 
+from configs.stores import login_parameters
+from contracts.errors import ConfigurationError
 from launcher import nats
 from launcher.errors import StartRefused
 from launcher.ports import bind_error
@@ -120,8 +122,13 @@ def free_disk(path: Path) -> int:
 async def check_database(url: str) -> None:
     """The external PostgreSQL takes a login."""
     try:
-        connection = await psycopg.AsyncConnection.connect(url, connect_timeout=5)
-    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+        connection = await psycopg.AsyncConnection.connect(**{"connect_timeout": 5, **login_parameters(url)})
+    except (psycopg.OperationalError, psycopg.ProgrammingError, ConfigurationError) as error:
+        if "authentication method requirement" in str(error):  # it comes without a SQLSTATE
+            raise StartRefused(
+                "the server of DATABASE_URL does not ask for the password by SCRAM: let it, or, if you trust whoever listens there, "
+                "say how it asks (`?require_auth=md5`, `password`, `none` …)"
+            ) from error
         raise StartRefused(
             "DATABASE_URL is set, but no login is possible there: correct it, or unset it to have PostgreSQL started here"
         ) from error

@@ -30,8 +30,8 @@ class Credentials:
 
 
 def url(user: str, password: str, port: int, database: str) -> str:
-    """Returns a libpq URL on loopback."""
-    return f"postgresql://{quote(user)}:{quote(password, safe='')}@127.0.0.1:{port}/{quote(database)}"
+    """Returns a libpq URL on loopback; who listens there must prove that it knows the password, and is not told it."""
+    return f"postgresql://{quote(user)}:{quote(password, safe='')}@127.0.0.1:{port}/{quote(database)}?require_auth=scram-sha-256"
 
 
 async def ensure_roles(superuser_url: str, credentials: Credentials) -> None:

@@ -15,6 +15,7 @@ from launcher.console import Console
 from launcher.datadir import DataDir
 from launcher.errors import ServiceFailed
 from launcher.nats import NatsServer
+from launcher.ports import LOOPBACK
 from launcher.postgres import PostgresServer
 from launcher.process import Command, run_tool
 from launcher.state import Part
@@ -61,9 +62,9 @@ class StoreSet:
 
     def parts(self) -> list[Part]:
         """Returns both for `status`; an address holds no password."""
-        pids = {store.name: store.pid for store in self.owned}
+        owned = {store.name: Part(store.name, store.pid, f"{LOOPBACK}:{store.port}") for store in self.owned}
         urls = {PostgresServer.name: self.database_url, NatsServer.name: self.nats_url}
-        return [Part(name, pids.get(name), _address(url)) for name, url in urls.items()]
+        return [owned.get(name) or Part(name, None, _address(url)) for name, url in urls.items()]
 
     async def _start_database(self, stack: AsyncExitStack) -> str:
         if self.environment.database_url is not None:
