@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import nats
 import nats.errors
@@ -27,7 +29,12 @@ OnConnect = Callable[[Client], Awaitable[None]]
 
 
 class NatsLink:
-    """Connects and goes on connecting; nobody who starts it waits for NATS."""
+    """Connects and goes on connecting; nobody who starts it waits for NATS.
+
+    `url` may name several servers, separated by commas. `?ca=` at the first names the file of a certificate by which they must
+    prove themselves before anything else is said: TLS is spoken first, so that whoever listens in a server's place learns and
+    sends nothing.
+    """
 
     def __init__(self, url: str, events: EventLog, *, name: str, on_connect: OnConnect | None = None) -> None:
         self._url = url
@@ -84,7 +91,7 @@ class NatsLink:
     async def _attempt(self) -> None:
         if self._client is None:
             self._client = await nats.connect(
-                self._url.split(","),
+                **_servers(self._url),
                 name=self._name,
                 connect_timeout=CONNECT_TIMEOUT_S,
                 reconnect_time_wait=RECONNECT_WAIT_S,
@@ -104,3 +111,12 @@ class NatsLink:
 
     async def _note_disconnected(self) -> None:
         self._events.emit("nats.disconnected")
+
+
+def _servers(url: str) -> dict[str, Any]:
+    servers = url.split(",")
+    authority = parse_qs(urlsplit(servers[0]).query).get("ca")
+    if authority is None:
+        return {"servers": servers}
+    servers = [urlsplit(server)._replace(query="").geturl() for server in servers]
+    return {"servers": servers, "tls": ssl.create_default_context(cafile=authority[0]), "tls_handshake_first": True}

@@ -12,6 +12,7 @@ from typing import Self
 from urllib.parse import quote
 
 from launcher import logs
+from launcher.certificate import ensure_certificate
 from launcher.datadir import DataDir, write_private
 from launcher.errors import ServiceFailed, StartRefused
 from launcher.ports import LOOPBACK, StickyPorts
@@ -29,7 +30,8 @@ class NatsServer:
 
     The store lies in `data_dir/nats` (at most 1 GB on disk, 64 MB in memory), the generated password in `data_dir/secrets`, the
     log in `data_dir/logs`. It listens on 127.0.0.1 alone, on the same port as last time while that is free; there is no
-    monitoring port. In tests::
+    monitoring port. It shows a certificate to clients that ask for one first, as `backends/nats_link.py` does: who listens on
+    the port in its place is told nothing. In tests::
 
         async with NatsServer(tmp_path) as server:
             connection = await nats.connect(server.url)   # the URL holds user and password
@@ -47,6 +49,7 @@ class NatsServer:
         self._child: ChildProcess | None = None
         self._port: int | None = None
         self._password = ""
+        self._certificate = Path()
 
     @property
     def port(self) -> int:
@@ -56,8 +59,8 @@ class NatsServer:
 
     @property
     def url(self) -> str:
-        """`nats://user:password@127.0.0.1:port`; known once `start` was called."""
-        return f"nats://{USER}:{quote(self._password, safe='')}@{LOOPBACK}:{self.port}"
+        """`tls://user:password@127.0.0.1:port?ca=file`; known once `start` was called."""
+        return f"tls://{USER}:{quote(self._password, safe='')}@{LOOPBACK}:{self.port}?ca={quote(str(self._certificate))}"
 
     @property
     def pid(self) -> int | None:
@@ -75,7 +78,8 @@ class NatsServer:
         if self._port is None:  # a restart keeps the URLs that others already hold
             self._port = await asyncio.to_thread(StickyPorts(self._data_dir.ports).take, "nats")
         config = self._data_dir.secrets / "nats.conf"  # it holds the password
-        await asyncio.to_thread(write_private, config, self._configuration())
+        self._certificate, key = await asyncio.to_thread(ensure_certificate, self._data_dir.secrets, "nats")
+        await asyncio.to_thread(write_private, config, self._configuration(key))
         self._child = ChildProcess(
             self.name,
             Command([str(program()), "--config", str(config)], {"PATH": "/usr/bin:/bin"}, self._data_dir.root),
@@ -104,14 +108,17 @@ class NatsServer:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.stop()
 
-    def _configuration(self) -> str:
+    def _configuration(self, key: Path) -> str:
         # JSON strings are valid strings of the server's configuration language.
         listen, user, password, store = map(json.dumps, (f"{LOOPBACK}:{self.port}", USER, self._password, str(self._data_dir.nats)))
+        certificate, key_file = json.dumps(str(self._certificate)), json.dumps(str(key))
         return (
             f"listen: {listen}\n"
             "server_name: daarion\n"
             f"max_payload: {_MAX_PAYLOAD}\n"
             f"authorization {{ user: {user}, password: {password} }}\n"
+            f"tls {{ cert_file: {certificate}, key_file: {key_file}, handshake_first: auto }}\n"
+            "allow_non_tls: true\n"  # probes that only look at its greeting
             f"jetstream {{ store_dir: {store}, max_memory_store: {_MEMORY_STORE}, max_file_store: {_FILE_STORE} }}\n"
         )
 
