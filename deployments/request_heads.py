@@ -13,12 +13,16 @@ from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_S = 10.0
+MAX_HEAD_BYTES = 64 << 10
+"""HAProxy takes less. Without a bound a client could fill the memory within `HEAD_S`."""
 
 
 class BoundedHeads(HttpToolsProtocol):
     """Closes a connection that has no request in work and sends no whole head for `HEAD_S`; idle ones keep their own bound."""
 
     _overdue: asyncio.TimerHandle | None = None
+    _is_in_head = False
+    _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """A new connection owes a head."""
@@ -28,10 +32,23 @@ class BoundedHeads(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """A begun head is owed its rest; what still comes of a body whose request has been answered is as good as one."""
         super().data_received(data)
+        self._head_bytes = self._head_bytes + len(data) if self._is_in_head else 0
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.transport.close()
         if self.cycle is None or self.cycle.response_complete:
             self._await_head()
         elif self._overdue is not None:
             self._stop_waiting()
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._is_in_head = True
+
+    def on_headers_complete(self) -> None:
+        """It has ended."""
+        self._is_in_head = False
+        super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is owed any more."""

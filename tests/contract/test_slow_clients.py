@@ -255,6 +255,20 @@ async def test_a_head_that_does_not_come_ends_the_connection(heads, here, sent):
         writer.close()
 
 
+async def test_a_head_without_end_is_not_kept(heads, here, monkeypatch):
+    monkeypatch.setattr(request_heads, "HEAD_S", 1_000)
+    host, port = here.url.removeprefix("http://").split(":")
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        with contextlib.suppress(ConnectionError):
+            writer.write(b"GET / HTTP/1.1\r\n")
+            for _ in range(1_000):
+                writer.write(b"X: y\r\n" * 1_000)
+                await writer.drain()
+            assert await reader.read() == b""
+        writer.close()
+
+
 async def test_the_bound_is_on_heads_alone(heads, here, http):
     """Neither a body that takes longer, nor an answer that does, nor a connection that rests between two requests."""
     async with here.begun("/streamed", b"12345", length=10) as (reader, writer):

@@ -167,7 +167,7 @@ def test_no_secret_has_a_default_and_the_example_names_them_all():
     optional = {name for name, kind, _ in VALUE.findall(text) if kind == "-"}
     roles = {f"DAARION_{role}_PASSWORD" for role in ("OWNER", "SERVICE")}
     assert demanded == roles | {"DAARION_INTERNAL_SECRET", "DAARION_ADMIN_SECRET", "POSTGRES_PASSWORD", "NATS_PASSWORD"}
-    assert optional == {"DAARION_MODEL", "DAARION_PUBLISH", "OPENAI_API_KEY", "DEEPSEEK_API_KEY"}
+    assert optional == {"DAARION_ALLOWED_HOSTS", "DAARION_MODEL", "DAARION_PUBLISH", "OPENAI_API_KEY", "DEEPSEEK_API_KEY"}
     lines = [line for line in (ROOT / "docker/env.example").read_text().splitlines() if "=" in line and not line.startswith("# ")]
     assert {line.removesuffix("=") for line in lines if line[0] != "#"} == demanded
     assert {line[1:].partition("=")[0] for line in lines if line[0] == "#"} == optional
