@@ -46,7 +46,7 @@ NETWORK = (
     "getpeername getsockopt setsockopt"
 ).split()
 # Both ends know each other from the start, so that asyncio can wake its loop; nothing is sent to an address.
-PAIR = "recvfrom shutdown getsockname getpeername getsockopt".split()
+PAIR = "recvfrom shutdown getsockname getpeername".split()
 # Refused in words that a tool's author understands.
 NAMED = "fork vfork execve execveat kill tkill tgkill socket setxattr lsetxattr fsetxattr".split()
 # Unlisted commands have other processes signalled (F_SETOWN, F_SETSIG, F_NOTIFY), hold up other openers (leases)
@@ -68,6 +68,7 @@ THREAD = 0x3D0F00
 CLONE_DETACHED = 0x400000  # without effect; musl sets it
 AF_UNIX, AF_INET, AF_INET6, STREAM, DATAGRAM, KIND = 1, 2, 10, 1, 2, 0xF
 TCP, UDP = 6, 17
+OUT_OF_BAND = 1  # a rarely used path of the kernel, with a history of flaws
 TMPFILE = 0o20000000
 WRITING = (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC)
 MAP_SHARED, MAP_PRIVATE, MAP_TYPE, MAP_ANONYMOUS, MAP_HUGETLB = 1, 2, 0xF, 0x20, 0x40000
@@ -138,7 +139,7 @@ def _sockets(rules: _Rules, *, network: bool) -> None:
     if not network:
         rules.allow(PAIR)
         rules.when("socketpair", (0, LOW_HALF, AF_UNIX), (1, KIND, STREAM))
-        rules.when("sendto", (4, (1 << 64) - 1, 0))
+        rules.when("sendto", (3, OUT_OF_BAND, 0), (4, (1 << 64) - 1, 0))
         return
     rules.allow(NETWORK)
     rules.refuse(["socketpair"])

@@ -49,10 +49,11 @@ def _look(folder: str, pid: int) -> tuple[dict[int, int], set[int]]:
             _measure(f"/proc/{pid}/fd/{descriptor}", sizes, within=folder)
         with open(f"/proc/{pid}/maps", errors="replace") as areas:  # noqa: PTH123
             for area in areas:
-                # Addresses, rights, offset, device, inode, path.
-                words = area.rstrip("\n").split(maxsplit=5)
-                if len(words) == 6 and words[5].startswith(f"{folder}/") and words[5].endswith(_DELETED):
-                    mapped.add(int(words[4]))
+                # Addresses, rights, offset, device, inode, path; there may be tens of thousands.
+                if area.endswith(f"{_DELETED}\n"):
+                    *_, inode, path = area.split(maxsplit=5)
+                    if path.startswith(f"{folder}/"):
+                        mapped.add(int(inode))
     return sizes, mapped
 
 

@@ -196,6 +196,7 @@ def buffers(_args, _context):
             "send buffer": lambda: enlarge(socket.SO_SNDBUF),
             "receive buffer": lambda: enlarge(socket.SO_RCVBUF),
             "in flight": in_flight,
+            "out of band": lambda: socket.socketpair()[0].send(b"x", socket.MSG_OOB),
             "vmsplice": spliced,
             "splice": lambda: os.splice(os.open(__file__, os.O_RDONLY), os.pipe()[1], 1),
             "sendfile": lambda: os.sendfile(os.pipe()[1], os.open(__file__, os.O_RDONLY), 0, 1),
