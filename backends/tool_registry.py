@@ -94,7 +94,11 @@ class PostgresToolStore:
             return changes
 
     async def _sync_one(self, connection: Connection, definition: ToolDefinition, origin: Origin, source: str | None) -> int:
-        current = await self._current(connection, definition.id)
+        try:
+            current = await self._current(connection, definition.id)
+        except ValidationError:  # written by another version of this program: the others are served nevertheless
+            self._events.emit("tools.unreadable_definition", tool_id=definition.id)
+            return 0
         if current is not None:
             if (current.origin, current.source) != (origin, source):
                 if current.origin != "admin":

@@ -57,6 +57,9 @@ class SourceKeeper:
             except DaarionError as error:
                 self._events.emit("tools.source_away", source=name, error=error.type)
                 await asyncio.sleep(min(RETRY_S, source.refresh_s))
+            except Exception as error:  # noqa: BLE001  # whatever a stranger's listing breaks, the next one is looked at
+                self._events.emit("tools.source_defect", source=name, error=type(error).__name__, exc_info=error)
+                await asyncio.sleep(min(RETRY_S, source.refresh_s))
             else:
                 await asyncio.sleep(source.refresh_s)
 
