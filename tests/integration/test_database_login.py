@@ -32,7 +32,7 @@ async def test_the_graph_tells_it_to_nobody_else(asking: bytes, events: Recorded
         with pytest.raises(DatabaseUnavailable):
             await database.ping()
         await database.close()
-        with pytest.raises(DatabaseUnavailable):
+        with pytest.raises(DatabaseUnavailable, match="require_auth"):
             await migrate(url)
     assert impostor.greeted >= 2
     assert impostor.heard == []
