@@ -1,5 +1,6 @@
 """One purge run removes everything that is due, however much that is, in transactions of a bounded size."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import psycopg
@@ -9,10 +10,15 @@ from backends.agent_runs import PostgresRuns
 from backends.batches import PostgresBatchQueue
 from backends.database import Database
 from backends.idempotency import PostgresIdempotency
+from backends.invocation_client import AgentRuntimeClient
 from backends.messaging_outbox import PostgresOutbox
 from backends.short_term import EventRetention
 from backends.tool_ledger import PostgresToolLedger
+from launcher.postgres import DatabaseUrls
+from services.workspace.dispatching import DispatchLimits
 from tests.support.events import RecordedEvents
+from tests.support.toolcore import replica
+from tests.support.workspace import workspace
 
 DUE = 25_000
 KEPT = 500
@@ -96,7 +102,7 @@ async def purge_channels(database: Database) -> None:
 )
 async def test_one_run_removes_all_that_is_due(
     database: Database,
-    database_urls,
+    database_urls: DatabaseUrls,
     statements: list[str],
     purge: Callable[[Database], Awaitable[None]],
     left: dict[str, int],
@@ -108,3 +114,35 @@ async def test_one_run_removes_all_that_is_due(
         for table, rows in left.items():
             found = await (await owner.execute(f"SELECT count(*) FROM {table}")).fetchone()
             assert (table, found) == (table, (rows,))
+
+
+async def left_in(owner_url: str, table: str) -> int:
+    async with await psycopg.AsyncConnection.connect(owner_url) as connection:
+        row = await (await connection.execute(f"SELECT count(*) FROM {table}")).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def purged(owner_url: str, table: str) -> None:
+    async with asyncio.timeout(60):
+        while await left_in(owner_url, table) != KEPT:
+            await asyncio.sleep(0.05)
+
+
+async def test_toolcore_purges_by_itself(database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.toolcore.recorder.PURGE_EVERY_S", 0.05)
+    async with replica(database_urls.service):
+        async with await psycopg.AsyncConnection.connect(database_urls.superuser, autocommit=True) as owner:
+            await owner.execute(TOOL_CALLS)
+        await purged(database_urls.superuser, "tool_calls")
+
+
+async def test_the_workspace_purges_by_itself(database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.workspace.dispatching.PURGE_EVERY_S", 0.05)
+    invoker = AgentRuntimeClient("http://127.0.0.1:9", None)
+    async with workspace(database_urls.service, None, invoker=invoker, limits=DispatchLimits()):
+        async with await psycopg.AsyncConnection.connect(database_urls.superuser, autocommit=True) as owner:
+            for statement in (CHANNEL, CHANNEL_EVENTS):
+                await owner.execute(statement)
+        await purged(database_urls.superuser, "channel_events")
+    await invoker.close()
