@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-HIDDEN_FILES, HIDDEN_BYTES, HIDDEN_S = 3, 1 << 20, 5
+HIDDEN_FILES, HIDDEN_BYTES, HIDDEN_S = 3, 1 << 20, 8
 SET_SIGNAL = 10
 SET_PIPE_SIZE = 1031
 # Calls that have one number on every architecture: pidfd_send_signal, io_uring_setup, open_tree, fsopen, pidfd_open,
