@@ -65,8 +65,7 @@ def test_arrays_of_the_models_own_tokens_are_their_texts(encoder):
     assert (arrays[0][0], arrays[0][-1]) == (0, 2)
     read = encoder.texts_of([*arrays, "beside a text"])
     assert read[-1] == "beside a text"
-    assert np.allclose(rows(encoder, read[:-1]), rows(encoder, TEXTS), atol=1e-4)
-    assert [count for _, count in encoder.encode(read[:-1], "query")] == [count for _, count in encoder.encode(TEXTS, "query")]
+    assert encoder._model.tokenizer(read[:-1])["input_ids"] == arrays
 
 
 FOREIGN = {
