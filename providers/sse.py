@@ -35,6 +35,9 @@ class SSEDecoder:
         Raises:
             UpstreamInvalidResponse: one event is over the bound.
         """
+        if self._is_one_event(chunk):
+            self._started = True
+            return [chunk[6:-2]]
         if self._after_cr and chunk:
             self._after_cr = False
             chunk = chunk.removeprefix(b"\n")  # the second half of a line's end
@@ -45,6 +48,17 @@ class SSEDecoder:
         if len(self._rest) > self._max:
             raise _oversized(self._max)
         return [payload for line in lines if (payload := self._take(line)) is not None]
+
+    def _is_one_event(self, chunk: bytes) -> bool:
+        """Whether `chunk` is one whole event on one line, as it mostly is, and nothing is left from the chunks before."""
+        return (
+            chunk.startswith(b"data: {")
+            and chunk.find(b"\n") == len(chunk) - 2
+            and chunk.endswith(b"\n\n")
+            and not (self._rest or self._data or self._after_cr or self._is_error)
+            and b"\r" not in chunk
+            and len(chunk) <= self._max
+        )
 
     def finish(self) -> list[bytes]:
         """Returns the payload that was left without its closing blank line, if any."""

@@ -166,7 +166,7 @@ def _string(value: object) -> str:
 
 
 def _index(value: object) -> int | None:
-    if isinstance(value, str | float):
+    if isinstance(value, (str, float)):
         digits = str(value).removesuffix(".0")
         return int(digits) if digits.isdecimal() and len(digits) < 6 else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
