@@ -117,7 +117,7 @@ class NatsServer:
             "server_name: daarion\n"
             f"max_payload: {_MAX_PAYLOAD}\n"
             f"authorization {{ user: {user}, password: {password} }}\n"
-            f"tls {{ cert_file: {certificate}, key_file: {key_file}, handshake_first: auto }}\n"
+            f'tls {{ cert_file: {certificate}, key_file: {key_file}, handshake_first: "500ms" }}\n'
             "allow_non_tls: true\n"  # probes that only look at its greeting
             f"jetstream {{ store_dir: {store}, max_memory_store: {_MEMORY_STORE}, max_file_store: {_FILE_STORE} }}\n"
         )
