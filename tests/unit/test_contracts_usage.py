@@ -64,7 +64,7 @@ def test_a_good_name_stays_as_it_is(text: str) -> None:
     ],
 )
 def test_impossible_values_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"negative|zone|range"):
+    with pytest.raises(ValueError, match=r"negative|zone|range|years"):
         usage_record(**change)
 
 
