@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.live import event_stream
 
-pytestmark = [pytest.mark.graph, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.graph, pytest.mark.timeout(300, func_only=True)]
 
 MESSAGING = "/internal/messaging"
 RUNTIME = "/internal/agent-runtime"

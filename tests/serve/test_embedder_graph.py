@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-pytestmark = [pytest.mark.graph, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.graph, pytest.mark.timeout(600, func_only=True)]
 
 PATH = "/internal/llm/v1/embeddings"
 MODEL = "multilingual-e5-small"

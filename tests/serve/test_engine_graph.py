@@ -8,7 +8,7 @@ import pytest
 import yaml
 from jsonschema import validate
 
-pytestmark = [pytest.mark.graph, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.graph, pytest.mark.timeout(300, func_only=True)]
 
 TOOL = {
     "type": "function",

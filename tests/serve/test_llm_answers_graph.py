@@ -10,7 +10,7 @@ import pytest
 
 from tests.serve.test_llm_graph import CALLER, FRANCE, body, until
 
-pytestmark = [pytest.mark.graph, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.graph, pytest.mark.timeout(420, func_only=True)]
 
 PREFIX = "/internal/llm"
 TENANT = {"microdao_id": CALLER["microdao_id"]}

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-pytestmark = [pytest.mark.graph, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.graph, pytest.mark.timeout(300, func_only=True)]
 
 CALLER = {"agent_id": "agent:sofia", "microdao_id": "microdao:7"}
 

@@ -18,7 +18,7 @@ from jsonschema import validate
 
 from tests import offline
 
-pytestmark = [pytest.mark.graph, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.graph, pytest.mark.timeout(420, func_only=True)]
 
 CALLER = {"agent_id": "agent:sofia", "microdao_id": "microdao:7"}
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]

@@ -6,7 +6,7 @@ import contextlib
 import httpx
 import pytest
 
-pytestmark = [pytest.mark.graph, pytest.mark.timeout(360)]
+pytestmark = [pytest.mark.graph, pytest.mark.timeout(360, func_only=True)]
 
 PATH = "/internal/agent-memory"
 TENANT = {"agent_id": "agent:sofia", "microdao_id": "microdao:killed"}

@@ -22,7 +22,7 @@ from launcher.ports import free_ports
 REPOSITORY = Path(__file__).resolve().parents[2]
 NO_STORE = "postgresql://nobody:nothing@127.0.0.1:9/none"
 
-pytestmark = [pytest.mark.graph, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.graph, pytest.mark.timeout(300, func_only=True)]
 
 
 def variables_of(folder: Path) -> dict[str, str]:

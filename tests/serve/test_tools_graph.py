@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.graph, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.graph, pytest.mark.timeout(300, func_only=True)]
 
 PATH = "/internal/tools"
 CALLER = {"agent_id": "agent:sofia", "microdao_id": "microdao:graph"}
