@@ -18,10 +18,10 @@ from deployments.engines.placement import Placement
 from deployments.engines.requests import engine_request
 from deployments.engines.server_config import llm_config
 from deployments.engines.vllm_engine import PlainEngine
+from deployments.engines.warm_up import warm_up_rounds
 
 START_TIMEOUT_S = 600.0
-WARM_UP_TIMEOUT_S = 120.0
-_WARM_UP_SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+WARM_UP_TIMEOUT_S = 300.0
 
 
 class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
@@ -119,11 +119,15 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
         return engine
 
     async def _warm_up(self) -> float:
-        """Generates once freely and once under a schema, so that no caller pays for what is loaded lazily."""
+        """Generates in every way that callers may ask for, so that none of them pays for what comes up late; returns the seconds."""
         started = time.monotonic()
-        body: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
-        await self.chat_dict(body)
-        schema = {"type": "json_schema", "json_schema": {"name": "warm_up", "schema": _WARM_UP_SCHEMA}}
-        async for _ in self.chat_stream_dict({**body, "max_tokens": 8, "response_format": schema}):
-            pass
+        rounds = warm_up_rounds(max_num_seqs=self._settings.engine.max_num_seqs, calls_tools=self._settings.tool_parser is not None)
+        await self.chat_dict(rounds[0][0])  # whole, and everything as a stream
+        for bodies in rounds:
+            await asyncio.gather(*(self._generate(body) for body in bodies))
         return round(time.monotonic() - started, 3)
+
+    async def _generate(self, body: dict[str, Any]) -> None:
+        own = {"ignore_eos": True} if body.get("ignore_eos") else {}
+        async for _ in self._ready_engine().stream({**self._request(body, stream=True), **own}):
+            pass
