@@ -113,6 +113,10 @@ def _local_llm(settings: LocalLLMSettings, environment: Environment, args: Engin
     variables = process_variables(
         threads=settings.engine.threads, cache=str(environment.data_dir / "cache" / "vllm"), offline=not is_hub_id(source)
     )
+    if settings.engine.enforce_eager:
+        # vLLM compiles its sampler in any case, with the first answer at a temperature: half a minute in which the engine stands
+        # still, and its end where the machine has no C++ compiler.
+        variables["TORCH_COMPILE_DISABLE"] = "1"
     # The class is named, not imported: its module loads vllm (10 s), which only the replica needs.
     deployment = serve.deployment(
         name=LOCAL_LLM,

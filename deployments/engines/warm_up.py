@@ -23,12 +23,17 @@ def warm_up_rounds(*, max_num_seqs: int, calls_tools: bool) -> list[list[dict[st
     Requests are bodies of chat completions; `ignore_eos` is for the engine alone and no caller's to ask for.
     """
     schema = {"type": "json_schema", "json_schema": {"name": "warm_up", "schema": _SCHEMA}}
-    ways = [_asked("Hi", 4), _asked("Hi", 12, response_format=schema), _asked("Hi", 4, temperature=0.7, top_p=0.9, seed=1)]
+    ways = [
+        _asked("Hi", 4),
+        _asked("Hi", 8, response_format=schema),
+        _asked("Hi", 4, temperature=0.7),
+        _asked("Hi", 4, temperature=0.7, top_p=0.9, seed=1),
+    ]
     if calls_tools:
-        ways.append(_asked("Hi", 24, tools=[_TOOL], tool_choice="required"))
+        ways.append(_asked("Hi", 12, tools=[_TOOL], tool_choice="required"))
     # Each ends one token after the other: the batch passes through every size.
     crowd = [_asked("Hi", count + 1, **_UNENDING) for count in range(min(max_num_seqs, MAX_CROWD))]
-    alone = _asked("Tell me of the sea.", 32, **_UNENDING)
+    alone = _asked("Tell me of the sea.", 16, **_UNENDING)
     return [*([way] for way in ways), crowd, [_asked(_LONG, 2)], [alone]]
 
 

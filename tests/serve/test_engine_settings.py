@@ -172,6 +172,14 @@ def test_the_engines_replica_is_offline_unless_its_model_comes_from_a_hub():
     assert "OMP_NUM_THREADS" not in process_variables(threads=None, cache="c", offline=False)
 
 
+@pytest.mark.parametrize("eager", [True, False])
+def test_an_engine_that_is_not_compiled_compiles_no_sampler_either(environment, eager):
+    edited(environment, lambda it: it["engine"].update(enforce_eager=eager))
+    local_llm, _ = build(EnginesArgs())._bound_deployment.init_args  # the graph's own structure has no public reader
+    variables = local_llm._bound_deployment.ray_actor_options["runtime_env"]["env_vars"]
+    assert (variables.get("TORCH_COMPILE_DISABLE") == "1") is eager
+
+
 def test_a_reload_carries_what_changes_in_place(environment):
     edited(environment, lambda it: it["default_sampling"].update(temperature=0.9))
     live = live_config({"settings_file": "engines.yaml"})["LocalLLM"]
