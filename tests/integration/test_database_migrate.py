@@ -66,6 +66,21 @@ async def test_many_processes_at_once_apply_each_file_once(empty: DatabaseUrls) 
     assert all(output.endswith("the schema is up to date\n") for _, output, _ in results)
 
 
+async def test_moments_that_nobody_can_read_are_made_readable(empty: DatabaseUrls, tmp_path: Path) -> None:
+    for file in sorted(MIGRATIONS.glob("*.sql"))[:12]:
+        (tmp_path / file.name).write_text(file.read_text())
+    await migrate(empty.owner, directory=tmp_path)
+    stored = "INSERT INTO memories (microdao_id, agent_id, id, kind, content, meta, created_at, fingerprint) VALUES"
+    moments = {"late": "9999-12-31 23:59:59-05", "early": "0001-01-01 00:00:00+05", "usual": "2026-05-01 12:00:00+00"}
+    for name, moment in moments.items():
+        await execute(empty.superuser, f"{stored} ('m', 'a', '{name}', 'task', '{{}}', '{{}}', '{moment}', '{name}')")
+    await migrate(empty.owner)
+    read = await rows(empty.superuser, "SELECT id, created_at AT TIME ZONE 'UTC' AS moment FROM memories ORDER BY moment")
+    assert [row["id"] for row in read] == ["early", "usual", "late"]
+    forced = "SELECT relname FROM pg_class WHERE relname = ANY ('{memories,memory_events,agent_memories}') AND relforcerowsecurity"
+    assert len(await rows(empty.superuser, forced)) == 3
+
+
 async def test_many_tasks_at_once(empty: DatabaseUrls, folder: Path) -> None:
     results = await asyncio.gather(*(migrate(empty.owner, directory=folder) for _ in range(8)))
     assert max(results) == ["0001_first", "0002_second"]
