@@ -11,12 +11,14 @@ pytestmark = [pytest.mark.graph, pytest.mark.timeout(420)]
 
 BODY = b'{"model":"gpt-4.1-mini","messages":[{"role":"user","content":"x"}],"metadata":{"agent_id":"agent:a","microdao_id":"microdao:7"}}'
 PATIENCE_S = 60
+ROUTED = ("llm", "memory", "tools", "agents", "workspace", "root")
 
 
 def doors(graph):
-    """The ingress, each ingress replica's own port, and Serve's fallback proxy."""
+    """The ingress, each ingress replica's own port, and Serve's fallback proxy; `engines` has no route and serves nobody."""
     found = {graph.port}
-    for process in (*graph.named("ServeReplica:"), *graph.named("ProxyActor")):
+    routed = [process for name in ROUTED for process in graph.named(f"ServeReplica:{name}:")]
+    for process in (*routed, *graph.named("ProxyActor")):
         with contextlib.suppress(psutil.NoSuchProcess):
             found |= {each.laddr.port for each in process.net_connections("inet") if each.status == "LISTEN"}
     return [port for port in sorted(found) if speaks_http(port)]
@@ -41,7 +43,7 @@ async def answered(port, sent, until=None):
 
 async def test_no_door_waits_for_a_head_for_ever(graph):
     ports = doors(graph)
-    assert len(ports) >= 8, ports  # six applications' replicas (llm has two), the ingress, the fallback
+    assert len(ports) >= 8, ports  # replicas of six applications (llm has two), the ingress, the fallback
     answers = await asyncio.gather(*(answered(port, b"POST /internal/llm/proxy HTTP/1.1\r\nHost: loc") for port in ports))
     assert [answer for answer in answers if answer and b" 408 " not in answer] == []
 
