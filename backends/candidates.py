@@ -18,12 +18,13 @@ WIDER = 10
 DEEPEST = 10_000
 """Chunks that are looked at for one question at most."""
 
-# Of equal texts the newest stands for all.
+# Of equal texts the newest stands for all, in every arm. Their scores differ in the last bits, by
+# which each arm would take another one.
 DIFFERENT = sql.SQL("""
 SELECT id, kind, created_at, chunk_no, agent_id, score, looked_at FROM (
     SELECT DISTINCT ON (content COLLATE "C") * FROM (
         SELECT DISTINCT ON (id) *, count(*) OVER () AS looked_at FROM ({chunks}) AS chunks ORDER BY id, score DESC, chunk_no
-    ) AS items ORDER BY content COLLATE "C", score DESC, created_at DESC
+    ) AS items ORDER BY content COLLATE "C", created_at DESC, id
 ) AS texts ORDER BY score DESC, created_at DESC LIMIT %(limit)s
 """)
 

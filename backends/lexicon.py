@@ -133,7 +133,7 @@ async def _postings(connection: Connection, tenant: Tenant, areas: Iterable[Area
 
 
 async def _allowed(connection: Connection, tenant: Tenant, areas: Iterable[Area], filters: Filters) -> Numbers | None:
-    """Returns the chunks that pass the filters; None where all pass or too many do to be told."""
+    """Returns the chunks that pass the filters; None where all pass, or more than ALLOWED_ROWS."""
     if not filters.narrow:
         return None
     narrow, values = conditions(filters)

@@ -105,18 +105,21 @@ class NeighbourMessaging:
         return self._accepted(answer, channel_id)
 
     async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
-        """See the port. A service without these routes tells nothing."""
-        found = await self._told(self._channel(channel_id), deadline)
+        """See the port. A service without these routes knows nothing."""
+        found = await self._get(self._channel(channel_id), deadline)
         if not isinstance(found, dict):
             return None
-        listed = await self._told(f"{self._channel(channel_id)}/members", deadline)
-        members = [row.get("member_id") for row in listed if isinstance(row, dict)] if isinstance(listed, list) else None
+        listed = await self._get(f"{self._channel(channel_id)}/members", deadline)
+        members = None
+        if isinstance(listed, list):
+            ids = [row.get("member_id") for row in listed if isinstance(row, dict)]
+            members = [found_id for found_id in ids if isinstance(found_id, str)]
         try:
             return ChannelInfo.model_validate({"id": channel_id, "name": channel_id, **found, "members": members})
         except ValidationError:
             return None
 
-    async def _told(self, path: str, deadline: Deadline) -> Any:
+    async def _get(self, path: str, deadline: Deadline) -> Any:
         """What a route answers, None where there is none. Raises as the port."""
         answer = await self._http.request("GET", path, deadline)
         if not answer.ok and answer.status not in NO_SUCH_ROUTE:

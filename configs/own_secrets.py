@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from configs.environment import is_loopback
+
 OWN_SECRETS = ("DAARION_INTERNAL_SECRET", "DAARION_ADMIN_SECRET")
 
 
@@ -17,10 +19,12 @@ def would_leave(value: str, url: str | None, ingress: str, lookup: Callable[[str
 
 
 def same_origin(url: str, other: str) -> bool:
-    """Whether two http(s) URLs have scheme, host and port in common."""
+    """Whether two http(s) URLs have scheme, host and port in common; this machine's own names are one host."""
     return _origin(url) == _origin(other)
 
 
 def _origin(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
+    host = (parts.hostname or "").rstrip(".")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, "localhost" if is_loopback(host) else host, port

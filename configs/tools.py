@@ -45,7 +45,7 @@ class SecretSettings(BaseModel):
         return self
 
     def problem(self, tool_id: str, url: str | None, ingress: str) -> str | None:
-        """Why the tool may not have the secret, or it not be sent to this URL (None: into a child process); or None."""
+        """Returns why this secret may not be used by the tool or sent to `url` (None: a child process), or None."""
         if not any(matches(pattern, tool_id) for pattern in self.tools):
             return "is not for this tool"
         own = self.env in OWN_SECRETS

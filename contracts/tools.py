@@ -283,7 +283,7 @@ class ToolExecutor(Protocol):
 
 
 class SecretWithheld(Exception):
-    """The configuration does not let this tool have the secret, or it be sent there. The text says what to change."""
+    """The configuration forbids this tool the secret, or this destination. The text says what to change."""
 
 
 class SecretSource(Protocol):

@@ -1,5 +1,5 @@
 -- Purges find what is due by an index, oldest first, pass over what another replica is removing, and take a bounded number of rows:
--- each call is a transaction, and its caller goes on while a call removes as many rows as it may.
+-- each call is a transaction; the caller repeats while a call removes `at_most` rows.
 
 DROP INDEX tool_calls_by_time;
 CREATE INDEX tool_calls_ended ON tool_calls (started_at) WHERE state <> 'running';

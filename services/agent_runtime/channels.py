@@ -14,16 +14,16 @@ from contracts.messaging import ChannelInfo, Messaging
 KEEP_S = 30.0
 MAX_KEPT = 2_000
 UNKNOWN_TENANT = (
-    "the messaging-service does not tell which microDAO this channel belongs to: name it in the args "
-    "of the agent runtime, as messaging.microdaos or messaging.microdao_id"
+    "the messaging-service does not report this channel's microDAO: set `messaging.microdaos` or "
+    "`messaging.microdao_id` in the agent runtime's arguments"
 )
 
 
 class Channels:
-    """Resolves the microDAO of an invocation: as the messaging-service tells, else as configured.
+    """Resolves the microDAO of an invocation: as the messaging-service reports, else as configured.
 
-    `configured` returns the configured microDAO of a channel, or (for None) of what has none. What
-    the invocation itself names is compared, and believed only where there is no channel.
+    `configured(channel_id)` returns the configured microDAO; `None` asks for runs without a
+    channel. What the invocation itself names is compared, and believed only without a channel.
     """
 
     def __init__(self, messaging: Messaging, configured: Callable[[str | None], str | None]) -> None:
@@ -58,9 +58,9 @@ class Channels:
         return tenant
 
     async def _channel(self, channel_id: str, agent_id: str, deadline: Deadline) -> ChannelInfo | None:
-        kept = self._kept.get(channel_id)
-        if kept is not None and kept[0] > time.monotonic() and agent_id in (kept[1].members or [agent_id]):
-            return kept[1]
+        until, kept = self._kept.get(channel_id, (0.0, None))
+        if kept is not None and until > time.monotonic() and (kept.members is None or agent_id in kept.members):
+            return kept
         info = await self._messaging.channel(channel_id, deadline)
         if info is not None:
             self._kept[channel_id] = (time.monotonic() + KEEP_S, info)

@@ -118,7 +118,7 @@ class Recall:
         return await self.lexical.search(request, filters, list(asked), weights, self._candidates(request))
 
     def _candidates(self, request: QueryRequest) -> int:
-        """Of so many an arm finds at least half, and that is as many as were asked for."""
+        """An arm may return half of what it is asked for, so ask for twice `limit`."""
         return max(self.settings.candidates, 2 * request.limit)
 
 

@@ -10,6 +10,7 @@ from contracts.deadline import Deadline
 from contracts.memory import Candidate, Tenant
 from contracts.memory_ports import Filters
 from services.memory_orchestrator.lexical import grams, weigh
+from tests.support import hashing_embedder
 from tests.support.hashing_embedder import HashingEmbedder
 from tests.support.memory import SOFIA, Memory, eventually, succeeded
 
@@ -31,7 +32,7 @@ async def stored(memory: Memory, texts: Sequence[str], first: int = 0) -> list[s
             "kind": "task",
             "content": {"text": text},
             "meta": {"id": name},
-            "created_at": (START + timedelta(minutes=number)).isoformat(),
+            "created_at": (START + timedelta(minutes=first + number)).isoformat(),
         }
         for number, (name, text) in enumerate(zip(ids, texts, strict=True))
     ]
@@ -70,6 +71,24 @@ async def test_hundreds_of_equal_memories_are_one_candidate(memory: Memory, embe
     names = [candidate.id for candidate in await found(memory, embedder, arm, filters)]
     assert names[0] == equal[-1], "of equal memories the newest"
     assert sorted(names[1:]) == sorted(others)
+
+
+async def test_both_arms_take_the_same_of_equal_memories_that_were_embedded_in_different_batches(
+    memory: Memory, embedder: HashingEmbedder, monkeypatch: pytest.MonkeyPatch
+):
+    """A model's vectors of one text differ in the last bits with what else is in its batch."""
+    plain = hashing_embedder.vector
+
+    def nearly(text: str, dimension: int) -> list[float]:
+        off = 1e-3 * embedder.passages
+        return [value + off * (number == 0) for number, value in enumerate(plain(text, dimension))]
+
+    monkeypatch.setattr(hashing_embedder, "vector", nearly)
+    for number in range(3):
+        (newest,) = await stored(memory, [EQUAL], number)
+    monkeypatch.undo()
+    for arm in ("dense", "lexical"):
+        assert [candidate.id for candidate in await found(memory, embedder, arm, Filters())] == [newest], arm
 
 
 @pytest.mark.parametrize("limit", [1, 5, 13])

@@ -10,6 +10,7 @@ import pytest
 
 from backends.messaging_client import NeighbourMessaging, WorkspaceMessaging, open_messaging
 from configs.messaging import MessagingSettings
+from contracts.agents import AgentInvocation
 from contracts.deadline import Deadline
 from contracts.errors import (
     ConfigurationError,
@@ -25,6 +26,7 @@ from contracts.errors import (
     UpstreamInvalidResponse,
 )
 from contracts.messaging import MAX_MESSAGE_CHARS, RunStep
+from services.agent_runtime.channels import Channels
 from tests.support.agent_runtime import recording_server
 from tests.support.live import event_stream, take
 from tests.support.workspace import PREFIX, served_workspace
@@ -195,6 +197,39 @@ async def test_the_neighbours_service(neighbour):
         await client.close()
 
 
+@pytest.mark.parametrize("before", [[], [{"member_id": OLENA}]])
+async def test_an_agent_that_was_just_added_is_a_member(before):
+    members = before
+
+    def answer(seen):
+        return 200, members if seen.path.endswith("/members") else {"id": "ch-1", "microdao_id": OWN}
+
+    given = {"agent_id": SOFIA, "entrypoint": "channel_message", "payload": {"channel_id": "ch-1", "message_id": "m"}}
+    async with recording_server(answer) as server:
+        client = NeighbourMessaging(server.url, None)
+        channels = Channels(client, lambda _: None)
+        with pytest.raises(Forbidden):
+            await channels.microdao_of(AgentInvocation.model_validate(given), deadline())
+        members = [*before, {"member_id": SOFIA}]
+        for _ in range(2):
+            assert await channels.microdao_of(AgentInvocation.model_validate(given), deadline()) == OWN
+        await client.close()
+    assert len(server.seen) == 4, "what is known of a member is kept"
+
+
+async def test_an_odd_member_does_not_hide_whose_channel_it_is():
+    listed = [{"member_id": SOFIA}, {"member_id": None}, {"member_id": 7}, {"name": "x"}, "y", None]
+
+    def answer(seen):
+        return 200, listed if seen.path.endswith("/members") else {"id": "ch-1", "microdao_id": OWN}
+
+    async with recording_server(answer) as server:
+        client = NeighbourMessaging(server.url, None)
+        found = await client.channel("ch-1", deadline())
+        await client.close()
+    assert (found.microdao_id, found.members) == (OWN, [SOFIA])
+
+
 async def test_a_long_reply_never_becomes_a_long_url():
     for takes_json in (True, False):
         neighbour = Neighbour(takes_json=takes_json)
@@ -251,6 +286,8 @@ def test_where_the_service_is():
     with pytest.raises(ConfigurationError):
         place(secret_env="UNSET")
     assert place(secret_env="SHARED") == ("http://127.0.0.1:8123", "own")
+    here = "http://localhost:8123"
+    assert place(base_url=here, secret_env="DAARION_INTERNAL_SECRET") == (here, "own")
     for ours in ("DAARION_INTERNAL_SECRET", "SHARED"):
         with pytest.raises(ConfigurationError):
             place(**theirs, secret_env=ours)

@@ -45,6 +45,8 @@ def secret_problem(name, target, tool_id="crm.find", executor="http"):
         ("crm", "https://eu.crm-cdn.example/find"),
         ("plain", "http://crm:9000/find"),
         ("plain", f"{HERE}/x"),
+        ("own", "http://localhost:8000/x"),
+        ("own", "http://[::1]:8000/x"),
     ],
 )
 def test_secrets_go_where_their_entries_say(name, target):
