@@ -22,7 +22,9 @@ endif
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: export DAARION_MODEL := $(or $(MODEL),$(DAARION_MODEL))
+# A folder may be named from here, a hub id stays as it is.
+MODEL_FOLDER = $(and $(MODEL),$(wildcard $(MODEL)/config.json),$(abspath $(MODEL)))
+run: export DAARION_MODEL := $(or $(MODEL_FOLDER),$(MODEL),$(DAARION_MODEL))
 run: $(GPU_CHECK) models ## install, build the models, start everything (GPU=1: the GPU profile, MODEL=Qwen/Qwen3-4B: another model); Ctrl-C stops it
 	@exec $(BIN)/python -m launcher run --config $(SERVE_CONFIG)
 

@@ -183,7 +183,10 @@ class Segment:
     def _write_mark(self, generation: int, cursor: int) -> None:
         slot = 1 - self._slot  # the mark in force stays whole while the other is written
         mark = _mark(generation, cursor)
-        for offset in (MARK_OFFSETS[slot], _copy(MARK_OFFSETS[slot], len(self._mapping))):
+        offsets = [MARK_OFFSETS[slot]]
+        if self._tail <= len(self._mapping) - TRAILER:  # a file from before there were copies has records there
+            offsets.append(_copy(offsets[0], len(self._mapping)))
+        for offset in offsets:
             self._mapping[offset : offset + MARK.size] = mark
         self._slot, self._generation, self._cursor = slot, generation, cursor
 

@@ -13,6 +13,8 @@ from configs.model_source import DEFAULT_MODEL, find_model
 from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError
 
+OTHER_MODEL_KV_CACHE_MB = 2_048
+"""Holds 4,096 tokens of a model with up to 512 KiB a token (7 billion parameters without grouped queries; Qwen3-4B has 144 KiB)."""
 DEFAULT_FOLDER = Path("models", "smollm2-135m-instruct")
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -117,10 +119,17 @@ def load_engines(environment: Environment, file: str = "engines.yaml") -> Engine
     settings = load_yaml(environment.config_dir / file, EnginesSettings)
     if environment.model is None or environment.model == settings.local_llm.model:
         return settings
-    # The template was written for the file's own model.
-    other = {"model": environment.model, "served_name": served_name(environment.model)}
-    local_llm = settings.local_llm.model_copy(update={**other, "chat_template": None})
-    return settings.model_copy(update={"local_llm": local_llm})
+    return settings.model_copy(update={"local_llm": _with_model(settings.local_llm, environment.model)})
+
+
+def _with_model(settings: LocalLLMSettings, model: str) -> LocalLLMSettings:
+    """Returns the settings for another model, without what was written for the file's own one."""
+    engine = settings.engine
+    changes: dict[str, Any] = {"extra": {"default_chat_template_kwargs": {"enable_thinking": False}, **engine.extra}}
+    if engine.kv_cache_mb is not None:
+        changes["kv_cache_mb"] = max(engine.kv_cache_mb, OTHER_MODEL_KV_CACHE_MB)
+    other = {"model": model, "served_name": served_name(model), "chat_template": None}
+    return settings.model_copy(update={**other, "engine": engine.model_copy(update=changes)})
 
 
 def served_name(model: str) -> str:

@@ -28,8 +28,9 @@ class Stores:
 def login_parameters(url: str) -> dict[str, Any]:
     """Returns libpq's parameters of a PostgreSQL URL, or of its own form.
 
-    A password is told only to a server that asks for it by SCRAM, which shows nothing to a listener that does not know it, and fails
-    with one. A URL that says otherwise (`require_auth`) or has the server's certificate verified knows better.
+    A password, from the URL or from where libpq looks for one, goes only to a server that asks for it by SCRAM, which shows it to
+    nobody. Without one in the URL a server may also ask for none (`peer`, `trust`, certificates). `require_auth` in the URL, or a
+    verified certificate of the server, takes the place of this.
 
     Raises:
         ConfigurationError: it is no PostgreSQL URL; the message does not repeat it, since it holds a password.
@@ -39,8 +40,8 @@ def login_parameters(url: str) -> dict[str, Any]:
         given = conninfo_to_dict(url)
     if not given:
         raise ConfigurationError("DATABASE_URL is not a PostgreSQL URL: use postgresql://user:password@host:port/database")
-    if given.get("password") and given.get("sslmode") not in {"verify-ca", "verify-full"}:
-        given.setdefault("require_auth", "scram-sha-256")
+    if given.get("sslmode") not in {"verify-ca", "verify-full"}:
+        given.setdefault("require_auth", "scram-sha-256" if given.get("password") else "scram-sha-256,none")
     return given
 
 

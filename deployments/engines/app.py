@@ -28,7 +28,7 @@ _FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")
 class EnginesArgs(BaseModel):
     """`args` of the application. `settings_file` is a file of the configuration directory.
 
-    `num_gpus` is the share of a GPU that each worker of an engine takes, 0 for a CPU engine.
+    `num_gpus` is the share of a GPU that each worker of an engine takes, 0 for a CPU engine; 1 where `accelerator_type` is named.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,10 +41,17 @@ class EnginesArgs(BaseModel):
     embedder_num_cpus: Annotated[float, Field(gt=0)] = 0.3
     embedder_num_gpus: Annotated[float, Field(ge=0, le=1)] = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_named_card_is_a_whole_one(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("accelerator_type") is not None:
+            return {"num_gpus": 1, **given}
+        return given
+
     @model_validator(mode="after")
     def _whole_gpus(self) -> "EnginesArgs":
         if self.accelerator_type is not None and not self.num_gpus:
-            msg = "accelerator_type names a GPU, but num_gpus is 0: set num_gpus, or leave accelerator_type out"
+            msg = "accelerator_type names a GPU, but num_gpus is 0: give a share, or leave accelerator_type out"
             raise ValueError(msg)
         if self.tensor_parallel_size > 1 and 0 < self.num_gpus < 1:
             msg = "an engine on several GPUs takes whole ones: set num_gpus to 1, or tensor_parallel_size to 1"

@@ -6,6 +6,7 @@ Callers reach it through its deployment handle and never import vllm, torch or r
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from ray.serve.llm import LLMServer
 
 from configs.engines import LocalLLMSettings, SamplingSettings, StructuredSettings
+from contracts.errors import DaarionError
 from deployments.engines.errors import engine_gone
 from deployments.engines.placement import Placement
 from deployments.engines.requests import engine_request
@@ -20,8 +22,10 @@ from deployments.engines.server_config import llm_config
 from deployments.engines.vllm_engine import PlainEngine
 from deployments.engines.warm_up import warm_up_rounds
 
+log = logging.getLogger("ray.serve")
+
 START_TIMEOUT_S = 600.0
-WARM_UP_TIMEOUT_S = 300.0
+WARM_UP_TIMEOUT_S = 120.0
 
 
 class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
@@ -42,7 +46,7 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
         """Starts the engine and warms it up. Ray's own start reports usage through one more actor process."""
         self.engine = PlainEngine(self._llm_config)
         await asyncio.wait_for(self.engine.start(), START_TIMEOUT_S)
-        self._warm_up_s = await asyncio.wait_for(self._warm_up(), WARM_UP_TIMEOUT_S)
+        self._warm_up_s = await self._warm_up()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new `default_sampling` and `structured` without a restart."""
@@ -119,12 +123,22 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
         return engine
 
     async def _warm_up(self) -> float:
-        """Generates in every way that callers may ask for, so that none of them pays for what comes up late; returns the seconds."""
+        """Generates in every way that callers may ask for; returns the seconds.
+
+        Only the first answer must succeed. A way that this model refuses, or a slow machine, costs its first callers some time and
+        the replica nothing.
+        """
         started = time.monotonic()
         rounds = warm_up_rounds(max_num_seqs=self._settings.engine.max_num_seqs, calls_tools=self._settings.tool_parser is not None)
-        await self.chat_dict(rounds[0][0])  # whole, and everything as a stream
-        for bodies in rounds:
-            await asyncio.gather(*(self._generate(body) for body in bodies))
+        await asyncio.wait_for(self.chat_dict(rounds[0][0]), WARM_UP_TIMEOUT_S)  # whole; the others as streams
+        try:
+            async with asyncio.timeout(WARM_UP_TIMEOUT_S):
+                for number, bodies in enumerate(rounds):
+                    ended = await asyncio.gather(*map(self._generate, bodies), return_exceptions=True)
+                    if refused := next((error for error in ended if isinstance(error, DaarionError)), None):
+                        log.warning("warm-up: round %d was refused: %s", number, refused)
+        except TimeoutError:
+            log.warning("warm-up: not finished after %.0f s", WARM_UP_TIMEOUT_S)
         return round(time.monotonic() - started, 3)
 
     async def _generate(self, body: dict[str, Any]) -> None:

@@ -134,10 +134,15 @@ def test_gpu_engines_are_placed_with_their_workers(environment):
     assert Placement(0.5).replica_bundles == [{"CPU": 0.5}]
 
 
+def test_a_named_card_is_a_whole_one_unless_a_share_is_given():
+    assert EnginesArgs(accelerator_type="L4").placement == Placement(0.5, 1, "L4")
+    assert EnginesArgs(accelerator_type="L4", num_gpus=0.5).placement.num_gpus == 0.5
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"accelerator_type": "L4"}, "set num_gpus"),
+        ({"accelerator_type": "L4", "num_gpus": 0}, "give a share"),
         ({"num_gpus": 0.5, "tensor_parallel_size": 2}, "takes whole ones: set num_gpus to 1"),
     ],
 )
@@ -157,6 +162,9 @@ def test_another_model_is_served_without_editing_a_file(environment, monkeypatch
     for file in ("engines.yaml", "engines.gpu.yaml"):
         local = load_engines(named, file).local_llm
         assert (local.model, local.served_name, template_text(local, named)) == ("Qwen/Qwen3-4B", "qwen3-4b", None)
+        assert local.engine.extra["default_chat_template_kwargs"] == {"enable_thinking": False}
+        # 144 KiB a token, for one request of the longest kind
+        assert (local.engine.kv_cache_mb or 1 << 20) * 1024 >= local.engine.max_model_len * 144
     graph = with_live_config(deploy_config(SERVE_FILES[0], named))
     llm = next(application for application in graph.applications if application.name == "llm")
     assert LLMSettings.model_validate(llm.deployments[0].user_config).models["dagi-local-8b"].name == "qwen3-4b"
@@ -270,7 +278,7 @@ def test_local_models_are_named_by_the_engine_that_serves_them(environment, file
     ("old", "new", "told"),
     [
         ("{provider: local}", "{provider: local, name: qwen3-8b}", r"dagi-local-8b\.name: the local engine serves `smollm2-135m-instruct`"),
-        ("name: deepseek-r1}", "}", r"models\.deepseek-r1\.name: required: what `deepseek` calls the model"),
+        ("name: deepseek-r1, ", "", r"models\.deepseek-r1\.name: required: what `deepseek` calls the model"),
     ],
 )
 def test_a_model_that_nobody_serves_is_refused_before_a_replica_sees_it(environment, old, new, told):

@@ -9,6 +9,7 @@ import pytest
 
 from configs.engines import load_engines
 from configs.environment import REPOSITORY, read_environment
+from contracts.errors import ContextLengthExceeded, EngineUnavailable
 from deployments.engines import local_llm
 from deployments.engines.local_llm import LocalLLM
 from deployments.engines.requests import is_structured
@@ -75,6 +76,37 @@ async def test_ready_is_told_after_the_last_generation_of_the_warm_up(monkeypatc
     assert {"seed" in request for request in asked if request["temperature"] > 0} == {True, False}, "two samplers"
     assert any(len(request["messages"][0]["content"]) > 500 for request in asked)
     assert (asked[-1]["ignore_eos"], asked[-1]["max_tokens"] >= 16) == (True, True), "an answer for one caller alone comes last"
+
+
+async def test_a_way_that_the_model_refuses_or_a_slow_machine_does_not_keep_the_replica_from_being_ready(monkeypatch):
+    class Refusing(RecordedEngine):
+        async def complete(self, request):
+            return {}
+
+        async def stream(self, request):
+            if "response_format" in request:
+                raise ContextLengthExceeded("too long")
+            if request["messages"][0]["content"] != "Hi":
+                await asyncio.sleep(3600)  # a long prompt on a slow machine
+            yield "{}"
+
+    monkeypatch.setattr(local_llm, "PlainEngine", Refusing)
+    monkeypatch.setattr(local_llm, "WARM_UP_TIMEOUT_S", 0.2)
+    llm = replica(load_engines(read_environment({"DAARION_CONFIG_DIR": str(REPOSITORY / "configs")})).local_llm)
+    async with asyncio.timeout(30):
+        await llm.start()
+    assert (await llm.engine_stats())["ready"] is True
+
+
+async def test_an_engine_whose_first_answer_fails_is_not_ready(monkeypatch):
+    class Broken(RecordedEngine):
+        async def complete(self, request):
+            raise EngineUnavailable("gone")
+
+    monkeypatch.setattr(local_llm, "PlainEngine", Broken)
+    llm = replica(load_engines(read_environment({"DAARION_CONFIG_DIR": str(REPOSITORY / "configs")})).local_llm)
+    with pytest.raises(EngineUnavailable):
+        await llm.start()
 
 
 @pytest.mark.parametrize("most", [1, 16, 1_000])

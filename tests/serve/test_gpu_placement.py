@@ -76,9 +76,39 @@ def test_shares_are_packed_into_whole_cards():
     assert gpus_needed([0.1] * 10) == 1
 
 
+PLACED = """
+import sys, ray
+from ray.serve.schema import ServeDeploySchema
+from ray.util.placement_group import placement_group
+from deployments.engines.app import replica_bundles
+from deployments.node_fit import fit
+import yaml
+
+gpus = int(sys.argv[1])
+ray.init(address="local", num_cpus=16, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
+config = ServeDeploySchema.model_validate(yaml.safe_load(open("configs/serve.gpu.yaml")))
+fit(config, ray.cluster_resources())
+engines = config.applications[0]
+bundles = replica_bundles(engines.args)
+counts = {it.name: it.autoscaling_config["max_replicas"] for it in engines.deployments if it.name in bundles}
+groups = [placement_group(bundles[name], strategy="PACK") for name, count in counts.items() for _ in range(count)]
+placed = ray.wait([group.ready() for group in groups], num_returns=len(groups), timeout=30)[0]
+print("placed", len(placed), "of", len(groups), "on", gpus)
+"""
+
+
+@pytest.mark.parametrize(("gpus", "replicas"), [(1, 3), (2, 6), (4, 12)])
+def test_ray_places_as_many_replicas_as_were_found_to_fit(gpus, replicas):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DAARION_", "RAY_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", PLACED, str(gpus)], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert f"placed {replicas} of {replicas} on {gpus}" in done.stdout, done.stderr[-2_000:]
+
+
 @pytest.mark.timeout(300)
 def test_the_engine_comes_up_on_one_gpu_of_no_named_type(tmp_path):
-    """The application `engines` of the GPU profile, on a node with one logical GPU: the engine and an embedder share it."""
+    """The application `engines` of the GPU profile, with another model, on a node with one logical GPU that an embedder shares."""
     content = yaml.safe_load(FILE.read_text())
     content["applications"] = content["applications"][:1]
     content["applications"][0]["args"]["settings_file"] = "engines.one.yaml"
@@ -89,10 +119,11 @@ def test_the_engine_comes_up_on_one_gpu_of_no_named_type(tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump(content))
     engines = yaml.safe_load((REPOSITORY / "configs" / "engines.yaml").read_text())
-    engines["local_llm"]["chat_template"] = None
     engines["local_llm"]["engine"]["gpu_memory_utilization"] = 0.8
     (config / "engines.one.yaml").write_text(yaml.safe_dump(engines))
+    other = tmp_path / "Another-Model"
     models = Path(os.environ.get("DAARION_DATA_DIR") or REPOSITORY / ".data").absolute() / "models"
+    other.symlink_to(models / "smollm2-135m-instruct")
     data = tmp_path / "data"
     data.mkdir()
     (data / "models").symlink_to(models)
@@ -106,6 +137,7 @@ def test_the_engine_comes_up_on_one_gpu_of_no_named_type(tmp_path):
                 "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 8, "GPU": 1}),
                 "DAARION_DATA_DIR": str(data),
                 "DAARION_CONFIG_DIR": str(config),
+                "DAARION_MODEL": str(other),
                 "DAARION_SERVE_PROXY": "python",
                 "DAARION_PORT": str(free_ports(1)[0]),
             },

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backends.journal_segment import FRAME, MARK, MARK_OFFSETS, MINIMUM_BYTES, START, TRAILER, Segment, UnreadableSegment
+from backends.journal_segment import FRAME, MARK, MARK_OFFSETS, MINIMUM_BYTES, START, TRAILER, Segment, UnreadableSegment, _checksum
 
 SIZE = MINIMUM_BYTES
 PAGES = 8
@@ -319,3 +319,18 @@ def test_who_loses_the_race_for_an_orphan_gets_nothing(fresh: Fresh) -> None:
     second = os.open(segment.path, os.O_RDWR)
     assert Segment.adopt(segment.path) is None
     os.close(second)
+
+
+def test_a_record_at_the_very_end_of_a_file_from_before_there_were_copies_outlives_deliveries(image, tmp_path):
+    segment = Segment.create(tmp_path / "former.journal", SIZE)
+    first = b"first" * 20
+    assert segment.append(first)
+    begin, generation = segment._tail, segment._generation
+    last = b"l" * (SIZE - begin - FRAME.size)  # up to the last byte, as the former format filled a file
+    data = bytearray(segment._mapping)
+    data[begin:] = FRAME.pack(len(last), _checksum(generation, begin, last)) + last
+    segment.close(delete=True)
+    former = image.of(bytes(data))
+    former.deliver(former.read(1))
+    assert former.read(10).records == [last]
+    former.close(delete=True)
