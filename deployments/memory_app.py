@@ -20,7 +20,7 @@ from deployments.embedder_client import open_embedder
 from deployments.memory_wiring import MemoryRuntime, Surroundings
 from deployments.replica import access_control, open_event_log
 from interfaces.http.ingress import Ingress
-from interfaces.http.memory import MemoryRoutes, MemoryUseCases, is_admin, memory_router
+from interfaces.http.memory import UPLOADS, MemoryRoutes, MemoryUseCases, is_admin, memory_router
 from services.health import Dependency, HealthMonitor
 
 APPLICATION = "memory"
@@ -75,6 +75,7 @@ class MemoryReplica:
             self._events,
             max_concurrent=self._args.max_concurrent,
             is_admin=is_admin,
+            uploads=UPLOADS,
             on_shutdown=self._close,
         )
 

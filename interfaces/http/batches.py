@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,18 +14,19 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from contracts.batches import MAX_BATCH_BYTES, MAX_REQUESTS, Batch, BatchFilter, BatchPage, BatchRequest, ItemResult, NewBatch
-from contracts.errors import InvalidRequest, Overloaded, RequestTimeout
+from contracts.errors import InvalidRequest
 from contracts.llm import Identifier
 from interfaces.http.bodies import read_json
 from interfaces.http.errors import JsonResponse, invalid_body
 from interfaces.http.identity import microdao_of
+from interfaces.http.places import Place, Places
 from interfaces.http.routing import add_route
 from services.llm_proxy.batches import Batches
 
 NDJSON = "application/x-ndjson"
 MAX_SUBMISSIONS = 4
-"""Batches that one replica reads at a time: each may take a few hundred megabytes of memory until it is stored."""
-READ_TIMEOUT_S = 120.0
+"""Batches that one replica checks and stores at a time, each in a few hundred megabytes of memory;
+as many bodies, of at most `MAX_BATCH_BYTES`, may be arriving."""
 
 
 class _Identity(BaseModel):
@@ -42,19 +42,19 @@ class BatchRoutes:
     """The endpoints. `batches` is looked up at each request."""
 
     batches: Callable[[], Batches]
-    _reading: int = field(default=0, init=False)
+    _places: Places = field(default_factory=lambda: Places(MAX_SUBMISSIONS), init=False)
 
     async def submit(self, request: Request) -> Response:
         """`POST /batch`."""
-        with self._place():
-            try:
-                async with asyncio.timeout(READ_TIMEOUT_S):
-                    raw = await read_json(request, MAX_BATCH_BYTES)
-            except TimeoutError:
-                raise RequestTimeout(f"the body did not arrive within {READ_TIMEOUT_S:g} s") from None
+        place = Place(self._places, request.receive, request._send)  # noqa: SLF001  # this place only receives
+        try:
+            await place.open("POST")
+            raw = await read_json(Request(request.scope, place.receive), MAX_BATCH_BYTES)
             # Off the event loop: thousands of requests take a while to check.
             requests = await asyncio.to_thread(_requests, raw)
             batch = await self.batches().submit(requests)
+        finally:
+            place.leave()
         return _json(batch, status=202)
 
     async def page(self, request: Request) -> Response:
@@ -74,16 +74,6 @@ class BatchRoutes:
         """`GET /batch/{batch_id}/items`: one request a line, in the order of submission."""
         results = await self.batches().results(_tenant(request), request.path_params["batch_id"])
         return StreamingResponse(_lines(results), media_type=NDJSON)
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._reading >= MAX_SUBMISSIONS:
-            raise Overloaded("this replica reads as many batches as it may at a time: retry shortly", retry_after_s=2.0)
-        self._reading += 1
-        try:
-            yield
-        finally:
-            self._reading -= 1
 
 
 def add_batch_routes(router: APIRouter, routes: BatchRoutes) -> None:

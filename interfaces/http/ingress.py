@@ -20,7 +20,7 @@ from contracts.limits import CREDENTIAL
 from contracts.ports import EventLog
 from interfaces.http.access import AccessControl
 from interfaces.http.errors import as_leaf, error_response
-from interfaces.http.places import Place, Places
+from interfaces.http.places import BODY_S, UPLOAD_S, Place, Places
 from interfaces.http.routing import Endpoint, fixed_endpoints
 
 MAX_URL_BYTES = 8_192
@@ -37,10 +37,10 @@ ErrorShape = Callable[[DaarionError, str], Response]
 class Ingress:
     """Wraps one application's router.
 
-    `max_concurrent` bounds the requests in work; what comes above is refused at once with 503 and `Retry-After`. A request is in
-    work when its body is there, see `places`. Open paths (health) need no credential and are never refused. `error_shapes` maps a
-    path below the prefix (`/v1`) to another shape than the envelope for every error there, those of routing, credentials and load
-    included.
+    `max_concurrent` bounds the requests in work; a request beyond it is refused at once with 503 and `Retry-After`. A request is
+    in work when its whole body is there, see `places`. `uploads` are paths below the prefix whose bodies may take `UPLOAD_S`.
+    Open paths (health) need no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`) to another
+    shape than the envelope for every error there, those of routing, credentials and load included.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Ingress:
         max_concurrent: int,
         is_admin: IsAdmin = lambda _method, _path: False,
         open_paths: frozenset[str] = HEALTH_PATHS,
+        uploads: frozenset[str] = frozenset(),
         on_shutdown: Callable[[], Awaitable[None]] | None = None,
         error_shapes: Mapping[str, ErrorShape] = MappingProxyType({}),
     ) -> None:
@@ -63,6 +64,7 @@ class Ingress:
         self._places = Places(max_concurrent)
         self._is_admin = is_admin
         self._open = open_paths
+        self._uploads = uploads
         self._on_shutdown = on_shutdown
         self._error_shapes = error_shapes
 
@@ -74,7 +76,7 @@ class Ingress:
         path = _normalised(scope)
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        place = Place(self._places, receive, send)
+        place = Place(self._places, receive, send, UPLOAD_S if path in self._uploads else BODY_S)
         try:
             if len(scope["path"]) > MAX_URL_BYTES:
                 raise _unknown_route()
@@ -87,7 +89,7 @@ class Ingress:
             finally:
                 CREDENTIAL.reset(credential)
         except ClientDisconnect:
-            return  # in the middle of its own body: nobody is there to be answered, and nothing is wrong here
+            return  # the client left in the middle of its request: nobody to answer, and no defect
         except Exception as error:  # noqa: BLE001  # the last line of defence: nothing leaves without the envelope
             await self._refuse(error, scope, place, request_id)
 
@@ -124,7 +126,7 @@ class Ingress:
             raise error
         response = self._error_shape(scope)(leaf, request_id)
         if isinstance(leaf, RequestTimeout):
-            response.raw_headers.append((b"connection", b"close"))  # nobody waits for the rest of its body
+            response.raw_headers.append((b"connection", b"close"))  # the rest of the body is not read
         await response(scope, place.receive, place.send)
 
     def _error_shape(self, scope: Scope) -> ErrorShape:

@@ -46,6 +46,8 @@ MAX_BODY_BYTES = 4 << 20
 MAX_LINE_BYTES = 4 << 20
 IMPORT_AT_ONCE = 100
 NDJSON = "application/x-ndjson"
+UPLOADS = frozenset({"/import"})
+"""Bodies of any size, read as they arrive."""
 _LINE: TypeAdapter[ExportedMemory | ExportEnd] = TypeAdapter(ExportedMemory | ExportEnd)
 
 

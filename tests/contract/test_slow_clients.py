@@ -3,18 +3,19 @@
 import asyncio
 import contextlib
 import json
-from time import monotonic
 
 import httpx
 import pytest
 from starlette.responses import Response
 
-from contracts.errors import RequestTimeout
+from contracts.errors import Overloaded, RequestTimeout
 from deployments import request_heads
 from interfaces.http import places
 from interfaces.http.access import AccessControl
+from interfaces.http.batches import MAX_SUBMISSIONS, BatchRoutes, add_batch_routes
 from interfaces.http.bodies import read_json
 from interfaces.http.ingress import Ingress
+from interfaces.http.memory import UPLOADS
 from interfaces.http.places import Place, Places
 from interfaces.http.routing import add_route, new_router
 from interfaces.http.sse import EventStream
@@ -103,14 +104,22 @@ async def answered(reader):
     return int(head.split()[1]), head.lower(), json.loads(body)
 
 
-async def test_clients_that_send_nothing_keep_nobody_out(here, http, monkeypatch):
-    monkeypatch.setattr(places, "SPARED_S", 0.0)
-    async with contextlib.AsyncExitStack() as silent:
-        first, *_ = [(await silent.enter_async_context(here.begun("/whole")))[0] for _ in range(MOST)]
-        for _ in range(2):
+@pytest.mark.parametrize("bytes_per_s", [0, 5_000], ids=["silent", "slow"])
+async def test_clients_that_send_nothing_or_little_keep_nobody_out(here, http, monkeypatch, bytes_per_s):
+    monkeypatch.setattr(places, "GRACE_S", 1_000)  # no deadline helps
+    async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as slow, asyncio.timeout(PATIENCE_S):
+        begun = [await slow.enter_async_context(here.begun("/whole", length=1_000_000)) for _ in range(MOST)]
+        slow.callback(tasks.create_task(keep_sending([writer for _, writer in begun], bytes_per_s)).cancel)
+        while (answer := await http.post("/whole", content=b"{}")).status_code == 503:  # each is spared for `SPARED_S`
+            await asyncio.sleep(0.1)
+        assert answer.text == "2"
+        for _ in range(MOST * 3):
             assert (await http.post("/whole", content=b"{}")).text == "2"
-        status, _, body = await answered(first)  # who has been silent longest made room
-        assert (status, body["error"]["type"]) == (408, "request_timeout")
+        ended = [asyncio.create_task(reader.readuntil(b"\r\n\r\n")) for reader, _ in begun]
+        (first,), alive = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        assert (first.result().split()[1], len(alive)) == (b"408", MOST - 1)
+        for task in alive:
+            task.cancel()
 
 
 @pytest.mark.parametrize("parts", [(), (b'{"half": ',)], ids=["no body", "half a body"])
@@ -132,33 +141,128 @@ async def test_a_body_that_comes_byte_by_byte_is_ended(here, hasty):
             assert b" 408 " in await answer
 
 
-async def test_a_long_body_has_as_much_time_as_its_pace_earns():
-    seen, sent = [], [b"x" * 10, b"x" * (1 << 20), b"x" * 10, b""]
+class Client:
+    """A client on a clock of its own, and its place: each part of its body comes after some seconds of waiting."""
 
-    async def receive():
-        seen.append(place.due - begun)
-        return {"type": "http.request", "body": sent[len(seen) - 1], "more_body": len(seen) < len(sent)}
+    def __init__(self, shared, clock, body_s=places.BODY_S):
+        self.clock = clock
+        self.parts = asyncio.Queue()
+        self.place = Place(shared, self.next_part, self.parts.put, body_s)
 
-    begun = monotonic()
-    place = Place(Places(1), receive, receive)
-    await place.open("POST")
-    while (await place.receive())["more_body"]:
-        await asyncio.sleep(0.01)
-    later = monotonic() - begun
-    grace = places.GRACE_S
-    assert seen[0] == pytest.approx(grace, abs=0.5)
-    assert seen[1] <= seen[0] + 10 / places.BYTES_PER_S  # ten bytes are no pace
-    assert seen[0] < seen[2] < seen[3] <= later + grace  # a mebibyte is, but nobody may be silent for longer
+    async def next_part(self):
+        self.waits_until = self.place.due
+        seconds, body = await self.parts.get()
+        self.clock.now += seconds
+        return {"type": "http.request", "body": body, "more_body": True}
+
+    async def send(self, size, after_s):
+        """Sends a part; returns for how long the server would have waited for it."""
+        self.parts.put_nowait((after_s, b"x" * size))
+        await (self.place.receive() if self.place.is_arriving else self.place.open("POST"))
+        if self.place._first is not None:
+            await self.place.receive()
+        return self.waits_until - (self.clock.now - after_s)
 
 
-async def test_bodies_on_their_way_are_bounded_where_each_has_just_sent_something(here, http):
+class Clock:
+    now = 1_000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(places, "monotonic", clock := Clock())
+    return clock
+
+
+async def test_a_long_body_has_as_much_time_as_its_pace_earns(clock):
+    grace, pace = places.GRACE_S, places.BYTES_PER_S
+    client = Client(Places(1), clock)
+    assert await client.send(10, after_s=5) == grace
+    assert await client.send(2 * pace, after_s=5) == pytest.approx(grace - 5 + 10 / pace)  # ten bytes earn nothing
+    assert await client.send(1 << 20, after_s=5) == pytest.approx(grace - 8 + 10 / pace)  # two seconds' bytes earn two
+    assert await client.send(10, after_s=10) == grace  # a mebibyte earns a pause, but no longer one
+
+
+async def test_no_pace_earns_more_than_the_whole_time_of_a_body(clock):
+    client = Client(Places(1), clock)
+    for _ in range(23):
+        await client.send(1 << 20, after_s=5)
+    assert await client.send(1 << 20, after_s=4) == places.BODY_S - 23 * 5
+    upload = Client(Places(1), clock, places.UPLOAD_S)
+    for _ in range(24):
+        await upload.send(1 << 20, after_s=5)
+    assert await upload.send(1 << 20, after_s=5) == places.GRACE_S
+
+
+async def test_time_in_which_a_part_is_worked_on_is_not_the_clients(clock):
+    client = Client(Places(1), clock)
+    for _ in range(3):
+        await client.send(1, after_s=1)
+        clock.now += 100  # the route stores what came
+    assert await client.send(1, after_s=1) == pytest.approx(places.GRACE_S - 3 + 3 / places.BYTES_PER_S)
+
+
+async def test_the_slowest_body_makes_room_and_a_new_one_is_spared(clock):
+    shared = Places(3)
+    clients = [Client(shared, clock) for _ in range(3)]
+    for client, size in zip(clients, (30_000, 10_000, 20_000), strict=True):
+        await client.send(size, after_s=0)
+    waiting = [asyncio.create_task(client.place.receive()) for client in clients]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await Client(shared, clock).send(1, after_s=0)
+    clock.now += places.SPARED_S
+    for left in ([True, False, True], [True, False, False]):
+        newcomer = Client(shared, clock)
+        await newcomer.send(1, after_s=0)
+        await asyncio.sleep(0)
+        assert [not task.done() for task in waiting] == left
+    waiting[0].cancel()
+    for task in waiting[1:]:
+        with pytest.raises(RequestTimeout, match="the slowest is ended"):
+            await task
+
+
+async def test_slow_submissions_of_batches_keep_nobody_out(events, monkeypatch):
+    monkeypatch.setattr(places, "GRACE_S", 1_000)
+    router = new_router()
+    add_batch_routes(router, BatchRoutes(lambda: None))
+    async with contextlib.AsyncExitStack() as slow, asyncio.timeout(PATIENCE_S):
+        application = Served()
+        application.url = await slow.enter_async_context(served(Ingress(router, AccessControl(None, None), events, max_concurrent=50)))
+        http = await slow.enter_async_context(httpx.AsyncClient(base_url=application.url, headers=JSON))
+        for _ in range(MAX_SUBMISSIONS):
+            await slow.enter_async_context(application.begun("/batch", b"{"))
+        while (answer := await http.post("/batch", content=b"{}")).status_code == 503:
+            await asyncio.sleep(0.1)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request")
+
+
+async def test_an_upload_may_take_longer_than_another_body(events, hasty, monkeypatch):
+    monkeypatch.setattr("interfaces.http.ingress.BODY_S", 0.1)
+    application, router = Served(), new_router()
+    for path in ("/whole", *UPLOADS):
+        add_route(router, "POST", path, application.whole, summary=path)
+    ingress = Ingress(router, AccessControl(None, None), events, max_concurrent=9, uploads=UPLOADS)
+    monkeypatch.setattr(places, "GRACE_S", 1_000)
+    async with served(ingress) as application.url, application.begun("/import", length=2) as (reader, writer):
+        async with application.begun("/whole", length=2) as (refused, _):
+            status, _, body = await answered(refused)
+        assert (status, "within 0.1 s" in body["error"]["message"]) == (408, True)
+        writer.write(b"{}")
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+
+
+async def test_bodies_on_their_way_are_bounded_where_each_has_just_begun(here, http, monkeypatch):
+    monkeypatch.setattr(places, "SPARED_S", PATIENCE_S)
     async with contextlib.AsyncExitStack() as lively:
         writers = [(await lively.enter_async_context(here.begun("/streamed", b"x")))[1] for _ in range(MOST)]
         for _ in writers:
             await here.parts.get()
-        stop = asyncio.create_task(keep_sending(writers))
         refused = await http.post("/whole", content=b"{}")
-        stop.cancel()
         assert (refused.status_code, refused.json()["error"]["type"], refused.headers["retry-after"]) == (503, "overloaded", "1")
         writers[0].close()
         async with asyncio.timeout(PATIENCE_S):
@@ -166,10 +270,11 @@ async def test_bodies_on_their_way_are_bounded_where_each_has_just_sent_somethin
                 await asyncio.sleep(0.05)
 
 
-async def keep_sending(writers):
+async def keep_sending(writers, bytes_per_s):
     while True:
         for writer in writers:
-            writer.write(b"x")
+            if not writer.is_closing():
+                writer.write(b"x" * (bytes_per_s // 50))
         await asyncio.sleep(0.02)
 
 
@@ -228,7 +333,7 @@ async def test_one_request_after_another_leaves_nothing_behind(here, http, hasty
         with pytest.raises(RequestTimeout):
             await place.open("POST")
         place.leave()
-    assert (shared.working, shared.arriving, shared._watched) == (0, 0, {})
+    assert (shared.working, shared.arriving, shared._watched) == (0, 0, set())
 
 
 @pytest.fixture
