@@ -1,12 +1,14 @@
-"""A client has a bounded time to send the head of a request, also on ports before which no HAProxy stands.
+"""Bounds clients that send the head of a request, or read an answer, slowly, on ports without HAProxy.
 
-uvicorn waits for ever: its keep-alive bound ends with the first byte. Serve's servers are uvicorn, too, in every ingress replica and in
-its own proxy; `ray_variables` names `bound_heads` as the callback that Serve calls before it starts one.
+uvicorn waits without a bound for the rest of a head: its keep-alive timer ends with the first byte.
+Serve's servers are uvicorn, too, in every ingress replica and in its own proxy; `ray_variables`
+names `bound_heads` as the callback that Serve calls before it starts one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from uvicorn.protocols.http import auto
@@ -14,27 +16,39 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_S = 10.0
 MAX_HEAD_BYTES = 64 << 10
-"""HAProxy takes less. Without a bound a client could fill the memory within `HEAD_S`."""
+"""More than HAProxy takes. Without a bound a client could fill the memory within `HEAD_S`."""
+UNREAD_S = 60.0
+"""How long the kernel keeps a connection whose client takes no byte of an answer that waits for it."""
 
 
 class BoundedHeads(HttpToolsProtocol):
-    """Closes a connection that has no request in work and sends no whole head for `HEAD_S`; idle ones keep their own bound."""
+    """Ends a connection that has no request in work and sends no whole head for `HEAD_S`.
+
+    Idle connections between two requests keep uvicorn's own bound. A connection is aborted and not
+    closed: closing waits until the client has read what was sent to it.
+    """
 
     _overdue: asyncio.TimerHandle | None = None
     _is_in_head = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        """A new connection owes a head."""
+        """Starts to wait for the first head."""
         super().connection_made(transport)
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1_000))
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """A begun head is owed its rest; what still comes of a body whose request has been answered is as good as one."""
+        """Waits for the rest of a head that has begun.
+
+        Bytes of a body whose request is already answered count as the begin of a head, so they do
+        not keep the connection either.
+        """
         super().data_received(data)
         self._head_bytes = self._head_bytes + len(data) if self._is_in_head else 0
         if self._head_bytes > MAX_HEAD_BYTES:
-            self.transport.close()
+            self.transport.abort()
         if self.cycle is None or self.cycle.response_complete:
             self._await_head()
         elif self._overdue is not None:
@@ -46,18 +60,18 @@ class BoundedHeads(HttpToolsProtocol):
         self._is_in_head = True
 
     def on_headers_complete(self) -> None:
-        """It has ended."""
+        """The head is complete."""
         self._is_in_head = False
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is owed any more."""
+        """Stops the timer."""
         self._stop_waiting()
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
         if self._overdue is None:
-            self._overdue = self.loop.call_later(HEAD_S, self.transport.close)
+            self._overdue = self.loop.call_later(HEAD_S, self.transport.abort)
 
     def _stop_waiting(self) -> None:
         if self._overdue is not None:
@@ -66,6 +80,9 @@ class BoundedHeads(HttpToolsProtocol):
 
 
 def bound_heads() -> list[Any]:
-    """Lets each server of this process that is not told otherwise bound its heads. Returns no middlewares, as Serve's callback must."""
+    """Makes `BoundedHeads` uvicorn's default protocol in this process.
+
+    Returns no middlewares: Serve's callback must return a list of them.
+    """
     auto.AutoHTTPProtocol = BoundedHeads
     return []

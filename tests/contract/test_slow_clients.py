@@ -46,6 +46,9 @@ class Served:
         await self.may_answer.wait()
         return Response("done")
 
+    async def large(self, _request):
+        return Response(b"x" * (32 << 20))
+
     async def told(self, _request):
         async def endless():
             while True:
@@ -79,6 +82,7 @@ async def here(events):
         ("POST", "/whole", application.whole),
         ("POST", "/streamed", application.streamed),
         ("GET", "/busy", application.busy),
+        ("GET", "/large", application.large),
         ("GET", "/told", application.told),
     ):
         add_route(router, method, path, endpoint, summary=path)
@@ -371,6 +375,22 @@ async def test_a_head_without_end_is_not_kept(heads, here, monkeypatch):
                 writer.write(b"X: y\r\n" * 1_000)
                 await writer.drain()
             assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("then", [b"POST", b""], ids=["and begins another request", "and sends nothing"])
+async def test_a_client_that_reads_nothing_does_not_keep_its_connection(heads, here, monkeypatch, then):
+    lost = asyncio.Event()
+    monkeypatch.setattr(request_heads.BoundedHeads, "connection_lost", lambda *_: lost.set())
+    if not then:
+        monkeypatch.setattr(request_heads, "UNREAD_S", 0.3)
+    host, port = here.url.removeprefix("http://").split(":")
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET /large HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(then)
+        await lost.wait()
         writer.close()
 
 
