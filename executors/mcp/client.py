@@ -57,18 +57,19 @@ class McpClient:
 
     async def list_tools(self, limit: int) -> Listing:
         """Returns at most `limit` tools, without the server's secrets. Raises what the library and its transport raise."""
-        listings, found = ListingFilter(), Listing()
+        listings, found = ListingFilter(limit), Listing()
         cursor: str | None = None
         async with self._session(listings) as client:
+            listings.version = client.protocol_version
             for _ in range(MAX_PAGES):
                 request = types.ListToolsRequest(params=types.PaginatedRequestParams(cursor=cursor))
                 page = await client.session.send_request(request, _PAGE)
                 found.tools += map(self._redacted, page.tools)
                 cursor = page.next_cursor
-                if cursor is None or len(found.tools) > limit:
+                if cursor is None or len(found.tools) > limit or listings.given_up:
                     break
         found.unreadable = listings.unreadable
-        found.complete = cursor is None and len(found.tools) <= limit
+        found.complete = cursor is None and len(found.tools) <= limit and not listings.given_up
         del found.tools[limit:]
         return found
 
@@ -81,7 +82,7 @@ class McpClient:
         The library's own check of results is left out: it would run the server's schema without bounds. Toolcore checks.
         """
         params = types.CallToolRequestParams(name=name, arguments=arguments, _meta=meta)
-        async with self._session(ListingFilter()) as client:
+        async with self._session(ListingFilter(0)) as client:
             return await client.session.send_request(types.CallToolRequest(params=params), _RESULT)
 
     @asynccontextmanager
@@ -90,5 +91,4 @@ class McpClient:
         async with httpx2.AsyncClient(transport=transport, headers=self._server.headers, timeout=None, trust_env=False) as http:
             streams = listings.around(streamable_http_client(self._server.url, http_client=http))
             async with Client(streams, client_info=CLIENT, cache=None) as client:
-                listings.version = client.protocol_version
                 yield client

@@ -26,7 +26,7 @@ MAX_LIST_BYTES = 4 << 20
 
 
 class SourceUnavailable(Exception):
-    """The source is not configured, or a secret of it is missing or withheld. The text says which."""
+    """The source or a secret of it is not configured. The text says which."""
 
 
 class McpToolExecutor:
@@ -52,16 +52,13 @@ class McpToolExecutor:
         self._sources, self._ceiling = sources, ceiling
 
     def client(self, source: str, max_bytes: int = MAX_LIST_BYTES) -> McpClient:
-        """Returns a client of the source. Raises SourceUnavailable."""
+        """Returns a client of the source. Raises SourceUnavailable or SecretWithheld."""
         settings = self._sources.get(source)
         if settings is None:
             raise SourceUnavailable(f"the MCP source `{source}` is not configured")
         headers, values = {}, []
         for use in settings.secrets:
-            try:
-                value = self._secrets.value(use.name, f"{source}.*", settings.url)
-            except SecretWithheld as error:
-                raise SourceUnavailable(str(error)) from None
+            value = self._secrets.value(use.name, f"{source}.*", settings.url)
             if value is not None:
                 values.append(value)
                 headers[use.header] = use.prefix + value
@@ -87,6 +84,8 @@ class McpToolExecutor:
             client = self.client(source, execution.tool.max_result_bytes + MAX_LIST_BYTES)
         except SourceUnavailable as error:
             return Outcome(False, error_kind="unavailable", error=str(error), attempts=0)
+        except SecretWithheld as error:
+            return Outcome(False, error_kind="denied", error=str(error), attempts=0)
         meta = {"idempotency_key": execution.idempotency_key}
         try:
             async with asyncio.timeout(execution.deadline.remaining()):

@@ -1,6 +1,7 @@
 """Takes out of a listing what the protocol does not allow, so that one bad tool does not cost its whole server.
 
-The library checks a listing as a whole and knows no other way; so each entry is checked before, by the same rules.
+The library checks a listing as a whole and knows no other way; so each entry is checked before, by the same rules. Checks
+run on the event loop, so a page is looked at no further than to one tool above the limit, or to MAX_UNREADABLE bad entries.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ MAX_UNREADABLE = 100
 
 
 class ListingFilter:
-    """Filters listings once the protocol's `version` is negotiated; `unreadable` names the entries that were no tools."""
+    """Filters listings once the protocol's `version` is set; `unreadable` names the entries that were no tools.
 
-    def __init__(self) -> None:
+    `limit` is how many tools are wanted of a page. `given_up` says that a page had too many bad entries to be read to its end.
+    """
+
+    def __init__(self, limit: int) -> None:
         self.version: str | None = None
         self.unreadable: list[str] = []
+        self.given_up = False
+        self._limit = limit
 
     @asynccontextmanager
     async def around(self, streams: AbstractAsyncContextManager[Any]) -> AsyncIterator[tuple[_Filtered, Any]]:
@@ -40,9 +46,14 @@ class ListingFilter:
             return  # not the entries' fault: the library refuses the page
         page["tools"] = []
         for entry in entries:
+            if len(page["tools"]) > self._limit:
+                break
             if _is_readable(self.version, {**page, "tools": [entry]}):
                 page["tools"].append(entry)
-            elif len(self.unreadable) < MAX_UNREADABLE:
+            elif len(self.unreadable) == MAX_UNREADABLE:
+                self.given_up = True
+                break
+            else:
                 name = entry.get("name") if isinstance(entry, dict) else None
                 self.unreadable.append(name if isinstance(name, str) else "?")
 

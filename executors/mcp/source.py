@@ -15,7 +15,7 @@ from configs.tools import SourceSettings
 from contracts.errors import DeadlineExceeded, InvalidRequest, Unavailable, UpstreamError
 from contracts.ports import EventLog
 from contracts.tool_policy import matches
-from contracts.tools import MAX_NAME, TOOL_ID, ToolDefinition, plain_name
+from contracts.tools import MAX_NAME, TOOL_ID, SecretWithheld, ToolDefinition, plain_name
 from executors.mcp.client import Listing
 from executors.mcp.executor import McpToolExecutor, SourceUnavailable
 
@@ -95,14 +95,14 @@ class McpSource:
         """What the server offers now, as definitions of ours.
 
         Raises:
-            Unavailable: it cannot be reached, or a secret is missing.
+            Unavailable: it cannot be reached, or a secret is missing or withheld.
             UpstreamError: it does not answer as the protocol asks.
             DeadlineExceeded: it does not answer in time.
         """
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 listing = await self._executor.client(self._name).list_tools(self._settings.max_tools)
-        except SourceUnavailable as error:
+        except (SourceUnavailable, SecretWithheld) as error:
             raise Unavailable(str(error)) from None
         except TimeoutError:
             raise DeadlineExceeded("the MCP source did not answer in time") from None

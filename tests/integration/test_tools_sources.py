@@ -15,6 +15,9 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.shared.exceptions import MCPError
 
 from configs.tools import SourceSettings
+from contracts.deadline import Deadline
+from contracts.errors import Unavailable
+from contracts.tools import Execution, SecretWithheld
 from executors.mcp.executor import McpToolExecutor
 from executors.mcp.source import McpSource, tool_id_in
 from services.toolcore.catalog import ListRequest
@@ -253,6 +256,20 @@ async def test_more_tools_than_a_source_may_bring_are_told(database_url):
     async with served(server.streamable_http_app(), lifespan="on") as url, with_source(database_url, f"{url}/mcp", max_tools=3) as here:
         assert len(await listed(here, 3)) == 3
         assert here.events.named("tools.source_cut")[0]["max_tools"] == 3
+
+
+async def test_a_withheld_secret_is_denied_like_that_of_any_other_tool():
+    class Withholding:
+        def value(self, name, tool_id, url):
+            raise SecretWithheld(f"the secret `{name}` is not for the target's host")
+
+    given = SourceSettings.model_validate({"url": "https://elsewhere.example/mcp", "secrets": [{"name": "key"}]})
+    executor = McpToolExecutor({"outside": given}, Withholding(), RecordedEvents())
+    called = definition(tool_id="outside.t", executor="mcp", target="outside:t")
+    outcome = await executor.execute(Execution(called, {}, {}, "c-1", Deadline.after(5), "k", 1))
+    assert (outcome.ok, outcome.error_kind, outcome.effect_possible) == (False, "denied", False)
+    with pytest.raises(Unavailable, match="is not for the target's host"):
+        await McpSource("outside", given, executor, check_definition, RecordedEvents()).definitions()
 
 
 async def test_a_source_outlives_whatever_its_listing_breaks(database_url):
