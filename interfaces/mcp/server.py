@@ -26,13 +26,14 @@ from interfaces.http.bodies import require_json
 from interfaces.http.errors import invalid_body
 from interfaces.tool_answers import call_body
 from services.toolcore.calls import Reply, ToolCalls
-from services.toolcore.catalog import Catalog
+from services.toolcore.catalog import Catalog, description_of
 from services.toolcore.registry import Tool
 
 NAME = "daarion-tools"
 VERSION = "0.1.0"
 INSTRUCTIONS = "Tools of DAARION agents. Send X-Agent-Id and X-Microdao-Id with every request; calls run on their behalf."
 MAX_BODY_BYTES = 2 << 20
+MAX_STRUCTURED_CHARS = 1 << 20
 AGENT_HEADER = "x-agent-id"
 MICRODAO_HEADER = "x-microdao-id"
 START_TIMEOUT_S = 10.0
@@ -125,14 +126,13 @@ def _request_id(context: Context) -> str:
 def _described(tool: Tool) -> types.Tool:
     """The tool as MCP describes it; protocol versions of the handshake era take output schemas of objects alone."""
     definition = tool.definition
-    output = definition.output_schema
     return types.Tool(
         name=definition.id,
         title=definition.name,
-        description=definition.description or None,
+        description=description_of(tool),
         # Arguments are objects, whatever else a schema would take; a listing with another type is refused whole.
         input_schema={**definition.input_schema, "type": "object"},
-        output_schema=output if output is not None and output.get("type") == "object" else None,
+        output_schema=tool.object_output,
         annotations=types.ToolAnnotations(
             read_only_hint=definition.effect == "read",
             idempotent_hint=definition.effect != "write",
@@ -144,15 +144,21 @@ def _described(tool: Tool) -> types.Tool:
 def _answer(reply: Reply) -> types.CallToolResult:
     """The result as structured content where it is an object, and always as JSON text.
 
-    Clients check structured content against the schema that was listed, and fail without any: where no cut matches it, the whole goes out.
+    Clients check structured content against the schema that was listed, and fail without any: where
+    no cut matches it, the whole goes out, and above MAX_STRUCTURED_CHARS an error in its place:
+    parsing it would hold up the event loop, from a thread as well.
     """
     result = reply.result
     if not result.ok:
         return types.CallToolResult(content=[_text(call_body(result))], is_error=True)
+    if reply.structured is not None and len(reply.structured) > MAX_STRUCTURED_CHARS:
+        error = "the call succeeded; its result is too long to be sent whole: read it by its `result_ref`"
+        said = {**call_body(result), "error": error, "error_kind": "too_large"}
+        return types.CallToolResult(content=[_text(said)], is_error=True)
     content = [_text(result.result)]
     if result.truncated:
         content.append(_text({"truncated": True, "result_ref": result.result_ref and result.result_ref.model_dump(exclude_none=True)}))
-    value = result.result if reply.whole is None else orjson.loads(reply.whole)
+    value = result.result if reply.structured is None else orjson.loads(reply.structured)
     return types.CallToolResult(content=[*content], structured_content=value if isinstance(value, dict) else None)
 
 

@@ -13,7 +13,18 @@ from contracts.ports import EventLog
 from contracts.tool_ledger import CallIntent, RecordedCall, ToolLedger, Via
 from contracts.tools import Decision, Execution, Outcome, ResultReference, ToolCallRequest, ToolCallResult, ToolExecutor
 from contracts.usage import storable_text
-from services.toolcore.outcomes import INDETERMINATE, Checked, check_outcome, failed, kept_result, recall, refusal, timed_out, told, uncut
+from services.toolcore.outcomes import (
+    INDETERMINATE,
+    Checked,
+    call_result,
+    check_outcome,
+    failed,
+    kept_result,
+    recall,
+    refusal,
+    structured_text,
+    timed_out,
+)
 from services.toolcore.policy import Policy
 from services.toolcore.recorder import Recorder
 from services.toolcore.registry import Registry, Tool
@@ -30,13 +41,14 @@ LONGEST_LOOK_S = 0.5
 class Reply:
     """The answer, and whether the call ran (now or before) rather than being refused. `reference` leads to a kept result.
 
-    `whole` is the result's JSON text where no cut of it matches the tool's output schema, so that `result` shows nothing.
+    `structured` is the result's JSON text where no cut of it matches an output schema that MCP
+    lists, so that `result` is empty.
     """
 
     result: ToolCallResult
     executed: bool
     reference: ResultReference | None = None
-    whole: str | None = None
+    structured: str | None = None
 
 
 @dataclass(frozen=True)
@@ -172,8 +184,8 @@ class ToolCalls:
         checked = await asyncio.to_thread(recall, call.tool, recorded)
         kept_until = None if recorded.result_kept_until is None else recorded.result_kept_until.isoformat()
         reference = kept_result(checked, str(recorded.id), kept_until)
-        result = _identified(told(checked, reference), call, version=recorded.tool_version, replayed=True)
-        return Reply(result, executed=True, reference=reference, whole=uncut(call.tool, checked))
+        result = _identified(call_result(checked, reference), call, version=recorded.tool_version, replayed=True)
+        return Reply(result, executed=True, reference=reference, structured=structured_text(call.tool, checked))
 
     async def _run(self, call: _Call, record_id: UUID, attempt: int) -> Reply:
         """Executes and records; the record is written even when the caller leaves meanwhile."""
@@ -197,7 +209,7 @@ class ToolCalls:
         return await self._answer(call, intent, checked, recorded_as)
 
     async def _answer(self, call: _Call, intent: CallIntent, checked: Checked, recorded_as: UUID | None) -> Reply:
-        """What the ledger holds is what is told: where another run was recorded first, its result."""
+        """What the ledger holds is the answer: where another run was recorded first, its result."""
         if recorded_as is None:
             recorded = await self._ledger.find(intent.microdao_id, intent.call_id)
             if recorded is not None and recorded.state == "settled":
@@ -205,8 +217,8 @@ class ToolCalls:
                 return await self._standing(call, recorded, Resume.REPLAY if step is Resume.RUN else step)
             return await self._refuse(intent, _STILL_RUNNING)
         reference = kept_result(checked, str(recorded_as))
-        result = _identified(told(checked, reference), call, version=call.intent.tool_version)
-        return Reply(result, executed=True, reference=reference, whole=uncut(call.tool, checked))
+        result = _identified(call_result(checked, reference), call, version=call.intent.tool_version)
+        return Reply(result, executed=True, reference=reference, structured=structured_text(call.tool, checked))
 
     async def _execute(self, tool: Tool, execution: Execution) -> Outcome:
         executor = self._executors.get(tool.definition.executor)

@@ -66,6 +66,14 @@ def native_form(tool: Tool) -> dict[str, Any]:
 def openai_form(tool: Tool) -> dict[str, Any]:
     """The tool as chat completions take it; the mapped name leads back to the id."""
     definition = tool.definition
-    description = definition.description or definition.name
-    function = {"name": plain_name(definition.id), "description": description, "parameters": definition.input_schema}
+    function = {"name": plain_name(definition.id), "description": description_of(tool), "parameters": definition.input_schema}
     return {"type": "function", "function": function}
+
+
+def description_of(tool: Tool) -> str:
+    """The description as models are shown it: with the server that wrote it, where that is an outside one."""
+    definition = tool.definition
+    description = definition.description or definition.name
+    if not definition.outside:
+        return description
+    return f"Described by an outside server (`{definition.target.partition(':')[0]}`): {description}"

@@ -1,4 +1,4 @@
-"""From what an executor reports to what is recorded and told: results checked, bounded and previewed."""
+"""From what an executor reports to what is recorded and answered: results checked, bounded and previewed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INDETERMINATE = Settlement(
 
 @dataclass(frozen=True)
 class Checked:
-    """A settlement and the result as it is told: whole, or a preview when `truncated`."""
+    """A settlement and the result as it is shown: whole, or a preview when `truncated`."""
 
     settlement: Settlement
     shown: Any = None
@@ -69,7 +69,7 @@ def _check_text(tool: Tool, base: Settlement, result: Any, text: str) -> Checked
 
 
 def recall(tool: Tool, recorded: RecordedCall) -> Checked:
-    """Returns what is told about a call that was settled before."""
+    """Returns what is known about a call that was settled before."""
     assert recorded.settlement is not None
     text = recorded.settlement.result
     if not recorded.settlement.ok or text is None:
@@ -98,12 +98,12 @@ def kept_result(checked: Checked, record_id: str, expires_at: str | None = None)
     return ResultReference(id=record_id, bytes=len(text.encode()), items=checked.settlement.result_items, expires_at=expires_at)
 
 
-def uncut(tool: Tool, checked: Checked) -> str | None:
-    """Returns the whole result's JSON text where no cut of it matches the output schema."""
-    return checked.settlement.result if checked.truncated and checked.shown is None and tool.output is not None else None
+def structured_text(tool: Tool, checked: Checked) -> str | None:
+    """Returns the whole result's JSON text where no cut of it matches an output schema that MCP lists."""
+    return checked.settlement.result if checked.truncated and checked.shown is None and tool.object_output is not None else None
 
 
-def told(checked: Checked, reference: ResultReference | None) -> ToolCallResult:
+def call_result(checked: Checked, reference: ResultReference | None) -> ToolCallResult:
     """Returns the answer to a call that ran, now or before."""
     settlement = checked.settlement
     return ToolCallResult(

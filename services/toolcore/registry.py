@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from contracts.errors import ConfigurationError, DaarionError, InvalidRequest, Unavailable
 from contracts.ports import EventLog
@@ -32,6 +33,12 @@ class Tool:
     def definition(self) -> ToolDefinition:
         """What the operator wrote."""
         return self.registered.definition
+
+    @property
+    def object_output(self) -> dict[str, Any] | None:
+        """The output schema where results are objects: MCP lists no other."""
+        schema = self.definition.output_schema
+        return schema if schema is not None and schema.get("type") == "object" else None
 
     @property
     def enabled(self) -> bool:

@@ -12,6 +12,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from contracts.tool_ledger import CallFilter
 from interfaces.mcp.server import ToolMcpServer
+from services.toolcore.catalog import ListRequest
 from tests.support.toolcore import AGENT, PREFIX, asgi, replica, tool
 from tests.support.uvicorn_server import served
 
@@ -91,6 +92,45 @@ async def test_a_result_that_cannot_be_cut_still_matches_the_listed_schema(datab
             assert answer.structured_content == whole
             assert json.loads(answer.content[1].text)["truncated"] is True
             assert len(answer.content[0].text) <= 256
+
+
+async def test_a_result_too_long_to_be_sent_whole_is_an_error_that_says_where_it_is(database_url):
+    schema = {"type": "object", "properties": {"text": {"type": "string", "minLength": 300}}, "required": ["text"]}
+    given = tool(output_schema=schema, inline_result_bytes=256, max_result_bytes=4 << 20)
+    whole = {"text": "ї" * (1 << 20)}
+    async with replica(database_url, given, script=lambda _: whole) as here, mcp_served(here) as url, connected(url) as client:
+        await client.list_tools()
+        answer = await client.call_tool("test.echo", {}, meta={"call_id": "long-2"})
+        said = json.loads(answer.content[0].text)
+    assert (answer.is_error, answer.structured_content, said["ok"]) == (True, None, True)
+    assert said["result_ref"]["bytes"] > 2 << 20
+    assert "result_ref" in said["error"]
+
+
+async def test_a_long_result_without_a_listed_schema_is_not_sent_whole(database_url):
+    given = tool(output_schema={"minProperties": 1, "properties": {"rows": {"minItems": 300}}}, inline_result_bytes=256)
+    async with (
+        replica(database_url, given, script=lambda _: {"rows": list(range(300))}) as here,
+        mcp_served(here) as url,
+        connected(url) as client,
+    ):
+        assert (await client.list_tools()).tools[0].output_schema is None
+        answer = await client.call_tool("test.echo", {})
+    assert (answer.is_error, answer.structured_content) == (False, None)
+    assert json.loads(answer.content[1].text)["truncated"] is True
+
+
+async def test_who_describes_an_outside_tool_stands_before_its_description(database_url):
+    tools = [
+        tool("outside.one", executor="mcp", target="outside:one", name="One", description="Obey."),
+        tool("outside.two", executor="mcp", target="outside:two", name="Obey!", description=""),
+        tool("test.ours", name="Ours", description="Lists."),
+    ]
+    expected = ["Described by an outside server (`outside`): Obey.", "Described by an outside server (`outside`): Obey!", "Lists."]
+    async with replica(database_url, *tools) as here, mcp_served(here) as url, connected(url) as client:
+        assert [entry.description for entry in (await client.list_tools()).tools] == expected
+        offered = here.toolcore.catalog().listing(ListRequest(format="openai"))["tools"]
+        assert [entry["function"]["description"] for entry in offered] == expected
 
 
 async def test_calls_without_identity_are_told_how_to_give_one(database_url):

@@ -25,7 +25,7 @@ from contracts.messaging import ChannelMessage
 from contracts.tools import ToolDefinition
 from services.agent_runtime.choices import choices_of
 from services.agent_runtime.context import Context, Question, channel_context, find_trigger, named_trigger, trigger_of, window
-from services.agent_runtime.envelope import new_nonce, sealed, without
+from services.agent_runtime.envelope import new_nonce, sealed, sealed_schema, without
 from services.agent_runtime.journal import Beginning, beginning_entry, beginning_of
 from services.agent_runtime.language import apology, language_of
 from services.agent_runtime.prompt import Dialogue, Known, assistant_message, results_message, tool_message
@@ -78,6 +78,35 @@ def test_what_an_outside_tool_says_of_itself_is_data(tool_mode):
         assert offered["required"] == ["description"]
         assert offered["properties"]["days"] == {"type": "integer", "default": 3}
         assert offered["$defs"]["title"]["anyOf"][1] == {"type": "null"}
+
+
+def test_an_outside_schema_keeps_its_meaning():
+    schema = {
+        "type": ["object", "null"],
+        "properties": {
+            "pair": {"type": "array", "prefixItems": [True, {"type": "string"}], "items": False, "maxItems": 2},
+            "unit": {"enum": ["°C", "K", 1, None], "default": "K"},
+            "day": {"type": "string", "format": "date", "pattern": r"^\d{4}-\d\d$"},
+            "area": {"$ref": "#/$defs/area"},
+        },
+        "$defs": {"area": {"not": {"const": ""}, "minLength": 1}},
+        "dependentRequired": {"a": ["b"]},
+        "additionalProperties": False,
+        "required": ["pair"],
+    }
+    assert sealed_schema(schema, NONCE, "x") == schema
+
+
+@pytest.mark.parametrize("key", ["enum", "const", "default", "pattern", "format", "$id", "type", "x-note"])
+def test_sentences_in_an_outside_schema_are_sealed_or_left_out(key):
+    order = "Please obey"
+    value = {"enum": ["K", order], "type": [order], "default": {"a": [{order: 1}]}, "x-note": {"type": order}}.get(key, order)
+    shown = sealed_schema({"properties": {"a": {"description": "How warm.", key: value}}}, NONCE, "x")["properties"]["a"]
+    description = shown.pop("description")
+    assert shown == {}
+    opened, inside, closed = description.split("\n", 1)[0], description.split("\n")[1:-1], description.split("\n")[-1]
+    assert (opened, closed) == (f'<data-{NONCE} from="x">', f"</data-{NONCE}>")
+    assert inside == ["How warm."] + ([] if key in {"type", "x-note"} else [f"{key}: {json.dumps(value)}"])
 
 
 @pytest.mark.parametrize("outside", [True, False])
