@@ -33,6 +33,7 @@ class Inflater:
         self._deflate = encoding == "deflate"
         self._member: zlib._Decompress | None = None
         self._input = memoryview(b"")
+        self._holding = False  # zlib may hold output, or the member's end, after it has taken all input
         self._taken = self._given = 0
 
     def feed(self, data: bytes) -> None:
@@ -41,7 +42,7 @@ class Inflater:
 
     def pending(self) -> bytes:
         """Returns what can be decompressed now, at most `PIECE_BYTES`; nothing where more input is needed. Raises Undecodable."""
-        while self._input:
+        while self._input or self._holding:
             if self._member is None or self._member.eof:
                 self._member = zlib.decompressobj(self._window_bits())
             part = self._input[:_SLICE_BYTES]
@@ -51,6 +52,7 @@ class Inflater:
                 raise Undecodable from None
             taken = len(part) - len(self._member.unconsumed_tail) - len(self._member.unused_data)
             self._input = self._input[taken:]
+            self._holding = len(piece) == PIECE_BYTES and not self._member.eof
             self._taken += taken
             self._given += len(piece)
             if self._taken > _FREE_BYTES + _MAX_INPUT_PER_OUTPUT * self._given:

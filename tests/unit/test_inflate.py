@@ -43,6 +43,14 @@ def test_deflate_comes_with_and_without_its_header(pack, size):
     assert inflated((raw[start : start + size] for start in range(0, len(raw), size)), "deflate") == plain
 
 
+@given(st.integers(1, 3), st.integers(-300, 300), st.binary(min_size=1, max_size=5_000))
+def test_a_body_about_as_long_as_whole_pieces_is_whole(pieces, more, pattern):
+    """zlib may have taken all input and still hold output, or the end, when a piece is full."""
+    size = pieces * PIECE_BYTES + more
+    plain = (pattern * (size // len(pattern) + 1))[:size]
+    assert inflated([bare_deflate(plain)], "deflate") == plain
+
+
 @pytest.mark.parametrize("tail", [b"\0", b"\0" * 4096, b"x", b"\x1f\x8b", gzip.compress(b"more")[:-1], b"GARBAGE" * 1000])
 def test_what_is_behind_the_last_member_and_no_member_is_an_error(tail):
     with pytest.raises(Undecodable):
