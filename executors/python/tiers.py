@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ async def _refusal(tier: IsolationTier) -> str | None:
     if tier == "bubblewrap" and bubblewrap() is None:
         return "bubblewrap (`bwrap`) is not installed"
     with tempfile.TemporaryDirectory(prefix="daarion-probe-") as folder:
-        outside, scratch = Path(folder) / "outside", Path(folder) / "scratch"
+        outside, scratch = (Path(os.path.realpath(folder)) / name for name in ("outside", "scratch"))
         for directory in (outside, scratch):
             directory.mkdir(mode=0o700)
         canary = outside / "canary"

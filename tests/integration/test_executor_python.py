@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,13 @@ def test_no_tier_is_lost_that_the_kernel_has(host):
     if shutil.which("bwrap") and subprocess.run(bare, check=False, capture_output=True, timeout=20).returncode == 0:
         expected.append("bubblewrap")
     assert [*host.available] == expected, host.refusals
+
+
+async def test_no_tier_is_lost_where_temporary_files_lie_behind_a_link(monkeypatch, tmp_path, host):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "link"))
+    assert await probe_tiers() == host
 
 
 async def test_a_host_without_bubblewrap_says_so(monkeypatch):
