@@ -12,6 +12,7 @@ import errno
 import fcntl
 import functools
 import os
+import socket
 from collections.abc import Iterable
 
 LIBRARY, PACKAGE = "libseccomp.so.2", "libseccomp2"
@@ -32,18 +33,18 @@ PROCESS = (
 ).split()
 # Descriptors, pipes and looking at files: Landlock or the namespace says which.
 DESCRIPTORS = (
-    "read pread64 readv preadv preadv2 write pwrite64 writev pwritev pwritev2 lseek close close_range dup dup2 "
-    "dup3 pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait "
+    "read pread64 readv preadv preadv2 write pwrite64 writev pwritev pwritev2 lseek close dup dup2 dup3 "
+    "pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait "
     "epoll_pwait2 eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime fstat stat lstat newfstatat "
     "statx statfs fstatfs access faccessat faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir "
     "umask fsync fdatasync ftruncate fadvise64 copy_file_range getxattr lgetxattr fgetxattr listxattr "
     "llistxattr flistxattr"
 ).split()
-FILES = "creat truncate flock unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir link linkat symlink symlinkat".split()
+FILES = "creat truncate unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir link linkat symlink symlinkat".split()
 METADATA = "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes utimensat futimesat".split()
 NETWORK = (
     "bind listen accept accept4 connect sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg shutdown getsockname "
-    "getpeername getsockopt setsockopt"
+    "getpeername getsockopt"
 ).split()
 # Both ends know each other from the start, so that asyncio can wake its loop; nothing is sent to an address.
 PAIR = "recvfrom shutdown getsockname getpeername".split()
@@ -55,19 +56,32 @@ FCNTL = (
     fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_SETFL, fcntl.F_GETLK,
     fcntl.F_GETPIPE_SZ,
 )  # fmt: skip
-# Locks of a process never conflict with its own, and it shares its files with nobody: granting them takes no memory of
-# the kernel (which bounds their number in no way) and keeps no other process from a file.
+# Locks are granted without being taken. The tool's process shares its scratch files with nobody, so it loses nothing; a
+# real lock on a file of its package would block other processes, and the kernel does not bound the number of locks.
 LOCKS = (fcntl.F_SETLK, fcntl.F_SETLKW)
 # TCGETS and TIOCGWINSZ (is it a terminal?), FIONREAD, FIONBIO, FIONCLEX, FIOCLEX.
 IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA (the allocator names its areas).
 PRCTL = (15, 16, 0x53564D41)
-# CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID, CHILD_CLEARTID: what a thread library asks. Not
-# a bit less: a thread with descriptors of its own would hide files.
+# CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID, CHILD_CLEARTID: what a thread library asks for.
+# All of these flags are required: a thread with its own descriptor table could hide files.
 THREAD = 0x3D0F00
 CLONE_DETACHED = 0x400000  # without effect; musl sets it
+CLOSE_RANGE_CLOEXEC = 4  # CLOSE_RANGE_UNSHARE would give the thread its own descriptor table
 AF_UNIX, AF_INET, AF_INET6, STREAM, DATAGRAM, KIND = 1, 2, 10, 1, 2, 0xF
 TCP, UDP = 6, 17
+# By level. Not listed: what enlarges buffers (SO_SNDBUF, SO_RCVBUF, SO_RCVLOWAT), loads programs or changes protocols.
+SOCKET_OPTIONS = {
+    socket.SOL_SOCKET: (
+        socket.SO_REUSEADDR, socket.SO_REUSEPORT, socket.SO_KEEPALIVE, socket.SO_BROADCAST, socket.SO_LINGER,
+        socket.SO_RCVTIMEO, socket.SO_SNDTIMEO,
+    ),
+    socket.IPPROTO_TCP: (
+        socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT,
+    ),
+    socket.IPPROTO_IP: (11,),  # IP_RECVERR: glibc's resolver sets it
+    socket.IPPROTO_IPV6: (socket.IPV6_V6ONLY, 25),  # IPV6_RECVERR: the same
+}  # fmt: skip
 OUT_OF_BAND = 1  # a rarely used path of the kernel, with a history of flaws
 TMPFILE = 0o20000000
 WRITING = (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC)
@@ -115,6 +129,8 @@ def _descriptors(rules: _Rules) -> None:
             rules.when(name, (argument, LOW_HALF, value))
     for command in LOCKS:
         rules.when("fcntl", (1, LOW_HALF, command), error=0)
+    rules.refuse(["flock"], 0)
+    rules.when("close_range", (2, LOW_HALF ^ CLOSE_RANGE_CLOEXEC, 0))
     rules.when("prlimit64", (0, LOW_HALF, 0))  # its own
 
 
@@ -143,6 +159,9 @@ def _sockets(rules: _Rules, *, network: bool) -> None:
         return
     rules.allow(NETWORK)
     rules.refuse(["socketpair"])
+    for level, names in SOCKET_OPTIONS.items():
+        for name in names:
+            rules.when("setsockopt", (1, LOW_HALF, level), (2, LOW_HALF, name))
     for family in (AF_INET, AF_INET6):
         for kind, protocol in ((STREAM, 0), (STREAM, TCP), (DATAGRAM, 0), (DATAGRAM, UDP)):
             rules.when("socket", (0, LOW_HALF, family), (1, KIND, kind), (2, LOW_HALF, protocol))

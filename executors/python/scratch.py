@@ -45,16 +45,37 @@ def _look(folder: str, pid: int) -> tuple[dict[int, int], set[int]]:
                 _measure(entry.path, sizes)
                 if len(sizes) > MAX_FILES:
                     return sizes, mapped
-        for descriptor in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
-            _measure(f"/proc/{pid}/fd/{descriptor}", sizes, within=folder)
-        with open(f"/proc/{pid}/maps", errors="replace") as areas:  # noqa: PTH123
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
+            if _look_into(f"/proc/{pid}/task/{thread}", folder, sizes, mapped):
+                break  # threads share their memory and, by the filter, their descriptors
+    return sizes, mapped
+
+
+def _look_into(thread: str, folder: str, sizes: dict[int, int], mapped: set[int]) -> bool:
+    """Notes what a thread holds. Returns False where it has ended meanwhile: the kernel shows nothing of it then."""
+    try:
+        for descriptor in os.listdir(f"{thread}/fd"):  # noqa: PTH208
+            _measure(f"{thread}/fd/{descriptor}", sizes, within=folder)
+        with open(f"{thread}/maps", errors="replace") as areas:  # noqa: PTH123
             for area in areas:
                 # Addresses, rights, offset, device, inode, path; there may be tens of thousands.
                 if area.endswith(f"{_DELETED}\n"):
                     *_, inode, path = area.split(maxsplit=5)
                     if path.startswith(f"{folder}/"):
                         mapped.add(int(inode))
-    return sizes, mapped
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except PermissionError:  # a thread that has ended belongs to root
+        if _has_memory(thread):
+            raise
+    return _has_memory(thread)
+
+
+def _has_memory(thread: str) -> bool:
+    """A thread that ends gives up its memory before its descriptors, so what still has memory had shown both."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return not Path(f"{thread}/statm").read_text().startswith("0 ")
+    return False
 
 
 def _measure(path: str, sizes: dict[int, int], within: str | None = None) -> None:

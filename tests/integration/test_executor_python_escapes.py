@@ -64,8 +64,22 @@ async def test_files_without_a_name_count_as_stored(tier, events, way):
         assert (outcome.error_kind, outcome.error) == ("too_large", "the tool stored more than its scratch folder may hold")
 
 
+@pytest.mark.parametrize("way", ["leaderless", "apart"])
+async def test_files_of_other_threads_count_as_stored(tier, events, way):
+    outcome = await escape(tier, events, "hide", {"way": way}, limits={"processes": 8, "memory_mb": 1024})
+    assert outcome.error_kind in {"too_large", "upstream"}, outcome
+    if tier == "landlock" and way == "leaderless":
+        assert (outcome.error_kind, outcome.error) == ("too_large", "the tool stored more than its scratch folder may hold")
+
+
 async def test_the_kernel_holds_no_memory_beside_the_bound(tier, events):
     assert (await escape(tier, events, "buffers")).result == []
+
+
+async def test_sockets_keep_their_buffers_where_a_network_is_granted(tier, events):
+    tool = definition("hostile_toolbox.escapes:socket_options", "python", network=True, timeout_s=30)
+    outcome = await python_executor((tier,), events).execute(execution(tool))
+    assert outcome.result == {"lost": [], "open": []}, outcome
 
 
 async def test_locks_are_granted_without_being_taken(tier, events):
@@ -96,7 +110,7 @@ async def test_the_kernels_other_tables_end_the_process(tier, events, table):
 
 
 async def test_threads_share_one_table_of_descriptors(tier, events):
-    assert (await escape(tier, events, "own_table", limits={"processes": 8})).result == -1
+    assert (await escape(tier, events, "own_tables", limits={"processes": 8})).result == []
 
 
 async def test_other_processes_are_not_looked_into(host, events):

@@ -1,5 +1,5 @@
 # ruff: noqa: PTH104, PTH108  # as attackers write
-"""Tools that look for a way around the sandbox: each returns the names of the ways that were open."""
+"""Tools that look for a way around the sandbox: each returns the names of the ways that are open."""
 
 import array
 import contextlib
@@ -11,10 +11,14 @@ import signal
 import socket
 import struct
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 MIB = 1 << 20
+CLOSE_RANGE, UNSHARE = 436, 2
+EXIT = {"x86_64": 60, "aarch64": 93}
 F_SETOWN_EX, F_NOTIFY, FIOSETOWN, SIOCSPGRP, FIOASYNC, TIOCSTI = 15, 1026, 0x8901, 0x8902, 0x5452, 0x5412
 HELD = []
 
@@ -152,13 +156,27 @@ def _preallocated(number):
 
 def hide(args, _context):
     """Stores 24 MiB that no name in the scratch folder leads to, and stays."""
-    way = {"unlinked": _unlinked, "replaced": _replaced, "mapped": _mapped, "nameless": _nameless, "preallocated": _preallocated}[
-        args["way"]
-    ]
+    ways = {"replaced": _replaced, "mapped": _mapped, "nameless": _nameless, "preallocated": _preallocated}
+    way = ways.get(args["way"], _unlinked)
+    if args["way"] == "leaderless":
+        threading.Thread(target=_store, args=(way,)).start()
+        _libc("syscall", EXIT[os.uname().machine], 0)  # ends the first thread alone
+    if args["way"] == "apart":
+        with ThreadPoolExecutor(1, initializer=_own_table) as pool:
+            return pool.submit(_store, way).result()
+    return _store(way)
+
+
+def _store(way):
     for number in range(24):
         way(number)
     time.sleep(20)
     return "hidden"
+
+
+def _own_table():
+    """Gives this thread descriptors of its own, where nobody would look for the files that it holds."""
+    _libc("syscall", CLOSE_RANGE, 1_000, 2_000, UNSHARE)
 
 
 def buffers(_args, _context):
@@ -209,6 +227,44 @@ def buffers(_args, _context):
             "attribute": lambda: os.setxattr(tempfile.mkstemp(dir=".")[1], "user.x", bytes(100)),
         }
     )
+
+
+def socket_options(_args, _context):
+    """Options of a granted network's sockets: returns those that honest libraries set and lost, and those that bring memory or code in."""
+
+    def set_option(level, name, value=1):
+        with socket.socket() as connection:
+            connection.setsockopt(level, name, value)
+
+    general, tcp = socket.SOL_SOCKET, socket.IPPROTO_TCP
+    honest = {
+        name: lambda level=level, option=option, value=value: set_option(level, option, value)
+        for name, level, option, value in (
+            ("SO_REUSEADDR", general, socket.SO_REUSEADDR, 1),
+            ("SO_REUSEPORT", general, socket.SO_REUSEPORT, 1),
+            ("SO_KEEPALIVE", general, socket.SO_KEEPALIVE, 1),
+            ("SO_BROADCAST", general, socket.SO_BROADCAST, 1),
+            ("SO_LINGER", general, socket.SO_LINGER, struct.pack("ii", 1, 0)),
+            ("SO_RCVTIMEO", general, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0)),
+            ("SO_SNDTIMEO", general, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0)),
+            ("TCP_NODELAY", tcp, socket.TCP_NODELAY, 1),
+            ("TCP_KEEPIDLE", tcp, socket.TCP_KEEPIDLE, 60),
+            ("TCP_KEEPINTVL", tcp, socket.TCP_KEEPINTVL, 60),
+            ("TCP_KEEPCNT", tcp, socket.TCP_KEEPCNT, 3),
+            ("TCP_USER_TIMEOUT", tcp, socket.TCP_USER_TIMEOUT, 1000),
+            ("IP_RECVERR", socket.IPPROTO_IP, 11, 1),
+        )
+    }
+    hostile = {
+        "SO_SNDBUF": lambda: set_option(general, socket.SO_SNDBUF, 64 * MIB),
+        "SO_RCVBUF": lambda: set_option(general, socket.SO_RCVBUF, 64 * MIB),
+        "SO_RCVLOWAT": lambda: set_option(general, socket.SO_RCVLOWAT, 4 * MIB),
+        "SO_ZEROCOPY": lambda: set_option(general, 60),
+        "SO_ATTACH_FILTER": lambda: set_option(general, 26, struct.pack("HxxxxxxP", 1, 0)),
+        "TCP_CONGESTION": lambda: set_option(tcp, socket.TCP_CONGESTION, b"reno"),
+        "TCP_ULP": lambda: set_option(tcp, 31, b"tls"),
+    }
+    return {"lost": sorted(set(honest) - set(_open_ways(honest))), "open": _open_ways(hostile)}
 
 
 # Calls with the same number on every architecture, then those of x86-64.
@@ -263,13 +319,18 @@ def neighbours(args, _context):
     return _open_ways({path: lambda path=path: os.close(os.open(path, os.O_RDONLY)) for path in paths})
 
 
-def own_table(_args, _context):
-    """Starts a thread with descriptors of its own, where nobody would look for the files that it holds."""
+def own_tables(_args, _context):
+    """Returns the ways to a thread with descriptors of its own that are open."""
+    return _open_ways({"clone": _clone_with_own_table, "close_range": _own_table, "unshare": lambda: _libc("unshare", 0x400)})
+
+
+def _clone_with_own_table():
     libc = ctypes.CDLL(None, use_errno=True)
     HELD.append(ctypes.create_string_buffer(1 << 16))
     top = ctypes.c_void_p(ctypes.addressof(HELD[-1]) + (1 << 16) - 64)
     of_a_thread = 0x100 | 0x200 | 0x800 | 0x10000 | 0x40000  # VM, FS, SIGHAND, THREAD, SYSVSEM; not FILES
-    return libc.clone(ctypes.cast(libc.pause, ctypes.c_void_p), top, of_a_thread, None)
+    if libc.clone(ctypes.cast(libc.pause, ctypes.c_void_p), top, of_a_thread, None) == -1:
+        raise OSError(ctypes.get_errno(), "clone")
 
 
 def open_files(_args, _context):
@@ -286,5 +347,6 @@ def locks(args, _context):
     with Path(__file__).open("rb") as file:
         for number in range(1_000):
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 2 * number)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(args["seconds"])
     return "locked"
