@@ -68,3 +68,21 @@ def test_too_many_files_count_as_too_much(folder):
 def test_a_process_that_is_gone_stores_what_has_a_name(folder):
     os.close(create(f"{folder}/named"))
     assert stored(folder, 1 << 30) >= SIZE
+
+
+def test_a_process_that_has_ended_but_was_not_reaped_stores_what_has_a_name():
+    """What is left of it belongs to root, so an ordinary user may not look into it."""
+    user = os.fork()
+    if user == 0:
+        result = 1
+        try:
+            os.setresuid(*[os.getuid() or 65534] * 3)
+            ended = os.fork() or os._exit(0)
+            os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+            folder = make_scratch()
+            os.close(create(f"{folder}/named"))
+            result = int(stored(folder, ended) < SIZE)
+            remove_scratch(folder)
+        finally:
+            os._exit(result)
+    assert os.waitpid(user, 0)[1] == 0
