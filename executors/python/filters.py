@@ -43,8 +43,7 @@ DESCRIPTORS = (
 FILES = "creat truncate unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir link linkat symlink symlinkat".split()
 METADATA = "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes utimensat futimesat".split()
 NETWORK = (
-    "bind listen accept accept4 connect sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg shutdown getsockname "
-    "getpeername getsockopt"
+    "bind listen accept accept4 connect sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg shutdown getsockname getpeername getsockopt"
 ).split()
 # Both ends know each other from the start, so that asyncio can wake its loop; nothing is sent to an address.
 PAIR = "recvfrom shutdown getsockname getpeername".split()

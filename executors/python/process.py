@@ -79,14 +79,15 @@ class ChildProcess:
             Died, OutputFlood, ScratchFull: see there. `end` must be awaited in every case.
             PermissionError: this process may not look for the child's hidden files.
         """
-        watch = asyncio.ensure_future(self._watch_scratch())
+        # The other tiers' folders need no watching: `process` writes nothing, bubblewrap's has a fixed size.
+        watch = {asyncio.ensure_future(self._watch_scratch())} if self._launch.sandbox["tier"] == "landlock" else set()
         try:
-            await asyncio.wait({watch, self._done}, return_when=asyncio.FIRST_COMPLETED)
-            if watch.done():
-                watch.result()
-            self._done.result()
+            ended, _ = await asyncio.wait({*watch, self._done}, return_when=asyncio.FIRST_COMPLETED)
+            for end in ended:
+                end.result()
         finally:
-            watch.cancel()
+            for task in watch:
+                task.cancel()
         if (frame := self._whole_frame()) is not None:
             return frame
         await self._reap()
@@ -173,13 +174,11 @@ class ChildProcess:
         return Frame(bytes(self._frame[4:5]), bytes(self._frame[5 : 4 + length]))
 
     async def _watch_scratch(self) -> None:
-        """Only Landlock's tier needs it: the weaker one writes nothing, the stronger one has memory of a fixed size."""
         while True:
             await asyncio.sleep(SCRATCH_CHECK_S)
-            if self._launch.sandbox["tier"] == "landlock":
-                found = await asyncio.to_thread(stored, self._launch.directory, self._process.pid)
-                if found > self._scratch_bytes:
-                    raise ScratchFull
+            found = await asyncio.to_thread(stored, self._launch.directory, self._process.pid)
+            if found > self._scratch_bytes:
+                raise ScratchFull
 
     def _kill(self) -> None:
         """The child leads a session of its own. It is not reaped before, so its number belongs to nobody else."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import orjson
@@ -21,12 +20,18 @@ PROBE_TIMEOUT_S = 10.0
 PROBE_LIMITS = Limits(cpu_s=5, memory_bytes=512 << 20, scratch_bytes=1 << 20, open_files=64)
 _BY_PROCESS_TIER = frozenset(
     {
-        "processes", "threads", "programs", "sockets", "local_sockets", "datagram_pairs", "signals", "owners", "owner_signals",
-        "leases", "writing", "modes", "nameless_files", "hidden_files", "preallocation", "shared_memory", "memory_files",
+        "processes", "threads", "own_tables", "programs", "sockets", "local_sockets", "datagram_pairs", "signals", "owners",
+        "owner_signals", "leases", "writing", "modes", "nameless_files", "hidden_files", "preallocation", "shared_memory", "memory_files",
         "pipe_sizes", "socket_buffers", "interfaces",
     }
 )  # fmt: skip
 _BY_HIDING = frozenset({"reading", "listing", "neighbours"})
+# A grant changes the filter, so the self-test runs with each: the grant, the functions, what they do not have to see refused.
+_TRIALS: tuple[tuple[str, tuple[str, ...], frozenset[str]], ...] = (
+    ("nothing", ("probe", "hide"), frozenset()),
+    ("threads", ("probe",), frozenset({"threads", "hidden_files"})),
+    ("network", ("probe",), frozenset({"sockets", "hidden_files"})),
+)
 MUST_REFUSE: dict[IsolationTier, frozenset[str]] = {
     "process": _BY_PROCESS_TIER,
     "landlock": _BY_PROCESS_TIER | _BY_HIDING,
@@ -69,27 +74,37 @@ async def _refusal(tier: IsolationTier) -> str | None:
     if tier == "bubblewrap" and bubblewrap() is None:
         return "bubblewrap (`bwrap`) is not installed"
     with tempfile.TemporaryDirectory(prefix="daarion-probe-") as folder:
-        outside, scratch = (Path(os.path.realpath(folder)) / name for name in ("outside", "scratch"))
-        for directory in (outside, scratch):
-            directory.mkdir(mode=0o700)
-        canary = outside / "canary"
-        canary.write_text("private")
-        refused: set[str] = set()
-        for function in ("probe", "hide"):
-            found = await _attempts(tier, function, canary, str(scratch))
-            if isinstance(found, str):
-                return found
-            refused |= found
-        # A namespace of its own may let it write a file of that name: what counts is that nothing arrived here.
-        refused |= {"writing"} if not (outside / "neighbour").exists() else set()
-    let_through = sorted(MUST_REFUSE[tier] - refused)
-    return f"the self-test got through: {', '.join(let_through)}" if let_through else None
+        canary, scratch = _lay_out(folder)
+        neighbour = canary.with_name("neighbour")
+        let_through: set[str] = set()
+        for grant, functions, exempt in _TRIALS:
+            refused = set(exempt)
+            for function in functions:
+                found = await _attempts(tier, grant, function, canary, scratch)
+                if isinstance(found, str):
+                    return found
+                refused |= found
+            # A namespace of its own may let it write a file of that name: what counts is that nothing arrived here.
+            refused |= {"writing"} if not neighbour.exists() else set()
+            let_through |= MUST_REFUSE[tier] - refused
+    return f"the self-test got through: {', '.join(sorted(let_through))}" if let_through else None
 
 
-async def _attempts(tier: IsolationTier, function: str, canary: Path, scratch: str) -> set[str] | str:
+def _lay_out(folder: str) -> tuple[Path, str]:
+    """Makes a private file and the folder that the tool may use. Returns their real paths, as the kernel names them."""
+    outside, scratch = (Path(folder).resolve() / name for name in ("outside", "scratch"))
+    for directory in (outside, scratch):
+        directory.mkdir(mode=0o700)
+    canary = outside / "canary"
+    canary.write_text("private")
+    return canary, str(scratch)
+
+
+async def _attempts(tier: IsolationTier, grant: str, function: str, canary: Path, scratch: str) -> set[str] | str:
     """Returns the attempts that were refused, or why the sandbox does not start."""
     try:
-        launch = plan(tier, PROBE_LIMITS, packages=(), network=False, scratch=scratch)
+        limits = replace(PROBE_LIMITS, threads=grant == "threads")
+        launch = plan(tier, limits, packages=(), network=grant == "network", scratch=scratch)
     except FilterUnavailable as error:
         return str(error)
     call = {

@@ -245,6 +245,29 @@ async def test_a_filter_that_lets_everything_through_is_not_believed(monkeypatch
     assert {"processes", "datagram_pairs", "owners", "shared_memory", "nameless_files", "interfaces"} <= set(let_through)
 
 
+@pytest.mark.parametrize("grant", ["threads", "network"])
+async def test_each_of_the_filters_variants_is_tried(monkeypatch, host, grant):
+    """One that is too wide where more is granted is found, although the narrow one holds."""
+    if "landlock" not in host.available:
+        pytest.skip(host.refusals["landlock"])
+    compiled, everything = filters.compiled, struct.pack("HBBI", 6, 0, 0, filters.ALLOW)
+    monkeypatch.setattr(filters, "compiled", lambda **granted: everything if granted[grant] else compiled(**granted))
+    found = await probe_tiers(("landlock",))
+    assert found.available == ()
+    let_through = found.refusals["landlock"].partition(": ")[2].split(", ")
+    assert {"processes", "own_tables", "socket_buffers", "interfaces"} <= set(let_through)
+
+
+async def test_only_a_scratch_folder_on_disk_is_watched(tier, events):
+    call = asyncio.create_task(python_executor((tier,), events).execute(execution(tool("sleep"), {"seconds": 1})))
+    running = set()
+    while not call.done():
+        running |= {task.get_coro().__name__ for task in asyncio.all_tasks()}
+        await asyncio.sleep(0.05)
+    assert ("_watch_scratch" in running) is (tier == "landlock")
+    assert (await call).ok
+
+
 async def test_a_runner_that_counts_no_hidden_files_offers_no_landlock(monkeypatch, host):
     if "landlock" not in host.available:
         pytest.skip(host.refusals["landlock"])

@@ -16,6 +16,7 @@ from typing import Any
 HIDDEN_FILES, HIDDEN_BYTES, HIDDEN_S = 3, 1 << 20, 8
 SET_SIGNAL = 10
 SET_PIPE_SIZE = 1031
+CLOSE_RANGE, UNSHARE = 436, 2  # one number on every architecture
 # Calls that have one number on every architecture: pidfd_send_signal, io_uring_setup, open_tree, fsopen, pidfd_open,
 # clone3, openat2, pidfd_getfd, process_madvise, memfd_secret.
 NUMBERS = (424, 425, 428, 430, 434, 435, 437, 438, 440, 447)
@@ -37,6 +38,7 @@ def probe(args: dict[str, Any], _context: dict[str, Any]) -> dict[str, bool]:
     pipe = os.pipe()[0]
     attempts: dict[str, Callable[[], Any]] = {
         "processes": os.fork,
+        "own_tables": _take_own_table,
         "threads": threading.Thread(target=int).start,
         "programs": lambda: os.execv("/bin/true", ["true"]),  # noqa: S606
         "sockets": lambda: socket.socket(socket.AF_INET).close(),
@@ -56,7 +58,7 @@ def probe(args: dict[str, Any], _context: dict[str, Any]) -> dict[str, bool]:
         "shared_memory": lambda: mmap.mmap(-1, mmap.PAGESIZE),
         "memory_files": lambda: os.memfd_create("memory"),
         "pipe_sizes": lambda: fcntl.fcntl(pipe, SET_PIPE_SIZE, 1 << 20),
-        "socket_buffers": lambda: socket.socketpair()[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20),
+        "socket_buffers": lambda: _any_socket().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20),
         "interfaces": _reach_any,
     }
     return {name: _refused(attempt) for name, attempt in attempts.items()}
@@ -82,6 +84,20 @@ def _refused(attempt: Callable[[], Any]) -> bool:
     except (OSError, RuntimeError):
         return True
     return False
+
+
+def _take_own_table() -> None:
+    """Gives this thread its own descriptor table, where the runner would not look for files."""
+    if _libc.syscall(CLOSE_RANGE, 1_000, 2_000, UNSHARE):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _any_socket() -> socket.socket:
+    """Returns an internet socket, or an end of a pair where no network is granted."""
+    try:
+        return socket.socket()
+    except OSError:
+        return socket.socketpair()[0]
 
 
 def _reach_any() -> None:
