@@ -16,6 +16,7 @@ import aiohttp
 import orjson
 
 from configs.embedder import RemoteEmbedderSettings
+from configs.own_secrets import opens_graph
 from contracts.deadline import Deadline
 from contracts.embedding import FLOAT_BYTES, MAX_TEXTS_PER_CALL, EmbeddingBatch, EmbeddingInput, EmbeddingKind
 from contracts.errors import (
@@ -46,7 +47,7 @@ class OpenAIEmbedder:
     followed, the environment's proxies not used, answers bounded. Vectors are normalised here: endpoints differ in that.
 
     Raises:
-        ConfigurationError: the variable that `api_key_env` names is not set.
+        ConfigurationError: the variable that `api_key_env` names is not set, or holds what opens this graph.
     """
 
     def __init__(self, settings: RemoteEmbedderSettings, secret: Callable[[str], str | None]) -> None:
@@ -57,6 +58,10 @@ class OpenAIEmbedder:
             key = secret(settings.api_key_env)
             if key is None:
                 raise ConfigurationError(f"engines.yaml: embedder.api_key_env: {settings.api_key_env} is not set")
+            if opens_graph(key, secret):
+                raise ConfigurationError(
+                    f"engines.yaml: embedder.api_key_env: the value of {settings.api_key_env} opens this graph: give the endpoint its own"
+                )
             self._headers["Authorization"] = f"Bearer {key}"
         half = settings.max_concurrent // 2
         self._slots = {"query": asyncio.Semaphore(half), "passage": asyncio.Semaphore(settings.max_concurrent - half)}

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator
 
 from configs.environment import is_loopback
+from configs.own_secrets import OWN_SECRETS
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -45,7 +46,13 @@ Headers = Annotated[dict[str, str], AfterValidator(_checked_headers)]
 
 
 def refuse_exposed_key(base_url: str | None, api_key_env: str | None, *, insecure: bool) -> None:
-    """Refuses a key over plain http:// to another machine, where everybody on the way can read it. Raises ValueError."""
+    """Refuses this graph's own secret as a key, and a key over plain http:// to another machine, where others can read it.
+
+    Raises ValueError.
+    """
+    if api_key_env in OWN_SECRETS:
+        msg = f"api_key_env: {api_key_env} opens this graph: give the endpoint a key of its own"
+        raise ValueError(msg)
     if base_url is None or api_key_env is None or insecure:
         return
     parts = urlsplit(base_url)

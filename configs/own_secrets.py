@@ -11,11 +11,13 @@ OWN_SECRETS = ("DAARION_INTERNAL_SECRET", "DAARION_ADMIN_SECRET")
 
 
 def would_leave(value: str, url: str | None, ingress: str, lookup: Callable[[str], str | None]) -> bool:
-    """Whether `value` opens this graph and `url` is not its ingress; `lookup` reads a variable of the environment.
+    """Whether `value` opens this graph and `url` is not its ingress; `lookup` reads a variable of the environment."""
+    return opens_graph(value, lookup) and not (url is not None and same_origin(url, ingress))
 
-    The value counts, not the variable that it was read from.
-    """
-    return value in map(lookup, OWN_SECRETS) and not (url is not None and same_origin(url, ingress))
+
+def opens_graph(value: str, lookup: Callable[[str], str | None]) -> bool:
+    """Whether `value` opens this graph, from whatever variable it was read."""
+    return value in map(lookup, OWN_SECRETS)
 
 
 def same_origin(url: str, other: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -13,6 +13,7 @@ from anyio import CapacityLimiter, WouldBlock
 from typing_extensions import Unpack
 
 from configs.llm import Continuation, ProviderSettings
+from configs.own_secrets import opens_graph
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, Overloaded, UpstreamInvalidResponse, UpstreamTimeout, UpstreamUnavailable
 from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamDelta, StreamEnd, StreamItem
@@ -71,11 +72,10 @@ class Provider:
         self._continuation: Continuation = settings.continuation or "instruct"
         self._done_completes = settings.done_completes
         self._streams_all = settings.stream_whole_answers
-        self._key_env = settings.api_key_env
         self._key = resources.secret(settings.api_key_env) if settings.api_key_env else None
-        self._unusable_key = self._key is not None and not self._key.isprintable()
+        self._key_fault = _key_fault(settings.api_key_env, self._key, resources.secret)
         headers = {"Content-Type": "application/json", "User-Agent": f"daarion-serve ({name})", **settings.headers}
-        if self._key and not self._unusable_key:
+        if self._key and not self._key_fault:
             headers["Authorization"] = f"Bearer {self._key}"
         self._pool = HttpPool(f"{settings.base_url}/chat/completions", headers)
         self._turns = resources.turns.of(name, settings.max_connections)
@@ -83,10 +83,8 @@ class Provider:
         self._draining: set[asyncio.Task[None]] = set()
 
     def unavailable_reason(self) -> str | None:
-        """Names the key, if one is configured and absent or cannot be sent."""
-        if self._unusable_key:
-            return f"{self._key_env} holds a control character"
-        return f"{self._key_env} is not set" if self._key_env and not self._key else None
+        """Names the key, if one is configured and absent, or cannot or must not be sent."""
+        return self._key_fault
 
     def condition(self) -> Condition:
         """A remote provider is only known by calling it."""
@@ -371,3 +369,13 @@ async def _drain(held: _Held) -> None:
                 size += len(chunk)
     finally:
         held.end()
+
+
+def _key_fault(name: str | None, key: str | None, lookup: Callable[[str], str | None]) -> str | None:
+    if name is None:
+        return None
+    if not key:
+        return f"{name} is not set"
+    if not key.isprintable():
+        return f"{name} holds a control character"
+    return f"{name} opens this graph: give the provider a key of its own" if opens_graph(key, lookup) else None

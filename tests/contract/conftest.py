@@ -29,8 +29,8 @@ async def make_provider() -> AsyncIterator[Callable[..., Provider]]:
     """Makes adapters and closes them."""
     made: list[Provider] = []
 
-    def build(base_url: str, *, key: str | None = KEY, **settings: Any) -> Provider:
-        resources = ProviderResources(secret=lambda name: key if name == "UPSTREAM_KEY" else None, engine=NoEngine())
+    def build(base_url: str, *, key: str | None = KEY, own_secret: str | None = None, **settings: Any) -> Provider:
+        resources = ProviderResources({"UPSTREAM_KEY": key, "DAARION_INTERNAL_SECRET": own_secret}.get, NoEngine())
         made.append(Provider("openai", ProviderSettings(base_url=base_url, api_key_env="UPSTREAM_KEY", **settings), resources))
         return made[-1]
 

@@ -177,6 +177,15 @@ def test_a_missing_key_is_told_at_start_by_its_name():
         OpenAIEmbedder(settings, {}.get)
 
 
+def test_this_graphs_own_secret_is_no_key_of_an_endpoint():
+    values = {"type": "openai_compatible", "model": "m", "served_name": "m", "version": "m@1", "dimension": 8, "base_url": "https://x/v1"}
+    with pytest.raises(ValueError, match="DAARION_INTERNAL_SECRET opens this graph"):
+        RemoteEmbedderSettings.model_validate({**values, "api_key_env": "DAARION_INTERNAL_SECRET"})
+    settings = RemoteEmbedderSettings.model_validate({**values, "api_key_env": "EMBEDDINGS_KEY"})
+    with pytest.raises(ConfigurationError, match="EMBEDDINGS_KEY opens this graph"):
+        OpenAIEmbedder(settings, {"EMBEDDINGS_KEY": "ours", "DAARION_INTERNAL_SECRET": "ours"}.get)
+
+
 @pytest.mark.parametrize("url", ["ftp://x/v1", "http://user:pw@x/v1", "https://x/v1?key=1", "x"])
 def test_urls_with_secrets_or_without_scheme_are_refused(url):
     with pytest.raises(ValueError, match="base_url"):

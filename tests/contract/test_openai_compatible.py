@@ -396,6 +396,13 @@ async def test_the_answers_bound_has_the_providers_name_for_it(make_provider, up
     assert found == [(7, None), (None, 7), (None, None)]
 
 
+async def test_the_value_that_opens_this_graph_is_sent_to_no_provider(make_provider, upstream):
+    provider = make_provider(upstream.base_url, own_secret=KEY)
+    assert "UPSTREAM_KEY opens this graph" in provider.unavailable_reason()
+    await call(provider, stream=False)
+    assert "authorization" not in upstream.requests[0].headers
+
+
 async def test_without_a_key_it_is_unavailable_by_name_and_sends_none(make_provider, upstream):
     provider = make_provider(upstream.base_url, key=None)
     assert "UPSTREAM_KEY" in provider.unavailable_reason()

@@ -158,6 +158,10 @@ def test_a_key_goes_over_tls_to_this_machine_or_where_the_operator_says_so(provi
             "providers: {a: {base_url: 'http://vllm:8000/v1', api_key_env: A_KEY}}\nmodels: {m: {provider: a, name: x}}",
             "providers.a: Value error, base_url: the key in A_KEY would go over plain http:// to another machine: use https://, or",
         ),
+        (
+            "providers: {a: {base_url: 'https://h', api_key_env: DAARION_ADMIN_SECRET}}\nmodels: {m: {provider: a, name: x}}",
+            "providers.a: Value error, api_key_env: DAARION_ADMIN_SECRET opens this graph",
+        ),
         ("providers: {a: {base_url: 'http://h', key: x}}\nmodels: {m: {provider: a, name: x}}", "providers.a.key"),
         ("models: {}", "models"),
         ("a: 1\na: 2", "duplicate key `a`"),
