@@ -1,47 +1,96 @@
-"""Tool calls as upstreams send them, whole or in fragments, to what the official client reads. Pure.
+"""Tool calls as upstreams send them, whole or in fragments, made into what the official client reads. Pure.
 
-A call is told by the first fragment with its index, id, type and name; later ones carry the index and a piece of the arguments' text.
-Upstreams leave out the index or the id, give every call the index 0 or a new id with each fragment, begin to count at one, repeat the
-name, or send arguments as an object.
+The first fragment of a call holds its index, id, type and name; later ones hold the index and a piece of the arguments' text.
+Upstreams leave out the index or the id, give every call the index 0 or a new id with each fragment, begin to count at one, repeat
+the name or the whole call, or send arguments as an object.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Any
 
 from contracts.errors import UpstreamInvalidResponse
 from contracts.llm import NO_ARGUMENTS, ToolCall
-from providers.upstream_json import decoded, encoded
+from providers.upstream_json import encoded
 
 MAX_TOOL_CALLS = 1_024
+MAX_NAME_CHARS = 256
+"""What a ToolCall can hold; without a bound here, a name in many pieces costs the square of its length."""
 _KEPT = "extra_content"
 """Gemini's signature of a thought: it wants it back with the call."""
+_MARKS = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)
+
+
+class _Arguments:
+    """The text of a call's arguments. Every character is looked at once, however often `is_whole` is asked."""
+
+    __slots__ = ("_depth", "_escape", "_in_string", "_pieces", "_scanned", "_size", "_started", "is_blank")
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._size = self._scanned = self._depth = 0
+        self._in_string = self._started = False
+        self._escape = ""
+        self.is_blank = True
+
+    def add(self, piece: str) -> None:
+        if not piece:
+            return
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self.is_blank:
+            self.is_blank = not piece.strip()
+
+    def is_whole(self) -> bool:
+        """Whether an object, an array or a string has ended: by its brackets and quotes, so a fault inside does not matter."""
+        while self._scanned < len(self._pieces):
+            self._scan(self._pieces[self._scanned])
+            self._scanned += 1
+        return self._started and self._depth <= 0 and not self._in_string
+
+    def equals(self, text: str) -> bool:
+        return len(text) == self._size and "".join(self._pieces) == text
+
+    def _scan(self, piece: str) -> None:
+        text, self._escape = self._escape + piece, ""
+        for mark in _MARKS.findall(text):
+            if mark == "\\":
+                self._escape = mark  # the escaped character is in the next piece
+            elif mark == '"':
+                self._in_string, self._started = not self._in_string, True
+            elif mark[0] != "\\" and not self._in_string:
+                self._depth, self._started = self._depth + (1 if mark in "{[" else -1), True
 
 
 class _Call:
-    """One call while it arrives; `sent_id` is what the upstream called it last."""
+    """One call while it arrives; `sent_id` is the last id that the upstream sent for it."""
 
-    __slots__ = ("id", "index", "name", "pieces", "sent_id")
+    __slots__ = ("arguments", "id", "index", "name", "sent_id")
 
     def __init__(self, index: int, identifier: str) -> None:
         self.index = index
         self.id = identifier
         self.sent_id: str | None = None
         self.name = ""
-        self.pieces: list[str] = []
+        self.arguments = _Arguments()
 
-    def has_arguments(self) -> bool:
-        """Whether any text of the arguments came."""
-        return any(piece.strip() for piece in self.pieces)
+    def is_repeated_by(self, sent_id: str, name: str, text: str) -> bool:
+        """Whether the upstream sends the whole call once more. Calls without an id may be equal and yet two."""
+        same = bool(sent_id) and sent_id == self.sent_id and name in {"", self.name}
+        return same and self.arguments.equals(text) and self.arguments.is_whole()
 
-    def is_whole(self) -> bool:
-        """Whether the arguments that came are a JSON text."""
-        try:
-            decoded("".join(self.pieces).encode())
-        except ValueError:
+    def is_followed_by_another(self, sent_id: str, name: str, text: str) -> bool:
+        """Whether a fragment at this call's index begins a new call: only one with a name can."""
+        if not name or not self.name:
             return False
-        return True
+        if name != self.name:
+            return bool(sent_id and sent_id != self.sent_id) or self.arguments.is_whole()
+        has_other_id = bool(sent_id and self.sent_id and sent_id != self.sent_id)
+        if text.strip() and self.arguments.is_whole():
+            return True
+        return has_other_id and (self.arguments.is_blank or self.arguments.is_whole())
 
 
 class ToolFragments:
@@ -54,72 +103,66 @@ class ToolFragments:
         self._by_id: dict[str, _Call] = {}
 
     def feed(self, value: object) -> list[dict[str, Any]]:
-        """Returns the fragments of one delta that tell something new; what is no fragment is counted in `unreadable`.
+        """Returns the fragments of one delta that hold something new; values that are no fragments are counted in `unreadable`.
 
         Raises:
-            UpstreamInvalidResponse: more calls than are borne.
+            UpstreamInvalidResponse: more calls, or a longer name, than the bounds allow.
         """
         found: list[dict[str, Any]] = []
-        for fragment in value if isinstance(value, list) else [value]:
-            if not isinstance(fragment, dict):
+        for sent in value if isinstance(value, list) else [value]:
+            if not isinstance(sent, dict):
                 self.unreadable += 1
-            elif (told := self._told(fragment)) is not None:
-                found.append(told)
+            elif (fragment := self._fragment(sent)) is not None:
+                found.append(fragment)
         return found
 
     def without_arguments(self) -> list[dict[str, Any]]:
         """Returns the fragments that complete the calls of a finished stream whose arguments are an empty text."""
-        return [{"index": call.index, "function": {"arguments": NO_ARGUMENTS}} for call in self._calls if not call.has_arguments()]
+        return [{"index": call.index, "function": {"arguments": NO_ARGUMENTS}} for call in self._calls if call.arguments.is_blank]
 
-    def _told(self, fragment: dict[str, Any]) -> dict[str, Any] | None:
-        index, function = fragment.get("index"), fragment.get("function")
-        if type(function) is dict and len(function) == 1 and len(fragment) == 2 and type(index) is int:
+    def _fragment(self, sent: dict[str, Any]) -> dict[str, Any] | None:
+        index, function = sent.get("index"), sent.get("function")
+        if type(function) is dict and len(function) == 1 and len(sent) == 2 and type(index) is int:
             call, text = self._by_index.get(index), function.get("arguments")
             if call is not None and call.index == index and type(text) is str:
-                call.pieces.append(text)
-                return fragment  # the most frequent form: as it should be
-        return self._mended(fragment, function if isinstance(function, dict) else fragment)
+                call.arguments.add(text)
+                return sent  # the most frequent form, and already right
+        return self._mended(sent, function if isinstance(function, dict) else sent)
 
-    def _mended(self, fragment: dict[str, Any], function: dict[str, Any]) -> dict[str, Any] | None:
+    def _mended(self, sent: dict[str, Any], function: dict[str, Any]) -> dict[str, Any] | None:
         name, text = _string(function.get("name")), arguments_text(function.get("arguments"), empty="")
-        index, sent_id = _index(fragment.get("index")), _string(fragment.get("id"))
-        call = self._known(index, sent_id, name, text)
-        told: dict[str, Any] = {}
-        if call is None:
+        index, sent_id = _index(sent.get("index")), _string(sent.get("id"))
+        call = self._addressed(index, sent_id)
+        if call is not None and call.is_repeated_by(sent_id, name, text):
+            return None
+        begun: dict[str, Any] = {}
+        if call is None or call.is_followed_by_another(sent_id, name, text):
             call = self._new(sent_id)
-            told = {"id": call.id, "type": "function"}
-            if isinstance(fragment.get(_KEPT), dict):
-                told[_KEPT] = fragment[_KEPT]
+            begun = {"id": call.id, "type": "function"}
+            if isinstance(sent.get(_KEPT), dict):
+                begun[_KEPT] = sent[_KEPT]
         if index is not None:
             self._by_index[index] = call
         call.sent_id = sent_id or call.sent_id
         new_name = name if name != call.name else ""
+        if len(call.name) + len(new_name) > MAX_NAME_CHARS:
+            raise UpstreamInvalidResponse(f"the provider's answer names a tool with over {MAX_NAME_CHARS} characters")
         call.name += new_name
-        call.pieces.append(text)
-        if not (told or new_name or text):
+        call.arguments.add(text)
+        if not (begun or new_name or text):
             return None
         named = {"name": new_name} if new_name else {}
-        return {"index": call.index, **told, "function": {**named, "arguments": text}}
+        return {"index": call.index, **begun, "function": {**named, "arguments": text}}
 
-    def _known(self, index: int | None, sent_id: str | None, name: str, text: str) -> _Call | None:
-        """Returns the call that a fragment goes on with, or None where it begins one."""
+    def _addressed(self, index: int | None, sent_id: str) -> _Call | None:
+        """Returns the call that a fragment names by index or id, without either the last one; None where there is none."""
         if index is not None:
-            call = self._by_index.get(index)
-        elif sent_id:
-            call = self._by_id.get(sent_id)
-        else:
-            call = self._calls[-1] if self._calls else None
-        if call is None or not name or not call.name:
-            return call
-        if name != call.name:
-            renamed = bool(sent_id and sent_id != call.sent_id) or call.is_whole()
-            return None if renamed else call
-        if text.strip() and call.is_whole():
-            return None
-        other = sent_id and call.sent_id and sent_id != call.sent_id
-        return None if other and (call.is_whole() or not call.has_arguments()) else call
+            return self._by_index.get(index)
+        if sent_id:
+            return self._by_id.get(sent_id)
+        return self._calls[-1] if self._calls else None
 
-    def _new(self, sent_id: str | None) -> _Call:
+    def _new(self, sent_id: str) -> _Call:
         if len(self._calls) >= MAX_TOOL_CALLS:
             raise UpstreamInvalidResponse(f"the provider's answer holds over {MAX_TOOL_CALLS} tool calls")
         call = _Call(len(self._calls), sent_id if sent_id and sent_id not in self._by_id else new_id())
@@ -155,7 +198,7 @@ def arguments_text(value: object, *, empty: str = NO_ARGUMENTS) -> str:
 
 
 def new_id() -> str:
-    """Returns an id for a call that came without one; later turns of the conversation must not meet it again."""
+    """Returns an id for a call that came without one; unique, because later turns of the conversation hold it as well."""
     return f"call_{secrets.token_hex(12)}"
 
 

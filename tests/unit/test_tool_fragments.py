@@ -1,20 +1,21 @@
 """Tool calls as upstreams fragment them, joined as the official client joins them."""
 
 import json
+import time
 
 import pytest
 from openai.lib.streaming._deltas import accumulate_delta
 
 from contracts.errors import UpstreamInvalidResponse
-from providers.tool_fragments import MAX_TOOL_CALLS, ToolFragments, parse_tool_calls
+from providers.tool_fragments import MAX_NAME_CHARS, MAX_TOOL_CALLS, ToolFragments, parse_tool_calls
 
 PARIS, KYIV = '{"city": "Paris"}', '{"city": "Київ"}'
 
 
 def one(index="absent", call_id="absent", name="absent", arguments="absent", **more):
     function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value != "absent"}
-    told = {key: value for key, value in (("index", index), ("id", call_id)) if value != "absent"}
-    return {**told, "function": function, **more}
+    named = {key: value for key, value in (("index", index), ("id", call_id)) if value != "absent"}
+    return {**named, "function": function, **more}
 
 
 def joined(*fragments):
@@ -22,9 +23,9 @@ def joined(*fragments):
     tools, whole = ToolFragments(), {}
     deltas = [tools.feed([fragment]) for fragment in fragments]
     for delta in [*deltas, tools.without_arguments()]:
-        for told in delta:
-            assert type(told["index"]) is int
-            assert type(told["function"]["arguments"]) is str
+        for fragment in delta:
+            assert type(fragment["index"]) is int
+            assert type(fragment["function"]["arguments"]) is str
         whole = accumulate_delta(whole, {"tool_calls": delta}) if delta else whole
     calls = whole.get("tool_calls", [])
     assert all(call["id"] and call["type"] == "function" for call in calls)
@@ -59,6 +60,12 @@ TWO = [("a", PARIS), ("b", KYIV)]
         ([one(0, "same", "a", PARIS), one(1, "same", "b", KYIV)], TWO),
         ([one(0, "x", "get_", ""), one(0, name="weather"), one(0, arguments=PARIS)], [("get_weather", PARIS)]),
         ([{"index": 0, "id": "x", "name": "a", "arguments": PARIS}, one(1, "y", "b", KYIV)], TWO),
+        ([one(0, "x", "a", PARIS), one(0, "x", "a", PARIS), one(1, "y", "b", KYIV)], TWO),
+        ([one(0, "x", "a", PARIS), one(0, "x", arguments=PARIS), one(1, "y", "b", KYIV)], TWO),
+        ([one(None, "x", "a", PARIS), one(None, "x", "a", PARIS), one(None, "y", "b", KYIV)], TWO),
+        ([one(0, "x", "a", '{"city": '), one(0, "x", "a", '"Paris"}'), one(0, "x", "a", PARIS), one(1, "y", "b", KYIV)], TWO),
+        ([one(0, "a", "a", PARIS), one(0, "a", "a", KYIV)], [TWO[0], ("a", KYIV)]),
+        ([one(0, None, "a", '["{\\'), one(0, None, "a", '"", {}'), one(0, None, "a", "]"), one(1, "y", "b", KYIV)], [("a", '["{\\"", {}]'), TWO[1]]),
     ],
 )
 def test_fragments(fragments, calls):
@@ -84,6 +91,25 @@ def test_the_number_of_calls_is_bounded():
     tools = ToolFragments()
     with pytest.raises(UpstreamInvalidResponse):
         tools.feed([one(index, f"c{index}", "a", PARIS) for index in range(MAX_TOOL_CALLS + 1)])
+
+
+@pytest.mark.parametrize("piece", ['{"a": ', "}{}{}{", " ", '"a"', "{", "\\"])
+def test_the_cost_of_a_name_in_each_fragment_grows_with_their_number_alone(piece):
+    tools, fragment = ToolFragments(), one(0, "x", "a", piece)
+    begun = time.process_time()
+    try:
+        for _ in range(20_000):
+            tools.feed([fragment])
+    except UpstreamInvalidResponse as error:
+        assert "calls" in error.message, "each piece may be a call by itself"
+    assert time.process_time() - begun < 5, "it takes 0.1 s; with the square of their number it took minutes"
+
+
+def test_the_length_of_a_name_is_bounded():
+    tools = ToolFragments()
+    with pytest.raises(UpstreamInvalidResponse):
+        for _ in range(MAX_NAME_CHARS):
+            tools.feed([one(0, "x", "ab"), one(0, "x", "c")])
 
 
 def test_a_thoughts_signature_stays_with_its_call():
