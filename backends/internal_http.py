@@ -10,6 +10,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from common.retry_after import retry_after_s
 from contracts import errors
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, Unavailable, Unreachable, UpstreamInvalidResponse
@@ -68,7 +69,7 @@ class JsonClient:
         try:
             async with self._session.request(method, url, data=sent, headers=given, timeout=timeout, allow_redirects=False) as response:
                 data = await self._read(response)
-                return JsonAnswer(response.status, self._parsed(response.status, data), _seconds(response.headers.get("Retry-After")))
+                return JsonAnswer(response.status, self._parsed(response.status, data), retry_after_s(response.headers.get("Retry-After")))
         except TimeoutError:
             raise deadline.exceeded() from None
         except aiohttp.ClientConnectorError:
@@ -107,10 +108,6 @@ class JsonClient:
             if 200 <= status < 300:
                 raise UpstreamInvalidResponse(f"{self._service} did not answer with JSON") from None
             return None
-
-
-def _seconds(value: str | None) -> float | None:
-    return float(value) if value is not None and value.isascii() and value.isdigit() and len(value) < 6 else None
 
 
 def _leaves(root: type[DaarionError]) -> Iterator[type[DaarionError]]:

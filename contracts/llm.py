@@ -203,8 +203,9 @@ class ProxyRequest(BaseModel):
     def _consistent(self) -> "ProxyRequest":
         for index, message in enumerate(self.messages):
             _check_message(index, message)
-        if self.tools is not None:
-            self._tidy_tools(self.tools)
+        self._tidy_tools()
+        if self.response_format and "json_schema" in self.response_format:
+            _drop_nulls(self.response_format["json_schema"])
         _check_tool_choice(self.tools, self.tool_choice)
         _check_numbers("tools", self.tools)
         _check_numbers("response_format", self.response_format)
@@ -213,15 +214,13 @@ class ProxyRequest(BaseModel):
             raise ValueError(msg)
         return self
 
-    def _tidy_tools(self, tools: list[ToolSpec]) -> None:
-        """Leaves out nulls, which upstreams refuse, and an empty list with the choice that goes with it."""
-        for tool in tools:
-            function = cast("dict[str, Any]", tool["function"])
-            for name in [name for name, value in function.items() if value is None]:
-                del function[name]
-        if not tools:
-            self.tools = None
-            self.tool_choice = None if self.tool_choice == "auto" else self.tool_choice
+    def _tidy_tools(self) -> None:
+        """Drops what upstreams refuse: nulls, an empty list with the choice beside it, and `none` where there are no tools."""
+        for tool in self.tools or ():
+            _drop_nulls(tool["function"])
+        if not self.tools and (self.tool_choice == "none" or (self.tools is not None and self.tool_choice == "auto")):
+            self.tool_choice = None
+        self.tools = self.tools or None
 
     def options(self) -> "ChatOptions":
         """Returns the set sampling and format options, ready to stand in an upstream body."""
@@ -230,6 +229,12 @@ class ProxyRequest(BaseModel):
         if extra := fields.get(_EXTRA):
             found["extra_body"] = extra
         return cast("ChatOptions", found)
+
+
+def _drop_nulls(members: FunctionDefinition | JsonSchemaFormat) -> None:
+    found = cast("dict[str, Any]", members)
+    for name in [name for name, value in found.items() if value is None]:
+        del found[name]
 
 
 _OPTIONAL_IN_MESSAGES = frozenset({"name", "tool_calls", "tool_call_id"})
@@ -394,8 +399,11 @@ def join_fragment(calls: dict[int, dict[str, Any]], fragment: dict[str, Any]) ->
     if call is None:
         call = calls[fragment["index"]] = {key: value for key, value in fragment.items() if key != "index"}
         call["function"] = {"name": "", "arguments": ""}
-    for part, text in fragment["function"].items():
-        call["function"][part] += text
+    function = call["function"]
+    for part, piece in fragment["function"].items():
+        text, function[part] = function[part], ""  # held by a local variable alone, a text grows in place
+        text += piece
+        function[part] = text
 
 
 class StreamEnd(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from common.closing import close_if_closable
 from contracts.errors import UpstreamInvalidResponse
 from contracts.llm import LLMResponse, StreamEnd, StreamItem, join_fragment
 from providers.openai_shapes import whole_answer
@@ -34,7 +35,7 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
             for fragment in item.tool_calls or ():
                 join_fragment(calls, fragment)
     finally:
-        await _close(items)
+        await close_if_closable(items)
     if end is None:
         raise UpstreamInvalidResponse("the provider ended its stream before the answer was complete")
     return whole_answer(
@@ -45,9 +46,3 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
         reasoning="".join(reasoning) or None,
         refusal="".join(refusal) or None,
     )
-
-
-async def _close(items: AsyncIterator[StreamItem]) -> None:
-    aclose = getattr(items, "aclose", None)
-    if aclose is not None:
-        await aclose()

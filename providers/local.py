@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from typing_extensions import Unpack
 
+from common.closing import close_if_closable
 from configs.llm import Continuation, ProviderSettings
 from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse, UpstreamTimeout
@@ -77,7 +78,7 @@ class Provider:
                     until = Deadline.after(wait_s)
                     yield delta
         finally:
-            await _close(chunks)
+            await close_if_closable(chunks)
         if parser.finish_reason is None:
             raise UpstreamInvalidResponse("the local engine ended its stream before the answer was complete")
         if (last := parser.last_delta()) is not None:
@@ -93,9 +94,3 @@ class Provider:
 
     def _timed_out(self, limit: float) -> UpstreamTimeout:
         return UpstreamTimeout(f"the local engine did not answer within {limit:.3g} s")
-
-
-async def _close(chunks: object) -> None:
-    aclose = getattr(chunks, "aclose", None)
-    if aclose is not None:
-        await aclose()

@@ -41,12 +41,14 @@ from providers.upstream_json import decoded
 
 MAX_ANSWER_BYTES = 32 << 20
 MAX_ERROR_BYTES = 64 << 10
+MAX_JOINED_EVENTS = 16_384
+"""How many lines of an event that is no JSON are read as events of their own: about 50 ms of the event loop."""
 REFUSAL_S = 2.0
 """How long the body of a refusal is waited for; its status is known."""
 USAGE_GRACE_S = 2.0
 """How long a stream is held open for its usage after the finish reason: not every upstream closes or says [DONE]."""
 DETAILS_GRACE_S = 0.25
-"""How long one is held open after a usage without details: vLLM tells the cached tokens in a second one."""
+"""How long one is held open after a usage without details: vLLM sends the cached tokens in a second one."""
 
 DRAIN_S = 0.05
 """How long the end of a finished stream's body is waited for, so that its connection can be used again."""
@@ -137,7 +139,7 @@ class Provider:
                         yield delta
             for item in self._ended(parser, marked=events.marked):
                 if not exchange.ended and isinstance(item, StreamEnd):
-                    self._drain_later(held.passed_on())
+                    self._drain_later(held.handed_over())
                 yield item
         except HttpError as error:
             raise self._leaf(error, None) from None
@@ -200,11 +202,11 @@ class Provider:
     def _delta(self, parser: StreamParser, payload: bytes) -> StreamDelta | None:
         """Returns what one event adds to the answer. Raises the leaf of an error that it reports."""
         try:
-            chunk = decoded(payload)
+            chunk = parser.texts.decoded(payload)
         except ValueError:
             if isinstance(payload, ErrorEvent):
                 raise self._reported(payload.decode("utf-8", "replace")) from None
-            if b"\n" in payload:  # events whose blank lines are missing
+            if 0 < payload.count(b"\n") < MAX_JOINED_EVENTS:  # events whose blank lines are missing
                 lines = [line for line in payload.split(b"\n") if line.strip() not in {b"", _DONE}]
                 return joined([self._delta(parser, line) for line in lines])
             parser.skipped += 1
@@ -282,7 +284,7 @@ class _Held:
             self.exchange.release()
         turns.release_on_behalf_of(self._turn)
 
-    def passed_on(self) -> _Held:
+    def handed_over(self) -> _Held:
         """Returns the same for somebody else to end; this one holds nothing any more."""
         assert self._turns is not None
         other = _Held(self._turns, self._turn)
@@ -300,7 +302,7 @@ class _Events:
         self._decoder = SSEDecoder()
         self._size = 0
         self._grace: Deadline | None = None
-        self._told = False
+        self._counted = False
         self.ended = False
         self.marked = False
 
@@ -308,8 +310,8 @@ class _Events:
         """Returns the payloads that came next, perhaps none. Raises HttpError where the answer is not finished."""
         if self._parser.finish_reason and self._grace is None:
             self._grace = Deadline.after(USAGE_GRACE_S)
-        if self._parser.told_at_end and not self._told:
-            self._told, self._grace = True, Deadline.after(0 if self._parser.has_details else DETAILS_GRACE_S)
+        if self._parser.counted_at_end and not self._counted:
+            self._counted, self._grace = True, Deadline.after(0 if self._parser.has_details else DETAILS_GRACE_S)
         if self._grace is not None and self._grace.remaining() <= 0:
             self.ended = True
             return []

@@ -11,6 +11,7 @@ from contracts.errors import DaarionError, UpstreamInvalidResponse
 from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamDelta, TokenUsage
 from providers.tool_fragments import ToolFragments, parse_tool_calls
 from providers.upstream_errors import in_band_error, reported_error
+from providers.upstream_json import JsonTexts
 
 INTERRUPTED = frozenset({"abort", "aborted", "error", "insufficient_system_resource", "malformed_function_call", "network_error"})
 """Finish reasons by which upstreams say that an answer is not whole, and that it was not the request's doing."""
@@ -20,7 +21,7 @@ OPERATORS_FIELDS = frozenset({
     "api_base", "api_key", "api_version", "base_url", "custom_llm_provider", "extra_body", "extra_headers", "fallbacks", "headers",
     "mock_response", "model_list", "models", "organization", "provider", "route", "timeout",
 })  # fmt: skip
-"""Fields by which gateways (OpenRouter, LiteLLM) are told who answers, from where and under which key: the provider's settings alone."""
+"""Fields by which gateways (OpenRouter, LiteLLM) choose who answers, from where and under which key: for operators alone to set."""
 ErrorLeaf = Callable[[object], DaarionError]
 """Makes the leaf of an error object that an upstream sent in place of an answer."""
 BYTES_PER_TOKEN = 4
@@ -98,8 +99,9 @@ def whole_answer(**parts: Any) -> LLMResponse:
 class StreamParser:
     """Turns completion chunks into deltas and remembers what ends the stream: finish reason and usage.
 
-    `told_at_end` says that usage came with the finish reason or after it: earlier counts are those of half an answer. A chunk that is
-    none is passed over and counted: what it cost shows at the end, which must be there. `leaf` as in `parse_completion`.
+    `counted_at_end` says that usage came with the finish reason or after it: earlier counts are those of half an answer. Values that
+    are no chunks are skipped and counted; what was lost with them shows at the end, which must be there. `texts` reads the chunks'
+    JSON. `leaf` as in `parse_completion`.
     """
 
     def __init__(self, *, done_completes: bool = False, leaf: ErrorLeaf = in_band_error) -> None:
@@ -108,8 +110,9 @@ class StreamParser:
         self._tools = ToolFragments()
         self.finish_reason: str | None = None
         self.usage: TokenUsage | None = None
-        self.told_at_end = self.has_content = False
+        self.counted_at_end = self.has_content = False
         self.skipped = 0
+        self.texts = JsonTexts()
         self._unbilled_bytes = 0
         self._answered = False
 
@@ -129,7 +132,7 @@ class StreamParser:
         if not choices or chunk.get("error"):
             if (error := reported_error(chunk)) is not None:
                 raise self._leaf(error)
-            self._told(self._counted(chunk.get("usage")))
+            self._keep(self._counted(chunk.get("usage")))
             return None
         choice = choices[0] if isinstance(choices, list) else None
         if not isinstance(choice, dict):
@@ -138,15 +141,15 @@ class StreamParser:
         self._answered = True
         self.finish_reason = _finish_reason(choice, self._leaf) or self.finish_reason
         counts = chunk.get("usage") or choice.get("usage")  # Moonshot counts inside the choice
-        told = self._counted(counts) if counts else None
-        delta = self._delta(choice, told)
-        self._told(told)
+        usage = self._counted(counts) if counts else None
+        delta = self._delta(choice, usage)
+        self._keep(usage)
         return delta
 
-    def _told(self, usage: TokenUsage | None) -> None:
+    def _keep(self, usage: TokenUsage | None) -> None:
         if usage is not None:
             self.usage, self._unbilled_bytes = usage, 0
-            self.told_at_end |= self.finish_reason is not None
+            self.counted_at_end |= self.finish_reason is not None
 
     def _counted(self, counts: object) -> TokenUsage | None:
         usage = parse_usage(counts)
@@ -167,7 +170,7 @@ class StreamParser:
         if self._done_completes and self._answered and self.finish_reason is None:
             self.finish_reason = "stop"
 
-    def _delta(self, choice: dict[str, Any], told: TokenUsage | None) -> StreamDelta | None:
+    def _delta(self, choice: dict[str, Any], usage: TokenUsage | None) -> StreamDelta | None:
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             delta = choice.get("message")  # a whole answer, although a stream was asked for
@@ -181,7 +184,9 @@ class StreamParser:
         for text in (content, reasoning, refusal):
             if text:
                 self._unbilled_bytes += len(text) if text.isascii() else len(text.encode())
-        return StreamDelta(content=content or None, reasoning=reasoning or None, tool_calls=tool_calls or None, refusal=refusal, usage=told)
+        return StreamDelta(
+            content=content or None, reasoning=reasoning or None, tool_calls=tool_calls or None, refusal=refusal, usage=usage
+        )
 
     def last_delta(self) -> StreamDelta | None:
         """Returns what a finished stream lacks, if anything: arguments for the calls that came without."""
@@ -232,28 +237,28 @@ def parse_usage(usage: object) -> TokenUsage | None:
     )
 
 
-def larger_usage(known: TokenUsage, told: TokenUsage) -> TokenUsage:
+def larger_usage(known: TokenUsage, later: TokenUsage) -> TokenUsage:
     """Returns the larger truth of two counts of one answer: a later one may lack details, or be zero."""
-    if _covers(told, known):
-        return told
-    prompt, completion = max(known.prompt_tokens, told.prompt_tokens), max(known.completion_tokens, told.completion_tokens)
+    if _covers(later, known):
+        return later
+    prompt, completion = max(known.prompt_tokens, later.prompt_tokens), max(known.completion_tokens, later.completion_tokens)
     return TokenUsage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        total_tokens=max(known.total_tokens, told.total_tokens, prompt + completion),
-        cached_tokens=_larger(known.cached_tokens, told.cached_tokens),
-        reasoning_tokens=_larger(known.reasoning_tokens, told.reasoning_tokens),
+        total_tokens=max(known.total_tokens, later.total_tokens, prompt + completion),
+        cached_tokens=_larger(known.cached_tokens, later.cached_tokens),
+        reasoning_tokens=_larger(known.reasoning_tokens, later.reasoning_tokens),
     )
 
 
-def _covers(told: TokenUsage, known: TokenUsage) -> bool:
-    """Whether nothing of `known` is lost with `told`: so it is with every chunk of an engine that counts as it goes."""
+def _covers(later: TokenUsage, known: TokenUsage) -> bool:
+    """Whether nothing of `known` is lost with `later`: so it is with every chunk of an engine that counts as it goes."""
     return (
-        told.prompt_tokens >= known.prompt_tokens
-        and told.completion_tokens >= known.completion_tokens
-        and told.total_tokens >= known.total_tokens
-        and (known.cached_tokens is None or (told.cached_tokens or 0) >= known.cached_tokens)
-        and (known.reasoning_tokens is None or (told.reasoning_tokens or 0) >= known.reasoning_tokens)
+        later.prompt_tokens >= known.prompt_tokens
+        and later.completion_tokens >= known.completion_tokens
+        and later.total_tokens >= known.total_tokens
+        and (known.cached_tokens is None or (later.cached_tokens or 0) >= known.cached_tokens)
+        and (known.reasoning_tokens is None or (later.reasoning_tokens or 0) >= known.reasoning_tokens)
     )
 
 
@@ -290,8 +295,8 @@ def _alone(value: object) -> object:
 
 def _reasoning(message: dict[str, Any]) -> str | None:
     # DeepSeek and older vLLM say `reasoning_content`, newer vLLM and OpenRouter `reasoning`, Mistral a part of the content.
-    told = _string(message.get("reasoning_content")) or _string(message.get("reasoning"))
-    return told or _string(_joined(message.get("content"), thoughts=True))
+    field = _string(message.get("reasoning_content")) or _string(message.get("reasoning"))
+    return field or _string(_joined(message.get("content"), thoughts=True))
 
 
 def _text(content: object) -> str | None:

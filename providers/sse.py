@@ -69,7 +69,10 @@ class SSEDecoder:
         if not self._started:
             self._started, line = True, line.removeprefix(_BOM)
         if not line:
-            return self._dispatched() if self._data else None
+            if self._data:
+                return self._dispatched()
+            self._is_error = False  # the type of an event without data is not that of the next one
+            return None
         if line.startswith(b"data:") and not self._bare:
             line = line[6:] if line.startswith(b" ", 5) else line[5:]
         elif self._bare or (not self._data and line.startswith((b"{", b"["))):

@@ -124,7 +124,7 @@ _STATUS_BY_WORD = (
     (re.compile(r"invalid.?(request|arg|param|prompt|input|type|value)|bad.?request|validation|unprocessable"), 400),
 )
 
-_TOLD_BY_WORDING = frozenset({408, 429, 503})
+_KNOWN_BY_WORDING = frozenset({408, 429, 503})
 """A text alone does not make an error the caller's, or one of our credentials."""
 
 
@@ -132,12 +132,12 @@ def _status_of(error: object, code: str, text: str) -> int | None:
     """The status that an error inside an answer would have had."""
     if isinstance(error, dict):
         for name in ("code", "status", "status_code"):
-            told = str(error.get(name))
-            if told.isdecimal() and len(told) == 3 and 400 <= int(told) < 600:
-                return int(told)
+            digits = str(error.get(name))
+            if digits.isdecimal() and len(digits) == 3 and 400 <= int(digits) < 600:
+                return int(digits)
     words = code if code.strip() else text.lower()
     status = next((status for pattern, status in _STATUS_BY_WORD if pattern.search(words)), None)
-    return status if code.strip() or status in _TOLD_BY_WORDING else None
+    return status if code.strip() or status in _KNOWN_BY_WORDING else None
 
 
 def _named(provider: str | None) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from common.closing import close_if_closable
 from contracts.errors import DaarionError, UpstreamInvalidResponse
 from contracts.llm import ChatMessage, ChatOptions, ProxyRequest, StreamDelta, StreamEnd, StreamItem
 from contracts.ports import ChatProvider
@@ -14,7 +15,7 @@ from contracts.usage import OUTCOME_OK
 from services.llm_proxy.accounting import OUTCOME_CANCELLED, CallAccount, outcome_of
 from services.llm_proxy.attempts import Attempts, Served
 from services.llm_proxy.seams import Seam
-from services.llm_proxy.thoughts import close, reasoning_of, thoughts_apart
+from services.llm_proxy.thoughts import reasoning_of, thoughts_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class OpenStream:
                             yield self._seen(part)
                     self._check_ended()
                 except DaarionError as error:
-                    await close(begun.rest)
+                    await close_if_closable(begun.rest)
                     self._attempts.failed(self._served.target, self._served.permit, error)
                     self._served = await self._resumed(error)
         except Exception as error:
@@ -78,7 +79,7 @@ class OpenStream:
         """Stops the upstream and settles what was not settled: the caller left."""
         self._account.settle(OUTCOME_CANCELLED)
         self._served.permit.released(time.monotonic())
-        await close(self._served.result.rest)
+        await close_if_closable(self._served.result.rest)
 
     def _joined(self, item: StreamItem) -> Sequence[StreamItem]:
         """What is shown of an item. Raises UpstreamInvalidResponse where a continuation began anew."""

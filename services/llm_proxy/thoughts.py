@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
+from common.closing import close_if_closable
 from contracts.llm import ChatMessage, LLMResponse, StreamDelta, StreamEnd, StreamItem
 from contracts.routing import Reasoning, Target
 
@@ -152,7 +153,7 @@ async def thoughts_apart(items: AsyncIterator[StreamItem], reasoning: Reasoning)
             for kept in apart.end(item) if isinstance(item, StreamEnd) else apart.delta(item):
                 yield kept
     finally:
-        await close(items)
+        await close_if_closable(items)
 
 
 class _Apart:
@@ -200,10 +201,3 @@ def _without_calls(finish_reason: str | None) -> str | None:
 def _overlap(text: str, closing: str) -> int:
     """How many letters at the end of `text` may be the beginning of `closing`."""
     return next((size for size in range(min(len(text), len(closing) - 1), 0, -1) if text.endswith(closing[:size])), 0)
-
-
-async def close(items: AsyncIterator[StreamItem]) -> None:
-    """Closes a stream, where it can be closed."""
-    aclose = getattr(items, "aclose", None)
-    if aclose is not None:
-        await aclose()

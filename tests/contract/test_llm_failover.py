@@ -60,7 +60,12 @@ async def test_a_fault_before_the_first_content_is_invisible(fault, provider, ex
         assert told.error is None
         assert (told.text, told.answered_by) == (ANSWER, "second")
         assert_outcomes(told.outcomes, [*expected, "ok"])
-        assert [call.model for call in upstream.requests] == ["first"] * len(expected) + ["second"]
+        calls = [call.model for call in upstream.requests]
+        assert calls[-1] == "second"
+        if provider == "brisk":  # its time may be up before a busy machine has sent the request
+            assert calls[:-1] in ([], ["first"])
+        else:
+            assert calls[:-1] == ["first"] * len(expected)
         assert (recorder.records[-1].provider, recorder.records[-1].physical_model) == ("backup", "second")
         assert (recorder.records[-1].outcome, len([one for one in recorder.events if one["event"] == "llm.call"])) == ("ok", 1)
         await upstream.wait_idle(30)

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,15 @@ async def test_tool_calls_are_joined_by_index():
     )
     found = [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in answer.tool_calls]
     assert found == [("call_a", "first", '{"a": 1}'), ("call_b", "second", "{}")]
+
+
+async def test_the_cost_of_joining_grows_with_the_number_of_pieces_alone():
+    head = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": '"'}}
+    pieces = [{"index": 0, "function": {"arguments": "x" * 20}}] * 50_000
+    begun = time.process_time()
+    answer = await of(StreamDelta(tool_calls=[head, *pieces, {"index": 0, "function": {"arguments": '"'}}]), END)
+    assert time.process_time() - begun < 2, "it takes 0.1 s; with a copy for each piece it took over 5 s"
+    assert len(answer.tool_calls[0]["function"]["arguments"]) == 1_000_002
 
 
 async def test_a_nameless_tool_call_is_no_answer():

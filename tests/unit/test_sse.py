@@ -48,10 +48,16 @@ def test_events_without_data_dispatch_nothing(raw):
 
 
 @pytest.mark.parametrize("raw", [b'event: error\ndata: {"a": 1}\n\n', b'data: {"a": 1}\nevent:error\n\n', b'error: {"a": 1}\n\n'])
-def test_errors_are_told_apart(raw):
+def test_errors_are_known_from_contents(raw):
     (found,) = payloads(raw)
     assert (type(found), found.strip()) == (ErrorEvent, b'{"a": 1}')
     assert type(payloads(raw + b"data: x\n\n")[1]) is bytes
+
+
+@pytest.mark.parametrize("size", [1, 7, 1_000])
+def test_the_type_of_an_event_without_data_is_not_that_of_the_next(size):
+    (found,) = payloads(b'event: error\n\ndata: {"choices": []}\n\n', size)
+    assert type(found) is bytes
 
 
 @pytest.mark.parametrize("body", [b'{"error": {"message": "x"}}', b'[{"error": 1}]', b'{\n "error":\n {"data: 1": 2}\n}\n'])

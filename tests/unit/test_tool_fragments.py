@@ -1,5 +1,6 @@
 """Tool calls as upstreams fragment them, joined as the official client joins them."""
 
+import contextlib
 import json
 import time
 
@@ -65,7 +66,10 @@ TWO = [("a", PARIS), ("b", KYIV)]
         ([one(None, "x", "a", PARIS), one(None, "x", "a", PARIS), one(None, "y", "b", KYIV)], TWO),
         ([one(0, "x", "a", '{"city": '), one(0, "x", "a", '"Paris"}'), one(0, "x", "a", PARIS), one(1, "y", "b", KYIV)], TWO),
         ([one(0, "a", "a", PARIS), one(0, "a", "a", KYIV)], [TWO[0], ("a", KYIV)]),
-        ([one(0, None, "a", '["{\\'), one(0, None, "a", '"", {}'), one(0, None, "a", "]"), one(1, "y", "b", KYIV)], [("a", '["{\\"", {}]'), TWO[1]]),
+        (
+            [one(0, None, "a", '["{\\'), one(0, None, "a", '"", {}'), one(0, None, "a", "]"), one(1, "y", "b", KYIV)],
+            [("a", '["{\\"", {}]'), TWO[1]],
+        ),
     ],
 )
 def test_fragments(fragments, calls):
@@ -97,19 +101,16 @@ def test_the_number_of_calls_is_bounded():
 def test_the_cost_of_a_name_in_each_fragment_grows_with_their_number_alone(piece):
     tools, fragment = ToolFragments(), one(0, "x", "a", piece)
     begun = time.process_time()
-    try:
+    with contextlib.suppress(UpstreamInvalidResponse):  # where each piece is a call by itself, there are soon too many
         for _ in range(20_000):
             tools.feed([fragment])
-    except UpstreamInvalidResponse as error:
-        assert "calls" in error.message, "each piece may be a call by itself"
     assert time.process_time() - begun < 5, "it takes 0.1 s; with the square of their number it took minutes"
 
 
 def test_the_length_of_a_name_is_bounded():
-    tools = ToolFragments()
+    tools, pieces = ToolFragments(), [one(0, "x", "ab"), one(0, "x", "c")]
     with pytest.raises(UpstreamInvalidResponse):
-        for _ in range(MAX_NAME_CHARS):
-            tools.feed([one(0, "x", "ab"), one(0, "x", "c")])
+        tools.feed(pieces * MAX_NAME_CHARS)
 
 
 def test_a_thoughts_signature_stays_with_its_call():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from providers.upstream_json import MAX_MENDED_BYTES, decoded, encoded
+from providers.upstream_json import MAX_MENDED_BYTES, MAX_MENDED_PER_ANSWER, MENDING_COST, JsonTexts, decoded, encoded
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,24 @@ def test_numbers_that_are_none_in_json_are_taken():
 def test_what_is_no_json_is_refused(raw):
     with pytest.raises(ValueError):
         decoded(raw)
+
+
+def test_only_short_texts_are_mended():
+    half = rb'"\ud83d'
+    assert MAX_MENDED_BYTES <= 256 << 10, "each costs the event loop about 60 ms"
+    assert decoded(half + b"x" * (MAX_MENDED_BYTES - len(half) - 1) + b'"').startswith("\ufffdx")
+    with pytest.raises(ValueError):
+        decoded(half + b"x" * (MAX_MENDED_BYTES - len(half)) + b'"')
+
+
+@pytest.mark.parametrize("size", [8, 1_000, MAX_MENDED_BYTES])
+def test_what_is_mended_of_one_answer_is_bounded(size):
+    texts, text = JsonTexts(), rb'"\ud83d'.ljust(size - 1, b"x") + b'"'
+    for _ in range(MAX_MENDED_PER_ANSWER // (size + MENDING_COST)):
+        assert texts.decoded(text).startswith("\ufffd")
+    with pytest.raises(ValueError):
+        texts.decoded(text)
+    assert texts.decoded(b'"whole"') == "whole", "well-formed texts cost nothing"
 
 
 _VALUES = st.recursive(
