@@ -20,8 +20,8 @@ def continued(
 ) -> tuple[list[ChatMessage], ChatOptions] | None:
     """Returns messages and options of the call that asks for the rest of an answer of which `text` came.
 
-    None where the provider is never asked so (`none`). `vllm` and `deepseek` go on with the very same message; `instruct` is
-    told in words and may stray.
+    None where the provider is never asked so (`none`). `vllm` and `deepseek` continue the same message; `instruct` asks
+    in words, and the model may stray.
     """
     if dialect == "none":
         return None

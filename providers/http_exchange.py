@@ -46,7 +46,7 @@ class AnswerCutOff(HttpError):
 
 
 class MalformedAnswer(HttpError):
-    """No HTTP/1.1, or more of it than is borne."""
+    """The answer is not HTTP/1.1, or is over a bound."""
 
 
 class AnswerTooLarge(HttpError):
@@ -173,7 +173,7 @@ class Exchange:
             self._wake()
 
     def lost(self, error: Exception | None) -> None:
-        """Notes the end of the connection: also the end of a body whose length nobody told."""
+        """Notes the end of the connection: which also ends a body of unknown length."""
         if not self._complete and self._error is None:
             if self._has_head and not self._delimited and error is None:
                 self._complete = True
@@ -206,7 +206,7 @@ class Exchange:
         self._keep = self._keep and not self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keeps the first of each name; trailers come here, too, and are passed over."""
+        """Keeps the first of each name; trailers come here, too, and are ignored."""
         if not self._has_head:
             self.headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
 

@@ -285,7 +285,7 @@ class _Held:
         turns.release_on_behalf_of(self._turn)
 
     def handed_over(self) -> _Held:
-        """Returns the same for somebody else to end; this one holds nothing any more."""
+        """Moves what this one holds to a new owner, who must end it, and returns that."""
         assert self._turns is not None
         other = _Held(self._turns, self._turn)
         other.exchange, self._turns = self.exchange, None

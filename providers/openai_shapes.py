@@ -157,12 +157,12 @@ class StreamParser:
 
     @property
     def has_details(self) -> bool:
-        """Whether the usage tells what the provider had in its cache."""
+        """Whether the usage holds the number of cached tokens."""
         return self.usage is not None and self.usage.cached_tokens is not None
 
     @property
     def unreadable(self) -> int:
-        """How many chunks and tool calls were passed over."""
+        """How many chunks and tool calls were skipped."""
         return self.skipped + self._tools.unreadable
 
     def end_marked(self) -> None:

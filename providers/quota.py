@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 RESET_S = 60.0
-"""When a limit is taken to be whole again whose reset is not told: they count by the minute."""
+"""When a limit without a reset time is assumed to be whole again: providers count by the minute."""
 MAX_RESET_S = 3_600.0
 
 _KINDS = ("requests", "tokens")

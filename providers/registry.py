@@ -25,7 +25,7 @@ def build_providers(settings: LLMSettings, resources: ProviderResources) -> dict
 
 
 def check_types(settings: LLMSettings) -> None:
-    """Makes sure that every provider has an adapter, before any replica is told to build it. Raises ConfigurationError."""
+    """Makes sure that every provider has an adapter, before any replica builds it. Raises ConfigurationError."""
     for name, provider in settings.providers.items():
         _adapter(name, provider)
 

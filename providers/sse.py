@@ -16,7 +16,7 @@ class SSEDecoder:
     """Splits a byte stream into event payloads, however the bytes were cut.
 
     Follows the event stream format of the HTML standard for `data` fields: lines end with CR, LF or both, several `data:` lines are
-    joined by a newline, comments and other fields are passed over, empty payloads dispatch nothing.
+    joined by a newline, comments and other fields are ignored, empty payloads dispatch nothing.
 
     A line that begins a JSON object or array is no field of the standard. It is what a server writes that answers in JSON although
     events were asked for, so it is a payload, up to the next blank line.

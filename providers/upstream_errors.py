@@ -161,7 +161,7 @@ def _moderation(provider: str, code: str, text: str, key: str | None) -> Daarion
 
 
 def _content_refusal(provider: str, code: str, text: str, key: str | None) -> DaarionError | None:
-    """The leaf for contents that are too long or unwanted, told by code or wording; None for anything else."""
+    """The leaf for contents that are too long or unwanted, recognized by code or wording; None for anything else."""
     shown = clean(text, key)
     tail = f": {shown}" if shown else ""
     if _CONTEXT_CODE.search(code) or ("rate_limit" not in code and _CONTEXT.search(text)):

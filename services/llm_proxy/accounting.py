@@ -173,7 +173,7 @@ class CallAccount:
         return self._tries[-1] if self._tries and self._tries[-1].outcome is None else None
 
     def _whole(self, usage: TokenUsage) -> TokenUsage:
-        """What the provider told; where only the answer could be counted, with the prompt as it is estimated."""
+        """The usage that the provider reported; where only the answer could be counted, with the estimate of the prompt."""
         if not usage.estimated or usage.prompt_tokens:
             return usage
         prompt = self._estimate.prompt_tokens
@@ -290,7 +290,7 @@ def _record_of(ended: _Try) -> AttemptRecord:
 
 
 def total_usage(parts: Iterable[TokenUsage]) -> TokenUsage:
-    """Returns the sum; it is `estimated` when a part is, and tells of cached and reasoning tokens when a part does."""
+    """Returns the sum; it is `estimated` when a part is, and has cached and reasoning tokens when a part has."""
     used = [part for part in parts if part.total_tokens]
     if len(used) == 1:
         return used[0]

@@ -61,7 +61,7 @@ class Attempts:
         callers_own: bool = False,
     ) -> None:
         self._model = logical_model
-        self._left = deque(targets)
+        self._remaining = deque(targets)
         self._providers = providers
         self._circuits = circuits
         self._account = account
@@ -73,8 +73,8 @@ class Attempts:
 
     def keep(self, wanted: Callable[[ChatProvider], bool]) -> bool:
         """Drops the targets still to come whose provider is not wanted; returns whether one is left."""
-        self._left = deque(target for target in self._left if wanted(self._providers[target.provider]))
-        return bool(self._left)
+        self._remaining = deque(target for target in self._remaining if wanted(self._providers[target.provider]))
+        return bool(self._remaining)
 
     async def serve(self, ask: Ask[T]) -> Served[T]:
         """Returns what the first target gave that did not fail; a later call goes on with the targets behind it.
@@ -85,8 +85,8 @@ class Attempts:
             DaarionError: the leaf of the last failure.
         """
         failure: DaarionError | None = None
-        while self._left:
-            outcome = await self._at(self._left.popleft(), ask)
+        while self._remaining:
+            outcome = await self._at(self._remaining.popleft(), ask)
             if isinstance(outcome, Served):
                 return outcome
             failure = outcome or failure
@@ -123,7 +123,7 @@ class Attempts:
             tries += 1
             self._account.attempt(target)
             try:
-                return Served(target, permit, await ask(provider, self._hurried(target)))
+                return Served(target, permit, await ask(provider, self._with_handover_timeout(target)))
             except DaarionError as error:
                 failure = error
             except BaseException:
@@ -131,7 +131,7 @@ class Attempts:
                 raise
             self.failed(target, permit, failure)
             if isinstance(failure, ContextLengthExceeded):
-                self._left = deque(holders(self._left, target, self._account.needed_tokens()))
+                self._remaining = deque(holders(self._remaining, target, self._account.needed_tokens()))
             step = self._step(failure, tries, target.retry)
             if step.kind == "caller":
                 raise failure
@@ -142,10 +142,10 @@ class Attempts:
         self._account.skipped(target, CircuitOpen.type)
         return failure
 
-    def _hurried(self, target: Target) -> Target:
-        """`target` with the silence that is borne from it while another could answer instead."""
+    def _with_handover_timeout(self, target: Target) -> Target:
+        """Returns `target` with its handover timeout while another target could answer instead."""
         timeouts = configured = target.timeouts
-        if not self._left or not self._others(ready=True):
+        if not self._remaining or not self._others(ready=True):
             timeouts = configured.alone()
         elif self._callers_own:
             timeouts = replace(configured, handover_s=self.deadline.remaining() * HANDOVER_SHARE)
@@ -168,7 +168,7 @@ class Attempts:
     def _others(self, *, ready: bool = False) -> bool:
         """Whether a target is left that could be called now; with `ready`, one that is not known to be away."""
         now = time.monotonic()
-        for target in self._left:
+        for target in self._remaining:
             provider = self._providers[target.provider]
             if provider.unavailable_reason() is not None or self._circuits.of(target).wait_s(now) > 0:
                 continue

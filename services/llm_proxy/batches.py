@@ -250,14 +250,14 @@ class BatchWorker:
         except DaarionError as error:
             delay = delay_after(error, work.failures, self.settings, work.stalled_s)
             if delay is None:
-                return orjson.dumps(self._told(request.model, error).envelope(request_id)["error"]), False
+                return orjson.dumps(self._informative(request.model, error).envelope(request_id)["error"]), False
             if delay.failed and (request.model in self._last_failures or len(self._last_failures) < MAX_REMEMBERED):
                 self._last_failures[request.model] = copy.copy(error)  # without its traceback
             await self._put_back(work, delay)
             return None, False
         return orjson.dumps(answer.model_dump(exclude_none=True)), True
 
-    def _told(self, model: str, error: DaarionError) -> DaarionError:
+    def _informative(self, model: str, error: DaarionError) -> DaarionError:
         """An open circuit says little: returns what the model failed with here before, where that is known."""
         return self._last_failures.get(model, error) if isinstance(error, CircuitOpen) else error
 

@@ -103,8 +103,8 @@ class Embeddings:
     def _settle(self, caller: CallMetadata, request_id: str, outcome: str, taken: _Taken) -> None:
         usage, cost, latency_ms = taken.usage, taken.cost_usd, round((time.monotonic() - taken.since) * 1000, 3)
         who = {"request_id": request_id, "agent_id": caller.agent_id, "microdao_id": caller.microdao_id, "channel_id": caller.channel_id}
-        told = {"tokens": usage.total_tokens, "cost_usd": None if cost is None else float(cost)}
-        self.events.emit("llm.embeddings", **who, model=self.model, **told, latency_ms=latency_ms, outcome=outcome)
+        spent = {"tokens": usage.total_tokens, "cost_usd": None if cost is None else float(cost)}
+        self.events.emit("llm.embeddings", **who, model=self.model, **spent, latency_ms=latency_ms, outcome=outcome)
         self.usage.record(
             UsageRecord(
                 request_id=request_id,

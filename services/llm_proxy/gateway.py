@@ -90,7 +90,7 @@ class Gateway:
         except BaseException:
             self._load.calls -= 1
             raise
-        return _CountedStream(opened, self._left)
+        return _CountedStream(opened, self._ended)
 
     def models(self) -> ModelList:
         """Returns every logical model with its availability."""
@@ -156,12 +156,12 @@ class Gateway:
         )
         return answer.model_copy(update={"cached": True, "request_id": request_id, "latency_ms": latency, "attempts": None})
 
-    def _left(self) -> None:
+    def _ended(self) -> None:
         self._load.calls -= 1
 
 
 class _CountedStream:
-    """A stream that tells when it was closed, once."""
+    """A stream that calls `closed` when it is closed, once."""
 
     def __init__(self, inner: ChatStream, closed: Callable[[], None]) -> None:
         self._inner = inner

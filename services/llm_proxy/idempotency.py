@@ -165,11 +165,11 @@ def key_use(request: ProxyRequest, key: str) -> KeyUse:
         raise InvalidRequest(f"the Idempotency-Key is longer than {MAX_KEY_CHARS} characters")
     caller = request.metadata
     owner = hashlib.sha256(caller.agent_id.encode()).digest()
-    told = orjson.dumps([caller.channel_id, request.cache.ttl_s if request.cache else None])
+    own_fields = orjson.dumps([caller.channel_id, request.cache.ttl_s if request.cache else None])
     return KeyUse(
         caller.microdao_id,
         hashlib.sha256(owner + key.encode("utf-8", "surrogatepass")).digest(),
-        hashlib.sha256(hashlib.sha256(told).digest() + canonical_body(request)).digest(),
+        hashlib.sha256(hashlib.sha256(own_fields).digest() + canonical_body(request)).digest(),
     )
 
 

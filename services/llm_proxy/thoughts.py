@@ -1,4 +1,4 @@
-"""What a model thinks, told apart from what it answers, where its provider sends both as one text.
+"""Separates what a model thinks from what it answers, where its provider sends both as one text.
 
 A thought stands between tags at the very start of the answer, before any other text: further on the
 same tags are text that somebody asked for. Of a model whose prompt has opened the thought
@@ -37,7 +37,7 @@ class Parts(NamedTuple):
 class ThoughtSplitter:
     """Splits a text that comes in pieces; what may be half a tag is held back until it is certain.
 
-    `opened` tells that the prompt has opened the thought. `inside`: a thought has begun and has not
+    `opened`: the prompt has opened the thought. `inside`: a thought has begun and has not
     ended. `answers`: the answer has begun, and whatever follows is part of it.
     """
 

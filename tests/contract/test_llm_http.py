@@ -95,12 +95,6 @@ NULLS = {"name": None, "tool_calls": None, "tool_call_id": None, "refusal": None
         ({"messages": [{**MESSAGES[0], **NULLS}]}, {"messages": MESSAGES}),
         ({"messages": [{**MESSAGES[0], "tool_calls": [], "name": ""}]}, {"messages": MESSAGES}),
         ({"tools": [], "tool_choice": "auto"}, {}),
-        ({"tools": [], "tool_choice": "none"}, {}),
-        ({"tool_choice": "none"}, {}),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "description": None, "strict": None}}},
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}},
-        ),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "description": None, "parameters": None, "strict": None}}]},
             {"tools": [{"type": "function", "function": {"name": "f"}}]},

@@ -31,6 +31,13 @@ def test_who_answers_is_the_operators_to_say(name):
     assert passed == {"extra_body": {name: "caller's", "user": "u"}}
 
 
+def test_nulls_beside_a_schema_are_left_out():
+    schema = {"name": "n", "schema": {"default": None}, "description": None, "strict": None}
+    asked = {"model": "m", "messages": MESSAGES, "metadata": CALLER, "response_format": {"type": "json_schema", "json_schema": schema}}
+    sent = ProxyRequest.model_validate(asked).options()["response_format"]
+    assert sent == {"type": "json_schema", "json_schema": {"name": "n", "schema": {"default": None}}}
+
+
 def test_a_request_hands_on_what_it_was_told_to_and_nothing_by_its_body():
     request = ProxyRequest.model_validate({"model": "m", "messages": MESSAGES, "metadata": CALLER, "temperature": 1})
     assert request.options() == {"temperature": 1}
