@@ -6,22 +6,29 @@ import contextlib
 import httpx
 import psutil
 import pytest
+import yaml
+
+from configs.environment import REPOSITORY
 
 pytestmark = [pytest.mark.graph, pytest.mark.timeout(420)]
 
 BODY = b'{"model":"gpt-4.1-mini","messages":[{"role":"user","content":"x"}],"metadata":{"agent_id":"agent:a","microdao_id":"microdao:7"}}'
 PATIENCE_S = 60
-ROUTED = ("llm", "memory", "tools", "agents", "workspace", "root")
+APPLICATIONS = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())["applications"]
+PREFIXES = {each["name"]: each["route_prefix"].rstrip("/") for each in APPLICATIONS if each["route_prefix"]}
 
 
 def doors(graph):
-    """The ingress, each ingress replica's own port, and Serve's fallback proxy; `engines` has no route and serves nobody."""
-    found = {graph.port}
-    routed = [process for name in ROUTED for process in graph.named(f"ServeReplica:{name}:")]
-    for process in (*routed, *graph.named("ProxyActor")):
+    """Every port that speaks HTTP, and the prefix of an application behind it.
+
+    These are the ingress, each ingress replica's own port, and Serve's fallback proxy.
+    """
+    behind = [(process, prefix) for name, prefix in PREFIXES.items() for process in graph.named(f"ServeReplica:{name}:")]
+    found = {graph.port: PREFIXES["llm"]}
+    for process, prefix in (*behind, *((proxy, PREFIXES["llm"]) for proxy in graph.named("ProxyActor"))):
         with contextlib.suppress(psutil.NoSuchProcess):
-            found |= {each.laddr.port for each in process.net_connections("inet") if each.status == "LISTEN"}
-    return [port for port in sorted(found) if speaks_http(port)]
+            found |= {each.laddr.port: prefix for each in process.net_connections("inet") if each.status == "LISTEN"}
+    return {port: prefix for port, prefix in sorted(found.items()) if speaks_http(port)}
 
 
 def speaks_http(port):
@@ -57,9 +64,9 @@ async def test_a_body_that_does_not_come_is_a_408_in_the_envelope(graph):
 
 async def test_a_page_is_nobody_at_any_door(graph):
     async with httpx.AsyncClient(timeout=60) as client:
-        for port in (graph.port, *[port for port in doors(graph) if port >= 30_000]):
-            for headers, status in (({"origin": "https://evil.example"}, 403), ({"host": "evil.example"}, 421)):
-                answer = await client.post(f"http://127.0.0.1:{port}/internal/llm/proxy", content=BODY, headers=headers)
-                assert answer.status_code in {status, 404}, (port, answer.text)  # another application's replica has no such path
+        for port, prefix in doors(graph).items():
+            for headers, status in (({}, 404), ({"origin": "https://evil.example"}, 403), ({"host": "evil.example"}, 421)):
+                answer = await client.post(f"http://127.0.0.1:{port}{prefix}/no/such/route", headers=headers)
+                assert (answer.status_code, "request_id" in answer.json()["error"]) == (status, True), (port, prefix, answer.text)
         answer = await client.post(f"{graph.url}/internal/llm/proxy", content=BODY, headers={"content-type": "text/plain"})
         assert (answer.status_code, answer.json()["error"]["type"]) == (415, "unsupported_media_type")
