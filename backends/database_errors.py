@@ -137,7 +137,10 @@ def _translation(error: Exception) -> Translation:
     if error.sqlstate is not None:
         return BY_SQLSTATE.get(error.sqlstate) or BY_CLASS.get(error.sqlstate[:2], _DEFECT)
     if "authentication method requirement" in str(error):  # libpq's own refusal has no SQLSTATE
-        return DatabaseUnavailable, "the database does not ask for the password by SCRAM: let it, or set `require_auth` in DATABASE_URL"
+        return (
+            DatabaseUnavailable,
+            "the database does not use SCRAM for this login: set scram-sha-256 in its pg_hba.conf, or `require_auth` in DATABASE_URL",
+        )
     if isinstance(error, psycopg.OperationalError):  # no answer at all: the pool's errors and lost connections
         return _AWAY
     if isinstance(error, psycopg.DataError):  # psycopg refused to send a parameter

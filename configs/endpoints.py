@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
-from configs.environment import is_loopback
+from common.loopback import is_loopback
 from configs.own_secrets import OWN_SECRETS
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

@@ -10,10 +10,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 
+from common.loopback import is_loopback
 from contracts.errors import ConfigurationError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -25,8 +25,8 @@ MIN_PUBLIC_SECRET_CHARS = 16
 class Environment:
     """The process environment, read once.
 
-    `data_dir` and `config_dir` are absolute. `allowed_hosts` are names, in lower case and without a port, under which callers
-    reach the ingress beside those of loopback. Secrets are hidden from `repr`. `serve_proxy` is `haproxy` or `python`.
+    `data_dir` and `config_dir` are absolute. `allowed_hosts` are names, in lower case and without a port, that are accepted in
+    `Host` beside those of loopback, and in `Origin`. Secrets are hidden from `repr`. `serve_proxy` is `haproxy` or `python`.
     `model` is served by the chat engine in place of the configured one: a folder or a hub id.
     """
 
@@ -124,16 +124,6 @@ def refuse_open_ingress(host: str, environment: Environment, named: str) -> None
                 f"{named} can be reached from other machines, but {name} has less than {MIN_PUBLIC_SECRET_CHARS} characters: "
                 "set one that `openssl rand -hex 32` makes, or bind 127.0.0.1"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` names this machine alone. Unresolvable names count as not loopback."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _serve_proxy(value: str | None) -> str:

@@ -12,6 +12,7 @@ s/^( *)# Routes endpoint$/\1http-request set-header X-Request-Id %[uuid()] unles
 # No application at all for a path: the one at `/` takes every path, so the graph is still starting.
 s/^( *)http-request return status 404 content-type text\/plain lf-string .*$/\1http-request return status 503 content-type application\/json hdr Retry-After 1 hdr X-Request-Id %[req.hdr(x-request-id)] lf-string '{"error":{"type":"unavailable","message":"the graph is starting: retry shortly","retryable":true,"request_id":"%[req.hdr(x-request-id),json]"}}'/
 
-# The head of a request has a deadline; HAProxy's answer to who misses it, a 408, cannot be changed: there is no request yet. The body's is the replica's, who counts.
+# The head of a request has a deadline. HAProxy then sends its own 408, which cannot be changed, because there is no request yet.
+# The replica bounds the body, because it counts the bytes.
 s/^( *)timeout client .*$/&\
 \1timeout http-request 10s/

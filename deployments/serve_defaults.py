@@ -67,7 +67,8 @@ def _haproxy(environment: Environment) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-loopback.sh")),
-        # A client that neither sends what it owes nor reads; replicas end its request sooner. Waiting for an answer is none of both.
+        # For clients that stop sending a body or reading an answer; replicas end such requests sooner.
+        # A client that only waits for its answer is not ended.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "90",
         "DAARION_HAPROXY": haproxy_binary(),
         # Serve's fallback ingress for applications without a replica; its fixed ports would collide with another graph's.

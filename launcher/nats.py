@@ -30,11 +30,12 @@ class NatsServer:
 
     The store lies in `data_dir/nats` (at most 1 GB on disk, 64 MB in memory), the generated password in `data_dir/secrets`, the
     log in `data_dir/logs`. It listens on 127.0.0.1 alone, on the same port as last time while that is free; there is no
-    monitoring port. It shows a certificate to clients that ask for one first, as `backends/nats_link.py` does: who listens on
-    the port in its place is told nothing. In tests::
+    monitoring port. Clients of the graph (`backends.nats_link.NatsLink`) check its certificate before they send the password, so
+    a stranger on the port learns nothing. `nats.connect(server.url)` alone does not: it ignores `?ca=` and speaks plain text.
+    In tests::
 
         async with NatsServer(tmp_path) as server:
-            connection = await nats.connect(server.url)   # the URL holds user and password
+            link = NatsLink(server.url, events, name="test")   # the URL holds user, password and certificate
 
     `start` after the process died brings the same server back under the same URL.
 

@@ -126,8 +126,8 @@ async def check_database(url: str) -> None:
     except (psycopg.OperationalError, psycopg.ProgrammingError, ConfigurationError) as error:
         if "authentication method requirement" in str(error):  # it comes without a SQLSTATE
             raise StartRefused(
-                "the server of DATABASE_URL does not ask for the password by SCRAM: let it, or, if you trust whoever listens there, "
-                "say how it asks (`?require_auth=md5`, `password`, `none` …)"
+                "the server of DATABASE_URL does not use SCRAM for this login: set scram-sha-256 in its pg_hba.conf, or, if you "
+                "trust whoever listens there, name its method in the URL (`?require_auth=md5`, `password`, `none` …)"
             ) from error
         raise StartRefused(
             "DATABASE_URL is set, but no login is possible there: correct it, or unset it to have PostgreSQL started here"

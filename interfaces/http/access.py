@@ -1,13 +1,14 @@
-"""Who may call: shared secrets, compared in constant time, and no page of another site in somebody's browser."""
+"""Who may call: holders of a shared secret, compared in constant time, and no page of another origin in a browser."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Collection, Iterable
 from functools import lru_cache
-from ipaddress import ip_address
 
+from common.loopback import is_loopback
 from contracts.errors import Forbidden, MisdirectedRequest, Unauthorized
 from contracts.limits import ANONYMOUS
 
@@ -15,6 +16,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 NAME_ROUNDS = 50_000
 NAME_DIGITS = 12
+_SHOWN_CHARS = 100
 _READ = frozenset({b"x-internal-secret", b"authorization", b"host", b"origin", b"sec-fetch-site"})
 _FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 
@@ -22,13 +24,12 @@ _FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 class AccessControl:
     """`internal_secret` opens all but admin routes, `admin_secret` opens those too.
 
-    Without any secret configured, presented credentials are ignored and everything is open (the ingress binds loopback
-    then). With only one of them configured, that one is demanded for what it opens; admin routes without an admin secret
-    stay closed.
+    Without any secret, presented credentials are ignored and everything is open (the ingress then binds loopback). With only
+    one of them set, that one is demanded for what it opens; admin routes stay closed without an admin secret.
 
-    Whatever is configured, a browser's request for a page of another origin is refused. While nothing is configured, so is one
-    for another host than loopback's names: a page whose own name leads to loopback would be of this origin. `allowed_hosts`
-    are further names, without a port, of which both may be.
+    A browser's request for a page of another origin is always refused. Without a secret, `Host` must name loopback: the name of
+    a hostile page may resolve to loopback (DNS rebinding), and its requests then have our own origin. `allowed_hosts` are
+    further names, without a port, that are accepted in `Host` and in `Origin`.
     """
 
     def __init__(self, internal_secret: str | None, admin_secret: str | None, allowed_hosts: Collection[str] = ()) -> None:
@@ -64,15 +65,20 @@ class AccessControl:
             elif value[:7].lower() == b"bearer ":
                 presented.append(value[7:].strip())
         if host and not self.enforced and not (is_loopback_host(host) or host_name(host) in self._allowed_hosts):
+            shown = re.sub(r"[^a-z0-9.:_-]", "?", host_name(host)[:_SHOWN_CHARS])
             raise MisdirectedRequest(
-                "this host is not answered for without a secret: use 127.0.0.1 or localhost, or list it in DAARION_ALLOWED_HOSTS"
+                f"host `{shown}` is not allowed while no secret is set: use localhost or 127.0.0.1, "
+                "add the host to DAARION_ALLOWED_HOSTS, or set DAARION_INTERNAL_SECRET"
             )
         if is_foreign if origin is None else not self._is_own(origin, host):
-            raise Forbidden("pages of another site may not call: list a host whose pages may in DAARION_ALLOWED_HOSTS")
+            raise Forbidden(
+                "a page of another origin may not call: if a proxy in front rewrites `Host`, or a desktop program sends "
+                "this `Origin`, add the origin's host to DAARION_ALLOWED_HOSTS"
+            )
         return self._credential(presented[:2], admin=admin) if self.enforced else ANONYMOUS
 
     def _is_own(self, origin: bytes, host: bytes) -> bool:
-        """Whether a page of this origin came from here, or from a host that is allowed; `null` is nobody's."""
+        """Whether an `Origin` is that of `host`, or on an allowed host; `null` is neither."""
         place = origin.partition(b"://")[2]
         return place.lower() == host.lower() != b"" or host_name(place) in self._allowed_hosts
 
@@ -99,11 +105,7 @@ def credential_name(secret: bytes) -> str:
 @lru_cache(maxsize=256)
 def is_loopback_host(host: bytes) -> bool:
     """Whether a `Host` names loopback: `localhost`, 127.0.0.0/8 or ::1, with any port."""
-    name = host_name(host)
-    try:
-        return name == "localhost" or ip_address(name).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(host_name(host))
 
 
 def host_name(host: bytes) -> str:

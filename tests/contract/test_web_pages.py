@@ -149,13 +149,14 @@ async def test_the_own_page_and_programs_may_call(applications):
             assert (await client.post("/proxy", content=b"{", headers=JSON)).status_code == 400, headers
 
 
-async def test_a_listed_host_may_be_another_name_of_the_ingress_or_have_pages_that_call(applications):
+async def test_a_listed_host_may_be_another_name_of_the_ingress_or_stand_in_an_origin(applications):
     every = applications(AccessControl(None, None, {"daarion.example"}))
     async with client_of(every["llm"]) as client:
         for headers in (
             {"host": "daarion.example"},
             {"host": "DAARION.example:8443", "origin": "https://DAARION.example:8443"},
             {"origin": "https://daarion.example", "sec-fetch-site": "cross-site"},
+            {"origin": "app://daarion.example"},
         ):
             assert (await client.post("/proxy", content=b"{", headers=JSON | headers)).status_code == 400, headers
         for headers in ({"host": "x.daarion.example"}, {"host": "daarion.example.evil.example"}):
@@ -174,6 +175,15 @@ async def test_without_a_secret_a_name_that_was_led_to_loopback_is_not_answered_
                 )
                 assert answer.status_code == 421, (path, answer.text)
                 assert "DAARION_ALLOWED_HOSTS" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("Evil.example:8000", "evil.example"), ("a`\xe9\x85 b", "a????b"), ("x" * 4_000, "x" * 100), ("[::2]:1", "::2")]
+)
+async def test_a_refused_host_is_named_in_plain_letters(applications, host, shown):
+    async with client_of(applications()["memory"]) as client:
+        answer = await client.get("/items", headers={"host": host.encode("latin-1")})
+    assert (answer.status_code, answer.json()["error"]["message"].partition(" is not allowed")[0]) == (421, f"host `{shown}`")
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.9.8.7:1", "[::1]", "[::1]:8000"])
@@ -216,6 +226,15 @@ async def test_the_mcp_server_stands_behind_the_same_door(events):
     async with client_of(Ingress(router, AccessControl(None, None), events, max_concurrent=5)) as client:
         for headers, status in (({"origin": "https://evil.example"}, 403), ({"host": "evil.example"}, 421)):
             assert (await client.post("/mcp", content=b"{}", headers=JSON | headers)).status_code == status
+
+
+async def test_a_listed_origin_gets_no_permission_for_json(applications):
+    """A browser asks first and needs these headers to send JSON for another page, or to show it an answer."""
+    async with client_of(applications(AccessControl(None, None, {"daarion.example"}))["llm"], origin="https://daarion.example") as client:
+        asked = await client.options("/proxy", headers={"access-control-request-method": "POST"})
+        sent = await client.post("/proxy", content=b"{", headers=JSON)
+    assert (asked.status_code, sent.status_code) == (405, 400)
+    assert not [name for answer in (asked, sent) for name in answer.headers if name.startswith("access-control-")]
 
 
 def test_the_variable_holds_names_alone():
