@@ -70,7 +70,7 @@ def gpus_needed(shares: list[float]) -> int:
 
 
 def _bundles(application: Any) -> list[tuple[DeploymentSchema, list[Bundle]]]:
-    """What one replica of each deployment takes; a module tells it for those that its builder places."""
+    """What one replica of each deployment takes: from the module's `replica_bundles` if it has one, else `num_cpus`."""
     module = importlib.import_module(application.import_path.partition(":")[0])
     placed: dict[str, list[Bundle]] = getattr(module, "replica_bundles", lambda _args: {})(application.args)
     return [(each, placed.get(each.name) or [{"CPU": _num_cpus(each)}]) for each in application.deployments]

@@ -38,8 +38,8 @@ def access_control(environment: Environment) -> AccessControl:
     """Returns the check of this environment's secrets. Every ingress replica makes one before it listens.
 
     Raises:
-        ConfigurationError: without a secret, or with a short one, where Serve lets the replica listen on other addresses than
-            loopback. `DAARION_HOST` says nothing about that where the graph was deployed by Serve's own commands.
+        ConfigurationError: Serve lets the replica listen on another address than loopback, and no secret is set, or a short
+            one. Serve is asked, because its own commands deploy the graph without `DAARION_HOST`.
     """
     host = serve_host()
     if host is not None:

@@ -46,14 +46,17 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
 
 
 def require_json(headers: Headers) -> None:
-    """Raises UnsupportedMediaType unless a body was sent as JSON: a page of any site may send other types without being asked."""
+    """Raises UnsupportedMediaType unless the body was sent as JSON.
+
+    A browser sends a form's types for a page of any site; for JSON it needs a permission that is never given.
+    """
     media_type = _media_type(headers)
     if media_type != b"application/json" and not (media_type.startswith(b"application/") and media_type.endswith(b"+json")):
         raise UnsupportedMediaType("send JSON with `Content-Type: application/json`")
 
 
 def require_lines(headers: Headers) -> None:
-    """Raises UnsupportedMediaType unless a body was sent as lines of JSON."""
+    """Raises UnsupportedMediaType unless the body was sent as lines of JSON."""
     if _media_type(headers) not in _LINES:
         raise UnsupportedMediaType("send lines of JSON with `Content-Type: application/x-ndjson`")
 

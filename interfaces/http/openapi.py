@@ -63,9 +63,9 @@ _OPENAI_ERROR = {
         }
     },
 }
-# Credentials, cross-site requests, an unknown host, a full replica: what the ingress itself refuses, on any route.
+# The ingress refuses these on every route: credentials, a page of another origin, a host, a full replica.
 _REFUSED_ANYWHERE = ("401", "403", "421", "503")
-# A body that is slow, too large, or no JSON.
+# Bodies that are wrong, too slow, too large, or not sent as JSON.
 _REFUSED_BODIES = ("400", "408", "413", "415")
 _SECURITY = {
     "InternalSecret": {"type": "apiKey", "in": "header", "name": "X-Internal-Secret"},

@@ -61,9 +61,9 @@ def add_route(
 ) -> None:
     """Adds one documented route.
 
-    `media_type` describes an answer that is no JSON model, such as an event stream. `errors` are the statuses of this
-    route's own refusals (those that every route shares are in the document by themselves), `answers` further statuses
-    whose body is not the envelope; None: JSON without a model.
+    `media_type` describes an answer without a JSON model, such as an event stream. `errors` are the statuses of this
+    route's own refusals; `build_openapi` adds those that all routes share. `answers` are further statuses whose body is
+    not the envelope, with their models; None is JSON without a model.
     """
     extra: dict[str, Any] = {}
     if body is not None:
