@@ -1,6 +1,6 @@
-"""The system calls that a sandboxed tool may make, compiled by libseccomp into a program for the kernel.
+"""The system calls that a sandboxed tool may make, compiled by libseccomp into a seccomp program.
 
-What is not listed is answered as unknown to the kernel, so that libraries take the way they take on an older one.
+Every other call fails with ENOSYS, so that libraries fall back as they do on an older kernel.
 """
 
 # ruff: noqa: SIM905  # lists of words read best as text
@@ -21,7 +21,7 @@ FOREIGN_TABLE = 2  # SCMP_FLTATR_ACT_BADARCH: calls by the 32-bit and x32 tables
 MASKED_EQUAL = 7
 LOW_HALF = 0xFFFFFFFF  # the kernel reads an `int` from the lower half of the register
 
-# Memory, time, waiting, and what a process may know and set about itself.
+# Memory, time, waiting, and the process's own identity and limits.
 PROCESS = (
     "brk munmap mremap mprotect madvise msync membarrier exit exit_group restart_syscall futex "
     "futex_waitv set_robust_list set_tid_address rseq rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending "
@@ -31,7 +31,7 @@ PROCESS = (
     "getgroups getpriority sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max "
     "sched_get_priority_min"
 ).split()
-# Descriptors, pipes and looking at files: Landlock or the namespace says which.
+# Descriptors, pipes and reading files. Landlock or the mount namespace decides which files.
 DESCRIPTORS = (
     "read pread64 readv preadv preadv2 write pwrite64 writev pwritev pwritev2 lseek close dup dup2 dup3 "
     "pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait "
@@ -45,12 +45,12 @@ METADATA = "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime u
 NETWORK = (
     "bind listen accept accept4 connect sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg shutdown getsockname getpeername getsockopt"
 ).split()
-# Both ends know each other from the start, so that asyncio can wake its loop; nothing is sent to an address.
+# For the connected socket pair by which asyncio wakes its loop. Nothing can be sent to an address.
 PAIR = "recvfrom shutdown getsockname getpeername".split()
-# Refused in words that a tool's author understands.
+# Refused with EPERM instead of ENOSYS: a tool's author reads "Operation not permitted".
 NAMED = "fork vfork execve execveat kill tkill tgkill socket setxattr lsetxattr fsetxattr".split()
-# Unlisted commands have other processes signalled (F_SETOWN, F_SETSIG, F_NOTIFY), hold up other openers (leases)
-# or enlarge the kernel's buffers.
+# The other commands can signal other processes (F_SETOWN, F_SETSIG, F_NOTIFY), delay whoever opens a file (leases) or
+# enlarge the kernel's buffers.
 FCNTL = (
     fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_SETFL, fcntl.F_GETLK,
     fcntl.F_GETPIPE_SZ,
@@ -69,11 +69,12 @@ CLONE_DETACHED = 0x400000  # without effect; musl sets it
 CLOSE_RANGE_CLOEXEC = 4  # CLOSE_RANGE_UNSHARE would give the thread its own descriptor table
 AF_UNIX, AF_INET, AF_INET6, STREAM, DATAGRAM, KIND = 1, 2, 10, 1, 2, 0xF
 TCP, UDP = 6, 17
-# By level. Not listed: what enlarges buffers (SO_SNDBUF, SO_RCVBUF, SO_RCVLOWAT), loads programs or changes protocols.
+# By level. Options are left out that enlarge buffers (SO_SNDBUF, SO_RCVBUF, SO_RCVLOWAT), share another process's port
+# (SO_REUSEPORT), load programs or change protocols.
 SOCKET_OPTIONS = {
     socket.SOL_SOCKET: (
-        socket.SO_REUSEADDR, socket.SO_REUSEPORT, socket.SO_KEEPALIVE, socket.SO_BROADCAST, socket.SO_LINGER,
-        socket.SO_RCVTIMEO, socket.SO_SNDTIMEO,
+        socket.SO_REUSEADDR, socket.SO_KEEPALIVE, socket.SO_BROADCAST, socket.SO_LINGER, socket.SO_RCVTIMEO,
+        socket.SO_SNDTIMEO,
     ),
     socket.IPPROTO_TCP: (
         socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT,
@@ -81,7 +82,7 @@ SOCKET_OPTIONS = {
     socket.IPPROTO_IP: (11,),  # IP_RECVERR: glibc's resolver sets it
     socket.IPPROTO_IPV6: (socket.IPV6_V6ONLY, 25),  # IPV6_RECVERR: the same
 }  # fmt: skip
-OUT_OF_BAND = 1  # a rarely used path of the kernel, with a history of flaws
+OUT_OF_BAND = 1  # MSG_OOB: rarely used kernel code with a history of flaws
 TMPFILE = 0o20000000
 WRITING = (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC)
 MAP_SHARED, MAP_PRIVATE, MAP_TYPE, MAP_ANONYMOUS, MAP_HUGETLB = 1, 2, 0xF, 0x20, 0x40000
@@ -90,7 +91,7 @@ Condition = tuple[int, int, int]  # argument, mask, value
 
 
 class FilterUnavailable(OSError):
-    """libseccomp is missing or failed; the text says what to do."""
+    """libseccomp is missing or failed; the message says what to install."""
 
 
 class _Comparison(ctypes.Structure):
@@ -115,7 +116,7 @@ def compiled(*, network: bool, threads: bool, metadata: bool, files: bool) -> by
         rules.allow(METADATA) if metadata else rules.refuse(METADATA)
         rules.when("clone", (0, LOW_HALF ^ CLONE_DETACHED, THREAD)) if threads else rules.refuse(["clone"])
         rules.refuse(name for name in NAMED if not (network and name == "socket"))
-        # A library that cannot allocate beyond a file's end writes zeros instead.
+        # Where the file system cannot preallocate, libraries write zeros instead.
         rules.refuse(["fallocate"], errno.EOPNOTSUPP)
         return rules.export()
     finally:
@@ -134,14 +135,14 @@ def _descriptors(rules: _Rules) -> None:
 
 
 def _memory(rules: _Rules, *, files: bool) -> None:
-    """What lies behind an anonymous shared mapping stays whole while a page of it is mapped, beyond the memory's bound."""
+    """Refuses anonymous shared mappings: their memory stays allocated, uncounted, while one page of them is mapped."""
     rules.when("mmap", (3, MAP_TYPE | MAP_HUGETLB, MAP_PRIVATE))
     if files:
         rules.when("mmap", (3, MAP_TYPE | MAP_ANONYMOUS | MAP_HUGETLB, MAP_SHARED))
 
 
 def _opening(rules: _Rules, *, files: bool) -> None:
-    """Files without a name are refused, and all writing where `files` is not granted."""
+    """Refuses O_TMPFILE, and opening for writing where `files` is not granted."""
     refused = () if files else WRITING
     for name, argument in (("open", 1), ("openat", 2)):
         rules.when(name, (argument, TMPFILE | sum(refused), 0))
@@ -167,7 +168,7 @@ def _sockets(rules: _Rules, *, network: bool) -> None:
 
 
 class _Rules:
-    """A filter being built by libseccomp. Names that this architecture or library lacks are left out."""
+    """A filter being built by libseccomp. Calls unknown to this architecture or library are left out."""
 
     def __init__(self) -> None:
         try:

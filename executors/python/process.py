@@ -77,9 +77,9 @@ class ChildProcess:
 
         Raises:
             Died, OutputFlood, ScratchFull: see there. `end` must be awaited in every case.
-            PermissionError: this process may not look for the child's hidden files.
+            PermissionError: this process may not inspect the child for unlinked files.
         """
-        # The other tiers' folders need no watching: `process` writes nothing, bubblewrap's has a fixed size.
+        # Tier `process` cannot write, and bubblewrap's scratch folder has a fixed size.
         watch = {asyncio.ensure_future(self._watch_scratch())} if self._launch.sandbox["tier"] == "landlock" else set()
         try:
             ended, _ = await asyncio.wait({*watch, self._done}, return_when=asyncio.FIRST_COMPLETED)

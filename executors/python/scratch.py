@@ -1,4 +1,4 @@
-"""The folder that each call has for itself, and what is stored there."""
+"""The scratch folder of one call, and how much is stored in it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _NAME = re.compile(r"daarion-tool-(\d+)-.+")
 
 
 def make_scratch() -> str:
-    """Returns a new folder that only this user enters, by its real path. Raises OSError."""
+    """Returns the real path of a new folder with mode 0700. Raises OSError."""
     return os.path.realpath(tempfile.mkdtemp(prefix=f"daarion-tool-{os.getpid()}-"))
 
 
 def stored(folder: str, pid: int) -> int:
-    """Returns the bytes on disk of the files in a flat folder, and of those that process `pid` holds without a name there.
+    """Returns the bytes on disk of the files in a flat folder, including unlinked ones that process `pid` holds open.
 
-    Too many files count as too much. A file that only a mapping holds cannot be measured and counts so as well, unless
-    it is gone at a second look: it may have been closed during the first. Raises PermissionError where the process
-    cannot be looked into.
+    Returns TOO_MUCH for more than MAX_FILES files, and for an unlinked file that is only mapped, whose size cannot be
+    read. A second look confirms the latter: the file may have been closed during the first. Raises PermissionError
+    if this process may not inspect `pid`.
     """
     sizes, mapped = _look(folder, pid)
     unmeasured = mapped - sizes.keys()
@@ -36,7 +36,7 @@ def stored(folder: str, pid: int) -> int:
 
 
 def _look(folder: str, pid: int) -> tuple[dict[int, int], set[int]]:
-    """Returns the sizes by inode of named and open files, and the inodes of mapped files that have lost their names."""
+    """Returns the sizes of named and of open unlinked files by inode, and the inodes of mapped unlinked files."""
     sizes: dict[int, int] = {}
     mapped: set[int] = set()
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -47,12 +47,12 @@ def _look(folder: str, pid: int) -> tuple[dict[int, int], set[int]]:
                     return sizes, mapped
         for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
             if _look_into(f"/proc/{pid}/task/{thread}", folder, sizes, mapped):
-                break  # threads share their memory and, by the filter, their descriptors
+                break  # all threads share one memory and, enforced by the filter, one descriptor table
     return sizes, mapped
 
 
 def _look_into(thread: str, folder: str, sizes: dict[int, int], mapped: set[int]) -> bool:
-    """Notes what a thread holds. Returns False where it has ended meanwhile: the kernel shows nothing of it then."""
+    """Adds the unlinked files that a thread holds. Returns False if it ended before all of them could be read."""
     try:
         for descriptor in os.listdir(f"{thread}/fd"):  # noqa: PTH208
             _measure(f"{thread}/fd/{descriptor}", sizes, within=folder)
@@ -65,21 +65,21 @@ def _look_into(thread: str, folder: str, sizes: dict[int, int], mapped: set[int]
                         mapped.add(int(inode))
     except (FileNotFoundError, ProcessLookupError):
         return False
-    except PermissionError:  # a thread that has ended belongs to root
+    except PermissionError:  # /proc entries of an ended thread belong to root
         if _has_memory(thread):
             raise
     return _has_memory(thread)
 
 
 def _has_memory(thread: str) -> bool:
-    """A thread that ends gives up its memory before its descriptors, so what still has memory had shown both."""
+    """An ending thread releases its memory before its descriptors: while it has memory, /proc shows both."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return not Path(f"{thread}/statm").read_text().startswith("0 ")
     return False
 
 
 def _measure(path: str, sizes: dict[int, int], within: str | None = None) -> None:
-    """Notes a file's size; of an open one only if it has lost its name in the folder `within`."""
+    """Adds a file's size. With `within`, `path` is a descriptor in /proc and counts if its file was unlinked from there."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         if within is not None:
             name = os.readlink(path)  # noqa: PTH115

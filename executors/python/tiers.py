@@ -26,7 +26,7 @@ _BY_PROCESS_TIER = frozenset(
     }
 )  # fmt: skip
 _BY_HIDING = frozenset({"reading", "listing", "neighbours"})
-# A grant changes the filter, so the self-test runs with each: the grant, the functions, what they do not have to see refused.
+# Each grant has its own filter, so the self-test runs with each: grant, functions, attempts that need not be refused.
 _TRIALS: tuple[tuple[str, tuple[str, ...], frozenset[str]], ...] = (
     ("nothing", ("probe", "hide"), frozenset()),
     ("threads", ("probe",), frozenset({"threads", "hidden_files"})),
@@ -84,14 +84,14 @@ async def _refusal(tier: IsolationTier) -> str | None:
                 if isinstance(found, str):
                     return found
                 refused |= found
-            # A namespace of its own may let it write a file of that name: what counts is that nothing arrived here.
+            # In its own mount namespace the child may write a file of that name; it must not appear on the host.
             refused |= {"writing"} if not neighbour.exists() else set()
             let_through |= MUST_REFUSE[tier] - refused
     return f"the self-test got through: {', '.join(sorted(let_through))}" if let_through else None
 
 
 def _lay_out(folder: str) -> tuple[Path, str]:
-    """Makes a private file and the folder that the tool may use. Returns their real paths, as the kernel names them."""
+    """Makes a private file and the folder that the tool may use. Returns their real paths, as /proc shows them."""
     outside, scratch = (Path(folder).resolve() / name for name in ("outside", "scratch"))
     for directory in (outside, scratch):
         directory.mkdir(mode=0o700)

@@ -49,13 +49,13 @@ def die_with_parent(parent: int | None) -> None:
 
 
 def mount_scratch(folder: str, size: int, files: int) -> None:
-    """Goes into a folder in memory of `size` bytes and `files` files, and hides /proc. Raises OSError.
+    """Mounts a tmpfs of `size` bytes and `files` files, makes it the working directory and hides /proc. Raises OSError.
 
-    Below /proc lies the memory of the namespace's first process, which no filter binds. Needs a namespace of its own
-    and the capability to mount there, which `drop_privileges` gives up.
+    /proc would give access to the memory of the namespace's first process, which has no filter. The process needs its
+    own user namespace and the capability to mount there, which `drop_privileges` gives up.
     """
     _checked(_libc.unshare(_CLONE_NEWNS))
-    _mount(None, "/", _ALL_BELOW | _PRIVATE, "")  # whoever started this, its own mounts stay as they are
+    _mount(None, "/", _ALL_BELOW | _PRIVATE, "")  # mounts below do not reach the parent's namespace
     _mount("tmpfs", folder, _NO_SUID | _NO_DEVICES, f"size={size},nr_inodes={files + 1},mode=700")
     _mount("tmpfs", "/proc", _NO_SUID | _NO_DEVICES | _READ_ONLY, "size=4096,nr_inodes=1")
     os.chdir(folder)
@@ -75,9 +75,9 @@ def filter_calls(program: bytes) -> None:
 
 
 def drop_privileges(*, visible: bool) -> None:
-    """Gives up every capability for good, and the ways to get one back. Raises OSError.
+    """Drops every capability and the ways to regain one. Raises OSError.
 
-    Other processes of this user can look into this one only if it is `visible`.
+    Other processes of the same user can inspect this one through /proc only if it is `visible`.
     """
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_DUMPABLE, int(visible))

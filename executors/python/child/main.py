@@ -53,7 +53,7 @@ def confine(sandbox: dict[str, Any]) -> None:
     tier = sandbox["tier"]
     if tier == "bubblewrap":
         kernel.mount_scratch(sandbox["scratch"], sandbox["scratch_bytes"], sandbox["scratch_files"])
-    # The runner looks for files that are open but have no name in the scratch folder.
+    # In tier `landlock` the runner counts open files that have lost their names, through /proc.
     kernel.drop_privileges(visible=tier == "landlock")
     if tier == "landlock":
         landlock.confine(sandbox["readable"], sandbox["writable"], sandbox["scratch"])
@@ -117,7 +117,11 @@ class _Package:
 
 
 def _pair_by_internet() -> None:
-    """Gives asyncio a pair of internet sockets: with a network, files could be hidden in a pair of Unix sockets."""
+    """Replaces `socket.socketpair`, which asyncio needs, by a pair of internet sockets.
+
+    The filter refuses pairs of Unix sockets where a network is granted: `sendmsg`, allowed then, could pass descriptors
+    through them and hide files.
+    """
     import socket  # noqa: PLC0415
 
     by_kernel = socket.socketpair

@@ -16,11 +16,11 @@ from typing import Any
 HIDDEN_FILES, HIDDEN_BYTES, HIDDEN_S = 3, 1 << 20, 8
 SET_SIGNAL = 10
 SET_PIPE_SIZE = 1031
-CLOSE_RANGE, UNSHARE = 436, 2  # one number on every architecture
-# Calls that have one number on every architecture: pidfd_send_signal, io_uring_setup, open_tree, fsopen, pidfd_open,
+CLOSE_RANGE, UNSHARE = 436, 2  # the same number on every architecture
+# Calls with the same number on every architecture: pidfd_send_signal, io_uring_setup, open_tree, fsopen, pidfd_open,
 # clone3, openat2, pidfd_getfd, process_madvise, memfd_secret.
 NUMBERS = (424, 425, 428, 430, 434, 435, 437, 438, 440, 447)
-# Calls that the C library names.
+# Calls with a wrapper in the C library.
 NAMES = (
     "inotify_init1", "mount", "msgget", "personality", "process_vm_readv", "ptrace", "semget", "setns", "shmget", "splice", "tee",
     "unshare", "vmsplice",
@@ -65,7 +65,7 @@ def probe(args: dict[str, Any], _context: dict[str, Any]) -> dict[str, bool]:
 
 
 def hide(_args: dict[str, Any], _context: dict[str, Any]) -> dict[str, bool]:
-    """Stores more than the scratch folder may hold, in files that have lost their names, and waits to be ended for it."""
+    """Stores more than the scratch folder may hold in unlinked files, and waits for the runner to kill this process."""
     try:
         for number in range(HIDDEN_FILES):
             descriptor = os.open(f"hidden-{number}", os.O_RDWR | os.O_CREAT)
@@ -116,10 +116,10 @@ def _numbered(number: int) -> Callable[..., int]:
 
 
 def _reach(function: Callable[..., int]) -> None:
-    """Calls with impossible arguments; raises OSError if it was the filter that refused."""
+    """Calls with invalid arguments; raises OSError if the error is one that the filter returns."""
     ctypes.set_errno(0)
-    impossible = ctypes.c_long(-1)
-    if function(*[impossible] * 6) == -1 and ctypes.get_errno() in {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}:
+    invalid = ctypes.c_long(-1)
+    if function(*[invalid] * 6) == -1 and ctypes.get_errno() in {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 

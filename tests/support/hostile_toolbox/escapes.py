@@ -230,7 +230,7 @@ def buffers(_args, _context):
 
 
 def socket_options(_args, _context):
-    """Options of a granted network's sockets: returns those that honest libraries set and lost, and those that bring memory or code in."""
+    """Sets options of internet sockets. Returns the honest ones that were refused and the hostile ones that were not."""
 
     def set_option(level, name, value=1):
         with socket.socket() as connection:
@@ -241,7 +241,6 @@ def socket_options(_args, _context):
         name: lambda level=level, option=option, value=value: set_option(level, option, value)
         for name, level, option, value in (
             ("SO_REUSEADDR", general, socket.SO_REUSEADDR, 1),
-            ("SO_REUSEPORT", general, socket.SO_REUSEPORT, 1),
             ("SO_KEEPALIVE", general, socket.SO_KEEPALIVE, 1),
             ("SO_BROADCAST", general, socket.SO_BROADCAST, 1),
             ("SO_LINGER", general, socket.SO_LINGER, struct.pack("ii", 1, 0)),
@@ -259,6 +258,7 @@ def socket_options(_args, _context):
         "SO_SNDBUF": lambda: set_option(general, socket.SO_SNDBUF, 64 * MIB),
         "SO_RCVBUF": lambda: set_option(general, socket.SO_RCVBUF, 64 * MIB),
         "SO_RCVLOWAT": lambda: set_option(general, socket.SO_RCVLOWAT, 4 * MIB),
+        "SO_REUSEPORT": lambda: set_option(general, socket.SO_REUSEPORT),
         "SO_ZEROCOPY": lambda: set_option(general, 60),
         "SO_ATTACH_FILTER": lambda: set_option(general, 26, struct.pack("HxxxxxxP", 1, 0)),
         "TCP_CONGESTION": lambda: set_option(tcp, socket.TCP_CONGESTION, b"reno"),
