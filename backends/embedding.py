@@ -15,6 +15,8 @@ from typing import Any
 import aiohttp
 import orjson
 
+from backends.bounded_body import BodyOverBound, read_whole
+from common.retry_after import retry_after_s
 from configs.embedder import RemoteEmbedderSettings
 from configs.own_secrets import opens_graph
 from contracts.deadline import Deadline
@@ -34,7 +36,6 @@ from contracts.errors import (
 )
 
 MAX_ANSWER_BYTES = 64 << 20
-MAX_RETRY_AFTER_S = 3_600.0
 KEEPALIVE_S = 60.0
 PROBE_S = 10.0
 _WHO = "the embeddings endpoint"
@@ -129,7 +130,7 @@ class OpenAIEmbedder:
         async with self._session.post(self._url, data=orjson.dumps(body), headers=self._headers, allow_redirects=False) as response:
             if response.status != 200:
                 raise _refusal(response)
-            content = await _bounded(response)
+            content = await read_whole(response, MAX_ANSWER_BYTES)
         try:
             payload: object = orjson.loads(content)
         except orjson.JSONDecodeError:
@@ -191,16 +192,6 @@ def _tokens(payload: Any) -> int:
     return tokens if isinstance(tokens, int) and tokens >= 0 else 0
 
 
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    parts, size = [], 0
-    async for chunk in response.content.iter_any():
-        size += len(chunk)
-        if size > MAX_ANSWER_BYTES:
-            raise UpstreamInvalidResponse(f"the answer of {_WHO} is over {MAX_ANSWER_BYTES >> 20} MiB")
-        parts.append(chunk)
-    return b"".join(parts)
-
-
 def _refusal(response: aiohttp.ClientResponse) -> DaarionError:
     status = response.status
     if status in {401, 402, 403}:
@@ -208,7 +199,9 @@ def _refusal(response: aiohttp.ClientResponse) -> DaarionError:
     if status == 404:
         return UpstreamMisconfigured(f"{_WHO} does not know the configured model or route (status 404)")
     if status in {429, 503}:
-        return UpstreamRateLimited(f"{_WHO} limits our requests (status {status})", retry_after_s=_retry_after(response))
+        return UpstreamRateLimited(
+            f"{_WHO} limits our requests (status {status})", retry_after_s=retry_after_s(response.headers.get("Retry-After"))
+        )
     if status == 408:
         return UpstreamTimeout(f"{_WHO} timed out by its own account (status 408)")
     if 400 <= status < 500:
@@ -218,11 +211,6 @@ def _refusal(response: aiohttp.ClientResponse) -> DaarionError:
     return UpstreamUnavailable(f"{_WHO} failed (status {status})")
 
 
-def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    value = response.headers.get("Retry-After", "")
-    return min(float(value), MAX_RETRY_AFTER_S) if value.isascii() and value.isdigit() else None
-
-
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """The one place where the client library's exceptions become leaves."""
@@ -230,6 +218,8 @@ def _translated() -> Iterator[None]:
         yield
     except TimeoutError:
         raise UpstreamTimeout(f"{_WHO} did not answer in time") from None
+    except BodyOverBound:
+        raise UpstreamInvalidResponse(f"the answer of {_WHO} is over {MAX_ANSWER_BYTES >> 20} MiB") from None
     except aiohttp.ClientConnectorError:
         raise UpstreamUnavailable(f"{_WHO} cannot be reached") from None
     except (aiohttp.ClientPayloadError, aiohttp.ContentTypeError):

@@ -1,4 +1,4 @@
-"""Addresses of endpoints that are sent a key: what providers and the remote embedder have in common."""
+"""Addresses of other services: what providers, the remote embedder, tools and messaging have in common."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from configs.own_secrets import OWN_SECRETS
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
-def _plain_url(value: str) -> str:
-    """Returns the address without a slash at its end. Raises ValueError for one that is no HTTP address, or holds more than that."""
+def plain_url(value: str) -> str:
+    """Returns the address. Raises ValueError for one that is no HTTP address, or holds more than that."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
         msg = "must be an http:// or https:// URL"
         raise ValueError(msg)
     if parts.username or parts.password or parts.query or parts.fragment:
-        msg = "must hold no credentials, query or fragment; give keys through `api_key_env`"
+        msg = "must hold no credentials, query or fragment; keys are read from the environment"
         raise ValueError(msg)
-    return value.rstrip("/")
+    return value
 
 
 def _checked_headers(value: dict[str, str]) -> dict[str, str]:
@@ -41,7 +41,9 @@ def _checked_headers(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-BaseUrl = Annotated[str, AfterValidator(_plain_url)]
+Url = Annotated[str, AfterValidator(plain_url)]
+BaseUrl = Annotated[Url, AfterValidator(lambda value: value.rstrip("/"))]
+"""Something is put behind it, so it ends without a slash."""
 Headers = Annotated[dict[str, str], AfterValidator(_checked_headers)]
 
 

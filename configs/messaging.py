@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from configs.endpoints import BaseUrl
 from configs.own_secrets import would_leave
 from contracts.errors import ConfigurationError
 from contracts.llm import Identifier
@@ -28,7 +28,7 @@ class MessagingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["workspace", "messaging_service"] = "workspace"
-    base_url: Annotated[str, StringConstraints(min_length=1, max_length=2_048)] | None = None
+    base_url: BaseUrl | None = None
     secret_env: EnvironmentName | None = None
     microdaos: Annotated[dict[Identifier, Identifier], Field(max_length=100_000)] = {}
     microdao_id: Identifier | None = None
@@ -36,17 +36,6 @@ class MessagingSettings(BaseModel):
     def microdao_of(self, channel_id: str | None) -> str | None:
         """Returns the configured microDAO of a channel, or of what has none."""
         return self.microdao_id if channel_id is None else self.microdaos.get(channel_id, self.microdao_id)
-
-    @field_validator("base_url")
-    @classmethod
-    def _http(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or parts.username:
-            msg = "must be http(s)://host[:port][/path]"
-            raise ValueError(msg)
-        return value.rstrip("/")
 
     @model_validator(mode="after")
     def _somewhere(self) -> MessagingSettings:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from configs.endpoints import Url, plain_url
 from configs.own_secrets import OWN_SECRETS, same_origin, would_leave
 from contracts.tool_policy import CallBounds, Pattern, PolicyRules, host_matches, matches
 from contracts.tools import Effect, EgressRule, IsolationTier, SecretUse, SecretWithheld, ToolDefinition
@@ -72,7 +73,7 @@ class SourceSettings(BaseModel):
 
     model_config = _STRICT
 
-    url: Annotated[str, StringConstraints(min_length=1, max_length=2_048)]
+    url: Url
     tools: list[Pattern] = ["*"]
     effect: Effect = "write"
     effects: dict[str, Effect] = {}
@@ -82,11 +83,6 @@ class SourceSettings(BaseModel):
     max_tools: Annotated[int, Field(ge=1, le=1_000)] = 200
     secrets: list[SecretUse] = []
     egress: list[EgressRule] = []
-
-    @field_validator("url")
-    @classmethod
-    def _http(cls, value: str) -> str:
-        return _checked_base(value)
 
 
 class LedgerSettings(BaseModel):
@@ -135,7 +131,7 @@ class ToolsSettings(BaseModel):
     @field_validator("bases")
     @classmethod
     def _plain_bases(cls, value: dict[str, str]) -> dict[str, str]:
-        return {name: (base if _on_ingress(base) else _checked_base(base)).rstrip("/") for name, base in value.items()}
+        return {name: (base if _on_ingress(base) else plain_url(base)).rstrip("/") for name, base in value.items()}
 
     @model_validator(mode="after")
     def _references(self) -> ToolsSettings:
@@ -237,14 +233,3 @@ def ingress_rule(ingress: str) -> EgressRule:
     parts = urlsplit(ingress)
     host = parts.hostname or "127.0.0.1"
     return EgressRule(host=host, port=parts.port, cidr=f"{host}/{128 if ':' in host else 32}")
-
-
-def _checked_base(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        msg = "must be an http:// or https:// URL"
-        raise ValueError(msg)
-    if parts.username or parts.password or parts.query or parts.fragment:
-        msg = "must hold no credentials, query or fragment"
-        raise ValueError(msg)
-    return value

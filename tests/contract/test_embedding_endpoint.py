@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from backends import embedding
 from backends.embedding import OpenAIEmbedder
 from configs.embedder import RemoteEmbedderSettings
 from contracts.deadline import Deadline
@@ -125,6 +126,13 @@ async def test_each_failure_is_its_leaf_and_tells_no_secret(answer, leaf):
         if leaf is UpstreamRateLimited:
             assert failure.value.retry_after_s == 7
         assert len(server.requests) == 1  # one layer retries, and it is not this one
+
+
+async def test_an_answer_over_its_bound_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr(embedding, "MAX_ANSWER_BYTES", 20)
+    async with endpoint() as (_server, embedder):
+        with pytest.raises(UpstreamInvalidResponse, match="is over"):
+            await embed(embedder, ["text"])
 
 
 async def test_silence_ends_with_the_deadline():

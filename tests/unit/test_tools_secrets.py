@@ -90,6 +90,16 @@ def test_secrets_of_other_tools_python_tools_and_sources():
         assert problem is None if said is None else said in problem
 
 
+def test_addresses_hold_no_secrets_and_a_source_keeps_its_last_slash():
+    given = "tools: []\nbases: {a: %s}\nsources: {s: {url: %s}}"
+    read = parse_yaml(given % ("https://h/x/", "https://h/mcp/"), ToolsSettings, name="tools.yaml")
+    assert (read.bases["a"], read.sources["s"].url) == ("https://h/x", "https://h/mcp/")
+    for wrong in ("ftp://h", "https://", "https://u:p@h/", "'https://h/?key=1'", "'https://h/#x'"):
+        for one, other in ((wrong, "https://h"), ("https://h", wrong)):
+            with pytest.raises(ConfigurationError):
+                parse_yaml(given % (one, other), ToolsSettings, name="tools.yaml")
+
+
 def test_this_graphs_secret_under_another_name_stays_here_too():
     given = parse_yaml(f"tools: []{SECRETS}", ToolsSettings, name="tools.yaml")
     secrets = ConfiguredSecrets(given.secrets, {"CRM_KEY": "ours", "DAARION_INTERNAL_SECRET": "ours"}.get, HERE)
