@@ -10,6 +10,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from backends.bounded_body import BodyOverBound, read_whole
 from common.retry_after import retry_after_s
 from contracts import errors
 from contracts.deadline import Deadline
@@ -68,10 +69,12 @@ class JsonClient:
         timeout = aiohttp.ClientTimeout(total=deadline.remaining())
         try:
             async with self._session.request(method, url, data=sent, headers=given, timeout=timeout, allow_redirects=False) as response:
-                data = await self._read(response)
+                data = await read_whole(response, MAX_ANSWER_BYTES)
                 return JsonAnswer(response.status, self._parsed(response.status, data), retry_after_s(response.headers.get("Retry-After")))
         except TimeoutError:
             raise deadline.exceeded() from None
+        except BodyOverBound:
+            raise UpstreamInvalidResponse(f"the answer of {self._service} is over {MAX_ANSWER_BYTES >> 20} MiB") from None
         except aiohttp.ClientConnectorError:
             raise Unreachable(f"{self._service} cannot be reached: retry") from None
         except (aiohttp.ClientError, ValueError):  # the latter: a URL or header that cannot be sent
@@ -88,16 +91,6 @@ class JsonClient:
             return leaf(str(error.get("message", f"{self._service} refused"))[:1_000], retry_after_s=answer.retry_after_s)
         leaf = _BY_STATUS.get(answer.status, Unavailable if answer.status >= 500 else errors.InvalidRequest)
         return leaf(f"{self._service} refused with status {answer.status}", retry_after_s=answer.retry_after_s)
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        async for chunk in response.content.iter_any():
-            size += len(chunk)
-            if size > MAX_ANSWER_BYTES:
-                raise UpstreamInvalidResponse(f"the answer of {self._service} is over {MAX_ANSWER_BYTES >> 20} MiB")
-            parts.append(chunk)
-        return b"".join(parts)
 
     def _parsed(self, status: int, data: bytes) -> Any:
         if not data.strip():
