@@ -24,7 +24,7 @@ class SSEDecoder:
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._max = max_event_bytes
-        self._rest = b""
+        self._rest = bytearray()
         self._data: list[bytes] = []
         self._size = 0
         self._started = self._after_cr = self._is_error = self._bare = False
@@ -44,7 +44,12 @@ class SSEDecoder:
         if b"\r" in chunk:
             self._after_cr = chunk.endswith(b"\r")
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        lines: list[bytes] = []
+        if b"\n" in chunk:
+            *lines, rest = (bytes(self._rest) + chunk).split(b"\n")
+            self._rest = bytearray(rest)
+        else:
+            self._rest += chunk  # in place: a line in many pieces is not copied for each of them
         if len(self._rest) > self._max:
             raise _oversized(self._max)
         return [payload for line in lines if (payload := self._take(line)) is not None]
@@ -62,7 +67,7 @@ class SSEDecoder:
 
     def finish(self) -> list[bytes]:
         """Returns the payload that was left without its closing blank line, if any."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = bytes(self._rest), bytearray()
         return [payload for line in (rest, b"") if (payload := self._take(line)) is not None]
 
     def _take(self, line: bytes) -> bytes | None:

@@ -8,7 +8,7 @@ import re
 import orjson
 
 MAX_MENDED_BYTES = 256 << 10
-"""Mending costs ten times the reading, about 60 ms of an event loop for this much; longer texts are refused unmended."""
+"""Mending costs ten times the reading, some tens of milliseconds of an event loop for this much; longer texts are refused unmended."""
 MAX_MENDED_PER_ANSWER = 1 << 20
 MENDING_COST = 256
 """What the mending of a text of no length counts against the bound of its answer, in bytes."""
