@@ -30,7 +30,7 @@ def find_model(model: str, default_folder: Path, key: str, environment: Environm
         return str(folder)
     if is_hub_id(model):
         return model
-    raise ConfigurationError(f"{key}: neither `default`, nor a folder with a config.json, nor a hub id `owner/name`")
+    raise ConfigurationError(f"{key}: `{model}` is neither `default`, nor a folder with a config.json, nor a hub id `owner/name`")
 
 
 def is_hub_id(model: str) -> bool:

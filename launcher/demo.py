@@ -137,7 +137,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"demo: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except OSError:
-        print("demo: the graph cannot be reached: start it with `make run` in another terminal", file=sys.stderr)  # noqa: T201
+        print(  # noqa: T201
+            f"demo: no graph answers at {graph.base_url}: start it with `make run` in another terminal, or set DAARION_PORT to its port",
+            file=sys.stderr,
+        )
         return 2
     print("the reply names the project" if named else "the reply does NOT name the project")  # noqa: T201
     return 0 if named else 1

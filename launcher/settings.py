@@ -5,10 +5,11 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from configs.agents import load_blueprints
-from configs.engines import EnginesSettings
+from configs.engines import DEFAULT_FOLDER, EnginesSettings
 from configs.environment import Environment
 from configs.llm import LLMSettings
 from configs.memory import MemorySettings
+from configs.model_source import find_model
 from configs.tools import ToolsSettings
 from configs.yaml_files import load_yaml
 
@@ -34,3 +35,5 @@ def check_settings(environment: Environment) -> None:
         if (environment.config_dir / name).exists():
             load_yaml(environment.config_dir / name, model)
     load_blueprints(environment.config_dir)
+    if environment.model is not None:  # the engine would tell it a minute later
+        find_model(environment.model, DEFAULT_FOLDER, "DAARION_MODEL", environment)

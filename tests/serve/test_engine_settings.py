@@ -170,7 +170,7 @@ def test_another_model_is_served_without_editing_a_file(environment, monkeypatch
     assert LLMSettings.model_validate(llm.deployments[0].user_config).models["dagi-local-8b"].name == "qwen3-4b"
     monkeypatch.setenv("DAARION_MODEL", "no-such-folder")
     missing = read_environment()
-    with pytest.raises(ConfigurationError, match=r"^DAARION_MODEL: neither"):
+    with pytest.raises(ConfigurationError, match=r"^DAARION_MODEL: `no-such-folder` is neither"):
         model_source(load_engines(missing).local_llm, missing)
 
 

@@ -2,8 +2,11 @@
 
 import pytest
 
+from configs.environment import read_environment
+from contracts.errors import ConfigurationError
 from launcher import preflight
 from launcher.errors import StartRefused
+from launcher.settings import check_settings
 from launcher.store_set import _address
 
 
@@ -45,3 +48,15 @@ def test_memory_is_what_the_container_leaves(tmp_path, monkeypatch):
 )
 def test_a_store_is_shown_without_its_password(url, shown):
     assert _address(url) == shown
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "no-such-folder", "{empty}"])
+def test_a_model_that_is_nowhere_is_refused_before_anything_starts(tmp_path, model):
+    model = model.format(empty=tmp_path)
+    environment = read_environment({"DAARION_DATA_DIR": str(tmp_path / "data"), "DAARION_MODEL": model})
+    with pytest.raises(ConfigurationError, match=f"^DAARION_MODEL: `{model}` is neither"):
+        check_settings(environment)
+
+
+def test_a_hub_id_is_left_to_the_engine(tmp_path):
+    check_settings(read_environment({"DAARION_DATA_DIR": str(tmp_path), "DAARION_MODEL": "Qwen/Qwen3-4B"}))
