@@ -221,4 +221,4 @@ def test_the_http_executor_understands_the_refusals():
     """What the tool endpoints answer keeps its meaning on the way back to the agent."""
     body = b'{"error": {"type": "forbidden", "message": "`microdao_id` is not the caller\'s own", "retryable": false, "request_id": "r"}}'
     assert error_kind(403) == "denied"
-    assert describe(403, body).endswith("`microdao_id` is not the caller's own")
+    assert describe(403, body, str).endswith("`microdao_id` is not the caller's own")
