@@ -106,10 +106,19 @@ def _operation(operation: dict[str, Any], tag: str, method: str, path: str) -> d
     if not path.startswith("/internal/") or path.endswith(("/health", "/health/live")):
         return {**named, "security": [{}]}
     shared = _REFUSED_ANYWHERE + (_REFUSED_BODIES if "requestBody" in operation else ())
-    responses = dict.fromkeys(shared, ERROR) | operation["responses"]
+    responses = dict.fromkeys(shared, ERROR)
+    for status, answer in operation["responses"].items():
+        responses[status] = _either(answer) if status in responses and "$ref" not in answer else answer
     if "/v1/" in path:
         responses = {status: _OPENAI if answer.get("$ref") == ERROR["$ref"] else answer for status, answer in responses.items()}
     return {**named, "responses": responses}
+
+
+def _either(answer: dict[str, Any]) -> dict[str, Any]:
+    """A status that the route answers in a shape of its own, and the ingress in the envelope."""
+    bodies: tuple[dict[str, Any], ...] = (answer, _ERROR)
+    schemas = [body["content"]["application/json"].get("schema", {}) for body in bodies]
+    return {**answer, "content": {"application/json": {"schema": {"anyOf": schemas}}}}
 
 
 def _hoisted(node: Any) -> dict[str, Any]:

@@ -63,5 +63,9 @@ def test_refused_tool_calls_and_openai_routes_have_their_own_shapes(document):
     found = operations(document)
     refused = found["POST /internal/tools/call"]["responses"]["422"]["content"]["application/json"]["schema"]
     assert refused == {"$ref": "#/components/schemas/ToolCallResult"}
+    for status in ("403", "503"):  # the ingress refuses a call, too, and in its own shape
+        either = found["POST /internal/tools/call"]["responses"][status]["content"]["application/json"]["schema"]["anyOf"]
+        assert either[0] == refused
+        assert "error" in either[1]["properties"]
     chat = found["POST /internal/llm/v1/chat/completions"]["responses"]["404"]
     assert chat["$ref"] == "#/components/responses/OpenAIError"
