@@ -16,53 +16,23 @@ _OPENAI = {"$ref": "#/components/responses/OpenAIError"}
 TITLE = "daarion-serve"
 VERSION = "0.1.0"
 
-_ERROR = {
-    "description": "The error envelope; `retryable` tells whether the same request can succeed later.",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["error"],
-                "properties": {
-                    "error": {
-                        "type": "object",
-                        "required": ["type", "message", "retryable", "request_id"],
-                        "properties": {
-                            "type": {"type": "string"},
-                            "message": {"type": "string"},
-                            "retryable": {"type": "boolean"},
-                            "request_id": {"type": "string"},
-                            "details": {"type": "object"},
-                        },
-                    }
-                },
-            }
-        }
-    },
-}
-_OPENAI_ERROR = {
-    "description": "An error in OpenAI's shape.",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["error"],
-                "properties": {
-                    "error": {
-                        "type": "object",
-                        "required": ["message", "type", "param", "code"],
-                        "properties": {
-                            "message": {"type": "string"},
-                            "type": {"type": "string"},
-                            "param": {"type": ["string", "null"]},
-                            "code": {"type": ["string", "null"]},
-                        },
-                    }
-                },
-            }
-        }
-    },
-}
+
+def _error_answer(description: str, required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    """Describes a body `{"error": {…}}`; `required` and `optional` are the schemas of its fields."""
+    fields = {"type": "object", "required": list(required), "properties": required | optional}
+    schema = {"type": "object", "required": ["error"], "properties": {"error": fields}}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+_TEXT, _FLAG, _TEXT_OR_NULL = {"type": "string"}, {"type": "boolean"}, {"type": ["string", "null"]}
+_ERROR = _error_answer(
+    "The error envelope; `retryable` tells whether the same request can succeed later.",
+    {"type": _TEXT, "message": _TEXT, "retryable": _FLAG, "request_id": _TEXT},
+    details={"type": "object"},
+)
+_OPENAI_ERROR = _error_answer(
+    "An error in OpenAI's shape.", {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL}
+)
 # The ingress refuses these on every route: credentials, a page of another origin, a host, a full replica.
 _REFUSED_ANYWHERE = ("401", "403", "421", "503")
 # Bodies that are wrong, too slow, too large, or not sent as JSON.
