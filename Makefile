@@ -43,7 +43,7 @@ models: install ## build and check the default model folders (does nothing when 
 	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
 
 agent-runtime: install ## the agent runtime as a plain process beside a running graph (ARGS="--ingress URL --port N")
-	@exec $(BIN)/python -m deployments.agent_process $(ARGS)
+	@exec $(BIN)/python -m deployments.agents.process $(ARGS)
 
 demo: install ## ask the demo agent about a project with a random name, in the running graph, and watch it answer
 	@exec $(BIN)/python -m launcher.demo $(ARGS)
@@ -51,12 +51,12 @@ demo: install ## ask the demo agent about a project with a random name, in the r
 test: install-dev ## everything a change must pass: models, lint, all tests
 	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest --reruns 1 --ignore=tests/serve
-	@$(BIN)/python -m tests.offline $(BIN)/python -m pytest --reruns 1 tests/serve
+	@$(BIN)/python -m pytest --reruns 1 --ignore=tests/graph
+	@$(BIN)/python -m tests.support.graph.offline $(BIN)/python -m pytest --reruns 1 tests/graph
 
 fuzz: install-dev ## a graph of its own, asked by schemathesis what its OpenAPI document allows and what not (ARGS=…), 5 minutes
 	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
-	@exec $(BIN)/python -m tests.fuzz $(ARGS)
+	@exec $(BIN)/python -m tests.graph.fuzz $(ARGS)
 
 lint: install-dev ## ruff, format, types, import direction
 	@$(BIN)/ruff check .
@@ -65,25 +65,25 @@ lint: install-dev ## ruff, format, types, import direction
 	@$(BIN)/lint-imports
 
 bench: install ## the LLM proxy beside a bare relay, LiteLLM and Portkey (needs wrk; Portkey needs Node)
-	@exec $(BIN)/python -m benchmarks.llm $(ARGS)
+	@exec $(BIN)/python -m benchmarks.llm.bench $(ARGS)
 
 soak: install ## the LLM proxy under steady load for 30 minutes: no error, flat memory (needs wrk)
-	@exec $(BIN)/python -m benchmarks.soak $(ARGS)
+	@exec $(BIN)/python -m benchmarks.llm.soak $(ARGS)
 
 bench-tools: install ## what a tool call costs beside calling its endpoint, and each isolation tier
-	@exec $(BIN)/python -m benchmarks.tools
+	@exec $(BIN)/python -m benchmarks.tools.bench
 
 bench-memory: install ## recall and ranking of memory's arms and of their fusion on the gold set
-	@exec $(BIN)/python -m benchmarks.memory
+	@exec $(BIN)/python -m benchmarks.memory.bench
 
 bench-memory-scale: install ## recall and latency of memory at 200,000 rows
-	@exec $(BIN)/python -m benchmarks.memory_scale
+	@exec $(BIN)/python -m benchmarks.memory.scale
 
 soak-agents: install ## the running graph's agents while replicas are killed: exactly one reply per message
-	@exec $(BIN)/python -m benchmarks.agents_kill
+	@exec $(BIN)/python -m benchmarks.agents.kill
 
 bench-agents: install ## what the agent pipeline adds beside the model's and the tools' own time
-	@exec $(BIN)/python -m benchmarks.agents
+	@exec $(BIN)/python -m benchmarks.agents.bench
 
 lock: ## write the lock files anew from requirements/*.in (needs uv)
 	@command -v uv >/dev/null || { echo "make lock needs uv on PATH"; exit 2; }

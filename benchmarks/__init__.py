@@ -1,1 +1,1 @@
-"""Measured comparisons, each one command. `python -m benchmarks.llm` is the LLM proxy's."""
+"""Measured comparisons, each one command. `python -m benchmarks.llm.bench` is the LLM proxy's."""

@@ -18,7 +18,7 @@ import aiohttp
 import psutil
 import yaml
 
-from backends.migrate import migrate
+from backends.postgres.migrate import migrate
 from configs.environment import REPOSITORY, read_environment
 from launcher.instance import Instance
 from launcher.ports import free_ports
@@ -32,7 +32,13 @@ KEY_VARIABLE = "BENCHMARK_UPSTREAM_KEY"
 MODEL = "bench"
 METERED_CALLER = ("agent:metered", "microdao:metered")
 """An agent and a microDAO, each with all five kinds of limit, high enough to refuse nothing."""
-_HIGH = {"requests_per_minute": 10**8, "tokens_per_minute": 10**11, "concurrent_calls": 10**5, "usd_per_day": 10**6, "usd_per_month": 10**7}
+_HIGH = {
+    "requests_per_minute": 10**8,
+    "tokens_per_minute": 10**11,
+    "concurrent_calls": 10**5,
+    "usd_per_day": 10**6,
+    "usd_per_month": 10**7,
+}
 FLOOR_PREFIX = "/floor"
 GRAPH_TIMEOUT_S = 180.0
 
@@ -53,7 +59,11 @@ class Started:
         """Returns the process and its descendants, or those of them whose command line holds one of `parts`."""
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.pid)
-            return [one for one in (root, *root.children(recursive=True)) if not parts or any(part in _command(one) for part in parts)]
+            return [
+                one
+                for one in (root, *root.children(recursive=True))
+                if not parts or any(part in _command(one) for part in parts)
+            ]
         return []
 
 
@@ -92,7 +102,9 @@ async def python_module(name: str, *arguments: str, folder: Path) -> AsyncIterat
 
 
 @asynccontextmanager
-async def child_on_port(name: str, argv: list[str], variables: Mapping[str, str], folder: Path, ready_s: float) -> AsyncIterator[Started]:
+async def child_on_port(
+    name: str, argv: list[str], variables: Mapping[str, str], folder: Path, ready_s: float
+) -> AsyncIterator[Started]:
     """Runs `argv` with a free port put behind its last word (after `=`, or as a word of its own) until it accepts connections.
 
     Raises:
@@ -101,7 +113,9 @@ async def child_on_port(name: str, argv: list[str], variables: Mapping[str, str]
     (port,) = free_ports(1)
     command = [*argv[:-1], f"{argv[-1]}{port}"] if argv[-1].endswith("=") else [*argv, str(port)]
     log = folder / f"{name}.log"
-    child = ChildProcess(name, Command(command, variables, REPOSITORY), log_file=log, stop_timeout_s=5)
+    child = ChildProcess(
+        name, Command(command, variables, REPOSITORY), log_file=log, stop_timeout_s=5
+    )
     await child.start()
     try:
         await _until(lambda: _accepts(port), child, ready_s, log)
@@ -111,7 +125,9 @@ async def child_on_port(name: str, argv: list[str], variables: Mapping[str, str]
 
 
 @asynccontextmanager
-async def running_graph(folder: Path, upstream: str, serve_config: Path, *, replicas: int = 1) -> AsyncIterator[Started]:
+async def running_graph(
+    folder: Path, upstream: str, serve_config: Path, *, replicas: int = 1
+) -> AsyncIterator[Started]:
     """Boots PostgreSQL and the graph of `serve_config`, reduced to `llm` and the floor, its provider led to `upstream`."""
     folder.mkdir(exist_ok=True)
     secret = secrets.token_urlsafe(24)
@@ -120,13 +136,24 @@ async def running_graph(folder: Path, upstream: str, serve_config: Path, *, repl
         await migrate(postgres.urls.owner)
         instance = await asyncio.to_thread(Instance.create)
         environment = read_environment(_variables(folder, secret))
-        variables = serve_environment(environment, instance, database_url=postgres.urls.service, nats_url=None, cpus=os.cpu_count() or 1)
+        variables = serve_environment(
+            environment,
+            instance,
+            database_url=postgres.urls.service,
+            nats_url=None,
+            cpus=os.cpu_count() or 1,
+        )
         log = folder / "graph.log"
         graph = ServeGraph(serve_command(config), variables, cwd=REPOSITORY, log_file=log)
         await graph.start()
         try:
             url = f"http://127.0.0.1:{environment.port}"
-            await _until(lambda: _answering(f"{url}/internal/llm/health", f"{url}{FLOOR_PREFIX}"), graph, GRAPH_TIMEOUT_S, log)
+            await _until(
+                lambda: _answering(f"{url}/internal/llm/health", f"{url}{FLOOR_PREFIX}"),
+                graph,
+                GRAPH_TIMEOUT_S,
+                log,
+            )
             yield Started(url, graph.pid or 0, secret)
         finally:
             await graph.stop()
@@ -143,7 +170,9 @@ def _variables(folder: Path, secret: str) -> Mapping[str, str]:
         "DAARION_ADMIN_SECRET": secrets.token_urlsafe(24),
         KEY_VARIABLE: KEY,
     }
-    return {name: value for name, value in os.environ.items() if not name.startswith("DAARION_")} | own
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith("DAARION_")
+    } | own
 
 
 def _write_configuration(folder: Path, upstream: str, serve_config: Path, replicas: int) -> Path:
@@ -156,10 +185,18 @@ def _write_configuration(folder: Path, upstream: str, serve_config: Path, replic
     llm["providers"] = {"openai": {"base_url": f"{upstream}/v1", "api_key_env": KEY_VARIABLE}}
     llm["models"] = {MODEL: {"provider": "openai", "name": "mock-model"}}
     llm["prices"] = {MODEL: {"input": 0.4, "cached_input": 0.1, "output": 1.6}}
-    llm["limits"] |= {f"{kind}s": {subject: _HIGH} for kind, subject in zip(("agent", "microdao"), METERED_CALLER, strict=True)}
+    llm["limits"] |= {
+        f"{kind}s": {subject: _HIGH}
+        for kind, subject in zip(("agent", "microdao"), METERED_CALLER, strict=True)
+    }
     (configs / "llm.yaml").write_text(yaml.safe_dump(llm), encoding="utf-8")
     target = folder / "serve_config.yaml"
-    target.write_text(yaml.safe_dump(_reduced(yaml.safe_load(serve_config.read_text(encoding="utf-8")), replicas)), encoding="utf-8")
+    target.write_text(
+        yaml.safe_dump(
+            _reduced(yaml.safe_load(serve_config.read_text(encoding="utf-8")), replicas)
+        ),
+        encoding="utf-8",
+    )
     return target
 
 
@@ -172,14 +209,19 @@ def _reduced(config: dict[str, Any], replicas: int) -> dict[str, Any]:
     floor = {
         "name": "floor",
         "route_prefix": FLOOR_PREFIX,
-        "import_path": "benchmarks.serve_floor:build",
+        "import_path": "benchmarks.llm.serve_floor:build",
         "args": {},
         "deployments": [{**proxy, "name": "Floor"}],
     }
     return {**config, "applications": [llm, floor]}
 
 
-async def _until(done: Callable[[], Awaitable[bool]], child: ChildProcess | ServeGraph, seconds: float, log: Path | None = None) -> None:
+async def _until(
+    done: Callable[[], Awaitable[bool]],
+    child: ChildProcess | ServeGraph,
+    seconds: float,
+    log: Path | None = None,
+) -> None:
     """Waits until `done`. Raises NotMeasured when the process ends or the time is up."""
     deadline = time.monotonic() + seconds
     while not await done():

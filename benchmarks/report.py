@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any, TypeVar
 
-from benchmarks.load import Load
-from benchmarks.streams import StreamLoad
+from benchmarks.llm.load import Load
+from benchmarks.llm.streams import StreamLoad
 
 Result = TypeVar("Result", Load, StreamLoad)
 
@@ -19,7 +19,10 @@ def middle(rounds: Sequence[Result]) -> Result:
     """Returns the median of each value over the rounds; requests and errors are summed."""
     summed = {"requests", "streams", "errors"}
     values = {
-        item.name: (sum if item.name in summed else median)([getattr(one, item.name) for one in rounds]) for item in fields(rounds[0])
+        item.name: (sum if item.name in summed else median)(
+            [getattr(one, item.name) for one in rounds]
+        )
+        for item in fields(rounds[0])
     }
     return type(rounds[0])(**values)
 
@@ -52,7 +55,19 @@ def stream_table(connections: int, rounds: dict[str, list[StreamLoad]], baseline
     ]  # fmt: skip
 
 
-WHOLE_HEAD = ("connections", "system", "requests/s", "p50 ms", "p99 ms", "added p50", "added p99", "CPU s/1k", "MiB", "KiB/1k", "")
+WHOLE_HEAD = (
+    "connections",
+    "system",
+    "requests/s",
+    "p50 ms",
+    "p99 ms",
+    "added p50",
+    "added p99",
+    "CPU s/1k",
+    "MiB",
+    "KiB/1k",
+    "",
+)
 STREAM_HEAD = (
     "connections", "system", "streams/s", "first p50", "first p99", "added p50", "added p99", "total p50", "CPU s/1k", "MiB", "KiB/1k", "",
 )  # fmt: skip
@@ -70,22 +85,46 @@ class Names:
     portkey: str
 
 
-def verdicts(whole: dict[int, dict[str, list[Load]]], streams: dict[int, dict[str, list[StreamLoad]]], names: Names) -> list[str]:
+def verdicts(
+    whole: dict[int, dict[str, list[Load]]],
+    streams: dict[int, dict[str, list[StreamLoad]]],
+    names: Names,
+) -> list[str]:
     """Returns one line for each bound that this run can tell about: what was found, what is wanted, and whether it is met."""
     lines = ["", "Bounds"]
     if 32 in whole:
         rates = {name: middle(found).requests_per_s for name, found in whole[32].items()}
-        for name, wanted in ((names.litellm, 10.0), (names.portkey, 1.0), (names.relay, 2.5), (names.floor, 0.35)):
+        for name, wanted in (
+            (names.litellm, 10.0),
+            (names.portkey, 1.0),
+            (names.relay, 2.5),
+            (names.floor, 0.35),
+        ):
             if name in rates:
                 times = rates[names.proxy] / rates[name]
-                lines.append(_verdict(f"requests/s at 32 connections as a multiple of {name}", times, wanted, at_least=True))
+                lines.append(
+                    _verdict(
+                        f"requests/s at 32 connections as a multiple of {name}",
+                        times,
+                        wanted,
+                        at_least=True,
+                    )
+                )
     if 1 in whole:
         ours, base = middle(whole[1][names.proxy]), middle(whole[1][names.upstream])
         lines.append(_verdict("added p50 at one connection, ms", ours.p50_ms - base.p50_ms, 1.2))
-        lines.append(_verdict("p99 at one connection as a multiple of p50", ours.p99_ms / ours.p50_ms, 5.0))
+        lines.append(
+            _verdict("p99 at one connection as a multiple of p50", ours.p99_ms / ours.p50_ms, 5.0)
+        )
     if 1 in streams:
         first, least = middle(streams[1][names.proxy]), middle(streams[1][names.upstream])
-        lines.append(_verdict("added to the first token of one stream, p50, ms", first.first_p50_ms - least.first_p50_ms, 2.0))
+        lines.append(
+            _verdict(
+                "added to the first token of one stream, p50, ms",
+                first.first_p50_ms - least.first_p50_ms,
+                2.0,
+            )
+        )
     return lines
 
 
@@ -104,7 +143,11 @@ def ratios(whole: dict[int, dict[str, list[Load]]], proxy: str) -> list[str]:
     lines = ["", f"Requests/s of {proxy} divided by"]
     for connections, rounds in whole.items():
         ours = middle(rounds[proxy]).requests_per_s
-        parts = [f"{name} {ours / middle(found).requests_per_s:.2f}" for name, found in rounds.items() if name != proxy]
+        parts = [
+            f"{name} {ours / middle(found).requests_per_s:.2f}"
+            for name, found in rounds.items()
+            if name != proxy
+        ]
         lines.append(f"{connections:>11}  " + ",  ".join(parts))
     return lines
 
@@ -112,14 +155,19 @@ def ratios(whole: dict[int, dict[str, list[Load]]], proxy: str) -> list[str]:
 def setting(rounds: int, seconds: float) -> str:
     """Returns one line on where and how it was measured."""
     load = os.getloadavg()[0]
-    machine = f"{os.cpu_count()} CPUs, Python {platform.python_version()}, load average before {load:.1f}"
+    machine = (
+        f"{os.cpu_count()} CPUs, Python {platform.python_version()}, load average before {load:.1f}"
+    )
     return f"{machine}; medians of {rounds} rounds of {seconds:g} s"
 
 
 def as_json(found: dict[int, dict[str, list[Result]]]) -> dict[str, Any]:
     """Returns medians and single rounds, ready for JSON."""
     return {
-        str(connections): {name: {"median": asdict(middle(one)), "rounds": [asdict(each) for each in one]} for name, one in rounds.items()}
+        str(connections): {
+            name: {"median": asdict(middle(one)), "rounds": [asdict(each) for each in one]}
+            for name, one in rounds.items()
+        }
         for connections, rounds in found.items()
     }
 

@@ -33,7 +33,9 @@ class Inflater:
         self._deflate = encoding == "deflate"
         self._member: zlib._Decompress | None = None
         self._input = memoryview(b"")
-        self._holding = False  # zlib may hold output, or the member's end, after it has taken all input
+        self._holding = (
+            False  # zlib may hold output, or the member's end, after it has taken all input
+        )
         self._taken = self._given = 0
 
     def feed(self, data: bytes) -> None:

@@ -11,7 +11,9 @@ _MAX_CHARS = 128
 """Longer values are no date and no sensible number; reading digits is quadratic in their number."""
 
 
-def retry_after_s(value: str | None, milliseconds: str | None = None, *, now: datetime | None = None) -> float | None:
+def retry_after_s(
+    value: str | None, milliseconds: str | None = None, *, now: datetime | None = None
+) -> float | None:
     """Returns the seconds that a Retry-After header asks for (a number or an HTTP date), at most a day; None if unreadable.
 
     `milliseconds` is the finer `retry-after-ms` that some providers send beside it; it wins where it can be read.
@@ -21,7 +23,9 @@ def retry_after_s(value: str | None, milliseconds: str | None = None, *, now: da
     if value is None:
         return None
     seconds = _number(value)
-    return _bounded(_seconds_until(value, now or datetime.now(UTC)) if math.isnan(seconds) else seconds)
+    return _bounded(
+        _seconds_until(value, now or datetime.now(UTC)) if math.isnan(seconds) else seconds
+    )
 
 
 def _bounded(seconds: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.yaml_files import load_yaml
-from contracts.agents import Blueprint
+from contracts.agents.api import Blueprint
 from contracts.errors import ConfigurationError
 
 FOLDER = "agents"
@@ -26,7 +26,9 @@ def load_blueprints(config_dir: Path) -> dict[str, Blueprint]:
     for file in files:
         blueprint = load_yaml(file, Blueprint)
         if blueprint.id in found:
-            raise ConfigurationError(f"{FOLDER}/{file.name}: id: {blueprint.id} is described by {names[blueprint.id]} already")
+            raise ConfigurationError(
+                f"{FOLDER}/{file.name}: id: {blueprint.id} is described by {names[blueprint.id]} already"
+            )
         found[blueprint.id] = blueprint
         names[blueprint.id] = file.name
     return found

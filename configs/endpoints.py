@@ -29,13 +29,25 @@ def plain_url(value: str) -> str:
 def _checked_headers(value: dict[str, str]) -> dict[str, str]:
     """Returns headers that may be added to every request. Raises ValueError for credentials and those that are set anyway."""
     for name, text in value.items():
-        if name.lower() in {"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"}:
+        if name.lower() in {
+            "authorization",
+            "proxy-authorization",
+            "cookie",
+            "x-api-key",
+            "api-key",
+        }:
             msg = f"`{name}` would be a secret in a file; give it through `api_key_env`"
             raise ValueError(msg)
         if not _HEADER_NAME.fullmatch(name) or not text.isprintable():
             msg = f"`{name}` must be a header's name with a value of one line"
             raise ValueError(msg)
-        if name.lower() in {"host", "content-length", "transfer-encoding", "connection", "accept-encoding"}:
+        if name.lower() in {
+            "host",
+            "content-length",
+            "transfer-encoding",
+            "connection",
+            "accept-encoding",
+        }:
             msg = f"`{name}` is set by the proxy itself"
             raise ValueError(msg)
     return value

@@ -79,7 +79,9 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
 
     environment = Environment(
         data_dir=Path(text("DAARION_DATA_DIR") or REPOSITORY / ".data").expanduser().absolute(),
-        config_dir=Path(text("DAARION_CONFIG_DIR") or REPOSITORY / "configs").expanduser().absolute(),
+        config_dir=Path(text("DAARION_CONFIG_DIR") or REPOSITORY / "configs")
+        .expanduser()
+        .absolute(),
         host=text("DAARION_HOST") or "127.0.0.1",
         port=_port(text("DAARION_PORT")),
         allowed_hosts=_hosts(text("DAARION_ALLOWED_HOSTS") or ""),
@@ -117,7 +119,10 @@ def refuse_open_ingress(host: str, environment: Environment, named: str) -> None
             f"{named} can be reached from other machines, but no secret is set in this process's environment: "
             "set DAARION_INTERNAL_SECRET (and DAARION_ADMIN_SECRET), or bind 127.0.0.1"
         )
-    secrets = {"DAARION_INTERNAL_SECRET": environment.internal_secret, "DAARION_ADMIN_SECRET": environment.admin_secret}
+    secrets = {
+        "DAARION_INTERNAL_SECRET": environment.internal_secret,
+        "DAARION_ADMIN_SECRET": environment.admin_secret,
+    }
     for name, secret in secrets.items():
         if secret is not None and len(secret) < MIN_PUBLIC_SECRET_CHARS:
             raise ConfigurationError(
@@ -137,7 +142,9 @@ def _hosts(value: str) -> frozenset[str]:
     hosts = frozenset(host.strip().lower() for host in value.split(",") if host.strip())
     for host in hosts:
         if not re.fullmatch(r"[a-z0-9._-]+", host):
-            raise ConfigurationError(f"DAARION_ALLOWED_HOSTS: {host!r} is no host name: give names alone, without scheme and port")
+            raise ConfigurationError(
+                f"DAARION_ALLOWED_HOSTS: {host!r} is no host name: give names alone, without scheme and port"
+            )
     return hosts
 
 

@@ -26,7 +26,7 @@ class QuerySettings(BaseModel):
 
 
 class FusionWeights(BaseModel):
-    """Overrides of `services/memory_orchestrator/fusion.py`; what is absent is left as measured there."""
+    """Overrides of `services/memory/fusion.py`; what is absent is left as measured there."""
 
     model_config = _STRICT
 
@@ -90,7 +90,9 @@ class KnowledgeBaseSettings(BaseModel):
 
     def folders(self, data_dir: Path) -> tuple[Path, Path]:
         """Returns the shared tree and the folder of the microDAOs' trees."""
-        return data_dir / Path(self.shared).expanduser(), data_dir / Path(self.microdao).expanduser()
+        return data_dir / Path(self.shared).expanduser(), data_dir / Path(
+            self.microdao
+        ).expanduser()
 
 
 class SummarySettingsFile(BaseModel):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from configs.endpoints import BaseUrl
 from configs.own_secrets import would_leave
 from contracts.errors import ConfigurationError
-from contracts.llm import Identifier
+from contracts.llm.api import Identifier
 
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -35,7 +35,11 @@ class MessagingSettings(BaseModel):
 
     def microdao_of(self, channel_id: str | None) -> str | None:
         """Returns the configured microDAO of a channel, or of what has none."""
-        return self.microdao_id if channel_id is None else self.microdaos.get(channel_id, self.microdao_id)
+        return (
+            self.microdao_id
+            if channel_id is None
+            else self.microdaos.get(channel_id, self.microdao_id)
+        )
 
     @model_validator(mode="after")
     def _somewhere(self) -> MessagingSettings:
@@ -44,7 +48,9 @@ class MessagingSettings(BaseModel):
             raise ValueError(msg)
         return self
 
-    def place(self, ingress_url: str, own_secret: str | None, lookup: Callable[[str], str | None]) -> tuple[str, str | None]:
+    def place(
+        self, ingress_url: str, own_secret: str | None, lookup: Callable[[str], str | None]
+    ) -> tuple[str, str | None]:
         """Returns base URL and secret; `lookup` reads a variable of the environment.
 
         Raises:
@@ -53,9 +59,13 @@ class MessagingSettings(BaseModel):
         if self.secret_env is not None:
             secret = lookup(self.secret_env)
             if secret is None:
-                raise ConfigurationError(f"messaging.secret_env: the environment has no {self.secret_env}")
+                raise ConfigurationError(
+                    f"messaging.secret_env: the environment has no {self.secret_env}"
+                )
             url = self.base_url or ingress_url
             if would_leave(secret, url, ingress_url, lookup):
-                raise ConfigurationError(f"messaging.secret_env: {self.secret_env} opens this graph: give the messaging-service its own")
+                raise ConfigurationError(
+                    f"messaging.secret_env: {self.secret_env} opens this graph: give the messaging-service its own"
+                )
             return url, secret
         return (ingress_url, own_secret) if self.base_url is None else (self.base_url, None)

@@ -10,7 +10,9 @@ from common.loopback import is_loopback
 OWN_SECRETS = ("DAARION_INTERNAL_SECRET", "DAARION_ADMIN_SECRET")
 
 
-def would_leave(value: str, url: str | None, ingress: str, lookup: Callable[[str], str | None]) -> bool:
+def would_leave(
+    value: str, url: str | None, ingress: str, lookup: Callable[[str], str | None]
+) -> bool:
     """Whether `value` opens this graph and `url` is not its ingress; `lookup` reads a variable of the environment."""
     return opens_graph(value, lookup) and not (url is not None and same_origin(url, ingress))
 

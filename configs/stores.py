@@ -39,9 +39,13 @@ def login_parameters(url: str) -> dict[str, Any]:
     with suppress(psycopg.Error):
         given = conninfo_to_dict(url)
     if not given:
-        raise ConfigurationError("DATABASE_URL is not a PostgreSQL URL: use postgresql://user:password@host:port/database")
+        raise ConfigurationError(
+            "DATABASE_URL is not a PostgreSQL URL: use postgresql://user:password@host:port/database"
+        )
     if given.get("sslmode") not in {"verify-ca", "verify-full"}:
-        given.setdefault("require_auth", "scram-sha-256" if given.get("password") else "scram-sha-256,none")
+        given.setdefault(
+            "require_auth", "scram-sha-256" if given.get("password") else "scram-sha-256,none"
+        )
     return given
 
 
@@ -54,7 +58,9 @@ def find_stores(environment: Environment) -> Stores:
     recorded = _recorded(environment.data_dir / SERVICES_FILE)
     database_url = environment.database_url or recorded.get("database_url")
     if not database_url:
-        raise ConfigurationError("no PostgreSQL is known: set DATABASE_URL, or run `make services` beside this graph")
+        raise ConfigurationError(
+            "no PostgreSQL is known: set DATABASE_URL, or run `make services` beside this graph"
+        )
     return Stores(database_url, environment.nats_url or recorded.get("nats_url"))
 
 
@@ -63,4 +69,8 @@ def _recorded(path: Path) -> dict[str, str]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {key: value for key, value in content.items() if isinstance(value, str)} if isinstance(content, dict) else {}
+    return (
+        {key: value for key, value in content.items() if isinstance(value, str)}
+        if isinstance(content, dict)
+        else {}
+    )

@@ -7,20 +7,41 @@ from collections.abc import Callable, Mapping
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from configs.endpoints import Url, plain_url
 from configs.own_secrets import OWN_SECRETS, same_origin, would_leave
-from contracts.tool_policy import CallBounds, Pattern, PolicyRules, host_matches, matches
-from contracts.tools import Effect, EgressRule, IsolationTier, SecretUse, SecretWithheld, ToolDefinition
+from contracts.tools.api import (
+    Effect,
+    EgressRule,
+    IsolationTier,
+    SecretUse,
+    SecretWithheld,
+    ToolDefinition,
+)
+from contracts.tools.policy import CallBounds, Pattern, PolicyRules, host_matches, matches
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _BASE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 INGRESS = "ingress"
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Name = Annotated[
+    str, StringConstraints(min_length=1, max_length=32, pattern=r"^[a-z0-9][a-z0-9-]*$")
+]
 Seconds = Annotated[float, Field(gt=0, le=86_400 * 365, allow_inf_nan=False)]
-HostPattern = Annotated[str, StringConstraints(to_lower=True, max_length=253, pattern=r"^(\*\.)?[A-Za-z0-9._:\[\]-]*[A-Za-z0-9\]]$")]
+HostPattern = Annotated[
+    str,
+    StringConstraints(
+        to_lower=True, max_length=253, pattern=r"^(\*\.)?[A-Za-z0-9._:\[\]-]*[A-Za-z0-9\]]$"
+    ),
+]
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -57,10 +78,14 @@ class SecretSettings(BaseModel):
         if url is None:
             return None
         parts = urlsplit(url)
-        if not any(host_matches(pattern, (parts.hostname or "").rstrip(".")) for pattern in self.hosts):
+        if not any(
+            host_matches(pattern, (parts.hostname or "").rstrip(".")) for pattern in self.hosts
+        ):
             return "is not for the target's host: name it in the secret's `hosts`"
         if parts.scheme != "https" and not self.insecure:
-            return "is sent over https alone: give an https target, or `insecure: true` to the secret"
+            return (
+                "is sent over https alone: give an https target, or `insecure: true` to the secret"
+            )
         return None
 
 
@@ -122,7 +147,9 @@ class ToolsSettings(BaseModel):
     secrets: dict[str, SecretSettings] = {}
     sources: dict[Name, SourceSettings] = {}
     egress: list[EgressRule] = []
-    python_packages: list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]] = ["toolbox"]
+    python_packages: list[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
+    ] = ["toolbox"]
     isolation_floor: IsolationTier = "landlock"
     ledger: LedgerSettings = LedgerSettings()
     nats: NatsSettings = NatsSettings()
@@ -131,7 +158,10 @@ class ToolsSettings(BaseModel):
     @field_validator("bases")
     @classmethod
     def _plain_bases(cls, value: dict[str, str]) -> dict[str, str]:
-        return {name: (base if _on_ingress(base) else plain_url(base)).rstrip("/") for name, base in value.items()}
+        return {
+            name: (base if _on_ingress(base) else plain_url(base)).rstrip("/")
+            for name, base in value.items()
+        }
 
     @model_validator(mode="after")
     def _references(self) -> ToolsSettings:
@@ -167,10 +197,16 @@ class ToolsSettings(BaseModel):
         source = self.sources[name]
         return self._problem(f"{name}.*", source.secrets, source.url, ingress)
 
-    def _problem(self, tool_id: str, uses: list[SecretUse], url: str | None, ingress: str) -> str | None:
+    def _problem(
+        self, tool_id: str, uses: list[SecretUse], url: str | None, ingress: str
+    ) -> str | None:
         for use in uses:
             known = self.secrets.get(use.name)
-            problem = "is not among the configured secrets" if known is None else known.problem(tool_id, url, ingress)
+            problem = (
+                "is not among the configured secrets"
+                if known is None
+                else known.problem(tool_id, url, ingress)
+            )
             if problem:
                 return f"`{use.name}` {problem}"
         return None
@@ -190,7 +226,10 @@ class ToolsSettings(BaseModel):
         if any(_on_ingress(self.bases[base]) for base in used):
             egress.append(ingress_rule(ingress))
         return definition.model_copy(
-            update={"target": _BASE.sub(lambda found: self._base(found[1], ingress), definition.target), "egress": egress}
+            update={
+                "target": _BASE.sub(lambda found: self._base(found[1], ingress), definition.target),
+                "egress": egress,
+            }
         )
 
     def _base(self, name: str, ingress: str) -> str:
@@ -205,7 +244,9 @@ def _on_ingress(base: str) -> bool:
 class ConfiguredSecrets:
     """Implements SecretSource: values from the environment, by the names of the configuration."""
 
-    def __init__(self, secrets: Mapping[str, SecretSettings], read: Callable[[str], str | None], ingress: str) -> None:
+    def __init__(
+        self, secrets: Mapping[str, SecretSettings], read: Callable[[str], str | None], ingress: str
+    ) -> None:
         self._secrets = secrets
         self._read = read
         self._ingress = ingress

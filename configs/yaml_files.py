@@ -41,7 +41,10 @@ def parse_yaml(text: str, model: type[Model], *, name: str) -> Model:
 def describe(error: ValidationError) -> str:
     """Returns `key.path: reason` for each mistake, joined by `; `, at most five of them. Values are not shown."""
     mistakes = error.errors(include_url=False, include_input=False, include_context=False)
-    lines = [f"{'.'.join(str(part) for part in mistake['loc']) or '(file)'}: {mistake['msg']}" for mistake in mistakes[:5]]
+    lines = [
+        f"{'.'.join(str(part) for part in mistake['loc']) or '(file)'}: {mistake['msg']}"
+        for mistake in mistakes[:5]
+    ]
     if len(mistakes) > len(lines):
         lines.append(f"and {len(mistakes) - len(lines)} more")
     return "; ".join(lines)
@@ -53,7 +56,9 @@ def _read(path: Path) -> str:
             raise ConfigurationError(f"{path.name}: larger than {MAX_FILE_BYTES >> 20} MiB")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigurationError(f"{path.name}: not found in the configuration directory (DAARION_CONFIG_DIR)") from None
+        raise ConfigurationError(
+            f"{path.name}: not found in the configuration directory (DAARION_CONFIG_DIR)"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path.name}: cannot be read: {type(error).__name__}") from None
 
@@ -72,6 +77,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key `{key}`", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"duplicate key `{key}`", key_node.start_mark
+                )
             seen.add(key if isinstance(key, str) else id(key_node))
         return super().construct_mapping(node, deep=deep)

@@ -40,4 +40,6 @@ class Deadline:
 
     def exceeded(self) -> DeadlineExceeded:
         """The error for a passed deadline."""
-        return DeadlineExceeded(f"no answer within {self.seconds:g} s: raise `timeout_s`, or ask for less")
+        return DeadlineExceeded(
+            f"no answer within {self.seconds:g} s: raise `timeout_s`, or ask for less"
+        )

@@ -84,7 +84,12 @@ class DaarionError(Exception):
         return {"error": body}
 
 
-def _rebuild(cls: type[DaarionError], message: str, details: dict[str, Any] | None, retry_after_s: float | None) -> DaarionError:
+def _rebuild(
+    cls: type[DaarionError],
+    message: str,
+    details: dict[str, Any] | None,
+    retry_after_s: float | None,
+) -> DaarionError:
     return cls(message, details=details, retry_after_s=retry_after_s)
 
 

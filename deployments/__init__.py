@@ -1,5 +1,5 @@
 """The only room that imports ray: thin replicas, the builders of the applications, and the process that owns the graph."""
 
-from deployments.loopback import keep_on_loopback
+from deployments.graph.loopback import keep_on_loopback
 
 keep_on_loopback()

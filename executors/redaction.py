@@ -17,7 +17,9 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str]) -> None:
         kept = {secret for secret in secrets if len(secret) >= SHORTEST}
-        self._needles = sorted({form for secret in kept for form in _forms(secret)}, key=len, reverse=True)
+        self._needles = sorted(
+            {form for secret in kept for form in _forms(secret)}, key=len, reverse=True
+        )
 
     def text(self, value: str) -> str:
         """Returns `value` without the secrets."""
@@ -35,7 +37,9 @@ class Redactor:
         while open_containers:
             container = open_containers.pop()
             self._clean_keys(container)
-            for key, item in list(container.items() if isinstance(container, dict) else enumerate(container)):
+            for key, item in list(
+                container.items() if isinstance(container, dict) else enumerate(container)
+            ):
                 if isinstance(item, str):
                     container[key] = self.text(item)
                 elif isinstance(item, dict | list):
@@ -51,5 +55,9 @@ class Redactor:
 
 def _forms(secret: str) -> set[str]:
     raw = secret.encode()
-    encoded = {base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode(), urllib.parse.quote(secret, safe="")}
+    encoded = {
+        base64.b64encode(raw).decode(),
+        base64.urlsafe_b64encode(raw).decode(),
+        urllib.parse.quote(secret, safe=""),
+    }
     return {secret, *encoded, *(form.rstrip("=") for form in encoded)}

@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
 async def _run(options: argparse.Namespace, environment: Environment, console: Console) -> int:
     match options.command:
         case "run":
-            return await _supervisor(environment, console, _graph(Path(options.config), environment)).run()
+            return await _supervisor(
+                environment, console, _graph(Path(options.config), environment)
+            ).run()
         case "services":
             return await _supervisor(environment, console, None).run()
         case "reload":
@@ -46,7 +48,9 @@ async def _run(options: argparse.Namespace, environment: Environment, console: C
 
 
 def _supervisor(environment: Environment, console: Console, graph: Graph | None) -> Supervisor:
-    return Supervisor(environment, console, [sys.executable, "-m", "backends.migrate"], graph)
+    return Supervisor(
+        environment, console, [sys.executable, "-m", "backends.postgres.migrate"], graph
+    )
 
 
 def _graph(config: Path, environment: Environment) -> Graph:
@@ -60,7 +64,9 @@ async def _status(environment: Environment, console: Console) -> int:
         console.plain(f"nothing is running on {environment.data_dir}")
         return FAILED
     for part in parts:
-        console.plain(f"{part.name:<11}{f'pid {part.pid}' if part.pid else 'elsewhere':<13}{part.address}")
+        console.plain(
+            f"{part.name:<11}{f'pid {part.pid}' if part.pid else 'elsewhere':<13}{part.address}"
+        )
     serve = next((part for part in parts if part.name == "Serve"), None)
     if serve is not None:
         waiting = await is_ready(f"{serve.address}/health")
@@ -75,10 +81,16 @@ def _running(environment: Environment) -> list[state.Part]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m launcher", description="Runs PostgreSQL, NATS and the Serve graph.")
+    parser = argparse.ArgumentParser(
+        prog="python -m launcher", description="Runs PostgreSQL, NATS and the Serve graph."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="the stores and the graph, until Ctrl-C")
-    run.add_argument("--config", default=str(REPOSITORY / "serve_config.yaml"), help="the graph's configuration file")
+    run.add_argument(
+        "--config",
+        default=str(REPOSITORY / "serve_config.yaml"),
+        help="the graph's configuration file",
+    )
     commands.add_parser("services", help="the stores alone, until Ctrl-C")
     commands.add_parser("reload", help="the running graph reads its configuration again")
     commands.add_parser("status", help="one line per running part")

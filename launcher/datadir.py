@@ -105,7 +105,9 @@ class DataDir:
         if not path.exists():
             temporary = _write_beside(path, secrets.token_urlsafe(32))
             with suppress(FileExistsError):
-                os.link(temporary, path)  # unlike a rename it never replaces a password that another process has just made
+                os.link(
+                    temporary, path
+                )  # unlike a rename it never replaces a password that another process has just made
             temporary.unlink()
         return path.read_text().strip()
 
@@ -197,7 +199,9 @@ def _own_root(root: Path, mode: int) -> None:
     """
     if root.exists():
         found = root.stat().st_mode
-        foreign = next((path.name for path in sorted(root.iterdir()) if path.name not in _CONTENT), None)
+        foreign = next(
+            (path.name for path in sorted(root.iterdir()) if path.name not in _CONTENT), None
+        )
         if found & 0o777 != mode and (found & stat.S_ISVTX or foreign is not None):
             raise StartRefused(
                 f"the data directory {root} is shared ({f'{foreign} in it is not ours' if foreign else 'everybody may write there'}): "

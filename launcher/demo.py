@@ -24,8 +24,30 @@ from contracts.errors import ConfigurationError
 AGENT = "agent:demo"
 PERSON = "user:demo"
 QUESTION = "Which projects does our microDAO have?"
-FIRST = ("Amber", "Quiet", "Solar", "Northern", "Copper", "Silver", "Green", "Hidden", "Open", "Wild")
-SECOND = ("Lighthouse", "River", "Garden", "Harbour", "Orchard", "Bridge", "Meadow", "Library", "Kitchen", "Harvest")
+FIRST = (
+    "Amber",
+    "Quiet",
+    "Solar",
+    "Northern",
+    "Copper",
+    "Silver",
+    "Green",
+    "Hidden",
+    "Open",
+    "Wild",
+)
+SECOND = (
+    "Lighthouse",
+    "River",
+    "Garden",
+    "Harbour",
+    "Orchard",
+    "Bridge",
+    "Meadow",
+    "Library",
+    "Kitchen",
+    "Harvest",
+)
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """The ingress is on this machine: the environment's proxies have no say."""
 TIMEOUT_S = 30.0
@@ -47,10 +69,14 @@ class Graph:
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Returns the answer's JSON. Raises DemoError."""
         try:
-            with _OPENER.open(self._request(method, path, body), timeout=TIMEOUT_S) as answer:  # our own ingress
+            with _OPENER.open(
+                self._request(method, path, body), timeout=TIMEOUT_S
+            ) as answer:  # our own ingress
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            raise DemoError(f"{method} {path} was refused: {error.code} {error.read(500).decode('utf-8', 'replace')}") from None
+            raise DemoError(
+                f"{method} {path} was refused: {error.code} {error.read(500).decode('utf-8', 'replace')}"
+            ) from None
 
     def events(self, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields name and data of each event, from now on; a sign of life in between comes as an event without a name."""
@@ -68,9 +94,13 @@ class Graph:
                     name = "message"
 
     def _request(self, method: str, path: str, body: Any = None) -> urllib.request.Request:
-        headers = {"Content-Type": "application/json"} | ({"X-Internal-Secret": self.secret} if self.secret else {})
+        headers = {"Content-Type": "application/json"} | (
+            {"X-Internal-Secret": self.secret} if self.secret else {}
+        )
         data = None if body is None else json.dumps(body).encode()
-        return urllib.request.Request(self.base_url + path, data=data, headers=headers, method=method)  # noqa: S310  # our own ingress
+        return urllib.request.Request(  # noqa: S310
+            self.base_url + path, data=data, headers=headers, method=method
+        )  # our own ingress
 
 
 def run(graph: Graph, agent: str, question: str, project: str) -> bool:
@@ -117,21 +147,33 @@ def _ask(graph: Graph, path: str, question: str) -> None:
 
 def _step(data: dict[str, Any]) -> str:
     step = data.get("step", data)
-    detail = ", ".join(f"{key} {value}" for key, value in (step.get("detail") or {}).items() if value is not None)
+    detail = ", ".join(
+        f"{key} {value}" for key, value in (step.get("detail") or {}).items() if value is not None
+    )
     return f"{step.get('kind', '?'):<11} {detail}"
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="demo", description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="demo", description=__doc__.partition("\n")[0] if __doc__ else None
+    )
     parser.add_argument("--agent", default=AGENT)
     parser.add_argument("--question", default=QUESTION)
-    parser.add_argument("--project", default=f"{secrets.choice(FIRST)} {secrets.choice(SECOND)} {secrets.randbelow(90) + 10}")
-    parser.add_argument("--ingress", help="by default the one that DAARION_HOST and DAARION_PORT name")
+    parser.add_argument(
+        "--project",
+        default=f"{secrets.choice(FIRST)} {secrets.choice(SECOND)} {secrets.randbelow(90) + 10}",
+    )
+    parser.add_argument(
+        "--ingress", help="by default the one that DAARION_HOST and DAARION_PORT name"
+    )
     given = parser.parse_args(argv)
     try:
         environment = read_environment()
-        graph = Graph((given.ingress or environment.ingress_url).rstrip("/"), environment.internal_secret or environment.admin_secret)
+        graph = Graph(
+            (given.ingress or environment.ingress_url).rstrip("/"),
+            environment.internal_secret or environment.admin_secret,
+        )
         named = run(graph, given.agent, given.question, given.project)
     except (ConfigurationError, DemoError) as error:
         print(f"demo: {error}", file=sys.stderr)  # noqa: T201

@@ -39,7 +39,11 @@ class InstallRefused(InstallFailed):
 class Installer:
     """Fills one virtual environment from the lock files of one repository."""
 
-    def __init__(self, repository: Path = REPOSITORY, step: Callable[[str, list[str], Path], None] | None = None) -> None:
+    def __init__(
+        self,
+        repository: Path = REPOSITORY,
+        step: Callable[[str, list[str], Path], None] | None = None,
+    ) -> None:
         self.repository = repository
         self.venv = repository / ".venv"
         self._run_step = step or run_step
@@ -101,7 +105,10 @@ class Installer:
             self._install_torch(profile)
         lock = self._lock(profile)
         count = len(self._requirements(profile))
-        self._step(f"installing {count} packages from requirements/{lock.name}", self._pip("--no-deps", "--requirement", str(lock)))
+        self._step(
+            f"installing {count} packages from requirements/{lock.name}",
+            self._pip("--no-deps", "--requirement", str(lock)),
+        )
         self.lock_stamp(profile).touch()
 
     def _make_venv(self, family: str) -> None:
@@ -109,40 +116,68 @@ class Installer:
         other = note.exists() and note.read_text() != family
         if not self._has_pip() or other:
             if any(importlib.util.find_spec(module) is None for module in ("venv", "ensurepip")):
-                raise InstallRefused("this Python has no venv module: install it (Debian, Ubuntu: apt install python3-venv)")
+                raise InstallRefused(
+                    "this Python has no venv module: install it (Debian, Ubuntu: apt install python3-venv)"
+                )
             self._check_disk(family)
             self._check_unused()
             why = " (it held the other set of packages)" if other else ""
-            self._step(f"creating {self.venv.name}{why}", [sys.executable, "-m", "venv", "--clear", str(self.venv)])
+            self._step(
+                f"creating {self.venv.name}{why}",
+                [sys.executable, "-m", "venv", "--clear", str(self.venv)],
+            )
         note.write_text(family)
 
     def _has_pip(self) -> bool:
         """Whether the environment was made to its end: pip comes last."""
-        return self.python.exists() and any(self.venv.glob("lib/python*/site-packages/pip/__main__.py"))
+        return self.python.exists() and any(
+            self.venv.glob("lib/python*/site-packages/pip/__main__.py")
+        )
 
     def _check_disk(self, family: str) -> None:
         free, needed = shutil.disk_usage(self.repository).free, _DISK_NEEDED[family]
         if free < needed:
-            raise InstallRefused(f"{free >> 30} GB of disk are free, the installation needs about {needed >> 30} GB: make room")
+            raise InstallRefused(
+                f"{free >> 30} GB of disk are free, the installation needs about {needed >> 30} GB: make room"
+            )
 
     def _check_unused(self) -> None:
         """Nothing runs from the environment that is about to be emptied."""
         if pids := users_of(self.python):
-            raise InstallRefused(f"a graph runs from {self.venv} (pid {pids[0]}), which has to be made anew: stop it first")
+            raise InstallRefused(
+                f"a graph runs from {self.venv} (pid {pids[0]}), which has to be made anew: stop it first"
+            )
 
     def _install_torch(self, profile: str) -> None:
         """Torch first and with its dependencies: where pip finds no CPU build, the general one needs its CUDA libraries."""
         lock = self._lock(profile)
-        version = next(line.partition("==")[2] for line in self._requirements(profile) if line.startswith("torch=="))
+        version = next(
+            line.partition("==")[2]
+            for line in self._requirements(profile)
+            if line.startswith("torch==")
+        )
         if self._installed_version("torch").partition("+")[0] != version:
-            self._step(f"installing torch {version}, the largest package", self._pip("--constraint", str(lock), f"torch=={version}"))
+            self._step(
+                f"installing torch {version}, the largest package",
+                self._pip("--constraint", str(lock), f"torch=={version}"),
+            )
 
     def _installed_version(self, package: str) -> str:
         code = f"import importlib.metadata as m\ntry: print(m.version({package!r}))\nexcept m.PackageNotFoundError: print('')"
-        return subprocess.run([self.python, "-c", code], check=False, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            [self.python, "-c", code], check=False, capture_output=True, text=True
+        ).stdout.strip()
 
     def _pip(self, *arguments: str) -> list[str]:
-        return [str(self.python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments]
+        return [
+            str(self.python),
+            "-m",
+            "pip",
+            "install",
+            "-qq",
+            "--disable-pip-version-check",
+            *arguments,
+        ]
 
     def _step(self, title: str, argv: list[str]) -> None:
         self._run_step(title, argv, self.repository)
@@ -154,7 +189,10 @@ class Installer:
     def _project_stamp(self) -> Path:
         content = tomllib.loads((self.repository / "pyproject.toml").read_text())
         relevant = [str(self.repository), content["project"], content["tool"]["setuptools"]]
-        return self.venv / f".installed-project-{_digest(json.dumps(relevant, sort_keys=True).encode())}"
+        return (
+            self.venv
+            / f".installed-project-{_digest(json.dumps(relevant, sort_keys=True).encode())}"
+        )
 
     def _lock(self, profile: str) -> Path:
         return self.repository / "requirements" / f"{profile}.lock"
@@ -170,7 +208,11 @@ def users_of(python: Path) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             program = (entry / "cmdline").read_bytes().split(b"\0", 1)[0].decode(errors="replace")
-            if int(entry.name) != os.getpid() and program and os.path.normpath(entry.joinpath("cwd").readlink() / program) == str(python):
+            if (
+                int(entry.name) != os.getpid()
+                and program
+                and os.path.normpath(entry.joinpath("cwd").readlink() / program) == str(python)
+            ):
                 found.append(int(entry.name))
     return sorted(found)
 

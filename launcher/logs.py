@@ -58,7 +58,9 @@ def last_line(log: Path) -> str:
 
 def last_line_of(text: str) -> str:
     """The same for an output in hand."""
-    return next((line.strip()[:_QUOTED] for line in reversed(text.splitlines()) if line.strip()), "")
+    return next(
+        (line.strip()[:_QUOTED] for line in reversed(text.splitlines()) if line.strip()), ""
+    )
 
 
 def _numbered(log: Path, number: int) -> Path:

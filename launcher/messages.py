@@ -38,7 +38,7 @@ def stores_ready(data_dir: DataDir) -> str:
     """Returns what `make services` shows."""
     return (
         f"  The stores are up; their URLs are in {data_dir.services}, where the graph finds them:\n"
-        '    eval "$(.venv/bin/python -m deployments.serve_variables)"\n'
+        '    eval "$(.venv/bin/python -m deployments.graph.serve_variables)"\n'
         "    .venv/bin/serve run serve_config.yaml\n"
         "  Ctrl-C stops the stores."
     )

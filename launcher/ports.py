@@ -34,7 +34,10 @@ def bind_error(port: int, host: str) -> int | None:
 def free_ports(count: int) -> list[int]:
     """Returns `count` different ports that are free at the moment of the call."""
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(count)]
+        sockets = [
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            for _ in range(count)
+        ]
         for each in sockets:
             each.bind((LOOPBACK, 0))
         return [each.getsockname()[1] for each in sockets]
@@ -47,8 +50,14 @@ def free_range(first: int, last: int, size: int, start: int = 0) -> tuple[int, i
     slot has a busy port the first slot looked at is returned: whoever binds in it skips busy ports.
     """
     slots = (last - first + 1) // size
-    bounds = [(first + size * ((start + n) % slots), first + size * ((start + n) % slots) + size - 1) for n in range(slots)]
-    return next((slot for slot in bounds if all(is_free(port) for port in range(slot[0], slot[1] + 1))), bounds[0])
+    bounds = [
+        (first + size * ((start + n) % slots), first + size * ((start + n) % slots) + size - 1)
+        for n in range(slots)
+    ]
+    return next(
+        (slot for slot in bounds if all(is_free(port) for port in range(slot[0], slot[1] + 1))),
+        bounds[0],
+    )
 
 
 class StickyPorts:
@@ -70,5 +79,9 @@ class StickyPorts:
         with suppress(OSError, ValueError):
             content = json.loads(self._file.read_text())
             if isinstance(content, dict):
-                return {name: port for name, port in content.items() if isinstance(port, int) and 0 < port < 65536}
+                return {
+                    name: port
+                    for name, port in content.items()
+                    if isinstance(port, int) and 0 < port < 65536
+                }
         return {}

@@ -110,7 +110,9 @@ class PostgresServer:
             self._port = await asyncio.to_thread(StickyPorts(self._data_dir.ports).take, "postgres")
         self._child = ChildProcess(
             self.name,
-            self._cluster.command("postgres", "-D", str(self._cluster.path), *self._options(self._port)),
+            self._cluster.command(
+                "postgres", "-D", str(self._cluster.path), *self._options(self._port)
+            ),
             log_file=self._data_dir.log("postgres"),
             stop_signal=signal.SIGINT,  # fast: rolls back what is open, leaves a clean cluster
             stop_timeout_s=30.0,
@@ -144,7 +146,12 @@ class PostgresServer:
         await self.start()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.stop()
 
     def _options(self, port: int) -> list[str]:
@@ -153,7 +160,9 @@ class PostgresServer:
 
     def _read_credentials(self) -> Credentials:
         secret = self._data_dir.secret
-        return Credentials(secret("postgres_superuser"), secret("postgres_owner"), secret("postgres_service"))
+        return Credentials(
+            secret("postgres_superuser"), secret("postgres_owner"), secret("postgres_service")
+        )
 
     async def _accepting(self) -> None:
         """Waits until the superuser can log in."""
@@ -161,7 +170,9 @@ class PostgresServer:
         deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
         while asyncio.get_running_loop().time() < deadline:
             try:
-                connection = await psycopg.AsyncConnection.connect(self.urls_of("postgres").superuser, connect_timeout=5)
+                connection = await psycopg.AsyncConnection.connect(
+                    self.urls_of("postgres").superuser, connect_timeout=5
+                )
             except psycopg.OperationalError as error:
                 self._refuse_lost_password(error)
             else:
@@ -170,7 +181,9 @@ class PostgresServer:
             if not self._child.running:
                 break
             await asyncio.sleep(0.05)
-        raise ServiceFailed(f"PostgreSQL did not come up: {await asyncio.to_thread(logs.last_line, self._child.log_file)}")
+        raise ServiceFailed(
+            f"PostgreSQL did not come up: {await asyncio.to_thread(logs.last_line, self._child.log_file)}"
+        )
 
     def _refuse_lost_password(self, error: psycopg.OperationalError) -> None:
         # A refused login carries no SQLSTATE in psycopg: the server's text is all there is.

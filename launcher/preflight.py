@@ -41,7 +41,9 @@ LIBRARIES = {"libnuma.so.1": "libnuma1", "libseccomp.so.2": "libseccomp2"}
 def check_port(host: str, port: int) -> None:
     """The ingress port is free, on an address that the graph can serve."""
     if host not in HOSTS:
-        raise StartRefused(f"DAARION_HOST is {host}, but the graph can listen on {' or '.join(HOSTS)} alone: set one of these")
+        raise StartRefused(
+            f"DAARION_HOST is {host}, but the graph can listen on {' or '.join(HOSTS)} alone: set one of these"
+        )
     match bind_error(port, host):
         case None:
             return
@@ -50,9 +52,13 @@ def check_port(host: str, port: int) -> None:
                 f"port {port} on {host} is taken{_by_whom(port)}: stop what listens there, or set DAARION_PORT to a free port"
             )
         case errno.EACCES:
-            raise StartRefused(f"port {port} needs more rights than this account has: set DAARION_PORT to a port above 1023")
+            raise StartRefused(
+                f"port {port} needs more rights than this account has: set DAARION_PORT to a port above 1023"
+            )
         case _:
-            raise StartRefused(f"{host} is no address of this machine: set DAARION_HOST to another, or unset it for 127.0.0.1")
+            raise StartRefused(
+                f"{host} is no address of this machine: set DAARION_HOST to another, or unset it for 127.0.0.1"
+            )
 
 
 def check_memory(available: int, needed: int = MEMORY_NEEDED) -> None:
@@ -78,7 +84,9 @@ def check_packages(packages: dict[str, str] | None = None) -> None:
     wanted = PACKAGES if packages is None else packages
     missing = [name for module, name in wanted.items() if find_spec(module) is None]
     if missing:
-        raise StartRefused(f"not installed for {sys.executable}: {', '.join(missing)}: run `make run`, which installs from the lock file")
+        raise StartRefused(
+            f"not installed for {sys.executable}: {', '.join(missing)}: run `make run`, which installs from the lock file"
+        )
 
 
 def check_libraries(libraries: dict[str, str] | None = None) -> None:
@@ -87,7 +95,9 @@ def check_libraries(libraries: dict[str, str] | None = None) -> None:
         try:
             ctypes.CDLL(file)
         except OSError:
-            raise StartRefused(f"the system's library {file} is missing: install it (Debian, Ubuntu: apt install {package})") from None
+            raise StartRefused(
+                f"the system's library {file} is missing: install it (Debian, Ubuntu: apt install {package})"
+            ) from None
 
 
 def check_files(paths: Iterable[Path]) -> None:
@@ -107,7 +117,9 @@ def available_memory() -> int:
     """Returns what can be had without swapping, in bytes: by the kernel's estimate, and by the limit of the container around it."""
     available = int(psutil.virtual_memory().available)
     try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = (
+            (CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current")
+        )
         return min(available, int(limit) - int(used))
     except (OSError, ValueError):  # no container, or one without a limit (`max`)
         return available
@@ -122,7 +134,9 @@ def free_disk(path: Path) -> int:
 async def check_database(url: str) -> None:
     """The external PostgreSQL takes a login."""
     try:
-        connection = await psycopg.AsyncConnection.connect(**{"connect_timeout": 5, **login_parameters(url)})
+        connection = await psycopg.AsyncConnection.connect(
+            **{"connect_timeout": 5, **login_parameters(url)}
+        )
     except (psycopg.OperationalError, psycopg.ProgrammingError, ConfigurationError) as error:
         if "authentication method requirement" in str(error):  # it comes without a SQLSTATE
             raise StartRefused(
@@ -143,7 +157,9 @@ async def check_nats(url: str) -> None:
     except ValueError:
         host, port = None, 0
     if host is None or not await nats.answers(host, port, timeout_s=5.0):
-        raise StartRefused("NATS_URL is set, but no NATS server answers there: correct it, or unset it to have NATS started here")
+        raise StartRefused(
+            "NATS_URL is set, but no NATS server answers there: correct it, or unset it to have NATS started here"
+        )
 
 
 def _by_whom(port: int) -> str:
@@ -153,7 +169,11 @@ def _by_whom(port: int) -> str:
     except (psutil.AccessDenied, OSError):
         return ""
     for connection in connections:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+        if (
+            connection.status == psutil.CONN_LISTEN
+            and connection.laddr.port == port
+            and connection.pid
+        ):
             try:
                 return f" by pid {connection.pid} ({psutil.Process(connection.pid).name()})"
             except psutil.Error:

@@ -22,7 +22,9 @@ async def own_data_dir(data_dir: DataDir, say: Callable[[str], None]) -> DataDir
     Raises:
         StartRefused: it cannot be written, is full, or belongs to a running launcher.
     """
-    preflight.check_disk(preflight.free_disk(data_dir.root), data_dir.root)  # first: a full disk fails everything else in odd ways
+    preflight.check_disk(
+        preflight.free_disk(data_dir.root), data_dir.root
+    )  # first: a full disk fails everything else in odd ways
     await asyncio.to_thread(data_dir.prepare)
     lock = DataDirLock(data_dir)
     lock.acquire()
@@ -36,7 +38,9 @@ async def own_data_dir(data_dir: DataDir, say: Callable[[str], None]) -> DataDir
     return lock
 
 
-async def check_graph(environment: Environment, config_files: Sequence[Path], memory_needed: int) -> None:
+async def check_graph(
+    environment: Environment, config_files: Sequence[Path], memory_needed: int
+) -> None:
     """What the graph needs beside the stores.
 
     Raises:

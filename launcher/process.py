@@ -96,7 +96,12 @@ class ChildProcess:
         """
         log = await asyncio.to_thread(_open_log, self.log_file)
         try:
-            self._process = await _spawn(self._command, stdout=log, stderr=asyncio.subprocess.STDOUT, death_signal=self._stop_signal)
+            self._process = await _spawn(
+                self._command,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+                death_signal=self._stop_signal,
+            )
         except OSError as error:
             raise ServiceFailed(f"{self.name} cannot be started: {error.strerror}") from error
         finally:
@@ -142,7 +147,12 @@ async def run_tool(command: Command, *, timeout_s: float) -> tuple[int, str]:
     """
     name = Path(command.argv[0]).name
     try:
-        process = await _spawn(command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, death_signal=signal.SIGTERM)
+        process = await _spawn(
+            command,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            death_signal=signal.SIGTERM,
+        )
     except OSError as error:
         raise ServiceFailed(f"{name} cannot be started: {error.strerror}") from error
     try:
@@ -156,7 +166,9 @@ async def run_tool(command: Command, *, timeout_s: float) -> tuple[int, str]:
     return process.returncode or 0, output.decode(errors="replace")
 
 
-async def _spawn(command: Command, *, stdout: int, stderr: int, death_signal: signal.Signals) -> asyncio.subprocess.Process:
+async def _spawn(
+    command: Command, *, stdout: int, stderr: int, death_signal: signal.Signals
+) -> asyncio.subprocess.Process:
     account = command.account
     return await asyncio.create_subprocess_exec(
         *command.argv,
@@ -173,7 +185,9 @@ async def _spawn(command: Command, *, stdout: int, stderr: int, death_signal: si
     )
 
 
-def _before_exec(death_signal: signal.Signals, deaf_to: Sequence[signal.Signals]) -> Callable[[], None]:
+def _before_exec(
+    death_signal: signal.Signals, deaf_to: Sequence[signal.Signals]
+) -> Callable[[], None]:
     """Returns what the child runs between fork and exec (after the change of account, which would clear the death signal)."""
     parent = os.getpid()
 

@@ -24,7 +24,9 @@ async def until_ready(url: str, say: Callable[[str], None], grace_s: float = _GR
     loop = asyncio.get_running_loop()
     said, said_at = "", -_REPEAT_S
     works_since: float | None = None
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5), trust_env=False) as client:
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=5), trust_env=False
+    ) as client:
         while True:
             works, waiting = await _probe(client, url)
             if waiting is None:
@@ -41,7 +43,9 @@ async def until_ready(url: str, say: Callable[[str], None], grace_s: float = _GR
 
 async def is_ready(url: str) -> str | None:
     """Returns None when every part behind `url` is ready, else what is not."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5), trust_env=False) as client:
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=5), trust_env=False
+    ) as client:
         return (await _probe(client, url))[1]
 
 
@@ -50,7 +54,11 @@ async def _probe(client: aiohttp.ClientSession, url: str) -> tuple[bool, str | N
     try:
         async with client.get(url, allow_redirects=False) as response:
             body = await response.json(content_type=None)
-            if response.status == 200 and isinstance(body, dict) and body.get("status") in _READY_STATES:
+            if (
+                response.status == 200
+                and isinstance(body, dict)
+                and body.get("status") in _READY_STATES
+            ):
                 return True, None
             return response.status == 200, describe(body)
     except (aiohttp.ClientError, TimeoutError, ValueError):
@@ -62,7 +70,11 @@ def describe(body: Any) -> str:
     checks = body.get("checks") if isinstance(body, dict) else None
     if not isinstance(checks, dict):
         return "the applications (not deployed yet)"
-    missing = [_part(name, check) for name, check in checks.items() if isinstance(check, dict) and check.get("state") not in _READY_STATES]
+    missing = [
+        _part(name, check)
+        for name, check in checks.items()
+        if isinstance(check, dict) and check.get("state") not in _READY_STATES
+    ]
     line = " ".join(", ".join(missing).split()) or "the applications"
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 

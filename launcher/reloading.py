@@ -46,7 +46,9 @@ async def reload_graph(data_dir: DataDir, console: Console) -> int:
         if not _is_child(serve.pid, launcher):
             console.plain(_AWAY)
             return FAILED
-    console.plain(f"asked the graph to read its configuration again; it has not answered yet: {log} will tell")
+    console.plain(
+        f"asked the graph to read its configuration again; it has not answered yet: {log} will tell"
+    )
     return FAILED
 
 

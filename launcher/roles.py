@@ -38,11 +38,19 @@ async def ensure_roles(superuser_url: str, credentials: Credentials) -> None:
     """Creates both roles, or puts their password and rights back to what they must be."""
     async with await psycopg.AsyncConnection.connect(superuser_url, autocommit=True) as connection:
         for role, password in ((OWNER, credentials.owner), (SERVICE, credentials.service)):
-            found = await (await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role])).fetchone()
+            found = await (
+                await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role])
+            ).fetchone()
             verb = sql.SQL("ALTER ROLE") if found else sql.SQL("CREATE ROLE")
             # The verifier is computed here: the password itself never stands in an SQL text or a server log.
-            verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
-            await connection.execute(sql.SQL("{} {} {} PASSWORD {}").format(verb, sql.Identifier(role), _PLAIN, sql.Literal(verifier)))
+            verifier = connection.pgconn.encrypt_password(
+                password.encode(), role.encode(), b"scram-sha-256"
+            ).decode()
+            await connection.execute(
+                sql.SQL("{} {} {} PASSWORD {}").format(
+                    verb, sql.Identifier(role), _PLAIN, sql.Literal(verifier)
+                )
+            )
 
 
 async def ensure_database(superuser_url: str, database_superuser_url: str, database: str) -> None:
@@ -55,10 +63,18 @@ async def ensure_database(superuser_url: str, database_superuser_url: str, datab
     """
     name = sql.Identifier(database)
     async with await psycopg.AsyncConnection.connect(superuser_url, autocommit=True) as connection:
-        found = await (await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database])).fetchone()
+        found = await (
+            await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database])
+        ).fetchone()
         if not found:
-            await connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, sql.Identifier(OWNER)))
+            await connection.execute(
+                sql.SQL("CREATE DATABASE {} OWNER {}").format(name, sql.Identifier(OWNER))
+            )
         await connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
-        await connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(name, sql.Identifier(SERVICE)))
-    async with await psycopg.AsyncConnection.connect(database_superuser_url, autocommit=True) as connection:
+        await connection.execute(
+            sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(name, sql.Identifier(SERVICE))
+        )
+    async with await psycopg.AsyncConnection.connect(
+        database_superuser_url, autocommit=True
+    ) as connection:
         await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")

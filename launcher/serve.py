@@ -16,7 +16,7 @@ _STOP_TIMEOUT_S = 75.0
 
 def serve_command(config_file: Path) -> list[str]:
     """Returns the command that runs the graph of `config_file` until SIGTERM; SIGHUP deploys the file anew."""
-    return [sys.executable, "-m", "deployments.serve_graph", str(config_file)]
+    return [sys.executable, "-m", "deployments.graph.serve_graph", str(config_file)]
 
 
 class ServeGraph:
@@ -31,7 +31,9 @@ class ServeGraph:
 
     name = "Serve"
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], *, cwd: Path, log_file: Path) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], *, cwd: Path, log_file: Path
+    ) -> None:
         # A reload asked for before the process listens would end it; it is about to read its configuration anyway.
         self._command = Command(argv, env, cwd, deaf_to=(signal.SIGHUP,))
         self._log_file = log_file
@@ -48,7 +50,11 @@ class ServeGraph:
             ServiceFailed: it cannot be executed.
         """
         self._child = ChildProcess(
-            self.name, self._command, log_file=self._log_file, stop_signal=signal.SIGTERM, stop_timeout_s=_STOP_TIMEOUT_S
+            self.name,
+            self._command,
+            log_file=self._log_file,
+            stop_signal=signal.SIGTERM,
+            stop_timeout_s=_STOP_TIMEOUT_S,
         )
         await self._child.start()
 

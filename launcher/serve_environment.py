@@ -38,9 +38,16 @@ def serve_environment(
         nats_url: None leaves NATS out.
         cpus: processors of this machine; math and proxy threads are capped by it.
     """
-    inherited = {name: value for name, value in environment.variables.items() if name not in _FOREIGN}
+    inherited = {
+        name: value for name, value in environment.variables.items() if name not in _FOREIGN
+    }
     merged = _defaults(cpus) | (_haproxy(cpus) if uses_haproxy(inherited) else {}) | inherited
-    return merged | _own(environment, instance) | {"DATABASE_URL": database_url} | ({"NATS_URL": nats_url} if nats_url else {})
+    return (
+        merged
+        | _own(environment, instance)
+        | {"DATABASE_URL": database_url}
+        | ({"NATS_URL": nats_url} if nats_url else {})
+    )
 
 
 def uses_haproxy(variables: Mapping[str, str]) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from configs.agents import load_blueprints
-from configs.engines import DEFAULT_FOLDER, EnginesSettings
+from configs.engines.config import DEFAULT_FOLDER, EnginesSettings
+from configs.engines.model_source import find_model
 from configs.environment import Environment
-from configs.llm import LLMSettings
+from configs.llm.config import LLMSettings
 from configs.memory import MemorySettings
-from configs.model_source import find_model
 from configs.tools import ToolsSettings
 from configs.yaml_files import load_yaml
 

@@ -19,9 +19,15 @@ class Part:
     address: str
 
 
-def write_services(data_dir: DataDir, *, database_url: str, database_owner_url: str, nats_url: str | None) -> None:
+def write_services(
+    data_dir: DataDir, *, database_url: str, database_owner_url: str, nats_url: str | None
+) -> None:
     """Records the stores' URLs for a graph that runs beside the launcher (0600, replaced in one step)."""
-    urls = {"database_url": database_url, "database_owner_url": database_owner_url, "nats_url": nats_url}
+    urls = {
+        "database_url": database_url,
+        "database_owner_url": database_owner_url,
+        "nats_url": nats_url,
+    }
     write_private(data_dir.services, json.dumps(urls, indent=1))
 
 

@@ -57,12 +57,19 @@ class StoreSet:
         await self._migrate(owner_url)
         await self._start_nats(stack)
         await asyncio.to_thread(
-            state.write_services, self.data_dir, database_url=self.database_url, database_owner_url=owner_url, nats_url=self.nats_url
+            state.write_services,
+            self.data_dir,
+            database_url=self.database_url,
+            database_owner_url=owner_url,
+            nats_url=self.nats_url,
         )
 
     def parts(self) -> list[Part]:
         """Returns both for `status`; an address holds no password."""
-        owned = {store.name: Part(store.name, store.pid, f"{LOOPBACK}:{store.port}") for store in self.owned}
+        owned = {
+            store.name: Part(store.name, store.pid, f"{LOOPBACK}:{store.port}")
+            for store in self.owned
+        }
         urls = {PostgresServer.name: self.database_url, NatsServer.name: self.nats_url}
         return [owned.get(name) or Part(name, None, _address(url)) for name, url in urls.items()]
 
@@ -100,15 +107,21 @@ class StoreSet:
     async def _migrate(self, owner_url: str) -> None:
         began = time.monotonic()
         variables = dict(self.environment.variables) | {"DATABASE_URL": owner_url}
-        status, output = await run_tool(Command(self.migrate_argv, variables, REPOSITORY), timeout_s=_MIGRATION_TIMEOUT_S)
+        status, output = await run_tool(
+            Command(self.migrate_argv, variables, REPOSITORY), timeout_s=_MIGRATION_TIMEOUT_S
+        )
         if status != 0:
-            raise ServiceFailed(f"the migrations failed: {logs.last_line_of(output) or f'status {status}'}")
+            raise ServiceFailed(
+                f"the migrations failed: {logs.last_line_of(output) or f'status {status}'}"
+            )
         self.console.say(f"the database is up to date ({time.monotonic() - began:.1f} s)")
 
 
 def _address(url: str) -> str:
     """The host and port of a URL, without user and password; of several the last."""
     _, separator, place = url.partition("://")
-    if not separator or "?" in place:  # PostgreSQL's own form, or a query: either may hold a password
+    if (
+        not separator or "?" in place
+    ):  # PostgreSQL's own form, or a query: either may hold a password
         return "as configured"
     return re.split(r"[/#]", place.rpartition("@")[2], maxsplit=1)[0]

@@ -39,13 +39,18 @@ def marked(identity: str, directory: Path) -> list[psutil.Process]:
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and (process.environ().get(MARKER) == identity or _writes_to(process, directory)):
+            if process.pid != os.getpid() and (
+                process.environ().get(MARKER) == identity or _writes_to(process, directory)
+            ):
                 found |= {each.pid: each for each in (process, *process.children(recursive=True))}
     return list(found.values())
 
 
 def _writes_to(process: psutil.Process, directory: Path) -> bool:
-    return any(file.mode != "r" and Path(file.path).is_relative_to(directory) for file in process.open_files())
+    return any(
+        file.mode != "r" and Path(file.path).is_relative_to(directory)
+        for file in process.open_files()
+    )
 
 
 def end(processes: list[psutil.Process], grace_s: float) -> int:

@@ -70,7 +70,9 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self._data_dir = DataDir(self.environment.data_dir)
-        self._stores = StoreSet(self.environment, self._data_dir, self.console, self.migrate_argv, self._hurry)
+        self._stores = StoreSet(
+            self.environment, self._data_dir, self.console, self.migrate_argv, self._hurry
+        )
 
     async def run(self) -> int:
         """Runs until a signal, a refusal or a give-up; returns the exit status after everything it started has ended."""
@@ -119,11 +121,19 @@ class Supervisor:
         await asyncio.to_thread(save, instance, self._data_dir.run / "instance.json")
         await asyncio.to_thread(ray_logs.show, self._data_dir.logs, instance.directory)
         variables = serve_environment(
-            self.environment, instance, database_url=self._stores.database_url, nats_url=self._stores.nats_url, cpus=os.cpu_count() or 1
+            self.environment,
+            instance,
+            database_url=self._stores.database_url,
+            nats_url=self._stores.nats_url,
+            cpus=os.cpu_count() or 1,
         )
-        self._serve = ServeGraph(graph.argv, variables, cwd=REPOSITORY, log_file=self._data_dir.log("serve"))
+        self._serve = ServeGraph(
+            graph.argv, variables, cwd=REPOSITORY, log_file=self._data_dir.log("serve")
+        )
         stack.push_async_callback(self._stop_serve, self._serve)
-        self.console.say(f"starting Serve; logs are in {self._data_dir.logs} (serve.log, events/, ray/serve/)")
+        self.console.say(
+            f"starting Serve; logs are in {self._data_dir.logs} (serve.log, events/, ray/serve/)"
+        )
         await self._serve.start()
 
     async def _watch(self) -> None:
@@ -131,7 +141,13 @@ class Supervisor:
         say = self.console.say
         watchers = [self._housekeeping()]
         watchers += [
-            keep_alive(store, log=self._data_dir.log(store.name.lower()), say=say, ended=self._record, started=self._record)
+            keep_alive(
+                store,
+                log=self._data_dir.log(store.name.lower()),
+                say=say,
+                ended=self._record,
+                started=self._record,
+            )
             for store in self._stores.owned
         ]
         if self._serve is not None:
@@ -209,20 +225,29 @@ class Supervisor:
         await asyncio.to_thread(strays.end, left, 0.0 if self._hurry.is_set() else _STRAY_GRACE_S)
 
     async def _end_strays(self) -> None:
-        await asyncio.to_thread(strays.end, await asyncio.to_thread(strays.orphans, ()), _STRAY_GRACE_S)
+        await asyncio.to_thread(
+            strays.end, await asyncio.to_thread(strays.orphans, ()), _STRAY_GRACE_S
+        )
 
     def _pids(self) -> list[int]:
-        services: list[Service] = [*self._stores.owned, *([self._serve] if self._serve is not None else [])]
+        services: list[Service] = [
+            *self._stores.owned,
+            *([self._serve] if self._serve is not None else []),
+        ]
         return [service.pid for service in services if service.pid is not None]
 
     def _record(self) -> None:
         parts = self._stores.parts()
         if self._serve is not None:
-            parts.append(Part(self._serve.name, self._serve.pid, messages.base_url(self.environment)))
+            parts.append(
+                Part(self._serve.name, self._serve.pid, messages.base_url(self.environment))
+            )
         try:
             state.write_parts(self._data_dir, parts)
             self._unrecorded = False
-        except OSError as error:  # a full disk, say: what runs goes on, and the next housekeeping tries again
+        except (
+            OSError
+        ) as error:  # a full disk, say: what runs goes on, and the next housekeeping tries again
             self._unrecorded = True
             self._hindered("noting what runs", error)
 

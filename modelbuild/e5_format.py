@@ -90,10 +90,16 @@ class PackedModel:
         if entry is None:
             raise FormatError(f"packed model: tensor {name} is missing")
         if entry.elements != int(np.prod(shape)):
-            raise FormatError(f"packed model: tensor {name} has {entry.elements} elements, expected shape {list(shape)}")
+            raise FormatError(
+                f"packed model: tensor {name} has {entry.elements} elements, expected shape {list(shape)}"
+            )
         raw = self.data[entry.offset : entry.offset + entry.size]
         with np.errstate(over="ignore", invalid="ignore"):
-            flat = decode_q4(raw) if entry.dtype == Q4 else np.frombuffer(raw, "<f4").astype(np.float16)
+            flat = (
+                decode_q4(raw)
+                if entry.dtype == Q4
+                else np.frombuffer(raw, "<f4").astype(np.float16)
+            )
         if not np.isfinite(flat).all():
             raise FormatError(f"packed model: tensor {name} has values beyond float16")
         return flat.reshape(shape)
@@ -159,7 +165,9 @@ def _geometry(cursor: _Cursor) -> Geometry:
     if min(sizes) < 1 or block != BLOCK_ELEMENTS or not 0 < epsilon < 1:
         raise FormatError("packed model: impossible geometry")
     hidden, layers, heads, intermediate, vocabulary, positions, token_types = sizes
-    return Geometry(hidden, layers, heads, intermediate, vocabulary, positions, token_types, epsilon)
+    return Geometry(
+        hidden, layers, heads, intermediate, vocabulary, positions, token_types, epsilon
+    )
 
 
 def _vocabulary(cursor: _Cursor) -> Vocabulary:
@@ -194,7 +202,9 @@ def _entries(cursor: _Cursor) -> dict[str, TensorEntry]:
 
 
 def _check_entry(name: str, entry: TensorEntry, file_bytes: int) -> None:
-    expected = {F32: entry.elements * 4, Q4: entry.elements // BLOCK_ELEMENTS * BLOCK_BYTES}.get(entry.dtype)
+    expected = {F32: entry.elements * 4, Q4: entry.elements // BLOCK_ELEMENTS * BLOCK_BYTES}.get(
+        entry.dtype
+    )
     whole = entry.dtype != Q4 or entry.elements % BLOCK_ELEMENTS == 0
     if expected != entry.size or not whole:
         raise FormatError(f"packed model: tensor {name} has an impossible size")

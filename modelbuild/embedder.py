@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from tokenizers.models import Unigram
 
 from modelbuild import e5_format
@@ -36,7 +44,9 @@ def build_embedder(packed: bytes, folder: Path) -> None:
     for name, content in _documents(model).items():
         target = folder / name
         target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        target.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def _weights(model: PackedModel) -> dict[str, NDArray[np.float16]]:
@@ -45,7 +55,9 @@ def _weights(model: PackedModel) -> dict[str, NDArray[np.float16]]:
     weights = {
         "embeddings.word_embeddings.weight": model.tensor("emb.word", size.vocabulary, hidden),
         "embeddings.position_embeddings.weight": model.tensor("emb.pos", size.positions, hidden),
-        "embeddings.token_type_embeddings.weight": model.tensor("emb.type", size.token_types, hidden),
+        "embeddings.token_type_embeddings.weight": model.tensor(
+            "emb.type", size.token_types, hidden
+        ),
         "embeddings.LayerNorm.weight": model.tensor("emb.ln.w", hidden),
         "embeddings.LayerNorm.bias": model.tensor("emb.ln.b", hidden),
         # The BERT class has a pooler that mean pooling never reads; without it loaders warn and invent random values.
@@ -82,10 +94,17 @@ def _layer(model: PackedModel, index: int) -> dict[str, NDArray[np.float16]]:
 def _tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     # The XLM-RoBERTa pipeline. NMT + NFKC stands in for the file's per-character table: they agree on every character but
     # U+FF5E and U+1F23B, and NFKC joins combining marks, as the table of the original model does.
-    tokenizer = Tokenizer(Unigram(list(vocabulary.pieces), unk_id=vocabulary.unk, byte_fallback=False))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer = Tokenizer(
+        Unigram(list(vocabulary.pieces), unk_id=vocabulary.unk, byte_fallback=False)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
+        ]
     )
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     bos, eos = _special(vocabulary, "bos"), _special(vocabulary, "eos")
@@ -94,8 +113,13 @@ def _tokenizer(vocabulary: Vocabulary) -> Tokenizer:
         pair=f"{bos} $A {eos} {eos} $B {eos}",
         special_tokens=[(bos, vocabulary.bos), (eos, vocabulary.eos)],
     )
-    special = [AddedToken(_special(vocabulary, name), special=True, normalized=False) for name in ("bos", "pad", "eos", "unk")]
-    tokenizer.add_special_tokens([*special, AddedToken(MASK, lstrip=True, special=True, normalized=False)])
+    special = [
+        AddedToken(_special(vocabulary, name), special=True, normalized=False)
+        for name in ("bos", "pad", "eos", "unk")
+    ]
+    tokenizer.add_special_tokens(
+        [*special, AddedToken(MASK, lstrip=True, special=True, normalized=False)]
+    )
     return tokenizer
 
 
@@ -111,8 +135,18 @@ def _documents(model: PackedModel) -> dict[str, Any]:
         "tokenizer_config.json": _tokenizer_config(size, vocabulary),
         "modules.json": [
             {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-            {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+            {
+                "idx": 1,
+                "name": "1",
+                "path": "1_Pooling",
+                "type": "sentence_transformers.models.Pooling",
+            },
+            {
+                "idx": 2,
+                "name": "2",
+                "path": "2_Normalize",
+                "type": "sentence_transformers.models.Normalize",
+            },
         ],
         "sentence_bert_config.json": {"max_seq_length": size.positions, "do_lower_case": False},
         "config_sentence_transformers.json": {
@@ -120,7 +154,10 @@ def _documents(model: PackedModel) -> dict[str, Any]:
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },
-        "1_Pooling/config.json": {"word_embedding_dimension": size.hidden, "pooling_mode_mean_tokens": True},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": size.hidden,
+            "pooling_mode_mean_tokens": True,
+        },
     }
 
 

@@ -35,12 +35,17 @@ def _save_model(gguf_file: Path, folder: Path) -> int:
 
 
 def _save_tokenizer(gguf_file: Path, folder: Path, context_length: int) -> None:
-    loaded = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, local_files_only=True)
+    loaded = AutoTokenizer.from_pretrained(
+        gguf_file.parent, gguf_file=gguf_file.name, local_files_only=True
+    )
     backend = loaded.backend_tokenizer
     # GGUF names the pre-tokenizer ("smollm") without describing it, and the loader falls back to GPT-2's: SmolLM splits
     # off every digit first, which changes how spaces before numbers are grouped.
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

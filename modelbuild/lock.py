@@ -30,7 +30,9 @@ def exclusive(path: Path, progress: Progress, wait_s: float = WAIT_S) -> Iterato
             deadline = time.monotonic() + wait_s
             while not _try_lock(file):
                 if time.monotonic() >= deadline:
-                    raise ModelBuildError(f"another build has been running for over {wait_s:.0f} s; end it and run again")
+                    raise ModelBuildError(
+                        f"another build has been running for over {wait_s:.0f} s; end it and run again"
+                    )
                 time.sleep(POLL_S)
         yield
 

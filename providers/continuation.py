@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from configs.llm import Continuation
-from contracts.llm import ChatMessage, ChatOptions
+from configs.llm.config import Continuation
+from contracts.llm.api import ChatMessage, ChatOptions
 
 INSTRUCTION = (
     "The connection broke while you were answering; the text above is what arrived. Go on exactly where it ends, beginning with the very "

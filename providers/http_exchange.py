@@ -59,7 +59,12 @@ class Exchange:
     It fails once `expires_at` (monotonic seconds) has passed and somebody waits; the pool looks every `http_pool.TICK_S`.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, released: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        released: Callable[[bool], None],
+    ) -> None:
         self.status = 0
         self.expires_at = float("inf")
         self.headers: dict[str, str] = {}
@@ -141,7 +146,9 @@ class Exchange:
         if self._released is None:
             return
         released, self._released = self._released, None
-        self._parser = None  # it knows this object: a circle, which only the garbage collector would open
+        self._parser = (
+            None  # it knows this object: a circle, which only the garbage collector would open
+        )
         sent = self._transport.get_write_buffer_size() == 0
         released(self._complete and self._keep and sent and not self._paused)
 
@@ -167,7 +174,12 @@ class Exchange:
 
     def expire(self, now: float) -> None:
         """Fails where somebody has waited long enough."""
-        if now >= self.expires_at and self._waiter is not None and self._error is None and not self._complete:
+        if (
+            now >= self.expires_at
+            and self._waiter is not None
+            and self._error is None
+            and not self._complete
+        ):
             self._error = TimedOut()
             self._keep = False
             self._wake()

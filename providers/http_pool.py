@@ -17,7 +17,13 @@ from typing import cast
 import aiohappyeyeballs
 from yarl import URL
 
-from providers.http_exchange import ConnectFailed, ConnectionBroken, ConnectTimedOut, Exchange, TimedOut
+from providers.http_exchange import (
+    ConnectFailed,
+    ConnectionBroken,
+    ConnectTimedOut,
+    Exchange,
+    TimedOut,
+)
 
 KEEPALIVE_S = 60.0
 ADDRESSES_S = 30.0
@@ -38,7 +44,11 @@ class HttpPool:
             raise ValueError("no http or https URL")
         self._host, self._port = parsed.raw_host, parsed.port
         self._tls = parsed.scheme == "https"
-        own = {"Host": parsed.host_port_subcomponent or "", "Accept": "*/*", "Accept-Encoding": "identity"}
+        own = {
+            "Host": parsed.host_port_subcomponent or "",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+        }
         lines = {name.lower(): f"{name}: {value}" for name, value in {**own, **headers}.items()}
         if not all(line.isprintable() for line in lines.values()):
             raise ValueError("a header holds a control character")
@@ -52,7 +62,9 @@ class HttpPool:
         self._looked_up = float("-inf")
         self._closed = False
 
-    async def post(self, body: bytes, *, connect_s: float, limit_s: float = float("inf")) -> Exchange:
+    async def post(
+        self, body: bytes, *, connect_s: float, limit_s: float = float("inf")
+    ) -> Exchange:
         """Sends `body` and returns the exchange once its head has come; the caller must release it.
 
         Raises:
@@ -97,14 +109,19 @@ class HttpPool:
                 return await self._connect()
         except TimeoutError:
             raise (ConnectTimedOut if connect_s <= limit_s else TimedOut) from None
-        except (OSError, UnicodeError):  # ssl's errors are OSErrors; a name too long for DNS is a UnicodeError
+        except (
+            OSError,
+            UnicodeError,
+        ):  # ssl's errors are OSErrors; a name too long for DNS is a UnicodeError
             self._looked_up = float("-inf")
             raise ConnectFailed from None
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         addresses = await self._lookup(loop)
-        sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1)
+        sock = await aiohappyeyeballs.start_connection(
+            addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1
+        )
         try:
             _, connection = await loop.create_connection(
                 lambda: _Connection(self, loop),
@@ -120,7 +137,9 @@ class HttpPool:
     async def _lookup(self, loop: asyncio.AbstractEventLoop) -> list[aiohappyeyeballs.AddrInfoType]:
         now = time.monotonic()
         if now - self._looked_up > ADDRESSES_S:
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+            found = await loop.getaddrinfo(
+                self._host, self._port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+            )
             self._addresses, self._looked_up = list(found), now
         return self._addresses
 
@@ -130,7 +149,11 @@ class HttpPool:
         now = time.monotonic()
         for exchange in busy:
             exchange.expire(now)
-        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick) if busy and not self._closed else None
+        self._ticker = (
+            asyncio.get_running_loop().call_later(TICK_S, self._tick)
+            if busy and not self._closed
+            else None
+        )
 
     # --- the connections' side
 
@@ -173,7 +196,9 @@ class _Connection(asyncio.Protocol):
         self._idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # other event loops have classes of their own
+        self._transport = cast(
+            "asyncio.Transport", transport
+        )  # other event loops have classes of their own
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:

@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator, Sequence
 from typing_extensions import Unpack
 
 from common.closing import close_if_closable
-from configs.llm import Continuation, ProviderSettings
+from configs.llm.config import Continuation, ProviderSettings
 from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse, UpstreamTimeout
-from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamEnd, StreamItem
-from contracts.ports import Condition
-from contracts.routing import Target
+from contracts.llm.api import ChatMessage, ChatOptions, LLMResponse, StreamEnd, StreamItem
+from contracts.llm.ports import Condition
+from contracts.llm.routing import Target
 from providers.continuation import continued
-from providers.openai_shapes import StreamParser, chat_body, parse_completion
 from providers.resources import ProviderResources
+from providers.shapes import StreamParser, chat_body, parse_completion
 
 
 class Provider:
@@ -41,7 +41,11 @@ class Provider:
         return None
 
     async def chat(
-        self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
+        self,
+        messages: Sequence[ChatMessage],
+        target: Target,
+        deadline: Deadline,
+        **options: Unpack[ChatOptions],
     ) -> LLMResponse:
         """Returns one whole answer. Raises EngineUnavailable, InvalidRequest leaves or UpstreamTimeout."""
         body = chat_body(target.name, messages, options, self._extra, stream=False)
@@ -54,7 +58,11 @@ class Provider:
         return parse_completion(completion)
 
     async def stream(
-        self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
+        self,
+        messages: Sequence[ChatMessage],
+        target: Target,
+        deadline: Deadline,
+        **options: Unpack[ChatOptions],
     ) -> AsyncIterator[StreamItem]:
         """Yields deltas, then one StreamEnd. Raises as `chat`."""
         body = chat_body(target.name, messages, options, self._extra, stream=True)
@@ -80,12 +88,16 @@ class Provider:
         finally:
             await close_if_closable(chunks)
         if parser.finish_reason is None:
-            raise UpstreamInvalidResponse("the local engine ended its stream before the answer was complete")
+            raise UpstreamInvalidResponse(
+                "the local engine ended its stream before the answer was complete"
+            )
         if (last := parser.last_delta()) is not None:
             yield last
         yield StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage())
 
-    def continued(self, messages: Sequence[ChatMessage], text: str, options: ChatOptions) -> tuple[list[ChatMessage], ChatOptions] | None:
+    def continued(
+        self, messages: Sequence[ChatMessage], text: str, options: ChatOptions
+    ) -> tuple[list[ChatMessage], ChatOptions] | None:
         """Returns the call that asks for the rest of an answer: vLLM goes on with the assistant's own message."""
         return continued(self._continuation, messages, text, options)
 

@@ -12,15 +12,29 @@ import orjson
 from anyio import CapacityLimiter, WouldBlock
 from typing_extensions import Unpack
 
-from configs.llm import Continuation, ProviderSettings
+from configs.llm.config import Continuation, ProviderSettings
 from configs.own_secrets import opens_graph
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, Overloaded, UpstreamInvalidResponse, UpstreamTimeout, UpstreamUnavailable
-from contracts.llm import ChatMessage, ChatOptions, LLMResponse, StreamDelta, StreamEnd, StreamItem
-from contracts.ports import Condition
-from contracts.routing import Target
+from contracts.errors import (
+    DaarionError,
+    Overloaded,
+    UpstreamInvalidResponse,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from contracts.llm.api import (
+    ChatMessage,
+    ChatOptions,
+    LLMResponse,
+    StreamDelta,
+    StreamEnd,
+    StreamItem,
+)
+from contracts.llm.ports import Condition
+from contracts.llm.routing import Target
 from providers.assembly import assembled
 from providers.continuation import continued
+from providers.errors import error_for_status, in_band_error
 from providers.http_exchange import (
     AnswerCutOff,
     AnswerTooLarge,
@@ -32,11 +46,10 @@ from providers.http_exchange import (
     TimedOut,
 )
 from providers.http_pool import HttpPool
-from providers.openai_shapes import StreamParser, chat_body, joined, parse_completion
 from providers.quota import Quota, quota_of
 from providers.resources import ProviderResources
+from providers.shapes import StreamParser, chat_body, joined, parse_completion
 from providers.sse import ErrorEvent, SSEDecoder
-from providers.upstream_errors import error_for_status, in_band_error
 from providers.upstream_json import decoded
 
 MAX_ANSWER_BYTES = 32 << 20
@@ -76,7 +89,11 @@ class Provider:
         self._streams_all = settings.stream_whole_answers
         self._key = resources.secret(settings.api_key_env) if settings.api_key_env else None
         self._key_fault = _key_fault(settings.api_key_env, self._key, resources.secret)
-        headers = {"Content-Type": "application/json", "User-Agent": f"daarion-serve ({name})", **settings.headers}
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": f"daarion-serve ({name})",
+            **settings.headers,
+        }
         if self._key and not self._key_fault:
             headers["Authorization"] = f"Bearer {self._key}"
         self._pool = HttpPool(f"{settings.base_url}/chat/completions", headers)
@@ -98,7 +115,11 @@ class Provider:
         return None if quota is None or time.monotonic() >= quota.until else quota.share
 
     async def chat(
-        self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
+        self,
+        messages: Sequence[ChatMessage],
+        target: Target,
+        deadline: Deadline,
+        **options: Unpack[ChatOptions],
     ) -> LLMResponse:
         """Returns one whole answer. Raises leaves of UpstreamError or InvalidRequest, UpstreamTimeout, or Overloaded."""
         if self._streams_all:
@@ -117,12 +138,18 @@ class Provider:
             return await assembled(self._read_back(payload))
         try:
             # Some gateways end a whole answer, too, with the mark of a stream's end.
-            return parse_completion(decoded(payload.rstrip().removesuffix(b"data: [DONE]")), self._reported)
+            return parse_completion(
+                decoded(payload.rstrip().removesuffix(b"data: [DONE]")), self._reported
+            )
         except ValueError:
             raise UpstreamInvalidResponse("the provider's answer is not valid JSON") from None
 
     async def stream(
-        self, messages: Sequence[ChatMessage], target: Target, deadline: Deadline, **options: Unpack[ChatOptions]
+        self,
+        messages: Sequence[ChatMessage],
+        target: Target,
+        deadline: Deadline,
+        **options: Unpack[ChatOptions],
     ) -> AsyncIterator[StreamItem]:
         """Yields deltas, then one StreamEnd. Raises as `chat`; a stream without its end is an error."""
         body = self._body(messages, target, options, stream=True)
@@ -146,7 +173,9 @@ class Provider:
         finally:
             held.end()
 
-    def continued(self, messages: Sequence[ChatMessage], text: str, options: ChatOptions) -> tuple[list[ChatMessage], ChatOptions] | None:
+    def continued(
+        self, messages: Sequence[ChatMessage], text: str, options: ChatOptions
+    ) -> tuple[list[ChatMessage], ChatOptions] | None:
         """Returns the call that asks for the rest of an answer, in the provider's dialect."""
         return continued(self._continuation, messages, text, options)
 
@@ -158,8 +187,17 @@ class Provider:
         await asyncio.gather(*draining, return_exceptions=True)
         self._pool.close()
 
-    def _body(self, messages: Sequence[ChatMessage], target: Target, options: ChatOptions, *, stream: bool) -> dict[str, Any]:
-        return chat_body(target.name, messages, options, self._extra, stream=stream, max_tokens_field=self._max_tokens_field)
+    def _body(
+        self, messages: Sequence[ChatMessage], target: Target, options: ChatOptions, *, stream: bool
+    ) -> dict[str, Any]:
+        return chat_body(
+            target.name,
+            messages,
+            options,
+            self._extra,
+            stream=stream,
+            max_tokens_field=self._max_tokens_field,
+        )
 
     async def _turn(self, target: Target, deadline: Deadline) -> _Held:
         """Takes one of the provider's connections. Raises Overloaded, or DeadlineExceeded where that comes first."""
@@ -168,16 +206,24 @@ class Provider:
             self._turns.acquire_on_behalf_of_nowait(turn)
         except WouldBlock:
             try:
-                async with asyncio.timeout(deadline.at_most(min(target.timeouts.connect_s, target.timeouts.total_s))):
+                async with asyncio.timeout(
+                    deadline.at_most(min(target.timeouts.connect_s, target.timeouts.total_s))
+                ):
                     await self._turns.acquire_on_behalf_of(turn)
             except TimeoutError:
                 deadline.check()
-                raise Overloaded(f"every connection to provider `{self.name}` is in use: retry shortly") from None
+                raise Overloaded(
+                    f"every connection to provider `{self.name}` is in use: retry shortly"
+                ) from None
         return _Held(self._turns, turn)
 
-    async def _post(self, held: _Held, body: dict[str, Any], target: Target, limit_s: float) -> Exchange:
+    async def _post(
+        self, held: _Held, body: dict[str, Any], target: Target, limit_s: float
+    ) -> Exchange:
         """Returns the exchange once its head is here, a success; `held` ends it. Raises HttpError, or the leaf of a refusal."""
-        exchange = held.exchange = await self._pool.post(orjson.dumps(body), connect_s=target.timeouts.connect_s, limit_s=limit_s)
+        exchange = held.exchange = await self._pool.post(
+            orjson.dumps(body), connect_s=target.timeouts.connect_s, limit_s=limit_s
+        )
         if (quota := quota_of(exchange.headers, time.monotonic())) is not None:
             self._quotas[target.name] = quota  # as many as there are models in the configuration
         if exchange.status != 200:
@@ -192,7 +238,9 @@ class Provider:
             try:
                 payload = decoded(body)
             except ValueError:
-                payload = None if body.lstrip().startswith(b"<") else body.decode("utf-8", "replace")
+                payload = (
+                    None if body.lstrip().startswith(b"<") else body.decode("utf-8", "replace")
+                )
         return error_for_status(self.name, exchange.status, exchange.headers, payload, self._key)
 
     def _reported(self, error: object) -> DaarionError:
@@ -220,15 +268,26 @@ class Provider:
         if marked:
             parser.end_marked()
         if parser.finish_reason is None or (parser.unreadable and not parser.has_content):
-            unreadable = f" ({parser.unreadable} of its events were unreadable)" if parser.unreadable else ""
-            raise UpstreamInvalidResponse(f"provider `{self.name}` ended its stream before the answer was complete{unreadable}")
-        end = StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage(), unreadable=parser.unreadable or None)
+            unreadable = (
+                f" ({parser.unreadable} of its events were unreadable)" if parser.unreadable else ""
+            )
+            raise UpstreamInvalidResponse(
+                f"provider `{self.name}` ended its stream before the answer was complete{unreadable}"
+            )
+        end = StreamEnd(
+            finish_reason=parser.finish_reason,
+            usage=parser.final_usage(),
+            unreadable=parser.unreadable or None,
+        )
         last = parser.last_delta()
         return [end] if last is None else [last, end]
 
     async def _read_back(self, payload: bytes) -> AsyncIterator[StreamItem]:
         """Yields the items of a stream that came whole, although none was asked for."""
-        parser, decoder = StreamParser(done_completes=True, leaf=self._reported), SSEDecoder(MAX_ANSWER_BYTES)
+        parser, decoder = (
+            StreamParser(done_completes=True, leaf=self._reported),
+            SSEDecoder(MAX_ANSWER_BYTES),
+        )
         marked = False
         for event in [*decoder.feed(payload), *decoder.finish()]:
             if marked := event.strip() == _DONE:
@@ -258,7 +317,9 @@ class Provider:
                 cut_off.begun = True
                 return cut_off
             case AnswerTooLarge():
-                return UpstreamInvalidResponse(f"the provider's answer is over {MAX_ANSWER_BYTES >> 20} MiB")
+                return UpstreamInvalidResponse(
+                    f"the provider's answer is over {MAX_ANSWER_BYTES >> 20} MiB"
+                )
             case TimedOut():
                 within = f" within {limit:.3g} s" if limit else " in time"
                 return UpstreamTimeout(f"provider `{self.name}` did not answer{within}")
@@ -311,7 +372,10 @@ class _Events:
         if self._parser.finish_reason and self._grace is None:
             self._grace = Deadline.after(USAGE_GRACE_S)
         if self._parser.counted_at_end and not self._counted:
-            self._counted, self._grace = True, Deadline.after(0 if self._parser.has_details else DETAILS_GRACE_S)
+            self._counted, self._grace = (
+                True,
+                Deadline.after(0 if self._parser.has_details else DETAILS_GRACE_S),
+            )
         if self._grace is not None and self._grace.remaining() <= 0:
             self.ended = True
             return []
@@ -373,11 +437,17 @@ async def _drain(held: _Held) -> None:
         held.end()
 
 
-def _key_fault(name: str | None, key: str | None, lookup: Callable[[str], str | None]) -> str | None:
+def _key_fault(
+    name: str | None, key: str | None, lookup: Callable[[str], str | None]
+) -> str | None:
     if name is None:
         return None
     if not key:
         return f"{name} is not set"
     if not key.isprintable():
         return f"{name} holds a control character"
-    return f"{name} opens this graph: give the provider a key of its own" if opens_graph(key, lookup) else None
+    return (
+        f"{name} opens this graph: give the provider a key of its own"
+        if opens_graph(key, lookup)
+        else None
+    )

@@ -10,10 +10,10 @@ from functools import lru_cache
 
 from genai_prices import Usage, calc_price
 
-from configs.llm import LLMSettings
-from configs.llm_limits import PriceSettings
-from contracts.llm import TokenUsage
-from contracts.routing import Target
+from configs.llm.config import LLMSettings
+from configs.llm.limits import PriceSettings
+from contracts.llm.api import TokenUsage
+from contracts.llm.routing import Target
 
 MILLION = 1_000_000
 REFRESH_S = 300.0
@@ -35,7 +35,11 @@ class _Rates:
 
     def cost(self, usage: TokenUsage) -> Decimal:
         cached = min(usage.cached_tokens or 0, usage.prompt_tokens)
-        return (usage.prompt_tokens - cached) * self.fresh + cached * self.cached + usage.completion_tokens * self.output
+        return (
+            (usage.prompt_tokens - cached) * self.fresh
+            + cached * self.cached
+            + usage.completion_tokens * self.output
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +50,30 @@ class _Stepped:
     base_url: str
 
     def cost(self, usage: TokenUsage) -> Decimal | None:
-        return _library_cost(self.name, self.base_url, usage.prompt_tokens, usage.cached_tokens or 0, usage.completion_tokens)
+        return _library_cost(
+            self.name,
+            self.base_url,
+            usage.prompt_tokens,
+            usage.cached_tokens or 0,
+            usage.completion_tokens,
+        )
 
 
 class PriceBook:
     """The Prices port over one configuration."""
 
     def __init__(
-        self, settings: LLMSettings, *, urls: Mapping[str, str | None] | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: LLMSettings,
+        *,
+        urls: Mapping[str, str | None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`urls` are the addresses of providers that `llm.yaml` does not name: the embedder's."""
-        self._urls = {**(urls or {}), **{name: provider.base_url for name, provider in settings.providers.items()}}
+        self._urls = {
+            **(urls or {}),
+            **{name: provider.base_url for name, provider in settings.providers.items()},
+        }
         self._models = {_key(settings, name) for name in settings.models}
         self._own = {_key(settings, name): _rates(price) for name, price in settings.prices.items()}
         self._clock = clock
@@ -89,7 +106,13 @@ class PriceBook:
 def context_tokens(name: str, base_url: str | None) -> int | None:
     """Returns how many tokens the library says that a model of the provider at that address holds, or None."""
     try:
-        return None if base_url is None else calc_price(Usage(input_tokens=1), name, provider_api_url=base_url).model.context_window
+        return (
+            None
+            if base_url is None
+            else calc_price(
+                Usage(input_tokens=1), name, provider_api_url=base_url
+            ).model.context_window
+        )
     except (LookupError, ValueError):  # as below
         return None
 
@@ -134,8 +157,12 @@ def _close(one: _Rates | None, other: _Rates | None) -> bool:
     return all(abs(a - b) <= NANO / MILLION for a, b in pairs)
 
 
-def _library_cost(name: str, base_url: str, prompt: int, cached: int, completion: int) -> Decimal | None:
-    usage = Usage(input_tokens=prompt, cache_read_tokens=min(cached, prompt), output_tokens=completion)
+def _library_cost(
+    name: str, base_url: str, prompt: int, cached: int, completion: int
+) -> Decimal | None:
+    usage = Usage(
+        input_tokens=prompt, cache_read_tokens=min(cached, prompt), output_tokens=completion
+    )
     try:
         return calc_price(usage, name, provider_api_url=base_url).total_price
     except LookupError:  # neither the provider nor the model need be known to the library

@@ -17,7 +17,9 @@ MAX_RESET_S = 3_600.0
 
 _KINDS = ("requests", "tokens")
 _NUMBER = re.compile(r"\d{1,15}")
-_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m(?!s))?(?:(\d{1,9}(?:\.\d{1,9})?)s)?(?:(\d{1,9}(?:\.\d{1,9})?)ms)?")
+_DURATION = re.compile(
+    r"(?:(\d{1,6})h)?(?:(\d{1,6})m(?!s))?(?:(\d{1,9}(?:\.\d{1,9})?)s)?(?:(\d{1,9}(?:\.\d{1,9})?)ms)?"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import cast
 
-from configs.llm import LLMSettings, ProviderSettings
+from configs.llm.config import LLMSettings, ProviderSettings
 from contracts.errors import ConfigurationError
-from contracts.ports import ChatProvider
+from contracts.llm.ports import ChatProvider
 from providers.resources import ProviderResources
 
 
@@ -19,7 +19,9 @@ def build_providers(settings: LLMSettings, resources: ProviderResources) -> dict
     Raises:
         ConfigurationError: a `type` that no module implements.
     """
-    built = {name: _build(name, provider, resources) for name, provider in settings.providers.items()}
+    built = {
+        name: _build(name, provider, resources) for name, provider in settings.providers.items()
+    }
     resources.turns.keep(built)
     return built
 
@@ -36,7 +38,9 @@ def _build(name: str, settings: ProviderSettings, resources: ProviderResources) 
 
 def _adapter(name: str, settings: ProviderSettings) -> Callable[..., object]:
     module_name = f"providers.{settings.type}"
-    adapter = getattr(import_module(module_name), "Provider", None) if find_spec(module_name) else None
+    adapter = (
+        getattr(import_module(module_name), "Provider", None) if find_spec(module_name) else None
+    )
     if adapter is None:
         raise ConfigurationError(
             f"llm.yaml: providers.{name}.type: no adapter `{settings.type}` (a class `Provider` in providers/{settings.type}.py)"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from anyio import CapacityLimiter
 
-from contracts.ports import Engine
+from contracts.llm.ports import Engine
 
 
 class Turns:
@@ -24,7 +24,11 @@ class Turns:
 
     def keep(self, providers: Container[str]) -> None:
         """Forgets every provider but `providers` and those that still have calls under way."""
-        self._limiters = {name: limiter for name, limiter in self._limiters.items() if name in providers or limiter.borrowed_tokens}
+        self._limiters = {
+            name: limiter
+            for name, limiter in self._limiters.items()
+            if name in providers or limiter.borrowed_tokens
+        }
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from configs.llm import LLMSettings, ModelSettings
-from configs.llm_failover import DEFAULT_CIRCUIT, DEFAULT_FIRST_TOKEN_HANDOVER_S, DEFAULT_RETRY, DEFAULT_TIMEOUTS, TimeoutSettings
+from configs.llm.config import LLMSettings, ModelSettings
+from configs.llm.failover import (
+    DEFAULT_CIRCUIT,
+    DEFAULT_FIRST_TOKEN_HANDOVER_S,
+    DEFAULT_RETRY,
+    DEFAULT_TIMEOUTS,
+    TimeoutSettings,
+)
 from contracts.errors import UnknownModel
-from contracts.routing import CircuitPolicy, RetryPolicy, Route, Spill, Target, Timeouts
+from contracts.llm.routing import CircuitPolicy, RetryPolicy, Route, Spill, Target, Timeouts
 from providers.prices import context_tokens
 
 
@@ -43,7 +49,9 @@ def _targets(settings: LLMSettings, logical_models: Sequence[str]) -> tuple[Targ
 def _spill(settings: LLMSettings, model: ModelSettings, primary: Target) -> Spill | None:
     if model.spill is None:
         return None
-    targets = tuple(target for target in _targets(settings, model.spill.to) if target.key != primary.key)
+    targets = tuple(
+        target for target in _targets(settings, model.spill.to) if target.key != primary.key
+    )
     return Spill(targets, model.spill.queue_depth, model.spill.drained_at()) if targets else None
 
 
@@ -52,7 +60,9 @@ def _target(settings: LLMSettings, logical_model: str) -> Target:
     provider = settings.providers[model.provider]
     defaults = DEFAULT_TIMEOUTS
     if provider.type != "local" and not model.reasoning:
-        defaults = TimeoutSettings(first_token_handover_s=DEFAULT_FIRST_TOKEN_HANDOVER_S).over(defaults)
+        defaults = TimeoutSettings(first_token_handover_s=DEFAULT_FIRST_TOKEN_HANDOVER_S).over(
+            defaults
+        )
     timeouts = model.timeouts.over(provider.timeouts.over(settings.timeouts.over(defaults)))
     retry = model.retry.over(provider.retry.over(settings.retry.over(DEFAULT_RETRY)))
     circuit = provider.circuit.over(settings.circuit.over(DEFAULT_CIRCUIT))

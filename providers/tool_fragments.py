@@ -12,7 +12,7 @@ import secrets
 from typing import Any
 
 from contracts.errors import UpstreamInvalidResponse
-from contracts.llm import NO_ARGUMENTS, ToolCall
+from contracts.llm.api import NO_ARGUMENTS, ToolCall
 from providers.upstream_json import encoded
 
 MAX_TOOL_CALLS = 1_024
@@ -26,7 +26,16 @@ _MARKS = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)
 class _Arguments:
     """The text of a call's arguments. Every character is looked at once, however often `is_whole` is asked."""
 
-    __slots__ = ("_depth", "_escape", "_in_string", "_pieces", "_scanned", "_size", "_started", "is_blank")
+    __slots__ = (
+        "_depth",
+        "_escape",
+        "_in_string",
+        "_pieces",
+        "_scanned",
+        "_size",
+        "_started",
+        "is_blank",
+    )
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
@@ -118,7 +127,11 @@ class ToolFragments:
 
     def without_arguments(self) -> list[dict[str, Any]]:
         """Returns the fragments that complete the calls of a finished stream whose arguments are an empty text."""
-        return [{"index": call.index, "function": {"arguments": NO_ARGUMENTS}} for call in self._calls if call.arguments.is_blank]
+        return [
+            {"index": call.index, "function": {"arguments": NO_ARGUMENTS}}
+            for call in self._calls
+            if call.arguments.is_blank
+        ]
 
     def _fragment(self, sent: dict[str, Any]) -> dict[str, Any] | None:
         index, function = sent.get("index"), sent.get("function")
@@ -130,7 +143,10 @@ class ToolFragments:
         return self._mended(sent, function if isinstance(function, dict) else sent)
 
     def _mended(self, sent: dict[str, Any], function: dict[str, Any]) -> dict[str, Any] | None:
-        name, text = _string(function.get("name")), arguments_text(function.get("arguments"), empty="")
+        name, text = (
+            _string(function.get("name")),
+            arguments_text(function.get("arguments"), empty=""),
+        )
         index, sent_id = _index(sent.get("index")), _string(sent.get("id"))
         call = self._addressed(index, sent_id)
         if call is not None and call.is_repeated_by(sent_id, name, text):
@@ -146,7 +162,9 @@ class ToolFragments:
         call.sent_id = sent_id or call.sent_id
         new_name = name if name != call.name else ""
         if len(call.name) + len(new_name) > MAX_NAME_CHARS:
-            raise UpstreamInvalidResponse(f"the provider's answer names a tool with over {MAX_NAME_CHARS} characters")
+            raise UpstreamInvalidResponse(
+                f"the provider's answer names a tool with over {MAX_NAME_CHARS} characters"
+            )
         call.name += new_name
         call.arguments.add(text)
         if not (begun or new_name or text):
@@ -164,8 +182,12 @@ class ToolFragments:
 
     def _new(self, sent_id: str) -> _Call:
         if len(self._calls) >= MAX_TOOL_CALLS:
-            raise UpstreamInvalidResponse(f"the provider's answer holds over {MAX_TOOL_CALLS} tool calls")
-        call = _Call(len(self._calls), sent_id if sent_id and sent_id not in self._by_id else new_id())
+            raise UpstreamInvalidResponse(
+                f"the provider's answer holds over {MAX_TOOL_CALLS} tool calls"
+            )
+        call = _Call(
+            len(self._calls), sent_id if sent_id and sent_id not in self._by_id else new_id()
+        )
         self._calls.append(call)
         self._by_id[call.id] = call
         return call
@@ -178,7 +200,11 @@ def parse_tool_calls(value: object) -> list[ToolCall] | None:
     calls: list[ToolCall] = []
     for call in value if isinstance(value, list) else [value]:
         function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(call, dict) or not isinstance(function, dict) or not (name := _string(function.get("name"))):
+        if (
+            not isinstance(call, dict)
+            or not isinstance(function, dict)
+            or not (name := _string(function.get("name")))
+        ):
             raise UpstreamInvalidResponse("the provider's answer holds a malformed tool call")
         sent_id = _string(call.get("id"))
         known = sent_id and sent_id not in {other["id"] for other in calls}

@@ -14,7 +14,8 @@ MENDING_COST = 256
 """What the mending of a text of no length counts against the bound of its answer, in bytes."""
 _BOM = b"\xef\xbb\xbf"
 _ESCAPES = re.compile(
-    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
+    re.DOTALL,
 )
 
 
@@ -50,7 +51,10 @@ def decoded(payload: bytes) -> object:
 
 
 def _mended(payload: bytes) -> object:
-    text = _ESCAPES.sub(lambda found: "\\ufffd" if found["half"] else found[0], payload.removeprefix(_BOM).decode("utf-8", "replace"))
+    text = _ESCAPES.sub(
+        lambda found: "\\ufffd" if found["half"] else found[0],
+        payload.removeprefix(_BOM).decode("utf-8", "replace"),
+    )
     try:
         value: object = json.loads(text, strict=False)
     except RecursionError:

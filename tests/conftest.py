@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from psycopg import sql
 
-from backends.database import Database
-from backends.migrate import migrate
+from backends.postgres.migrate import migrate
+from backends.postgres.pool import Database
 from launcher.postgres import DatabaseUrls, PostgresServer
 from tests.support.events import RecordedEvents
 
@@ -60,7 +60,9 @@ async def database_urls(postgres: PostgresServer) -> AsyncIterator[DatabaseUrls]
     name = f"test_{next(_numbers)}"
     await copy_database(postgres, TEMPLATE, name)
     yield postgres.urls_of(name)
-    await _administer(postgres, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    await _administer(
+        postgres, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+    )
 
 
 @pytest.fixture
@@ -96,6 +98,8 @@ async def copy_database(server: PostgresServer, template: str, name: str) -> Non
 
 
 async def _administer(server: PostgresServer, *statements: sql.Composed) -> None:
-    async with await psycopg.AsyncConnection.connect(server.urls_of("postgres").superuser, autocommit=True) as connection:
+    async with await psycopg.AsyncConnection.connect(
+        server.urls_of("postgres").superuser, autocommit=True
+    ) as connection:
         for statement in statements:
             await connection.execute(statement)

@@ -55,9 +55,13 @@ def summary_stats(args: dict[str, Any], _context: dict[str, Any]) -> dict[str, A
         "sentences": _sentences(text) if words else 0,
         "paragraphs": sum(1 for block in re.split(r"\n\s*\n", text) if block.strip()),
         "average_word_length": round(sum(map(len, words)) / len(words), 2) if words else 0.0,
-        "reading_time_s": math.ceil(60 * len(words) / WORDS_A_MINUTE.get(language, DEFAULT_WORDS_A_MINUTE)),
+        "reading_time_s": math.ceil(
+            60 * len(words) / WORDS_A_MINUTE.get(language, DEFAULT_WORDS_A_MINUTE)
+        ),
         "language": language,
-        "top_words": [{"word": word, "count": count} for word, count in _frequent(words, language, top)],
+        "top_words": [
+            {"word": word, "count": count} for word, count in _frequent(words, language, top)
+        ],
     }
 
 
@@ -66,7 +70,9 @@ def guess_language(words: list[str]) -> str:
     letters = Counter("".join(words))
     latin = sum(count for letter, count in letters.items() if "a" <= letter <= "z")
     cyrillic = sum(count for letter, count in letters.items() if "Ѐ" <= letter <= "ӿ")
-    common = {language: sum(word in known for word in words) for language, known in _STOP_WORDS.items()}
+    common = {
+        language: sum(word in known for word in words) for language, known in _STOP_WORDS.items()
+    }
     if cyrillic > latin:
         foreign = sum(letters[letter] for letter in _RUSSIAN_ONLY)
         own = sum(letters[letter] for letter in _UKRAINIAN_ONLY)

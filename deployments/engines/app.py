@@ -11,10 +11,10 @@ from ray import serve
 from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 
-from configs.embedder import EmbedderSettings, RemoteEmbedderSettings, embedder_source
-from configs.engines import LocalLLMSettings, load_engines, model_source, template_text
+from configs.engines.config import LocalLLMSettings, load_engines, model_source, template_text
+from configs.engines.embedder import EmbedderSettings, RemoteEmbedderSettings, embedder_source
+from configs.engines.model_source import is_hub_id
 from configs.environment import Environment, read_environment
-from configs.model_source import is_hub_id
 from contracts.errors import ConfigurationError
 from deployments.engines.placement import Placement, process_variables
 
@@ -61,7 +61,9 @@ class EnginesArgs(BaseModel):
     @property
     def placement(self) -> Placement:
         """Where an engine and its workers run."""
-        return Placement(self.num_cpus, self.num_gpus, self.accelerator_type, self.tensor_parallel_size)
+        return Placement(
+            self.num_cpus, self.num_gpus, self.accelerator_type, self.tensor_parallel_size
+        )
 
 
 class Engines:
@@ -79,8 +81,13 @@ def build(args: EnginesArgs) -> Application:
     """
     environment = read_environment()
     settings = load_engines(environment, args.settings_file)
-    ingress = serve.deployment(Engines, name="Engines", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=8)
-    return ingress.bind(_local_llm(settings.local_llm, environment, args), _embedder(settings.embedder, environment, args))
+    ingress = serve.deployment(
+        Engines, name="Engines", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=8
+    )
+    return ingress.bind(
+        _local_llm(settings.local_llm, environment, args),
+        _embedder(settings.embedder, environment, args),
+    )
 
 
 def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -109,7 +116,9 @@ def replica_bundles(args: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
     return bundles
 
 
-def _local_llm(settings: LocalLLMSettings, environment: Environment, args: EnginesArgs) -> Application:
+def _local_llm(
+    settings: LocalLLMSettings, environment: Environment, args: EnginesArgs
+) -> Application:
     source = model_source(settings, environment)
     if settings.engine.gpu_memory_utilization > args.num_gpus > 0:
         raise ConfigurationError(
@@ -118,7 +127,9 @@ def _local_llm(settings: LocalLLMSettings, environment: Environment, args: Engin
         )
     placement = args.placement
     variables = process_variables(
-        threads=settings.engine.threads, cache=str(environment.data_dir / "cache" / "vllm"), offline=not is_hub_id(source)
+        threads=settings.engine.threads,
+        cache=str(environment.data_dir / "cache" / "vllm"),
+        offline=not is_hub_id(source),
     )
     if settings.engine.enforce_eager:
         # vLLM compiles its sampler in any case, with the first answer at a temperature: half a minute in which the engine stands
@@ -134,16 +145,24 @@ def _local_llm(settings: LocalLLMSettings, environment: Environment, args: Engin
         max_constructor_retry_count=3,
     )("deployments.engines.local_llm.LocalLLM")
     template = template_text(settings, environment)
-    bound: Application = deployment.bind(settings=settings, source=source, template=template, placement=placement)
+    bound: Application = deployment.bind(
+        settings=settings, source=source, template=template, placement=placement
+    )
     return bound
 
 
-def _embedder(settings: EmbedderSettings, environment: Environment, args: EnginesArgs) -> Application | None:
+def _embedder(
+    settings: EmbedderSettings, environment: Environment, args: EnginesArgs
+) -> Application | None:
     """The embedding model, unless it is an endpoint elsewhere."""
     if isinstance(settings, RemoteEmbedderSettings):
         return None
     source = embedder_source(settings, environment)
-    variables = process_variables(threads=settings.threads, cache=str(environment.data_dir / "cache"), offline=not is_hub_id(source))
+    variables = process_variables(
+        threads=settings.threads,
+        cache=str(environment.data_dir / "cache"),
+        offline=not is_hub_id(source),
+    )
     # torch asks for huge pages: every pass reads all weights, and each small page not seen lately costs a walk of the page table.
     variables["THP_MEM_ALLOC_ENABLE"] = "1"
     # Named, not imported: its module loads torch, which only the replica needs.
@@ -164,4 +183,7 @@ def _embedder(settings: EmbedderSettings, environment: Environment, args: Engine
 
 
 def _live(settings: LocalLLMSettings) -> dict[str, Any]:
-    return {"default_sampling": settings.default_sampling.model_dump(), "structured": settings.structured.model_dump()}
+    return {
+        "default_sampling": settings.default_sampling.model_dump(),
+        "structured": settings.structured.model_dump(),
+    }

@@ -43,7 +43,9 @@ class EngineCounters(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM is 
         """Called by vLLM after each step of the engine, on the replica's event loop."""
         if scheduler_stats is not None:
             self._running[engine_idx] = scheduler_stats.num_running_reqs
-            self._waiting[engine_idx] = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
+            self._waiting[engine_idx] = (
+                scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
+            )
         if iteration_stats is None:
             return
         self.steps += 1

@@ -1,6 +1,6 @@
 """`Embedder`: texts to vectors, batched by Serve, behind two fair lanes.
 
-Callers reach it through its deployment handle (deployments/embedder_client.py) and never import torch.
+Callers reach it through its deployment handle (deployments/engines/embedder_client.py) and never import torch.
 """
 
 import asyncio
@@ -11,10 +11,15 @@ from typing import Any
 
 from ray import serve
 
-from configs.embedder import LocalEmbedderSettings
+from configs.engines.embedder import LocalEmbedderSettings
 from contracts.deadline import Deadline
-from contracts.embedding import MAX_TEXTS_PER_CALL, EmbeddingBatch, EmbeddingInput, EmbeddingKind
 from contracts.errors import DaarionError, EngineUnavailable, InvalidRequest
+from contracts.llm.embeddings import (
+    MAX_TEXTS_PER_CALL,
+    EmbeddingBatch,
+    EmbeddingInput,
+    EmbeddingKind,
+)
 from deployments.engines.lanes import FairLanes, Waiting
 from deployments.engines.sentence_encoder import SentenceEncoder
 
@@ -45,7 +50,13 @@ class Embedder:
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     async def embed(
-        self, inputs: Sequence[EmbeddingInput], kind: EmbeddingKind, tenant: str, seconds: float, *, own_vectors: bool = False
+        self,
+        inputs: Sequence[EmbeddingInput],
+        kind: EmbeddingKind,
+        tenant: str,
+        seconds: float,
+        *,
+        own_vectors: bool = False,
     ) -> EmbeddingBatch:
         """Returns one vector per text: memory's, or the model's own as any server of that model gives them.
 
@@ -69,7 +80,9 @@ class Embedder:
         space = self._settings.space if own_vectors else self._settings.memory_space
         if not own_vectors:
             vectors = self._encoder.neutral(texts, vectors)
-        return EmbeddingBatch(b"".join(vectors), space.dimension, space.model_version, sum(count for _, count in rows))
+        return EmbeddingBatch(
+            b"".join(vectors), space.dimension, space.model_version, sum(count for _, count in rows)
+        )
 
     async def stats(self) -> dict[str, Any]:
         """Returns what the embedder is and has done since the replica's start."""
@@ -84,18 +97,24 @@ class Embedder:
 
     async def check_health(self) -> None:
         """Serve's hook: a dispatcher that ended or a batch that never ends asks for a new replica."""
-        if self._dispatcher.done() or (self._batch_began is not None and time.monotonic() - self._batch_began > MAX_BATCH_S):
+        if self._dispatcher.done() or (
+            self._batch_began is not None and time.monotonic() - self._batch_began > MAX_BATCH_S
+        ):
             raise EngineUnavailable("the embedder hangs")
 
     async def _texts_of(self, inputs: Sequence[EmbeddingInput]) -> list[str]:
         texts = [given for given in inputs if isinstance(given, str)]
         if len(texts) == len(inputs):
             return texts
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.texts_of, inputs)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._encoder.texts_of, inputs
+        )
 
     def _waiting(self, text: str, kind: EmbeddingKind, tenant: str, deadline: Deadline) -> Waiting:
         cost = min(self._settings.max_tokens, 4 + len(text) // CHARS_PER_TOKEN)
-        return Waiting(text, kind, tenant, cost, deadline.at, asyncio.get_running_loop().create_future())
+        return Waiting(
+            text, kind, tenant, cost, deadline.at, asyncio.get_running_loop().create_future()
+        )
 
     async def _answers(self, items: list[Waiting], deadline: Deadline) -> list[tuple[bytes, int]]:
         try:
@@ -121,7 +140,11 @@ class Embedder:
         try:
             answer = await self._encode_batch(item)
         except Exception as error:  # noqa: BLE001  # whatever the model library raises is told to the caller as a leaf
-            leaf = error if isinstance(error, DaarionError) else EngineUnavailable("the embedder failed on this batch: retry")
+            leaf = (
+                error
+                if isinstance(error, DaarionError)
+                else EngineUnavailable("the embedder failed on this batch: retry")
+            )
             if not item.answer.done():
                 item.answer.set_exception(leaf)
             return
@@ -140,7 +163,9 @@ class Embedder:
         return answers
 
     async def _encoded(self, texts: list[str], kind: EmbeddingKind) -> list[tuple[bytes, int]]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode, texts, kind)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._encoder.encode, texts, kind
+        )
 
     async def _warm_up(self) -> None:
         """Encodes once short and once at full length, so that no caller pays for what is allocated lazily."""

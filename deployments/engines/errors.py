@@ -11,7 +11,14 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from contracts.errors import ContextLengthExceeded, DaarionError, EngineUnavailable, Internal, InvalidRequest, Overloaded
+from contracts.errors import (
+    ContextLengthExceeded,
+    DaarionError,
+    EngineUnavailable,
+    Internal,
+    InvalidRequest,
+    Overloaded,
+)
 
 MAX_REASON = 300
 RETRY_AFTER_BUSY_S = 1.0
@@ -19,7 +26,10 @@ RETRY_AFTER_DEAD_S = 10.0
 
 _TOO_LONG_TEXT = ("maximum context length", "max_model_len")
 # What a caller must not see in a foreign message: source positions, URLs, absolute paths, addresses, vLLM's notes on its own fields.
-_PRIVATE = re.compile(r"\[[\d:]+\] \S+:\d+: |https?://\S+|(?:/[\w.@-]+){2,}|0x[0-9a-fA-F]+| ?\((?:parameter|value)=.*\)$", re.DOTALL)
+_PRIVATE = re.compile(
+    r"\[[\d:]+\] \S+:\d+: |https?://\S+|(?:/[\w.@-]+){2,}|0x[0-9a-fA-F]+| ?\((?:parameter|value)=.*\)$",
+    re.DOTALL,
+)
 _FIELD = re.compile(r"[a-z_]+")
 
 
@@ -36,8 +46,14 @@ def translated(error: BaseException, *, structured: bool) -> DaarionError:
         return engine_gone()
     if isinstance(error, ValidationError):
         return InvalidRequest(f"the engine does not accept the request: {_fields(error)}")
-    if isinstance(error, VLLMClientError | ValueError | TypeError | OverflowError) or _is_template_error(error):
-        return _too_long(str(error)) if _says_too_long(str(error)) else InvalidRequest(_reason(str(error)))
+    if isinstance(
+        error, VLLMClientError | ValueError | TypeError | OverflowError
+    ) or _is_template_error(error):
+        return (
+            _too_long(str(error))
+            if _says_too_long(str(error))
+            else InvalidRequest(_reason(str(error)))
+        )
     if isinstance(error, VLLMError):
         return _failed(structured=structured)
     return Internal("the engine failed in an unexpected way")
@@ -59,17 +75,24 @@ def translated_response(response: ErrorResponse, *, structured: bool) -> Daarion
 
 def engine_gone() -> EngineUnavailable:
     """The engine process died; the replica fails its health check and is replaced."""
-    return EngineUnavailable("the local engine has stopped and is being restarted", retry_after_s=RETRY_AFTER_DEAD_S)
+    return EngineUnavailable(
+        "the local engine has stopped and is being restarted", retry_after_s=RETRY_AFTER_DEAD_S
+    )
 
 
 def _overloaded() -> Overloaded:
-    return Overloaded("the local engine's queue is full: send fewer requests at once, or retry later", retry_after_s=RETRY_AFTER_BUSY_S)
+    return Overloaded(
+        "the local engine's queue is full: send fewer requests at once, or retry later",
+        retry_after_s=RETRY_AFTER_BUSY_S,
+    )
 
 
 def _failed(*, structured: bool) -> DaarionError:
     if structured:
         return InvalidRequest("the engine cannot follow this JSON schema: simplify it")
-    return EngineUnavailable("the local engine failed on this request: retry", retry_after_s=RETRY_AFTER_BUSY_S)
+    return EngineUnavailable(
+        "the local engine failed on this request: retry", retry_after_s=RETRY_AFTER_BUSY_S
+    )
 
 
 def _says_too_long(message: str) -> bool:
@@ -77,7 +100,11 @@ def _says_too_long(message: str) -> bool:
 
 
 def _too_long(message: str) -> ContextLengthExceeded:
-    numbers = {name: int(found[1]) for name, pattern in _NUMBERS.items() if (found := re.search(pattern, message))}
+    numbers = {
+        name: int(found[1])
+        for name, pattern in _NUMBERS.items()
+        if (found := re.search(pattern, message))
+    }
     context = numbers.get("max_context_tokens")
     limit = f" of {context} tokens" if context is not None else ""
     return ContextLengthExceeded(
@@ -103,7 +130,10 @@ def _reason(message: str) -> str:
 def _fields(error: ValidationError) -> str:
     """`field: reason` for each mistake; pydantic also names the variants of a union that it tried."""
     mistakes = error.errors(include_url=False, include_input=False, include_context=False)
-    named = (f"{'.'.join(str(part) for part in mistake['loc'] if _is_field(part))}: {mistake['msg']}" for mistake in mistakes)
+    named = (
+        f"{'.'.join(str(part) for part in mistake['loc'] if _is_field(part))}: {mistake['msg']}"
+        for mistake in mistakes
+    )
     return _reason("; ".join(list(dict.fromkeys(named))[:3]))
 
 

@@ -38,7 +38,9 @@ def freeze(model: SentenceTransformer) -> bool:
         reason = "other vectors"
     except Exception as error:  # noqa: BLE001  # what cannot be traced raises whatever it likes, and runs as it is
         reason = type(error).__name__
-    _LOG.warning("the embedding model runs without its graph (%s): single texts take longer", reason)
+    _LOG.warning(
+        "the embedding model runs without its graph (%s): single texts take longer", reason
+    )
     network.__dict__.pop("forward", None)
     return False
 
@@ -48,15 +50,23 @@ def _as_graph(model: SentenceTransformer, network: Any) -> Any:
     with torch.inference_mode(), warnings.catch_warnings():
         # The tracer warns of decisions it cannot record (the vectors are compared afterwards), torch of a successor that wants a compiler.
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(network, tuple(sample[name] for name in _INPUTS), strict=False, check_trace=False)
+        traced = torch.jit.trace(
+            network, tuple(sample[name] for name in _INPUTS), strict=False, check_trace=False
+        )
         graph = torch.jit.freeze(traced.eval())
 
     def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> BaseModelOutput:
         answer = graph(input_ids, attention_mask)
-        return BaseModelOutput(last_hidden_state=answer["last_hidden_state"] if isinstance(answer, dict) else answer[0])
+        return BaseModelOutput(
+            last_hidden_state=answer["last_hidden_state"] if isinstance(answer, dict) else answer[0]
+        )
 
     return forward
 
 
 def _vectors(model: SentenceTransformer) -> Any:
-    return np.asarray(model.encode(_SAMPLES, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False))
+    return np.asarray(
+        model.encode(
+            _SAMPLES, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+    )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from configs.embedder import LocalEmbedderSettings, embedder_source
+from configs.engines.embedder import LocalEmbedderSettings, embedder_source
 from configs.environment import Environment
 from contracts.deadline import Deadline
-from contracts.embedding import EmbeddingBatch, EmbeddingKind
+from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
 from deployments.engines.sentence_encoder import SentenceEncoder
 
 
@@ -24,9 +24,21 @@ class InProcessEmbedder:
         self.model_version = settings.memory_space.model_version
         self.dimension = settings.memory_space.dimension
 
-    async def embed(self, texts: Sequence[str], kind: EmbeddingKind, *, tenant: str, deadline: Deadline) -> EmbeddingBatch:  # noqa: ARG002  # the port's
+    async def embed(
+        self,
+        texts: Sequence[str],
+        kind: EmbeddingKind,
+        *,
+        tenant: str,  # noqa: ARG002  # the port's
+        deadline: Deadline,
+    ) -> EmbeddingBatch:
         """Returns one vector per text."""
         deadline.check()
         encoded = await asyncio.to_thread(self._encoder.encode, texts, kind)
         vectors = self._encoder.neutral(texts, [vector for vector, _ in encoded])
-        return EmbeddingBatch(b"".join(vectors), self.dimension, self.model_version, sum(count for _, count in encoded))
+        return EmbeddingBatch(
+            b"".join(vectors),
+            self.dimension,
+            self.model_version,
+            sum(count for _, count in encoded),
+        )

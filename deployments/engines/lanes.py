@@ -8,9 +8,9 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from configs.embedder import BatchSettings, QueueSettings
-from contracts.embedding import EmbeddingKind
+from configs.engines.embedder import BatchSettings, QueueSettings
 from contracts.errors import Overloaded
+from contracts.llm.embeddings import EmbeddingKind
 
 RETRY_WHEN_FULL_S = 1.0
 
@@ -88,9 +88,14 @@ class FairLanes:
             return
         tenant = items[0].tenant
         if self._held.get(tenant, 0) + len(items) > self._queue.max_texts_per_tenant:
-            raise Overloaded("too many texts of this tenant wait to be embedded: retry shortly", retry_after_s=RETRY_WHEN_FULL_S)
+            raise Overloaded(
+                "too many texts of this tenant wait to be embedded: retry shortly",
+                retry_after_s=RETRY_WHEN_FULL_S,
+            )
         if self.waiting + len(items) > self._queue.max_texts:
-            raise Overloaded("too many texts wait to be embedded: retry shortly", retry_after_s=RETRY_WHEN_FULL_S)
+            raise Overloaded(
+                "too many texts wait to be embedded: retry shortly", retry_after_s=RETRY_WHEN_FULL_S
+            )
         for item in items:
             self._lanes[item.kind].put(item)
         self._held[tenant] = self._held.get(tenant, 0) + len(items)

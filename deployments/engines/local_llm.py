@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.serve.llm import LLMServer
 
-from configs.engines import LocalLLMSettings, SamplingSettings, StructuredSettings
+from configs.engines.config import LocalLLMSettings, SamplingSettings, StructuredSettings
 from contracts.errors import DaarionError
 from deployments.engines.errors import engine_gone
 from deployments.engines.placement import Placement
@@ -34,13 +34,17 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
     The constructor returns once the engine has answered: a replica that counts as running is warm.
     """
 
-    async def __init__(self, settings: LocalLLMSettings, source: str, template: str | None, placement: Placement) -> None:  # type: ignore[misc]  # Serve awaits constructors
+    async def __init__(  # type: ignore[misc]  # Serve awaits constructors
+        self, settings: LocalLLMSettings, source: str, template: str | None, placement: Placement
+    ) -> None:
         self._settings = settings
         self._sampling = settings.default_sampling
         self._structured = settings.structured
         self._aborted = 0
         self._warm_up_s: float | None = None
-        await super().__init__(llm_config(settings, source, template, placement), engine_cls=PlainEngine)
+        await super().__init__(
+            llm_config(settings, source, template, placement), engine_cls=PlainEngine
+        )
 
     async def start(self) -> None:
         """Starts the engine and warms it up. Ray's own start reports usage through one more actor process."""
@@ -113,7 +117,11 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
 
     def _request(self, body: dict[str, Any], *, stream: bool) -> dict[str, Any]:
         return engine_request(
-            body, served_name=self._settings.served_name, sampling=self._sampling, structured=self._structured, stream=stream
+            body,
+            served_name=self._settings.served_name,
+            sampling=self._sampling,
+            structured=self._structured,
+            stream=stream,
         )
 
     def _ready_engine(self) -> PlainEngine:
@@ -129,13 +137,22 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
         the replica nothing.
         """
         started = time.monotonic()
-        rounds = warm_up_rounds(max_num_seqs=self._settings.engine.max_num_seqs, calls_tools=self._settings.tool_parser is not None)
-        await asyncio.wait_for(self.chat_dict(rounds[0][0]), WARM_UP_TIMEOUT_S)  # whole; the others as streams
+        rounds = warm_up_rounds(
+            max_num_seqs=self._settings.engine.max_num_seqs,
+            calls_tools=self._settings.tool_parser is not None,
+        )
+        await asyncio.wait_for(
+            self.chat_dict(rounds[0][0]), WARM_UP_TIMEOUT_S
+        )  # whole; the others as streams
         try:
             async with asyncio.timeout(WARM_UP_TIMEOUT_S):
                 for number, bodies in enumerate(rounds):
-                    ended = await asyncio.gather(*map(self._generate, bodies), return_exceptions=True)
-                    if refused := next((error for error in ended if isinstance(error, DaarionError)), None):
+                    ended = await asyncio.gather(
+                        *map(self._generate, bodies), return_exceptions=True
+                    )
+                    if refused := next(
+                        (error for error in ended if isinstance(error, DaarionError)), None
+                    ):
                         log.warning("warm-up: round %d was refused: %s", number, refused)
         except TimeoutError:
             log.warning("warm-up: not finished after %.0f s", WARM_UP_TIMEOUT_S)

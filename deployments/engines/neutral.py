@@ -56,8 +56,14 @@ class LanguageParts:
 def joined_sentences() -> tuple[list[str], list[str]]:
     """Returns passages of two and three sentences in Ukrainian, and the same in English."""
     rows = [line.split("\t") for line in SENTENCES.read_text(encoding="utf-8").splitlines()]
-    spans = [[(start + _STEP * place) % len(rows) for place in range(count)] for count in _LENGTHS for start in range(0, len(rows), _EVERY)]
-    ukrainian, english = ([" ".join(rows[row][column] for row in span) for span in spans] for column in (0, 1))
+    spans = [
+        [(start + _STEP * place) % len(rows) for place in range(count)]
+        for count in _LENGTHS
+        for start in range(0, len(rows), _EVERY)
+    ]
+    ukrainian, english = (
+        [" ".join(rows[row][column] for row in span) for span in spans] for column in (0, 1)
+    )
     return ukrainian, english
 
 

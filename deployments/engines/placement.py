@@ -69,5 +69,9 @@ def process_variables(*, threads: int | None, cache: str, offline: bool) -> dict
     }
     if threads is not None:
         # vLLM binds one thread to one core when it is left to choose on two cores.
-        variables |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        variables |= {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
     return variables

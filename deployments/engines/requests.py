@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from configs.engines import SamplingSettings, StructuredSettings
+from configs.engines.config import SamplingSettings, StructuredSettings
 from contracts.errors import InvalidRequest
 from deployments.engines.schemas import bound_schema, refuse_widened
 
@@ -21,7 +21,12 @@ LEAST_TOP_P = 1e-6
 
 
 def engine_request(
-    body: dict[str, Any], *, served_name: str, sampling: SamplingSettings, structured: StructuredSettings, stream: bool
+    body: dict[str, Any],
+    *,
+    served_name: str,
+    sampling: SamplingSettings,
+    structured: StructuredSettings,
+    stream: bool,
 ) -> dict[str, Any]:
     """Returns the body for vLLM: known fields only, nulls dropped, defaults filled, schemas bounded.
 
@@ -108,7 +113,9 @@ def is_structured(request: dict[str, Any]) -> bool:
     return request.get("tool_choice") == "required" or isinstance(request.get("tool_choice"), dict)
 
 
-def _fill_sampling(request: dict[str, Any], sampling: SamplingSettings, structured: StructuredSettings) -> None:
+def _fill_sampling(
+    request: dict[str, Any], sampling: SamplingSettings, structured: StructuredSettings
+) -> None:
     defaults = sampling.model_dump(exclude_none=True)
     if "max_completion_tokens" in request:
         defaults.pop("max_tokens", None)

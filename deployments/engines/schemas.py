@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from configs.engines import StructuredSettings
+from configs.engines.config import StructuredSettings
 from contracts.errors import InvalidRequest
 
 MAX_DEPTH = 64
@@ -40,7 +40,15 @@ _TYPED = {
     _OF_ARRAYS: ("type", "items", "prefixItems", "unevaluatedItems"),
     _OF_SCALARS: ("type",),
 }
-_ASSERTIONS = (*_ALONE, "properties", "prefixItems", *_SUBSCHEMAS, *_OF_OBJECTS, *_OF_ARRAYS, *_OF_SCALARS)
+_ASSERTIONS = (
+    *_ALONE,
+    "properties",
+    "prefixItems",
+    *_SUBSCHEMAS,
+    *_OF_OBJECTS,
+    *_OF_ARRAYS,
+    *_OF_SCALARS,
+)
 _MAX_PATH = 200
 _MAX_VARIANTS = 32
 """Branches of a `oneOf`: each pair of them is compared."""
@@ -74,7 +82,9 @@ def refuse_widened(schema: dict[str, Any]) -> None:
     for path, part in _parts(schema, "$"):
         for keyword, why in _widened(part, schema):
             shown = path if len(path) <= _MAX_PATH else f"{path[:_MAX_PATH]}…"
-            raise InvalidRequest(f"the engine cannot follow this JSON schema: `{keyword}` at {shown} {why}")
+            raise InvalidRequest(
+                f"the engine cannot follow this JSON schema: `{keyword}` at {shown} {why}"
+            )
 
 
 def _parts(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,7 +99,12 @@ def _parts(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _parts(item, f"{path}.{key}[{index}]")
     for key in _SUBSCHEMA_MAPS:
         for name, item in _dict(schema.get(key)).items():
-            yield from _parts(item, f"{path}.{key}.{name}" if name.isidentifier() else f"{path}.{key}[{json.dumps(name)}]")
+            yield from _parts(
+                item,
+                f"{path}.{key}.{name}"
+                if name.isidentifier()
+                else f"{path}.{key}[{json.dumps(name)}]",
+            )
 
 
 def _widened(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -101,11 +116,20 @@ def _widened(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[tuple[str
     if len(variants) > _MAX_VARIANTS:
         yield "oneOf", f"has more than {_MAX_VARIANTS} branches"
     if not all(_disjoint(one, other, root) for one, other in combinations(variants, 2)):
-        yield "oneOf", "has branches that are not plainly disjoint by `const`, `enum` or `type`: make them so, or use `anyOf`"
+        yield (
+            "oneOf",
+            "has branches that are not plainly disjoint by `const`, `enum` or `type`: make them so, or use `anyOf`",
+        )
     head = next((key for key in _ALONE if key in schema), None)
     if head is not None:
-        yield from ((key, f"is not supported beside `{head}`") for key in _ASSERTIONS if key in schema and key != head)
-        if "type" in schema and not _kinds({head: schema[head]}, root) <= _kinds({"type": schema["type"]}, root):
+        yield from (
+            (key, f"is not supported beside `{head}`")
+            for key in _ASSERTIONS
+            if key in schema and key != head
+        )
+        if "type" in schema and not _kinds({head: schema[head]}, root) <= _kinds(
+            {"type": schema["type"]}, root
+        ):
             yield "type", f"does not plainly agree with the `{head}` beside it"
         return
     for keywords, tellers in _TYPED.items():
@@ -114,7 +138,11 @@ def _widened(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[tuple[str
     if not _required(schema) <= _dict(schema.get("properties")).keys():
         yield "required", "names what is not in `properties`"
     if not schema.keys().isdisjoint({"pattern", "format"}):
-        yield from ((key, "is not supported beside `pattern` or `format`") for key in ("minLength", "maxLength") if key in schema)
+        yield from (
+            (key, "is not supported beside `pattern` or `format`")
+            for key in ("minLength", "maxLength")
+            if key in schema
+        )
 
 
 def _disjoint(one: Any, other: Any, root: dict[str, Any]) -> bool:
@@ -128,7 +156,10 @@ def _disjoint(one: Any, other: Any, root: dict[str, Any]) -> bool:
     if kinds != {"object"}:
         return False
     for name in _required(one) & _required(other):
-        values, others = (_values(_resolved(_dict(branch.get("properties")).get(name), root)) for branch in (one, other))
+        values, others = (
+            _values(_resolved(_dict(branch.get("properties")).get(name), root))
+            for branch in (one, other)
+        )
         if values is not None and others is not None and values.isdisjoint(others):
             return True
     return False
@@ -144,7 +175,9 @@ def _kinds(schema: Any, root: dict[str, Any], *, branching: bool = True) -> froz
         return frozenset(named | {"integer"} if "number" in named else named)
     for key in ("anyOf", "oneOf", "allOf"):
         if branching and (branches := _list(schema.get(key))):
-            return frozenset().union(*(_kinds(branch, root, branching=False) for branch in branches))
+            return frozenset().union(
+                *(_kinds(branch, root, branching=False) for branch in branches)
+            )
     return _ANY
 
 
@@ -214,7 +247,9 @@ def _bounded(schema: Any, bounds: StructuredSettings, depth: int) -> Any:
             bounded[key] = [_bounded(item, bounds, depth + 1) for item in bounded[key]]
     for key in _SUBSCHEMA_MAPS:
         if isinstance(bounded.get(key), dict):
-            bounded[key] = {name: _bounded(item, bounds, depth + 1) for name, item in bounded[key].items()}
+            bounded[key] = {
+                name: _bounded(item, bounds, depth + 1) for name, item in bounded[key].items()
+            }
     _bound_string(bounded, bounds.max_string_length)
     _bound_array(bounded, bounds.max_items)
     return bounded

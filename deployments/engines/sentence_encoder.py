@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from configs.embedder import LocalEmbedderSettings
-from configs.model_source import is_hub_id
-from contracts.embedding import EmbeddingInput, EmbeddingKind
+from configs.engines.embedder import LocalEmbedderSettings
+from configs.engines.model_source import is_hub_id
 from contracts.errors import ConfigurationError, InvalidRequest
+from contracts.llm.embeddings import EmbeddingInput, EmbeddingKind
 from deployments.engines.frozen import freeze
 from deployments.engines.neutral import LanguageParts, Vector
 
@@ -41,7 +41,9 @@ class SentenceEncoder:
         self._max_chars = settings.max_tokens * MAX_CHARS_PER_TOKEN
         dimension = self._model.get_embedding_dimension()
         if dimension != settings.dimension:
-            raise ConfigurationError(f"engines.yaml: embedder.dimension: {settings.dimension}, but the model has {dimension}")
+            raise ConfigurationError(
+                f"engines.yaml: embedder.dimension: {settings.dimension}, but the model has {dimension}"
+            )
         self.frozen = device == "cpu" and freeze(self._model)
         self.parts = LanguageParts.measured(self._passages) if settings.language_neutral else None
 
@@ -64,7 +66,11 @@ class SentenceEncoder:
         counts = self._count(prepared)
         # The library takes the longest first: neighbours of about the same length waste the least padding.
         vectors = self._model.encode(
-            prepared, batch_size=self._batch_size(counts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+            prepared,
+            batch_size=self._batch_size(counts),
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
         )
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         return [(row.tobytes(), count) for row, count in zip(rows, counts, strict=True)]
@@ -73,46 +79,68 @@ class SentenceEncoder:
         tokenizer = self._model.tokenizer
         a_text, special = tokenizer("a")["input_ids"], set(tokenizer.all_special_ids)
         marks = {end: a_text[end] for end in (0, -1) if a_text[end] in special}
-        if not marks or max(tokens) >= len(tokenizer) or any(tokens[end] != mark for end, mark in marks.items()):
+        if (
+            not marks
+            or max(tokens) >= len(tokenizer)
+            or any(tokens[end] != mark for end, mark in marks.items())
+        ):
             raise InvalidRequest(_FOREIGN)
-        text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         if not text.strip():
             raise InvalidRequest("input: must not be empty")
         return text
 
     def _one(self, prepared: str) -> tuple[bytes, int]:
         """A question alone, without what the library does to sort and split many texts."""
-        features = self._model.tokenizer([prepared], truncation=True, max_length=self._settings.max_tokens, return_tensors="pt")
+        features = self._model.tokenizer(
+            [prepared], truncation=True, max_length=self._settings.max_tokens, return_tensors="pt"
+        )
         with torch.inference_mode():
             vector = self._model(dict(features.to(self._model.device)))["sentence_embedding"][0]
             vector = torch.nn.functional.normalize(vector.float(), dim=0).cpu().numpy()
-        return np.ascontiguousarray(vector, dtype="<f4").tobytes(), int(features["input_ids"].shape[1])
+        return np.ascontiguousarray(vector, dtype="<f4").tobytes(), int(
+            features["input_ids"].shape[1]
+        )
 
     def neutral(self, texts: Sequence[str], vectors: Sequence[bytes]) -> list[bytes]:
         """Returns the vectors of `texts` without what their language adds; unchanged where the settings leave it in."""
         if self.parts is None:
             return list(vectors)
-        return [self.parts.without(text, np.frombuffer(data, "<f4")).tobytes() for text, data in zip(texts, vectors, strict=True)]
+        return [
+            self.parts.without(text, np.frombuffer(data, "<f4")).tobytes()
+            for text, data in zip(texts, vectors, strict=True)
+        ]
 
     def _passages(self, texts: list[str]) -> Vector:
         return np.stack([np.frombuffer(data, "<f4") for data, _ in self.encode(texts, "passage")])
 
     def _batch_size(self, counts: Sequence[int]) -> int:
         """As many texts a pass as fit the batch's tokens when each is padded to the longest."""
-        return max(1, min(self._settings.batch.max_texts, self._settings.batch.max_tokens // max(counts)))
+        return max(
+            1, min(self._settings.batch.max_texts, self._settings.batch.max_tokens // max(counts))
+        )
 
     def _count(self, prepared: Sequence[str]) -> list[int]:
-        encoded = self._model.tokenizer(list(prepared), truncation=True, max_length=self._settings.max_tokens, padding=False)
+        encoded = self._model.tokenizer(
+            list(prepared), truncation=True, max_length=self._settings.max_tokens, padding=False
+        )
         return [len(ids) for ids in encoded["input_ids"]]
 
 
 def _load(settings: LocalEmbedderSettings, source: str, device: str) -> SentenceTransformer:
     try:
         model = SentenceTransformer(
-            source, device=device, local_files_only=not is_hub_id(source), model_kwargs={"dtype": _dtype(settings.dtype, device)}
+            source,
+            device=device,
+            local_files_only=not is_hub_id(source),
+            model_kwargs={"dtype": _dtype(settings.dtype, device)},
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ConfigurationError(f"engines.yaml: embedder.model: `{settings.model}` cannot be loaded ({type(error).__name__})") from error
+        raise ConfigurationError(
+            f"engines.yaml: embedder.model: `{settings.model}` cannot be loaded ({type(error).__name__})"
+        ) from error
     if device == "cpu":
         _own_memory(model)
     return model

@@ -7,8 +7,8 @@ from typing import Any
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve.llm import LLMConfig
 
-from configs.engines import LocalLLMSettings
-from configs.model_source import is_hub_id
+from configs.engines.config import LocalLLMSettings
+from configs.engines.model_source import is_hub_id
 from deployments.engines.placement import Placement
 
 _MIB = 1 << 20
@@ -22,7 +22,9 @@ class SkipNodeInitialization(CallbackBase):  # type: ignore[misc]  # Ray is not 
         self.ctx.run_init_node = False
 
 
-def llm_config(settings: LocalLLMSettings, source: str, template: str | None, placement: Placement) -> LLMConfig:
+def llm_config(
+    settings: LocalLLMSettings, source: str, template: str | None, placement: Placement
+) -> LLMConfig:
     """Returns the configuration of one engine; `template` is the chat template's text."""
     options: dict[str, Any] = {}
     if not is_hub_id(source):
@@ -31,7 +33,10 @@ def llm_config(settings: LocalLLMSettings, source: str, template: str | None, pl
         model_loading_config={"model_id": settings.served_name, "model_source": source},
         accelerator_type=placement.accelerator_type,
         accelerator_config={"kind": "gpu" if placement.on_gpu else "cpu"},
-        placement_group_config={"bundles": placement.worker_bundles, "strategy": placement.strategy},
+        placement_group_config={
+            "bundles": placement.worker_bundles,
+            "strategy": placement.strategy,
+        },
         engine_kwargs=engine_kwargs(settings, template, placement),
         # vLLM's own metrics through Ray's exporter; on a laptop nobody scrapes them and they cost CPU each step.
         log_engine_metrics=placement.on_gpu,
@@ -39,7 +44,9 @@ def llm_config(settings: LocalLLMSettings, source: str, template: str | None, pl
     )
 
 
-def engine_kwargs(settings: LocalLLMSettings, template: str | None, placement: Placement) -> dict[str, Any]:
+def engine_kwargs(
+    settings: LocalLLMSettings, template: str | None, placement: Placement
+) -> dict[str, Any]:
     """Returns vLLM's arguments by its own names."""
     engine = settings.engine
     kwargs: dict[str, Any] = {

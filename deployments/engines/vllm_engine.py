@@ -27,12 +27,16 @@ class PlainEngine(VLLMEngine):  # type: ignore[misc]  # Ray is not typed
         super().__init__(llm_config)
         self._counters: EngineCounters | None = None
 
-    def _start_async_llm_engine(self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any) -> Any:
+    def _start_async_llm_engine(
+        self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any
+    ) -> Any:
         # On a CPU Ray asks for a worker process beside the engine process: the libraries would be imported once more
         # (10 s, 0.6 GB) for nothing, since there is one worker.
         if current_platform.is_cpu() and vllm_engine_config.parallel_config.world_size == 1:
             vllm_engine_config.parallel_config.distributed_executor_backend = "uni"
-        client = super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
+        client = super()._start_async_llm_engine(
+            vllm_engine_args, vllm_engine_config, placement_group
+        )
         self._counters = EngineCounters(vllm_engine_config, client.engine_core.engine_ranks_managed)
         client.logger_manager.stat_loggers.append(self._counters)
         return client
@@ -46,7 +50,11 @@ class PlainEngine(VLLMEngine):  # type: ignore[misc]  # Ray is not typed
     @property
     def unfinished(self) -> int:
         """Requests in the engine, running or waiting."""
-        return int(self._engine_client.get_num_unfinished_requests()) if self._engine_client is not None else 0
+        return (
+            int(self._engine_client.get_num_unfinished_requests())
+            if self._engine_client is not None
+            else 0
+        )
 
     @property
     def dead(self) -> bool:
@@ -74,7 +82,9 @@ class PlainEngine(VLLMEngine):  # type: ignore[misc]  # Ray is not typed
             async for event in events:
                 text = event.removeprefix(_DATA).rstrip()
                 if text.startswith(_ERROR):
-                    raise translated_response(ErrorResponse.model_validate_json(text), structured=structured)
+                    raise translated_response(
+                        ErrorResponse.model_validate_json(text), structured=structured
+                    )
                 if text != _DONE:
                     yield text
         except Exception as error:  # noqa: BLE001  # every failure leaves as a leaf of the error tree
@@ -84,7 +94,9 @@ class PlainEngine(VLLMEngine):  # type: ignore[misc]  # Ray is not typed
 
     async def _create(self, request: dict[str, Any]) -> Any:
         try:
-            answer = await self._oai_serving_chat.create_chat_completion(ChatCompletionRequest.model_validate(request))
+            answer = await self._oai_serving_chat.create_chat_completion(
+                ChatCompletionRequest.model_validate(request)
+            )
         except Exception as error:  # noqa: BLE001  # every failure leaves as a leaf of the error tree
             raise translated(error, structured=is_structured(request)) from None
         if isinstance(answer, ErrorResponse):

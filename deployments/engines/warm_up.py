@@ -11,7 +11,12 @@ from typing import Any
 
 MAX_CROWD = 32
 """Answers at a time; a GPU's larger batches are captured when the engine starts."""
-_SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+_SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
 _TOOL = {"type": "function", "function": {"name": "warm_up", "parameters": _SCHEMA}}
 _LONG = "Wood, water, stone and light. " * 32
 _UNENDING = {"ignore_eos": True}

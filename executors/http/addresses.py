@@ -22,7 +22,9 @@ _NEVER: tuple[Network, ...] = tuple(
     )
 )  # fmt: skip
 # Forms that carry an IPv4 address and that no target needs: mapped, compatible, translated, 6to4 and Teredo.
-_DISGUISES: tuple[IPv6Network, ...] = tuple(IPv6Network(text) for text in ("::ffff:0:0/96", "::ffff:0:0:0/96", "2002::/16", "2001::/32"))
+_DISGUISES: tuple[IPv6Network, ...] = tuple(
+    IPv6Network(text) for text in ("::ffff:0:0/96", "::ffff:0:0:0/96", "2002::/16", "2001::/32")
+)
 _COMPATIBLE = IPv6Network("::/96")
 _LOOPBACK_V6 = IPv6Address("::1")
 _NAT64 = IPv6Network("64:ff9b::/96")
@@ -61,7 +63,9 @@ def is_never(address: Address) -> bool:
 
 def is_public(address: Address) -> bool:
     """Whether the address is globally routable, so that no CIDR rule is needed."""
-    if isinstance(address, IPv6Address) and (_translated(address) is not None or address in _NAT64_LOCAL):
+    if isinstance(address, IPv6Address) and (
+        _translated(address) is not None or address in _NAT64_LOCAL
+    ):
         return False
     return address.is_global and not is_never(address)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from contracts.tools import ErrorKind
+from contracts.tools.api import ErrorKind
 
 RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
 MAX_REASON_CHARS = 300
@@ -41,7 +41,9 @@ def effect_excluded(status: int) -> bool:
 def describe(status: int, body: bytes | bytearray, redact: Callable[[str], str]) -> str:
     """Returns what a caller is told: the status, and the server's own reason where it judged the call."""
     if 300 <= status < 400:
-        return f"the tool's server answered with a redirect (HTTP {status}), which is never followed"
+        return (
+            f"the tool's server answered with a redirect (HTTP {status}), which is never followed"
+        )
     reason = _reason(body, redact) if status in _EXPLAINED else None
     return f"the tool's server answered HTTP {status}" + (f": {reason}" if reason else "")
 
@@ -55,8 +57,13 @@ def _reason(body: bytes | bytearray, redact: Callable[[str], str]) -> str | None
     for _ in range(2):
         if not isinstance(value, dict):
             break
-        value = next((value[key] for key in ("error", "message", "detail", "reason") if value.get(key)), None)
+        value = next(
+            (value[key] for key in ("error", "message", "detail", "reason") if value.get(key)), None
+        )
     if not isinstance(value, str):
         return None
-    printable = "".join(character if character.isprintable() else " " for character in redact(value)[: 4 * MAX_REASON_CHARS])
+    printable = "".join(
+        character if character.isprintable() else " "
+        for character in redact(value)[: 4 * MAX_REASON_CHARS]
+    )
     return " ".join(printable.split())[:MAX_REASON_CHARS] or None

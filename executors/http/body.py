@@ -33,7 +33,9 @@ async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytearray:
         inflater.feed(chunk)
         while piece := inflater.pending():
             _append(body, piece, limit)
-            await asyncio.sleep(0)  # a chunk may become a thousand times as long: others have their turn
+            await asyncio.sleep(
+                0
+            )  # a chunk may become a thousand times as long: others have their turn
     if inflater is not None:
         inflater.check_ended()
     return body

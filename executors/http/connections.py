@@ -60,7 +60,9 @@ class Connections:
         self._pools: OrderedDict[_Key, _Pool] = OrderedDict()
 
     @asynccontextmanager
-    async def session(self, policy: EgressPolicy, *, careful: bool) -> AsyncIterator[aiohttp.ClientSession]:
+    async def session(
+        self, policy: EgressPolicy, *, careful: bool
+    ) -> AsyncIterator[aiohttp.ClientSession]:
         """Gives the policy's session; one that is in use is never closed to make room.
 
         A `careful` session first lets the event loop read what has arrived, so that a connection that the server has
@@ -69,7 +71,9 @@ class Connections:
         key = _Key(policy, careful)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = _Pool(_open_session(CheckedResolver(policy, self._lookup), careful=careful))
+            pool = self._pools[key] = _Pool(
+                _open_session(CheckedResolver(policy, self._lookup), careful=careful)
+            )
         self._pools.move_to_end(key)
         pool.users += 1
         try:
@@ -106,7 +110,9 @@ def _open_session(resolver: AbstractResolver, *, careful: bool) -> aiohttp.Clien
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),  # a cookie would carry one tenant's session to the next
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None),  # the call's deadline bounds everything
+        timeout=aiohttp.ClientTimeout(
+            total=None, sock_connect=None, sock_read=None
+        ),  # the call's deadline bounds everything
         auto_decompress=False,
         trust_env=False,
         trace_configs=[_tracing()],

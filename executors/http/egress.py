@@ -9,9 +9,15 @@ from ipaddress import ip_network
 
 from yarl import URL
 
-from contracts.tool_policy import host_matches
-from contracts.tools import EgressRule
-from executors.http.addresses import Address, is_ambiguous_number, is_never, is_public, parse_address
+from contracts.tools.api import EgressRule
+from contracts.tools.policy import host_matches
+from executors.http.addresses import (
+    Address,
+    is_ambiguous_number,
+    is_never,
+    is_public,
+    parse_address,
+)
 
 MAX_HOST_CHARS = 253
 _AUTHORITY_END = re.compile(r"[/?#]")
@@ -44,11 +50,20 @@ def parse_target(text: str) -> Target:
         raise EgressDenied("the tool's target is not a URL") from None
     if scheme not in {"http", "https"} or not host or not port:
         raise EgressDenied("the tool's target must be an http or https URL with a host")
-    if "@" in _AUTHORITY_END.split(text.partition("://")[2], maxsplit=1)[0] or url.fragment or "\\" in text or not text.isprintable():
-        raise EgressDenied("the tool's target must not hold credentials, a fragment or control characters")
+    if (
+        "@" in _AUTHORITY_END.split(text.partition("://")[2], maxsplit=1)[0]
+        or url.fragment
+        or "\\" in text
+        or not text.isprintable()
+    ):
+        raise EgressDenied(
+            "the tool's target must not hold credentials, a fragment or control characters"
+        )
     host = host.lower().rstrip(".")
     if not host or len(host) > MAX_HOST_CHARS or "%" in host or is_ambiguous_number(host):
-        raise EgressDenied("the tool's target names its host in an ambiguous form: write a name or a canonical address")
+        raise EgressDenied(
+            "the tool's target names its host in an ambiguous form: write a name or a canonical address"
+        )
     return Target(url.with_host(host) if host != url.host else url, host, port, parse_address(host))
 
 

@@ -14,8 +14,8 @@ import orjson
 
 from common.inflate import Undecodable
 from common.retry_after import retry_after_s
-from contracts.ports import EventLog
-from contracts.tools import EgressRule, Execution, Outcome, SecretSource, SecretWithheld
+from contracts.llm.ports import EventLog
+from contracts.tools.api import EgressRule, Execution, Outcome, SecretSource, SecretWithheld
 from executors.http.answers import RETRYABLE_STATUSES, describe, effect_excluded, error_kind
 from executors.http.body import BodyTooLarge, read_body
 from executors.http.circuit import Circuits
@@ -32,7 +32,16 @@ PARSE_IN_THREAD_BYTES = 256 << 10
 SILENCE_S = 1.0
 USER_AGENT = "daarion-toolcore"
 OWN_HEADERS = frozenset(
-    {"host", "content-type", "content-length", "transfer-encoding", "connection", "accept-encoding", "idempotency-key", "user-agent"}
+    {
+        "host",
+        "content-type",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "accept-encoding",
+        "idempotency-key",
+        "user-agent",
+    }
 )
 
 
@@ -87,7 +96,9 @@ class HttpToolExecutor:
             policy.check(target)
             request = _Request(execution, policy, target, *self._headers(execution, target))
         except EgressDenied as error:
-            self._events.emit("tool.egress_denied", tool_id=execution.tool.id, call_id=execution.call_id)
+            self._events.emit(
+                "tool.egress_denied", tool_id=execution.tool.id, call_id=execution.call_id
+            )
             return Outcome(False, error_kind="denied", error=str(error), attempts=0)
         except SecretWithheld as error:
             return Outcome(False, error_kind="denied", error=str(error), attempts=0)
@@ -102,8 +113,14 @@ class HttpToolExecutor:
         while True:
             attempt = await self._guarded(request)
             attempts += 1
-            outcome = replace(attempt.outcome, attempts=attempts if attempt.outcome.attempts else attempts - 1)
-            pause = attempt.pause_s if attempt.pause_s is not None else FIRST_PAUSE_S * 2**attempts * random.uniform(0.5, 1.0)  # noqa: S311
+            outcome = replace(
+                attempt.outcome, attempts=attempts if attempt.outcome.attempts else attempts - 1
+            )
+            pause = (
+                attempt.pause_s
+                if attempt.pause_s is not None
+                else FIRST_PAUSE_S * 2**attempts * random.uniform(0.5, 1.0)  # noqa: S311
+            )
             if not attempt.again or attempts >= MAX_ATTEMPTS or pause >= deadline.remaining():
                 return outcome
             await asyncio.sleep(pause)
@@ -115,7 +132,16 @@ class HttpToolExecutor:
         if wait is not None:
             error = "the tool's server failed repeatedly and is left alone for a while: retry later"
             details = {"retry_after_s": wait}
-            return _Attempt(Outcome(False, error_kind="unavailable", error=error, retryable=True, attempts=0, details=details))
+            return _Attempt(
+                Outcome(
+                    False,
+                    error_kind="unavailable",
+                    error=error,
+                    retryable=True,
+                    attempts=0,
+                    details=details,
+                )
+            )
         try:
             attempt = await self._bounded(request)
         except BaseException:
@@ -134,17 +160,33 @@ class HttpToolExecutor:
             async with asyncio.timeout(request.execution.deadline.remaining()):
                 return await self._send(request, exchange)
         except TimeoutError:
-            silent = time.monotonic() - started >= min(SILENCE_S, request.execution.tool.timeout_s / 2)
-            outcome = request.failure("timeout", "the tool did not answer in time", exchange, retryable=True)
+            silent = time.monotonic() - started >= min(
+                SILENCE_S, request.execution.tool.timeout_s / 2
+            )
+            outcome = request.failure(
+                "timeout", "the tool did not answer in time", exchange, retryable=True
+            )
             return _Attempt(outcome, target_failed=silent or None)
         except EgressDenied as denied:
-            self._events.emit("tool.egress_denied", tool_id=request.execution.tool.id, call_id=request.execution.call_id)
-            return _Attempt(Outcome(False, error_kind="denied", error=str(denied)), target_failed=None)
+            self._events.emit(
+                "tool.egress_denied",
+                tool_id=request.execution.tool.id,
+                call_id=request.execution.call_id,
+            )
+            return _Attempt(
+                Outcome(False, error_kind="denied", error=str(denied)), target_failed=None
+            )
         except BodyTooLarge:
             error = f"the tool's answer is over its limit of {request.execution.tool.max_result_bytes} bytes"
             return _Attempt(request.failure("too_large", error, exchange))
         except (Undecodable, aiohttp.ContentTypeError):
-            return _Attempt(request.failure("invalid_result", "the tool's answer is compressed in a way that was not asked for", exchange))
+            return _Attempt(
+                request.failure(
+                    "invalid_result",
+                    "the tool's answer is compressed in a way that was not asked for",
+                    exchange,
+                )
+            )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return self._broken(request, error, exchange)
 
@@ -167,14 +209,34 @@ class HttpToolExecutor:
 
     def _broken(self, request: _Request, error: Exception, exchange: Exchange) -> _Attempt:
         """The connection could not be made, or broke. Only what was never sent, or does no harm twice, is tried again."""
-        self._events.emit("tool.http_broken", tool_id=request.execution.tool.id, error=type(error).__name__, sent=exchange.sent)
+        self._events.emit(
+            "tool.http_broken",
+            tool_id=request.execution.tool.id,
+            error=type(error).__name__,
+            sent=exchange.sent,
+        )
         if isinstance(error, aiohttp.ClientSSLError):
-            return _Attempt(request.failure("unavailable", "the tool's server cannot prove who it is (TLS)", exchange), target_failed=True)
+            return _Attempt(
+                request.failure(
+                    "unavailable", "the tool's server cannot prove who it is (TLS)", exchange
+                ),
+                target_failed=True,
+            )
         if not exchange.sent:
-            outcome = request.failure("unavailable", "the tool's server cannot be reached", exchange, retryable=True)
+            outcome = request.failure(
+                "unavailable", "the tool's server cannot be reached", exchange, retryable=True
+            )
         else:
-            outcome = request.failure("upstream", "the connection broke before the tool's answer was complete", exchange, retryable=True)
-        reconnect = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerDisconnectedError) or not exchange.sent
+            outcome = request.failure(
+                "upstream",
+                "the connection broke before the tool's answer was complete",
+                exchange,
+                retryable=True,
+            )
+        reconnect = (
+            isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerDisconnectedError)
+            or not exchange.sent
+        )
         return _Attempt(outcome, again=request.repeatable and reconnect, target_failed=True)
 
     def _headers(self, execution: Execution, target: Target) -> tuple[dict[str, str], Redactor]:
@@ -185,7 +247,9 @@ class HttpToolExecutor:
             if value is None and not use.required:
                 continue
             if value is None or not _can_be_sent(value) or use.header.lower() in OWN_HEADERS:
-                raise _SecretMissing(f"the tool needs the secret `{use.name}`, which is not configured or cannot be sent")
+                raise _SecretMissing(
+                    f"the tool needs the secret `{use.name}`, which is not configured or cannot be sent"
+                )
             values.append(value)
             headers[use.header] = use.prefix + value
         headers |= {
@@ -213,7 +277,14 @@ class _ArgsUnsendable(Exception):
 class _Request:
     """What every attempt of one call shares."""
 
-    def __init__(self, execution: Execution, policy: EgressPolicy, target: Target, headers: dict[str, str], redactor: Redactor) -> None:
+    def __init__(
+        self,
+        execution: Execution,
+        policy: EgressPolicy,
+        target: Target,
+        headers: dict[str, str],
+        redactor: Redactor,
+    ) -> None:
         self.execution = execution
         self.policy = policy
         self.target = target
@@ -222,20 +293,38 @@ class _Request:
         self.body = _encoded(execution)
         self.repeatable = execution.tool.effect != "write"
 
-    def failure(self, kind: Any, error: str, exchange: Exchange, *, retryable: bool = False, excluded: bool = False) -> Outcome:
+    def failure(
+        self,
+        kind: Any,
+        error: str,
+        exchange: Exchange,
+        *,
+        retryable: bool = False,
+        excluded: bool = False,
+    ) -> Outcome:
         """Returns a failed outcome; its effect is possible when the server may have seen a call that has one."""
         possible = exchange.sent and not excluded and self.execution.tool.effect != "read"
-        return Outcome(False, error_kind=kind, error=self.redactor.text(error), retryable=retryable, effect_possible=possible)
+        return Outcome(
+            False,
+            error_kind=kind,
+            error=self.redactor.text(error),
+            retryable=retryable,
+            effect_possible=possible,
+        )
 
 
 def _encoded(execution: Execution) -> bytes:
     try:
         return orjson.dumps({"args": execution.args, "context": execution.context})
     except TypeError:
-        raise _ArgsUnsendable("the arguments cannot be sent: too deep, numbers beyond 64 bits, or lone surrogates") from None
+        raise _ArgsUnsendable(
+            "the arguments cannot be sent: too deep, numbers beyond 64 bits, or lone surrogates"
+        ) from None
 
 
-async def _refused(request: _Request, response: aiohttp.ClientResponse, exchange: Exchange) -> _Attempt:
+async def _refused(
+    request: _Request, response: aiohttp.ClientResponse, exchange: Exchange
+) -> _Attempt:
     status = response.status
     try:
         body = await read_body(response, MAX_ERROR_BYTES)
@@ -243,12 +332,18 @@ async def _refused(request: _Request, response: aiohttp.ClientResponse, exchange
         body = bytearray()
     again = status in RETRYABLE_STATUSES
     outcome = request.failure(
-        error_kind(status), describe(status, body, request.redactor.text), exchange, retryable=again, excluded=effect_excluded(status)
+        error_kind(status),
+        describe(status, body, request.redactor.text),
+        exchange,
+        retryable=again,
+        excluded=effect_excluded(status),
     )
     pause = retry_after_s(response.headers.get("Retry-After"))
     if pause is not None:
         outcome = replace(outcome, details={"retry_after_s": pause})
-    return _Attempt(outcome, again=again and request.repeatable, pause_s=pause, target_failed=status >= 500)
+    return _Attempt(
+        outcome, again=again and request.repeatable, pause_s=pause, target_failed=status >= 500
+    )
 
 
 async def _answered(request: _Request, body: bytearray, exchange: Exchange) -> _Attempt:

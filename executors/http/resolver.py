@@ -21,7 +21,9 @@ def system_lookup(executor: Executor) -> Lookup:
 
     async def lookup(host: str, port: int, family: socket.AddressFamily) -> list[str]:
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(executor, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+        found = await loop.run_in_executor(
+            executor, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+        )
         return [str(sockaddr[0]) for *_, sockaddr in found]
 
     return lookup
@@ -34,7 +36,9 @@ class CheckedResolver(AbstractResolver):
         self._policy = policy
         self._lookup = lookup
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
         """Returns the checked addresses. Raises EgressDenied, or OSError when the name does not resolve."""
         texts = dict.fromkeys(await self._lookup(host, port, family))
         addresses = [address for text in texts if (address := parse_address(text)) is not None]

@@ -13,7 +13,7 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from pydantic import TypeAdapter
 
-from contracts.tools import EgressRule
+from contracts.tools.api import EgressRule
 from executors.http.connections import Connections
 from executors.http.egress import EgressPolicy
 from executors.mcp.listing import ListingFilter
@@ -48,7 +48,14 @@ class Listing:
 class McpClient:
     """Talks to one server under the egress policy."""
 
-    def __init__(self, server: McpServer, connections: Connections, ceiling: tuple[EgressRule, ...], *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        server: McpServer,
+        connections: Connections,
+        ceiling: tuple[EgressRule, ...],
+        *,
+        max_bytes: int,
+    ) -> None:
         self._server = server
         self.redactor = server.redactor
         self._connections = connections
@@ -74,9 +81,13 @@ class McpClient:
         return found
 
     def _redacted(self, tool: types.Tool) -> types.Tool:
-        return types.Tool.model_validate(self.redactor.json(tool.model_dump(by_alias=True)), by_name=False)
+        return types.Tool.model_validate(
+            self.redactor.json(tool.model_dump(by_alias=True)), by_name=False
+        )
 
-    async def call(self, name: str, arguments: dict[str, Any], meta: dict[str, Any]) -> types.CallToolResult:
+    async def call(
+        self, name: str, arguments: dict[str, Any], meta: dict[str, Any]
+    ) -> types.CallToolResult:
         """Calls one tool. Raises what the library and its transport raise.
 
         The library's own check of results is left out: it would run the server's schema without bounds. Toolcore checks.
@@ -88,7 +99,9 @@ class McpClient:
     @asynccontextmanager
     async def _session(self, listings: ListingFilter) -> AsyncIterator[Client]:
         transport = PolicedTransport(self._connections, self._policy, max_bytes=self._max_bytes)
-        async with httpx2.AsyncClient(transport=transport, headers=self._server.headers, timeout=None, trust_env=False) as http:
+        async with httpx2.AsyncClient(
+            transport=transport, headers=self._server.headers, timeout=None, trust_env=False
+        ) as http:
             streams = listings.around(streamable_http_client(self._server.url, http_client=http))
             async with Client(streams, client_info=CLIENT, cache=None) as client:
                 yield client

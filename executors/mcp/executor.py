@@ -14,8 +14,8 @@ from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 
 from configs.tools import SourceSettings
-from contracts.ports import EventLog
-from contracts.tools import EgressRule, Execution, Outcome, SecretSource, SecretWithheld
+from contracts.llm.ports import EventLog
+from contracts.tools.api import EgressRule, Execution, Outcome, SecretSource, SecretWithheld
 from executors.http.connections import Connections
 from executors.mcp.client import McpClient, McpServer
 from executors.mcp.transport import EgressRefused
@@ -47,7 +47,9 @@ class McpToolExecutor:
         self._ceiling = ceiling
         self._connections = connections or Connections()
 
-    def reconfigure(self, sources: Mapping[str, SourceSettings], ceiling: tuple[EgressRule, ...]) -> None:
+    def reconfigure(
+        self, sources: Mapping[str, SourceSettings], ceiling: tuple[EgressRule, ...]
+    ) -> None:
         """Takes changed sources; calls under way end with the ones they began with."""
         self._sources, self._ceiling = sources, ceiling
 
@@ -63,7 +65,9 @@ class McpToolExecutor:
                 values.append(value)
                 headers[use.header] = use.prefix + value
             elif use.required:
-                raise SourceUnavailable(f"the secret `{use.name}` of the MCP source is not configured")
+                raise SourceUnavailable(
+                    f"the secret `{use.name}` of the MCP source is not configured"
+                )
         server = McpServer(settings.url, headers, tuple(settings.egress), Redactor(values))
         return McpClient(server, self._connections, self._ceiling, max_bytes=max_bytes)
 
@@ -92,18 +96,27 @@ class McpToolExecutor:
                 result = await client.call(name, execution.args, meta)
         except TimeoutError:
             text = "the MCP server did not answer in time"
-            return Outcome(False, error_kind="timeout", error=text, retryable=True, effect_possible=possible)
+            return Outcome(
+                False, error_kind="timeout", error=text, retryable=True, effect_possible=possible
+            )
         except Exception as raised:  # noqa: BLE001  # the library wraps what its task groups caught in exception groups
             return self._failed(execution, _innermost(raised), client.redactor, possible=possible)
         # In a thread: an answer may be megabytes.
         return await asyncio.to_thread(_outcome, result, client.redactor, possible=possible)
 
-    def _failed(self, execution: Execution, error: BaseException, redactor: Redactor, *, possible: bool) -> Outcome:
+    def _failed(
+        self, execution: Execution, error: BaseException, redactor: Redactor, *, possible: bool
+    ) -> Outcome:
         self._events.emit("tool.mcp_failed", tool_id=execution.tool.id, error=type(error).__name__)
         if isinstance(error, EgressRefused):
             return Outcome(False, error_kind="denied", error=_shown(str(error), redactor))
         if isinstance(error, httpx2.ConnectError):
-            return Outcome(False, error_kind="unavailable", error="the MCP server cannot be reached", retryable=True)
+            return Outcome(
+                False,
+                error_kind="unavailable",
+                error="the MCP server cannot be reached",
+                retryable=True,
+            )
         if isinstance(error, MCPError):
             text = f"the MCP server refused: {_shown(str(error), redactor)}"
             return Outcome(False, error_kind="upstream", error=text, effect_possible=possible)
@@ -111,13 +124,22 @@ class McpToolExecutor:
             text = "the MCP server's answer is not what the protocol allows"
             return Outcome(False, error_kind="invalid_result", error=text, effect_possible=possible)
         text = "the exchange with the MCP server broke off"
-        return Outcome(False, error_kind="upstream", error=text, retryable=True, effect_possible=possible)
+        return Outcome(
+            False, error_kind="upstream", error=text, retryable=True, effect_possible=possible
+        )
 
 
 def _outcome(result: types.CallToolResult, redactor: Redactor, *, possible: bool) -> Outcome:
     if result.is_error:
-        text = " ".join(block.text for block in result.content if isinstance(block, types.TextContent))
-        return Outcome(False, error_kind="upstream", error=_shown(text, redactor) or "the tool failed", effect_possible=possible)
+        text = " ".join(
+            block.text for block in result.content if isinstance(block, types.TextContent)
+        )
+        return Outcome(
+            False,
+            error_kind="upstream",
+            error=_shown(text, redactor) or "the tool failed",
+            effect_possible=possible,
+        )
     return Outcome(True, result=redactor.json(content_of(result)))
 
 
@@ -128,7 +150,9 @@ def content_of(result: types.CallToolResult) -> Any:
     texts = [block.text for block in result.content if isinstance(block, types.TextContent)]
     if len(texts) == len(result.content):
         return "\n".join(texts)
-    return [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content]
+    return [
+        block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content
+    ]
 
 
 def _innermost(error: BaseException) -> BaseException:

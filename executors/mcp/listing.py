@@ -31,7 +31,9 @@ class ListingFilter:
         self._limit = limit
 
     @asynccontextmanager
-    async def around(self, streams: AbstractAsyncContextManager[Any]) -> AsyncIterator[tuple[_Filtered, Any]]:
+    async def around(
+        self, streams: AbstractAsyncContextManager[Any]
+    ) -> AsyncIterator[tuple[_Filtered, Any]]:
         """Yields a transport's streams, listings filtered."""
         async with streams as (read, write):
             yield _Filtered(read, self), write
@@ -39,7 +41,11 @@ class ListingFilter:
     def filter(self, item: Any) -> None:
         """Takes unreadable entries out of a message that is a listing."""
         message = getattr(item, "message", None)
-        if self.version is None or not isinstance(message, JSONRPCResponse) or not isinstance(message.result.get("tools"), list):
+        if (
+            self.version is None
+            or not isinstance(message, JSONRPCResponse)
+            or not isinstance(message.result.get("tools"), list)
+        ):
             return
         page, entries = message.result, message.result["tools"]
         if not _is_readable(self.version, {**page, "tools": []}):

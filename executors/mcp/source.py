@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from configs.tools import SourceSettings
 from contracts.errors import DeadlineExceeded, InvalidRequest, Unavailable, UpstreamError
-from contracts.ports import EventLog
-from contracts.tool_policy import matches
-from contracts.tools import MAX_NAME, TOOL_ID, SecretWithheld, ToolDefinition, plain_name
+from contracts.llm.ports import EventLog
+from contracts.tools.api import MAX_NAME, TOOL_ID, SecretWithheld, ToolDefinition, plain_name
+from contracts.tools.policy import matches
 from executors.mcp.client import Listing
 from executors.mcp.executor import McpToolExecutor, SourceUnavailable
 
@@ -27,10 +27,15 @@ Check = Callable[[ToolDefinition], None]
 """Raises InvalidRequest for a definition that could never be served."""
 
 
-def definitions_of(source: str, settings: SourceSettings, listing: Listing, check: Check, events: EventLog) -> list[ToolDefinition]:
+def definitions_of(
+    source: str, settings: SourceSettings, listing: Listing, check: Check, events: EventLog
+) -> list[ToolDefinition]:
     """Returns the definitions of the picked tools; each that cannot be served is left out and told to the event log."""
     found: dict[str, ToolDefinition] = {}
-    refused = dict.fromkeys(listing.unreadable, "it is not what the protocol calls a tool: has it an input schema of an object?")
+    refused = dict.fromkeys(
+        listing.unreadable,
+        "it is not what the protocol calls a tool: has it an input schema of an object?",
+    )
     for tool in listing.tools:
         if not any(matches(pattern, tool.name) for pattern in settings.tools):
             continue
@@ -38,7 +43,11 @@ def definitions_of(source: str, settings: SourceSettings, listing: Listing, chec
             definition = _definition(source, settings, tool)
             check(definition)
         except (ValidationError, InvalidRequest) as error:
-            reason = error.message if isinstance(error, InvalidRequest) else "its name, description or schema is out of bounds"
+            reason = (
+                error.message
+                if isinstance(error, InvalidRequest)
+                else "its name, description or schema is out of bounds"
+            )
             refused[tool.name] = reason
             continue
         if found.setdefault(definition.id, definition) is not definition:
@@ -83,7 +92,14 @@ def _definition(source: str, settings: SourceSettings, tool: types.Tool) -> Tool
 class McpSource:
     """Implements ToolSource over one configured server."""
 
-    def __init__(self, name: str, settings: SourceSettings, executor: McpToolExecutor, check: Check, events: EventLog) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: SourceSettings,
+        executor: McpToolExecutor,
+        check: Check,
+        events: EventLog,
+    ) -> None:
         self.refresh_s = settings.refresh_s
         self._name = name
         self._settings = settings
@@ -101,7 +117,9 @@ class McpSource:
         """
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                listing = await self._executor.client(self._name).list_tools(self._settings.max_tools)
+                listing = await self._executor.client(self._name).list_tools(
+                    self._settings.max_tools
+                )
         except (SourceUnavailable, SecretWithheld) as error:
             raise Unavailable(str(error)) from None
         except TimeoutError:

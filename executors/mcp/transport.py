@@ -11,7 +11,9 @@ import httpx2
 from executors.http.connections import Connections
 from executors.http.egress import EgressDenied, EgressPolicy, parse_target
 
-HOP_HEADERS = frozenset({"host", "connection", "content-length", "transfer-encoding", "accept-encoding"})
+HOP_HEADERS = frozenset(
+    {"host", "connection", "content-length", "transfer-encoding", "accept-encoding"}
+)
 CHUNK_BYTES = 64 << 10
 
 
@@ -38,15 +40,27 @@ class PolicedTransport(httpx2.AsyncBaseTransport):
             response = await self._send(stack, request, body)
             held = stack.pop_all()
         stream = _Body(response, held, self._max_bytes)
-        headers = [(name, value) for name, value in response.raw_headers if name.lower() not in {b"content-encoding", b"content-length"}]
+        headers = [
+            (name, value)
+            for name, value in response.raw_headers
+            if name.lower() not in {b"content-encoding", b"content-length"}
+        ]
         return httpx2.Response(response.status, headers=headers, stream=stream, request=request)
 
-    async def _send(self, stack: AsyncExitStack, request: httpx2.Request, body: bytes) -> aiohttp.ClientResponse:
-        headers = [(name, value) for name, value in request.headers.multi_items() if name.lower() not in HOP_HEADERS]
+    async def _send(
+        self, stack: AsyncExitStack, request: httpx2.Request, body: bytes
+    ) -> aiohttp.ClientResponse:
+        headers = [
+            (name, value)
+            for name, value in request.headers.multi_items()
+            if name.lower() not in HOP_HEADERS
+        ]
         try:
             target = parse_target(str(request.url))
             self._policy.check(target)
-            session = await stack.enter_async_context(self._connections.session(self._policy, careful=False))
+            session = await stack.enter_async_context(
+                self._connections.session(self._policy, careful=False)
+            )
             return await stack.enter_async_context(
                 session.request(
                     request.method,
@@ -59,15 +73,21 @@ class PolicedTransport(httpx2.AsyncBaseTransport):
         except EgressDenied as denied:
             raise EgressRefused(str(denied), request=request) from None
         except aiohttp.ClientConnectorError as error:
-            raise httpx2.ConnectError("the MCP server cannot be reached", request=request) from error
+            raise httpx2.ConnectError(
+                "the MCP server cannot be reached", request=request
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise httpx2.ReadError("the MCP server broke the connection", request=request) from error
+            raise httpx2.ReadError(
+                "the MCP server broke the connection", request=request
+            ) from error
 
 
 class _Body(httpx2.AsyncByteStream):
     """The answer's body; closing it gives the connection back."""
 
-    def __init__(self, response: aiohttp.ClientResponse, held: AsyncExitStack, max_bytes: int) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, held: AsyncExitStack, max_bytes: int
+    ) -> None:
         self._response = response
         self._held = held
         self._max_bytes = max_bytes

@@ -12,11 +12,25 @@ from typing import Any
 
 import orjson
 
-from contracts.ports import EventLog
-from contracts.tools import ErrorKind, Execution, IsolationTier, Outcome, SecretSource, SecretWithheld
+from contracts.llm.ports import EventLog
+from contracts.tools.api import (
+    ErrorKind,
+    Execution,
+    IsolationTier,
+    Outcome,
+    SecretSource,
+    SecretWithheld,
+)
 from executors.python.launch import Limits, plan
 from executors.python.packages import FunctionTarget, NotRegistered, Packages
-from executors.python.process import CallUnsendable, ChildProcess, Died, Frame, OutputFlood, ScratchFull
+from executors.python.process import (
+    CallUnsendable,
+    ChildProcess,
+    Died,
+    Frame,
+    OutputFlood,
+    ScratchFull,
+)
 from executors.python.scratch import make_scratch, remove_scratch, sweep_scratch
 from executors.python.texts import told_by_tool
 from executors.python.tiers import HostTiers, at_least
@@ -25,7 +39,9 @@ from executors.results import InvalidResult, parse_result
 
 FRAME_OVERHEAD_BYTES = 64 << 10
 PARSE_IN_THREAD_BYTES = 256 << 10
-_TOLD: frozenset[str] = frozenset({"invalid_args", "upstream", "invalid_result", "too_large", "unavailable"})
+_TOLD: frozenset[str] = frozenset(
+    {"invalid_args", "upstream", "invalid_result", "too_large", "unavailable"}
+)
 
 
 @dataclass(frozen=True)
@@ -96,15 +112,29 @@ class PythonToolExecutor:
         if tier is None:
             demanded = at_least(tool.isolation, self._floor)
             whose = "the tool demands" if demanded == tool.isolation else "Python tools demand"
-            raise _Refused("unavailable", f"{whose} the isolation tier `{demanded}` or a stronger one, which this host does not offer")
+            raise _Refused(
+                "unavailable",
+                f"{whose} the isolation tier `{demanded}` or a stronger one, which this host does not offer",
+            )
         if tool.egress:
-            raise _Refused("unavailable", "egress rules cannot be enforced for a Python tool: make it an HTTP tool, or leave them out")
+            raise _Refused(
+                "unavailable",
+                "egress rules cannot be enforced for a Python tool: make it an HTTP tool, or leave them out",
+            )
         try:
             target = self._packages.find(tool.target)
         except NotRegistered as error:
             raise _Refused("unavailable", str(error)) from None
         variables = self._variables(execution)
-        return _Prepared(execution, tier, target, variables, Redactor(variables.values()), self._bounds(execution), self._libraries)
+        return _Prepared(
+            execution,
+            tier,
+            target,
+            variables,
+            Redactor(variables.values()),
+            self._bounds(execution),
+            self._libraries,
+        )
 
     def _variables(self, execution: Execution) -> dict[str, str]:
         variables = {}
@@ -116,7 +146,10 @@ class PythonToolExecutor:
             if value is None and not use.required:
                 continue
             if value is None or "\0" in value:
-                raise _Refused("unavailable", f"the tool needs the secret `{use.name}`, which is not configured")
+                raise _Refused(
+                    "unavailable",
+                    f"the tool needs the secret `{use.name}`, which is not configured",
+                )
             variables[use.variable or use.name.upper().replace("-", "_")] = value
         return variables
 
@@ -125,7 +158,10 @@ class PythonToolExecutor:
         return Limits(
             cpu_s=math.ceil(min(asked.cpu_s or own.cpu_s, execution.tool.timeout_s + 1)),
             memory_bytes=min(asked.memory_mb or own.memory_mb, own.most_memory_mb) << 20,
-            scratch_bytes=min(own.disk_mb if asked.disk_mb is None else asked.disk_mb, own.most_disk_mb) << 20,
+            scratch_bytes=min(
+                own.disk_mb if asked.disk_mb is None else asked.disk_mb, own.most_disk_mb
+            )
+            << 20,
             open_files=min(asked.open_files or own.open_files, own.most_open_files),
             threads=(asked.processes or 1) > 1,
         )
@@ -136,7 +172,14 @@ class PythonToolExecutor:
                 await self._slots.acquire()
         except TimeoutError:
             error = "the Python executor is busy: retry later"
-            return Outcome(False, error_kind="unavailable", error=error, retryable=True, attempts=0, tier=prepared.tier)
+            return Outcome(
+                False,
+                error_kind="unavailable",
+                error=error,
+                retryable=True,
+                attempts=0,
+                tier=prepared.tier,
+            )
         try:
             return await self._run(prepared)
         finally:
@@ -155,14 +198,25 @@ class PythonToolExecutor:
         except OutputFlood:
             return prepared.failure("too_large", "the tool printed more than it may")
         except ScratchFull:
-            return prepared.failure("too_large", "the tool stored more than its scratch folder may hold")
+            return prepared.failure(
+                "too_large", "the tool stored more than its scratch folder may hold"
+            )
         except CallUnsendable:
-            return prepared.failure("invalid_args", "the arguments cannot be sent: too deep, numbers beyond 64 bits, or lone surrogates")
+            return prepared.failure(
+                "invalid_args",
+                "the arguments cannot be sent: too deep, numbers beyond 64 bits, or lone surrogates",
+            )
         except Died as died:
             return prepared.died(died)
         except OSError as error:
-            self._events.emit("tool.sandbox_failed", tool_id=prepared.execution.tool.id, error=type(error).__name__)
-            return prepared.failure("unavailable", "the sandbox cannot be started now", retryable=True)
+            self._events.emit(
+                "tool.sandbox_failed",
+                tool_id=prepared.execution.tool.id,
+                error=type(error).__name__,
+            )
+            return prepared.failure(
+                "unavailable", "the sandbox cannot be started now", retryable=True
+            )
         finally:
             await self._ended(child, scratch)
 
@@ -203,7 +257,13 @@ class _Prepared:
     def start(self, scratch: str) -> ChildProcess:
         """Starts the child. Raises OSError or CallUnsendable."""
         tool = self.execution.tool
-        launch = plan(self.tier, self.limits, packages=[self.target.path, *self.libraries], network=tool.network, scratch=scratch)
+        launch = plan(
+            self.tier,
+            self.limits,
+            packages=[self.target.path, *self.libraries],
+            network=tool.network,
+            scratch=scratch,
+        )
         call = {
             "package": {"name": self.target.package, "path": self.target.path},
             "libraries": self.libraries,
@@ -215,7 +275,9 @@ class _Prepared:
             "max_result_bytes": tool.max_result_bytes,
         }
         frame_bytes = tool.max_result_bytes + FRAME_OVERHEAD_BYTES
-        return ChildProcess(launch, call, max_frame_bytes=frame_bytes, scratch_bytes=self.limits.scratch_bytes)
+        return ChildProcess(
+            launch, call, max_frame_bytes=frame_bytes, scratch_bytes=self.limits.scratch_bytes
+        )
 
     async def outcome(self, frame: Frame) -> Outcome:
         """Reads the frame; whatever stands in it is the tool's word and is checked."""
@@ -229,7 +291,9 @@ class _Prepared:
             kind, text = told["kind"], str(told["error"])
         except (orjson.JSONDecodeError, KeyError, TypeError):
             return self.failure("invalid_result", "the tool's process answered garbage")
-        return self.failure(kind if kind in _TOLD else "upstream", told_by_tool(self.redactor.text(text)))
+        return self.failure(
+            kind if kind in _TOLD else "upstream", told_by_tool(self.redactor.text(text))
+        )
 
     async def _result(self, body: bytes) -> Any:
         def read() -> Any:
@@ -239,14 +303,23 @@ class _Prepared:
 
     def died(self, died: Died) -> Outcome:
         """The child ended without an answer."""
-        if died.signal == signal.SIGXCPU or (died.signal == signal.SIGKILL and self.limits.cpu_s <= self.execution.tool.timeout_s):
+        if died.signal == signal.SIGXCPU or (
+            died.signal == signal.SIGKILL and self.limits.cpu_s <= self.execution.tool.timeout_s
+        ):
             return self.failure("timeout", "the tool used up its CPU time, or was killed")
         name = signal.Signals(died.signal).name if died.signal in set(signal.Signals) else None
-        return self.failure("upstream", "the tool's process ended without a result" + (f" ({name})" if name else ""))
+        return self.failure(
+            "upstream", "the tool's process ended without a result" + (f" ({name})" if name else "")
+        )
 
     def failure(self, kind: ErrorKind, error: str, *, retryable: bool = False) -> Outcome:
         """Returns a failed outcome. Without network nothing that a tool does leaves its process."""
         possible = self.execution.tool.network and self.execution.tool.effect != "read"
         return Outcome(
-            False, error_kind=kind, error=self.redactor.text(error), retryable=retryable, effect_possible=possible, tier=self.tier
+            False,
+            error_kind=kind,
+            error=self.redactor.text(error),
+            retryable=retryable,
+            effect_possible=possible,
+            tier=self.tier,
         )

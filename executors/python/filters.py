@@ -95,7 +95,12 @@ class FilterUnavailable(OSError):
 
 
 class _Comparison(ctypes.Structure):
-    _fields_ = (("argument", ctypes.c_uint), ("operator", ctypes.c_int), ("mask", ctypes.c_uint64), ("value", ctypes.c_uint64))
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("mask", ctypes.c_uint64),
+        ("value", ctypes.c_uint64),
+    )
 
 
 @functools.cache
@@ -114,7 +119,9 @@ def compiled(*, network: bool, threads: bool, metadata: bool, files: bool) -> by
         _sockets(rules, network=network)
         rules.allow(FILES) if files else rules.refuse(FILES)
         rules.allow(METADATA) if metadata else rules.refuse(METADATA)
-        rules.when("clone", (0, LOW_HALF ^ CLONE_DETACHED, THREAD)) if threads else rules.refuse(["clone"])
+        rules.when("clone", (0, LOW_HALF ^ CLONE_DETACHED, THREAD)) if threads else rules.refuse(
+            ["clone"]
+        )
         rules.refuse(name for name in NAMED if not (network and name == "socket"))
         # Where the file system cannot preallocate, libraries write zeros instead.
         rules.refuse(["fallocate"], errno.EOPNOTSUPP)
@@ -174,10 +181,18 @@ class _Rules:
         try:
             self._library = ctypes.CDLL(LIBRARY)
         except OSError:
-            raise FilterUnavailable(f"{LIBRARY} is missing: install it (Debian, Ubuntu: apt install {PACKAGE})") from None
+            raise FilterUnavailable(
+                f"{LIBRARY} is missing: install it (Debian, Ubuntu: apt install {PACKAGE})"
+            ) from None
         self._library.seccomp_init.restype = ctypes.c_void_p
-        self._context = ctypes.c_void_p(self._library.seccomp_init(ctypes.c_uint32(REFUSE | errno.ENOSYS)))
-        self._checked(self._library.seccomp_attr_set(self._context, FOREIGN_TABLE, ctypes.c_uint32(KILL_PROCESS)))
+        self._context = ctypes.c_void_p(
+            self._library.seccomp_init(ctypes.c_uint32(REFUSE | errno.ENOSYS))
+        )
+        self._checked(
+            self._library.seccomp_attr_set(
+                self._context, FOREIGN_TABLE, ctypes.c_uint32(KILL_PROCESS)
+            )
+        )
 
     def allow(self, names: Iterable[str]) -> None:
         for name in names:
@@ -206,10 +221,20 @@ class _Rules:
         number = self._library.seccomp_syscall_resolve_name(name.encode())
         if number < 0:
             return
-        given = (_Comparison(argument, MASKED_EQUAL, mask, value) for argument, mask, value in conditions)
+        given = (
+            _Comparison(argument, MASKED_EQUAL, mask, value) for argument, mask, value in conditions
+        )
         comparisons = (_Comparison * len(conditions))(*given)
         add = self._library.seccomp_rule_add_array
-        self._checked(add(self._context, ctypes.c_uint32(action), number, ctypes.c_uint(len(conditions)), comparisons))
+        self._checked(
+            add(
+                self._context,
+                ctypes.c_uint32(action),
+                number,
+                ctypes.c_uint(len(conditions)),
+                comparisons,
+            )
+        )
 
     def _checked(self, result: int) -> None:
         if result < 0:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contracts.tools import IsolationTier
+from contracts.tools.api import IsolationTier
 from executors.python import filters
 from executors.python.scratch import MAX_FILES
 
@@ -60,14 +60,28 @@ def bubblewrap() -> str | None:
     return shutil.which(BUBBLEWRAP)
 
 
-def plan(tier: IsolationTier, limits: Limits, *, packages: Iterable[str], network: bool, scratch: str) -> Launch:
+def plan(
+    tier: IsolationTier, limits: Limits, *, packages: Iterable[str], network: bool, scratch: str
+) -> Launch:
     """Returns how to start a child in `tier`. `scratch` is the call's own folder; in bubblewrap it is one in memory instead.
 
     Raises FilterUnavailable.
     """
     readable = [*_python_paths(), *CHILD, *packages]
     readable += _NETWORK_FILES if network else ()
-    python = [interpreter(), "-I", "-S", "-B", "-X", "utf8", "-c", _START, str(ROOT), "{call}", "{result}"]
+    python = [
+        interpreter(),
+        "-I",
+        "-S",
+        "-B",
+        "-X",
+        "utf8",
+        "-c",
+        _START,
+        str(ROOT),
+        "{call}",
+        "{result}",
+    ]
     sandbox = {
         "tier": tier,
         # In a PID namespace the parent is not visible; there bubblewrap watches over it.
@@ -84,7 +98,12 @@ def plan(tier: IsolationTier, limits: Limits, *, packages: Iterable[str], networ
         "scratch_bytes": max(limits.scratch_bytes, 4096),  # 0 would mean without a bound
         "scratch_files": MAX_FILES,
         "network": network,
-        "filter": filters.compiled(network=network, threads=limits.threads, metadata=tier == "bubblewrap", files=tier != "process").hex(),
+        "filter": filters.compiled(
+            network=network,
+            threads=limits.threads,
+            metadata=tier == "bubblewrap",
+            files=tier != "process",
+        ).hex(),
     }
     if tier == "bubblewrap":
         return Launch([*_bubblewrap_command(readable, network=network), *python], "/", sandbox)
@@ -93,7 +112,11 @@ def plan(tier: IsolationTier, limits: Limits, *, packages: Iterable[str], networ
 
 def _python_paths() -> list[str]:
     paths = sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix})
-    libraries = [str(Path(prefix) / "lib") for prefix in (sys.base_prefix, sys.base_exec_prefix) if prefix != "/usr"]
+    libraries = [
+        str(Path(prefix) / "lib")
+        for prefix in (sys.base_prefix, sys.base_exec_prefix)
+        if prefix != "/usr"
+    ]
     return list(dict.fromkeys([paths["stdlib"], paths["platstdlib"], *libraries]))
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from contracts.errors import ConfigurationError
 
-_TARGET = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z]\w*)", re.ASCII)
+_TARGET = re.compile(
+    r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z]\w*)", re.ASCII
+)
 
 
 class NotRegistered(Exception):
@@ -58,5 +60,7 @@ class Packages:
 def _folder(name: str) -> str:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or spec.origin is None or Path(spec.origin).name != "__init__.py":
-        raise ConfigurationError(f"the tool package `{name}` is not an importable package with an __init__.py")
+        raise ConfigurationError(
+            f"the tool package `{name}` is not an importable package with an __init__.py"
+        )
     return str(Path(spec.origin).resolve().parent)

@@ -61,7 +61,9 @@ class ChildProcess:
     kernel ends the child with that thread.
     """
 
-    def __init__(self, launch: Launch, call: dict[str, Any], *, max_frame_bytes: int, scratch_bytes: int) -> None:
+    def __init__(
+        self, launch: Launch, call: dict[str, Any], *, max_frame_bytes: int, scratch_bytes: int
+    ) -> None:
         self._launch = launch
         self._max_frame = max_frame_bytes
         self._scratch_bytes = scratch_bytes
@@ -80,7 +82,11 @@ class ChildProcess:
             PermissionError: this process may not inspect the child for unlinked files.
         """
         # Tier `process` cannot write, and bubblewrap's scratch folder has a fixed size.
-        watch = {asyncio.ensure_future(self._watch_scratch())} if self._launch.sandbox["tier"] == "landlock" else set()
+        watch = (
+            {asyncio.ensure_future(self._watch_scratch())}
+            if self._launch.sandbox["tier"] == "landlock"
+            else set()
+        )
         try:
             ended, _ = await asyncio.wait({*watch, self._done}, return_when=asyncio.FIRST_COMPLETED)
             for end in ended:
@@ -135,7 +141,9 @@ class ChildProcess:
         self._read(output, self._take_output, self._gone)
         return process
 
-    def _read(self, descriptor: int, take: Callable[[bytes], bool], ended: asyncio.Future[None]) -> None:
+    def _read(
+        self, descriptor: int, take: Callable[[bytes], bool], ended: asyncio.Future[None]
+    ) -> None:
         """Feeds `take` until it returns True or the other end is closed; `ended` is set then."""
         os.set_blocking(descriptor, False)
         loop = asyncio.get_running_loop()

@@ -101,5 +101,9 @@ def sweep_scratch() -> None:
     for folder in Path(tempfile.gettempdir()).glob("daarion-tool-*"):
         match = _NAME.fullmatch(folder.name)
         with contextlib.suppress(OSError):
-            if match and not Path(f"/proc/{match[1]}").exists() and folder.lstat().st_uid == os.geteuid():
+            if (
+                match
+                and not Path(f"/proc/{match[1]}").exists()
+                and folder.lstat().st_uid == os.geteuid()
+            ):
                 remove_scratch(str(folder))

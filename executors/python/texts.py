@@ -11,5 +11,7 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 def told_by_tool(text: str) -> str:
     """Returns the text on one line, bounded, without file paths and memory addresses."""
-    printable = "".join(character if character.isprintable() else " " for character in text[: 4 * MAX_CHARS])
+    printable = "".join(
+        character if character.isprintable() else " " for character in text[: 4 * MAX_CHARS]
+    )
     return _ADDRESS.sub("…", _PATH.sub("…", " ".join(printable.split())))[:MAX_CHARS]

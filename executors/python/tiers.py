@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from contracts.tools import ISOLATION_TIERS, Isolation, IsolationTier
+from contracts.tools.api import ISOLATION_TIERS, Isolation, IsolationTier
 from executors.python.filters import FilterUnavailable
 from executors.python.launch import Limits, bubblewrap, plan
 from executors.python.process import ChildProcess, Died, OutputFlood, ScratchFull
@@ -100,7 +100,9 @@ def _lay_out(folder: str) -> tuple[Path, str]:
     return canary, str(scratch)
 
 
-async def _attempts(tier: IsolationTier, grant: str, function: str, canary: Path, scratch: str) -> set[str] | str:
+async def _attempts(
+    tier: IsolationTier, grant: str, function: str, canary: Path, scratch: str
+) -> set[str] | str:
     """Returns the attempts that were refused, or why the sandbox does not start."""
     try:
         limits = replace(PROBE_LIMITS, threads=grant == "threads")
@@ -132,5 +134,7 @@ async def _attempts(tier: IsolationTier, grant: str, function: str, canary: Path
     with contextlib.suppress(orjson.JSONDecodeError):
         answer = orjson.loads(frame.body)
     if frame.tag != b"R" or not isinstance(answer, dict):
-        return str(answer.get("error")) if isinstance(answer, dict) else "the self-test did not answer"
+        return (
+            str(answer.get("error")) if isinstance(answer, dict) else "the self-test did not answer"
+        )
     return {name for name, refused in answer.items() if refused is True}

@@ -11,16 +11,24 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from contracts.agents import AgentInvocation, Blueprint, InvocationAnswer, RunPage, RunQuery, RunStore, RunView
+from contracts.agents.api import (
+    AgentInvocation,
+    Blueprint,
+    InvocationAnswer,
+    RunPage,
+    RunQuery,
+    RunStore,
+    RunView,
+)
 from contracts.errors import InvalidRequest, NotFound
 from contracts.health import Health
-from contracts.llm import Identifier
-from interfaces.http.bodies import read_model
-from interfaces.http.errors import JsonResponse
-from interfaces.http.health import add_health_routes
-from interfaces.http.routing import add_route, new_router
-from services.agent_runtime.runs import AgentRuns
-from services.agent_runtime.texts import clean
+from contracts.llm.api import Identifier
+from interfaces.http.base.bodies import read_model
+from interfaces.http.base.errors import JsonResponse
+from interfaces.http.base.health import add_health_routes
+from interfaces.http.base.routing import add_route, new_router
+from services.agents.runs import AgentRuns
+from services.agents.texts import clean
 
 MAX_BODY_BYTES = 1 << 20
 MAX_KEY_CHARS = 200
@@ -64,9 +72,13 @@ class AgentRoutes:
         if len(key) > MAX_KEY_CHARS:
             raise InvalidRequest(f"the Idempotency-Key is longer than {MAX_KEY_CHARS} characters")
         invocation = await read_model(request, AgentInvocation, MAX_BODY_BYTES)
-        answer = await self.runs.invoke(invocation, wait=wait, trigger=f"key:{clean(key)}" if key else None)
+        answer = await self.runs.invoke(
+            invocation, wait=wait, trigger=f"key:{clean(key)}" if key else None
+        )
         is_open = answer.status in {"queued", "running"}
-        return JsonResponse(answer.model_dump(mode="json", exclude_none=True), status_code=202 if is_open else 200)
+        return JsonResponse(
+            answer.model_dump(mode="json", exclude_none=True), status_code=202 if is_open else 200
+        )
 
     async def list_agents(self, _request: Request) -> Response:
         """`GET /agents`."""
@@ -88,8 +100,12 @@ class AgentRoutes:
     async def list_runs(self, request: Request) -> Response:
         """`GET /runs`."""
         page = await self.store.page(RunQuery.model_validate(_with_header(request)))
-        items = [run.model_dump(mode="json", exclude_none=True, exclude={"steps"}) for run in page.items]
-        return JsonResponse({"items": items} | ({"next_cursor": page.next_cursor} if page.next_cursor else {}))
+        items = [
+            run.model_dump(mode="json", exclude_none=True, exclude={"steps"}) for run in page.items
+        ]
+        return JsonResponse(
+            {"items": items} | ({"next_cursor": page.next_cursor} if page.next_cursor else {})
+        )
 
 
 def agents_router(routes: AgentRoutes) -> APIRouter:
@@ -100,7 +116,15 @@ def agents_router(routes: AgentRoutes) -> APIRouter:
         summary="Let an agent answer a message, once for each message", body=AgentInvocation, query=WaitQuery, response=InvocationAnswer,
         answers={202: InvocationAnswer}, errors=(400, 401, 403, 404, 413, 503),
     )  # fmt: skip
-    add_route(router, "GET", "/agents", routes.list_agents, summary="The agents' blueprints", response=AgentList, errors=(401,))
+    add_route(
+        router,
+        "GET",
+        "/agents",
+        routes.list_agents,
+        summary="The agents' blueprints",
+        response=AgentList,
+        errors=(401,),
+    )
     add_route(
         router, "GET", "/runs", routes.list_runs,
         summary="A microDAO's runs, newest first", query=RunQuery, response=RunPage, errors=(400, 401, 503),

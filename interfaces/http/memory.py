@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from contracts.errors import InvalidRequest, PayloadTooLarge
 from contracts.health import Health
-from contracts.memory import (
+from contracts.memory.api import (
     DeleteResponse,
     EraseReceipt,
     EraseRequest,
@@ -33,14 +33,14 @@ from contracts.memory import (
     SummarizeResponse,
     Tenant,
 )
-from contracts.memory_ports import KnowledgeBase, MemoryAdministration, MemoryRecords
-from interfaces.http.bodies import read_model, require_lines
-from interfaces.http.errors import JsonResponse, invalid_body
-from interfaces.http.health import add_health_routes
-from interfaces.http.routing import add_route, new_router
-from services.memory_orchestrator.recall import Recall
-from services.memory_orchestrator.remembering import Remembering
-from services.memory_orchestrator.summarizing import Summarizing
+from contracts.memory.ports import KnowledgeBase, MemoryAdministration, MemoryRecords
+from interfaces.http.base.bodies import read_model, require_lines
+from interfaces.http.base.errors import JsonResponse, invalid_body
+from interfaces.http.base.health import add_health_routes
+from interfaces.http.base.routing import add_route, new_router
+from services.memory.recall import Recall
+from services.memory.remembering import Remembering
+from services.memory.summarizing import Summarizing
 
 MAX_BODY_BYTES = 4 << 20
 MAX_LINE_BYTES = 4 << 20
@@ -88,12 +88,16 @@ class MemoryRoutes:
 
     async def summarize(self, request: Request) -> Response:
         """`POST /summarize`."""
-        answer = await self.cases().summarizing.summarize(await read_model(request, SummarizeRequest, MAX_BODY_BYTES))
+        answer = await self.cases().summarizing.summarize(
+            await read_model(request, SummarizeRequest, MAX_BODY_BYTES)
+        )
         return JsonResponse(answer.model_dump(mode="json", exclude_none=True))
 
     async def items(self, request: Request) -> Response:
         """`GET /items`."""
-        page = await self.cases().records.page(ItemsFilter.model_validate(dict(request.query_params)))
+        page = await self.cases().records.page(
+            ItemsFilter.model_validate(dict(request.query_params))
+        )
         return JsonResponse(page.model_dump(mode="json", exclude_none=True))
 
     async def delete(self, request: Request) -> Response:
@@ -132,7 +136,13 @@ class MemoryRoutes:
 
 def is_admin(method: str, path: str) -> bool:
     """Whether a route of this application needs the admin secret."""
-    return (method, path) in {("POST", "/erase"), ("GET", "/export"), ("HEAD", "/export"), ("POST", "/import"), ("POST", "/kb/reindex")}
+    return (method, path) in {
+        ("POST", "/erase"),
+        ("GET", "/export"),
+        ("HEAD", "/export"),
+        ("POST", "/import"),
+        ("POST", "/kb/reindex"),
+    }
 
 
 def memory_router(routes: MemoryRoutes) -> APIRouter:
@@ -183,12 +193,17 @@ def _add_admin_routes(router: APIRouter, routes: MemoryRoutes) -> None:
     )  # fmt: skip
 
 
-async def _export_lines(first: list[ExportedMemory], pages: AsyncIterator[list[ExportedMemory]]) -> AsyncIterator[bytes]:
+async def _export_lines(
+    first: list[ExportedMemory], pages: AsyncIterator[list[ExportedMemory]]
+) -> AsyncIterator[bytes]:
     count = 0
     page = first
     while page:
         count += len(page)
-        yield b"".join(orjson.dumps(memory.model_dump(mode="json", exclude_none=True)) + b"\n" for memory in page)
+        yield b"".join(
+            orjson.dumps(memory.model_dump(mode="json", exclude_none=True)) + b"\n"
+            for memory in page
+        )
         page = await anext(pages, [])
     yield orjson.dumps(ExportEnd(count=count).model_dump()) + b"\n"
 
@@ -212,14 +227,18 @@ async def _import_batches(request: Request) -> AsyncIterator[list[ExportedMemory
             yield batch
             batch = []
     if not ended:
-        raise InvalidRequest(f"the export ends after line {number} without its end: what came before is imported, the rest is missing")
+        raise InvalidRequest(
+            f"the export ends after line {number} without its end: what came before is imported, the rest is missing"
+        )
     if batch:
         yield batch
 
 
 def _check_count(number: int, announced: int, count: int) -> None:
     if announced != count:
-        raise InvalidRequest(f"line {number}: the export should have {announced} memories, but {count} came")
+        raise InvalidRequest(
+            f"line {number}: the export should have {announced} memories, but {count} came"
+        )
 
 
 def _record(number: int, line: bytes) -> ExportedMemory | ExportEnd:

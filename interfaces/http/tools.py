@@ -16,17 +16,17 @@ from starlette.types import ASGIApp
 
 from contracts.errors import DaarionError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from contracts.health import Health
-from contracts.tool_ledger import CallFilter, CallPage
-from contracts.tools import ErrorKind, ToolCallRequest, ToolCallResult, ToolDefinition
-from interfaces.http.bodies import read_json, read_model
-from interfaces.http.errors import JsonResponse
-from interfaces.http.health import add_health_routes
-from interfaces.http.routing import add_route, new_router
-from interfaces.tool_answers import call_body, unreadable
-from services.toolcore.admin import ApprovalDecision, Audit, ToolAdmin
-from services.toolcore.calls import DryRun, ToolCalls
-from services.toolcore.catalog import Catalog, ListRequest
-from services.toolcore.results import PageRequest, ResultPage
+from contracts.tools.api import ErrorKind, ToolCallRequest, ToolCallResult, ToolDefinition
+from contracts.tools.ledger import CallFilter, CallPage
+from interfaces.http.base.bodies import read_json, read_model
+from interfaces.http.base.errors import JsonResponse
+from interfaces.http.base.health import add_health_routes
+from interfaces.http.base.routing import add_route, new_router
+from interfaces.tools.answers import call_body, unreadable
+from services.tools.admin import ApprovalDecision, Audit, ToolAdmin
+from services.tools.calls import DryRun, ToolCalls
+from services.tools.catalog import Catalog, ListRequest
+from services.tools.results import PageRequest, ResultPage
 
 MCP_PATH = "/mcp"
 MAX_CALL_BYTES = 2 << 20
@@ -54,7 +54,9 @@ class ToolRoutes:
 
     async def list_tools(self, request: Request) -> Response:
         """`GET ` (the prefix itself)."""
-        return JsonResponse(self.catalog().listing(ListRequest.model_validate(dict(request.query_params))))
+        return JsonResponse(
+            self.catalog().listing(ListRequest.model_validate(dict(request.query_params)))
+        )
 
     async def get_tool(self, request: Request) -> Response:
         """`GET /{tool_id}`."""
@@ -129,7 +131,16 @@ def tools_router(routes: ToolRoutes, mcp: ASGIApp | None = None) -> APIRouter:
         summary="Call a tool", body=ToolCallRequest, response=ToolCallResult,
         answers=dict.fromkeys(sorted({*REFUSAL_STATUS.values(), UnsupportedMediaType.status}), ToolCallResult),
     )  # fmt: skip
-    add_route(router, "GET", "/calls", routes.list_calls, summary="The audit", query=CallFilter, response=CallPage, errors=(400, 401, 503))
+    add_route(
+        router,
+        "GET",
+        "/calls",
+        routes.list_calls,
+        summary="The audit",
+        query=CallFilter,
+        response=CallPage,
+        errors=(400, 401, 503),
+    )
     add_route(
         router, "GET", "/results/{id}", routes.read_result,
         summary="A page of a result too long to be sent whole", query=PageRequest, response=ResultPage, errors=(400, 401, 404, 503),
@@ -143,32 +154,58 @@ def tools_router(routes: ToolRoutes, mcp: ASGIApp | None = None) -> APIRouter:
         summary="Grant or reject a waiting call (admin)", body=ApprovalDecision, errors=(400, 401, 403, 409, 503),
     )  # fmt: skip
     add_health_routes(router, routes.health)
-    add_route(router, "GET", "/{tool_id}", routes.get_tool, summary="One tool", errors=(401, 404, 503))
+    add_route(
+        router, "GET", "/{tool_id}", routes.get_tool, summary="One tool", errors=(401, 404, 503)
+    )
     add_route(
         router, "PUT", "/{tool_id}", routes.put_tool,
         summary="Register a tool or its next version (admin)", body=ToolDefinition, answers={201: None}, errors=(400, 401, 403, 413, 503),
     )  # fmt: skip
-    add_route(router, "DELETE", "/{tool_id}", routes.delete_tool, summary="Disable a tool (admin)", errors=(401, 403, 404, 503))
+    add_route(
+        router,
+        "DELETE",
+        "/{tool_id}",
+        routes.delete_tool,
+        summary="Disable a tool (admin)",
+        errors=(401, 403, 404, 503),
+    )
     return router
 
 
 def is_admin_route(method: str, path: str) -> bool:
     """Which routes need the admin secret."""
-    return (method in {"PUT", "DELETE"} and path != MCP_PATH) or path == "/approvals" or path.startswith("/approvals/")
+    return (
+        (method in {"PUT", "DELETE"} and path != MCP_PATH)
+        or path == "/approvals"
+        or path.startswith("/approvals/")
+    )
 
 
 def call_refusal(error: ValidationError | DaarionError, request_id: str) -> JsonResponse:
     """The answer to a call that could not even be read."""
     result = unreadable(error, request_id)
-    status = error.status if isinstance(error, UnsupportedMediaType) else REFUSAL_STATUS.get(result.error_kind, 500)
+    status = (
+        error.status
+        if isinstance(error, UnsupportedMediaType)
+        else REFUSAL_STATUS.get(result.error_kind, 500)
+    )
     return JsonResponse(call_body(result), status_code=status)
 
 
 def dry_run_body(planned: DryRun) -> dict[str, Any]:
     """The decision, and the request as the executor would get it; secrets by name alone."""
-    body: dict[str, Any] = {"ok": planned.decision.allowed, "dry_run": True, "decision": planned.decision.model_dump(exclude_none=True)}
+    body: dict[str, Any] = {
+        "ok": planned.decision.allowed,
+        "dry_run": True,
+        "decision": planned.decision.model_dump(exclude_none=True),
+    }
     if not planned.decision.allowed:
-        return {**body, "error": planned.decision.reason, "error_kind": planned.decision.error_kind, "retryable": False}
+        return {
+            **body,
+            "error": planned.decision.reason,
+            "error_kind": planned.decision.error_kind,
+            "retryable": False,
+        }
     execution, tool = planned.execution, planned.tool
     if execution is None or tool is None:
         return body
@@ -182,8 +219,17 @@ def dry_run_body(planned: DryRun) -> dict[str, Any]:
         "secrets": [use.name for use in definition.secrets],
         "isolation": definition.isolation if definition.executor == "python" else None,
     }
-    described = {"id": definition.id, "version": tool.registered.version, "effect": definition.effect}
-    return {**body, "tool": described, "requires_approval": planned.requires_approval, "request": request}
+    described = {
+        "id": definition.id,
+        "version": tool.registered.version,
+        "effect": definition.effect,
+    }
+    return {
+        **body,
+        "tool": described,
+        "requires_approval": planned.requires_approval,
+        "request": request,
+    }
 
 
 def _definition(body: bytes, tool_id: str) -> ToolDefinition:

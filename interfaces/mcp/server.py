@@ -21,13 +21,13 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from contracts.errors import DaarionError, MethodNotAllowed, Unavailable
-from contracts.tools import ToolCallRequest
-from interfaces.http.bodies import require_json
-from interfaces.http.errors import invalid_body
-from interfaces.tool_answers import call_body
-from services.toolcore.calls import Reply, ToolCalls
-from services.toolcore.catalog import Catalog, description_of
-from services.toolcore.registry import Tool
+from contracts.tools.api import ToolCallRequest
+from interfaces.http.base.bodies import require_json
+from interfaces.http.base.errors import invalid_body
+from interfaces.tools.answers import call_body
+from services.tools.calls import Reply, ToolCalls
+from services.tools.catalog import Catalog, description_of
+from services.tools.registry import Tool
 
 NAME = "daarion-tools"
 VERSION = "0.1.0"
@@ -49,9 +49,15 @@ class ToolMcpServer:
         self._calls = calls
         self._catalog = catalog
         server: Server[Any] = Server(
-            NAME, version=VERSION, instructions=INSTRUCTIONS, on_list_tools=self._list_tools, on_call_tool=self._call_tool
+            NAME,
+            version=VERSION,
+            instructions=INSTRUCTIONS,
+            on_list_tools=self._list_tools,
+            on_call_tool=self._call_tool,
         )
-        self._manager = StreamableHTTPSessionManager(server, json_response=True, stateless=True, max_request_body_size=MAX_BODY_BYTES)
+        self._manager = StreamableHTTPSessionManager(
+            server, json_response=True, stateless=True, max_request_body_size=MAX_BODY_BYTES
+        )
         self._started = asyncio.Event()
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -89,7 +95,9 @@ class ToolMcpServer:
             self._started.set()
             await self._stopping.wait()
 
-    async def _list_tools(self, context: Context, _params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
+    async def _list_tools(
+        self, context: Context, _params: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
         agent_id, microdao_id = _identity(context)
         try:
             tools = self._catalog().allowed(agent_id, microdao_id)
@@ -97,20 +105,33 @@ class ToolMcpServer:
             raise _protocol_error(error) from None
         return types.ListToolsResult(tools=[_described(tool) for tool in tools])
 
-    async def _call_tool(self, context: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+    async def _call_tool(
+        self, context: Context, params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
         agent_id, microdao_id = _identity(context)
-        wanted = {"tool_id": params.name, "agent_id": agent_id, "microdao_id": microdao_id, "args": params.arguments or {}}
+        wanted = {
+            "tool_id": params.name,
+            "agent_id": agent_id,
+            "microdao_id": microdao_id,
+            "args": params.arguments or {},
+        }
         try:
-            request = ToolCallRequest.model_validate({**wanted, "call_id": _meta(context, "call_id")})
+            request = ToolCallRequest.model_validate(
+                {**wanted, "call_id": _meta(context, "call_id")}
+            )
         except ValidationError as error:
-            return _refused(f"{invalid_body(error).message} (identity: headers X-Agent-Id and X-Microdao-Id)")
+            return _refused(
+                f"{invalid_body(error).message} (identity: headers X-Agent-Id and X-Microdao-Id)"
+            )
         reply = await self._calls().call(request, via="mcp", request_id=_request_id(context))
         return _answer(reply)
 
 
 def _identity(context: Context) -> tuple[str | None, str | None]:
     headers = getattr(context.request, "headers", {})
-    return headers.get(AGENT_HEADER) or _meta(context, "agent_id"), headers.get(MICRODAO_HEADER) or _meta(context, "microdao_id")
+    return headers.get(AGENT_HEADER) or _meta(context, "agent_id"), headers.get(
+        MICRODAO_HEADER
+    ) or _meta(context, "microdao_id")
 
 
 def _meta(context: Context, name: str) -> str | None:
@@ -157,14 +178,27 @@ def _answer(reply: Reply) -> types.CallToolResult:
         return types.CallToolResult(content=[_text(said)], is_error=True)
     content = [_text(result.result)]
     if result.truncated:
-        content.append(_text({"truncated": True, "result_ref": result.result_ref and result.result_ref.model_dump(exclude_none=True)}))
+        content.append(
+            _text(
+                {
+                    "truncated": True,
+                    "result_ref": result.result_ref
+                    and result.result_ref.model_dump(exclude_none=True),
+                }
+            )
+        )
     value = result.result if reply.structured is None else orjson.loads(reply.structured)
-    return types.CallToolResult(content=[*content], structured_content=value if isinstance(value, dict) else None)
+    return types.CallToolResult(
+        content=[*content], structured_content=value if isinstance(value, dict) else None
+    )
 
 
 def _refused(error: str) -> types.CallToolResult:
     return types.CallToolResult(
-        content=[_text({"ok": False, "error": error, "error_kind": "invalid_args", "retryable": False})], is_error=True
+        content=[
+            _text({"ok": False, "error": error, "error_kind": "invalid_args", "retryable": False})
+        ],
+        is_error=True,
     )
 
 

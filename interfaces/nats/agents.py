@@ -2,7 +2,7 @@
 
 The router publishes on `router.invoke.agent` and waits for no answer, so the subject itself is in a stream: what is
 published while no agent runtime runs is answered later. Where another stream holds the subject already, a durable
-consumer on that one is used. Redelivery does no harm: a message is answered once (see `services/agent_runtime/runs.py`).
+consumer on that one is used. Redelivery does no harm: a message is answered once (see `services/agents/runs.py`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,22 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
 from pydantic import ValidationError
 
-from contracts.agents import AgentInvocation
+from common.tasks import end_tasks
+from contracts.agents.api import AgentInvocation
 from contracts.errors import DaarionError, InvalidRequest, Unavailable
-from contracts.ports import EventLog
-from interfaces.http.errors import invalid_body
-from services.agent_runtime.runs import AgentRuns
-from services.tasks import end_tasks
+from contracts.llm.ports import EventLog
+from interfaces.http.base.errors import invalid_body
+from services.agents.runs import AgentRuns
 
 INVOKE = "router.invoke.agent"
 PARKED = "agent.parked"
@@ -68,7 +75,10 @@ class AgentNats:
         self._client = client
         self._stream = await self._prepared(client)
         if not self._fetchers:
-            self._fetchers = [asyncio.create_task(self._fetch(), name=f"agents:nats-{number}") for number in range(AT_ONCE)]
+            self._fetchers = [
+                asyncio.create_task(self._fetch(), name=f"agents:nats-{number}")
+                for number in range(AT_ONCE)
+            ]
 
     async def close(self) -> None:
         """Fetches no more; what was not acknowledged is delivered to another replica."""
@@ -85,10 +95,20 @@ class AgentNats:
         try:
             self._name = await stream.find_stream_name_by_subject(INVOKE)
         except nats.js.errors.NotFoundError:
-            await _ensure_stream(stream, STREAM, INVOKE, retention=RetentionPolicy.WORK_QUEUE, kept=(MAX_WAITING, MAX_BYTES, KEEP_S))
+            await _ensure_stream(
+                stream,
+                STREAM,
+                INVOKE,
+                retention=RetentionPolicy.WORK_QUEUE,
+                kept=(MAX_WAITING, MAX_BYTES, KEEP_S),
+            )
             self._name = STREAM
         await _ensure_stream(
-            stream, PARKED_STREAM, PARKED, retention=RetentionPolicy.LIMITS, kept=(MAX_PARKED, MAX_PARKED_BYTES, KEEP_PARKED_S)
+            stream,
+            PARKED_STREAM,
+            PARKED,
+            retention=RetentionPolicy.LIMITS,
+            kept=(MAX_PARKED, MAX_PARKED_BYTES, KEEP_PARKED_S),
         )
         consumer = ConsumerConfig(
             durable_name=DURABLE,
@@ -111,14 +131,20 @@ class AgentNats:
                     continue
                 if subscription is None:
                     assert self._stream is not None  # set before fetching begins
-                    subscription = await self._stream.pull_subscribe_bind(durable=DURABLE, stream=self._name)
+                    subscription = await self._stream.pull_subscribe_bind(
+                        durable=DURABLE, stream=self._name
+                    )
                 (message,) = await subscription.fetch(1, timeout=FETCH_S)
                 await self._take(message)
             except (TimeoutError, nats.errors.TimeoutError):
                 continue
             except Exception as error:  # noqa: BLE001  # whatever it is, the next message may be another matter
                 is_known = isinstance(error, (nats.errors.Error, nats.js.errors.Error))
-                self._events.emit("agents.nats_fetch_failed", error=type(error).__name__, exc_info=None if is_known else error)
+                self._events.emit(
+                    "agents.nats_fetch_failed",
+                    error=type(error).__name__,
+                    exc_info=None if is_known else error,
+                )
                 await asyncio.sleep(RETRY_S)
                 await self._prepare_again()
 
@@ -151,8 +177,12 @@ class AgentNats:
     async def _park(self, message: Msg, error: DaarionError | InvalidRequest) -> None:
         """Puts a message that can never be served aside, and takes it out of the queue."""
         assert self._stream is not None
-        await self._stream.publish(PARKED, message.data, timeout=PUBLISH_TIMEOUT_S, headers={REASON_HEADER: error.type})
-        self._events.emit("agents.nats_parked", reason=error.type, deliveries=message.metadata.num_delivered)
+        await self._stream.publish(
+            PARKED, message.data, timeout=PUBLISH_TIMEOUT_S, headers={REASON_HEADER: error.type}
+        )
+        self._events.emit(
+            "agents.nats_parked", reason=error.type, deliveries=message.metadata.num_delivered
+        )
         await message.term()
 
 
@@ -162,7 +192,12 @@ def delay_of(delivery: int) -> float:
 
 
 async def _ensure_stream(
-    stream: JetStreamContext, name: str, subject: str, *, retention: RetentionPolicy, kept: tuple[int, int, float]
+    stream: JetStreamContext,
+    name: str,
+    subject: str,
+    *,
+    retention: RetentionPolicy,
+    kept: tuple[int, int, float],
 ) -> None:
     """Creates or updates a stream; `kept` bounds its messages, bytes and seconds."""
     messages, size, seconds = kept

@@ -8,7 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from uuid import UUID
 
-from contracts.channels import (
+from contracts.errors import InvalidRequest, NotFound
+from contracts.workspace.channels import (
     AgentPost,
     Channel,
     ChannelEvent,
@@ -26,9 +27,8 @@ from contracts.channels import (
     Post,
     RunSteps,
 )
-from contracts.errors import InvalidRequest, NotFound
-from contracts.messaging import AGENT_PREFIX, sender_type
-from contracts.workspace import Page
+from contracts.workspace.messaging import AGENT_PREFIX, sender_type
+from contracts.workspace.projects import Page
 from services.workspace.live import LiveFeeds
 
 MAX_REMEMBERED = 10_000
@@ -70,19 +70,25 @@ class Channels:
         """Returns a channel with its members."""
         return await self._store.find(*await self._place(channel_id, microdao_id))
 
-    async def add_member(self, channel_id: str, microdao_id: str | None, member: NewMember) -> tuple[Channel, bool]:
+    async def add_member(
+        self, channel_id: str, microdao_id: str | None, member: NewMember
+    ) -> tuple[Channel, bool]:
         """Returns the channel and whether the member is new. Raises Conflict when the channel is full."""
         place = await self._place(channel_id, microdao_id)
         added = await self._store.add_member(*place, member.member_id)
         return await self._store.find(*place), added
 
-    async def remove_member(self, channel_id: str, microdao_id: str | None, member_id: str) -> Channel:
+    async def remove_member(
+        self, channel_id: str, microdao_id: str | None, member_id: str
+    ) -> Channel:
         """Removes a member that may be gone already; returns the channel."""
         place = await self._place(channel_id, microdao_id)
         await self._store.remove_member(*place, member_id)
         return await self._store.find(*place)
 
-    async def post(self, channel_id: str, microdao_id: str | None, message: NewMessage, key: str | None) -> tuple[Message, bool]:
+    async def post(
+        self, channel_id: str, microdao_id: str | None, message: NewMessage, key: str | None
+    ) -> tuple[Message, bool]:
         """Stores a message; the flag tells whether it is new. The message's own id goes before `key`.
 
         Raises:
@@ -93,7 +99,9 @@ class Channels:
         own = f"id:{message.message_id}" if message.message_id else f"key:{key}" if key else None
         return await self._stored(tenant, Post(found, message.sender_id, message.text, key=own))
 
-    async def post_as_agent(self, agent_id: str, post: AgentPost, microdao_id: str | None, key: str | None) -> tuple[Message, bool]:
+    async def post_as_agent(
+        self, agent_id: str, post: AgentPost, microdao_id: str | None, key: str | None
+    ) -> tuple[Message, bool]:
         """Stores an agent's message, once for a run or for a key; the flag tells whether it is new.
 
         Raises:
@@ -104,7 +112,17 @@ class Channels:
             raise InvalidRequest(f"only agents post here: their ids begin with `{AGENT_PREFIX}`")
         tenant, found = await self._place(post.channel_id, microdao_id)
         own = f"run:{post.run_id}" if post.run_id else f"key:{key}" if key else None
-        return await self._stored(tenant, Post(found, agent_id, post.text, key=own, lenient=post.run_id is not None, run_id=post.run_id))
+        return await self._stored(
+            tenant,
+            Post(
+                found,
+                agent_id,
+                post.text,
+                key=own,
+                lenient=post.run_id is not None,
+                run_id=post.run_id,
+            ),
+        )
 
     async def messages(self, channel_id: str, query: MessageQuery) -> list[Message]:
         """Returns messages, newest first."""
@@ -118,7 +136,9 @@ class Channels:
         self._feeds.changed(found)
         return added
 
-    async def watch(self, channel_id: str, query: EventQuery) -> AbstractAsyncContextManager[AsyncIterator[ChannelEvent | None]]:
+    async def watch(
+        self, channel_id: str, query: EventQuery
+    ) -> AbstractAsyncContextManager[AsyncIterator[ChannelEvent | None]]:
         """Returns the channel's live events; see LiveFeeds.watch."""
         tenant, found = await self._place(channel_id, query.microdao_id)
         return self._feeds.watch(tenant, found, query.after)

@@ -7,11 +7,11 @@ import contextlib
 import random
 from dataclasses import dataclass
 
-from contracts.channels import AgentInvoker, ClaimedInvocation, Outbox
+from common.tasks import end_tasks
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
-from contracts.ports import EventLog
-from services.tasks import end_tasks
+from contracts.llm.ports import EventLog
+from contracts.workspace.channels import AgentInvoker, ClaimedInvocation, Outbox
 
 POLL_S = 1.0
 ATTEMPT_S = 10.0
@@ -33,7 +33,9 @@ class DispatchLimits:
 class InvocationDispatcher:
     """Claims what is due and attempts it. An attempt that is cut off is made again when its lease has ended."""
 
-    def __init__(self, outbox: Outbox, invoker: AgentInvoker, events: EventLog, limits: DispatchLimits) -> None:
+    def __init__(
+        self, outbox: Outbox, invoker: AgentInvoker, events: EventLog, limits: DispatchLimits
+    ) -> None:
         self._outbox = outbox
         self._invoker = invoker
         self._events = events
@@ -60,7 +62,9 @@ class InvocationDispatcher:
         await end_tasks([*under_way, *self._tasks])
         for task, claimed in under_way.items():
             if task.cancelled():
-                with contextlib.suppress(DaarionError):  # PostgreSQL is away: the lease ends by itself
+                with contextlib.suppress(
+                    DaarionError
+                ):  # PostgreSQL is away: the lease ends by itself
                     await self._outbox.again(claimed, "the replica that handed it over ended", 0.0)
 
     async def _run(self) -> None:
@@ -68,7 +72,9 @@ class InvocationDispatcher:
             try:
                 await self._round()
             except Exception as error:  # noqa: BLE001  # messages must not wait for ever because of a defect
-                self._events.emit("workspace.dispatch_defect", error=type(error).__name__, exc_info=error)
+                self._events.emit(
+                    "workspace.dispatch_defect", error=type(error).__name__, exc_info=error
+                )
                 await asyncio.sleep(AFTER_DEFECT_S)
 
     async def _round(self) -> None:
@@ -101,12 +107,16 @@ class InvocationDispatcher:
         if len(self._working) == self._limits.max_concurrent - 1:
             self._wake.set()  # a place is free again
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._events.emit("workspace.dispatch_defect", error=type(error).__name__, exc_info=error)
+            self._events.emit(
+                "workspace.dispatch_defect", error=type(error).__name__, exc_info=error
+            )
 
     async def _attempt(self, claimed: ClaimedInvocation) -> None:
         try:
             await self._hand_over(claimed)
-        except DaarionError as error:  # PostgreSQL is away: the lease ends, and the runtime knows the message already
+        except (
+            DaarionError
+        ) as error:  # PostgreSQL is away: the lease ends, and the runtime knows the message already
             self._tell_away(error)
 
     async def _hand_over(self, claimed: ClaimedInvocation) -> None:

@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from contracts.channels import ChannelEvent, ChannelStore
+from common.tasks import end_tasks
 from contracts.errors import DaarionError, Overloaded
-from contracts.ports import EventLog
-from services.tasks import end_tasks
+from contracts.llm.ports import EventLog
+from contracts.workspace.channels import ChannelEvent, ChannelStore
 
 POLL_S = 0.2
 MIN_POLL_S = 0.02
@@ -62,7 +62,11 @@ class _Feed:
     async def _load(self, store: ChannelStore) -> None:
         known = self.known
         loaded = await store.events(self.microdao_id, self.channel_id, self.tip, PAGE)
-        self.tip = loaded[-1].position if len(loaded) == PAGE else max([known, *(event.position for event in loaded)])
+        self.tip = (
+            loaded[-1].position
+            if len(loaded) == PAGE
+            else max([known, *(event.position for event in loaded)])
+        )
         self.events.extend(loaded)
         while len(self.events) > KEPT:
             self.start = self.events.popleft().position
@@ -105,7 +109,9 @@ class LiveFeeds:
             self._hurry.set()
 
     @contextlib.asynccontextmanager
-    async def watch(self, microdao_id: str, channel_id: UUID, after: int | None) -> AsyncIterator[AsyncIterator[ChannelEvent | None]]:
+    async def watch(
+        self, microdao_id: str, channel_id: UUID, after: int | None
+    ) -> AsyncIterator[AsyncIterator[ChannelEvent | None]]:
         """Gives the events after a position (None: from now on); None among them after each `HEARTBEAT_S` of silence.
 
         They end after `MAX_STREAM_S`, so that a client comes back to a replica that is there.
@@ -115,7 +121,10 @@ class LiveFeeds:
             DatabaseUnavailable: see the store; also while iterating.
         """
         if self._count >= self._max:
-            raise Overloaded("this replica has as many event streams as it may take: retry shortly", retry_after_s=1.0)
+            raise Overloaded(
+                "this replica has as many event streams as it may take: retry shortly",
+                retry_after_s=1.0,
+            )
         self._count += 1
         wake = asyncio.Event()
         try:
@@ -146,7 +155,9 @@ class LiveFeeds:
         if not self._feeds:
             self._present.clear()
 
-    async def _iterate(self, feed: _Feed, position: int, wake: asyncio.Event) -> AsyncIterator[ChannelEvent | None]:
+    async def _iterate(
+        self, feed: _Feed, position: int, wake: asyncio.Event
+    ) -> AsyncIterator[ChannelEvent | None]:
         ends = time.monotonic() + MAX_STREAM_S
         while time.monotonic() < ends:
             wake.clear()
@@ -175,7 +186,9 @@ class LiveFeeds:
             except DaarionError as error:
                 self._tell_away(error)
             except Exception as error:  # noqa: BLE001  # whoever watches must not wait for ever because of a defect
-                self._events.emit("workspace.live_defect", error=type(error).__name__, exc_info=error)
+                self._events.emit(
+                    "workspace.live_defect", error=type(error).__name__, exc_info=error
+                )
                 await asyncio.sleep(AFTER_DEFECT_S)
             else:
                 self._away = False

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from contracts.errors import Forbidden, InvalidRequest
-from contracts.workspace import CreateFollowUpArgs, FollowUps, ListProjectsArgs, NewFollowUp, ProjectQuery, Projects, ToolBody
+from contracts.workspace.projects import (
+    CreateFollowUpArgs,
+    FollowUps,
+    ListProjectsArgs,
+    NewFollowUp,
+    ProjectQuery,
+    Projects,
+    ToolBody,
+)
 
 PROJECT_FIELDS = {"id", "name", "status", "description", "created_at"}
 
@@ -26,8 +34,13 @@ class WorkspaceTools:
         """
         args = ListProjectsArgs.model_validate(body.args)
         _check_tenant(args.microdao_id, body)
-        page = await self._projects.page(ProjectQuery(microdao_id=body.context.microdao_id, status=args.status, limit=args.limit))
-        return [project.model_dump(mode="json", include=PROJECT_FIELDS, exclude_none=True) for project in page.items]
+        page = await self._projects.page(
+            ProjectQuery(microdao_id=body.context.microdao_id, status=args.status, limit=args.limit)
+        )
+        return [
+            project.model_dump(mode="json", include=PROJECT_FIELDS, exclude_none=True)
+            for project in page.items
+        ]
 
     async def create_follow_up(self, body: ToolBody, idempotency_key: str | None) -> dict[str, Any]:
         """Creates a follow-up once for the key, or for the call's id where there is none.
@@ -42,9 +55,13 @@ class WorkspaceTools:
         _check_tenant(args.microdao_id, body)
         key = idempotency_key or body.context.call_id
         if not key:
-            raise InvalidRequest("give an Idempotency-Key, or `context.call_id`: a follow-up is created once for it")
+            raise InvalidRequest(
+                "give an Idempotency-Key, or `context.call_id`: a follow-up is created once for it"
+            )
         wanted = NewFollowUp.model_validate(args.model_dump(exclude={"microdao_id"}))
-        created, _ = await self._follow_ups.create(body.context.microdao_id, body.context.agent_id, key, wanted)
+        created, _ = await self._follow_ups.create(
+            body.context.microdao_id, body.context.agent_id, key, wanted
+        )
         return created.model_dump(mode="json", exclude={"microdao_id"}, exclude_none=True)
 
 

@@ -18,7 +18,9 @@ async def served(app, *, root_path="", lifespan="off"):
     # asyncio answers without delay only where the protocol is named: each answer would take 40 ms more.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(rooted(app, root_path), log_level="error", lifespan=lifespan, access_log=False)
+    config = uvicorn.Config(
+        rooted(app, root_path), log_level="error", lifespan=lifespan, access_log=False
+    )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -36,6 +38,8 @@ async def served(app, *, root_path="", lifespan="off"):
 
 def rooted(app, root_path):
     async def rooted(scope, receive, send):
-        await app({**scope, "root_path": root_path} if scope["type"] == "http" else scope, receive, send)
+        await app(
+            {**scope, "root_path": root_path} if scope["type"] == "http" else scope, receive, send
+        )
 
     return rooted

@@ -38,7 +38,11 @@ def _checked(result: int) -> int:
 
 def prctl(option: int, value: int) -> None:
     """Changes an attribute of this process. Raises OSError."""
-    _checked(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
+    _checked(
+        _libc.prctl(
+            option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)
+        )
+    )
 
 
 def die_with_parent(parent: int | None) -> None:

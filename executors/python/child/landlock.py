@@ -16,7 +16,9 @@ PATH_BENEATH = 1
 # Before this version truncating a file could not be forbidden.
 MINIMUM_ABI = 3
 
-EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_FILE, MAKE_REG, TRUNCATE, IOCTL_DEV = (1 << n for n in (0, 1, 2, 3, 5, 8, 14, 15))
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_FILE, MAKE_REG, TRUNCATE, IOCTL_DEV = (
+    1 << n for n in (0, 1, 2, 3, 5, 8, 14, 15)
+)
 _FS_RIGHTS = {3: 15, 4: 15, 5: 16}
 _OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 READ = READ_FILE | READ_DIR
@@ -56,7 +58,9 @@ def confine(readable: list[str], writable: list[str], scratch: str | None) -> No
 def _create(abi: int, handled: int) -> int:
     attributes = struct.pack("QQQ", handled, 0, SCOPED_ABSTRACT_SOCKETS_AND_SIGNALS)
     size = 24 if abi >= 6 else 8
-    return call(CREATE_RULESET, ctypes.c_char_p(attributes), ctypes.c_size_t(size), ctypes.c_uint32(0))
+    return call(
+        CREATE_RULESET, ctypes.c_char_p(attributes), ctypes.c_size_t(size), ctypes.c_uint32(0)
+    )
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:
@@ -68,6 +72,12 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             rights &= _OF_FILES
         rule = struct.pack("=Qi", rights, descriptor)
-        call(ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(PATH_BENEATH), ctypes.c_char_p(rule), ctypes.c_uint32(0))
+        call(
+            ADD_RULE,
+            ctypes.c_int(ruleset),
+            ctypes.c_int(PATH_BENEATH),
+            ctypes.c_char_p(rule),
+            ctypes.c_uint32(0),
+        )
     finally:
         os.close(descriptor)

@@ -94,7 +94,10 @@ def _function(call: dict[str, Any]) -> Any:
         if error.name and module.startswith(error.name):
             raise Failed("unavailable", "the tool's package has no such module") from None
         raise
-    if not isinstance(found, FunctionType) or found.__module__.partition(".")[0] != module.partition(".")[0]:
+    if (
+        not isinstance(found, FunctionType)
+        or found.__module__.partition(".")[0] != module.partition(".")[0]
+    ):
         raise Failed("unavailable", "the tool's module defines no such function")
     return found
 
@@ -106,7 +109,9 @@ class _Package:
         self._name = name
         self._path = path
 
-    def find_spec(self, name: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, _path: object = None, _target: object = None
+    ) -> ModuleSpec | None:
         if name != self._name:
             return None
         origin = f"{self._path}/__init__.py"
@@ -141,11 +146,15 @@ def _pair_by_internet() -> None:
 
 def _encoded(result: Any, limit: int) -> bytes:
     try:
-        body = json.dumps(result, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        body = json.dumps(
+            result, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        ).encode()
     except MemoryError:
         raise Failed("upstream", "the tool ran out of the memory it may use") from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise Failed("invalid_result", f"the tool's result is no JSON value: {error}"[:MAX_ERROR_CHARS]) from None
+        raise Failed(
+            "invalid_result", f"the tool's result is no JSON value: {error}"[:MAX_ERROR_CHARS]
+        ) from None
     if len(body) > limit:
         raise Failed("too_large", f"the tool's result is over its limit of {limit} bytes")
     return body

@@ -47,7 +47,9 @@ def probe(args: dict[str, Any], _context: dict[str, Any]) -> dict[str, bool]:
         "signals": lambda: os.kill(os.getppid(), 0),
         "owners": lambda: fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getppid()),
         "owner_signals": lambda: fcntl.fcntl(pipe, SET_SIGNAL, 0),
-        "leases": lambda: fcntl.fcntl(os.open(__file__, os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK),
+        "leases": lambda: fcntl.fcntl(
+            os.open(__file__, os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK
+        ),
         "writing": lambda: _write(neighbour),
         "modes": lambda: os.chmod(canary, 0o600),  # noqa: PTH101
         "reading": lambda: _read(canary),
@@ -58,7 +60,9 @@ def probe(args: dict[str, Any], _context: dict[str, Any]) -> dict[str, bool]:
         "shared_memory": lambda: mmap.mmap(-1, mmap.PAGESIZE),
         "memory_files": lambda: os.memfd_create("memory"),
         "pipe_sizes": lambda: fcntl.fcntl(pipe, SET_PIPE_SIZE, 1 << 20),
-        "socket_buffers": lambda: _any_socket().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20),
+        "socket_buffers": lambda: _any_socket().setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20
+        ),
         "interfaces": _reach_any,
     }
     return {name: _refused(attempt) for name, attempt in attempts.items()}
@@ -102,7 +106,10 @@ def _any_socket() -> socket.socket:
 
 def _reach_any() -> None:
     """Returns when one of the calls passes the filter; raises OSError when none does."""
-    for reach in (*(getattr(_libc, name) for name in NAMES), *(_numbered(number) for number in NUMBERS)):
+    for reach in (
+        *(getattr(_libc, name) for name in NAMES),
+        *(_numbered(number) for number in NUMBERS),
+    ):
         try:
             _reach(reach)
         except OSError:
@@ -119,7 +126,11 @@ def _reach(function: Callable[..., int]) -> None:
     """Calls with invalid arguments; raises OSError if the error is one that the filter returns."""
     ctypes.set_errno(0)
     invalid = ctypes.c_long(-1)
-    if function(*[invalid] * 6) == -1 and ctypes.get_errno() in {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}:
+    if function(*[invalid] * 6) == -1 and ctypes.get_errno() in {
+        errno.EPERM,
+        errno.ENOSYS,
+        errno.EOPNOTSUPP,
+    }:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 

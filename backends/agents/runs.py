@@ -1,0 +1,295 @@
+"""Runs of agents in PostgreSQL: accepted once per trigger, worked on under a lease, resumed by whoever finds it lapsed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import orjson
+from psycopg import sql
+from psycopg.rows import DictRow
+
+from backends.postgres.cursors import read_cursor, write_cursor
+from backends.postgres.pool import Database
+from backends.postgres.purging import purge_all
+from contracts.agents.api import (
+    AgentInvocation,
+    NewRun,
+    Outcome,
+    Run,
+    RunPage,
+    RunQuery,
+    RunView,
+    StepRecord,
+)
+from contracts.errors import DatabaseUnavailable
+from contracts.llm.ports import EventLog
+
+PURGE_AT_ONCE = 1_000
+STRANGERS_AFTER_S = 600.0
+UNREADABLE_S = 600.0
+UPKEEP_TIMEOUT_S = 5.0
+
+# The second insert of a trigger waits for the first one's transaction and then finds its row.
+ACCEPT = """
+INSERT INTO agent_runs (id, microdao_id, agent_id, channel_id, trigger_id, invocation, nonce, state, owner, lease_until)
+VALUES (
+    %(id)s, %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(trigger_id)s, %(invocation)s, %(nonce)s, 'queued', %(owner)s,
+    now() + make_interval(secs => %(lease_s)s)
+)
+ON CONFLICT ON CONSTRAINT agent_runs_one_per_trigger DO NOTHING
+RETURNING *
+"""
+FIND_BY_TRIGGER = """
+SELECT * FROM agent_runs
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND channel_id = %(channel_id)s AND trigger_id = %(trigger_id)s
+"""
+NOTE = """
+UPDATE agent_runs
+SET state = %(state)s, journal = %(journal)s, steps = %(steps)s, reply = %(reply)s, error = %(error)s, memory_ids = %(memory_ids)s,
+    degraded = %(degraded)s, model = %(model)s, prompt_tokens = %(prompt_tokens)s, completion_tokens = %(completion_tokens)s,
+    tool_calls = %(tool_calls)s, started_at = coalesce(started_at, now()), lease_until = now() + make_interval(secs => %(lease_s)s),
+    posting_since = coalesce(posting_since, CASE WHEN %(state)s = 'posting' THEN now() END)
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
+RETURNING id
+"""
+FINISH = """
+UPDATE agent_runs
+SET state = 'done', outcome = %(outcome)s, journal = '{}', invocation = %(invocation)s, steps = %(steps)s, reply = %(reply)s,
+    error = %(error)s, memory_ids = %(memory_ids)s, degraded = %(degraded)s, model = %(model)s, prompt_tokens = %(prompt_tokens)s,
+    completion_tokens = %(completion_tokens)s, tool_calls = %(tool_calls)s, started_at = coalesce(started_at, now()), finished_at = now()
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
+RETURNING id
+"""
+POSTPONE = """
+UPDATE agent_runs SET owner = NULL, lease_until = now() + make_interval(secs => %(seconds)s)
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
+RETURNING id
+"""
+CLAIM = """
+SELECT *, extract(epoch FROM now() - posting_since) AS posting_s
+FROM agent_runs_claim(%(owner)s, %(lease_s)s, %(at_most)s, %(agents)s, %(strangers_after)s)
+"""
+EXTEND = "SELECT agent_runs_extend(%(owner)s, %(runs)s, %(lease_s)s)"
+PURGE = "SELECT agent_runs_purge(%(older_than)s, %(at_most)s) AS gone"
+FIND = "SELECT * FROM agent_runs WHERE microdao_id = %(microdao_id)s AND id = %(id)s"
+PAGE = sql.SQL(
+    "SELECT * FROM agent_runs WHERE {conditions} ORDER BY created_at DESC, id DESC LIMIT %(rows)s"
+)
+AFTER = sql.SQL("(created_at, id) < (%(after_time)s, %(after_id)s::uuid)")
+
+
+class PostgresRuns:
+    """Implements the RunStore port."""
+
+    def __init__(self, database: Database, events: EventLog) -> None:
+        self._database = database
+        self._events = events
+
+    async def accept(self, new: NewRun, owner: UUID, lease_s: float) -> tuple[RunView, Run | None]:
+        """See the port."""
+        values = {
+            "id": new.id,
+            "microdao_id": new.microdao_id,
+            "agent_id": new.agent_id,
+            "channel_id": new.channel_id or "",
+            "trigger_id": new.trigger_id,
+            "invocation": new.invocation.model_dump_json(exclude_none=True),
+            "nonce": new.nonce,
+            "owner": owner,
+            "lease_s": lease_s,
+        }
+        async with self._database.transaction(microdao_id=new.microdao_id) as connection:
+            row = await (await connection.execute(ACCEPT, values)).fetchone()
+            if row is not None:
+                return _view(row), _run(row)
+            row = await (await connection.execute(FIND_BY_TRIGGER, values)).fetchone()
+        if row is None:  # it was purged in between
+            raise DatabaseUnavailable("the run of this message was just removed: retry")
+        return _view(row), None
+
+    async def note(self, run: Run, owner: UUID, lease_s: float) -> bool:
+        """See the port."""
+        journal = [orjson.dumps(entry).decode() for entry in run.journal]
+        return await self._write(
+            NOTE,
+            run,
+            owner,
+            {**_values(run), "state": run.state, "journal": journal, "lease_s": lease_s},
+        )
+
+    async def finish(self, run: Run, outcome: Outcome, owner: UUID) -> bool:
+        """See the port."""
+        bare = run.invocation.payload.model_copy(update={"text": None, "rewrite_prompt": None})
+        invocation = run.invocation.model_copy(update={"payload": bare}).model_dump_json(
+            exclude_none=True
+        )
+        return await self._write(
+            FINISH, run, owner, {**_values(run), "outcome": outcome, "invocation": invocation}
+        )
+
+    async def postpone(self, run: Run, owner: UUID, seconds: float) -> bool:
+        """See the port."""
+        return await self._write(POSTPONE, run, owner, {"seconds": seconds})
+
+    async def claim(
+        self, owner: UUID, lease_s: float, at_most: int, agents: Sequence[str]
+    ) -> list[Run]:
+        """See the port."""
+        values = {
+            "owner": owner,
+            "lease_s": lease_s,
+            "at_most": at_most,
+            "agents": list(agents),
+            "strangers_after": STRANGERS_AFTER_S,
+        }
+        async with self._database.transaction() as connection:
+            rows = await (await connection.execute(CLAIM, values)).fetchall()
+        return [run for row in rows if (run := await self._claimed(row, owner)) is not None]
+
+    async def extend(self, owner: UUID, runs: Sequence[UUID], lease_s: float) -> None:
+        """See the port."""
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                EXTEND, {"owner": owner, "runs": list(runs), "lease_s": lease_s}
+            )
+
+    async def find(self, microdao_id: str, run_id: UUID) -> RunView | None:
+        """See the port."""
+        async with self._database.transaction(microdao_id=microdao_id) as connection:
+            row = await (
+                await connection.execute(FIND, {"microdao_id": microdao_id, "id": run_id})
+            ).fetchone()
+        return _view(row) if row is not None else None
+
+    async def page(self, query: RunQuery) -> RunPage:
+        """See the port."""
+        filters = query.model_dump(exclude={"limit", "cursor"}, exclude_none=True)
+        values: dict[str, Any] = {**filters, "rows": query.limit + 1}
+        identity = {"of": "agent_runs", **filters}
+        conditions: list[sql.Composable] = [
+            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name))
+            for name in filters
+        ]
+        if query.cursor is not None:
+            values["after_time"], values["after_id"] = read_cursor(query.cursor, identity)
+            conditions.append(AFTER)
+        async with self._database.transaction(microdao_id=query.microdao_id) as connection:
+            rows = await (
+                await connection.execute(
+                    PAGE.format(conditions=sql.SQL(" AND ").join(conditions)), values
+                )
+            ).fetchall()
+        shown, more = rows[: query.limit], len(rows) > query.limit
+        cursor = (
+            write_cursor(shown[-1]["created_at"], str(shown[-1]["id"]), identity) if more else None
+        )
+        return RunPage(items=[_view(row, with_steps=False) for row in shown], next_cursor=cursor)
+
+    async def purge(self, days: float) -> int:
+        """See the port."""
+        return await purge_all(lambda: self._purge_some(days), PURGE_AT_ONCE)
+
+    async def _purge_some(self, days: float) -> int:
+        values = {"older_than": timedelta(days=days), "at_most": PURGE_AT_ONCE}
+        async with self._database.transaction(timeout_s=UPKEEP_TIMEOUT_S) as connection:
+            row = await (await connection.execute(PURGE, values)).fetchone()
+        assert row is not None  # an aggregate
+        return int(row["gone"])
+
+    async def _claimed(self, row: DictRow, owner: UUID) -> Run | None:
+        """A run that was taken over. What this version cannot read lies for a while: another one may know how."""
+        try:
+            run = _run(row)
+        except (ValueError, TypeError, KeyError) as error:
+            self._events.emit(
+                "agents.run_unreadable", run_id=str(row["id"]), error=type(error).__name__
+            )
+            values = {
+                "microdao_id": row["microdao_id"],
+                "id": row["id"],
+                "owner": owner,
+                "seconds": UNREADABLE_S,
+            }
+            await self._database.run(POSTPONE, values, microdao_id=row["microdao_id"])
+            return None
+        run.claimed, run.posting_s = True, float(row["posting_s"] or 0.0)
+        return run
+
+    async def _write(self, statement: str, run: Run, owner: UUID, values: dict[str, Any]) -> bool:
+        identity = {"microdao_id": run.microdao_id, "id": run.id, "owner": owner}
+        return bool(
+            await self._database.run(statement, {**values, **identity}, microdao_id=run.microdao_id)
+        )
+
+
+def _values(run: Run) -> dict[str, Any]:
+    return {
+        "steps": [step.model_dump_json(exclude_none=True) for step in run.steps],
+        "reply": run.reply,
+        "error": run.error,
+        "memory_ids": run.memory_ids,
+        "degraded": run.degraded,
+        "model": run.model,
+        "prompt_tokens": run.prompt_tokens,
+        "completion_tokens": run.completion_tokens,
+        "tool_calls": run.tool_calls,
+    }
+
+
+def _run(row: DictRow) -> Run:
+    return Run(
+        id=row["id"],
+        microdao_id=row["microdao_id"],
+        agent_id=row["agent_id"],
+        channel_id=row["channel_id"] or None,
+        trigger_id=row["trigger_id"],
+        invocation=AgentInvocation.model_validate(row["invocation"]),
+        nonce=row["nonce"],
+        state=row["state"],
+        attempt=row["attempt"],
+        created_at=row["created_at"],
+        journal=[orjson.loads(entry) for entry in row["journal"]],
+        steps=_steps(row),
+        reply=row["reply"],
+        error=row["error"],
+        memory_ids=row["memory_ids"],
+        degraded=row["degraded"],
+        model=row["model"],
+        prompt_tokens=row["prompt_tokens"],
+        completion_tokens=row["completion_tokens"],
+        tool_calls=row["tool_calls"],
+        posting_since=row["posting_since"],
+    )
+
+
+def _view(row: DictRow, *, with_steps: bool = True) -> RunView:
+    status = row["outcome"] or ("queued" if row["state"] == "queued" else "running")
+    return RunView(
+        id=row["id"],
+        agent_id=row["agent_id"],
+        microdao_id=row["microdao_id"],
+        channel_id=row["channel_id"] or None,
+        trigger_id=row["trigger_id"],
+        entrypoint=row["invocation"]["entrypoint"],
+        status=status,
+        attempt=row["attempt"],
+        model=row["model"],
+        prompt_tokens=row["prompt_tokens"],
+        completion_tokens=row["completion_tokens"],
+        tool_calls=row["tool_calls"],
+        memory_ids=row["memory_ids"],
+        degraded=row["degraded"],
+        error=row["error"],
+        reply=row["reply"],
+        steps=_steps(row) if with_steps else [],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+    )
+
+
+def _steps(row: DictRow) -> list[StepRecord]:
+    return [StepRecord.model_validate_json(step) for step in row["steps"]]

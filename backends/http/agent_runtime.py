@@ -1,0 +1,44 @@
+"""The AgentInvoker port: the agent runtime over HTTP, through the ingress, as any messaging service calls it."""
+
+from __future__ import annotations
+
+from backends.http.client import JsonClient
+from contracts.deadline import Deadline
+from contracts.errors import Unavailable
+from contracts.workspace.channels import ClaimedInvocation
+
+PATH = "/internal/agent-runtime/invocations"
+SERVICE = "the agent runtime"
+# The runtime has read the invocation and will refuse it for ever.
+FINAL = frozenset({400, 409, 413, 422})
+
+
+class AgentRuntimeClient:
+    """Hands invocations over without waiting for their answers."""
+
+    def __init__(self, base_url: str, secret: str | None) -> None:
+        self._http = JsonClient(base_url, secret, service=SERVICE)
+
+    async def invoke(self, claimed: ClaimedInvocation, deadline: Deadline) -> None:
+        """See the port. Everything but a refusal of this very invocation may be different later: 404 is also an ingress whose
+        agent runtime is not deployed.
+        """
+        payload = {
+            "channel_id": str(claimed.channel_id),
+            "message_id": str(claimed.message_id),
+            "microdao_id": claimed.microdao_id,
+        }
+        body = {"agent_id": claimed.agent_id, "entrypoint": "channel_message", "payload": payload}
+        answer = await self._http.request(
+            "POST", PATH, deadline, body=body, params={"wait": "false"}
+        )
+        if answer.ok:
+            return
+        refusal = self._http.refusal(answer)
+        if answer.status in FINAL or refusal.retryable:
+            raise refusal
+        raise Unavailable(refusal.message, retry_after_s=refusal.retry_after_s)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.close()

@@ -1,0 +1,92 @@
+"""The ChatModel port: the LLM proxy over HTTP, through the ingress, as any agent-runtime calls it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from backends.http.client import JsonClient
+from backends.http.patient_requests import ask
+from contracts.agents.api import ModelRequest
+from contracts.deadline import Deadline
+from contracts.errors import DaarionError, UpstreamInvalidResponse
+from contracts.llm.api import ModelInfo, ModelList, ProxyResponse
+from contracts.memory.api import Tenant
+
+PATH = "/internal/llm/proxy"
+MODELS_PATH = "/internal/llm/models"
+MODELS_TIMEOUT_S = 2.0
+MODELS_FRESH_S = 10.0
+SERVICE = "the LLM proxy"
+
+
+class ProxyChatModel:
+    """Asks the LLM proxy. `patience_s` bounds how long it is asked again while it is away."""
+
+    def __init__(self, base_url: str, secret: str | None, *, patience_s: float) -> None:
+        self._http = JsonClient(base_url, secret, service=SERVICE)
+        self._patience_s = patience_s
+        self._models: dict[str, ModelInfo] = {}
+        self._models_until = 0.0
+
+    async def chat(
+        self, request: ModelRequest, tenant: Tenant, channel_id: str | None, deadline: Deadline
+    ) -> ProxyResponse:
+        """See the port."""
+        metadata = {"agent_id": tenant.agent_id, "microdao_id": tenant.microdao_id}
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": list(request.messages),
+            "metadata": metadata | ({"channel_id": channel_id} if channel_id else {}),
+            "max_tokens": request.max_tokens,
+            "timeout_s": max(deadline.remaining(), 0.001),
+        }
+        if request.tools:
+            body |= {"tools": list(request.tools), "tool_choice": request.tool_choice or "auto"}
+        if request.schema is not None:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": dict(request.schema), "strict": True},
+            }
+        if request.temperature is not None:
+            body["temperature"] = request.temperature
+        answer = await ask(self._http, PATH, deadline, body=body, patience_s=self._patience_s)
+        try:
+            return ProxyResponse.model_validate(answer.body)
+        except ValidationError:
+            raise UpstreamInvalidResponse(f"{SERVICE} did not answer with a completion") from None
+
+    async def answering(self, logical_model: str, deadline: Deadline) -> str | None:
+        """See the port. What is known is kept for some seconds, and for as long as the proxy cannot tell anew."""
+        try:
+            if time.monotonic() > self._models_until:
+                answer = await ask(
+                    self._http, MODELS_PATH, deadline.sooner(MODELS_TIMEOUT_S), method="GET"
+                )
+                self._models = {
+                    model.id: model for model in ModelList.model_validate(answer.body).models
+                }
+                self._models_until = time.monotonic() + MODELS_FRESH_S
+        except (DaarionError, ValidationError):
+            if not self._models:
+                return None
+        return first_available(logical_model, self._models)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.close()
+
+
+def first_available(logical_model: str, models: Mapping[str, ModelInfo]) -> str | None:
+    """The model itself, else the first of its fallbacks that can answer."""
+    first = models.get(logical_model)
+    if first is None:
+        return None
+    for name in (logical_model, *first.fallbacks):
+        found = models.get(name)
+        if found is not None and found.available:
+            return found.name
+    return None

@@ -1,0 +1,255 @@
+"""The Messaging port over HTTP: the local workspace, or the neighbours' messaging-service with its own URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from backends.http.client import JsonAnswer, JsonClient
+from contracts.deadline import Deadline
+from contracts.errors import Overloaded, UpstreamInvalidResponse
+from contracts.workspace.messaging import (
+    MAX_RECENT,
+    ChannelInfo,
+    ChannelMessage,
+    Messaging,
+    PostedMessage,
+    RunStep,
+)
+
+SERVICE = "the messaging service"
+# What servers and proxies between take as one URL for sure.
+MAX_QUERY_TEXT_BYTES = 7_000
+FORM_REFUSED = frozenset({415, 422})
+NO_SUCH_ROUTE = frozenset({404, 405, 422, 501})
+TRY_LATER = 503
+CUT = "…"
+
+
+class WorkspaceMessaging:
+    """The workspace behind the ingress; it knows runs, so a repeated post is the first one."""
+
+    keeps_run_ids = True
+
+    def __init__(self, base_url: str, secret: str | None) -> None:
+        self._http = JsonClient(base_url, secret, service=SERVICE)
+
+    async def recent_messages(
+        self, channel_id: str, limit: int, deadline: Deadline, before: ChannelMessage | None = None
+    ) -> list[ChannelMessage]:
+        """See the port."""
+        return await _recent(
+            self._http,
+            f"{self._channel(channel_id)}/messages",
+            limit,
+            deadline,
+            before.id if before else None,
+        )
+
+    async def post_as_agent(
+        self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline
+    ) -> PostedMessage:
+        """See the port."""
+        path = f"/internal/messaging/agents/{quote(agent_id, safe='')}/post-to-channel"
+        body = {"channel_id": channel_id, "text": text, "run_id": run_id}
+        answer = await self._http.request("POST", path, deadline, body=body)
+        if not answer.ok:
+            raise self._http.refusal(answer)
+        return _posted(answer, channel_id)
+
+    async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
+        """See the port."""
+        answer = await self._http.request("GET", self._channel(channel_id), deadline)
+        if not answer.ok:
+            raise self._http.refusal(answer)
+        try:
+            return ChannelInfo.model_validate(answer.body)
+        except ValidationError:
+            raise UpstreamInvalidResponse(f"{SERVICE} did not answer with a channel") from None
+
+    async def run_steps(
+        self,
+        agent_id: str,
+        channel_id: str,
+        run_id: str,
+        steps: Sequence[RunStep],
+        deadline: Deadline,
+    ) -> None:
+        """See the port."""
+        body = {
+            "agent_id": agent_id,
+            "run_id": run_id,
+            "steps": [step.model_dump() for step in steps],
+        }
+        answer = await self._http.request(
+            "POST", f"{self._channel(channel_id)}/run-steps", deadline, body=body
+        )
+        if not answer.ok:
+            raise self._http.refusal(answer)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.close()
+
+    @staticmethod
+    def _channel(channel_id: str) -> str:
+        return f"/internal/messaging/channels/{quote(channel_id, safe='')}"
+
+
+class NeighbourMessaging:
+    """The neighbours' messaging-service: other URLs, no runs, no steps, and perhaps posts by query parameters alone.
+
+    The run's id goes along as Idempotency-Key, for a service that learns to read it.
+    """
+
+    keeps_run_ids = False
+
+    def __init__(self, base_url: str, secret: str | None) -> None:
+        self._http = JsonClient(base_url, secret, service=SERVICE)
+        self._by_query = False
+
+    async def recent_messages(
+        self, channel_id: str, limit: int, deadline: Deadline, before: ChannelMessage | None = None
+    ) -> list[ChannelMessage]:
+        """See the port."""
+        # Its pages begin at a time, where the workspace's begin at a message.
+        since = before.created_at.isoformat() if before else None
+        return await _recent(
+            self._http, f"{self._channel(channel_id)}/messages", limit, deadline, since
+        )
+
+    async def post_as_agent(
+        self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline
+    ) -> PostedMessage:
+        """See the port. A service that refuses the JSON form gets query parameters, from then on at once: of a long text its beginning."""
+        path = f"/internal/agents/{quote(agent_id, safe='')}/post-to-channel"
+        fields = {"channel_id": channel_id, "text": text}
+        headers = {"Idempotency-Key": quote(run_id, safe=":._-")}
+        if not self._by_query:
+            answer = await self._http.request("POST", path, deadline, body=fields, headers=headers)
+            if answer.status not in FORM_REFUSED:
+                return self._accepted(answer, channel_id)
+        answer = await self._post_by_query(path, fields, headers, deadline)
+        self._by_query = self._by_query or answer.ok
+        return self._accepted(answer, channel_id)
+
+    async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
+        """See the port. A service without these routes knows nothing."""
+        found = await self._get(self._channel(channel_id), deadline)
+        if not isinstance(found, dict):
+            return None
+        listed = await self._get(f"{self._channel(channel_id)}/members", deadline)
+        members = None
+        if isinstance(listed, list):
+            ids = [row.get("member_id") for row in listed if isinstance(row, dict)]
+            members = [found_id for found_id in ids if isinstance(found_id, str)]
+        try:
+            return ChannelInfo.model_validate(
+                {"id": channel_id, "name": channel_id, **found, "members": members}
+            )
+        except ValidationError:
+            return None
+
+    async def _get(self, path: str, deadline: Deadline) -> Any:
+        """What a route answers, None where there is none. Raises as the port."""
+        answer = await self._http.request("GET", path, deadline)
+        if not answer.ok and answer.status not in NO_SUCH_ROUTE:
+            raise self._http.refusal(answer)
+        return answer.body if answer.ok else None
+
+    @staticmethod
+    def _channel(channel_id: str) -> str:
+        return f"/api/messaging/channels/{quote(channel_id, safe='')}"
+
+    async def run_steps(
+        self,
+        agent_id: str,
+        channel_id: str,
+        run_id: str,
+        steps: Sequence[RunStep],
+        deadline: Deadline,
+    ) -> None:
+        """See the port: there is no such route."""
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.close()
+
+    async def _post_by_query(
+        self, path: str, fields: Mapping[str, str], headers: Mapping[str, str], deadline: Deadline
+    ) -> JsonAnswer:
+        fitting = {**fields, "text": _cut_to_url(fields["text"])}
+        return await self._http.request("POST", path, deadline, params=fitting, headers=headers)
+
+    def _accepted(self, answer: JsonAnswer, channel_id: str) -> PostedMessage:
+        if answer.status == TRY_LATER:
+            raise Overloaded(f"{SERVICE} refuses for now", retry_after_s=answer.retry_after_s)
+        if not answer.ok:
+            raise self._http.refusal(answer)
+        return _posted(answer, channel_id)
+
+
+def open_messaging(kind: str, base_url: str, secret: str | None) -> Messaging:
+    """Returns the client for `workspace` or `messaging_service`."""
+    return (
+        WorkspaceMessaging(base_url, secret)
+        if kind == "workspace"
+        else NeighbourMessaging(base_url, secret)
+    )
+
+
+async def _recent(
+    http: JsonClient, path: str, limit: int, deadline: Deadline, before: str | None
+) -> list[ChannelMessage]:
+    limit = min(max(limit, 1), MAX_RECENT)
+    answer = await http.request(
+        "GET", path, deadline, params={"limit": limit, **({"before": before} if before else {})}
+    )
+    if not answer.ok:
+        raise http.refusal(answer)
+    if not isinstance(answer.body, list):
+        raise UpstreamInvalidResponse(f"{SERVICE} did not answer with a list of messages")
+    read = [message for message in map(_message, answer.body) if message is not None]
+    if answer.body and not read:
+        raise UpstreamInvalidResponse(f"{SERVICE} answered with messages that are none")
+    return sorted(read, key=lambda message: message.created_at)[-limit:]
+
+
+def _cut_to_url(text: str) -> str:
+    """As much of a text as a URL surely holds, and a mark where something is missing."""
+    if len(quote(text, safe="")) <= MAX_QUERY_TEXT_BYTES:
+        return text
+    left = MAX_QUERY_TEXT_BYTES - len(quote(CUT))
+    kept = []
+    for character in text:
+        left -= len(quote(character, safe=""))
+        if left < 0:
+            break
+        kept.append(character)
+    return "".join(kept) + CUT
+
+
+def _message(given: Any) -> ChannelMessage | None:
+    """A message without a text or sender (a picture, a deleted one) is passed over: the channel must stay readable."""
+    try:
+        return ChannelMessage.model_validate(given)
+    except ValidationError:
+        return None
+
+
+def _posted(answer: JsonAnswer, channel_id: str) -> PostedMessage:
+    """What was accepted is posted, also where the answer tells nothing about it."""
+    body = answer.body if isinstance(answer.body, dict) else {}
+    try:
+        return PostedMessage.model_validate(
+            {
+                **body,
+                "channel_id": channel_id,
+                "repeated": answer.status == 200 and "run_id" in body,
+            }
+        )
+    except ValidationError:
+        return PostedMessage(channel_id=channel_id)

@@ -1,0 +1,155 @@
+"""The AgentTools port: Toolcore over HTTP, through the ingress."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from backends.http.client import JsonAnswer, JsonClient
+from backends.http.patient_requests import FIRST_PAUSE_S, LONGEST_PAUSE_S, ask
+from contracts.deadline import Deadline
+from contracts.errors import DaarionError, UpstreamInvalidResponse
+from contracts.memory.api import Tenant
+from contracts.tools.api import ErrorKind, ToolCallRequest, ToolCallResult, ToolDefinition
+
+PREFIX = "/internal/tools"
+SERVICE = "Toolcore"
+FRESH_S = 15.0
+STALE_S = 600.0
+MAX_KEPT = 1_000
+LIST_PATIENCE_S = 5.0
+
+
+class _Listed(BaseModel):
+    """What is read of a listing; its rows hold more than definitions."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    tools: list[dict[str, Any]]
+
+
+class ToolsClient:
+    """Lists and calls tools. A listing is kept for a short while, and for longer while Toolcore is away; without one Toolcore is
+    asked again for five seconds.
+
+    A call that carries a `call_id` is made again, for `patience_s` seconds, while Toolcore is away or has the same call in work:
+    it runs once under that id.
+    """
+
+    def __init__(self, base_url: str, secret: str | None, *, patience_s: float) -> None:
+        self._http = JsonClient(base_url, secret, service=SERVICE)
+        self._patience_s = patience_s
+        self._kept: OrderedDict[tuple[str, str], tuple[float, list[ToolDefinition]]] = OrderedDict()
+
+    async def allowed(self, tenant: Tenant, deadline: Deadline) -> list[ToolDefinition]:
+        """See the port."""
+        key = (tenant.microdao_id, tenant.agent_id)
+        at, kept = self._kept.get(key, (0.0, []))
+        age = time.monotonic() - at if at else STALE_S
+        if age < FRESH_S:
+            return kept
+        try:
+            answer = await ask(
+                self._http,
+                PREFIX,
+                deadline,
+                method="GET",
+                params=tenant.model_dump(),
+                patience_s=min(self._patience_s, LIST_PATIENCE_S),
+            )
+            found = _definitions(answer)
+        except DaarionError:
+            if age < STALE_S:
+                return kept
+            raise
+        self._kept[key] = (time.monotonic(), found)
+        self._kept.move_to_end(key)
+        while len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+        return found
+
+    async def call(self, request: ToolCallRequest, deadline: Deadline) -> ToolCallResult:
+        """See the port."""
+        until = deadline.sooner(self._patience_s)
+        pause = FIRST_PAUSE_S
+        while True:
+            result, may_repeat = await self._attempt(request, deadline)
+            if not (may_repeat and request.call_id) or until.remaining() < pause:
+                return result
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.close()
+
+    async def _attempt(
+        self, request: ToolCallRequest, deadline: Deadline
+    ) -> tuple[ToolCallResult, bool]:
+        """One try, and whether another may come to more."""
+        try:
+            answer = await self._http.request(
+                "POST", f"{PREFIX}/call", deadline, body=request.model_dump(exclude_none=True)
+            )
+        except DaarionError as error:
+            kind: ErrorKind = "timeout" if error.status == 504 else "unavailable"
+            failed = ToolCallResult(
+                ok=False,
+                error=error.message,
+                error_kind=kind,
+                retryable=error.retryable,
+                call_id=request.call_id,
+            )
+            return failed, error.retryable and error.status != 504
+        if isinstance(answer.body, dict) and isinstance(answer.body.get("ok"), bool):
+            try:
+                result = ToolCallResult.model_validate(answer.body)
+            except ValidationError:
+                return _unreadable(request), False
+            executed = answer.status == 200
+            return result, not executed and bool(result.retryable) and result.error_kind in {
+                "unavailable",
+                "conflict",
+            }
+        if answer.ok:
+            return _unreadable(request), False
+        refusal = self._http.refusal(answer)
+        kind = "denied" if answer.status in {401, 403} else "unavailable"
+        failed = ToolCallResult(
+            ok=False,
+            error=refusal.message,
+            error_kind=kind,
+            retryable=refusal.retryable,
+            call_id=request.call_id,
+        )
+        return failed, refusal.retryable
+
+
+def _definitions(answer: JsonAnswer) -> list[ToolDefinition]:
+    """The tools of a listing; one that this version cannot read is left out."""
+    try:
+        rows = _Listed.model_validate(answer.body).tools
+    except ValidationError:
+        raise UpstreamInvalidResponse(f"{SERVICE} did not answer with tools") from None
+    found = []
+    for row in rows:
+        try:
+            found.append(
+                ToolDefinition.model_validate(
+                    {name: row[name] for name in ToolDefinition.model_fields if name in row}
+                )
+            )
+        except ValidationError:
+            continue
+    return found
+
+
+def _unreadable(request: ToolCallRequest) -> ToolCallResult:
+    error = f"{SERVICE} did not answer with a result"
+    return ToolCallResult(
+        ok=False, error=error, error_kind="internal", retryable=False, call_id=request.call_id
+    )

@@ -1,0 +1,376 @@
+"""Batches of LLM calls in PostgreSQL. Tenants' statements name the tenant and row security checks it; work is claimed by function."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+from psycopg import sql
+from psycopg.rows import DictRow
+
+from backends.postgres.cursors import read_cursor, write_cursor
+from backends.postgres.pool import Database
+from backends.postgres.purging import purge_all
+from contracts.errors import NotFound, OverLimit, RateLimited
+from contracts.llm.batches import (
+    Batch,
+    BatchCounts,
+    BatchPage,
+    BatchStatus,
+    BatchWork,
+    ItemResult,
+    NewItem,
+)
+from contracts.llm.usage import new_record_id
+
+ID_PREFIX = "batch-"
+WRITE_TIMEOUT_S = 15.0
+LOCK_WAIT_MS = 10_000
+SUBMISSIONS_AT_ONCE = 2
+"""Those that wait for other replicas hold connections: others need some, too."""
+ROWS_AT_ONCE = 500
+BYTES_AT_ONCE = 1 << 20
+RESULTS_AT_ONCE = 32
+PURGE_AT_ONCE = 1_000
+RETRY_WHEN_FULL_S = 60.0
+WAITING_LIMIT = "microdao.batch_requests_waiting"
+
+WAITING = """
+SELECT coalesce(sum(total - succeeded - failed), 0) AS requests FROM llm_batches
+WHERE microdao_id = %(microdao_id)s AND ended_at IS NULL AND cancelled_at IS NULL
+"""
+# One submission of a microDAO after the other, in all replicas: each sees what the ones before it left to wait.
+WAIT_FOR_LOCKS = "SELECT set_config('lock_timeout', %(wait_ms)s, true)"
+ONE_AT_A_TIME = (
+    "SELECT pg_advisory_xact_lock(hashtextextended('llm_batches:' || %(microdao_id)s, 0))"
+)
+TURN = """
+INSERT INTO llm_batch_turns AS turns (microdao_id) VALUES (%(microdao_id)s)
+ON CONFLICT (microdao_id) DO UPDATE SET served_at = turns.served_at
+"""
+INSERT_BATCH = (
+    "INSERT INTO llm_batches (id, microdao_id, total) VALUES (%(id)s, %(microdao_id)s, %(total)s)"
+)
+INSERT_ITEMS = """
+INSERT INTO llm_batch_items (batch_id, position, microdao_id, custom_id, request)
+SELECT %(id)s, position, %(microdao_id)s, custom_id, request
+FROM unnest(%(positions)s::integer[], %(custom_ids)s::text[], %(requests)s::text[]) AS item (position, custom_id, request)
+"""
+# Nobody holds a lease that is over: such a request waits again.
+PAGE = sql.SQL("""
+SELECT batches.id, total, succeeded, failed, created_at, cancelled_at, ended_at, (
+    SELECT count(*) FROM llm_batch_items AS items
+    WHERE items.batch_id = batches.id AND items.state = 'running' AND items.due_at > now()
+) AS running
+FROM llm_batches AS batches
+WHERE microdao_id = %(microdao_id)s AND {condition}
+ORDER BY created_at DESC, id DESC LIMIT %(rows)s
+""")
+ONE = PAGE.format(condition=sql.SQL("id = %(id)s"))
+FIRST_PAGE = PAGE.format(condition=sql.SQL("true"))
+NEXT_PAGE = PAGE.format(
+    condition=sql.SQL("(created_at, id) < (%(after_time)s, %(after_id)s::uuid)")
+)
+CANCEL = """
+UPDATE llm_batches SET cancelled_at = now()
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND ended_at IS NULL AND cancelled_at IS NULL
+"""
+RESULTS = """
+SELECT items.position, items.custom_id, items.result, CASE
+    WHEN items.state IN ('succeeded', 'failed') THEN items.state
+    WHEN items.state = 'running' AND items.due_at > now() THEN 'running'
+    WHEN batches.cancelled_at IS NOT NULL THEN 'cancelled'
+    ELSE 'pending'
+END AS status
+FROM llm_batch_items AS items JOIN llm_batches AS batches ON batches.id = items.batch_id
+WHERE items.microdao_id = %(microdao_id)s AND items.batch_id = %(id)s AND items.position > %(after)s
+ORDER BY items.position LIMIT %(rows)s
+"""
+CLAIM = "SELECT * FROM llm_batch_claim(%(lease_s)s)"
+EXTEND = "SELECT token FROM llm_batch_extend_leases(%(held)s, %(lease_s)s)"
+# The request is not needed any more, and is as private as the answer.
+FINISH = """
+WITH ended AS (
+    UPDATE llm_batch_items SET state = %(state)s, result = %(result)s, ended_at = now(), request = ''
+    WHERE microdao_id = %(microdao_id)s AND batch_id = %(id)s AND position = %(position)s AND state = 'running' AND token = %(token)s
+    RETURNING 1
+)
+UPDATE llm_batches
+SET succeeded = succeeded + %(succeeded)s,
+    failed = failed + 1 - %(succeeded)s,
+    ended_at = CASE WHEN succeeded + failed + 1 = total THEN now() END
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND EXISTS (SELECT FROM ended)
+RETURNING ended_at IS NOT NULL AS ended
+"""
+PUT_BACK = """
+UPDATE llm_batch_items
+SET state = 'pending', failures = failures + %(failed)s, due_at = now() + make_interval(secs => %(delay_s)s), stalled_since = CASE
+    WHEN %(stalled)s THEN coalesce(stalled_since, now())
+    WHEN %(failed)s = 0 THEN stalled_since
+END
+WHERE microdao_id = %(microdao_id)s AND batch_id = %(id)s AND position = %(position)s AND state = 'running' AND token = %(token)s
+"""
+PAUSE = """
+UPDATE llm_batches SET resume_at = greatest(resume_at, now() + make_interval(secs => %(delay_s)s))
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s
+"""
+PURGE = "SELECT llm_batch_purge(%(retention_s)s, %(at_most)s) AS rows"
+
+
+class PostgresBatches:
+    """Implements BatchStore."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._submissions = asyncio.Semaphore(SUBMISSIONS_AT_ONCE)
+        self._submitting: WeakValueDictionary[str, asyncio.Lock] = (
+            WeakValueDictionary()
+        )  # of each microDAO that submits now
+
+    async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:
+        """See the port."""
+        if len(items) > max_waiting:
+            raise _over_limit(microdao_id, len(items), max_waiting)
+        values: dict[str, Any] = {
+            "id": new_record_id(),
+            "microdao_id": microdao_id,
+            "total": len(items),
+        }
+        own = self._submitting.setdefault(microdao_id, asyncio.Lock())
+        transaction = self._database.transaction(microdao_id=microdao_id, timeout_s=WRITE_TIMEOUT_S)
+        async with own, self._submissions, transaction as connection:
+            await connection.execute(WAIT_FOR_LOCKS, {"wait_ms": str(LOCK_WAIT_MS)})
+            await connection.execute(ONE_AT_A_TIME, values)
+            row = await (await connection.execute(WAITING, values)).fetchone()
+            if row is not None and row["requests"] + len(items) > max_waiting:
+                raise _too_many(microdao_id, int(row["requests"]), len(items), max_waiting)
+            await connection.execute(INSERT_BATCH, values)
+            for part in _parts(items):
+                await connection.execute(INSERT_ITEMS, {**values, **part})
+            await connection.execute(TURN, values)  # last: claims of the microDAO wait for its row
+            stored = await (await connection.execute(ONE, {**values, "rows": 1})).fetchone()
+        assert stored is not None  # it was written above
+        return _batch(stored)
+
+    async def get(self, microdao_id: str, batch_id: str) -> Batch:
+        """See the port."""
+        values = {"microdao_id": microdao_id, "id": _uuid(batch_id), "rows": 1}
+        async with self._database.transaction(microdao_id=microdao_id) as connection:
+            row = await (await connection.execute(ONE, values)).fetchone()
+        if row is None:
+            raise _unknown()
+        return _batch(row)
+
+    async def page(self, microdao_id: str, limit: int, cursor: str | None) -> BatchPage:
+        """See the port."""
+        identity = {"of": "llm_batches", "microdao_id": microdao_id}
+        values: dict[str, Any] = {"microdao_id": microdao_id, "rows": limit + 1}
+        if cursor is not None:
+            values["after_time"], values["after_id"] = read_cursor(cursor, identity)
+        async with self._database.transaction(microdao_id=microdao_id) as connection:
+            rows = await (
+                await connection.execute(FIRST_PAGE if cursor is None else NEXT_PAGE, values)
+            ).fetchall()
+        shown = rows[:limit]
+        more = len(rows) > limit
+        return BatchPage(
+            batches=[_batch(row) for row in shown],
+            next_cursor=write_cursor(shown[-1]["created_at"], str(shown[-1]["id"]), identity)
+            if more
+            else None,
+        )
+
+    async def cancel(self, microdao_id: str, batch_id: str) -> Batch:
+        """See the port."""
+        values = {"microdao_id": microdao_id, "id": _uuid(batch_id)}
+        async with self._database.transaction(microdao_id=microdao_id) as connection:
+            await connection.execute(CANCEL, values)
+        return await self.get(microdao_id, batch_id)
+
+    async def results(self, microdao_id: str, batch_id: str) -> AsyncIterator[list[ItemResult]]:
+        """See the port. No connection is held between two of the lists."""
+        values: dict[str, Any] = {
+            "microdao_id": microdao_id,
+            "id": _uuid(batch_id),
+            "after": -1,
+            "rows": RESULTS_AT_ONCE,
+        }
+        while True:
+            async with self._database.transaction(
+                microdao_id=microdao_id, timeout_s=WRITE_TIMEOUT_S
+            ) as connection:
+                rows = await (await connection.execute(RESULTS, values)).fetchall()
+            if not rows:
+                return
+            yield [ItemResult(row["custom_id"], row["status"], row["result"]) for row in rows]
+            values["after"] = rows[-1]["position"]
+
+
+class PostgresBatchQueue:
+    """Implements BatchQueue."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def claim(self, lease_s: float) -> BatchWork | None:
+        """See the port."""
+        async with self._database.transaction() as connection:
+            row = await (await connection.execute(CLAIM, {"lease_s": lease_s})).fetchone()
+        if row is None:
+            return None
+        return BatchWork(
+            row["batch_id"],
+            row["item"],
+            row["microdao_id"],
+            row["request"],
+            row["token"],
+            row["failures"],
+            row["stalled_seconds"],
+        )
+
+    async def extend(self, held: Collection[uuid.UUID], lease_s: float) -> set[uuid.UUID]:
+        """See the port."""
+        async with self._database.transaction() as connection:
+            rows = await (
+                await connection.execute(EXTEND, {"held": list(held), "lease_s": lease_s})
+            ).fetchall()
+        return {row["token"] for row in rows}
+
+    async def finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> bool | None:
+        """See the port."""
+        values = {
+            **_key(work),
+            "result": result.decode(),
+            "state": "succeeded" if succeeded else "failed",
+            "succeeded": int(succeeded),
+        }
+        async with self._database.transaction(
+            microdao_id=work.microdao_id, timeout_s=WRITE_TIMEOUT_S
+        ) as connection:
+            row = await (await connection.execute(FINISH, values)).fetchone()
+        return None if row is None else bool(row["ended"])
+
+    async def put_back(
+        self,
+        work: BatchWork,
+        delay_s: float,
+        *,
+        failed: bool = False,
+        pause_batch: bool = False,
+        stalled: bool = False,
+    ) -> None:
+        """See the port."""
+        values = {**_key(work), "failed": int(failed), "stalled": stalled, "delay_s": delay_s}
+        async with self._database.transaction(microdao_id=work.microdao_id) as connection:
+            await connection.execute(
+                PUT_BACK, {**values, "delay_s": 0.0} if pause_batch else values
+            )
+            if pause_batch:
+                await connection.execute(PAUSE, values)
+
+    async def purge(self, retention_s: float) -> int:
+        """See the port."""
+        return await purge_all(lambda: self._purge_some(retention_s), PURGE_AT_ONCE)
+
+    async def _purge_some(self, retention_s: float) -> int:
+        async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
+            row = await (
+                await connection.execute(
+                    PURGE, {"retention_s": retention_s, "at_most": PURGE_AT_ONCE}
+                )
+            ).fetchone()
+        return int(row["rows"]) if row else 0
+
+
+def _key(work: BatchWork) -> dict[str, Any]:
+    return {
+        "microdao_id": work.microdao_id,
+        "id": work.batch_id,
+        "position": work.position,
+        "token": work.token,
+    }
+
+
+def _parts(items: Sequence[NewItem]) -> Iterator[dict[str, Any]]:
+    """Cuts a batch into statements of a bounded size."""
+    begin = size = 0
+    for index, item in enumerate(items):
+        size += len(item.request)
+        if size >= BYTES_AT_ONCE or index - begin >= ROWS_AT_ONCE:
+            yield _part(items, begin, index + 1)
+            begin, size = index + 1, 0
+    if begin < len(items):
+        yield _part(items, begin, len(items))
+
+
+def _part(items: Sequence[NewItem], begin: int, end: int) -> dict[str, Any]:
+    part = items[begin:end]
+    return {
+        "positions": list(range(begin, end)),
+        "custom_ids": [item.custom_id for item in part],
+        "requests": [item.request.decode() for item in part],
+    }
+
+
+def _batch(row: DictRow) -> Batch:
+    total, succeeded, failed, running = (
+        row["total"],
+        row["succeeded"],
+        row["failed"],
+        row["running"],
+    )
+    left = total - succeeded - failed - running
+    cancelled = row["cancelled_at"] is not None and row["ended_at"] is None
+    status: BatchStatus = "in_progress"
+    if cancelled:
+        status = "cancelling" if running else "cancelled"
+    elif row["ended_at"] is not None:
+        status = "completed"
+    return Batch(
+        id=f"{ID_PREFIX}{row['id']}",
+        status=status,
+        counts=BatchCounts(
+            total=total,
+            pending=0 if cancelled else left,
+            running=running,
+            succeeded=succeeded,
+            failed=failed,
+            cancelled=left if cancelled else 0,
+        ),
+        created_at=row["created_at"],
+        ended_at=row["ended_at"] or (row["cancelled_at"] if status == "cancelled" else None),
+    )
+
+
+def _uuid(batch_id: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(batch_id.removeprefix(ID_PREFIX))
+    except ValueError:
+        raise _unknown() from None
+
+
+def _unknown() -> NotFound:
+    return NotFound("this microDAO has no such batch")
+
+
+def _over_limit(microdao_id: str, asked: int, most: int) -> OverLimit:
+    return OverLimit(
+        f"at most {most} requests of a microDAO wait in batches, these are {asked}: submit fewer at once",
+        details={"limit": WAITING_LIMIT, "subject": microdao_id, "amount": most, "needed": asked},
+    )
+
+
+def _too_many(microdao_id: str, waiting: int, asked: int, most: int) -> RateLimited:
+    return RateLimited(
+        f"{waiting} requests of this microDAO wait in batches, of {most} at most: {asked} more do not fit until some are done",
+        details={
+            "limit": WAITING_LIMIT,
+            "subject": microdao_id,
+            "amount": most,
+            "left": max(0, most - waiting),
+        },
+        retry_after_s=RETRY_WHEN_FULL_S,
+    )

@@ -1,0 +1,110 @@
+"""Idempotency keys of LLM calls in PostgreSQL. Each statement names the tenant, and row security checks it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, LiteralString
+
+from backends.postgres.pool import Database
+from backends.postgres.purging import purge_all
+from contracts.errors import IdempotencyConflict
+from contracts.llm.idempotency import Granted, InWork, KeyUse, Settled
+
+WRITE_TIMEOUT_S = 10.0
+PURGE_AT_ONCE = 1_000
+
+# What is over its time is as good as absent; an attempt whose lease is over gives way to the same request only.
+TAKE = """
+INSERT INTO llm_idempotency AS known (microdao_id, key, fingerprint, token, lease_until, expires_at)
+VALUES (
+    %(microdao_id)s, %(key)s, %(fingerprint)s, %(token)s,
+    now() + make_interval(secs => %(lease_s)s), now() + make_interval(secs => %(retention_s)s)
+)
+ON CONFLICT (microdao_id, key) DO UPDATE
+SET fingerprint = excluded.fingerprint, token = excluded.token, lease_until = excluded.lease_until,
+    expires_at = excluded.expires_at, answer = NULL
+WHERE known.expires_at < now()
+   OR (known.answer IS NULL AND known.lease_until < now() AND known.fingerprint = excluded.fingerprint)
+RETURNING token
+"""
+LOOK = "SELECT fingerprint, answer FROM llm_idempotency WHERE microdao_id = %(microdao_id)s AND key = %(key)s"
+EXTEND = """
+UPDATE llm_idempotency SET lease_until = now() + make_interval(secs => %(lease_s)s)
+WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND token = %(token)s AND answer IS NULL
+RETURNING 1
+"""
+SETTLE = """
+UPDATE llm_idempotency SET answer = %(answer)s, expires_at = now() + make_interval(secs => %(retention_s)s)
+WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND token = %(token)s
+RETURNING 1
+"""
+RELEASE = """
+DELETE FROM llm_idempotency WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND token = %(token)s AND answer IS NULL
+"""
+PURGE = "SELECT llm_idempotency_purge(%(at_most)s) AS rows"
+
+
+class PostgresIdempotency:
+    """Implements IdempotencyStore."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def begin(
+        self, use: KeyUse, lease_s: float, retention_s: float
+    ) -> Granted | Settled | InWork:
+        """See the port."""
+        token = uuid.uuid4()
+        values = {**_values(use), "token": token, "lease_s": lease_s, "retention_s": retention_s}
+        async with self._database.transaction(
+            microdao_id=use.microdao_id, timeout_s=WRITE_TIMEOUT_S
+        ) as connection:
+            if await (await connection.execute(TAKE, values)).fetchone() is not None:
+                return Granted(token)
+            row = await (await connection.execute(LOOK, values)).fetchone()
+        if row is None:
+            return InWork()  # released in this very moment: ask again
+        if bytes(row["fingerprint"]) != use.fingerprint:
+            raise IdempotencyConflict(
+                "this Idempotency-Key was used for another request: take a new key for a new request"
+            )
+        return InWork() if row["answer"] is None else Settled(row["answer"])
+
+    async def extend(self, use: KeyUse, token: uuid.UUID, lease_s: float) -> bool:
+        """See the port."""
+        return await self._changed(use, EXTEND, {"token": token, "lease_s": lease_s})
+
+    async def settle(
+        self, use: KeyUse, token: uuid.UUID, answer: bytes, retention_s: float
+    ) -> bool:
+        """See the port."""
+        return await self._changed(
+            use, SETTLE, {"token": token, "answer": answer.decode(), "retention_s": retention_s}
+        )
+
+    async def release(self, use: KeyUse, token: uuid.UUID) -> None:
+        """See the port."""
+        async with self._database.transaction(microdao_id=use.microdao_id) as connection:
+            await connection.execute(RELEASE, {**_values(use), "token": token})
+
+    async def purge(self) -> int:
+        """See the port."""
+        return await purge_all(self._purge_some, PURGE_AT_ONCE)
+
+    async def _purge_some(self) -> int:
+        async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
+            row = await (await connection.execute(PURGE, {"at_most": PURGE_AT_ONCE})).fetchone()
+        return int(row["rows"]) if row else 0
+
+    async def _changed(self, use: KeyUse, statement: LiteralString, values: dict[str, Any]) -> bool:
+        async with self._database.transaction(
+            microdao_id=use.microdao_id, timeout_s=WRITE_TIMEOUT_S
+        ) as connection:
+            return (
+                await (await connection.execute(statement, {**_values(use), **values})).fetchone()
+                is not None
+            )
+
+
+def _values(use: KeyUse) -> dict[str, Any]:
+    return {"microdao_id": use.microdao_id, "key": use.key, "fingerprint": use.fingerprint}

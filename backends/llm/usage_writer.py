@@ -1,0 +1,411 @@
+"""Writes the usage ledger: records go into a journal in memory-mapped files and from there into PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import UUID
+
+import orjson
+
+from backends.journal.journal import DRAFT_AGE_S, MAX_BYTES, SEGMENT_BYTES, Journal
+from backends.llm.running_calls import SUFFIX as RUNNING_SUFFIX
+from backends.llm.running_calls import RunningCalls
+from backends.llm.running_calls import tidy as tidy_running
+from backends.postgres.errors import is_about_the_row
+from backends.postgres.pool import Database
+from contracts.errors import DaarionError
+from contracts.llm.ports import EventLog
+from contracts.llm.usage import NOT_BEGUN, BegunCall, UsageRecord
+
+JOURNAL_NAME = "llm-usage"
+BATCH_ROWS = 200
+BATCHES_PER_TURN = 20
+INSERT_TIMEOUT_S = 5.0
+
+# The server parses the records as they lie in the journal: one parameter, no loop over columns here. A record without
+# attempts of its own is its only one. Sums of money are added to in the order of their key: two writers can wait for each other,
+# but not both at once.
+INSERT = """
+WITH records AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%(records)s::json) AS record (
+        id uuid, request_id text, occurred_at timestamptz, agent_id text, microdao_id text, channel_id text,
+        logical_model text, provider text, physical_model text,
+        prompt_tokens bigint, completion_tokens bigint, total_tokens bigint, cached_tokens bigint, reasoning_tokens bigint,
+        latency_ms double precision, ttft_ms double precision, outcome text, streamed boolean, estimated boolean,
+        attempts integer, cost_usd numeric, credential text, recorder text, tries json
+    )
+), calls AS (
+    INSERT INTO llm_usage (
+        id, request_id, occurred_at, agent_id, microdao_id, channel_id, logical_model, provider, physical_model,
+        prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
+        latency_ms, ttft_ms, outcome, streamed, estimated, attempts, cost_usd, credential, recorder
+    )
+    SELECT
+        id, request_id, occurred_at, agent_id, microdao_id, channel_id, logical_model, provider, physical_model,
+        prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
+        latency_ms, ttft_ms, outcome, streamed, estimated, attempts, cost_usd, coalesce(credential, 'anonymous'), coalesce(recorder, '')
+    FROM records
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), tried AS (
+    INSERT INTO llm_attempts (
+        call_id, number, last, request_id, occurred_at, agent_id, microdao_id, channel_id, credential, logical_model,
+        provider, physical_model, prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
+        latency_ms, outcome, call_outcome, streamed, estimated, cost_usd, recorder
+    )
+    SELECT
+        records.id, attempt.number, attempt.number = max(attempt.number) OVER (PARTITION BY records.id),
+        records.request_id, records.occurred_at, records.agent_id, records.microdao_id, records.channel_id,
+        coalesce(records.credential, 'anonymous'), records.logical_model, tried.provider, tried.physical_model,
+        tried.prompt_tokens, tried.completion_tokens, tried.total_tokens, tried.cached_tokens, tried.reasoning_tokens,
+        tried.latency_ms, tried.outcome, records.outcome, records.streamed, tried.estimated, tried.cost_usd, coalesce(records.recorder, '')
+    FROM records
+    CROSS JOIN LATERAL json_array_elements(
+        CASE WHEN json_array_length(coalesce(records.tries, '[]')) > 0 THEN records.tries
+             ELSE json_build_array(to_json(records)) END
+    ) WITH ORDINALITY AS attempt (value, number)
+    CROSS JOIN LATERAL json_to_record(attempt.value) AS tried (
+        provider text, physical_model text, outcome text, latency_ms double precision,
+        prompt_tokens bigint, completion_tokens bigint, total_tokens bigint, cached_tokens bigint, reasoning_tokens bigint,
+        estimated boolean, cost_usd numeric
+    )
+    ON CONFLICT (call_id, number) DO NOTHING
+    RETURNING agent_id, microdao_id, credential, occurred_at, recorder, cost_usd
+), spent AS (
+    INSERT INTO llm_spending AS known (kind, subject, day, recorder, cost_usd)
+    SELECT subjects.kind, subjects.subject, (occurred_at AT TIME ZONE 'UTC')::date, recorder, sum(cost_usd)
+    FROM tried
+    CROSS JOIN LATERAL (VALUES ('agent', agent_id), ('microdao', microdao_id), ('credential', credential)) AS subjects (kind, subject)
+    WHERE cost_usd > 0
+    GROUP BY 1, 2, 3, 4
+    ORDER BY 1, 2, 3, 4
+    ON CONFLICT (kind, subject, day, recorder) DO UPDATE SET cost_usd = known.cost_usd + excluded.cost_usd
+)
+SELECT count(*) AS written FROM calls
+"""
+
+
+class Announcer(Protocol):
+    """Who is told of calls that are in the ledger."""
+
+    async def announce(self, records: list[bytes]) -> None:
+        """Tells of each record at least once; what cannot be told now is remembered in the database.
+
+        Raises:
+            DatabaseUnavailable, DeadlineExceeded: nor could it be remembered.
+        """
+
+
+@dataclass(frozen=True)
+class WriterOptions:
+    """Bounds and rhythm (seconds) of a writer."""
+
+    segment_bytes: int = SEGMENT_BYTES
+    max_bytes: int = MAX_BYTES
+    flush_interval_s: float = 0.5
+    max_backoff_s: float = 2.0
+    tend_interval_s: float = 0.1
+    adopt_interval_s: float = 15.0
+
+
+@dataclass(frozen=True)
+class WriterStatistics:
+    """What became of the records: `queued` wait in journals, adopted ones included.
+
+    `dropped` found the journal full, `rejected` were refused by the database for what they hold, `damaged_bytes` of journals
+    could not be read; all three are logged.
+    `failing_for_s` is None while rows can be written.
+    """
+
+    queued: int
+    written: int
+    dropped: int
+    rejected: int
+    damaged_bytes: int
+    journal_bytes: int
+    failing_for_s: float | None
+
+
+class UsageWriter:
+    """Takes usage records at once and writes them in the background, each exactly once.
+
+    A record that `record` kept survives the death of this process and of PostgreSQL: the row's id makes repeating a
+    batch harmless, and the journals of dead processes are adopted. While PostgreSQL is away the journal is the spool.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        directory: Path,
+        *,
+        events: EventLog,
+        options: WriterOptions | None = None,
+        name: str = "",
+        announcer: Announcer | None = None,
+    ) -> None:
+        """`name` is written into every row as its recorder."""
+        self._database = database
+        self._events = events
+        self._name = name
+        self._recorder = _recorder(name)
+        self._announcer = announcer
+        self._options = options or WriterOptions()
+        self._journal = Journal(
+            directory,
+            JOURNAL_NAME,
+            events,
+            segment_bytes=self._options.segment_bytes,
+            max_bytes=self._options.max_bytes,
+        )
+        self._directory = directory
+        self._running: RunningCalls | None = None
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._written = 0
+        self._rejected = 0
+        self._reported_drops = 0
+        self._failing_since: float | None = None
+
+    async def start(self) -> None:
+        """Opens the journal and starts writing. Does not wait for PostgreSQL.
+
+        Raises:
+            ConfigurationError: the journal's directory cannot be written.
+        """
+        await asyncio.to_thread(self._journal.open)
+        try:
+            self._running = await asyncio.to_thread(
+                RunningCalls.create, self._directory, JOURNAL_NAME
+            )
+        except OSError as error:  # the ledger itself goes on; only the calls of a process that dies would be missing
+            self._events.emit("usage.running_not_kept", reason=error.strerror)
+        rhythm = self._options
+        self._tasks = [
+            asyncio.create_task(
+                self._forever(self._drain, rhythm.flush_interval_s, rhythm.flush_interval_s),
+                name="usage-drain",
+            ),
+            asyncio.create_task(
+                self._forever(self._tend, rhythm.tend_interval_s, rhythm.tend_interval_s),
+                name="usage-tend",
+            ),
+            asyncio.create_task(
+                self._forever(self._adopt, rhythm.adopt_interval_s, rhythm.tend_interval_s),
+                name="usage-adopt",
+            ),
+        ]
+
+    def begin(self, call: BegunCall) -> int:
+        """Keeps the call for the case that this process dies: a copy in memory, like `record`."""
+        return (
+            NOT_BEGUN
+            if self._running is None
+            else self._running.begin(orjson.dumps((self._name, *call)))
+        )
+
+    def record(self, record: UsageRecord, ticket: int = NOT_BEGUN) -> None:
+        """Keeps the record: a copy in memory of some microseconds, no I/O. To be called on the event loop's thread."""
+        self._journal.append(_line(record, self._recorder))
+        if ticket != NOT_BEGUN and self._running is not None:
+            self._running.end(ticket)
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Writes what is queued, for at most `timeout_s`; what remains waits in its file for the next process."""
+        self._stopping.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*self._tasks)
+                await self._drain_all()
+        except TimeoutError:
+            self._events.emit("usage.left_in_journal", records=self._journal.pending)
+        self._report_drops()
+        await asyncio.to_thread(self._journal.close)
+        if (
+            self._running is not None
+        ):  # calls that this process does not end are accounted by the next one
+            running, self._running = self._running, None
+            await asyncio.to_thread(running.close, delete=running.is_empty)
+
+    def statistics(self) -> WriterStatistics:
+        """Returns the counters; cheap."""
+        since = self._failing_since
+        return WriterStatistics(
+            queued=self._journal.pending,
+            written=self._written,
+            dropped=self._journal.dropped,
+            rejected=self._rejected,
+            damaged_bytes=self._journal.damaged,
+            journal_bytes=self._journal.size_bytes,
+            failing_for_s=None if since is None else time.monotonic() - since,
+        )
+
+    async def _forever(
+        self, turn: Callable[[], Coroutine[Any, Any, None]], interval_s: float, first_s: float
+    ) -> None:
+        """Takes turns until the writer stops, the first after `first_s`; a failed turn doubles the pause up to the bound."""
+        pause = first_s
+        while not await self._stopped_within(pause):
+            try:
+                await turn()
+                pause = interval_s
+            except DaarionError as error:
+                self._note_failure(error)
+                pause = max(interval_s, min(pause * 2, self._options.max_backoff_s))
+            except Exception as error:  # noqa: BLE001 - a defect in one turn must not end the ledger
+                self._events.emit("usage.turn_failed", exc_info=error)
+                pause = max(interval_s, self._options.max_backoff_s)
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _drain(self) -> None:
+        """Writes what is queued now; at most some batches of each segment, so that none waits for another."""
+        for segment in self._journal.segments():
+            for _ in range(BATCHES_PER_TURN):
+                if segment.is_empty:
+                    break
+                batch = segment.read(BATCH_ROWS)
+                if batch.records:
+                    await self._write(batch.records)
+                self._journal.deliver(segment, batch)
+        self._note_success()
+
+    async def _drain_all(self) -> None:
+        while any(self._journal.segments()):
+            try:
+                await self._drain()
+            except DaarionError as error:
+                self._note_failure(error)
+                await asyncio.sleep(min(self._options.flush_interval_s, 0.1))
+
+    async def _write(self, records: list[bytes]) -> None:
+        try:
+            await self._insert(records)
+        except DaarionError as error:
+            if not is_about_the_row(error):
+                raise
+            await self._write_one_by_one(records)
+
+    async def _write_one_by_one(self, records: list[bytes]) -> None:
+        """Writes the good rows of a batch that has a bad one: one row must not hold up the ledger."""
+        for record in records:
+            try:
+                await self._insert([record])
+            except DaarionError as error:
+                if not is_about_the_row(error):
+                    raise
+                self._rejected += 1
+                self._events.emit(
+                    "usage.rejected", record_id=_id_of(record), error=str(error.__cause__)
+                )
+
+    async def _insert(self, records: list[bytes]) -> None:
+        async with self._database.transaction(timeout_s=INSERT_TIMEOUT_S) as connection:
+            cursor = await connection.execute(
+                INSERT, {"records": f"[{b','.join(records).decode()}]"}
+            )
+            row = await cursor.fetchone()
+        self._written += row["written"] if row else 0
+        if self._announcer is not None:
+            await self._announcer.announce(records)
+
+    async def _tend(self) -> None:
+        """Keeps a spare segment ready and tells of losses."""
+        self._report_drops()
+        if self._journal.needs_spare:
+            await self._add_spare()
+
+    async def _adopt(self) -> None:
+        orphans = await asyncio.to_thread(self._journal.adopt_orphans)
+        self._journal.take_orphans(orphans)
+        await asyncio.to_thread(self._journal.tidy)
+        if (
+            not orphans and not self._journal.has_adopted
+        ):  # what a dead process still recorded counts before what it had begun
+            for path in await asyncio.to_thread(
+                lambda: sorted(self._directory.glob(f"{JOURNAL_NAME}-*{RUNNING_SUFFIX}"))
+            ):
+                await self._account_lost(path)
+            await asyncio.to_thread(
+                tidy_running, self._directory, JOURNAL_NAME, time.time() - DRAFT_AGE_S
+            )
+
+    async def _account_lost(self, path: Path) -> None:
+        """Records the calls that a dead process was working on. Their ids are those of the records it would have written."""
+        left = await asyncio.to_thread(RunningCalls.adopt, path)
+        if left is None:
+            return
+        written = False
+        try:
+            records = [_lost(begun) for begun in left.left()]
+            for start in range(0, len(records), BATCH_ROWS):
+                await self._write(records[start : start + BATCH_ROWS])
+            if records:
+                self._events.emit("usage.calls_lost", calls=len(records))
+            if left.damaged:
+                self._events.emit("usage.calls_unreadable", file=path.name, calls=left.damaged)
+            written = True
+        finally:
+            await asyncio.to_thread(left.close, delete=written)
+
+    async def _add_spare(self) -> None:
+        try:
+            self._journal.take_spare(await asyncio.to_thread(self._journal.create_spare))
+        except OSError as error:
+            self._events.emit(
+                "usage.journal_cannot_grow", reason=error.strerror, queued=self._journal.pending
+            )
+
+    def _report_drops(self) -> None:
+        dropped = self._journal.dropped
+        if dropped > self._reported_drops:
+            self._events.emit(
+                "usage.dropped", records=dropped - self._reported_drops, total=dropped
+            )
+            self._reported_drops = dropped
+
+    def _note_failure(self, error: DaarionError) -> None:
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            self._events.emit("usage.not_written", error=error.type, queued=self._journal.pending)
+
+    def _note_success(self) -> None:
+        if self._failing_since is not None:
+            self._events.emit(
+                "usage.written_again", after_s=round(time.monotonic() - self._failing_since, 1)
+            )
+            self._failing_since = None
+
+
+def _id_of(record: bytes) -> str:
+    try:
+        return str(orjson.loads(record)["id"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return "unreadable"
+
+
+def _recorder(name: str) -> bytes:
+    """The end of a record's JSON."""
+    return b',"recorder":%b}' % orjson.dumps(name)
+
+
+def _line(record: UsageRecord, recorder: bytes) -> bytes:
+    return orjson.dumps(record, default=str)[:-1] + recorder
+
+
+def _lost(begun: bytes) -> bytes:
+    """Returns the ledger's record of a call that a dead process had begun."""
+    recorder, identifier, occurred_at, *told = orjson.loads(begun)
+    call = BegunCall(UUID(identifier), datetime.fromisoformat(occurred_at), *told)
+    return _line(call.lost(), _recorder(recorder))

@@ -1,0 +1,144 @@
+"""The queue of chunks that wait for their embedding: leases with SKIP LOCKED, areas in turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import sql
+
+from backends.memory.areas import Area, Connection, working
+from backends.memory.halfvec import as_text
+from backends.postgres.pool import Database
+from contracts.llm.embeddings import EmbeddingBatch
+from contracts.memory.ports import Claim, PendingChunk
+
+LEASE_S = 60
+
+# Index-only steps from one area to the next; rows that others hold are passed over.
+NEXT_AREA = sql.SQL("""
+SELECT microdao_id, agent_id FROM memory_queue
+WHERE {start} AND claimed_until < now()
+ORDER BY microdao_id, agent_id LIMIT 1
+""")
+AFTER_LAST = sql.SQL("(microdao_id, agent_id) > (%(microdao_id)s, %(agent_id)s)")
+FROM_START = sql.SQL("true")
+# Materialised, because a sub-select that skips locked rows finds others each time a join runs it again.
+CLAIM = """
+WITH free AS MATERIALIZED (
+    SELECT chunk_no FROM memory_queue
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND claimed_until < now()
+    ORDER BY chunk_no LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+UPDATE memory_queue AS queue SET claimed_until = now() + make_interval(secs => %(lease)s)
+FROM free
+WHERE queue.microdao_id = %(microdao_id)s AND queue.agent_id = %(agent_id)s AND queue.chunk_no = free.chunk_no
+RETURNING queue.chunk_no
+"""
+CONTENTS = """
+SELECT DISTINCT ON (chunk_no) chunk_no, content FROM agent_memories
+WHERE shard = 0 AND microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s) ORDER BY chunk_no
+"""
+WRITE = """
+UPDATE agent_memories AS chunk SET embedding = added.embedding::halfvec, model_version = %(version)s
+FROM unnest(%(chunks)s::bigint[], %(vectors)s::text[]) AS added (chunk_no, embedding)
+WHERE chunk.shard = 0 AND chunk.microdao_id = %(microdao_id)s AND chunk.agent_id = %(agent_id)s
+  AND chunk.chunk_no = added.chunk_no AND chunk.model_version = ''
+"""
+DONE = "DELETE FROM memory_queue WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s)"
+COUNT = """
+INSERT INTO memory_areas AS area (microdao_id, agent_id, unsharded, unmerged)
+VALUES (%(microdao_id)s, %(agent_id)s, %(count)s, %(count)s)
+ON CONFLICT (microdao_id, agent_id) DO UPDATE SET unsharded = area.unsharded + excluded.unsharded,
+    unmerged = area.unmerged + excluded.unmerged
+"""
+RELEASE = """
+UPDATE memory_queue SET claimed_until = '-infinity'
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s)
+"""
+REFUSE = """
+UPDATE memory_queue SET claimed_until = '-infinity', refusals = refusals + 1
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s)
+"""
+GIVE_UP = """
+WITH gone AS (
+    DELETE FROM memory_queue
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s) AND refusals >= %(most)s RETURNING 1
+) SELECT count(*) AS rows FROM gone
+"""
+
+
+class EmbeddingQueue:
+    """Implements IngestionQueue. Remembers whose turn it was."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._last = Area("", "")
+
+    async def claim(self, limit: int) -> Claim | None:
+        """See the port. Three short steps, none of which waits for a lock."""
+        async with working(self._database) as connection:
+            area = await self._next_area(connection)
+            if area is None:
+                return None
+            rows = await (
+                await connection.execute(CLAIM, {**area.identity, "limit": limit, "lease": LEASE_S})
+            ).fetchall()
+        chunks = [row["chunk_no"] for row in rows]
+        async with working(self._database, area) as connection:
+            texts = await (
+                await connection.execute(CONTENTS, {**area.identity, "chunks": chunks})
+            ).fetchall()
+            found = {row["chunk_no"] for row in texts}
+            if gone := [chunk for chunk in chunks if chunk not in found]:
+                await connection.execute(DONE, {**area.identity, "chunks": gone})
+        return Claim(
+            area.microdao_id,
+            area.agent_id,
+            [PendingChunk(row["chunk_no"], row["content"]) for row in texts],
+        )
+
+    async def finish(self, claim: Claim, vectors: EmbeddingBatch) -> None:
+        """See the port."""
+        texts = [as_text(vectors.row_bytes(index)) for index in range(len(vectors))]
+        values = {
+            **_values(claim),
+            "vectors": texts,
+            "version": vectors.model_version,
+            "count": len(texts),
+        }
+        async with working(self._database, _area(claim)) as connection:
+            await connection.execute(WRITE, values)
+            await connection.execute(DONE, values)
+            await connection.execute(COUNT, values)
+
+    async def release(self, claim: Claim) -> None:
+        """See the port."""
+        async with working(self._database) as connection:
+            await connection.execute(RELEASE, _values(claim))
+
+    async def refuse(self, claim: Claim, most: int) -> int:
+        """See the port."""
+        async with working(self._database) as connection:
+            await connection.execute(REFUSE, _values(claim))
+            row = await (
+                await connection.execute(GIVE_UP, {**_values(claim), "most": most})
+            ).fetchone()
+        return int(row["rows"]) if row else 0
+
+    async def _next_area(self, connection: Connection) -> Area | None:
+        for start in (AFTER_LAST, FROM_START):
+            row = await (
+                await connection.execute(NEXT_AREA.format(start=start), self._last.identity)
+            ).fetchone()
+            if row is not None:
+                self._last = Area(row["microdao_id"], row["agent_id"])
+                return self._last
+        return None
+
+
+def _area(claim: Claim) -> Area:
+    return Area(claim.microdao_id, claim.agent_id)
+
+
+def _values(claim: Claim) -> dict[str, Any]:
+    return {**_area(claim).identity, "chunks": [chunk.chunk_no for chunk in claim.chunks]}

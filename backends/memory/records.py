@@ -1,0 +1,239 @@
+"""Durable memories: the record, its event, its chunks with their terms, and their place in the queue, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+from psycopg import sql
+
+from backends.memory.areas import Connection, all_of, identity, of_tenant
+from backends.memory.lexicon.postings import pack_terms
+from backends.memory.removal import remove_memory
+from backends.postgres.cursors import read_cursor, write_cursor
+from backends.postgres.pool import Database
+from contracts.errors import Conflict
+from contracts.memory.api import (
+    ExportedMemory,
+    ExportFilter,
+    Item,
+    ItemsFilter,
+    ItemsPage,
+    Kind,
+    Tenant,
+)
+from contracts.memory.items import described, origin_of, source_of, text_of
+from contracts.memory.ports import NewMemory, Stored
+
+EXPORT_PAGE = 200
+BULK_TIMEOUT_S = 30.0
+
+NUMBERS = "SELECT nextval('memory_chunk_no') AS number FROM generate_series(1, %(count)s)"
+# Everything that a store writes, or nothing when the memory is there already.
+ADD = """
+WITH new AS (
+    INSERT INTO memories (microdao_id, agent_id, id, channel_id, kind, content, meta, created_at, fingerprint, idempotency_key)
+    VALUES (
+        %(microdao_id)s, %(agent_id)s, %(id)s, %(channel_id)s, %(kind)s, %(content)s, %(meta)s, %(created_at)s, %(fingerprint)s, %(key)s
+    )
+    ON CONFLICT DO NOTHING RETURNING *
+), area AS (
+    INSERT INTO memory_areas (microdao_id, agent_id) SELECT microdao_id, agent_id FROM new ON CONFLICT DO NOTHING
+), event AS (
+    INSERT INTO memory_events (microdao_id, agent_id, channel_id, memory_id, kind, content, created_at)
+    SELECT microdao_id, agent_id, channel_id, id, kind, content, created_at FROM new
+), chunk AS (
+    INSERT INTO agent_memories (chunk_no, id, part, microdao_id, agent_id, channel_id, kind, created_at, content, meta)
+    SELECT number, id, part - 1, microdao_id, agent_id, channel_id, kind, created_at, added.content, meta
+    FROM new, unnest(%(numbers)s::bigint[], %(contents)s::text[]) WITH ORDINALITY AS added (number, content, part)
+), term AS (
+    INSERT INTO memory_terms (microdao_id, agent_id, chunk_no, terms)
+    SELECT microdao_id, agent_id, number, terms FROM new, unnest(%(numbers)s::bigint[], %(terms)b::bytea[]) AS added (number, terms)
+), queued AS (
+    INSERT INTO memory_queue (microdao_id, agent_id, chunk_no, memory_id)
+    SELECT microdao_id, agent_id, number, id FROM new, unnest(%(numbers)s::bigint[]) AS number
+)
+SELECT count(*) AS added FROM new
+"""
+FIND_SAME = """
+SELECT id, content, idempotency_key FROM memories
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND (fingerprint = %(fingerprint)s OR idempotency_key = %(key)s)
+ORDER BY idempotency_key = %(key)s DESC NULLS LAST LIMIT 1
+"""
+WAITING = """
+SELECT EXISTS (
+    SELECT FROM memory_queue WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND memory_id = %(id)s
+) AS waiting
+"""
+ONE = """
+SELECT kind, content FROM memories WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND id = %(id)s
+"""
+UNMERGED = """
+INSERT INTO memory_areas AS area (microdao_id, agent_id, unmerged) VALUES (%(microdao_id)s, %(agent_id)s, %(chunks)s)
+ON CONFLICT (microdao_id, agent_id) DO UPDATE SET unmerged = area.unmerged + excluded.unmerged
+"""
+TENANT = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s")
+PAGE = sql.SQL("""
+SELECT id, kind, channel_id, created_at, content, meta FROM memories WHERE {where} ORDER BY created_at DESC, id DESC LIMIT %(rows)s
+""")
+EXPORT = sql.SQL("""
+SELECT id, kind, channel_id, created_at, content, meta FROM memories WHERE {where} ORDER BY created_at, id LIMIT %(rows)s
+""")
+FILTERS = {
+    "channel_id": sql.SQL("channel_id = %(channel_id)s"),
+    "kind": sql.SQL("kind = %(kind)s"),
+    "since": sql.SQL("created_at >= %(since)s"),
+    "until": sql.SQL("created_at < %(until)s"),
+}
+OLDER = sql.SQL("(created_at, id) < (%(after_at)s, %(after_id)s)")
+NEWER = sql.SQL("(created_at, id) > (%(after_at)s, %(after_id)s)")
+
+
+class MemoryStore:
+    """Implements MemoryRecords."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, memory: NewMemory) -> Stored:
+        """See the port."""
+        async with of_tenant(self._database, memory.tenant) as connection:
+            return await _add(connection, memory)
+
+    async def add_all(self, memories: Sequence[NewMemory]) -> int:
+        """See the port."""
+        if not memories:
+            return 0
+        new = chunks = 0
+        async with of_tenant(
+            self._database, memories[0].tenant, timeout_s=BULK_TIMEOUT_S
+        ) as connection:
+            for memory in memories:
+                if not (await _add(connection, memory)).duplicate:
+                    new, chunks = new + 1, chunks + len(memory.chunks)
+            await connection.execute(UNMERGED, {**identity(memories[0].tenant), "chunks": chunks})
+        return new
+
+    async def is_indexed(self, tenant: Tenant, memory_id: str) -> bool:
+        """See the port."""
+        async with of_tenant(self._database, tenant) as connection:
+            return await _is_indexed(connection, tenant, memory_id)
+
+    async def content_of(
+        self, tenant: Tenant, memory_id: str
+    ) -> tuple[Kind, Mapping[str, Any]] | None:
+        """See the port."""
+        async with of_tenant(self._database, tenant) as connection:
+            row = await (
+                await connection.execute(ONE, {**identity(tenant), "id": memory_id})
+            ).fetchone()
+        return (row["kind"], row["content"]) if row else None
+
+    async def page(self, items: ItemsFilter) -> ItemsPage:
+        """See the port."""
+        conditions, values = _selected(items.model_dump(exclude_none=True))
+        query = items.model_dump(mode="json", exclude={"cursor", "limit"})
+        if items.cursor is not None:
+            values["after_at"], values["after_id"] = read_cursor(items.cursor, query)
+            conditions.append(OLDER)
+        values["rows"] = items.limit + 1
+        async with of_tenant(self._database, items) as connection:
+            rows = await (
+                await connection.execute(PAGE.format(where=all_of(conditions)), values)
+            ).fetchall()
+        shown = rows[: items.limit]
+        more = len(rows) > items.limit
+        cursor = write_cursor(shown[-1]["created_at"], shown[-1]["id"], query) if more else None
+        return ItemsPage(items=[_listed(row) for row in shown], next_cursor=cursor)
+
+    async def delete(self, tenant: Tenant, memory_id: str) -> bool:
+        """See the port."""
+        async with of_tenant(self._database, tenant) as connection:
+            return await remove_memory(connection, tenant, memory_id)
+
+    async def export(self, selection: ExportFilter) -> AsyncIterator[list[ExportedMemory]]:
+        """See the port. Each page is a transaction of its own: a slow reader holds no connection."""
+        conditions, values = _selected(selection.model_dump(exclude_none=True))
+        values["rows"] = EXPORT_PAGE
+        while True:
+            async with of_tenant(self._database, selection) as connection:
+                rows = await (
+                    await connection.execute(EXPORT.format(where=all_of(conditions)), values)
+                ).fetchall()
+            if rows:
+                yield [ExportedMemory(**row) for row in rows]
+            if len(rows) < EXPORT_PAGE:
+                return
+            if "after_id" not in values:
+                conditions.append(NEWER)
+            values |= {"after_at": rows[-1]["created_at"], "after_id": rows[-1]["id"]}
+
+
+async def _add(connection: Connection, memory: NewMemory) -> Stored:
+    rows = await (await connection.execute(NUMBERS, {"count": len(memory.chunks)})).fetchall()
+    numbers = [row["number"] for row in rows]
+    record = {
+        **identity(memory.tenant),
+        "id": memory.id,
+        "channel_id": memory.channel_id,
+        "kind": memory.kind,
+        "content": orjson.dumps(memory.content).decode(),
+        "meta": orjson.dumps(memory.meta).decode(),
+        "created_at": memory.created_at,
+        "fingerprint": memory.fingerprint,
+        "key": memory.idempotency_key,
+        "numbers": numbers,
+        "contents": [chunk.content for chunk in memory.chunks],
+        "terms": [
+            pack_terms(number, chunk.grams)
+            for number, chunk in zip(numbers, memory.chunks, strict=True)
+        ],
+    }
+    row = await (await connection.execute(ADD, record)).fetchone()
+    if row is not None and row["added"]:
+        return Stored(memory.id, duplicate=False, indexed=False)
+    return await _same(connection, memory, record)
+
+
+async def _same(connection: Connection, memory: NewMemory, record: dict[str, Any]) -> Stored:
+    """Returns the memory that is there already. What conflicted was committed before our insert failed, so it is seen here."""
+    row = await (await connection.execute(FIND_SAME, record)).fetchone()
+    if row is None:  # deleted between the two statements: the caller may simply send it again
+        raise Conflict("this memory was being deleted: send it again")
+    if (
+        memory.idempotency_key is not None
+        and row["idempotency_key"] == memory.idempotency_key
+        and row["content"] != memory.content
+    ):
+        raise Conflict(
+            "this Idempotency-Key was used for another content: use a new key for a new memory"
+        )
+    return Stored(
+        row["id"], duplicate=True, indexed=await _is_indexed(connection, memory.tenant, row["id"])
+    )
+
+
+async def _is_indexed(connection: Connection, tenant: Tenant, memory_id: str) -> bool:
+    row = await (
+        await connection.execute(WAITING, {**identity(tenant), "id": memory_id})
+    ).fetchone()
+    return row is not None and not row["waiting"]
+
+
+def _selected(values: dict[str, Any]) -> tuple[list[sql.Composable], dict[str, Any]]:
+    """Returns the tenant predicate and the filters that are set, with their parameters."""
+    return [TENANT, *(condition for name, condition in FILTERS.items() if name in values)], dict(
+        values
+    )
+
+
+def _listed(row: Mapping[str, Any]) -> Item:
+    origin = origin_of(row["id"], "mid-term", row["channel_id"])
+    meta = described(
+        row["meta"],
+        source=source_of(row["channel_id"]),
+        created_at=row["created_at"],
+        origin=origin,
+    )
+    return Item(id=row["id"], kind=row["kind"], content=text_of(row["content"]), meta=meta)

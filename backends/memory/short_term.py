@@ -1,0 +1,97 @@
+"""The short-term tier: an append-only event log, read per channel in order; retention shortens it.
+
+Events are appended by the transaction that stores a memory (backends/memory/records.py), so that neither exists alone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from psycopg import sql
+
+from backends.memory.areas import Area, all_of, conditions, of_tenant, working
+from backends.postgres.pool import Database
+from backends.postgres.purging import purge_all
+from contracts.memory.api import Candidate, Tenant
+from contracts.memory.ports import Filters, LoggedEvent
+
+TENANT = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s")
+RECENT = sql.SQL("""
+SELECT memory_id, kind, created_at FROM memory_events WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT %(limit)s
+""")
+NEWEST = sql.SQL("""
+SELECT seq, memory_id, kind, content, created_at FROM memory_events WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT %(limit)s
+""")
+OF_CHANNEL = sql.SQL("channel_id = %(channel_id)s")
+AREAS = "SELECT microdao_id, agent_id FROM memory_areas WHERE agent_id <> ''"
+EXPIRE = """
+DELETE FROM memory_events WHERE seq = ANY (ARRAY(
+    SELECT seq FROM memory_events
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND recorded_at < now() - make_interval(secs => %(seconds)s)
+    ORDER BY recorded_at LIMIT %(at_most)s
+))
+"""
+EXPIRE_AT_ONCE = 5_000
+DAY_S = 86_400.0
+EXPIRE_TIMEOUT_S = 30.0
+
+
+class ShortTermLog:
+    """Implements EventLogReader."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def recent(self, tenant: Tenant, filters: Filters, limit: int) -> list[Candidate]:
+        """See the port."""
+        narrow, values = conditions(filters)
+        values |= {"microdao_id": tenant.microdao_id, "agent_id": tenant.agent_id, "limit": limit}
+        async with of_tenant(self._database, tenant) as connection:
+            rows = await (
+                await connection.execute(RECENT.format(where=all_of(TENANT, narrow)), values)
+            ).fetchall()
+        return [
+            Candidate(row["memory_id"], 0.0, row["created_at"], row["kind"], "short-term")
+            for row in rows
+        ]
+
+    async def read(self, tenant: Tenant, channel_id: str | None, limit: int) -> list[LoggedEvent]:
+        """See the port."""
+        where = all_of(TENANT, OF_CHANNEL) if channel_id is not None else all_of(TENANT)
+        values = {
+            "microdao_id": tenant.microdao_id,
+            "agent_id": tenant.agent_id,
+            "channel_id": channel_id,
+            "limit": limit,
+        }
+        async with of_tenant(self._database, tenant) as connection:
+            rows = await (await connection.execute(NEWEST.format(where=where), values)).fetchall()
+        return [LoggedEvent(**row) for row in reversed(rows)]
+
+
+class EventRetention:
+    """Implements Upkeep: removes events older than `days`; the memories made of them stay. 0 keeps everything."""
+
+    name = "retention"
+
+    def __init__(self, database: Database, days: float, interval_s: float = 3_600.0) -> None:
+        self._database = database
+        self._seconds = days * DAY_S
+        self.interval_s = interval_s
+
+    async def run(self) -> None:
+        """Goes through all tenants."""
+        if not self._seconds:
+            return
+        async with working(self._database) as connection:
+            areas = await (await connection.execute(AREAS)).fetchall()
+        for row in areas:
+            await purge_all(
+                partial(self._expire_some, Area(row["microdao_id"], row["agent_id"])),
+                EXPIRE_AT_ONCE,
+            )
+
+    async def _expire_some(self, area: Area) -> int:
+        values = {**area.identity, "seconds": self._seconds, "at_most": EXPIRE_AT_ONCE}
+        async with working(self._database, area, timeout_s=EXPIRE_TIMEOUT_S) as connection:
+            return (await connection.execute(EXPIRE, values)).rowcount

@@ -1,0 +1,65 @@
+"""Summaries and what went into each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backends.memory.areas import of_tenant
+from backends.postgres.pool import Database
+from contracts.memory.api import Tenant
+from contracts.memory.ports import Summary
+
+READ = """
+SELECT summary AS text, sources, last_seq, since, until, model FROM memory_summaries
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND channel_id = %(channel_id)s AND size = %(size)s
+"""
+# A summary must not bring back what was deleted while the model wrote it.
+WRITE = """
+INSERT INTO memory_summaries (microdao_id, agent_id, channel_id, size, summary, sources, last_seq, since, until, model)
+SELECT %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(size)s, %(text)s, %(sources)s, %(last_seq)s, %(since)s, %(until)s, %(model)s
+WHERE (SELECT count(*) FROM memories WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND id = ANY(%(sources)s))
+      = cardinality(%(sources)s)
+ON CONFLICT (microdao_id, agent_id, channel_id, size) DO UPDATE
+SET summary = excluded.summary, sources = excluded.sources, last_seq = excluded.last_seq, since = excluded.since, until = excluded.until,
+    model = excluded.model, created_at = now()
+"""
+EVERY_CHANNEL = ""
+
+
+class Summaries:
+    """Implements SummaryStore."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def read(self, tenant: Tenant, channel_id: str | None, size: int) -> Summary | None:
+        """See the port."""
+        async with of_tenant(self._database, tenant) as connection:
+            row = await (await connection.execute(READ, _key(tenant, channel_id, size))).fetchone()
+        return Summary(**row) if row else None
+
+    async def write(
+        self, tenant: Tenant, channel_id: str | None, size: int, summary: Summary
+    ) -> None:
+        """See the port."""
+        values = {
+            **_key(tenant, channel_id, size),
+            "text": summary.text.replace("\0", ""),
+            "sources": list(summary.sources),
+            "last_seq": summary.last_seq,
+            "since": summary.since,
+            "until": summary.until,
+            "model": summary.model,
+        }
+        async with of_tenant(self._database, tenant) as connection:
+            await connection.execute(WRITE, values)
+
+
+def _key(tenant: Tenant, channel_id: str | None, size: int) -> dict[str, Any]:
+    channel = channel_id if channel_id is not None else EVERY_CHANNEL
+    return {
+        "microdao_id": tenant.microdao_id,
+        "agent_id": tenant.agent_id,
+        "channel_id": channel,
+        "size": size,
+    }

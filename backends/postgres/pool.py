@@ -1,0 +1,277 @@
+"""The one way to PostgreSQL: a bounded pool that gives out transactions and speaks the product's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from backends.postgres.connection import BoundedConnection, conninfo
+from backends.postgres.errors import translate, without_values
+from backends.postgres.roles import assume_service_role
+from contracts.errors import ConfigurationError, DatabaseUnavailable
+from contracts.llm.ports import EventLog
+
+T = TypeVar("T")
+
+# The pool would log every failed attempt of every caller; an outage is one event of ours.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+
+# Whoever meets a PostgreSQL that is away is told within two seconds, so each single wait ends well before. The pool tries
+# again after 1.0 to 1.1 s: a caller that waits that long still gets the first connection to a server that came back.
+ACQUIRE_TIMEOUT_S = 1.3
+BEGIN_TIMEOUT_S = 1.5
+ANSWER_MARGIN_S = 0.2
+CLOSE_TIMEOUT_S = 2.0
+PING_TIMEOUT_S = 1.0
+# The pool retries a connection for this long and then waits for the next caller to ask: its own back-off doubles
+# without a ceiling and would keep a pool empty for minutes after the server came back.
+RECONNECT_TIMEOUT_S = 1.5
+
+SET_SESSION = """
+SELECT set_config('statement_timeout', %(statement_ms)s, false),
+       set_config('lock_timeout', %(lock_ms)s, false),
+       set_config('idle_in_transaction_session_timeout', %(idle_ms)s, false),
+       set_config('timezone', 'UTC', false)
+"""
+
+
+@dataclass(frozen=True)
+class PoolLimits:
+    """Bounds of a pool: connections, callers that may wait for one, and seconds."""
+
+    min_size: int = 1
+    max_size: int = 8
+    max_waiting: int = 256
+    statement_timeout_s: float = 1.5
+    lock_timeout_s: float = 1.0
+    idle_in_transaction_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class PoolStatistics:
+    """Connections of a pool now, and counts since its start."""
+
+    size: int
+    available: int
+    waiting: int
+    requests: int
+    failed_requests: int
+    lost_connections: int
+
+
+class Database:
+    """A pool of connections to one database, in a role that row security binds.
+
+    Whoever waits for PostgreSQL gets `DatabaseUnavailable` within two seconds when it is away, refuses or hangs; a
+    pool recovers with the first call after it came back.
+    """
+
+    def __init__(self, url: str, *, events: EventLog, limits: PoolLimits | None = None) -> None:
+        """Raises ConfigurationError when `url` is no PostgreSQL URL. Nothing is opened yet."""
+        self._events = events
+        self._limits = limits or PoolLimits()
+        self._refusal: ConfigurationError | None = None
+        self._reachable = True
+        self._connect_failure: str | None = None
+        self._pool = AsyncConnectionPool(
+            conninfo(url),
+            connection_class=BoundedConnection,
+            kwargs={
+                "autocommit": True,
+                "prepare_threshold": None,
+                "row_factory": dict_row,
+                "on_failure": self._note_connect_failure,
+            },
+            min_size=self._limits.min_size,
+            max_size=self._limits.max_size,
+            max_waiting=self._limits.max_waiting,
+            timeout=ACQUIRE_TIMEOUT_S,
+            reconnect_timeout=RECONNECT_TIMEOUT_S,
+            configure=self._configure,
+            open=False,
+        )
+
+    async def open(self) -> None:
+        """Opens the pool. Returns within two seconds, also when PostgreSQL is away: it is then found later.
+
+        Raises:
+            ConfigurationError: the login may do more than a service should and cannot step down.
+        """
+        await self._pool.open()
+        try:
+            await self.ping()
+        except DatabaseUnavailable:
+            self._events.emit("database.not_ready")
+
+    async def close(self) -> None:
+        """Closes the pool; transactions that still run lose their connection when they end."""
+        await self._pool.close(timeout=CLOSE_TIMEOUT_S)
+
+    @asynccontextmanager
+    async def transaction(
+        self,
+        *,
+        microdao_id: str | None = None,
+        agent_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+        """Gives a connection inside a transaction: committed at the end, rolled back on any exception.
+
+        Rows are dicts. `microdao_id` and `agent_id` are what row security sees; `timeout_s` bounds each statement in
+        place of the pool's default. When the connection breaks during the commit, `DatabaseUnavailable` leaves open
+        whether it was done: repeat only what is idempotent.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL is away, busy, or its schema does not match.
+            Overloaded: too many callers wait for a connection already.
+            DeadlineExceeded: a statement was cancelled by its timeout.
+            InvalidRequest: a parameter that PostgreSQL cannot hold.
+            Conflict: a unique, exclusion or foreign key was violated.
+            Internal: anything else; a defect.
+        """
+        bound_s = timeout_s or self._limits.statement_timeout_s
+        # Without any of the three the session's own settings hold.
+        stated = microdao_id is not None or agent_id is not None or timeout_s is not None
+        context = self._context(microdao_id, agent_id, bound_s) if stated else None
+        try:
+            connection = await self._begin(context, bound_s)
+            try:
+                yield connection
+                await connection.commit_whole()
+            except BaseException:
+                await connection.roll_back_quietly()
+                raise
+            finally:
+                await self._pool.putconn(connection)
+        except (psycopg.Error, UnicodeError) as error:
+            raise self._translated(error) from without_values(error)
+        self._note_reachable()
+
+    async def run(
+        self, statement: str, values: dict[str, Any], *, microdao_id: str
+    ) -> list[DictRow]:
+        """Runs one statement in a transaction of its own and returns its rows: one round trip in place of three.
+
+        The client puts the values into the text. Over a connection that turns out to be dead it is sent again over
+        another one, so it must be one that does no harm twice. The server stops it before the wait for its answer ends.
+        Raises as `transaction` does.
+        """
+
+        def alone(candidate: BoundedConnection) -> Awaitable[list[DictRow]]:
+            left = max(candidate.answer_timeout_s - ANSWER_MARGIN_S, 0.01)
+            context = self._context(microdao_id, None, min(left, self._limits.statement_timeout_s))
+            return candidate.run_alone(context, statement, values)
+
+        try:
+            connection, rows = await self._answered(alone)
+            await self._pool.putconn(connection)
+        except (psycopg.Error, UnicodeError) as error:
+            raise self._translated(error) from without_values(error)
+        self._note_reachable()
+        return rows
+
+    async def ping(self) -> None:
+        """Asks PostgreSQL for a sign of life.
+
+        Raises:
+            DatabaseUnavailable: there was none within two seconds.
+        """
+        async with self.transaction(timeout_s=PING_TIMEOUT_S):
+            pass
+
+    def statistics(self) -> PoolStatistics:
+        """Returns the pool's state and counters."""
+        stats = self._pool.get_stats()
+        return PoolStatistics(
+            size=stats.get("pool_size", 0),
+            available=stats.get("pool_available", 0),
+            waiting=stats.get("requests_waiting", 0),
+            requests=stats.get("requests_num", 0),
+            failed_requests=stats.get("requests_errors", 0),
+            lost_connections=stats.get("connections_lost", 0) + stats.get("returns_bad", 0),
+        )
+
+    async def _configure(self, connection: BoundedConnection) -> None:
+        milliseconds = {
+            "statement_ms": _milliseconds(self._limits.statement_timeout_s),
+            "lock_ms": _milliseconds(self._limits.lock_timeout_s),
+            "idle_ms": _milliseconds(self._limits.idle_in_transaction_s),
+        }
+        await connection.execute(SET_SESSION, milliseconds)
+        try:
+            await assume_service_role(connection)
+        except ConfigurationError as error:
+            self._refusal = error
+            raise
+        self._refusal = self._connect_failure = None
+
+    def _note_connect_failure(self, reason: str) -> None:
+        self._connect_failure = reason
+
+    async def _begin(self, context: dict[str, str] | None, timeout_s: float) -> BoundedConnection:
+        connection, _ = await self._answered(lambda candidate: candidate.begin(context))
+        connection.answer_timeout_s = timeout_s + ANSWER_MARGIN_S
+        return connection
+
+    async def _answered(
+        self, ask: Callable[[BoundedConnection], Awaitable[T]]
+    ) -> tuple[BoundedConnection, T]:
+        """Takes a connection and asks, with another one as long as it is given dead ones (after a restart)."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + BEGIN_TIMEOUT_S
+        while True:
+            connection = await self._pool.getconn(
+                timeout=min(ACQUIRE_TIMEOUT_S, deadline - clock())
+            )
+            try:
+                connection.answer_timeout_s = max(deadline - clock(), 0.01)
+                return connection, await ask(connection)
+            except BaseException as error:
+                await self._pool.putconn(connection)
+                if (
+                    isinstance(error, psycopg.OperationalError)
+                    and connection.closed
+                    and clock() < deadline
+                ):
+                    continue
+                raise
+
+    @staticmethod
+    def _context(microdao_id: str | None, agent_id: str | None, timeout_s: float) -> dict[str, str]:
+        return {
+            "microdao_id": microdao_id or "",
+            "agent_id": agent_id or "",
+            "statement_ms": _milliseconds(timeout_s),
+        }
+
+    def _translated(self, error: Exception) -> Exception:
+        translated = translate(error)
+        if not isinstance(translated, DatabaseUnavailable):
+            return translated
+        if self._refusal is not None:
+            return self._refusal
+        if self._reachable:
+            self._reachable = False
+            self._events.emit(
+                "database.away",
+                error=type(error).__name__,
+                reason=getattr(error, "sqlstate", None) or self._connect_failure,
+            )
+        return translated
+
+    def _note_reachable(self) -> None:
+        if not self._reachable:
+            self._reachable = True
+            self._events.emit("database.back")
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, round(seconds * 1000)))

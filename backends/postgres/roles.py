@@ -1,0 +1,65 @@
+"""The role that the services work in: neither superuser nor able to bypass row security."""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import DictRow
+
+from contracts.errors import ConfigurationError
+
+SERVICE_ROLE = "daarion_service"
+
+# An owner of a table is not bound by its row security either, and neither is a member of the owner.
+ROLE_FACTS = """
+SELECT me.rolname AS name,
+       me.rolsuper OR me.rolbypassrls AS unbound,
+       service.oid IS NOT NULL AND me.oid <> service.oid AND pg_has_role(me.oid, service.oid, %(set_right)s) AS may_step_down,
+       EXISTS (
+           SELECT FROM pg_class AS owned
+           JOIN pg_namespace AS namespace ON namespace.oid = owned.relnamespace
+           WHERE namespace.nspname = current_schema()
+             AND owned.relkind IN ('r', 'p')
+             AND pg_has_role(me.oid, owned.relowner, 'USAGE')
+       ) AS owns_tables
+FROM pg_roles AS me
+LEFT JOIN pg_roles AS service ON service.rolname = %(service)s
+WHERE me.rolname = current_user
+"""
+SET_ROLE = sql.SQL("SET ROLE {}").format(sql.Identifier(SERVICE_ROLE))
+
+
+async def assume_service_role(connection: psycopg.AsyncConnection[DictRow]) -> None:
+    """Steps down to the service role where the login may, and makes sure that row security binds the role in force.
+
+    Raises:
+        ConfigurationError: the role in force is a superuser, may bypass row security or owns tables.
+    """
+    facts = await _facts(connection)
+    if facts["may_step_down"]:
+        await connection.execute(SET_ROLE)
+        facts = await _facts(connection)
+    if facts["unbound"] or facts["owns_tables"]:
+        raise ConfigurationError(_refusal(facts["name"]))
+
+
+def set_role_right(connection: psycopg.AsyncConnection[DictRow]) -> str:
+    """Returns the right, as `pg_has_role` names it, that `SET ROLE` needs: since PostgreSQL 16 membership alone is not it."""
+    return "SET" if connection.info.server_version >= 160000 else "MEMBER"
+
+
+async def _facts(connection: psycopg.AsyncConnection[DictRow]) -> DictRow:
+    facts = await (
+        await connection.execute(
+            ROLE_FACTS, {"service": SERVICE_ROLE, "set_right": set_role_right(connection)}
+        )
+    ).fetchone()
+    assert facts is not None
+    return facts
+
+
+def _refusal(name: str) -> str:
+    return (
+        f"the database role {name!r} is not bound by row security: run `python -m backends.postgres.migrate`, "
+        f"then let DATABASE_URL log in as {SERVICE_ROLE} or as a role that was granted {SERVICE_ROLE}"
+    )

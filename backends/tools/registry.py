@@ -1,0 +1,204 @@
+"""The tool registry in PostgreSQL: current versions, their history, and one revision number that readers poll."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import psycopg
+from psycopg.rows import DictRow
+from pydantic import ValidationError
+
+from backends.postgres.pool import Database
+from contracts.llm.ports import EventLog
+from contracts.tools.api import ToolDefinition
+from contracts.tools.ledger import Origin, RegisteredTool
+
+Connection = psycopg.AsyncConnection[DictRow]
+
+REVISION = "SELECT revision FROM tool_registry_revision"
+LOCK = "SELECT revision FROM tool_registry_revision FOR UPDATE"
+BUMP = "UPDATE tool_registry_revision SET revision = revision + 1"
+CURRENT = "SELECT tool_id, version, enabled, origin, source, definition::text AS definition, updated_at FROM tools"
+CURRENT_ONE = f"{CURRENT} WHERE tool_id = %(tool_id)s"
+OF_ORIGIN = f"{CURRENT} WHERE origin = %(origin)s AND source IS NOT DISTINCT FROM %(source)s"
+# A version is current and history at once: both rows are written by one statement.
+WRITE = """
+WITH history AS (
+    INSERT INTO tool_versions (tool_id, version, enabled, origin, source, definition)
+    VALUES (%(tool_id)s, %(version)s, %(enabled)s, %(origin)s, %(source)s, %(definition)s)
+)
+INSERT INTO tools AS current (tool_id, version, enabled, origin, source, definition)
+VALUES (%(tool_id)s, %(version)s, %(enabled)s, %(origin)s, %(source)s, %(definition)s)
+ON CONFLICT (tool_id) DO UPDATE
+SET version = excluded.version, enabled = excluded.enabled, origin = excluded.origin, source = excluded.source,
+    definition = excluded.definition, updated_at = now()
+RETURNING tool_id, version, enabled, origin, source, definition::text AS definition, updated_at
+"""
+WRITE_TIMEOUT_S = 5.0
+
+
+class PostgresToolStore:
+    """Implements the ToolStore port."""
+
+    def __init__(self, database: Database, *, events: EventLog) -> None:
+        self._database = database
+        self._events = events
+
+    async def revision(self) -> int:
+        """A number that grows with every change."""
+        async with self._database.transaction() as connection:
+            return await _revision(connection, REVISION)
+
+    async def load(self) -> tuple[int, Sequence[RegisteredTool]]:
+        """The revision and the current version of every tool; rows that this version cannot read are left out."""
+        async with self._database.transaction() as connection:
+            revision = await _revision(connection, REVISION)
+            rows = await (await connection.execute(CURRENT)).fetchall()
+        read = [self._readable(row) for row in rows]
+        return revision, [tool for tool in read if tool is not None]
+
+    async def put(
+        self, definition: ToolDefinition, origin: Origin, source: str | None = None
+    ) -> RegisteredTool:
+        """Adds a tool or its next version; an unchanged enabled one stays as it is."""
+        async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
+            await connection.execute(LOCK)
+            current = await self._current(connection, definition.id)
+            if (
+                current is not None
+                and current.enabled
+                and current.definition == definition
+                and current.origin == origin
+            ):
+                return current
+            written = await _write(
+                connection, definition, current, enabled=True, origin=origin, source=source
+            )
+            await connection.execute(BUMP)
+            return written
+
+    async def disable(self, tool_id: str, origin: Origin) -> RegisteredTool | None:
+        """Writes a disabled version; None when there is no such tool."""
+        async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
+            await connection.execute(LOCK)
+            current = await self._current(connection, tool_id)
+            if current is None or not current.enabled:
+                return current
+            written = await _write(
+                connection,
+                current.definition,
+                current,
+                enabled=False,
+                origin=origin,
+                source=current.source,
+            )
+            await connection.execute(BUMP)
+            return written
+
+    async def sync(
+        self, definitions: Sequence[ToolDefinition], origin: Origin, source: str | None = None
+    ) -> int:
+        """Makes the tools of this origin (and source) equal `definitions`, sparing what an administrator wrote; returns the changes."""
+        async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
+            await connection.execute(LOCK)
+            changes = 0
+            for definition in definitions:
+                changes += await self._sync_one(connection, definition, origin, source)
+            changes += await self._retire(
+                connection, {definition.id for definition in definitions}, origin, source
+            )
+            if changes:
+                await connection.execute(BUMP)
+            return changes
+
+    async def _sync_one(
+        self, connection: Connection, definition: ToolDefinition, origin: Origin, source: str | None
+    ) -> int:
+        try:
+            current = await self._current(connection, definition.id)
+        except (
+            ValidationError
+        ):  # written by another version of this program: the others are served nevertheless
+            self._events.emit("tools.unreadable_definition", tool_id=definition.id)
+            return 0
+        if current is not None:
+            if (current.origin, current.source) != (origin, source):
+                if current.origin != "admin":
+                    self._events.emit("tools.name_taken", tool_id=definition.id, by=current.origin)
+                return 0
+            if current.enabled and current.definition == definition:
+                return 0
+        await _write(connection, definition, current, enabled=True, origin=origin, source=source)
+        return 1
+
+    async def _retire(
+        self, connection: Connection, kept: set[str], origin: Origin, source: str | None
+    ) -> int:
+        """Disables what this origin wrote once and no longer names."""
+        rows = await (
+            await connection.execute(OF_ORIGIN, {"origin": origin, "source": source})
+        ).fetchall()
+        gone = [
+            tool
+            for row in rows
+            if (tool := self._readable(row)) and tool.enabled and tool.definition.id not in kept
+        ]
+        for tool in gone:
+            await _write(
+                connection, tool.definition, tool, enabled=False, origin=origin, source=source
+            )
+        return len(gone)
+
+    async def _current(self, connection: Connection, tool_id: str) -> RegisteredTool | None:
+        row = await (await connection.execute(CURRENT_ONE, {"tool_id": tool_id})).fetchone()
+        return None if row is None else _tool(row)
+
+    def _readable(self, row: DictRow) -> RegisteredTool | None:
+        try:
+            return _tool(row)
+        except ValidationError:
+            self._events.emit(
+                "tools.unreadable_definition", tool_id=row["tool_id"], version=row["version"]
+            )
+            return None
+
+
+async def _revision(connection: Connection, statement: str) -> int:
+    row = await (await connection.execute(statement)).fetchone()
+    assert row is not None
+    return int(row["revision"])
+
+
+async def _write(
+    connection: Connection,
+    definition: ToolDefinition,
+    current: RegisteredTool | None,
+    *,
+    enabled: bool,
+    origin: Origin,
+    source: str | None,
+) -> RegisteredTool:
+    values: dict[str, Any] = {
+        "tool_id": definition.id,
+        "version": current.version + 1 if current else 1,
+        "enabled": enabled,
+        "origin": origin,
+        "source": source,
+        "definition": orjson.dumps(definition.model_dump(mode="json")).decode(),
+    }
+    row = await (await connection.execute(WRITE, values)).fetchone()
+    assert row is not None
+    return _tool(row)
+
+
+def _tool(row: DictRow) -> RegisteredTool:
+    return RegisteredTool(
+        definition=ToolDefinition.model_validate_json(row["definition"]),
+        version=row["version"],
+        enabled=row["enabled"],
+        origin=row["origin"],
+        updated_at=row["updated_at"],
+        source=row["source"],
+    )

@@ -1,0 +1,265 @@
+"""How well memory is found: `make bench-memory`.
+
+Stores the gold set in a PostgreSQL of its own through the product's use case, asks every question through the other, and
+prints recall@10 and nDCG@10 per arm and slice. The vectors are the real model's, kept under the data directory, so that
+only what is new is embedded. Word BM25 and the model's own vectors are there for comparison; the product uses neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.postgres.migrate import migrate
+from benchmarks.memory.embedding_cache import EmbeddingCache
+from benchmarks.memory.gold.dataset import GoldItem, GoldSet, load_gold
+from benchmarks.memory.retrieval import (
+    CUTOFF,
+    WORD_BM25_AT_MOST,
+    Quality,
+    Rankings,
+    complaints,
+    measured,
+    members_of_slices,
+    table,
+)
+from configs.engines.config import load_engines
+from configs.engines.embedder import LocalEmbedderSettings
+from configs.environment import read_environment
+from configs.memory import MemorySettings
+from contracts.deadline import Deadline
+from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
+from contracts.memory.api import Candidate, QueryRequest, StoreRequest, Tenant
+from contracts.memory.ports import Filters
+from deployments.engines.neutral import LanguageParts
+from deployments.memory.wiring import MemoryRuntime, Surroundings
+from launcher.postgres import PostgresServer
+from services.memory.lexical import bm25, grams, length, weigh, words
+
+TENANT = Tenant(microdao_id="microdao:gold", agent_id="agent:gold")
+WORDS, OWN, DENSE, LEXICAL, FUSED = (
+    "word BM25 (comparison)",
+    "dense, own vectors (comparison)",
+    "dense",
+    "4-grams",
+    "fused",
+)
+AT_ONCE = 4
+WAIT_S = 60.0
+
+
+class Embedded:
+    """The Embedder port over kept vectors: the product's own computation without a model in the process."""
+
+    def __init__(self, cache: EmbeddingCache, settings: LocalEmbedderSettings) -> None:
+        self._cache = cache
+        self._parts = (
+            LanguageParts.measured(lambda texts: cache.vectors(texts, "passage"))
+            if settings.language_neutral
+            else None
+        )
+        self.model_version = settings.memory_space.model_version
+        self.dimension = settings.dimension
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        kind: EmbeddingKind,
+        *,
+        tenant: str,  # noqa: ARG002  # the port's
+        deadline: Deadline,  # noqa: ARG002
+    ) -> EmbeddingBatch:  # the port
+        """Returns memory's vectors."""
+        rows = self.rows(texts, kind)
+        return EmbeddingBatch(rows.tobytes(), self.dimension, self.model_version)
+
+    def rows(self, texts: Sequence[str], kind: EmbeddingKind) -> NDArray[np.float32]:
+        """Returns memory's vectors as rows."""
+        own = self._cache.vectors(texts, kind)
+        if self._parts is None:
+            return own
+        return np.stack(
+            [self._parts.without(text, row) for text, row in zip(texts, own, strict=True)]
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rankings by the arms that run in PostgreSQL, and by their fusion."""
+
+    dense: Rankings
+    lexical: Rankings
+    fused: Rankings
+
+
+async def found_in_postgres(gold: GoldSet, embedder: Embedded) -> Found:
+    """Stores the set, waits until it is indexed, and asks every question."""
+    async with _runtime(embedder) as runtime:
+        names = await _stored(runtime, gold)
+        recall = runtime.cases.recall
+        dense, lexical, fused = {}, {}, {}
+        for query in gold.queries:
+            request = QueryRequest(**TENANT.model_dump(), query=query.text, limit=CUTOFF)
+            question = await embedder.embed(
+                [query.text], "query", tenant="", deadline=Deadline.after(WAIT_S)
+            )
+            nearest = await recall.dense.search(
+                request, Filters(), question, recall.settings.candidates
+            )
+            asked = grams(query.text)
+            alike = await recall.lexical.search(
+                request,
+                Filters(),
+                list(asked),
+                lambda frequencies, documents, asked=asked: [
+                    (entry.gram, entry.weight) for entry in weigh(asked, frequencies, documents)
+                ],
+                recall.settings.candidates,
+            )
+            answer = await recall.query(request, "bench")
+            assert not answer.degraded, answer.degraded
+            dense[query.id], lexical[query.id] = _ids(nearest, names), _ids(alike.candidates, names)
+            fused[query.id] = [names[item.id] for item in answer.items]
+        return Found(dense, lexical, fused)
+
+
+@asynccontextmanager
+async def _runtime(embedder: Embedded) -> AsyncIterator[MemoryRuntime]:
+    settings = MemorySettings.model_validate({"knowledge_base": {"interval_s": 0}})
+    with tempfile.TemporaryDirectory(prefix="daarion-bench-", ignore_cleanup_errors=True) as folder:
+        async with PostgresServer(Path(folder) / "postgres", durable=False) as server:
+            urls = await server.create_database("gold")
+            await migrate(urls.owner)
+            runtime = MemoryRuntime(
+                settings,
+                Surroundings(urls.service, Path(folder), "http://127.0.0.1:9", None),
+                embedder,
+                _NoEvents(),
+            )
+            await runtime.open()
+            try:
+                yield runtime
+            finally:
+                await runtime.close()
+
+
+async def _stored(runtime: MemoryRuntime, gold: GoldSet) -> dict[str, str]:
+    """Stores everything and waits until it is indexed; returns the gold name by the memory's id."""
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def store(item: GoldItem) -> tuple[str, str]:
+        async with slots:
+            request = StoreRequest(
+                **TENANT.model_dump(),
+                kind=item.kind,
+                content=item.content,
+                created_at=item.created_at,
+            )
+            stored = await runtime.cases.remembering.store(request, None)
+        return stored.id, item.id
+
+    names = dict(await asyncio.gather(*(store(item) for item in gold.items)))
+    for name in names:
+        while not await runtime.cases.records.is_indexed(TENANT, name):
+            await asyncio.sleep(0.2)
+    return names
+
+
+class _NoEvents:
+    def emit(self, event: str, **fields: Any) -> None:
+        """Drops the event."""
+
+
+def _ids(found: Sequence[Candidate], names: dict[str, str]) -> list[str]:
+    return [names[name] for name in dict.fromkeys(candidate.id for candidate in found)]
+
+
+def word_rankings(gold: GoldSet) -> Rankings:
+    """Ranks by BM25 over whole words."""
+    texts = {item.id: dict(Counter(words(item.text))) for item in gold.items}
+    average = sum(map(length, texts.values())) / len(texts)
+    frequencies = Counter(word for counts in texts.values() for word in counts)
+    ranked = {}
+    for query in gold.queries:
+        asked = weigh(Counter(words(query.text)), frequencies, len(texts))
+        scores = {
+            name: score
+            for name, counts in texts.items()
+            if (score := bm25(asked, counts, average)) > 0
+        }
+        ranked[query.id] = sorted(scores, key=lambda name: (-scores[name], name))
+    return ranked
+
+
+def own_rankings(gold: GoldSet, cache: EmbeddingCache) -> Rankings:
+    """Ranks by the model's own vectors."""
+    items = cache.vectors([item.text for item in gold.items], "passage")
+    questions = cache.vectors([query.text for query in gold.queries], "query")
+    nearest = np.argsort(-(questions @ items.T), axis=1)[:, :CUTOFF]
+    return {
+        query.id: [gold.items[place].id for place in row]
+        for query, row in zip(gold.queries, nearest, strict=True)
+    }
+
+
+def report(name: str, gold: GoldSet, arms: dict[str, dict[str, Quality]]) -> list[str]:
+    """Prints the table; returns what is not as demanded."""
+    counts = {
+        slice_name: len(members) for slice_name, members in members_of_slices(gold.queries).items()
+    }
+    print(f"\n{name}: {len(gold.items)} memories\n\n{table(arms, counts)}")
+    said = complaints(arms, FUSED, (DENSE, LEXICAL))
+    if name == "memory" and arms[WORDS]["all"].recall > WORD_BM25_AT_MOST:
+        said.append(
+            f"the set is too easy: word BM25 reaches recall {arms[WORDS]['all'].recall:.3f}"
+        )
+    return [f"{name}: {line}" for line in said]
+
+
+async def main() -> int:
+    """Returns 1 when something demanded is not so."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sets", nargs="*", default=["memory", "second"], help="gold sets, by name")
+    chosen = parser.parse_args().sets
+    environment = read_environment()
+    settings = load_engines(environment).embedder
+    if not isinstance(settings, LocalEmbedderSettings):
+        raise SystemExit(
+            "engines.yaml names an endpoint as the embedder: this benchmark needs a local model"
+        )
+    said: list[str] = []
+    for name in chosen:
+        gold, cache = load_gold(name), EmbeddingCache(settings, environment)
+        cache.vectors([item.text for item in gold.items], "passage")
+        cache.vectors([query.text for query in gold.queries], "query")
+        found = await found_in_postgres(gold, Embedded(cache, settings))
+        rankings = {
+            WORDS: word_rankings(gold), OWN: own_rankings(gold, cache),
+            DENSE: found.dense, LEXICAL: found.lexical, FUSED: found.fused,
+        }  # fmt: skip
+        said += report(
+            name, gold, {arm: measured(gold.queries, ranked) for arm, ranked in rankings.items()}
+        )
+    print(
+        "\n"
+        + (
+            "\n".join(said)
+            if said
+            else "as demanded: fused is nowhere under the best arm, and above each arm over all"
+        )
+    )
+    return 1 if said else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(asyncio.run(main()))

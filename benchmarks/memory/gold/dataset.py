@@ -1,0 +1,118 @@
+"""Reads the gold set and tells which slices a question belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from contracts.memory.items import text_of
+from services.memory.lexical import words
+
+FOLDER = Path(__file__).parent
+Lang = Literal["uk", "en"]
+
+STOP_WORDS = frozenset((FOLDER / "stop_words.txt").read_text(encoding="utf-8").split())
+
+
+@dataclass(frozen=True)
+class GoldItem:
+    """One memory, with its content as `/store` takes it."""
+
+    id: str
+    kind: str
+    lang: Lang
+    content: dict[str, str]
+    created_at: datetime
+
+    @property
+    def text(self) -> str:
+        """The content as one text, as it is stored."""
+        return text_of(self.content)
+
+
+@dataclass(frozen=True)
+class GoldQuery:
+    """One question, its answers, and the slices it belongs to."""
+
+    id: str
+    lang: Lang
+    text: str
+    relevant: frozenset[str]
+    slices: frozenset[str]
+
+
+@dataclass(frozen=True)
+class GoldSet:
+    """A whole set."""
+
+    items: tuple[GoldItem, ...]
+    queries: tuple[GoldQuery, ...]
+
+
+def load_gold(name: str = "memory") -> GoldSet:
+    """Returns the set in `<name>.jsonl`."""
+    with (FOLDER / f"{name}.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    items = tuple(_item(row) for row in rows if row["type"] == "item")
+    by_id = {item.id: item for item in items}
+    return GoldSet(items, tuple(_query(row, by_id) for row in rows if row["type"] == "query"))
+
+
+def content_words(text: str) -> set[str]:
+    """Returns the words of `text` that carry meaning, normalised."""
+    return {
+        word for word in words(text) if word not in STOP_WORDS and (len(word) > 1 or word.isdigit())
+    }
+
+
+def stem(word: str) -> str:
+    """A rough stem, rather too short than too long: words that differ in it are taken for different words."""
+    if word.isdigit():
+        return word
+    return word[:5] if len(word) > 6 else word[: max(3, len(word) - 1)]
+
+
+def slices_of(query: str, lang: Lang, answers: Iterable[GoldItem]) -> frozenset[str]:
+    """Returns the slices of a question.
+
+    `uk`, `en`: question and answer in that language; `cross`: in two languages; `no-shared-word`: no content word of the
+    question stands in the answer in any form; `inflected`: one language, and most of the shared words stand there in
+    another form.
+    """
+    found = list(answers)
+    asked = content_words(query)
+    given = set().union(*(content_words(item.text) for item in found))
+    same = asked & given
+    stems = {stem(word) for word in given}
+    other_form = {word for word in asked - same if stem(word) in stems}
+    names = {lang if all(item.lang == lang for item in found) else "cross"}
+    if not same and not other_form:
+        names.add("no-shared-word")
+    if "cross" not in names and other_form and len(other_form) >= len(same):
+        names.add("inflected")
+    return frozenset(names)
+
+
+def _item(row: dict[str, Any]) -> GoldItem:
+    return GoldItem(
+        row["id"],
+        row["kind"],
+        row["lang"],
+        row["content"],
+        datetime.fromisoformat(row["created_at"]),
+    )
+
+
+def _query(row: dict[str, Any], items: dict[str, GoldItem]) -> GoldQuery:
+    answers = [items[name] for name in row["relevant"]]
+    return GoldQuery(
+        row["id"],
+        row["lang"],
+        row["text"],
+        frozenset(row["relevant"]),
+        slices_of(row["text"], row["lang"], answers),
+    )

@@ -1,0 +1,170 @@
+"""The typed model of `engines.yaml`: which models the engines serve and how; the embedder's part is in `embedder.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from configs.engines.embedder import EmbedderSettings
+from configs.engines.model_source import DEFAULT_MODEL, find_model
+from configs.environment import Environment
+from configs.yaml_files import load_yaml
+from contracts.errors import ConfigurationError
+
+OTHER_MODEL_KV_CACHE_MB = 2_048
+"""Holds 4,096 tokens of a model with up to 512 KiB a token (7 billion parameters without grouped queries; Qwen3-4B has 144 KiB)."""
+DEFAULT_FOLDER = Path("models", "smollm2-135m-instruct")
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+_MANAGED_ARGUMENTS = frozenset({
+    "model", "served_model_name", "tokenizer", "dtype", "max_model_len", "max_num_seqs", "max_num_queued_reqs", "enforce_eager",
+    "kv_cache_memory_bytes", "gpu_memory_utilization", "tensor_parallel_size", "distributed_executor_backend", "chat_template",
+    "enable_auto_tool_choice", "tool_call_parser", "reasoning_parser", "structured_outputs_config", "disable_log_stats",
+    "trust_remote_code",
+})  # fmt: skip
+
+Positive = Annotated[int, Field(ge=1)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
+
+
+class SamplingSettings(BaseModel):
+    """What a request gets that does not say otherwise; null leaves it to the model's own `generation_config.json`."""
+
+    model_config = _STRICT
+
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
+    max_tokens: Positive | None = None
+    """Bound of an answer in tokens; null: whatever is left of the context."""
+
+
+class StructuredSettings(BaseModel):
+    """Bounds added where a JSON schema has none, so that a small model cannot loop inside one value; null adds none."""
+
+    model_config = _STRICT
+
+    max_string_length: Annotated[int, Field(ge=16, le=100_000)] | None = None
+    max_items: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
+
+
+class EngineArguments(BaseModel):
+    """vLLM's engine arguments; `extra` passes further ones through by vLLM's own names."""
+
+    model_config = _STRICT
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_model_len: Annotated[int, Field(ge=256)]
+    max_num_seqs: Annotated[int, Field(ge=1, le=4_096)]
+    max_unfinished: Annotated[int, Field(ge=1, le=100_000)]
+    enforce_eager: bool = False
+    kv_cache_mb: Annotated[int, Field(ge=64)] | None = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    threads: Positive | None = None
+    extra: dict[str, Any] = {}
+
+    @field_validator("extra")
+    @classmethod
+    def _not_managed(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if managed := sorted(_MANAGED_ARGUMENTS & value.keys()):
+            msg = f"{', '.join(managed)}: set by keys of their own in this file or by the Serve configuration"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _queue_holds_a_batch(self) -> EngineArguments:
+        if self.max_unfinished < self.max_num_seqs:
+            msg = "max_unfinished counts running and waiting requests: it must be at least max_num_seqs"
+            raise ValueError(msg)
+        return self
+
+
+class LocalLLMSettings(BaseModel):
+    """The chat engine.
+
+    `model` is `default` (the folder that `make models` builds), a folder (absolute, or relative to the data
+    directory), or a model hub id. `chat_template` is a file beside this one; null takes the model's own.
+    """
+
+    model_config = _STRICT
+
+    model: Text = DEFAULT_MODEL
+    served_name: Text
+    chat_template: Text | None = None
+    tool_parser: Text | None = None
+    reasoning_parser: Text | None = None
+    default_sampling: SamplingSettings = SamplingSettings()
+    structured: StructuredSettings = StructuredSettings()
+    engine: EngineArguments
+
+
+class EnginesSettings(BaseModel):
+    """`engines.yaml`."""
+
+    model_config = _STRICT
+
+    local_llm: LocalLLMSettings
+    embedder: EmbedderSettings
+
+
+def load_engines(environment: Environment, file: str = "engines.yaml") -> EnginesSettings:
+    """Returns the settings in `file` of the configuration directory; `environment.model` replaces its model.
+
+    Raises:
+        ConfigurationError: naming file, key and reason.
+    """
+    settings = load_yaml(environment.config_dir / file, EnginesSettings)
+    if environment.model is None or environment.model == settings.local_llm.model:
+        return settings
+    return settings.model_copy(
+        update={"local_llm": _with_model(settings.local_llm, environment.model)}
+    )
+
+
+def _with_model(settings: LocalLLMSettings, model: str) -> LocalLLMSettings:
+    """Returns the settings for another model, without what was written for the file's own one."""
+    engine = settings.engine
+    changes: dict[str, Any] = {
+        "extra": {"default_chat_template_kwargs": {"enable_thinking": False}, **engine.extra}
+    }
+    if engine.kv_cache_mb is not None:
+        changes["kv_cache_mb"] = max(engine.kv_cache_mb, OTHER_MODEL_KV_CACHE_MB)
+    other = {"model": model, "served_name": served_name(model), "chat_template": None}
+    return settings.model_copy(update={**other, "engine": engine.model_copy(update=changes)})
+
+
+def served_name(model: str) -> str:
+    """Returns the name in answers of a folder or hub id: its last part, in lower case."""
+    return model.rstrip("/").rpartition("/")[2].lower()
+
+
+def template_text(settings: LocalLLMSettings, environment: Environment) -> str | None:
+    """Returns the chat template, or None for the model's own.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    if settings.chat_template is None:
+        return None
+    try:
+        return (environment.config_dir / settings.chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(
+            f"local_llm.chat_template: `{settings.chat_template}` is not a readable file of the configuration directory"
+        ) from None
+
+
+def model_source(settings: LocalLLMSettings, environment: Environment) -> str:
+    """Returns the folder or hub id to load. Raises ConfigurationError when there is none."""
+    key = "DAARION_MODEL" if settings.model == environment.model else "local_llm.model"
+    return find_model(settings.model, DEFAULT_FOLDER, key, environment)

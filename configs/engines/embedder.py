@@ -1,0 +1,187 @@
+"""The section `embedder` of `engines.yaml`: which model turns texts into vectors, and how it is run or reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from configs.endpoints import BaseUrl, Headers, refuse_exposed_key
+from configs.engines.model_source import DEFAULT_MODEL, find_model
+from configs.environment import Environment
+from contracts.llm.embeddings import MAX_TEXTS_PER_CALL, EmbeddingKind, EmbeddingSpace
+
+NEUTRAL = "+neutral1"
+"""Ends the version of language-neutral vectors; counted up when they are made in another way."""
+DEFAULT_FOLDER = Path("models", "multilingual-e5-small")
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
+Name = Annotated[
+    str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")
+]
+
+
+class PrefixSettings(BaseModel):
+    """What is put before a text, as the model was trained; the blank at the end counts."""
+
+    model_config = _STRICT
+
+    query: Annotated[str, StringConstraints(max_length=1_024)] = ""
+    passage: Annotated[str, StringConstraints(max_length=1_024)] = ""
+
+    def of(self, kind: EmbeddingKind) -> str:
+        """The prefix of this kind of text."""
+        return self.query if kind == "query" else self.passage
+
+
+class BatchSettings(BaseModel):
+    """What one pass through the model may hold; a query waits for at most the pass that has begun."""
+
+    model_config = _STRICT
+
+    max_texts: Annotated[int, Field(ge=1, le=1_024)] = 32
+    max_tokens: Annotated[int, Field(ge=64, le=1_048_576)] = 1_024
+
+
+class QueueSettings(BaseModel):
+    """Texts that may wait in one replica; what comes above is answered `overloaded`.
+
+    `passage_share` is the part of the work that passages get while queries never stop; otherwise queries go first.
+    """
+
+    model_config = _STRICT
+
+    max_texts: Positive = 4_096
+    max_texts_per_tenant: Positive = 1_024
+    passage_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _holds_a_call(self) -> QueueSettings:
+        if not MAX_TEXTS_PER_CALL <= self.max_texts_per_tenant <= self.max_texts:
+            msg = f"needs {MAX_TEXTS_PER_CALL} (one call) <= max_texts_per_tenant <= max_texts"
+            raise ValueError(msg)
+        return self
+
+
+class _Common(BaseModel):
+    """What every embedder has.
+
+    `version` is recorded with each vector: change it whenever the same text would get another vector (another model,
+    other weights, other prefixes, another window). `served_name` is its name at `/internal/llm/v1/embeddings`.
+    """
+
+    model_config = _STRICT
+
+    served_name: Name
+    version: Name
+    dimension: Annotated[int, Field(ge=1, le=4_000)]
+    prefixes: PrefixSettings = PrefixSettings()
+
+    @property
+    def physical_name(self) -> str:
+        """The model's name where it is asked: for the ledger and for prices."""
+        return self.served_name
+
+    @property
+    def address(self) -> str | None:
+        """Where it is asked, for prices; None in the graph."""
+        return None
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """The space of the model's own vectors."""
+        return EmbeddingSpace(self.version, self.dimension)
+
+    @property
+    def memory_space(self) -> EmbeddingSpace:
+        """The space of the vectors that memory is searched by."""
+        return self.space
+
+
+class LocalEmbedderSettings(_Common):
+    """A sentence-transformers model in the graph.
+
+    `model` is `default`, a folder or a hub id; `max_tokens` its window, prefix included. `dtype` auto is float32 on a
+    CPU (half precision is many times slower there) and float16 on a GPU. `language_neutral` takes out of memory's vectors
+    what is common to all texts and to all texts of a language (deployments/engines/neutral.py).
+    """
+
+    type: Literal["local"] = "local"
+    model: Annotated[
+        str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)
+    ] = DEFAULT_MODEL
+    max_tokens: Annotated[int, Field(ge=16, le=32_768)] = 512
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    threads: Positive | None = None
+    language_neutral: bool = True
+    batch: BatchSettings = BatchSettings()
+    queue: QueueSettings = QueueSettings()
+
+    @property
+    def memory_space(self) -> EmbeddingSpace:
+        """The space of the vectors that memory is searched by."""
+        return (
+            EmbeddingSpace(f"{self.version}{NEUTRAL}", self.dimension)
+            if self.language_neutral
+            else self.space
+        )
+
+    @model_validator(mode="after")
+    def _batch_holds_a_text(self) -> LocalEmbedderSettings:
+        if self.batch.max_tokens < self.max_tokens:
+            msg = "batch.max_tokens must be at least max_tokens: one text has to fit a batch"
+            raise ValueError(msg)
+        return self
+
+
+class RemoteEmbedderSettings(_Common):
+    """An endpoint that speaks OpenAI's `POST {base_url}/embeddings`.
+
+    `model` is its name there; `ask_dimensions` sends `dimensions` for models that can shorten their vectors. The key comes
+    from the environment variable that `api_key_env` names; `insecure` lets it go over plain http:// to another machine.
+    """
+
+    type: Literal["openai_compatible"]
+    base_url: BaseUrl
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    api_key_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = (
+        None
+    )
+    insecure: bool = False
+    headers: Headers = {}
+    extra_body: dict[str, Any] = {}
+    ask_dimensions: bool = False
+    max_texts_per_request: Annotated[int, Field(ge=1, le=2_048)] = 64
+    max_concurrent: Annotated[int, Field(ge=2, le=1_024)] = 8
+    max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 256
+    connect_timeout_s: Seconds = 5
+    timeout_s: Seconds = 60
+
+    @property
+    def physical_name(self) -> str:
+        """Its name there."""
+        return self.model
+
+    @property
+    def address(self) -> str | None:
+        """Where it is asked."""
+        return self.base_url
+
+    @model_validator(mode="after")
+    def _key_is_safe(self) -> RemoteEmbedderSettings:
+        refuse_exposed_key(self.base_url, self.api_key_env, insecure=self.insecure)
+        return self
+
+
+EmbedderSettings = Annotated[
+    LocalEmbedderSettings | RemoteEmbedderSettings, Field(discriminator="type")
+]
+
+
+def embedder_source(settings: LocalEmbedderSettings, environment: Environment) -> str:
+    """Returns the folder or hub id of a local embedder. Raises ConfigurationError."""
+    return find_model(settings.model, DEFAULT_FOLDER, "engines.yaml: embedder.model", environment)

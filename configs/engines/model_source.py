@@ -1,0 +1,43 @@
+"""Where a model's weights come from: the folder that `make models` builds, a folder of the operator's, or a model hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from configs.environment import Environment
+from contracts.errors import ConfigurationError
+
+DEFAULT_MODEL = "default"
+
+
+def find_model(model: str, default_folder: Path, key: str, environment: Environment) -> str:
+    """Returns the folder or hub id to load.
+
+    `model` is `default` (`default_folder`, relative to the data directory), a folder (absolute, or relative to the data
+    directory), or a hub id. A name that is no existing folder counts as a hub id when it looks like one (`owner/name`).
+    `key` names the setting in errors.
+
+    Raises:
+        ConfigurationError: the folder does not exist or holds no model.
+    """
+    if model == DEFAULT_MODEL:
+        folder = environment.data_dir / default_folder
+        if not (folder / "config.json").is_file():
+            raise ConfigurationError(
+                f"{key}: the default model is not built yet: run `make models`"
+            )
+        return str(folder)
+    folder = environment.data_dir / Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder)
+    if is_hub_id(model):
+        return model
+    raise ConfigurationError(
+        f"{key}: `{model}` is neither `default`, nor a folder with a config.json, nor a hub id `owner/name`"
+    )
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether `model` has the form `owner/name`."""
+    owner, _, name = model.partition("/")
+    return bool(owner and name) and "/" not in name and not model.startswith((".", "~", "/"))

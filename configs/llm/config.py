@@ -1,0 +1,158 @@
+"""The typed model of `llm.yaml`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from configs.endpoints import BaseUrl, Headers, refuse_exposed_key
+from configs.llm.answers import BatchSettings, CacheSettings, IdempotencySettings
+from configs.llm.failover import (
+    CircuitSettings,
+    Name,
+    RetrySettings,
+    SpillSettings,
+    TimeoutSettings,
+)
+from configs.llm.limits import LimitSettings, PriceSettings
+from contracts.llm.routing import Reasoning, StreamRecovery
+
+EMBEDDER_TYPES = ("local", "openai_compatible")
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+PricedModel = Annotated[str, StringConstraints(min_length=1, max_length=400)]
+Continuation = Literal["instruct", "vllm", "deepseek", "none"]
+
+
+class ProviderSettings(BaseModel):
+    """One provider.
+
+    `type` names the adapter, a module of `providers/`. `extra_body` is merged into every request body: over what callers pass
+    through `/v1`, below the fields of `/proxy`. `headers` are added to every request (no credentials there: those come from the
+    environment through `api_key_env`). `insecure` lets the key go over plain http:// to another machine. `continuation` says
+    how it is asked to finish an answer that broke off elsewhere: by an instruction, by its own dialect for an assistant's
+    prefix (`vllm`, `deepseek`), or never. `done_completes` accepts a stream that ends in `[DONE]` without a finish reason.
+    `stream_whole_answers` reads whole answers as streams, so that silence is noticed after `first_token_s` and `idle_s`.
+    """
+
+    model_config = _STRICT
+
+    type: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")] = "openai_compatible"
+    base_url: BaseUrl | None = None
+    api_key_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = (
+        None
+    )
+    insecure: bool = False
+    headers: Headers = {}
+    extra_body: dict[str, Any] = {}
+    timeouts: TimeoutSettings = TimeoutSettings()
+    retry: RetrySettings = RetrySettings()
+    circuit: CircuitSettings = CircuitSettings()
+    continuation: Continuation | None = None
+    done_completes: bool = False
+    stream_whole_answers: bool = False
+    max_connections: Annotated[int, Field(ge=1, le=10_000)] = 512
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+    @model_validator(mode="after")
+    def _has_url(self) -> ProviderSettings:
+        if self.type == "openai_compatible" and self.base_url is None:
+            msg = "`base_url` is required for type openai_compatible"
+            raise ValueError(msg)
+        refuse_exposed_key(self.base_url, self.api_key_env, insecure=self.insecure)
+        return self
+
+
+class ModelSettings(BaseModel):
+    """One logical model: the provider, the provider's own name for it, and the logical models to fall back on.
+
+    The local engine serves one model, so `name` may be left out there: it is `served_name` in the engines' file. `spill` names
+    those that take over while the provider is busy; `stream_recovery` tells what follows when a stream breaks after its first
+    content. `reasoning` marks a model that thinks before it answers; `opened` one whose prompt opens the thought.
+    `context_tokens` is how many tokens it holds, prompt and answer together; where it is absent, the engines' file or the price
+    library may know.
+    """
+
+    model_config = _STRICT
+
+    provider: Name
+    name: Annotated[str, StringConstraints(max_length=256)] = ""
+    fallbacks: tuple[Name, ...] = ()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    retry: RetrySettings = RetrySettings()
+    spill: SpillSettings | None = None
+    stream_recovery: StreamRecovery = "error"
+    reasoning: Reasoning = False
+    context_tokens: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
+
+
+class LLMSettings(BaseModel):
+    """`llm.yaml`.
+
+    A key of `prices` is a model of this file, or `<provider>/<the provider's name of the model>`; the embedder's provider is its `type`
+    in `engines.yaml`.
+    """
+
+    model_config = _STRICT
+
+    providers: Annotated[dict[Name, ProviderSettings], Field(min_length=1)]
+    models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]
+    timeouts: TimeoutSettings = TimeoutSettings()
+    retry: RetrySettings = RetrySettings()
+    circuit: CircuitSettings = CircuitSettings()
+    limits: LimitSettings = LimitSettings()
+    prices: dict[PricedModel, PriceSettings] = {}
+    cache: CacheSettings = CacheSettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
+    batch: BatchSettings = BatchSettings()
+
+    @model_validator(mode="after")
+    def _references(self) -> LLMSettings:
+        for name, model in self.models.items():
+            if model.provider not in self.providers:
+                msg = f"models.{name}.provider: `{model.provider}` is not among providers: {', '.join(self.providers)}"
+                raise ValueError(msg)
+            for key, others in (
+                ("fallbacks", model.fallbacks),
+                ("spill.to", model.spill.to if model.spill else ()),
+            ):
+                for other in others:
+                    if other not in self.models or other == name:
+                        msg = f"models.{name}.{key}: `{other}` must be another model of this file"
+                        raise ValueError(msg)
+        for name in self.prices:
+            if name not in self.models and name.partition("/")[0] not in {
+                *self.providers,
+                *EMBEDDER_TYPES,
+            }:
+                msg = f"prices.{name}: neither a model of this file nor `<provider>/<name>` of a provider of this file"
+                raise ValueError(msg)
+        return self
+
+    def uses_local_engine(self) -> bool:
+        """Whether any model leads to the in-cluster engine."""
+        return any(self._is_local(model) for model in self.models.values())
+
+    def with_local_model(self, served_name: str, context_tokens: int) -> LLMSettings:
+        """Returns the settings with the name of what the in-cluster engine serves, and how many tokens it holds.
+
+        Raises ValueError where another one is named, or none of a model that is not local.
+        """
+        models = dict(self.models)
+        for name, model in self.models.items():
+            if not self._is_local(model):
+                if not model.name:
+                    msg = f"models.{name}.name: required: what `{model.provider}` calls the model"
+                    raise ValueError(msg)
+            else:
+                if model.name not in {"", served_name}:
+                    msg = f"models.{name}.name: the local engine serves `{served_name}`: name that, or leave `name` out"
+                    raise ValueError(msg)
+                models[name] = model.model_copy(
+                    update={"name": served_name, "context_tokens": context_tokens}
+                )
+        return self.model_copy(update={"models": models})
+
+    def _is_local(self, model: ModelSettings) -> bool:
+        return self.providers[model.provider].type == "local"

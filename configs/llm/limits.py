@@ -1,0 +1,100 @@
+"""The sections `limits` and `prices` of `llm.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contracts.llm.limits import CALENDAR, NANO_PER_USD, Caller, Limit, LimitKey, Meter, SubjectKind
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+SubjectId = Annotated[str, Field(min_length=1, max_length=256)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Dollars = Annotated[
+    Decimal, Field(gt=0, le=10**9, max_digits=18, decimal_places=9, allow_inf_nan=False)
+]
+
+
+class RateSettings(BaseModel):
+    """Limits of one subject; null means none, and what is absent in an override is inherited from the kind's default.
+
+    Tokens are those of prompt and answer together. A minute slides; a day and a month are those of the calendar in UTC.
+    """
+
+    model_config = _STRICT
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent_calls: Count | None = None
+    usd_per_day: Dollars | None = None
+    usd_per_month: Dollars | None = None
+
+    def over(self, base: RateSettings) -> RateSettings:
+        """Returns these limits, with those of `base` where nothing is said here."""
+        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+    def amounts(self) -> Iterator[tuple[Meter, int]]:
+        """Yields every limit that is set, in its meter's units: money in nano-dollars."""
+        meters: tuple[Meter, ...] = (
+            "requests_per_minute",
+            "tokens_per_minute",
+            "concurrent_calls",
+            "usd_per_day",
+            "usd_per_month",
+        )
+        for meter in meters:
+            value = getattr(self, meter)
+            if value is not None:
+                yield meter, int(value * NANO_PER_USD) if meter in CALENDAR else value
+
+
+class LimitSettings(BaseModel):
+    """Limits by kind of subject: a default for each of a kind, and overrides by id.
+
+    A credential goes by the name that `GET /limits` shows; `anonymous` are all calls while no secret is demanded.
+    """
+
+    model_config = _STRICT
+
+    agent: RateSettings = RateSettings(requests_per_minute=240_000)
+    microdao: RateSettings = RateSettings()
+    credential: RateSettings = RateSettings()
+    agents: dict[SubjectId, RateSettings] = {}
+    microdaos: dict[SubjectId, RateSettings] = {}
+    credentials: dict[SubjectId, RateSettings] = {}
+
+    def of(self, caller: Caller) -> list[Limit]:
+        """Returns every limit that applies to `caller`."""
+        found = self.of_subject("agent", caller.agent_id)
+        found += self.of_subject("microdao", caller.microdao_id)
+        return found + self.of_subject("credential", caller.credential)
+
+    def of_subject(self, kind: SubjectKind, subject: str) -> list[Limit]:
+        """Returns the limits of one subject."""
+        defaults: dict[SubjectKind, RateSettings] = {
+            "agent": self.agent,
+            "microdao": self.microdao,
+            "credential": self.credential,
+        }
+        overrides = {
+            "agent": self.agents,
+            "microdao": self.microdaos,
+            "credential": self.credentials,
+        }[kind]
+        override = overrides.get(subject)
+        rates = defaults[kind] if override is None else override.over(defaults[kind])
+        return [Limit(LimitKey(kind, subject, meter), amount) for meter, amount in rates.amounts()]
+
+
+class PriceSettings(BaseModel):
+    """What a model costs, in US dollars for a million tokens; `cached_input` is as `input` where it is absent."""
+
+    model_config = _STRICT
+
+    input: Annotated[Decimal, Field(ge=0, le=10**6, allow_inf_nan=False)]
+    output: Annotated[Decimal, Field(ge=0, le=10**6, allow_inf_nan=False)]
+    cached_input: Annotated[Decimal, Field(ge=0, le=10**6, allow_inf_nan=False)] | None = None

@@ -1,0 +1,167 @@
+"""Batches of LLM calls: wire shapes of `/internal/llm/batch`, and what the work needs from storage."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Literal, Protocol
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from contracts.llm.api import Identifier, ProxyRequest
+
+MAX_REQUESTS = 10_000
+MAX_BATCH_BYTES = 50_000_000
+
+BatchStatus = Literal["in_progress", "completed", "cancelling", "cancelled"]
+ItemStatus = Literal["pending", "running", "succeeded", "failed", "cancelled"]
+
+
+class BatchRequest(ProxyRequest):
+    """One request of a batch: a body of `/proxy` and the caller's own id of it, unique in the batch."""
+
+    custom_id: Identifier
+
+
+class NewBatch(BaseModel):
+    """Body of `POST /batch`. All requests are of one microDAO."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests: Annotated[list[BatchRequest], Field(min_length=1, max_length=MAX_REQUESTS)]
+
+
+class BatchCounts(BaseModel):
+    """Requests by what became of them; they add up to `total`."""
+
+    total: int
+    pending: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+
+
+class Batch(BaseModel):
+    """A batch as it stands. `completed` means that every request has a result, be it an error."""
+
+    id: str
+    status: BatchStatus
+    counts: BatchCounts
+    created_at: datetime
+    ended_at: datetime | None = None
+
+
+class BatchFilter(BaseModel):
+    """Query string of `GET /batch`: newest first, page by page. The tenant may also come by header."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    microdao_id: Identifier | None = None
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    cursor: Annotated[str, StringConstraints(max_length=2_048)] | None = None
+
+
+class BatchPage(BaseModel):
+    """`next_cursor` is absent on the last page."""
+
+    batches: list[Batch]
+    next_cursor: str | None = None
+
+
+class BatchItemLine(BaseModel):
+    """One line of `GET /batch/{id}/items`: `response` is a body of `/proxy`, `error` that of its envelope."""
+
+    custom_id: str
+    status: ItemStatus
+    response: dict[str, object] | None = None
+    error: dict[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """A request as it is stored: JSON that `services.llm.batches` writes and reads."""
+
+    custom_id: str
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """A stored request with what became of it; `result` is JSON."""
+
+    custom_id: str
+    status: ItemStatus
+    result: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchWork:
+    """A claimed request. `token` names this attempt: once another one has begun, it can change nothing any more.
+
+    `stalled_s`: for how many seconds its model was left alone whenever it was tried; zero where it was not.
+    """
+
+    batch_id: UUID
+    position: int
+    microdao_id: str
+    request: str
+    token: UUID
+    failures: int
+    stalled_s: float = 0.0
+
+
+class BatchStore(Protocol):
+    """Batches of one microDAO; those of others do not exist for it."""
+
+    async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:
+        """Stores a batch whole or not at all.
+
+        Raises:
+            RateLimited: over `max_waiting` requests of the microDAO would wait.
+            OverLimit: these alone are more than that.
+        """
+
+    async def get(self, microdao_id: str, batch_id: str) -> Batch:
+        """Returns one batch. Raises NotFound."""
+
+    async def page(self, microdao_id: str, limit: int, cursor: str | None) -> BatchPage:
+        """Returns one page, newest first. Raises InvalidRequest for a cursor of another query."""
+
+    async def cancel(self, microdao_id: str, batch_id: str) -> Batch:
+        """Ends a batch that is not ended; what has a result keeps it. Raises NotFound."""
+
+    def results(self, microdao_id: str, batch_id: str) -> AsyncIterator[list[ItemResult]]:
+        """Yields every request in the order of submission, some at a time, each some as of its moment."""
+
+
+class BatchQueue(Protocol):
+    """The requests of all microDAOs that wait to be worked off, in leases."""
+
+    async def claim(self, lease_s: float) -> BatchWork | None:
+        """Takes a due request, microDAOs in turn, then the batches of each. One whose lease was over comes back with one failure more."""
+
+    async def extend(self, held: Collection[UUID], lease_s: float) -> set[UUID]:
+        """Prolongs the leases of the attempts with these tokens, and no others; returns those that go on."""
+
+    async def finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> bool | None:
+        """Writes the result of a running attempt. Returns whether the batch ended with it, None when the attempt was over."""
+
+    async def put_back(
+        self,
+        work: BatchWork,
+        delay_s: float,
+        *,
+        failed: bool = False,
+        pause_batch: bool = False,
+        stalled: bool = False,
+    ) -> None:
+        """Ends an attempt without a result: the request is due again after `delay_s`, or its whole batch.
+
+        `failed` counts a failure; `stalled` lets `stalled_s` begin, which ends with the next failure.
+        """
+
+    async def purge(self, retention_s: float) -> int:
+        """Deletes batches submitted longer ago; returns how many rows went."""

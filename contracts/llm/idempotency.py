@@ -1,0 +1,56 @@
+"""What the idempotency keys of LLM calls need from storage. Keys and fingerprints are SHA-256 digests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """One use of a key: whose, which, and for what request."""
+
+    microdao_id: str
+    key: bytes
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The key is this caller's: `token` names the attempt, which alone may settle or release it."""
+
+    token: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The key has its answer, as JSON."""
+
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class InWork:
+    """Another attempt holds the key."""
+
+
+class IdempotencyStore(Protocol):
+    """Keys of all replicas. An attempt whose lease is over has lost its key to the next one that asks."""
+
+    async def begin(
+        self, use: KeyUse, lease_s: float, retention_s: float
+    ) -> Granted | Settled | InWork:
+        """Takes the key, or tells who has it. Raises IdempotencyConflict when it was used for another request."""
+
+    async def extend(self, use: KeyUse, token: UUID, lease_s: float) -> bool:
+        """Prolongs the lease; returns whether the key is still this attempt's."""
+
+    async def settle(self, use: KeyUse, token: UUID, answer: bytes, retention_s: float) -> bool:
+        """Stores the answer for `retention_s`; returns whether the key was still this attempt's."""
+
+    async def release(self, use: KeyUse, token: UUID) -> None:
+        """Forgets the key, if it is still this attempt's."""
+
+    async def purge(self) -> int:
+        """Deletes keys whose time is over; returns how many."""

@@ -1,0 +1,142 @@
+"""Limits of LLM calls: who is counted, what a call reserves and spends, and how it is asked for.
+
+Money is counted in whole nano-dollars (10⁻⁹ USD), so that sums are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contracts.llm.api import CallMetadata
+
+NANO_PER_USD = 1_000_000_000
+ANONYMOUS = "anonymous"
+MAX_ID = 256
+
+SubjectKind = Literal["agent", "microdao", "credential"]
+Meter = Literal[
+    "requests_per_minute", "tokens_per_minute", "concurrent_calls", "usd_per_day", "usd_per_month"
+]
+
+CALENDAR: frozenset[Meter] = frozenset({"usd_per_day", "usd_per_month"})
+"""Meters that begin anew with a UTC day or month, in nano-dollars."""
+
+CREDENTIAL: ContextVar[str] = ContextVar("credential", default=ANONYMOUS)
+"""The name (never the secret) of the credential in whose name this task works; `anonymous` where none is demanded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whom a call is counted for."""
+
+    agent_id: str
+    microdao_id: str
+    credential: str = ANONYMOUS
+
+
+def caller_of(metadata: CallMetadata) -> Caller:
+    """Returns the caller whom `metadata` names, with the credential that this task works under."""
+    return Caller(metadata.agent_id, metadata.microdao_id, CREDENTIAL.get())
+
+
+class LimitKey(NamedTuple):
+    """One limit of one subject."""
+
+    kind: SubjectKind
+    subject: str
+    meter: Meter
+
+
+class Limit(NamedTuple):
+    """A limit that applies, in its meter's units: requests, tokens, calls or nano-dollars."""
+
+    key: LimitKey
+    amount: int
+
+
+LimitsOf = Callable[[Caller], Sequence[Limit]]
+"""Which limits apply to a caller."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a call may take at most, as far as that can be told before it is made; read only where a limit wants to know."""
+
+    tokens: int = 0
+    nano_usd: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a call took. `requests` is zero where no provider was called."""
+
+    requests: int = 1
+    tokens: int = 0
+    nano_usd: int = 0
+
+
+NOTHING = Spent(requests=0)
+
+
+class Reservation(Protocol):
+    """What is set aside for one running call."""
+
+    def settle(self, spent: Spent) -> None:
+        """Puts what was spent in place of what was set aside; further calls do nothing. No I/O, raises nothing."""
+
+
+class Limiter(Protocol):
+    """Admission. Cheap: no database, normally no call at all."""
+
+    async def reserve(self, caller: Caller, estimate: Estimate) -> Reservation:
+        """Sets aside one request, one running call, and the estimated tokens and money.
+
+        Raises:
+            RateLimited: a limit would be exceeded; says which one, what is left and when to come back.
+            LimitsUnavailable: the limits cannot be kept now, so nothing is admitted.
+        """
+
+
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+
+
+class LimitsFilter(BaseModel):
+    """Whose limits to show: an agent's, a microDAO's, or both; those of the presented credential are shown in any case."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    agent_id: Id | None = None
+    microdao_id: Id | None = None
+
+
+class LimitState(BaseModel):
+    """One limit as it stands now.
+
+    Amounts are requests, tokens, calls or dollars, by `limit`. `used` has been spent within the window, `reserved` is set
+    aside for running calls or leased to replicas. `reset_s` is the time in seconds until all of `used` is free again, if
+    nothing more is spent; it is None for running calls, which free their slot when they end.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    limit: str
+    subject: str
+    per: Literal["minute", "day", "month"] | None
+    amount: int | float
+    used: int | float
+    reserved: int | float
+    left: int | float
+    reset_s: float | None
+
+
+class LimitsPage(BaseModel):
+    """Body of `GET /internal/llm/limits`: every limit that applies; what has none is not listed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    limits: list[LimitState]

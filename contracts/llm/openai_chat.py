@@ -1,0 +1,303 @@
+"""Wire shapes of `/internal/llm/v1/chat/completions` and `/v1/models`: OpenAI's, over our own request and answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from contracts.llm.api import (
+    CallMetadata,
+    Identifier,
+    ModelInfo,
+    ProxyRequest,
+    ProxyResponse,
+    StreamDelta,
+    StreamEnd,
+    TokenUsage,
+)
+
+# What would change the shape of the answer in a way that an answer of ours cannot have.
+_NOT_GIVEN = {
+    "logprobs": "log probabilities are not given: leave the field out",
+    "top_logprobs": "log probabilities are not given: leave the field out",
+    "audio": "answers are text: leave the field out",
+    "functions": "is obsolete: use `tools`",
+    "function_call": "is obsolete: use `tool_choice`",
+}
+
+
+def _only_one(value: int) -> int:
+    if value != 1:
+        msg = "one choice a request: send n = 1, or leave the field out"
+        raise ValueError(msg)
+    return value
+
+
+NamedId = Annotated[
+    Identifier | None, BeforeValidator(lambda value: None if value == "" else value)
+]
+"""An id that may be missing; clients with a template for `metadata` send it empty."""
+
+
+class Identity(BaseModel):
+    """What `metadata` says of the caller; OpenAI's own keys beside it are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    agent_id: NamedId = None
+    microdao_id: NamedId = None
+    channel_id: NamedId = None
+
+
+class StreamOptions(BaseModel):
+    """`include_usage` asks for one more chunk, after the last choice, with the usage of the whole call."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    include_usage: bool = False
+
+
+class ChatCompletionRequest(ProxyRequest):
+    """Body of `POST /v1/chat/completions`. Fields that are not named here pass through to upstreams that take them.
+
+    `max_completion_tokens` is another name of `max_tokens` and wins over it. `cache` and `timeout_s` are ours.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    metadata: Identity | None = None  # type: ignore[assignment]  # OpenAI's clients send none, or keys of their own
+    n: Annotated[int, AfterValidator(_only_one)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+    @model_validator(mode="after")
+    def _answerable(self) -> ChatCompletionRequest:
+        for name, value in (self.model_extra or {}).items():
+            if value and name in _NOT_GIVEN:
+                msg = f"{name}: {_NOT_GIVEN[name]}"
+                raise ValueError(msg)
+        if self.stream_options is not None and not self.stream:
+            msg = "stream_options: only with `stream: true`"
+            raise ValueError(msg)
+        return self
+
+    def to_proxy(self, caller: CallMetadata) -> ProxyRequest:
+        """Returns the same request as `/proxy` would have it, with the unknown fields to be passed through.
+
+        Raises:
+            InvalidRequest: too many or too large unknown fields.
+        """
+        fields = {
+            name: getattr(self, name) for name in ProxyRequest.model_fields if name != "metadata"
+        }
+        if self.max_completion_tokens is not None:
+            fields["max_tokens"] = self.max_completion_tokens
+        request = ProxyRequest.model_construct(
+            **fields, metadata=caller
+        )  # all of it was validated with this body
+        request.pass_through(
+            {
+                name: value
+                for name, value in (self.model_extra or {}).items()
+                if value is not None and name not in _NOT_GIVEN
+            }
+        )
+        return request
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class PromptTokensDetails(BaseModel):
+    """What of the prompt the provider had in its cache."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(BaseModel):
+    """What of the completion was thinking aloud."""
+
+    reasoning_tokens: int
+
+
+class CompletionUsage(BaseModel):
+    """Tokens of one call; `estimated` is ours and marks a count that the provider did not give."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+    estimated: bool | None = None
+
+
+class CompletionMessage(BaseModel):
+    """The answer. `content` is null where tool calls stand in its place."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class CompletionChoice(BaseModel):
+    """The one choice."""
+
+    index: Literal[0] = 0
+    message: CompletionMessage
+    logprobs: None = None
+    finish_reason: str
+
+
+class ChatCompletion(BaseModel):
+    """A whole answer. `model` names who really answered; `provider`, `cached` and `attempts` are ours."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: CompletionUsage
+    provider: str
+    cached: bool | None = None
+    attempts: list[dict[str, Any]] | None = None
+
+
+class ModelCard(BaseModel):
+    """A logical model, as `/v1/models` lists it; `available` is ours."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str
+    available: bool = True
+
+
+class ModelCards(BaseModel):
+    """Body of `GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+def completion_of(answer: ProxyResponse, request_id: str) -> dict[str, Any]:
+    """Returns the body of a whole answer, with the nulls that OpenAI's has and without those of ours."""
+    calls = [dict(call) for call in answer.tool_calls] if answer.tool_calls else None
+    content = answer.content or (None if calls or answer.refusal else "")
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": answer.refusal}
+    if answer.reasoning_content is not None:
+        message["reasoning_content"] = answer.reasoning_content
+    if calls:
+        message["tool_calls"] = calls
+    reason = answer.finish_reason or ("tool_calls" if calls else "stop")
+    body: dict[str, Any] = {
+        "id": completion_id(request_id),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": answer.model_resolved,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
+        "usage": usage_of(answer.usage),
+        "provider": answer.provider,
+    }
+    if answer.cached is not None:
+        body["cached"] = answer.cached
+    if answer.attempts is not None:
+        body["attempts"] = [attempt.model_dump(exclude_none=True) for attempt in answer.attempts]
+    return body
+
+
+def completion_id(request_id: str) -> str:
+    """Returns the id of a completion: the request's own, so that a client's log leads to ours."""
+    return f"chatcmpl-{request_id}"
+
+
+def usage_of(usage: TokenUsage) -> dict[str, Any]:
+    """Returns OpenAI's `usage` object."""
+    body: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    if usage.cached_tokens is not None:
+        body["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    if usage.reasoning_tokens is not None:
+        body["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    if usage.estimated:
+        body["estimated"] = True
+    return body
+
+
+class ChunkWriter:
+    """Turns a stream's items into completion chunks, as plain values. One for each stream."""
+
+    def __init__(self, request_id: str, model: str, *, include_usage: bool) -> None:
+        self._head = {
+            "id": completion_id(request_id),
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._include_usage = include_usage
+
+    def first(self) -> dict[str, Any]:
+        """The chunk that names the role."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def delta(self, delta: StreamDelta) -> dict[str, Any]:
+        """The chunk of one piece of the answer."""
+        fields = {
+            "content": delta.content,
+            "reasoning_content": delta.reasoning,
+            "tool_calls": delta.tool_calls,
+            "refusal": delta.refusal,
+        }
+        return self._chunk({name: value for name, value in fields.items() if value is not None})
+
+    def last(self, end: StreamEnd, model: str, provider: str) -> list[dict[str, Any]]:
+        """The chunk with the finish reason and, where it was asked for, the one with the usage."""
+        self._head["model"] = model
+        attempts = (
+            None if end.attempts is None else [attempt.model_dump() for attempt in end.attempts]
+        )
+        ours = {
+            "provider": provider,
+            "cached": end.cached,
+            "written_by": end.written_by,
+            "attempts": attempts,
+        }
+        chunks = [
+            self._chunk({}, end.finish_reason)
+            | {name: value for name, value in ours.items() if value is not None}
+        ]
+        if self._include_usage:
+            chunks.append({**self._head, "choices": [], "usage": usage_of(end.usage)})
+        return chunks
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        chunk: dict[str, Any] = {
+            **self._head,
+            "choices": [
+                {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+            ],
+        }
+        if self._include_usage:
+            chunk["usage"] = None
+        return chunk
+
+
+def cards_of(models: Iterable[ModelInfo], embedding_model: tuple[str, str] | None) -> ModelCards:
+    """Returns every logical model and, where there is one, the embedding model (its name and who owns it)."""
+    cards = [
+        ModelCard(id=model.id, owned_by=model.provider, available=model.available)
+        for model in models
+    ]
+    if embedding_model is not None and embedding_model[0] not in {card.id for card in cards}:
+        cards.append(ModelCard(id=embedding_model[0], owned_by=embedding_model[1]))
+    return ModelCards(data=cards)

@@ -1,0 +1,112 @@
+"""What the use cases need from the outside, as Protocols. Adapters live in providers, backends and deployments."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Protocol
+
+from typing_extensions import Unpack
+
+from contracts.deadline import Deadline
+from contracts.llm.api import (
+    ChatMessage,
+    ChatOptions,
+    EngineLoad,
+    LLMResponse,
+    StreamItem,
+    TokenUsage,
+)
+from contracts.llm.routing import Route, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Why a call would probably fail now (None: it would not), and how busy the engine is, where that is known."""
+
+    not_ready: str | None = None
+    load: EngineLoad | None = None
+
+
+class ChatProvider(Protocol):
+    """One LLM provider. Raises leaves of UpstreamError, InvalidRequest, Unavailable or DeadlineExceeded."""
+
+    name: str
+
+    def unavailable_reason(self) -> str | None:
+        """Why no call can succeed as things are configured (a missing key), or None."""
+
+    def condition(self) -> Condition:
+        """What is known without a call: for listings, and to see whether calls should go elsewhere."""
+
+    def quota_left(self, target: Target) -> float | None:
+        """Which share (0 to 1) of the provider's own limit for the model is left by its last word; None where nothing is known."""
+
+    async def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        target: Target,
+        deadline: Deadline,
+        **options: Unpack[ChatOptions],
+    ) -> LLMResponse:
+        """Returns one whole answer. Cancelling the call stops the upstream."""
+
+    def stream(
+        self,
+        messages: Sequence[ChatMessage],
+        target: Target,
+        deadline: Deadline,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncIterator[StreamItem]:
+        """Yields deltas, then exactly one StreamEnd; closing the iterator stops the upstream."""
+
+    def continued(
+        self, messages: Sequence[ChatMessage], text: str, options: ChatOptions
+    ) -> tuple[list[ChatMessage], ChatOptions] | None:
+        """Returns the call that asks for the rest of an answer of which `text` came elsewhere; None where it cannot be asked."""
+
+    async def close(self) -> None:
+        """Releases what the provider holds."""
+
+
+class Engine(Protocol):
+    """The in-cluster chat engine, reached through plain dicts in OpenAI's shapes.
+
+    `condition` is what the last call of `stats` found.
+    """
+
+    condition: Condition
+
+    async def chat(self, body: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+        """Returns a chat completion. Cancelling aborts the generation."""
+
+    def stream(self, body: dict[str, Any], deadline: Deadline) -> AsyncIterator[dict[str, Any]]:
+        """Yields chat completion chunks, the last with usage. Closing the iterator aborts the generation."""
+
+    async def stats(self) -> EngineLoad:
+        """Returns the engine's counters; raises EngineUnavailable while it is not ready."""
+
+
+class Router(Protocol):
+    """Resolves logical models."""
+
+    def route(self, logical_model: str) -> Route:
+        """Returns the route. Raises UnknownModel naming the known ones."""
+
+    def routes(self) -> Sequence[Route]:
+        """Every configured route, in the configuration's order."""
+
+
+class Prices(Protocol):
+    """What models cost."""
+
+    def cost(self, target: Target, usage: TokenUsage) -> Decimal | None:
+        """US dollars for `usage` at this target, or None where its price is not known: never a guess."""
+
+
+class EventLog(Protocol):
+    """Structured events, never sentences, never contents."""
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Queues one event. Never blocks and never raises."""

@@ -1,0 +1,77 @@
+"""Rules of the policy pipeline and the bounds of a call: plain values, made from configuration, read by pure functions."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from contracts.tools.api import Effect
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+def _pattern(value: str) -> str:
+    if "*" in value[:-1]:
+        msg = "`*` may only stand at the end"
+        raise ValueError(msg)
+    return value
+
+
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_pattern)]
+"""An id, or its beginning followed by `*`."""
+
+
+def matches(pattern: str, value: str) -> bool:
+    """Whether `value` is what the pattern names."""
+    return value.startswith(pattern[:-1]) if pattern.endswith("*") else value == pattern
+
+
+def host_matches(pattern: str, host: str) -> bool:
+    """Whether a lower-case host without a final dot is the named one, or for `*.example.com` one of its subdomains."""
+    pattern = pattern.rstrip(".")
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
+    return pattern.strip("[]") == host
+
+
+class TenantRule(BaseModel):
+    """What one microDAO may call: `deny` wins over `allow`; `allow: null` says nothing, `allow: []` allows nothing."""
+
+    model_config = _STRICT
+
+    allow: list[Pattern] | None = None
+    deny: list[Pattern] = []
+
+
+class PolicyRules(BaseModel):
+    """The operator's rules beside those of each tool.
+
+    `default` decides about tools whose definition names no agents and that no tenant rule allows. `tenants` holds a rule
+    per microDAO (or pattern); the most specific one counts. `require_approval_for` names the effects that need approval
+    where a definition leaves it open; a granted one ends after `approval_valid_s` seconds.
+    """
+
+    model_config = _STRICT
+
+    default: Literal["allow", "deny"] = "allow"
+    tenants: dict[Pattern, TenantRule] = {}
+    require_approval_for: list[Effect] = []
+    approval_valid_s: Annotated[float, Field(ge=1, le=86_400 * 30, allow_inf_nan=False)] = 3_600.0
+
+    def of_tenant(self, microdao_id: str) -> tuple[str, TenantRule] | None:
+        """The most specific rule that names this tenant, with its pattern."""
+        found = [pattern for pattern in self.tenants if matches(pattern, microdao_id)]
+        best = max(
+            found, key=lambda pattern: (not pattern.endswith("*"), len(pattern)), default=None
+        )
+        return None if best is None else (best, self.tenants[best])
+
+
+class CallBounds(BaseModel):
+    """Bounds of what a caller sends: sizes in bytes of JSON text, nesting and number of values."""
+
+    model_config = _STRICT
+
+    max_args_bytes: Annotated[int, Field(ge=256, le=8 << 20)] = 256 * 1024
+    max_context_bytes: Annotated[int, Field(ge=256, le=8 << 20)] = 64 * 1024
+    max_depth: Annotated[int, Field(ge=1, le=128)] = 32
+    max_values: Annotated[int, Field(ge=1, le=1_000_000)] = 20_000

@@ -1,0 +1,174 @@
+"""The agent runtime's ports wired to their adapters, apart from Serve: a replica holds one of these, and so does a plain process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+from uuid import uuid4
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from backends.agents.notices import NatsAgentNotices
+from backends.agents.runs import PostgresRuns
+from backends.agents.usage import NatsAgentUsage
+from backends.http.chat import ProxyChatModel
+from backends.http.memory import MemoryClient
+from backends.http.messaging import open_messaging
+from backends.http.tools import ToolsClient
+from backends.nats.link import NatsLink
+from backends.nats.publisher import NatsPublisher
+from backends.postgres.pool import Database, PoolLimits
+from configs.messaging import MessagingSettings
+from contracts.agents.api import Blueprint
+from contracts.health import Health
+from contracts.llm.ports import EventLog
+from interfaces.http.agents import AgentRoutes, agents_router
+from interfaces.nats.agents import AgentNats
+from services.agents.attempt import AttemptPorts, Attempts
+from services.agents.channels import Channels
+from services.agents.delivery import Delivery, DeliverySettings
+from services.agents.pipeline import Pipeline, PipelinePorts
+from services.agents.runs import AgentRuns, RunSettings
+from services.health.dependencies import Dependency, HealthMonitor
+
+
+class AgentsArgs(BaseModel):
+    """`args` of the application.
+
+    `max_concurrent` bounds the requests in work per replica, `max_running` and `max_waiting` its runs; more are answered 503 at
+    once. `lease_s` is how long a run lies after its replica died. `messaging` says where channels are (by
+    default the workspace of this graph). `patience_s` bounds how long the LLM proxy, Toolcore and memory are asked
+    again while they cannot be reached.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_concurrent: Annotated[int, Field(ge=1)] = 300
+    max_running: Annotated[int, Field(ge=1, le=1_000)] = 16
+    max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 500
+    lease_s: Annotated[float, Field(ge=1, le=3_600)] = 15.0
+    claim_every_s: Annotated[float, Field(ge=0.05, le=600)] = 2.0
+    keep_days: Annotated[float, Field(gt=0, le=3_650)] = 90.0
+    patience_s: Annotated[float, Field(ge=0, le=300)] = 15.0
+    database_connections: Annotated[int, Field(ge=1, le=64)] = 6
+    messaging: MessagingSettings = MessagingSettings()
+
+
+@dataclass(frozen=True)
+class AgentSurroundings:
+    """What the agent runtime needs beside its own settings. `lookup` reads a variable of the environment."""
+
+    database_url: str = field(repr=False)
+    nats_url: str | None = field(repr=False)
+    ingress_url: str
+    internal_secret: str | None = field(repr=False)
+    lookup: Callable[[str], str | None] = field(default=lambda _name: None, repr=False)
+
+
+class AgentRuntime:
+    """Everything that one process of the agent runtime runs. Construct it on the event loop, then `open`."""
+
+    def __init__(
+        self,
+        args: AgentsArgs,
+        surroundings: AgentSurroundings,
+        blueprints: Callable[[], Mapping[str, Blueprint]],
+        events: EventLog,
+    ) -> None:
+        base, secret = surroundings.ingress_url, surroundings.internal_secret
+        self._database = Database(
+            surroundings.database_url,
+            events=events,
+            limits=PoolLimits(min_size=1, max_size=args.database_connections),
+        )
+        self._messaging = open_messaging(
+            args.messaging.kind, *args.messaging.place(base, secret, surroundings.lookup)
+        )
+        self._model = ProxyChatModel(base, secret, patience_s=args.patience_s)
+        self._tools = ToolsClient(base, secret, patience_s=args.patience_s)
+        self._memory = MemoryClient(base, secret, patience_s=min(args.patience_s, 5.0))
+        self._usage_link = (
+            NatsLink(surroundings.nats_url, events, name="agents-usage")
+            if surroundings.nats_url
+            else None
+        )
+        self._publisher = NatsPublisher(self._usage_link, events)
+        self.store = PostgresRuns(self._database, events)
+        usage, notices = NatsAgentUsage(self._publisher), NatsAgentNotices(self._publisher)
+        ports = AttemptPorts(self.store, self._messaging, self._memory, usage, notices, events)
+        attempts = Attempts(
+            ports,
+            Pipeline(PipelinePorts(self._messaging, self._memory, self._model, self._tools)),
+            Delivery(self._messaging, DeliverySettings(patience_s=0.6 * args.lease_s)),
+            blueprints,
+            owner=uuid4(),
+            lease_s=args.lease_s,
+        )
+        settings = RunSettings(
+            max_running=args.max_running,
+            max_waiting=args.max_waiting,
+            lease_s=args.lease_s,
+            claim_every_s=args.claim_every_s,
+            keep_days=args.keep_days,
+        )
+        channels = Channels(self._messaging, args.messaging.microdao_of)
+        self.runs = AgentRuns(
+            self.store,
+            self._messaging,
+            attempts,
+            events,
+            channels=channels,
+            blueprints=blueprints,
+            settings=settings,
+        )
+        self._blueprints = blueprints
+        self._nats = AgentNats(self.runs, events)
+        self._link = (
+            NatsLink(surroundings.nats_url, events, name="agents", on_connect=self._nats.on_connect)
+            if surroundings.nats_url
+            else None
+        )
+        self._monitor = HealthMonitor(self._dependencies())
+
+    async def open(self) -> None:
+        """Opens the pool (also while PostgreSQL is away) and starts to work."""
+        await self._database.open()
+        self._publisher.start()
+        self.runs.start()
+        for link in (self._usage_link, self._link):
+            if link is not None:
+                link.start()
+        self._monitor.start()
+
+    async def close(self) -> None:
+        """Takes no more, gives what is in work a few seconds, and hands the rest over. The event log belongs to the caller."""
+        await self._monitor.close()
+        if self._link is not None:
+            await self._nats.close()
+            await self._link.close()
+        await self.runs.close()
+        await self._publisher.close()
+        if self._usage_link is not None:
+            await self._usage_link.close()
+        for client in (self._messaging, self._model, self._tools, self._memory):
+            await client.close()
+        await self._database.close()
+
+    def router(self) -> APIRouter:
+        """Returns the routes of the application."""
+        return agents_router(AgentRoutes(self.runs, self.store, self._blueprints, self._health))
+
+    def _health(self) -> Health:
+        return self._monitor.health()
+
+    def _dependencies(self) -> dict[str, Dependency]:
+        found = {"database": Dependency(self._database.ping), "work": Dependency(self._work)}
+        if self._link is not None:
+            found["nats"] = Dependency(self._link.probe, required=False)
+        return found
+
+    async def _work(self) -> None:
+        self.runs.check()
+        self._nats.check()

@@ -1,0 +1,129 @@
+"""The Engine port over LocalLLM's deployment handle. Imports neither vllm nor ray.serve.llm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from contracts.deadline import Deadline
+from contracts.errors import DaarionError, EngineUnavailable, Internal, Overloaded
+from contracts.llm.api import EngineLoad
+from contracts.llm.ports import Condition
+
+LOOKUP_INTERVAL_S = 1.0
+RETRY_AFTER_S = 5.0
+ENGINE = "the local engine"
+
+
+class LateHandle:
+    """The handle of a deployment that may start later than its callers: looked up when it is needed, at most once a second."""
+
+    def __init__(self, deployment: str, application: str, engine: str) -> None:
+        self._deployment = deployment
+        self._application = application
+        self._engine = engine
+        self._handle: DeploymentHandle | None = None
+        self._looked_up = float("-inf")
+
+    def found(self) -> DeploymentHandle:
+        """Returns the handle. Raises EngineUnavailable while there is none."""
+        if self._handle is None:
+            now = time.monotonic()
+            if now - self._looked_up < LOOKUP_INTERVAL_S:
+                raise starting(self._engine)
+            self._looked_up = now
+            try:
+                self._handle = serve.get_deployment_handle(
+                    self._deployment, app_name=self._application
+                )
+            except RayServeException:
+                raise starting(self._engine) from None
+        return self._handle
+
+
+class EngineClient:
+    """Calls one deployment of the application `engines`; the handle is looked up at first use, since that may start later."""
+
+    def __init__(self, deployment: str, application: str) -> None:
+        self._handle = LateHandle(deployment, application, ENGINE)
+        self.condition = Condition(starting().message)
+
+    async def chat(self, body: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+        """Returns a chat completion; cancelling the call aborts the generation."""
+        deadline.check()
+        try:
+            answer: dict[str, Any] = await self._handle.found().chat_dict.remote(body)
+        except Exception as error:  # noqa: BLE001  # whatever Ray raises becomes a leaf
+            raise unwrapped(error) from None
+        return answer
+
+    async def stream(
+        self, body: dict[str, Any], deadline: Deadline
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yields chunks; closing the iterator aborts the generation."""
+        deadline.check()
+        try:
+            chunks = self._handle.found().options(stream=True).chat_stream_dict.remote(body)
+        except Exception as error:  # noqa: BLE001  # whatever Ray raises becomes a leaf
+            raise unwrapped(error) from None
+        finished = False
+        try:
+            async for chunk in chunks:
+                yield orjson.loads(chunk)
+            finished = True
+        except Exception as error:  # noqa: BLE001  # whatever Ray raises becomes a leaf
+            finished = True
+            raise unwrapped(error) from None
+        finally:
+            if not finished:
+                chunks.cancel()
+
+    async def stats(self) -> EngineLoad:
+        """Returns the engine's counters. Raises EngineUnavailable while there is no warm engine."""
+        try:
+            load = await self._load()
+        except DaarionError as error:
+            self.condition = Condition(error.message)
+            raise
+        self.condition = Condition(load=load)
+        return load
+
+    async def _load(self) -> EngineLoad:
+        try:
+            stats: dict[str, Any] = await self._handle.found().engine_stats.remote()
+        except Exception as error:  # noqa: BLE001  # whatever Ray raises becomes a leaf
+            raise unwrapped(error) from None
+        if not stats["ready"]:
+            raise starting()
+        return EngineLoad(max_running=stats["max_num_seqs"], **stats)
+
+
+def unwrapped(error: Exception, engine: str = ENGINE) -> DaarionError:
+    """Returns the leaf that a replica raised, or the one that says why there was no answer; `engine` names it there.
+
+    Over a handle an error arrives wrapped, with a traceback in its text: only the wrapped leaf is passed on.
+    """
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, DaarionError):
+        return cause
+    if isinstance(error, BackPressureError):
+        return Overloaded(f"the queue of {engine} is full: retry shortly", retry_after_s=1.0)
+    if isinstance(error, RayTaskError):
+        return Internal(f"{engine} failed in an unexpected way; its log has the details")
+    if isinstance(error, RayError | RayServeException):
+        return EngineUnavailable(
+            f"{engine} is not reachable now: retry", retry_after_s=RETRY_AFTER_S
+        )
+    return Internal(f"{engine} could not be called; the log has the details")
+
+
+def starting(engine: str = ENGINE) -> EngineUnavailable:
+    """The error while the deployment cannot be found yet."""
+    return EngineUnavailable(f"{engine} is still starting: retry", retry_after_s=RETRY_AFTER_S)

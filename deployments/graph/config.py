@@ -1,0 +1,99 @@
+"""The Serve graph's files, read and checked as a whole before anything of them is deployed."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from configs.environment import Environment
+from configs.yaml_files import describe
+from contracts.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+
+def deploy_config(file: Path, environment: Environment) -> ServeDeploySchema:
+    """Returns Serve's configuration from `file`, listening where the environment says.
+
+    Raises:
+        ConfigurationError: the file is missing, no YAML, or no Serve configuration.
+    """
+    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415  # Ray reads the exported variables when it is imported
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = ServeDeploySchema.model_validate(content)
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"{file.name}: cannot be read") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(
+            f"{file.name}: not valid YAML: {str(error).splitlines()[0]}"
+        ) from None
+    except ValidationError as error:
+        raise ConfigurationError(f"{file.name}: {describe(error)}") from None
+    config.http_options.host = environment.host
+    config.http_options.port = environment.port
+    return config
+
+
+def with_live_config(config: ServeDeploySchema) -> ServeDeploySchema:
+    """Returns `config` with the `user_config` that each application's module computes from the files as they are now.
+
+    An application takes part by a function `live_config(args) -> {deployment: user_config}` beside its builder. The `args`
+    of the others are checked, too.
+
+    Raises:
+        ConfigurationError: one of the files is wrong, an application's builder is not there, or does not take its `args`.
+    """
+    from ray.serve.schema import DeploymentSchema  # noqa: PLC0415
+
+    for application in config.applications:
+        module = _checked_module(application)
+        live_config = getattr(module, "live_config", None)
+        if live_config is None:
+            continue
+        known = {deployment.name: deployment for deployment in application.deployments}
+        for name, values in live_config(application.args).items():
+            if name not in known:
+                known[name] = DeploymentSchema(name=name)
+                application.deployments.append(known[name])
+            known[name].user_config = values
+    return config
+
+
+def _checked_module(application: ServeApplicationSchema) -> ModuleType:
+    """Returns the module of the application's builder, which takes the `args` that the file gives."""
+    where = f"application `{application.name}`"
+    name, _, builder_name = application.import_path.partition(":")
+    try:
+        module = importlib.import_module(name)
+        builder = getattr(module, builder_name)
+    except (ImportError, AttributeError):
+        raise ConfigurationError(
+            f"{where}: import_path: there is no `{application.import_path}`"
+        ) from None
+    model = _args_model(builder)
+    if model is not None:
+        try:
+            model.model_validate(application.args)
+        except ValidationError as error:
+            raise ConfigurationError(f"{where}: args: {describe(error)}") from None
+    return module
+
+
+def _args_model(builder: Any) -> type[BaseModel] | None:
+    """The model by which Serve checks the `args` of a builder, if it has one."""
+    if not inspect.isfunction(builder):
+        return None
+    hints = typing.get_type_hints(builder)
+    first = next(iter(inspect.signature(builder).parameters), "")
+    model = hints.get(first)
+    return model if inspect.isclass(model) and issubclass(model, BaseModel) else None

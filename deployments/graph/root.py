@@ -1,0 +1,89 @@
+"""The application `root`: aggregate health, and the documentation of the whole surface.
+
+Serve inspects `build`'s annotations, so this module must not postpone them (`from __future__ import annotations`).
+"""
+
+import asyncio
+from typing import Any
+
+import aiohttp
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve.deployment import Application
+
+from backends.http.application_health import ApplicationHealth
+from backends.nats.probe import NatsProbe
+from backends.postgres.pool import Database, PoolLimits
+from configs.environment import read_environment
+from configs.stores import find_stores
+from deployments.graph.replica import access_control, open_event_log
+from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
+from interfaces.http.graph.openapi import build_openapi
+from interfaces.http.graph.root import OPEN_PATHS, root_router
+from interfaces.http.graph.surface import documented_routers
+from services.health.dependencies import Dependency
+from services.health.graph import GraphHealth
+
+APPLICATION = "root"
+DEPLOYMENT = "Root"
+MAX_CONCURRENT = 100
+
+
+class RootArgs(BaseModel):
+    """`args` of the application: the route prefix of every application whose health counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    applications: dict[str, str]
+
+
+class RootReplica:
+    """Wires the aggregate health and the documentation in one replica."""
+
+    async def __init__(self, args: RootArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        self._environment = read_environment()
+        self._events = open_event_log(self._environment, APPLICATION)
+        stores = find_stores(self._environment)
+        self._database = Database(
+            stores.database_url, events=self._events, limits=PoolLimits(min_size=1, max_size=1)
+        )
+        await self._database.open()
+        self._session = aiohttp.ClientSession(trust_env=False)
+        base = self._environment.ingress_url
+        applications = {
+            name: ApplicationHealth(self._session, f"{base}{prefix}/health")
+            for name, prefix in args.applications.items()
+        }
+        probes = {"database": Dependency(self._database.ping)}
+        if stores.nats_url:
+            probes["nats"] = Dependency(NatsProbe(stores.nats_url).probe, required=False)
+        self._health = GraphHealth(applications, probes)
+        self._health.start()
+        self._prefixes = args.applications
+
+    def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
+        """Returns the ASGI application of this replica."""
+        router = root_router(self._health.health, self._document, self._prefixes.values())
+        return Ingress(
+            router,
+            access_control(self._environment),
+            self._events,
+            max_concurrent=MAX_CONCURRENT,
+            open_paths=HEALTH_PATHS | OPEN_PATHS,
+            on_shutdown=self._close,
+        )
+
+    def _document(self) -> dict[str, Any]:
+        return build_openapi(documented_routers(self._prefixes))
+
+    async def _close(self) -> None:
+        await self._health.close()
+        await self._session.close()
+        await self._database.close()
+        await asyncio.to_thread(self._events.close)
+
+
+def build(args: RootArgs) -> Application:
+    """Returns the application's graph. Raises ConfigurationError when no PostgreSQL is known."""
+    find_stores(read_environment())
+    return serve.deployment(serve.ingress()(RootReplica), name=DEPLOYMENT).bind(args)

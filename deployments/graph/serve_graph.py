@@ -1,0 +1,319 @@
+"""`python -m deployments.graph.serve_graph <config.yaml>`: one Ray node and the Serve graph of a file, until SIGTERM.
+
+SIGHUP deploys the file anew: what can change in place does, through each deployment's `user_config`; a mistake leaves the
+running graph as it was. When the graph cannot be deployed one line on stderr says why, and the process exits with 2 when its
+configuration is to blame, so that another start cannot help, else with 1. Ray's processes end with this one, also when it is
+killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import re
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from configs.environment import Environment, export, read_environment
+from contracts.errors import ConfigurationError, DaarionError
+from deployments.graph.config import deploy_config, with_live_config
+from deployments.graph.node_fit import fit
+from deployments.graph.serve_defaults import node_options, ray_variables
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
+
+POLL_S = 1.0
+SERVE_STOP_S = 20.0
+RAY_STOP_S = 7.0
+LEFTOVER_S = 2.0
+SETTLE_S = 60.0
+FAILED, REFUSED = 1, 2
+_CONFIGURATION_ERROR = f"{ConfigurationError.__module__}.{ConfigurationError.__qualname__}: "
+
+log = logging.getLogger("daarion.serve_graph")
+
+
+class DeployFailed(Exception):
+    """An application could not be deployed; the message is one line. `refused`: by its configuration."""
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the graph. Returns the process's exit status."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s"
+    )
+    if len(arguments) != 1:
+        log.error("usage: python -m deployments.graph.serve_graph <config.yaml>")
+        return 2
+    signals = Signals()
+    try:
+        environment = read_environment()
+        file = Path(arguments[0]).absolute()
+        export(ray_variables(environment))
+        return Graph(file, environment, signals).run()
+    except ConfigurationError as error:
+        log.error("%s", error)  # noqa: TRY400  # one line, no traceback
+        return REFUSED
+    except DeployFailed as error:
+        log.error("%s", error)  # noqa: TRY400
+        return REFUSED if error.refused else FAILED
+    except DaarionError as error:
+        log.error("%s", error)  # noqa: TRY400
+        return FAILED
+
+
+class Signals:
+    """What this process is asked to do: SIGHUP to reload, SIGTERM or SIGINT to stop. None is lost from the construction on."""
+
+    def __init__(self) -> None:
+        self._received: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._stop_asked = False
+        self._reload_asked = False
+        self.listen()
+
+    def listen(self) -> None:
+        """Takes the signals, again where a library took them meanwhile."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda received, _frame: self._received.put(received))
+
+    def stop_asked(self) -> bool:
+        """Whether to stop."""
+        self._take(0)
+        return self._stop_asked
+
+    def reload_asked(self) -> bool:
+        """Whether a reload waits to be `taken`."""
+        self._take(0)
+        return self._reload_asked
+
+    def wait(self, seconds: float | None) -> None:
+        """Returns after `seconds` (None: no bound), or sooner with a new signal."""
+        self._take(seconds)
+
+    def take_reload(self) -> None:
+        """A reload begins; one that is asked for from now on is another one."""
+        self._reload_asked = False
+
+    def _take(self, seconds: float | None) -> None:
+        with suppress(queue.Empty):
+            number = (
+                self._received.get(timeout=seconds) if seconds != 0 else self._received.get_nowait()
+            )
+            while True:
+                self._stop_asked = self._stop_asked or number != signal.SIGHUP
+                self._reload_asked = self._reload_asked or number == signal.SIGHUP
+                number = self._received.get_nowait()
+
+
+class Graph:
+    """The graph of one configuration file on a Ray node of its own."""
+
+    def __init__(self, file: Path, environment: Environment, signals: Signals) -> None:
+        self._file = file
+        self._environment = environment
+        self._signals = signals
+
+    def run(self) -> int:
+        """Starts, deploys and blocks until SIGTERM or SIGINT.
+
+        Raises:
+            ConfigurationError: a file is wrong; nothing was started.
+            DeployFailed: Serve or an application does not come up.
+        """
+        config = deploy_config(self._file, self._environment)
+        with_live_config(
+            config.model_copy(deep=True)
+        )  # every application's files are right, or nothing starts
+        if self._signals.stop_asked():
+            return 0
+        try:
+            self._start(config)
+            if not self._signals.stop_asked():
+                self._deploy(config)
+                self._come_up()
+                self._block()
+        finally:
+            stop()
+        return 0
+
+    def _start(self, config: ServeDeploySchema) -> None:
+        import ray  # noqa: PLC0415  # reads the exported variables when it is imported
+        from ray import serve  # noqa: PLC0415
+
+        started = time.monotonic()
+        ray.init(**node_options(self._environment))
+        try:
+            serve.start(
+                proxy_location=config.proxy_location,
+                http_options=config.http_options.model_dump(),
+                logging_config=config.logging_config,
+            )
+        except Exception as error:
+            raise DeployFailed(f"the ingress cannot start: {reason(str(error))}") from error
+        self._signals.listen()
+        log.info("Serve started in %.1f s", time.monotonic() - started)
+
+    def _deploy(self, config: ServeDeploySchema) -> None:
+        import ray  # noqa: PLC0415
+        from ray.serve.context import _get_global_client  # noqa: PLC0415  # what `serve run` does with a file
+
+        fit(config, ray.cluster_resources())
+        client = _get_global_client()
+        client.deploy_apps(config)
+
+    def _come_up(self) -> None:
+        """Waits until every application runs, or a stop is asked for; a reload waits until then.
+
+        Raises:
+            DeployFailed: an application cannot be deployed.
+        """
+        started = time.monotonic()
+        while not_running():
+            if self._signals.stop_asked():
+                return
+            self._signals.wait(POLL_S)
+        log.info("all applications run after %.1f s", time.monotonic() - started)
+
+    def _block(self) -> None:
+        while not self._signals.stop_asked():
+            if self._signals.reload_asked():
+                self._signals.take_reload()
+                self._reload()
+            else:
+                self._signals.wait(None)
+
+    def _reload(self) -> None:
+        """Deploys the file as it is now; whatever is wrong with it leaves the running graph as it was."""
+        try:
+            self._deploy(with_live_config(deploy_config(self._file, self._environment)))
+            pending = self._settle()
+        except (DaarionError, DeployFailed) as error:
+            log.error("not reloaded: %s", error)  # noqa: TRY400  # one line, no traceback
+        except Exception as error:  # noqa: BLE001  # what runs goes on, whatever Serve or a module thinks of the new files
+            log.error("not reloaded: %s: %s", type(error).__name__, reason(str(error)))  # noqa: TRY400
+        else:
+            log.info(
+                "reloaded%s", f", but not running yet: {', '.join(pending)}" if pending else ""
+            )
+
+    def _settle(self) -> list[str]:
+        """Waits for a while until every application runs again; returns those that do not yet. A further signal ends the wait."""
+        until = time.monotonic() + SETTLE_S
+        while pending := not_running():
+            if (
+                self._signals.stop_asked()
+                or self._signals.reload_asked()
+                or time.monotonic() > until
+            ):
+                break
+            self._signals.wait(POLL_S)
+        return pending
+
+
+def not_running() -> list[str]:
+    """Returns the applications that do not run yet.
+
+    Raises:
+        DeployFailed: one never will.
+    """
+    from ray.serve.context import _get_global_client  # noqa: PLC0415  # serve.status() costs ten times the CPU
+
+    pending = []
+    for application in _get_global_client().list_serve_statuses():
+        status, name = application.app_status.status, application.name
+        if status == "DEPLOY_FAILED":
+            messages = {
+                part.name: part.message
+                for part in application.deployment_statuses
+                if part.status == "DEPLOY_FAILED"
+            }
+            told = "; ".join(
+                f"{part}: {reason(message)}" for part, message in messages.items()
+            ) or reason(application.app_status.message)
+            refused = any(
+                _CONFIGURATION_ERROR in message
+                for message in (*messages.values(), application.app_status.message)
+            )
+            raise DeployFailed(f"application `{name}` cannot be deployed: {told}", refused=refused)
+        if status != "RUNNING":
+            pending.append(name)
+    return pending
+
+
+def reason(message: str) -> str:
+    """Returns the one line of Serve's message that says why: the last of a traceback, without the class of our own errors."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if taken := re.search(r"cannot bind socket \(([^)]+)\) for \[([^]]+)\]", message):
+        return f"{taken[2]}: {taken[1]}"
+    last = lines[-1] if lines else "no reason was given"
+    prefix, separator, text = last.partition(": ")
+    return text if separator and prefix.startswith("contracts.errors.") else last
+
+
+def stop() -> None:
+    """Drains and stops Serve, then Ray's processes, in at most 30 s.
+
+    Further signals change nothing: a stop that is cut short would leave HAProxy behind. Before Ray runs nothing is to be
+    stopped, and asking Serve would start a Ray of its own.
+    """
+    import ray  # noqa: PLC0415
+    from ray import serve  # noqa: PLC0415
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    started = time.monotonic()
+    semaphores = {
+        path
+        for process in psutil.Process().children(recursive=True)
+        for path in _semaphores(process.pid)
+    }
+    if ray.is_initialized():
+        _bounded(serve.shutdown, SERVE_STOP_S)
+    descendants = psutil.Process().children(recursive=True)
+    _bounded(ray.shutdown, RAY_STOP_S)
+    # Ray's agents notice only after a minute that their node is gone.
+    for process in psutil.wait_procs(descendants, timeout=LEFTOVER_S)[1]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    for path in semaphores:
+        path.unlink(missing_ok=True)
+    log.info("stopped in %.1f s", time.monotonic() - started)
+
+
+def _semaphores(pid: int) -> set[Path]:
+    """Named semaphores that the process has open: an engine that is killed cannot remove its own.
+
+    They are known by their inodes: the C library maps each under a passing name.
+    """
+    with suppress(OSError):
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        inodes = {int(inode) for inode in re.findall(r" (\d+) +/dev/shm/sem\.", maps)}
+        return (
+            {path for path in Path("/dev/shm").glob("sem.mp-*") if path.stat().st_ino in inodes}  # noqa: S108
+            if inodes
+            else set()
+        )
+    return set()
+
+
+def _bounded(action: Any, seconds: float) -> None:
+    """Waits for a blocking call no longer than `seconds`; the process ends soon after and takes Ray with it."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,160 @@
+"""The one limit authority of a cluster: a named actor around the lease book, and the replicas' way to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from backends.llm.usage_spending import UsageSpending
+from backends.postgres.pool import Database, PoolLimits
+from configs.environment import read_environment
+from configs.stores import find_stores
+from contracts.errors import DaarionError, LimitsUnavailable
+from contracts.llm.limits import Limit, LimitKey
+from deployments.graph.replica import open_event_log
+from services.llm.limits.lease_book import LeaseBook
+from services.llm.limits.protocol import (
+    Reply,
+    Report,
+    Standing,
+    period_end,
+    period_of,
+    period_start,
+)
+
+PROTOCOL = 3
+"""Raised when the messages change: replicas of a new version then use an authority of their own, not one that misunderstands them."""
+NAME = f"daarion-limits-{PROTOCOL}"
+NAMESPACE = "daarion"
+CALL_TIMEOUT_S = 1.0
+LEDGER_RETRY_S = 1.0
+READERS = 4
+
+
+class LimitAuthority:
+    """Answers from memory alone. What money was spent before it began is read from the ledger in the background."""
+
+    def __init__(self) -> None:
+        self._book = LeaseBook(uuid.uuid4().hex, time.monotonic())
+        self._reading: set[LimitKey] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spending: UsageSpending | None = None
+        self._readers = asyncio.Semaphore(READERS)
+
+    async def exchange(self, report: Report) -> Reply:
+        """Takes a replica's report and grants what it asks for."""
+        reply = self._book.exchange(report, time.monotonic(), time.time())
+        self._read_ledger()
+        return reply
+
+    async def standing(self, limits: Sequence[Limit]) -> list[Standing]:
+        """How limits stand."""
+        now, wall = time.monotonic(), time.time()
+        standings = [self._book.standing(limit.key, limit.amount, now, wall) for limit in limits]
+        self._read_ledger()
+        return standings
+
+    async def ping(self) -> float:
+        """Answers with the seconds for which nothing is granted yet."""
+        return self._book.learning_s(time.monotonic())
+
+    def _read_ledger(self) -> None:
+        for key in self._book.unread():
+            if key not in self._reading:
+                self._reading.add(key)
+                task = asyncio.create_task(self._read(key))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _read(self, key: LimitKey) -> None:
+        """Reads what was spent under one limit; while the ledger is away, the next question tries again."""
+        try:
+            async with self._readers:
+                wall = time.time()
+                ledger, period = (
+                    await self._ledger(),
+                    (period_start(key.meter, wall), period_end(key.meter, wall)),
+                )
+                spent = await ledger.spent(key.kind, key.subject, *period)
+                self._book.load(key, period_of(key.meter, wall), spent)
+        except DaarionError:
+            await asyncio.sleep(LEDGER_RETRY_S)
+        finally:
+            self._reading.discard(key)
+
+    async def _ledger(self) -> UsageSpending:
+        if self._spending is None:
+            environment = read_environment()
+            events = open_event_log(environment, "limits")
+            database = Database(
+                find_stores(environment).database_url,
+                events=events,
+                limits=PoolLimits(min_size=0, max_size=READERS),
+            )
+            self._spending = UsageSpending(database)
+            await database.open()
+        return self._spending
+
+
+class AuthorityClient:
+    """The LeaseSource port over the actor. The first replica that needs it creates it; Ray restarts it when it dies."""
+
+    def __init__(self) -> None:
+        self._actor: Any = None
+
+    async def exchange(self, report: Report) -> Reply:
+        """Reports and is granted. Raises LimitsUnavailable when the authority does not answer within a second."""
+        reply: Reply = await self._called("exchange", report)
+        return reply
+
+    async def standing(self, limits: Sequence[Limit]) -> list[Standing]:
+        """How limits stand. Raises LimitsUnavailable."""
+        standings: list[Standing] = await self._called("standing", limits)
+        return standings
+
+    async def ping(self) -> None:
+        """Raises LimitsUnavailable while the authority does not answer or grants nothing yet."""
+        learning_s = await self._called("ping")
+        if learning_s > 0:
+            raise LimitsUnavailable(
+                "the limit authority was restarted and learns what replicas hold",
+                retry_after_s=learning_s,
+            )
+
+    async def _called(self, method: str, *args: Any) -> Any:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                if self._actor is None:
+                    self._actor = await asyncio.to_thread(_authority)
+                return await getattr(self._actor, method).remote(*args)
+        except (RayError, TimeoutError, ValueError):
+            self._actor = None
+            raise LimitsUnavailable(
+                "the limit authority does not answer: retry shortly", retry_after_s=1.0
+            ) from None
+
+
+def _authority() -> Any:
+    """Returns the actor's handle; blocking, for a thread."""
+    with contextlib.suppress(ValueError):
+        return ray.get_actor(NAME, namespace=NAMESPACE)
+    return (
+        ray.remote(LimitAuthority)
+        .options(
+            name=NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            num_cpus=0,
+            max_concurrency=1_000,
+        )
+        .remote()
+    )

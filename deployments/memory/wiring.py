@@ -1,0 +1,205 @@
+"""The Memory Orchestrator's ports wired to their adapters, apart from Serve: a replica holds one of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from backends.http.summaries import LLMProxyClient
+from backends.memory.document_index import KbIndex
+from backends.memory.documents import KbDocuments
+from backends.memory.embedding_spaces import EmbeddingSpaces
+from backends.memory.erasure import Erasure
+from backends.memory.items import Items
+from backends.memory.lexicon.index import Lexicon
+from backends.memory.lexicon.postings import Bm25
+from backends.memory.lexicon.rebuild import Spelling
+from backends.memory.lexicon.upkeep import LexiconUpkeep
+from backends.memory.queue import EmbeddingQueue
+from backends.memory.records import MemoryStore
+from backends.memory.shards import ShardSettings, ShardUpkeep
+from backends.memory.short_term import EventRetention, ShortTermLog
+from backends.memory.summaries import Summaries
+from backends.memory.vectors import VectorStore
+from backends.postgres.leases import DatabaseLeases
+from backends.postgres.pool import Database, PoolLimits
+from configs.memory import MemorySettings
+from contracts.errors import DatabaseUnavailable
+from contracts.llm.embeddings import Embedder, EmbeddingSpace
+from contracts.llm.ports import EventLog
+from contracts.memory.ports import Upkeep
+from interfaces.http.memory import MemoryUseCases
+from services.memory.chunking import ChunkSize, chunk
+from services.memory.fusion import DEFAULT, FusionSettings
+from services.memory.ingestion import IngestionSettings, IngestionWorker
+from services.memory.lexical import K1, B, grams, spelling
+from services.memory.recall import Recall, RecallSettings
+from services.memory.remembering import Remembering
+from services.memory.summarizing import Summarizing, SummarySettings
+from services.memory.upkeep import UpkeepRunner
+
+# Background work has connections of its own, so that neither queries nor ingestion can take all of them.
+FOREGROUND = PoolLimits(min_size=2, max_size=12)
+BACKGROUND = PoolLimits(min_size=1, max_size=4, statement_timeout_s=5.0)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the memory needs beside its own settings."""
+
+    database_url: str
+    data_dir: Path
+    ingress_url: str
+    internal_secret: str | None
+
+
+class MemoryRuntime:
+    """Everything that one process of the memory runs. Construct it on the event loop, then `open`."""
+
+    def __init__(
+        self,
+        settings: MemorySettings,
+        surroundings: Surroundings,
+        embedder: Embedder,
+        events: EventLog,
+    ) -> None:
+        self._settings = settings
+        self._surroundings = surroundings
+        self._embedder = embedder
+        self._events = events
+        self.database = Database(surroundings.database_url, events=events, limits=FOREGROUND)
+        self._background = Database(surroundings.database_url, events=events, limits=BACKGROUND)
+        self._leases = DatabaseLeases(self._background)
+        self._vectors_checked = False
+        lanes = IngestionSettings(lanes=settings.ingestion.lanes, batch=settings.ingestion.batch)
+        self.worker = IngestionWorker(EmbeddingQueue(self._background), embedder, events, lanes)
+        self._size = ChunkSize(settings.chunks.most, settings.chunks.overlap)
+        self._knowledge = self._knowledge_base()
+        self._upkeep = UpkeepRunner(self._jobs(), self._leases, events)
+        self._llm = self._llm_client(settings)
+        self.cases = self._use_cases(settings)
+
+    async def open(self) -> None:
+        """Opens the pools (also while PostgreSQL is away) and starts the background work.
+
+        Raises:
+            ConfigurationError: the stored vectors are another model's than the configured one.
+        """
+        await self.database.open()
+        await self._background.open()
+        try:
+            await self.check_vectors()
+        except DatabaseUnavailable:  # the health check repeats it
+            self._events.emit("memory.vectors_unchecked")
+        except BaseException:
+            await self.close()
+            raise
+        self.worker.start()
+        self._upkeep.start()
+
+    async def check_vectors(self) -> None:
+        """Makes sure, once, that the stored vectors are of the configured model. Raises ConfigurationError or DatabaseUnavailable."""
+        if self._vectors_checked:
+            return
+        space = EmbeddingSpace(self._embedder.model_version, self._embedder.dimension)
+        spaces = EmbeddingSpaces(self._background)
+        if await spaces.adopt(space):
+            await spaces.catch_up(space)
+            self._events.emit(
+                "memory.vectors_adopted",
+                model_version=space.model_version,
+                dimension=space.dimension,
+            )
+        self._vectors_checked = True
+
+    async def close(self) -> None:
+        """Ends background work first, then the pools. The embedder and the event log belong to the caller."""
+        await self._upkeep.close()
+        await self.worker.close()
+        await self._llm.close()
+        await self.database.close()
+        await self._background.close()
+
+    async def reconfigure(self, settings: MemorySettings) -> None:
+        """Takes the sections query, fusion and summaries; requests under way end with what they began with."""
+        replaced, self._llm = self._llm, self._llm_client(settings)
+        self.cases = self._use_cases(settings)
+        await replaced.close()
+
+    def _use_cases(self, settings: MemorySettings) -> MemoryUseCases:
+        records, items, log = (
+            MemoryStore(self.database),
+            Items(self.database),
+            ShortTermLog(self.database),
+        )
+        summaries = settings.summaries
+        return MemoryUseCases(
+            recall=Recall(
+                dense=VectorStore(self.database),
+                lexical=Lexicon(self.database, Bm25(K1, B)),
+                log=log,
+                items=items,
+                embedder=self._embedder,
+                events=self._events,
+                settings=RecallSettings(**settings.query.model_dump()),
+                fusion=_fusion(settings),
+            ),
+            remembering=Remembering(records, items, self.worker, self._size),
+            summarizing=Summarizing(
+                log,
+                Summaries(self.database),
+                self._llm,
+                SummarySettings(**summaries.model_dump(exclude={"model", "max_tokens"})),
+            ),
+            records=records,
+            administration=Erasure(self._background, self._knowledge),
+            knowledge=self._knowledge,
+        )
+
+    def _knowledge_base(self) -> KbIndex:
+        kb = self._settings.knowledge_base
+        shared, microdaos = kb.folders(self._surroundings.data_dir)
+        return KbIndex(
+            KbDocuments(self._background),
+            self._leases,
+            self._events,
+            shared=shared,
+            microdaos=microdaos,
+            max_file_bytes=kb.max_file_bytes,
+            interval_s=kb.interval_s,
+            split=partial(chunk, size=self._size),
+            grams=grams,
+        )
+
+    def _jobs(self) -> list[Upkeep]:
+        settings = self._settings
+        shards = ShardSettings(
+            exact_rows=settings.vectors.exact_rows, most=settings.vectors.max_shards
+        )
+        jobs: list[Upkeep] = [
+            LexiconUpkeep(self._background, self._events, Spelling(grams, spelling())),
+            ShardUpkeep(self._background, self._events, shards),
+            EventRetention(self._background, settings.short_term.retention_days),
+        ]
+        return [*jobs, self._knowledge] if settings.knowledge_base.interval_s else jobs
+
+    def _llm_client(self, settings: MemorySettings) -> LLMProxyClient:
+        summaries = settings.summaries
+        return LLMProxyClient(
+            self._surroundings.ingress_url,
+            self._surroundings.internal_secret,
+            model=summaries.model,
+            max_tokens=summaries.max_tokens,
+        )
+
+
+def _fusion(settings: MemorySettings) -> FusionSettings:
+    """The measured weights, with the file's overrides."""
+    overrides = settings.fusion.model_dump(exclude_none=True)
+    return FusionSettings(
+        **{
+            name: overrides.get(name, getattr(DEFAULT, name))
+            for name in FusionSettings.__dataclass_fields__
+        }
+    )

@@ -1,0 +1,221 @@
+"""The deployment `PythonToolRunner`: Python tools in their sandboxes, scaled apart from Toolcore. Plain dicts in and out.
+
+`PythonToolClient` is Toolcore's side of it.
+"""
+
+import asyncio
+import sysconfig
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.deployment import Application
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from configs.environment import read_environment
+from configs.tools import ConfiguredSecrets, ToolsSettings
+from contracts.deadline import Deadline
+from contracts.errors import Unavailable
+from contracts.tools.api import ISOLATION_TIERS, Execution, IsolationTier, Outcome, ToolDefinition
+from deployments.graph.replica import open_event_log
+from executors.python.executor import PythonLimits, PythonToolExecutor
+from executors.python.packages import Packages
+from executors.python.tiers import probe_tiers
+
+DEPLOYMENT = "PythonToolRunner"
+# The runner ends a call at its deadline; this much later the caller no longer believes that it will.
+ANSWER_MARGIN_S = 3.0
+
+
+class PythonRunnerArgs(BaseModel):
+    """What one replica may take.
+
+    `max_concurrent` bounds its children at work; `memory_mb`, `disk_mb`, `cpu_s` and `open_files` are the defaults of a
+    tool that says nothing, the `most_…` what a tool may ask for. `tiers` are those that may be used where the host
+    offers them. `libraries` opens this installation's site-packages to tools, for reading.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_concurrent: Annotated[int, Field(ge=1, le=256)] = 4
+    memory_mb: Annotated[int, Field(ge=32)] = 512
+    most_memory_mb: Annotated[int, Field(ge=32)] = 2_048
+    disk_mb: Annotated[int, Field(ge=0)] = 16
+    most_disk_mb: Annotated[int, Field(ge=0)] = 256
+    cpu_s: Annotated[float, Field(gt=0)] = 30.0
+    open_files: Annotated[int, Field(ge=16)] = 64
+    most_open_files: Annotated[int, Field(ge=16)] = 256
+    tiers: tuple[IsolationTier, ...] = ISOLATION_TIERS
+    libraries: bool = False
+
+    def limits(self) -> PythonLimits:
+        """Returns the executor's bounds."""
+        return PythonLimits(**self.model_dump(exclude={"tiers", "libraries"}))
+
+
+class PythonRunnerReplica:
+    """Runs calls in child processes. The children end with this process, and each with its call."""
+
+    async def __init__(self, args: PythonRunnerArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        self._args = args
+        self._slots = asyncio.Semaphore(
+            args.limits().max_concurrent
+        )  # kept over a reload: old and new calls stay within it together
+        self._environment = read_environment()
+        self._events = open_event_log(self._environment, "python-tools")
+        self._tiers = await probe_tiers(args.tiers)
+        self._events.emit(
+            "python_tools.tiers",
+            available=list(self._tiers.available),
+            refused=dict(self._tiers.refusals),
+        )
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes the runner's part of `tools.yaml`: packages, secrets, floor; calls under way end with what they began with."""
+        settings = ToolsSettings.model_validate({"tools": [], **user_config})
+        packages = Packages(settings.python_packages)
+        await asyncio.to_thread(packages.compile)
+        self._floor = settings.isolation_floor
+        if self._tiers.choose("auto", self._floor) is None:
+            self._events.emit(
+                "python_tools.refused", floor=self._floor, available=list(self._tiers.available)
+            )
+        self._executor = PythonToolExecutor(
+            packages,
+            self._tiers,
+            ConfiguredSecrets(
+                settings.secrets, self._environment.secret, self._environment.ingress_url
+            ),
+            self._events,
+            limits=self._args.limits(),
+            libraries=_site_packages() if self._args.libraries else (),
+            floor=self._floor,
+            slots=self._slots,
+        )
+
+    async def run(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Runs one call as `encode` wrote it; returns the outcome as a dict. Being cancelled kills the child."""
+        return asdict(await self._executor.execute(_decoded(call)))
+
+    async def tiers(self) -> dict[str, Any]:
+        """Returns the tiers that this host offers, why it lacks the others, the floor, and the tier a tool gets by default."""
+        given = {"floor": self._floor, "default": self._tiers.choose("auto", self._floor)}
+        return {
+            "available": list(self._tiers.available),
+            "refused": dict(self._tiers.refusals),
+            **given,
+        }
+
+
+class PythonToolClient:
+    """Implements the ToolExecutor port over the runner's handle."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def execute(self, execution: Execution) -> Outcome:
+        """Runs the call on some replica; being cancelled kills its child there."""
+        response = self._handle.run.remote(encode(execution))
+        try:
+            async with asyncio.timeout(execution.deadline.remaining() + ANSWER_MARGIN_S):
+                return Outcome(**await response)
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except TimeoutError:
+            response.cancel()
+            return _failed(execution, "timeout", "the Python executor did not answer in time")
+        except BackPressureError:
+            error = "the Python executor's queue is full: retry shortly"
+            return Outcome(False, error_kind="unavailable", error=error, retryable=True, attempts=0)
+        except RayTaskError:
+            return _failed(
+                execution,
+                "internal",
+                "the Python executor failed in an unexpected way; its log has the details",
+            )
+        except (RayError, RayServeException):
+            return _failed(
+                execution,
+                "unavailable",
+                "the Python executor's replica went away while it ran the tool",
+            )
+
+    async def ping(self) -> None:
+        """Asks for a sign of life, for health. Raises Unavailable, also when the host offers no tier that is strong enough."""
+        try:
+            tiers = await asyncio.wait_for(self._handle.tiers.remote(), 2.0)
+        except (RayError, RayServeException, TimeoutError):
+            raise Unavailable("the Python executor does not answer") from None
+        if tiers["default"] is None:
+            raise Unavailable(
+                f"this host offers no isolation tier from `{tiers['floor']}` up: see isolation_floor in tools.yaml"
+            )
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def encode(execution: Execution) -> dict[str, Any]:
+    """Returns the call as plain values; the deadline as the seconds that are left."""
+    return {
+        "tool": execution.tool.model_dump(mode="json"),
+        "args": execution.args,
+        "context": execution.context,
+        "call_id": execution.call_id,
+        "timeout_s": execution.deadline.remaining(),
+        "idempotency_key": execution.idempotency_key,
+        "attempt": execution.attempt,
+    }
+
+
+def _decoded(call: dict[str, Any]) -> Execution:
+    tool = ToolDefinition.model_validate(call["tool"])
+    deadline = Deadline.after(call["timeout_s"])
+    return Execution(
+        tool,
+        call["args"],
+        call["context"],
+        call["call_id"],
+        deadline,
+        call["idempotency_key"],
+        call["attempt"],
+    )
+
+
+def _failed(execution: Execution, kind: Any, error: str) -> Outcome:
+    """Nobody knows how far the tool came; what it could do without network stayed in its process."""
+    possible = execution.tool.network and execution.tool.effect != "read"
+    return Outcome(
+        False, error_kind=kind, error=error, retryable=kind != "internal", effect_possible=possible
+    )
+
+
+def _site_packages() -> list[str]:
+    paths = sysconfig.get_paths()
+    return list(dict.fromkeys([paths["purelib"], paths["platlib"]]))
+
+
+def runner_config(settings: ToolsSettings) -> dict[str, Any]:
+    """Returns the runner's part of the settings. Raises ConfigurationError when a package cannot be found."""
+    Packages(settings.python_packages)
+    return settings.model_dump(
+        mode="json", include={"python_packages", "secrets", "isolation_floor"}
+    )
+
+
+def python_tool_runner(args: PythonRunnerArgs, user_config: dict[str, Any]) -> Application:
+    """Returns the deployment, to be bound to Toolcore's ingress."""
+    deployment = serve.deployment(
+        PythonRunnerReplica,
+        name=DEPLOYMENT,
+        max_ongoing_requests=64,
+        max_queued_requests=256,
+        graceful_shutdown_timeout_s=20,
+        ray_actor_options={"num_cpus": 0.1},
+        user_config=user_config,
+    )
+    return deployment.bind(args)

@@ -1,0 +1,104 @@
+"""Reads a request body, bounded, and fills a model from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect, Request
+
+from contracts.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from interfaces.http.base.access import Headers
+
+MAX_BODY_BYTES = 8 << 20
+_LINES = frozenset(
+    {b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/json"}
+)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_model(
+    request: Request, model: type[Model], max_bytes: int = MAX_BODY_BYTES
+) -> Model:
+    """Returns `model` filled from the JSON body.
+
+    Raises:
+        PayloadTooLarge: over `max_bytes`, whether announced or not.
+        UnsupportedMediaType: not sent as JSON.
+        InvalidRequest: empty, or no UTF-8.
+        ValidationError: not what the model asks for; the one error mapping turns it into a 400.
+    """
+    body = await read_json(request, max_bytes)
+    if not body or body.isspace():
+        raise InvalidRequest("the body is empty: send a JSON object")
+    return model.model_validate_json(body)
+
+
+async def read_json(request: Request, max_bytes: int) -> bytes:
+    """Returns the raw body, which may be empty.
+
+    Raises:
+        PayloadTooLarge: over `max_bytes`, whether announced or not.
+        UnsupportedMediaType: there is a body, and it was not sent as JSON.
+    """
+    body = await _read_bounded(request, max_bytes)
+    if body:
+        require_json(request.scope["headers"])
+    return body
+
+
+def require_json(headers: Headers) -> None:
+    """Raises UnsupportedMediaType unless the body was sent as JSON.
+
+    A browser sends a form's types for a page of any site; for JSON it needs a permission that is never given.
+    """
+    media_type = _media_type(headers)
+    if media_type != b"application/json" and not (
+        media_type.startswith(b"application/") and media_type.endswith(b"+json")
+    ):
+        raise UnsupportedMediaType("send JSON with `Content-Type: application/json`")
+
+
+def require_lines(headers: Headers) -> None:
+    """Raises UnsupportedMediaType unless the body was sent as lines of JSON."""
+    if _media_type(headers) not in _LINES:
+        raise UnsupportedMediaType("send lines of JSON with `Content-Type: application/x-ndjson`")
+
+
+def _media_type(headers: Headers) -> bytes:
+    for name, value in headers:
+        if name == b"content-type":
+            return value.partition(b";")[0].strip().lower()
+    return b""
+
+
+async def _read_bounded(request: Request, max_bytes: int) -> bytes:
+    if _announced(request.scope["headers"]) > max_bytes:
+        raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(chunk)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _announced(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    bound = f"{max_bytes >> 20} MiB" if max_bytes >= 1 << 20 else f"{max_bytes >> 10} KiB"
+    return PayloadTooLarge(f"the body is over {bound}")

@@ -1,0 +1,122 @@
+"""The one mapping from errors to HTTP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from contracts.errors import DaarionError, Internal, InvalidRequest, MethodNotAllowed, NotFound
+
+JSON = "application/json"
+_CONTENT_TYPE = (b"content-type", JSON.encode())
+_MAX_MISTAKES = 5
+
+
+class JsonResponse(Response):
+    """A JSON body as orjson writes it; bytes are one already. Leaves out what Starlette's own base does for other kinds of responses."""
+
+    media_type = JSON
+
+    def __init__(
+        self, content: Any, status_code: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.status_code = status_code
+        self.background = None
+        self.body = self.render(content)
+        self.raw_headers = [(b"content-length", b"%d" % len(self.body)), _CONTENT_TYPE]
+        if headers:
+            self.raw_headers += [
+                (name.lower().encode("latin-1"), value.encode("latin-1"))
+                for name, value in headers.items()
+            ]
+
+    def render(self, content: Any) -> bytes:
+        """Returns the body."""
+        return content if isinstance(content, bytes) else orjson.dumps(content)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # the ASGI signature
+        """Sends the response."""
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def error_response(error: DaarionError, request_id: str) -> JsonResponse:
+    """Returns the envelope with the leaf's status and, where it is known, `Retry-After`."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    return JsonResponse(error.envelope(request_id), status_code=error.status, headers=headers)
+
+
+def as_leaf(error: Exception) -> DaarionError:
+    """Returns the leaf for anything that a route may raise; what is foreign becomes Internal, without its text."""
+    if isinstance(error, DaarionError):
+        return error
+    if isinstance(error, ValidationError):
+        return invalid_body(error)
+    if isinstance(error, HTTPException):
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            return MethodNotAllowed(f"this route does not take that method; allowed: {allowed}")
+        if error.status_code == 404:
+            return NotFound("no such route: see /docs")
+    return Internal("an internal error; its details are in the log under this request id")
+
+
+def invalid_body(error: ValidationError) -> InvalidRequest:
+    """Returns a 400 that names each wrong field and what was expected, without the values."""
+    mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+    listed = [
+        {"field": _path(mistake["loc"]), "problem": _problem(mistake)}
+        for mistake in _distinct(mistakes)
+    ]
+    first = "; ".join(
+        f"{entry['field']}: {entry['problem']}" if entry["field"] else entry["problem"]
+        for entry in listed
+    )
+    return InvalidRequest(first, details={"mistakes": listed})
+
+
+def _distinct(mistakes: list[Any]) -> list[Any]:
+    """The first mistakes; of a union's branches only the first is told, the others would confuse."""
+    seen, kept = set(), []
+    for mistake in mistakes:
+        key = tuple(part for part in mistake["loc"] if not _is_branch(part))
+        if key not in seen:
+            seen.add(key)
+            kept.append(mistake)
+    return kept[:_MAX_MISTAKES]
+
+
+def _is_branch(part: int | str) -> bool:
+    """Pydantic puts the names of union members into the path: `list[…]`, `str`, `function-after[…]`."""
+    return isinstance(part, str) and ("[" in part or part in {"str", "NamedToolChoice"})
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in loc:
+        if _is_branch(part):
+            continue
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def _problem(mistake: Any) -> str:
+    kind, message = mistake["type"], str(mistake["msg"])
+    if kind == "extra_forbidden":
+        return "unknown field"
+    if kind == "missing":
+        return "required"
+    if kind == "json_invalid":
+        return f"not valid JSON: {message.removeprefix('Invalid JSON: ')}"
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,175 @@
+"""The outermost layer of every application's ingress: request id, credentials, bounded concurrency, one error shape.
+
+Pure ASGI, so that a relayed call pays for one function instead of a stack of middlewares.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from contracts.errors import DaarionError, NotFound, RequestTimeout
+from contracts.llm.limits import CREDENTIAL
+from contracts.llm.ports import EventLog
+from interfaces.http.base.access import AccessControl
+from interfaces.http.base.errors import as_leaf, error_response
+from interfaces.http.base.places import BODY_S, UPLOAD_S, Place, Places
+from interfaces.http.base.routing import Endpoint, fixed_endpoints
+
+MAX_URL_BYTES = 8_192
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+HEALTH_PATHS = frozenset({"/health", "/health/live"})
+
+IsAdmin = Callable[[str, str], bool]
+"""From method and path below the prefix to whether the admin secret is needed."""
+
+ErrorShape = Callable[[DaarionError, str], Response]
+"""From an error and the request id to the answer that tells it."""
+
+
+class Ingress:
+    """Wraps one application's router.
+
+    `max_concurrent` bounds the requests in work; a request beyond it is refused at once with 503 and `Retry-After`. A request is
+    in work when its whole body is there, see `places`. `uploads` are paths below the prefix whose bodies may take `UPLOAD_S`.
+    Open paths (health) need no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`) to another
+    shape than the envelope for every error there, those of routing, credentials and load included.
+    """
+
+    def __init__(
+        self,
+        router: APIRouter,
+        access: AccessControl,
+        events: EventLog,
+        *,
+        max_concurrent: int,
+        is_admin: IsAdmin = lambda _method, _path: False,
+        open_paths: frozenset[str] = HEALTH_PATHS,
+        uploads: frozenset[str] = frozenset(),
+        on_shutdown: Callable[[], Awaitable[None]] | None = None,
+        error_shapes: Mapping[str, ErrorShape] = MappingProxyType({}),
+    ) -> None:
+        router.default = _no_such_route
+        self._app: ASGIApp = router
+        self._endpoints = fixed_endpoints(router)
+        self._access = access
+        self._events = events
+        self._places = Places(max_concurrent)
+        self._is_admin = is_admin
+        self._open = open_paths
+        self._uploads = uploads
+        self._on_shutdown = on_shutdown
+        self._error_shapes = error_shapes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request; what the router raises is answered in the envelope."""
+        if scope["type"] != "http":
+            await self._lifespan(scope, receive, send)
+            return
+        path = _normalised(scope)
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        place = Place(self._places, receive, send, UPLOAD_S if path in self._uploads else BODY_S)
+        try:
+            if len(scope["path"]) > MAX_URL_BYTES:
+                raise _unknown_route()
+            if path in self._open:
+                await self._app(scope, receive, place.send)
+                return
+            credential = CREDENTIAL.set(
+                self._access.check(scope["headers"], admin=self._is_admin(scope["method"], path))
+            )
+            try:
+                await self._bounded(scope, place, self._endpoints.get((scope["method"], path)))
+            finally:
+                CREDENTIAL.reset(credential)
+        except ClientDisconnect:
+            return  # the client left in the middle of its request: nobody to answer, and no defect
+        except Exception as error:  # noqa: BLE001  # the last line of defence: nothing leaves without the envelope
+            await self._refuse(error, scope, place, request_id)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers the server's start and stop; closes a websocket, which no application speaks."""
+        if scope["type"] != "lifespan":
+            await send({"type": "websocket.close", "code": 1003})
+            return
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown" and self._on_shutdown is not None:
+                await self._on_shutdown()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+
+    async def _bounded(self, scope: Scope, place: Place, endpoint: Endpoint | None) -> None:
+        try:
+            await place.open(scope["method"])
+            if endpoint is None:
+                await self._app(scope, place.receive, place.send)
+            else:
+                response = await endpoint(Request(scope, place.receive))
+                await response(scope, place.receive, place.send)
+        finally:
+            place.leave()
+
+    async def _refuse(self, error: Exception, scope: Scope, place: Place, request_id: str) -> None:
+        leaf = as_leaf(error)
+        if leaf.status >= 500 and not isinstance(error, DaarionError):
+            self._events.emit(
+                "http.defect",
+                request_id=request_id,
+                path=scope["path"],
+                error=type(error).__name__,
+                exc_info=error,
+            )
+        if place.has_answer:
+            # The status is out: the only honest end of a broken body is a broken connection.
+            raise error
+        response = self._error_shape(scope)(leaf, request_id)
+        if isinstance(leaf, RequestTimeout):
+            response.raw_headers.append(
+                (b"connection", b"close")
+            )  # the rest of the body is not read
+        await response(scope, place.receive, place.send)
+
+    def _error_shape(self, scope: Scope) -> ErrorShape:
+        below = scope["path"].removeprefix(scope.get("root_path", ""))
+        for path, shape in self._error_shapes.items():
+            if below == path or below.startswith(f"{path}/"):
+                return shape
+        return error_response
+
+
+async def _no_such_route(scope: Scope, _receive: Receive, _send: Send) -> None:
+    if scope["type"] == "http":
+        raise _unknown_route()
+
+
+def _unknown_route() -> NotFound:
+    return NotFound("no such route: see /docs")
+
+
+def _normalised(scope: Scope) -> str:
+    """Makes a trailing slash meaningless; returns the path below the application's prefix."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    trimmed = path.removeprefix(root).rstrip("/")
+    scope["path"] = f"{root}{trimmed}" if trimmed or root else "/"
+    scope["app"] = scope.get("app", _no_such_route)
+    return trimmed or "/"
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(given):
+                return given
+    return uuid.uuid4().hex

@@ -1,0 +1,228 @@
+"""Places of one replica: for requests in work, and for requests whose bodies are still arriving.
+
+A request takes a place in work when its whole body is there. As many bodies as there are places in
+work may be arriving, each under a deadline. When all places of arriving bodies are taken, the
+slowest body makes room for the newcomer, so slow clients keep nobody out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from time import monotonic
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Send
+
+from contracts.errors import Overloaded, RequestTimeout
+
+GRACE_S = 15.0
+"""How long a client may pause in the middle of its body, and how long before its pace counts."""
+BYTES_PER_S = 1_024
+"""The least pace of a body."""
+BODY_S = 120.0
+"""How long a client may take for a whole body."""
+UPLOAD_S = 3_600.0
+"""The same for a route that reads a body of any size as it arrives."""
+UNREAD_S = 60.0
+"""How long a client may leave a stream unread."""
+SPARED_S = 1.0
+"""A body that began to arrive less than this ago does not make room: a client needs a round trip."""
+SWEEP_S = 1.0
+RETRY_WHEN_FULL_S = 1.0
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+Result = TypeVar("Result")
+
+
+class Places:
+    """At most `most` requests in work, and as many whose bodies are arriving."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.working = 0
+        self.arriving = 0
+        self._watched: set[Place] = set()
+        """Places that wait for their clients. One timer looks through all of them: a timer for each
+        request would cost more."""
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def admit(self) -> None:
+        """Takes a place for a body that arrives; the slowest body makes room if all are taken.
+
+        Raises Overloaded when no body has been arriving for `SPARED_S`.
+        """
+        if self.arriving >= self.most:
+            now = monotonic()
+            slow = (
+                each for each in self._watched if each.is_arriving and each.waited(now) >= SPARED_S
+            )
+            slowest = min(slow, key=lambda place: place.pace(now), default=None)
+            if slowest is None:
+                raise _full()
+            self._end(slowest)
+        self.arriving += 1
+
+    def begin(self) -> None:
+        """Takes a place in work. Raises Overloaded."""
+        if self.working >= self.most:
+            raise _full()
+        self.working += 1
+
+    def watch(self, place: Place) -> None:
+        """Ends the place's task when it is due, until `unwatch`."""
+        self._watched.add(place)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def unwatch(self, place: Place) -> None:
+        """The place no longer waits for its client."""
+        self._watched.discard(place)
+
+    def _sweep(self) -> None:
+        now = monotonic()
+        for place in [place for place in self._watched if place.due <= now]:
+            self._end(place)
+        self._sweeper = (
+            asyncio.get_running_loop().call_later(SWEEP_S, self._sweep) if self._watched else None
+        )
+
+    def _end(self, place: Place) -> None:
+        self._watched.remove(place)
+        place.end()
+
+
+class Place:
+    """One request's place: first among the arriving bodies, then in work.
+
+    `receive` and `send` are its ASGI callables. `body_s` bounds the time that the client may take for
+    its body; time in which the route works on a part and does not read is not counted.
+    """
+
+    __slots__ = (
+        "_body_s",
+        "_first",
+        "_is_ended",
+        "_is_working",
+        "_places",
+        "_receive",
+        "_send",
+        "_since",
+        "_size",
+        "_task",
+        "_waited",
+        "due",
+        "has_answer",
+        "is_arriving",
+    )
+
+    def __init__(
+        self, places: Places, receive: Receive, send: Send, body_s: float = BODY_S
+    ) -> None:
+        self._places = places
+        self._receive = receive
+        self._send = send
+        self._body_s = body_s
+        self._first: Message | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._since = self.due = self._waited = 0.0
+        self._size = 0
+        self.is_arriving = self._is_working = self._is_ended = False
+        self.has_answer = False
+        """Whether the answer has begun."""
+
+    async def open(self, method: str) -> None:
+        """Returns when the first part of the body is there; the rest stays under its deadline.
+
+        Raises:
+            Overloaded: no place is free.
+            RequestTimeout: the body did not arrive in time, or made room for another one.
+        """
+        if method not in _WITH_BODY:
+            self._begin()
+            return
+        self._places.admit()
+        self.is_arriving = True
+        self._first = await self._next_part()
+
+    async def receive(self) -> Message:
+        """Returns the next part of the body; with the last one the request is in work.
+
+        Raises:
+            Overloaded: the body is there, but no place in work is free.
+            RequestTimeout: the body did not arrive in time, or made room for another one.
+        """
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return await (self._next_part() if self.is_arriving else self._receive())
+
+    async def send(self, message: Message) -> None:
+        """Sends a part of the answer. Raises ClientDisconnect when the client does not read a stream."""
+        self.has_answer = self.has_answer or message["type"] == "http.response.start"
+        if not message.get("more_body", False):
+            await self._send(message)
+            return
+        try:
+            await self._watched(self._send(message), UNREAD_S)
+        except RequestTimeout:
+            raise ClientDisconnect from None
+
+    def waited(self, now: float) -> float:
+        """Returns for how many seconds the body has been waited for; to be asked while it is."""
+        return self._waited + now - self._since
+
+    def pace(self, now: float) -> float:
+        """Returns the body's bytes per second of waiting."""
+        return self._size / self.waited(now)
+
+    def leave(self) -> None:
+        """The request has ended."""
+        self._places.arriving -= self.is_arriving
+        self._places.working -= self._is_working
+
+    def end(self) -> None:
+        """Ends the task that waits for the client."""
+        self._is_ended = True
+        assert self._task is not None  # it is set before the place is watched
+        self._task.cancel()
+
+    async def _next_part(self) -> Message:
+        earned = min(self._waited, self._size / BYTES_PER_S) + GRACE_S
+        message = await self._watched(self._receive(), min(earned, self._body_s) - self._waited)
+        self._waited = self.waited(monotonic())
+        self._size += len(message.get("body", b""))
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._places.arriving -= 1
+            self.is_arriving = False
+            self._begin()
+        return message
+
+    def _begin(self) -> None:
+        self._places.begin()
+        self._is_working = True
+
+    async def _watched(self, step: Awaitable[Result], patience_s: float) -> Result:
+        self._task, self._since = asyncio.current_task(), monotonic()
+        self.due = self._since + patience_s
+        self._places.watch(self)
+        try:
+            return await step
+        except asyncio.CancelledError:
+            # Only our own cancellation becomes a 408: any other is meant to end the task.
+            if self._is_ended and self._task is not None and not self._task.uncancel():
+                raise RequestTimeout(
+                    f"the body came too slowly: send at least {BYTES_PER_S} bytes a second and all of it within "
+                    f"{self._body_s:g} s; when too many bodies are arriving, the slowest is ended"
+                ) from None
+            raise
+        finally:
+            self._places.unwatch(self)
+
+
+def _full() -> Overloaded:
+    return Overloaded(
+        "this replica has as many requests as it may take: retry shortly",
+        retry_after_s=RETRY_WHEN_FULL_S,
+    )

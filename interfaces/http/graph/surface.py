@@ -1,0 +1,74 @@
+"""Every application's router as documentation needs it: paths and models, without anything behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from contracts.health import Health
+from interfaces.http.agents import AgentRoutes, agents_router
+from interfaces.http.base.routing import add_route
+from interfaces.http.graph.root import root_router
+from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
+from interfaces.http.llm.chat import LLMRoutes, llm_router
+from interfaces.http.llm.embeddings import EmbeddingRoutes, add_embedding_routes
+from interfaces.http.llm.limits import LimitRoutes, add_limit_routes
+from interfaces.http.llm.openai_chat import OpenAIRoutes, add_openai_routes
+from interfaces.http.memory import MemoryRoutes, memory_router
+from interfaces.http.tools import MCP_PATH, ToolRoutes, tools_router
+from interfaces.http.workspace.channels import ChannelRoutes
+from interfaces.http.workspace.projects import WorkspaceRoutes, workspace_router
+
+_NOTHING = cast("Any", None)
+
+
+def _health() -> Health:
+    return Health(status="starting")
+
+
+async def _described(_request: Request) -> Response:
+    """Stands for an endpoint that is served elsewhere; nothing here is ever called."""
+    return Response(status_code=404)
+
+
+def _llm() -> APIRouter:
+    router = llm_router(LLMRoutes(_NOTHING, _NOTHING, _health))
+    add_embedding_routes(router, EmbeddingRoutes(_NOTHING))
+    add_limit_routes(router, LimitRoutes(_NOTHING))
+    add_openai_routes(router, OpenAIRoutes(_NOTHING))
+    add_batch_routes(router, BatchRoutes(_NOTHING))
+    return router
+
+
+def _tools() -> APIRouter:
+    router = tools_router(ToolRoutes(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _health))
+    # An ASGI application of its own, so it has no route of ours to be documented by.
+    add_route(
+        router, "POST", MCP_PATH, _described,
+        summary="The tools as an MCP server (streamable HTTP, stateless); the caller by X-Agent-Id and X-Microdao-Id",
+        media_type="application/json", answers={202: None, 400: None}, errors=(401, 408, 413, 415, 503),
+    )  # fmt: skip
+    return router
+
+
+_ROUTERS: dict[str, Callable[[], APIRouter]] = {
+    "tools": _tools,
+    "workspace": lambda: workspace_router(
+        WorkspaceRoutes(_NOTHING, _NOTHING, _NOTHING, _health), ChannelRoutes(_NOTHING, _NOTHING)
+    ),
+    "agents": lambda: agents_router(AgentRoutes(_NOTHING, _NOTHING, dict, _health)),
+    "memory": lambda: memory_router(MemoryRoutes(_NOTHING, _health)),
+    "llm": _llm,
+}
+
+
+def documented_routers(prefixes: Mapping[str, str]) -> dict[str, tuple[str, APIRouter]]:
+    """Returns prefix and router of each application of `prefixes` that has routes, and of the root."""
+    found = {
+        name: (prefix, _ROUTERS[name]()) for name, prefix in prefixes.items() if name in _ROUTERS
+    }
+    return {**found, "root": ("/", root_router(_health, dict))}

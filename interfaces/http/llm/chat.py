@@ -1,0 +1,146 @@
+"""HTTP routes of the LLM proxy, below `/internal/llm`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from contracts.health import Health
+from contracts.llm.api import ModelList, ProxyRequest, ProxyResponse, StreamEnd, StreamItem
+from contracts.llm.usage import UsageFilter, UsagePage
+from interfaces.http.base.bodies import read_model
+from interfaces.http.base.errors import JsonResponse, as_leaf
+from interfaces.http.base.health import add_health_routes
+from interfaces.http.base.routing import add_route, new_router
+from interfaces.http.base.sse import EventStream, error_event, event
+from services.llm.gateway import ChatGateway
+from services.llm.idempotency import Idempotency
+from services.llm.replay import Answerer, ChatStream
+from services.llm.usage import UsageQueries
+
+UPSTREAM_ERRORS = (502, 503, 504)
+
+
+@dataclass(frozen=True)
+class LLMRoutes:
+    """The endpoints. `proxy` is looked up at each request, because a reload replaces it."""
+
+    proxy: Callable[[], ChatGateway]
+    usage: UsageQueries
+    health: Callable[[], Health]
+    idempotency: Idempotency | None = None
+
+    async def complete(self, request: Request) -> Response:
+        """`POST /proxy`."""
+        body = await read_model(request, ProxyRequest)
+        request_id = request.state.request_id
+        key = request.headers.get("idempotency-key", "").strip()
+        if key and self.idempotency is not None:
+            recorded = await self.idempotency.run(
+                body, key, lambda: self.proxy().complete(body, request_id)
+            )
+            return JsonResponse(
+                recorded.body,
+                headers={"Idempotent-Replayed": "true"} if recorded.replayed else None,
+            )
+        answer = await self.proxy().complete(body, request_id)
+        return JsonResponse(to_json(answer, exclude_none=True))
+
+    async def stream(self, request: Request) -> Response:
+        """`POST /stream`."""
+        body = await read_model(request, ProxyRequest)
+        request_id = request.state.request_id
+        opened = await self.proxy().open_stream(body, request_id)
+        return EventStream(_events(opened, request_id), opened.close)
+
+    async def models(self, _request: Request) -> Response:
+        """`GET /models`."""
+        return JsonResponse(self.proxy().models().model_dump(exclude_none=True))
+
+    async def read_usage(self, request: Request) -> Response:
+        """`GET /usage`."""
+        page = await self.usage.query(_usage_filter(request))
+        return JsonResponse(page.model_dump(mode="json", exclude_none=True))
+
+
+def llm_router(routes: LLMRoutes) -> APIRouter:
+    """Returns the router of the application."""
+    router = new_router()
+    add_route(
+        router, "POST", "/proxy", routes.complete,
+        summary="Ask a logical model for one whole answer",
+        body=ProxyRequest, response=ProxyResponse, errors=(400, 401, 404, 409, 413, 429, *UPSTREAM_ERRORS),
+    )  # fmt: skip
+    add_route(
+        router, "POST", "/stream", routes.stream,
+        summary="The same, token by token as Server-Sent Events",
+        body=ProxyRequest, media_type="text/event-stream", errors=(400, 401, 404, 413, 429, *UPSTREAM_ERRORS),
+    )  # fmt: skip
+    add_route(
+        router,
+        "GET",
+        "/models",
+        routes.models,
+        summary="Logical models, and whether each can answer",
+        response=ModelList,
+        errors=(401,),
+    )
+    add_route(
+        router, "GET", "/usage", routes.read_usage,
+        summary="Tokens by agent, microDAO, model, provider and day", query=UsageFilter, response=UsagePage, errors=(400, 401, 503),
+    )  # fmt: skip
+    add_health_routes(router, routes.health)
+    return router
+
+
+async def _events(opened: ChatStream, request_id: str) -> AsyncGenerator[bytes, None]:
+    """Yields one event per item; a failure after the status is out becomes an `error` event with the envelope."""
+    try:
+        async for item in opened.items():
+            yield event(_payload(item, opened.target))
+    except Exception as error:  # noqa: BLE001  # the stream must end in an error event, never in silence
+        yield error_event(as_leaf(error), request_id)
+
+
+def _payload(item: StreamItem, target: Answerer) -> dict[str, Any]:
+    if isinstance(item, StreamEnd):
+        last: dict[str, Any] = {"usage": item.usage.model_dump(exclude_none=True)}
+        last |= {
+            "provider": target.provider,
+            "model_resolved": target.name,
+            "finish_reason": item.finish_reason,
+        }
+        if item.attempts is not None:
+            last["attempts"] = [attempt.model_dump() for attempt in item.attempts]
+        if item.written_by is not None:
+            last["written_by"] = item.written_by
+        if item.cached:
+            last["cached"] = True
+        return last
+    named = {
+        "delta": item.content,
+        "reasoning_delta": item.reasoning,
+        "tool_calls": item.tool_calls,
+        "refusal_delta": item.refusal,
+    }
+    return {key: value for key, value in named.items() if value is not None}
+
+
+def _usage_filter(request: Request) -> UsageFilter:
+    """Reads the query string; `group_by` may be repeated or comma-separated."""
+    values: dict[str, object] = dict(request.query_params)
+    groups = [
+        part
+        for value in request.query_params.getlist("group_by")
+        for part in value.split(",")
+        if part
+    ]
+    if groups:
+        values["group_by"] = groups
+    return UsageFilter.model_validate(values)

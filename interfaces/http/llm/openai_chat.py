@@ -1,0 +1,119 @@
+"""`/v1/chat/completions` and `/v1/models` of the LLM proxy, in OpenAI's shapes: its clients work unchanged.
+
+Errors are given OpenAI's shape by the ingress, like those of every route below `/v1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from contracts.errors import UnknownModel
+from contracts.llm.api import ProxyRequest, StreamEnd
+from contracts.llm.openai_chat import (
+    ChatCompletion,
+    ChatCompletionRequest,
+    ChunkWriter,
+    ModelCard,
+    ModelCards,
+    cards_of,
+    completion_of,
+)
+from interfaces.http.base.bodies import read_model
+from interfaces.http.base.errors import JsonResponse, as_leaf
+from interfaces.http.base.identity import caller_of
+from interfaces.http.base.routing import add_route
+from interfaces.http.base.sse import EventStream, event
+from interfaces.http.llm.openai_errors import openai_error_body
+from services.llm.gateway import ChatGateway
+from services.llm.replay import ChatStream
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class OpenAIRoutes:
+    """The endpoints. `gateway` is looked up at each request, because a reload replaces it.
+
+    `embedding_model` is the name of the embedding model and who owns it.
+    """
+
+    gateway: Callable[[], ChatGateway]
+    embedding_model: tuple[str, str] | None = None
+
+    async def chat(self, request: Request) -> Response:
+        """`POST /v1/chat/completions`."""
+        body = await read_model(request, ChatCompletionRequest)
+        asked = body.to_proxy(caller_of(request, body.metadata))
+        request_id: str = request.state.request_id
+        if body.stream:
+            return await self._streamed(asked, request_id, include_usage=body.include_usage)
+        answer = await self.gateway().complete(asked, request_id)
+        return JsonResponse(completion_of(answer, request_id))
+
+    async def models(self, _request: Request) -> Response:
+        """`GET /v1/models`."""
+        return JsonResponse(self._cards().model_dump())
+
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/{model_id}`."""
+        wanted = request.path_params["model_id"]
+        cards = self._cards().data
+        for card in cards:
+            if card.id == wanted:
+                return JsonResponse(card.model_dump())
+        raise UnknownModel(f"no such model; there are: {', '.join(card.id for card in cards)}")
+
+    def _cards(self) -> ModelCards:
+        return cards_of(self.gateway().models().models, self.embedding_model)
+
+    async def _streamed(
+        self, asked: ProxyRequest, request_id: str, *, include_usage: bool
+    ) -> Response:
+        opened = await self.gateway().open_stream(asked, request_id)
+        writer = ChunkWriter(request_id, opened.target.name, include_usage=include_usage)
+        return EventStream(_chunks(opened, writer, request_id), opened.close)
+
+
+async def _chunks(
+    opened: ChatStream, writer: ChunkWriter, request_id: str
+) -> AsyncGenerator[bytes, None]:
+    """Yields one event per chunk, then `[DONE]`; after a failure an event with the error, and no `[DONE]`."""
+    yield event(writer.first())
+    try:
+        async for item in opened.items():
+            if isinstance(item, StreamEnd):
+                for chunk in writer.last(item, opened.target.name, opened.target.provider):
+                    yield event(chunk)
+            else:
+                yield event(writer.delta(item))
+    except Exception as error:  # noqa: BLE001  # the status is out: clients read the failure from the stream
+        yield event(openai_error_body(as_leaf(error), request_id))
+        return
+    yield DONE
+
+
+def add_openai_routes(router: APIRouter, routes: OpenAIRoutes) -> None:
+    """Adds the routes."""
+    add_route(
+        router, "POST", "/v1/chat/completions", routes.chat,
+        summary="Chat completions for OpenAI clients, whole or streamed",
+        body=ChatCompletionRequest, response=ChatCompletion, errors=(400, 401, 404, 413, 429, 502, 503, 504),
+    )  # fmt: skip
+    add_route(
+        router,
+        "GET",
+        "/v1/models",
+        routes.models,
+        summary="Logical models, for OpenAI clients",
+        response=ModelCards,
+        errors=(401,),
+    )
+    add_route(
+        router, "GET", "/v1/models/{model_id:path}", routes.model,
+        summary="One logical model, for OpenAI clients", response=ModelCard, errors=(401, 404),
+    )  # fmt: skip

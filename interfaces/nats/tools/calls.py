@@ -1,0 +1,259 @@
+"""Tool calls over NATS: at least once delivered, once executed, because the ledger knows each call by its id."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import nats.errors
+import nats.js.errors
+import orjson
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from pydantic import ValidationError
+
+from contracts.llm.ports import EventLog
+from contracts.tools.api import ToolCallRequest, ToolCallResult
+from interfaces.nats.tools import streams
+from interfaces.tools.answers import call_body, unreadable
+from services.tools.calls import Reply, ToolCalls
+
+FETCH_S = 10.0
+SUBMIT_TIMEOUT_S = 2.0
+BUSY_DELAY_S = 2.0
+RETRY_S = 1.0
+KEEP_ALIVE_S = streams.ACK_WAIT_S / 3
+CLOSE_TIMEOUT_S = 5.0
+PAYLOAD_MARGIN = 4_096
+_SUBJECT = re.compile(r"[^\s.*>$][^\s*>]{0,255}")
+
+
+@dataclass(frozen=True)
+class NatsLimits:
+    """Calls in work per replica, calls that wait in the stream, and deliveries before a message is parked."""
+
+    max_in_flight: int = 16
+    max_waiting: int = 10_000
+    max_deliveries: int = 5
+
+
+class ToolNats:
+    """Takes requests from the queue group and works through the stream; `on_connect` starts it on a connection."""
+
+    def __init__(
+        self, calls: Callable[[], ToolCalls], events: EventLog, limits: NatsLimits
+    ) -> None:
+        self._calls = calls
+        self._events = events
+        self._limits = limits
+        self._free = asyncio.Semaphore(limits.max_in_flight)
+        self._client: Client | None = None
+        self._stream: JetStreamContext | None = None
+        self._fetcher: asyncio.Task[None] | None = None
+        self._working: set[asyncio.Task[None]] = set()
+
+    async def on_connect(self, client: Client) -> None:
+        """Prepares the streams, subscribes and begins to fetch. Raises what the client library raises."""
+        self._client = client
+        self._stream = await streams.prepare(client, self._limits.max_waiting)
+        await client.subscribe(streams.REQUEST, queue=streams.QUEUE_GROUP, cb=self._take)
+        await client.flush()  # whoever sees this replica ready finds it listening
+        self._fetcher = asyncio.create_task(self._fetch(), name="tools:nats")
+
+    async def close(self) -> None:
+        """Fetches no more; calls in work get a few seconds, the rest is delivered to another replica."""
+        if self._fetcher is not None:
+            self._fetcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._fetcher
+        if self._working:
+            await asyncio.wait(self._working, timeout=CLOSE_TIMEOUT_S)
+        for task in self._working:
+            task.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
+
+    async def _take(self, message: Msg) -> None:
+        """From the queue group into the stream; when that is full or away, the requester is told at once."""
+        assert self._stream is not None
+        headers = {streams.REQUEST_ID_HEADER: f"nats-{uuid4().hex}"}
+        if message.reply:
+            headers[streams.REPLY_HEADER] = message.reply
+        try:
+            await self._stream.publish(
+                streams.SUBMIT, message.data, timeout=SUBMIT_TIMEOUT_S, headers=headers
+            )
+        except (nats.errors.Error, TimeoutError) as error:
+            self._events.emit("tools.nats_refused", error=type(error).__name__)
+            refusal = ToolCallResult(
+                ok=False,
+                error="the queue of tool calls is full or away: retry",
+                error_kind="unavailable",
+                retryable=True,
+            )
+            await self._respond(_named(refusal, _fields(message.data)), message.reply)
+
+    async def _fetch(self) -> None:
+        assert self._stream is not None
+        subscription = await self._stream.pull_subscribe_bind(
+            durable=streams.DURABLE, stream=streams.WORK_STREAM
+        )
+        while True:
+            await self._free.acquire()
+            try:
+                (message,) = await subscription.fetch(1, timeout=FETCH_S)
+            except (TimeoutError, nats.errors.TimeoutError):
+                self._free.release()
+            except (nats.errors.Error, nats.js.errors.Error) as error:
+                self._free.release()
+                self._events.emit("tools.nats_fetch_failed", error=type(error).__name__)
+                await asyncio.sleep(RETRY_S)
+                await self._prepare_again()
+            else:
+                self._spawn(message)
+
+    async def _prepare_again(self) -> None:
+        """A server that came back empty has neither streams nor consumer."""
+        assert self._client is not None
+        with contextlib.suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError):
+            await streams.prepare(self._client, self._limits.max_waiting)
+
+    def _spawn(self, message: Msg) -> None:
+        task = asyncio.create_task(self._work(message))
+        self._working.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._working.discard(task)
+        self._free.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._events.emit("tools.nats_work_failed", error=type(error).__name__, exc_info=error)
+
+    async def _work(self, message: Msg) -> None:
+        """One delivery: executed or replayed, answered, acknowledged; left for another delivery when it could not run yet."""
+        keeper = asyncio.create_task(_keep_alive(message))
+        try:
+            await self._handle(message)
+        finally:
+            keeper.cancel()
+
+    async def _handle(self, message: Msg) -> None:
+        headers = message.headers or {}
+        request_id, reply_to = (
+            headers.get(streams.REQUEST_ID_HEADER) or f"nats-{_place(message)}",
+            headers.get(streams.REPLY_HEADER),
+        )
+        try:
+            request = ToolCallRequest.model_validate_json(message.data)
+        except ValidationError as error:
+            await self._park(
+                message,
+                "invalid",
+                _named(unreadable(error, request_id), _fields(message.data)),
+                reply_to,
+            )
+            return
+        if message.metadata.num_delivered > self._limits.max_deliveries:
+            refusal = ToolCallResult(
+                ok=False,
+                error="given up after several deliveries",
+                error_kind="unavailable",
+                retryable=True,
+            )
+            await self._park(message, "deliveries", _named(refusal, request.model_dump()), reply_to)
+            return
+        # Without an id of the caller's, the message's own place in the stream names the call at every delivery.
+        named = request.model_copy(update={"call_id": request.call_id or f"nats-{_place(message)}"})
+        reply = await self._calls().call(named, via="nats", request_id=request_id)
+        if _not_yet(reply):
+            await message.nak(delay=BUSY_DELAY_S)
+            return
+        await self._respond(
+            _named(_fitting(reply, self._max_payload()), named.model_dump()), reply_to
+        )
+        await message.ack()
+
+    async def _park(
+        self, message: Msg, reason: str, answer: dict[str, Any], reply_to: str | None
+    ) -> None:
+        """Puts a message that can never be served aside, tells its caller, and takes it out of the queue."""
+        assert self._stream is not None
+        await self._stream.publish(
+            streams.PARKED,
+            message.data,
+            timeout=SUBMIT_TIMEOUT_S,
+            headers={streams.REASON_HEADER: reason},
+        )
+        self._events.emit(
+            "tools.nats_parked", reason=reason, deliveries=message.metadata.num_delivered
+        )
+        await self._respond(answer, reply_to)
+        await message.term()
+
+    async def _respond(self, answer: dict[str, Any], reply_to: str | None) -> None:
+        """To `tool.response` always, and to the requester where there is one."""
+        assert self._client is not None
+        body = orjson.dumps(answer)
+        await self._client.publish(streams.RESPONSE, body)
+        if reply_to and _SUBJECT.fullmatch(reply_to):
+            await self._client.publish(reply_to, body)
+
+    def _max_payload(self) -> int:
+        assert self._client is not None
+        return int(self._client.max_payload) - PAYLOAD_MARGIN
+
+
+async def _keep_alive(message: Msg) -> None:
+    """Tells the server that the message is in work, so that a long call is not delivered to another replica."""
+    while True:
+        await asyncio.sleep(KEEP_ALIVE_S)
+        with contextlib.suppress(nats.errors.Error):
+            await message.in_progress()
+
+
+def _not_yet(reply: Reply) -> bool:
+    """Whether another delivery will find out more: the database was away, or the call runs elsewhere."""
+    result = reply.result
+    return (
+        not reply.executed
+        and bool(result.retryable)
+        and result.error_kind in {"unavailable", "conflict"}
+    )
+
+
+def _fitting(reply: Reply, max_bytes: int) -> ToolCallResult:
+    """The result, without its content where NATS could not carry it; it can still be read by reference."""
+    result = reply.result
+    if len(orjson.dumps(call_body(result))) <= max_bytes:
+        return result
+    return result.model_copy(
+        update={"result": None, "truncated": True, "details": None, "result_ref": reply.reference}
+    )
+
+
+def _named(result: ToolCallResult, request: dict[str, Any]) -> dict[str, Any]:
+    """The answer as it is published: whoever listens to `tool.response` must be able to tell whose it is."""
+    echoed = {name: request.get(name) for name in ("tool_id", "agent_id", "microdao_id", "call_id")}
+    return {
+        **{name: value for name, value in echoed.items() if isinstance(value, str)},
+        **call_body(result),
+    }
+
+
+def _fields(data: bytes) -> dict[str, Any]:
+    try:
+        given = orjson.loads(data)
+    except ValueError:
+        return {}
+    return given if isinstance(given, dict) else {}
+
+
+def _place(message: Msg) -> str:
+    """Where the message stands in the stream, the same at every delivery."""
+    metadata = message.metadata
+    return f"{metadata.timestamp.timestamp():.6f}-{metadata.sequence.stream}"

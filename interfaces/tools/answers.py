@@ -1,0 +1,52 @@
+"""The body of a call's answer, the same for every way in, and the answer to a call that could not even be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from contracts.errors import DaarionError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from contracts.tools.api import ErrorKind, ToolCallRequest, ToolCallResult
+from interfaces.http.base.errors import invalid_body
+from services.tools.calls import ToolCalls
+
+
+def call_body(result: ToolCallResult) -> dict[str, Any]:
+    """The answer to a call: absent fields are left out, but a success always has its `result`, also when that is null."""
+    body = {name: value for name, value in result if value is not None}
+    if result.ok:
+        body["result"] = result.result
+    if result.result_ref is not None:
+        body["result_ref"] = result.result_ref.model_dump(exclude_none=True)
+    return body
+
+
+def unreadable(
+    error: ValidationError | DaarionError, request_id: str | None = None
+) -> ToolCallResult:
+    """The answer to a request that is no call, or that could not be read."""
+    leaf = invalid_body(error) if isinstance(error, ValidationError) else error
+    kind: ErrorKind = "invalid_args"
+    if isinstance(leaf, PayloadTooLarge):
+        kind = "too_large"
+    elif not isinstance(leaf, InvalidRequest | UnsupportedMediaType):
+        kind = "unavailable" if leaf.retryable else "internal"
+    return ToolCallResult(
+        ok=False,
+        error=leaf.message,
+        error_kind=kind,
+        retryable=leaf.retryable,
+        request_id=request_id,
+    )
+
+
+async def answer_handle(
+    calls: ToolCalls, request: dict[str, Any], request_id: str
+) -> dict[str, Any]:
+    """Runs a call that came through a Serve handle as plain values, and answers in plain values."""
+    try:
+        wanted = ToolCallRequest.model_validate(request)
+    except ValidationError as error:
+        return call_body(unreadable(error, request_id))
+    return call_body((await calls.call(wanted, via="handle", request_id=request_id)).result)

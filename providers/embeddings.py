@@ -1,0 +1,269 @@
+"""The Embedder port over an endpoint that speaks OpenAI's `/embeddings`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import math
+import sys
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+import aiohttp
+import orjson
+
+from backends.http.bounded_body import BodyOverBound, read_whole
+from common.retry_after import retry_after_s
+from configs.engines.embedder import RemoteEmbedderSettings
+from configs.own_secrets import opens_graph
+from contracts.deadline import Deadline
+from contracts.errors import (
+    ConfigurationError,
+    DaarionError,
+    InvalidRequest,
+    Overloaded,
+    UpstreamAuthFailed,
+    UpstreamInvalidResponse,
+    UpstreamMisconfigured,
+    UpstreamRateLimited,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from contracts.llm.embeddings import (
+    FLOAT_BYTES,
+    MAX_TEXTS_PER_CALL,
+    EmbeddingBatch,
+    EmbeddingInput,
+    EmbeddingKind,
+)
+
+MAX_ANSWER_BYTES = 64 << 20
+KEEPALIVE_S = 60.0
+PROBE_S = 10.0
+_WHO = "the embeddings endpoint"
+
+
+class OpenAIEmbedder:
+    """`POST {base_url}/embeddings`, in requests of at most `max_texts_per_request` texts.
+
+    Queries have half of `max_concurrent` for themselves, so that ingestion cannot hold them up. Redirects are not
+    followed, the environment's proxies not used, answers bounded. Vectors are normalised here: endpoints differ in that.
+
+    Raises:
+        ConfigurationError: the variable that `api_key_env` names is not set, or holds what opens this graph.
+    """
+
+    def __init__(
+        self, settings: RemoteEmbedderSettings, secret: Callable[[str], str | None]
+    ) -> None:
+        self._settings = settings
+        self._url = f"{settings.base_url}/embeddings"
+        self._headers = {"Content-Type": "application/json", **settings.headers}
+        if settings.api_key_env is not None:
+            key = secret(settings.api_key_env)
+            if key is None:
+                raise ConfigurationError(
+                    f"engines.yaml: embedder.api_key_env: {settings.api_key_env} is not set"
+                )
+            if opens_graph(key, secret):
+                raise ConfigurationError(
+                    f"engines.yaml: embedder.api_key_env: the value of {settings.api_key_env} opens this graph: give the endpoint its own"
+                )
+            self._headers["Authorization"] = f"Bearer {key}"
+        half = settings.max_concurrent // 2
+        self._slots = {
+            "query": asyncio.Semaphore(half),
+            "passage": asyncio.Semaphore(settings.max_concurrent - half),
+        }
+        self._waiting = 0
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=settings.max_concurrent, limit_per_host=0, keepalive_timeout=KEEPALIVE_S
+            ),
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "daarion-serve (embedder)"},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
+        )
+        self.model_version = settings.version
+        self.dimension = settings.dimension
+
+    async def embed(
+        self,
+        texts: Sequence[EmbeddingInput],
+        kind: EmbeddingKind,
+        *,
+        tenant: str,  # noqa: ARG002  # the endpoint's own queue knows no tenants
+        deadline: Deadline,
+    ) -> EmbeddingBatch:
+        """Returns one vector per text; see `contracts.llm.embeddings.TokenEmbedder`. Tokens go as they are: the endpoint judges them."""
+        if not 0 < len(texts) <= MAX_TEXTS_PER_CALL:
+            raise InvalidRequest(f"send from 1 to {MAX_TEXTS_PER_CALL} texts a call")
+        prefix, size = self._settings.prefixes.of(kind), self._settings.max_texts_per_request
+        parts = [
+            [_prefixed(given, prefix) for given in texts[start : start + size]]
+            for start in range(0, len(texts), size)
+        ]
+        answers = [await self._request(part, kind, deadline) for part in parts]
+        data = b"".join(vectors for vectors, _ in answers)
+        return EmbeddingBatch(
+            data, self.dimension, self.model_version, sum(tokens for _, tokens in answers)
+        )
+
+    async def ping(self) -> None:
+        """Embeds one word. Raises as `embed`."""
+        await self.embed(["ping"], "query", tenant="", deadline=Deadline.after(PROBE_S))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._session.close()
+
+    async def _request(
+        self, texts: list[EmbeddingInput], kind: EmbeddingKind, deadline: Deadline
+    ) -> tuple[bytes, int]:
+        body: dict[str, Any] = {
+            "model": self._settings.model,
+            "input": texts,
+            "encoding_format": "base64",
+        }
+        if self._settings.ask_dimensions:
+            body["dimensions"] = self.dimension
+        limit = deadline.at_most(self._settings.timeout_s)
+        with _translated():
+            async with asyncio.timeout(limit), self._slot(kind):
+                payload = await self._post({**body, **self._settings.extra_body})
+        return self._vectors(payload, len(texts))
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, kind: EmbeddingKind) -> AsyncIterator[None]:
+        if self._waiting >= self._settings.max_waiting:
+            raise Overloaded(
+                "too many calls wait for the embeddings endpoint: retry shortly", retry_after_s=1.0
+            )
+        self._waiting += 1
+        try:
+            await self._slots[kind].acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._slots[kind].release()
+
+    async def _post(self, body: dict[str, Any]) -> object:
+        async with self._session.post(
+            self._url, data=orjson.dumps(body), headers=self._headers, allow_redirects=False
+        ) as response:
+            if response.status != 200:
+                raise _refusal(response)
+            content = await read_whole(response, MAX_ANSWER_BYTES)
+        try:
+            payload: object = orjson.loads(content)
+        except orjson.JSONDecodeError:
+            raise UpstreamInvalidResponse(f"{_WHO} answered no valid JSON") from None
+        return payload
+
+    def _vectors(self, payload: object, expected: int) -> tuple[bytes, int]:
+        """Puts the rows in the order of their index and checks them."""
+        try:
+            rows = sorted(payload["data"], key=lambda row: row["index"])  # type: ignore[index]  # checked by what follows
+            if [row["index"] for row in rows] != list(range(expected)):
+                raise UpstreamInvalidResponse(f"{_WHO} did not answer one vector per text")
+            vectors = [self._unit(row["embedding"]) for row in rows]
+        except (KeyError, TypeError, ValueError, binascii.Error):
+            raise UpstreamInvalidResponse(f"{_WHO} answered another shape than OpenAI's") from None
+        return b"".join(vectors), _tokens(payload)
+
+    def _unit(self, embedding: object) -> bytes:
+        values = _little_endian(embedding)
+        if len(values) != self.dimension:
+            raise UpstreamMisconfigured(
+                f"{_WHO} gives vectors of {len(values)} numbers where embedder.dimension says {self.dimension}: correct the configuration"
+            )
+        length = math.sqrt(math.fsum(value * value for value in values))
+        if not math.isfinite(length) or length == 0:
+            raise UpstreamInvalidResponse(f"{_WHO} answered a vector without direction")
+        unit = array("f", (value / length for value in values))
+        if sys.byteorder == "big":
+            unit.byteswap()
+        return unit.tobytes()
+
+
+def _prefixed(given: EmbeddingInput, prefix: str) -> EmbeddingInput:
+    if isinstance(given, str):
+        return prefix + given
+    if prefix:
+        raise InvalidRequest(
+            "input: this model needs a prefix, which cannot be put before tokens: send texts"
+        )
+    return given
+
+
+def _little_endian(embedding: object) -> array[float]:
+    """Reads base64 of float32 or, from endpoints that ignore `encoding_format`, a list of numbers."""
+    values: array[float] = array("f")
+    if isinstance(embedding, str):
+        raw = base64.b64decode(embedding, validate=True)
+        values.frombytes(raw[: len(raw) // FLOAT_BYTES * FLOAT_BYTES])
+        if sys.byteorder == "big":
+            values.byteswap()
+    elif isinstance(embedding, list):
+        values.extend(embedding)
+    else:
+        raise TypeError
+    return values
+
+
+def _tokens(payload: Any) -> int:
+    usage = payload.get("usage")
+    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return tokens if isinstance(tokens, int) and tokens >= 0 else 0
+
+
+def _refusal(response: aiohttp.ClientResponse) -> DaarionError:
+    status = response.status
+    if status in {401, 402, 403}:
+        return UpstreamAuthFailed(f"{_WHO} refused the configured credentials (status {status})")
+    if status == 404:
+        return UpstreamMisconfigured(
+            f"{_WHO} does not know the configured model or route (status 404)"
+        )
+    if status in {429, 503}:
+        return UpstreamRateLimited(
+            f"{_WHO} limits our requests (status {status})",
+            retry_after_s=retry_after_s(response.headers.get("Retry-After")),
+        )
+    if status == 408:
+        return UpstreamTimeout(f"{_WHO} timed out by its own account (status 408)")
+    if 400 <= status < 500:
+        return UpstreamRejected(f"{_WHO} refused the texts (status {status}): shorten them")
+    if 300 <= status < 400:
+        return UpstreamMisconfigured(
+            f"{_WHO} answers with a redirect (status {status}), which is not followed: correct embedder.base_url"
+        )
+    return UpstreamUnavailable(f"{_WHO} failed (status {status})")
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """The one place where the client library's exceptions become leaves."""
+    try:
+        yield
+    except TimeoutError:
+        raise UpstreamTimeout(f"{_WHO} did not answer in time") from None
+    except BodyOverBound:
+        raise UpstreamInvalidResponse(
+            f"the answer of {_WHO} is over {MAX_ANSWER_BYTES >> 20} MiB"
+        ) from None
+    except aiohttp.ClientConnectorError:
+        raise UpstreamUnavailable(f"{_WHO} cannot be reached") from None
+    except (aiohttp.ClientPayloadError, aiohttp.ContentTypeError):
+        raise UpstreamInvalidResponse(f"{_WHO} cut its answer off") from None
+    except (aiohttp.ClientConnectionError, ConnectionError):
+        raise UpstreamUnavailable(f"{_WHO} broke the connection") from None
+    except (aiohttp.ClientError, ValueError):
+        raise UpstreamInvalidResponse(f"{_WHO} answered no valid HTTP") from None

@@ -1,0 +1,264 @@
+"""Foreign failures to leaves of the error tree: the one place where an upstream's status is read. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from common.retry_after import retry_after_s
+from contracts.errors import (
+    ContentFiltered,
+    ContextLengthExceeded,
+    DaarionError,
+    UpstreamAuthFailed,
+    UpstreamInvalidResponse,
+    UpstreamMisconfigured,
+    UpstreamRateLimited,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+
+_MAX_SHOWN = 300
+_CONTEXT = re.compile(
+    r"context[ _-]?(length|window|size|limit)|maximum context|too many (input )?tokens(?! per)"
+    r"|(prompt|input|request|messages?) (is|are) too long|maximum (prompt|input|sequence) length|prompt exceeds max"
+    r"|tokens` must be <=|range of input length|exceed\w* (the )?(model('s)? )?(token limit|max\w* (number of )?(input )?tokens)"
+    r"|(token count|number of tokens)\b[^.]{0,40}\bexceeds|reduce the length of",
+    re.IGNORECASE,
+)
+_CONTEXT_CODE = re.compile(r"context_(length|window|size)")
+_FILTER = re.compile(
+    r"content[ _](filter|policy|management)|content exists risk|invalid_prompt|usage policy|flagged (as|by|for)|input was flagged",
+    re.IGNORECASE,
+)
+_ACCOUNT = re.compile(
+    r"\b(account|organi[sz]ation|project|api[ _-]?key|credential|subscription|plan|tier|region|country)",
+    re.IGNORECASE,
+)
+"""What a 403 speaks of that refuses us and not this request."""
+_KEY_PREFIX = 8
+"""How much of the key makes what follows it part of the key."""
+_TRACEBACK = re.compile(r'Traceback \(most recent call last\)|File \\?"')
+_PRIVATE = (
+    (re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE), "[url]"),
+    (
+        re.compile(r"\b(?:sk|pk|rk|key|token|gsk|xai|ghp)[-_][A-Za-z0-9_*.-]{4,}", re.IGNORECASE),
+        "[key]",
+    ),
+    (re.compile(r"\bBearer\s+\S+", re.IGNORECASE), "[key]"),
+    (re.compile(r"\b[A-Za-z0-9_-]{32,}\b"), "[redacted]"),
+    (
+        re.compile(
+            r"""(?:\b[a-z]:[\\/]|\\\\)[^\s"'<>|]*(?: [^\s"'<>|]*\\[^\s"'<>|]*)*""", re.IGNORECASE
+        ),
+        "[path]",
+    ),
+    (re.compile(r"(?<![\w/])(?:/[\w.@-]+){2,}/?"), "[path]"),
+    (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"), "[address]"),
+    (re.compile(r"\[[0-9a-f:.]*:[0-9a-f:.]*\]:\d{2,5}\b", re.IGNORECASE), "[address]"),
+    (
+        re.compile(
+            r"\b(?:localhost|[a-z]\w*(?:[.-]\w+)+):\d{2,5}\b|\b[a-z][a-z0-9]*:\d{4,5}\b",
+            re.IGNORECASE,
+        ),
+        "[address]",
+    ),
+)
+
+
+def error_for_status(
+    provider: str, status: int, headers: Mapping[str, str], payload: object, key: str | None = None
+) -> DaarionError:
+    """Returns the leaf for a non-200 answer.
+
+    `headers` have lower-case names; `payload` is the decoded JSON body, or None. Provider texts are shown only for refusals
+    that the caller can act on, cleaned of keys (`key` is the one that we sent), addresses and paths.
+    """
+    code, text = _code_and_text(payload)
+    retry_after = retry_after_s(headers.get("retry-after"), headers.get("retry-after-ms"))
+    if status == 403 and (refusal := _moderation(provider, code, text, key)) is not None:
+        return refusal
+    if status in {401, 403}:
+        return UpstreamAuthFailed(
+            f"provider `{provider}` refused the configured credentials (status {status})"
+        )
+    if status == 402:
+        return UpstreamAuthFailed(
+            f"provider `{provider}` wants payment for the configured credentials (status 402)"
+        )
+    if status == 429 and "insufficient_quota" in code:
+        return UpstreamAuthFailed(
+            f"provider `{provider}` says that the account's quota is used up (status 429)"
+        )
+    if status == 429:
+        return UpstreamRateLimited(
+            f"provider `{provider}` limits our requests (status 429)", retry_after_s=retry_after
+        )
+    if status == 408:
+        return UpstreamTimeout(f"provider `{provider}` timed out by its own account (status 408)")
+    if status == 404:
+        return UpstreamMisconfigured(
+            f"provider `{provider}` does not know the configured model or route (status 404)"
+        )
+    if 400 <= status < 500:
+        return _refusal(provider, status, "context_length" if status == 413 else code, text, key)
+    if status >= 500:
+        return UpstreamUnavailable(
+            f"provider `{provider}` failed (status {status})", retry_after_s=retry_after
+        )
+    return UpstreamInvalidResponse(
+        f"provider `{provider}` answered with unexpected status {status}"
+    )
+
+
+def reported_error(answer: Mapping[str, Any]) -> object:
+    """Returns the error that an answer with status 200, or an event of a stream, reports in place of contents; else None.
+
+    Besides OpenAI's `error` these are the flat objects of vLLM, web frameworks and gateways.
+    """
+    if error := answer.get("error"):
+        return error
+    if answer.get("choices") or answer.get("usage"):
+        return None
+    base = answer.get("base_resp")  # MiniMax
+    if isinstance(base, dict) and base.get("status_code"):
+        return {"code": base["status_code"], "message": base.get("status_msg")}
+    text = next(
+        (
+            answer[name]
+            for name in ("message", "msg", "detail")
+            if isinstance(answer.get(name), str)
+        ),
+        None,
+    )
+    if answer.get("object") == "error" or (
+        text is not None and any(answer.get(name) for name in ("code", "type", "status", "detail"))
+    ):
+        return {**answer, "message": text}
+    return None
+
+
+def in_band_error(
+    error: object, key: str | None = None, provider: str | None = None
+) -> DaarionError:
+    """Returns the leaf for an error object that came with status 200 or inside a stream.
+
+    It has no status of its own: `code`, `type` and, where there is neither, the wording tell what it would have been.
+    """
+    payload = {"error": error}
+    code, text = _code_and_text(payload)
+    if (refusal := _content_refusal(_named(provider), code, text, key)) is not None:
+        return refusal
+    status = _status_of(error, code, text)
+    if status is None:
+        return UpstreamInvalidResponse(f"{_named(provider)} reported an error inside its answer")
+    return error_for_status(provider or "unnamed", status, {}, payload, key)
+
+
+_STATUS_BY_WORD = (
+    (re.compile(r"insufficient.?(quota|balance|credit)|billing|payment"), 402),
+    (re.compile(r"rate.?limit|too.?many|resource.?exhausted|throttl|quota"), 429),
+    (re.compile(r"api.?key|authenticat|unauthori[sz]ed|permission"), 401),
+    (re.compile(r"not.?found"), 404),
+    (re.compile(r"time.?out"), 408),
+    (re.compile(r"overloaded|unavailable|server.?error|internal"), 503),
+    (
+        re.compile(
+            r"invalid.?(request|arg|param|prompt|input|type|value)|bad.?request|validation|unprocessable"
+        ),
+        400,
+    ),
+)
+
+_KNOWN_BY_WORDING = frozenset({408, 429, 503})
+"""A text alone does not make an error the caller's, or one of our credentials."""
+
+
+def _status_of(error: object, code: str, text: str) -> int | None:
+    """The status that an error inside an answer would have had."""
+    if isinstance(error, dict):
+        for name in ("code", "status", "status_code"):
+            digits = str(error.get(name))
+            if digits.isdecimal() and len(digits) == 3 and 400 <= int(digits) < 600:
+                return int(digits)
+    words = code if code.strip() else text.lower()
+    status = next((status for pattern, status in _STATUS_BY_WORD if pattern.search(words)), None)
+    return status if code.strip() or status in _KNOWN_BY_WORDING else None
+
+
+def _named(provider: str | None) -> str:
+    return f"provider `{provider}`" if provider else "the provider"
+
+
+def _refusal(provider: str, status: int, code: str, text: str, key: str | None) -> DaarionError:
+    shown = clean(text, key)
+    tail = f": {shown}" if shown else ""
+    return _content_refusal(f"provider `{provider}`", code, text, key) or UpstreamRejected(
+        f"provider `{provider}` refused the request (status {status}){tail}"
+    )
+
+
+def _moderation(provider: str, code: str, text: str, key: str | None) -> DaarionError | None:
+    """The leaf for a 403 that is about this request's content alone: it must not count against the provider."""
+    if _ACCOUNT.search(text):
+        return None
+    refusal = _content_refusal(f"provider `{provider}`", code, text, key)
+    return refusal if isinstance(refusal, ContentFiltered) else None
+
+
+def _content_refusal(provider: str, code: str, text: str, key: str | None) -> DaarionError | None:
+    """The leaf for contents that are too long or unwanted, recognized by code or wording; None for anything else."""
+    shown = clean(text, key)
+    tail = f": {shown}" if shown else ""
+    if _CONTEXT_CODE.search(code) or ("rate_limit" not in code and _CONTEXT.search(text)):
+        return ContextLengthExceeded(
+            f"the request does not fit the model's context: shorten the messages or lower max_tokens{tail}"
+        )
+    if _FILTER.search(code) or _FILTER.search(text):
+        return ContentFiltered(f"{provider} refused the content by its policy{tail}")
+    return None
+
+
+def clean(text: str, key: str | None = None) -> str:
+    """Returns `text` on one line, bounded, without URLs, keys, addresses or paths; nothing of one that holds a traceback.
+
+    `key` is masked wherever it stands: whole, encoded for a URL, or cut short.
+    """
+    if _TRACEBACK.search(text):
+        return "the provider tells of a failure of its own"
+    line = " ".join(_without_key(text, key).split())[: _MAX_SHOWN * 4]
+    for pattern, mark in _PRIVATE:
+        line = pattern.sub(mark, line)
+    return line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}…"
+
+
+def _without_key(text: str, key: str | None) -> str:
+    if not key:
+        return text
+    for form in (key, quote(key, safe="")):
+        shortened = rf"|{re.escape(form[:_KEY_PREFIX])}\S*" if len(form) > _KEY_PREFIX else ""
+        text = re.sub(re.escape(form) + shortened, "[key]", text, flags=re.IGNORECASE)
+    return text
+
+
+def _code_and_text(payload: object) -> tuple[str, str]:
+    """Reads OpenAI's `{"error": {…}}`, vLLM's flat `{"message", "type"}`, a web framework's `detail`, a list of one of them, a text."""
+    if isinstance(payload, list) and len(payload) == 1:
+        payload = payload[0]
+    error: Any = payload.get("error", payload) if isinstance(payload, dict) else payload
+    if isinstance(error, str):
+        return "", error
+    if not isinstance(error, dict):
+        return "", ""
+    words = [error[name] for name in ("code", "type", "status") if isinstance(error.get(name), str)]
+    detail = error.get("detail")
+    if isinstance(detail, list) and detail and isinstance(detail[0], dict):
+        error = {**detail[0], **error}  # what web frameworks say of each mistake
+    text = next(
+        (error[name] for name in ("message", "msg", "detail") if isinstance(error.get(name), str)),
+        "",
+    )
+    return " ".join(words).lower(), text

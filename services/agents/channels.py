@@ -1,0 +1,84 @@
+"""Whose channel it is, and whether the agent is in it: asked before anything is done for an invocation."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from contracts.agents.api import AgentInvocation
+from contracts.deadline import Deadline
+from contracts.errors import Forbidden, InvalidRequest
+from contracts.workspace.messaging import ChannelInfo, Messaging
+
+KEEP_S = 30.0
+MAX_KEPT = 2_000
+UNKNOWN_TENANT = (
+    "the messaging-service does not report this channel's microDAO: set `messaging.microdaos` or "
+    "`messaging.microdao_id` in the agent runtime's arguments"
+)
+
+
+class Channels:
+    """Resolves the microDAO of an invocation: as the messaging-service reports, else as configured.
+
+    `configured(channel_id)` returns the configured microDAO; `None` asks for runs without a
+    channel. What the invocation itself names is compared, and believed only without a channel.
+    """
+
+    def __init__(
+        self, messaging: Messaging, configured: Callable[[str | None], str | None]
+    ) -> None:
+        self._messaging = messaging
+        self._configured = configured
+        self._kept: OrderedDict[str, tuple[float, ChannelInfo]] = OrderedDict()
+
+    async def microdao_of(self, invocation: AgentInvocation, deadline: Deadline) -> str:
+        """Returns the tenant that the run belongs to.
+
+        Raises:
+            NotFound: no such channel.
+            Forbidden: the channel is another microDAO's or nobody's, or the agent is not in it.
+            InvalidRequest: an invocation without a channel does not say which microDAO it is.
+            Unavailable: the messaging-service is away.
+        """
+        channel_id, named = invocation.payload.channel_id, invocation.payload.microdao_id
+        if channel_id is None:
+            tenant = self._configured(None) or named
+            if tenant is None:
+                raise InvalidRequest("payload.microdao_id: required without a channel")
+            info = None
+        else:
+            info = await self._channel(channel_id, invocation.agent_id, deadline)
+            tenant = self._configured(channel_id) if info is None else info.microdao_id
+            if tenant is None:
+                raise Forbidden(UNKNOWN_TENANT)
+        if named not in {None, tenant}:
+            raise Forbidden(
+                "payload.microdao_id: the channel or this runtime is another microDAO's"
+            )
+        if (
+            info is not None
+            and info.members is not None
+            and invocation.agent_id not in info.members
+        ):
+            raise Forbidden("the agent is no member of this channel: add it first")
+        return tenant
+
+    async def _channel(
+        self, channel_id: str, agent_id: str, deadline: Deadline
+    ) -> ChannelInfo | None:
+        until, kept = self._kept.get(channel_id, (0.0, None))
+        if (
+            kept is not None
+            and until > time.monotonic()
+            and (kept.members is None or agent_id in kept.members)
+        ):
+            return kept
+        info = await self._messaging.channel(channel_id, deadline)
+        if info is not None:
+            self._kept[channel_id] = (time.monotonic() + KEEP_S, info)
+            self._kept.move_to_end(channel_id)
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        return info

@@ -1,0 +1,114 @@
+"""From a channel's newest messages to what a run answers and what it may know. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from contracts.agents.api import AgentInvocation
+from contracts.workspace.messaging import ChannelMessage, sender_type
+from services.agents.texts import clean, cut_to_tokens, tokens_of
+
+OVERHEAD_TOKENS = 12
+"""What a message costs beside its text: its sender and time."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is answered: who wrote it and the text. `message_id` where the service knows ids."""
+
+    sender_id: str
+    text: str
+    created_at: str | None = None
+    message_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """The question and the messages before it, oldest first."""
+
+    question: Question
+    earlier: tuple[ChannelMessage, ...] = ()
+
+
+def newest_human(
+    messages: Sequence[ChannelMessage], until: datetime | None = None
+) -> ChannelMessage | None:
+    """Returns the newest message that no agent wrote, if possible of those that were there at `until`: later ones have their own runs."""
+    written = [message for message in reversed(messages) if message.sender_type == "human"]
+    there = [message for message in written if until is None or message.created_at <= until]
+    return next(iter(there or written), None)
+
+
+def trigger_of(message: ChannelMessage) -> str:
+    """Returns the id of a triggering message: its own, else one made of sender, time and text."""
+    if message.id is not None:
+        return message.id
+    parts = f"{message.sender_id}\n{message.created_at.isoformat()}\n{message.text}"
+    return f"sha256:{hashlib.sha256(parts.encode('utf-8', 'replace')).hexdigest()}"
+
+
+def knows_ids(messages: Sequence[ChannelMessage]) -> bool:
+    """Whether the service that showed these gives messages ids."""
+    return any(message.id is not None for message in messages)
+
+
+def find_trigger(messages: Sequence[ChannelMessage], trigger_id: str) -> ChannelMessage | None:
+    """Returns the message of this id among `messages`."""
+    for message in reversed(messages):
+        if trigger_id in (trigger_of(message), message.matrix_event_id):
+            return message
+    return None
+
+
+def named_trigger(messages: Sequence[ChannelMessage], event_id: str) -> str | None:
+    """Returns the id of the message that Matrix calls `event_id`, so that it is the same message by whatever name it comes.
+
+    Where no message shows such names, the newest human one is meant; None when there is none. A service without ids leaves the
+    name as it is.
+    """
+    if not knows_ids(messages) or any(message.matrix_event_id for message in messages):
+        found = find_trigger(messages, event_id)
+        return trigger_of(found) if found is not None else event_id
+    newest = newest_human(messages)
+    return trigger_of(newest) if newest is not None else None
+
+
+def channel_context(messages: Sequence[ChannelMessage], trigger: ChannelMessage) -> Context:
+    """Returns the question and what was said before it; what came later belongs to later runs."""
+    place = max(index for index, message in enumerate(messages) if message is trigger)
+    question = Question(
+        trigger.sender_id, clean(trigger.text), trigger.created_at.isoformat(), trigger.id
+    )
+    return Context(question, tuple(messages[:place]))
+
+
+def direct_context(invocation: AgentInvocation, messages: Sequence[ChannelMessage]) -> Context:
+    """Returns the question of an invocation that carries its own text."""
+    return Context(Question("caller", clean(invocation.payload.text or "")), tuple(messages))
+
+
+def is_from_agent(message: ChannelMessage) -> bool:
+    """Whether an agent wrote it, by what the service says and by the id."""
+    return message.sender_type == "agent" or sender_type(message.sender_id) == "agent"
+
+
+def window(messages: Sequence[ChannelMessage], tokens: int) -> list[ChannelMessage]:
+    """Returns the newest messages that fit into about so many tokens, oldest first; the oldest of them may be cut."""
+    kept: list[ChannelMessage] = []
+    left = tokens
+    for message in reversed(messages):
+        cost = tokens_of(message.text) + OVERHEAD_TOKENS
+        if cost > left:
+            if left > 4 * OVERHEAD_TOKENS:
+                kept.append(
+                    message.model_copy(
+                        update={"text": cut_to_tokens(message.text, left - OVERHEAD_TOKENS)}
+                    )
+                )
+            break
+        kept.append(message)
+        left -= cost
+    return kept[::-1]

@@ -1,0 +1,217 @@
+"""What the model is shown: instructions, rules, what is known, the question, and the steps since. Pure.
+
+A prompt is rendered anew for each step from its parts, so that it can be made smaller when a model's context turns out to be
+smaller than thought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from contracts.agents.api import Blueprint
+from contracts.llm.api import ToolSpec
+from contracts.memory.api import Item
+from contracts.tools.api import ToolDefinition, plain_name
+from contracts.workspace.messaging import ChannelMessage
+from services.agents.context import Context, window
+from services.agents.envelope import rule, sealed, sealed_schema
+from services.agents.texts import clean, cut, cut_to_tokens
+
+MEMORY_SHARE = 0.4
+"""Of the tokens for context, how many memory may take; the channel gets the rest."""
+QUESTION_FACTOR = 2
+"""A question may take this many times the tokens for context: it is what the run is about."""
+MIN_QUESTION_TOKENS = 200
+SHORT_RESULT_CHARS = 200
+TENANT_ARGUMENT = "microdao_id"
+
+JSON_FORM = '{"tool": "<tool id>", "args": {…}}'
+LINE_FORM = "TOOL: <tool id> {…}"
+HOW_TO_CALL = {
+    "json": f"To use a tool answer with one JSON object and nothing else: {JSON_FORM}. To answer the person, write plain text.",
+    "text": f"To use a tool answer with a line `{LINE_FORM}` (the arguments as one JSON object) and nothing else. "
+    "To answer the person, write plain text.",
+}
+RESULTS_FOLLOW = "Results of your tool calls, in their order:"
+ANSWER_NOW = "Answer the person now, in plain text, from what you know. No more tools can be used."
+WAS_CUT = "Your last message was cut off because it was too long. Answer again, more briefly."
+WAS_EMPTY = "Your last message was empty. Answer the person."
+NO_TOOLS = (
+    "No tool can be reached right now. If the answer needs one, say so plainly instead of guessing."
+)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is fixed at the beginning of a run: what was said, recalled, and which tools there are."""
+
+    context: Context
+    memories: tuple[Item, ...] = ()
+    tools_away: bool = False
+
+
+@dataclass
+class Dialogue:
+    """The run's conversation with its model."""
+
+    blueprint: Blueprint
+    nonce: str
+    known: Known
+    tools: Sequence[ToolDefinition]
+    addition: str | None = None
+    turns: list[Mapping[str, Any]] = field(default_factory=list)
+    scale: float = 1.0
+
+    def messages(self, *, final: bool) -> list[Mapping[str, Any]]:
+        """Returns the messages of the next step; the `final` one is told to answer."""
+        found: list[Mapping[str, Any]] = [{"role": "system", "content": self._system(final=final)}]
+        if background := self._background():
+            found.append({"role": "user", "content": background})
+        found.append({"role": "user", "content": self._question()})
+        found += [self._fitting(turn) for turn in self.turns]
+        if final and self.turns:
+            found.append({"role": "user", "content": ANSWER_NOW})
+        return found
+
+    def specs(self) -> list[ToolSpec]:
+        """Returns the tools as chat completions take them."""
+        return [
+            {
+                "type": "function",
+                "function": {
+                    "name": plain_name(tool.id),
+                    "description": self._vouched(tool, tool.description or tool.name),
+                    "parameters": sealed_schema(_offered(tool), self.nonce, _source(tool))
+                    if tool.outside
+                    else _offered(tool),
+                },
+            }
+            for tool in self.tools
+        ]
+
+    def shrink(self) -> None:
+        """Halves what the next prompts take for context and results."""
+        self.scale /= 2
+
+    def _system(self, *, final: bool) -> str:
+        blueprint = self.blueprint
+        parts = [blueprint.instructions]
+        if self.addition:
+            parts.append(self.addition)
+        if self._has_data():
+            parts.append(rule(self.nonce))
+        if self.tools and not final and blueprint.tool_mode != "native":
+            parts.append(self._tool_list())
+        if self.known.tools_away and blueprint.tools:
+            parts.append(NO_TOOLS)
+        return "\n\n".join(parts)
+
+    def _has_data(self) -> bool:
+        return bool(self.known.memories or self.known.context.earlier or self.tools)
+
+    def _tool_list(self) -> str:
+        lines = [HOW_TO_CALL[self.blueprint.tool_mode], "Tools:"]
+        for tool in self.tools:
+            schema = orjson.dumps(_offered(tool)).decode()
+            told = self._vouched(
+                tool, f"{tool.description or tool.name} Arguments (JSON Schema): {schema}"
+            )
+            lines.append(f"- {tool.id}: {told}")
+        return "\n".join(lines)
+
+    def _vouched(self, tool: ToolDefinition, text: str) -> str:
+        """What a tool says of itself: ours as it is, an outside server's as data."""
+        return sealed(text, self.nonce, _source(tool)) if tool.outside else text
+
+    def _background(self) -> str:
+        budget = int(self.blueprint.limits.context_tokens * self.scale)
+        recalled = _memory_text(self.known.memories, int(budget * MEMORY_SHARE))
+        earlier = _channel_text(
+            window(
+                self.known.context.earlier, int(budget * (1 - MEMORY_SHARE)) if recalled else budget
+            )
+        )
+        parts = []
+        if recalled:
+            parts.append(
+                "What you remember from before:\n" + sealed(recalled, self.nonce, "memory")
+            )
+        if earlier:
+            parts.append("The conversation so far:\n" + sealed(earlier, self.nonce, "channel"))
+        return "\n\n".join(parts)
+
+    def _question(self) -> str:
+        tokens = max(
+            MIN_QUESTION_TOKENS,
+            int(self.blueprint.limits.context_tokens * QUESTION_FACTOR * self.scale),
+        )
+        return cut_to_tokens(self.known.context.question.text, tokens)
+
+    def _fitting(self, turn: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A turn as it is sent; `data` marks results, which are kept apart until they are shown."""
+        if "data" not in turn:
+            return turn
+        chars = max(SHORT_RESULT_CHARS, int(self.blueprint.limits.result_chars * self.scale))
+        shown = [sealed(cut(text, chars), self.nonce, source) for source, text in turn["data"]]
+        message = {key: value for key, value in turn.items() if key not in {"data", "lead"}}
+        return {**message, "content": "\n".join([*turn.get("lead", ()), *shown])}
+
+
+def tool_message(call_id: str, source: str, text: str) -> dict[str, Any]:
+    """Returns the result of a native call, not yet in its envelope."""
+    return {"role": "tool", "tool_call_id": call_id, "data": [(source, text)]}
+
+
+def results_message(results: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Returns the results of calls that were written as text, each with its source, not yet in their envelopes."""
+    return {"role": "user", "lead": [RESULTS_FOLLOW], "data": list(results)}
+
+
+def note_message(text: str) -> dict[str, Any]:
+    """Returns what we tell the model ourselves."""
+    return {"role": "user", "content": text}
+
+
+def assistant_message(
+    content: str, tool_calls: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Returns the model's own turn."""
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if tool_calls:
+        message["tool_calls"] = [dict(call) for call in tool_calls]
+    return message
+
+
+def _source(tool: ToolDefinition) -> str:
+    return f"description of {tool.id}"
+
+
+def _offered(tool: ToolDefinition) -> dict[str, Any]:
+    """A tool's arguments as the model is offered them: whose microDAO it is, is not the model's to say."""
+    schema = dict(tool.input_schema)
+    properties, required = schema.get("properties"), schema.get("required")
+    is_required = isinstance(required, list) and TENANT_ARGUMENT in required
+    if isinstance(properties, dict) and TENANT_ARGUMENT in properties and not is_required:
+        schema["properties"] = {
+            name: value for name, value in properties.items() if name != TENANT_ARGUMENT
+        }
+    return schema
+
+
+def _memory_text(memories: Sequence[Item], tokens: int) -> str:
+    lines = []
+    for item in memories:
+        when = str(item.meta.get("timestamp", ""))[:10]
+        lines.append(f"- ({item.kind}{', ' + when if when else ''}) {clean(item.content)}")
+    return cut_to_tokens("\n".join(lines), tokens) if lines else ""
+
+
+def _channel_text(messages: Sequence[ChannelMessage]) -> str:
+    return "\n".join(
+        f"[{message.created_at:%Y-%m-%d %H:%M}] {message.sender_id}: {clean(message.text)}"
+        for message in messages
+    )

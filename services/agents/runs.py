@@ -1,0 +1,291 @@
+"""The agent runtime's use case: an invocation becomes a run, a run is worked on under a lease, a message is answered once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+from common.tasks import end_tasks
+from contracts.agents.api import (
+    AgentInvocation,
+    Blueprint,
+    InvocationAnswer,
+    NewRun,
+    Run,
+    RunStore,
+    RunView,
+)
+from contracts.deadline import Deadline
+from contracts.errors import DaarionError, InvalidRequest, NotFound, Overloaded, Unavailable
+from contracts.llm.ports import EventLog
+from contracts.llm.usage import new_record_id
+from contracts.workspace.messaging import MAX_RECENT, Messaging
+from services.agents.attempt import Attempts
+from services.agents.channels import Channels
+from services.agents.context import is_from_agent, named_trigger, newest_human, trigger_of
+from services.agents.envelope import new_nonce
+
+ACCEPT_TIMEOUT_S = 10.0
+LOOK_AGAIN_S = 0.25
+RETRY_WHEN_FULL_S = 2.0
+PURGE_EVERY_S = 3_600.0
+AFTER_DEFECT_S = 5.0
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Bounds of one replica. `max_running` runs are worked on, `max_waiting` wait; more are refused.
+
+    A replica renews the leases of its runs three times in `lease_s`; a run whose lease has run out is taken over within
+    `claim_every_s` by another one. Ended runs are kept for `keep_days`.
+    """
+
+    max_running: int = 16
+    max_waiting: int = 200
+    lease_s: float = 15.0
+    claim_every_s: float = 2.0
+    close_s: float = 5.0
+    keep_days: float = 90.0
+
+
+class AgentRuns:
+    """Accepts invocations and works on runs. `start` and `close` belong to the event loop of one replica."""
+
+    def __init__(
+        self,
+        store: RunStore,
+        messaging: Messaging,
+        attempts: Attempts,
+        events: EventLog,
+        *,
+        channels: Channels,
+        blueprints: Callable[[], Mapping[str, Blueprint]],
+        settings: RunSettings,
+    ) -> None:
+        self._store = store
+        self._messaging = messaging
+        self._attempts = attempts
+        self._events = events
+        self._blueprints = blueprints
+        self._settings = settings
+        self._channels = channels
+        self._owner = attempts.owner
+        self._queue: asyncio.Queue[Run] = asyncio.Queue()
+        self._open: dict[UUID, Run] = {}
+        self._reserved = 0
+        self._ended: dict[UUID, asyncio.Event] = {}
+        self._working: dict[UUID, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing = False
+
+    def start(self) -> None:
+        """Begins to work; must be called on the running event loop."""
+        self._tasks = [
+            asyncio.create_task(self._work(), name=f"agents:worker-{number}")
+            for number in range(self._settings.max_running)
+        ]
+        upkeep = (
+            ("leases", self._settings.lease_s / 3, self._renew, "agents.leases_not_renewed"),
+            ("recovery", self._settings.claim_every_s, self._recover, "agents.claim_failed"),
+            ("purge", PURGE_EVERY_S, self._purge, "agents.purge_failed"),
+        )
+        for name, every_s, once, failed in upkeep:
+            self._tasks.append(
+                asyncio.create_task(self._again(every_s, once, failed), name=f"agents:{name}")
+            )
+
+    async def close(self) -> None:
+        """Takes no more; runs in work get a few seconds, what is left is handed to other replicas at once."""
+        self._closing = True
+        if self._working:
+            await asyncio.wait(self._working.values(), timeout=self._settings.close_s)
+        await end_tasks([*self._working.values(), *self._tasks])
+        for ended in self._ended.values():
+            ended.set()
+        await self._attempts.close()
+        for run in list(self._open.values()):
+            try:
+                await self._store.postpone(run, self._owner, 0.0)
+            except DaarionError:  # its lease runs out instead
+                break
+
+    async def invoke(
+        self, invocation: AgentInvocation, *, wait: bool, trigger: str | None = None
+    ) -> InvocationAnswer:
+        """Answers a message once. With `wait` returns when the run has ended, else when it is recorded.
+
+        `trigger` names the triggering message where the invocation does not, for ways in that deliver more than once.
+
+        Raises:
+            NotFound: no such agent, no such channel, or no message of a person in it.
+            Forbidden: the channel is another microDAO's, or the agent is not in it.
+            Overloaded: as many runs as this replica may hold.
+            Unavailable: the messaging-service or the database is away; nothing was accepted, or it was and a repetition finds it.
+        """
+        blueprint = self.blueprint(invocation.agent_id)
+        deadline = Deadline.after(ACCEPT_TIMEOUT_S)
+        self._reserve()
+        try:
+            microdao_id = await self._channels.microdao_of(invocation, deadline)
+            payload = invocation.payload
+            trigger_id = payload.message_id or await self._trigger(invocation, trigger, deadline)
+            new = NewRun(
+                new_record_id(),
+                microdao_id,
+                blueprint.id,
+                payload.channel_id,
+                trigger_id,
+                invocation,
+                new_nonce(),
+            )
+            view, run = await self._store.accept(new, self._owner, self._settings.lease_s)
+            if run is not None:
+                self._enqueue(run)
+        finally:
+            self._reserved -= 1
+        is_duplicate = run is None
+        if wait:
+            view = await self._ended_view(view, Deadline.after(2 * blueprint.limits.seconds))
+        return InvocationAnswer(
+            run_id=view.id,
+            microdao_id=microdao_id,
+            status=view.status,
+            reply=view.reply,
+            duplicate=is_duplicate or None,
+        )
+
+    def blueprint(self, agent_id: str) -> Blueprint:
+        """Returns the agent's blueprint. Raises NotFound."""
+        found = self._blueprints().get(agent_id)
+        if found is None:
+            raise NotFound(
+                f"there is no agent `{agent_id[:64]}`: GET /internal/agent-runtime/agents lists them"
+            )
+        return found
+
+    @property
+    def has_room(self) -> bool:
+        """Whether this replica would take one more run."""
+        return (
+            not self._closing
+            and len(self._open) + self._reserved
+            < self._settings.max_running + self._settings.max_waiting
+        )
+
+    def check(self) -> None:
+        """Raises Unavailable when something that should work in the background has ended."""
+        ended = [task.get_name().partition(":")[2] for task in self._tasks if task.done()]
+        if ended and not self._closing:
+            raise Unavailable(f"no longer at work: {', '.join(sorted(ended))}")
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Runs in work and runs that wait."""
+        return len(self._working), self._queue.qsize()
+
+    async def _trigger(
+        self, invocation: AgentInvocation, trigger: str | None, deadline: Deadline
+    ) -> str:
+        """The id of the message that an invocation without one means: that of its Matrix event, else the channel's newest of a person."""
+        payload = invocation.payload
+        if invocation.entrypoint != "channel_message":
+            return payload.matrix_event_id or trigger or f"once:{uuid4().hex}"
+        assert payload.channel_id is not None  # checked by AgentInvocation
+        messages = await self._messaging.recent_messages(payload.channel_id, MAX_RECENT, deadline)
+        if (
+            payload.matrix_event_id is not None
+            and (named := named_trigger(messages, payload.matrix_event_id)) is not None
+        ):
+            return named
+        message = newest_human(messages)
+        if message is None:
+            raise NotFound(
+                "the channel holds no message of a person: name the one to answer as payload.message_id"
+            )
+        if is_from_agent(message):
+            raise InvalidRequest("agents do not answer each other")
+        return trigger_of(message)
+
+    def _reserve(self) -> None:
+        if not self.has_room:
+            raise Overloaded(
+                "as many runs wait as may: retry shortly", retry_after_s=RETRY_WHEN_FULL_S
+            )
+        self._reserved += 1
+
+    def _enqueue(self, run: Run) -> None:
+        self._open[run.id] = run
+        self._queue.put_nowait(run)
+
+    async def _ended_view(self, view: RunView, deadline: Deadline) -> RunView:
+        """The run as it ended, or as it is when the deadline passes. A run of this replica wakes us; others are looked at."""
+        while view.finished_at is None and deadline.remaining() > 0 and not self._closing:
+            if view.id in self._open:
+                ended = self._ended.setdefault(view.id, asyncio.Event())
+                try:
+                    async with asyncio.timeout(deadline.remaining()):
+                        await ended.wait()
+                except TimeoutError:
+                    break
+            else:
+                await asyncio.sleep(LOOK_AGAIN_S)
+            view = await self._store.find(view.microdao_id, view.id) or view
+        return view
+
+    async def _work(self) -> None:
+        while True:
+            run = await self._queue.get()
+            task = asyncio.create_task(self._attempts.work(run), name=f"agents:run-{run.id}")
+            self._working[run.id] = task
+            try:
+                await asyncio.wait([task])
+                if not task.cancelled() and (error := task.exception()) is not None:
+                    self._events.emit(
+                        "agents.defect",
+                        run_id=str(run.id),
+                        error=type(error).__name__,
+                        exc_info=error,
+                    )
+                if not self._closing or not task.cancelled():
+                    self._open.pop(run.id, None)
+            finally:
+                self._working.pop(run.id, None)
+                if (ended := self._ended.pop(run.id, None)) is not None:
+                    ended.set()
+
+    async def _again(
+        self, every_s: float, once: Callable[[], Awaitable[None]], failed: str
+    ) -> None:
+        """Does something now and then for ever; a failure is told as the event `failed`, and the next time is another one."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await once()
+            except DaarionError as error:
+                self._events.emit(failed, error=error.type)
+            except Exception as error:  # noqa: BLE001  # a defect must not end what other runs depend on
+                self._events.emit(failed, error=type(error).__name__, exc_info=error)
+                await asyncio.sleep(AFTER_DEFECT_S)
+
+    async def _renew(self) -> None:
+        if self._open:
+            await self._store.extend(self._owner, list(self._open), self._settings.lease_s)
+
+    async def _recover(self) -> None:
+        """Takes runs that nobody works on any more, as many as can be worked on at once."""
+        free = self._settings.max_running - len(self._working) - self._queue.qsize()
+        if free <= 0 or self._closing:
+            return
+        for run in await self._store.claim(
+            self._owner, self._settings.lease_s, free, list(self._blueprints())
+        ):
+            self._events.emit(
+                "agents.run_claimed", run_id=str(run.id), attempt=run.attempt, state=run.state
+            )
+            if run.id not in self._open:
+                self._enqueue(run)
+
+    async def _purge(self) -> None:
+        await self._store.purge(self._settings.keep_days)

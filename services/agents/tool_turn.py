@@ -1,0 +1,249 @@
+"""The tool calls of one step: which of them may be made, how, and what the model is told about each.
+
+What a call may do is decided here from the blueprint, Toolcore's own list and what the run has read so far, never from what any
+text says. Toolcore decides again, on its own rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+from pydantic import JsonValue
+
+from contracts.agents.api import AgentTools, Blueprint, Run, ToolUse
+from contracts.deadline import Deadline
+from contracts.tools.api import (
+    MAX_TIMEOUT_S,
+    Effect,
+    ToolCallRequest,
+    ToolCallResult,
+    ToolDefinition,
+)
+from services.agents.texts import clean
+from services.agents.tool_calls import WantedCall
+
+NAMES_SHOWN = 20
+NAME_CHARS = 64
+
+WHAT_TO_DO = {
+    "denied": "you may not do this; answer without it",
+    "invalid_args": "correct the arguments, or answer without this tool",
+    "not_found": "use one of your tools, or answer without",
+    "conflict": "this was already done or is being done; do not repeat it",
+    "timeout": "it took too long; say that it could not be found out now",
+    "unavailable": "it cannot be reached now; say so",
+    "indeterminate": "it may or may not have happened; do not repeat it, tell the person",
+}
+TOO_MANY = "denied: too many calls; this one was not made"
+OTHERWISE = "answer without it, and say what could not be found out"
+
+
+@dataclass(frozen=True)
+class CallOutcome:
+    """What came of one wanted call: `text` is JSON for the model, `use` is for the record."""
+
+    source: str
+    text: str
+    use: ToolUse
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One step's calls: its number from 0, whether the run has read what nobody vouches for (`tainted`), and whether an earlier attempt
+    recorded them, so that they may have been made already.
+    """
+
+    step: int
+    tainted: bool
+    recorded: bool = False
+
+
+@dataclass
+class Toolbox:
+    """The tools of one run and what it has already asked of them.
+
+    `given` are the tools that the run began with: recorded calls of theirs are made again under their ids, whatever is listed now.
+    `made` are the calls that were made, `asked` also those that would be refused again in the same way.
+    """
+
+    blueprint: Blueprint
+    run: Run
+    tools: AgentTools
+    allowed: Sequence[ToolDefinition]
+    given: Mapping[str, Effect] = field(default_factory=dict)
+    made: set[bytes] = field(default_factory=set)
+    asked: set[bytes] = field(default_factory=set)
+    used: int = 0
+
+    def __post_init__(self) -> None:
+        self._effects: Mapping[str, Effect] = {tool.id: tool.effect for tool in self.allowed}
+
+    async def make(
+        self, wanted: Sequence[WantedCall], turn: Turn, deadline: Deadline
+    ) -> list[CallOutcome]:
+        """Returns one outcome per wanted call, in their order.
+
+        Neighbouring reads run at the same time, whatever changes something runs alone. A call's id follows from run, step
+        and place, so a run that is resumed repeats no effect.
+        """
+        effects = {**self._effects, **self.given} if turn.recorded else self._effects
+        refusals = [
+            self._admit(call, place, effects, tainted=turn.tainted)
+            for place, call in enumerate(wanted)
+        ]
+        changes = [
+            refusal is None and effects[call.tool_id] != "read"
+            for call, refusal in zip(wanted, refusals, strict=True)
+        ]
+        outcomes: list[CallOutcome] = []
+        for stage in _stages(changes):
+            outcomes += await asyncio.gather(
+                *(
+                    self._one(wanted[place], refusals[place], turn.step, place, deadline)
+                    for place in stage
+                )
+            )
+        return outcomes
+
+    def readable(self, wanted: Sequence[WantedCall]) -> list[WantedCall]:
+        """Returns the calls as they are meant: a model that only chooses among a tool's results fills in optional arguments at
+        random, and a filter by chance would hide what there is.
+        """
+        choice = self.blueprint.answer
+        return [
+            self._bare(call) if choice is not None and call.tool_id == choice.tool else call
+            for call in wanted
+        ]
+
+    def _bare(self, call: WantedCall) -> WantedCall:
+        tool = next((tool for tool in self.allowed if tool.id == call.tool_id), None)
+        required = tool.input_schema.get("required") if tool is not None else None
+        kept = required if isinstance(required, list) else []
+        return replace(
+            call, args={name: value for name, value in call.args.items() if name in kept}
+        )
+
+    def is_repeat(self, wanted: Sequence[WantedCall]) -> bool:
+        """Whether every one of these calls was asked for before in this run, so that asking again leads nowhere."""
+        return bool(wanted) and all(_fingerprint(call) in self.asked for call in wanted)
+
+    def may_change(self, wanted: Sequence[WantedCall]) -> bool:
+        """Whether one of the calls is of a tool that does more than read."""
+        effects = {**self._effects, **self.given}
+        return any(effects.get(call.tool_id, "read") != "read" for call in wanted)
+
+    def _admit(
+        self, call: WantedCall, place: int, effects: Mapping[str, Effect], *, tainted: bool
+    ) -> str | None:
+        """Why this call is not made, or None. Notes what was asked for and used up."""
+        refusal = self._refusal(call, place, effects, tainted=tainted)
+        if refusal is None:
+            self.made.add(_fingerprint(call))
+            self.used += 1
+        if refusal != TOO_MANY:  # such a call may be made in the next step
+            self.asked.add(_fingerprint(call))
+        return refusal
+
+    def _refusal(
+        self, call: WantedCall, place: int, effects: Mapping[str, Effect], *, tainted: bool
+    ) -> str | None:
+        limits = self.blueprint.limits
+        if call.problem is not None:
+            return f"invalid_args: {call.problem}"
+        effect = effects.get(call.tool_id)
+        if effect is None:
+            return f"not_found: there is no such tool; yours are: {', '.join(list(effects)[:NAMES_SHOWN]) or 'none'}"
+        if _fingerprint(call) in self.made:
+            return "conflict: you have made this very call already; its result is above"
+        if place >= limits.calls_per_step or self.used >= limits.tool_calls:
+            return TOO_MANY
+        if (
+            effect != "read"
+            and tainted
+            and not self.blueprint.may_write_after_untrusted(call.tool_id)
+        ):
+            return "denied: this tool changes something, and you have read material that nobody vouches for"
+        return None
+
+    async def _one(
+        self, call: WantedCall, refusal: str | None, step: int, place: int, deadline: Deadline
+    ) -> CallOutcome:
+        if refusal is not None:
+            kind, _, reason = refusal.partition(": ")
+            return _refused(call, kind, reason)
+        request = ToolCallRequest(
+            tool_id=call.tool_id,
+            agent_id=self.run.agent_id,
+            microdao_id=self.run.microdao_id,
+            args=call.args,
+            context=self._context(),
+            call_id=f"run-{self.run.id}-{step}-{place}",
+            timeout_s=min(max(deadline.remaining(), 0.001), MAX_TIMEOUT_S),
+        )
+        return _told(call, await self.tools.call(request, deadline))
+
+    def _context(self) -> dict[str, JsonValue]:
+        channel: dict[str, JsonValue] = (
+            {"channel_id": self.run.channel_id} if self.run.channel_id else {}
+        )
+        return {**channel, "run_id": str(self.run.id)}
+
+
+def _stages(changes: Sequence[bool]) -> list[list[int]]:
+    """The places of the calls in the order they run: neighbours together, what changes something by itself."""
+    stages: list[list[int]] = []
+    together = False
+    for place, changing in enumerate(changes):
+        if together and not changing:
+            stages[-1].append(place)
+        else:
+            stages.append([place])
+        together = not changing
+    return stages
+
+
+def _told(call: WantedCall, result: ToolCallResult) -> CallOutcome:
+    use = ToolUse(
+        tool_id=call.tool_id,
+        call_id=result.call_id,
+        executed=True,
+        ok=result.ok,
+        error_kind=result.error_kind,
+        duration_ms=result.duration_ms,
+        replayed=result.replayed,
+    )
+    if result.ok:
+        shown: Any = (
+            {"result": result.result, "note": "this is only the beginning"}
+            if result.truncated
+            else result.result
+        )
+        return CallOutcome(f"tool {call.tool_id}", _json(shown), use)
+    kind = result.error_kind or "internal"
+    return CallOutcome(f"tool {call.tool_id}", _json(_failure(result.error or kind, kind)), use)
+
+
+def _refused(call: WantedCall, kind: str, reason: str) -> CallOutcome:
+    use = ToolUse(
+        tool_id=clean(call.tool_id)[:NAME_CHARS] or "unreadable",
+        executed=False,
+        ok=False,
+        error_kind=kind,
+    )
+    return CallOutcome("tools", _json(_failure(reason, kind)), use)
+
+
+def _failure(error: str, kind: str) -> dict[str, Any]:
+    return {"ok": False, "error": error, "what_to_do": WHAT_TO_DO.get(kind, OTHERWISE)}
+
+
+def _json(value: Any) -> str:
+    return clean(orjson.dumps(value).decode())
+
+
+def _fingerprint(call: WantedCall) -> bytes:
+    return orjson.dumps([call.tool_id, call.args, call.problem], option=orjson.OPT_SORT_KEYS)

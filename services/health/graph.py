@@ -1,0 +1,63 @@
+"""The health of the whole graph: its own dependencies, every application, and what each application reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from contracts.health import Check, Health
+from services.health.dependencies import Dependency, HealthMonitor, Probe, summarise
+
+
+class Application(Protocol):
+    """An application whose health can be asked for."""
+
+    last: Health | None
+
+    async def probe(self) -> None:
+        """Raises when the application is not ready."""
+
+
+class GraphHealth:
+    """Aggregates; an application's own checks appear as `<application>.<check>` and do not count twice."""
+
+    def __init__(
+        self, applications: Mapping[str, Application], probes: Mapping[str, Dependency]
+    ) -> None:
+        self._applications = applications
+        probed: dict[str, Probe] = {
+            name: application.probe for name, application in applications.items()
+        }
+        self._monitor = HealthMonitor(
+            {**probes, **{name: Dependency(probe) for name, probe in probed.items()}}
+        )
+
+    def start(self) -> None:
+        """Begins to look."""
+        self._monitor.start()
+
+    async def close(self) -> None:
+        """Stops looking."""
+        await self._monitor.close()
+
+    def health(self) -> Health:
+        """Returns what was seen last."""
+        own = self._monitor.health().checks
+        reported = {
+            f"{name}.{check}": seen
+            for name in self._applications
+            for check, seen in self._reported(name, own[name].age_s).items()
+        }
+        status = summarise(own).status
+        if status == "ready" and any(check.state != "ready" for check in reported.values()):
+            status = "degraded"  # an application goes on without something
+        return Health(status=status, checks={**own, **reported})
+
+    def _reported(self, name: str, age_s: float) -> dict[str, Check]:
+        last = self._applications[name].last
+        if last is None:
+            return {}
+        return {
+            key: check.model_copy(update={"age_s": round(check.age_s + age_s, 1)})
+            for key, check in last.checks.items()
+        }

@@ -1,0 +1,400 @@
+"""One call's account: what was tried, what each try took, how the call ended. Settled once: one event, one usage record."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from contracts.errors import DaarionError, DeadlineExceeded
+from contracts.llm.api import Attempt, ChatOptions, ProxyRequest, StreamDelta, TokenUsage
+from contracts.llm.limits import (
+    NANO_PER_USD,
+    NOTHING,
+    Caller,
+    Limiter,
+    Reservation,
+    Spent,
+    caller_of,
+)
+from contracts.llm.ports import EventLog, Prices
+from contracts.llm.routing import Route, Target
+from contracts.llm.usage import (
+    NOT_BEGUN,
+    AttemptRecord,
+    BegunCall,
+    UsageRecord,
+    UsageSink,
+    new_record_id,
+    now_utc,
+)
+from services.llm.estimates import CallEstimate, completion_tokens, rough_prompt_tokens
+
+OUTCOME_CANCELLED = "cancelled"
+OUTCOME_INTERNAL = "internal"
+
+GUESSED_TOKENS_PER_S = 50
+"""How fast a provider is taken to write a whole answer of which nothing was seen, because the caller left or it was cut off."""
+
+NO_USAGE = TokenUsage()
+
+STREAMED_BYTES_PER_TOKEN = 4
+"""Size of a token in UTF-8 by which the pieces of a stream are counted whose provider joins several tokens to one."""
+
+PROVIDER_WORKED = frozenset(
+    {OUTCOME_CANCELLED, OUTCOME_INTERNAL, DeadlineExceeded.type, "upstream_timeout"}
+)
+"""Ends of an attempt after which the provider may have read the prompt although it sent nothing."""
+
+
+class NoPrices:
+    """The Prices port where no price is known."""
+
+    def cost(self, _target: Target, _usage: TokenUsage) -> Decimal | None:
+        """Returns None."""
+        return None
+
+
+@dataclass(slots=True)
+class _Try:
+    """One call of one target, running while `outcome` is None."""
+
+    target: Target
+    started: float
+    outcome: str | None = None
+    latency_ms: float = 0.0
+    first_token_at: float | None = None
+    deltas: int = 0
+    streamed_bytes: int = 0
+    usage: TokenUsage = NO_USAGE
+    so_far: TokenUsage | None = None
+    cost_usd: Decimal | None = None
+
+
+class CallAccount:
+    """Measures one call from its start.
+
+    Every attempt has tokens and a cost of its own, so that each is accounted to the model that took them. `settle` may be
+    called at any time and ends the attempt that is running; further calls do nothing.
+    """
+
+    def __init__(
+        self,
+        request: ProxyRequest,
+        route: Route,
+        request_id: str,
+        *,
+        streamed: bool,
+        events: EventLog,
+        sink: UsageSink,
+        prices: Prices,
+    ) -> None:
+        self._request = request
+        self._route = route
+        self.request_id = request_id
+        self.caller: Caller = caller_of(request.metadata)
+        self._streamed = streamed
+        self._events = events
+        self._sink = sink
+        self._prices = prices
+        self._estimate = CallEstimate(request, route, prices)
+        self._started = time.monotonic()
+        self._tries: list[_Try] = []
+        self._reservation: Reservation | None = None
+        self._begun: BegunCall | None = None
+        self._ticket = NOT_BEGUN
+        self._settled = False
+        self.attempts: list[Attempt] = []
+        self.unreadable_events = 0
+
+    async def reserve(self, limiter: Limiter) -> None:
+        """Sets aside what the call may take. Raises RateLimited or LimitsUnavailable."""
+        self._reservation = await limiter.reserve(self.caller, self._estimate)
+
+    def options(self) -> ChatOptions:
+        """Returns the request's options; where tokens or money are counted, an answer may not be longer than what was set aside for it."""
+        options = self._request.options()
+        if self._estimate.is_counted and "max_tokens" not in options:
+            options["max_tokens"] = completion_tokens(self._request)
+        return options
+
+    def needed_tokens(self) -> int:
+        """About how many tokens a target must hold for prompt and answer."""
+        return self._estimate.prompt_tokens + completion_tokens(self._request)
+
+    def attempt(self, target: Target) -> None:
+        """Notes that `target` is being called."""
+        self._tries.append(_Try(target, time.monotonic()))
+        if self._begun is None:
+            self._begun = self._call(target)
+            self._ticket = self._sink.begin(self._begun)
+
+    def attempt_ended(
+        self, outcome: str, usage: TokenUsage | None = None, *, worked: bool = False
+    ) -> None:
+        """Notes how the running attempt ended, and what the provider says it took; does nothing when none is running.
+
+        `worked` says that the provider had begun to answer, whatever came of it.
+        """
+        running = self._running()
+        if running is None:
+            return
+        running.outcome = outcome
+        running.latency_ms = _ms(time.monotonic() - running.started)
+        running.usage = (
+            self._whole(usage)
+            if usage is not None
+            else running.so_far
+            or self._guessed(running, worked=worked or outcome in PROVIDER_WORKED)
+        )
+        running.cost_usd = self._prices.cost(running.target, running.usage)
+        target = running.target
+        self.attempts.append(
+            Attempt(
+                provider=target.provider,
+                model=target.name,
+                outcome=outcome,
+                latency_ms=running.latency_ms,
+            )
+        )
+
+    def skipped(self, target: Target, outcome: str) -> None:
+        """Notes a target that was not called because it cannot answer now."""
+        self.attempts.append(
+            Attempt(provider=target.provider, model=target.name, outcome=outcome, latency_ms=0.0)
+        )
+
+    def delta(self, piece: StreamDelta) -> None:
+        """Counts a streamed piece of the running attempt: one token at least, more where it is long; some say what it took so far."""
+        running = self._running()
+        if running is None:
+            return
+        if running.first_token_at is None:
+            running.first_token_at = time.monotonic()
+        running.deltas += 1
+        running.streamed_bytes += _size(piece)
+        running.so_far = piece.usage or running.so_far
+
+    def silent_s(self) -> float:
+        """Seconds in which nothing came from the running attempt; zero once something did."""
+        running = self._running()
+        return 0.0 if running is None or running.deltas else time.monotonic() - running.started
+
+    @property
+    def usage(self) -> TokenUsage:
+        """Tokens of all attempts that have ended."""
+        return total_usage(ended.usage for ended in self._tries)
+
+    def latency_ms(self) -> float:
+        """Milliseconds since the call began."""
+        return _ms(time.monotonic() - self._started)
+
+    def settle(self, outcome: str) -> None:
+        """Ends the running attempt, settles the reservation, and writes the event and, where a provider was called, the record."""
+        if self._settled:
+            return
+        self._settled = True
+        try:
+            self.attempt_ended(outcome)
+        finally:
+            usage = self.usage
+            if self._reservation is not None:
+                self._reservation.settle(self._spent(usage))
+        cost, latency = (
+            total_cost([(ended.usage, ended.cost_usd) for ended in self._tries]),
+            self.latency_ms(),
+        )
+        self._emit(outcome, latency, usage, cost)
+        if self._begun is not None:
+            self._sink.record(
+                self._record(self._begun, outcome, latency, usage, cost), self._ticket
+            )
+
+    def _running(self) -> _Try | None:
+        return self._tries[-1] if self._tries and self._tries[-1].outcome is None else None
+
+    def _whole(self, usage: TokenUsage) -> TokenUsage:
+        """The usage that the provider reported; where only the answer could be counted, with the estimate of the prompt."""
+        if not usage.estimated or usage.prompt_tokens:
+            return usage
+        prompt = self._estimate.prompt_tokens
+        return usage.model_copy(
+            update={"prompt_tokens": prompt, "total_tokens": prompt + usage.completion_tokens}
+        )
+
+    def _guessed(self, ended: _Try, *, worked: bool) -> TokenUsage:
+        """What an attempt took whose provider did not tell, because it failed or the caller left: counted here.
+
+        Of a stream every piece was seen; what an answer of which nothing was seen had come to (a whole one, or hidden reasoning) is
+        guessed by its time, up to what was set aside for it.
+        """
+        if not ended.deltas and not worked:
+            return NO_USAGE
+        completion = max(ended.deltas, -(-ended.streamed_bytes // STREAMED_BYTES_PER_TOKEN))
+        if not ended.deltas:
+            completion = min(
+                completion_tokens(self._request),
+                math.ceil(ended.latency_ms / 1000 * GUESSED_TOKENS_PER_S),
+            )
+        prompt = self._estimate.prompt_tokens
+        return TokenUsage(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            estimated=True,
+        )
+
+    def _spent(self, usage: TokenUsage) -> Spent:
+        if not self._tries:
+            return NOTHING
+        known = sum(
+            (ended.cost_usd for ended in self._tries if ended.cost_usd is not None), Decimal(0)
+        )
+        return Spent(tokens=usage.total_tokens, nano_usd=int(known * NANO_PER_USD))
+
+    def _emit(self, outcome: str, latency: float, usage: TokenUsage, cost: Decimal | None) -> None:
+        target = self._tries[-1].target if self._tries else None
+        self._events.emit(
+            "llm.call",
+            request_id=self.request_id,
+            agent_id=self.caller.agent_id,
+            microdao_id=self.caller.microdao_id,
+            channel_id=self._request.metadata.channel_id,
+            logical_model=self._route.logical_model,
+            model=target.name if target else None,
+            provider=target.provider if target else None,
+            streamed=self._streamed,
+            latency_ms=latency,
+            ttft_ms=self._ttft_ms(),
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.total_tokens,
+            estimated=usage.estimated,
+            cost_usd=None if cost is None else float(cost),
+            attempts=len(self.attempts),
+            unreadable_events=self.unreadable_events,
+            outcome=outcome,
+        )
+
+    def _call(self, target: Target) -> BegunCall:
+        return BegunCall(
+            new_record_id(),
+            now_utc(),
+            self.request_id,
+            self.caller.agent_id,
+            self.caller.microdao_id,
+            self._request.metadata.channel_id,
+            self._route.logical_model,
+            target.provider,
+            target.name,
+            rough_prompt_tokens(self._request),
+            self._streamed,
+            self.caller.credential,
+        )
+
+    def _record(
+        self,
+        begun: BegunCall,
+        outcome: str,
+        latency: float,
+        usage: TokenUsage,
+        cost: Decimal | None,
+    ) -> UsageRecord:
+        target = self._tries[-1].target
+        return UsageRecord(
+            id=begun.id,
+            request_id=self.request_id,
+            agent_id=self.caller.agent_id,
+            microdao_id=self.caller.microdao_id,
+            channel_id=self._request.metadata.channel_id,
+            logical_model=self._route.logical_model,
+            provider=target.provider,
+            physical_model=target.name,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.total_tokens,
+            cached_tokens=usage.cached_tokens or 0,
+            reasoning_tokens=usage.reasoning_tokens or 0,
+            latency_ms=latency,
+            ttft_ms=self._ttft_ms(),
+            outcome=outcome,
+            streamed=self._streamed,
+            estimated=bool(usage.estimated),
+            attempts=len(self._tries),
+            cost_usd=cost,
+            credential=self.caller.credential,
+            tries=tuple([_record_of(ended) for ended in self._tries]),
+        )
+
+    def _ttft_ms(self) -> float | None:
+        """Milliseconds to the first token that the caller could see."""
+        shown = self._tries[-1].first_token_at if self._tries else None
+        return None if shown is None else _ms(shown - self._started)
+
+
+def _record_of(ended: _Try) -> AttemptRecord:
+    usage = ended.usage
+    return AttemptRecord(
+        provider=ended.target.provider,
+        physical_model=ended.target.name,
+        outcome=ended.outcome or OUTCOME_INTERNAL,
+        latency_ms=ended.latency_ms,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        cached_tokens=usage.cached_tokens or 0,
+        reasoning_tokens=usage.reasoning_tokens or 0,
+        estimated=bool(usage.estimated),
+        cost_usd=ended.cost_usd,
+    )
+
+
+def total_usage(parts: Iterable[TokenUsage]) -> TokenUsage:
+    """Returns the sum; it is `estimated` when a part is, and has cached and reasoning tokens when a part has."""
+    used = [part for part in parts if part.total_tokens]
+    if len(used) == 1:
+        return used[0]
+    return TokenUsage(
+        prompt_tokens=sum(part.prompt_tokens for part in used),
+        completion_tokens=sum(part.completion_tokens for part in used),
+        total_tokens=sum(part.total_tokens for part in used),
+        cached_tokens=_sum_of_known([part.cached_tokens for part in used]),
+        reasoning_tokens=_sum_of_known([part.reasoning_tokens for part in used]),
+        estimated=True if any(part.estimated for part in used) else None,
+    )
+
+
+def total_cost(parts: Sequence[tuple[TokenUsage, Decimal | None]]) -> Decimal | None:
+    """Returns the sum of the attempts' costs, or None when an attempt that took tokens has no price."""
+    if any(cost is None and usage.total_tokens for usage, cost in parts):
+        return None
+    known = [cost for _, cost in parts if cost is not None]
+    return sum(known, Decimal(0)) if known else None
+
+
+def outcome_of(error: BaseException) -> str:
+    """The stable name of a failure, for events and usage."""
+    if isinstance(error, DaarionError):
+        return error.type
+    return OUTCOME_INTERNAL if isinstance(error, Exception) else OUTCOME_CANCELLED
+
+
+def _sum_of_known(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _size(piece: StreamDelta) -> int:
+    """UTF-8 bytes of text, reasoning and tool calls, about."""
+    size = sum(
+        len(text) if text.isascii() else len(text.encode())
+        for text in (piece.content, piece.reasoning, piece.refusal)
+        if text
+    )
+    return size + sum(len(str(fragment.get("function", ""))) for fragment in piece.tool_calls or ())
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,221 @@
+"""One call's way along its targets: tries one, waits, goes to the next, and tells the circuits what it learned."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from contracts.deadline import Deadline
+from contracts.errors import (
+    CircuitOpen,
+    ContextLengthExceeded,
+    DaarionError,
+    InvalidRequest,
+    ModelUnavailable,
+    UpstreamInvalidResponse,
+)
+from contracts.llm.ports import ChatProvider
+from contracts.llm.routing import RetryPolicy, Target
+from services.llm.accounting import CallAccount
+from services.llm.circuits import Circuits, Permit
+from services.llm.failover import (
+    HANDOVER_SHARE,
+    Step,
+    blames_target,
+    holders,
+    next_step,
+    rest_s,
+    silence_counts_s,
+)
+
+T = TypeVar("T")
+Ask = Callable[[ChatProvider, Target], Awaitable[T]]
+
+ONCE = RetryPolicy(attempts=1)
+PASSED_S = 0.005
+"""A deadline this near has passed: a timer may fire a little early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served(Generic[T]):
+    """What a target gave, and the permit of the call, which the receiver ends."""
+
+    target: Target
+    permit: Permit
+    result: T
+
+
+class Attempts:
+    """Asks the targets of one call in their order, each as often as its retry policy allows.
+
+    `callers_own` tells that the caller gave the deadline.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        providers: Mapping[str, ChatProvider],
+        circuits: Circuits,
+        account: CallAccount,
+        *,
+        deadline: Deadline,
+        logical_model: str,
+        callers_own: bool = False,
+    ) -> None:
+        self._model = logical_model
+        self._remaining = deque(targets)
+        self._providers = providers
+        self._circuits = circuits
+        self._account = account
+        self.deadline = deadline
+        self._callers_own = callers_own
+        self._handover_s: float | None = None
+        self._reasons: dict[str, str] = {}
+        self._waits: list[float] = []
+
+    def keep(self, wanted: Callable[[ChatProvider], bool]) -> bool:
+        """Drops the targets still to come whose provider is not wanted; returns whether one is left."""
+        self._remaining = deque(
+            target for target in self._remaining if wanted(self._providers[target.provider])
+        )
+        return bool(self._remaining)
+
+    async def serve(self, ask: Ask[T]) -> Served[T]:
+        """Returns what the first target gave that did not fail; a later call goes on with the targets behind it.
+
+        Raises:
+            ModelUnavailable: no target is configured.
+            CircuitOpen: none can be called now.
+            DaarionError: the leaf of the last failure.
+        """
+        failure: DaarionError | None = None
+        while self._remaining:
+            outcome = await self._at(self._remaining.popleft(), ask)
+            if isinstance(outcome, Served):
+                return outcome
+            failure = outcome or failure
+        raise failure or self._nobody()
+
+    def goes_on_after(self, error: DaarionError) -> bool:
+        """Whether another target may be asked for the rest after `error`."""
+        return (
+            not isinstance(error, InvalidRequest)
+            and self._others()
+            and self._step(error, 1, ONCE).kind == "next"
+        )
+
+    def failed(self, target: Target, permit: Permit, error: DaarionError) -> None:
+        """Ends the running attempt, which failed."""
+        now = time.monotonic()
+        if isinstance(error, InvalidRequest):
+            permit.alive(now)  # who refuses with reasons is up
+        if blames_target(error, cut_short=self._cut_short(target)):
+            permit.failed(now)
+        else:
+            permit.released(now)
+        if seconds := rest_s(error):
+            self._circuits.of(target).rest(now, seconds)
+        begun = isinstance(error, UpstreamInvalidResponse) and error.begun
+        self._account.attempt_ended(error.type, worked=begun)
+
+    async def _at(self, target: Target, ask: Ask[T]) -> Served[T] | DaarionError | None:
+        """Returns the answer of one target, or its last failure; None when it was not called."""
+        provider = self._providers[target.provider]
+        if (reason := provider.unavailable_reason()) is not None:
+            self._reasons[target.provider] = reason
+            self._account.skipped(target, ModelUnavailable.type)
+            return None
+        failure: DaarionError | None = None
+        tries = 0
+        while (permit := self._circuits.of(target).enter(time.monotonic())) is not None:
+            tries += 1
+            self._account.attempt(target)
+            try:
+                return Served(
+                    target, permit, await ask(provider, self._with_handover_timeout(target))
+                )
+            except DaarionError as error:
+                failure = error
+            except BaseException:
+                permit.released(time.monotonic())
+                raise
+            self.failed(target, permit, failure)
+            if isinstance(failure, ContextLengthExceeded):
+                self._remaining = deque(
+                    holders(self._remaining, target, self._account.needed_tokens())
+                )
+            step = self._step(failure, tries, target.retry)
+            if step.kind == "caller":
+                raise failure
+            if step.kind == "next":
+                return failure
+            await asyncio.sleep(step.wait_s)
+        self._waits.append(self._circuits.of(target).wait_s(time.monotonic()))
+        self._account.skipped(target, CircuitOpen.type)
+        return failure
+
+    def _with_handover_timeout(self, target: Target) -> Target:
+        """Returns `target` with its handover timeout while another target could answer instead."""
+        timeouts = configured = target.timeouts
+        if not self._remaining or not self._others(ready=True):
+            timeouts = configured.alone()
+        elif self._callers_own:
+            timeouts = replace(configured, handover_s=self.deadline.remaining() * HANDOVER_SHARE)
+        self._handover_s = timeouts.handover_s
+        return target if timeouts is configured else replace(target, timeouts=timeouts)
+
+    def _cut_short(self, target: Target) -> bool:
+        """Whether the running attempt was ended by the caller's patience, too early to blame the target for it."""
+        silent_s = self._account.silent_s()
+        handed_over = self._handover_s is not None and silent_s >= self._handover_s - PASSED_S
+        if self._remaining_s() > 0 and not handed_over:
+            return False
+        known_alive = self._providers[target.provider].condition().load is not None
+        return known_alive or silent_s < silence_counts_s(target.timeouts)
+
+    def _step(self, error: DaarionError, tries: int, retry: RetryPolicy) -> Step:
+        jitter = random.random()  # noqa: S311  # spreads waits, hides nothing
+        return next_step(
+            error,
+            tries=tries,
+            retry=retry,
+            others=self._others(),
+            remaining_s=self._remaining_s(),
+            jitter=jitter,
+        )
+
+    def _others(self, *, ready: bool = False) -> bool:
+        """Whether a target is left that could be called now; with `ready`, one that is not known to be away."""
+        now = time.monotonic()
+        for target in self._remaining:
+            provider = self._providers[target.provider]
+            if (
+                provider.unavailable_reason() is not None
+                or self._circuits.of(target).wait_s(now) > 0
+            ):
+                continue
+            if not ready or provider.condition().not_ready is None:
+                return True
+        return False
+
+    def _remaining_s(self) -> float:
+        remaining = self.deadline.remaining()
+        return 0.0 if remaining < PASSED_S else remaining
+
+    def _nobody(self) -> DaarionError:
+        if self._waits:
+            wait = max(1, math.ceil(min(self._waits)))
+            return CircuitOpen(
+                f"every provider of this model is left alone after failures: retry in {wait} s",
+                retry_after_s=wait,
+            )
+        listed = "; ".join(
+            f"provider `{provider}`: {reason}" for provider, reason in self._reasons.items()
+        )
+        return ModelUnavailable(f"model `{self._model}` is not available: {listed}")

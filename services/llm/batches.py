@@ -1,0 +1,365 @@
+"""Batches: what is submitted is stored, and worked off at low priority by every replica."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from common.tasks import end_tasks
+from contracts.errors import (
+    CircuitOpen,
+    DaarionError,
+    DatabaseUnavailable,
+    EngineUnavailable,
+    Internal,
+    InvalidRequest,
+    LimitsUnavailable,
+    OverLimit,
+    Overloaded,
+    RateLimited,
+    UpstreamRateLimited,
+)
+from contracts.llm.api import ProxyRequest, ProxyResponse
+from contracts.llm.batches import (
+    Batch,
+    BatchPage,
+    BatchQueue,
+    BatchRequest,
+    BatchStore,
+    BatchWork,
+    ItemResult,
+    NewItem,
+)
+from contracts.llm.limits import CREDENTIAL
+from contracts.llm.ports import EventLog
+from services.llm.cache import cache_key
+
+_OF_NO_REQUEST = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable)
+"""A limit, a queue or a part of this product: the whole batch waits, and nothing is counted."""
+_OF_THE_MODEL = (CircuitOpen, EngineUnavailable)
+"""The model is left alone or starts: its requests wait, for so long and no longer; those of other models go on."""
+MAX_REMEMBERED = 1_000
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The use cases of `/batch`. `wake` tells the worker of this replica that there is work."""
+
+    store: BatchStore
+    events: EventLog
+    wake: Callable[[], None]
+    max_waiting: Callable[[], int]
+
+    async def submit(self, requests: Sequence[BatchRequest]) -> Batch:
+        """Stores the requests as one batch, under the credential in force.
+
+        Raises:
+            InvalidRequest: a `custom_id` twice, several microDAOs, or `cache` without temperature 0.
+            RateLimited: too many requests of the microDAO wait in batches already.
+            OverLimit: these alone are more than may wait.
+        """
+        microdao_id, items = await asyncio.to_thread(
+            _prepared, requests, CREDENTIAL.get()
+        )  # thousands take a while
+        batch = await self.store.create(microdao_id, items, self.max_waiting())
+        self.events.emit(
+            "llm.batch_submitted", batch_id=batch.id, microdao_id=microdao_id, requests=len(items)
+        )
+        self.wake()
+        return batch
+
+    async def get(self, microdao_id: str, batch_id: str) -> Batch:
+        """Returns one batch. Raises NotFound."""
+        return await self.store.get(microdao_id, batch_id)
+
+    async def page(self, microdao_id: str, limit: int, cursor: str | None) -> BatchPage:
+        """Returns the microDAO's batches, newest first."""
+        return await self.store.page(microdao_id, limit, cursor)
+
+    async def cancel(self, microdao_id: str, batch_id: str) -> Batch:
+        """Ends a batch: what waits is not begun, what runs is stopped within seconds. Raises NotFound."""
+        batch = await self.store.cancel(microdao_id, batch_id)
+        self.events.emit("llm.batch_cancelled", batch_id=batch.id, microdao_id=microdao_id)
+        return batch
+
+    async def results(self, microdao_id: str, batch_id: str) -> AsyncIterator[list[ItemResult]]:
+        """Returns the results, some at a time. Raises NotFound before the first."""
+        await self.store.get(microdao_id, batch_id)
+        return self.store.results(microdao_id, batch_id)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """`concurrency` requests are worked off at a time, fewer while calls are in work that somebody waits for.
+
+    Seconds: an idle worker looks every `poll_s` for work of other replicas; a lease ends `lease_s` after it was last
+    prolonged, which happens every `tend_s`. A request that fails for a passing reason comes back after `backoff_s`, twice
+    as long each time, and is given up after `max_failures`. One whose model is left alone comes back after growing pauses, and is
+    given up when that went on for `stall_limit_s`.
+    """
+
+    concurrency: int = 4
+    max_failures: int = 5
+    poll_s: float = 1.0
+    lease_s: float = 30.0
+    tend_s: float = 2.0
+    backoff_s: float = 5.0
+    backoff_max_s: float = 600.0
+    stall_limit_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """Nothing is decided: the request is due again after `seconds`, or its whole batch is."""
+
+    seconds: float
+    failed: bool = False
+    pause_batch: bool = False
+    stalled: bool = False
+
+
+def delay_after(
+    error: DaarionError, failures: int, settings: WorkerSettings, stalled_s: float = 0.0
+) -> Delay | None:
+    """Returns when a failed request is tried again, or None when the failure is its result.
+
+    `failures` came before this one; for `stalled_s` seconds its model has been left alone.
+    """
+    if isinstance(error, OverLimit):
+        return None
+    if isinstance(error, _OF_NO_REQUEST):
+        return Delay(
+            min(error.retry_after_s or settings.backoff_s, settings.backoff_max_s), pause_batch=True
+        )
+    if isinstance(error, _OF_THE_MODEL):
+        if stalled_s >= settings.stall_limit_s:
+            return None
+        pause = max(error.retry_after_s or 0.0, settings.backoff_s, stalled_s)
+        return Delay(min(pause, settings.backoff_max_s), stalled=True)
+    if not error.retryable or failures + 1 >= settings.max_failures:
+        return None
+    factor = 6 if isinstance(error, UpstreamRateLimited) else 1
+    own = settings.backoff_s * factor * 2**failures
+    return Delay(min(max(own, error.retry_after_s or 0.0), settings.backoff_max_s), failed=True)
+
+
+class BatchWorker:
+    """Works off claimed requests in one process. Whatever it leaves unfinished, dead or alive, another one takes up.
+
+    `answer` runs one call; `in_work` is how many calls somebody waits for in this replica.
+    """
+
+    def __init__(
+        self,
+        queue: BatchQueue,
+        answer: Callable[[ProxyRequest, str], Awaitable[ProxyResponse]],
+        in_work: Callable[[], int],
+        events: EventLog,
+        settings: WorkerSettings,
+    ) -> None:
+        self.settings = settings
+        self._queue = queue
+        self._answer = answer
+        self._in_work = in_work
+        self._events = events
+        self._last_failures: dict[str, DaarionError] = {}  # of each model
+        self._running: dict[UUID, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Starts to work on the running event loop."""
+        self._loops = [
+            asyncio.create_task(self._dispatch(), name="batches"),
+            asyncio.create_task(self._tend(), name="batches:leases"),
+        ]
+
+    async def close(self) -> None:
+        """Stops; what was begun is put back."""
+        await end_tasks(self._loops)
+        await end_tasks(list(self._running.values()))
+
+    def wake(self) -> None:
+        """Tells that there may be work, or room for it."""
+        self._changed.set()
+
+    async def _dispatch(self) -> None:
+        pause = self.settings.poll_s
+        while True:
+            try:
+                begun = self._free() > 0 and await self._begin_next()
+            except DaarionError as error:
+                self._events.emit("llm.batch_waits", error=error.type, seconds=pause)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 15.0)
+                continue
+            except Exception as error:  # noqa: BLE001  # a defect must not end the work of this replica for good
+                self._events.emit("llm.batch_defect", error=type(error).__name__, exc_info=error)
+                await asyncio.sleep(15.0)
+                continue
+            pause = self.settings.poll_s
+            if not begun:
+                await self._pause()
+
+    def _free(self) -> int:
+        """Slots left. Callers who wait take from batches, but never the last slot: a batch goes on under any load."""
+        most = self.settings.concurrency
+        return min(most, max(1, most - self._in_work())) - len(self._running)
+
+    async def _begin_next(self) -> bool:
+        work = await self._queue.claim(self.settings.lease_s)
+        if work is None:
+            return False
+        task = asyncio.create_task(self._run(work), name=f"batch:{work.batch_id}:{work.position}")
+        self._running[work.token] = task
+        task.add_done_callback(lambda _: self._ended(work.token))
+        return True
+
+    def _ended(self, token: UUID) -> None:
+        self._running.pop(token, None)
+        self.wake()
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_jittered(self.settings.poll_s)):
+                await self._changed.wait()
+        self._changed.clear()
+
+    async def _tend(self) -> None:
+        """Keeps the leases; ends what lost its own, or whose batch was cancelled."""
+        while True:
+            await asyncio.sleep(self.settings.tend_s)
+            held = set(self._running)
+            if not held:
+                continue
+            try:
+                kept = await self._queue.extend(held, self.settings.lease_s)
+            except DaarionError:
+                continue  # a lease that ends meanwhile costs a second run, never a second result
+            for token in held - kept:
+                if (task := self._running.get(token)) is not None:
+                    task.cancel()
+
+    async def _run(self, work: BatchWork) -> None:
+        try:
+            result, succeeded = await self._result(work)
+            if result is not None:
+                await self._finish(work, result, succeeded=succeeded)
+        except asyncio.CancelledError:
+            await self._put_back(work, Delay(0.0))
+            raise
+        except Exception as error:  # noqa: BLE001  # the lease ends, and the request is taken up again as one failure more
+            self._events.emit(
+                "llm.batch_defect",
+                batch_id=str(work.batch_id),
+                error=type(error).__name__,
+                exc_info=error,
+            )
+
+    async def _result(self, work: BatchWork) -> tuple[bytes | None, bool]:
+        """Returns the result and whether it is an answer; None once the request was put back."""
+        request_id = f"batch-{work.batch_id}-{work.position}"
+        request = _restored(work.request)
+        try:
+            if work.failures >= self.settings.max_failures:
+                raise Internal(f"given up after {work.failures} attempts that were cut off")
+            answer = await self._answer(request, request_id)
+        except DaarionError as error:
+            delay = delay_after(error, work.failures, self.settings, work.stalled_s)
+            if delay is None:
+                return orjson.dumps(
+                    self._informative(request.model, error).envelope(request_id)["error"]
+                ), False
+            if delay.failed and (
+                request.model in self._last_failures or len(self._last_failures) < MAX_REMEMBERED
+            ):
+                self._last_failures[request.model] = copy.copy(error)  # without its traceback
+            await self._put_back(work, delay)
+            return None, False
+        return orjson.dumps(answer.model_dump(exclude_none=True)), True
+
+    def _informative(self, model: str, error: DaarionError) -> DaarionError:
+        """An open circuit says little: returns what the model failed with here before, where that is known."""
+        return self._last_failures.get(model, error) if isinstance(error, CircuitOpen) else error
+
+    async def _finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> None:
+        """Writes the result, however long the database is away: the lease decides whether it still counts."""
+        pause = 0.5
+        while True:
+            try:
+                ended = await self._queue.finish(work, result, succeeded=succeeded)
+            except DaarionError as error:
+                if not error.retryable:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 10.0)
+            else:
+                if ended:
+                    self._events.emit(
+                        "llm.batch_ended",
+                        batch_id=f"batch-{work.batch_id}",
+                        microdao_id=work.microdao_id,
+                    )
+                return
+
+    async def _put_back(self, work: BatchWork, delay: Delay) -> None:
+        """Best effort: the lease ends anyway."""
+        with contextlib.suppress(DaarionError):
+            await self._queue.put_back(
+                work,
+                _jittered(delay.seconds),
+                failed=delay.failed,
+                pause_batch=delay.pause_batch,
+                stalled=delay.stalled,
+            )
+
+
+def _jittered(seconds: float) -> float:
+    """Up to a fifth longer, so that replicas and requests do not come back in step."""
+    return seconds * random.uniform(1.0, 1.2)  # noqa: S311  # nothing secret
+
+
+def _prepared(requests: Sequence[BatchRequest], credential: str) -> tuple[str, list[NewItem]]:
+    microdao_id = _checked(requests)
+    return microdao_id, [
+        NewItem(request.custom_id, _stored(request, credential)) for request in requests
+    ]
+
+
+def _checked(requests: Sequence[BatchRequest]) -> str:
+    """Returns the one microDAO of all requests."""
+    microdao_id = requests[0].metadata.microdao_id
+    seen: dict[str, int] = {}
+    for index, request in enumerate(requests):
+        if request.metadata.microdao_id != microdao_id:
+            raise InvalidRequest(
+                f"requests[{index}].metadata.microdao_id: all requests of a batch are of one microDAO"
+            )
+        first = seen.setdefault(request.custom_id, index)
+        if first != index:
+            raise InvalidRequest(
+                f"requests[{index}].custom_id: the same as that of requests[{first}]"
+            )
+        if request.cache is not None:
+            cache_key(request)
+    return microdao_id
+
+
+def _stored(request: BatchRequest, credential: str) -> bytes:
+    body: dict[str, Any] = request.model_dump(exclude_unset=True, exclude={"custom_id"})
+    return orjson.dumps({"credential": credential, "request": body})
+
+
+def _restored(stored: str) -> ProxyRequest:
+    """Returns the request, and puts its credential in force for this task."""
+    content = orjson.loads(stored)
+    CREDENTIAL.set(content["credential"])
+    return ProxyRequest.model_validate(content["request"])

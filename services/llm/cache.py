@@ -1,0 +1,132 @@
+"""The response cache: exact matches, per microDAO, in the memory of one replica."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import orjson
+
+from contracts.errors import InvalidRequest
+from contracts.llm.api import ProxyRequest, ProxyResponse
+from contracts.llm.routing import Target
+
+ENTRY_BYTES = 512
+"""What an entry takes beside its answer, about."""
+
+_NOT_IN_THE_KEY = frozenset({"metadata", "cache", "timeout_s"})
+_KEY_FIELDS = tuple(name for name in ProxyRequest.model_fields if name not in _NOT_IN_THE_KEY)
+_WHOLE = frozenset({"stop", "tool_calls", "length"})
+
+
+def canonical_body(request: ProxyRequest) -> bytes:
+    """Returns the request as JSON in one form, without who asks, until when, and what the cache should do.
+
+    Raises:
+        InvalidRequest: a number in it is over 64 bits.
+    """
+    body = {name: value for name in _KEY_FIELDS if (value := getattr(request, name)) is not None}
+    if request.extra_body:
+        body["extra_body"] = request.extra_body
+    try:
+        return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # what came as JSON can be JSON again, but for this
+        raise InvalidRequest("a whole number in the request is over 64 bits") from None
+
+
+def cache_key(request: ProxyRequest) -> bytes:
+    """Returns what equal requests of one microDAO share, and nobody else.
+
+    Raises:
+        InvalidRequest: the request's temperature is not 0, so that its answer is not the same the next time.
+    """
+    if request.temperature != 0:
+        raise InvalidRequest("cache: only for requests with `temperature: 0`")
+    tenant = hashlib.sha256(request.metadata.microdao_id.encode()).digest()
+    return hashlib.sha256(tenant + canonical_body(request)).digest()
+
+
+def is_clipped(answer: ProxyResponse, request: ProxyRequest) -> bool:
+    """Whether an answer was cut at a length that its request does not name.
+
+    Such a length is one caller's own (a limit of tokens or money caps its answers) or the provider's of that moment; one that
+    the request names is part of the key.
+    """
+    return answer.finish_reason == "length" and request.max_tokens is None
+
+
+def is_worth_keeping(answer: ProxyResponse, request: ProxyRequest, preferred: Target) -> bool:
+    """Whether an answer may stand for the next ones: whole, and given by the target that the model names first.
+
+    What a fallback answered while that one was away would otherwise outlive the outage.
+    """
+    by_preferred = (answer.provider, answer.model_resolved) == (preferred.provider, preferred.name)
+    return (
+        by_preferred
+        and answer.refusal is None
+        and answer.finish_reason in _WHOLE
+        and not is_clipped(answer, request)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    body: bytes
+    stored: float
+    ttl_s: float
+
+    @property
+    def size(self) -> int:
+        return len(self.body) + ENTRY_BYTES
+
+
+class AnswerCache:
+    """Keeps the answers that were used last, `max_bytes` of them; one that is larger than an eighth of that is not kept."""
+
+    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max = max_bytes
+        self._clock = clock
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: bytes, max_age_s: float) -> ProxyResponse | None:
+        """Returns the answer if it is younger than `max_age_s` and than what it was stored for."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        age = self._clock() - entry.stored
+        if age >= entry.ttl_s:
+            self._drop(key)
+            return None
+        if age >= max_age_s:
+            return None
+        self._entries.move_to_end(key)
+        return ProxyResponse.model_validate_json(entry.body)
+
+    def put(self, key: bytes, answer: ProxyResponse, ttl_s: float) -> None:
+        """Keeps the answer for `ttl_s` seconds, in place of an older one."""
+        self._drop(key)
+        kept = answer.model_copy(update={"request_id": None, "latency_ms": None, "attempts": None})
+        entry = _Entry(orjson.dumps(kept.model_dump(exclude_none=True)), self._clock(), ttl_s)
+        if entry.size > self._max // 8:
+            return
+        self._entries[key] = entry
+        self.size += entry.size
+        while self.size > self._max:
+            self._drop(next(iter(self._entries)))
+
+    def close(self) -> None:
+        """Forgets everything; what calls under way bring later is not kept."""
+        self._max = self.size = 0
+        self._entries.clear()
+
+    def _drop(self, key: bytes) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.size -= entry.size

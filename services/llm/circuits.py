@@ -1,0 +1,200 @@
+"""A circuit for each provider and model: who fails is left alone, then probed. Pure; time comes in as an argument.
+
+    closed ──(failures in a row, or their share in a window)──► open ──(cool-down)──► half-open ──(the probe succeeds)──► closed
+                                                                  ▲                      │
+                                                                  └──(the probe fails: cool-down × 2)
+
+While a circuit is open nobody calls the target; half-open, one call does. The cool-down runs from the beginning of
+the probe that failed, and a probe without an end after the longest cool-down keeps the next one waiting no longer: a
+target that is well again is called within the longest cool-down, whether it had refused calls or swallowed them. A
+target may also rest, because its provider sent a `Retry-After`: when that has passed, everybody may call again. State
+is per replica.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal
+
+from contracts.llm.routing import CircuitPolicy, Target
+
+State = Literal["closed", "open", "half_open"]
+CELLS = 10
+_MAX_DOUBLINGS = 16
+PROBE_RETRY_S = 1.0
+"""When to ask again while a probe is under way: its end is not known."""
+
+
+class Circuit:
+    """One target's circuit, and how many calls of this replica it is working on."""
+
+    def __init__(
+        self, policy: CircuitPolicy, turned: Callable[[State], None] = lambda _: None
+    ) -> None:
+        self.policy = policy
+        self._turned = turned
+        self.in_flight = 0
+        self._state: State = "closed"
+        self._epoch = 0
+        self._in_a_row = 0
+        self._cells: deque[list[float]] = deque()  # of each: its number, calls, failures
+        self._opened_at = self._closed_at = float("-inf")
+        self._vain = 0
+        self._probe: Permit | None = None
+        self._probed_at = float("-inf")
+        self._rests_until = float("-inf")
+
+    def state(self, now: float) -> State:
+        """The state; an open circuit whose cool-down is over is half-open."""
+        if self._state == "open" and now >= self._opened_at + self._cooldown_s():
+            return "half_open"
+        return self._state
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until a call may be tried; zero when it may be now."""
+        rest = max(0.0, self._rests_until - now)
+        if self._state == "closed":
+            return rest
+        if self._probe is not None and now < self._probed_at + self.policy.max_cooldown_s:
+            return max(rest, PROBE_RETRY_S)
+        return max(rest, self._opened_at + self._cooldown_s() - now)
+
+    def enter(self, now: float) -> Permit | None:
+        """Returns a permit to call the target, or None where it must be left alone. A permit must be ended."""
+        if self._state == "closed":
+            if now < self._rests_until:
+                return None
+        elif self.wait_s(now) > 0:
+            return None
+        permit = Permit(self, self._epoch)
+        self.in_flight += 1
+        if self._state != "closed":
+            self._state, self._probe, self._probed_at = "half_open", permit, now
+        return permit
+
+    def rest(self, now: float, seconds: float) -> None:
+        """Keeps calls away for `seconds`, as the provider asked."""
+        self._rests_until = max(self._rests_until, now + seconds)
+
+    def _alive(self, permit: Permit, now: float) -> None:
+        if self._judges(permit):
+            self._close(now)
+            permit.epoch = self._epoch
+
+    def _end(self, permit: Permit, now: float, *, failed: bool | None) -> None:
+        self.in_flight -= 1
+        if self._judges(permit):
+            if failed is False:
+                self._close(now)
+            elif permit is self._probe:  # of two, the newer one knows better than the one that hung
+                self._probe = None
+                if failed:
+                    self._open(self._probed_at)
+        elif failed is not None and self._state == "closed" and permit.epoch == self._epoch:
+            self._count(now, failed=failed)
+
+    def _judges(self, permit: Permit) -> bool:
+        """Whether `permit` is a probe of this half-open state: calls that began before it opened have an older epoch."""
+        return self._state == "half_open" and permit.epoch == self._epoch
+
+    def _count(self, now: float, *, failed: bool) -> None:
+        self._add(now, failed=failed)
+        if not failed:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        policy = self.policy
+        calls, failures = sum(cell[1] for cell in self._cells), sum(cell[2] for cell in self._cells)
+        if self._in_a_row >= policy.failures or (
+            calls >= policy.calls and failures >= policy.share * calls
+        ):
+            if now - self._closed_at > policy.window_s:
+                self._vain = 0  # it had been well: the last outage is forgotten
+            self._open(now)
+
+    def _add(self, now: float, *, failed: bool) -> None:
+        cells, number = self._cells, now // (self.policy.window_s / CELLS)
+        if not cells or cells[-1][0] != number:
+            cells.append([number, 0, 0])
+        cells[-1][1] += 1
+        cells[-1][2] += failed
+        while cells[0][0] <= number - CELLS:
+            cells.popleft()
+
+    def _open(self, now: float) -> None:
+        self._turn("open")
+        self._vain += 1
+        self._opened_at = now
+
+    def _close(self, now: float) -> None:
+        self._turn("closed")
+        self._closed_at = now
+        self._cells.clear()
+
+    def _turn(self, state: State) -> None:
+        self._state, self._in_a_row, self._epoch, self._probe = state, 0, self._epoch + 1, None
+        self._turned(state)
+
+    def _cooldown_s(self) -> float:
+        growth: float = 2.0 ** min(max(0, self._vain - 1), _MAX_DOUBLINGS)
+        return min(self.policy.cooldown_s * growth, self.policy.max_cooldown_s)
+
+
+class Permit:
+    """The right to make one call. Ended once, by what came of it; further endings do nothing."""
+
+    __slots__ = ("_circuit", "_ended", "epoch")
+
+    def __init__(self, circuit: Circuit, epoch: int) -> None:
+        self._circuit = circuit
+        self._ended = False
+        self.epoch = epoch
+
+    def alive(self, now: float) -> None:
+        """The target answers, though not to the end yet: a half-open circuit closes."""
+        if not self._ended:
+            self._circuit._alive(self, now)  # noqa: SLF001  # a permit is a part of its circuit
+
+    def succeeded(self, now: float) -> None:
+        """The call came to its end."""
+        self._finish(failed=False, now=now)
+
+    def failed(self, now: float) -> None:
+        """The target failed."""
+        self._finish(failed=True, now=now)
+
+    def released(self, now: float) -> None:
+        """Nothing was learned about the target: the caller left, or its request was at fault."""
+        self._finish(failed=None, now=now)
+
+    def _finish(self, *, failed: bool | None, now: float) -> None:
+        if not self._ended:
+            self._ended = True
+            self._circuit._end(self, now, failed=failed)  # noqa: SLF001  # as above
+
+
+class Circuits:
+    """The circuits of one replica. They outlive a reload of the routes. `turned` is told of each that opens or closes."""
+
+    def __init__(
+        self, turned: Callable[[Target, State], None] = lambda _target, _state: None
+    ) -> None:
+        self._turned = turned
+        self._circuits: dict[tuple[str, str], Circuit] = {}
+
+    def of(self, target: Target) -> Circuit:
+        """Returns the circuit of `target`, under the policy that it names."""
+        circuit = self._circuits.get(target.key)
+        if circuit is None:
+            circuit = self._circuits[target.key] = Circuit(
+                target.circuit, partial(self._turned, target)
+            )
+        circuit.policy = target.circuit
+        return circuit
+
+    def keep(self, targets: Iterable[Target]) -> None:
+        """Forgets every circuit but those of `targets`."""
+        keys = {target.key for target in targets}
+        self._circuits = {key: circuit for key, circuit in self._circuits.items() if key in keys}

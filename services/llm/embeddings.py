@@ -1,0 +1,189 @@
+"""Embeddings for callers of the LLM proxy: one logical model, the graph's own embedder."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+
+from contracts.deadline import Deadline
+from contracts.errors import InvalidRequest, UnknownModel
+from contracts.llm.api import CallMetadata, TokenUsage
+from contracts.llm.embeddings import EmbeddingBatch, TokenEmbedder
+from contracts.llm.limits import (
+    CREDENTIAL,
+    NANO_PER_USD,
+    NOTHING,
+    Estimate,
+    Limiter,
+    Spent,
+    caller_of,
+)
+from contracts.llm.openai_embeddings import (
+    EmbeddingRow,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    EmbeddingsUsage,
+)
+from contracts.llm.ports import EventLog, Prices
+from contracts.llm.routing import Target, Timeouts
+from contracts.llm.usage import OUTCOME_OK, UsageRecord, UsageSink
+from services.llm.accounting import PROVIDER_WORKED, NoPrices, outcome_of
+from services.llm.estimates import BYTES_PER_TOKEN
+
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What a call took since `since` (monotonic seconds)."""
+
+    usage: TokenUsage
+    cost_usd: Decimal | None
+    since: float
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The use case behind `/v1/embeddings`.
+
+    `model` is the logical name that callers give, `target` who makes the vectors and under which name. `limiter` and `prices` are
+    looked up at each call, because a reload replaces them.
+    """
+
+    model: str
+    target: Target
+    embedder: TokenEmbedder
+    limiter: Callable[[], Limiter]
+    usage: UsageSink
+    events: EventLog
+    prices: Callable[[], Prices] = NoPrices
+    timeout_s: float = TIMEOUT_S
+
+    async def create(
+        self, request: EmbeddingsRequest, caller: CallMetadata, request_id: str
+    ) -> EmbeddingsResponse:
+        """Returns the vectors.
+
+        Raises:
+            UnknownModel: another model than the graph's embedder.
+            InvalidRequest: `dimensions` that the model does not have, tokens that are not its own.
+            RateLimited: a limit of ours is exhausted.
+            Overloaded | EngineUnavailable | DeadlineExceeded: as the embedder.
+        """
+        self._check(request)
+        estimated = _usage(_estimated_tokens(request), estimated=True)
+        expected = Estimate(tokens=estimated.total_tokens, nano_usd=_nano(self._cost(estimated)))
+        reservation = await self.limiter().reserve(caller_of(caller), expected)
+        started, outcome, used = time.monotonic(), OUTCOME_OK, _usage(0)
+        try:
+            batch = await self._embedded(request, caller)
+            used = _usage(batch.tokens) if batch.tokens else estimated
+        except BaseException as error:
+            outcome = outcome_of(error)
+            if outcome in PROVIDER_WORKED:
+                used = estimated  # the vectors were made, or half of them, for nobody
+            raise
+        finally:
+            cost = self._cost(used)
+            reservation.settle(
+                Spent(tokens=used.total_tokens, nano_usd=_nano(cost))
+                if used.total_tokens
+                else NOTHING
+            )
+            self._settle(caller, request_id, outcome, _Taken(used, cost, started))
+        return self._response(request, batch)
+
+    def _cost(self, usage: TokenUsage) -> Decimal | None:
+        return self.prices().cost(self.target, usage) if usage.total_tokens else None
+
+    def _check(self, request: EmbeddingsRequest) -> None:
+        if request.model != self.model:
+            raise UnknownModel(f"no embedding model `{request.model}`; there is: {self.model}")
+        if request.dimensions not in {None, self.embedder.dimension}:
+            raise InvalidRequest(
+                f"dimensions: `{self.model}` gives vectors of {self.embedder.dimension} numbers; leave the field out"
+            )
+
+    async def _embedded(self, request: EmbeddingsRequest, caller: CallMetadata) -> EmbeddingBatch:
+        tenant = f"{caller.microdao_id}/{caller.agent_id}"
+        kind = request.input_type or "passage"
+        return await self.embedder.embed(
+            request.inputs, kind, tenant=tenant, deadline=Deadline.after(self.timeout_s)
+        )
+
+    def _response(self, request: EmbeddingsRequest, batch: EmbeddingBatch) -> EmbeddingsResponse:
+        as_base64 = request.encoding_format == "base64"
+        rows = [
+            base64.b64encode(batch.row_bytes(index)).decode("ascii")
+            if as_base64
+            else batch.row(index)
+            for index in range(len(batch))
+        ]
+        return EmbeddingsResponse(
+            data=[EmbeddingRow(index=index, embedding=row) for index, row in enumerate(rows)],
+            model=self.model,
+            usage=EmbeddingsUsage(prompt_tokens=batch.tokens, total_tokens=batch.tokens),
+        )
+
+    def _settle(self, caller: CallMetadata, request_id: str, outcome: str, taken: _Taken) -> None:
+        usage, cost, latency_ms = (
+            taken.usage,
+            taken.cost_usd,
+            round((time.monotonic() - taken.since) * 1000, 3),
+        )
+        who = {
+            "request_id": request_id,
+            "agent_id": caller.agent_id,
+            "microdao_id": caller.microdao_id,
+            "channel_id": caller.channel_id,
+        }
+        spent = {"tokens": usage.total_tokens, "cost_usd": None if cost is None else float(cost)}
+        self.events.emit(
+            "llm.embeddings",
+            **who,
+            model=self.model,
+            **spent,
+            latency_ms=latency_ms,
+            outcome=outcome,
+        )
+        self.usage.record(
+            UsageRecord(
+                request_id=request_id,
+                agent_id=caller.agent_id,
+                microdao_id=caller.microdao_id,
+                channel_id=caller.channel_id,
+                credential=CREDENTIAL.get(),
+                logical_model=self.model,
+                provider=self.target.provider,
+                physical_model=self.target.name,
+                prompt_tokens=usage.prompt_tokens,
+                total_tokens=usage.total_tokens,
+                estimated=bool(usage.estimated),
+                cost_usd=cost,
+                latency_ms=latency_ms,
+                outcome=outcome,
+            )
+        )
+
+
+def _estimated_tokens(request: EmbeddingsRequest) -> int:
+    return sum(
+        -(-len(given.encode()) // BYTES_PER_TOKEN) if isinstance(given, str) else len(given)
+        for given in request.inputs
+    )
+
+
+def embedding_target(provider: str, name: str) -> Target:
+    """Returns the target by which vectors are accounted and priced."""
+    return Target(provider, name, Timeouts(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S, TIMEOUT_S))
+
+
+def _usage(tokens: int, *, estimated: bool | None = None) -> TokenUsage:
+    return TokenUsage(prompt_tokens=tokens, total_tokens=tokens, estimated=estimated)
+
+
+def _nano(cost: Decimal | None) -> int:
+    return 0 if cost is None else int(cost * NANO_PER_USD)

@@ -1,0 +1,215 @@
+"""`Idempotency-Key`: one request, one answer, however often and at whichever replica it is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+import orjson
+
+from common.tasks import end_tasks
+from contracts.deadline import Deadline
+from contracts.errors import (
+    ContentFiltered,
+    ContextLengthExceeded,
+    DaarionError,
+    InvalidRequest,
+    Overloaded,
+    UpstreamRejected,
+)
+from contracts.llm.api import MAX_TIMEOUT_S, ProxyRequest, ProxyResponse
+from contracts.llm.idempotency import Granted, IdempotencyStore, KeyUse, Settled
+from contracts.llm.ports import EventLog
+from services.llm.cache import canonical_body
+
+MAX_KEY_CHARS = 1_024
+MAX_RUNNING = 1_000
+
+_REFUSALS: dict[str, type[InvalidRequest]] = {
+    leaf.type: leaf
+    for leaf in (InvalidRequest, ContextLengthExceeded, ContentFiltered, UpstreamRejected)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyTimes:
+    """Seconds: an attempt's lease, how often it is prolonged, how long a waiting caller pauses between two looks."""
+
+    lease_s: float = 15.0
+    tend_s: float = 4.0
+    look_s: float = 0.05
+    look_max_s: float = 0.5
+    settle_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The body of an answer as JSON, and whether it was stored by an earlier call."""
+
+    body: bytes
+    replayed: bool
+
+
+class Idempotency:
+    """Calls that were given a key.
+
+    The first caller's call runs to its end also when that caller leaves: its answer is what the key's next use is for.
+    Answers and refusals of the request itself settle the key; after any other failure it is free again. `retention_s` is
+    how long an answer is kept.
+    """
+
+    def __init__(
+        self,
+        store: IdempotencyStore,
+        events: EventLog,
+        retention_s: Callable[[], float],
+        times: IdempotencyTimes | None = None,
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._retention_s = retention_s
+        self._times = times or IdempotencyTimes()
+        self._running: set[asyncio.Task[bytes | None]] = set()
+
+    async def run(
+        self, request: ProxyRequest, key: str, call: Callable[[], Awaitable[ProxyResponse]]
+    ) -> Recorded:
+        """Returns the answer stored for the key, after `call` has given it where there is none.
+
+        Raises:
+            InvalidRequest: the key is too long, or the stored refusal.
+            IdempotencyConflict: the key was used for another request.
+            DeadlineExceeded: the call under way did not end within this caller's deadline.
+            Overloaded: too many such calls run here.
+            DatabaseUnavailable: the key cannot be looked up, so nothing was called.
+            DaarionError: what `call` raised.
+        """
+        use = key_use(request, key)
+        deadline = Deadline.after(request.timeout_s or MAX_TIMEOUT_S)
+        pause = self._times.look_s
+        while True:
+            found = await self._store.begin(use, self._times.lease_s, self._retention_s())
+            if isinstance(found, Settled):
+                return Recorded(_read(found.answer), replayed=True)
+            if isinstance(found, Granted):
+                answer = await self._started(use, found.token, call)
+                if answer is not None:
+                    return Recorded(answer, replayed=False)
+                continue  # another attempt took the key over: what it stores is the answer
+            deadline.check()
+            await asyncio.sleep(deadline.at_most(pause))
+            pause = min(2 * pause, self._times.look_max_s)
+
+    async def close(self) -> None:
+        """Ends the calls that run; their keys are free again."""
+        await end_tasks(self._running)
+
+    async def _started(
+        self, use: KeyUse, token: UUID, call: Callable[[], Awaitable[ProxyResponse]]
+    ) -> bytes | None:
+        if len(self._running) >= MAX_RUNNING:
+            await self._release(use, token)
+            raise Overloaded(
+                "this replica runs as many calls with an Idempotency-Key as it may: retry shortly",
+                retry_after_s=1.0,
+            )
+        task = asyncio.create_task(self._attempt(use, token, call))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[bytes | None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # read here, because its caller may have left
+
+    async def _attempt(
+        self, use: KeyUse, token: UUID, call: Callable[[], Awaitable[ProxyResponse]]
+    ) -> bytes | None:
+        """Returns the body, or None when the key was lost meanwhile. Raises what `call` raises."""
+        try:
+            async with self._leased(use, token):
+                answer = await call()
+        except InvalidRequest as refusal:
+            await self._settled(use, token, orjson.dumps({"refusal": _refusal(refusal)}))
+            raise
+        except BaseException:
+            await self._release(use, token)
+            raise
+        body = orjson.dumps(answer.model_dump(exclude_none=True))
+        return (
+            body
+            if await self._settled(use, token, orjson.dumps({"answer": orjson.Fragment(body)}))
+            else None
+        )
+
+    @contextlib.asynccontextmanager
+    async def _leased(self, use: KeyUse, token: UUID) -> AsyncIterator[None]:
+        async def tend() -> None:
+            while True:
+                await asyncio.sleep(self._times.tend_s)
+                with contextlib.suppress(DaarionError):
+                    await self._store.extend(use, token, self._times.lease_s)
+
+        tending = asyncio.create_task(tend())
+        try:
+            yield
+        finally:
+            await end_tasks([tending])
+
+    async def _settled(self, use: KeyUse, token: UUID, answer: bytes) -> bool:
+        """Stores the answer; returns whether it is the key's. An answer that cannot be stored is still its caller's."""
+        patience, pause = Deadline.after(self._times.settle_s), 0.2
+        while True:
+            try:
+                return await self._store.settle(use, token, answer, self._retention_s())
+            except DaarionError as error:
+                if not error.retryable or not patience.remaining():
+                    self._events.emit(
+                        "llm.idempotency_not_stored", microdao_id=use.microdao_id, error=error.type
+                    )
+                    return True
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    async def _release(self, use: KeyUse, token: UUID) -> None:
+        """Best effort: the lease ends anyway."""
+        with contextlib.suppress(DaarionError):
+            await self._store.release(use, token)
+
+
+def key_use(request: ProxyRequest, key: str) -> KeyUse:
+    """Returns what the key stands for: keys are an agent's own, requests are equal whatever their `timeout_s`.
+
+    Raises:
+        InvalidRequest: the key is longer than 1,024 characters.
+    """
+    if len(key) > MAX_KEY_CHARS:
+        raise InvalidRequest(f"the Idempotency-Key is longer than {MAX_KEY_CHARS} characters")
+    caller = request.metadata
+    owner = hashlib.sha256(caller.agent_id.encode()).digest()
+    own_fields = orjson.dumps([caller.channel_id, request.cache.ttl_s if request.cache else None])
+    return KeyUse(
+        caller.microdao_id,
+        hashlib.sha256(owner + key.encode("utf-8", "surrogatepass")).digest(),
+        hashlib.sha256(hashlib.sha256(own_fields).digest() + canonical_body(request)).digest(),
+    )
+
+
+def _refusal(error: InvalidRequest) -> dict[str, object]:
+    return {"type": error.type, "message": error.message, "details": error.details}
+
+
+def _read(stored: str) -> bytes:
+    """Returns the stored body, or raises the stored refusal."""
+    content = orjson.loads(stored)
+    refusal = content.get("refusal")
+    if refusal is not None:
+        raise _REFUSALS.get(refusal["type"], InvalidRequest)(
+            refusal["message"], details=refusal["details"]
+        )
+    return orjson.dumps(content["answer"])

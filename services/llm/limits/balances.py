@@ -1,0 +1,402 @@
+"""A replica's side of the limits: what it holds of each, spent in memory and reported now and then. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from contracts.llm.limits import CALENDAR, Estimate, Limit, LimitKey, Spent
+from services.llm.limits.protocol import (
+    DAY_S,
+    SLIDING,
+    TTL_S,
+    WINDOW_S,
+    Grant,
+    Line,
+    Reply,
+    Report,
+    period_of,
+)
+from services.llm.limits.windows import SlidingWindow
+
+MAX_BALANCES = 50_000
+RECENT_CELLS = 120
+REFUSAL_CACHE_S = 0.1
+"""How long a refusal is repeated without asking, so that a throttled caller cannot flood the authority."""
+FORMER_PERIODS = 4
+"""Days or months whose sums are kept for a clock that is set back."""
+LOW = 4
+"""A balance asks for more, without anybody waiting, when less than a quarter of its last grant is left."""
+
+
+@dataclass(slots=True, eq=False)
+class Balance:
+    """What this replica holds of one limit, in the units of its meter.
+
+    `stale` is what calls hold that were admitted under a larger limit: it goes back to the authority and not to the next call.
+    """
+
+    key: LimitKey
+    limit: int
+    spent: int = 0
+    acknowledged: int = 0
+    sent: int = 0
+    period: str = ""
+    held: int = 0
+    free: int = 0
+    stale: int = 0
+    granted: int = 0
+    since_grant: int = 0
+    this_beat: int = 0
+    last_beat: int = 0
+    left: int = 0
+    retry_at: float = 0.0
+    ask_again_at: float = 0.0
+    short_of: int = 0
+    asked: bool = False
+    pending: bool = False
+    recent: SlidingWindow | None = None
+    incarnation: int = 0
+    former: dict[str, int] = field(default_factory=dict)
+
+    def enter(self, period: str) -> None:
+        """Begins another day or month, or goes on in one that the clock came back to. What was granted in the last one goes back."""
+        if self.spent:
+            self.former[self.period] = self.spent
+        if len(self.former) > FORMER_PERIODS:
+            del self.former[next(iter(self.former))]
+        self.period, self.spent = period, self.former.pop(period, 0)
+        self.acknowledged = self.sent = self.free = self.short_of = 0
+
+    def set_limit(self, limit: int) -> None:
+        """Takes another limit. What was leased under a larger one is returned: the authority grants what is left of this one."""
+        if limit < self.limit:
+            self.free, self.stale = 0, self.held
+        self.limit = limit
+
+    def take(self, units: int, now: float) -> None:
+        """Reserves `units`; a request is spent at once, everything else when its call is settled."""
+        self.free -= units
+        self.since_grant += units
+        self.this_beat += units
+        if self.key.meter == "requests_per_minute":
+            self._spend(units, now)
+        else:
+            self.held += units
+
+    def settle(self, reserved: int, spent: int, now: float) -> None:
+        """Puts what a call spent in place of what it had reserved."""
+        meter = self.key.meter
+        if meter == "requests_per_minute":
+            self._give_back(reserved - spent)
+            return
+        self.held -= reserved
+        is_stale, self.stale = self.stale > 0, max(0, self.stale - reserved)
+        if meter == "concurrent_calls":
+            self.free += 0 if is_stale else reserved
+            return
+        self._spend(spent, now)
+        self.free = max(0, self.free + min(reserved - spent, 0 if is_stale else reserved))
+
+    def is_low(self) -> bool:
+        """Whether it is time to ask for more before it runs out."""
+        return self.free * LOW < self.granted
+
+    def is_scarce_slot(self) -> bool:
+        """Whether another replica may be waiting for what is free here."""
+        return self.key.meter == "concurrent_calls" and not self.left and self.free > 0
+
+    def _spend(self, units: int, now: float) -> None:
+        self.spent += units
+        if self.recent is not None:
+            self.recent.add(now, units)
+
+    def _give_back(self, units: int) -> None:
+        """A request that no provider saw is given back unless it was reported as spent already."""
+        if units > 0 and self.spent - units >= self.sent:
+            self.spent -= units
+            self.free += units
+            if self.recent is not None:
+                self.recent.take_back(units)
+
+
+Plan = tuple[Balance, ...]
+"""The balances that a caller's calls draw on."""
+
+
+def amount(balance: Balance, estimate: Estimate) -> int:
+    """Units of `balance` that a call reserves."""
+    meter = balance.key.meter
+    if meter == "tokens_per_minute":
+        return estimate.tokens
+    return estimate.nano_usd if meter in CALENDAR else 1
+
+
+def spent_units(balance: Balance, spent: Spent) -> int:
+    """Units of `balance` that a call spent."""
+    meter = balance.key.meter
+    if meter == "requests_per_minute":
+        return spent.requests
+    return spent.tokens if meter == "tokens_per_minute" else spent.nano_usd
+
+
+@dataclass(slots=True)
+class Balances:
+    """All balances of one replica, and its conversation with the authority.
+
+    A plan holds until `forgotten` changes: then balances that were not used for long have been dropped.
+    """
+
+    replica: str
+    generation: str = ""
+    number: int = 0
+    expires: float = 0.0
+    joining: bool = False
+    learning_until: float = 0.0
+    peers: tuple[str, ...] = ()
+    _balances: OrderedDict[LimitKey, Balance] = field(default_factory=OrderedDict)
+    _active: dict[LimitKey, Balance] = field(default_factory=dict)
+    _floor: int = 0
+    _day: float = 0.0
+    forgotten: int = 0
+
+    def plan(self, limits: Iterable[Limit], now: float) -> Plan:
+        """Returns the balances behind `limits`."""
+        return tuple(self._balance(limit, now) for limit in limits)
+
+    def take(self, plan: Plan, amounts: Sequence[int], now: float, wall: float) -> bool:
+        """Reserves all amounts, or nothing."""
+        if now >= self.expires:
+            return False
+        if (
+            day := wall // DAY_S
+        ) != self._day:  # what was granted in another day or month is no more to be taken
+            self._day = day
+            for balance in self._active.values():
+                self._enter_period(balance, wall)
+        for balance, units in zip(plan, amounts, strict=True):
+            if balance.free < units:
+                return False
+        for balance, units in zip(plan, amounts, strict=True):
+            balance.take(units, now)
+            self._active[balance.key] = balance
+        return True
+
+    def settle(
+        self, plan: Plan, amounts: Sequence[int], spent: Spent, now: float, wall: float
+    ) -> None:
+        """Settles what `take` reserved."""
+        for balance, units in zip(plan, amounts, strict=True):
+            self._enter_period(balance, wall)
+            balance.settle(units, spent_units(balance, spent), now)
+            if self._balances.get(balance.key) is balance:
+                self._active[balance.key] = balance
+
+    def short(self, plan: Plan, amounts: Sequence[int], now: float) -> Balance | None:
+        """The first balance that cannot cover its amount, if the authority said so a moment ago."""
+        return next(
+            (
+                balance
+                for balance, units in zip(plan, amounts, strict=True)
+                if balance.free < units
+                and balance.short_of
+                and units >= balance.short_of
+                and now < balance.ask_again_at
+            ),
+            None,
+        )
+
+    def report(
+        self, waiting: Sequence[tuple[Plan, Sequence[int]]], now: float, wall: float, *, beat: bool
+    ) -> Report:
+        """Returns the next report. On a `beat` (once a second), what the last seconds did not need is returned."""
+        if now >= self.expires:
+            for balance in self._active.values():
+                balance.free = 0
+        self.number += 1
+        needs = _needs(waiting)
+        for key, (balance, _, _) in needs.items():
+            self._active[key] = balance
+        balances = self._balances.values() if self.joining else list(self._active.values())
+        lines = [
+            self._line(balance, needs.get(balance.key), now, wall, beat=beat)
+            for balance in balances
+        ]
+        if self.joining:
+            lines = [
+                line
+                for line in lines
+                if line.held
+                or line.free
+                or line.need
+                or line.recent
+                or (line.period and line.spent)
+            ]
+        return Report(
+            self.replica,
+            self.generation,
+            self.number,
+            tuple(lines),
+            joining=self.joining,
+            peers=self.peers,
+        )
+
+    def answered(self, report: Report, reply: Reply, asked: float, now: float) -> None:
+        """Takes the authority's answer to the last report; an answer to an older one must not be given here."""
+        if not reply.known:
+            if (
+                reply.generation == self.generation
+            ):  # it took this replica for dead and counted all this as spent
+                for balance in self._balances.values():
+                    balance.free = 0
+            self.generation, self.joining = reply.generation, True
+            return
+        self.joining, self.expires, self.peers = False, asked + TTL_S, reply.peers
+        self.learning_until = now + reply.learning_s if reply.learning_s else 0.0
+        for line in report.lines:
+            known = self._balances.get(line.key)
+            if known is not None:
+                known.acknowledged = line.spent if known.period == line.period else 0
+                self._rest(known)
+        asked_under = {line.key: line.limit for line in report.lines}
+        for grant in reply.grants:
+            self._take_grant(grant, asked_under[grant.key], now)
+
+    def wants_round(self, plan: Plan) -> bool:
+        """Whether a balance runs low and was not yet asked for."""
+        return any(balance.is_low() and not balance.asked for balance in plan)
+
+    def frees_slot(self, plan: Plan) -> bool:
+        """Whether a slot that just became free may be wanted by another replica."""
+        return any(balance.is_scarce_slot() for balance in plan)
+
+    def leave(self) -> None:
+        """Returns everything that no running call holds with the next report."""
+        for balance in self._active.values():
+            balance.free = balance.this_beat = balance.last_beat = 0
+
+    def _line(
+        self,
+        balance: Balance,
+        needed: tuple[Balance, int, int] | None,
+        now: float,
+        wall: float,
+        *,
+        beat: bool,
+    ) -> Line:
+        self._enter_period(balance, wall)
+        if beat:
+            balance.free = min(balance.free, max(balance.this_beat, balance.last_beat))
+            balance.last_beat, balance.this_beat = balance.this_beat, 0
+        if needed is None and balance.is_scarce_slot():
+            balance.free = 0
+        least = need = want = 0
+        if needed is not None:
+            least, need = max(1, needed[1] - balance.free), max(0, needed[2] - balance.free)
+        if need or balance.is_low():
+            want = max(
+                0,
+                2 * min(balance.since_grant, balance.this_beat + balance.last_beat) - balance.free,
+            )
+            balance.asked = True
+        balance.sent = balance.spent
+        recent = (
+            tuple(balance.recent.ages(now)) if self.joining and balance.recent is not None else ()
+        )
+        return Line(
+            balance.key, balance.limit, balance.period, balance.spent, balance.acknowledged, balance.held, balance.free,
+            least=least if need else 0, need=need, want=want, recent=recent, incarnation=balance.incarnation,
+        )  # fmt: skip
+
+    def _take_grant(self, grant: Grant, asked_under: int, now: float) -> None:
+        balance = self._balances.get(grant.key)
+        if balance is None:
+            return
+        if (
+            asked_under > balance.limit
+        ):  # a reload came between question and answer: what was granted is returned
+            balance.asked = False
+            return
+        balance.asked, balance.left, balance.pending = False, grant.left, grant.pending
+        balance.free += grant.units
+        if grant.units:
+            balance.granted, balance.since_grant, balance.short_of = grant.units, 0, 0
+            self._active[balance.key] = balance
+            return
+        balance.granted, balance.retry_at = 0, now + grant.retry_after_s
+        closed = grant.pending or now < self.learning_until
+        balance.short_of = balance.free + 1 + (0 if closed else grant.left)
+        balance.ask_again_at = now + min(grant.retry_after_s, REFUSAL_CACHE_S)
+
+    def _rest(self, balance: Balance) -> None:
+        """Stops reporting a balance of which the authority knows everything."""
+        balance.asked = False
+        if not balance.held and not balance.free and balance.spent == balance.acknowledged:
+            self._active.pop(balance.key, None)
+
+    def _enter_period(self, balance: Balance, wall: float) -> None:
+        if balance.key.meter not in CALENDAR:
+            return
+        period = period_of(balance.key.meter, wall)
+        if period != balance.period:
+            balance.enter(period)
+
+    def _balance(self, limit: Limit, now: float) -> Balance:
+        balance = self._balances.get(limit.key)
+        if balance is None:
+            self._make_room(now)
+            meter = limit.key.meter
+            floor = 0 if meter in CALENDAR else self._floor
+            balance = Balance(
+                limit.key,
+                limit.amount,
+                spent=floor,
+                acknowledged=floor,
+                sent=floor,
+                incarnation=self.forgotten,
+            )
+            self._balances[limit.key] = balance
+            if meter in SLIDING:
+                balance.recent = SlidingWindow(WINDOW_S, RECENT_CELLS)
+        balance.set_limit(limit.amount)
+        self._balances.move_to_end(limit.key)
+        return balance
+
+    def _make_room(self, now: float) -> None:
+        """Forgets the longest unused balances that hold nothing and no longer count; far beyond the bound, also those that count.
+
+        Of money, all that counts is at the authority and in the ledger once it is acknowledged.
+        """
+        for _ in range(2):
+            if len(self._balances) < MAX_BALANCES:
+                return
+            key, oldest = next(iter(self._balances.items()))
+            counts = (
+                oldest.recent is not None
+                and oldest.recent.used(now)
+                and len(self._balances) < 2 * MAX_BALANCES
+            )
+            if key in self._active or oldest.held or counts:
+                self._balances.move_to_end(key)
+                continue
+            if key.meter not in CALENDAR:
+                self._floor = max(self._floor, oldest.spent)
+            self.forgotten += 1
+            del self._balances[key]
+
+
+def _needs(
+    waiting: Sequence[tuple[Plan, Sequence[int]]],
+) -> dict[LimitKey, tuple[Balance, int, int]]:
+    """By limit: its balance, the smallest amount that a call waits for, and all of them together."""
+    needs: dict[LimitKey, tuple[Balance, int, int]] = {}
+    for plan, amounts in waiting:
+        for balance, units in zip(plan, amounts, strict=True):
+            known = needs.get(balance.key)
+            needs[balance.key] = (
+                (balance, min(known[1], units), known[2] + units)
+                if known
+                else (balance, units, units)
+            )
+    return needs

@@ -1,0 +1,319 @@
+"""Exact limits across replicas by leased escrow: the authority's book. Pure; time comes in as arguments.
+
+What is spent counts for a window (a sliding minute, a calendar day or month); what a replica was granted and has neither
+spent nor returned is outstanding and counts as well. The book grants only what is left of both, so that whatever replicas
+do with it, the limit holds. Replicas report absolute values under growing numbers, so that a lost or repeated message
+changes nothing. A replica that is silent for longer than its grants live is dead: what it held counts as spent.
+
+A new book knows nothing. Until every replica that spent something within the last window has joined and told what it holds
+and spent, or that window has passed, it grants nothing: it is learning.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from contracts.llm.limits import CALENDAR, LimitKey
+from services.llm.limits.protocol import (
+    GRACE_S,
+    HEARTBEAT_S,
+    SLIDING,
+    TTL_S,
+    WINDOW_S,
+    Grant,
+    Line,
+    Reply,
+    Report,
+    Standing,
+    lease_size,
+    period_left_s,
+    period_of,
+)
+from services.llm.limits.windows import SlidingWindow
+
+MAX_KEYS = 100_000
+LEARNING_S = TTL_S + GRACE_S
+PENDING_RETRY_S = 0.5
+SKEW_S = 10.0
+"""How long a replica's clock may show another day or month than the authority's before what it spends counts here, too."""
+RUNNING_RETRY_S = 5.0
+"""When to ask again while what is missing is reserved by running calls: nobody knows when they end."""
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one replica has of one limit.
+
+    `counted` is what it spent in the account's calendar period in its present incarnation, `earlier` in those before.
+    `period` is the one that its clock shows, `astray` since when that is another one.
+    """
+
+    spent: int = 0
+    counted: int = 0
+    earlier: int = 0
+    incarnation: int = 0
+    held: int = 0
+    free: int = 0
+    period: str = ""
+    astray: float | None = None
+
+    @property
+    def outstanding(self) -> int:
+        return self.held + self.free
+
+
+@dataclass(slots=True)
+class _Account:
+    """One limit. `ledger` is what each replica had spent in this period when that was last known; None before it was read.
+
+    `former` is the period before with what was known of it, `latest` the latest that was entered.
+    """
+
+    period: str
+    window: SlidingWindow | None = None
+    shares: dict[str, _Share] = field(default_factory=dict)
+    ledger: dict[str, int] | None = None
+    former: tuple[str, dict[str, int] | None] = ("", None)
+    latest: str = ""
+
+    def spent(self) -> dict[str, int]:
+        """What each replica spent in this period."""
+        spent = dict(self.ledger or {})
+        for replica, share in self.shares.items():
+            spent[replica] = max(share.earlier + share.counted, spent.get(replica, 0))
+        return spent
+
+    def used(self, now: float) -> int:
+        return sum(self.spent().values()) if self.window is None else self.window.used(now)
+
+    def outstanding(self) -> int:
+        return sum(share.held + share.free for share in self.shares.values())
+
+
+@dataclass(slots=True)
+class _Replica:
+    seen: float
+    number: int
+    alive: bool = True
+    keys: set[LimitKey] = field(default_factory=set)
+
+
+class LeaseBook:
+    """Every limit's account. `generation` tells books apart; `started` is the moment from which this one learns."""
+
+    def __init__(self, generation: str, started: float, *, learning_s: float = LEARNING_S) -> None:
+        self.generation = generation
+        self._started = started
+        self._learning_s = learning_s
+        self._accounts: OrderedDict[LimitKey, _Account] = OrderedDict()
+        self._replicas: dict[str, _Replica] = {}
+        self._missing: set[str] = set()
+        self._unread: set[LimitKey] = set()
+
+    def exchange(self, report: Report, now: float, wall: float) -> Reply:
+        """Takes a replica's report and grants what it asks for. `now` is monotonic, `wall` the time of day, in seconds."""
+        self._bury(now)
+        replica = self._replicas.get(report.replica)
+        if report.generation != self.generation or (
+            not report.joining and (replica is None or not replica.alive)
+        ):
+            return Reply(self.generation, known=False)
+        if replica is not None and report.number <= replica.number:
+            return Reply(self.generation, known=True, peers=self._peers())
+        self._arrive(report, now)
+        for line in report.lines:
+            self._note(report, line, now, wall)
+        learning = self.learning_s(now)
+        grants = [
+            self._grant(report.replica, line, now, wall, learning)
+            for line in report.lines
+            if line.need or line.want
+        ]
+        return Reply(
+            self.generation,
+            known=True,
+            grants=tuple(grants),
+            peers=self._peers(),
+            learning_s=learning,
+        )
+
+    def learning_s(self, now: float) -> float:
+        """Seconds for which nothing is granted yet, as far as that is known; zero once everything is."""
+        least = self._started + self._learning_s
+        if self._missing:
+            return max(0.0, self._started + WINDOW_S + LEARNING_S - now)
+        return max(0.0, least - now)
+
+    def unread(self) -> list[LimitKey]:
+        """Limits of money whose ledger has not been read yet in their present period."""
+        return list(self._unread)
+
+    def load(self, key: LimitKey, period: str, spent: Mapping[str, int]) -> None:
+        """Takes what the ledger has of each replica for `key` in `period`."""
+        account = self._accounts.get(key)
+        if account is not None and account.period == period and key in self._unread:
+            known = account.ledger or {}
+            account.ledger = {
+                replica: max(spent.get(replica, 0), known.get(replica, 0))
+                for replica in {*spent, *known}
+            }
+            self._unread.discard(key)
+
+    def standing(self, key: LimitKey, limit: int, now: float, wall: float) -> Standing:
+        """Returns how a limit stands."""
+        self._bury(now)
+        account = self._account(key, now, wall)
+        used, reserved = account.used(now), account.outstanding()
+        reset: float | None = None
+        if account.window is not None:
+            reset = account.window.empty_in_s(now)
+        elif key.meter in CALENDAR:
+            reset = period_left_s(key.meter, wall)
+        return Standing(key, used, reserved, max(0, limit - used - reserved), reset)
+
+    def _arrive(self, report: Report, now: float) -> None:
+        replica = self._replicas.get(report.replica)
+        if replica is None:
+            replica = self._replicas[report.replica] = _Replica(now, report.number)
+        replica.seen, replica.number, replica.alive = now, report.number, True
+        if report.joining and now < self._started + WINDOW_S + LEARNING_S:
+            self._missing.update(peer for peer in report.peers if peer not in self._replicas)
+        self._missing.discard(report.replica)
+
+    def _note(self, report: Report, line: Line, now: float, wall: float) -> None:
+        account = self._account(line.key, now, wall)
+        share = account.shares.get(report.replica)
+        known = share is not None
+        if share is None:
+            share = account.shares[report.replica] = _Share(spent=line.acknowledged)
+            self._replicas[report.replica].keys.add(line.key)
+        if account.window is not None and (known or not report.joining):
+            account.window.add(now, line.spent - max(share.spent, line.acknowledged))
+        elif account.window is not None:
+            for age, units in line.recent:
+                account.window.add(now - age, units)
+        elif line.period == account.period:
+            if line.incarnation > share.incarnation:
+                share.earlier, share.counted = share.earlier + share.counted, 0
+                share.incarnation = line.incarnation
+            share.counted = line.spent if report.joining else max(line.spent, share.counted)
+            share.astray = None
+        else:
+            share.astray = now if share.astray is None else share.astray
+            if share.period == line.period and now - share.astray > SKEW_S:
+                share.earlier += max(0, line.spent - share.spent)
+        share.period = line.period
+        share.spent, share.held, share.free = line.spent, line.held, line.free
+
+    def _grant(self, replica: str, line: Line, now: float, wall: float, learning: float) -> Grant:
+        account = self._accounts[line.key]
+        left = max(0, line.limit - account.used(now) - account.outstanding())
+        if learning > 0:
+            return Grant(line.key, 0, left, learning)
+        if line.key.meter in CALENDAR and account.ledger is None:
+            return Grant(line.key, 0, left, PENDING_RETRY_S, pending=True)
+        share = account.shares[replica]
+        lease = lease_size(line.limit, left + share.free) - share.free
+        units = min(left, max(line.need, min(line.need + line.want, lease)))
+        if units < line.least or units <= 0:
+            return Grant(line.key, 0, left, self._retry_after_s(line, account, left, now, wall))
+        share.free += units
+        return Grant(line.key, units, left - units)
+
+    def _retry_after_s(
+        self, line: Line, account: _Account, left: int, now: float, wall: float
+    ) -> float:
+        """When enough units come back at the earliest: from other replicas' leases, or out of the window."""
+        if line.key.meter in CALENDAR:
+            return period_left_s(line.key.meter, wall)
+        short = max(1, line.least - left)
+        idle = sum(share.free for share in account.shares.values())
+        if account.window is None or idle >= short:
+            return HEARTBEAT_S
+        slid = account.window.free_in_s(short, now)
+        return RUNNING_RETRY_S if slid is None else slid
+
+    def _bury(self, now: float) -> None:
+        """Counts what silent replicas held as spent, and forgets those whose spending counts no more."""
+        for name, replica in list(self._replicas.items()):
+            if replica.alive and replica.seen + TTL_S + GRACE_S < now:
+                replica.alive = False
+                self._inherit(name, replica)
+            if not replica.alive and replica.seen + TTL_S + GRACE_S + WINDOW_S < now:
+                self._forget(name, replica)
+        if self._missing and now >= self._started + WINDOW_S + LEARNING_S:
+            self._missing.clear()
+
+    def _inherit(self, name: str, replica: _Replica) -> None:
+        for key, account, share in self._shares(name, replica):
+            if account.window is not None:
+                account.window.add(replica.seen + TTL_S, share.outstanding)
+            elif key.meter in CALENDAR:
+                share.counted += share.outstanding
+            share.held = share.free = 0
+
+    def _forget(self, name: str, replica: _Replica) -> None:
+        for key, account, share in self._shares(name, replica):
+            if key.meter not in CALENDAR or not share.earlier + share.counted:
+                del account.shares[name]
+        del self._replicas[name]
+
+    def _shares(self, name: str, replica: _Replica) -> list[tuple[LimitKey, _Account, _Share]]:
+        accounts = [(key, self._accounts[key]) for key in replica.keys if key in self._accounts]
+        return [
+            (key, account, account.shares[name])
+            for key, account in accounts
+            if name in account.shares
+        ]
+
+    def _account(self, key: LimitKey, now: float, wall: float) -> _Account:
+        period = period_of(key.meter, wall)
+        account = self._accounts.get(key)
+        if account is None:
+            self._make_room(now)
+            account = self._accounts[key] = _Account(
+                period, SlidingWindow(WINDOW_S) if key.meter in SLIDING else None, latest=period
+            )
+            if key.meter in CALENDAR:
+                self._unread.add(key)
+        elif account.period != period:
+            self._turn(key, account, period)
+        self._accounts.move_to_end(key)
+        return account
+
+    def _make_room(self, now: float) -> None:
+        """Forgets the longest unused limits that hold nothing; beyond twice the bound, whatever is oldest."""
+        while len(self._accounts) >= MAX_KEYS:
+            key, account = next(iter(self._accounts.items()))
+            busy = account.outstanding() or (
+                account.window is not None and account.window.used(now)
+            )
+            if len(self._accounts) < 2 * MAX_KEYS and busy:
+                break
+            del self._accounts[key]
+            self._unread.discard(key)
+            for replica in account.shares.keys() & self._replicas.keys():
+                self._replicas[replica].keys.discard(key)
+
+    def _turn(self, key: LimitKey, account: _Account, period: str) -> None:
+        """Enters another day or month, forward or, where the clock was set back, backward.
+
+        In a later one than ever nothing has been spent, as far as is known here: every replica was watched from its beginning. The
+        ledger is read all the same, for what an earlier authority granted under a clock that ran ahead; in any other one nothing is
+        granted before. What replicas spent that are forgotten since counts in the period that is left.
+        """
+        former, known = account.former
+        account.former = account.period, None if account.ledger is None else account.spent()
+        account.ledger = known if period == former else {} if period > account.latest else None
+        account.period, account.latest = period, max(period, account.latest)
+        self._unread.add(key)
+        account.shares = {
+            name: share for name, share in account.shares.items() if name in self._replicas
+        }
+        for share in account.shares.values():
+            share.counted = share.earlier = 0
+
+    def _peers(self) -> tuple[str, ...]:
+        return tuple(self._replicas)

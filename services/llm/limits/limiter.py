@@ -1,0 +1,286 @@
+"""A replica's limiter: reserves in memory, asks the authority in the background, one question at a time for all limits."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from common.tasks import end_tasks
+from contracts.errors import DaarionError, LimitsUnavailable, OverLimit, RateLimited
+from contracts.llm.limits import (
+    CALENDAR,
+    NANO_PER_USD,
+    Caller,
+    Estimate,
+    LimitsOf,
+    Reservation,
+    Spent,
+)
+from contracts.llm.ports import EventLog
+from services.llm.limits.balances import Balance, Balances, Plan, amount
+from services.llm.limits.protocol import HEARTBEAT_S, LeaseSource
+
+MAX_PLANS = 50_000
+PATIENCE_S = 1.5
+"""How long a call waits for what was spent to be read from the ledger."""
+PENDING_PAUSE_S = 0.05
+MAX_ROUNDS = 32
+"""How often a call asks while others are faster at taking what it was granted."""
+
+_NOUNS = {
+    "requests_per_minute": "requests a minute",
+    "tokens_per_minute": "tokens a minute",
+    "concurrent_calls": "concurrent calls",
+    "usd_per_day": "USD a day",
+    "usd_per_month": "USD a month",
+}
+
+
+class LeasedLimiter:
+    """The Limiter port, exact across replicas. `limits_of` tells which limits apply to a caller.
+
+    `replica` names this process in what it reports; the usage ledger must know its rows under the same name.
+    """
+
+    def __init__(
+        self,
+        source: LeaseSource,
+        limits_of: LimitsOf,
+        *,
+        replica: str | None = None,
+        events: EventLog | None = None,
+    ) -> None:
+        self._source = source
+        self._events = events
+        self._away = False
+        self._limits_of = limits_of
+        self._balances = Balances(replica or uuid.uuid4().hex)
+        self._plans: OrderedDict[Caller, Plan] = OrderedDict()
+        self._forgotten = 0
+        self._waiting: list[tuple[asyncio.Future[None], Plan, Sequence[int]]] = []
+        self._wake = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to report; must be called on the running event loop. `reserve` does it, too."""
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._run(), name="limiter")
+
+    def reconfigure(self, limits_of: LimitsOf) -> None:
+        """Takes other limits for the calls that come; what is held and spent stays."""
+        self._limits_of = limits_of
+        self._plans.clear()
+
+    async def close(self) -> None:
+        """Returns what no call holds and stops."""
+        if self._pump is None:
+            return
+        await end_tasks([self._pump])
+        _answer(self._waiting, _stopping())
+        self._balances.leave()
+        with suppress(DaarionError):
+            await self._exchange(beat=True)
+
+    async def reserve(self, caller: Caller, estimate: Estimate) -> Reservation:
+        """Reserves what a call may take, of every limit that applies to the caller or of none.
+
+        Raises:
+            RateLimited: names the limit, what is left and when to come back.
+            OverLimit: a limit is smaller than what this call may take, whatever is left of it.
+            LimitsUnavailable: the authority is away, or learns after its restart.
+        """
+        give_up = time.monotonic() + PATIENCE_S
+        for _ in range(MAX_ROUNDS):
+            plan = self._plan(caller)
+            amounts = [amount(balance, estimate) for balance in plan]
+            now = time.monotonic()
+            if not plan or self._balances.take(plan, amounts, now, time.time()):
+                self._look_ahead(plan)
+                return _Reserved(self, plan, amounts)
+            if (
+                over := next(
+                    (pair for pair in zip(plan, amounts, strict=True) if pair[1] > pair[0].limit),
+                    None,
+                )
+            ) is not None:
+                raise _over_limit(*over)
+            if (
+                short := self._balances.short(plan, amounts, now)
+            ) is not None and not await self._worth_waiting(short, now, give_up):
+                raise _refusal(short, amounts[plan.index(short)], now)
+            await self._next_round(plan, amounts)
+        raise LimitsUnavailable("the limits are contended: retry shortly", retry_after_s=1.0)
+
+    def settle(self, plan: Plan, amounts: Sequence[int], spent: Spent) -> None:
+        """Settles a reservation; called by the reservation itself."""
+        self._balances.settle(plan, amounts, spent, time.monotonic(), time.time())
+        if self._balances.frees_slot(plan):
+            self._wake.set()
+
+    async def _worth_waiting(self, short: Balance, now: float, give_up: float) -> bool:
+        """Waits a moment for what comes by itself soon; raises where nothing may be admitted at all."""
+        if now < self._balances.learning_until:
+            wait = max(0.1, self._balances.learning_until - now)
+            raise LimitsUnavailable(
+                "the limits are being restored after a restart: retry shortly", retry_after_s=wait
+            )
+        if not short.pending:
+            return False
+        if now >= give_up:
+            raise LimitsUnavailable(
+                "what was spent so far cannot be read: retry shortly", retry_after_s=1.0
+            )
+        await asyncio.sleep(PENDING_PAUSE_S)
+        return True
+
+    def _plan(self, caller: Caller) -> Plan:
+        if self._forgotten != self._balances.forgotten:
+            self._forgotten = self._balances.forgotten
+            self._plans.clear()
+        plan = self._plans.get(caller)
+        if plan is None:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.popitem(last=False)
+            plan = self._plans[caller] = self._balances.plan(
+                self._limits_of(caller), time.monotonic()
+            )
+        return plan
+
+    def _look_ahead(self, plan: Plan) -> None:
+        if self._balances.wants_round(plan):
+            self._wake.set()
+
+    async def _next_round(self, plan: Plan, amounts: Sequence[int]) -> None:
+        """Waits for the answer to the next report, which asks for these amounts."""
+        self.start()
+        answered = asyncio.get_running_loop().create_future()
+        self._waiting.append((answered, plan, amounts))
+        self._wake.set()
+        await answered
+
+    async def _run(self) -> None:
+        next_beat = 0.0
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, next_beat - time.monotonic())):
+                    await self._wake.wait()
+            self._wake.clear()
+            beat = time.monotonic() >= next_beat
+            if beat:
+                next_beat = time.monotonic() + HEARTBEAT_S
+            await self._serve(beat=beat)
+
+    async def _serve(self, *, beat: bool) -> None:
+        """One conversation, and its outcome for those who wait for it."""
+        served, self._waiting = self._waiting, []
+        failure: DaarionError | None = None
+        try:
+            await self._exchange(
+                [(plan, amounts) for future, plan, amounts in served if not future.done()],
+                beat=beat,
+            )
+        except DaarionError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001  # a defect in one turn must not end the reports
+            failure = LimitsUnavailable(
+                "the limits cannot be kept now: retry shortly", retry_after_s=1.0
+            )
+            self._tell("limits.turn_failed", exc_info=error)
+        except BaseException:
+            _answer(served, _stopping())
+            raise
+        self._note(failure)
+        _answer(served, failure)
+
+    def _note(self, failure: DaarionError | None) -> None:
+        if self._away != (failure is not None):
+            self._away = failure is not None
+            self._tell("limits.away" if self._away else "limits.back")
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        if self._events is not None:
+            self._events.emit(event, **fields)
+
+    async def _exchange(
+        self, waiting: Sequence[tuple[Plan, Sequence[int]]] = (), *, beat: bool
+    ) -> None:
+        """Reports and takes the answer; joins first where the authority does not know this replica."""
+        for _ in range(3):
+            asked = time.monotonic()
+            report = self._balances.report(waiting, asked, time.time(), beat=beat)
+            reply = await self._source.exchange(report)
+            self._balances.answered(report, reply, asked, time.monotonic())
+            if reply.known:
+                return
+            self._tell("limits.joining", generation=reply.generation)
+        raise LimitsUnavailable(
+            "the limit authority was replaced twice: retry shortly", retry_after_s=1.0
+        )
+
+
+class _Reserved:
+    """What one call holds."""
+
+    __slots__ = ("_amounts", "_limiter", "_plan", "_settled")
+
+    def __init__(self, limiter: LeasedLimiter, plan: Plan, amounts: Sequence[int]) -> None:
+        self._limiter, self._plan, self._amounts = limiter, plan, amounts
+        self._settled = False
+
+    def settle(self, spent: Spent) -> None:
+        """Puts what was spent in place of what was reserved, once."""
+        if not self._settled:
+            self._settled = True
+            self._limiter.settle(self._plan, self._amounts, spent)
+
+
+def _answer(
+    served: list[tuple[asyncio.Future[None], Plan, Sequence[int]]], failure: DaarionError | None
+) -> None:
+    for future, _, _ in served:
+        if future.done():
+            continue
+        if failure is None:
+            future.set_result(None)
+        else:
+            future.set_exception(copy.copy(failure))
+
+
+def _stopping() -> LimitsUnavailable:
+    return LimitsUnavailable("this replica stops: retry", retry_after_s=1.0)
+
+
+def _refusal(short: Balance, needed: int, now: float) -> RateLimited:
+    kind, subject, meter = short.key
+    wait = max(1, math.ceil(short.retry_at - now))
+    scale = NANO_PER_USD if meter in CALENDAR else 1
+    limit, left, asked = (
+        f"{units / scale:g}" for units in (short.limit, short.left + short.free, needed)
+    )
+    details = {
+        "limit": f"{kind}.{meter}",
+        "subject": subject,
+        "amount": short.limit / scale if scale > 1 else short.limit,
+        "left": (short.left + short.free) / scale if scale > 1 else short.left + short.free,
+        "needed": needed / scale if scale > 1 else needed,
+    }
+    text = f"`{subject}` is at its limit of {limit} {_NOUNS[meter]}: {left} left, {asked} needed; retry in {wait} s"
+    return RateLimited(text, details=details, retry_after_s=wait)
+
+
+def _over_limit(balance: Balance, needed: int) -> OverLimit:
+    kind, subject, meter = balance.key
+    scale = NANO_PER_USD if meter in CALENDAR else 1
+    limit, asked = (units / scale if scale > 1 else units for units in (balance.limit, needed))
+    text = f"a call of `{subject}` may take at most its limit of {limit:g} {_NOUNS[meter]}, and this one could take {asked:g}: ask for less"
+    return OverLimit(
+        text,
+        details={"limit": f"{kind}.{meter}", "subject": subject, "amount": limit, "needed": asked},
+    )

@@ -1,0 +1,152 @@
+"""What replicas and the limit authority tell each other, and the measures both work with. Values alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Protocol
+
+from contracts.llm.limits import CALENDAR, Limit, LimitKey, Meter
+
+WINDOW_S = 60.0
+DAY_S = 86_400
+TTL_S = 2.0
+"""How long a replica may spend what it holds after the last report that was answered, from the moment it asked."""
+GRACE_S = 1.0
+"""How much longer the authority waits before it takes a silent replica for dead."""
+HEARTBEAT_S = 1.0
+LEASE_FRACTION = 8
+"""A lease is at most this fraction of what is left, so that replicas share a nearly exhausted limit fairly."""
+LEASES_PER_WINDOW = 60
+"""A lease is at most 1/60 of the limit: about a second's worth at full rate."""
+
+SLIDING: frozenset[Meter] = frozenset({"requests_per_minute", "tokens_per_minute"})
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One limit in a replica's report.
+
+    `spent` counts from the replica's start, or from the beginning of the calendar `period`; `acknowledged` is its value in
+    the last answered report. `held` is reserved by running calls, `free` may be spent by the calls that come. Waiting calls
+    need `need` units together, the smallest of them `least`; `want` more would do for the next ones. `recent` is sent when
+    joining: what was spent how many seconds ago. A replica that forgot the limit and counts from zero again says so by a higher
+    `incarnation`.
+    """
+
+    key: LimitKey
+    limit: int
+    period: str
+    spent: int
+    acknowledged: int
+    held: int
+    free: int
+    least: int = 0
+    need: int = 0
+    want: int = 0
+    recent: tuple[tuple[float, int], ...] = ()
+    incarnation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a replica holds and asks for; `number` grows with every report. `joining` comes with every line it has."""
+
+    replica: str
+    generation: str
+    number: int
+    lines: tuple[Line, ...]
+    joining: bool = False
+    peers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """`units` more may be spent; where they do not cover the smallest need, `retry_after_s` tells when to ask again.
+
+    `left` is what nobody holds and nobody spent. `pending` means that what was spent is still being read from the ledger.
+    """
+
+    key: LimitKey
+    units: int
+    left: int
+    retry_after_s: float = 0.0
+    pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The authority's answer. Not `known`: join first. For `learning_s` seconds nothing is granted."""
+
+    generation: str
+    known: bool
+    grants: tuple[Grant, ...] = ()
+    peers: tuple[str, ...] = ()
+    learning_s: float = 0.0
+
+
+class LeaseSource(Protocol):
+    """The authority, wherever it runs."""
+
+    async def exchange(self, report: Report) -> Reply:
+        """Reports and is granted. Raises LimitsUnavailable when the authority cannot be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a limit stands at the authority; `reset_s` is None where time alone frees nothing."""
+
+    key: LimitKey
+    used: int
+    reserved: int
+    left: int
+    reset_s: float | None
+
+
+class StandingSource(Protocol):
+    """The authority, asked how limits stand."""
+
+    async def standing(self, limits: Sequence[Limit]) -> Sequence[Standing]:
+        """Returns the limits in their order. Raises LimitsUnavailable."""
+
+
+def lease_size(limit: int, left: int) -> int:
+    """Units of a lease: a fraction of what is left, at least one while any is left, at most a second's worth."""
+    if left <= 0:
+        return 0
+    return max(1, min(left // LEASE_FRACTION, math.ceil(limit / LEASES_PER_WINDOW)))
+
+
+def period_of(meter: Meter, wall: float) -> str:
+    """The calendar day or month in UTC that the epoch second `wall` lies in; empty for meters without a calendar."""
+    return _period_of_day(meter, int(wall // DAY_S)) if meter in CALENDAR else ""
+
+
+@lru_cache(maxsize=16)
+def _period_of_day(meter: Meter, day: int) -> str:
+    moment = datetime.fromtimestamp(day * DAY_S, UTC)
+    return f"{moment:%Y-%m-%d}" if meter == "usd_per_day" else f"{moment:%Y-%m}"
+
+
+def period_start(meter: Meter, wall: float) -> datetime:
+    """The beginning of that day or month."""
+    day = datetime.fromtimestamp(wall, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return day if meter == "usd_per_day" else day.replace(day=1)
+
+
+def period_end(meter: Meter, wall: float) -> datetime:
+    """The beginning of the next one."""
+    start = period_start(meter, wall)
+    return (
+        start + timedelta(days=1)
+        if meter == "usd_per_day"
+        else (start + timedelta(days=32)).replace(day=1)
+    )
+
+
+def period_left_s(meter: Meter, wall: float) -> float:
+    """Seconds to the end of that day or month."""
+    return period_end(meter, wall).timestamp() - wall

@@ -1,0 +1,80 @@
+"""The use case behind `GET /limits`: what applies to a caller, as the authority sees it across all replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from contracts.llm.limits import (
+    CALENDAR,
+    CREDENTIAL,
+    NANO_PER_USD,
+    Limit,
+    LimitsFilter,
+    LimitsPage,
+    LimitState,
+    Meter,
+    SubjectKind,
+)
+from services.llm.limits.protocol import Standing, StandingSource
+
+LimitsOfSubject = Callable[[SubjectKind, str], Sequence[Limit]]
+
+_PER: dict[Meter, Literal["minute", "day", "month"] | None] = {
+    "requests_per_minute": "minute",
+    "tokens_per_minute": "minute",
+    "concurrent_calls": None,
+    "usd_per_day": "day",
+    "usd_per_month": "month",
+}
+
+
+class LimitStates:
+    """Asks the authority. `limits_of` tells which limits a subject has; it is looked up at each question, for reloads."""
+
+    def __init__(self, source: StandingSource, limits_of: Callable[[], LimitsOfSubject]) -> None:
+        self._source = source
+        self._limits_of = limits_of
+
+    async def page(self, wanted: LimitsFilter) -> LimitsPage:
+        """Returns the limits of the wanted agent and microDAO and of the credential that this task works under.
+
+        Raises:
+            LimitsUnavailable: the authority cannot be reached.
+        """
+        subjects: list[tuple[SubjectKind, str | None]] = [
+            ("agent", wanted.agent_id),
+            ("microdao", wanted.microdao_id),
+            ("credential", CREDENTIAL.get()),
+        ]
+        limits_of = self._limits_of()
+        limits = [
+            limit
+            for kind, subject in subjects
+            if subject is not None
+            for limit in limits_of(kind, subject)
+        ]
+        standings = await self._source.standing(limits) if limits else ()
+        return LimitsPage(
+            limits=[
+                _state(limit, standing) for limit, standing in zip(limits, standings, strict=True)
+            ]
+        )
+
+
+def _state(limit: Limit, standing: Standing) -> LimitState:
+    kind, subject, meter = limit.key
+
+    def shown(units: int) -> int | float:
+        return units / NANO_PER_USD if meter in CALENDAR else units
+
+    return LimitState(
+        limit=f"{kind}.{meter}",
+        subject=subject,
+        per=_PER[meter],
+        amount=shown(limit.amount),
+        used=shown(standing.used),
+        reserved=shown(standing.reserved),
+        left=shown(standing.left),
+        reset_s=None if standing.reset_s is None else round(standing.reset_s, 1),
+    )

@@ -1,0 +1,217 @@
+"""The LLM proxy: a logical model in, an answer of whichever target could give it out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from contracts.deadline import Deadline
+from contracts.llm.api import (
+    MAX_TIMEOUT_S,
+    CircuitInfo,
+    LLMResponse,
+    ModelInfo,
+    ModelList,
+    ProxyRequest,
+    ProxyResponse,
+    TokenUsage,
+)
+from contracts.llm.limits import Limiter
+from contracts.llm.ports import ChatProvider, EventLog, Prices, Router
+from contracts.llm.routing import Route, Spill, Target
+from contracts.llm.usage import OUTCOME_OK, UsageSink
+from services.llm.accounting import CallAccount, NoPrices, outcome_of
+from services.llm.attempts import Attempts
+from services.llm.circuits import Circuits
+from services.llm.spillover import Candidate, Spillover, order_targets, queue_depth
+from services.llm.streams import Begun, OpenStream, begin
+from services.llm.thoughts import reasoning_of, without_thoughts
+
+__all__ = ["LLMProxy", "OpenStream"]
+
+PRICED = TokenUsage(prompt_tokens=750_000, completion_tokens=250_000, total_tokens=1_000_000)
+"""The mix of a million tokens by whose price targets are compared."""
+
+
+@dataclass(frozen=True)
+class LLMProxy:
+    """The use cases of the LLM proxy over its ports.
+
+    `circuits` and `spillover` are the replica's memory of its targets: given from outside, so that they outlive a reload.
+    """
+
+    router: Router
+    providers: Mapping[str, ChatProvider]
+    limiter: Limiter
+    usage: UsageSink
+    events: EventLog
+    prices: Prices = field(default_factory=NoPrices)
+    circuits: Circuits = field(default_factory=Circuits)
+    spillover: Spillover = field(default_factory=Spillover)
+
+    async def complete(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
+        """Returns one whole answer, from the first target of the route that gives one.
+
+        Raises:
+            UnknownModel: no such logical model.
+            RateLimited: a limit of ours is exhausted.
+            ModelUnavailable: no target is configured.
+            CircuitOpen: every target is left alone after failures.
+            DaarionError: the leaf of the last target's failure.
+        """
+        route = self.router.route(request.model)
+        account = self._account(request, route, request_id, streamed=False)
+        attempts = self._attempts(request, route, account)
+
+        async def ask(provider: ChatProvider, target: Target) -> LLMResponse:
+            answer = await provider.chat(
+                request.messages, target, attempts.deadline, **account.options()
+            )
+            return without_thoughts(answer, reasoning_of(target, request.messages))
+
+        try:
+            await account.reserve(self.limiter)
+            served = await attempts.serve(ask)
+            served.permit.succeeded(time.monotonic())
+            account.attempt_ended(OUTCOME_OK, served.result.usage)
+        except BaseException as error:
+            account.settle(outcome_of(error))
+            raise
+        account.settle(OUTCOME_OK)
+        return _response(served.target, served.result, account)
+
+    async def open_stream(self, request: ProxyRequest, request_id: str) -> OpenStream:
+        """Returns a stream whose first item has already arrived, so that failures before it are answered with a status.
+
+        The caller must iterate the stream or close it. Raises as `complete`.
+        """
+        route = self.router.route(request.model)
+        account = self._account(request, route, request_id, streamed=True)
+        attempts = self._attempts(request, route, account)
+
+        async def ask(provider: ChatProvider, target: Target) -> Begun:
+            return await begin(provider, target, attempts, request.messages, account.options())
+
+        try:
+            await account.reserve(self.limiter)
+            served = await attempts.serve(ask)
+        except BaseException as error:
+            account.settle(outcome_of(error))
+            raise
+        served.permit.alive(time.monotonic())
+        return OpenStream(
+            served, request, attempts, account, resumes=route.stream_recovery == "resume"
+        )
+
+    def models(self) -> ModelList:
+        """Returns every logical model with its availability and, where it has none, the reason."""
+        return ModelList(models=[self._info(route) for route in self.router.routes()])
+
+    def _info(self, route: Route) -> ModelInfo:
+        target, provider = route.primary, self.providers[route.primary.provider]
+        condition, circuit, now = provider.condition(), self.circuits.of(target), time.monotonic()
+        wait_s = circuit.wait_s(now)
+        resting = f"left alone after failures: retry in {math.ceil(wait_s)} s" if wait_s else None
+        reason = provider.unavailable_reason() or condition.not_ready or resting
+        return ModelInfo(
+            id=route.logical_model,
+            provider=target.provider,
+            name=target.name,
+            available=reason is None,
+            reason=reason,
+            load=condition.load,
+            circuit=CircuitInfo(
+                state=circuit.state(now),
+                in_flight=circuit.in_flight,
+                retry_after_s=round(wait_s, 3) if wait_s else None,
+            ),
+            fallbacks=list(route.fallbacks),
+            spills_over=None if route.spill is None else self._is_busy(route, route.spill),
+        )
+
+    def _account(
+        self, request: ProxyRequest, route: Route, request_id: str, *, streamed: bool
+    ) -> CallAccount:
+        return CallAccount(
+            request,
+            route,
+            request_id,
+            streamed=streamed,
+            events=self.events,
+            sink=self.usage,
+            prices=self.prices,
+        )
+
+    def _attempts(self, request: ProxyRequest, route: Route, account: CallAccount) -> Attempts:
+        deadline, name = _deadline(request, route), route.logical_model
+        return Attempts(
+            self._targets(route),
+            self.providers,
+            self.circuits,
+            account,
+            deadline=deadline,
+            logical_model=name,
+            callers_own=request.timeout_s is not None,
+        )
+
+    def _targets(self, route: Route) -> Sequence[Target]:
+        """The targets in the order in which this call should try them."""
+        if route.spill is None:
+            return route.targets
+        own = [Candidate(target, callable_now=True) for target in route.targets]
+        spill = [
+            Candidate(
+                target, self._callable_now(target), self._price(target), self._quota_left(target)
+            )
+            for target in route.spill.targets
+        ]
+        return order_targets(own, spill, busy=self._is_busy(route, route.spill))
+
+    def _is_busy(self, route: Route, spill: Spill) -> bool:
+        target = route.primary
+        depth = queue_depth(self.providers[target.provider].condition())
+        return self.spillover.busy(
+            route.logical_model, spill, depth, callable_now=self._callable_now(target)
+        )
+
+    def _callable_now(self, target: Target) -> bool:
+        provider = self.providers[target.provider]
+        if (
+            provider.unavailable_reason() is not None
+            or provider.condition().not_ready is not None
+            or self._quota_left(target) == 0
+        ):
+            return False
+        return self.circuits.of(target).wait_s(time.monotonic()) <= 0
+
+    def _quota_left(self, target: Target) -> float | None:
+        return self.providers[target.provider].quota_left(target)
+
+    def _price(self, target: Target) -> float | None:
+        cost = self.prices.cost(target, PRICED)
+        return None if cost is None else float(cost)
+
+
+def _deadline(request: ProxyRequest, route: Route) -> Deadline:
+    """The caller's `timeout_s`, else what all targets of the route may take one after the other, waits included."""
+    if request.timeout_s is not None:
+        return Deadline.after(request.timeout_s)
+    return Deadline.after(min(route.longest_s, MAX_TIMEOUT_S))
+
+
+def _response(target: Target, answer: LLMResponse, account: CallAccount) -> ProxyResponse:
+    return ProxyResponse(
+        content=answer.content,
+        usage=answer.usage,
+        provider=target.provider,
+        model_resolved=target.name,
+        tool_calls=answer.tool_calls,
+        reasoning_content=answer.reasoning,
+        refusal=answer.refusal,
+        finish_reason=answer.finish_reason,
+        request_id=account.request_id,
+        latency_ms=account.latency_ms(),
+        attempts=account.attempts,
+    )

@@ -1,0 +1,226 @@
+"""A stream that has begun: counted, settled once, and finished by another target where it breaks and the model says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from common.closing import close_if_closable
+from contracts.errors import DaarionError, UpstreamInvalidResponse
+from contracts.llm.api import (
+    ChatMessage,
+    ChatOptions,
+    ProxyRequest,
+    StreamDelta,
+    StreamEnd,
+    StreamItem,
+)
+from contracts.llm.ports import ChatProvider
+from contracts.llm.routing import Target
+from contracts.llm.usage import OUTCOME_OK
+from services.llm.accounting import OUTCOME_CANCELLED, CallAccount, outcome_of
+from services.llm.attempts import Attempts, Served
+from services.llm.seams import Seam
+from services.llm.thoughts import reasoning_of, thoughts_apart
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A provider's stream whose first item has arrived."""
+
+    first: StreamItem
+    rest: AsyncIterator[StreamItem]
+
+
+class OpenStream:
+    """A stream whose first item has arrived. Iterate it once, and close it however that ends: closing settles the call.
+
+    With `resumes`, a break after the first content is not the caller's: the next target is asked to finish the answer. The
+    joined stream ends in one StreamEnd, with the usage of every part and the names of who wrote them. What the next target
+    repeats is left out; where it begins anew in other words, it counts as failed.
+    """
+
+    def __init__(
+        self,
+        served: Served[Begun],
+        request: ProxyRequest,
+        attempts: Attempts,
+        account: CallAccount,
+        *,
+        resumes: bool,
+    ) -> None:
+        self._served = served
+        self._request = request
+        self._attempts = attempts
+        self._account = account
+        self._written: list[str] | None = [] if resumes and _can_be_resumed(request) else None
+        self._pieces = 0
+        self._tail = ""
+        self._seam: Seam | None = None
+        self._wrote = False  # whether the part that runs has shown text
+        self._writers: list[Target] = []
+        self._ended = False
+
+    @property
+    def target(self) -> Target:
+        """Who answers; who finished the answer, once it has ended."""
+        return self._served.target
+
+    async def items(self) -> AsyncIterator[StreamItem]:
+        """Yields every item, the last of which is a StreamEnd. Raises the leaf of a failure half-way."""
+        try:
+            while not self._ended:
+                begun = self._served.result
+                try:
+                    for part in self._joined(begun.first):
+                        yield self._seen(part)
+                    async for item in begun.rest:
+                        if self._seam is None:
+                            yield self._seen(item)
+                            continue
+                        for part in self._joined(item):
+                            yield self._seen(part)
+                    self._check_ended()
+                except DaarionError as error:
+                    await close_if_closable(begun.rest)
+                    self._attempts.failed(self._served.target, self._served.permit, error)
+                    self._served = await self._resumed(error)
+        except Exception as error:
+            self._account.settle(outcome_of(error))
+            raise
+
+    async def close(self) -> None:
+        """Stops the upstream and settles what was not settled: the caller left."""
+        self._account.settle(OUTCOME_CANCELLED)
+        self._served.permit.released(time.monotonic())
+        await close_if_closable(self._served.result.rest)
+
+    def _joined(self, item: StreamItem) -> Sequence[StreamItem]:
+        """What is shown of an item. Raises UpstreamInvalidResponse where a continuation began anew."""
+        if self._seam is None:
+            return (item,)
+        try:
+            text = (
+                self._seam.finish()
+                if isinstance(item, StreamEnd)
+                else self._seam.feed(item.content or "")
+            )
+        except UpstreamInvalidResponse:
+            self._served.permit.succeeded(time.monotonic())  # it works, and strays
+            if self._wrote:
+                self._written = None
+            raise
+        if isinstance(item, StreamEnd):
+            return (StreamDelta(content=text), item) if text else (item,)
+        shown = item.model_copy(update={"content": text or None})
+        if text or item.reasoning or item.tool_calls or item.refusal:
+            return (shown,)
+        self._account.delta(item)
+        return ()
+
+    def _seen(self, item: StreamItem) -> StreamItem:
+        if isinstance(item, StreamEnd):
+            return self._last(item)
+        self._account.delta(item)
+        if self._written is None:
+            return item
+        if item.tool_calls or item.refusal:
+            self._written = (
+                None  # half a tool call cannot be gone on with, nor a refusal by another model
+            )
+            return item
+        item = self._without_tail(item)
+        self._pieces += 1
+        self._wrote = self._wrote or bool(item.content)
+        self._written.append(item.content or "")
+        return item
+
+    def _without_tail(self, item: StreamDelta) -> StreamDelta:
+        """Drops white space with which the former part had ended already."""
+        if not self._tail or not item.content:
+            return item
+        tail, self._tail = self._tail, ""
+        return item.model_copy(update={"content": item.content.removeprefix(tail)})
+
+    def _last(self, item: StreamEnd) -> StreamEnd:
+        self._ended = True
+        self._served.permit.succeeded(time.monotonic())
+        self._account.unreadable_events += item.unreadable or 0
+        self._account.attempt_ended(OUTCOME_OK, item.usage)
+        self._account.settle(OUTCOME_OK)
+        writers = [*self._writers, self._served.target]
+        return StreamEnd(
+            finish_reason=item.finish_reason,
+            usage=self._account.usage if self._writers else item.usage,
+            attempts=self._account.attempts,
+            written_by=[f"{target.provider}/{target.name}" for target in writers]
+            if self._writers
+            else None,
+        )
+
+    def _check_ended(self) -> None:
+        if not self._ended:
+            raise UpstreamInvalidResponse(
+                "the provider ended its stream before the answer was complete"
+            )
+
+    async def _resumed(self, error: DaarionError) -> Served[Begun]:
+        """Returns the stream that goes on where this one broke. Raises `error` where there is none."""
+        if self._written is None or not self._attempts.goes_on_after(error):
+            raise error
+        text = "".join(self._written)
+        begun, self._tail = text.rstrip(), text[len(text.rstrip()) :]
+        options = self._options_left()
+        if begun and not self._attempts.keep(
+            lambda provider: provider.continued((), begun, options) is not None
+        ):
+            raise error
+        if begun and self._wrote:
+            self._writers.append(self._served.target)
+
+        async def ask(provider: ChatProvider, target: Target) -> Begun:
+            asked = provider.continued(self._request.messages, begun, options) if begun else None
+            messages, settings = asked or (self._request.messages, options)
+            self._seam = (
+                Seam(begun, in_words=messages[-1]["role"] != "assistant") if begun else None
+            )
+            return await begin(provider, target, self._attempts, messages, settings)
+
+        try:
+            served = await self._attempts.serve(ask)
+        except DaarionError:
+            raise error from None
+        served.permit.alive(time.monotonic())
+        self._wrote = False
+        return served
+
+    def _options_left(self) -> ChatOptions:
+        options = self._account.options()
+        if "max_tokens" in options:
+            options["max_tokens"] = max(1, options["max_tokens"] - self._pieces)
+        return options
+
+
+async def begin(
+    provider: ChatProvider,
+    target: Target,
+    attempts: Attempts,
+    messages: list[ChatMessage],
+    options: ChatOptions,
+) -> Begun:
+    """Returns a stream of `target` once its first item is here; a role or a keep-alive is none. Raises as the provider."""
+    items = thoughts_apart(
+        provider.stream(messages, target, attempts.deadline, **options),
+        reasoning_of(target, messages),
+    )
+    try:
+        return Begun(await anext(items), items)
+    except StopAsyncIteration:
+        raise UpstreamInvalidResponse("the provider ended its stream before it answered") from None
+
+
+def _can_be_resumed(request: ProxyRequest) -> bool:
+    """Whether half an answer can be gone on with: plain text, no tool calls, no JSON."""
+    wanted = request.response_format
+    return not request.tools and (wanted is None or wanted["type"] == "text")

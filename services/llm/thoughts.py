@@ -1,0 +1,229 @@
+"""Separates what a model thinks from what it answers, where its provider sends both as one text.
+
+A thought stands between tags at the very start of the answer, before any other text: further on the
+same tags are text that somebody asked for. Of a model whose prompt has opened the thought
+(`reasoning: opened`) the opening tag never comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+from common.closing import close_if_closable
+from contracts.llm.api import ChatMessage, LLMResponse, StreamDelta, StreamEnd, StreamItem
+from contracts.llm.routing import Reasoning, Target
+
+OPENINGS = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+}
+"""The tags that models are trained to write, each with the one that closes it."""
+CLOSINGS = tuple(OPENINGS.values())
+MAX_LEAD = 256
+"""White space that may stand before the first tag; more is an answer, and must not be held back."""
+
+
+class Parts(NamedTuple):
+    """Of a text, what is answered and what is thought."""
+
+    content: str
+    thought: str
+
+
+class ThoughtSplitter:
+    """Splits a text that comes in pieces; what may be half a tag is held back until it is certain.
+
+    `opened`: the prompt has opened the thought. `inside`: a thought has begun and has not
+    ended. `answers`: the answer has begun, and whatever follows is part of it.
+    """
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self.inside = False
+        self.answers = False
+        self._opened = opened
+        self._blank = True
+        self._thought_before = False
+        self._closings = CLOSINGS
+        self._held = ""
+
+    def feed(self, text: str) -> Parts:
+        """Returns what is certain by now."""
+        if self.answers:
+            return Parts(text, "")
+        rest, self._held = self._held + text, ""
+        thought = ""
+        while rest and not self.answers:
+            if self.inside:
+                more, rest = self._in_thought(rest)
+                thought += more
+            else:
+                rest = self._at_start(rest)
+        return Parts(rest, thought)
+
+    def finish(self) -> Parts:
+        """Returns what was held back."""
+        held, self._held = self._held, ""
+        return Parts("", held) if self.inside or self._opened else Parts(held, "")
+
+    def _at_start(self, rest: str) -> str:
+        """Decides what begins here, and returns what is left to be read of it."""
+        begun = rest.lstrip()
+        if self._thought_before:
+            rest = begun
+        if len(rest) - len(begun) <= MAX_LEAD:
+            for opening, closing in OPENINGS.items():
+                if begun.startswith(opening):
+                    self._begin_thought((closing,))
+                    return begun[len(opening) :]
+            if any(opening.startswith(begun) for opening in OPENINGS):
+                self._held = rest
+                return ""
+        if self._opened:
+            self._begin_thought(CLOSINGS)
+        else:
+            self.answers = True
+        return rest
+
+    def _begin_thought(self, closings: tuple[str, ...]) -> None:
+        self.inside, self._blank, self._opened, self._closings = True, True, False, closings
+
+    def _in_thought(self, rest: str) -> tuple[str, str]:
+        """Returns what belongs to the thought, and what is left to be read."""
+        if self._blank:
+            rest = rest.lstrip()
+            self._blank = not rest
+        ends = [
+            (place, closing) for closing in self._closings if (place := rest.find(closing)) >= 0
+        ]
+        if ends:
+            place, closing = min(ends)
+            self.inside, self._thought_before = False, True
+            return rest[:place], rest[place + len(closing) :]
+        kept = max(_overlap(rest, closing) for closing in self._closings)
+        self._held = rest[len(rest) - kept :]
+        return rest[: len(rest) - kept], ""
+
+
+class WholeParts(NamedTuple):
+    """Of a whole answer, what is answered and thought; `unfinished`: it ends in a thought."""
+
+    content: str
+    thought: str
+    unfinished: bool
+
+
+def whole_parts(text: str, reasoning: Reasoning) -> WholeParts:
+    """Returns the parts of a whole answer of a model that is marked so.
+
+    Where the model thinks, a closing tag without an opening one before it says that the prompt had
+    opened the thought.
+    """
+    opened = reasoning == "opened"
+    if reasoning and not opened:
+        ended, closing, _ = text.partition("</think>")
+        opened = bool(closing) and "<think>" not in ended
+    splitter = ThoughtSplitter(opened=opened)
+    first, last = splitter.feed(text), splitter.finish()
+    return WholeParts(first.content + last.content, first.thought + last.thought, splitter.inside)
+
+
+def reasoning_of(target: Target, messages: Sequence[ChatMessage]) -> Reasoning:
+    """Returns how `target` answers `messages`: going on with an assistant's text, past its thoughts."""
+    return False if messages[-1]["role"] == "assistant" else target.reasoning
+
+
+def without_thoughts(answer: LLMResponse, reasoning: Reasoning) -> LLMResponse:
+    """Returns the answer with its thoughts in `reasoning` alone, without calls of an unfinished one."""
+    content, thought, unfinished = whole_parts(
+        answer.content, False if answer.reasoning else reasoning
+    )
+    if not thought and content == answer.content:
+        return answer
+    changes: dict[str, Any] = {
+        "content": content,
+        "reasoning": (answer.reasoning or "") + thought or None,
+    }
+    if unfinished and answer.tool_calls:
+        changes |= {"tool_calls": None, "finish_reason": _without_calls(answer.finish_reason)}
+    return answer.model_copy(update=changes)
+
+
+async def thoughts_apart(
+    items: AsyncIterator[StreamItem], reasoning: Reasoning
+) -> AsyncIterator[StreamItem]:
+    """Yields the stream with its thoughts in `reasoning` alone; closes it however that ends."""
+    apart = _Apart(reasoning)
+    try:
+        async for item in items:
+            for kept in apart.end(item) if isinstance(item, StreamEnd) else apart.delta(item):
+                yield kept
+    finally:
+        await close_if_closable(items)
+
+
+class _Apart:
+    """One stream: where its text stands, and whether calls were only thought of."""
+
+    def __init__(self, reasoning: Reasoning) -> None:
+        self._splitter = ThoughtSplitter(opened=reasoning == "opened")
+        self._is_first = True
+        self._called = False
+        self._dropped = False
+
+    def delta(self, item: StreamDelta) -> Sequence[StreamItem]:
+        if self._splitter.answers and not self._dropped:
+            return (item,)
+        if self._is_first and item.reasoning:
+            # A provider that keeps thoughts apart itself: its text is the answer.
+            self._splitter = ThoughtSplitter()
+        self._is_first = False
+        if not item.content and not (item.tool_calls and self._splitter.inside):
+            self._called |= bool(item.tool_calls)
+            return (item,)
+        content, thought = self._splitter.feed(item.content or "")
+        calls = None if self._splitter.inside else item.tool_calls
+        self._called |= bool(calls)
+        self._dropped |= bool(item.tool_calls and not calls)
+        found = _delta(Parts(content, (item.reasoning or "") + thought), item, calls)
+        return (
+            (found,)
+            if found.content or found.reasoning or found.tool_calls or found.refusal
+            else ()
+        )
+
+    def end(self, item: StreamEnd) -> Sequence[StreamItem]:
+        rest = self._splitter.finish()
+        if self._dropped and not self._called:
+            item = item.model_copy(update={"finish_reason": _without_calls(item.finish_reason)})
+        return (_delta(rest), item) if any(rest) else (item,)
+
+
+def _delta(
+    parts: Parts, item: StreamDelta | None = None, calls: list[dict[str, Any]] | None = None
+) -> StreamDelta:
+    changes = {
+        "content": parts.content or None,
+        "reasoning": parts.thought or None,
+        "tool_calls": calls,
+    }
+    return (item or StreamDelta()).model_copy(update=changes)
+
+
+def _without_calls(finish_reason: str | None) -> str | None:
+    return "stop" if finish_reason == "tool_calls" else finish_reason
+
+
+def _overlap(text: str, closing: str) -> int:
+    """How many letters at the end of `text` may be the beginning of `closing`."""
+    return next(
+        (
+            size
+            for size in range(min(len(text), len(closing) - 1), 0, -1)
+            if text.endswith(closing[:size])
+        ),
+        0,
+    )

@@ -1,0 +1,44 @@
+"""The use case behind `GET /usage`: sensible ranges over the ledger's port."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from contracts.errors import InvalidRequest
+from contracts.llm.usage import UsageFilter, UsagePage, UsageReader
+
+DEFAULT_RANGE = timedelta(hours=24)
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+MAX_RANGE = timedelta(days=400)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class UsageQueries:
+    """Asks the ledger; without a range for the last 24 hours."""
+
+    def __init__(self, reader: UsageReader, *, now: Callable[[], datetime] = _now) -> None:
+        self._reader = reader
+        self._now = now
+
+    async def query(self, usage_filter: UsageFilter) -> UsagePage:
+        """Returns one page of sums.
+
+        Raises:
+            InvalidRequest: `start` is not before `end`, the range is over 400 days, or the cursor is foreign.
+            DatabaseUnavailable: the ledger cannot be read now.
+        """
+        end = usage_filter.end or self._now()
+        start = usage_filter.start or max(end, EARLIEST) - DEFAULT_RANGE
+        if start >= end:
+            raise InvalidRequest("start must be before end")
+        if end - start > MAX_RANGE:
+            raise InvalidRequest(
+                f"the range from start to end is longer than {MAX_RANGE.days} days: ask for less at once"
+            )
+        return await self._reader.query(
+            usage_filter.model_copy(update={"start": start, "end": end})
+        )

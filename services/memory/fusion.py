@@ -1,0 +1,138 @@
+"""One ranking from what the arms found. Pure.
+
+Each arm's score is first turned into evidence between 0 and 1 that means the same for every question:
+
+- dense, `d`: how far the cosine lies above what unrelated texts have, as a part of what is left up to 1.
+- lexical, `l`: how much of the question stands in the text (BM25 as a part of `QuerySignals.lexical_ceiling`, so that
+  rare parts count more), less half of what the tenth-best text has, and only where it is more than chance.
+
+`score = 1 − (1 − d)(1 − w·l)`: evidence adds up, and silence takes nothing away. A question in another language, or in
+other words than the text, finds little of itself anywhere; then no text stands out, `l` is 0 for all, and the dense
+order stands as it is. A question with a name or a code finds it in a few texts, and those rise.
+
+At the end what is recent gains a little: it decides between equals. 1 would be the question's own text written just now,
+0 a text as far from the question as any unrelated one, without a common word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from contracts.memory.api import Arm, Candidate, Fused, QuerySignals
+
+BACKGROUND_RANK = 10
+BACKGROUND_SHARE = 0.5
+CHANCE = 0.1
+CERTAIN = 0.4
+"""Parts of a question that any text may hold by chance, and that no unrelated text holds."""
+_DECIDING: tuple[Arm, ...] = ("dense", "lexical", "recent")
+"""Whose ranks decide between equal scores."""
+_DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class FusionSettings:
+    """What an operator may set.
+
+    `unrelated` is the cosine of unrelated texts in the embedder's space; `lexical_weight` the most that the words alone
+    can give; `recency_weight` the part of the score that age takes away in the end, half of it within `half_life_days`.
+    """
+
+    unrelated: float = 0.1
+    lexical_weight: float = 0.4
+    recency_weight: float = 0.02
+    half_life_days: float = 30.0
+
+
+DEFAULT = FusionSettings()
+
+
+def fuse(
+    arms: Mapping[Arm, Sequence[Candidate]],
+    signals: QuerySignals,
+    *,
+    now: datetime,
+    limit: int,
+    settings: FusionSettings = DEFAULT,
+) -> list[Fused]:
+    """Returns at most `limit` items, best first.
+
+    `arms` has an entry for each arm that answered, best first; an arm that is down has none. Of an item that came twice
+    in one arm the better counts.
+    """
+    ranked = {arm: _best(found) for arm, found in arms.items()}
+    dense = _dense_evidence(ranked.get("dense", []), settings.unrelated)
+    lexical = _lexical_evidence(ranked.get("lexical", []), signals.lexical_ceiling)
+    # An item that the dense arm did not name lies at most as near as the last that it did.
+    farthest = min(dense.values(), default=0.0)
+    items = {candidate.id: candidate for found in ranked.values() for candidate in found}
+    ranks = {
+        arm: {candidate.id: rank for rank, candidate in enumerate(found, 1)}
+        for arm, found in ranked.items()
+    }
+    fused = [
+        Fused(
+            id=name,
+            score=_combined(dense.get(name, farthest), lexical.get(name, 0.0), settings)
+            * _freshness(item, now, settings),
+            ranks={arm: by[name] for arm, by in ranks.items() if name in by},
+        )
+        for name, item in items.items()
+    ]
+    fused.sort(
+        key=lambda entry: (
+            -entry.score,
+            *(entry.ranks.get(arm, len(items) + 1) for arm in _DECIDING),
+            entry.id,
+        )
+    )
+    return fused[:limit]
+
+
+def _best(found: Sequence[Candidate]) -> list[Candidate]:
+    first: dict[str, Candidate] = {}
+    for candidate in found:
+        first.setdefault(candidate.id, candidate)
+    return list(first.values())
+
+
+def _dense_evidence(found: Sequence[Candidate], unrelated: float) -> dict[str, float]:
+    return {
+        candidate.id: _within_unit((candidate.score - unrelated) / (1 - unrelated))
+        for candidate in found
+    }
+
+
+def _lexical_evidence(found: Sequence[Candidate], ceiling: float) -> dict[str, float]:
+    if ceiling <= 0:
+        return {}
+    covered = {candidate.id: _within_unit(candidate.score / ceiling) for candidate in found}
+    by_rank = sorted(covered.values(), reverse=True)
+    background = by_rank[BACKGROUND_RANK - 1] if len(by_rank) >= BACKGROUND_RANK else 0.0
+    return {
+        name: (part - BACKGROUND_SHARE * background) * _beyond_chance(part)
+        for name, part in covered.items()
+        if part > BACKGROUND_SHARE * background
+    }
+
+
+def _beyond_chance(part: float) -> float:
+    """Rises smoothly from 0 at CHANCE to 1 at CERTAIN."""
+    step = _within_unit((part - CHANCE) / (CERTAIN - CHANCE))
+    return step * step * (3 - 2 * step)
+
+
+def _combined(dense: float, lexical: float, settings: FusionSettings) -> float:
+    return 1 - (1 - dense) * (1 - settings.lexical_weight * lexical)
+
+
+def _freshness(item: Candidate, now: datetime, settings: FusionSettings) -> float:
+    age_days = max(0.0, (now - item.created_at).total_seconds() / _DAY_S)
+    decay: float = 0.5 ** (age_days / settings.half_life_days)
+    return 1 - settings.recency_weight * (1 - decay)
+
+
+def _within_unit(value: float) -> float:
+    return min(1.0, max(0.0, value))

@@ -1,0 +1,148 @@
+"""Embeds what was stored: a few lanes per process, each with one area's chunks at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, replace
+
+from common.tasks import end_tasks
+from contracts.deadline import Deadline
+from contracts.errors import DaarionError, InvalidRequest
+from contracts.llm.embeddings import Embedder
+from contracts.llm.ports import EventLog
+from contracts.memory.ports import Claim, IngestionQueue
+
+MAX_REFUSALS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class IngestionSettings:
+    """`batch` chunks are embedded together in each of `lanes`; an idle lane looks every `poll_s` for what others left.
+
+    After a failure a lane waits `backoff_s`, twice as long each time up to `backoff_max_s`. `embed_timeout_s` has to end
+    before a claim's lease does.
+    """
+
+    lanes: int = 2
+    batch: int = 16
+    poll_s: float = 1.0
+    backoff_s: float = 0.25
+    backoff_max_s: float = 5.0
+    embed_timeout_s: float = 45.0
+
+
+class IngestionWorker:
+    """Claims, embeds, writes. No connection is held while the embedder works; a dead process's claims return by themselves."""
+
+    def __init__(
+        self,
+        queue: IngestionQueue,
+        embedder: Embedder,
+        events: EventLog,
+        settings: IngestionSettings,
+    ) -> None:
+        self._queue = queue
+        self._embedder = embedder
+        self._events = events
+        self._settings = settings
+        self._work = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._lanes: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Starts the lanes on the running event loop."""
+        self._lanes = [
+            asyncio.create_task(self._lane(), name=f"ingestion:{lane}")
+            for lane in range(self._settings.lanes)
+        ]
+
+    async def close(self) -> None:
+        """Stops the lanes; what they had claimed is put back."""
+        await end_tasks(self._lanes)
+
+    def wake(self) -> None:
+        """Tells that something was stored."""
+        self._work.set()
+
+    async def progress(self, seconds: float) -> None:
+        """Returns when a batch was written, or after `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._progress.wait()
+
+    async def _lane(self) -> None:
+        pause = self._settings.backoff_s
+        while True:
+            try:
+                busy = await self._step()
+            except DaarionError as error:
+                self._events.emit("memory.ingestion_waits", error=error.type, seconds=pause)
+            except Exception as error:  # noqa: BLE001  # a defect must not end the lane: what it held comes back after its lease
+                self._events.emit(
+                    "memory.ingestion_defect", error=type(error).__name__, exc_info=error
+                )
+            else:
+                pause = self._settings.backoff_s
+                if not busy:
+                    await self._idle()
+                continue
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, self._settings.backoff_max_s)
+
+    async def _idle(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.poll_s):
+                await self._work.wait()
+        self._work.clear()
+
+    async def _step(self) -> bool:
+        """Embeds one claim; returns whether there was one."""
+        claim = await self._queue.claim(self._settings.batch)
+        if claim is None:
+            return False
+        if claim.chunks:
+            await self._embed(claim)
+        return True
+
+    async def _embed(self, claim: Claim) -> None:
+        try:
+            vectors = await self._embedder.embed(
+                [chunk.content for chunk in claim.chunks],
+                "passage",
+                tenant=f"{claim.microdao_id}/{claim.agent_id}",
+                deadline=Deadline.after(self._settings.embed_timeout_s),
+            )
+            await self._queue.finish(claim, vectors)
+        except InvalidRequest:
+            await self._refused(claim)
+        except BaseException:
+            await self._put_back(claim)
+            raise
+        else:
+            self._tell()
+
+    async def _refused(self, claim: Claim) -> None:
+        """The embedder will not take these texts: finds out which one, and gives that up after a few tries."""
+        if len(claim.chunks) > 1:
+            for chunk in claim.chunks:
+                await self._embed(replace(claim, chunks=[chunk]))
+            return
+        given_up = await self._queue.refuse(claim, MAX_REFUSALS)
+        if given_up:
+            self._events.emit(
+                "memory.not_embeddable",
+                microdao_id=claim.microdao_id,
+                agent_id=claim.agent_id,
+                chunks=given_up,
+            )
+            self._tell()
+
+    async def _put_back(self, claim: Claim) -> None:
+        """Best effort: the lease ends anyway."""
+        with contextlib.suppress(DaarionError):
+            await self._queue.release(claim)
+
+    def _tell(self) -> None:
+        self._progress.set()
+        self._progress = asyncio.Event()

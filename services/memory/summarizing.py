@@ -1,0 +1,122 @@
+"""Rolling summaries of the short-term log, written by a model behind the LLM proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from contracts.deadline import Deadline
+from contracts.errors import UpstreamInvalidResponse
+from contracts.memory.api import MAX_SUMMARY_EVENTS, SummarizeRequest, SummarizeResponse, Tenant
+from contracts.memory.items import text_of
+from contracts.memory.ports import ChatClient, EventLogReader, LoggedEvent, Summary, SummaryStore
+
+INSTRUCTIONS = (
+    "Ти ведеш стислий підсумок подій і розмов спільноти. Онови підсумок: збережи факти, імена, дати, рішення, домовленості "
+    "й відкриті питання, прибери повтори. Нічого не вигадуй. Пиши мовою записів, щонайбільше {sentences} речень, без вступу."
+)
+SO_FAR = "Підсумок досі:\n{summary}\n\n"
+NEW = "Нові записи:\n{events}"
+
+
+@dataclass(frozen=True, slots=True)
+class SummarySettings:
+    """Characters of events in one call of the model, and of one event; sentences asked for; seconds for the whole."""
+
+    prompt_chars: int = 3_000
+    event_chars: int = 800
+    sentences: int = 8
+    timeout_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class Summarizing:
+    """The use case behind `POST /summarize`."""
+
+    log: EventLogReader
+    summaries: SummaryStore
+    model: ChatClient
+    settings: SummarySettings
+
+    async def summarize(self, request: SummarizeRequest) -> SummarizeResponse:
+        """Returns the summary of the newest events; a kept one while nothing new has arrived.
+
+        A summary that still overlaps the asked window is rolled forward: the model sees it and what is new. Long windows
+        take several calls, each with the summary so far.
+
+        Raises:
+            DaarionError: the leaf that the LLM proxy answered with.
+        """
+        deadline = Deadline.after(request.timeout_s or self.settings.timeout_s)
+        events = await self.log.read(request, request.channel_id, request.limit)
+        if not events:
+            return SummarizeResponse(summary="", items_processed=0)
+        newest = max(event.seq for event in events)
+        kept = await self.summaries.read(request, request.channel_id, request.limit)
+        if kept is not None and kept.last_seq == newest:
+            return _response(kept, len(events), cached=True)
+        summary = await self._written(request, events, newest, kept, deadline)
+        await self.summaries.write(request, request.channel_id, request.limit, summary)
+        return _response(summary, len(events), cached=False)
+
+    async def _written(
+        self,
+        request: SummarizeRequest,
+        events: Sequence[LoggedEvent],
+        newest: int,
+        kept: Summary | None,
+        deadline: Deadline,
+    ) -> Summary:
+        fresh = [event for event in events if kept is not None and event.seq > kept.last_seq]
+        rolls = kept is not None and len(fresh) < len(events)
+        text, model = (kept.text if kept is not None and rolls else ""), None
+        todo = fresh if rolls else events
+        for part in self._parts(todo):
+            text, model = await self._call(request, text, part, request.channel_id, deadline)
+        earlier = list(kept.sources) if kept is not None and rolls else []
+        sources = list(dict.fromkeys([*earlier, *(event.memory_id for event in todo)]))[
+            -MAX_SUMMARY_EVENTS:
+        ]
+        since = kept.since if kept is not None and rolls else events[0].created_at
+        return Summary(text, sources, newest, since, events[-1].created_at, model)
+
+    async def _call(
+        self, tenant: Tenant, summary: str, part: str, channel_id: str | None, deadline: Deadline
+    ) -> tuple[str, str]:
+        system = INSTRUCTIONS.format(sentences=self.settings.sentences)
+        user = (SO_FAR.format(summary=summary) if summary else "") + NEW.format(events=part)
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        answer = await self.model.complete(messages, tenant, channel_id, deadline)
+        if not (
+            text := answer.content.strip()
+        ):  # nothing but a thought, say: it must not take the place of what was summed up
+            raise UpstreamInvalidResponse(
+                "the model answered with no summary: retry, or configure another model"
+            )
+        return text, answer.model
+
+    def _parts(self, events: Sequence[LoggedEvent]) -> Iterator[str]:
+        """Yields the events as text, as many at a time as one call may hold."""
+        lines: list[str] = []
+        size = 0
+        for event in events:
+            line = f"[{event.created_at:%Y-%m-%d %H:%M}] {text_of(event.content)[: self.settings.event_chars]}"
+            if lines and size + len(line) > self.settings.prompt_chars:
+                yield "\n".join(lines)
+                lines, size = [], 0
+            lines.append(line)
+            size += len(line)
+        if lines:
+            yield "\n".join(lines)
+
+
+def _response(summary: Summary, events: int, *, cached: bool) -> SummarizeResponse:
+    return SummarizeResponse(
+        summary=summary.text,
+        items_processed=events,
+        sources=list(summary.sources),
+        since=summary.since,
+        until=summary.until,
+        cached=cached,
+        model=summary.model,
+    )

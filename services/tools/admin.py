@@ -1,0 +1,120 @@
+"""What administrators do: register, change and disable tools, decide about calls that wait for approval, audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contracts.errors import Conflict, NotFound
+from contracts.llm.ports import EventLog
+from contracts.tools.api import ToolDefinition
+from contracts.tools.ledger import CallFilter, CallPage, ToolLedger, ToolStore
+from services.tools.catalog import native_form
+from services.tools.registry import Registry, check_definition, compile_tool
+from services.tools.results import PageRequest, ResultPage, page
+from services.tools.values import canonical
+
+Resolve = Callable[[ToolDefinition], ToolDefinition]
+"""Puts bases into the target and checks target and secrets. Raises InvalidRequest."""
+
+
+class ApprovalDecision(BaseModel):
+    """Body of `POST /approvals/{call_id}`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    microdao_id: str = Field(min_length=1, max_length=256)
+    granted: bool
+
+
+class ToolAdmin:
+    """Writes the registry."""
+
+    def __init__(
+        self, store: ToolStore, registry: Registry, resolve: Resolve, events: EventLog
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._resolve = resolve
+        self._events = events
+
+    async def put(self, definition: ToolDefinition) -> tuple[dict[str, Any], bool]:
+        """Adds the tool or its next version; returns it and whether it is new to the registry.
+
+        Raises:
+            InvalidRequest: schemas, target or secrets that cannot be served.
+            DatabaseUnavailable: nothing was written, or it is not known.
+        """
+        resolved = self._resolve(definition)
+        check_definition(resolved)
+        written = await self._store.put(resolved, "admin")
+        self._events.emit(
+            "tools.registered",
+            tool_id=resolved.id,
+            version=written.version,
+            digest=_digest(resolved),
+        )
+        await self._registry.refresh()
+        return native_form(compile_tool(written)), written.version == 1
+
+    async def disable(self, tool_id: str) -> dict[str, Any]:
+        """Disables the tool for every way in. Raises NotFound."""
+        written = await self._store.disable(tool_id, "admin")
+        if written is None:
+            raise NotFound(f"there is no tool `{tool_id[:64]}`")
+        self._events.emit("tools.disabled", tool_id=tool_id, version=written.version)
+        await self._registry.refresh()
+        return {"id": tool_id, "version": written.version, "enabled": written.enabled}
+
+
+class Audit:
+    """Reads the ledger, one microDAO at a time, and decides about waiting calls."""
+
+    def __init__(self, ledger: ToolLedger, events: EventLog) -> None:
+        self._ledger = ledger
+        self._events = events
+
+    async def calls(self, wanted: CallFilter) -> CallPage:
+        """A page of calls, newest first."""
+        return await self._ledger.list_calls(wanted)
+
+    async def waiting(self, wanted: CallFilter) -> CallPage:
+        """The calls that wait for approval, with arguments and context: nobody can approve what he cannot see."""
+        return await self._ledger.list_calls(
+            wanted.model_copy(update={"state": "awaiting_approval"}), show_waiting_args=True
+        )
+
+    async def decide(self, call_id: str, decision: ApprovalDecision) -> None:
+        """Grants or rejects a waiting call; granted, it runs when its caller repeats it in time. Raises Conflict."""
+        if not await self._ledger.decide_approval(
+            decision.microdao_id, call_id, granted=decision.granted
+        ):
+            raise Conflict("no call of this id waits for a decision in this microDAO")
+        self._events.emit(
+            "tools.approval",
+            call_id=call_id,
+            microdao_id=decision.microdao_id,
+            granted=decision.granted,
+        )
+
+    async def result(self, result_id: str, wanted: PageRequest) -> ResultPage:
+        """One page of a whole result. Raises NotFound when it is not there, no longer, or another microDAO's."""
+        stored = await self._ledger.read_result(wanted.microdao_id, _uuid(result_id))
+        if stored is None:
+            raise NotFound("there is no such result in this microDAO, or it is no longer kept")
+        return page(stored, wanted)
+
+
+def _digest(definition: ToolDefinition) -> str:
+    return sha256(canonical(definition.model_dump(mode="json"))).hexdigest()[:16]
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise NotFound("there is no such result") from None

@@ -1,0 +1,144 @@
+"""One replica's Toolcore: its parts put together over the ports, and replaced in place when the configuration changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from contracts.errors import DaarionError
+from contracts.llm.ports import EventLog
+from contracts.tools.api import ToolDefinition, ToolExecutor
+from contracts.tools.ledger import ToolLedger, ToolStore, ToolUsage
+from services.tools.admin import Audit, Resolve, ToolAdmin
+from services.tools.calls import ToolCalls
+from services.tools.catalog import Catalog
+from services.tools.policy import Policy
+from services.tools.recorder import Recorder
+from services.tools.registry import Registry
+from services.tools.slots import ConcurrencySlots
+from services.tools.sources import SourceKeeper, ToolSource
+
+SYNC_RETRY_S = 1.0
+
+
+@dataclass(frozen=True)
+class ToolcorePorts:
+    """What the use cases stand on."""
+
+    store: ToolStore
+    ledger: ToolLedger
+    usage: ToolUsage
+    events: EventLog
+
+
+@dataclass(frozen=True)
+class ToolcoreConfiguration:
+    """What a reload may replace.
+
+    The file's tools (resolved), executors by the name that definitions give, the policy, how administrators' definitions
+    are resolved, and outside sources of tools.
+    """
+
+    definitions: Sequence[ToolDefinition]
+    executors: Mapping[str, ToolExecutor]
+    policy: Policy
+    resolve: Resolve
+    sources: Mapping[str, ToolSource] = field(default_factory=dict)
+
+
+class Toolcore:
+    """Everything that the ways in (HTTP, NATS, MCP) call."""
+
+    def __init__(self, ports: ToolcorePorts, *, refresh_s: float = 1.0) -> None:
+        self._ports = ports
+        self.registry = Registry(ports.store, ports.events, interval_s=refresh_s)
+        self.audit = Audit(ports.ledger, ports.events)
+        self._recorder = Recorder(ports.ledger, ports.usage, ports.events)
+        self._sources = SourceKeeper(ports.store, self.registry, ports.events)
+        self._syncing: asyncio.Task[None] | None = None
+        self._slots = ConcurrencySlots()
+        self._calls: ToolCalls | None = None
+        self._catalog: Catalog | None = None
+        self._admin: ToolAdmin | None = None
+
+    async def start(self) -> None:
+        """Begins the background work."""
+        await self.registry.start()
+        self._recorder.start()
+
+    async def configure(self, configuration: ToolcoreConfiguration) -> None:
+        """Takes a configuration; calls under way end with the one they began with.
+
+        The file's tools are written to the registry; while the database is away, that is tried again in the background.
+        """
+        ports = self._ports
+        policy = configuration.policy
+        executors = configuration.executors
+        self._calls = ToolCalls(
+            self.registry,
+            policy,
+            ports.ledger,
+            self._recorder,
+            executors=executors,
+            events=ports.events,
+            slots=self._slots,
+        )
+        self._catalog = Catalog(self.registry, policy)
+        self._admin = ToolAdmin(ports.store, self.registry, configuration.resolve, ports.events)
+        await self._stop_syncing()
+        if not await self._sync(configuration.definitions):
+            self._syncing = asyncio.create_task(
+                self._sync_until_done(configuration.definitions), name="tools:sync"
+            )
+        await self._sources.watch(configuration.sources)
+
+    def calls(self) -> ToolCalls:
+        """The use case of calls."""
+        assert self._calls is not None, "configure() comes first"
+        return self._calls
+
+    def catalog(self) -> Catalog:
+        """The use case of listings."""
+        assert self._catalog is not None, "configure() comes first"
+        return self._catalog
+
+    def admin(self) -> ToolAdmin:
+        """The use case of administrators."""
+        assert self._admin is not None, "configure() comes first"
+        return self._admin
+
+    async def ready(self) -> None:
+        """Raises Unavailable until the registry was read once."""
+        self.registry.check_loaded()
+
+    async def close(self) -> None:
+        """Stops the background work; ends of calls that are being written get a few seconds."""
+        await self._stop_syncing()
+        await self._sources.close()
+        await self.registry.close()
+        await self._recorder.close()
+
+    async def _sync(self, definitions: Sequence[ToolDefinition]) -> bool:
+        try:
+            changes = await self._ports.store.sync(definitions, "file")
+            await self.registry.refresh()
+        except DaarionError:
+            return False
+        if changes:
+            self._ports.events.emit("tools.file_synced", changes=changes)
+        return True
+
+    async def _sync_until_done(self, definitions: Sequence[ToolDefinition]) -> None:
+        while True:
+            await asyncio.sleep(SYNC_RETRY_S)
+            if await self._sync(definitions):
+                return
+
+    async def _stop_syncing(self) -> None:
+        if self._syncing is not None:
+            self._syncing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._syncing
+            self._syncing = None

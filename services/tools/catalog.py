@@ -1,0 +1,94 @@
+"""What an agent may call, in our form and as LLM tool definitions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contracts.errors import NotFound
+from contracts.tools.api import plain_name
+from services.tools.policy import Policy
+from services.tools.registry import Registry, Tool
+
+
+class ListRequest(BaseModel):
+    """Query of `GET /internal/tools`. Without `agent_id` every enabled tool is listed; with `microdao_id` its rules count too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    agent_id: str | None = Field(default=None, min_length=1, max_length=256)
+    microdao_id: str | None = Field(default=None, min_length=1, max_length=256)
+    format: Literal["native", "openai"] = "native"
+
+
+class Catalog:
+    """Reads the registry under the same access rules as calls."""
+
+    def __init__(self, registry: Registry, policy: Policy) -> None:
+        self._registry = registry
+        self._policy = policy
+
+    def allowed(self, agent_id: str | None, microdao_id: str | None) -> list[Tool]:
+        """The enabled tools by id; without an agent all of them. Raises Unavailable until the registry is loaded."""
+        tools = list(self._registry.tools())
+        if agent_id is None:
+            return tools
+        return [
+            tool
+            for tool in tools
+            if self._policy.access(tool.definition, agent_id, microdao_id).allowed
+        ]
+
+    def listing(self, wanted: ListRequest) -> dict[str, Any]:
+        """Returns `{"tools": […]}` in the form asked for."""
+        tools = self.allowed(wanted.agent_id, wanted.microdao_id)
+        return {
+            "tools": [
+                openai_form(tool) if wanted.format == "openai" else native_form(tool)
+                for tool in tools
+            ]
+        }
+
+    async def one(self, tool_id: str) -> dict[str, Any]:
+        """Returns one tool, enabled or not, with its version. Raises NotFound."""
+        tool = await self._registry.find(tool_id)
+        if tool is None:
+            raise NotFound(f"there is no tool `{tool_id[:64]}`")
+        return native_form(tool)
+
+
+def native_form(tool: Tool) -> dict[str, Any]:
+    """The definition with what the registry knows about it."""
+    registered = tool.registered
+    return {
+        **tool.definition.model_dump(mode="json"),
+        "version": registered.version,
+        "enabled": registered.enabled,
+        "origin": registered.origin,
+        "source": registered.source,
+        "outside": tool.definition.outside,
+        "updated_at": registered.updated_at.isoformat(),
+    }
+
+
+def openai_form(tool: Tool) -> dict[str, Any]:
+    """The tool as chat completions take it; the mapped name leads back to the id."""
+    definition = tool.definition
+    function = {
+        "name": plain_name(definition.id),
+        "description": description_of(tool),
+        "parameters": definition.input_schema,
+    }
+    return {"type": "function", "function": function}
+
+
+def description_of(tool: Tool) -> str:
+    """The description as models are shown it: with the server that wrote it, where that is an outside one."""
+    definition = tool.definition
+    description = definition.description or definition.name
+    if not definition.outside:
+        return description
+    return (
+        f"Described by an outside server (`{definition.target.partition(':')[0]}`): {description}"
+    )

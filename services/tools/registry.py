@@ -1,0 +1,172 @@
+"""The registry as a replica sees it: compiled tools in memory, refreshed within a second of any change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from contracts.errors import ConfigurationError, DaarionError, InvalidRequest, Unavailable
+from contracts.llm.ports import EventLog
+from contracts.tools.api import ToolDefinition, tool_id_of
+from contracts.tools.ledger import RegisteredTool, ToolStore
+from services.tools.schemas import CompiledSchema
+
+MAX_TOOLS = 10_000
+# A caller who asks for what is not there may make this replica look at the store so often.
+MISS_INTERVAL_S = 0.1
+RESERVED_IDS = frozenset({"approvals", "call", "calls", "health", "mcp", "results", "sources"})
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One version of a tool with its schemas compiled."""
+
+    registered: RegisteredTool
+    input: CompiledSchema = field(repr=False)
+    output: CompiledSchema | None = field(repr=False)
+
+    @property
+    def definition(self) -> ToolDefinition:
+        """What the operator wrote."""
+        return self.registered.definition
+
+    @property
+    def object_output(self) -> dict[str, Any] | None:
+        """The output schema where results are objects: MCP lists no other."""
+        schema = self.definition.output_schema
+        return schema if schema is not None and schema.get("type") == "object" else None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it may be called and listed."""
+        return self.registered.enabled
+
+
+def compile_tool(registered: RegisteredTool) -> Tool:
+    """Returns the tool ready to be called. Raises InvalidRequest naming what is wrong with its schemas."""
+    definition = registered.definition
+    output = (
+        None
+        if definition.output_schema is None
+        else CompiledSchema(definition.output_schema, subject="output_schema")
+    )
+    return Tool(registered, CompiledSchema(definition.input_schema, subject="input_schema"), output)
+
+
+def check_definition(definition: ToolDefinition) -> None:
+    """Refuses what could never be served.
+
+    Raises:
+        InvalidRequest: a reserved id, a schema that is none, or one whose top level excludes objects.
+    """
+    if definition.id in RESERVED_IDS:
+        raise InvalidRequest(f"`{definition.id}` is the name of a route: choose another id")
+    compiled = CompiledSchema(definition.input_schema, subject="input_schema")
+    violation = compiled.violation({})
+    if (
+        violation is not None
+        and violation.path == "$"
+        and definition.input_schema.get("type", "object") != "object"
+    ):
+        raise InvalidRequest("input_schema must describe an object of named arguments")
+    if definition.output_schema is not None:
+        CompiledSchema(definition.output_schema, subject="output_schema")
+
+
+class Registry:
+    """Serves look-ups from memory; a background task asks the store's revision number every `interval_s`."""
+
+    def __init__(self, store: ToolStore, events: EventLog, *, interval_s: float = 1.0) -> None:
+        self._store = store
+        self._events = events
+        self.interval_s = interval_s
+        self._revision: int | None = None
+        self._looked_at = 0.0
+        self._tools: dict[str, Tool] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._refreshing = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Loads the registry if the store answers, and goes on watching it."""
+        with contextlib.suppress(DaarionError):
+            await self.refresh()
+        self._task = asyncio.create_task(self._watch(), name="tools:registry")
+
+    async def close(self) -> None:
+        """Stops watching."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def get(self, tool_id: str) -> Tool | None:
+        """The current version by id or mapped name, enabled or not.
+
+        Raises:
+            Unavailable: the registry was never read yet.
+        """
+        self.check_loaded()
+        return self._tools.get(tool_id) or self._tools.get(tool_id_of(tool_id))
+
+    async def find(self, tool_id: str) -> Tool | None:
+        """The same, after another look at the store where the answer would be "no": it may have been registered just now."""
+        tool = self.get(tool_id)
+        if (
+            tool is None or not tool.enabled
+        ) and time.monotonic() - self._looked_at > MISS_INTERVAL_S:
+            with contextlib.suppress(DaarionError):
+                await self.refresh()
+            tool = self.get(tool_id)
+        return tool
+
+    def tools(self) -> Sequence[Tool]:
+        """Every enabled tool by id. Raises Unavailable as `get` does."""
+        self.check_loaded()
+        return [tool for _, tool in sorted(self._tools.items()) if tool.enabled]
+
+    def check_loaded(self) -> None:
+        """Raises Unavailable until the registry was read once."""
+        if self._revision is None:
+            raise Unavailable("the tool registry is not loaded yet: retry", retry_after_s=1)
+
+    async def refresh(self) -> None:
+        """Reads what changed. Raises DatabaseUnavailable; what was read before stays in service."""
+        async with self._refreshing:
+            self._looked_at = time.monotonic()
+            if self._revision is not None and await self._store.revision() == self._revision:
+                return
+            revision, registered = await self._store.load()
+            self._tools = self._compiled(registered[:MAX_TOOLS])
+            self._revision = revision
+
+    def _compiled(self, registered: Iterable[RegisteredTool]) -> dict[str, Tool]:
+        tools = {}
+        for entry in registered:
+            tool_id, known = entry.definition.id, self._tools.get(entry.definition.id)
+            if known is not None and known.registered == entry:
+                tools[tool_id] = known
+                continue
+            try:
+                tools[tool_id] = compile_tool(entry)
+            except InvalidRequest as error:  # written by a version with other rules: one bad tool must not hide the others
+                self._events.emit(
+                    "tools.uncompilable",
+                    tool_id=tool_id,
+                    version=entry.version,
+                    reason=error.message,
+                )
+        return tools
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self.interval_s)
+            try:
+                await self.refresh()
+            except ConfigurationError as error:
+                self._events.emit("tools.registry_refused", reason=error.message)
+            except DaarionError:
+                continue  # the database's own events tell that it is away; the next look finds it again

@@ -1,0 +1,42 @@
+"""How an administrator's definition becomes the one that is kept: bases put in, target and secrets checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from contracts.errors import InvalidRequest
+from contracts.tools.api import ToolDefinition
+from services.tools.targets import check_target
+
+
+class Resolver:
+    """Implements `Resolve` over what the configuration tells.
+
+    `put_bases` raises ValueError for an unknown base; `secret_problem` returns why a tool, its bases put in, may not use its secrets.
+    """
+
+    def __init__(
+        self,
+        put_bases: Callable[[ToolDefinition], ToolDefinition],
+        secret_problem: Callable[[ToolDefinition], str | None],
+        packages: Sequence[str],
+        sources: Sequence[str],
+    ) -> None:
+        self._put_bases = put_bases
+        self._secret_problem = secret_problem
+        self._packages = packages
+        self._sources = sources
+
+    def __call__(self, definition: ToolDefinition) -> ToolDefinition:
+        """Returns the definition to keep. Raises InvalidRequest."""
+        try:
+            resolved = self._put_bases(definition)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from None
+        check_target(resolved, self._packages)
+        if resolved.executor == "mcp" and resolved.target.split(":", 1)[0] not in self._sources:
+            raise InvalidRequest("target: its source is not among the configured MCP sources")
+        problem = self._secret_problem(resolved)
+        if problem:
+            raise InvalidRequest(f"secrets: {problem}")
+        return resolved

@@ -1,0 +1,124 @@
+"""Results of tools: bounded, previewed where they are too long to be sent whole, and read page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from contracts.errors import InvalidRequest
+from contracts.tools.ledger import StoredResult
+from services.tools.schemas import CompiledSchema
+
+MAX_PAGE_BYTES = 256 * 1024
+# Items of an array and characters of a text that successive previews keep.
+_CUTS = ((100, 2_000), (30, 1_000), (10, 500), (5, 200), (3, 100), (1, 50), (1, 10), (0, 0))
+
+
+class PageRequest(BaseModel):
+    """Query of `GET /results/{id}`: `offset` and `limit` count items of an array, else characters of the JSON text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    microdao_id: str = Field(min_length=1, max_length=256)
+    offset: int = Field(default=0, ge=0, lt=2**53)
+    limit: int | None = Field(default=None, ge=1, le=MAX_PAGE_BYTES)
+
+
+class ResultPage(BaseModel):
+    """One page. `unit` is `items` (then `result` holds an array) or `characters` (then `text` holds JSON text).
+
+    `total` counts the whole in that unit; `next_offset` is None on the last page.
+    """
+
+    id: str
+    unit: str
+    offset: int
+    total: int
+    next_offset: int | None = None
+    result: list[Any] | None = None
+    text: str | None = None
+
+
+def to_text(result: Any) -> str:
+    """The result as JSON text. Raises TypeError for what JSON cannot hold (also texts that are not UTF-8)."""
+    try:
+        return orjson.dumps(result).decode()
+    except orjson.JSONEncodeError as error:
+        raise TypeError(str(error)) from None
+
+
+def preview(result: Any, schema: CompiledSchema | None, max_bytes: int) -> Any:
+    """Returns the result with arrays and texts cut so that it fits and still matches its schema, or None.
+
+    The largest of a few cuts that fits is taken; objects keep all their members, since leaving one out says too much.
+    """
+    for items, characters in _CUTS:
+        candidate = _cut(result, items, characters)
+        if len(orjson.dumps(candidate)) <= max_bytes and (
+            schema is None or schema.violation(candidate) is None
+        ):
+            return candidate
+    return None
+
+
+def _cut(value: Any, items: int, characters: int) -> Any:
+    if isinstance(value, str):
+        return value[:characters]
+    if isinstance(value, list):
+        return [_cut(inner, items, characters) for inner in value[:items]]
+    if isinstance(value, dict):
+        return {name: _cut(inner, items, characters) for name, inner in value.items()}
+    return value
+
+
+def page(stored: StoredResult, wanted: PageRequest) -> ResultPage:
+    """Returns one page of a stored result. Raises InvalidRequest for an offset beyond its end."""
+    if stored.items is None:
+        return _text_page(stored, wanted)
+    return _item_page(stored, orjson.loads(stored.body), wanted)
+
+
+def _text_page(stored: StoredResult, wanted: PageRequest) -> ResultPage:
+    total = len(stored.body)
+    _check_offset(wanted.offset, total)
+    end = min(total, wanted.offset + (wanted.limit or MAX_PAGE_BYTES))
+    return ResultPage(
+        id=str(stored.id),
+        unit="characters",
+        offset=wanted.offset,
+        total=total,
+        next_offset=end if end < total else None,
+        text=stored.body[wanted.offset : end],
+    )
+
+
+def _item_page(stored: StoredResult, items: list[Any], wanted: PageRequest) -> ResultPage:
+    _check_offset(wanted.offset, len(items))
+    taken = list(_fitting(items[wanted.offset :], wanted.limit or MAX_PAGE_BYTES))
+    end = wanted.offset + len(taken)
+    return ResultPage(
+        id=str(stored.id),
+        unit="items",
+        offset=wanted.offset,
+        total=len(items),
+        next_offset=end if end < len(items) else None,
+        result=taken,
+    )
+
+
+def _fitting(items: list[Any], limit: int) -> Iterator[Any]:
+    """At most `limit` items of at most MAX_PAGE_BYTES together, and always one, so that a reader gets on."""
+    size = 0
+    for position, item in enumerate(items[:limit]):
+        size += len(orjson.dumps(item)) + 1
+        if position and size > MAX_PAGE_BYTES:
+            return
+        yield item
+
+
+def _check_offset(offset: int, total: int) -> None:
+    if offset > total:
+        raise InvalidRequest(f"offset is beyond the end: this result has {total}")

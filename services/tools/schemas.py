@@ -1,0 +1,370 @@
+"""JSON Schemas of tools: checked when registered, compiled once per version, validated within a budget of work.
+
+A schema comes from an operator or from an outside MCP server, a value from a model: neither may hold up a replica. So
+nothing is fetched (`$ref` stays inside the document), patterns run on an engine of linear time, and every keyword that
+is applied costs one step of a bounded budget, whatever the schema's references multiply to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+from jsonschema import Draft7Validator, Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.validators import extend
+from pydantic import StringConstraints, TypeAdapter
+from pydantic import ValidationError as PydanticError
+from pydantic_core import SchemaError as PatternError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from contracts.errors import InvalidRequest
+from services.tools.values import frozen, measure
+
+MAX_SCHEMA_BYTES = 64 * 1024
+MAX_SCHEMA_DEPTH = 32
+MAX_SCHEMA_VALUES = 4_000
+MAX_PATTERN_CHARS = 1_000
+MAX_ERRORS = 20
+DIALECTS = {
+    "https://json-schema.org/draft/2020-12/schema": Draft202012Validator,
+    "http://json-schema.org/draft-07/schema": Draft7Validator,
+}
+_WITHHELD = (
+    "$id",
+    "$anchor",
+    "$dynamicRef",
+    "$recursiveRef",
+    "$dynamicAnchor",
+    "$recursiveAnchor",
+    "$vocabulary",
+)
+
+_EXPECTED = {
+    "minimum": "a number of at least {}",
+    "maximum": "a number of at most {}",
+    "exclusiveMinimum": "a number above {}",
+    "exclusiveMaximum": "a number below {}",
+    "multipleOf": "a multiple of {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "pattern": "a text that matches {}",
+    "minItems": "at least {} items",
+    "maxItems": "at most {} items",
+    "uniqueItems": "items that differ from each other",
+    "minProperties": "at least {} properties",
+    "maxProperties": "at most {} properties",
+    "not": "anything but a match of {}",
+}
+
+Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError] | None]
+
+
+class OutOfBudget(Exception):
+    """The validation took all the work it was granted."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """Work that one validation may take: keywords applied, and seconds of this thread's CPU, looked at now and then."""
+
+    steps: int = 50_000
+    cpu_s: float = 0.25
+    _until: float | None = None
+
+    def spend(self, steps: int) -> None:
+        """Raises OutOfBudget once there is nothing left."""
+        self.steps -= steps
+        if self._until is None:
+            self._until = time.thread_time() + self.cpu_s
+        if self.steps < 0 or (self.steps & 63 == 0 and time.thread_time() > self._until):
+            raise OutOfBudget
+
+
+_budget: ContextVar[Budget] = ContextVar("budget")
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Where a value breaks its schema (JSON path, `$` is the value itself) and what was expected there."""
+
+    path: str
+    expected: str
+
+    @property
+    def text(self) -> str:
+        """One sentence for people and models."""
+        return f"{self.path}: expected {self.expected}"
+
+
+class CompiledSchema:
+    """One schema, ready to validate many values."""
+
+    def __init__(self, schema: dict[str, Any], *, subject: str = "schema") -> None:
+        """Raises InvalidRequest when the schema is none, is too large, or asks for what is not served here."""
+        _check_shape(schema, subject)
+        dialect = _dialect(schema, subject)
+        try:
+            dialect.check_schema(schema)
+        except SchemaError as error:
+            raise InvalidRequest(
+                f"{subject} is not a valid JSON Schema: at {error.json_path}: {_short(error.message)}"
+            ) from None
+        self._validator = _guarded(dialect, _compile_patterns(schema, subject))(
+            schema, registry=Registry()
+        )
+        self._try(subject)
+
+    def violation(self, value: Any, budget: Budget | None = None) -> Violation | None:
+        """Returns the most telling way in which `value` breaks the schema, or None. May run on any thread.
+
+        A value whose check would take more than the budget is a violation too.
+        """
+        _budget.set(budget or Budget())
+        try:
+            errors = list(itertools.islice(self._validator.iter_errors(value), MAX_ERRORS))
+        except (OutOfBudget, RecursionError, Unresolvable):
+            return Violation(
+                "$",
+                "a value that can be checked within bounds: it is too large or too deep for its schema",
+            )
+        if not errors:
+            return None
+        return _violation(min(errors, key=_telling))
+
+    def _try(self, subject: str) -> None:
+        """Finds references that lead only to themselves before the first call does."""
+        probes: tuple[Any, ...] = ({}, [], "", 0, None)
+        for probe in probes:
+            _budget.set(Budget())
+            try:
+                list(itertools.islice(self._validator.iter_errors(probe), MAX_ERRORS))
+            except (OutOfBudget, RecursionError):
+                raise InvalidRequest(f"{subject} refers to itself without end") from None
+            except Unresolvable:
+                raise InvalidRequest(f"{subject} has a $ref that leads nowhere") from None
+
+
+class _Pattern:
+    """A regular expression searched in linear time (Rust's regex, by way of pydantic)."""
+
+    def __init__(self, pattern: str) -> None:
+        self._adapter: TypeAdapter[str] = TypeAdapter(
+            Annotated[str, StringConstraints(pattern=pattern)]
+        )
+
+    def found_in(self, text: str) -> bool:
+        try:
+            self._adapter.validate_python(text)
+        except PydanticError:
+            return False
+        return True
+
+
+def _check_shape(schema: Any, subject: str) -> None:
+    if not isinstance(schema, dict):
+        raise InvalidRequest(f"{subject} must be a JSON object")
+    size = measure(schema, max_depth=MAX_SCHEMA_DEPTH, max_values=MAX_SCHEMA_VALUES)
+    if size.problem:
+        raise InvalidRequest(f"{subject} is {size.problem}")
+    if size.text_bytes > MAX_SCHEMA_BYTES:
+        raise InvalidRequest(f"{subject} is over {MAX_SCHEMA_BYTES >> 10} KiB")
+    for node in _nodes(schema):
+        if isinstance(node.get("$ref"), str):
+            _check_reference(schema, node["$ref"], subject)
+        for key in _WITHHELD:
+            if isinstance(node.get(key), str) and not (key == "$id" and node is schema):
+                raise InvalidRequest(f"{subject} uses `{key}`, which is not served here")
+        if "unevaluatedProperties" in node and "patternProperties" in node:
+            raise InvalidRequest(
+                f"{subject} combines unevaluatedProperties with patternProperties, which is not served here"
+            )
+
+
+def _check_reference(schema: dict[str, Any], reference: str, subject: str) -> None:
+    if reference != "#" and not reference.startswith("#/"):
+        raise InvalidRequest(
+            f"{subject} has a $ref to another document: only references inside it (`#/…`) are followed"
+        )
+    node: Any = schema
+    for part in unquote(reference[1:]).split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, dict) and key in node:
+            node = node[key]
+        elif isinstance(node, list) and key.isdigit() and int(key) < len(node):
+            node = node[int(key)]
+        else:
+            raise InvalidRequest(f"{subject} has a $ref that leads nowhere")
+    if not isinstance(node, dict | bool):
+        raise InvalidRequest(f"{subject} has a $ref to what is no schema")
+
+
+def _dialect(schema: dict[str, Any], subject: str) -> Any:
+    named = schema.get("$schema")
+    if named is None:
+        return Draft202012Validator
+    dialect = DIALECTS.get(str(named).rstrip("#"))
+    if dialect is None:
+        raise InvalidRequest(
+            f"{subject} names a `$schema` that is not served here: use JSON Schema 2020-12 or draft-07"
+        )
+    return dialect
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object within; names of properties look like keywords there, which only makes the checks stricter."""
+    pending = [value]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            yield node
+            pending.extend(node.values())
+        elif isinstance(node, list):
+            pending.extend(node)
+
+
+def _compile_patterns(schema: dict[str, Any], subject: str) -> dict[str, _Pattern]:
+    wanted: set[str] = set()
+    for node in _nodes(schema):
+        if isinstance(node.get("pattern"), str):
+            wanted.add(node["pattern"])
+        if isinstance(node.get("patternProperties"), dict):
+            wanted.update(node["patternProperties"])
+    compiled = {}
+    for pattern in wanted:
+        if len(pattern) > MAX_PATTERN_CHARS:
+            raise InvalidRequest(f"{subject} has a pattern over {MAX_PATTERN_CHARS} characters")
+        try:
+            compiled[pattern] = _Pattern(pattern)
+        except PatternError:
+            raise InvalidRequest(
+                f"{subject} has a pattern that cannot be run in linear time (look-around or back-references)"
+            ) from None
+    return compiled
+
+
+def _guarded(dialect: Any, patterns: dict[str, _Pattern]) -> Any:
+    """The dialect with every keyword paid for, and with ours where the library's own may take more than linear time."""
+    own = {
+        "pattern": _pattern_keyword(patterns),
+        "patternProperties": _pattern_properties_keyword(patterns),
+        "additionalProperties": _additional_properties_keyword(patterns),
+        "uniqueItems": _unique_items,
+    }
+    keywords = {**dialect.VALIDATORS, **own}
+    return extend(dialect, {name: _paid(keyword) for name, keyword in keywords.items()})
+
+
+def _paid(keyword: Keyword) -> Keyword:
+    def paid(
+        validator: Any, value: Any, instance: Any, schema: Any
+    ) -> Iterator[ValidationError] | None:
+        _budget.get().spend(1 + len(instance) // 16 if isinstance(instance, list | dict) else 1)
+        return keyword(validator, value, instance, schema)
+
+    return paid
+
+
+def _pattern_keyword(patterns: dict[str, _Pattern]) -> Keyword:
+    def pattern(
+        validator: Any, wanted: str, instance: Any, _schema: Any
+    ) -> Iterator[ValidationError]:
+        if validator.is_type(instance, "string") and not patterns[wanted].found_in(instance):
+            yield ValidationError("does not match the pattern")
+
+    return pattern
+
+
+def _pattern_properties_keyword(patterns: dict[str, _Pattern]) -> Keyword:
+    def pattern_properties(
+        validator: Any, wanted: dict[str, Any], instance: Any, _schema: Any
+    ) -> Iterator[ValidationError]:
+        if not validator.is_type(instance, "object"):
+            return
+        for pattern, subschema in wanted.items():
+            for name, value in instance.items():
+                if patterns[pattern].found_in(name):
+                    yield from validator.descend(value, subschema, path=name, schema_path=pattern)
+
+    return pattern_properties
+
+
+def _additional_properties_keyword(patterns: dict[str, _Pattern]) -> Keyword:
+    def additional_properties(
+        validator: Any, wanted: Any, instance: Any, schema: dict[str, Any]
+    ) -> Iterator[ValidationError]:
+        if not validator.is_type(instance, "object"):
+            return
+        named, matched = (
+            schema.get("properties", {}),
+            [patterns[pattern] for pattern in schema.get("patternProperties", {})],
+        )
+        extra = [
+            name
+            for name in instance
+            if name not in named and not any(pattern.found_in(name) for pattern in matched)
+        ]
+        if isinstance(wanted, dict):
+            for name in extra:
+                yield from validator.descend(instance[name], wanted, path=name)
+        elif not wanted and extra:
+            yield ValidationError(
+                f"unknown properties: {', '.join(map(_short, sorted(extra)[:5]))}"
+            )
+
+    return additional_properties
+
+
+def _unique_items(
+    validator: Any, wanted: Any, instance: Any, _schema: Any
+) -> Iterator[ValidationError]:
+    if wanted and validator.is_type(instance, "array"):
+        seen = set(map(frozen, instance))
+        if len(seen) != len(instance):
+            yield ValidationError("items are not unique")
+
+
+def _telling(error: ValidationError) -> tuple[int, int]:
+    """Shallow errors first, and of those a wrong type before anything else; branches of a union tell least."""
+    return (
+        len(error.absolute_path),
+        {"type": 0, "required": 1, "anyOf": 3, "oneOf": 3}.get(str(error.validator), 2),
+    )
+
+
+def _violation(error: ValidationError) -> Violation:
+    return Violation(_short(error.json_path, 200), _expected(error))
+
+
+def _expected(error: ValidationError) -> str:
+    keyword, wanted = str(error.validator), error.validator_value
+    if keyword == "type":
+        return " or ".join(wanted) if isinstance(wanted, list) else str(wanted)
+    if keyword == "required":
+        missing = [
+            name
+            for name in wanted
+            if isinstance(error.instance, dict) and name not in error.instance
+        ]
+        return f"the required {'property' if len(missing) == 1 else 'properties'} {', '.join(f'`{_short(name)}`' for name in missing[:5])}"
+    if keyword == "additionalProperties":
+        return f"no properties beside the declared ones ({error.message})"
+    if keyword in {"enum", "const"}:
+        return _short(f"{'one of' if keyword == 'enum' else 'exactly'} {wanted!r}", 300)
+    if keyword in {"anyOf", "oneOf"}:
+        branches = [_violation(inner).text for inner in itertools.islice(error.context or (), 3)]
+        return _short(
+            f"a match of {'any' if keyword == 'anyOf' else 'exactly one'} of {len(wanted)} schemas ({'; '.join(branches)})",
+            400,
+        )
+    return _short(_EXPECTED.get(keyword, f"{keyword} {{}}").format(wanted), 200)
+
+
+def _short(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

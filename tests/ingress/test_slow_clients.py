@@ -1,0 +1,466 @@
+"""Clients that send or read slowly, over real HTTP: they hold up nobody but themselves."""
+
+import asyncio
+import contextlib
+import json
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from contracts.errors import Overloaded, RequestTimeout
+from deployments.graph import request_heads
+from interfaces.http.base import places
+from interfaces.http.base.access import AccessControl
+from interfaces.http.base.bodies import read_json
+from interfaces.http.base.ingress import Ingress
+from interfaces.http.base.places import Place, Places
+from interfaces.http.base.routing import add_route, new_router
+from interfaces.http.base.sse import EventStream
+from interfaces.http.llm.batches import MAX_SUBMISSIONS, BatchRoutes, add_batch_routes
+from interfaces.http.memory import UPLOADS
+from tests.support.uvicorn_server import JSON, served
+
+PATIENCE_S = 60
+MOST = 3
+
+
+class Served:
+    """An application whose endpoints tell what they do."""
+
+    def __init__(self):
+        self.url = ""
+        self.parts = asyncio.Queue()
+        self.may_answer = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def whole(self, request):
+        return Response(str(len(await read_json(request, 1 << 20))))
+
+    async def streamed(self, request):
+        async for part in request.stream():
+            await self.parts.put(bytes(part))
+        return Response("imported")
+
+    async def busy(self, _request):
+        await self.may_answer.wait()
+        return Response("done")
+
+    async def large(self, _request):
+        return Response(b"x" * (32 << 20))
+
+    async def told(self, _request):
+        async def endless():
+            while True:
+                yield b"x" * 65_536
+
+        async def close():
+            self.ended.set()
+
+        return EventStream(endless(), close)
+
+    @contextlib.asynccontextmanager
+    async def begun(self, path, *parts, length=1_000):
+        """Yields a connection that has sent a head, which the application has taken, and these parts of the body."""
+        host, port = self.url.removeprefix("http://").split(":")
+        async with asyncio.timeout(PATIENCE_S):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+            writer.write(f"{head}Content-Length: {length}\r\n\r\n".encode())
+            assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+            for part in parts:
+                writer.write(part)
+            yield reader, writer
+            writer.close()
+
+
+@pytest.fixture
+async def here(events):
+    application = Served()
+    router = new_router()
+    for method, path, endpoint in (
+        ("POST", "/whole", application.whole),
+        ("POST", "/streamed", application.streamed),
+        ("GET", "/busy", application.busy),
+        ("GET", "/large", application.large),
+        ("GET", "/told", application.told),
+    ):
+        add_route(router, method, path, endpoint, summary=path)
+    async with served(
+        Ingress(router, AccessControl(None, None), events, max_concurrent=MOST)
+    ) as application.url:
+        yield application
+
+
+@pytest.fixture
+async def http(here):
+    async with httpx.AsyncClient(base_url=here.url, headers=JSON, timeout=PATIENCE_S) as client:
+        yield client
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(places, "GRACE_S", 0.3)
+    monkeypatch.setattr(places, "SWEEP_S", 0.05)
+
+
+async def answered(reader):
+    """The answer, after which the server closes."""
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    return int(head.split()[1]), head.lower(), json.loads(body)
+
+
+@pytest.mark.parametrize("bytes_per_s", [0, 5_000], ids=["silent", "slow"])
+async def test_clients_that_send_nothing_or_little_keep_nobody_out(
+    here, http, monkeypatch, bytes_per_s
+):
+    monkeypatch.setattr(places, "GRACE_S", 1_000)  # no deadline helps
+    async with (
+        asyncio.TaskGroup() as tasks,
+        contextlib.AsyncExitStack() as slow,
+        asyncio.timeout(PATIENCE_S),
+    ):
+        begun = [
+            await slow.enter_async_context(here.begun("/whole", length=1_000_000))
+            for _ in range(MOST)
+        ]
+        slow.callback(
+            tasks.create_task(keep_sending([writer for _, writer in begun], bytes_per_s)).cancel
+        )
+        while (
+            answer := await http.post("/whole", content=b"{}")
+        ).status_code == 503:  # each is spared for `SPARED_S`
+            await asyncio.sleep(0.1)
+        assert answer.text == "2"
+        for _ in range(MOST * 3):
+            assert (await http.post("/whole", content=b"{}")).text == "2"
+        ends = [asyncio.create_task(end_of(reader)) for reader, _ in begun]
+        _, alive = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        assert len(alive) == MOST - 1
+        for task in alive:
+            task.cancel()
+
+
+async def end_of(reader):
+    with contextlib.suppress(
+        ConnectionError
+    ):  # what is sent after the answer may reset the connection
+        await reader.read()
+
+
+@pytest.mark.parametrize("parts", [(), (b'{"half": ',)], ids=["no body", "half a body"])
+async def test_a_body_that_does_not_come_is_told_so(here, hasty, parts, events):
+    async with here.begun("/whole", *parts) as (reader, _):
+        status, head, body = await answered(reader)
+    assert (status, body["error"]["type"], body["error"]["retryable"]) == (
+        408,
+        "request_timeout",
+        True,
+    )
+    assert b"connection: close" in head
+    assert events.events == []
+
+
+async def test_a_body_that_comes_byte_by_byte_is_ended(here, hasty):
+    async with here.begun("/whole", length=1_000_000) as (reader, writer):
+        answer = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
+        while not answer.done():
+            writer.write(b" ")
+            await asyncio.sleep(0.01)
+        with contextlib.suppress(
+            ConnectionError
+        ):  # a byte that crosses the answer may reset the connection
+            assert b" 408 " in await answer
+
+
+class Client:
+    """A client on a clock of its own, and its place: each part of its body comes after some seconds of waiting."""
+
+    def __init__(self, shared, clock, body_s=places.BODY_S):
+        self.clock = clock
+        self.parts = asyncio.Queue()
+        self.place = Place(shared, self.next_part, self.parts.put, body_s)
+
+    async def next_part(self):
+        self.waits_until = self.place.due
+        seconds, body = await self.parts.get()
+        self.clock.now += seconds
+        return {"type": "http.request", "body": body, "more_body": True}
+
+    async def send(self, size, after_s):
+        """Sends a part; returns for how long the server would have waited for it."""
+        self.parts.put_nowait((after_s, b"x" * size))
+        await (self.place.receive() if self.place.is_arriving else self.place.open("POST"))
+        if self.place._first is not None:
+            await self.place.receive()
+        return self.waits_until - (self.clock.now - after_s)
+
+
+class Clock:
+    now = 1_000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(places, "monotonic", clock := Clock())
+    return clock
+
+
+async def test_a_long_body_has_as_much_time_as_its_pace_earns(clock):
+    grace, pace = places.GRACE_S, places.BYTES_PER_S
+    client = Client(Places(1), clock)
+    assert await client.send(10, after_s=5) == grace
+    assert await client.send(2 * pace, after_s=5) == pytest.approx(
+        grace - 5 + 10 / pace
+    )  # ten bytes earn nothing
+    assert await client.send(1 << 20, after_s=5) == pytest.approx(
+        grace - 8 + 10 / pace
+    )  # two seconds' bytes earn two
+    assert await client.send(10, after_s=10) == grace  # a mebibyte earns a pause, but no longer one
+
+
+async def test_no_pace_earns_more_than_the_whole_time_of_a_body(clock):
+    client = Client(Places(1), clock)
+    for _ in range(23):
+        await client.send(1 << 20, after_s=5)
+    assert await client.send(1 << 20, after_s=4) == places.BODY_S - 23 * 5
+    upload = Client(Places(1), clock, places.UPLOAD_S)
+    for _ in range(24):
+        await upload.send(1 << 20, after_s=5)
+    assert await upload.send(1 << 20, after_s=5) == places.GRACE_S
+
+
+async def test_time_in_which_a_part_is_worked_on_is_not_the_clients(clock):
+    client = Client(Places(1), clock)
+    for _ in range(3):
+        await client.send(1, after_s=1)
+        clock.now += 100  # the route stores what came
+    assert await client.send(1, after_s=1) == pytest.approx(
+        places.GRACE_S - 3 + 3 / places.BYTES_PER_S
+    )
+
+
+async def test_the_slowest_body_makes_room_and_a_new_one_is_spared(clock):
+    shared = Places(3)
+    clients = [Client(shared, clock) for _ in range(3)]
+    for client, size in zip(clients, (30_000, 10_000, 20_000), strict=True):
+        await client.send(size, after_s=0)
+    waiting = [asyncio.create_task(client.place.receive()) for client in clients]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await Client(shared, clock).send(1, after_s=0)
+    clock.now += places.SPARED_S
+    for left in ([True, False, True], [True, False, False]):
+        newcomer = Client(shared, clock)
+        await newcomer.send(1, after_s=0)
+        await asyncio.sleep(0)
+        assert [not task.done() for task in waiting] == left
+    waiting[0].cancel()
+    for task in waiting[1:]:
+        with pytest.raises(RequestTimeout, match="the slowest is ended"):
+            await task
+
+
+async def test_slow_submissions_of_batches_keep_nobody_out(events, monkeypatch):
+    monkeypatch.setattr(places, "GRACE_S", 1_000)
+    router = new_router()
+    add_batch_routes(router, BatchRoutes(lambda: None))
+    async with contextlib.AsyncExitStack() as slow, asyncio.timeout(PATIENCE_S):
+        application = Served()
+        application.url = await slow.enter_async_context(
+            served(Ingress(router, AccessControl(None, None), events, max_concurrent=50))
+        )
+        http = await slow.enter_async_context(
+            httpx.AsyncClient(base_url=application.url, headers=JSON)
+        )
+        for _ in range(MAX_SUBMISSIONS):
+            await slow.enter_async_context(application.begun("/batch", b"{"))
+        while (answer := await http.post("/batch", content=b"{}")).status_code == 503:
+            await asyncio.sleep(0.1)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request")
+
+
+async def test_an_upload_may_take_longer_than_another_body(events, hasty, monkeypatch):
+    monkeypatch.setattr("interfaces.http.base.ingress.BODY_S", 0.1)
+    application, router = Served(), new_router()
+    for path in ("/whole", *UPLOADS):
+        add_route(router, "POST", path, application.whole, summary=path)
+    ingress = Ingress(router, AccessControl(None, None), events, max_concurrent=9, uploads=UPLOADS)
+    monkeypatch.setattr(places, "GRACE_S", 1_000)
+    async with (
+        served(ingress) as application.url,
+        application.begun("/import", length=2) as (reader, writer),
+    ):
+        async with application.begun("/whole", length=2) as (refused, _):
+            status, _, body = await answered(refused)
+        assert (status, "within 0.1 s" in body["error"]["message"]) == (408, True)
+        writer.write(b"{}")
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+
+
+async def test_bodies_on_their_way_are_bounded_where_each_has_just_begun(here, http, monkeypatch):
+    monkeypatch.setattr(places, "SPARED_S", PATIENCE_S)
+    async with contextlib.AsyncExitStack() as lively:
+        writers = [
+            (await lively.enter_async_context(here.begun("/streamed", b"x")))[1]
+            for _ in range(MOST)
+        ]
+        for _ in writers:
+            await here.parts.get()
+        refused = await http.post("/whole", content=b"{}")
+        assert (
+            refused.status_code,
+            refused.json()["error"]["type"],
+            refused.headers["retry-after"],
+        ) == (503, "overloaded", "1")
+        writers[0].close()
+        async with asyncio.timeout(PATIENCE_S):
+            while (await http.post("/whole", content=b"{}")).status_code != 200:
+                await asyncio.sleep(0.05)
+
+
+async def keep_sending(writers, bytes_per_s):
+    while True:
+        for writer in writers:
+            if not writer.is_closing():
+                writer.write(b"x" * (bytes_per_s // 50))
+        await asyncio.sleep(0.02)
+
+
+async def test_a_body_that_is_there_needs_a_place(here, http):
+    async with asyncio.TaskGroup() as busy, asyncio.timeout(PATIENCE_S):
+        async with here.begun("/whole", b'{"a":', length=8) as (reader, writer):
+            waiting = [busy.create_task(http.get("/busy")) for _ in range(MOST)]
+            while (await http.post("/whole", content=b"{}")).status_code != 503:
+                await asyncio.sleep(0.01)
+            writer.write(b" 1}")
+            assert b" 503 " in await reader.readuntil(b"\r\n\r\n")
+        here.may_answer.set()
+    assert {task.result().status_code for task in waiting} == {200}
+    assert (await http.post("/whole", content=b"{}")).status_code == 200
+
+
+async def test_an_upload_is_worked_off_as_it_comes_and_is_not_yet_in_work(here, http):
+    async with contextlib.AsyncExitStack() as uploads:
+        begun = [
+            await uploads.enter_async_context(here.begun("/streamed", b"12345", length=10))
+            for _ in range(MOST - 1)
+        ]
+        for _ in begun:
+            assert await here.parts.get() == b"12345"
+        assert (await http.post("/whole", content=b"{}")).status_code == 200
+        for reader, writer in begun:
+            writer.write(b"67890")
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+
+
+async def test_a_stream_that_nobody_reads_ends(here, hasty, events, monkeypatch):
+    monkeypatch.setattr(places, "UNREAD_S", 0.2)
+    host, port = here.url.removeprefix("http://").split(":")
+    async with asyncio.timeout(PATIENCE_S):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET /told HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        await here.ended.wait()
+        writer.close()
+    assert events.events == []
+
+
+@pytest.mark.parametrize("also_ours", [False, True])
+async def test_whoever_else_cancels_a_waiting_request_ends_it(hasty, also_ours):
+    place = Place(Places(1), asyncio.Event().wait, asyncio.Event().wait)
+    task = asyncio.create_task(place.open("POST"))
+    await asyncio.sleep(0)
+    if also_ours:
+        place.end()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    place.leave()
+
+
+async def test_one_request_after_another_leaves_nothing_behind(here, http, hasty):
+    shared = Places(MOST)
+    for _ in range(MOST * 2):
+        place = Place(shared, asyncio.Event().wait, asyncio.Event().wait)
+        with pytest.raises(RequestTimeout):
+            await place.open("POST")
+        place.leave()
+    assert (shared.working, shared.arriving, shared._watched) == (0, 0, set())
+
+
+@pytest.fixture
+def heads(monkeypatch):
+    """Servers of this process bound their heads, as Serve's callback lets its own."""
+    monkeypatch.setattr(request_heads.auto, "AutoHTTPProtocol", request_heads.auto.AutoHTTPProtocol)
+    monkeypatch.setattr(request_heads, "HEAD_S", 0.3)
+    assert request_heads.bound_heads() == []
+
+
+WHOLE = b"POST /whole HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /wh", WHOLE + b"{}" + b"POST", WHOLE + b"{}" + b"\r\n"], ids=repr
+)
+async def test_a_head_that_does_not_come_ends_the_connection(heads, here, sent):
+    host, port = here.url.removeprefix("http://").split(":")
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        if WHOLE in sent:
+            writer.write(WHOLE + b"{}")
+            await reader.readuntil(b"\r\n\r\n2")
+        writer.write(sent.removeprefix(WHOLE + b"{}"))
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_head_without_end_is_not_kept(heads, here, monkeypatch):
+    monkeypatch.setattr(request_heads, "HEAD_S", 1_000)
+    host, port = here.url.removeprefix("http://").split(":")
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        with contextlib.suppress(ConnectionError):
+            writer.write(b"GET / HTTP/1.1\r\n")
+            for _ in range(1_000):
+                writer.write(b"X: y\r\n" * 1_000)
+                await writer.drain()
+            assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "then", [b"POST", b""], ids=["and begins another request", "and sends nothing"]
+)
+async def test_a_client_that_reads_nothing_does_not_keep_its_connection(
+    heads, here, monkeypatch, then
+):
+    lost = asyncio.Event()
+    monkeypatch.setattr(request_heads.BoundedHeads, "connection_lost", lambda *_: lost.set())
+    if not then:
+        monkeypatch.setattr(request_heads, "UNREAD_S", 0.3)
+    host, port = here.url.removeprefix("http://").split(":")
+    async with asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET /large HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(then)
+        await lost.wait()
+        writer.close()
+
+
+async def test_the_bound_is_on_heads_alone(heads, here, http):
+    """Neither a body that takes longer, nor an answer that does, nor a connection that rests between two requests."""
+    async with here.begun("/streamed", b"12345", length=10) as (reader, writer):
+        await asyncio.sleep(1)
+        writer.write(b"67890")
+        await reader.readuntil(b"imported")
+        await asyncio.sleep(1)
+        writer.write(WHOLE + b"{}")
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n2")
+    answer = asyncio.create_task(http.get("/busy"))
+    await asyncio.sleep(1)
+    here.may_answer.set()
+    assert (await answer).text == "done"

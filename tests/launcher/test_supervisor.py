@@ -1,0 +1,407 @@
+"""The supervisor over real stores and a stand-in graph, as an operator sees it: a process, signals, lines on the screen."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import nats
+import psutil
+import psycopg
+import pytest
+
+from launcher.ports import free_ports
+from launcher.stores import PostgresServer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DRIVER = REPOSITORY / "tests/support/launcher/driver.py"
+
+
+class Run:
+    """One launcher process over one data directory."""
+
+    def __init__(self, folder: Path, *mode: str, **variables: str) -> None:
+        self.data_dir = folder / "data"
+        self.journal_file = folder / "journal.jsonl"
+        self.port = free_ports(1)[0]
+        self.env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("DAARION_") and name not in ("DATABASE_URL", "NATS_URL")
+        } | {
+            "DAARION_DATA_DIR": str(self.data_dir),
+            "DAARION_PORT": str(self.port),
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        self.env |= variables
+        self.screen_file = folder / "screen"
+        self.argv = [sys.executable, str(DRIVER), str(self.journal_file), *mode]
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        with self.screen_file.open("w") as screen:
+            self.process = subprocess.Popen(
+                self.argv,
+                stdout=screen,
+                stderr=subprocess.STDOUT,
+                env=self.env,
+                cwd="/",
+                start_new_session=True,
+            )
+
+    @property
+    def screen(self) -> str:
+        return self.screen_file.read_text()
+
+    @property
+    def journal(self) -> list[dict]:
+        return (
+            [json.loads(line) for line in self.journal_file.read_text().splitlines()]
+            if self.journal_file.exists()
+            else []
+        )
+
+    def starts(self) -> list[dict]:
+        return [entry for entry in self.journal if entry["event"] == "start"]
+
+    def await_screen(self, pattern: str, timeout_s: float = 90, times: int = 1) -> None:
+        wait_for(
+            lambda: len(re.findall(pattern, self.screen)) >= times,
+            timeout_s,
+            lambda: f"{pattern!r} not in:\n{self.screen}",
+        )
+
+    def parts(self) -> dict[str, int]:
+        content = json.loads((self.data_dir / "run/state.json").read_text())
+        return {part["name"]: part["pid"] for part in content["parts"]}
+
+    def command(self, name: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "launcher", name],
+            env=self.env,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+
+    def family(self) -> list[psutil.Process]:
+        return [
+            *psutil.Process(self.process.pid).children(recursive=True),
+            psutil.Process(self.process.pid),
+        ]
+
+
+def wait_for(condition, timeout_s=90.0, message=lambda: "it did not happen"):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, message()
+        time.sleep(0.05)
+
+
+def alive(processes) -> list[psutil.Process]:
+    return [
+        process
+        for process in processes
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+@contextmanager
+def running(folder: Path, *mode: str, ready: bool = True, **variables: str):
+    run = Run(folder, *mode, **variables)
+    run.start()
+    seen: list[psutil.Process] = []
+    try:
+        if ready:
+            run.await_screen(r"\] ready\n")
+            seen = run.family()
+        yield run
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            seen += run.family()
+        for process in alive(seen):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        run.process.wait(10)
+        for start in run.starts():
+            shutil.rmtree(start["directory"], ignore_errors=True)
+
+
+def ask(url: str, statement: str) -> list[tuple]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(statement).fetchall()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Path:
+    """A data directory with a cluster: made once, copied for each test, which spares it an initdb."""
+
+    async def make(folder: Path) -> None:
+        async with PostgresServer(folder, durable=False):
+            pass
+
+    folder = tmp_path_factory.mktemp("cluster")
+    asyncio.run(make(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def data_dir(cluster, tmp_path) -> None:
+    subprocess.run(["cp", "-a", str(cluster), str(tmp_path / "data")], check=True)
+
+
+def test_a_life_from_the_first_line_to_ctrl_c(tmp_path):
+    shutil.rmtree(tmp_path / "data")  # the very first start
+    with running(tmp_path) as run:
+        screen = run.screen
+        order = [
+            "starting PostgreSQL",
+            "PostgreSQL is ready",
+            "up to date",
+            "starting NATS",
+            "NATS is ready",
+            "starting Serve",
+            "] ready\n",
+        ]
+        positions = [screen.index(text) for text in order]
+        assert positions == sorted(positions)
+        assert "waiting for local_llm (starting: loading weights)" in screen
+        assert f"http://127.0.0.1:{run.port}/docs" in screen
+        assert "/internal/llm/proxy" in screen
+
+        services = run.data_dir / "run/services.json"
+        assert stat.S_IMODE(services.stat().st_mode) == 0o600
+        urls = json.loads(services.read_text())
+        [start] = run.starts()
+        assert (start["database"], start["nats"]) == (urls["database_url"], urls["nats_url"])
+        assert ask(urls["database_url"], "SELECT current_user, count(*) FROM migrated") == [
+            ("daarion_service", 1)
+        ]
+        assert stat.S_IMODE(Path(start["directory"]).stat().st_mode) == 0o700
+        assert not any(
+            secret.read_text().strip() in screen for secret in (run.data_dir / "secrets").glob("*")
+        )
+
+        status = run.command("status").stdout
+        assert [line.split()[0] for line in status.splitlines()] == [
+            "PostgreSQL",
+            "NATS",
+            "Serve",
+            "health",
+        ]
+        assert "ready" in status.splitlines()[-1]
+        assert urls["database_url"] not in status
+
+        reload = run.command("reload")
+        assert (reload.returncode, reload.stdout) == (0, "reloaded\n")
+        assert {"event": "reload"} in run.journal
+
+        second = subprocess.run(
+            run.argv,
+            env=run.env | {"DAARION_PORT": str(free_ports(1)[0])},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert second.returncode == 2
+        assert f"belongs to a running launcher (pid {run.process.pid})" in second.stdout
+        assert len(second.stdout.splitlines()) == 1
+
+        family = run.family()
+        assert len(family) >= 5
+        run.process.send_signal(signal.SIGINT)
+        assert run.process.wait(60) == 0
+        assert alive(family) == []
+        assert run.journal[-1] == {"event": "stop", "stores_alive": [True, True]}
+        assert [line.partition("] ")[2] for line in run.screen.splitlines()[-4:]] == [
+            "stopping Serve (Ctrl-C again: at once)",
+            "stopping NATS",
+            "stopping PostgreSQL",
+            "stopped; nothing is left running",
+        ]
+        assert list((run.data_dir / "run").iterdir()) == []
+        assert not Path(start["directory"]).exists()
+        assert run.command("status").stdout.startswith("nothing is running")
+        assert "start it with `make run`" in run.command("reload").stdout
+
+
+def test_the_services_command_leaves_the_stores_to_a_graph_of_your_own(tmp_path):
+    run = Run(tmp_path)
+    run.argv = [sys.executable, "-m", "launcher", "services"]
+    run.start()
+    try:
+        run.await_screen("Ctrl-C stops the stores")
+        assert ".venv/bin/serve run serve_config.yaml" in run.screen
+        urls = json.loads((run.data_dir / "run/services.json").read_text())
+        assert ask(urls["database_url"], "SELECT current_user::text") == [("daarion_service",)]
+        assert ask(
+            urls["database_owner_url"],
+            "SELECT count(*) > 1 FROM pg_tables WHERE tableowner = 'daarion_owner'",
+        ) == [(True,)]
+        asyncio.run(_publish(urls["nats_url"]))
+        assert "Serve" not in run.parts()
+    finally:
+        run.process.send_signal(signal.SIGINT)
+        assert run.process.wait(60) == 0
+    assert not (run.data_dir / "run/services.json").exists()
+
+
+def test_what_dies_comes_back_and_nothing_else_is_touched(tmp_path):
+    with running(tmp_path) as run:
+        before = run.parts()
+        urls = json.loads((run.data_dir / "run/services.json").read_text())
+        for name in ("PostgreSQL", "NATS"):
+            os.kill(before[name], signal.SIGKILL)
+            run.await_screen(f"{name} was ended by signal 9.*starting it again in 0.5 s")
+            wait_for(lambda name=name: run.parts()[name] not in (before[name], None))
+        after = run.parts()
+        assert after["Serve"] == before["Serve"]
+        wait_for(lambda: _asks(urls["database_url"]))
+        asyncio.run(_publish(urls["nats_url"]))
+
+        [first] = run.starts()
+        os.kill(first["pid"], signal.SIGKILL)
+        run.await_screen(r"\] ready\n", times=2)
+        assert not psutil.pid_exists(first["daemon"])
+        assert run.parts() == {**after, "Serve": run.starts()[1]["pid"]}
+        run.process.send_signal(signal.SIGTERM)
+        assert run.process.wait(60) == 0
+
+
+def test_a_graph_that_keeps_dying_is_given_up(tmp_path):
+    with running(tmp_path, "--crash", ready=False) as run:
+        wait_for(lambda: "starting it again in 4 s" in run.screen)
+        wait_for(
+            lambda: run.parts()["Serve"] is None
+        )  # nobody may signal a dead process's id: it may be somebody else's by now
+        assert run.process.wait(60) == 1
+        assert len(run.starts()) == 5
+        assert (
+            "Serve ended with status 1 (the stand-in broke); starting it again in 4 s" in run.screen
+        )
+        last = run.screen.splitlines()[-1]
+        assert "giving up" in last
+        assert str(run.data_dir / "logs/serve.log") in last
+        assert not any(psutil.pid_exists(start["daemon"]) for start in run.starts())
+
+
+def test_a_refused_configuration_is_not_tried_again(tmp_path):
+    with running(tmp_path, "--refuse", ready=False) as run:
+        assert run.process.wait(60) == 2
+        assert len(run.starts()) == 1
+        assert (
+            run.screen.splitlines()[-1]
+            == "refused: Serve refused to start: llm.yaml: models: no such provider"
+        )
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        (
+            "llm.yaml",
+            "type: local",
+            "type: wizard",
+            "refused: Serve refused to start: .* llm.yaml: providers.local.type: no adapter `wizard`",
+        ),
+        ("tools.yaml", "id: projects.list", "id: ''", "refused: tools.yaml: tools.0.id: "),
+    ],
+    ids=["told by the graph", "told before anything starts"],
+)
+def test_a_mistake_in_any_file_is_refused_by_the_real_processes(tmp_path, file, old, new, told):
+    configs = tmp_path / "configs"
+    shutil.copytree(
+        REPOSITORY / "configs", configs, ignore=shutil.ignore_patterns("*.py", "__pycache__")
+    )
+    text = (configs / file).read_text()
+    assert old in text
+    (configs / file).write_text(text.replace(old, new))
+    with running(tmp_path, "--real", ready=False, DAARION_CONFIG_DIR=str(configs)) as run:
+        assert run.process.wait(120) == 2, run.screen
+        assert re.match(told, run.screen.splitlines()[-1]), run.screen
+        assert run.screen.count("starting Serve") == told.count("Serve refused")
+
+
+def test_ctrl_c_twice_does_not_wait_for_a_deaf_graph(tmp_path):
+    with running(tmp_path, "--deaf") as run:
+        family = run.family()
+        run.process.send_signal(signal.SIGINT)
+        run.await_screen("stopping Serve")
+        time.sleep(0.3)
+        assert run.process.poll() is None
+        run.process.send_signal(signal.SIGINT)
+        assert run.process.wait(60) == 0  # the graph's own time to stop is 75 s
+        assert alive(family) == []
+
+
+def test_nothing_outlives_a_killed_launcher_and_the_next_start_works(tmp_path):
+    with running(tmp_path) as run:
+        owned = [psutil.Process(pid) for pid in run.parts().values()]
+        [first] = run.starts()
+        daemon = psutil.Process(first["daemon"])
+        run.process.kill()
+        run.process.wait(5)
+        wait_for(lambda: alive(owned) == [], 10)
+        assert alive(
+            [daemon]
+        )  # it left its session, as Ray's daemons may: the next start finds it by its marker
+        assert run.command("status").stdout.startswith("nothing is running")
+
+        run.start()
+        run.await_screen(r"\] ready\n")
+        assert "an earlier run was killed" in run.screen
+        assert alive([daemon]) == []
+        assert not Path(first["directory"]).exists()
+        assert run.starts()[1]["database"] == first["database"]
+        assert ask(first["database"], "SELECT count(*) FROM migrated") == [(2,)]
+        run.process.send_signal(signal.SIGINT)
+        assert run.process.wait(60) == 0
+
+
+def test_a_busy_port_is_told_in_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with running(tmp_path, ready=False, DAARION_PORT=str(port)) as run:
+            assert run.process.wait(60) == 2
+            assert len(run.screen.splitlines()) == 1
+            assert f"port {port} on 127.0.0.1 is taken by pid {os.getpid()}" in run.screen
+            assert not (run.data_dir / "run/state.json").exists()
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "NATS_URL"])
+def test_a_store_elsewhere_that_does_not_answer_is_told_in_one_line(tmp_path, variable):
+    port = free_ports(1)[0]
+    scheme = {"DATABASE_URL": "postgresql", "NATS_URL": "nats"}[variable]
+    with running(
+        tmp_path, ready=False, **{variable: f"{scheme}://someone:hidden@127.0.0.1:{port}/x"}
+    ) as run:
+        assert run.process.wait(60) == 2
+        [line] = run.screen.splitlines()
+        assert line.startswith(f"refused: {variable} is set, but")
+        assert "hidden" not in run.screen
+
+
+def _asks(url: str) -> bool:
+    try:
+        return ask(url, "SELECT 1") == [(1,)]
+    except psycopg.OperationalError:
+        return False
+
+
+async def _publish(url: str) -> None:
+    connection = await nats.connect(url)
+    await connection.publish("x", b"1")
+    await connection.flush(5)
+    await connection.close()

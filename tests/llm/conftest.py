@@ -1,0 +1,54 @@
+"""An upstream, and adapters that call it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest_asyncio
+
+from configs.llm.config import ProviderSettings
+from providers.openai_compatible import Provider
+from providers.resources import ProviderResources
+from tests.support.llm.openai_calls import KEY
+from tests.support.llm.upstream import ScriptedUpstream
+
+
+class NoEngine:
+    """Stands where the in-cluster engine would; this adapter never asks it."""
+
+
+@pytest_asyncio.fixture
+async def upstream() -> AsyncIterator[ScriptedUpstream]:
+    async with ScriptedUpstream() as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def make_provider() -> AsyncIterator[Callable[..., Provider]]:
+    """Makes adapters and closes them."""
+    made: list[Provider] = []
+
+    def build(
+        base_url: str, *, key: str | None = KEY, own_secret: str | None = None, **settings: Any
+    ) -> Provider:
+        resources = ProviderResources(
+            {"UPSTREAM_KEY": key, "DAARION_INTERNAL_SECRET": own_secret}.get, NoEngine()
+        )
+        made.append(
+            Provider(
+                "openai",
+                ProviderSettings(base_url=base_url, api_key_env="UPSTREAM_KEY", **settings),
+                resources,
+            )
+        )
+        return made[-1]
+
+    yield build
+    for provider in made:
+        await provider.close()
+
+
+@pytest_asyncio.fixture
+async def provider(make_provider: Callable[..., Provider], upstream: ScriptedUpstream) -> Provider:
+    return make_provider(upstream.base_url)

@@ -1,0 +1,565 @@
+"""`providers/openai_compatible.py` against an upstream that behaves and misbehaves, over real sockets.
+
+Each row of the tables is one behaviour of `tests/support/llm/upstream`; where it makes sense it is met streaming and not.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from contracts import errors
+from contracts.errors import DaarionError
+from contracts.llm.routing import Timeouts
+from providers import openai_compatible
+from tests.support.llm.openai_calls import (
+    ANSWER,
+    BOTH,
+    KEY,
+    QUESTION,
+    SLACK_S,
+    assert_leaf,
+    call,
+    named,
+)
+from tests.support.llm.upstream import Play, play
+from tests.support.llm.upstream.answers import UKRAINIAN
+from tests.support.llm.upstream.behaviours import BEHAVIOURS, WRONG_SHAPES
+from tests.support.llm.upstream.sockets import hanging_port, raw_server, refused_port
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+WHOLE_ANSWERS = [
+    play("ok"), play("no_usage"), play("usage_in_final_chunk"), play("usage_in_last_choice"), play("ok", usage="every_chunk"),
+    play("keepalive", count=3, interval_s=0.02), play("role_only", count=3, interval_s=0.02), play("drip", interval_s=0, piece=3),
+    play("utf8_split"), play("crlf"), play("multiline_data"), play("no_space"), play("bom"), play("gzip_body"),
+    play("gzip_body", members=7),
+    play("long_line"),
+    play("no_done"), play("no_done", hold=True), play("slow", wait_s=0.1), play("slow_first_token", wait_s=0.1),
+]  # fmt: skip
+
+
+@BOTH
+@pytest.mark.parametrize("one", WHOLE_ANSWERS, ids=named)
+async def test_unusual_but_whole_answers_are_answers(provider, upstream, one, stream):
+    upstream.script(one)
+    outcome = await call(provider, stream=stream)
+    assert outcome.error is None
+    assert outcome.text == {"utf8_split": UKRAINIAN, "long_line": "я" * 512 * 512}.get(
+        one.name, ANSWER
+    )
+    assert outcome.finish_reason == "stop"
+    estimated = one.name == "no_usage"
+    assert bool(outcome.usage.estimated) == estimated
+    assert outcome.usage.completion_tokens > 0
+    assert (
+        outcome.usage.total_tokens == outcome.usage.prompt_tokens + outcome.usage.completion_tokens
+    )
+
+
+async def test_a_stream_without_a_finish_reason_is_whole_only_by_configuration(
+    make_provider, upstream
+):
+    upstream.script("no_finish_reason")
+    assert_leaf(
+        (await call(make_provider(upstream.base_url), stream=True)).error,
+        errors.UpstreamInvalidResponse,
+        upstream,
+    )
+    outcome = await call(make_provider(upstream.base_url, done_completes=True), stream=True)
+    assert (outcome.error, outcome.text, outcome.finish_reason) == (None, ANSWER, "stop")
+    upstream.script(play("cut_clean", after=2))
+    assert (
+        await call(make_provider(upstream.base_url, done_completes=True), stream=True)
+    ).error is not None
+    upstream.script("no_finish_reason")
+    whole = await call(make_provider(upstream.base_url), stream=False)
+    assert (whole.error, whole.text) == (None, ANSWER), "a whole body of JSON cannot have been cut"
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        play("ok"),
+        play("reasoning"),
+        play("tool_calls", calls=2),
+        play("utf8_split"),
+        play("no_usage"),
+    ],
+    ids=named,
+)
+async def test_a_whole_answer_may_be_read_as_a_stream(make_provider, upstream, one):
+    upstream.script(one)
+    plain = await call(make_provider(upstream.base_url), stream=False)
+    streamed = await call(make_provider(upstream.base_url, stream_whole_answers=True), stream=False)
+    assert streamed.response.model_copy(update={"usage": plain.usage}) == plain.response
+    assert streamed.usage.total_tokens > 0
+    assert [request.stream for request in upstream.requests] == [False, True]
+
+
+async def test_a_whole_answer_that_is_read_as_a_stream_is_given_up_after_the_first_token_time(
+    make_provider, upstream
+):
+    timeouts = Timeouts(connect_s=5, first_token_s=0.2, idle_s=0.2, total_s=60)
+    provider = make_provider(upstream.base_url, stream_whole_answers=True)
+    for one in ("silence", play("keepalive", interval_s=0.02), play("stall", after=2)):
+        upstream.script(one)
+        outcome = await call(provider, stream=False, timeouts=timeouts)
+        assert_leaf(outcome.error, errors.UpstreamTimeout, upstream)
+    await upstream.wait_for(cancelled=3, timeout_s=30)
+
+
+@BOTH
+@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource"])
+async def test_an_answer_that_the_provider_broke_off_is_a_failure(
+    provider, upstream, stream, reason
+):
+    upstream.script(play("ok", finish_reason=reason))
+    assert_leaf(
+        (await call(provider, stream=stream)).error, errors.UpstreamInvalidResponse, upstream
+    )
+
+
+@BOTH
+async def test_usage_keeps_cached_and_reasoning_tokens(provider, upstream, stream):
+    upstream.script(play("reasoning", cached_tokens=7, reasoning_tokens=5))
+    usage = (await call(provider, stream=stream)).usage
+    assert (usage.cached_tokens, usage.reasoning_tokens, usage.estimated) == (7, 5, None)
+    upstream.script(
+        play("ok", usage_fields={"prompt_cache_hit_tokens": 9, "prompt_tokens_details": None})
+    )
+    assert (await call(provider, stream=stream)).usage.cached_tokens == 9
+
+
+@BOTH
+async def test_reasoning_that_is_counted_beside_the_answer_is_part_of_what_was_written(
+    provider, upstream, stream
+):
+    usage = {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 60,
+        "completion_tokens_details": {"reasoning_tokens": 50},
+    }
+    upstream.script(play("ok", usage_fields=usage))
+    found = (await call(provider, stream=stream)).usage
+    assert (
+        found.prompt_tokens,
+        found.completion_tokens,
+        found.reasoning_tokens,
+        found.total_tokens,
+    ) == (7, 53, 50, 60)
+    upstream.script(play("ok", usage_fields=usage | {"completion_tokens": 53}))
+    assert (await call(provider, stream=stream)).usage == found
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "usage",
+    [
+        "text",
+        [1],
+        {"prompt_tokens": "7"},
+        {"prompt_tokens": -3, "completion_tokens": None},
+        {"total_tokens": 1e99},
+    ],
+)
+async def test_usage_that_is_no_usage_is_estimated(provider, upstream, stream, usage):
+    fields = usage if isinstance(usage, dict) else {"prompt_tokens": usage}
+    upstream.script(
+        play("ok", usage_fields={"prompt_tokens": None, "completion_tokens": None, **fields})
+    )
+    outcome = await call(provider, stream=stream)
+    assert outcome.text == ANSWER
+    assert outcome.usage.estimated is True
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+async def test_reasoning_is_kept_apart_from_content(provider, upstream, stream, name):
+    upstream.script(play("reasoning", reasoning="Думаю про це.", reasoning_field=name))
+    outcome = await call(provider, stream=stream)
+    assert (outcome.reasoning, outcome.text) == ("Думаю про це.", ANSWER)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "reason", ["stop", "length", "content_filter", "tool_calls", "something_new"]
+)
+async def test_the_finish_reason_is_told(provider, upstream, stream, reason):
+    upstream.script(
+        play("content_filter_finish")
+        if reason == "content_filter"
+        else play("ok", finish_reason=reason)
+    )
+    assert (await call(provider, stream=stream)).finish_reason == reason
+
+
+async def test_tool_calls_come_whole(provider, upstream):
+    upstream.script(play("tool_calls", calls=2))
+    tools = [{"type": "function", "function": {"name": "projects_list"}}]
+    outcome = await call(provider, stream=False, tools=tools)
+    assert (outcome.text, outcome.finish_reason) == ("", "tool_calls")
+    found = outcome.response.tool_calls
+    assert [one["function"]["name"] for one in found] == ["projects_list"] * 2
+    assert [json.loads(one["function"]["arguments"]) for one in found] == [
+        {"city": "Київ", "days": 3}
+    ] * 2
+    assert len({one["id"] for one in found}) == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"calls": 3}, {"whole": True}, {"text": "Дивлюсь. "}], ids=str
+)
+async def test_tool_call_fragments_are_passed_on_as_they_came(provider, upstream, options):
+    upstream.script(play("tool_calls", **options))
+    outcome = await call(provider, stream=True)
+    assert outcome.error is None
+    assert outcome.text == options.get("text", "")
+    for index in range(options.get("calls", 1)):
+        mine = [one for one in outcome.fragments if one["index"] == index]
+        assert (
+            "".join(one["function"].get("arguments", "") for one in mine)
+            == '{"city": "Київ", "days": 3}'
+        )
+        assert [one["id"] for one in mine if one.get("id")] == [f"call_{index}"]
+    assert outcome.finish_reason == "tool_calls"
+
+
+# --- failures ------------------------------------------------------------------------------------------------------
+
+GARBAGE = errors.UpstreamInvalidResponse
+BROKEN = (errors.UpstreamInvalidResponse, errors.UpstreamUnavailable)
+FAILURES: list[tuple[Play, type[DaarionError], bool]] = [
+    (play("http_400"), errors.UpstreamRejected, False),
+    (play("http_400", plain=True), errors.UpstreamRejected, False),
+    (play("http_401"), errors.UpstreamAuthFailed, False),
+    (play("http_402", message="Insufficient Balance"), errors.UpstreamAuthFailed, False),
+    (play("http_403"), errors.UpstreamAuthFailed, False),
+    (play("http_404"), errors.UpstreamMisconfigured, False),
+    (play("http_408"), errors.UpstreamTimeout, True),
+    (play("http_409"), errors.UpstreamRejected, False),
+    (play("http_413"), errors.ContextLengthExceeded, False),
+    (play("http_422"), errors.UpstreamRejected, False),
+    (play("http_429"), errors.UpstreamRateLimited, True),
+    (play("http_500"), errors.UpstreamUnavailable, True),
+    (play("http_500", plain=True), errors.UpstreamUnavailable, True),
+    (play("http_500", padding=300_000), errors.UpstreamUnavailable, True),
+    (play("http_400", padding=300_000), errors.UpstreamRejected, False),
+    (play("http_502"), errors.UpstreamUnavailable, True),
+    (play("http_503"), errors.UpstreamUnavailable, True),
+    (play("http_504"), errors.UpstreamUnavailable, True),
+    (play("http_529"), errors.UpstreamUnavailable, True),
+    (play("html", status=502), errors.UpstreamUnavailable, True),
+    (play("context_length"), errors.ContextLengthExceeded, False),
+    (play("context_length", style="vllm"), errors.ContextLengthExceeded, False),
+    (play("context_length", style="vllm_nested"), errors.ContextLengthExceeded, False),
+    (play("context_length", style="deepseek"), errors.ContextLengthExceeded, False),
+    (play("context_length", style="llama"), errors.ContextLengthExceeded, False),
+    (play("content_filter"), errors.ContentFiltered, False),
+    (play("content_filter", style="openai"), errors.ContentFiltered, False),
+    (play("content_filter", style="deepseek"), errors.ContentFiltered, False),
+    (play("reset_before_headers"), errors.UpstreamUnavailable, True),
+    (play("close_before_headers"), errors.UpstreamUnavailable, True),
+    (play("cut"), GARBAGE, True),
+    (play("cut_clean"), GARBAGE, True),
+    (play("malformed_chunk", last=True), GARBAGE, True),
+    (play("error_in_stream"), errors.UpstreamUnavailable, True),
+    (
+        play("error_in_stream", after=0, error={"code": "content_filter"}),
+        errors.ContentFiltered,
+        False,
+    ),
+    (
+        play("error_in_stream", after=0, error={"code": "context_length_exceeded"}),
+        errors.ContextLengthExceeded,
+        False,
+    ),
+    (play("error_in_stream", after=0, error={"code": 429}), errors.UpstreamRateLimited, True),
+    (play("html"), GARBAGE, True),
+    (play("truncated_json"), GARBAGE, True),
+    (play("gzip_body", megabytes=40), GARBAGE, True),
+    (play("redirect"), GARBAGE, True),
+    (play("redirect", status=302), GARBAGE, True),
+]
+WHOLE_ONLY = {"truncated_json", "gzip_body"}
+
+
+@pytest.mark.parametrize(
+    ("one", "stream", "kind", "retryable"),
+    [
+        (one, stream, kind, retryable)
+        for one, kind, retryable in FAILURES
+        for stream in (False, True)
+        if not (stream and one.name in WHOLE_ONLY)
+    ],
+    ids=named,
+)
+async def test_each_failure_is_its_leaf_and_leaks_nothing(
+    provider, upstream, one, stream, kind, retryable
+):
+    upstream.script(one)
+    outcome = await call(provider, stream=stream)
+    assert outcome.response is None
+    assert outcome.end is None
+    assert_leaf(outcome.error, kind, upstream)
+    assert outcome.error.retryable is retryable
+    assert upstream.total == 1, "an adapter makes one attempt"
+    upstream.script("ok")
+    assert (await call(provider, stream=stream)).text == ANSWER
+
+
+@BOTH
+async def test_a_reset_in_the_middle_is_never_an_answer(provider, upstream, stream):
+    upstream.script("reset_mid_body")
+    outcome = await call(provider, stream=stream)
+    assert outcome.end is outcome.response is None
+    assert type(outcome.error) in BROKEN
+    assert_leaf(outcome.error, type(outcome.error), upstream)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WRONG_SHAPES if kind != "null_content"])
+async def test_json_of_the_wrong_shape_is_refused(provider, upstream, kind):
+    upstream.script(play("wrong_shape", kind=kind))
+    assert_leaf((await call(provider, stream=False)).error, GARBAGE, upstream)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text_choices", "null_choice", "number_content", "list", "string", "null_body", "number"],
+)
+async def test_events_of_the_wrong_shape_are_no_answer(provider, upstream, kind):
+    upstream.script(play("wrong_shape", kind=kind))
+    outcome = await call(provider, stream=True)
+    assert outcome.text == ""
+    assert outcome.end is None or kind == "number_content"
+
+
+async def test_null_content_is_an_empty_answer(provider, upstream):
+    upstream.script(play("wrong_shape", kind="null_content"))
+    outcome = await call(provider, stream=False)
+    assert (outcome.error, outcome.text, outcome.finish_reason) == (None, "", "stop")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"city": "Київ"}, '{"city":"Київ"}'),
+        (None, "{}"),
+        ("", "{}"),
+        ("  ", "{}"),
+        ({}, "{}"),
+        ([7], "[7]"),
+    ],
+)
+async def test_tool_call_arguments_are_told_as_text(provider, upstream, arguments, text, stream):
+    upstream.script(play("tool_calls", arguments=arguments, whole=True))
+    outcome = await call(provider, stream=stream)
+    assert outcome.error is None
+    calls = outcome.fragments if stream else outcome.response.tool_calls
+    assert "".join(one["function"]["arguments"] for one in calls).strip() == text
+
+
+async def test_unreadable_events_are_passed_over_and_counted(provider, upstream):
+    upstream.script(play("malformed_chunk", after=1))
+    outcome = await call(provider, stream=True)
+    assert (outcome.error, outcome.text, outcome.end.unreadable) == (None, ANSWER, 1)
+    upstream.script(play("ok"))
+    assert (await call(provider, stream=True)).end.unreadable is None
+
+
+@BOTH
+async def test_retry_after_is_carried(provider, upstream, stream):
+    upstream.script(
+        [
+            play("http_429", retry_after=7),
+            play("http_503", retry_after_date=60),
+            play("http_429", retry_after="soon"),
+            "http_429",
+        ]
+    )
+    found = [(await call(provider, stream=stream)).error.retry_after_s for _ in range(4)]
+    assert found[0] == 7
+    assert 50 < found[1] <= 60
+    assert found[2:] == [None, None]
+
+
+async def test_a_stream_gives_what_came_before_it_broke(provider, upstream):
+    for name in ("cut", "reset_mid_body", "malformed_chunk", "error_in_stream", "cut_clean"):
+        upstream.script(play(name, after=2, last=True))
+        outcome = await call(provider, stream=True)
+        assert outcome.text == "Echo: раз", name
+        assert outcome.error is not None, name
+
+
+@BOTH
+async def test_a_flapping_upstream_is_met_as_it_is(provider, upstream, stream):
+    upstream.script(play("flapping", down=2, up=1))
+    found = [(await call(provider, stream=stream)).error for _ in range(4)]
+    assert [type(error) for error in found] == [
+        errors.UpstreamUnavailable,
+        errors.UpstreamUnavailable,
+        type(None),
+        errors.UpstreamUnavailable,
+    ]
+
+
+@BOTH
+async def test_redirects_are_not_followed(provider, upstream, stream):
+    upstream.script("redirect")
+    await call(provider, stream=stream)
+    assert upstream.elsewhere == []
+
+
+async def test_answers_are_bounded(provider, upstream, monkeypatch):
+    monkeypatch.setattr(openai_compatible, "MAX_ANSWER_BYTES", 8 << 20)
+    for stream, options in ((False, {}), (True, {}), (True, {"one_line": True})):
+        upstream.reset()
+        upstream.script(play("gigantic", megabytes=200, **options))
+        outcome = await call(provider, stream=stream)
+        assert_leaf(outcome.error, GARBAGE, upstream)
+        await upstream.wait_for(cancelled=1)
+        assert upstream.requests[0].bytes_sent < 40 << 20
+
+
+# --- addresses that fail below HTTP --------------------------------------------------------------------------------
+
+
+@BOTH
+async def test_a_refused_connection(make_provider, stream):
+    with refused_port() as port:
+        outcome = await call(make_provider(f"http://127.0.0.1:{port}/v1"), stream=stream)
+        assert_leaf(outcome.error, errors.UpstreamUnavailable)
+        assert str(port) not in str(outcome.error)
+
+
+@BOTH
+async def test_an_unknown_host(make_provider, stream):
+    outcome = await call(make_provider("http://nowhere.invalid/v1", insecure=True), stream=stream)
+    assert_leaf(outcome.error, errors.UpstreamUnavailable)
+    assert "nowhere" not in str(outcome.error)
+
+
+@BOTH
+async def test_a_hanging_connection_is_given_up_after_the_connect_timeout(make_provider, stream):
+    with hanging_port() as port:
+        slow = Timeouts(connect_s=0.3, first_token_s=5, idle_s=5, total_s=5)
+        outcome = await call(
+            make_provider(f"http://127.0.0.1:{port}/v1"), stream=stream, timeouts=slow
+        )
+    assert_leaf(outcome.error, errors.UpstreamTimeout)
+    assert 0.25 <= outcome.seconds < 0.3 + SLACK_S
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-nonsense\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
+        b"HTTP/9.9 boo\r\n\r\n",
+    ],
+)
+async def test_nonsense_instead_of_http(make_provider, stream, answer):
+    async with raw_server(answer) as port:
+        outcome = await call(make_provider(f"http://127.0.0.1:{port}/v1"), stream=stream)
+    assert type(outcome.error) in BROKEN
+    assert_leaf(outcome.error, type(outcome.error))
+
+
+@BOTH
+async def test_plain_http_where_tls_is_expected(make_provider, upstream, stream):
+    outcome = await call(make_provider(upstream.base_url.replace("http:", "https:")), stream=stream)
+    assert_leaf(outcome.error, errors.UpstreamUnavailable, upstream)
+
+
+# --- what is sent --------------------------------------------------------------------------------------------------
+
+
+@BOTH
+async def test_the_request_is_openais(make_provider, upstream, stream):
+    settings = {
+        "extra_body": {"service_tier": "flex", "temperature": 1.0},
+        "headers": {"X-Team": "core"},
+    }
+    options = {
+        "temperature": 0.0,
+        "max_tokens": 5,
+        "stop": ["x"],
+        "seed": 7,
+        "top_p": 0.5,
+        "response_format": {"type": "json_object"},
+    }
+    await call(
+        make_provider(upstream.base_url, **settings), stream=stream, model="gpt-4.1-mini", **options
+    )
+    (sent,) = upstream.requests
+    extra = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    assert sent.body == {
+        "model": "gpt-4.1-mini",
+        "messages": QUESTION,
+        "service_tier": "flex",
+        **options,
+        **extra,
+    }
+    assert sent.path == "/v1/chat/completions"
+    assert sent.headers["authorization"] == f"Bearer {KEY}"
+    assert (sent.headers["x-team"], sent.headers["content-type"]) == ("core", "application/json")
+    assert "cookie" not in sent.headers
+
+
+@BOTH
+async def test_the_answers_bound_has_the_providers_name_for_it(make_provider, upstream, stream):
+    await call(make_provider(upstream.base_url), stream=stream, max_tokens=7)
+    await call(
+        make_provider(upstream.base_url, max_tokens_field="max_completion_tokens"),
+        stream=stream,
+        max_tokens=7,
+    )
+    await call(
+        make_provider(upstream.base_url, max_tokens_field="max_completion_tokens"), stream=stream
+    )
+    found = [
+        (request.body.get("max_tokens"), request.body.get("max_completion_tokens"))
+        for request in upstream.requests
+    ]
+    assert found == [(7, None), (None, 7), (None, None)]
+
+
+async def test_the_value_that_opens_this_graph_is_sent_to_no_provider(make_provider, upstream):
+    provider = make_provider(upstream.base_url, own_secret=KEY)
+    assert "UPSTREAM_KEY opens this graph" in provider.unavailable_reason()
+    await call(provider, stream=False)
+    assert "authorization" not in upstream.requests[0].headers
+
+
+async def test_without_a_key_it_is_unavailable_by_name_and_sends_none(make_provider, upstream):
+    provider = make_provider(upstream.base_url, key=None)
+    assert "UPSTREAM_KEY" in provider.unavailable_reason()
+    assert make_provider(upstream.base_url).unavailable_reason() is None
+    await call(provider, stream=False)
+    assert "authorization" not in upstream.requests[0].headers
+
+
+async def test_the_environments_proxies_are_not_used(make_provider, upstream, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert (await call(make_provider(upstream.base_url), stream=False)).text == ANSWER
+
+
+async def test_connections_are_reused(provider, upstream):
+    for stream in (False, True, False, True):
+        assert (await call(provider, stream=stream)).error is None
+    assert len({sent.peer_port for sent in upstream.requests}) == 1
+
+
+def test_every_behaviour_of_the_upstream_is_met_here():
+    corpus = (
+        Path(__file__).parents[3] / "tests/support/llm/upstream/corpus/__init__.py"
+    )  # its test drives what that file plays
+    files = [*Path(__file__).parent.glob("test_openai_compatible*.py"), corpus]
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    assert [name for name in BEHAVIOURS if f'"{name}"' not in source] == []

@@ -1,0 +1,70 @@
+"""When a failed request of a batch is tried again."""
+
+import pytest
+
+from contracts.errors import (
+    CircuitOpen,
+    ContextLengthExceeded,
+    EngineUnavailable,
+    Internal,
+    LimitsUnavailable,
+    OverLimit,
+    Overloaded,
+    RateLimited,
+    UnknownModel,
+    UpstreamAuthFailed,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from services.llm.batches import Delay, WorkerSettings, delay_after
+
+SETTINGS = WorkerSettings(max_failures=3, backoff_s=5, backoff_max_s=100)
+
+
+@pytest.mark.parametrize("error", [RateLimited, LimitsUnavailable, Overloaded])
+@pytest.mark.parametrize("failures", [0, 99])
+def test_what_is_no_requests_fault_pauses_the_batch_and_counts_nothing(error, failures):
+    assert delay_after(error("x", retry_after_s=33), failures, SETTINGS) == Delay(
+        33, pause_batch=True
+    )
+    assert delay_after(error("x"), failures, SETTINGS) == Delay(5, pause_batch=True)
+    assert delay_after(error("x", retry_after_s=9_999), failures, SETTINGS) == Delay(
+        100, pause_batch=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "failures", "seconds"),
+    [
+        (UpstreamUnavailable("x"), 0, 5),
+        (UpstreamUnavailable("x"), 1, 10),
+        (UpstreamTimeout("x", retry_after_s=60), 0, 60),
+        (UpstreamRateLimited("x"), 0, 30),
+        (UpstreamRateLimited("x"), 1, 60),
+        (UpstreamRateLimited("x", retry_after_s=5_000), 1, 100),
+    ],
+)
+def test_passing_failures_are_counted_and_tried_again_later_each_time(error, failures, seconds):
+    assert delay_after(error, failures, SETTINGS) == Delay(seconds, failed=True)
+    assert delay_after(error, 2, SETTINGS) is None
+
+
+@pytest.mark.parametrize(
+    "error", [ContextLengthExceeded, UnknownModel, UpstreamAuthFailed, Internal, OverLimit]
+)
+def test_what_a_retry_cannot_help_is_the_result(error):
+    assert delay_after(error("x"), 0, SETTINGS) is None
+
+
+@pytest.mark.parametrize("error", [CircuitOpen, EngineUnavailable])
+def test_a_model_that_is_left_alone_delays_its_requests_more_and_more_and_not_for_ever(error):
+    assert delay_after(error("x"), 2, SETTINGS) == Delay(5, stalled=True)
+    assert delay_after(error("x", retry_after_s=33), 2, SETTINGS, stalled_s=12) == Delay(
+        33, stalled=True
+    )
+    assert delay_after(error("x", retry_after_s=1), 2, SETTINGS, stalled_s=40) == Delay(
+        40, stalled=True
+    )
+    assert delay_after(error("x"), 2, SETTINGS, stalled_s=3_599) == Delay(100, stalled=True)
+    assert delay_after(error("x"), 0, SETTINGS, stalled_s=3_600) is None

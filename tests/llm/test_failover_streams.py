@@ -1,0 +1,311 @@
+"""Answers that several targets write, and callers who leave: nothing runs on, nothing is settled twice."""
+
+import asyncio
+
+import pytest
+
+from contracts.llm.api import StreamDelta
+from tests.support.llm.failover import ANSWER, asking, calls_in_flight, failing_proxy, tell
+from tests.support.llm.upstream import ScriptedUpstream, play
+
+HALF = play("cut", after=2)
+TOOL = {"type": "function", "function": {"name": "find", "parameters": {}}}
+
+
+def part(text):
+    return play("ok", text=text)
+
+
+async def test_the_parts_are_summed_and_each_is_asked_in_its_dialect():
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
+        upstream.script(HALF, model="first")
+        upstream.script(play("cut", text=" два три", after=1), model="second")
+        upstream.script(part(" три"), model="third")
+        told = await tell(proxy, asking("calm-resumed", max_tokens=10, temperature=0), stream=True)
+        assert (told.error, told.text, told.answered_by) == (None, ANSWER, "third")
+        assert told.end.written_by == ["calm/first", "backup/second", "vllm/third"]
+        assert told.outcomes == ["upstream_invalid_response", "upstream_invalid_response", "ok"]
+        assert told.end.usage.completion_tokens == 3 + 2 + 1
+        assert told.end.usage.estimated
+        first, second, third = (call.body for call in upstream.requests)
+        assert (first["max_tokens"], second["max_tokens"], third["max_tokens"]) == (10, 8, 7)
+        assert {body["temperature"] for body in (first, second, third)} == {0}
+        assert third["messages"] == [
+            *first["messages"],
+            {"role": "assistant", "content": "Echo: раз два"},
+        ]
+        assert (third["continue_final_message"], third["add_generation_prompt"]) == (True, False)
+        (record,) = recorder.records
+        assert (record.outcome, record.provider, record.attempts) == ("ok", "vllm", 3)
+
+
+@pytest.mark.parametrize("rest", [" два три", "  два три", "два три"])
+async def test_what_follows_is_passed_on_as_it_is(rest):
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
+        upstream.script(HALF, model="first")
+        upstream.script(part(rest), model="second")
+        assert (await tell(proxy, asking("calm-resumed"), stream=True)).text == f"Echo: раз{rest}"
+
+
+async def test_white_space_at_the_break_is_written_once():
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
+        upstream.script(play("ok", text="Echo: раз \n", finish_reason="error"), model="first")
+        upstream.script(part(" \nдва три"), model="second")
+        assert (
+            await tell(proxy, asking("calm-resumed"), stream=True)
+        ).text == "Echo: раз \nдва три"
+        assert upstream.requests[-1].body["messages"][-2]["content"] == "Echo: раз"
+
+
+LONG = "Столиця України — Київ, і Дніпро тече крізь нього."
+BROKEN_OFF = play("cut", after=5, text=LONG)
+WRITTEN = "Столиця України — Київ, і"
+
+
+REPETITIONS = [
+    LONG,
+    f"\n{LONG}",
+    "України — Київ, і Дніпро тече крізь нього.",
+    " Дніпро тече крізь нього.",
+]
+
+
+@pytest.mark.parametrize(
+    "anew", REPETITIONS, ids=["all", "all, behind white space", "the end", "nothing"]
+)
+async def test_what_the_next_target_repeats_is_shown_once(anew):
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
+        upstream.script(BROKEN_OFF, model="first")
+        upstream.script(part(anew), model="second")
+        told = await tell(proxy, asking("calm-resumed"), stream=True)
+        assert (told.error, told.text) == (None, LONG)
+        assert told.end.written_by == ["calm/first", "backup/second"]
+
+
+async def test_an_answer_that_begins_anew_is_finished_by_the_target_behind():
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
+        upstream.script(BROKEN_OFF, model="first")
+        upstream.script(part("Столиця України зветься Києвом."), model="second")
+        upstream.script(part(" Дніпро тече крізь нього."), model="third")
+        told = await tell(proxy, asking("calm-resumed"), stream=True)
+        assert (told.error, told.text, told.end.written_by) == (
+            None,
+            LONG,
+            ["calm/first", "vllm/third"],
+        )
+        assert told.outcomes == ["upstream_invalid_response", "upstream_invalid_response", "ok"]
+        assert recorder.records[-1].attempts == 3
+        await upstream.wait_idle(30)
+        assert calls_in_flight(proxy) == 0
+
+
+@pytest.mark.parametrize(
+    "anew",
+    ["Столиця України зветься Києвом.", f"Перепрошую! Ось: {LONG}"],
+    ids=["other words", "after a remark"],
+)
+async def test_an_answer_that_begins_anew_is_never_a_success(anew):
+    models = {
+        "lonely": {
+            "provider": "calm",
+            "name": "first",
+            "stream_recovery": "resume",
+            "fallbacks": ["second"],
+        }
+    }
+    circuit = {"failures": 2, "cooldown_s": 600, "max_cooldown_s": 600}
+    async with (
+        ScriptedUpstream() as upstream,
+        failing_proxy(upstream, models=models, circuit=circuit) as (proxy, recorder),
+    ):
+        upstream.script(BROKEN_OFF, model="first")
+        upstream.script(play("ok", text=anew + " слово" * 500, delay_s=0.01), model="second")
+        told = await tell(proxy, asking("lonely"), stream=True)
+        assert (told.end, told.error.type, told.error.retryable) == (
+            None,
+            "upstream_invalid_response",
+            True,
+        )
+        assert "began anew" in told.error.message
+        assert told.text.startswith(WRITTEN)
+        assert LONG not in told.text
+        assert [record.outcome for record in recorder.records] == ["upstream_invalid_response"]
+        await upstream.wait_for(cancelled=1, timeout_s=30)
+        assert calls_in_flight(proxy) == 0
+        await tell(proxy, asking("lonely"), stream=True)
+        assert (
+            next(row.circuit.state for row in proxy.models().models if row.id == "second")
+            == "closed"
+        ), "who strays is not down"
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"tools": [TOOL]}, HALF),
+        ({"response_format": {"type": "json_object"}}, HALF),
+        ({}, play("cut", calls=1, text="", after=1)),
+    ],
+    ids=["tools", "json", "half a tool call"],
+)
+async def test_what_cannot_be_gone_on_with_ends_in_the_error(fields, fault):
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
+        upstream.script(fault, model="first")
+        told = await tell(proxy, asking("calm-resumed", **fields), stream=True)
+        assert (told.error.type, told.end, upstream.total) == ("upstream_invalid_response", None, 1)
+
+
+async def test_half_a_thought_is_thought_anew():
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
+        upstream.script(play("cut", reasoning="Спершу подумаю довго.", after=2), model="first")
+        told = await tell(proxy, asking("calm-resumed"), stream=True)
+        assert (told.error, told.text, told.end.written_by) == (None, ANSWER, None)
+        first, second = (call.body["messages"] for call in upstream.requests)
+        assert first == second
+
+
+async def test_a_target_that_breaks_before_its_first_content_is_passed_over():
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
+        upstream.script(HALF, model="first")
+        upstream.script("http_500", model="second")
+        upstream.script(part(" два три"), model="third")
+        told = await tell(proxy, asking("calm-resumed"), stream=True)
+        assert (told.text, told.end.written_by) == (ANSWER, ["calm/first", "vllm/third"])
+        assert told.outcomes == [
+            "upstream_invalid_response",
+            "upstream_unavailable",
+            "upstream_unavailable",
+            "ok",
+        ]
+
+
+async def test_when_nobody_can_finish_it_the_first_break_is_told():
+    models = {
+        "lonely": {
+            "provider": "calm",
+            "name": "first",
+            "stream_recovery": "resume",
+            "fallbacks": ["declining"],
+        }
+    }
+    async with (
+        ScriptedUpstream() as upstream,
+        failing_proxy(upstream, models=models) as (proxy, recorder),
+    ):
+        upstream.script(HALF, model="first")
+        told = await tell(proxy, asking("lonely"), stream=True)
+        assert (told.error.type, told.text, upstream.total) == (
+            "upstream_invalid_response",
+            "Echo: раз",
+            1,
+        )
+        upstream.script("http_500", model="second")
+        upstream.script("http_500", model="third")
+        told = await tell(proxy, asking("calm-resumed"), stream=True)
+        assert (told.error.type, told.text) == ("upstream_invalid_response", "Echo: раз")
+        assert [record.outcome for record in recorder.records] == ["upstream_invalid_response"] * 2
+        assert calls_in_flight(proxy) == 0
+
+
+async def test_an_answer_whose_time_is_up_is_not_gone_on_with():
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
+        upstream.script(play("stall", after=2), model="first")
+        told = await tell(proxy, asking("calm-resumed", timeout_s=0.5), stream=True)
+        assert (told.error.status, upstream.total) == (504, 1)
+
+
+@pytest.mark.parametrize("pieces", [[], [StreamDelta(content="Echo: ")]], ids=["nothing", "half"])
+async def test_an_adapter_that_forgets_the_end_is_no_success(pieces):
+    class Forgetful:
+        name = "calm"
+
+        def unavailable_reason(self):
+            return None
+
+        async def stream(self, *_, **__):
+            for piece in pieces:
+                yield piece
+
+        async def close(self):
+            pass
+
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
+        proxy.providers["calm"] = Forgetful()
+        told = await tell(proxy, asking("calm-alone"), stream=True)
+        assert (told.end, told.error.type) == (None, "upstream_invalid_response")
+        assert [record.outcome for record in recorder.records] == ["upstream_invalid_response"]
+
+
+# --- callers who leave ---------------------------------------------------------------------------------------------
+
+PHASES = [
+    ("before headers, whole", "silence", False),
+    ("half a body, whole", "stall", False),
+    ("before headers", "silence", True),
+    ("before the first token", play("slow_first_token", wait_s=60), True),
+    ("mid-stream", play("stall", after=2), True),
+    ("mid-stream, busy", play("ok", text="слово " * 2000, delay_s=0.01), True),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "stream"), [phase[1:] for phase in PHASES], ids=[phase[0] for phase in PHASES]
+)
+async def test_leaving_stops_the_upstream_and_settles_once(fault, stream):
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
+        upstream.script(fault, model="first")
+        task = asyncio.create_task(tell(proxy, asking("calm-resumed"), stream=stream))
+        await upstream.wait_for(requests=1, timeout_s=30)
+        await asyncio.sleep(0.1)
+        assert calls_in_flight(proxy) > 0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+        await upstream.wait_for(cancelled=1, timeout_s=30)
+        assert (upstream.total, upstream.open_calls, calls_in_flight(proxy)) == (1, 0, 0)
+        assert [record.outcome for record in recorder.records] == ["cancelled"]
+
+
+async def test_leaving_while_another_target_takes_over_stops_that_one():
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
+        upstream.script(HALF, model="first")
+        upstream.script("silence", model="second")
+        task = asyncio.create_task(tell(proxy, asking("calm-resumed"), stream=True))
+        await upstream.wait_for(requests=2, timeout_s=30)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await upstream.wait_for(cancelled=1, timeout_s=30)
+        assert (upstream.total, upstream.open_calls, calls_in_flight(proxy)) == (2, 0, 0)
+        (record,) = recorder.records
+        assert (record.outcome, record.attempts) == ("cancelled", 2)
+        assert record.completion_tokens >= 3 + 1, (
+            "what the first part took is accounted for, and that the second target was at it"
+        )
+
+
+async def test_leaving_between_two_attempts_calls_nobody_any_more():
+    retry = {"attempts": 3, "backoff_s": 30, "max_backoff_s": 30}
+    async with (
+        ScriptedUpstream() as upstream,
+        failing_proxy(upstream, retry=retry) as (proxy, recorder),
+    ):
+        upstream.script("http_500")
+        task = asyncio.create_task(tell(proxy, asking("calm-guarded"), stream=False))
+        await upstream.wait_for(requests=1, timeout_s=30)
+        await upstream.wait_idle(30)
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert (upstream.total, calls_in_flight(proxy)) == (1, 0)
+        assert [record.outcome for record in recorder.records] == ["cancelled"]
+
+
+async def test_a_stream_that_is_closed_before_it_is_read_is_settled():
+    async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
+        upstream.script(play("stall", after=2))
+        opened = await proxy.open_stream(asking("calm-alone"), "r")
+        await opened.close()
+        await opened.close()
+        await upstream.wait_for(cancelled=1, timeout_s=30)
+        assert [record.outcome for record in recorder.records] == ["cancelled"]
+        assert calls_in_flight(proxy) == 0

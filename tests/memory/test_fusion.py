@@ -1,0 +1,159 @@
+"""Fusion: evidence, gates and order."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.memory.api import Candidate, QuerySignals
+from services.memory.fusion import DEFAULT, FusionSettings, fuse
+
+NOW = datetime(2025, 3, 1, tzinfo=UTC)
+TIMELESS = FusionSettings(recency_weight=0.0)
+
+
+def found(*scores, age_days=0.0):
+    """Candidates `name: score`, best first."""
+    entries = sorted(scores, key=lambda entry: -entry[1])
+    return [
+        Candidate(name, score, NOW - timedelta(days=age_days), "conversation")
+        for name, score in entries
+    ]
+
+
+def order(dense=None, lexical=None, *, ceiling=10.0, settings=TIMELESS, limit=10):
+    arms = {name: arm for name, arm in (("dense", dense), ("lexical", lexical)) if arm is not None}
+    return [
+        entry.id
+        for entry in fuse(arms, QuerySignals("?", ceiling), now=NOW, limit=limit, settings=settings)
+    ]
+
+
+def test_a_code_found_in_one_text_lifts_it_over_what_merely_sounds_alike():
+    dense = found(("alike", 0.45), ("near", 0.40), ("right", 0.35))
+    assert order(dense, found(("right", 9.0), ("near", 1.0))) == ["right", "alike", "near"]
+
+
+def test_chance_matches_leave_the_dense_order_alone():
+    dense = found(("answer", 0.35), ("other", 0.34), ("third", 0.2))
+    assert order(dense, found(("third", 0.9), ("other", 0.8), ("answer", 0.1))) == [
+        "answer",
+        "other",
+        "third",
+    ]
+
+
+def test_what_every_text_has_says_little():
+    """Fifteen texts of one template share half of the question: that tells nothing about any of them."""
+    crowd = [(f"crowd{number}", 5.0) for number in range(15)]
+    dense = found(("answer", 0.40), *((name, 0.3) for name, _ in crowd))
+    common = fuse(
+        {"dense": dense, "lexical": found(*crowd)},
+        QuerySignals("?", 10.0),
+        now=NOW,
+        limit=20,
+        settings=TIMELESS,
+    )
+    alone = fuse(
+        {"dense": dense, "lexical": found(crowd[0])},
+        QuerySignals("?", 10.0),
+        now=NOW,
+        limit=20,
+        settings=TIMELESS,
+    )
+    assert common[0].id == "answer"
+    assert alone[0].id == "crowd0"
+
+
+def test_an_item_of_the_lexical_arm_alone_is_at_most_as_near_as_the_last_dense_one():
+    dense = found(("a", 0.6), ("b", 0.5))
+    assert order(dense, found(("c", 0.9), ("a", 0.8))) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("arm", "expected"), [("dense", ["x", "y"]), ("lexical", ["x", "y"])])
+def test_one_arm_alone_keeps_its_order(arm, expected):
+    arms = {"dense": found(("x", 0.5), ("y", 0.4)), "lexical": found(("x", 8.0), ("y", 4.0))}
+    assert order(**{arm: arms[arm]}) == expected
+
+
+def test_nothing_found_is_no_error():
+    assert fuse({"dense": [], "lexical": []}, QuerySignals("?", 0.0), now=NOW, limit=5) == []
+    assert fuse({}, QuerySignals("?"), now=NOW, limit=5) == []
+
+
+def test_recent_events_alone_are_found_newest_first():
+    recent = [
+        Candidate(str(age), 0.0, NOW - timedelta(days=age), "conversation", tier="short-term")
+        for age in (0, 1, 30)
+    ]
+    assert [
+        entry.id for entry in fuse({"recent": recent}, QuerySignals("?"), now=NOW, limit=5)
+    ] == ["0", "1", "30"]
+
+
+def test_age_decides_between_equals_and_never_between_unequal_ones():
+    fresh, old = found(("fresh", 0.50)), found(("old", 0.50), age_days=365)
+    assert order(old + fresh, settings=DEFAULT) == ["fresh", "old"]
+    old = found(("old", 0.53), age_days=365)
+    assert order(old + fresh, settings=DEFAULT) == ["old", "fresh"]
+
+
+def test_ranks_tell_what_each_arm_said():
+    arms = {"dense": found(("a", 0.5), ("b", 0.4)), "lexical": found(("b", 9.0))}
+    ranks = {
+        entry.id: dict(entry.ranks)
+        for entry in fuse(arms, QuerySignals("?", 10.0), now=NOW, limit=5)
+    }
+    assert ranks == {"a": {"dense": 1}, "b": {"dense": 2, "lexical": 1}}
+
+
+def test_an_item_that_came_by_several_chunks_counts_once():
+    dense = [*found(("a", 0.5)), *found(("b", 0.4)), *found(("a", 0.3))]
+    fused = fuse({"dense": dense}, QuerySignals("?"), now=NOW, limit=5)
+    assert [(entry.id, entry.ranks["dense"]) for entry in fused] == [("a", 1), ("b", 2)]
+
+
+arm = st.dictionaries(st.sampled_from("abcdefghij"), st.floats(-1, 1), max_size=10)
+lexical_arm = st.dictionaries(st.sampled_from("abcdefghijklm"), st.floats(0, 30), max_size=13)
+
+
+@given(arm, lexical_arm, st.floats(0, 40), st.integers(1, 20))
+def test_scores_are_in_the_unit_and_fall(dense, lexical, ceiling, limit):
+    fused = fuse(
+        {"dense": found(*dense.items()), "lexical": found(*lexical.items())},
+        QuerySignals("?", ceiling),
+        now=NOW,
+        limit=limit,
+    )
+    assert all(0 <= entry.score <= 1 for entry in fused)
+    assert [entry.score for entry in fused] == sorted(
+        (entry.score for entry in fused), reverse=True
+    )
+    assert len(fused) == min(limit, len(dense.keys() | lexical.keys()))
+    assert len({entry.id for entry in fused}) == len(fused)
+
+
+@given(arm, st.floats(0, 0.1))
+def test_a_silent_lexical_arm_changes_nothing(dense, part):
+    silent = dict.fromkeys(dense, part * 10)
+    assert order(found(*dense.items()), found(*silent.items())) == order(found(*dense.items()), [])
+
+
+@given(arm, lexical_arm, st.floats(0.01, 0.5))
+def test_a_better_cosine_never_makes_an_item_worse(dense, lexical, more):
+    if not dense:
+        return
+    name = max(dense, key=dense.__getitem__)
+    better = dense | {name: min(1.0, dense[name] + more)}
+
+    def score(scores):
+        fused = fuse(
+            {"dense": found(*scores.items()), "lexical": found(*lexical.items())},
+            QuerySignals("?", 10.0),
+            now=NOW,
+            limit=50,
+        )
+        return next(entry.score for entry in fused if entry.id == name)
+
+    assert score(better) >= score(dense)

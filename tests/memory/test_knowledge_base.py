@@ -1,0 +1,172 @@
+"""The knowledge base: folders of Markdown and text on disk, searched through the application."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.memory.application import SOFIA, STRANGER, Memory, eventually, succeeded
+from tests.support.memory.hashing_embedder import HashingEmbedder
+
+ROADMAP = """Вступ без заголовка.
+
+# Дорожня карта
+
+## Перший квартал
+Запускаємо спільну касу.
+
+```
+# не заголовок
+```
+
+## Другий квартал
+
+Відкриваємо бібліотеку інструментів.
+"""
+
+
+@pytest.fixture
+def shared(memory: Memory) -> Path:
+    folder = memory.data_dir / "kb" / "shared"
+    folder.mkdir(parents=True)
+    return folder
+
+
+async def reindex(memory: Memory, **body: str) -> dict[str, object]:
+    report = succeeded(await memory.post("/kb/reindex", body))
+    await memory.store(
+        "Позначка часу",
+        {"agent_id": "agent:clock", "microdao_id": "microdao:clock"},
+        meta={"n": os.urandom(4).hex()},
+    )
+    return {key: value for key, value in report.items() if value and key != "ok"}
+
+
+async def embedded(embedder: HashingEmbedder, passages: int) -> None:
+    """Waits for what is embedded in the background; more than `passages` is a failure as well."""
+
+    async def all_of_them() -> bool:
+        return embedder.passages >= passages
+
+    await eventually(all_of_them)
+    assert embedder.passages == passages
+
+
+async def hits(
+    memory: Memory, query: str, tenant: dict[str, str] = SOFIA
+) -> list[dict[str, object]]:
+    return (await memory.query(query, tenant, kinds=["kb"]))["items"]
+
+
+async def test_hit_tells_file_heading_and_line(memory: Memory, shared: Path):
+    (shared / "docs").mkdir()
+    (shared / "docs" / "roadmap.md").write_text(ROADMAP, encoding="utf-8")
+    assert await reindex(memory) == {"files": 1, "added": 1, "chunks": 3}
+    first = (await hits(memory, "бібліотеку інструментів"))[0]
+    assert first["kind"] == "kb"
+    assert (
+        first["content"] == "Дорожня карта > Другий квартал\nВідкриваємо бібліотеку інструментів."
+    )
+    meta = first["meta"]
+    assert (meta["path"], meta["heading"], meta["line"]) == (
+        "docs/roadmap.md",
+        "Дорожня карта > Другий квартал",
+        14,
+    )
+    assert meta["source"] == "kb:docs/roadmap.md"
+    assert meta["memory"]["tier"] == "long-term"
+    assert ROADMAP.splitlines()[meta["line"] - 1] == "Відкриваємо бібліотеку інструментів."
+    assert "# не заголовок" in (await hits(memory, "спільну касу"))[0]["content"]
+
+
+async def test_shared_is_for_all_and_a_folder_for_its_microdao(memory: Memory, shared: Path):
+    (shared / "rules.txt").write_text("Правила спільні для всіх", encoding="utf-8")
+    own = memory.data_dir / "kb" / "microdao" / "microdao%3A7"
+    own.mkdir(parents=True)
+    (own / "own.md").write_text("Правила сьомого мікроДАО", encoding="utf-8")
+    await reindex(memory)
+    assert {hit["content"] for hit in await hits(memory, "правила")} == {
+        "Правила спільні для всіх",
+        "Правила сьомого мікроДАО",
+    }
+    assert {hit["content"] for hit in await hits(memory, "правила", STRANGER)} == {
+        "Правила спільні для всіх"
+    }
+
+
+async def test_runs_are_incremental(memory: Memory, shared: Path, embedder: HashingEmbedder):
+    for name in ("a", "b", "c"):
+        (shared / f"{name}.md").write_text(
+            f"# {name}\nСторінка {name} про врожай", encoding="utf-8"
+        )
+    await reindex(memory)
+    await embedded(embedder, 3 + 1)  # each section, and a mark of time for each run
+    assert await reindex(memory) == {"files": 3, "unchanged": 3}
+    (shared / "a.md").rename(shared / "moved.md")
+    (shared / "b.md").write_text(
+        "# b\nСторінка b про врожай\n\n# Нове\nДодано про насіння", encoding="utf-8"
+    )
+    (shared / "c.md").unlink()
+    os.utime(shared / "moved.md", (1, 1))
+    assert await reindex(memory) == {
+        "files": 2,
+        "moved": 1,
+        "changed": 1,
+        "deleted": 1,
+        "chunks": 1,
+    }
+    await embedded(embedder, 4 + 1 + 2)  # the new section, and the marks of two more runs
+    found = {hit["meta"]["path"] for hit in await hits(memory, "сторінка про врожай")}
+    assert found == {"moved.md", "b.md"}
+    assert (await hits(memory, "насіння"))[0]["meta"]["heading"] == "Нове"
+
+
+async def test_what_leads_out_or_cannot_be_read_is_reported_and_not_fatal(
+    memory: Memory, shared: Path, tmp_path: Path
+):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.md").write_text("Зовнішня таємниця", encoding="utf-8")
+    (shared / "link.md").symlink_to(outside / "secret.md")
+    (shared / "folder").symlink_to(outside)
+    (shared / "broken.md").write_bytes("Кирилиця".encode("cp1251"))
+    (shared / "nul.txt").write_bytes(b"a\0b")
+    (shared / "huge.txt").write_bytes(b"a" * (3 << 20))
+    (shared / "image.png").write_bytes(b"\x89PNG")
+    os.mkfifo(shared / "pipe.md")
+    (shared / os.fsdecode(b"bad-\xff.md")).write_text("ім'я", encoding="utf-8")
+    (shared / "good.md").write_text("Добрий документ", encoding="utf-8")
+    report = await reindex(memory)
+    refused = {entry["path"]: entry["reason"] for entry in report["refused"]}
+    assert set(refused) == {
+        "link.md",
+        "folder",
+        "broken.md",
+        "nul.txt",
+        "huge.txt",
+        "pipe.md",
+        "bad-?.md",
+    }
+    assert "symbolic link" in refused["link.md"]
+    assert "UTF-8" in refused["broken.md"]
+    assert report["added"] == 1
+    assert [hit["content"] for hit in await hits(memory, "таємниця документ")] == [
+        "Добрий документ"
+    ]
+    (shared / "good.md").write_bytes(b"\xff\xfe\xff")
+    assert (await reindex(memory))["deleted"] == 1
+    assert await hits(memory, "документ") == []
+
+
+async def test_one_microdao_alone_and_hostile_names(memory: Memory):
+    root = memory.data_dir / "kb" / "microdao"
+    for name in ("microdao%3A7", "%2E%2E", "..%2F..", "plain"):
+        (root / name).mkdir(parents=True)
+        (root / name / "a.md").write_text(f"Документ {name}", encoding="utf-8")
+    assert (await reindex(memory, microdao_id="microdao:7"))["files"] == 1
+    for hostile in ("../../..", ".", "/etc", "microdao:7/../plain", "a" * 256):
+        assert "files" not in await reindex(memory, microdao_id=hostile), hostile
+    assert await hits(memory, "документ", {"agent_id": "agent:x", "microdao_id": "plain"}) == []
+    await reindex(memory)
+    assert len(await hits(memory, "документ", {"agent_id": "agent:x", "microdao_id": "plain"})) == 1
+    assert len(await hits(memory, "документ", {"agent_id": "agent:x", "microdao_id": ".."})) == 1

@@ -1,0 +1,286 @@
+"""The lexical index in PostgreSQL, whatever is merged, deleted or over the budget; the short-term log; the queue."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from backends.memory.areas import Area, of_tenant
+from backends.memory.lexicon import index as lexicon
+from backends.memory.lexicon import upkeep as lexicon_upkeep
+from backends.memory.lexicon.index import Lexicon
+from backends.memory.lexicon.postings import RECORD, Bm25
+from backends.memory.lexicon.rebuild import Spelling
+from backends.memory.lexicon.upkeep import LexiconUpkeep
+from backends.memory.queue import EmbeddingQueue
+from backends.memory.records import MemoryStore
+from backends.memory.short_term import EventRetention, ShortTermLog
+from backends.postgres.pool import Database
+from contracts.memory.api import Candidate, Tenant
+from contracts.memory.ports import Filters, LexicalAnswer, NewChunk, NewMemory
+from services.memory.lexical import K1, B, grams, spelling, weigh
+from tests.support.events import RecordedEvents
+
+SOFIA = Tenant(microdao_id="microdao:7", agent_id="agent:sofia")
+AREA = Area(SOFIA.microdao_id, SOFIA.agent_id)
+SPELLING = Spelling(grams, spelling())
+START = datetime(2026, 1, 1, tzinfo=UTC)
+WORDS = [
+    "каса",
+    "громада",
+    "ліс",
+    "ріка",
+    "борошно",
+    "млин",
+    "збори",
+    "протокол",
+    "насіння",
+    "теплиця",
+    "дах",
+    "криниця",
+]
+
+
+def remembered(number: int, text: str) -> NewMemory:
+    return NewMemory(
+        id=f"mem-{number:04}",
+        tenant=SOFIA,
+        kind="task" if number % 10 == 0 else "conversation",
+        channel_id=f"channel:{number % 3}",
+        content={"text": text},
+        meta={"n": number},
+        created_at=START + timedelta(minutes=number),
+        fingerprint=number.to_bytes(32, "big"),
+        idempotency_key=None,
+        chunks=[NewChunk(text, grams(text))],
+    )
+
+
+def texts() -> list[str]:
+    return [
+        " ".join(WORDS[(number * step) % len(WORDS)] for step in (1, 2, 5, 7)) + f" №{number}"
+        for number in range(300)
+    ]
+
+
+@pytest.fixture
+async def store(database: Database) -> MemoryStore:
+    filled = MemoryStore(database)
+    assert (
+        await filled.add_all([remembered(number, text) for number, text in enumerate(texts())])
+        == 300
+    )
+    return filled
+
+
+async def search(
+    database: Database, text: str, filters: Filters | None = None, limit: int = 50
+) -> LexicalAnswer:
+    asked = grams(text)
+
+    def weights(frequencies, documents):
+        return [
+            (entry.gram, entry.weight)
+            for entry in weigh({gram: asked[gram] for gram in frequencies}, frequencies, documents)
+        ]
+
+    return await Lexicon(database, Bm25(K1, B)).search(
+        SOFIA, filters or Filters(), list(asked), weights, limit
+    )
+
+
+def told(answer: LexicalAnswer) -> list[tuple[str, float]]:
+    return [(candidate.id, round(candidate.score, 9)) for candidate in answer.candidates]
+
+
+async def levels(database: Database) -> dict[int, int]:
+    """Records by level; 0 is what is not merged."""
+    async with of_tenant(database, SOFIA) as connection:
+        rows = await (
+            await connection.execute(
+                "SELECT level, sum(octet_length(data)) AS size FROM memory_postings WHERE bucket >= 0 GROUP BY level"
+            )
+        ).fetchall()
+        fresh = await (
+            await connection.execute(
+                "SELECT coalesce(sum(octet_length(terms)), 0) AS size FROM memory_terms"
+            )
+        ).fetchone()
+    found = {0: fresh["size"], **{row["level"]: row["size"] for row in rows}}
+    return {level: int(size) // RECORD.itemsize for level, size in found.items() if size}
+
+
+async def test_merging_changes_no_answer(
+    database: Database, store: MemoryStore, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
+):
+    before = await search(database, "теплиця для насіння")
+    assert len(before.candidates) == 50
+    upkeep = LexiconUpkeep(database, events, SPELLING)
+    await upkeep.run()
+    assert set(await levels(database)) == {1}
+    merged = await search(database, "теплиця для насіння")
+    monkeypatch.setattr(lexicon_upkeep, "LEVEL_UP_ABOVE", 0)
+    await upkeep.merge(AREA)
+    assert set(await levels(database)) == {2}
+    raised = await search(database, "теплиця для насіння")
+    assert told(before) == told(merged) == told(raised)
+    assert before.ceiling == pytest.approx(merged.ceiling) == pytest.approx(raised.ceiling)
+    await store.add(remembered(900, "теплиця для насіння саме"))
+    assert (await search(database, "теплиця для насіння")).candidates[0].id == "mem-0900"
+
+
+async def test_deleted_memories_leave_the_postings(
+    database: Database, store: MemoryStore, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
+):
+    upkeep = LexiconUpkeep(database, events, SPELLING)
+    await upkeep.run()
+    held = (await levels(database))[1]
+    monkeypatch.setattr(lexicon_upkeep, "SWEEP_ABOVE", 5)
+    for number in range(10):
+        assert await store.delete(SOFIA, f"mem-{number:04}")
+    assert not {f"mem-{number:04}" for number in range(10)} & {
+        name for name, _ in told(await search(database, "каса", limit=300))
+    }
+    await upkeep.run()
+    assert (await levels(database))[1] < held
+    assert (
+        len((await search(database, "каса громада ліс ріка борошно млин", limit=300)).candidates)
+        <= 290
+    )
+
+
+async def test_deleted_memories_take_nobodys_place_before_they_leave_the_postings(
+    database: Database, store: MemoryStore, events: RecordedEvents
+):
+    await LexiconUpkeep(database, events, SPELLING).run()
+    ranked = [name for name, _ in told(await search(database, "теплиця для насіння", limit=300))]
+    for name in ranked[:100]:
+        await store.delete(SOFIA, name)
+    left = [name for name, _ in told(await search(database, "теплиця для насіння", limit=20))]
+    assert left == ranked[100:120]
+
+
+async def test_a_single_deleted_memory_leaves_the_postings_within_a_day(
+    database: Database, store: MemoryStore, events: RecordedEvents
+):
+    upkeep = LexiconUpkeep(database, events, SPELLING)
+    await upkeep.run()
+    held = (await levels(database))[1]
+    await store.delete(SOFIA, "mem-0007")
+    await upkeep.run()
+    assert (await levels(database))[1] == held
+    upkeep._swept_all_at -= lexicon_upkeep.SWEEP_ALL_EVERY_S + 1
+    await upkeep.run()
+    assert (await levels(database))[1] == held - len(grams(texts()[7]))
+    before = told(await search(database, "теплиця для насіння"))
+    await upkeep.run()
+    assert told(await search(database, "теплиця для насіння")) == before
+
+
+async def test_terms_of_an_older_spelling_are_made_anew(
+    database: Database, store: MemoryStore, events: RecordedEvents
+):
+    def older(text):
+        return {gram[::-1]: count for gram, count in grams(text).items()}
+
+    for number in range(300):
+        await store.delete(SOFIA, f"mem-{number:04}")
+    for number, text in enumerate(texts()):
+        old = remembered(number + 1_000, text)
+        await store.add(replace(old, chunks=[NewChunk(text, older(text))]))
+    await LexiconUpkeep(database, events, Spelling(older, "older")).run()
+    assert not (await search(database, "теплиця для насіння")).candidates
+    assert not events.named("memory.lexicon_rebuilt")
+    await store.delete(SOFIA, "mem-1000")
+    newer = LexiconUpkeep(database, events, SPELLING)
+    await newer.run()
+    assert events.named("memory.lexicon_rebuilt") == [
+        {"microdao_id": "microdao:7", "agent_id": "agent:sofia", "chunks": 299}
+    ]
+    rebuilt = told(await search(database, "теплиця для насіння"))
+    assert len(rebuilt) == 50
+    await newer.run()
+    assert len(events.named("memory.lexicon_rebuilt")) == 1
+    assert told(await search(database, "теплиця для насіння")) == rebuilt
+
+
+async def test_filters_with_and_without_the_room_to_tell_them(
+    database: Database, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+):
+    filters = Filters(
+        channel_id="channel:1", kinds=("conversation",), since=START + timedelta(minutes=100)
+    )
+    exact = await search(database, "млин", filters)
+    assert exact.candidates
+    for candidate in exact.candidates:
+        number = int(candidate.id.removeprefix("mem-"))
+        assert number % 3 == 1
+        assert number % 10
+        assert number >= 100
+    monkeypatch.setattr(lexicon, "ALLOWED_ROWS", 3)
+    assert told(await search(database, "млин", filters)) == told(exact)
+
+
+async def test_over_the_budget_the_rarest_grams_answer(
+    database: Database, store: MemoryStore, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
+):
+    await store.add(remembered(900, "каса і рідкісний гіацинт"))
+    await LexiconUpkeep(database, events, SPELLING).merge(AREA)
+    monkeypatch.setattr(
+        lexicon, "BUDGET_BYTES", 80
+    )  # a level's summary, and the six grams of one word
+    answer = await search(database, "каса гіацинт")
+    assert [candidate.id for candidate in answer.candidates] == ["mem-0900"]
+    assert answer.ceiling > 0
+
+
+async def test_terms_are_merged_while_the_embedder_is_away(
+    database: Database, events: RecordedEvents
+):
+    store = MemoryStore(database)
+    for number in range(260):
+        await store.add(remembered(number, f"каса {number}"))
+    await LexiconUpkeep(database, events, SPELLING).run()
+    assert set(await levels(database)) == {1}
+
+
+async def test_log_is_read_in_order_per_channel(database: Database, store: MemoryStore):
+    log = ShortTermLog(database)
+    events = await log.read(SOFIA, "channel:2", 5)
+    assert [event.memory_id for event in events] == [
+        f"mem-{number:04}" for number in (287, 290, 293, 296, 299)
+    ]
+    assert [event.memory_id for event in await log.read(SOFIA, None, 2)] == ["mem-0298", "mem-0299"]
+    newest: list[Candidate] = await log.recent(SOFIA, Filters(kinds=("task",)), 2)
+    assert [candidate.id for candidate in newest] == ["mem-0290", "mem-0280"]
+
+
+async def test_retention_shortens_the_log_and_leaves_the_memories(
+    database: Database, store: MemoryStore
+):
+    async with of_tenant(database, SOFIA) as connection:
+        await connection.execute(
+            "UPDATE memory_events SET recorded_at = now() - interval '10 days' WHERE memory_id < 'mem-0290'"
+        )
+    await EventRetention(database, days=0).run()
+    assert len(await ShortTermLog(database).read(SOFIA, None, 1_000)) == 300
+    await EventRetention(database, days=7).run()
+    assert len(await ShortTermLog(database).read(SOFIA, None, 1_000)) == 10
+    assert len((await search(database, "каса", limit=300)).candidates) > 10
+
+
+async def test_a_claim_holds_no_more_than_asked_and_no_chunk_twice(
+    database: Database, store: MemoryStore
+):
+    first, second = EmbeddingQueue(database), EmbeddingQueue(database)
+    claimed: list[int] = []
+    for queue in (first, second, first, second):
+        claim = await queue.claim(16)
+        assert claim is not None
+        assert len(claim.chunks) == 16
+        claimed += [chunk.chunk_no for chunk in claim.chunks]
+    assert len(set(claimed)) == 64
+    await second.release(claim)
+    again = await first.claim(16)
+    assert again is not None
+    assert {chunk.chunk_no for chunk in again.chunks} == set(claimed[-16:])

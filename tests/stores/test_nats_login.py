@@ -1,0 +1,86 @@
+"""Who listens in the place of our NATS learns nothing and sends nothing; the real one is known by its certificate."""
+
+import asyncio
+import ssl
+
+import nats
+import pytest
+
+from backends.nats.link import NatsLink
+from contracts.errors import Unavailable
+from launcher.certificate import ensure_certificate
+from launcher.stores import NatsServer
+from tests.support.events import RecordedEvents
+from tests.support.stores.impostor import nats_impostor
+
+
+@pytest.fixture
+async def server(tmp_path):
+    async with NatsServer(tmp_path / "ours") as running:
+        yield running
+
+
+async def reached(link, timeout_s=60.0):
+    async with asyncio.timeout(timeout_s):
+        while True:
+            try:
+                return link.client()
+            except Unavailable:
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("shown", ["no certificate", "a certificate of its own"])
+async def test_an_impostor_is_told_nothing(server, tmp_path, shown):
+    tls = None
+    if shown == "a certificate of its own":
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(*ensure_certificate(tmp_path, "theirs"))
+    events = RecordedEvents()
+    async with nats_impostor(tls) as impostor:
+        link = NatsLink(
+            server.url.replace(f":{server.port}", f":{impostor.port}"), events, name="test"
+        )
+        link.start()
+        async with asyncio.timeout(60):
+            while not (events.named("nats.away") or events.named("nats.error")):
+                await asyncio.sleep(0.05)
+        with pytest.raises(Unavailable):
+            link.client()
+        await link.close()
+    assert [data for data in impostor.heard if b"CONNECT" in data or b"pass" in data] == []
+    assert tls is None or impostor.heard == []
+
+
+async def test_our_own_server_is_reached_again_after_it_came_back(server, events):
+    link = NatsLink(server.url, events, name="test")
+    link.start()
+    client = await reached(link)
+    assert client._transport._io_writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+    heard = await client.subscribe("x")
+    await client.flush()
+    await server.stop()
+    await server.start()
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await (await reached(link)).publish("x", b"again")
+                assert (await heard.next_msg(timeout=1)).data == b"again"
+                break
+            except (nats.errors.Error, TimeoutError):
+                continue
+    await link.close()
+
+
+async def test_a_password_is_wanted_and_the_key_is_private(server, tmp_path):
+    with pytest.raises(nats.errors.Error):
+        await nats.connect(
+            f"nats://daarion:wrong@127.0.0.1:{server.port}",
+            allow_reconnect=False,
+            max_reconnect_attempts=0,
+        )
+    files = ensure_certificate(tmp_path / "ours" / "secrets", "nats")
+    assert [path.stat().st_mode & 0o777 for path in files] == [0o600, 0o600]
+    before = [path.read_text() for path in files]
+    await server.stop()
+    await server.start()
+    assert [path.read_text() for path in files] == before

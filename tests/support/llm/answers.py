@@ -1,0 +1,79 @@
+"""The LLM proxy with what lies before it, over a real PostgreSQL and a scripted upstream; Serve is not part of it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from contracts.health import Health
+from deployments.llm.answers import AnswersRuntime
+from interfaces.http.base.access import AccessControl
+from interfaces.http.base.ingress import Ingress
+from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
+from interfaces.http.llm.chat import LLMRoutes, llm_router
+from interfaces.http.llm.openai_chat import OpenAIRoutes, add_openai_routes
+from interfaces.http.llm.openai_errors import OPENAI_ERRORS
+from services.llm.batches import WorkerSettings
+from services.llm.idempotency import IdempotencyTimes
+from tests.support.llm.proxy import proxy_over, settings
+from tests.support.uvicorn_server import JSON
+
+QUICK = WorkerSettings(poll_s=0.1, lease_s=3.0, tend_s=0.3, backoff_s=0.1, backoff_max_s=0.4)
+QUICK_TIMES = IdempotencyTimes(lease_s=2.0, tend_s=0.4, look_s=0.02, look_max_s=0.1)
+
+
+@dataclass
+class Replica:
+    """One replica's ingress and what is behind it."""
+
+    app: Ingress
+    client: httpx.AsyncClient
+    runtime: AnswersRuntime
+    recorder: Any
+
+
+@contextlib.asynccontextmanager
+async def llm_replica(
+    database_url,
+    base_url,
+    *,
+    sections=None,
+    worker=QUICK,
+    times=QUICK_TIMES,
+    limit=None,
+    source=None,
+    secret=None,
+    **models,
+):
+    """Yields a running replica. `sections` are of `llm.yaml`: batch, cache, idempotency; other keywords are models."""
+    async with proxy_over(base_url, limit=limit, source=source, **models) as (proxy, recorder):
+        runtime = AnswersRuntime(database_url, recorder, worker=worker, times=times)
+        config = settings(base_url, **models).model_dump(mode="json") | (sections or {})
+        runtime.reconfigure(type(settings(base_url)).model_validate(config), proxy)
+        await runtime.open()
+        router = llm_router(
+            LLMRoutes(runtime.gateway, None, lambda: Health(status="ready"), runtime.idempotency)
+        )
+        add_openai_routes(router, OpenAIRoutes(runtime.gateway))
+        add_batch_routes(router, BatchRoutes(lambda: runtime.batches))
+        app = Ingress(
+            router,
+            AccessControl(secret, None),
+            recorder,
+            max_concurrent=500,
+            error_shapes=OPENAI_ERRORS,
+        )
+        headers = JSON | ({"X-Internal-Secret": secret} if secret else {})
+        try:
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app),
+                base_url="http://localhost",
+                headers=headers,
+                timeout=60,
+            ) as client:
+                yield Replica(app, client, runtime, recorder)
+        finally:
+            await runtime.close()

@@ -1,0 +1,27 @@
+"""One replica of the LLM proxy's answers as a process of its own, to be killed by tests: `database_url upstream_url port`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import uvicorn
+
+from tests.support.llm.answers import llm_replica
+
+
+async def main(database_url, base_url, port):
+    calm = {
+        "provider": "backup",
+        "name": "m",
+        "timeouts": {"first_token_s": 60, "idle_s": 60, "total_s": 60},
+    }
+    async with llm_replica(database_url, base_url, calm=calm) as replica:
+        config = uvicorn.Config(
+            replica.app, "127.0.0.1", port, log_level="error", lifespan="off", access_log=False
+        )
+        await uvicorn.Server(config).serve()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))

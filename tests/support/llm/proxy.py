@@ -1,0 +1,135 @@
+"""A whole LLM proxy over its ports, without Serve: real adapters towards a scripted upstream, collaborators in memory."""
+
+from __future__ import annotations
+
+import contextlib
+
+import httpx
+
+from configs.llm.config import LLMSettings
+from contracts.errors import EngineUnavailable
+from contracts.health import Health
+from contracts.llm.ports import Condition
+from contracts.llm.usage import NOT_BEGUN
+from interfaces.http.base.access import AccessControl
+from interfaces.http.base.ingress import Ingress
+from interfaces.http.llm.chat import LLMRoutes, llm_router
+from interfaces.http.llm.openai_chat import OpenAIRoutes, add_openai_routes
+from interfaces.http.llm.openai_errors import OPENAI_ERRORS
+from providers.registry import build_providers
+from providers.resources import ProviderResources
+from providers.routing import RoutingTable
+from services.llm.limits.limiter import LeasedLimiter
+from services.llm.proxy import LLMProxy
+from tests.support.llm.limits import requests_per_minute
+from tests.support.uvicorn_server import JSON
+
+KEY = "sk-secret-0123456789abcdef"
+CALLER = {"agent_id": "agent:sofia", "microdao_id": "microdao:7"}
+
+
+class Recorder:
+    """Event log and usage sink in memory."""
+
+    def __init__(self):
+        self.events, self.records = [], []
+
+    def emit(self, event, **fields):
+        self.events.append({"event": event, **fields})
+
+    def begin(self, call):
+        return NOT_BEGUN
+
+    def record(self, record, ticket=NOT_BEGUN):
+        self.records.append(record)
+
+
+class NoEngine:
+    """The Engine port while no engine runs."""
+
+    condition = Condition("the local engine is still starting: retry")
+
+    async def chat(self, body, deadline):
+        raise EngineUnavailable(self.condition.not_ready)
+
+    async def stream(self, body, deadline):
+        raise EngineUnavailable(self.condition.not_ready)
+        yield
+
+    async def stats(self):
+        raise EngineUnavailable(self.condition.not_ready)
+
+
+def impatient(plays):
+    """`plain` and `guarded` with short waits where the upstream is silent; everywhere else a busy machine may take its time."""
+    if not plays.startswith(("silence", "stall")):
+        return {}
+    short = {
+        "provider": "openai",
+        "timeouts": {"first_token_s": 0.4, "idle_s": 0.4, "total_s": 0.8},
+    }
+    return {
+        "plain": {**short, "name": "gpt-4.1-mini"},
+        "guarded": {**short, "name": "first", "fallbacks": ["spare"]},
+    }
+
+
+def settings(base_url, **models):
+    """Two remote providers at one address (`other` has no key set), and the local engine."""
+    return LLMSettings.model_validate(
+        {
+            "providers": {
+                "openai": {"base_url": base_url, "api_key_env": "OPENAI_API_KEY"},
+                "backup": {"base_url": base_url},
+                "keyless": {"base_url": base_url, "api_key_env": "MISSING_API_KEY"},
+                "local": {"type": "local"},
+            },
+            "models": {
+                "plain": {"provider": "openai", "name": "gpt-4.1-mini"},
+                "guarded": {"provider": "openai", "name": "first", "fallbacks": ["spare"]},
+                "spare": {"provider": "backup", "name": "second"},
+                "nokey": {"provider": "keyless", "name": "x"},
+                "nokey-guarded": {"provider": "keyless", "name": "x", "fallbacks": ["spare"]},
+                "here": {"provider": "local", "name": "tiny"},
+                **models,
+            },
+            "timeouts": {"connect_s": 10, "first_token_s": 10, "idle_s": 10, "total_s": 20},
+        }
+    )
+
+
+@contextlib.asynccontextmanager
+async def proxy_over(base_url, *, limit=None, source=None, **models):
+    """Yields the service and what it recorded."""
+    recorder = Recorder()
+    config = settings(base_url, **models)
+    keys = {"OPENAI_API_KEY": KEY}
+    providers = build_providers(config, ProviderResources(keys.get, NoEngine()))
+    limiter = LeasedLimiter(source, requests_per_minute(limit))
+    yield LLMProxy(RoutingTable(config), providers, limiter, recorder, recorder), recorder
+    await limiter.close()
+    for provider in providers.values():
+        await provider.close()
+
+
+def ingress_of(proxy, recorder, *, internal=None, admin=None, max_concurrent=100, usage=None):
+    """Returns the application's ingress."""
+    router = llm_router(LLMRoutes(lambda: proxy, usage, lambda: Health(status="starting")))
+    add_openai_routes(router, OpenAIRoutes(lambda: proxy, ("embedder", "local")))
+    return Ingress(
+        router,
+        AccessControl(internal, admin),
+        recorder,
+        max_concurrent=max_concurrent,
+        error_shapes=OPENAI_ERRORS,
+    )
+
+
+@contextlib.asynccontextmanager
+async def client_of(proxy, recorder, **options):
+    """Yields an HTTP client of the application's ingress."""
+    transport = httpx.ASGITransport(ingress_of(proxy, recorder, **options))
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://localhost", headers=JSON
+    ) as client:
+        yield client

@@ -1,0 +1,111 @@
+"""The workspace's application over a real database, as one replica has it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from backends.postgres.pool import Database, PoolLimits
+from backends.workspace.channels import PostgresChannels
+from backends.workspace.outbox import PostgresOutbox
+from backends.workspace.projects import PostgresFollowUps, PostgresProjects
+from contracts.health import Health
+from interfaces.http.base.access import AccessControl
+from interfaces.http.base.ingress import Ingress
+from interfaces.http.workspace.channels import ChannelRoutes
+from interfaces.http.workspace.projects import WorkspaceRoutes, workspace_router
+from services.workspace.channels import ChannelPorts, Channels
+from services.workspace.dispatching import DispatchLimits, InvocationDispatcher
+from services.workspace.live import LiveFeeds
+from services.workspace.tools import WorkspaceTools
+from tests.support.events import RecordedEvents
+from tests.support.uvicorn_server import served
+
+PREFIX = "/internal/messaging"
+
+
+@dataclass
+class RecordedNotices:
+    """Implements MessageNotices."""
+
+    created_messages: list[tuple[str, Any]] = field(default_factory=list)
+
+    def created(self, microdao_id, message):
+        self.created_messages.append((microdao_id, message))
+
+
+@dataclass
+class WorkspaceReplica:
+    """One replica's parts."""
+
+    app: Ingress
+    store: PostgresChannels
+    feeds: LiveFeeds
+    notices: RecordedNotices
+    dispatcher: InvocationDispatcher | None
+    events: RecordedEvents
+    url: str = ""
+
+
+@contextlib.asynccontextmanager
+async def workspace(
+    database_url,
+    events=None,
+    *,
+    invoker=None,
+    limits=None,
+    max_streams=50,
+    secrets=(None, None),
+    **ingress,
+):
+    """Yields a replica; with an `invoker` it also dispatches."""
+    events = events or RecordedEvents()
+    database = Database(database_url, events=events, limits=PoolLimits(max_size=8))
+    await database.open()
+    projects, follow_ups, store = (
+        PostgresProjects(database),
+        PostgresFollowUps(database),
+        PostgresChannels(database),
+    )
+    feeds, notices = LiveFeeds(store, events, max_streams=max_streams), RecordedNotices()
+    dispatcher = (
+        InvocationDispatcher(PostgresOutbox(database), invoker, events, limits or DispatchLimits())
+        if invoker
+        else None
+    )
+    access = AccessControl(*secrets)
+    channels = Channels(
+        ChannelPorts(store, feeds, notices, dispatcher.wake if dispatcher else lambda: None)
+    )
+    router = workspace_router(
+        WorkspaceRoutes(
+            projects,
+            follow_ups,
+            WorkspaceTools(projects, follow_ups),
+            lambda: Health(status="ready"),
+        ),
+        ChannelRoutes(channels, lambda headers: access.check(headers, admin=True)),
+    )
+    app = Ingress(router, access, events, **{"max_concurrent": 200, **ingress})
+    feeds.start()
+    if dispatcher is not None:
+        dispatcher.start()
+    try:
+        yield WorkspaceReplica(app, store, feeds, notices, dispatcher, events)
+    finally:
+        if dispatcher is not None:
+            await dispatcher.close()
+        await feeds.close()
+        await database.close()
+
+
+@contextlib.asynccontextmanager
+async def served_workspace(database_url, events=None, **options):
+    """The same behind a real HTTP server; `url` is the server's, without the application's prefix."""
+    async with (
+        workspace(database_url, events, **options) as replica,
+        served(replica.app, root_path=PREFIX) as url,
+    ):
+        replica.url = url.removesuffix(PREFIX)
+        yield replica

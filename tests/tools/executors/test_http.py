@@ -1,0 +1,419 @@
+"""The HTTP executor against a real server: what it sends, what it retries, what it refuses."""
+
+import asyncio
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from ipaddress import ip_address
+
+import pytest
+
+from common.retry_after import MAX_RETRY_AFTER_S
+from configs.tools import ConfiguredSecrets, SecretSettings
+from contracts.tools.api import EgressRule
+from executors.http import connections
+from executors.http.circuit import THRESHOLD
+from executors.http.connections import Connections
+from executors.http.executor import MAX_ATTEMPTS, HttpToolExecutor
+from tests.support.events import RecordedEvents
+from tests.support.llm.upstream.sockets import refused_port
+from tests.support.tools.executions import Secrets, definition, execution
+from tests.support.tools.server import ToolServer
+
+LOOPBACK = [{"cidr": "127.0.0.0/8"}]
+SECRET = "tok-9f8e7d6c5b4a"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ToolServer]:
+    async with ToolServer() as running:
+        yield running
+
+
+@pytest.fixture
+async def executor(events: RecordedEvents) -> AsyncIterator[HttpToolExecutor]:
+    made = HttpToolExecutor(Secrets(crm=SECRET, broken="line\r\nbreak"), events)
+    yield made
+    await made.close()
+
+
+def tool(server: ToolServer, path: str, **changes):
+    return definition(server.url(path), **{"egress": LOOPBACK, **changes})
+
+
+async def test_a_call_carries_args_context_and_the_idempotency_key(server, executor):
+    outcome = await executor.execute(execution(tool(server, "/ok"), {"status": "активний"}))
+    assert outcome.ok
+    assert outcome.result == [{"id": 1}]
+    assert outcome.attempts == 1
+    assert outcome.duration_ms > 0
+    call = server.calls[0]
+    assert call.body == {
+        "args": {"status": "активний"},
+        "context": {"agent_id": "agent:sofia", "microdao_id": "microdao:7", "call_id": "c-1"},
+    }
+    assert call.headers["idempotency-key"] == "microdao:7/c-1"
+    assert call.headers["content-type"] == "application/json"
+
+
+async def test_connections_are_kept_apart_for_reads_and_writes_and_shorter_for_writes(
+    server, executor, monkeypatch
+):
+    monkeypatch.setattr(connections, "KEEPALIVE_S", 600)
+    monkeypatch.setattr(connections, "CAREFUL_KEEPALIVE_S", 600)
+    for _ in range(3):
+        assert (await executor.execute(execution(tool(server, "/ok")))).ok
+    assert server.connections == 1
+    for _ in range(2):
+        assert (await executor.execute(execution(tool(server, "/ok", effect="write")))).ok
+    assert server.connections == 2
+    await executor.close()
+    await server.wait_closed()
+
+
+async def test_a_connection_that_was_idle_is_not_used_for_a_write(server, executor, monkeypatch):
+    assert (
+        connections.CAREFUL_KEEPALIVE_S <= 1
+    )  # common servers close after two seconds at the earliest
+    monkeypatch.setattr(connections, "CAREFUL_KEEPALIVE_S", 0.05)
+    for _ in range(2):
+        assert (await executor.execute(execution(tool(server, "/ok", effect="write")))).ok
+        await asyncio.sleep(0.1)
+    assert server.connections == 2
+
+
+async def test_a_write_does_not_meet_a_connection_that_its_server_has_closed(server, executor):
+    for _ in range(100):
+        outcome = await executor.execute(execution(tool(server, "/ok-and-close", effect="write")))
+        assert outcome.ok, outcome
+    assert len(server.calls) == 100
+
+
+async def test_a_secret_is_sent_and_redacted_when_it_comes_back(server, executor, events):
+    secret = {"name": "crm", "header": "X-Token", "prefix": "Token "}
+    outcome = await executor.execute(execution(tool(server, "/echo", secrets=[secret])))
+    assert server.calls[0].headers["x-token"] == f"Token {SECRET}"
+    assert outcome.ok
+    assert outcome.result["headers"]["x-token"] == "Token [redacted]"
+    assert SECRET not in repr((outcome, events.events))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"hosts": ["elsewhere.example"]},
+        {"hosts": ["127.0.0.1"]},
+        {"hosts": ["ingress"], "insecure": True},
+    ],
+)
+async def test_a_secret_does_not_go_where_its_entry_does_not_say(server, events, entry):
+    """Also for a tool that was registered before the entry was changed."""
+    settings = SecretSettings.model_validate({"env": "CRM", "tools": ["test.*"], **entry})
+    secrets = ConfiguredSecrets({"crm": settings}, {"CRM": SECRET}.get, "http://127.0.0.1:1")
+    executor = HttpToolExecutor(secrets, events)
+    outcome = await executor.execute(execution(tool(server, "/ok", secrets=[{"name": "crm"}])))
+    assert (outcome.error_kind, outcome.attempts) == ("denied", 0)
+    assert server.connections == 0
+    await executor.close()
+
+
+@pytest.mark.parametrize(
+    "secret", [{"name": "absent"}, {"name": "broken"}, {"name": "crm", "header": "Host"}]
+)
+async def test_a_secret_that_cannot_be_sent_stops_the_call(server, executor, secret):
+    outcome = await executor.execute(execution(tool(server, "/ok", secrets=[secret])))
+    assert outcome.error_kind == "unavailable"
+    assert server.calls == []
+
+
+async def test_a_secret_that_is_not_required_may_be_missing(server, executor):
+    assert (
+        await executor.execute(
+            execution(tool(server, "/ok", secrets=[{"name": "absent", "required": False}]))
+        )
+    ).ok
+    assert "authorization" not in server.calls[0].headers
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("effect", ["read", "idempotent"])
+async def test_transient_answers_are_retried_with_the_same_key(server, executor, status, effect):
+    server.statuses = [(status, {"Retry-After": "0"})] * (MAX_ATTEMPTS - 1)
+    outcome = await executor.execute(execution(tool(server, "/ok", effect=effect)))
+    assert outcome.ok
+    assert outcome.attempts == MAX_ATTEMPTS == len(server.calls)
+    assert len({call.headers["idempotency-key"] for call in server.calls}) == 1
+
+
+async def test_attempts_are_bounded(server, executor):
+    server.statuses = [(503, {"Retry-After": "0"})] * 10
+    outcome = await executor.execute(execution(tool(server, "/ok")))
+    assert (outcome.error_kind, outcome.retryable, outcome.attempts) == (
+        "unavailable",
+        True,
+        MAX_ATTEMPTS,
+    )
+    assert len(server.calls) == MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+async def test_a_write_is_sent_once(server, executor, status):
+    server.statuses = [(status, {"Retry-After": "0"})]
+    outcome = await executor.execute(execution(tool(server, "/ok", effect="write")))
+    assert not outcome.ok
+    assert outcome.effect_possible is (status != 429)
+    assert len(server.calls) == 1
+
+
+async def test_a_retry_after_beyond_the_deadline_ends_the_call_at_once(server, executor):
+    server.statuses = [(503, {"Retry-After": "300"})]
+    async with asyncio.timeout(30):
+        outcome = await executor.execute(execution(tool(server, "/ok"), timeout_s=60))
+    assert outcome.details == {"retry_after_s": 300}
+    assert outcome.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "details"),
+    [
+        ("Fri, 31 Dec 9999 23:59:59 GMT", {"retry_after_s": MAX_RETRY_AFTER_S}),
+        ("Fri, 31 Dec 9999 23:59:59 +99999999999999999999", {}),
+        ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", {}),
+        ("when it suits me", {}),
+    ],
+)
+async def test_a_retry_after_beyond_reason_is_the_servers_fault(server, executor, asked, details):
+    server.statuses = [(503, {"Retry-After": asked})]
+    outcome = await executor.execute(execution(tool(server, "/ok", effect="write")))
+    assert (outcome.error_kind, outcome.retryable, outcome.details) == (
+        "unavailable",
+        True,
+        details,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_args"),
+        (401, "upstream"),
+        (403, "denied"),
+        (404, "not_found"),
+        (409, "conflict"),
+        (500, "upstream"),
+    ],
+)
+async def test_other_statuses_are_verdicts(server, executor, status, kind):
+    server.statuses = [(status, {})]
+    outcome = await executor.execute(execution(tool(server, "/ok", effect="idempotent")))
+    assert (outcome.error_kind, outcome.retryable) == (kind, False)
+    assert outcome.effect_possible is (status >= 500)
+    assert len(server.calls) == 1
+
+
+async def test_the_servers_reason_is_quoted_only_where_it_judged_the_call(server, executor):
+    refused = await executor.execute(execution(tool(server, "/refused")))
+    assert refused.error is not None
+    assert refused.error.endswith("HTTP 422: due_date lies in the past")
+    defect = await executor.execute(execution(tool(server, "/defect")))
+    assert defect.error == "the tool's server answered HTTP 500"
+
+
+async def test_a_dropped_connection_is_retried_for_reads_alone(server, executor):
+    assert (await executor.execute(execution(tool(server, "/hang-up-once")))).attempts == 2
+    outcome = await executor.execute(execution(tool(server, "/hang-up", effect="write")))
+    assert (outcome.error_kind, outcome.attempts, outcome.effect_possible) == ("upstream", 1, True)
+
+
+async def test_a_refused_connection_leaves_no_doubt_about_the_effect(executor):
+    with refused_port() as port:
+        outcome = await executor.execute(
+            execution(definition(f"http://127.0.0.1:{port}/x", egress=LOOPBACK, effect="write"))
+        )
+    assert (outcome.error_kind, outcome.retryable, outcome.effect_possible, outcome.attempts) == (
+        "unavailable",
+        True,
+        False,
+        1,
+    )
+    assert outcome.error is not None
+    assert "127.0.0.1" not in outcome.error
+
+
+async def test_the_circuit_opens_and_calls_nobody(server, executor):
+    broken = tool(server, "/defect")
+    for _ in range(THRESHOLD):
+        await executor.execute(execution(broken))
+    outcome = await executor.execute(execution(broken))
+    assert (outcome.error_kind, outcome.retryable, outcome.attempts) == ("unavailable", True, 0)
+    assert outcome.details["retry_after_s"] > 0
+    assert len(server.calls) == THRESHOLD
+    assert (await executor.execute(execution(tool(server, "/ok")))).ok
+
+
+async def test_cookies_and_redirects_and_proxies_are_ignored(server, executor, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert (await executor.execute(execution(tool(server, "/cookie")))).result == 1
+    outcome = await executor.execute(execution(tool(server, "/redirect")))
+    assert outcome.error_kind == "upstream"
+    assert [call.path for call in server.calls] == ["/cookie", "/redirect"]
+    assert "cookie" not in server.calls[1].headers
+
+
+class Names:
+    """A name server that changes its mind."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+
+    async def __call__(self, _host: str, _port: int, _family: socket.AddressFamily) -> list[str]:
+        self.asked += 1
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+async def with_names(events: RecordedEvents, names: Names, target, ceiling=()):
+    executor = HttpToolExecutor(Secrets(), events, connections=Connections(names), ceiling=ceiling)
+    try:
+        return await executor.execute(execution(target))
+    finally:
+        await executor.close()
+
+
+async def test_a_name_is_resolved_once_and_keeps_its_host_header(server, events):
+    names = Names(["127.0.0.1"], ["169.254.169.254"])
+    target = definition(
+        server.url("/ok", "tools.example"),
+        egress=[{"host": "tools.example", "cidr": "127.0.0.1/32"}],
+    )
+    assert (await with_names(events, names, target)).ok
+    assert names.asked == 1
+    assert server.calls[0].headers["host"] == f"tools.example:{server.port}"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ["169.254.169.254"],
+        ["127.0.0.1", "169.254.169.254"],
+        ["::ffff:127.0.0.1"],
+        ["10.0.0.8"],
+        ["127.0.0.1"],
+    ],
+)
+async def test_a_name_that_turns_inward_is_not_connected_to(server, events, answer):
+    names = Names(answer)
+    target = definition(server.url("/ok", "tools.example"), egress=[{"host": "tools.example"}])
+    outcome = await with_names(events, names, target)
+    assert outcome.error_kind == "denied"
+    assert not any(str(ip_address(text)) in (outcome.error or "") for text in answer)
+    assert server.connections == 0
+
+
+async def test_a_later_look_up_is_checked_as_the_first(server, events, monkeypatch):
+    monkeypatch.setattr("executors.http.connections.CAREFUL_KEEPALIVE_S", 0.001)
+    names = Names(["127.0.0.1"], ["10.0.0.8"])
+    target = definition(
+        server.url("/ok", "tools.example"),
+        effect="write",
+        egress=[{"host": "tools.example", "cidr": "127.0.0.1/32"}],
+    )
+    connections = Connections(names)
+    executor = HttpToolExecutor(Secrets(), events, connections=connections)
+    assert (await executor.execute(execution(target))).ok
+    for pool in connections._pools.values():
+        pool.session.connector.clear_dns_cache()
+    await asyncio.sleep(0.05)  # the kept connection, to an address that was checked, is over
+    assert (await executor.execute(execution(target))).error_kind == "denied"
+    assert server.connections == 1
+    await executor.close()
+
+
+async def test_a_pooled_connection_serves_no_other_policy(server, executor):
+    assert (await executor.execute(execution(tool(server, "/ok")))).ok
+    closed = definition(server.url("/ok"), egress=[])
+    outcome = await executor.execute(execution(closed))
+    assert outcome.error_kind == "denied"
+    assert len(server.calls) == 1
+
+
+async def test_the_ceiling_binds_every_tool(server, events):
+    executor = HttpToolExecutor(Secrets(), events, ceiling=[EgressRule(cidr="10.0.0.0/8")])
+    assert (await executor.execute(execution(tool(server, "/ok")))).error_kind == "denied"
+    await executor.close()
+    assert server.connections == 0
+
+
+async def test_a_pinned_address_must_still_prove_the_name(events, tmp_path):
+    certificate, key = self_signed(tmp_path, "other.example")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    seen = []
+    async with await asyncio.start_server(
+        lambda reader, _writer: seen.append(reader), "127.0.0.1", 0, ssl=context
+    ) as tls:
+        port = tls.sockets[0].getsockname()[1]
+        target = definition(
+            f"https://tools.example:{port}/",
+            egress=[{"cidr": "127.0.0.0/8"}],
+            secrets=[{"name": "crm"}],
+        )
+        executor = HttpToolExecutor(
+            Secrets(crm=SECRET), events, connections=Connections(Names(["127.0.0.1"]))
+        )
+        outcome = await executor.execute(execution(target))
+        await executor.close()
+    assert (outcome.error_kind, outcome.retryable, outcome.effect_possible) == (
+        "unavailable",
+        False,
+        False,
+    )
+    assert "TLS" in (outcome.error or "")
+    assert seen == []
+
+
+def self_signed(folder, name):
+    """Returns the paths of a certificate that nobody vouches for, and of its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    subprocess.run(
+        [*command, "-subj", f"/CN={name}", "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+        timeout=20,
+    )
+    return certificate, key
+
+
+async def test_names_that_do_not_resolve_are_unavailable(events):
+    async def nothing(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    outcome = await with_names(
+        events, nothing, definition("http://nowhere.example/x", effect="write")
+    )
+    assert (outcome.error_kind, outcome.retryable, outcome.effect_possible) == (
+        "unavailable",
+        True,
+        False,
+    )
+
+
+async def test_arguments_without_a_json_form_are_refused(server, executor):
+    for value in (2**70, "\ud800"):
+        outcome = await executor.execute(execution(tool(server, "/ok"), {"value": value}))
+        assert outcome.error_kind == "invalid_args"
+    assert server.calls == []

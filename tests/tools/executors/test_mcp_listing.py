@@ -1,0 +1,40 @@
+"""Listings of outside MCP servers: filtered entry by entry, and no longer than what is asked for."""
+
+from types import SimpleNamespace
+
+from mcp_types import JSONRPCResponse
+
+from executors.mcp.listing import MAX_UNREADABLE, ListingFilter
+
+GOOD = {"inputSchema": {"type": "object"}}
+
+
+def filtered(entries, limit=3):
+    listings = ListingFilter(limit)
+    listings.version = "2025-06-18"
+    message = JSONRPCResponse(jsonrpc="2.0", id=1, result={"tools": entries})
+    listings.filter(SimpleNamespace(message=message))
+    return [entry["name"] for entry in message.result["tools"]], listings
+
+
+def test_a_page_is_read_to_one_beyond_the_limit():
+    kept, listings = filtered(
+        [{"name": f"t{number}", **GOOD} for number in range(5)] + [{"name": "bad"}]
+    )
+    assert kept == ["t0", "t1", "t2", "t3"]
+    assert listings.unreadable == []
+    assert not listings.given_up
+
+
+def test_unreadable_entries_are_named_and_passed_over():
+    kept, listings = filtered(
+        [{"name": "bad"}, {"name": "one", **GOOD}, 7, {"name": "two", **GOOD}]
+    )
+    assert (kept, listings.unreadable, listings.given_up) == (["one", "two"], ["bad", "?"], False)
+
+
+def test_a_page_of_nonsense_is_given_up():
+    kept, listings = filtered(
+        [{"name": "one", **GOOD}, *[7] * (MAX_UNREADABLE + 1), {"name": "two", **GOOD}]
+    )
+    assert (kept, len(listings.unreadable), listings.given_up) == (["one"], MAX_UNREADABLE, True)

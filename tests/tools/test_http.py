@@ -1,0 +1,410 @@
+"""The routes of Toolcore over a real registry and ledger."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from contracts.tools.api import Outcome
+from interfaces.http.graph.openapi import build_openapi
+from interfaces.http.graph.surface import documented_routers
+from tests.support.tools.toolcore import AGENT, PREFIX, client, replica, tool
+
+STRICT = {
+    "type": "object",
+    "properties": {"limit": {"type": "integer", "minimum": 1}},
+    "required": ["limit"],
+    "additionalProperties": False,
+}
+
+
+def body(tool_id="test.echo", **fields):
+    return {"tool_id": tool_id, "args": {}, **AGENT, **fields}
+
+
+@pytest.fixture
+async def served(database_url):
+    tools = [
+        tool("test.echo"),
+        tool("test.strict", input_schema=STRICT),
+        tool("test.private", allowed_agents=["agent:pm"]),
+        tool(
+            "test.list",
+            output_schema={"type": "array", "items": {"type": "string"}},
+            inline_result_bytes=256,
+        ),
+    ]
+    secrets = {"own": {"env": "DAARION_INTERNAL_SECRET", "tools": ["*"]}}
+    async with (
+        replica(database_url, *tools, secrets=secrets) as here,
+        client(here.toolcore, here.events) as http,
+    ):
+        yield here, http
+
+
+async def test_lists_what_an_agent_may_call(served):
+    _, http = served
+    for path in ("", "/"):
+        answer = await http.get(path, params={"agent_id": "agent:sofia"})
+        assert answer.status_code == 200
+        assert [entry["id"] for entry in answer.json()["tools"]] == [
+            "test.echo",
+            "test.list",
+            "test.strict",
+        ]
+    everything = (await http.get("")).json()["tools"]
+    assert "test.private" in [entry["id"] for entry in everything]
+    assert everything[0]["version"] == 1
+
+
+async def test_lists_as_llm_tool_definitions_with_names_mapped_both_ways(served):
+    _, http = served
+    tools = (await http.get("", params={"agent_id": "agent:sofia", "format": "openai"})).json()[
+        "tools"
+    ]
+    assert tools[0]["function"]["name"] == "test__echo"
+    assert tools[2]["function"]["parameters"] == STRICT
+    answer = await http.post("/call", json=body("test__echo", args={"a": 1}))
+    assert answer.json()["result"] == {"args": {"a": 1}}
+    assert answer.json()["tool_id"] == "test.echo"
+
+
+async def test_call_answers_as_in_the_contract(served):
+    here, http = served
+    answer = await http.post(
+        "/call",
+        json=body(
+            args={"text": "привіт"}, context={"agent_id": "agent:forged", "channel_id": "c1"}
+        ),
+    )
+    assert answer.status_code == 200
+    assert answer.json()["ok"] is True
+    assert answer.json()["result"] == {"args": {"text": "привіт"}}
+    context = here.executor.seen[0].context
+    assert context == {**AGENT, "channel_id": "c1", "call_id": answer.json()["call_id"]}
+
+
+@pytest.mark.parametrize(
+    ("request_body", "status", "kind"),
+    [
+        (body("test.nothing"), 404, "not_found"),
+        (body("test.private"), 403, "denied"),
+        (body(args={"microdao_id": "microdao:8"}), 403, "denied"),
+        (body("test.strict", args={}), 422, "invalid_args"),
+        (body("test.strict", args={"limit": "x"}), 422, "invalid_args"),
+        (body("test.strict", args={"limit": 1, "y": 2}), 422, "invalid_args"),
+        (body(args=[1]), 422, "invalid_args"),
+        (body(args="text"), 422, "invalid_args"),
+        (body(args=None), 422, "invalid_args"),
+        ({"tool_id": "test.echo"}, 422, "invalid_args"),
+        ([], 422, "invalid_args"),
+        (body(args={"x": "y" * 300_000}), 422, "invalid_args"),
+        (body(args={"x": 2**70}), 422, "invalid_args"),
+        (body(unknown=1), 422, "invalid_args"),
+    ],
+)
+async def test_refusals_have_their_own_body(served, request_body, status, kind):
+    here, http = served
+    answer = await http.post("/call", json=request_body)
+    assert answer.status_code == status
+    told = answer.json()
+    assert (told["ok"], told["error_kind"], told["retryable"]) == (False, kind, False)
+    assert told["error"]
+    assert told["request_id"]
+    assert here.executor.seen == []
+
+
+async def test_bodies_that_are_no_json_or_endless(served):
+    _, http = served
+    for content, kind in (
+        (b"{", "invalid_args"),
+        (b"", "invalid_args"),
+        (b"\xff", "invalid_args"),
+        (b"x" * (3 << 20), "too_large"),
+    ):
+        answer = await http.post("/call", content=content)
+        assert (answer.status_code, answer.json()["error_kind"]) == (422, kind)
+    deep = (
+        b'{"tool_id":"test.echo","agent_id":"a","microdao_id":"m","args":'
+        + b'{"a":' * 300
+        + b"1"
+        + b"}" * 301
+    )
+    answer = await http.post("/call", content=deep)
+    assert (answer.status_code, answer.json()["error_kind"]) == (422, "invalid_args")
+
+
+async def test_invalid_arguments_name_the_path_and_what_was_expected(served):
+    _, http = served
+    told = (await http.post("/call", json=body("test.strict", args={"limit": 0}))).json()
+    assert told["details"] == {
+        "rule": "input_schema",
+        "path": "$.limit",
+        "expected": "a number of at least 1",
+    }
+    assert told["error"] == "args.limit: expected a number of at least 1"
+
+
+async def test_a_failed_call_is_200_with_the_same_body(served):
+    here, http = served
+    here.executor.script = lambda _: Outcome(
+        ok=False, error_kind="upstream", error="the tool answered 500", effect_possible=True
+    )
+    answer = await http.post("/call", json=body())
+    assert answer.status_code == 200
+    assert answer.json()["ok"] is False
+    assert answer.json()["error_kind"] == "upstream"
+
+
+async def test_the_same_call_id_is_one_call(served):
+    here, http = served
+    first = await http.post("/call", json=body(call_id="c-1", args={"a": 1}))
+    again = await http.post("/call", json=body(call_id="c-1", args={"a": 1}))
+    other = await http.post("/call", json=body(call_id="c-1", args={"a": 2}))
+    assert again.json()["result"] == first.json()["result"]
+    assert again.json()["replayed"] is True
+    assert (other.status_code, other.json()["error_kind"]) == (409, "conflict")
+    assert len(here.executor.seen) == 1
+    elsewhere = await http.post(
+        "/call", json={**body(call_id="c-1", args={"a": 2}), "microdao_id": "microdao:8"}
+    )
+    assert elsewhere.status_code == 200
+
+
+async def test_dry_run_tells_the_decision_and_calls_nothing(served):
+    here, http = served
+    planned = (
+        await http.post("/call?dry_run=true", json=body(args={"a": 1}, context={"agent_id": "x"}))
+    ).json()
+    assert planned["decision"] == {"allowed": True, "rule": "default", "retryable": False}
+    assert planned["request"]["target"] == "http://127.0.0.1:9/x"
+    assert planned["request"]["body"]["context"]["agent_id"] == "agent:sofia"
+    refused = (await http.post("/call?dry_run=true", json=body("test.private"))).json()
+    assert (refused["ok"], refused["decision"]["rule"]) == (False, "allowed_agents")
+    assert (await http.post("/call?dry_run=maybe", json=body())).status_code == 422
+    assert here.executor.seen == []
+    assert (await http.get("/calls", params={"microdao_id": "microdao:7"})).json()["calls"] == []
+
+
+async def test_oversized_results_by_reference_with_a_valid_preview(served):
+    here, http = served
+    here.executor.script = lambda _: [f"рядок {n}" for n in range(5_000)]
+    told = (await http.post("/call", json=body("test.list", call_id="big"))).json()
+    assert told["truncated"] is True
+    assert told["result"]
+    assert all(isinstance(item, str) for item in told["result"])
+    read, offset = [], 0
+    while offset is not None:
+        page = (
+            await http.get(
+                f"/results/{told['result_ref']['id']}",
+                params={"microdao_id": "microdao:7", "offset": offset, "limit": 2_000},
+            )
+        ).json()
+        read += page["result"]
+        offset = page.get("next_offset")
+    assert read == [f"рядок {n}" for n in range(5_000)]
+    foreign = await http.get(
+        f"/results/{told['result_ref']['id']}", params={"microdao_id": "microdao:8"}
+    )
+    assert foreign.status_code == 404
+    replayed = (await http.post("/call", json=body("test.list", call_id="big"))).json()
+    assert replayed["result"] == told["result"]
+    assert replayed["result_ref"]["id"] == told["result_ref"]["id"]
+
+
+async def test_results_that_break_their_schema_keep_the_reason(served):
+    here, http = served
+    here.executor.script = lambda _: {"error": "project-db is down"}
+    told = (await http.post("/call", json=body("test.list"))).json()
+    assert (told["ok"], told["error_kind"]) == (False, "invalid_result")
+    assert told["details"]["path"] == "$"
+    assert "project-db is down" in told["details"]["raw"]
+
+
+async def test_the_audit_withholds_contents(served):
+    _, http = served
+    await http.post("/call", json=body(args={"secret": "лист"}, call_id="a-1"))
+    await http.post("/call", json=body("test.private"))
+    page = await http.get("/calls", params={"microdao_id": "microdao:7"})
+    refused, done = page.json()["calls"]
+    assert (done["call_id"], done["state"], done["ok"], done["tool_version"]) == (
+        "a-1",
+        "settled",
+        True,
+        1,
+    )
+    assert (refused["state"], refused["error_kind"], refused["rule"]) == (
+        "refused",
+        "denied",
+        "allowed_agents",
+    )
+    assert {done["agent_id"], refused["agent_id"]} == {"agent:sofia"}
+    ours = {"microdao_id": "microdao:7", "agent_id": "agent:sofia"}
+    assert len((await http.get("/calls", params=ours)).json()["calls"]) == 2
+    assert (await http.get("/calls", params={**ours, "agent_id": "agent:pm"})).json()["calls"] == []
+    assert "лист" not in page.text
+    assert (await http.get("/calls", params={"microdao_id": "microdao:8"})).json()["calls"] == []
+    assert (await http.get("/calls")).status_code == 400
+
+
+async def test_pages_of_the_audit(served):
+    _, http = served
+    for number in range(5):
+        await http.post("/call", json=body(call_id=f"p-{number}"))
+    seen, cursor = [], None
+    while True:
+        page = (
+            await http.get(
+                "/calls",
+                params={
+                    "microdao_id": "microdao:7",
+                    "limit": 2,
+                    **({"cursor": cursor} if cursor else {}),
+                },
+            )
+        ).json()
+        seen += [call["call_id"] for call in page["calls"]]
+        cursor = page.get("next_cursor")
+        if cursor is None:
+            break
+    assert seen == [f"p-{number}" for number in (4, 3, 2, 1, 0)]
+
+
+async def test_admin_routes_register_change_and_disable(served):
+    _, http = served
+    new = tool("test.new", description="first")
+    created = await http.put("/test.new", json=new)
+    assert (created.status_code, created.json()["version"]) == (201, 1)
+    assert (await http.post("/call", json=body("test.new"))).status_code == 200
+    changed = await http.put("/test.new", json={**new, "description": "second"})
+    assert (changed.status_code, changed.json()["version"]) == (200, 2)
+    same = await http.put("/test.new", json={**new, "description": "second"})
+    assert same.json()["version"] == 2
+    gone = await http.delete("/test.new")
+    assert (gone.status_code, gone.json()["enabled"]) == (200, False)
+    assert (await http.post("/call", json=body("test.new"))).status_code == 404
+    assert (await http.get("/test.new")).json()["enabled"] is False
+    assert (await http.delete("/test.never")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"input_schema": {"$ref": "http://elsewhere/schema"}},
+        {"input_schema": {"$ref": "#"}},
+        {"input_schema": {"type": "strin"}},
+        {"input_schema": {"type": "array"}},
+        {"input_schema": {"properties": {"a": {"pattern": "(?=x)"}}}},
+        {"output_schema": {"$ref": "#/nowhere"}},
+        {"target": "http://user:pw@host/x"},
+        {"target": "ftp://host/x"},
+        {"target": "{nobase}/x"},
+        {"executor": "python", "target": "os:system"},
+        {"executor": "python", "target": "toolbox.text"},
+        {"executor": "mcp", "target": "nobody:tool"},
+        {"secrets": [{"name": "unknown"}]},
+        {"secrets": [{"name": "own"}]},
+        {"id": "other.id"},
+        {"id": "calls"},
+        {"effect": "maybe"},
+        {"unknown": 1},
+    ],
+)
+async def test_definitions_that_cannot_be_served_are_refused(served, wrong):
+    _, http = served
+    answer = await http.put(
+        f"/{wrong['id'] if wrong.get('id') == 'calls' else 'test.wrong'}",
+        json={**tool("test.wrong"), **wrong},
+    )
+    assert answer.status_code in (400, 405), answer.text
+    assert answer.json()["error"]["message"]
+
+
+def documented(schema):
+    """A validator of what the OpenAPI document says about a schema."""
+    document = build_openapi(documented_routers({"tools": PREFIX}))
+    return Draft202012Validator(
+        {"$ref": f"#/components/schemas/{schema}", "components": document["components"]}
+    )
+
+
+async def test_what_the_audit_and_calls_answer_is_what_is_documented(served):
+    _, http = served
+    answers = [
+        await http.post("/call", json=body(**fields))
+        for fields in [
+            {"args": {"a": 1}},
+            {"tool_id": "no.such"},
+            {"tool_id": "test.private"},
+            {"tool_id": "test.strict"},
+            {"args": 1},
+        ]
+    ]
+    for answer in answers:
+        documented("ToolCallResult").validate(answer.json())
+    page = (await http.get("/calls", params={"microdao_id": "microdao:7"})).json()
+    assert {call["state"] for call in page["calls"]} == {"settled", "refused"}
+    documented("CallPage").validate(page)
+
+
+async def test_credentials(database_url):
+    async with (
+        replica(database_url, tool()) as here,
+        client(here.toolcore, here.events, internal="i", admin="a") as http,
+    ):
+        assert (await http.get("")).status_code == 401
+        internal, admin = {"X-Internal-Secret": "i"}, {"Authorization": "Bearer a"}
+        assert (await http.post("/call", json=body(), headers=internal)).status_code == 200
+        assert (await http.put("/test.x", json=tool("test.x"), headers=internal)).status_code == 403
+        assert (await http.put("/test.x", json=tool("test.x"), headers=admin)).status_code == 201
+        assert (await http.get("/approvals?microdao_id=m", headers=internal)).status_code == 403
+        assert (await http.get("/health")).status_code == 200
+
+
+async def test_a_change_reaches_another_replica_within_seconds(database_url):
+    async with (
+        replica(database_url, tool()) as one,
+        replica(database_url, tool()) as two,
+        client(one.toolcore, one.events) as http_one,
+        client(two.toolcore, two.events) as http_two,
+    ):
+        await http_one.put("/test.fresh", json=tool("test.fresh"))
+        async with asyncio.timeout(30):
+            while (await http_two.post("/call", json=body("test.fresh"))).status_code == 404:
+                await asyncio.sleep(0.05)
+        await http_one.delete("/test.fresh")
+        async with asyncio.timeout(30):
+            while (await http_two.post("/call", json=body("test.fresh"))).status_code != 404:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_tool_registered_just_now_is_found_by_a_replica_that_has_not_looked_yet(
+    database_url,
+):
+    async with (
+        replica(database_url, tool()) as one,
+        replica(database_url, tool(), refresh_s=3_600) as two,
+        client(one.toolcore, one.events) as http_one,
+        client(two.toolcore, two.events) as http_two,
+    ):
+        await asyncio.sleep(0.15)
+        await http_one.put("/test.fresh", json=tool("test.fresh"))
+        assert (await http_two.post("/call", json=body("test.fresh"))).status_code == 200
+        assert (await http_two.get("/test.fresh")).status_code == 200
+
+
+async def test_what_an_administrator_wrote_wins_over_the_file(database_url):
+    async with (
+        replica(database_url, tool(), tool("test.gone")) as here,
+        client(here.toolcore, here.events) as http,
+    ):
+        await http.put("/test.echo", json=tool(description="by hand"))
+    async with (
+        replica(database_url, tool(description="by file")) as here,
+        client(here.toolcore, here.events) as http,
+    ):
+        assert (await http.get("/test.echo")).json()["description"] == "by hand"
+        assert (await http.get("/test.gone")).json()["enabled"] is False

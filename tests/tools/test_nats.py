@@ -1,0 +1,275 @@
+"""Tool calls over a real NATS server: answered, delivered at least once, executed once, parked, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import nats
+import pytest
+
+from backends.nats.link import NatsLink
+from backends.nats.publisher import NatsPublisher, NatsToolUsage
+from contracts.tools.api import Outcome
+from contracts.tools.ledger import ToolUsageEvent
+from interfaces.nats.tools.calls import NatsLimits, ToolNats, streams
+from launcher.stores import NatsServer
+from tests.support.llm.usage_engine import ToolUsage
+from tests.support.tools.toolcore import AGENT, client, replica, tool
+
+
+@pytest.fixture
+async def server(tmp_path):
+    async with NatsServer(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def outside(server):
+    """A caller's connection."""
+    connection = await nats.connect(server.url)
+    yield connection
+    await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def listening(here, server, **limits):
+    interface = ToolNats(here.toolcore.calls, here.events, NatsLimits(**limits))
+    link = NatsLink(server.url, here.events, name="test", on_connect=interface.on_connect)
+    link.start()
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(Exception):
+                await link.probe()
+                break
+            await asyncio.sleep(0.02)
+    yield link
+    await interface.close()
+    await link.close()
+
+
+def request(tool_id="test.echo", **fields):
+    return json.dumps({"tool_id": tool_id, "args": {}, **AGENT, **fields}).encode()
+
+
+async def answer_of(message):
+    return json.loads(message.data)
+
+
+async def test_a_request_is_answered_to_its_sender_and_on_the_response_subject(
+    database_url, server, outside
+):
+    responses = await outside.subscribe(streams.RESPONSE)
+    async with replica(database_url, tool()) as here, listening(here, server):
+        answer = await answer_of(
+            await outside.request(
+                streams.REQUEST, request(args={"a": "так"}, call_id="n-1"), timeout=60
+            )
+        )
+        assert (answer["ok"], answer["result"], answer["call_id"]) == (
+            True,
+            {"args": {"a": "так"}},
+            "n-1",
+        )
+        told = await answer_of(await responses.next_msg(timeout=60))
+        assert told == answer
+        assert (told["tool_id"], told["agent_id"], told["microdao_id"]) == (
+            "test.echo",
+            "agent:sofia",
+            "microdao:7",
+        )
+
+
+async def test_refusals_are_answers_too(database_url, server, outside):
+    async with replica(database_url, tool(allowed_agents=[])) as here, listening(here, server):
+        denied = await answer_of(await outside.request(streams.REQUEST, request(), timeout=60))
+        unknown = await answer_of(
+            await outside.request(streams.REQUEST, request("test.none"), timeout=60)
+        )
+    assert (denied["ok"], denied["error_kind"]) == (False, "denied")
+    assert unknown["error_kind"] == "not_found"
+
+
+async def test_one_call_id_is_one_call_over_http_and_nats(database_url, server, outside):
+    async with (
+        replica(database_url, tool(effect="write")) as here,
+        listening(here, server),
+        client(here.toolcore, here.events) as http,
+    ):
+        over_nats = await answer_of(
+            await outside.request(streams.REQUEST, request(call_id="same"), timeout=60)
+        )
+        over_http = (await http.post("/call", content=request(call_id="same"))).json()
+        conflict = await answer_of(
+            await outside.request(
+                streams.REQUEST, request(call_id="same", args={"b": 1}), timeout=60
+            )
+        )
+    assert over_http["replayed"] is True
+    assert over_http["result"] == over_nats["result"]
+    assert conflict["error_kind"] == "conflict"
+    assert len(here.executor.seen) == 1
+
+
+async def test_queue_group_shares_the_work_between_replicas(database_url, server, outside):
+    async with (
+        replica(database_url, tool(effect="write")) as one,
+        replica(database_url, tool(effect="write")) as two,
+        listening(one, server),
+        listening(two, server),
+    ):
+        calls = [
+            outside.request(streams.REQUEST, request(call_id=f"q-{number}"), timeout=60)
+            for number in range(40)
+        ]
+        answers = [await answer_of(message) for message in await asyncio.gather(*calls)]
+        assert all(answer["ok"] for answer in answers)
+        assert len(one.executor.seen) + len(two.executor.seen) == 40
+
+
+async def test_what_waits_in_the_stream_survives_a_replica_that_died(database_url, server, outside):
+    """Submitted while nobody works, taken by one that never acknowledges, then by another: executed once, answered."""
+    responses = await outside.subscribe(streams.RESPONSE)
+    stuck = asyncio.Event()
+
+    async def hang(_):
+        await stuck.wait()
+
+    async with replica(database_url, tool(effect="idempotent", timeout_s=60), script=hang) as dying:
+        interface = ToolNats(dying.toolcore.calls, dying.events, NatsLimits())
+        stream = await streams.prepare(outside, 100)
+        acknowledged = await stream.publish(streams.SUBMIT, request(call_id="left"))
+        assert acknowledged.stream == streams.WORK_STREAM
+        link = NatsLink(server.url, dying.events, name="dying", on_connect=interface.on_connect)
+        link.start()
+        async with asyncio.timeout(60):
+            while not dying.executor.seen:
+                await asyncio.sleep(0.02)
+        for task in list(interface._working):
+            task.cancel()
+        await interface.close()
+        await link.close()
+    async with replica(database_url, tool(effect="idempotent")) as alive, listening(alive, server):
+        told = await answer_of(await responses.next_msg(timeout=60))
+    assert (told["ok"], told["call_id"]) == (True, "left")
+    assert alive.executor.seen[0].idempotency_key == dying.executor.seen[0].idempotency_key
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        b"{",
+        b"[]",
+        b'{"tool_id": "x"}',
+        b"\xff\xfe",
+        b'{"tool_id":"t","agent_id":"a","microdao_id":"m","call_id":7}',
+    ],
+)
+async def test_poison_is_parked_and_the_queue_goes_on(database_url, server, outside, poison):
+    async with replica(database_url, tool()) as here, listening(here, server):
+        refused = await answer_of(await outside.request(streams.REQUEST, poison, timeout=60))
+        assert (refused["ok"], refused["error_kind"]) == (False, "invalid_args")
+        good = await answer_of(await outside.request(streams.REQUEST, request(), timeout=60))
+        assert good["ok"] is True
+        stream = outside.jetstream()
+        async with asyncio.timeout(60):
+            while (await stream.stream_info(streams.PARKED_STREAM)).state.messages != 1:
+                await asyncio.sleep(0.05)
+        parked = await stream.get_msg(streams.PARKED_STREAM, 1)
+        assert (parked.data, parked.headers[streams.REASON_HEADER]) == (poison, "invalid")
+        assert (await stream.stream_info(streams.WORK_STREAM)).state.messages == 0
+
+
+async def test_a_full_queue_refuses_instead_of_growing(database_url, server, outside):
+    release = asyncio.Event()
+
+    async def slow(_):
+        await release.wait()
+        return Outcome(ok=True, result={})
+
+    async with (
+        replica(database_url, tool(effect="write", timeout_s=30), script=slow) as here,
+        listening(here, server, max_in_flight=2, max_waiting=5),
+    ):
+        calls = [
+            asyncio.create_task(
+                outside.request(streams.REQUEST, request(call_id=f"f-{n}"), timeout=60)
+            )
+            for n in range(12)
+        ]
+        refused = []
+        async with asyncio.timeout(60):
+            while len(refused) < 7:
+                await asyncio.sleep(0.05)
+                refused = [task for task in calls if task.done()]
+        assert {json.loads(task.result().data)["error_kind"] for task in refused} == {"unavailable"}
+        assert len(here.executor.seen) == 2
+        release.set()
+        answers = [json.loads((await task).data) for task in calls if task not in refused]
+        assert all(answer["ok"] for answer in answers)
+        assert len(answers) == 5
+
+
+async def test_results_that_nats_cannot_carry_come_by_reference(database_url, server, outside):
+    big = tool(inline_result_bytes=8 << 20, max_result_bytes=8 << 20)
+    async with (
+        replica(database_url, big, script=lambda _: ["x" * 1000] * 2_000) as here,
+        listening(here, server),
+        client(here.toolcore, here.events) as http,
+    ):
+        answer = await answer_of(await outside.request(streams.REQUEST, request(), timeout=60))
+        assert (answer["ok"], answer["truncated"]) == (True, True)
+        page = (
+            await http.get(
+                f"/results/{answer['result_ref']['id']}",
+                params={"microdao_id": "microdao:7", "limit": 3},
+            )
+        ).json()
+        assert page["total"] == 2_000
+
+
+async def test_usage_events_are_published(database_url, server, outside):
+    heard = await outside.subscribe("usage.tool")
+    await outside.flush()
+    async with replica(database_url, tool(name="Echo")) as here:
+        link = NatsLink(server.url, here.events, name="usage")
+        publisher = NatsPublisher(link, here.events)
+        publisher.start()
+        link.start()
+        here.toolcore._recorder._usage = NatsToolUsage(publisher)
+        await here.call(call_id="u-1")
+        sent = (await heard.next_msg(timeout=60)).data
+        event, read = ToolUsageEvent.model_validate_json(sent), ToolUsage.model_validate_json(sent)
+        await publisher.close()
+        await link.close()
+    assert (event.tool_id, event.call_id, event.ok, event.agent_id) == (
+        "test.echo",
+        "u-1",
+        True,
+        "agent:sofia",
+    )
+    assert (read.tool_name, read.success, read.actor_id) == ("Echo", True, "agent:sofia")
+
+
+async def test_a_server_that_comes_back_empty_is_prepared_again(database_url, tmp_path_factory):
+    first = NatsServer(tmp_path_factory.mktemp("nats"))
+    await first.start()
+    try:
+        async with replica(database_url, tool()) as here, listening(here, first):
+            await first.stop()
+            await first.start()
+            again = await nats.connect(first.url)
+            await again.jetstream().delete_stream(streams.WORK_STREAM)
+            async with asyncio.timeout(100):
+                while True:
+                    with contextlib.suppress(nats.errors.Error, TimeoutError):
+                        told = json.loads(
+                            (await again.request(streams.REQUEST, request(), timeout=1)).data
+                        )
+                        if told["ok"]:
+                            break
+                    await asyncio.sleep(0.2)
+            await again.close()
+    finally:
+        await first.stop()
