@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from configs.endpoints import BaseUrl
 from configs.own_secrets import would_leave
 from contracts.errors import ConfigurationError
-from contracts.llm.api import Identifier
+from contracts.identity import Identifier
 
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 

@@ -25,7 +25,7 @@ from contracts.agents.api import (
     StepRecord,
 )
 from contracts.errors import DatabaseUnavailable
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 
 PURGE_AT_ONCE = 1_000
 STRANGERS_AFTER_S = 600.0

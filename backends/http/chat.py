@@ -13,8 +13,8 @@ from backends.http.patient_requests import ask
 from contracts.agents.api import ModelRequest
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, UpstreamInvalidResponse
+from contracts.identity import Tenant
 from contracts.llm.api import ModelInfo, ModelList, ProxyResponse
-from contracts.memory.api import Tenant
 
 PATH = "/internal/llm/proxy"
 MODELS_PATH = "/internal/llm/models"

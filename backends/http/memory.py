@@ -9,7 +9,8 @@ from backends.http.patient_requests import ask
 from contracts.agents.api import Exchange
 from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse
-from contracts.memory.api import Item, QueryResponse, StoreResponse, Tenant
+from contracts.identity import Tenant
+from contracts.memory.api import Item, QueryResponse, StoreResponse
 
 PREFIX = "/internal/agent-memory"
 SERVICE = "the memory"

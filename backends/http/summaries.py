@@ -12,7 +12,7 @@ from backends.http.bounded_body import BodyOverBound, read_whole
 from contracts import errors
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, Unavailable, UpstreamInvalidResponse
-from contracts.memory.api import Tenant
+from contracts.identity import Tenant
 from contracts.memory.ports import Completion
 
 MAX_ANSWER_BYTES = 8 << 20

@@ -13,7 +13,7 @@ from backends.http.client import JsonAnswer, JsonClient
 from backends.http.patient_requests import FIRST_PAUSE_S, LONGEST_PAUSE_S, ask
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, UpstreamInvalidResponse
-from contracts.memory.api import Tenant
+from contracts.identity import Tenant
 from contracts.tools.api import ErrorKind, ToolCallRequest, ToolCallResult, ToolDefinition
 
 PREFIX = "/internal/tools"

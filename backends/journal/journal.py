@@ -28,7 +28,7 @@ from backends.journal.segment import (
     UnreadableSegment,
 )
 from contracts.errors import ConfigurationError
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024

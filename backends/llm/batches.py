@@ -15,6 +15,7 @@ from backends.postgres.cursors import read_cursor, write_cursor
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
 from contracts.errors import NotFound, OverLimit, RateLimited
+from contracts.identity import new_id
 from contracts.llm.batches import (
     Batch,
     BatchCounts,
@@ -24,7 +25,6 @@ from contracts.llm.batches import (
     ItemResult,
     NewItem,
 )
-from contracts.llm.usage import new_record_id
 
 ID_PREFIX = "batch-"
 WRITE_TIMEOUT_S = 15.0
@@ -135,7 +135,7 @@ class PostgresBatches:
         if len(items) > max_waiting:
             raise _over_limit(microdao_id, len(items), max_waiting)
         values: dict[str, Any] = {
-            "id": new_record_id(),
+            "id": new_id(),
             "microdao_id": microdao_id,
             "total": len(items),
         }

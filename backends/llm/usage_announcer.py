@@ -21,7 +21,7 @@ import orjson
 from backends.nats.link import NatsLink
 from backends.postgres.pool import Database
 from contracts.errors import DaarionError, Unavailable
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.llm.usage import OUTCOME_OK, actor
 
 LLM_USAGE_SUBJECT = "usage.llm"

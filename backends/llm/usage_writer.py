@@ -20,7 +20,7 @@ from backends.llm.running_calls import tidy as tidy_running
 from backends.postgres.errors import is_about_the_row
 from backends.postgres.pool import Database
 from contracts.errors import DaarionError
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.llm.usage import NOT_BEGUN, BegunCall, UsageRecord
 
 JOURNAL_NAME = "llm-usage"

@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.rows import DictRow
 
 from backends.postgres.pool import Database
-from contracts.memory.api import Tenant
+from contracts.identity import Tenant
 from contracts.memory.ports import Filters
 
 Connection = psycopg.AsyncConnection[DictRow]

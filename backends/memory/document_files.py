@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from contracts.memory.api import RefusedFile, storable
+from contracts.memory.api import RefusedFile
+from contracts.values import storable
 
 SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst"})
 MAX_FILES = 100_000

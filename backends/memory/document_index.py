@@ -19,7 +19,7 @@ from backends.memory.document_files import (
 )
 from backends.memory.documents import Document, DocumentChunk, KbDocuments
 from contracts.errors import Conflict
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.memory.api import RefusedFile, ReindexReport
 from contracts.memory.ports import Leases
 

@@ -11,8 +11,8 @@ import orjson
 from backends.memory.areas import SHARED, Area, of_tenant, working
 from backends.memory.removal import remove_agent, remove_channel
 from backends.postgres.pool import Database
-from contracts.llm.usage import new_record_id
-from contracts.memory.api import EraseReceipt, EraseRequest, Tenant
+from contracts.identity import Tenant, new_id
+from contracts.memory.api import EraseReceipt, EraseRequest
 
 TIMEOUT_S = 120.0
 
@@ -64,7 +64,7 @@ class Erasure:
     async def _receipt(self, request: EraseRequest, erased: dict[str, int]) -> EraseReceipt:
         values = {
             **request.model_dump(),
-            "id": f"erasure-{new_record_id()}",
+            "id": f"erasure-{new_id()}",
             "erased": orjson.dumps(erased).decode(),
         }
         async with self._database.transaction(microdao_id=request.microdao_id) as connection:

@@ -9,7 +9,8 @@ from psycopg import sql
 
 from backends.memory.areas import identity, of_tenant, seen_by
 from backends.postgres.pool import Database
-from contracts.memory.api import Item, Tenant
+from contracts.identity import Tenant
+from contracts.memory.api import Item
 from contracts.memory.items import described, origin_of, source_of
 
 # Of a chunk that has vectors of two model versions, either row will do.

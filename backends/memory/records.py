@@ -14,15 +14,8 @@ from backends.memory.removal import remove_memory
 from backends.postgres.cursors import read_cursor, write_cursor
 from backends.postgres.pool import Database
 from contracts.errors import Conflict
-from contracts.memory.api import (
-    ExportedMemory,
-    ExportFilter,
-    Item,
-    ItemsFilter,
-    ItemsPage,
-    Kind,
-    Tenant,
-)
+from contracts.identity import Tenant
+from contracts.memory.api import ExportedMemory, ExportFilter, Item, ItemsFilter, ItemsPage, Kind
 from contracts.memory.items import described, origin_of, source_of, text_of
 from contracts.memory.ports import NewMemory, Stored
 

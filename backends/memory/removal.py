@@ -8,7 +8,7 @@ from psycopg import sql
 
 from backends.memory.areas import Area, Connection, lock
 from backends.memory.lexicon.upkeep import sweep
-from contracts.memory.api import Tenant
+from contracts.identity import Tenant
 
 TENANT = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s")
 CHUNKS = sql.SQL("""

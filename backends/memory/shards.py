@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from backends.memory.areas import Area, Connection, lock, working
 from backends.postgres.pool import Database
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 
 GRACE_S = 5
 MOVE_AT_ONCE = 500

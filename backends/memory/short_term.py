@@ -12,7 +12,8 @@ from psycopg import sql
 from backends.memory.areas import Area, all_of, conditions, of_tenant, working
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
-from contracts.memory.api import Candidate, Tenant
+from contracts.identity import Tenant
+from contracts.memory.api import Candidate
 from contracts.memory.ports import Filters, LoggedEvent
 
 TENANT = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s")

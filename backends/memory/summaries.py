@@ -6,7 +6,7 @@ from typing import Any
 
 from backends.memory.areas import of_tenant
 from backends.postgres.pool import Database
-from contracts.memory.api import Tenant
+from contracts.identity import Tenant
 from contracts.memory.ports import Summary
 
 READ = """

@@ -14,8 +14,9 @@ from backends.memory.areas import Area, Connection, all_of, conditions, identity
 from backends.memory.candidates import DIFFERENT, are_enough, candidates_of, depths
 from backends.memory.halfvec import HalfVector
 from backends.postgres.pool import Database
+from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch
-from contracts.memory.api import Candidate, Tenant
+from contracts.memory.api import Candidate
 from contracts.memory.ports import Filters
 
 EF_SEARCH = 220

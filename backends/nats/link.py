@@ -14,7 +14,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from contracts.errors import Unavailable
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 
 CONNECT_TIMEOUT_S = 2
 RECONNECT_WAIT_S = 1

@@ -11,7 +11,7 @@ import orjson
 
 from backends.nats.link import NatsLink
 from contracts.errors import Unavailable
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.ledger import ToolUsageEvent
 
 TOOL_USAGE_SUBJECT = "usage.tool"

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from contracts.errors import InvalidRequest
-from contracts.memory.api import storable
+from contracts.values import storable
 
 
 def write_cursor(at: datetime, row_id: str, query: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from backends.postgres.connection import BoundedConnection, conninfo
 from backends.postgres.errors import translate, without_values
 from backends.postgres.roles import assume_service_role
 from contracts.errors import ConfigurationError, DatabaseUnavailable
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 
 T = TypeVar("T")
 

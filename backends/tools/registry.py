@@ -11,7 +11,7 @@ from psycopg.rows import DictRow
 from pydantic import ValidationError
 
 from backends.postgres.pool import Database
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition
 from contracts.tools.ledger import Origin, RegisteredTool
 

@@ -15,7 +15,7 @@ from psycopg.rows import DictRow
 from backends.postgres.cursors import read_cursor, write_cursor
 from backends.postgres.pool import Database
 from contracts.errors import Conflict, Forbidden, InvalidRequest, NotFound
-from contracts.llm.usage import new_record_id
+from contracts.identity import Page, new_id
 from contracts.workspace.channels import (
     MAX_AGENTS,
     MAX_MEMBERS,
@@ -30,7 +30,6 @@ from contracts.workspace.channels import (
     RunSteps,
 )
 from contracts.workspace.messaging import sender_type
-from contracts.workspace.projects import Page
 
 Connection = psycopg.AsyncConnection[DictRow]
 
@@ -155,7 +154,7 @@ class PostgresChannels:
 
     async def create(self, channel: NewChannel) -> Channel:
         """See the port."""
-        values = {**channel.model_dump(), "channel_id": new_record_id()}
+        values = {**channel.model_dump(), "channel_id": new_id()}
         async with self._database.transaction(microdao_id=channel.microdao_id) as connection:
             row = await (await connection.execute(INSERT_CHANNEL, values)).fetchone()
         return Channel.model_validate({**values, **(row or {}), "id": values["channel_id"]})
@@ -227,7 +226,7 @@ class PostgresChannels:
     async def post(self, microdao_id: str, post: Post) -> tuple[Message, bool]:
         """See the port."""
         values = {
-            "id": new_record_id(),
+            "id": new_id(),
             "microdao_id": microdao_id,
             "channel_id": post.channel_id,
             "member_id": post.sender_id,

@@ -13,13 +13,12 @@ from psycopg.rows import DictRow
 from backends.postgres.cursors import read_cursor, write_cursor
 from backends.postgres.pool import Database
 from contracts.errors import Conflict, NotFound
-from contracts.llm.usage import new_record_id
+from contracts.identity import Page, new_id
 from contracts.workspace.projects import (
     FollowUp,
     FollowUpQuery,
     NewFollowUp,
     NewProject,
-    Page,
     Project,
     ProjectQuery,
 )
@@ -59,9 +58,7 @@ class PostgresProjects:
         """Stores a new project."""
         async with self._database.transaction(microdao_id=project.microdao_id) as connection:
             row = await (
-                await connection.execute(
-                    INSERT_PROJECT, {"id": new_record_id(), **project.model_dump()}
-                )
+                await connection.execute(INSERT_PROJECT, {"id": new_id(), **project.model_dump()})
             ).fetchone()
         return Project.model_validate(row)
 
@@ -87,7 +84,7 @@ class PostgresFollowUps:
             orjson.dumps([created_by, values], option=orjson.OPT_SORT_KEYS)
         ).digest()
         values |= {
-            "id": new_record_id(),
+            "id": new_id(),
             "microdao_id": microdao_id,
             "created_by": created_by,
             "key": hashlib.sha256(key.encode()).digest(),

@@ -38,8 +38,9 @@ from configs.engines.embedder import LocalEmbedderSettings
 from configs.environment import read_environment
 from configs.memory import MemorySettings
 from contracts.deadline import Deadline
+from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
-from contracts.memory.api import Candidate, QueryRequest, StoreRequest, Tenant
+from contracts.memory.api import Candidate, QueryRequest, StoreRequest
 from contracts.memory.ports import Filters
 from deployments.engines.neutral import LanguageParts
 from deployments.memory.wiring import MemoryRuntime, Surroundings

@@ -34,8 +34,9 @@ from backends.memory.short_term import ShortTermLog
 from backends.memory.vectors import VectorStore
 from backends.postgres.migrate import migrate
 from backends.postgres.pool import Database
+from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
-from contracts.memory.api import QueryRequest, Tenant
+from contracts.memory.api import QueryRequest
 from contracts.memory.ports import Filters
 from launcher.postgres import PostgresServer
 from services.memory.fusion import DEFAULT

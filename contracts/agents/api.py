@@ -22,9 +22,11 @@ from pydantic import (
 )
 
 from contracts.deadline import Deadline
-from contracts.llm.api import Identifier, ProxyResponse, ToolSpec
-from contracts.memory.api import Item, Tenant, storable
+from contracts.identity import Identifier, Tenant
+from contracts.llm.api import ProxyResponse, ToolSpec
+from contracts.memory.api import Item
 from contracts.tools.api import ToolCallRequest, ToolCallResult, ToolDefinition, ToolId
+from contracts.values import storable
 
 MAX_QUESTION_CHARS = 200_000
 MAX_PROMPT_ADDITION = 8_000

@@ -22,7 +22,8 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from contracts.errors import InvalidRequest
-from contracts.json_values import unsendable
+from contracts.identity import Identifier, plain
+from contracts.values import unsendable
 
 MAX_TEXT_CHARS = 1_200_000
 MAX_MESSAGES = 2_000
@@ -35,17 +36,7 @@ NO_ARGUMENTS = "{}"
 """Arguments of a tool call that has none: an empty text is no JSON, and upstreams refuse it."""
 MAX_EXTRA_BYTES = 256 << 10
 
-_FORBIDDEN_IN_IDS = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-
-def _plain_identifier(value: str) -> str:
-    if not (value.isascii() and value.isprintable()) and (
-        _FORBIDDEN_IN_IDS.search(value) or _SURROGATE.search(value)
-    ):
-        msg = "must not hold control characters or lone surrogates"
-        raise ValueError(msg)
-    return value
 
 
 def _as_text(value: Any) -> Any:
@@ -64,9 +55,6 @@ def _encodable(value: str) -> str:
     return value
 
 
-Identifier = Annotated[
-    str, StringConstraints(min_length=1, max_length=256), AfterValidator(_plain_identifier)
-]
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidator(_encodable)]
 
 _STRICT = ConfigDict(extra="forbid")
@@ -193,9 +181,7 @@ class ProxyRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Annotated[
-        str, StringConstraints(min_length=1, max_length=256), AfterValidator(_plain_identifier)
-    ]
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(plain)]
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     metadata: CallMetadata
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None

@@ -10,7 +10,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from contracts.llm.api import Identifier, ProxyRequest
+from contracts.identity import Identifier
+from contracts.llm.api import ProxyRequest
 
 MAX_REQUESTS = 10_000
 MAX_BATCH_BYTES = 50_000_000

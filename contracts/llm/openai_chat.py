@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from contracts.identity import Identifier
 from contracts.llm.api import (
     CallMetadata,
-    Identifier,
     ModelInfo,
     ProxyRequest,
     ProxyResponse,

@@ -103,10 +103,3 @@ class Prices(Protocol):
 
     def cost(self, target: Target, usage: TokenUsage) -> Decimal | None:
         """US dollars for `usage` at this target, or None where its price is not known: never a guess."""
-
-
-class EventLog(Protocol):
-    """Structured events, never sentences, never contents."""
-
-    def emit(self, event: str, **fields: Any) -> None:
-        """Queues one event. Never blocks and never raises."""

@@ -6,19 +6,18 @@ A record is written once per call and never changed. Contents of prompts and ans
 from __future__ import annotations
 
 import math
-import secrets
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Annotated, Literal, NamedTuple, Protocol
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from contracts.identity import new_id
 from contracts.llm.limits import ANONYMOUS
+from contracts.values import MAX_TEXT, Instant, now_utc, storable_text, utc
 
-MAX_TEXT = 256
 MAX_COUNT = 2**53 - 1
 MAX_USD = 1_000_000_000
 MAX_PAGE = 1000
@@ -33,47 +32,12 @@ _BILLIONTH = Decimal("1e-9")
 GroupKey = Literal["agent", "microdao", "model", "provider", "day"]
 
 
-def new_record_id() -> UUID:
-    """Returns a time-ordered unique id (RFC 9562, version 7), so that the ledger's key grows at one end.
-
-    Its 74 other bits are the kernel's: whoever knows many ids still guesses none.
-    """
-    milliseconds = time.time_ns() // 1_000_000
-    entropy = secrets.randbits(74)
-    value = (
-        (milliseconds & (2**48 - 1)) << 80
-        | 7 << 76
-        | (entropy >> 62) << 64
-        | 2 << 62
-        | entropy & (2**62 - 1)
-    )
-    return UUID(int=value)
-
-
-def storable_text(value: str) -> str:
-    """Returns `value` as the database can keep it: no NUL, no lone surrogate, at most `MAX_TEXT` characters.
-
-    A call that was served must be accounted for even when a name in it is odd, so this replaces instead of refusing.
-    """
-    if value.isascii() and "\0" not in value:
-        return value[:MAX_TEXT]
-    return value[:MAX_TEXT].replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
-
-
 def actor(agent_id: str) -> dict[str, str]:
     """Returns who acted, as DAARION's usage engine asks for it in every event."""
     return {
         "actor_id": agent_id,
         "actor_type": "human" if agent_id.startswith("user:") else "agent",
     }
-
-
-def utc(value: datetime) -> datetime:
-    """Returns the same instant in UTC. Raises ValueError where that leaves the calendar."""
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("must lie within the years 1 to 9999 in UTC") from None
 
 
 def distinct(keys: tuple[GroupKey, ...]) -> tuple[GroupKey, ...]:
@@ -86,18 +50,10 @@ def billionths(value: Decimal) -> Decimal:
     return value.quantize(_BILLIONTH)
 
 
-def now_utc() -> datetime:
-    """Returns the time, with its zone."""
-    return datetime.now(UTC)
-
-
 def _aware(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError("time needs a zone")
     return utc(value)
-
-
-Instant = Annotated[AwareDatetime, AfterValidator(utc)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +111,7 @@ class UsageRecord:
     cost_usd: Decimal | None = None
     credential: str = ANONYMOUS
     tries: tuple[AttemptRecord, ...] = ()
-    id: UUID = field(default_factory=new_record_id)
+    id: UUID = field(default_factory=new_id)
     occurred_at: datetime = field(default_factory=now_utc)
 
     def __post_init__(self) -> None:

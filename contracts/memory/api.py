@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,8 +22,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from contracts.llm.api import Identifier
-from contracts.llm.usage import Instant
+from contracts.identity import Identifier, Tenant
+from contracts.values import Instant, storable
 
 Kind = Literal["conversation", "kb", "task", "dao-event"]
 Tier = Literal["short-term", "mid-term", "long-term"]
@@ -40,21 +39,7 @@ MAX_WAIT_S = 60.0
 MEMORY_META = "memory"
 """The key of `meta` under which this service tells where an item comes from; never stored."""
 
-_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-
-
-def is_storable(value: str) -> bool:
-    """Whether PostgreSQL can hold a text: no NUL, no half of a surrogate pair."""
-    return _UNSTORABLE.search(value) is None
-
-
-def storable(value: str) -> str:
-    """Returns `value`. Raises ValueError when PostgreSQL cannot hold it."""
-    if not is_storable(value):
-        msg = "must not hold NUL characters or lone surrogates"
-        raise ValueError(msg)
-    return value
 
 
 def _not_blank(value: str) -> str:
@@ -126,7 +111,6 @@ def _cost(item: JsonValue) -> int:
     return 4
 
 
-PlainText = Annotated[str, AfterValidator(storable)]
 Meta = Annotated[
     dict[str, JsonValue],
     BeforeValidator(lambda given: {} if given is None else given),
@@ -137,15 +121,6 @@ Content = Annotated[dict[str, JsonValue], AfterValidator(_full_content)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(storable)]
-
-
-class Tenant(BaseModel):
-    """Whose memory: one agent in one microDAO."""
-
-    model_config = ConfigDict(frozen=True)
-
-    microdao_id: Identifier
-    agent_id: Identifier
 
 
 class _Renamed(Tenant):

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from contracts.deadline import Deadline
+from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.api import (
     Candidate,
@@ -20,7 +21,6 @@ from contracts.memory.api import (
     ItemsPage,
     Kind,
     ReindexReport,
-    Tenant,
 )
 
 

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from contracts.deadline import Deadline
-from contracts.llm.api import Identifier
+from contracts.identity import Identifier
 
 MAX_TIMEOUT_S = 600.0
 MAX_RESULT_BYTES = 64 * 1024 * 1024

@@ -12,8 +12,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from contracts.llm.usage import Instant, actor, new_record_id
+from contracts.identity import new_id
+from contracts.llm.usage import actor
 from contracts.tools.api import Decision, Effect, ErrorKind, IsolationTier, ToolDefinition
+from contracts.values import Instant
 
 CallState = Literal["refused", "awaiting_approval", "running", "settled"]
 Via = Literal["http", "nats", "mcp", "handle"]
@@ -45,7 +47,7 @@ class CallIntent:
     approval_digest: bytes | None = None
     channel_id: str | None = None
     tool_name: str = ""
-    id: UUID = field(default_factory=new_record_id)
+    id: UUID = field(default_factory=new_id)
 
 
 @dataclass(frozen=True)

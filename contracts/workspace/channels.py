@@ -19,8 +19,8 @@ from pydantic import (
 )
 
 from contracts.deadline import Deadline
-from contracts.llm.api import Identifier
-from contracts.memory.api import storable
+from contracts.identity import Cursor, Identifier, Page
+from contracts.values import storable
 from contracts.workspace.messaging import (
     MAX_MESSAGE_CHARS,
     MAX_RECENT,
@@ -28,7 +28,7 @@ from contracts.workspace.messaging import (
     SenderType,
     sender_type,
 )
-from contracts.workspace.projects import Cursor, Limit, Name, Page
+from contracts.workspace.projects import Limit, Name
 
 MAX_MEMBERS = 200
 MAX_AGENTS = 20

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import AliasChoices, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from contracts.deadline import Deadline
-from contracts.llm.api import Identifier
+from contracts.identity import Identifier
 
 AGENT_PREFIX = "agent:"
 MAX_MESSAGE_CHARS = 32_000

@@ -1,12 +1,13 @@
 """Wire shapes and ports of the workspace: projects and follow-ups of a microDAO, and the two tools over them."""
 
 from datetime import date, datetime
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from contracts.llm.api import Identifier
+from contracts.identity import Cursor, Identifier, Page
+from contracts.values import storable
 
 MAX_PAGE = 200
 MAX_NAME = 300
@@ -16,29 +17,21 @@ ProjectStatus = Literal["active", "paused", "done"]
 FollowUpStatus = Literal["open", "done"]
 
 
-def _storable(value: str) -> str:
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        msg = "must not hold NUL characters or lone surrogates"
-        raise ValueError(msg)
-    return value
-
-
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 Name = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_NAME),
-    AfterValidator(_storable),
+    AfterValidator(storable),
 ]
 Title = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=500),
-    AfterValidator(_storable),
+    AfterValidator(storable),
 ]
 Description = Annotated[
-    str, StringConstraints(max_length=MAX_DESCRIPTION), AfterValidator(_storable)
+    str, StringConstraints(max_length=MAX_DESCRIPTION), AfterValidator(storable)
 ]
 Limit = Annotated[int, Field(ge=1, le=MAX_PAGE)]
-Cursor = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
 class NewProject(BaseModel):
@@ -116,16 +109,6 @@ class FollowUpQuery(BaseModel):
     status: FollowUpStatus | None = None
     limit: Limit = 50
     cursor: Cursor | None = None
-
-
-Item = TypeVar("Item", bound=BaseModel)
-
-
-class Page(BaseModel, Generic[Item]):
-    """One page; `next_cursor` leads to the next, and is absent on the last."""
-
-    items: list[Item]
-    next_cursor: str | None = None
 
 
 class ToolContext(BaseModel):

@@ -22,8 +22,8 @@ from backends.nats.publisher import NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
 from configs.messaging import MessagingSettings
 from contracts.agents.api import Blueprint
+from contracts.events import EventLog
 from contracts.health import Health
-from contracts.llm.ports import EventLog
 from interfaces.http.agents import AgentRoutes, agents_router
 from interfaces.nats.agents import AgentNats
 from services.agents.attempt import AttemptPorts, Attempts

@@ -11,8 +11,8 @@ from backends.postgres.pool import Database, PoolLimits
 from common.tasks import end_tasks
 from configs.llm.config import LLMSettings
 from contracts.errors import DaarionError
+from contracts.events import EventLog
 from contracts.llm.api import ProxyRequest, ProxyResponse
-from contracts.llm.ports import EventLog
 from services.llm.batches import Batches, BatchWorker, WorkerSettings
 from services.llm.cache import AnswerCache
 from services.llm.gateway import Gateway, Load

@@ -26,8 +26,8 @@ from backends.postgres.leases import DatabaseLeases
 from backends.postgres.pool import Database, PoolLimits
 from configs.memory import MemorySettings
 from contracts.errors import DatabaseUnavailable
+from contracts.events import EventLog
 from contracts.llm.embeddings import Embedder, EmbeddingSpace
-from contracts.llm.ports import EventLog
 from contracts.memory.ports import Upkeep
 from interfaces.http.memory import MemoryUseCases
 from services.memory.chunking import ChunkSize, chunk

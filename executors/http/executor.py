@@ -14,7 +14,7 @@ import orjson
 
 from common.inflate import Undecodable
 from common.retry_after import retry_after_s
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.api import EgressRule, Execution, Outcome, SecretSource, SecretWithheld
 from executors.http.answers import RETRYABLE_STATUSES, describe, effect_excluded, error_kind
 from executors.http.body import BodyTooLarge, read_body

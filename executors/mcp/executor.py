@@ -14,7 +14,7 @@ from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 
 from configs.tools import SourceSettings
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.api import EgressRule, Execution, Outcome, SecretSource, SecretWithheld
 from executors.http.connections import Connections
 from executors.mcp.client import McpClient, McpServer

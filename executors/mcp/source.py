@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from configs.tools import SourceSettings
 from contracts.errors import DeadlineExceeded, InvalidRequest, Unavailable, UpstreamError
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.api import MAX_NAME, TOOL_ID, SecretWithheld, ToolDefinition, plain_name
 from contracts.tools.policy import matches
 from executors.mcp.client import Listing

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.api import (
     ErrorKind,
     Execution,

@@ -22,7 +22,7 @@ from contracts.agents.api import (
 )
 from contracts.errors import InvalidRequest, NotFound
 from contracts.health import Health
-from contracts.llm.api import Identifier
+from contracts.identity import Identifier
 from interfaces.http.base.bodies import read_model
 from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.health import add_health_routes

@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from contracts.errors import InvalidRequest, PayloadTooLarge
 from contracts.health import Health
+from contracts.identity import Tenant
 from contracts.memory.api import (
     DeleteResponse,
     EraseReceipt,
@@ -31,7 +32,6 @@ from contracts.memory.api import (
     StoreResponse,
     SummarizeRequest,
     SummarizeResponse,
-    Tenant,
 )
 from contracts.memory.ports import KnowledgeBase, MemoryAdministration, MemoryRecords
 from interfaces.http.base.bodies import read_model, require_lines

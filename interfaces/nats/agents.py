@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from common.tasks import end_tasks
 from contracts.agents.api import AgentInvocation
 from contracts.errors import DaarionError, InvalidRequest, Unavailable
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from interfaces.http.base.errors import invalid_body
 from services.agents.runs import AgentRuns
 

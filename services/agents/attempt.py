@@ -31,7 +31,7 @@ from contracts.agents.notices import (
 )
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.workspace.messaging import Messaging
 from services.agents.delivery import Delivery, PostponedError
 from services.agents.journal import beginning_of

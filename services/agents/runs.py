@@ -19,8 +19,8 @@ from contracts.agents.api import (
 )
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, InvalidRequest, NotFound, Overloaded, Unavailable
-from contracts.llm.ports import EventLog
-from contracts.llm.usage import new_record_id
+from contracts.events import EventLog
+from contracts.identity import new_id
 from contracts.workspace.messaging import MAX_RECENT, Messaging
 from services.agents.attempt import Attempts
 from services.agents.channels import Channels
@@ -132,7 +132,7 @@ class AgentRuns:
             payload = invocation.payload
             trigger_id = payload.message_id or await self._trigger(invocation, trigger, deadline)
             new = NewRun(
-                new_record_id(),
+                new_id(),
                 microdao_id,
                 blueprint.id,
                 payload.channel_id,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from contracts.errors import DaarionError, DeadlineExceeded
+from contracts.events import EventLog
+from contracts.identity import new_id
 from contracts.llm.api import Attempt, ChatOptions, ProxyRequest, StreamDelta, TokenUsage
 from contracts.llm.limits import (
     NANO_PER_USD,
@@ -19,17 +21,10 @@ from contracts.llm.limits import (
     Spent,
     caller_of,
 )
-from contracts.llm.ports import EventLog, Prices
+from contracts.llm.ports import Prices
 from contracts.llm.routing import Route, Target
-from contracts.llm.usage import (
-    NOT_BEGUN,
-    AttemptRecord,
-    BegunCall,
-    UsageRecord,
-    UsageSink,
-    new_record_id,
-    now_utc,
-)
+from contracts.llm.usage import NOT_BEGUN, AttemptRecord, BegunCall, UsageRecord, UsageSink
+from contracts.values import now_utc
 from services.llm.estimates import CallEstimate, completion_tokens, rough_prompt_tokens
 
 OUTCOME_CANCELLED = "cancelled"
@@ -280,7 +275,7 @@ class CallAccount:
 
     def _call(self, target: Target) -> BegunCall:
         return BegunCall(
-            new_record_id(),
+            new_id(),
             now_utc(),
             self.request_id,
             self.caller.agent_id,

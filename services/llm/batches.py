@@ -27,6 +27,7 @@ from contracts.errors import (
     RateLimited,
     UpstreamRateLimited,
 )
+from contracts.events import EventLog
 from contracts.llm.api import ProxyRequest, ProxyResponse
 from contracts.llm.batches import (
     Batch,
@@ -39,7 +40,6 @@ from contracts.llm.batches import (
     NewItem,
 )
 from contracts.llm.limits import CREDENTIAL
-from contracts.llm.ports import EventLog
 from services.llm.cache import cache_key
 
 _OF_NO_REQUEST = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable)

@@ -10,6 +10,7 @@ from decimal import Decimal
 
 from contracts.deadline import Deadline
 from contracts.errors import InvalidRequest, UnknownModel
+from contracts.events import EventLog
 from contracts.llm.api import CallMetadata, TokenUsage
 from contracts.llm.embeddings import EmbeddingBatch, TokenEmbedder
 from contracts.llm.limits import (
@@ -27,7 +28,7 @@ from contracts.llm.openai_embeddings import (
     EmbeddingsResponse,
     EmbeddingsUsage,
 )
-from contracts.llm.ports import EventLog, Prices
+from contracts.llm.ports import Prices
 from contracts.llm.routing import Target, Timeouts
 from contracts.llm.usage import OUTCOME_OK, UsageRecord, UsageSink
 from services.llm.accounting import PROVIDER_WORKED, NoPrices, outcome_of

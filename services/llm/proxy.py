@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from contracts.deadline import Deadline
+from contracts.events import EventLog
 from contracts.llm.api import (
     MAX_TIMEOUT_S,
     CircuitInfo,
@@ -19,7 +20,7 @@ from contracts.llm.api import (
     TokenUsage,
 )
 from contracts.llm.limits import Limiter
-from contracts.llm.ports import ChatProvider, EventLog, Prices, Router
+from contracts.llm.ports import ChatProvider, Prices, Router
 from contracts.llm.routing import Route, Spill, Target
 from contracts.llm.usage import OUTCOME_OK, UsageSink
 from services.llm.accounting import CallAccount, NoPrices, outcome_of

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from common.tasks import end_tasks
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, InvalidRequest
+from contracts.events import EventLog
 from contracts.llm.embeddings import Embedder
-from contracts.llm.ports import EventLog
 from contracts.memory.ports import Claim, IngestionQueue
 
 MAX_REFUSALS = 3

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, Internal
+from contracts.events import EventLog
 from contracts.llm.embeddings import Embedder
-from contracts.llm.ports import EventLog
 from contracts.memory.api import (
     MEMORY_META,
     Arm,

@@ -12,18 +12,17 @@ from typing import Any
 import orjson
 
 from contracts.errors import InvalidRequest, NotFound
-from contracts.llm.usage import new_record_id
+from contracts.identity import Tenant, new_id
 from contracts.memory.api import (
     MEMORY_META,
     DeleteResponse,
     ExportedMemory,
     StoreRequest,
     StoreResponse,
-    Tenant,
-    is_storable,
 )
 from contracts.memory.items import text_of
 from contracts.memory.ports import ItemReader, MemoryRecords, NewChunk, NewMemory
+from contracts.values import is_storable
 from services.memory.chunking import ChunkSize, chunk
 from services.memory.ingestion import IngestionWorker
 from services.memory.lexical import grams
@@ -139,7 +138,7 @@ class Remembering:
 
 
 def _new_id() -> str:
-    return f"{PREFIX}{new_record_id()}"
+    return f"{PREFIX}{new_id()}"
 
 
 def _stamped(value: Any) -> str | None:

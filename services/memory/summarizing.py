@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse
-from contracts.memory.api import MAX_SUMMARY_EVENTS, SummarizeRequest, SummarizeResponse, Tenant
+from contracts.identity import Tenant
+from contracts.memory.api import MAX_SUMMARY_EVENTS, SummarizeRequest, SummarizeResponse
 from contracts.memory.items import text_of
 from contracts.memory.ports import ChatClient, EventLogReader, LoggedEvent, Summary, SummaryStore
 

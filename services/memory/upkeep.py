@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from common.tasks import end_tasks
 from contracts.errors import DaarionError
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.memory.ports import Leases, Upkeep
 
 LEASE_S = 60.0

@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from contracts.errors import Conflict, NotFound
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition
 from contracts.tools.ledger import CallFilter, CallPage, ToolLedger, ToolStore
 from services.tools.catalog import native_form

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from contracts.errors import DaarionError
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition, ToolExecutor
 from contracts.tools.ledger import ToolLedger, ToolStore, ToolUsage
 from services.tools.admin import Audit, Resolve, ToolAdmin

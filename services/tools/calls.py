@@ -9,8 +9,7 @@ from uuid import UUID, uuid4
 
 from contracts.deadline import Deadline
 from contracts.errors import DeadlineExceeded, Unavailable
-from contracts.llm.ports import EventLog
-from contracts.llm.usage import storable_text
+from contracts.events import EventLog
 from contracts.tools.api import (
     Decision,
     Execution,
@@ -21,6 +20,7 @@ from contracts.tools.api import (
     ToolExecutor,
 )
 from contracts.tools.ledger import CallIntent, RecordedCall, ToolLedger, Via
+from contracts.values import storable_text
 from services.tools.outcomes import (
     INDETERMINATE,
     Checked,

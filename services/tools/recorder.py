@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from contracts.errors import DaarionError, Internal
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.api import Decision
 from contracts.tools.ledger import (
     AbandonedCall,

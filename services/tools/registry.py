@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contracts.errors import ConfigurationError, DaarionError, InvalidRequest, Unavailable
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition, tool_id_of
 from contracts.tools.ledger import RegisteredTool, ToolStore
 from services.tools.schemas import CompiledSchema

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from contracts.errors import DaarionError
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition
 from contracts.tools.ledger import ToolStore
 from services.tools.registry import Registry

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from contracts.errors import InvalidRequest, NotFound
+from contracts.identity import Page
 from contracts.workspace.channels import (
     AgentPost,
     Channel,
@@ -28,7 +29,6 @@ from contracts.workspace.channels import (
     RunSteps,
 )
 from contracts.workspace.messaging import AGENT_PREFIX, sender_type
-from contracts.workspace.projects import Page
 from services.workspace.live import LiveFeeds
 
 MAX_REMEMBERED = 10_000

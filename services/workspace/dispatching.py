@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from common.tasks import end_tasks
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.workspace.channels import AgentInvoker, ClaimedInvocation, Outbox
 
 POLL_S = 1.0

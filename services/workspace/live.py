@@ -16,7 +16,7 @@ from uuid import UUID
 
 from common.tasks import end_tasks
 from contracts.errors import DaarionError, Overloaded
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.workspace.channels import ChannelEvent, ChannelStore
 
 POLL_S = 0.2

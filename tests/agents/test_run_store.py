@@ -10,7 +10,7 @@ import pytest
 from backends.agents.runs import STRANGERS_AFTER_S, PostgresRuns
 from backends.postgres.pool import Database, PoolLimits
 from contracts.agents.api import AgentInvocation, NewRun
-from contracts.llm.usage import new_record_id
+from contracts.identity import new_id
 from tests.support.events import RecordedEvents
 
 OWN, SOFIA = "microdao:7", "agent:sofia"
@@ -37,7 +37,7 @@ async def accepted(store, owner, *, agent=SOFIA, lease_s=LAPSED_S):
         {"agent_id": agent, "entrypoint": "cron", "payload": payload}
     )
     _, run = await store.accept(
-        NewRun(new_record_id(), OWN, agent, "channel:1", uuid4().hex, invocation, "nonce"),
+        NewRun(new_id(), OWN, agent, "channel:1", uuid4().hex, invocation, "nonce"),
         owner,
         lease_s,
     )

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from contracts.deadline import Deadline
-from contracts.memory.api import Candidate, Tenant
+from contracts.identity import Tenant
+from contracts.memory.api import Candidate
 from contracts.memory.ports import Filters
 from services.memory.lexical import grams, weigh
 from tests.support.memory import hashing_embedder

@@ -16,7 +16,8 @@ from backends.memory.queue import EmbeddingQueue
 from backends.memory.records import MemoryStore
 from backends.memory.short_term import EventRetention, ShortTermLog
 from backends.postgres.pool import Database
-from contracts.memory.api import Candidate, Tenant
+from contracts.identity import Tenant
+from contracts.memory.api import Candidate
 from contracts.memory.ports import Filters, LexicalAnswer, NewChunk, NewMemory
 from services.memory.lexical import K1, B, grams, spelling, weigh
 from tests.support.events import RecordedEvents

@@ -14,8 +14,8 @@ from backends.memory.removal import remove_agent
 from backends.memory.shards import ShardSettings, ShardUpkeep
 from backends.memory.vectors import PREPARE, VectorStore, dense_statement
 from backends.postgres.pool import Database
+from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch
-from contracts.memory.api import Tenant
 from contracts.memory.ports import Filters
 from launcher.postgres import DatabaseUrls
 from tests.support.events import RecordedEvents

@@ -28,7 +28,8 @@ from backends.memory.lexicon.postings import (
     unpack,
 )
 from backends.postgres.pool import Database
-from contracts.memory.api import Candidate, Tenant
+from contracts.identity import Tenant
+from contracts.memory.api import Candidate
 from contracts.memory.ports import Filters, LexicalAnswer, Weigh
 
 MAX_GRAMS = 128

@@ -22,7 +22,7 @@ from backends.memory.lexicon.postings import (
 )
 from backends.memory.lexicon.rebuild import Spelling, rebuild
 from backends.postgres.pool import Database
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 
 MERGE_ABOVE = 256
 """Chunks that lie unmerged; a question reads them all."""

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 
 from contracts.errors import InvalidRequest
-from contracts.llm.api import CallMetadata, Identifier
+from contracts.identity import Identifier
+from contracts.llm.api import CallMetadata
 
 UNNAMED = "unnamed"
 

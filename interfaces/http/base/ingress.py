@@ -16,8 +16,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from contracts.errors import DaarionError, NotFound, RequestTimeout
+from contracts.events import EventLog
 from contracts.llm.limits import CREDENTIAL
-from contracts.llm.ports import EventLog
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.errors import as_leaf, error_response
 from interfaces.http.base.places import BODY_S, UPLOAD_S, Place, Places

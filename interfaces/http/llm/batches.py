@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from contracts.errors import InvalidRequest
-from contracts.llm.api import Identifier
+from contracts.identity import Identifier
 from contracts.llm.batches import (
     MAX_BATCH_BYTES,
     MAX_REQUESTS,

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts.errors import Forbidden, InvalidRequest
+from contracts.identity import Page
 from contracts.workspace.channels import (
     AgentPost,
     Channel,
@@ -28,7 +29,6 @@ from contracts.workspace.channels import (
     NewMessage,
     RunSteps,
 )
-from contracts.workspace.projects import Page
 from interfaces.http.base.access import Headers
 from interfaces.http.base.bodies import read_json, read_model
 from interfaces.http.base.errors import JsonResponse, as_leaf

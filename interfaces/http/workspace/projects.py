@@ -13,12 +13,12 @@ from starlette.responses import Response
 
 from contracts.errors import InvalidRequest
 from contracts.health import Health
+from contracts.identity import Page
 from contracts.workspace.projects import (
     FollowUp,
     FollowUpQuery,
     FollowUps,
     NewProject,
-    Page,
     Project,
     ProjectQuery,
     Projects,

@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from pydantic import ValidationError
 
-from contracts.llm.ports import EventLog
+from contracts.events import EventLog
 from contracts.tools.api import ToolCallRequest, ToolCallResult
 from interfaces.nats.tools import streams
 from interfaces.tools.answers import call_body, unreadable

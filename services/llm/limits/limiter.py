@@ -14,6 +14,7 @@ from typing import Any
 
 from common.tasks import end_tasks
 from contracts.errors import DaarionError, LimitsUnavailable, OverLimit, RateLimited
+from contracts.events import EventLog
 from contracts.llm.limits import (
     CALENDAR,
     NANO_PER_USD,
@@ -23,7 +24,6 @@ from contracts.llm.limits import (
     Reservation,
     Spent,
 )
-from contracts.llm.ports import EventLog
 from services.llm.limits.balances import Balance, Balances, Plan, amount
 from services.llm.limits.protocol import HEARTBEAT_S, LeaseSource
 

@@ -11,16 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from contracts.llm.usage import MAX_TEXT, UsageFilter, new_record_id
+from contracts.identity import new_id
+from contracts.llm.usage import MAX_TEXT, UsageFilter
 from tests.support.llm.usage import usage_record
 
 any_text = st.text(st.characters(codec=None), max_size=400)
 
 
 def test_ids_are_unique_and_grow_with_time() -> None:
-    ids = [new_record_id() for _ in range(2000)]
+    ids = [new_id() for _ in range(2000)]
     time.sleep(0.002)
-    later = new_record_id()
+    later = new_id()
     assert len(set(ids)) == len(ids)
     assert all(identity < later for identity in ids)
     assert {identity.version for identity in ids} == {7}
@@ -32,7 +33,7 @@ def test_ids_do_not_follow_from_a_generator_that_can_be_foretold() -> None:
     found = set()
     for _ in range(2):
         random.seed(7)
-        identity = new_record_id().int
+        identity = new_id().int
         found.add((identity & (2**62 - 1), identity >> 64 & 0xFFF))
     assert len(found) == 2
 

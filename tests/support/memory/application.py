@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 
 from configs.memory import MemorySettings
+from contracts.events import EventLog
 from contracts.health import Health
 from contracts.llm.embeddings import Embedder
-from contracts.llm.ports import EventLog
 from deployments.memory.wiring import MemoryRuntime, Surroundings
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress

@@ -1,0 +1,61 @@
+"""Who acts and for whom: identifiers, the tenant, new ids, and pages of what belongs to one."""
+
+import re
+import secrets
+import time
+from typing import Annotated, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def plain(value: str) -> str:
+    """Returns `value`. Raises ValueError where it holds control characters or lone surrogates."""
+    if not (value.isascii() and value.isprintable()) and _FORBIDDEN.search(value):
+        raise ValueError("must not hold control characters or lone surrogates")
+    return value
+
+
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(plain)]
+"""The id of an agent, a microDAO, a channel, a user: 1 to 256 characters."""
+
+Cursor = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+"""Where a page begins: the `next_cursor` of the page before it."""
+
+
+class Tenant(BaseModel):
+    """One agent in one microDAO: the owner of memories."""
+
+    model_config = ConfigDict(frozen=True)
+
+    microdao_id: Identifier
+    agent_id: Identifier
+
+
+Item = TypeVar("Item", bound=BaseModel)
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a list. `next_cursor` leads to the next page and is absent on the last."""
+
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+def new_id() -> UUID:
+    """Returns a time-ordered unique id (RFC 9562, version 7), so that an index over ids grows at one end.
+
+    The 74 bits beside the time come from the kernel: ids cannot be guessed from other ids.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    entropy = secrets.randbits(74)
+    value = (
+        (milliseconds & (2**48 - 1)) << 80
+        | 7 << 76
+        | (entropy >> 62) << 64
+        | 2 << 62
+        | entropy & (2**62 - 1)
+    )
+    return UUID(int=value)
