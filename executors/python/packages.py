@@ -1,4 +1,4 @@
-"""Which Python packages hold tools, and where they lie. Nothing of them is imported here."""
+"""Which Python packages hold tools, and in which folders. None of them is imported here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 
 from contracts.errors import ConfigurationError
 
+# Targets and `python_packages` name the shipped package `toolbox`, wherever its folder is.
+_SHIPPED = {"toolbox": Path(__file__).resolve().parents[1] / "toolbox"}
 _TARGET = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z]\w*)", re.ASCII
 )
@@ -31,7 +33,10 @@ class FunctionTarget:
 
 
 class Packages:
-    """The registered packages. Raises ConfigurationError when one is not an importable package with an `__init__.py`."""
+    """The registered packages by name.
+
+    Raises ConfigurationError for a name that is no importable package with an `__init__.py`.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._paths = {name: _folder(name) for name in names}
@@ -42,7 +47,7 @@ class Packages:
         return list(self._paths.values())
 
     def compile(self) -> None:
-        """Writes the bytecode of the packages and of the child's own modules where it may, so that no call pays for it."""
+        """Compiles the packages and the child's modules where it may, so that no call pays for it."""
         for path in (*self._paths.values(), str(Path(__file__).parent / "child")):
             compileall.compile_dir(path, quiet=2)
 
@@ -58,6 +63,8 @@ class Packages:
 
 
 def _folder(name: str) -> str:
+    if name in _SHIPPED:
+        return str(_SHIPPED[name])
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or spec.origin is None or Path(spec.origin).name != "__init__.py":
         raise ConfigurationError(

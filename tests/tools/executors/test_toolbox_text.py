@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolbox.text import MAX_CHARS, summary_stats
+from executors.toolbox.text import MAX_CHARS, summary_stats
 
 
 def stats(text, **args):
