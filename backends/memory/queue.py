@@ -7,7 +7,7 @@ from typing import Any
 from psycopg import sql
 
 from backends.memory.areas import Area, Connection, working
-from backends.memory.halfvec import as_text
+from backends.memory.vectors import half_vectors
 from backends.postgres.pool import Database
 from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.ports import Claim, PendingChunk
@@ -99,7 +99,7 @@ class EmbeddingQueue:
 
     async def finish(self, claim: Claim, vectors: EmbeddingBatch) -> None:
         """See the port."""
-        texts = [as_text(vectors.row_bytes(index)) for index in range(len(vectors))]
+        texts = [vector.to_text() for vector in half_vectors(vectors)]
         values = {
             **_values(claim),
             "vectors": texts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from backends.memory.areas import Area, lock, working
-from backends.memory.halfvec import as_text
+from backends.memory.vectors import half_vectors
 from backends.postgres.pool import Database
 from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.ports import Claim, PendingChunk
@@ -75,7 +75,7 @@ class ReembeddingStore:
             **area.identity,
             "version": vectors.model_version,
             "chunks": [chunk.chunk_no for chunk in claim.chunks],
-            "vectors": [as_text(vectors.row_bytes(index)) for index in range(len(vectors))],
+            "vectors": [vector.to_text() for vector in half_vectors(vectors)],
             "count": len(vectors),
         }
         async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import psycopg
+from pgvector import HalfVector
+from pgvector.psycopg.halfvec import HalfVectorBinaryDumper
 from psycopg import sql
 
 from backends.memory.areas import Area, Connection, all_of, conditions, identity, of_tenant, seen_by
 from backends.memory.candidates import DIFFERENT, are_enough, candidates_of, depths
-from backends.memory.halfvec import HalfVector
 from backends.postgres.pool import Database
 from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch
@@ -52,6 +55,16 @@ SELECT set_config('hnsw.ef_search', %(ef)s, true), set_config('hnsw.iterative_sc
        set_config('enable_sort', 'off', true), set_config('jit', 'off', true)
 """
 
+# pgvector registers its types per connection, after asking the server for their numbers. The casts in
+# the statements name the type, so the dumper alone is enough.
+psycopg.adapters.register_dumper(HalfVector, HalfVectorBinaryDumper)
+
+
+def half_vectors(batch: EmbeddingBatch) -> list[HalfVector]:
+    """Returns the vectors in half precision, as they are stored; statements say `%(name)s::halfvec`."""
+    rows = np.frombuffer(batch.data, "<f4").reshape(len(batch), batch.dimension)
+    return [HalfVector(row) for row in rows.astype(np.float16)]
+
 
 class VectorStore:
     """Implements DenseIndex."""
@@ -66,7 +79,7 @@ class VectorStore:
         narrow, values = conditions(filters)
         values |= {
             **identity(tenant),
-            "question": HalfVector(question.row_bytes(0)),
+            "question": half_vectors(question)[0],
             "version": question.model_version,
             "limit": limit,
         }

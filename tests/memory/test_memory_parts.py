@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.memory.document_files import sections
-from backends.memory.halfvec import as_text
 from backends.memory.lexicon.postings import (
     RECORD,
     Bm25,
@@ -133,12 +132,6 @@ def test_records_are_eleven_bytes_and_find_their_bucket():
 def test_counts_and_lengths_over_the_field_are_cut():
     records = unpack(pack_terms(1, {"абвг": 70_000}))
     assert (records["length"][0], records["count"][0]) == (65_535, 255)
-
-
-def test_vector_as_text_keeps_half_precision():
-    vector = np.array([1 / 3, -65_504, 6e-5, 0], "<f4")
-    parsed = np.array([float(value) for value in as_text(vector.tobytes()).strip("[]").split(",")])
-    assert np.array_equal(parsed.astype("f2"), vector.astype("f2"))
 
 
 @pytest.mark.parametrize(

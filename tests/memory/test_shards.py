@@ -5,11 +5,11 @@ import asyncio
 import numpy as np
 import psycopg
 import pytest
+from pgvector import HalfVector
 from psycopg import sql
 
 from backends.memory import shards as memory_shards
 from backends.memory.areas import Area, of_tenant, seen_by, working
-from backends.memory.halfvec import HalfVector
 from backends.memory.removal import remove_agent
 from backends.memory.shards import ShardSettings, ShardUpkeep
 from backends.memory.vectors import PREPARE, VectorStore, dense_statement
@@ -121,7 +121,7 @@ async def plan(database: Database, tenant: Tenant) -> str:
         statement = sql.SQL("EXPLAIN ") + dense_statement(areas, approximate, [], DIMENSION)
         values = {
             **tenant.model_dump(),
-            "question": HalfVector(np.ones(DIMENSION, "<f4").tobytes()),
+            "question": HalfVector(np.ones(DIMENSION)),
             "version": VERSION,
             "limit": 100,
             "depth": 100,
