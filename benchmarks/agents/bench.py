@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import os
 import secrets
 import sys
@@ -24,10 +25,10 @@ from uuid import UUID
 import aiohttp
 
 from configs.environment import Environment, read_environment
-from configs.stores import find_stores
 from contracts.agents.api import AgentInvocation, Blueprint, RunView
 from contracts.errors import ConfigurationError, DaarionError
-from deployments.agents.wiring import AgentRuntime, AgentsArgs, AgentSurroundings
+from deployments.agents.wiring import AgentRuntime, AgentsArgs
+from deployments.graph.resources import Surroundings
 
 # Toolcore lets it call projects.list, and the graph itself has no blueprint for it.
 AGENT = "agent:pm"
@@ -133,7 +134,6 @@ class Channel:
 
 async def measure(environment: Environment, runs: int) -> Times:
     """Answers `runs` messages, one after another. Raises DaarionError, ConfigurationError or aiohttp.ClientError."""
-    stores = find_stores(environment)
     secret = environment.internal_secret or environment.admin_secret
     known = {AGENT: blueprint()}
     times = Times()
@@ -143,7 +143,7 @@ async def measure(environment: Environment, runs: int) -> Times:
     ) as session:
         channel = Channel(session, f"{environment.ingress_url}/internal/messaging")
         await channel.open()
-        surroundings = AgentSurroundings(stores.database_url, None, environment.ingress_url, secret)
+        surroundings = dataclasses.replace(Surroundings.of(environment), nats_url=None)
         runtime = AgentRuntime(AgentsArgs(), surroundings, lambda: known, _NoEvents())
         await runtime.open()
         try:

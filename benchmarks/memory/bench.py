@@ -43,7 +43,8 @@ from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
 from contracts.memory.api import Candidate, QueryRequest, StoreRequest
 from contracts.memory.ports import Filters
 from deployments.engines.neutral import LanguageParts
-from deployments.memory.wiring import MemoryRuntime, Surroundings
+from deployments.graph.resources import Surroundings
+from deployments.memory.wiring import MemoryRuntime
 from launcher.postgres import PostgresServer
 from services.memory.lexical import bm25, grams, length, weigh, words
 

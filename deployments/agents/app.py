@@ -1,9 +1,9 @@
-"""The application `agents`: one ingress deployment, `AgentRuntime`. It speaks to the other applications over HTTP alone.
+"""The application `agents`: one ingress deployment, `AgentRuntime`.
 
-Serve inspects `build`'s annotations, so this module must not postpone them (`from __future__ import annotations`).
+It calls the other applications over HTTP alone. Serve inspects `build`'s annotations, so this
+module must not postpone them (`from __future__ import annotations`).
 """
 
-import asyncio
 from typing import Any
 
 from ray import serve
@@ -13,8 +13,9 @@ from configs.agents import load_blueprints
 from configs.environment import read_environment
 from configs.stores import find_stores
 from contracts.agents.api import Blueprint
-from deployments.agents.wiring import AgentRuntime, AgentsArgs, AgentSurroundings
+from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.replica import access_control, open_event_log
+from deployments.graph.resources import Resources, Surroundings
 from interfaces.http.base.ingress import Ingress
 
 APPLICATION = "agents"
@@ -22,33 +23,29 @@ DEPLOYMENT = "AgentRuntime"
 
 
 class AgentRuntimeReplica:
-    """Holds one agent runtime in one replica."""
+    """Serves one `AgentRuntime` over HTTP."""
 
     async def __init__(self, args: AgentsArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
         self._args = args
-        self._environment = read_environment()
-        self._events = open_event_log(self._environment, APPLICATION)
+        self._environment = environment = read_environment()
         self._blueprints: dict[str, Blueprint] = {}
-        stores = find_stores(self._environment)
-        secret = self._environment.internal_secret or self._environment.admin_secret
-        surroundings = AgentSurroundings(
-            stores.database_url,
-            stores.nats_url,
-            self._environment.ingress_url,
-            secret,
-            self._environment.secret,
-        )
-        self._runtime = AgentRuntime(args, surroundings, lambda: self._blueprints, self._events)
         self._is_open = False
+        async with Resources() as resources:
+            self._events = open_event_log(environment, APPLICATION, resources=resources)
+            self._runtime = resources.closing(
+                AgentRuntime(
+                    args, Surroundings.of(environment), lambda: self._blueprints, self._events
+                )
+            )
+            self._resources = resources.pop_all()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes the blueprints; runs in work go on with what they began with."""
-        given = {
+        """Takes the blueprints; runs in work keep the ones they began with."""
+        self._blueprints = {
             agent_id: Blueprint.model_validate(fields)
             for agent_id, fields in user_config["blueprints"].items()
         }
-        self._blueprints = given
-        if not self._is_open:  # not before: a run that is taken over needs its blueprint
+        if not self._is_open:  # the runs that it takes over need their blueprints
             self._is_open = True
             await self._runtime.open()
 
@@ -59,19 +56,16 @@ class AgentRuntimeReplica:
             access_control(self._environment),
             self._events,
             max_concurrent=self._args.max_concurrent,
-            on_shutdown=self._close,
+            on_shutdown=self._resources.aclose,
         )
-
-    async def _close(self) -> None:
-        await self._runtime.close()
-        await asyncio.to_thread(self._events.close)
 
 
 def build(args: AgentsArgs) -> Application:
     """Returns the application's graph.
 
     Raises:
-        ConfigurationError: a blueprint is wrong, no PostgreSQL is known, or the messaging-service's secret is not there.
+        ConfigurationError: a blueprint is wrong, no PostgreSQL is known, or the secret of the
+            messaging-service is not set.
     """
     environment = read_environment()
     find_stores(environment)
@@ -83,7 +77,7 @@ def build(args: AgentsArgs) -> Application:
 
 
 def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns each deployment's `user_config` from the files as they are now, for a reload without restarts.
+    """Returns each deployment's `user_config` from the files as they are now, for a reload.
 
     Raises:
         ConfigurationError: a blueprint is wrong.

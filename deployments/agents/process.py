@@ -1,11 +1,13 @@
-"""`python -m deployments.agents.process`: the agent runtime beside the graph, in a plain process without Ray.
+"""`python -m deployments.agents.process`: the agent runtime in a process of its own, without Ray.
 
-    --ingress URL   the graph's ingress (by default the one that DAARION_HOST and DAARION_PORT name)
-    --host, --port  where it answers (127.0.0.1, and a free port by default); below /internal/agent-runtime as in the graph
-    --args JSON     what `args` of the application takes in the graph
+    --ingress URL   the graph's ingress (default: the one of DAARION_HOST and DAARION_PORT)
+    --host, --port  where it listens (default: 127.0.0.1 and a free port), below
+                    /internal/agent-runtime as in the graph
+    --args JSON     the same `args` that the application takes in the graph
 
-Runs are shared with every other agent runtime on the same database, by their leases. Ends with SIGTERM or SIGINT: runs in work get
-a few seconds, what is left is handed over. Exit status 2 and one line when the configuration is wrong.
+All agent runtimes on one database share its runs, by leases. SIGTERM or SIGINT ends the process:
+runs in work get a few seconds, the rest is handed over. Exit status 2 and one line on stderr when
+the configuration is wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import uvicorn
 from pydantic import ValidationError
@@ -24,12 +27,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from configs.agents import load_blueprints
 from configs.environment import Environment, read_environment, refuse_open_ingress
-from configs.stores import find_stores
 from configs.yaml_files import describe
 from contracts.errors import ConfigurationError
-from deployments.agents.wiring import AgentRuntime, AgentsArgs, AgentSurroundings
+from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.replica import access_control, open_event_log
 from deployments.graph.request_heads import BoundedHeads
+from deployments.graph.resources import Resources, Surroundings
 from interfaces.http.base.ingress import Ingress
 
 PREFIX = "/internal/agent-runtime"
@@ -53,34 +56,30 @@ async def serve(
     environment: Environment, ingress_url: str, listener: socket.socket, args: AgentsArgs
 ) -> None:
     """Runs until a signal asks to stop. Raises ConfigurationError."""
-    stores = find_stores(environment)
+    surroundings = replace(Surroundings.of(environment), ingress_url=ingress_url)
     blueprints = load_blueprints(environment.config_dir)
-    events = open_event_log(environment, "agents")
-    secret = environment.internal_secret or environment.admin_secret
-    surroundings = AgentSurroundings(
-        stores.database_url, stores.nats_url, ingress_url, secret, environment.secret
-    )
-    runtime = AgentRuntime(args, surroundings, lambda: blueprints, events)
-    await runtime.open()
-    ingress = Ingress(
-        runtime.router(), access_control(environment), events, max_concurrent=args.max_concurrent
-    )
-    server = _Server(
-        uvicorn.Config(
-            _below(PREFIX, ingress),
-            http=BoundedHeads,
-            log_level="warning",
-            lifespan="off",
-            timeout_graceful_shutdown=STOP_S,
+    async with Resources() as resources:
+        events = open_event_log(environment, "agents", resources=resources)
+        runtime = resources.closing(AgentRuntime(args, surroundings, lambda: blueprints, events))
+        await runtime.open()
+        ingress = Ingress(
+            runtime.router(),
+            access_control(environment),
+            events,
+            max_concurrent=args.max_concurrent,
         )
-    )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, server.stop)
-    try:
+        server = _Server(
+            uvicorn.Config(
+                _below(PREFIX, ingress),
+                http=BoundedHeads,
+                log_level="warning",
+                lifespan="off",
+                timeout_graceful_shutdown=STOP_S,
+            )
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, server.stop)
         await server.serve(sockets=[listener])
-    finally:
-        await runtime.close()
-        await asyncio.to_thread(events.close)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -101,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
         refuse_open_ingress(given.host, environment, f"--host {given.host}")
         with _listener(given.host, given.port) as listener:
             address = listener.getsockname()
-            print(f"agent runtime at http://{address[0]}:{address[1]}{PREFIX}", flush=True)  # noqa: T201  # what a person starts it for
+            print(f"agent runtime at http://{address[0]}:{address[1]}{PREFIX}", flush=True)  # noqa: T201  # a command's output
             asyncio.run(
                 serve(
                     environment,
@@ -125,11 +124,11 @@ def _arguments(text: str) -> AgentsArgs:
 
 def _listener(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio switches the kernel's delay of small packets off for what is accepted here.
+    # asyncio sets TCP_NODELAY only on connections of a socket whose protocol is named.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
-    listener.listen(BACKLOG)  # who reads the address may connect: requests wait until all is open
+    listener.listen(BACKLOG)  # requests wait here until the runtime is open
     return listener
 
 

@@ -1,9 +1,8 @@
-"""The agent runtime's ports wired to their adapters, apart from Serve: a replica holds one of these, and so does a plain process."""
+"""The agent runtime over its adapters, without Ray: for a replica and for a process of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Annotated
 from uuid import uuid4
 
@@ -24,6 +23,7 @@ from configs.messaging import MessagingSettings
 from contracts.agents.api import Blueprint
 from contracts.events import EventLog
 from contracts.health import Health
+from deployments.graph.resources import Resources, Surroundings
 from interfaces.http.agents import AgentRoutes, agents_router
 from interfaces.nats.agents import AgentNats
 from services.agents.attempt import AttemptPorts, Attempts
@@ -37,10 +37,10 @@ from services.health.dependencies import Dependency, HealthMonitor
 class AgentsArgs(BaseModel):
     """`args` of the application.
 
-    `max_concurrent` bounds the requests in work per replica, `max_running` and `max_waiting` its runs; more are answered 503 at
-    once. `lease_s` is how long a run lies after its replica died. `messaging` says where channels are (by
-    default the workspace of this graph). `patience_s` bounds how long the LLM proxy, Toolcore and memory are asked
-    again while they cannot be reached.
+    `max_concurrent` bounds the requests in work per replica, `max_running` and `max_waiting` its
+    runs; more are answered 503 at once. A run whose replica died is taken over after `lease_s`.
+    `messaging` says where channels are (by default the workspace of this graph). Calls to the LLM
+    proxy, Toolcore and memory are retried for `patience_s` while those cannot be reached.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,28 +56,19 @@ class AgentsArgs(BaseModel):
     messaging: MessagingSettings = MessagingSettings()
 
 
-@dataclass(frozen=True)
-class AgentSurroundings:
-    """What the agent runtime needs beside its own settings. `lookup` reads a variable of the environment."""
-
-    database_url: str = field(repr=False)
-    nats_url: str | None = field(repr=False)
-    ingress_url: str
-    internal_secret: str | None = field(repr=False)
-    lookup: Callable[[str], str | None] = field(default=lambda _name: None, repr=False)
-
-
 class AgentRuntime:
-    """Everything that one process of the agent runtime runs. Construct it on the event loop, then `open`."""
+    """What one process of the agent runtime runs. Construct it on the event loop, then `open` it."""
 
     def __init__(
         self,
         args: AgentsArgs,
-        surroundings: AgentSurroundings,
+        surroundings: Surroundings,
         blueprints: Callable[[], Mapping[str, Blueprint]],
         events: EventLog,
     ) -> None:
+        """The caller closes `events`. `blueprints` returns the ones that hold now."""
         base, secret = surroundings.ingress_url, surroundings.internal_secret
+        self._resources = Resources()
         self._database = Database(
             surroundings.database_url,
             events=events,
@@ -134,27 +125,23 @@ class AgentRuntime:
 
     async def open(self) -> None:
         """Opens the pool (also while PostgreSQL is away) and starts to work."""
-        await self._database.open()
-        self._publisher.start()
-        self.runs.start()
-        for link in (self._usage_link, self._link):
-            if link is not None:
-                link.start()
-        self._monitor.start()
+        async with Resources() as resources:
+            await resources.closing(self._database).open()
+            for client in (self._messaging, self._model, self._tools, self._memory):
+                resources.closing(client)
+            if self._usage_link is not None:
+                resources.closing(self._usage_link).start()
+            resources.closing(self._publisher).start()
+            resources.closing(self.runs).start()
+            if self._link is not None:
+                resources.closing(self._link).start()
+                resources.closing(self._nats)
+            resources.closing(self._monitor).start()
+            self._resources = resources.pop_all()
 
     async def close(self) -> None:
-        """Takes no more, gives what is in work a few seconds, and hands the rest over. The event log belongs to the caller."""
-        await self._monitor.close()
-        if self._link is not None:
-            await self._nats.close()
-            await self._link.close()
-        await self.runs.close()
-        await self._publisher.close()
-        if self._usage_link is not None:
-            await self._usage_link.close()
-        for client in (self._messaging, self._model, self._tools, self._memory):
-            await client.close()
-        await self._database.close()
+        """Takes no more runs, gives those in work a few seconds, and hands the rest over."""
+        await self._resources.aclose()
 
     def router(self) -> APIRouter:
         """Returns the routes of the application."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import sys
@@ -10,38 +11,51 @@ from typing import Any
 
 from backends.telemetry.event_log import FileEventLog, Listener
 from configs.environment import Environment, refuse_open_ingress
+from deployments.graph.resources import Resources
 from interfaces.http.base.access import AccessControl
 
 _SERVE_CONTEXT = "ray.serve.context"
 
-
 COLLECT_AFTER = 20_000
-"""New objects that may wait for the garbage collector. Python's 700 let it run for every other call, for nothing: what a call makes is
-freed by reference counts."""
+"""New objects before the garbage collector runs. With Python's 700 it ran on every other call and
+found nothing, because reference counts free what a call allocates."""
 SWITCH_AFTER_S = 0.0002
-"""How long a thread may keep the event loop waiting: with Python's 5 ms a slow call in a hundred waits for the log's thread."""
+"""Longest time that another thread keeps the event loop waiting. With Python's 5 ms one call in a
+hundred waited for the event log's thread."""
 
 
 def tune_interpreter() -> None:
-    """Makes this process's garbage collections rare (Serve has frozen what was there before the first request) and its threads give way."""
+    """Sets the garbage collector and the thread switching of a process that serves one event loop."""
     gc.set_threshold(COLLECT_AFTER, 20, 20)
     sys.setswitchinterval(SWITCH_AFTER_S)
 
 
 def open_event_log(
-    environment: Environment, application: str, listeners: Iterable[Listener] = ()
+    environment: Environment,
+    application: str,
+    listeners: Iterable[Listener] = (),
+    *,
+    resources: Resources | None = None,
 ) -> FileEventLog:
-    """Returns this process's event log, `<data dir>/logs/events/<application>-<pid>.jsonl`."""
+    """Returns this process's event log, `<data dir>/logs/events/<application>-<pid>.jsonl`.
+
+    `resources` close it; without them it lives as long as the process.
+    """
     path = environment.data_dir / "logs" / "events" / f"{application}-{os.getpid()}.jsonl"
-    return FileEventLog(path, application, listeners)
+    log = FileEventLog(path, application, listeners)
+    if resources is not None:
+        resources.push_async_callback(asyncio.to_thread, log.close)
+    return log
 
 
 def access_control(environment: Environment) -> AccessControl:
     """Returns the check of this environment's secrets. Every ingress replica makes one before it listens.
 
+    The address comes from Serve, because Serve's own commands deploy the graph without `DAARION_HOST`.
+
     Raises:
-        ConfigurationError: Serve lets the replica listen on another address than loopback, and no secret is set, or a short
-            one. Serve is asked, because its own commands deploy the graph without `DAARION_HOST`.
+        ConfigurationError: the replica listens on another address than loopback, and no secret is
+            set, or a short one.
     """
     host = serve_host()
     if host is not None:

@@ -1,9 +1,9 @@
 """The application `root`: aggregate health, and the documentation of the whole surface.
 
-Serve inspects `build`'s annotations, so this module must not postpone them (`from __future__ import annotations`).
+Serve inspects `build`'s annotations, so this module must not postpone them
+(`from __future__ import annotations`).
 """
 
-import asyncio
 from typing import Any
 
 import aiohttp
@@ -17,6 +17,7 @@ from backends.postgres.pool import Database, PoolLimits
 from configs.environment import read_environment
 from configs.stores import find_stores
 from deployments.graph.replica import access_control, open_event_log
+from deployments.graph.resources import Resources
 from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.graph.openapi import build_openapi
 from interfaces.http.graph.root import OPEN_PATHS, root_router
@@ -30,7 +31,7 @@ MAX_CONCURRENT = 100
 
 
 class RootArgs(BaseModel):
-    """`args` of the application: the route prefix of every application whose health counts."""
+    """`args` of the application. `applications` maps those whose health counts to their prefixes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,28 +39,29 @@ class RootArgs(BaseModel):
 
 
 class RootReplica:
-    """Wires the aggregate health and the documentation in one replica."""
+    """Serves the health of all applications and their documentation."""
 
     async def __init__(self, args: RootArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
-        self._environment = read_environment()
-        self._events = open_event_log(self._environment, APPLICATION)
-        stores = find_stores(self._environment)
-        self._database = Database(
-            stores.database_url, events=self._events, limits=PoolLimits(min_size=1, max_size=1)
-        )
-        await self._database.open()
-        self._session = aiohttp.ClientSession(trust_env=False)
-        base = self._environment.ingress_url
-        applications = {
-            name: ApplicationHealth(self._session, f"{base}{prefix}/health")
-            for name, prefix in args.applications.items()
-        }
-        probes = {"database": Dependency(self._database.ping)}
-        if stores.nats_url:
-            probes["nats"] = Dependency(NatsProbe(stores.nats_url).probe, required=False)
-        self._health = GraphHealth(applications, probes)
-        self._health.start()
+        self._environment = environment = read_environment()
         self._prefixes = args.applications
+        stores = find_stores(environment)
+        async with Resources() as resources:
+            self._events = open_event_log(environment, APPLICATION, resources=resources)
+            database = Database(
+                stores.database_url, events=self._events, limits=PoolLimits(min_size=1, max_size=1)
+            )
+            await resources.closing(database).open()
+            session = await resources.enter_async_context(aiohttp.ClientSession(trust_env=False))
+            applications = {
+                name: ApplicationHealth(session, f"{environment.ingress_url}{prefix}/health")
+                for name, prefix in args.applications.items()
+            }
+            probes = {"database": Dependency(database.ping)}
+            if stores.nats_url:
+                probes["nats"] = Dependency(NatsProbe(stores.nats_url).probe, required=False)
+            self._health = resources.closing(GraphHealth(applications, probes))
+            self._health.start()
+            self._resources = resources.pop_all()
 
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
         """Returns the ASGI application of this replica."""
@@ -70,17 +72,11 @@ class RootReplica:
             self._events,
             max_concurrent=MAX_CONCURRENT,
             open_paths=HEALTH_PATHS | OPEN_PATHS,
-            on_shutdown=self._close,
+            on_shutdown=self._resources.aclose,
         )
 
     def _document(self) -> dict[str, Any]:
         return build_openapi(documented_routers(self._prefixes))
-
-    async def _close(self) -> None:
-        await self._health.close()
-        await self._session.close()
-        await self._database.close()
-        await asyncio.to_thread(self._events.close)
 
 
 def build(args: RootArgs) -> Application:

@@ -1,9 +1,9 @@
 """The application `memory`: one ingress deployment, `MemoryOrchestrator`.
 
-Serve inspects `build`'s annotations, so this module must not postpone them (`from __future__ import annotations`).
+Serve inspects `build`'s annotations, so this module must not postpone them
+(`from __future__ import annotations`).
 """
 
-import asyncio
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -11,16 +11,16 @@ from ray import serve
 from ray.serve.deployment import Application
 
 from configs.engines.config import load_engines
-from configs.environment import Environment, read_environment
+from configs.environment import read_environment
 from configs.memory import MemorySettings
 from configs.stores import find_stores
 from configs.yaml_files import load_yaml
-from contracts.health import Health
 from deployments.engines.embedder_client import open_embedder
 from deployments.graph.replica import access_control, open_event_log
-from deployments.memory.wiring import MemoryRuntime, Surroundings
+from deployments.graph.resources import Resources, Surroundings
+from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.ingress import Ingress
-from interfaces.http.memory import UPLOADS, MemoryRoutes, MemoryUseCases, is_admin, memory_router
+from interfaces.http.memory import UPLOADS, MemoryRoutes, is_admin, memory_router
 from services.health.dependencies import Dependency, HealthMonitor
 
 APPLICATION = "memory"
@@ -33,8 +33,8 @@ _FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")
 class MemoryArgs(BaseModel):
     """`args` of the application.
 
-    `engines_file` has the section `embedder`: the same file as the application `engines` has. `max_concurrent` bounds the
-    requests in work per replica; more are answered 503 at once.
+    `engines_file` is the file that the application `engines` reads; its section `embedder` counts.
+    `max_concurrent` bounds the requests in work per replica; more are answered 503 at once.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,28 +44,31 @@ class MemoryArgs(BaseModel):
 
 
 class MemoryReplica:
-    """Wires the Memory Orchestrator's ports to their adapters in one replica."""
+    """Serves one `MemoryRuntime` over HTTP."""
 
     async def __init__(self, args: MemoryArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
         self._args = args
-        self._environment = read_environment()
-        self._events = open_event_log(self._environment, APPLICATION)
-        self._embedder = open_embedder(
-            load_engines(self._environment, args.engines_file).embedder, self._environment
-        )
-        settings = load_yaml(self._environment.config_dir / SETTINGS_FILE, MemorySettings)
-        self._runtime = MemoryRuntime(
-            settings, _surroundings(self._environment), self._embedder, self._events
-        )
-        await self._runtime.open()
-        self._monitor = HealthMonitor(
-            {
-                "database": Dependency(self._runtime.database.ping),
-                "vectors": Dependency(self._runtime.check_vectors),
-                "embedder": Dependency(self._embedder.ping, required=False),
-            }
-        )
-        self._monitor.start()
+        self._environment = environment = read_environment()
+        settings = load_yaml(environment.config_dir / SETTINGS_FILE, MemorySettings)
+        embedder_settings = load_engines(environment, args.engines_file).embedder
+        async with Resources() as resources:
+            self._events = open_event_log(environment, APPLICATION, resources=resources)
+            embedder = resources.closing(open_embedder(embedder_settings, environment))
+            self._runtime = resources.closing(
+                MemoryRuntime(settings, Surroundings.of(environment), embedder, self._events)
+            )
+            await self._runtime.open()
+            self._monitor = resources.closing(
+                HealthMonitor(
+                    {
+                        "database": Dependency(self._runtime.database.ping),
+                        "vectors": Dependency(self._runtime.check_vectors),
+                        "embedder": Dependency(embedder.ping, required=False),
+                    }
+                )
+            )
+            self._monitor.start()
+            self._resources = resources.pop_all()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the sections of `memory.yaml` that may change while requests are in work."""
@@ -74,33 +77,21 @@ class MemoryReplica:
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
         """Returns the ASGI application of this replica."""
         return Ingress(
-            memory_router(MemoryRoutes(self._cases, self._health)),
+            memory_router(MemoryRoutes(lambda: self._runtime.cases, self._monitor.health)),
             access_control(self._environment),
             self._events,
             max_concurrent=self._args.max_concurrent,
             is_admin=is_admin,
             uploads=UPLOADS,
-            on_shutdown=self._close,
+            on_shutdown=self._resources.aclose,
         )
-
-    def _cases(self) -> MemoryUseCases:
-        return self._runtime.cases
-
-    def _health(self) -> Health:
-        return self._monitor.health()
-
-    async def _close(self) -> None:
-        await self._monitor.close()
-        await self._runtime.close()
-        await self._embedder.close()
-        await asyncio.to_thread(self._events.close)
 
 
 def build(args: MemoryArgs) -> Application:
     """Returns the application's graph.
 
     Raises:
-        ConfigurationError: `memory.yaml` or the embedder's section is wrong, or no PostgreSQL is known.
+        ConfigurationError: `memory.yaml` or the section `embedder` is wrong, or no PostgreSQL is known.
     """
     environment = read_environment()
     find_stores(environment)
@@ -112,7 +103,7 @@ def build(args: MemoryArgs) -> Application:
 
 
 def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns each deployment's `user_config` from the files as they are now, for a reload without restarts.
+    """Returns each deployment's `user_config` from the files as they are now, for a reload.
 
     Raises:
         ConfigurationError: `memory.yaml` is wrong.
@@ -120,11 +111,3 @@ def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     MemoryArgs.model_validate(args)
     settings = load_yaml(read_environment().config_dir / SETTINGS_FILE, MemorySettings)
     return {DEPLOYMENT: settings.model_dump(mode="json")}
-
-
-def _surroundings(environment: Environment) -> Surroundings:
-    """Other applications are reached as any client reaches them: through the ingress, which runs beside every replica."""
-    secret = environment.internal_secret or environment.admin_secret
-    return Surroundings(
-        find_stores(environment).database_url, environment.data_dir, environment.ingress_url, secret
-    )

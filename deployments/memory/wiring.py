@@ -1,10 +1,8 @@
-"""The Memory Orchestrator's ports wired to their adapters, apart from Serve: a replica holds one of these."""
+"""The Memory Orchestrator over its adapters, without Ray."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from backends.http.summaries import LLMProxyClient
 from backends.memory.document_index import KbIndex
@@ -29,6 +27,7 @@ from contracts.errors import DatabaseUnavailable
 from contracts.events import EventLog
 from contracts.llm.embeddings import Embedder, EmbeddingSpace
 from contracts.memory.ports import Upkeep
+from deployments.graph.resources import Reloadable, Resources, Surroundings
 from interfaces.http.memory import MemoryUseCases
 from services.memory.chunking import ChunkSize, chunk
 from services.memory.fusion import DEFAULT, FusionSettings
@@ -39,23 +38,15 @@ from services.memory.remembering import Remembering
 from services.memory.summarizing import Summarizing, SummarySettings
 from services.memory.upkeep import UpkeepRunner
 
-# Background work has connections of its own, so that neither queries nor ingestion can take all of them.
+# Two pools: neither queries nor background work can take all connections from the other.
 FOREGROUND = PoolLimits(min_size=2, max_size=12)
 BACKGROUND = PoolLimits(min_size=1, max_size=4, statement_timeout_s=5.0)
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What the memory needs beside its own settings."""
-
-    database_url: str
-    data_dir: Path
-    ingress_url: str
-    internal_secret: str | None
+SUMMARY_S = 600.0
+"""The longest `timeout_s` of a summary."""
 
 
 class MemoryRuntime:
-    """Everything that one process of the memory runs. Construct it on the event loop, then `open`."""
+    """What one process of the memory runs. Construct it on the event loop, then `open` it."""
 
     def __init__(
         self,
@@ -64,10 +55,13 @@ class MemoryRuntime:
         embedder: Embedder,
         events: EventLog,
     ) -> None:
+        """The caller opens and closes `embedder` and `events`."""
         self._settings = settings
         self._surroundings = surroundings
         self._embedder = embedder
         self._events = events
+        self._resources = Resources()
+        self._clients = Reloadable(SUMMARY_S)
         self.database = Database(surroundings.database_url, events=events, limits=FOREGROUND)
         self._background = Database(surroundings.database_url, events=events, limits=BACKGROUND)
         self._leases = DatabaseLeases(self._background)
@@ -77,29 +71,33 @@ class MemoryRuntime:
         self._size = ChunkSize(settings.chunks.most, settings.chunks.overlap)
         self._knowledge = self._knowledge_base()
         self._upkeep = UpkeepRunner(self._jobs(), self._leases, events)
-        self._llm = self._llm_client(settings)
         self.cases = self._use_cases(settings)
 
     async def open(self) -> None:
         """Opens the pools (also while PostgreSQL is away) and starts the background work.
 
         Raises:
-            ConfigurationError: the stored vectors are another model's than the configured one.
+            ConfigurationError: the stored vectors are of another model; nothing stays open.
         """
-        await self.database.open()
-        await self._background.open()
-        try:
-            await self.check_vectors()
-        except DatabaseUnavailable:  # the health check repeats it
-            self._events.emit("memory.vectors_unchecked")
-        except BaseException:
-            await self.close()
-            raise
-        self.worker.start()
-        self._upkeep.start()
+        async with Resources() as resources:
+            resources.closing(self._clients)
+            await resources.closing(self._background).open()
+            await resources.closing(self.database).open()
+            try:
+                await self.check_vectors()
+            except DatabaseUnavailable:  # the health check repeats it
+                self._events.emit("memory.vectors_unchecked")
+            resources.closing(self.worker).start()
+            resources.closing(self._upkeep).start()
+            self._resources = resources.pop_all()
 
     async def check_vectors(self) -> None:
-        """Makes sure, once, that the stored vectors are of the configured model. Raises ConfigurationError or DatabaseUnavailable."""
+        """Checks once that the stored vectors are of the configured model.
+
+        Raises:
+            ConfigurationError: they are another model's.
+            DatabaseUnavailable: they could not be read.
+        """
         if self._vectors_checked:
             return
         space = EmbeddingSpace(self._embedder.model_version, self._embedder.dimension)
@@ -114,18 +112,12 @@ class MemoryRuntime:
         self._vectors_checked = True
 
     async def close(self) -> None:
-        """Ends background work first, then the pools. The embedder and the event log belong to the caller."""
-        await self._upkeep.close()
-        await self.worker.close()
-        await self._llm.close()
-        await self.database.close()
-        await self._background.close()
+        """Ends background work first, then the pools."""
+        await self._resources.aclose()
 
     async def reconfigure(self, settings: MemorySettings) -> None:
-        """Takes the sections query, fusion and summaries; requests under way end with what they began with."""
-        replaced, self._llm = self._llm, self._llm_client(settings)
+        """Takes the sections query, fusion and summaries; requests under way keep the old ones."""
         self.cases = self._use_cases(settings)
-        await replaced.close()
 
     def _use_cases(self, settings: MemorySettings) -> MemoryUseCases:
         records, items, log = (
@@ -134,6 +126,8 @@ class MemoryRuntime:
             ShortTermLog(self.database),
         )
         summaries = settings.summaries
+        llm = self._llm_client(settings)
+        self._clients.replace([llm])
         return MemoryUseCases(
             recall=Recall(
                 dense=VectorStore(self.database),
@@ -149,7 +143,7 @@ class MemoryRuntime:
             summarizing=Summarizing(
                 log,
                 Summaries(self.database),
-                self._llm,
+                llm,
                 SummarySettings(**summaries.model_dump(exclude={"model", "max_tokens"})),
             ),
             records=records,

@@ -20,7 +20,8 @@ from configs.tools import ConfiguredSecrets, ToolsSettings
 from configs.yaml_files import load_yaml
 from contracts.agents.api import Blueprint
 from contracts.tools.api import Outcome
-from deployments.agents.wiring import AgentRuntime, AgentsArgs, AgentSurroundings
+from deployments.agents.wiring import AgentRuntime, AgentsArgs
+from deployments.graph.resources import Surroundings
 from executors.http.executor import HttpToolExecutor
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
@@ -195,7 +196,7 @@ class Platform:
     async def agents(self, **args: Any):
         """A replica of the agent runtime, behind the door."""
         settings = AgentsArgs(**{"claim_every_s": 0.2, "lease_s": 5, "patience_s": 2, **args})
-        surroundings = AgentSurroundings(self.database_url, self.nats_url, self.url, None)
+        surroundings = Surroundings(self.database_url, Path(), self.url, nats_url=self.nats_url)
         runtime = AgentRuntime(settings, surroundings, lambda: self.blueprints, self.events)
         await runtime.open()
         before = self.door.apps.get("agents")

@@ -15,7 +15,8 @@ import uvicorn
 
 from backends.http.agent_runtime import AgentRuntimeClient
 from contracts.agents.api import Blueprint
-from deployments.agents.wiring import AgentRuntime, AgentsArgs, AgentSurroundings
+from deployments.agents.wiring import AgentRuntime, AgentsArgs
+from deployments.graph.resources import Surroundings
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from services.workspace.dispatching import DispatchLimits
@@ -130,7 +131,7 @@ async def _agents(database_url, door_url, blueprints, listener):
     known = {one["id"]: Blueprint.model_validate(one) for one in blueprints}
     settings = AgentsArgs(lease_s=LEASE_S, claim_every_s=0.2, patience_s=5)
     runtime = AgentRuntime(
-        settings, AgentSurroundings(database_url, None, door_url, None), lambda: known, events
+        settings, Surroundings(database_url, Path(), door_url), lambda: known, events
     )
     await runtime.open()
     await _serve(

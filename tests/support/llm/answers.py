@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from contracts.health import Health
-from deployments.llm.answers import AnswersRuntime
+from deployments.llm.wiring import AnswersRuntime
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.batches import BatchRoutes, add_batch_routes

@@ -14,7 +14,8 @@ from configs.memory import MemorySettings
 from contracts.events import EventLog
 from contracts.health import Health
 from contracts.llm.embeddings import Embedder
-from deployments.memory.wiring import MemoryRuntime, Surroundings
+from deployments.graph.resources import Surroundings
+from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.memory import MemoryRoutes, is_admin, memory_router

@@ -17,7 +17,8 @@ from starlette.routing import Route
 
 from configs.engines.embedder import RemoteEmbedderSettings
 from configs.memory import MemorySettings
-from deployments.memory.wiring import MemoryRuntime, Surroundings
+from deployments.graph.resources import Surroundings
+from deployments.memory.wiring import MemoryRuntime
 from providers.embeddings import OpenAIEmbedder
 from tests.support.events import RecordedEvents
 from tests.support.memory.application import ingress

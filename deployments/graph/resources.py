@@ -1,0 +1,89 @@
+"""What one process of a wing has open: how it is closed, and what it needs to be opened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from configs.environment import Environment
+from configs.stores import find_stores
+
+
+class Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=Closable)
+
+
+class Resources(AsyncExitStack):
+    """Closes parts in the reverse order of `closing`; a part that fails to close stops no other."""
+
+    def closing(self, part: T) -> T:
+        """Registers `part` and returns it. Call it before the part is opened: opening may fail half-way."""
+        self.push_async_callback(part.close)
+        return part
+
+
+class Reloadable:
+    """Adapters that a reload replaces; replaced ones stay open for `grace_s`, for calls under way."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._current: list[Closable] = []
+        self._replaced: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
+
+    def replace(self, parts: Iterable[Closable]) -> None:
+        """Takes `parts` in place of the current ones."""
+        replaced, self._current = self._current, list(parts)
+        if replaced:
+            task = asyncio.create_task(self._close_later(replaced), name="replaced")
+            self._replaced.add(task)
+            task.add_done_callback(self._replaced.discard)
+
+    async def close(self) -> None:
+        """Closes the current adapters and the replaced ones, now."""
+        self.replace([])
+        self._ending.set()
+        await asyncio.gather(*self._replaced)
+
+    async def _close_later(self, parts: Iterable[Closable]) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._grace_s):
+                await self._ending.wait()
+        for part in parts:
+            await part.close()
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a wing finds its stores, its files and the other applications.
+
+    `ingress_url` and `internal_secret` reach the other applications as any client reaches them.
+    `lookup` reads a variable of the environment, by the names that the YAML gives.
+    """
+
+    database_url: str = field(repr=False)
+    data_dir: Path
+    ingress_url: str
+    internal_secret: str | None = field(default=None, repr=False)
+    nats_url: str | None = field(default=None, repr=False)
+    lookup: Callable[[str], str | None] = field(default=lambda _name: None, repr=False)
+
+    @classmethod
+    def of(cls, environment: Environment) -> Surroundings:
+        """Raises ConfigurationError when no PostgreSQL is known."""
+        stores = find_stores(environment)
+        return cls(
+            database_url=stores.database_url,
+            data_dir=environment.data_dir,
+            ingress_url=environment.ingress_url,
+            internal_secret=environment.internal_secret or environment.admin_secret,
+            nats_url=stores.nats_url,
+            lookup=environment.secret,
+        )

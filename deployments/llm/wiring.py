@@ -1,0 +1,308 @@
+"""The LLM proxy over its adapters, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from fastapi import APIRouter
+
+from backends.llm.batches import PostgresBatches, PostgresBatchQueue
+from backends.llm.idempotency import PostgresIdempotency
+from backends.llm.usage_announcer import UsageAnnouncer
+from backends.llm.usage_store import UsageStore
+from backends.llm.usage_writer import UsageWriter
+from backends.nats.link import NatsLink
+from backends.postgres.pool import Database, PoolLimits
+from common.tasks import end_tasks
+from configs.engines.embedder import EmbedderSettings
+from configs.llm.config import LLMSettings
+from configs.llm.limits import LimitSettings
+from contracts.errors import DaarionError
+from contracts.events import EventLog
+from contracts.health import Health
+from contracts.llm.api import MAX_TIMEOUT_S, ProxyRequest, ProxyResponse
+from contracts.llm.embeddings import TokenEmbedder
+from contracts.llm.ports import Engine
+from contracts.llm.routing import Target
+from deployments.graph.resources import Reloadable, Resources, Surroundings
+from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
+from interfaces.http.llm.chat import LLMRoutes, llm_router
+from interfaces.http.llm.embeddings import EmbeddingRoutes, add_embedding_routes
+from interfaces.http.llm.limits import LimitRoutes, add_limit_routes
+from interfaces.http.llm.openai_chat import OpenAIRoutes, add_openai_routes
+from providers.prices import PriceBook
+from providers.registry import build_providers
+from providers.resources import ProviderResources, Turns
+from providers.routing import RoutingTable
+from services.health.dependencies import Dependency, HealthMonitor
+from services.llm.batches import Batches, BatchWorker, WorkerSettings
+from services.llm.cache import AnswerCache
+from services.llm.circuits import Circuits, State
+from services.llm.embeddings import Embeddings, embedding_target
+from services.llm.gateway import Gateway, Load
+from services.llm.idempotency import Idempotency, IdempotencyTimes
+from services.llm.limits.limiter import LeasedLimiter
+from services.llm.limits.protocol import LeaseSource, StandingSource
+from services.llm.limits.states import LimitStates
+from services.llm.proxy import LLMProxy
+from services.llm.spillover import Spillover
+from services.llm.usage import UsageQueries
+
+LEDGER_POOL = PoolLimits(min_size=1, max_size=4)
+# A pool of its own: neither a large batch nor many idempotency keys may hold up the usage ledger.
+ANSWERS_POOL = PoolLimits(min_size=1, max_size=4, statement_timeout_s=5.0)
+PURGE_EVERY_S = 600.0
+
+
+class Authority(LeaseSource, StandingSource, Protocol):
+    """The limit authority, with its health."""
+
+    async def ping(self) -> None:
+        """Raises LimitsUnavailable while it grants nothing."""
+
+
+@dataclass(frozen=True)
+class LLMPorts:
+    """What a replica reaches through Ray's handles. The caller opens and closes it."""
+
+    engine: Engine
+    embedder: TokenEmbedder
+    authority: Authority
+
+
+class LLMRuntime:
+    """What one process of the LLM proxy runs. Construct it on the event loop, then `open` it.
+
+    The first `reconfigure` starts the work; no request comes before.
+    """
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        ports: LLMPorts,
+        embedder: EmbedderSettings,
+        events: EventLog,
+    ) -> None:
+        """The caller closes `events`."""
+        self._ports = ports
+        self._embedder = embedder
+        self._events = events
+        self._resources = Resources()
+        self._name = uuid.uuid4().hex  # how limits and ledger know this process
+        self._database = Database(surroundings.database_url, events=events, limits=LEDGER_POOL)
+        self._link = self._announcer = None
+        if surroundings.nats_url is not None:
+            self._link = NatsLink(surroundings.nats_url, events, name="llm-usage")
+            self._announcer = UsageAnnouncer(self._database, self._link, events)
+        self._usage = UsageWriter(
+            self._database,
+            surroundings.data_dir / "journal",
+            events=events,
+            name=self._name,
+            announcer=self._announcer,
+        )
+        self._limits = LimitSettings()
+        self._limiter = LeasedLimiter(
+            ports.authority, self._limits.of, replica=self._name, events=events
+        )
+        self._monitor = HealthMonitor({})
+        self._provider_resources = ProviderResources(surroundings.lookup, ports.engine, Turns())
+        self._providers = Reloadable(MAX_TIMEOUT_S)
+        self._circuits, self._spillover = Circuits(self._circuit_turned), Spillover()
+        self._proxy: LLMProxy | None = None
+        self._answers = AnswersRuntime(surroundings.database_url, events)
+
+    async def open(self) -> None:
+        """Opens the pool (also while PostgreSQL is away) and the journal.
+
+        Raises:
+            ConfigurationError: the journal's directory cannot be written.
+        """
+        async with Resources() as resources:
+            resources.closing(self._providers)
+            await resources.closing(self._database).open()
+            if self._link is not None and self._announcer is not None:
+                resources.closing(self._link).start()
+                resources.closing(self._announcer).start()
+            await resources.closing(self._usage).start()
+            resources.closing(self._limiter)
+            resources.closing(self._answers)
+            resources.push_async_callback(self._stop_watching)
+            self._resources = resources.pop_all()
+
+    async def close(self) -> None:
+        """Ends batches and limits, writes what the journal holds, then closes the rest."""
+        await self._resources.aclose()
+
+    async def reconfigure(self, settings: LLMSettings) -> None:
+        """Takes the routes and limits of `llm.yaml`; calls under way end with the ones they began with."""
+        begins = self._proxy is None
+        providers = build_providers(settings, self._provider_resources)
+        # In threads: both read the price library, which takes a tenth of a second to load.
+        router = await asyncio.to_thread(RoutingTable, settings)
+        prices = PriceBook(settings, urls={self._embedder.type: self._embedder.address})
+        await asyncio.to_thread(prices.warm)
+        self._circuits.keep(route.primary for route in router.routes())  # each target has its model
+        self._limits = settings.limits
+        self._limiter.reconfigure(self._limits.of)
+        self._limiter.start()
+        self._proxy = LLMProxy(
+            router=router,
+            providers=providers,
+            limiter=self._limiter,
+            usage=self._usage,
+            events=self._events,
+            prices=prices,
+            circuits=self._circuits,
+            spillover=self._spillover,
+        )
+        self._providers.replace(providers.values())
+        self._answers.reconfigure(settings, self._proxy)
+        if begins:
+            await self._answers.open()
+        await self._watch(settings)
+
+    def router(self) -> APIRouter:
+        """Returns the routes of the application."""
+        answers, embedder = self._answers, self._embedder
+        usage = UsageQueries(UsageStore(self._database))
+        router = llm_router(LLMRoutes(answers.gateway, usage, self._health, answers.idempotency))
+        states = LimitStates(self._ports.authority, lambda: self._limits.of_subject)
+        add_limit_routes(router, LimitRoutes(states))
+        add_embedding_routes(router, EmbeddingRoutes(self._embeddings()))
+        add_openai_routes(
+            router, OpenAIRoutes(answers.gateway, (embedder.served_name, embedder.type))
+        )
+        add_batch_routes(router, BatchRoutes(lambda: answers.batches))
+        return router
+
+    def _embeddings(self) -> Embeddings:
+        return Embeddings(
+            model=self._embedder.served_name,
+            target=embedding_target(self._embedder.type, self._embedder.physical_name),
+            prices=lambda: self._current().prices,
+            embedder=self._ports.embedder,
+            limiter=lambda: self._current().limiter,
+            usage=self._usage,
+            events=self._events,
+        )
+
+    def _circuit_turned(self, target: Target, state: State) -> None:
+        self._events.emit("llm.circuit", provider=target.provider, model=target.name, state=state)
+
+    def _current(self) -> LLMProxy:
+        assert self._proxy is not None  # Serve reconfigures before it sends requests
+        return self._proxy
+
+    async def _watch(self, settings: LLMSettings) -> None:
+        dependencies = {
+            "limits": Dependency(self._ports.authority.ping),
+            "database": Dependency(self._database.ping, required=False),
+        }
+        if settings.uses_local_engine():
+            dependencies["engine"] = Dependency(self._engine_answers)
+        if self._monitor.names == dependencies.keys():
+            return  # a new monitor would look unready until its first probes
+        await self._monitor.close()
+        self._monitor = HealthMonitor(dependencies)
+        self._monitor.start()
+
+    def _health(self) -> Health:
+        return self._monitor.health()  # a reload replaces the monitor
+
+    async def _stop_watching(self) -> None:
+        await self._monitor.close()
+
+    async def _engine_answers(self) -> None:
+        await self._ports.engine.stats()
+
+
+class AnswersRuntime:
+    """Response cache, idempotency keys and batches before the LLM proxy of one replica.
+
+    Construct it on the event loop, `reconfigure` it, then `open` it.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        events: EventLog,
+        *,
+        worker: WorkerSettings | None = None,
+        times: IdempotencyTimes | None = None,
+    ) -> None:
+        self._events = events
+        self._resources = Resources()
+        self._database = Database(database_url, events=events, limits=ANSWERS_POOL)
+        self._settings: LLMSettings | None = None
+        self._gateway: Gateway | None = None
+        self._load = Load()
+        self._keys = PostgresIdempotency(self._database)
+        self._queue = PostgresBatchQueue(self._database)
+        self._base = worker or WorkerSettings()
+        self.idempotency = Idempotency(
+            self._keys, events, lambda: self._configured().idempotency.retention_h * 3600, times
+        )
+        self._worker = BatchWorker(
+            self._queue, self._answer, lambda: self._load.calls, events, self._base
+        )
+        self.batches = Batches(
+            PostgresBatches(self._database),
+            events,
+            self._worker.wake,
+            lambda: self._configured().batch.max_waiting,
+        )
+
+    def reconfigure(self, settings: LLMSettings, proxy: LLMProxy) -> None:
+        """Takes new routes and settings and forgets cached answers; calls under way keep the old ones."""
+        self._settings = settings
+        if self._gateway is not None:
+            self._gateway.retire()
+        self._gateway = Gateway(proxy, AnswerCache(settings.cache.max_bytes), self._load)
+        self._worker.settings = replace(
+            self._base,
+            concurrency=settings.batch.concurrency,
+            max_failures=settings.batch.max_failures,
+        )
+        self._worker.wake()
+
+    async def open(self) -> None:
+        """Opens the pool (also while PostgreSQL is away) and starts to work on batches."""
+        async with Resources() as resources:
+            await resources.closing(self._database).open()
+            resources.closing(self.idempotency)
+            resources.closing(self._worker).start()
+            purging = asyncio.create_task(self._purge(), name="llm:purge")
+            resources.push_async_callback(end_tasks, [purging])
+            self._resources = resources.pop_all()
+
+    async def close(self) -> None:
+        """Puts unfinished requests of batches back, releases keys of unfinished calls, ends the rest."""
+        await self._resources.aclose()
+
+    def gateway(self) -> Gateway:
+        """The gateway as it is configured now."""
+        assert self._gateway is not None  # Serve reconfigures before it sends requests
+        return self._gateway
+
+    def _configured(self) -> LLMSettings:
+        assert self._settings is not None  # as above
+        return self._settings
+
+    async def _answer(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
+        return await self.gateway().answer(request, request_id)
+
+    async def _purge(self) -> None:
+        while True:
+            try:
+                await self._purge_once()
+            except DaarionError as error:
+                self._events.emit("llm.purge_failed", error=error.type)
+            await asyncio.sleep(PURGE_EVERY_S)
+
+    async def _purge_once(self) -> None:
+        await self._queue.purge(self._configured().batch.retention_days * 86_400)
+        await self._keys.purge()

@@ -1,0 +1,185 @@
+"""Toolcore over its adapters, without Ray."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fastapi import APIRouter
+
+from backends.nats.link import NatsLink
+from backends.nats.publisher import NatsPublisher, NatsToolUsage
+from backends.postgres.pool import Database, PoolLimits
+from backends.tools.ledger import LedgerLimits, PostgresToolLedger
+from backends.tools.registry import PostgresToolStore
+from configs.tools import ConfiguredSecrets, NatsSettings, ToolsSettings
+from contracts.errors import ConfigurationError, InvalidRequest
+from contracts.events import EventLog
+from contracts.health import Health
+from contracts.tools.api import MAX_TIMEOUT_S, ToolExecutor
+from deployments.graph.resources import Reloadable, Resources, Surroundings
+from executors.http.executor import HttpToolExecutor
+from executors.mcp.executor import McpToolExecutor
+from executors.mcp.source import McpSource
+from interfaces.http.tools import ToolRoutes, tools_router
+from interfaces.mcp.server import ToolMcpServer
+from interfaces.nats.tools.calls import NatsLimits, ToolNats
+from services.health.dependencies import Dependency, HealthMonitor
+from services.tools.application import Toolcore, ToolcoreConfiguration, ToolcorePorts
+from services.tools.calls import ToolCalls
+from services.tools.policy import Policy
+from services.tools.registry import check_definition
+from services.tools.resolution import Resolver
+
+
+class PythonExecutor(ToolExecutor, Protocol):
+    """The executor of Python tools, with its health."""
+
+    async def ping(self) -> None:
+        """Raises Unavailable while it cannot run a tool."""
+
+
+class ToolsRuntime:
+    """What one process of Toolcore runs. Construct it on the event loop, then `open` it.
+
+    The first `reconfigure` makes it answer; no request comes before.
+    """
+
+    def __init__(
+        self, surroundings: Surroundings, python: PythonExecutor, events: EventLog
+    ) -> None:
+        """The caller opens and closes `python` and `events`."""
+        self._surroundings = surroundings
+        self._python = python
+        self._events = events
+        self._resources = Resources()
+        self._database = Database(
+            surroundings.database_url, events=events, limits=PoolLimits(min_size=1, max_size=8)
+        )
+        nats_url = surroundings.nats_url
+        self._usage_link = NatsLink(nats_url, events, name="toolcore-usage") if nats_url else None
+        self._publisher = NatsPublisher(self._usage_link, events)
+        self._ledger = PostgresToolLedger(self._database)
+        store = PostgresToolStore(self._database, events=events)
+        self._toolcore = Toolcore(
+            ToolcorePorts(store, self._ledger, NatsToolUsage(self._publisher), events)
+        )
+        self._mcp = ToolMcpServer(self._toolcore.calls, self._toolcore.catalog)
+        self._executors = Reloadable(MAX_TIMEOUT_S)
+        self._link: NatsLink | None = None
+        self._monitor = HealthMonitor({})
+
+    async def open(self) -> None:
+        """Opens the pool (also while PostgreSQL is away) and starts the background work."""
+        async with Resources() as resources:
+            await resources.closing(self._database).open()
+            resources.closing(self._executors)
+            if self._usage_link is not None:
+                resources.closing(self._usage_link).start()
+            resources.closing(self._publisher).start()
+            await resources.closing(self._toolcore).start()
+            await resources.closing(self._mcp).start()
+            resources.push_async_callback(self._stop_watching)
+            await self._watch()
+            self._resources = resources.pop_all()
+
+    async def close(self) -> None:
+        """Takes no more calls, writes the ends of those under way, then closes the rest."""
+        await self._resources.aclose()
+
+    async def reconfigure(self, settings: ToolsSettings) -> None:
+        """Takes `tools.yaml`; calls under way end with the tools, rules and secrets they began with."""
+        self._ledger.reconfigure(
+            LedgerLimits(
+                keep_results_s=settings.ledger.keep_results_s,
+                keep_calls_days=settings.ledger.keep_calls_days,
+                approval_valid_s=settings.policy.approval_valid_s,
+            )
+        )
+        self._toolcore.registry.interval_s = settings.refresh_s
+        ingress = self._surroundings.ingress_url
+        secrets = ConfiguredSecrets(settings.secrets, self._surroundings.lookup, ingress)
+        ceiling = settings.ceiling(ingress)
+        http = HttpToolExecutor(secrets, self._events, ceiling=ceiling)
+        mcp = McpToolExecutor(settings.sources, secrets, self._events, ceiling=ceiling)
+        await self._toolcore.configure(
+            ToolcoreConfiguration(
+                definitions=[settings.resolve(tool, ingress) for tool in settings.tools],
+                executors={"http": http, "mcp": mcp, "python": self._python},
+                policy=Policy(settings.policy, settings.bounds),
+                resolve=tool_resolver(settings, ingress),
+                sources={
+                    name: McpSource(name, source, mcp, check_definition, self._events)
+                    for name, source in settings.sources.items()
+                },
+            )
+        )
+        self._executors.replace([http, mcp])
+        if self._link is None and self._surroundings.nats_url and settings.nats.enabled:
+            self._listen(self._surroundings.nats_url, settings.nats)
+            await self._watch()
+
+    def router(self) -> APIRouter:
+        """Returns the routes of the application."""
+        toolcore = self._toolcore
+        routes = ToolRoutes(
+            toolcore.calls, toolcore.catalog, toolcore.admin, toolcore.audit, self._health
+        )
+        return tools_router(routes, self._mcp)
+
+    def calls(self) -> ToolCalls:
+        """Returns the use case of calls, as it is configured now."""
+        return self._toolcore.calls()
+
+    def _listen(self, nats_url: str, settings: NatsSettings) -> None:
+        """Takes calls over NATS, within the bounds of the first configuration until the process ends."""
+        limits = NatsLimits(settings.max_in_flight, settings.max_waiting, settings.max_deliveries)
+        calls = ToolNats(self._toolcore.calls, self._events, limits)
+        self._link = NatsLink(nats_url, self._events, name="toolcore", on_connect=calls.on_connect)
+        self._resources.closing(self._link).start()
+        self._resources.closing(calls)
+
+    async def _watch(self) -> None:
+        dependencies = {
+            "database": Dependency(self._database.ping),
+            "registry": Dependency(self._toolcore.ready),
+            "python": Dependency(self._python.ping, required=False),
+        }
+        if self._link is not None:
+            dependencies["nats"] = Dependency(self._link.probe, required=False)
+        await self._monitor.close()
+        self._monitor = HealthMonitor(dependencies)
+        self._monitor.start()
+
+    def _health(self) -> Health:
+        return self._monitor.health()  # the first configuration replaces the monitor
+
+    async def _stop_watching(self) -> None:
+        await self._monitor.close()
+
+
+def check_tools(settings: ToolsSettings, ingress_url: str, file: str) -> None:
+    """Refuses at start what no call could ever use.
+
+    Raises:
+        ConfigurationError: names `file`, the tool or source, and what is wrong with it.
+    """
+    resolve = tool_resolver(settings, ingress_url)
+    for tool in settings.tools:
+        try:
+            check_definition(resolve(tool))
+        except InvalidRequest as error:
+            raise ConfigurationError(f"{file}: tools.{tool.id}: {error.message}") from None
+    for name in settings.sources:
+        problem = settings.source_problem(name, ingress_url)
+        if problem:
+            raise ConfigurationError(f"{file}: sources.{name}.secrets: {problem}")
+
+
+def tool_resolver(settings: ToolsSettings, ingress_url: str) -> Resolver:
+    """Returns what turns a definition of `tools.yaml` or of an administrator into a callable one."""
+    return Resolver(
+        lambda definition: settings.resolve(definition, ingress_url),
+        lambda definition: settings.secret_problem(definition, ingress_url),
+        settings.python_packages,
+        list(settings.sources),
+    )

@@ -1,0 +1,105 @@
+"""The workspace over its adapters, without Ray."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from backends.http.agent_runtime import AgentRuntimeClient
+from backends.nats.link import NatsLink
+from backends.nats.publisher import NatsPublisher
+from backends.postgres.pool import Database, PoolLimits
+from backends.workspace.channels import PostgresChannels
+from backends.workspace.notices import NatsMessageNotices
+from backends.workspace.outbox import PostgresOutbox
+from backends.workspace.projects import PostgresFollowUps, PostgresProjects
+from contracts.events import EventLog
+from deployments.graph.resources import Resources, Surroundings
+from interfaces.http.base.access import AccessControl
+from interfaces.http.workspace.channels import ChannelRoutes
+from interfaces.http.workspace.projects import WorkspaceRoutes, workspace_router
+from services.health.dependencies import Dependency, HealthMonitor
+from services.workspace.channels import ChannelPorts, Channels
+from services.workspace.dispatching import DispatchLimits, InvocationDispatcher
+from services.workspace.live import LiveFeeds
+from services.workspace.tools import WorkspaceTools
+
+
+class WorkspaceArgs(BaseModel):
+    """`args` of the application.
+
+    `max_concurrent` bounds the requests in work per replica, event streams among them; more are
+    answered 503 at once. `max_streams` bounds the event streams. With `invoke_agents` a human's
+    message invokes the agents of its channel; an invocation that the agent runtime has not accepted
+    after `give_up_after_s` is given up.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_concurrent: Annotated[int, Field(ge=2)] = 400
+    max_streams: Annotated[int, Field(ge=1)] = 200
+    database_connections: Annotated[int, Field(ge=1, le=64)] = 6
+    invoke_agents: bool = True
+    give_up_after_s: Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)] = 900.0
+
+
+class WorkspaceRuntime:
+    """What one process of the workspace runs. Construct it on the event loop, then `open` it."""
+
+    def __init__(self, args: WorkspaceArgs, surroundings: Surroundings, events: EventLog) -> None:
+        """The caller closes `events`."""
+        self._args = args
+        self._resources = Resources()
+        self._database = Database(
+            surroundings.database_url,
+            events=events,
+            limits=PoolLimits(min_size=1, max_size=args.database_connections),
+        )
+        nats_url = surroundings.nats_url
+        self._link = NatsLink(nats_url, events, name="workspace") if nats_url else None
+        self._publisher = NatsPublisher(self._link, events)
+        self._store = PostgresChannels(self._database)
+        self._feeds = LiveFeeds(self._store, events, max_streams=args.max_streams)
+        self._agents = AgentRuntimeClient(surroundings.ingress_url, surroundings.internal_secret)
+        self._dispatcher = InvocationDispatcher(
+            PostgresOutbox(self._database),
+            self._agents,
+            events,
+            DispatchLimits(give_up_after_s=args.give_up_after_s),
+        )
+        dependencies = {"database": Dependency(self._database.ping)}
+        if self._link is not None:
+            dependencies["nats"] = Dependency(self._link.probe, required=False)
+        self._monitor = HealthMonitor(dependencies)
+
+    async def open(self) -> None:
+        """Opens the pool (also while PostgreSQL is away) and starts to dispatch."""
+        async with Resources() as resources:
+            await resources.closing(self._database).open()
+            if self._link is not None:
+                resources.closing(self._link).start()
+            resources.closing(self._publisher).start()
+            resources.closing(self._agents)
+            resources.closing(self._feeds).start()
+            if self._args.invoke_agents:
+                resources.closing(self._dispatcher).start()
+            resources.closing(self._monitor).start()
+            self._resources = resources.pop_all()
+
+    async def close(self) -> None:
+        """Gives back the invocations under way, ends the event streams, then closes the rest."""
+        await self._resources.aclose()
+
+    def router(self, access: AccessControl) -> APIRouter:
+        """Returns the routes of the application."""
+        projects, follow_ups = PostgresProjects(self._database), PostgresFollowUps(self._database)
+        ports = ChannelPorts(
+            self._store, self._feeds, NatsMessageNotices(self._publisher), self._dispatcher.wake
+        )
+        channels = ChannelRoutes(Channels(ports), lambda headers: access.check(headers, admin=True))
+        routes = WorkspaceRoutes(
+            projects, follow_ups, WorkspaceTools(projects, follow_ups), self._monitor.health
+        )
+        return workspace_router(routes, channels)

@@ -1,0 +1,168 @@
+"""Every wing opens over a real PostgreSQL without Ray, and closes whatever it opened."""
+
+import asyncio
+
+import psycopg
+import pytest
+
+from configs.engines.embedder import RemoteEmbedderSettings
+from configs.environment import REPOSITORY
+from configs.llm.config import LLMSettings
+from configs.memory import MemorySettings
+from configs.tools import ToolsSettings
+from configs.yaml_files import load_yaml
+from contracts.errors import ConfigurationError
+from contracts.llm.api import EngineLoad
+from deployments.agents.wiring import AgentRuntime, AgentsArgs
+from deployments.graph.resources import Reloadable, Resources, Surroundings
+from deployments.llm.wiring import LLMPorts, LLMRuntime
+from deployments.memory.wiring import MemoryRuntime
+from deployments.tools.wiring import ToolsRuntime
+from deployments.workspace.wiring import WorkspaceArgs, WorkspaceRuntime
+from services.llm.limits.lease_book import LeaseBook
+from tests.support.memory.hashing_embedder import HashingEmbedder
+
+CONFIGS = REPOSITORY / "configs"
+EMBEDDER = {
+    "type": "openai_compatible", "served_name": "hashing", "version": "hashing-1",
+    "dimension": 384, "base_url": "http://127.0.0.1:9", "model": "hashing",
+}  # fmt: skip
+
+
+class Part:
+    def __init__(self, name, closed, failure=None):
+        self._name, self._closed, self._failure = name, closed, failure
+
+    async def close(self):
+        self._closed.append(self._name)
+        if self._failure is not None:
+            raise self._failure
+
+
+class Neighbours:
+    """An engine, a Python executor and a limit authority in this process."""
+
+    def __init__(self):
+        self._book = LeaseBook("one", 0.0)
+
+    async def stats(self):
+        return EngineLoad(max_running=1, running=0, waiting=0)
+
+    async def exchange(self, report):
+        return self._book.exchange(report, 100.0, 1_000.0)
+
+    async def ping(self):
+        pass
+
+
+async def llm(surroundings, events):
+    ports = LLMPorts(Neighbours(), HashingEmbedder(), Neighbours())
+    settings = RemoteEmbedderSettings.model_validate(EMBEDDER)
+    runtime = LLMRuntime(surroundings, ports, settings, events)
+    await runtime.open()
+    for _ in range(2):
+        await runtime.reconfigure(load_yaml(CONFIGS / "llm.yaml", LLMSettings))
+    return runtime
+
+
+async def memory(surroundings, events):
+    settings = load_yaml(CONFIGS / "memory.yaml", MemorySettings)
+    runtime = MemoryRuntime(settings, surroundings, HashingEmbedder(), events)
+    await runtime.open()
+    await runtime.reconfigure(settings)
+    return runtime
+
+
+async def tools(surroundings, events):
+    runtime = ToolsRuntime(surroundings, Neighbours(), events)
+    await runtime.open()
+    for _ in range(2):
+        await runtime.reconfigure(load_yaml(CONFIGS / "tools.yaml", ToolsSettings))
+    return runtime
+
+
+async def agents(surroundings, events):
+    runtime = AgentRuntime(AgentsArgs(), surroundings, dict, events)
+    await runtime.open()
+    return runtime
+
+
+async def workspace(surroundings, events):
+    runtime = WorkspaceRuntime(WorkspaceArgs(), surroundings, events)
+    await runtime.open()
+    return runtime
+
+
+async def connections(owner_url):
+    async with await psycopg.AsyncConnection.connect(owner_url) as owner:
+        rows = await owner.execute(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        return (await rows.fetchone())[0]
+
+
+async def gone(owner_url, tasks):
+    """Waits until only `tasks` run and PostgreSQL has seen every connection end."""
+    async with asyncio.timeout(30):
+        while await connections(owner_url) or asyncio.all_tasks() - tasks:
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("opened", [llm, memory, tools, agents, workspace])
+async def test_closing_ends_every_task_and_connection(
+    opened, database_url, database_owner_url, events, tmp_path
+):
+    before = asyncio.all_tasks()
+    surroundings = Surroundings(
+        database_url, tmp_path, "http://127.0.0.1:9", nats_url="nats://127.0.0.1:9"
+    )
+    runtime = await opened(surroundings, events)
+    assert await connections(database_owner_url) > 0
+    assert len(asyncio.all_tasks()) > len(before)
+    await runtime.close()
+    await gone(database_owner_url, before)
+    await runtime.close()  # nothing is closed twice
+
+
+async def test_an_opening_that_fails_half_way_leaves_nothing_open(
+    database_url, database_owner_url, events, tmp_path
+):
+    (tmp_path / "journal").write_text("a file where the folder should be")
+    before = asyncio.all_tasks()
+    with pytest.raises(ConfigurationError):
+        await llm(Surroundings(database_url, tmp_path, "http://127.0.0.1:9"), events)
+    await gone(database_owner_url, before)
+
+
+async def test_parts_close_in_reverse_and_past_a_failure():
+    closed = []
+    resources = Resources()
+    for name, failure in (("first", None), ("second", OSError("second")), ("third", None)):
+        resources.closing(Part(name, closed, failure))
+    with pytest.raises(OSError, match="second"):
+        await resources.aclose()
+    assert closed == ["third", "second", "first"]
+
+
+async def test_replaced_adapters_stay_open_for_calls_under_way():
+    closed = []
+    adapters = Reloadable(grace_s=3_600)
+    adapters.replace([Part("old", closed)])
+    adapters.replace([Part("new", closed)])
+    await asyncio.sleep(0)
+    assert closed == []
+    await adapters.close()
+    assert sorted(closed) == ["new", "old"]
+
+
+async def test_replaced_adapters_close_after_their_grace():
+    closed = []
+    adapters = Reloadable(grace_s=0.01)
+    adapters.replace([Part("old", closed)])
+    adapters.replace([Part("new", closed)])
+    async with asyncio.timeout(30):
+        while not closed:
+            await asyncio.sleep(0.01)
+    assert closed == ["old"]
+    await adapters.close()
