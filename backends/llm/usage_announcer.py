@@ -22,7 +22,7 @@ from backends.nats.link import NatsLink
 from backends.postgres.pool import Database
 from contracts.errors import DaarionError, Unavailable
 from contracts.events import EventLog
-from contracts.llm.usage import OUTCOME_OK, actor
+from contracts.llm.usage import usage_message
 
 LLM_USAGE_SUBJECT = "usage.llm"
 ID_HEADER = "Nats-Msg-Id"
@@ -66,39 +66,6 @@ WHERE id IN (
     ORDER BY added_at LIMIT %(rows)s FOR UPDATE SKIP LOCKED
 )
 """
-
-_FIELDS = (
-    "id", "request_id", "occurred_at", "agent_id", "microdao_id", "channel_id", "credential", "logical_model", "provider",
-    "physical_model", "prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens", "latency_ms",
-    "ttft_ms", "outcome", "streamed", "estimated", "cost_usd",
-)  # fmt: skip
-_TRY_FIELDS = (
-    "provider", "physical_model", "outcome", "latency_ms", "prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens",
-    "reasoning_tokens", "estimated", "cost_usd",
-)  # fmt: skip
-
-
-def usage_event(record: Mapping[str, Any]) -> bytes:
-    """Returns the message's body for a call, from its record in the journal or its row in the ledger: the fields that DAARION's
-    usage engine demands, ours beside them.
-
-    Money is a decimal text of US dollars, or null where no price is known.
-    """
-    event = {name: record.get(name) for name in _FIELDS}
-    event["attempts"] = [
-        {name: tried.get(name) for name in _TRY_FIELDS} for tried in record.get("tries") or [event]
-    ]
-    success = record["outcome"] == OUTCOME_OK
-    event |= {
-        "event_id": event["id"],
-        "timestamp": event["occurred_at"],
-        **actor(record["agent_id"]),
-        "model": record["physical_model"],
-        "latency_ms": round(record["latency_ms"]),
-        "success": success,
-        "error": None if success else record["outcome"],
-    }
-    return orjson.dumps(event, default=str)
 
 
 class UsageAnnouncer:
@@ -151,7 +118,9 @@ class UsageAnnouncer:
                 if client.pending_data_size > MAX_PENDING_BYTES:
                     raise Unavailable("NATS does not take what it was sent")
                 await client.publish(
-                    LLM_USAGE_SUBJECT, usage_event(call), headers={ID_HEADER: str(call["id"])}
+                    LLM_USAGE_SUBJECT,
+                    orjson.dumps(usage_message(call), default=str),
+                    headers={ID_HEADER: str(call["id"])},
                 )
                 if number % AT_ONCE == AT_ONCE - 1:
                     await asyncio.sleep(0)

@@ -15,7 +15,7 @@ from psycopg import sql
 
 from backends.postgres.pool import Database
 from contracts.errors import InvalidRequest, Overloaded
-from contracts.llm.usage import GroupKey, UsageFilter, UsagePage, UsageRow
+from contracts.llm.usage import TOKEN_FIELDS, GroupKey, UsageFilter, UsagePage, UsageRow
 
 QUERY_TIMEOUT_S = 10.0
 AT_ONCE = 2
@@ -46,14 +46,15 @@ SUMS = sql.SQL("""
     count(*) FILTER (WHERE last) AS calls,
     count(*) FILTER (WHERE last AND call_outcome <> 'ok') AS errors,
     count(*) AS attempts,
-    coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens,
-    coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
-    coalesce(sum(total_tokens), 0)::bigint AS total_tokens,
-    coalesce(sum(cached_tokens), 0)::bigint AS cached_tokens,
-    coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning_tokens,
+    {tokens},
     sum(cost_usd) AS cost_usd,
     count(*) FILTER (WHERE cost_usd IS NULL AND total_tokens > 0) AS unpriced
-""")
+""").format(
+    tokens=sql.SQL(", ").join(
+        sql.SQL("coalesce(sum({0}), 0)::bigint AS {0}").format(sql.Identifier(name))
+        for name in TOKEN_FIELDS
+    )
+)
 RANGE = sql.SQL("occurred_at >= %(start)s AND occurred_at < %(end)s")
 TOTAL = sql.SQL("SELECT {sums} FROM llm_attempts WHERE {where}")
 GROUPED = sql.SQL(

@@ -6,10 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import UUID
 
 import orjson
 
@@ -17,78 +15,15 @@ from backends.journal.journal import DRAFT_AGE_S, MAX_BYTES, SEGMENT_BYTES, Jour
 from backends.llm.running_calls import SUFFIX as RUNNING_SUFFIX
 from backends.llm.running_calls import RunningCalls
 from backends.llm.running_calls import tidy as tidy_running
-from backends.postgres.errors import is_about_the_row
+from backends.llm.usage_ledger import UsageLedger
 from backends.postgres.pool import Database
 from contracts.errors import DaarionError
 from contracts.events import EventLog
-from contracts.llm.usage import NOT_BEGUN, BegunCall, UsageRecord
+from contracts.llm.usage import NOT_BEGUN, OUTCOME_LOST, UsageRecord
 
 JOURNAL_NAME = "llm-usage"
 BATCH_ROWS = 200
 BATCHES_PER_TURN = 20
-INSERT_TIMEOUT_S = 5.0
-
-# The server parses the records as they lie in the journal: one parameter, no loop over columns here. A record without
-# attempts of its own is its only one. Sums of money are added to in the order of their key: two writers can wait for each other,
-# but not both at once.
-INSERT = """
-WITH records AS MATERIALIZED (
-    SELECT * FROM json_to_recordset(%(records)s::json) AS record (
-        id uuid, request_id text, occurred_at timestamptz, agent_id text, microdao_id text, channel_id text,
-        logical_model text, provider text, physical_model text,
-        prompt_tokens bigint, completion_tokens bigint, total_tokens bigint, cached_tokens bigint, reasoning_tokens bigint,
-        latency_ms double precision, ttft_ms double precision, outcome text, streamed boolean, estimated boolean,
-        attempts integer, cost_usd numeric, credential text, recorder text, tries json
-    )
-), calls AS (
-    INSERT INTO llm_usage (
-        id, request_id, occurred_at, agent_id, microdao_id, channel_id, logical_model, provider, physical_model,
-        prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
-        latency_ms, ttft_ms, outcome, streamed, estimated, attempts, cost_usd, credential, recorder
-    )
-    SELECT
-        id, request_id, occurred_at, agent_id, microdao_id, channel_id, logical_model, provider, physical_model,
-        prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
-        latency_ms, ttft_ms, outcome, streamed, estimated, attempts, cost_usd, coalesce(credential, 'anonymous'), coalesce(recorder, '')
-    FROM records
-    ON CONFLICT (id) DO NOTHING
-    RETURNING id
-), tried AS (
-    INSERT INTO llm_attempts (
-        call_id, number, last, request_id, occurred_at, agent_id, microdao_id, channel_id, credential, logical_model,
-        provider, physical_model, prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens,
-        latency_ms, outcome, call_outcome, streamed, estimated, cost_usd, recorder
-    )
-    SELECT
-        records.id, attempt.number, attempt.number = max(attempt.number) OVER (PARTITION BY records.id),
-        records.request_id, records.occurred_at, records.agent_id, records.microdao_id, records.channel_id,
-        coalesce(records.credential, 'anonymous'), records.logical_model, tried.provider, tried.physical_model,
-        tried.prompt_tokens, tried.completion_tokens, tried.total_tokens, tried.cached_tokens, tried.reasoning_tokens,
-        tried.latency_ms, tried.outcome, records.outcome, records.streamed, tried.estimated, tried.cost_usd, coalesce(records.recorder, '')
-    FROM records
-    CROSS JOIN LATERAL json_array_elements(
-        CASE WHEN json_array_length(coalesce(records.tries, '[]')) > 0 THEN records.tries
-             ELSE json_build_array(to_json(records)) END
-    ) WITH ORDINALITY AS attempt (value, number)
-    CROSS JOIN LATERAL json_to_record(attempt.value) AS tried (
-        provider text, physical_model text, outcome text, latency_ms double precision,
-        prompt_tokens bigint, completion_tokens bigint, total_tokens bigint, cached_tokens bigint, reasoning_tokens bigint,
-        estimated boolean, cost_usd numeric
-    )
-    ON CONFLICT (call_id, number) DO NOTHING
-    RETURNING agent_id, microdao_id, credential, occurred_at, recorder, cost_usd
-), spent AS (
-    INSERT INTO llm_spending AS known (kind, subject, day, recorder, cost_usd)
-    SELECT subjects.kind, subjects.subject, (occurred_at AT TIME ZONE 'UTC')::date, recorder, sum(cost_usd)
-    FROM tried
-    CROSS JOIN LATERAL (VALUES ('agent', agent_id), ('microdao', microdao_id), ('credential', credential)) AS subjects (kind, subject)
-    WHERE cost_usd > 0
-    GROUP BY 1, 2, 3, 4
-    ORDER BY 1, 2, 3, 4
-    ON CONFLICT (kind, subject, day, recorder) DO UPDATE SET cost_usd = known.cost_usd + excluded.cost_usd
-)
-SELECT count(*) AS written FROM calls
-"""
 
 
 class Announcer(Protocol):
@@ -150,10 +85,9 @@ class UsageWriter:
         announcer: Announcer | None = None,
     ) -> None:
         """`name` is written into every row as its recorder."""
-        self._database = database
+        self._ledger = UsageLedger(database, events)
         self._events = events
         self._name = name
-        self._recorder = _recorder(name)
         self._announcer = announcer
         self._options = options or WriterOptions()
         self._journal = Journal(
@@ -167,8 +101,6 @@ class UsageWriter:
         self._running: RunningCalls | None = None
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._written = 0
-        self._rejected = 0
         self._reported_drops = 0
         self._failing_since: float | None = None
 
@@ -201,17 +133,20 @@ class UsageWriter:
             ),
         ]
 
-    def begin(self, call: BegunCall) -> int:
-        """Keeps the call for the case that this process dies: a copy in memory, like `record`."""
-        return (
-            NOT_BEGUN
-            if self._running is None
-            else self._running.begin(orjson.dumps((self._name, *call)))
-        )
+    def begin(self, record: UsageRecord) -> int:
+        """Keeps the record for the case that this process dies: a copy in memory, like `record`."""
+        if self._running is None:
+            return NOT_BEGUN
+        record.recorder = self._name
+        return self._running.begin(_line(record))
 
     def record(self, record: UsageRecord, ticket: int = NOT_BEGUN) -> None:
-        """Keeps the record: a copy in memory of some microseconds, no I/O. To be called on the event loop's thread."""
-        self._journal.append(_line(record, self._recorder))
+        """Keeps the record: a copy in memory of some microseconds, no I/O.
+
+        To be called on the event loop's thread.
+        """
+        record.recorder = self._name
+        self._journal.append(_line(record))
         if ticket != NOT_BEGUN and self._running is not None:
             self._running.end(ticket)
 
@@ -237,9 +172,9 @@ class UsageWriter:
         since = self._failing_since
         return WriterStatistics(
             queued=self._journal.pending,
-            written=self._written,
+            written=self._ledger.written,
             dropped=self._journal.dropped,
-            rejected=self._rejected,
+            rejected=self._ledger.rejected,
             damaged_bytes=self._journal.damaged,
             journal_bytes=self._journal.size_bytes,
             failing_for_s=None if since is None else time.monotonic() - since,
@@ -290,35 +225,9 @@ class UsageWriter:
                 await asyncio.sleep(min(self._options.flush_interval_s, 0.1))
 
     async def _write(self, records: list[bytes]) -> None:
-        try:
-            await self._insert(records)
-        except DaarionError as error:
-            if not is_about_the_row(error):
-                raise
-            await self._write_one_by_one(records)
-
-    async def _write_one_by_one(self, records: list[bytes]) -> None:
-        """Writes the good rows of a batch that has a bad one: one row must not hold up the ledger."""
-        for record in records:
-            try:
-                await self._insert([record])
-            except DaarionError as error:
-                if not is_about_the_row(error):
-                    raise
-                self._rejected += 1
-                self._events.emit(
-                    "usage.rejected", record_id=_id_of(record), error=str(error.__cause__)
-                )
-
-    async def _insert(self, records: list[bytes]) -> None:
-        async with self._database.transaction(timeout_s=INSERT_TIMEOUT_S) as connection:
-            cursor = await connection.execute(
-                INSERT, {"records": f"[{b','.join(records).decode()}]"}
-            )
-            row = await cursor.fetchone()
-        self._written += row["written"] if row else 0
-        if self._announcer is not None:
-            await self._announcer.announce(records)
+        written = await self._ledger.write(records)
+        if self._announcer is not None and written:
+            await self._announcer.announce(written)
 
     async def _tend(self) -> None:
         """Keeps a spare segment ready and tells of losses."""
@@ -388,24 +297,22 @@ class UsageWriter:
             self._failing_since = None
 
 
-def _id_of(record: bytes) -> str:
-    try:
-        return str(orjson.loads(record)["id"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return "unreadable"
+def _line(record: UsageRecord) -> bytes:
+    return orjson.dumps(record, default=str)
 
 
-def _recorder(name: str) -> bytes:
-    """The end of a record's JSON."""
-    return b',"recorder":%b}' % orjson.dumps(name)
-
-
-def _line(record: UsageRecord, recorder: bytes) -> bytes:
-    return orjson.dumps(record, default=str)[:-1] + recorder
+# What a version before kept of a call in work: these values, in this order, as a JSON array.
+_FORMER = (
+    "recorder", "id", "occurred_at", "request_id", "agent_id", "microdao_id", "channel_id",
+    "logical_model", "provider", "physical_model", "prompt_tokens", "streamed", "credential",
+)  # fmt: skip
 
 
 def _lost(begun: bytes) -> bytes:
-    """Returns the ledger's record of a call that a dead process had begun."""
-    recorder, identifier, occurred_at, *told = orjson.loads(begun)
-    call = BegunCall(UUID(identifier), datetime.fromisoformat(occurred_at), *told)
-    return _line(call.lost(), _recorder(recorder))
+    """Returns the record of a call that a dead process had begun."""
+    if not begun.startswith(b"["):
+        return begun
+    former = dict(zip(_FORMER, orjson.loads(begun), strict=True))
+    prompt = former["prompt_tokens"]
+    lost = {"outcome": OUTCOME_LOST, "latency_ms": 0.0, "total_tokens": prompt, "estimated": True}
+    return orjson.dumps(former | lost)

@@ -6,15 +6,18 @@ A record is written once per call and never changed. Contents of prompts and ans
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Annotated, Literal, NamedTuple, Protocol
+from operator import attrgetter
+from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from contracts.identity import new_id
+from contracts.llm.api import TokenUsage
 from contracts.llm.limits import ANONYMOUS
 from contracts.values import MAX_TEXT, Instant, now_utc, storable_text, utc
 
@@ -23,9 +26,9 @@ MAX_USD = 1_000_000_000
 MAX_PAGE = 1000
 OUTCOME_OK = "ok"
 OUTCOME_LOST = "lost"
-"""Of a call whose process died before it ended: what it took is estimated."""
+"""The outcome of a call whose process died before it ended; its tokens are estimated."""
 NOT_BEGUN = -1
-"""The ticket of a call that was not noted as begun."""
+"""The ticket of a call whose beginning was not kept."""
 
 _BILLIONTH = Decimal("1e-9")
 
@@ -56,11 +59,17 @@ def _aware(value: datetime) -> datetime:
     return utc(value)
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
-    """One attempt of a call, at the model that was called; fields as those of UsageRecord.
+_NOT_OF_ATTEMPTS = {"in_attempts": False}
+"""Marks what the rows of a call's attempts do not repeat."""
+_NOT_LOGGED = {"logged": False}
 
-    `cost_usd` is None where the price is not known.
+
+@dataclass
+class AttemptRecord:
+    """What one attempt consumed at the model that was called.
+
+    Tokens of a failed or abandoned attempt are those that the provider had charged by then;
+    `estimated` marks our own count. `cost_usd` is None where no price is known.
     """
 
     provider: str
@@ -70,74 +79,56 @@ class AttemptRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
+    cached_tokens: int = field(default=0, metadata=_NOT_LOGGED)
+    reasoning_tokens: int = field(default=0, metadata=_NOT_LOGGED)
     estimated: bool = False
     cost_usd: Decimal | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class UsageRecord:
-    """One LLM call as it was accounted: what all its attempts took together, and `tries`, what each of them took.
+@dataclass(kw_only=True)
+class UsageRecord(AttemptRecord):
+    """One LLM call: the sums over its attempts, and in `tries` each attempt.
 
-    `outcome` is "ok", "cancelled" or the stable `type` of the error. Tokens of a failed or abandoned call are those
-    that the provider had charged by then; `estimated` says that they were counted here because it did not tell.
-    `cost_usd` is None unless every attempt that took tokens has a price. `credential` is the name of the caller's; whoever
-    writes the record adds its own name as `recorder`. Without `tries` the call is its own only attempt. Later fields need a
-    default, because a journal may outlive the version that wrote it.
+    Every other list of these fields derives from this class: the journal's lines, the columns of
+    `llm_usage` and `llm_attempts`, the message `usage.llm`, the event `llm.call`. A new field needs
+    a column, and a default, because a journal may outlive the version that wrote it.
 
-    A plain class, because one is made for every call. Names are made storable (`storable_text`), times UTC and money
-    billionths; raises ValueError for numbers that no call can have.
+    `provider` and `physical_model` are those of the last attempt. `outcome` is "ok", "cancelled",
+    "lost" or the stable `type` of the error. `cost_usd` is None unless every attempt that took
+    tokens has a price. A record without `tries` is its own only attempt. `credential` is the name of
+    the caller's; the writer sets `recorder` to its own name.
+
+    A plain class without slots, because one is made for every call and orjson writes its `__dict__`
+    three times faster. Names are made storable (`storable_text`), times UTC and money billionths.
+    Raises ValueError for numbers that no call can have.
     """
 
     request_id: str
     agent_id: str
     microdao_id: str
     logical_model: str
-    provider: str
-    physical_model: str
-    latency_ms: float
     channel_id: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    ttft_ms: float | None = None
-    outcome: str = OUTCOME_OK
+    ttft_ms: float | None = field(default=None, metadata=_NOT_OF_ATTEMPTS)
     streamed: bool = False
-    estimated: bool = False
-    attempts: int = 1
-    cost_usd: Decimal | None = None
-    credential: str = ANONYMOUS
-    tries: tuple[AttemptRecord, ...] = ()
-    id: UUID = field(default_factory=new_id)
-    occurred_at: datetime = field(default_factory=now_utc)
+    attempts: int = field(default=1, metadata=_NOT_OF_ATTEMPTS)
+    credential: str = field(default=ANONYMOUS, metadata=_NOT_LOGGED)
+    recorder: str = field(default="", metadata=_NOT_LOGGED)
+    tries: tuple[AttemptRecord, ...] = field(default=(), metadata=_NOT_OF_ATTEMPTS | _NOT_LOGGED)
+    id: UUID = field(default_factory=new_id, metadata=_NOT_OF_ATTEMPTS | _NOT_LOGGED)
+    occurred_at: datetime = field(default_factory=now_utc, metadata=_NOT_LOGGED)
 
     def __post_init__(self) -> None:
-        self.request_id, self.agent_id = (
-            storable_text(self.request_id),
-            storable_text(self.agent_id),
-        )
-        self.microdao_id, self.logical_model = (
-            storable_text(self.microdao_id),
-            storable_text(self.logical_model),
-        )
-        self.provider, self.physical_model = (
-            storable_text(self.provider),
-            storable_text(self.physical_model),
-        )
-        self.outcome, self.credential = storable_text(self.outcome), storable_text(self.credential)
+        self.request_id = storable_text(self.request_id)
+        self.agent_id = storable_text(self.agent_id)
+        self.microdao_id = storable_text(self.microdao_id)
+        self.logical_model = storable_text(self.logical_model)
+        self.provider = storable_text(self.provider)
+        self.physical_model = storable_text(self.physical_model)
+        self.outcome = storable_text(self.outcome)
+        self.credential = storable_text(self.credential)
         if self.channel_id is not None:
             self.channel_id = storable_text(self.channel_id)
-        counts = (
-            self.prompt_tokens,
-            self.completion_tokens,
-            self.total_tokens,
-            self.cached_tokens,
-            self.reasoning_tokens,
-            self.attempts,
-        )
+        counts = _COUNTS(self)
         if min(counts) < 0 or max(counts) > MAX_COUNT:
             raise ValueError("a count is negative or over the bound")
         if not (0 <= self.latency_ms < math.inf and 0 <= (self.ttft_ms or 0) < math.inf):
@@ -148,6 +139,61 @@ class UsageRecord:
             self.cost_usd = billionths(self.cost_usd)
         if self.occurred_at.tzinfo is not UTC:
             self.occurred_at = _aware(self.occurred_at)
+
+    def event(self) -> dict[str, Any]:
+        """Returns the fields of the event `llm.call`, which the metrics read."""
+        values = self.__dict__
+        found = {name: values[name] for name in _LOGGED}
+        found["model"] = found.pop("physical_model")
+        if self.cost_usd is not None:
+            found["cost_usd"] = float(self.cost_usd)
+        return found
+
+
+def _names(record: type[AttemptRecord], *without: str) -> tuple[str, ...]:
+    """Returns the names of a record's fields."""
+    return tuple(each.name for each in fields(record) if each.name not in without)
+
+
+ATTEMPT_FIELDS = _names(AttemptRecord)
+TOKEN_FIELDS = tuple(name for name in ATTEMPT_FIELDS if name.endswith("_tokens"))
+CALL_FIELDS = _names(UsageRecord, "tries")
+SHARED_FIELDS = tuple(
+    each.name
+    for each in fields(UsageRecord)
+    if each.name not in ATTEMPT_FIELDS and each.metadata.get("in_attempts", True)
+)
+"""What the rows of a call's attempts repeat of the call."""
+_COUNTS = attrgetter(*TOKEN_FIELDS, "attempts")
+_LOGGED = tuple(each.name for each in fields(UsageRecord) if each.metadata.get("logged", True))
+_MESSAGE_FIELDS = _names(UsageRecord, "tries", "attempts", "recorder")
+
+
+def tokens_of(usage: TokenUsage) -> dict[str, Any]:
+    """Returns the counts of `usage` as fields of a record; what a provider does not count is left out."""
+    return {name: value for name, value in usage.__dict__.items() if value is not None}
+
+
+def usage_message(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the body of the message `usage.llm`: what DAARION's usage engine demands, and our own fields.
+
+    `call` holds the fields of a UsageRecord as the journal or the ledger has them. Money is a decimal
+    text of US dollars, or null where no price is known.
+    """
+    ended = call["outcome"]
+    return {name: call.get(name) for name in _MESSAGE_FIELDS} | {
+        "attempts": [
+            {name: tried.get(name) for name in ATTEMPT_FIELDS}
+            for tried in call.get("tries") or [call]
+        ],
+        "event_id": call["id"],
+        "timestamp": call["occurred_at"],
+        **actor(call["agent_id"]),
+        "model": call["physical_model"],
+        "latency_ms": round(call["latency_ms"]),
+        "success": ended == OUTCOME_OK,
+        "error": None if ended == OUTCOME_OK else ended,
+    }
 
 
 class UsageFilter(BaseModel):
@@ -209,41 +255,14 @@ class UsagePage(BaseModel):
     next_cursor: str | None = None
 
 
-class BegunCall(NamedTuple):
-    """What is known of a call when its first provider is asked, in the terms of UsageRecord; enough to account for it if nobody ends it."""
-
-    id: UUID
-    occurred_at: datetime
-    request_id: str
-    agent_id: str
-    microdao_id: str
-    channel_id: str | None
-    logical_model: str
-    provider: str
-    physical_model: str
-    prompt_tokens: int
-    streamed: bool
-    credential: str
-
-    def lost(self) -> UsageRecord:
-        """Returns the record of a call that nobody ended: its prompt, estimated."""
-        return UsageRecord(
-            **self._asdict(),
-            total_tokens=self.prompt_tokens,
-            latency_ms=0.0,
-            outcome=OUTCOME_LOST,
-            estimated=True,
-        )
-
-
 class UsageSink(Protocol):
-    """Where calls are recorded. Both return at once, do no I/O and raise nothing: they are called on the path of an answer."""
+    """Where calls are recorded. Both methods return at once, do no I/O and raise nothing."""
 
-    def begin(self, call: BegunCall) -> int:
-        """Notes a call that a provider is asked now; should this process die, it is accounted as lost. Returns its ticket."""
+    def begin(self, record: UsageRecord) -> int:
+        """Keeps the record of a call that begins, to be written if this process dies. Returns its ticket."""
 
     def record(self, record: UsageRecord, ticket: int = NOT_BEGUN) -> None:
-        """Takes the record of a call that has ended, and with it what `begin` noted."""
+        """Takes the record of a call that has ended, and drops what `begin` kept under `ticket`."""
 
 
 class UsageReader(Protocol):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from contracts.errors import DaarionError, DeadlineExceeded
 from contracts.events import EventLog
@@ -23,7 +24,14 @@ from contracts.llm.limits import (
 )
 from contracts.llm.ports import Prices
 from contracts.llm.routing import Route, Target
-from contracts.llm.usage import NOT_BEGUN, AttemptRecord, BegunCall, UsageRecord, UsageSink
+from contracts.llm.usage import (
+    NOT_BEGUN,
+    OUTCOME_LOST,
+    AttemptRecord,
+    UsageRecord,
+    UsageSink,
+    tokens_of,
+)
 from contracts.values import now_utc
 from services.llm.estimates import CallEstimate, completion_tokens, rough_prompt_tokens
 
@@ -98,7 +106,8 @@ class CallAccount:
         self._started = time.monotonic()
         self._tries: list[_Try] = []
         self._reservation: Reservation | None = None
-        self._begun: BegunCall | None = None
+        self._id = new_id()
+        self._occurred_at = now_utc()
         self._ticket = NOT_BEGUN
         self._settled = False
         self.attempts: list[Attempt] = []
@@ -121,10 +130,18 @@ class CallAccount:
 
     def attempt(self, target: Target) -> None:
         """Notes that `target` is being called."""
+        if not self._tries:
+            prompt = rough_prompt_tokens(self._request)
+            lost = self._record(
+                target,
+                outcome=OUTCOME_LOST,
+                latency_ms=0.0,
+                prompt_tokens=prompt,
+                total_tokens=prompt,
+                estimated=True,
+            )
+            self._ticket = self._sink.begin(lost)
         self._tries.append(_Try(target, time.monotonic()))
-        if self._begun is None:
-            self._begun = self._call(target)
-            self._ticket = self._sink.begin(self._begun)
 
     def attempt_ended(
         self, outcome: str, usage: TokenUsage | None = None, *, worked: bool = False
@@ -197,15 +214,20 @@ class CallAccount:
             usage = self.usage
             if self._reservation is not None:
                 self._reservation.settle(self._spent(usage))
-        cost, latency = (
-            total_cost([(ended.usage, ended.cost_usd) for ended in self._tries]),
-            self.latency_ms(),
+        target = self._tries[-1].target if self._tries else None
+        record = self._record(
+            target,
+            outcome=outcome,
+            latency_ms=self.latency_ms(),
+            ttft_ms=self._ttft_ms(),
+            **tokens_of(usage),
+            cost_usd=total_cost([(ended.usage, ended.cost_usd) for ended in self._tries]),
+            attempts=len(self._tries),
+            tries=tuple([_record_of(ended) for ended in self._tries]),
         )
-        self._emit(outcome, latency, usage, cost)
-        if self._begun is not None:
-            self._sink.record(
-                self._record(self._begun, outcome, latency, usage, cost), self._ticket
-            )
+        self._emit(record)
+        if self._tries:
+            self._sink.record(record, self._ticket)
 
     def _running(self) -> _Try | None:
         return self._tries[-1] if self._tries and self._tries[-1].outcome is None else None
@@ -249,78 +271,28 @@ class CallAccount:
         )
         return Spent(tokens=usage.total_tokens, nano_usd=int(known * NANO_PER_USD))
 
-    def _emit(self, outcome: str, latency: float, usage: TokenUsage, cost: Decimal | None) -> None:
-        target = self._tries[-1].target if self._tries else None
-        self._events.emit(
-            "llm.call",
-            request_id=self.request_id,
-            agent_id=self.caller.agent_id,
-            microdao_id=self.caller.microdao_id,
-            channel_id=self._request.metadata.channel_id,
-            logical_model=self._route.logical_model,
-            model=target.name if target else None,
-            provider=target.provider if target else None,
-            streamed=self._streamed,
-            latency_ms=latency,
-            ttft_ms=self._ttft_ms(),
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            total_tokens=usage.total_tokens,
-            estimated=usage.estimated,
-            cost_usd=None if cost is None else float(cost),
-            attempts=len(self.attempts),
-            unreadable_events=self.unreadable_events,
-            outcome=outcome,
-        )
+    def _emit(self, record: UsageRecord) -> None:
+        event = record.event()
+        if not self._tries:
+            event["model"] = event["provider"] = None
+        event["attempts"] = len(self.attempts)  # with those that were skipped
+        event["unreadable_events"] = self.unreadable_events
+        self._events.emit("llm.call", **event)
 
-    def _call(self, target: Target) -> BegunCall:
-        return BegunCall(
-            new_id(),
-            now_utc(),
-            self.request_id,
-            self.caller.agent_id,
-            self.caller.microdao_id,
-            self._request.metadata.channel_id,
-            self._route.logical_model,
-            target.provider,
-            target.name,
-            rough_prompt_tokens(self._request),
-            self._streamed,
-            self.caller.credential,
-        )
-
-    def _record(
-        self,
-        begun: BegunCall,
-        outcome: str,
-        latency: float,
-        usage: TokenUsage,
-        cost: Decimal | None,
-    ) -> UsageRecord:
-        target = self._tries[-1].target
+    def _record(self, target: Target | None, **measured: Any) -> UsageRecord:
         return UsageRecord(
-            id=begun.id,
+            id=self._id,
+            occurred_at=self._occurred_at,
             request_id=self.request_id,
             agent_id=self.caller.agent_id,
             microdao_id=self.caller.microdao_id,
             channel_id=self._request.metadata.channel_id,
-            logical_model=self._route.logical_model,
-            provider=target.provider,
-            physical_model=target.name,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            total_tokens=usage.total_tokens,
-            cached_tokens=usage.cached_tokens or 0,
-            reasoning_tokens=usage.reasoning_tokens or 0,
-            latency_ms=latency,
-            ttft_ms=self._ttft_ms(),
-            outcome=outcome,
-            streamed=self._streamed,
-            estimated=bool(usage.estimated),
-            attempts=len(self._tries),
-            cost_usd=cost,
             credential=self.caller.credential,
-            tries=tuple([_record_of(ended) for ended in self._tries]),
+            logical_model=self._route.logical_model,
+            provider=target.provider if target else "",
+            physical_model=target.name if target else "",
+            streamed=self._streamed,
+            **measured,
         )
 
     def _ttft_ms(self) -> float | None:
@@ -330,18 +302,12 @@ class CallAccount:
 
 
 def _record_of(ended: _Try) -> AttemptRecord:
-    usage = ended.usage
     return AttemptRecord(
         provider=ended.target.provider,
         physical_model=ended.target.name,
         outcome=ended.outcome or OUTCOME_INTERNAL,
         latency_ms=ended.latency_ms,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-        cached_tokens=usage.cached_tokens or 0,
-        reasoning_tokens=usage.reasoning_tokens or 0,
-        estimated=bool(usage.estimated),
+        **tokens_of(ended.usage),
         cost_usd=ended.cost_usd,
     )
 

@@ -30,7 +30,7 @@ from contracts.llm.openai_embeddings import (
 )
 from contracts.llm.ports import Prices
 from contracts.llm.routing import Target, Timeouts
-from contracts.llm.usage import OUTCOME_OK, UsageRecord, UsageSink
+from contracts.llm.usage import OUTCOME_OK, UsageRecord, UsageSink, tokens_of
 from services.llm.accounting import PROVIDER_WORKED, NoPrices, outcome_of
 from services.llm.estimates import BYTES_PER_TOKEN
 
@@ -160,9 +160,7 @@ class Embeddings:
                 logical_model=self.model,
                 provider=self.target.provider,
                 physical_model=self.target.name,
-                prompt_tokens=usage.prompt_tokens,
-                total_tokens=usage.total_tokens,
-                estimated=bool(usage.estimated),
+                **tokens_of(usage),
                 cost_usd=cost,
                 latency_ms=latency_ms,
                 outcome=outcome,

@@ -11,7 +11,7 @@ from typing import Protocol
 from contracts.errors import DeadlineExceeded
 from contracts.llm.api import CacheRequest, ModelList, ProxyRequest, ProxyResponse, StreamItem
 from contracts.llm.limits import Estimate, Spent, caller_of
-from contracts.llm.usage import OUTCOME_OK
+from contracts.llm.usage import OUTCOME_OK, UsageRecord
 from services.llm.cache import AnswerCache, cache_key, is_clipped, is_worth_keeping
 from services.llm.proxy import LLMProxy
 from services.llm.replay import Answerer, ChatStream, RecordedStream, ReplayedStream
@@ -147,25 +147,20 @@ class Gateway:
         caller = caller_of(request.metadata)
         (await self._proxy.limiter.reserve(caller, Estimate())).settle(Spent(requests=1))
         latency = round((time.monotonic() - started) * 1000, 3)
-        self._proxy.events.emit(
-            "llm.call",
+        record = UsageRecord(
             request_id=request_id,
             agent_id=caller.agent_id,
             microdao_id=caller.microdao_id,
             channel_id=request.metadata.channel_id,
             logical_model=request.model,
-            model=answer.model_resolved,
             provider=answer.provider,
+            physical_model=answer.model_resolved,
+            outcome=OUTCOME_OK,
             streamed=streamed,
             latency_ms=latency,
-            ttft_ms=None,
-            prompt_tokens=0,
-            completion_tokens=0,
-            total_tokens=0,
             attempts=0,
-            cached=True,
-            outcome=OUTCOME_OK,
         )
+        self._proxy.events.emit("llm.call", **record.event(), cached=True)
         return answer.model_copy(
             update={
                 "cached": True,

@@ -8,9 +8,8 @@ from uuid import uuid4
 import orjson
 import pytest
 
-from backends.llm.usage_announcer import usage_event
 from contracts.agents.api import AgentUsageEvent, Entrypoint, Outcome
-from contracts.llm.usage import AttemptRecord, UsageRecord
+from contracts.llm.usage import AttemptRecord, UsageRecord, usage_message
 from contracts.tools.api import ErrorKind
 from contracts.tools.ledger import ToolUsageEvent
 from tests.support.llm.usage import usage_record
@@ -53,7 +52,7 @@ def in_ledger(record: UsageRecord) -> dict[str, Any]:
 )
 def test_a_call_of_a_model(source: Any, fields: dict[str, Any], success: Any, error: Any) -> None:
     record = usage_record(**fields)
-    body = usage_event(source(record))
+    body = orjson.dumps(usage_message(source(record)), default=str)
     event = LlmUsage.model_validate_json(body)
     assert (event.event_id, event.timestamp) == (str(record.id), record.occurred_at)
     assert (event.actor_id, event.actor_type, event.agent_id, event.microdao_id) == (

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from contracts.identity import new_id
-from contracts.llm.usage import MAX_TEXT, UsageFilter
+from contracts.llm.api import TokenUsage
+from contracts.llm.usage import (
+    ATTEMPT_FIELDS,
+    MAX_TEXT,
+    AttemptRecord,
+    UsageFilter,
+    tokens_of,
+)
 from tests.support.llm.usage import usage_record
 
 any_text = st.text(st.characters(codec=None), max_size=400)
@@ -77,6 +84,14 @@ def test_money_is_kept_to_a_billionth_and_time_in_utc() -> None:
     assert record.cost_usd == Decimal("0.000000001")
     assert record.occurred_at == datetime(2025, 12, 31, 23, tzinfo=UTC)
     assert record.occurred_at.tzinfo is UTC
+
+
+def test_whatever_a_provider_counts_is_recorded() -> None:
+    assert TokenUsage.model_fields.keys() <= set(ATTEMPT_FIELDS)
+    counted = TokenUsage(prompt_tokens=3, total_tokens=4, cached_tokens=2, estimated=True)
+    record = AttemptRecord("openai", "gpt", "ok", 1.0, **tokens_of(counted))
+    assert (record.prompt_tokens, record.completion_tokens, record.total_tokens) == (3, 0, 4)
+    assert (record.cached_tokens, record.reasoning_tokens, record.estimated) == (2, 0, True)
 
 
 def test_a_filter_names_each_key_once_and_knows_no_others() -> None:

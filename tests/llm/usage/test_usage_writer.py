@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from backends.journal.journal import Journal
+from backends.llm.running_calls import RunningCalls
 from backends.llm.usage_writer import JOURNAL_NAME, UsageWriter, WriterOptions
 from backends.postgres.migrate import migrate
 from backends.postgres.pool import Database
@@ -130,6 +131,29 @@ async def test_a_journal_left_behind_is_adopted_at_the_start_and_later(
             lambda: len(list(tmp_path.iterdir())) == 3
         )  # its own segment, a spare, and its running calls
     assert len(await stored(database)) == 750
+
+
+async def test_calls_that_a_former_version_had_begun_are_accounted(
+    database: Database, tmp_path: Path, events: RecordedEvents
+) -> None:
+    """Before records were kept whole, a call in work was an array of values."""
+    former = usage_record(credential="key-1", streamed=True, channel_id="channel:1")
+    running = RunningCalls.create(tmp_path, JOURNAL_NAME)
+    begun = (
+        *("old replica", former.id, former.occurred_at, former.request_id),
+        *(former.agent_id, former.microdao_id, former.channel_id, former.logical_model),
+        *(former.provider, former.physical_model, 7, True, former.credential),
+    )
+    running.begin(orjson.dumps(begun))
+    running.close(delete=False)
+    async with writing(database, tmp_path, events=events) as writer:
+        await until(lambda: writer.statistics().written == 1)
+    (row,) = await stored(database)
+    same = ("id", "occurred_at", "request_id", "agent_id", "channel_id", "provider", "credential")
+    assert {name: row[name] for name in same} == {name: getattr(former, name) for name in same}
+    assert (row["recorder"], row["outcome"], row["streamed"]) == ("old replica", "lost", True)
+    assert (row["prompt_tokens"], row["total_tokens"], row["completion_tokens"]) == (7, 7, 0)
+    assert events.named("usage.calls_lost") == [{"calls": 1}]
 
 
 async def test_a_damaged_page_takes_no_record_but_its_own_and_is_told(

@@ -25,6 +25,7 @@ def usage_record(**changes: Any) -> UsageRecord:
         "total_tokens": 120,
         "cached_tokens": 10,
         "reasoning_tokens": 5,
+        "outcome": "ok",
         "latency_ms": 12.5,
         "ttft_ms": None,
         "cost_usd": Decimal("0.000125"),

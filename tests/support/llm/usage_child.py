@@ -8,11 +8,12 @@ import asyncio
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from backends.llm.usage_writer import UsageWriter, WriterOptions
 from backends.postgres.pool import Database
-from contracts.llm.usage import NOT_BEGUN, AttemptRecord, BegunCall
+from contracts.llm.usage import NOT_BEGUN, AttemptRecord
 from tests.support.events import RecordedEvents
 from tests.support.llm.usage import usage_record
 
@@ -47,8 +48,7 @@ async def main(url: str, folder: Path, name: str) -> None:
                 ),
             )
             dropped = writer.statistics().dropped
-            known = {name: getattr(record, name) for name in BegunCall._fields}
-            ticket = writer.begin(BegunCall(**known))
+            ticket = writer.begin(replace(record, outcome="lost", attempts=1, tries=()))
             if number % 50:
                 writer.record(record, ticket)
             if writer.statistics().dropped == dropped and (number % 50 or ticket != NOT_BEGUN):
