@@ -22,7 +22,7 @@ from executors.python.tiers import HostTiers, probe_tiers
 from tests.support.tools.executions import Secrets, definition, execution
 from tests.support.tools.sandboxes import SECRET, nothing_survives, python_executor
 
-SUPPORT = str(Path(__file__).parents[2] / "support")
+SUPPORT = str(Path(__file__).parents[2] / "support/tools")
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from executors.python.executor import PythonLimits
 from tests.support.tools.executions import definition, execution
 from tests.support.tools.sandboxes import attack, nothing_survives, python_executor
 
-SUPPORT = Path(__file__).parents[2] / "support"
+SUPPORT = Path(__file__).parents[2] / "support/tools"
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from tests.support.tools.sandboxes import (
     scratch_folders,
 )
 
-SUPPORT = Path(__file__).parents[2] / "support"
+SUPPORT = Path(__file__).parents[2] / "support/tools"
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 0.8
 
