@@ -13,16 +13,25 @@ from pydantic import ValidationError
 from backends.postgres.pool import Database
 from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition
-from contracts.tools.ledger import Origin, RegisteredTool
+from contracts.tools.registry import Origin, RegisteredTool
 
 Connection = psycopg.AsyncConnection[DictRow]
 
 REVISION = "SELECT revision FROM tool_registry_revision"
 LOCK = "SELECT revision FROM tool_registry_revision FOR UPDATE"
 BUMP = "UPDATE tool_registry_revision SET revision = revision + 1"
-CURRENT = "SELECT tool_id, version, enabled, origin, source, definition::text AS definition, updated_at FROM tools"
-CURRENT_ONE = f"{CURRENT} WHERE tool_id = %(tool_id)s"
-OF_ORIGIN = f"{CURRENT} WHERE origin = %(origin)s AND source IS NOT DISTINCT FROM %(source)s"
+CURRENT = """
+SELECT tool_id, version, enabled, origin, source, definition::text AS definition, updated_at
+FROM tools
+"""
+CURRENT_ONE = """
+SELECT tool_id, version, enabled, origin, source, definition::text AS definition, updated_at
+FROM tools WHERE tool_id = %(tool_id)s
+"""
+OF_ORIGIN = """
+SELECT tool_id, version, enabled, origin, source, definition::text AS definition, updated_at
+FROM tools WHERE origin = %(origin)s AND source IS NOT DISTINCT FROM %(source)s
+"""
 # A version is current and history at once: both rows are written by one statement.
 WRITE = """
 WITH history AS (
@@ -32,8 +41,8 @@ WITH history AS (
 INSERT INTO tools AS current (tool_id, version, enabled, origin, source, definition)
 VALUES (%(tool_id)s, %(version)s, %(enabled)s, %(origin)s, %(source)s, %(definition)s)
 ON CONFLICT (tool_id) DO UPDATE
-SET version = excluded.version, enabled = excluded.enabled, origin = excluded.origin, source = excluded.source,
-    definition = excluded.definition, updated_at = now()
+SET version = excluded.version, enabled = excluded.enabled, origin = excluded.origin,
+    source = excluded.source, definition = excluded.definition, updated_at = now()
 RETURNING tool_id, version, enabled, origin, source, definition::text AS definition, updated_at
 """
 WRITE_TIMEOUT_S = 5.0

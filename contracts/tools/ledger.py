@@ -1,34 +1,34 @@
-"""The ledger of tool calls and the registry's store: rows and ports.
+"""The ledger of tool calls: what is recorded of one call, in the order of its steps, and the ledger's port.
 
-A call is `running` from its claim until it is settled, or `refused` when policy did not let it through. `call_id`
-names one call within its microDAO; refused calls do not take the name.
+A call is `refused` by policy, or `awaiting_approval`, then `running`, then `settled`. `call_id` names one call within its
+microDAO; a refused call does not take the name.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from contracts.identity import new_id
 from contracts.llm.usage import actor
-from contracts.tools.api import Decision, Effect, ErrorKind, IsolationTier, ToolDefinition
-from contracts.values import Instant
+from contracts.tools.api import Decision, Effect, ErrorKind, IsolationTier, Outcome
+from contracts.values import Instant, now_utc
 
 CallState = Literal["refused", "awaiting_approval", "running", "settled"]
 Via = Literal["http", "nats", "mcp", "handle"]
-Origin = Literal["file", "admin", "source"]
 MAX_PAGE = 1_000
 
 
 @dataclass(frozen=True)
 class CallIntent:
-    """What is known of a call before it runs.
+    """A call before it runs. Field names are the ledger's columns.
 
-    `args` and `context` are JSON texts, or None; after the call has ended only `keep_args` keeps the former. `approval_digest`
-    stands for all that an approval covers, None where none is needed.
+    `fingerprint` is a digest of tool, agent and arguments. `args` and `context` are JSON texts, or None where they are not
+    needed; after the end `args` is kept only if `keep_args`. `approval_digest` covers everything that an administrator
+    approves, and is None for a call that needs no approval.
     """
 
     call_id: str
@@ -51,31 +51,33 @@ class CallIntent:
 
 
 @dataclass(frozen=True)
-class Settlement:
-    """How a call ended. `result` is the JSON text of the whole result; `shown` lets the audit show it."""
+class Settlement(Outcome):
+    """How a call ended: an outcome that was checked, as it is recorded and answered.
 
-    ok: bool
-    result: str | None = None
-    result_items: int | None = None
-    shown: bool = False
-    error_kind: ErrorKind | None = None
-    error: str | None = None
-    retryable: bool = False
-    effect_possible: bool = False
-    tier: IsolationTier | None = None
-    executor_attempts: int = 0
-    duration_ms: float = 0.0
-    details: dict[str, Any] = field(default_factory=dict)
+    `result` is what the caller sees: the whole, or a preview if `truncated`. `body` is the whole result's JSON text, `items`
+    the length of an array. `audit_result` shows the result in the audit.
+    """
+
+    body: str | None = None
+    items: int | None = None
+    truncated: bool = False
+    audit_result: bool = False
+
+    @property
+    def result_bytes(self) -> int | None:
+        """The size of the whole result's JSON text."""
+        return None if self.body is None else len(self.body.encode())
 
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """A call that holds its `call_id`. `expired` says that a running one's owner gave no sign of life for too long."""
+    """The call that holds a `call_id`. `expired`: it is running, and its owner let the lease run out.
+
+    `settlement.result` is not read: `body` and `items` are there while the result is kept, until `result_kept_until`.
+    """
 
     id: UUID
-    call_id: str
     microdao_id: str
-    tool_id: str
     tool_version: int | None
     effect: Effect | None
     fingerprint: bytes
@@ -90,19 +92,6 @@ class RecordedCall:
 
 
 @dataclass(frozen=True)
-class AbandonedCall:
-    """A call that was settled because its owner was gone."""
-
-    id: UUID
-    call_id: str
-    microdao_id: str
-    agent_id: str
-    tool_id: str
-    effect: Effect
-    error_kind: ErrorKind
-
-
-@dataclass(frozen=True)
 class StoredResult:
     """A whole result as JSON text."""
 
@@ -113,7 +102,7 @@ class StoredResult:
 
 
 class CallFilter(BaseModel):
-    """Which calls of one microDAO to list, newest first; `cursor` is a former page's `next_cursor`."""
+    """Which calls of one microDAO to list, newest first. `cursor` is the `next_cursor` of the page before."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -129,11 +118,8 @@ class CallFilter(BaseModel):
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 100
 
 
-class CallRow(BaseModel):
-    """One call as the audit shows it; what is not known of it is left out. `args` and `result` are there only where the tool opted in.
-
-    While a call waits for approval, administrators see its `args` and `context`: with tool and version, all that will run.
-    """
+class CallSummary(BaseModel):
+    """What the audit and the usage event both say of a call."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -144,13 +130,22 @@ class CallRow(BaseModel):
     tool_id: str
     tool_version: int | None = None
     effect: Effect | None = None
+    error_kind: ErrorKind | None = None
+    result_bytes: int | None = None
+
+
+class CallRow(CallSummary):
+    """A call in the audit; unknown fields are absent. `args` and `result` are shown only where the tool opted in.
+
+    While a call waits for approval, administrators see its `args` and `context`: with tool and version, all that will run.
+    """
+
     via: Via
     request_id: str
     args_hash: str
     rule: str
     state: CallState
     ok: bool | None = None
-    error_kind: ErrorKind | None = None
     error: str | None = None
     retryable: bool | None = None
     effect_possible: bool | None = None
@@ -158,7 +153,6 @@ class CallRow(BaseModel):
     attempt: int
     attempts: int | None = None
     duration_ms: float | None = None
-    result_bytes: int | None = None
     started_at: datetime
     settled_at: datetime | None = None
     approval: str | None = None
@@ -175,43 +169,26 @@ class CallPage(BaseModel):
     next_cursor: UUID | None = None
 
 
-@dataclass(frozen=True)
-class RegisteredTool:
-    """A tool as the registry keeps it. `origin` tells who wrote this version: the file, an administrator, a source."""
+class ToolUsageEvent(CallSummary):
+    """Published as `usage.tool` once per ended call. `id` is the ledger's, so that a consumer recognises repeats."""
 
-    definition: ToolDefinition
-    version: int
-    enabled: bool
-    origin: Origin
-    updated_at: datetime
-    source: str | None = None
-
-
-class ToolUsageEvent(BaseModel):
-    """Published as `usage.tool` once per ended call; `id` is the ledger's, so that a consumer can tell repeats."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: UUID
-    occurred_at: datetime
-    request_id: str | None
-    agent_id: str
-    microdao_id: str
-    channel_id: str | None
-    tool_id: str
+    occurred_at: datetime = Field(default_factory=now_utc)
+    request_id: str | None = None
+    channel_id: str | None = None
     tool_name: str
-    tool_version: int | None
-    call_id: str
-    effect: Effect | None
-    via: Via | None
+    via: Via | None = None
     ok: bool
-    error_kind: ErrorKind | None
-    attempts: int
-    duration_ms: float
-    result_bytes: int | None
+    attempts: int = 0
+    duration_ms: float = 0
+
+    @classmethod
+    def of(cls, intent: CallIntent, settlement: Settlement) -> Self:
+        """Returns the event of a call that ended."""
+        ended = vars(settlement) | {"result_bytes": settlement.result_bytes}
+        return cls.model_validate(ended | vars(intent))
 
     def message(self) -> dict[str, Any]:
-        """Returns what is sent: the fields that DAARION's usage engine demands, ours beside them."""
+        """Returns the message: the fields that DAARION's usage engine demands, beside our own."""
         return self.model_dump(mode="json") | {
             "event_id": str(self.id),
             "timestamp": self.occurred_at.isoformat(),
@@ -230,68 +207,48 @@ class ToolUsage(Protocol):
 
 
 class ToolLedger(Protocol):
-    """Where calls are recorded. Every method raises DatabaseUnavailable while it is away."""
+    """Where calls are recorded. Every method raises DatabaseUnavailable while the database is away."""
 
     async def find(self, microdao_id: str, call_id: str) -> RecordedCall | None:
-        """The call that holds this id."""
+        """Returns the call that holds this id."""
 
     async def claim(self, intent: CallIntent) -> RecordedCall | None:
-        """Records that the call begins, durably. Returns None when it is ours, else the call that holds the id."""
+        """Records durably that the call begins. Returns None on success, else the call that holds the id."""
 
-    async def take_over(self, call: RecordedCall) -> bool:
-        """Begins the next attempt of a call that may run (again); False when somebody else was faster."""
-
-    async def settle(
-        self, microdao_id: str, record: UUID, attempt: int, settlement: Settlement
-    ) -> bool:
-        """Ends a running attempt; False when the call was settled or taken over meanwhile."""
-
-    async def record(self, intent: CallIntent, settlement: Settlement) -> UUID | None:
-        """Records a finished `read`; returns its record's id, None when another success or another call holds the id already."""
+    async def await_approval(self, intent: CallIntent) -> RecordedCall | None:
+        """Records that the call waits for approval. Returns None on success, else the call that holds the id."""
 
     async def refuse(self, intent: CallIntent, decision: Decision) -> None:
         """Records a refusal."""
 
-    async def await_approval(self, intent: CallIntent) -> RecordedCall | None:
-        """Records that the call waits for approval. Returns the call that holds the id already, or None."""
+    async def take_over(self, call: RecordedCall) -> bool:
+        """Begins the next attempt of a call that may run; False if another process was faster."""
+
+    async def settle(
+        self, microdao_id: str, record: UUID, attempt: int, settlement: Settlement
+    ) -> bool:
+        """Ends a running attempt; False if the call was settled or taken over meanwhile."""
+
+    async def record(self, intent: CallIntent, settlement: Settlement) -> UUID | None:
+        """Records a finished `read`, which was not claimed. Returns its record's id.
+
+        Returns None if the id is held by a success, or by another call.
+        """
 
     async def decide_approval(self, microdao_id: str, call_id: str, *, granted: bool) -> bool:
-        """Grants or rejects a waiting call; False when none of that id waits undecided, or with a grant that has ended."""
+        """Grants or rejects a waiting call; False if no call of that id is undecided, or granted until a time that has passed."""
 
     async def extend_leases(self, records: Sequence[UUID]) -> None:
-        """Gives a sign of life for calls that this process runs."""
+        """Renews the leases of calls that this process runs."""
 
-    async def settle_abandoned(self) -> Sequence[AbandonedCall]:
-        """Ends calls whose owners are gone: a `write` as indeterminate, others as unavailable."""
+    async def settle_abandoned(self) -> Sequence[ToolUsageEvent]:
+        """Ends calls whose owners are gone: a `write` as indeterminate, others as unavailable. Returns their events."""
 
     async def purge(self) -> int:
-        """Removes what is older than it is kept; returns the number of rows."""
+        """Removes results and calls that are older than they are kept; returns the number of rows."""
 
     async def list_calls(self, wanted: CallFilter, *, show_waiting_args: bool = False) -> CallPage:
-        """A page of the audit."""
+        """Returns a page of the audit."""
 
     async def read_result(self, microdao_id: str, result: UUID) -> StoredResult | None:
-        """A whole result that is still kept."""
-
-
-class ToolStore(Protocol):
-    """Where the registry is kept. Every method raises DatabaseUnavailable while it is away."""
-
-    async def revision(self) -> int:
-        """A number that grows with every change."""
-
-    async def load(self) -> tuple[int, Sequence[RegisteredTool]]:
-        """The revision and the current version of every tool."""
-
-    async def put(
-        self, definition: ToolDefinition, origin: Origin, source: str | None = None
-    ) -> RegisteredTool:
-        """Adds a tool or its next version; an unchanged enabled one stays as it is."""
-
-    async def disable(self, tool_id: str, origin: Origin) -> RegisteredTool | None:
-        """Writes a disabled version; None when there is no such tool."""
-
-    async def sync(
-        self, definitions: Sequence[ToolDefinition], origin: Origin, source: str | None = None
-    ) -> int:
-        """Makes the tools of this origin (and source) equal `definitions`, sparing what an administrator wrote; returns the changes."""
+        """Returns a whole result that is still kept."""

@@ -25,8 +25,9 @@ from contracts.tools.api import ToolCallRequest
 from interfaces.http.base.bodies import require_json
 from interfaces.http.base.errors import invalid_body
 from interfaces.tools.answers import call_body
-from services.tools.calls import Reply, ToolCalls
+from services.tools.calls import ToolCalls
 from services.tools.catalog import Catalog, description_of
+from services.tools.outcomes import CallAnswer
 from services.tools.registry import Tool
 
 NAME = "daarion-tools"
@@ -162,7 +163,7 @@ def _described(tool: Tool) -> types.Tool:
     )
 
 
-def _answer(reply: Reply) -> types.CallToolResult:
+def _answer(reply: CallAnswer) -> types.CallToolResult:
     """The result as structured content where it is an object, and always as JSON text.
 
     Clients check structured content against the schema that was listed, and fail without any: where

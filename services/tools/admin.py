@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from contracts.errors import Conflict, NotFound
 from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition
-from contracts.tools.ledger import CallFilter, CallPage, ToolLedger, ToolStore
+from contracts.tools.ledger import CallFilter, CallPage, ToolLedger
+from contracts.tools.registry import ToolStore
 from services.tools.catalog import native_form
 from services.tools.registry import Registry, check_definition, compile_tool
 from services.tools.results import PageRequest, ResultPage, page

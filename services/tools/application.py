@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from contracts.errors import DaarionError
 from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition, ToolExecutor
-from contracts.tools.ledger import ToolLedger, ToolStore, ToolUsage
+from contracts.tools.ledger import ToolLedger, ToolUsage
+from contracts.tools.registry import ToolStore
 from services.tools.admin import Audit, Resolve, ToolAdmin
 from services.tools.calls import ToolCalls
 from services.tools.catalog import Catalog
+from services.tools.execution import ToolRunner
 from services.tools.policy import Policy
-from services.tools.recorder import Recorder
+from services.tools.recorder import ToolRecorder
 from services.tools.registry import Registry
 from services.tools.slots import ConcurrencySlots
 from services.tools.sources import SourceKeeper, ToolSource
@@ -55,7 +57,7 @@ class Toolcore:
         self._ports = ports
         self.registry = Registry(ports.store, ports.events, interval_s=refresh_s)
         self.audit = Audit(ports.ledger, ports.events)
-        self._recorder = Recorder(ports.ledger, ports.usage, ports.events)
+        self._recorder = ToolRecorder(ports.ledger, ports.usage, ports.events)
         self._sources = SourceKeeper(ports.store, self.registry, ports.events)
         self._syncing: asyncio.Task[None] | None = None
         self._slots = ConcurrencySlots()
@@ -75,15 +77,14 @@ class Toolcore:
         """
         ports = self._ports
         policy = configuration.policy
-        executors = configuration.executors
+        runner = ToolRunner(configuration.executors, self._slots, ports.events)
         self._calls = ToolCalls(
             self.registry,
             policy,
             ports.ledger,
             self._recorder,
-            executors=executors,
+            runner=runner,
             events=ports.events,
-            slots=self._slots,
         )
         self._catalog = Catalog(self.registry, policy)
         self._admin = ToolAdmin(ports.store, self.registry, configuration.resolve, ports.events)

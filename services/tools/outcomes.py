@@ -1,17 +1,18 @@
-"""From what an executor reports to what is recorded and answered: results checked, bounded and previewed."""
+"""From an executor's outcome to what is recorded and answered: results checked, bounded, previewed."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import orjson
 
 from contracts.tools.api import (
     Decision,
     ErrorKind,
-    Execution,
     Outcome,
     ResultReference,
     ToolCallResult,
@@ -21,7 +22,7 @@ from services.tools.registry import Tool
 from services.tools.results import preview, to_text
 from services.tools.schemas import Budget
 
-# Above this many bytes the checks leave the event loop for a thread.
+# Results above this many bytes are checked in a thread, off the event loop.
 MAX_INLINE_CHECK_BYTES = 32 * 1024
 MAX_ERROR_CHARS = 2_000
 MAX_RAW_CHARS = 2_000
@@ -33,127 +34,110 @@ INDETERMINATE = Settlement(
     error_kind="indeterminate",
     error="the call was cut off: whether its effect happened is not known, and it is not run again",
     effect_possible=True,
+    attempts=0,
 )
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A settlement and the result as it is shown: whole, or a preview when `truncated`."""
+class CallAnswer:
+    """The answer, and whether the call ran (now or before) rather than being refused.
 
-    settlement: Settlement
-    shown: Any = None
-    truncated: bool = False
+    `reference` leads to a kept result. `structured` is the whole result's JSON text where no cut of
+    it matches an output schema that MCP lists, so that `result` is empty.
+    """
+
+    result: ToolCallResult
+    executed: bool = False
+    reference: ResultReference | None = None
+    structured: str | None = None
 
 
-async def check_outcome(tool: Tool, outcome: Outcome) -> Checked:
-    """Returns the settlement of an execution: the result must be JSON, within its bound, and match the output schema."""
+async def check_outcome(tool: Tool, outcome: Outcome) -> Settlement:
+    """Returns the settlement of an execution.
+
+    The result must be JSON, within its bound, and match the output schema.
+    """
     base = _settlement(tool, outcome)
     if not outcome.ok:
-        return Checked(base)
+        return base
     try:
         text = to_text(outcome.result)
     except TypeError:
-        return Checked(
-            _unusable(
-                base,
-                "invalid_result",
-                "the tool's result cannot be written as JSON (UTF-8 texts, 64-bit numbers)",
-            )
-        )
+        error = "the tool's result cannot be written as JSON (UTF-8 texts, 64-bit numbers)"
+        return _unusable(base, "invalid_result", error)
     if len(text) > MAX_INLINE_CHECK_BYTES:
-        return await asyncio.to_thread(_check_text, tool, base, outcome.result, text)
-    return _check_text(tool, base, outcome.result, text)
+        return await asyncio.to_thread(_check_text, tool, base, text)
+    return _check_text(tool, base, text)
 
 
-def _check_text(tool: Tool, base: Settlement, result: Any, text: str) -> Checked:
-    if len(text.encode()) > tool.definition.max_result_bytes:
-        return Checked(
-            _unusable(
-                base,
-                "too_large",
-                f"the tool's result is over its bound of {tool.definition.max_result_bytes} bytes",
-            )
-        )
-    violation = (
-        None
-        if tool.output is None
-        else tool.output.violation(result, Budget(RESULT_BUDGET_STEPS, RESULT_BUDGET_CPU_S))
-    )
+def _check_text(tool: Tool, base: Settlement, text: str) -> Settlement:
+    definition, result = tool.definition, base.result
+    if len(text.encode()) > definition.max_result_bytes:
+        error = f"the tool's result is over its bound of {definition.max_result_bytes} bytes"
+        return _unusable(base, "too_large", error)
+    budget = Budget(RESULT_BUDGET_STEPS, RESULT_BUDGET_CPU_S)
+    violation = None if tool.output is None else tool.output.violation(result, budget)
     if violation is not None:
-        details = {
-            "path": violation.path,
-            "expected": violation.expected,
-            "raw": text[:MAX_RAW_CHARS],
-        }
-        error = f"the tool's result does not match its output_schema: result{violation.path.removeprefix('$')}: expected {violation.expected}"
-        return Checked(replace(_unusable(base, "invalid_result", error), details=details))
+        where, expected = f"result{violation.path.removeprefix('$')}", violation.expected
+        error = f"the tool's result does not match its output_schema: {where}: expected {expected}"
+        details = {"path": violation.path, "expected": expected, "raw": text[:MAX_RAW_CHARS]}
+        return replace(_unusable(base, "invalid_result", error), details=details)
     items = len(result) if isinstance(result, list) else None
-    settled = replace(base, result=text, result_items=items, shown=tool.definition.record_result)
-    shown, truncated = _shown(tool, result, text)
-    return Checked(settled, shown, truncated)
+    whole = replace(base, body=text, items=items, audit_result=definition.record_result)
+    return _bounded(tool, whole, result, text)
 
 
-def recall(tool: Tool, recorded: RecordedCall) -> Checked:
-    """Returns what is known about a call that was settled before."""
-    assert recorded.settlement is not None
-    text = recorded.settlement.result
-    if not recorded.settlement.ok or text is None:
-        return Checked(recorded.settlement)
-    shown, truncated = _shown(tool, orjson.loads(text), text)
-    return Checked(recorded.settlement, shown, truncated)
+def recall(tool: Tool, recorded: RecordedCall) -> Settlement:
+    """Returns the settlement of a call that ended before, its result as callers see it."""
+    settlement = recorded.settlement
+    assert settlement is not None
+    if not settlement.ok or settlement.body is None:
+        return settlement
+    return _bounded(tool, settlement, orjson.loads(settlement.body), settlement.body)
 
 
-def refusal(decision: Decision) -> ToolCallResult:
+def refused(decision: Decision, tool_id: str, tool_version: int | None) -> CallAnswer:
     """Returns the answer to a call that policy did not let through."""
     details = {"rule": decision.rule, "path": decision.path, "expected": decision.expected}
-    return ToolCallResult(
+    result = ToolCallResult(
         ok=False,
         error=decision.reason,
         error_kind=decision.error_kind,
         retryable=decision.retryable,
         details={name: value for name, value in details.items() if value is not None},
+        tool_id=tool_id,
+        tool_version=tool_version,
     )
+    return CallAnswer(result)
 
 
-def kept_result(
-    checked: Checked, record_id: str, expires_at: str | None = None
-) -> ResultReference | None:
-    """Returns where the whole result of a success can be read."""
-    text = checked.settlement.result
-    if text is None:
-        return None
-    return ResultReference(
-        id=record_id,
-        bytes=len(text.encode()),
-        items=checked.settlement.result_items,
-        expires_at=expires_at,
-    )
-
-
-def structured_text(tool: Tool, checked: Checked) -> str | None:
-    """Returns the whole result's JSON text where no cut of it matches an output schema that MCP lists."""
-    return (
-        checked.settlement.result
-        if checked.truncated and checked.shown is None and tool.object_output is not None
-        else None
-    )
-
-
-def call_result(checked: Checked, reference: ResultReference | None) -> ToolCallResult:
+def answered(
+    tool: Tool,
+    settlement: Settlement,
+    record: UUID,
+    *,
+    version: int | None,
+    kept_until: datetime | None = None,
+    replayed: bool | None = None,
+) -> CallAnswer:
     """Returns the answer to a call that ran, now or before."""
-    settlement = checked.settlement
-    return ToolCallResult(
-        ok=settlement.ok,
-        result=checked.shown,
-        error=settlement.error,
-        error_kind=settlement.error_kind,
-        retryable=None if settlement.ok else settlement.retryable,
-        tier=settlement.tier,
-        attempts=settlement.executor_attempts,
-        duration_ms=settlement.duration_ms,
-        truncated=checked.truncated or None,
-        result_ref=reference if checked.truncated else None,
-        details=settlement.details or None,
+    reference = _reference(settlement, record, kept_until)
+    answer = {
+        **vars(settlement),
+        "retryable": None if settlement.ok else settlement.retryable,
+        "details": settlement.details or None,
+        "truncated": settlement.truncated or None,
+        "result_ref": reference if settlement.truncated else None,
+        "tool_id": tool.definition.id,
+        "tool_version": version,
+        "replayed": replayed,
+    }
+    lost = settlement.truncated and settlement.result is None and tool.object_output is not None
+    return CallAnswer(
+        ToolCallResult.model_validate(answer),
+        executed=True,
+        reference=reference,
+        structured=settlement.body if lost else None,
     )
 
 
@@ -170,40 +154,45 @@ def failed(
     )
 
 
-def timed_out(execution: Execution) -> Outcome:
-    """The failure of an execution that outlived its deadline."""
-    return failed(
-        "timeout",
-        f"no result within {execution.deadline.seconds:g} s",
-        effect_possible=True,
-        retryable=True,
+def _reference(
+    settlement: Settlement, record: UUID, kept_until: datetime | None
+) -> ResultReference | None:
+    if settlement.result_bytes is None:
+        return None
+    return ResultReference(
+        id=str(record),
+        bytes=settlement.result_bytes,
+        items=settlement.items,
+        expires_at=None if kept_until is None else kept_until.isoformat(),
     )
 
 
 def _settlement(tool: Tool, outcome: Outcome) -> Settlement:
     has_effect, is_write = tool.definition.effect != "read", tool.definition.effect == "write"
-    details = dict(outcome.details)
-    if not outcome.ok and outcome.effect_possible and is_write:
-        details["effect"] = "possible"
-    return Settlement(
-        ok=outcome.ok,
-        error_kind=outcome.error_kind if outcome.ok else outcome.error_kind or "internal",
-        error=None if outcome.error is None else outcome.error.replace("\0", "�")[:MAX_ERROR_CHARS],
-        retryable=outcome.retryable and not (is_write and outcome.effect_possible),
-        effect_possible=has_effect and (outcome.effect_possible or outcome.ok),
-        tier=outcome.tier,
-        executor_attempts=outcome.attempts,
-        duration_ms=round(outcome.duration_ms, 3),
-        details=details,
-    )
+    possible = {"effect": "possible"} if outcome.effect_possible and is_write else {}
+    checked: dict[str, Any] = {
+        "retryable": outcome.retryable and not (is_write and outcome.effect_possible),
+        "effect_possible": has_effect and (outcome.effect_possible or outcome.ok),
+        "duration_ms": round(outcome.duration_ms, 3),
+    }
+    if outcome.error is not None:
+        checked["error"] = outcome.error.replace("\0", "�")[:MAX_ERROR_CHARS]
+    if not outcome.ok:
+        checked |= {
+            "result": None,
+            "error_kind": outcome.error_kind or "internal",
+            "details": {**outcome.details, **possible},
+        }
+    return Settlement(**{**vars(outcome), **checked})
 
 
 def _unusable(base: Settlement, kind: ErrorKind, error: str) -> Settlement:
-    return replace(base, ok=False, error_kind=kind, error=error, retryable=False)
+    return replace(base, ok=False, result=None, error_kind=kind, error=error, retryable=False)
 
 
-def _shown(tool: Tool, result: Any, text: str) -> tuple[Any, bool]:
+def _bounded(tool: Tool, settlement: Settlement, result: Any, text: str) -> Settlement:
+    """Returns the settlement with its result whole, or a preview where the whole is too long."""
     limit = tool.definition.inline_result_bytes
     if len(text.encode()) <= limit:
-        return result, False
-    return preview(result, tool.output, limit), True
+        return replace(settlement, result=result)
+    return replace(settlement, result=preview(result, tool.output, limit), truncated=True)

@@ -19,6 +19,13 @@ from services.tools.registry import Tool
 from services.tools.values import measure
 
 TENANT_KEY = "microdao_id"
+UNWRITABLE = Decision(
+    allowed=False,
+    rule="input_schema",
+    error_kind="invalid_args",
+    reason="args: expected JSON of UTF-8 texts and 64-bit numbers",
+    path="$",
+)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from contracts.errors import ConfigurationError, DaarionError, InvalidRequest, Unavailable
 from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition, tool_id_of
-from contracts.tools.ledger import RegisteredTool, ToolStore
+from contracts.tools.registry import RegisteredTool, ToolStore
 from services.tools.schemas import CompiledSchema
 
 MAX_TOOLS = 10_000

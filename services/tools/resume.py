@@ -1,17 +1,19 @@
-"""What to do about a call whose `call_id` is taken already: a pure decision over the recorded row."""
+"""How a call continues whose `call_id` is taken: a pure decision over the recorded row."""
 
 from __future__ import annotations
 
 from enum import Enum
 
-from contracts.tools.api import Effect
+from contracts.tools.api import Decision, Effect
 from contracts.tools.ledger import RecordedCall, Settlement
 
 
 class Resume(Enum):
-    """The next step. LOST: its owner is gone and the effect may have happened. FORGOTTEN: its result is no longer kept.
+    """The next step.
 
-    APPROVAL_LAPSED: what was put up for approval is not what would run now, or its approval has ended.
+    FORGOTTEN: the call succeeded, and its result is no longer kept. LOST: its owner is gone, and
+    the effect may have happened. APPROVAL_LAPSED: what would run now is not what was approved, or
+    the approval has expired.
     """
 
     CONFLICT = "conflict"
@@ -25,12 +27,54 @@ class Resume(Enum):
     APPROVAL_LAPSED = "approval_lapsed"
 
 
+STILL_RUNNING = Decision(
+    allowed=False,
+    rule="call_id",
+    error_kind="conflict",
+    reason="a call with this call_id is still running: ask again later with the same call_id",
+    retryable=True,
+)
+REFUSALS = {
+    Resume.CONFLICT: Decision(
+        allowed=False,
+        rule="call_id",
+        error_kind="conflict",
+        reason="this call_id belongs to a call with another tool, agent or arguments: use a new one",
+    ),
+    Resume.FORGOTTEN: Decision(
+        allowed=False,
+        rule="call_id",
+        error_kind="conflict",
+        reason="a call with this call_id succeeded, and its result is no longer kept: use a new call_id to run it again",
+    ),
+    Resume.APPROVAL_PENDING: Decision(
+        allowed=False,
+        rule="approval",
+        error_kind="denied",
+        reason="this call waits for an administrator's approval: repeat it with the same call_id once it is granted",
+        retryable=True,
+    ),
+    Resume.APPROVAL_LAPSED: Decision(
+        allowed=False,
+        rule="approval",
+        error_kind="conflict",
+        reason="the tool or the context has changed since this call was put up for approval, or its approval has ended: use a new call_id",
+    ),
+    Resume.APPROVAL_REJECTED: Decision(
+        allowed=False,
+        rule="approval",
+        error_kind="denied",
+        reason="an administrator rejected this call",
+    ),
+}
+
+
 def resume(
     recorded: RecordedCall, fingerprint: bytes, approval_digest: bytes | None = None
 ) -> Resume:
-    """Returns how a call with this fingerprint goes on from what is recorded under its id.
+    """Returns how a call with this fingerprint continues from what is recorded under its id.
 
-    `approval_digest` stands for what would run now, where it needs approval.
+    `approval_digest` covers what would run now, if that needs approval.
     """
     if recorded.fingerprint != fingerprint:
         return Resume.CONFLICT
@@ -50,13 +94,15 @@ def resume(
 
 def _settled(recorded: RecordedCall) -> Resume:
     assert recorded.settlement is not None
-    if recorded.settlement.ok and recorded.settlement.result is None:
+    if recorded.settlement.ok and recorded.settlement.body is None:
         return Resume.FORGOTTEN
-    return Resume.RUN if may_run_again(recorded.settlement, recorded.effect) else Resume.REPLAY
+    return Resume.RUN if can_run_again(recorded.settlement, recorded.effect) else Resume.REPLAY
 
 
-def may_run_again(settlement: Settlement, effect: Effect | None) -> bool:
-    """Whether this end does not settle its call id: a passing failure that cannot have left an effect to be doubled."""
+def can_run_again(settlement: Settlement, effect: Effect | None) -> bool:
+    """Whether a call that ended so may run again: its failure may pass and left no effect that a
+    second run would double.
+    """
     if settlement.ok or not settlement.retryable:
         return False
     return effect != "write" or not settlement.effect_possible

@@ -10,7 +10,7 @@ from typing import Protocol
 from contracts.errors import DaarionError
 from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition
-from contracts.tools.ledger import ToolStore
+from contracts.tools.registry import ToolStore
 from services.tools.registry import Registry
 
 RETRY_S = 10.0

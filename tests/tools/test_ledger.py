@@ -162,7 +162,7 @@ async def test_a_lease_that_is_prolonged_is_not_over(database, database_owner_ur
     await run_out(database_owner_url)
     await ledger.extend_leases([claimed.id])
     assert await other.settle_abandoned() == []
-    assert await ledger.settle("microdao:7", claimed.id, 1, Settlement(ok=True, result="1"))
+    assert await ledger.settle("microdao:7", claimed.id, 1, Settlement(ok=True, body="1"))
 
 
 async def test_an_owner_that_was_only_slow_cannot_overwrite(database, database_owner_url):
@@ -171,9 +171,9 @@ async def test_an_owner_that_was_only_slow_cannot_overwrite(database, database_o
     await slow.claim(claimed)
     await run_out(database_owner_url)
     assert await quick.take_over(await quick.find("microdao:7", "c"))
-    assert await quick.settle("microdao:7", claimed.id, 2, Settlement(ok=True, result='"second"'))
-    assert not await slow.settle("microdao:7", claimed.id, 1, Settlement(ok=True, result='"first"'))
-    assert (await quick.find("microdao:7", "c")).settlement.result == '"second"'
+    assert await quick.settle("microdao:7", claimed.id, 2, Settlement(ok=True, body='"second"'))
+    assert not await slow.settle("microdao:7", claimed.id, 1, Settlement(ok=True, body='"first"'))
+    assert (await quick.find("microdao:7", "c")).settlement.body == '"second"'
 
 
 async def test_two_take_over_one_wins(database, database_owner_url):
@@ -341,7 +341,7 @@ async def test_row_security_keeps_microdaos_apart(database):
     ledger = PostgresToolLedger(database)
     mine = intent("c")
     await ledger.claim(mine)
-    await ledger.settle("microdao:7", mine.id, 1, Settlement(ok=True, result='"secret"'))
+    await ledger.settle("microdao:7", mine.id, 1, Settlement(ok=True, body='"secret"'))
     assert await ledger.read_result("microdao:7", mine.id) is not None
     assert await ledger.read_result("microdao:8", mine.id) is None
     async with database.transaction(microdao_id="microdao:8") as connection:
@@ -365,7 +365,7 @@ async def test_old_results_and_calls_are_purged(database, database_owner_url):
     kept, old = intent("kept"), intent("old")
     for each in (kept, old):
         await ledger.claim(each)
-        await ledger.settle("microdao:7", each.id, 1, Settlement(ok=True, result='"r"'))
+        await ledger.settle("microdao:7", each.id, 1, Settlement(ok=True, body='"r"'))
     async with await psycopg.AsyncConnection.connect(database_owner_url, autocommit=True) as owner:
         await owner.execute(
             "UPDATE tool_calls SET started_at = now() - interval '2 days' WHERE call_id = 'old'"
@@ -374,7 +374,7 @@ async def test_old_results_and_calls_are_purged(database, database_owner_url):
     assert await ledger.purge() > 0
     assert await ledger.find("microdao:7", "old") is None
     remains = await ledger.find("microdao:7", "kept")
-    assert remains.settlement.result is None
+    assert remains.settlement.body is None
 
 
 async def test_a_forgotten_result_is_a_conflict_not_a_second_run(database_url):

@@ -17,8 +17,9 @@ from configs.tools import ToolsSettings
 from configs.yaml_files import load_yaml, parse_yaml
 from contracts.errors import ConfigurationError, InvalidRequest
 from contracts.tools.api import TOOL_ID, ToolCallRequest, ToolDefinition, plain_name, tool_id_of
-from contracts.tools.ledger import RecordedCall, RegisteredTool, Settlement, StoredResult
+from contracts.tools.ledger import RecordedCall, Settlement, StoredResult
 from contracts.tools.policy import CallBounds, PolicyRules
+from contracts.tools.registry import RegisteredTool
 from executors.mcp.source import tool_id_in
 from interfaces.http.tools import is_admin_route
 from services.tools.policy import Policy
@@ -155,9 +156,7 @@ def test_approval(effect, required, rules, needed):
 def recorded(**fields):
     values = {
         "id": UUID(int=1),
-        "call_id": "c",
         "microdao_id": "m",
-        "tool_id": "t",
         "tool_version": 1,
         "effect": "write",
         "fingerprint": b"f",
@@ -165,7 +164,7 @@ def recorded(**fields):
         "attempt": 1,
         "expired": False,
         "approval": None,
-        "settlement": Settlement(ok=True, result="1"),
+        "settlement": Settlement(ok=True, body="1"),
         "result_kept_until": None,
     }
     return RecordedCall(**{**values, **fields})
@@ -181,7 +180,7 @@ def failure(**fields):
         (recorded(fingerprint=b"g"), Resume.CONFLICT),
         (recorded(fingerprint=b"g", state="running", settlement=None), Resume.CONFLICT),
         (recorded(), Resume.REPLAY),
-        (recorded(settlement=Settlement(ok=True, result=None)), Resume.FORGOTTEN),
+        (recorded(settlement=Settlement(ok=True, body=None)), Resume.FORGOTTEN),
         (recorded(settlement=failure()), Resume.REPLAY),
         (recorded(settlement=failure(retryable=True)), Resume.RUN),
         (recorded(settlement=failure(retryable=True, effect_possible=True)), Resume.REPLAY),
@@ -241,7 +240,7 @@ PASSING = Settlement(ok=False, error_kind="unavailable", retryable=True)
         (waiting(state="settled", settlement=PASSING, approval=None), Resume.APPROVAL_LAPSED),
         (
             waiting(
-                state="settled", settlement=Settlement(ok=True, result="1"), approval_digest=b"e"
+                state="settled", settlement=Settlement(ok=True, body="1"), approval_digest=b"e"
             ),
             Resume.REPLAY,
         ),

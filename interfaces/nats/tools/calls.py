@@ -22,7 +22,8 @@ from contracts.events import EventLog
 from contracts.tools.api import ToolCallRequest, ToolCallResult
 from interfaces.nats.tools import streams
 from interfaces.tools.answers import call_body, unreadable
-from services.tools.calls import Reply, ToolCalls
+from services.tools.calls import ToolCalls
+from services.tools.outcomes import CallAnswer
 
 FETCH_S = 10.0
 SUBMIT_TIMEOUT_S = 2.0
@@ -216,7 +217,7 @@ async def _keep_alive(message: Msg) -> None:
             await message.in_progress()
 
 
-def _not_yet(reply: Reply) -> bool:
+def _not_yet(reply: CallAnswer) -> bool:
     """Whether another delivery will find out more: the database was away, or the call runs elsewhere."""
     result = reply.result
     return (
@@ -226,7 +227,7 @@ def _not_yet(reply: Reply) -> bool:
     )
 
 
-def _fitting(reply: Reply, max_bytes: int) -> ToolCallResult:
+def _fitting(reply: CallAnswer, max_bytes: int) -> ToolCallResult:
     """The result, without its content where NATS could not carry it; it can still be read by reference."""
     result = reply.result
     if len(orjson.dumps(call_body(result))) <= max_bytes:

@@ -1,0 +1,54 @@
+"""Runs an admitted call on its executor: within its slot and its deadline, every failure an outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from contracts.errors import Unavailable
+from contracts.events import EventLog
+from contracts.tools.api import Execution, Outcome, ToolExecutor
+from services.tools.outcomes import failed
+from services.tools.slots import ConcurrencySlots
+
+# Executors keep the deadline themselves; one that does not is stopped this much later.
+EXECUTOR_MARGIN_S = 1.0
+
+
+class ToolRunner:
+    """The executors by the name that definitions give, and the slots of the tools."""
+
+    def __init__(
+        self, executors: Mapping[str, ToolExecutor], slots: ConcurrencySlots, events: EventLog
+    ) -> None:
+        self._executors = executors
+        self._slots = slots
+        self._events = events
+
+    async def run(self, execution: Execution) -> Outcome:
+        """Runs the tool. Never raises but for its own cancellation."""
+        tool, deadline = execution.tool, execution.deadline
+        executor = self._executors.get(tool.executor)
+        if executor is None:
+            error = f"no executor `{tool.executor}` runs here"
+            return failed("unavailable", error, effect_possible=False, retryable=True)
+        try:
+            async with (
+                self._slots.slot(tool, deadline),
+                asyncio.timeout(deadline.remaining() + EXECUTOR_MARGIN_S),
+            ):
+                return await executor.execute(execution)
+        except TimeoutError:
+            error = f"no result within {deadline.seconds:g} s"
+            return failed("timeout", error, effect_possible=True, retryable=True)
+        except Unavailable as away:
+            return failed("unavailable", away.message, effect_possible=False, retryable=True)
+        except Exception as defect:  # noqa: BLE001  # a defect of an executor is recorded like any failure
+            self._events.emit(
+                "tools.executor_defect",
+                tool_id=tool.id,
+                error=type(defect).__name__,
+                exc_info=defect,
+            )
+            error = "the executor failed; its log has the details under this request id"
+            return failed("internal", error, effect_possible=True)
