@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -19,22 +19,11 @@ from backends.llm.usage_ledger import UsageLedger
 from backends.postgres.pool import Database
 from contracts.errors import DaarionError
 from contracts.events import EventLog
-from contracts.llm.usage import NOT_BEGUN, OUTCOME_LOST, UsageRecord
+from contracts.llm.usage import NOT_BEGUN, OUTCOME_LOST, CallAnnouncer, UsageRecord
 
 JOURNAL_NAME = "llm-usage"
 BATCH_ROWS = 200
 BATCHES_PER_TURN = 20
-
-
-class Announcer(Protocol):
-    """Who is told of calls that are in the ledger."""
-
-    async def announce(self, records: list[bytes]) -> None:
-        """Tells of each record at least once; what cannot be told now is remembered in the database.
-
-        Raises:
-            DatabaseUnavailable, DeadlineExceeded: nor could it be remembered.
-        """
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ class UsageWriter:
         events: EventLog,
         options: WriterOptions | None = None,
         name: str = "",
-        announcer: Announcer | None = None,
+        announcer: CallAnnouncer | None = None,
     ) -> None:
         """`name` is written into every row as its recorder."""
         self._ledger = UsageLedger(database, events)

@@ -6,7 +6,8 @@ A record is written once per call and never changed. Contents of prompts and ans
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -263,6 +264,40 @@ class UsageSink(Protocol):
 
     def record(self, record: UsageRecord, ticket: int = NOT_BEGUN) -> None:
         """Takes the record of a call that has ended, and drops what `begin` kept under `ticket`."""
+
+
+class CallAnnouncer(Protocol):
+    """Announces calls that are in the ledger."""
+
+    async def announce(self, records: list[bytes]) -> None:
+        """Announces each call at least once, now or later. `records` are JSON texts of UsageRecord.
+
+        Raises:
+            DatabaseUnavailable, DeadlineExceeded: nor could it be remembered.
+        """
+
+
+class UsageOutbox(Protocol):
+    """Calls whose message is still to be published. Methods raise DatabaseUnavailable."""
+
+    async def add(self, ids: Sequence[str]) -> None:
+        """Adds calls by their ids; one that is there already stays."""
+
+    def take(self, most: int) -> AbstractAsyncContextManager[list[Mapping[str, Any]]]:
+        """Takes calls, oldest first, as `usage_message` reads them; they stay when the block raises."""
+
+    async def purge(self, days: int, most: int) -> int:
+        """Deletes up to `most` calls that were added more than `days` ago; returns how many."""
+
+
+class UsagePublisher(Protocol):
+    """Publishes the message `usage.llm`."""
+
+    def check(self) -> None:
+        """Raises Unavailable while nothing can be published."""
+
+    async def publish(self, calls: Iterable[Mapping[str, Any]]) -> None:
+        """Returns once all messages have arrived. Raises Unavailable: some or none have."""
 
 
 class UsageReader(Protocol):

@@ -11,7 +11,8 @@ from fastapi import APIRouter
 
 from backends.llm.batches import PostgresBatches, PostgresBatchQueue
 from backends.llm.idempotency import PostgresIdempotency
-from backends.llm.usage_announcer import UsageAnnouncer
+from backends.llm.usage_outbox import PostgresUsageOutbox
+from backends.llm.usage_publisher import NatsUsagePublisher
 from backends.llm.usage_store import UsageStore
 from backends.llm.usage_writer import UsageWriter
 from backends.nats.link import NatsLink
@@ -50,6 +51,7 @@ from services.llm.limits.states import LimitStates
 from services.llm.proxy import LLMProxy
 from services.llm.spillover import Spillover
 from services.llm.usage import UsageQueries
+from services.llm.usage_announcer import UsageAnnouncer
 
 LEDGER_POOL = PoolLimits(min_size=1, max_size=4)
 # A pool of its own: neither a large batch nor many idempotency keys may hold up the usage ledger.
@@ -96,7 +98,9 @@ class LLMRuntime:
         self._link = self._announcer = None
         if surroundings.nats_url is not None:
             self._link = NatsLink(surroundings.nats_url, events, name="llm-usage")
-            self._announcer = UsageAnnouncer(self._database, self._link, events)
+            self._announcer = UsageAnnouncer(
+                PostgresUsageOutbox(self._database), NatsUsagePublisher(self._link), events
+            )
         self._usage = UsageWriter(
             self._database,
             surroundings.data_dir / "journal",

@@ -10,12 +10,15 @@ import nats
 import orjson
 import pytest
 
-from backends.llm import usage_announcer
-from backends.llm.usage_announcer import AWAY_S, UsageAnnouncer
+from backends.llm import usage_publisher
+from backends.llm.usage_outbox import PostgresUsageOutbox
+from backends.llm.usage_publisher import NatsUsagePublisher
 from backends.llm.usage_writer import UsageWriter, WriterOptions
 from backends.nats.link import NatsLink
 from contracts.llm.usage import AttemptRecord
 from launcher.stores import NatsServer
+from services.llm import usage_announcer
+from services.llm.usage_announcer import AWAY_S, UsageAnnouncer
 from tests.support.llm.usage import usage_record
 from tests.support.llm.usage_engine import LlmUsage
 
@@ -49,7 +52,9 @@ async def heard(server):
 async def writing(database, folder, url, events):
     link = NatsLink(url, events, name="test")
     link.start()
-    announcer = UsageAnnouncer(database, link, events, look_s=0.1)
+    announcer = UsageAnnouncer(
+        PostgresUsageOutbox(database), NatsUsagePublisher(link), events, poll_every_s=0.1
+    )
     announcer.start()
     writer = UsageWriter(
         database, folder, events=events, options=QUICK, name="here", announcer=announcer
@@ -214,7 +219,7 @@ async def test_a_nats_that_hangs_gets_nothing_more_until_it_answers(
 async def test_a_client_that_holds_too_much_already_is_given_no_more(
     database, tmp_path, events, server, heard, monkeypatch
 ):
-    monkeypatch.setattr(usage_announcer, "MAX_PENDING_BYTES", -1)
+    monkeypatch.setattr(usage_publisher, "MAX_PENDING_BYTES", -1)
     async with writing(database, tmp_path / "journal", server.url, events) as (writer, link):
         await until(lambda: connected(link))
         writer.record(a_call())
