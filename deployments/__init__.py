@@ -1,5 +1,5 @@
-"""The only room that imports ray: thin replicas, the builders of the applications, and the process that owns the graph."""
+"""The only room that imports ray: replicas, builders of applications, the process of the graph."""
 
-from deployments.graph.loopback import keep_on_loopback
+from deployments.graph.ray_patches import keep_on_loopback
 
 keep_on_loopback()

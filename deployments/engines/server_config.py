@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve.llm import LLMConfig
 
 from configs.engines.config import LocalLLMSettings
 from configs.engines.model_source import is_hub_id
 from deployments.engines.placement import Placement
+from deployments.engines.ray_patches import SkipNodeInitialization
 
 _MIB = 1 << 20
-
-
-class SkipNodeInitialization(CallbackBase):  # type: ignore[misc]  # Ray is not typed
-    """A folder needs no download: without this Ray starts a task per node that imports the libraries once more."""
-
-    async def on_before_node_init(self) -> None:
-        """Ray's hook, called before it fetches the model."""
-        self.ctx.run_init_node = False
 
 
 def llm_config(

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
-from ray.serve.llm import LLMConfig
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-from vllm.platforms import current_platform
 
-from deployments.engines.counters import EngineCounters
 from deployments.engines.errors import translated, translated_response
+from deployments.engines.ray_patches import CountedEngine
 from deployments.engines.requests import is_structured
 
 _DATA = "data: "
@@ -20,32 +17,8 @@ _DONE = "[DONE]"
 _ERROR = '{"error"'
 
 
-class PlainEngine(VLLMEngine):  # type: ignore[misc]  # Ray is not typed
+class PlainEngine(CountedEngine):
     """One engine process with its model; requests and answers are OpenAI's JSON as dicts and strings."""
-
-    def __init__(self, llm_config: LLMConfig) -> None:
-        super().__init__(llm_config)
-        self._counters: EngineCounters | None = None
-
-    def _start_async_llm_engine(
-        self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any
-    ) -> Any:
-        # On a CPU Ray asks for a worker process beside the engine process: the libraries would be imported once more
-        # (10 s, 0.6 GB) for nothing, since there is one worker.
-        if current_platform.is_cpu() and vllm_engine_config.parallel_config.world_size == 1:
-            vllm_engine_config.parallel_config.distributed_executor_backend = "uni"
-        client = super()._start_async_llm_engine(
-            vllm_engine_args, vllm_engine_config, placement_group
-        )
-        self._counters = EngineCounters(vllm_engine_config, client.engine_core.engine_ranks_managed)
-        client.logger_manager.stat_loggers.append(self._counters)
-        return client
-
-    @property
-    def counters(self) -> EngineCounters:
-        """Available once the engine has started."""
-        assert self._counters is not None
-        return self._counters
 
     @property
     def unfinished(self) -> int:

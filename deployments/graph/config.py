@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 
+# Modules of builders that have moved: an operator's own Serve file may still name them.
+MOVED = {
+    f"deployments.{name}": f"deployments.{new}"
+    for name, new in {
+        "llm_app": "llm.app",
+        "memory_app": "memory.app",
+        "tools_app": "tools.app",
+        "agents_app": "agents.app",
+        "workspace_app": "workspace.app",
+        "root_app": "graph.root",
+    }.items()
+}
+
+
 def deploy_config(file: Path, environment: Environment) -> ServeDeploySchema:
     """Returns Serve's configuration from `file`, listening where the environment says.
 
@@ -73,6 +87,10 @@ def _checked_module(application: ServeApplicationSchema) -> ModuleType:
     """Returns the module of the application's builder, which takes the `args` that the file gives."""
     where = f"application `{application.name}`"
     name, _, builder_name = application.import_path.partition(":")
+    if name in MOVED:
+        raise ConfigurationError(
+            f"{where}: import_path: `{name}` has moved: write `{MOVED[name]}:{builder_name}`"
+        )
     try:
         module = importlib.import_module(name)
         builder = getattr(module, builder_name)

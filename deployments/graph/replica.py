@@ -7,14 +7,12 @@ import gc
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from backends.telemetry.event_log import FileEventLog, Listener
 from configs.environment import Environment, refuse_open_ingress
+from deployments.graph.ray_patches import serve_host
 from deployments.graph.resources import Resources
 from interfaces.http.base.access import AccessControl
-
-_SERVE_CONTEXT = "ray.serve.context"
 
 COLLECT_AFTER = 20_000
 """New objects before the garbage collector runs. With Python's 700 it ran on every other call and
@@ -63,12 +61,3 @@ def access_control(environment: Environment) -> AccessControl:
     return AccessControl(
         environment.internal_secret, environment.admin_secret, environment.allowed_hosts
     )
-
-
-def serve_host() -> str | None:
-    """Returns the address on which Serve's ingress listens, as Serve itself knows it; None outside a replica."""
-    context: Any = sys.modules.get(_SERVE_CONTEXT)  # a plain process of a service does without Ray
-    if context is None or context._get_internal_replica_context() is None:  # noqa: SLF001  # Serve has no public question for it
-        return None
-    host: str | None = context._get_global_client().http_config.host  # noqa: SLF001
-    return host

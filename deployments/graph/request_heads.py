@@ -1,17 +1,15 @@
-"""Bounds clients that send the head of a request, or read an answer, slowly, on ports without HAProxy.
+"""Bounds slow clients on ports without HAProxy: request heads that never end, answers never read.
 
-uvicorn waits without a bound for the rest of a head: its keep-alive timer ends with the first byte.
-Serve's servers are uvicorn, too, in every ingress replica and in its own proxy; `ray_variables`
-names `bound_heads` as the callback that Serve calls before it starts one.
+uvicorn waits for the rest of a head without a bound: its keep-alive timer ends with the first byte.
+Serve's servers are uvicorn, too, in every ingress replica and in its own proxy; there
+`ray_patches.bound_heads` sets the protocol.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
 
-from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_S = 10.0
@@ -77,12 +75,3 @@ class BoundedHeads(HttpToolsProtocol):
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None
-
-
-def bound_heads() -> list[Any]:
-    """Makes `BoundedHeads` uvicorn's default protocol in this process.
-
-    Returns no middlewares: Serve's callback must return a list of them.
-    """
-    auto.AutoHTTPProtocol = BoundedHeads
-    return []

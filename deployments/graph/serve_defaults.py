@@ -28,7 +28,7 @@ def ray_variables(environment: Environment) -> dict[str, str]:
         "RAY_ROTATION_MAX_BYTES": str(_LOG_BYTES),
         "RAY_ROTATION_BACKUP_COUNT": "2",
         # Called in each process that serves HTTP, before it does.
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.graph.request_heads:bound_heads",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.graph.ray_patches:bound_heads",
     }
     if not any(
         environment.secret(name)

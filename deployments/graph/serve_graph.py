@@ -25,6 +25,7 @@ from configs.environment import Environment, export, read_environment
 from contracts.errors import ConfigurationError, DaarionError
 from deployments.graph.config import deploy_config, with_live_config
 from deployments.graph.node_fit import fit
+from deployments.graph.ray_patches import serve_client
 from deployments.graph.serve_defaults import node_options, ray_variables
 
 if TYPE_CHECKING:
@@ -167,11 +168,9 @@ class Graph:
 
     def _deploy(self, config: ServeDeploySchema) -> None:
         import ray  # noqa: PLC0415
-        from ray.serve.context import _get_global_client  # noqa: PLC0415  # what `serve run` does with a file
 
         fit(config, ray.cluster_resources())
-        client = _get_global_client()
-        client.deploy_apps(config)
+        serve_client().deploy_apps(config)
 
     def _come_up(self) -> None:
         """Waits until every application runs, or a stop is asked for; a reload waits until then.
@@ -228,10 +227,8 @@ def not_running() -> list[str]:
     Raises:
         DeployFailed: one never will.
     """
-    from ray.serve.context import _get_global_client  # noqa: PLC0415  # serve.status() costs ten times the CPU
-
     pending = []
-    for application in _get_global_client().list_serve_statuses():
+    for application in serve_client().list_serve_statuses():
         status, name = application.app_status.status, application.name
         if status == "DEPLOY_FAILED":
             messages = {

@@ -14,7 +14,7 @@ import yaml
 
 from configs.environment import read_environment
 from deployments.graph import serve_defaults
-from deployments.graph.request_heads import bound_heads
+from deployments.graph.ray_patches import bound_heads
 from deployments.graph.serve_defaults import ray_variables
 from interfaces.http.base import places
 

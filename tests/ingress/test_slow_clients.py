@@ -7,9 +7,11 @@ import json
 import httpx
 import pytest
 from starlette.responses import Response
+from uvicorn.protocols.http import auto
 
 from contracts.errors import Overloaded, RequestTimeout
 from deployments.graph import request_heads
+from deployments.graph.ray_patches import bound_heads
 from interfaces.http.base import places
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.bodies import read_json
@@ -393,10 +395,10 @@ async def test_one_request_after_another_leaves_nothing_behind(here, http, hasty
 
 @pytest.fixture
 def heads(monkeypatch):
-    """Servers of this process bound their heads, as Serve's callback lets its own."""
-    monkeypatch.setattr(request_heads.auto, "AutoHTTPProtocol", request_heads.auto.AutoHTTPProtocol)
+    """Servers of this process bound their heads, as Serve's do after its callback."""
+    monkeypatch.setattr(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)
     monkeypatch.setattr(request_heads, "HEAD_S", 0.3)
-    assert request_heads.bound_heads() == []
+    assert bound_heads() == []
 
 
 WHOLE = b"POST /whole HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"

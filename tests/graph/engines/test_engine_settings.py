@@ -23,7 +23,7 @@ from configs.llm.config import LLMSettings
 from contracts.errors import ConfigurationError
 from deployments.engines.app import EnginesArgs, build, live_config
 from deployments.engines.placement import Placement, process_variables
-from deployments.graph.config import deploy_config, with_live_config
+from deployments.graph.config import MOVED, deploy_config, with_live_config
 from deployments.graph.serve_graph import reason
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -321,6 +321,19 @@ def test_a_typo_in_the_serve_file_is_told_and_nothing_else_happens(
     with pytest.raises(ConfigurationError) as refused:
         with_live_config(deploy_config(file, environment))
     assert refused.value.message == f"application `{application}`: {told}"
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_a_serve_file_of_the_operators_own_is_told_where_a_module_has_moved(
+    environment, tmp_path, old, new
+):
+    text = (REPOSITORY / "serve_config.yaml").read_text()
+    assert f"import_path: {new}:build" in text
+    file = tmp_path / "serve.yaml"
+    file.write_text(text.replace(f"{new}:build", f"{old}:build"))
+    with pytest.raises(ConfigurationError) as refused:
+        with_live_config(deploy_config(file, environment))
+    assert refused.value.message.endswith(f"import_path: `{old}` has moved: write `{new}:build`")
 
 
 def test_an_unknown_kind_of_provider_is_told_before_a_replica_sees_it(environment):
