@@ -6,7 +6,6 @@ Money is counted in whole nano-dollars (10⁻⁹ USD), so that sums are exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Protocol
 
@@ -26,22 +25,23 @@ Meter = Literal[
 CALENDAR: frozenset[Meter] = frozenset({"usd_per_day", "usd_per_month"})
 """Meters that begin anew with a UTC day or month, in nano-dollars."""
 
-CREDENTIAL: ContextVar[str] = ContextVar("credential", default=ANONYMOUS)
-"""The name (never the secret) of the credential in whose name this task works; `anonymous` where none is demanded."""
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a call is counted for."""
+    """Whom a call is counted for.
+
+    `credential` is the name of the presented credential, never the secret; `anonymous` where none is
+    demanded.
+    """
 
     agent_id: str
     microdao_id: str
     credential: str = ANONYMOUS
 
 
-def caller_of(metadata: CallMetadata) -> Caller:
-    """Returns the caller whom `metadata` names, with the credential that this task works under."""
-    return Caller(metadata.agent_id, metadata.microdao_id, CREDENTIAL.get())
+def caller_of(metadata: CallMetadata, credential: str) -> Caller:
+    """Returns the caller whom `metadata` names, under `credential`."""
+    return Caller(metadata.agent_id, metadata.microdao_id, credential)
 
 
 class LimitKey(NamedTuple):

@@ -296,8 +296,10 @@ class AnswersRuntime:
         assert self._settings is not None  # as above
         return self._settings
 
-    async def _answer(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
-        return await self.gateway().answer(request, request_id)
+    async def _answer(
+        self, request: ProxyRequest, request_id: str, credential: str
+    ) -> ProxyResponse:
+        return await self.gateway().answer(request, request_id, credential=credential)
 
     async def _purge(self) -> None:
         while True:

@@ -88,6 +88,7 @@ class CallAccount:
         request: ProxyRequest,
         route: Route,
         request_id: str,
+        credential: str,
         *,
         streamed: bool,
         events: EventLog,
@@ -97,7 +98,7 @@ class CallAccount:
         self._request = request
         self._route = route
         self.request_id = request_id
-        self.caller: Caller = caller_of(request.metadata)
+        self.caller: Caller = caller_of(request.metadata, credential)
         self._streamed = streamed
         self._events = events
         self._sink = sink

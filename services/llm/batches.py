@@ -39,7 +39,6 @@ from contracts.llm.batches import (
     ItemResult,
     NewItem,
 )
-from contracts.llm.limits import CREDENTIAL
 from services.llm.cache import cache_key
 
 _OF_NO_REQUEST = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable)
@@ -58,8 +57,8 @@ class Batches:
     wake: Callable[[], None]
     max_waiting: Callable[[], int]
 
-    async def submit(self, requests: Sequence[BatchRequest]) -> Batch:
-        """Stores the requests as one batch, under the credential in force.
+    async def submit(self, requests: Sequence[BatchRequest], *, credential: str) -> Batch:
+        """Stores the requests as one batch, to be answered under `credential`.
 
         Raises:
             InvalidRequest: a `custom_id` twice, several microDAOs, or `cache` without temperature 0.
@@ -67,7 +66,7 @@ class Batches:
             OverLimit: these alone are more than may wait.
         """
         microdao_id, items = await asyncio.to_thread(
-            _prepared, requests, CREDENTIAL.get()
+            _prepared, requests, credential
         )  # thousands take a while
         batch = await self.store.create(microdao_id, items, self.max_waiting())
         self.events.emit(
@@ -154,13 +153,13 @@ def delay_after(
 class BatchWorker:
     """Works off claimed requests in one process. Whatever it leaves unfinished, dead or alive, another one takes up.
 
-    `answer` runs one call; `in_work` is how many calls somebody waits for in this replica.
+    `answer` runs one call, given the request, its id and the credential; `in_work` is how many calls somebody waits for in this replica.
     """
 
     def __init__(
         self,
         queue: BatchQueue,
-        answer: Callable[[ProxyRequest, str], Awaitable[ProxyResponse]],
+        answer: Callable[[ProxyRequest, str, str], Awaitable[ProxyResponse]],
         in_work: Callable[[], int],
         events: EventLog,
         settings: WorkerSettings,
@@ -267,11 +266,11 @@ class BatchWorker:
     async def _result(self, work: BatchWork) -> tuple[bytes | None, bool]:
         """Returns the result and whether it is an answer; None once the request was put back."""
         request_id = f"batch-{work.batch_id}-{work.position}"
-        request = _restored(work.request)
+        request, credential = _restored(work.request)
         try:
             if work.failures >= self.settings.max_failures:
                 raise Internal(f"given up after {work.failures} attempts that were cut off")
-            answer = await self._answer(request, request_id)
+            answer = await self._answer(request, request_id, credential)
         except DaarionError as error:
             delay = delay_after(error, work.failures, self.settings, work.stalled_s)
             if delay is None:
@@ -358,8 +357,7 @@ def _stored(request: BatchRequest, credential: str) -> bytes:
     return orjson.dumps({"credential": credential, "request": body})
 
 
-def _restored(stored: str) -> ProxyRequest:
-    """Returns the request, and puts its credential in force for this task."""
+def _restored(stored: str) -> tuple[ProxyRequest, str]:
+    """Returns a request and the credential that it was submitted under."""
     content = orjson.loads(stored)
-    CREDENTIAL.set(content["credential"])
-    return ProxyRequest.model_validate(content["request"])
+    return ProxyRequest.model_validate(content["request"]), content["credential"]

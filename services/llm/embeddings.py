@@ -14,7 +14,6 @@ from contracts.events import EventLog
 from contracts.llm.api import CallMetadata, TokenUsage
 from contracts.llm.embeddings import EmbeddingBatch, TokenEmbedder
 from contracts.llm.limits import (
-    CREDENTIAL,
     NANO_PER_USD,
     NOTHING,
     Estimate,
@@ -44,6 +43,7 @@ class _Taken:
     usage: TokenUsage
     cost_usd: Decimal | None
     since: float
+    credential: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,12 @@ class Embeddings:
     timeout_s: float = TIMEOUT_S
 
     async def create(
-        self, request: EmbeddingsRequest, caller: CallMetadata, request_id: str
+        self,
+        request: EmbeddingsRequest,
+        metadata: CallMetadata,
+        request_id: str,
+        *,
+        credential: str,
     ) -> EmbeddingsResponse:
         """Returns the vectors.
 
@@ -77,10 +82,10 @@ class Embeddings:
         self._check(request)
         estimated = _usage(_estimated_tokens(request), estimated=True)
         expected = Estimate(tokens=estimated.total_tokens, nano_usd=_nano(self._cost(estimated)))
-        reservation = await self.limiter().reserve(caller_of(caller), expected)
+        reservation = await self.limiter().reserve(caller_of(metadata, credential), expected)
         started, outcome, used = time.monotonic(), OUTCOME_OK, _usage(0)
         try:
-            batch = await self._embedded(request, caller)
+            batch = await self._embedded(request, metadata)
             used = _usage(batch.tokens) if batch.tokens else estimated
         except BaseException as error:
             outcome = outcome_of(error)
@@ -94,7 +99,7 @@ class Embeddings:
                 if used.total_tokens
                 else NOTHING
             )
-            self._settle(caller, request_id, outcome, _Taken(used, cost, started))
+            self._settle(metadata, request_id, outcome, _Taken(used, cost, started, credential))
         return self._response(request, batch)
 
     def _cost(self, usage: TokenUsage) -> Decimal | None:
@@ -108,8 +113,8 @@ class Embeddings:
                 f"dimensions: `{self.model}` gives vectors of {self.embedder.dimension} numbers; leave the field out"
             )
 
-    async def _embedded(self, request: EmbeddingsRequest, caller: CallMetadata) -> EmbeddingBatch:
-        tenant = f"{caller.microdao_id}/{caller.agent_id}"
+    async def _embedded(self, request: EmbeddingsRequest, metadata: CallMetadata) -> EmbeddingBatch:
+        tenant = f"{metadata.microdao_id}/{metadata.agent_id}"
         kind = request.input_type or "passage"
         return await self.embedder.embed(
             request.inputs, kind, tenant=tenant, deadline=Deadline.after(self.timeout_s)
@@ -129,7 +134,7 @@ class Embeddings:
             usage=EmbeddingsUsage(prompt_tokens=batch.tokens, total_tokens=batch.tokens),
         )
 
-    def _settle(self, caller: CallMetadata, request_id: str, outcome: str, taken: _Taken) -> None:
+    def _settle(self, metadata: CallMetadata, request_id: str, outcome: str, taken: _Taken) -> None:
         usage, cost, latency_ms = (
             taken.usage,
             taken.cost_usd,
@@ -137,9 +142,9 @@ class Embeddings:
         )
         who = {
             "request_id": request_id,
-            "agent_id": caller.agent_id,
-            "microdao_id": caller.microdao_id,
-            "channel_id": caller.channel_id,
+            "agent_id": metadata.agent_id,
+            "microdao_id": metadata.microdao_id,
+            "channel_id": metadata.channel_id,
         }
         spent = {"tokens": usage.total_tokens, "cost_usd": None if cost is None else float(cost)}
         self.events.emit(
@@ -153,10 +158,10 @@ class Embeddings:
         self.usage.record(
             UsageRecord(
                 request_id=request_id,
-                agent_id=caller.agent_id,
-                microdao_id=caller.microdao_id,
-                channel_id=caller.channel_id,
-                credential=CREDENTIAL.get(),
+                agent_id=metadata.agent_id,
+                microdao_id=metadata.microdao_id,
+                channel_id=metadata.channel_id,
+                credential=taken.credential,
                 logical_model=self.model,
                 provider=self.target.provider,
                 physical_model=self.target.name,

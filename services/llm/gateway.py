@@ -10,7 +10,7 @@ from typing import Protocol
 
 from contracts.errors import DeadlineExceeded
 from contracts.llm.api import CacheRequest, ModelList, ProxyRequest, ProxyResponse, StreamItem
-from contracts.llm.limits import Estimate, Spent, caller_of
+from contracts.llm.limits import Caller, Estimate, Spent, caller_of
 from contracts.llm.usage import OUTCOME_OK, UsageRecord
 from services.llm.cache import AnswerCache, cache_key, is_clipped, is_worth_keeping
 from services.llm.proxy import LLMProxy
@@ -24,10 +24,14 @@ GRACE_S = 0.5
 class ChatGateway(Protocol):
     """Answers, whole or streamed, and the models that give them. `LLMProxy` is one."""
 
-    async def complete(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
+    async def complete(
+        self, request: ProxyRequest, request_id: str, *, credential: str
+    ) -> ProxyResponse:
         """Returns one whole answer. Raises leaves of the error tree."""
 
-    async def open_stream(self, request: ProxyRequest, request_id: str) -> ChatStream:
+    async def open_stream(
+        self, request: ProxyRequest, request_id: str, *, credential: str
+    ) -> ChatStream:
         """Returns a stream whose first item has already arrived. Raises leaves of the error tree."""
 
     def models(self) -> ModelList:
@@ -54,7 +58,9 @@ class Gateway:
         self._load = load or Load()
         self._flights: SingleFlight[ProxyResponse] = SingleFlight()
 
-    async def complete(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
+    async def complete(
+        self, request: ProxyRequest, request_id: str, *, credential: str
+    ) -> ProxyResponse:
         """Returns one whole answer; with `cache`, the one of an equal request where there is one.
 
         Raises:
@@ -63,30 +69,43 @@ class Gateway:
         """
         self._load.calls += 1
         try:
-            return await self.answer(request, request_id)
+            return await self.answer(request, request_id, credential=credential)
         finally:
             self._load.calls -= 1
 
-    async def answer(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
+    async def answer(
+        self, request: ProxyRequest, request_id: str, *, credential: str
+    ) -> ProxyResponse:
         """As `complete`, for work that nobody waits for: it is not counted."""
         if request.cache is None:
-            return await self._proxy.complete(request, request_id)
+            return await self._proxy.complete(request, request_id, credential=credential)
         started = time.monotonic()
         key = cache_key(request)
         answer = self._cache.get(key, request.cache.ttl_s)
         if answer is None:
-            answer, own = await self._shared(key, request, request.cache, request_id)
+            answer, own = await self._shared(
+                key, request, request.cache, request_id, credential=credential
+            )
             if own:
                 return answer
             if is_clipped(answer, request):
-                return await self._proxy.complete(request, request_id)
-        return await self._from_cache(request, request_id, answer, started, streamed=False)
+                return await self._proxy.complete(request, request_id, credential=credential)
+        return await self._from_cache(
+            request,
+            caller_of(request.metadata, credential),
+            request_id,
+            answer,
+            started,
+            streamed=False,
+        )
 
-    async def open_stream(self, request: ProxyRequest, request_id: str) -> ChatStream:
+    async def open_stream(
+        self, request: ProxyRequest, request_id: str, *, credential: str
+    ) -> ChatStream:
         """Returns a stream; with `cache`, an answer from the cache as a stream of one piece. Raises as `complete`."""
         self._load.calls += 1
         try:
-            opened = await self._opened(request, request_id)
+            opened = await self._opened(request, request_id, credential=credential)
         except BaseException:
             self._load.calls -= 1
             raise
@@ -100,25 +119,40 @@ class Gateway:
         """Another gateway takes the calls that come; those under way end here, and leave nothing in memory."""
         self._cache.close()
 
-    async def _opened(self, request: ProxyRequest, request_id: str) -> ChatStream:
+    async def _opened(
+        self, request: ProxyRequest, request_id: str, *, credential: str
+    ) -> ChatStream:
         wanted = request.cache
         if wanted is None:
-            return await self._proxy.open_stream(request, request_id)
+            return await self._proxy.open_stream(request, request_id, credential=credential)
         started = time.monotonic()
         key = cache_key(request)
         answer = self._cache.get(key, wanted.ttl_s)
         if answer is not None:
             return ReplayedStream(
-                await self._from_cache(request, request_id, answer, started, streamed=True)
+                await self._from_cache(
+                    request,
+                    caller_of(request.metadata, credential),
+                    request_id,
+                    answer,
+                    started,
+                    streamed=True,
+                )
             )
-        opened = await self._proxy.open_stream(request, request_id)
+        opened = await self._proxy.open_stream(request, request_id, credential=credential)
         return RecordedStream(opened, lambda whole: self._keep(key, request, whole, wanted.ttl_s))
 
     async def _shared(
-        self, key: bytes, request: ProxyRequest, wanted: CacheRequest, request_id: str
+        self,
+        key: bytes,
+        request: ProxyRequest,
+        wanted: CacheRequest,
+        request_id: str,
+        *,
+        credential: str,
     ) -> tuple[ProxyResponse, bool]:
         async def run() -> ProxyResponse:
-            answer = await self._proxy.complete(request, request_id)
+            answer = await self._proxy.complete(request, request_id, credential=credential)
             self._keep(key, request, answer, wanted.ttl_s)
             return answer
 
@@ -137,6 +171,7 @@ class Gateway:
     async def _from_cache(
         self,
         request: ProxyRequest,
+        caller: Caller,
         request_id: str,
         answer: ProxyResponse,
         started: float,
@@ -144,7 +179,6 @@ class Gateway:
         streamed: bool,
     ) -> ProxyResponse:
         """Counts the request and returns the answer as this caller's. Raises RateLimited or LimitsUnavailable."""
-        caller = caller_of(request.metadata)
         (await self._proxy.limiter.reserve(caller, Estimate())).settle(Spent(requests=1))
         latency = round((time.monotonic() - started) * 1000, 3)
         record = UsageRecord(

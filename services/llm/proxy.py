@@ -52,7 +52,9 @@ class LLMProxy:
     circuits: Circuits = field(default_factory=Circuits)
     spillover: Spillover = field(default_factory=Spillover)
 
-    async def complete(self, request: ProxyRequest, request_id: str) -> ProxyResponse:
+    async def complete(
+        self, request: ProxyRequest, request_id: str, *, credential: str
+    ) -> ProxyResponse:
         """Returns one whole answer, from the first target of the route that gives one.
 
         Raises:
@@ -63,7 +65,7 @@ class LLMProxy:
             DaarionError: the leaf of the last target's failure.
         """
         route = self.router.route(request.model)
-        account = self._account(request, route, request_id, streamed=False)
+        account = self._account(request, route, request_id, credential, streamed=False)
         attempts = self._attempts(request, route, account)
 
         async def ask(provider: ChatProvider, target: Target) -> LLMResponse:
@@ -83,13 +85,15 @@ class LLMProxy:
         account.settle(OUTCOME_OK)
         return _response(served.target, served.result, account)
 
-    async def open_stream(self, request: ProxyRequest, request_id: str) -> OpenStream:
+    async def open_stream(
+        self, request: ProxyRequest, request_id: str, *, credential: str
+    ) -> OpenStream:
         """Returns a stream whose first item has already arrived, so that failures before it are answered with a status.
 
         The caller must iterate the stream or close it. Raises as `complete`.
         """
         route = self.router.route(request.model)
-        account = self._account(request, route, request_id, streamed=True)
+        account = self._account(request, route, request_id, credential, streamed=True)
         attempts = self._attempts(request, route, account)
 
         async def ask(provider: ChatProvider, target: Target) -> Begun:
@@ -133,12 +137,19 @@ class LLMProxy:
         )
 
     def _account(
-        self, request: ProxyRequest, route: Route, request_id: str, *, streamed: bool
+        self,
+        request: ProxyRequest,
+        route: Route,
+        request_id: str,
+        credential: str,
+        *,
+        streamed: bool,
     ) -> CallAccount:
         return CallAccount(
             request,
             route,
             request_id,
+            credential,
             streamed=streamed,
             events=self.events,
             sink=self.usage,

@@ -73,6 +73,7 @@ def opened(book, asked=None, route=ROUTE, prices=None, *, streamed=True):
         asked or request(),
         route,
         "r-1",
+        "anonymous",
         streamed=streamed,
         events=book,
         sink=book,

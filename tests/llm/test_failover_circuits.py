@@ -102,7 +102,7 @@ async def test_a_probe_that_streams_closes_the_circuit_with_its_first_content():
         await opened(proxy, upstream)
         upstream.script(play("stall", after=1), model="first")
         await until_half_open(proxy, "calm-guarded")
-        probe = await proxy.open_stream(asking("calm-guarded"), "r")
+        probe = await proxy.open_stream(asking("calm-guarded"), "r", credential="anonymous")
         assert (probe.target.name, circuit_of(proxy, "calm-guarded").state) == ("first", "closed")
         await probe.close()
         assert calls_in_flight(proxy) == 0

@@ -303,7 +303,7 @@ async def test_leaving_between_two_attempts_calls_nobody_any_more():
 async def test_a_stream_that_is_closed_before_it_is_read_is_settled():
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
         upstream.script(play("stall", after=2))
-        opened = await proxy.open_stream(asking("calm-alone"), "r")
+        opened = await proxy.open_stream(asking("calm-alone"), "r", credential="anonymous")
         await opened.close()
         await opened.close()
         await upstream.wait_for(cancelled=1, timeout_s=30)

@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from contracts.errors import DaarionError, NotFound, RequestTimeout
 from contracts.events import EventLog
-from contracts.llm.limits import CREDENTIAL
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.errors import as_leaf, error_response
 from interfaces.http.base.places import BODY_S, UPLOAD_S, Place, Places
@@ -83,13 +82,10 @@ class Ingress:
             if path in self._open:
                 await self._app(scope, receive, place.send)
                 return
-            credential = CREDENTIAL.set(
-                self._access.check(scope["headers"], admin=self._is_admin(scope["method"], path))
+            scope["state"]["credential"] = self._access.check(
+                scope["headers"], admin=self._is_admin(scope["method"], path)
             )
-            try:
-                await self._bounded(scope, place, self._endpoints.get((scope["method"], path)))
-            finally:
-                CREDENTIAL.reset(credential)
+            await self._bounded(scope, place, self._endpoints.get((scope["method"], path)))
         except ClientDisconnect:
             return  # the client left in the middle of its request: nobody to answer, and no defect
         except Exception as error:  # noqa: BLE001  # the last line of defence: nothing leaves without the envelope

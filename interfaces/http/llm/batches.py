@@ -61,7 +61,7 @@ class BatchRoutes:
             raw = await read_json(Request(request.scope, place.receive), MAX_BATCH_BYTES)
             # Off the event loop: thousands of requests take a while to check.
             requests = await asyncio.to_thread(_requests, raw)
-            batch = await self.batches().submit(requests)
+            batch = await self.batches().submit(requests, credential=request.state.credential)
         finally:
             place.leave()
         return _json(batch, status=202)

@@ -39,24 +39,26 @@ class LLMRoutes:
     async def complete(self, request: Request) -> Response:
         """`POST /proxy`."""
         body = await read_model(request, ProxyRequest)
-        request_id = request.state.request_id
+        request_id, credential = request.state.request_id, request.state.credential
         key = request.headers.get("idempotency-key", "").strip()
         if key and self.idempotency is not None:
             recorded = await self.idempotency.run(
-                body, key, lambda: self.proxy().complete(body, request_id)
+                body, key, lambda: self.proxy().complete(body, request_id, credential=credential)
             )
             return JsonResponse(
                 recorded.body,
                 headers={"Idempotent-Replayed": "true"} if recorded.replayed else None,
             )
-        answer = await self.proxy().complete(body, request_id)
+        answer = await self.proxy().complete(body, request_id, credential=credential)
         return JsonResponse(to_json(answer, exclude_none=True))
 
     async def stream(self, request: Request) -> Response:
         """`POST /stream`."""
         body = await read_model(request, ProxyRequest)
         request_id = request.state.request_id
-        opened = await self.proxy().open_stream(body, request_id)
+        opened = await self.proxy().open_stream(
+            body, request_id, credential=request.state.credential
+        )
         return EventStream(_events(opened, request_id), opened.close)
 
     async def models(self, _request: Request) -> Response:

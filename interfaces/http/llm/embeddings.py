@@ -26,7 +26,10 @@ class EmbeddingRoutes:
         """`POST /v1/embeddings`."""
         body = await read_model(request, EmbeddingsRequest)
         answer = await self.embeddings.create(
-            body, caller_of(request, body.metadata), request.state.request_id
+            body,
+            caller_of(request, body.metadata),
+            request.state.request_id,
+            credential=request.state.credential,
         )
         return JsonResponse(answer.model_dump())
 

@@ -22,7 +22,8 @@ class LimitRoutes:
 
     async def read(self, request: Request) -> Response:
         """`GET /limits`."""
-        page = await self.states.page(LimitsFilter.model_validate(dict(request.query_params)))
+        wanted = LimitsFilter.model_validate(dict(request.query_params))
+        page = await self.states.page(wanted, request.state.credential)
         return JsonResponse(page.model_dump(mode="json"))
 
 

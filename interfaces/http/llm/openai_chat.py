@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts.errors import UnknownModel
-from contracts.llm.api import ProxyRequest, StreamEnd
+from contracts.llm.api import StreamEnd
 from contracts.llm.openai_chat import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -50,9 +50,11 @@ class OpenAIRoutes:
         body = await read_model(request, ChatCompletionRequest)
         asked = body.to_proxy(caller_of(request, body.metadata))
         request_id: str = request.state.request_id
+        credential: str = request.state.credential
         if body.stream:
-            return await self._streamed(asked, request_id, include_usage=body.include_usage)
-        answer = await self.gateway().complete(asked, request_id)
+            opened = await self.gateway().open_stream(asked, request_id, credential=credential)
+            return _streamed(opened, request_id, include_usage=body.include_usage)
+        answer = await self.gateway().complete(asked, request_id, credential=credential)
         return JsonResponse(completion_of(answer, request_id))
 
     async def models(self, _request: Request) -> Response:
@@ -71,12 +73,10 @@ class OpenAIRoutes:
     def _cards(self) -> ModelCards:
         return cards_of(self.gateway().models().models, self.embedding_model)
 
-    async def _streamed(
-        self, asked: ProxyRequest, request_id: str, *, include_usage: bool
-    ) -> Response:
-        opened = await self.gateway().open_stream(asked, request_id)
-        writer = ChunkWriter(request_id, opened.target.name, include_usage=include_usage)
-        return EventStream(_chunks(opened, writer, request_id), opened.close)
+
+def _streamed(opened: ChatStream, request_id: str, *, include_usage: bool) -> Response:
+    writer = ChunkWriter(request_id, opened.target.name, include_usage=include_usage)
+    return EventStream(_chunks(opened, writer, request_id), opened.close)
 
 
 async def _chunks(

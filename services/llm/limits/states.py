@@ -7,7 +7,6 @@ from typing import Literal
 
 from contracts.llm.limits import (
     CALENDAR,
-    CREDENTIAL,
     NANO_PER_USD,
     Limit,
     LimitsFilter,
@@ -36,8 +35,8 @@ class LimitStates:
         self._source = source
         self._limits_of = limits_of
 
-    async def page(self, wanted: LimitsFilter) -> LimitsPage:
-        """Returns the limits of the wanted agent and microDAO and of the credential that this task works under.
+    async def page(self, wanted: LimitsFilter, credential: str) -> LimitsPage:
+        """Returns the limits of the wanted agent and microDAO and of the presented credential.
 
         Raises:
             LimitsUnavailable: the authority cannot be reached.
@@ -45,7 +44,7 @@ class LimitStates:
         subjects: list[tuple[SubjectKind, str | None]] = [
             ("agent", wanted.agent_id),
             ("microdao", wanted.microdao_id),
-            ("credential", CREDENTIAL.get()),
+            ("credential", credential),
         ]
         limits_of = self._limits_of()
         limits = [

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from configs.llm.config import LLMSettings
 from contracts.errors import DaarionError
 from contracts.llm.api import ProxyRequest, StreamEnd
+from contracts.llm.limits import ANONYMOUS
 from providers.registry import build_providers
 from providers.resources import ProviderResources
 from providers.routing import RoutingTable
@@ -108,14 +109,14 @@ async def tell(proxy, request, *, stream):
     told = Told()
     try:
         if not stream:
-            answer = await proxy.complete(request, "r")
+            answer = await proxy.complete(request, "r", credential=ANONYMOUS)
             told.text, told.answered_by, told.attempts = (
                 answer.content,
                 answer.model_resolved,
                 answer.attempts,
             )
             return told
-        opened = await proxy.open_stream(request, "r")
+        opened = await proxy.open_stream(request, "r", credential=ANONYMOUS)
         try:
             async for item in opened.items():
                 if isinstance(item, StreamEnd):
