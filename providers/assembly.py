@@ -7,7 +7,7 @@ from typing import Any
 
 from common.closing import close_if_closable
 from contracts.errors import UpstreamInvalidResponse
-from contracts.llm.api import LLMResponse, StreamEnd, StreamItem, join_fragment
+from contracts.llm.answers import LLMResponse, StreamEnd, StreamItem, join_fragment
 from providers.shapes import whole_answer
 from providers.tool_fragments import parse_tool_calls
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from configs.llm.config import Continuation
-from contracts.llm.api import ChatMessage, ChatOptions
+from contracts.llm.messages import ChatMessage
+from contracts.llm.requests import ChatOptions
 
 INSTRUCTION = (
     "The connection broke while you were answering; the text above is what arrived. Go on exactly where it ends, beginning with the very "

@@ -11,8 +11,10 @@ from common.closing import close_if_closable
 from configs.llm.config import Continuation, ProviderSettings
 from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse, UpstreamTimeout
-from contracts.llm.api import ChatMessage, ChatOptions, LLMResponse, StreamEnd, StreamItem
+from contracts.llm.answers import LLMResponse, StreamEnd, StreamItem
+from contracts.llm.messages import ChatMessage
 from contracts.llm.ports import Condition
+from contracts.llm.requests import ChatOptions
 from contracts.llm.routing import Target
 from providers.continuation import continued
 from providers.resources import ProviderResources

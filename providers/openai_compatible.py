@@ -22,15 +22,10 @@ from contracts.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from contracts.llm.api import (
-    ChatMessage,
-    ChatOptions,
-    LLMResponse,
-    StreamDelta,
-    StreamEnd,
-    StreamItem,
-)
+from contracts.llm.answers import LLMResponse, StreamDelta, StreamEnd, StreamItem
+from contracts.llm.messages import ChatMessage
 from contracts.llm.ports import Condition
+from contracts.llm.requests import ChatOptions
 from contracts.llm.routing import Target
 from providers.assembly import assembled
 from providers.continuation import continued

@@ -12,7 +12,7 @@ from genai_prices import Usage, calc_price
 
 from configs.llm.config import LLMSettings
 from configs.llm.limits import PriceSettings
-from contracts.llm.api import TokenUsage
+from contracts.llm.answers import TokenUsage
 from contracts.llm.routing import Target
 
 MILLION = 1_000_000

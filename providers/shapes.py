@@ -8,7 +8,9 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from contracts.errors import DaarionError, UpstreamInvalidResponse
-from contracts.llm.api import ChatMessage, ChatOptions, LLMResponse, StreamDelta, TokenUsage
+from contracts.llm.answers import LLMResponse, StreamDelta, TokenUsage
+from contracts.llm.messages import ChatMessage
+from contracts.llm.requests import ChatOptions
 from providers.errors import in_band_error, reported_error
 from providers.tool_fragments import ToolFragments, parse_tool_calls
 from providers.upstream_json import JsonTexts

@@ -12,7 +12,7 @@ import secrets
 from typing import Any
 
 from contracts.errors import UpstreamInvalidResponse
-from contracts.llm.api import NO_ARGUMENTS, ToolCall
+from contracts.llm.messages import NO_ARGUMENTS, ToolCall
 from providers.upstream_json import encoded
 
 MAX_TOOL_CALLS = 1_024

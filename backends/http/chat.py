@@ -14,7 +14,8 @@ from contracts.agents.api import ModelRequest
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, UpstreamInvalidResponse
 from contracts.identity import Tenant
-from contracts.llm.api import ModelInfo, ModelList, ProxyResponse
+from contracts.llm.answers import ProxyResponse
+from contracts.llm.listings import ModelInfo, ModelList
 
 PATH = "/internal/llm/proxy"
 MODELS_PATH = "/internal/llm/models"

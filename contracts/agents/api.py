@@ -23,7 +23,8 @@ from pydantic import (
 
 from contracts.deadline import Deadline
 from contracts.identity import Identifier, Tenant
-from contracts.llm.api import ProxyResponse, ToolSpec
+from contracts.llm.answers import ProxyResponse
+from contracts.llm.messages import ToolSpec
 from contracts.memory.api import Item
 from contracts.tools.api import ToolCallRequest, ToolCallResult, ToolDefinition, ToolId
 from contracts.values import storable

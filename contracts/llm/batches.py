@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from contracts.identity import Identifier
-from contracts.llm.api import ProxyRequest
+from contracts.llm.requests import ProxyRequest
 
 MAX_REQUESTS = 10_000
 MAX_BATCH_BYTES = 50_000_000

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from contracts.llm.api import CallMetadata
+from contracts.llm.requests import CallMetadata
 
 NANO_PER_USD = 1_000_000_000
 ANONYMOUS = "anonymous"

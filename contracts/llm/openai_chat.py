@@ -9,15 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from contracts.identity import Identifier
-from contracts.llm.api import (
-    CallMetadata,
-    ModelInfo,
-    ProxyRequest,
-    ProxyResponse,
-    StreamDelta,
-    StreamEnd,
-    TokenUsage,
-)
+from contracts.llm.answers import ProxyResponse, StreamDelta, StreamEnd, TokenUsage
+from contracts.llm.listings import ModelInfo
+from contracts.llm.requests import CallMetadata, ProxyRequest
 
 # What would change the shape of the answer in a way that an answer of ours cannot have.
 _NOT_GIVEN = {

@@ -10,14 +10,10 @@ from typing import Any, Protocol
 from typing_extensions import Unpack
 
 from contracts.deadline import Deadline
-from contracts.llm.api import (
-    ChatMessage,
-    ChatOptions,
-    EngineLoad,
-    LLMResponse,
-    StreamItem,
-    TokenUsage,
-)
+from contracts.llm.answers import LLMResponse, StreamItem, TokenUsage
+from contracts.llm.listings import EngineLoad
+from contracts.llm.messages import ChatMessage
+from contracts.llm.requests import ChatOptions
 from contracts.llm.routing import Route, Target
 
 

@@ -18,7 +18,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from contracts.identity import new_id
-from contracts.llm.api import TokenUsage
+from contracts.llm.answers import TokenUsage
 from contracts.llm.limits import ANONYMOUS
 from contracts.values import MAX_TEXT, Instant, now_utc, storable_text, utc
 

@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, EngineUnavailable, Internal, Overloaded
-from contracts.llm.api import EngineLoad
+from contracts.llm.listings import EngineLoad
 from contracts.llm.ports import Condition
 
 LOOKUP_INTERVAL_S = 1.0

@@ -24,9 +24,10 @@ from configs.llm.limits import LimitSettings
 from contracts.errors import DaarionError
 from contracts.events import EventLog
 from contracts.health import Health
-from contracts.llm.api import MAX_TIMEOUT_S, ProxyRequest, ProxyResponse
+from contracts.llm.answers import ProxyResponse
 from contracts.llm.embeddings import TokenEmbedder
 from contracts.llm.ports import Engine
+from contracts.llm.requests import MAX_TIMEOUT_S, ProxyRequest
 from contracts.llm.routing import Target
 from deployments.graph.resources import Reloadable, Resources, Surroundings
 from interfaces.http.llm.batches import BatchRoutes, add_batch_routes

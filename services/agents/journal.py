@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from contracts.llm.api import ProxyResponse
+from contracts.llm.answers import ProxyResponse
 from contracts.memory.api import Item
 from contracts.tools.api import Effect
 from contracts.workspace.messaging import ChannelMessage

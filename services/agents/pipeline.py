@@ -11,7 +11,8 @@ from typing import Any
 from contracts.agents.api import AgentMemory, AgentTools, Blueprint, ChatModel, ModelRequest
 from contracts.deadline import Deadline
 from contracts.errors import ContextLengthExceeded, DaarionError, NotFound, Unavailable
-from contracts.llm.api import NO_ARGUMENTS, ProxyResponse, ToolCall
+from contracts.llm.answers import ProxyResponse
+from contracts.llm.messages import NO_ARGUMENTS, ToolCall
 from contracts.memory.api import MAX_QUERY_CHARS, Item
 from contracts.tools.api import ToolDefinition
 from contracts.workspace.messaging import MAX_RECENT, ChannelMessage, Messaging

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from contracts.agents.api import Blueprint
-from contracts.llm.api import ToolSpec
+from contracts.llm.messages import ToolSpec
 from contracts.memory.api import Item
 from contracts.tools.api import ToolDefinition, plain_name
 from contracts.workspace.messaging import ChannelMessage

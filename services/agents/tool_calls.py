@@ -16,7 +16,8 @@ from typing import Any
 
 import orjson
 
-from contracts.llm.api import ProxyResponse, ToolCall
+from contracts.llm.answers import ProxyResponse
+from contracts.llm.messages import ToolCall
 from contracts.tools.api import tool_id_of
 
 MAX_CALLS = 128

@@ -12,7 +12,7 @@ from typing import Any
 from contracts.errors import DaarionError, DeadlineExceeded
 from contracts.events import EventLog
 from contracts.identity import new_id
-from contracts.llm.api import Attempt, ChatOptions, ProxyRequest, StreamDelta, TokenUsage
+from contracts.llm.answers import Attempt, StreamDelta, TokenUsage
 from contracts.llm.limits import (
     NANO_PER_USD,
     NOTHING,
@@ -23,6 +23,7 @@ from contracts.llm.limits import (
     caller_of,
 )
 from contracts.llm.ports import Prices
+from contracts.llm.requests import ChatOptions, ProxyRequest
 from contracts.llm.routing import Route, Target
 from contracts.llm.usage import (
     NOT_BEGUN,

@@ -28,7 +28,7 @@ from contracts.errors import (
     UpstreamRateLimited,
 )
 from contracts.events import EventLog
-from contracts.llm.api import ProxyRequest, ProxyResponse
+from contracts.llm.answers import ProxyResponse
 from contracts.llm.batches import (
     Batch,
     BatchPage,
@@ -39,6 +39,7 @@ from contracts.llm.batches import (
     ItemResult,
     NewItem,
 )
+from contracts.llm.requests import ProxyRequest
 from services.llm.cache import cache_key
 
 _OF_NO_REQUEST = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable)

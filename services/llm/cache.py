@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import orjson
 
 from contracts.errors import InvalidRequest
-from contracts.llm.api import ProxyRequest, ProxyResponse
+from contracts.llm.answers import ProxyResponse
+from contracts.llm.requests import ProxyRequest
 from contracts.llm.routing import Target
 
 ENTRY_BYTES = 512

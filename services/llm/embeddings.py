@@ -11,7 +11,7 @@ from decimal import Decimal
 from contracts.deadline import Deadline
 from contracts.errors import InvalidRequest, UnknownModel
 from contracts.events import EventLog
-from contracts.llm.api import CallMetadata, TokenUsage
+from contracts.llm.answers import TokenUsage
 from contracts.llm.embeddings import EmbeddingBatch, TokenEmbedder
 from contracts.llm.limits import (
     NANO_PER_USD,
@@ -28,6 +28,7 @@ from contracts.llm.openai_embeddings import (
     EmbeddingsUsage,
 )
 from contracts.llm.ports import Prices
+from contracts.llm.requests import CallMetadata
 from contracts.llm.routing import Target, Timeouts
 from contracts.llm.usage import OUTCOME_OK, UsageRecord, UsageSink, tokens_of
 from services.llm.accounting import PROVIDER_WORKED, NoPrices, outcome_of

@@ -9,9 +9,11 @@ from typing import Any
 
 import orjson
 
-from contracts.llm.api import ChatMessage, ProxyRequest, TokenUsage
+from contracts.llm.answers import TokenUsage
 from contracts.llm.limits import NANO_PER_USD, Estimate
+from contracts.llm.messages import ChatMessage
 from contracts.llm.ports import Prices
+from contracts.llm.requests import ProxyRequest
 from contracts.llm.routing import Route
 
 BYTES_PER_TOKEN = 3

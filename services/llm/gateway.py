@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from contracts.errors import DeadlineExceeded
-from contracts.llm.api import CacheRequest, ModelList, ProxyRequest, ProxyResponse, StreamItem
+from contracts.llm.answers import ProxyResponse, StreamItem
 from contracts.llm.limits import Caller, Estimate, Spent, caller_of
+from contracts.llm.listings import ModelList
+from contracts.llm.requests import CacheRequest, ProxyRequest
 from contracts.llm.usage import OUTCOME_OK, UsageRecord
 from services.llm.cache import AnswerCache, cache_key, is_clipped, is_worth_keeping
 from services.llm.proxy import LLMProxy

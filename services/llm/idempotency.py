@@ -22,8 +22,9 @@ from contracts.errors import (
     UpstreamRejected,
 )
 from contracts.events import EventLog
-from contracts.llm.api import MAX_TIMEOUT_S, ProxyRequest, ProxyResponse
+from contracts.llm.answers import ProxyResponse
 from contracts.llm.idempotency import Granted, IdempotencyStore, KeyUse, Settled
+from contracts.llm.requests import MAX_TIMEOUT_S, ProxyRequest
 from services.llm.cache import canonical_body
 
 MAX_KEY_CHARS = 1_024

@@ -9,18 +9,11 @@ from dataclasses import dataclass, field
 
 from contracts.deadline import Deadline
 from contracts.events import EventLog
-from contracts.llm.api import (
-    MAX_TIMEOUT_S,
-    CircuitInfo,
-    LLMResponse,
-    ModelInfo,
-    ModelList,
-    ProxyRequest,
-    ProxyResponse,
-    TokenUsage,
-)
+from contracts.llm.answers import LLMResponse, ProxyResponse, TokenUsage
 from contracts.llm.limits import Limiter
+from contracts.llm.listings import CircuitInfo, ModelInfo, ModelList
 from contracts.llm.ports import ChatProvider, Prices, Router
+from contracts.llm.requests import MAX_TIMEOUT_S, ProxyRequest
 from contracts.llm.routing import Route, Spill, Target
 from contracts.llm.usage import OUTCOME_OK, UsageSink
 from services.llm.accounting import CallAccount, NoPrices, outcome_of

@@ -8,14 +8,8 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-from contracts.llm.api import (
-    ProxyResponse,
-    StreamDelta,
-    StreamEnd,
-    StreamItem,
-    ToolCall,
-    join_fragment,
-)
+from contracts.llm.answers import ProxyResponse, StreamDelta, StreamEnd, StreamItem, join_fragment
+from contracts.llm.messages import ToolCall
 
 MAX_RECORDED_CHARS = 4_000_000
 

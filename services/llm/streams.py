@@ -8,15 +8,10 @@ from dataclasses import dataclass
 
 from common.closing import close_if_closable
 from contracts.errors import DaarionError, UpstreamInvalidResponse
-from contracts.llm.api import (
-    ChatMessage,
-    ChatOptions,
-    ProxyRequest,
-    StreamDelta,
-    StreamEnd,
-    StreamItem,
-)
+from contracts.llm.answers import StreamDelta, StreamEnd, StreamItem
+from contracts.llm.messages import ChatMessage
 from contracts.llm.ports import ChatProvider
+from contracts.llm.requests import ChatOptions, ProxyRequest
 from contracts.llm.routing import Target
 from contracts.llm.usage import OUTCOME_OK
 from services.llm.accounting import OUTCOME_CANCELLED, CallAccount, outcome_of

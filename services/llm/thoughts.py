@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 from common.closing import close_if_closable
-from contracts.llm.api import ChatMessage, LLMResponse, StreamDelta, StreamEnd, StreamItem
+from contracts.llm.answers import LLMResponse, StreamDelta, StreamEnd, StreamItem
+from contracts.llm.messages import ChatMessage
 from contracts.llm.routing import Reasoning, Target
 
 OPENINGS = {

@@ -19,7 +19,7 @@ from configs.agents import load_blueprints
 from configs.environment import REPOSITORY
 from contracts.agents.api import AgentInvocation, Blueprint, RunView, StepRecord, ToolUse
 from contracts.errors import ConfigurationError, DatabaseUnavailable
-from contracts.llm.api import ModelInfo
+from contracts.llm.listings import ModelInfo
 from contracts.memory.api import Item
 from contracts.tools.api import ToolDefinition
 from contracts.workspace.messaging import ChannelMessage

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.llm.api import ProxyResponse, TokenUsage
+from contracts.llm.answers import ProxyResponse, TokenUsage
 from services.agents.tool_calls import MAX_CALLS, Reading, WantedCall, read_answer, read_text
 
 NAMES = st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8}){0,2}", fullmatch=True)

@@ -12,7 +12,7 @@ from configs.memory import MemorySettings
 from configs.tools import ToolsSettings
 from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError
-from contracts.llm.api import EngineLoad
+from contracts.llm.listings import EngineLoad
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.resources import Reloadable, Resources, Surroundings
 from deployments.llm.wiring import LLMPorts, LLMRuntime

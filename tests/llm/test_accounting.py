@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.llm.api import ProxyRequest, StreamDelta, TokenUsage
+from contracts.llm.answers import StreamDelta, TokenUsage
 from contracts.llm.limits import Caller, Spent
+from contracts.llm.requests import ProxyRequest
 from contracts.llm.routing import Route, Spill, Target, Timeouts
 from services.llm.accounting import CallAccount, NoPrices, total_cost, total_usage
 from services.llm.estimates import DEFAULT_COMPLETION_TOKENS, CallEstimate, prompt_tokens

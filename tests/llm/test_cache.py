@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import DeadlineExceeded, InvalidRequest, RateLimited, UpstreamUnavailable
-from contracts.llm.api import ProxyRequest, ProxyResponse, TokenUsage
+from contracts.llm.answers import ProxyResponse, TokenUsage
+from contracts.llm.requests import ProxyRequest
 from contracts.llm.routing import Target, Timeouts
 from services.llm.cache import ENTRY_BYTES, AnswerCache, cache_key, canonical_body, is_worth_keeping
 from services.llm.single_flight import MAX_TURNS, SingleFlight

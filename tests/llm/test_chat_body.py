@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import InvalidRequest
-from contracts.llm.api import MAX_EXTRA_BYTES, MAX_EXTRA_FIELDS, ProxyRequest, checked_extra
+from contracts.llm.requests import MAX_EXTRA_BYTES, MAX_EXTRA_FIELDS, ProxyRequest, checked_extra
 from providers.shapes import chat_body
 
 MESSAGES = [{"role": "user", "content": "hi"}]

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from contracts.errors import Overloaded
-from contracts.llm.api import EngineLoad
+from contracts.llm.listings import EngineLoad
 from contracts.llm.ports import Condition
 from tests.support.llm.failover import ANSWER, asking, calls_in_flight, failing_proxy, tell
 from tests.support.llm.upstream import ScriptedUpstream, play

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from contracts.llm.api import EngineLoad
+from contracts.llm.listings import EngineLoad
 from contracts.llm.ports import Condition
 from services.llm import attempts, failover
 from tests.support.llm.failover import ANSWER, asking, failing_proxy, tell

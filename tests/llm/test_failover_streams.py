@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from contracts.llm.api import StreamDelta
+from contracts.llm.answers import StreamDelta
 from tests.support.llm.failover import ANSWER, asking, calls_in_flight, failing_proxy, tell
 from tests.support.llm.upstream import ScriptedUpstream, play
 

@@ -3,7 +3,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.llm.api import EngineLoad
+from contracts.llm.listings import EngineLoad
 from contracts.llm.ports import Condition
 from contracts.llm.routing import Spill, Target, Timeouts
 from services.llm.spillover import Candidate, Spillover, order_targets, queue_depth

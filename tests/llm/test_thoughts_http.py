@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from contracts.llm.api import ProxyResponse
+from contracts.llm.answers import ProxyResponse
 from tests.llm.test_proxy_http import BODY, events_of, running
 from tests.support.llm.upstream import play
 

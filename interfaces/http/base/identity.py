@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from contracts.errors import InvalidRequest
 from contracts.identity import Identifier
-from contracts.llm.api import CallMetadata
+from contracts.llm.requests import CallMetadata
 
 UNNAMED = "unnamed"
 

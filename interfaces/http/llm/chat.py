@@ -12,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts.health import Health
-from contracts.llm.api import ModelList, ProxyRequest, ProxyResponse, StreamEnd, StreamItem
+from contracts.llm.answers import ProxyResponse, StreamEnd, StreamItem
+from contracts.llm.listings import ModelList
+from contracts.llm.requests import ProxyRequest
 from contracts.llm.usage import UsageFilter, UsagePage
 from interfaces.http.base.bodies import read_model
 from interfaces.http.base.errors import JsonResponse, as_leaf

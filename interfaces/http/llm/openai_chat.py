@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts.errors import UnknownModel
-from contracts.llm.api import StreamEnd
+from contracts.llm.answers import StreamEnd
 from contracts.llm.openai_chat import (
     ChatCompletion,
     ChatCompletionRequest,

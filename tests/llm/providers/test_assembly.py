@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import UpstreamInvalidResponse
-from contracts.llm.api import StreamDelta, StreamEnd, TokenUsage
+from contracts.llm.answers import StreamDelta, StreamEnd, TokenUsage
 from providers.assembly import assembled
 
 END = StreamEnd(

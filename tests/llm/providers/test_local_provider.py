@@ -7,7 +7,7 @@ import pytest
 from configs.llm.config import ProviderSettings
 from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse, UpstreamTimeout
-from contracts.llm.api import StreamEnd
+from contracts.llm.answers import StreamEnd
 from contracts.llm.ports import Condition
 from contracts.llm.routing import Target, Timeouts
 from providers.local import Provider

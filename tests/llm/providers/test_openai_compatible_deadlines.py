@@ -10,7 +10,7 @@ import pytest
 from configs.llm.config import LLMSettings
 from contracts import errors
 from contracts.deadline import Deadline
-from contracts.llm.api import StreamDelta
+from contracts.llm.answers import StreamDelta
 from contracts.llm.routing import Target
 from providers import openai_compatible
 from providers.registry import build_providers

@@ -8,7 +8,7 @@ import pytest
 
 from contracts import errors
 from contracts.deadline import Deadline
-from contracts.llm.api import StreamEnd
+from contracts.llm.answers import StreamEnd
 from contracts.llm.routing import Target, Timeouts
 from providers import openai_compatible
 from tests.support.llm.openai_calls import ANSWER, BOTH, CALM, QUESTION, assert_leaf, call, named

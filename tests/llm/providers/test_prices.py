@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from configs.llm.config import LLMSettings
-from contracts.llm.api import TokenUsage
+from contracts.llm.answers import TokenUsage
 from contracts.llm.routing import Target, Timeouts
 from providers import prices
 from providers.prices import PriceBook

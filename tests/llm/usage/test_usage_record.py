@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from contracts.identity import new_id
-from contracts.llm.api import TokenUsage
+from contracts.llm.answers import TokenUsage
 from contracts.llm.usage import (
     ATTEMPT_FIELDS,
     MAX_TEXT,

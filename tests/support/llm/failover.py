@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from configs.llm.config import LLMSettings
 from contracts.errors import DaarionError
-from contracts.llm.api import ProxyRequest, StreamEnd
+from contracts.llm.answers import StreamEnd
 from contracts.llm.limits import ANONYMOUS
+from contracts.llm.requests import ProxyRequest
 from providers.registry import build_providers
 from providers.resources import ProviderResources
 from providers.routing import RoutingTable

@@ -12,7 +12,7 @@ import pytest
 
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
-from contracts.llm.api import LLMResponse, StreamDelta, StreamEnd
+from contracts.llm.answers import LLMResponse, StreamDelta, StreamEnd
 from contracts.llm.routing import Target, Timeouts
 from providers.openai_compatible import Provider
 from tests.support.llm.upstream import Play, ScriptedUpstream

@@ -1,0 +1,114 @@
+"""Answers of the LLM proxy, whole or streamed, and what providers return to it."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from contracts.llm.messages import ToolCall
+
+
+class TokenUsage(BaseModel):
+    """Tokens as the provider counted them. `estimated` marks a count of ours where the provider gave none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    estimated: bool | None = None
+
+
+class Attempt(BaseModel):
+    """One try at one target. `outcome` is `ok` or the error's type."""
+
+    model_config = ConfigDict(frozen=True)
+
+    provider: str
+    model: str
+    outcome: str
+    latency_ms: float
+
+
+class ProxyResponse(BaseModel):
+    """Body of a successful `POST /internal/llm/proxy`. Absent optional fields are left out.
+
+    `refusal` is what the model said in place of an answer, from providers that tell the two apart.
+    """
+
+    content: str
+    usage: TokenUsage
+    provider: str
+    model_resolved: str
+    tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    finish_reason: str | None = None
+    request_id: str | None = None
+    latency_ms: float | None = None
+    cached: bool | None = None
+    attempts: list[Attempt] | None = None
+
+
+class LLMResponse(BaseModel):
+    """What a provider returns for one whole answer. `reasoning` and `refusal` are kept apart from `content`."""
+
+    content: str
+    usage: TokenUsage
+    finish_reason: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+
+
+class StreamDelta(BaseModel):
+    """One piece of a streamed answer: text, reasoning, or fragments of tool calls.
+
+    The first fragment of a call has `index`, `id`, `type`, and a `function` with the name; later ones have `index` and a `function` with
+    a piece of the `arguments`, which are text.
+
+    `usage` is what the answer took so far, from providers that tell it with every piece.
+    """
+
+    content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    refusal: str | None = None
+    usage: TokenUsage | None = None
+
+
+def join_fragment(calls: dict[int, dict[str, Any]], fragment: dict[str, Any]) -> None:
+    """Adds a fragment of a StreamDelta to the call that it names by its index."""
+    call = calls.get(fragment["index"])
+    if call is None:
+        call = calls[fragment["index"]] = {
+            key: value for key, value in fragment.items() if key != "index"
+        }
+        call["function"] = {"name": "", "arguments": ""}
+    function = call["function"]
+    for part, piece in fragment["function"].items():
+        text, function[part] = (
+            function[part],
+            "",
+        )  # held by a local variable alone, a text grows in place
+        text += piece
+        function[part] = text
+
+
+class StreamEnd(BaseModel):
+    """The regular end of a stream. A provider that ends without it was cut off.
+
+    The proxy adds `attempts`, and `written_by` (`provider/model` of each part, in order) where several wrote one answer;
+    `cached` marks an answer from the response cache. `unreadable` counts the provider's events that had to be passed over.
+    """
+
+    finish_reason: str
+    usage: TokenUsage
+    unreadable: int | None = None
+    attempts: list[Attempt] | None = None
+    written_by: list[str] | None = None
+    cached: bool | None = None
+
+
+StreamItem = StreamDelta | StreamEnd

@@ -1,0 +1,54 @@
+"""`GET /internal/llm/models`: logical models, and the state of what answers for them."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class EngineLoad(BaseModel):
+    """What the local engine does, as it was seen within the last seconds; the counts are totals since its start."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    running: int
+    waiting: int
+    max_running: int
+    finished: int
+    aborted: int
+    generated_tokens: int
+
+
+class CircuitInfo(BaseModel):
+    """What a replica knows about one target: `closed` (called as usual), `open` (left alone), `half_open` (one call probes it).
+
+    `retry_after_s` is given while it is not called; a closed circuit has it while the provider asked for a rest.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    state: Literal["closed", "open", "half_open"]
+    in_flight: int
+    retry_after_s: float | None = None
+
+
+class ModelInfo(BaseModel):
+    """One row of `GET /internal/llm/models`, as the replica that answers sees it.
+
+    `reason` tells why a model is not available, `load` only the local engine has, `spills_over` only models with `spill`.
+    """
+
+    id: str
+    provider: str
+    name: str
+    available: bool
+    reason: str | None = None
+    load: EngineLoad | None = None
+    circuit: CircuitInfo = CircuitInfo(state="closed", in_flight=0)
+    fallbacks: list[str] = []
+    spills_over: bool | None = None
+
+
+class ModelList(BaseModel):
+    """Body of `GET /internal/llm/models`."""
+
+    models: list[ModelInfo]
