@@ -160,29 +160,20 @@ class PythonToolClient:
 
 
 def encode(execution: Execution) -> dict[str, Any]:
-    """Returns the call as plain values; the deadline as the seconds that are left."""
-    return {
+    """Returns the call as plain values, with the seconds left in place of the deadline."""
+    values = vars(execution) | {
         "tool": execution.tool.model_dump(mode="json"),
-        "args": execution.args,
-        "context": execution.context,
-        "call_id": execution.call_id,
         "timeout_s": execution.deadline.remaining(),
-        "idempotency_key": execution.idempotency_key,
-        "attempt": execution.attempt,
     }
+    del values["deadline"]
+    return values
 
 
 def _decoded(call: dict[str, Any]) -> Execution:
-    tool = ToolDefinition.model_validate(call["tool"])
-    deadline = Deadline.after(call["timeout_s"])
+    given = dict(call)
+    deadline = Deadline.after(given.pop("timeout_s"))
     return Execution(
-        tool,
-        call["args"],
-        call["context"],
-        call["call_id"],
-        deadline,
-        call["idempotency_key"],
-        call["attempt"],
+        **given | {"tool": ToolDefinition.model_validate(given["tool"])}, deadline=deadline
     )
 
 
