@@ -1,4 +1,4 @@
-"""Takes secrets out of what a tool sends back, so that a tool cannot hand a credential to the model."""
+"""Redacts secrets in what a tool sends back, so that it cannot give a credential to the model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from typing import Any
 
 MASK = "[redacted]"
-# Shorter values would also be found by chance; a secret this short protects nothing.
+# Shorter values would match by chance; a secret this short protects nothing.
 SHORTEST = 4
 
 
 class Redactor:
-    """Replaces each secret, also where it is written in base64 or percent-encoded, in keys and texts."""
+    """Replaces each secret in keys and texts, also in base64 or percent-encoded."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         kept = {secret for secret in secrets if len(secret) >= SHORTEST}
@@ -29,7 +29,7 @@ class Redactor:
         return value
 
     def json(self, value: Any) -> Any:
-        """Returns a JSON value without the secrets, whatever its depth; the containers are changed in place."""
+        """Returns a JSON value of any depth without the secrets; changes its containers in place."""
         if not self._needles:
             return value
         holder = [value]

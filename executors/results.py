@@ -10,14 +10,14 @@ MAX_DEPTH = 64
 
 
 class InvalidResult(Exception):
-    """The answer is no JSON value that can be passed on; the text says why."""
+    """The answer is not a usable JSON value; the text says why."""
 
 
 def parse_result(raw: bytes | bytearray) -> Any:
     """Returns the JSON value of `raw`.
 
     Raises:
-        InvalidResult: empty, no UTF-8, no JSON (NaN and Infinity are none), or nested deeper than MAX_DEPTH.
+        InvalidResult: empty, not UTF-8, not JSON (NaN and Infinity), or deeper than MAX_DEPTH.
     """
     if not raw.strip():
         raise InvalidResult("the tool's answer is empty: it must be a JSON value")
@@ -25,7 +25,7 @@ def parse_result(raw: bytes | bytearray) -> Any:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
         raise InvalidResult("the tool's answer is not valid JSON in UTF-8") from None
-    # A value cannot be deeper than the brackets it has, so most answers need no walk.
+    # The depth is at most the number of brackets, so most answers need no walk.
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         raise InvalidResult(f"the tool's answer is nested deeper than {MAX_DEPTH} levels")
     return value

@@ -1,7 +1,8 @@
-"""Which IP addresses are never, or only by a CIDR rule, a tool's to reach. Pure functions.
+"""Which IP addresses tools never reach, or only by a CIDR rule. Pure functions.
 
-Sources: the IANA special-purpose address registries (RFC 6890), RFC 6052 and RFC 8215 (NAT64), RFC 3056 (6to4),
-RFC 4380 (Teredo), RFC 4291 (IPv4-mapped and -compatible), and the cloud providers' metadata endpoints.
+Sources: the IANA special-purpose address registries (RFC 6890), RFC 6052 and RFC 8215 (NAT64),
+RFC 3056 (6to4), RFC 4380 (Teredo), RFC 4291 (IPv4-mapped and -compatible), and the cloud providers'
+metadata endpoints.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-# Never reached, whatever a rule says: link-local with the metadata services there, metadata services elsewhere
-# (Amazon over IPv6, Alibaba, Oracle, Azure), "this network", multicast, broadcast and reserved addresses.
+# Never reached, whatever a rule says: link-local (with its metadata services), metadata services
+# elsewhere (Amazon over IPv6, Alibaba, Oracle, Azure), "this network", multicast, reserved.
 _NEVER: tuple[Network, ...] = tuple(
     ip_network(text)
     for text in (
-        "0.0.0.0/8", "169.254.0.0/16", "100.100.100.200/32", "192.0.0.0/24", "168.63.129.16/32", "224.0.0.0/4", "240.0.0.0/4",
+        "0.0.0.0/8", "169.254.0.0/16", "100.100.100.200/32", "192.0.0.0/24", "168.63.129.16/32",
+        "224.0.0.0/4", "240.0.0.0/4",
         "::/128", "fe80::/10", "fec0::/10", "fd00:ec2::/32", "fd20:ce::/32", "ff00::/8",
     )
 )  # fmt: skip
-# Forms that carry an IPv4 address and that no target needs: mapped, compatible, translated, 6to4 and Teredo.
+# IPv6 forms that carry an IPv4 address and that no target needs: mapped, translated, 6to4, Teredo.
 _DISGUISES: tuple[IPv6Network, ...] = tuple(
     IPv6Network(text) for text in ("::ffff:0:0/96", "::ffff:0:0:0/96", "2002::/16", "2001::/32")
 )
@@ -34,7 +36,7 @@ _NUMERIC_LABEL = re.compile(r"(?:[0-9]+|0[xX][0-9a-fA-F]*)")
 
 
 def parse_address(text: str) -> Address | None:
-    """Returns the address that `text` writes canonically, or None for a name."""
+    """Returns the canonical address in `text`, or None for a name."""
     try:
         return ip_address(text)
     except ValueError:
@@ -42,16 +44,16 @@ def parse_address(text: str) -> Address | None:
 
 
 def is_ambiguous_number(host: str) -> bool:
-    """Whether resolvers may read `host` as an address in decimal, octal, hexadecimal or shortened form.
+    """Whether a resolver may read `host` as an address in decimal, octal, hex or short form.
 
-    By the URL standard's rule: a host whose last label is a number is an IPv4 address or nothing.
+    The URL standard's rule: a host whose last label is a number is an IPv4 address or invalid.
     """
     last = host.rstrip(".").rpartition(".")[2]
     return parse_address(host) is None and _NUMERIC_LABEL.fullmatch(last) is not None
 
 
 def is_never(address: Address) -> bool:
-    """Whether no rule may open this address: metadata, link-local, and what is neither host nor network of anybody."""
+    """Whether no rule may open this address: metadata, link-local, multicast, reserved, …"""
     if isinstance(address, IPv6Address):
         if _is_disguise(address):
             return True
@@ -77,7 +79,7 @@ def _is_disguise(address: IPv6Address) -> bool:
 
 
 def _translated(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that a NAT64 gateway would send to, for the two prefixes that are registered."""
+    """Returns the IPv4 address behind one of the two registered NAT64 prefixes."""
     if address in _NAT64 or address in _NAT64_LOCAL:
         return IPv4Address(int(address) & 0xFFFF_FFFF)
     return None

@@ -12,7 +12,7 @@ from contracts.tools.api import ErrorKind
 RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
 MAX_REASON_CHARS = 300
 
-# 403 and the like: the server judged this very call, so its verdict is passed on as the kind of failure.
+# Statuses by which a server judges the call itself become the kind of failure.
 _KINDS: Mapping[int, ErrorKind] = {
     400: "invalid_args",
     403: "denied",
@@ -34,12 +34,12 @@ def error_kind(status: int) -> ErrorKind:
 
 
 def effect_excluded(status: int) -> bool:
-    """Whether the server says by this status that it did nothing."""
+    """Whether this status says that the server did nothing."""
     return 400 <= status < 500 and status != 408
 
 
 def describe(status: int, body: bytes | bytearray, redact: Callable[[str], str]) -> str:
-    """Returns what a caller is told: the status, and the server's own reason where it judged the call."""
+    """Returns the error text: the status, and the server's reason if it judged the call."""
     if 300 <= status < 400:
         return (
             f"the tool's server answered with a redirect (HTTP {status}), which is never followed"
@@ -49,7 +49,10 @@ def describe(status: int, body: bytes | bytearray, redact: Callable[[str], str])
 
 
 def _reason(body: bytes | bytearray, redact: Callable[[str], str]) -> str | None:
-    """The first text among the usual places of an error body. Secrets leave it before it is cut: half of one is not found."""
+    """Returns the first text in the usual places of an error body.
+
+    Secrets are redacted before the text is cut, since part of a secret would not be found.
+    """
     try:
         value: Any = orjson.loads(body)
     except orjson.JSONDecodeError:

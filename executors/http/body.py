@@ -1,4 +1,4 @@
-"""Reads an answer's body while it streams, bounded after decoding."""
+"""Reads an answer's body as it streams; the bound counts decoded bytes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytearray:
     """Returns the decoded body, at most `limit` bytes. The session must not decode by itself.
 
     Raises:
-        BodyTooLarge: no more than one piece beyond the limit was read or decoded by then.
-        Undecodable: an encoding that was not asked for, or a body that is broken in it.
+        BodyTooLarge: at most one piece beyond the limit was decoded.
+        Undecodable: an encoding that was not requested, or a body that is not valid in it.
         aiohttp.ClientError: the connection broke.
     """
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -33,9 +33,8 @@ async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytearray:
         inflater.feed(chunk)
         while piece := inflater.pending():
             _append(body, piece, limit)
-            await asyncio.sleep(
-                0
-            )  # a chunk may become a thousand times as long: others have their turn
+            # A chunk may inflate a thousandfold: let other tasks run in between.
+            await asyncio.sleep(0)
     if inflater is not None:
         inflater.check_ended()
     return body

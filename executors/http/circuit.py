@@ -1,4 +1,4 @@
-"""A circuit per target: after consecutive failures calls are refused at once, then one probe decides."""
+"""A circuit per target: failures in a row open it, calls then fail at once, a probe closes it."""
 
 from __future__ import annotations
 
@@ -22,25 +22,28 @@ class _Circuit:
 
 
 class Circuits:
-    """The circuits of this process by target; at the bound the one that was used longest ago is forgotten."""
+    """The circuits of this process by target; at the bound the least recently used is dropped."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._circuits: OrderedDict[str, _Circuit] = OrderedDict()
 
     def refused_for_s(self, target: str) -> float | None:
-        """Returns None when a call may go out (then `report` or `forget` must follow), else the seconds until the next probe."""
+        """Returns the seconds until the next probe, or None if a call may go out.
+
+        After None, `report` or `forget` must follow.
+        """
         circuit = self._of(target)
         if circuit.failures < THRESHOLD:
             return None
-        left = circuit.open_until - self._clock()
-        if left > 0 or circuit.probing:
-            return max(left, 1.0)
+        remaining = circuit.open_until - self._clock()
+        if remaining > 0 or circuit.probing:
+            return max(remaining, 1.0)
         circuit.probing = True
         return None
 
     def report(self, target: str, *, failed: bool) -> None:
-        """Tells how a call ended. A failed probe doubles the pause."""
+        """Records how a call ended. A failed probe doubles the pause."""
         circuit = self._of(target)
         if not failed:
             self._circuits.pop(target, None)
@@ -54,7 +57,7 @@ class Circuits:
         circuit.open_until = self._clock() + circuit.pause_s
 
     def forget(self, target: str) -> None:
-        """A call ended without telling anything about the target: it was cancelled, or refused here."""
+        """Records a call that says nothing about the target: it was cancelled, or refused here."""
         self._of(target).probing = False
 
     def _of(self, target: str) -> _Circuit:

@@ -1,4 +1,4 @@
-"""Pooled connections, apart for each egress policy: a connection is never used under another policy than opened it."""
+"""Pooled connections, one pool per egress policy: each is used under the policy it was opened."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from executors.http.resolver import CheckedResolver, Lookup, system_lookup
 MAX_POOLS = 128
 MAX_CONNECTIONS = 128
 LOOKUP_THREADS = 8
-# Below the five seconds after which common servers close an idle connection, so that none is met half-closed.
+# Common servers close an idle connection after five seconds; stay below, to meet none half-closed.
 KEEPALIVE_S = 4.0
-# For calls with effects: well below what any common server closes after, so that its closing and our using do not meet.
+# For calls with effects: well below the idle timeout of any common server, so that a close and a
+# new request do not cross.
 CAREFUL_KEEPALIVE_S = 1.0
 DNS_CACHE_S = 10
-# One round to look at the sockets, one to tell their connections.
+# Rounds of the event loop: one to poll the sockets, one to notify their connections.
 LOOP_ROUNDS = 2
 
 
 @dataclass
-class Exchange:
-    """What became of one request; `sent` tells that the server may have seen it."""
+class RequestTrace:
+    """The progress of one request. `sent`: the server may have seen it."""
 
     sent: bool = False
 
@@ -50,8 +51,8 @@ class _Key:
 class Connections:
     """Sessions by policy. A `careful` one keeps connections for `CAREFUL_KEEPALIVE_S` only.
 
-    A server may close a kept connection just as it is used again, and then nobody knows whether the request arrived:
-    a tool with effects must hardly ever meet that.
+    A server may close a kept connection just as it is reused; then it is unknown whether the
+    request arrived. For a tool with effects that must be very rare.
     """
 
     def __init__(self, lookup: Lookup | None = None) -> None:
@@ -63,10 +64,10 @@ class Connections:
     async def session(
         self, policy: EgressPolicy, *, careful: bool
     ) -> AsyncIterator[aiohttp.ClientSession]:
-        """Gives the policy's session; one that is in use is never closed to make room.
+        """Yields the policy's session. A session in use is never closed to make room.
 
-        A `careful` session first lets the event loop read what has arrived, so that a connection that the server has
-        closed by now is known as closed and not used.
+        A `careful` session first lets the event loop read what has arrived, so that a connection
+        that the server has closed is known as closed, and not reused.
         """
         key = _Key(policy, careful)
         pool = self._pools.get(key)
@@ -109,10 +110,10 @@ def _open_session(resolver: AbstractResolver, *, careful: bool) -> aiohttp.Clien
     )
     return aiohttp.ClientSession(
         connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),  # a cookie would carry one tenant's session to the next
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=None, sock_read=None
-        ),  # the call's deadline bounds everything
+        # A cookie would carry one tenant's session to the next.
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # The call's deadline bounds everything.
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None),
         auto_decompress=False,
         trust_env=False,
         trace_configs=[_tracing()],
@@ -123,9 +124,9 @@ def _tracing() -> aiohttp.TraceConfig:
     trace = aiohttp.TraceConfig()
 
     async def sent(_session: aiohttp.ClientSession, context: object, _parameters: object) -> None:
-        exchange = getattr(context, "trace_request_ctx", None)
-        if isinstance(exchange, Exchange):
-            exchange.sent = True
+        request = getattr(context, "trace_request_ctx", None)
+        if isinstance(request, RequestTrace):
+            request.sent = True
 
     trace.on_request_headers_sent.append(sent)
     return trace

@@ -1,4 +1,4 @@
-"""The egress policy: which targets are well-formed, and which host, port and address a tool may connect to. Pure."""
+"""The egress policy: which targets are well-formed and which addresses a tool may reach. Pure."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ _AUTHORITY_END = re.compile(r"[/?#]")
 
 
 class EgressDenied(Exception):
-    """The target, or the address it resolves to, is not the tool's to reach. The text names no address."""
+    """The tool may not reach this target or the address behind it. The text names no address."""
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A well-formed target. `host` is lower case and without a trailing dot; `address` is set for a literal one."""
+class HttpTarget:
+    """A well-formed target. `host` is in lower case, without a trailing dot.
+
+    `address` is set if the host is a literal address.
+    """
 
     url: URL
     host: str
@@ -37,11 +40,11 @@ class Target:
     address: Address | None
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> HttpTarget:
     """Returns the target that `text` names.
 
     Raises:
-        EgressDenied: not http(s), credentials or a fragment inside, or a host that resolvers could read in two ways.
+        EgressDenied: not http(s), with credentials or a fragment, or with an ambiguous host.
     """
     try:
         url = URL(text)
@@ -62,34 +65,37 @@ def parse_target(text: str) -> Target:
     host = host.lower().rstrip(".")
     if not host or len(host) > MAX_HOST_CHARS or "%" in host or is_ambiguous_number(host):
         raise EgressDenied(
-            "the tool's target names its host in an ambiguous form: write a name or a canonical address"
+            "the tool's target names its host in an ambiguous form: "
+            "write a name or a canonical address"
         )
-    return Target(url.with_host(host) if host != url.host else url, host, port, parse_address(host))
+    return HttpTarget(
+        url.with_host(host) if host != url.host else url, host, port, parse_address(host)
+    )
 
 
 @dataclass(frozen=True)
 class EgressPolicy:
     """A tool's own rules below the installation's `ceiling`.
 
-    A tool without rules may reach what the ceiling allows; without a ceiling, public addresses only. With both, both
-    must match. Addresses that are never reached stay so.
+    Without rules a tool may reach what the ceiling allows; without a ceiling, public addresses
+    only. With both, both must match. Some addresses are never reached, whatever the rules say.
     """
 
     rules: tuple[EgressRule, ...] = ()
     ceiling: tuple[EgressRule, ...] = ()
 
-    def check(self, target: Target) -> None:
-        """Judges the target before anything is resolved. Raises EgressDenied."""
+    def check(self, target: HttpTarget) -> None:
+        """Checks the target before anything is resolved. Raises EgressDenied."""
         if target.address is not None:
             self.admit(target.host, target.port, [target.address])
         elif not all(_any_names(layer, target.host, target.port) for layer in self._layers()):
             raise EgressDenied("the tool's egress rules do not allow its target's host and port")
 
     def admit(self, host: str, port: int, addresses: Sequence[Address]) -> list[Address]:
-        """Returns the addresses that may be connected to.
+        """Returns the addresses that the tool may connect to.
 
         Raises:
-            EgressDenied: none may, or one of them is never to be reached: a name that mixes those in is hostile.
+            EgressDenied: there are none, or one of them is never reached: such a name is hostile.
         """
         if any(is_never(address) for address in addresses):
             raise EgressDenied("the tool's target resolves to an address that tools never reach")
@@ -109,7 +115,7 @@ class EgressPolicy:
 
 
 def check_rule(rule: EgressRule) -> None:
-    """Raises ValueError when a rule's `cidr` is no network."""
+    """Raises ValueError if a rule's `cidr` is not a network."""
     if rule.cidr is not None:
         ip_network(rule.cidr, strict=False)
 
@@ -131,4 +137,4 @@ def _matches(rule: EgressRule, host: str, port: int, address: Address) -> bool:
         network = ip_network(rule.cidr, strict=False)
     except ValueError:
         return False
-    return address in network  # of another family: not inside
+    return address in network  # False for another address family

@@ -1,8 +1,12 @@
-"""HttpToolExecutor: one call within one deadline, its egress rules and its circuit, with retries where they are safe."""
+"""HttpToolExecutor: calls a tool's URL within its deadline, egress rules and circuit.
+
+Retries only what is safe to repeat.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Sequence
@@ -15,20 +19,28 @@ import orjson
 from common.inflate import Undecodable
 from common.retry_after import retry_after_s
 from contracts.events import EventLog
-from contracts.tools.api import EgressRule, Execution, Outcome, SecretSource, SecretWithheld
+from contracts.tools.api import (
+    EgressRule,
+    ErrorKind,
+    Execution,
+    Outcome,
+    SecretSource,
+    SecretUse,
+)
 from executors.http.answers import RETRYABLE_STATUSES, describe, effect_excluded, error_kind
 from executors.http.body import BodyTooLarge, read_body
 from executors.http.circuit import Circuits
-from executors.http.connections import Connections, Exchange
-from executors.http.egress import EgressDenied, EgressPolicy, Target, parse_target
+from executors.http.connections import Connections, RequestTrace
+from executors.http.egress import EgressDenied, EgressPolicy, HttpTarget, parse_target
 from executors.redaction import Redactor
 from executors.results import InvalidResult, parse_result
+from executors.secrets import UNSENDABLE, NotCalled, find_secrets
 
 MAX_ATTEMPTS = 3
 FIRST_PAUSE_S = 0.1
 MAX_ERROR_BYTES = 64 << 10
 PARSE_IN_THREAD_BYTES = 256 << 10
-# A caller's own short deadline says nothing about the target's health; silence for this long does.
+# A timeout counts as the target's failure only after this long: a caller may allow less time.
 SILENCE_S = 1.0
 USER_AGENT = "daarion-toolcore"
 OWN_HEADERS = frozenset(
@@ -47,13 +59,13 @@ OWN_HEADERS = frozenset(
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One try. `pause_s` is what the server asked to wait; `again` says that repeating could help and does no harm.
+    """One attempt. `retry`: repeating may help and is harmless; `pause_s` is its Retry-After.
 
-    `target_failed` is None when nothing was learned about the target.
+    `target_failed` is None if the attempt says nothing about the target's health.
     """
 
     outcome: Outcome
-    again: bool = False
+    retry: bool = False
     pause_s: float | None = None
     target_failed: bool | None = False
 
@@ -61,7 +73,7 @@ class _Attempt:
 class HttpToolExecutor:
     """Implements the ToolExecutor port for `executor: http`.
 
-    `ceiling` are the installation's egress rules, which no tool's own rules can widen.
+    `ceiling` holds the installation's egress rules, which no tool's own rules can widen.
     """
 
     def __init__(
@@ -95,18 +107,17 @@ class HttpToolExecutor:
             target = parse_target(execution.tool.target)
             policy.check(target)
             request = _Request(execution, policy, target, *self._headers(execution, target))
-        except EgressDenied as error:
-            self._events.emit(
-                "tool.egress_denied", tool_id=execution.tool.id, call_id=execution.call_id
-            )
-            return Outcome(False, error_kind="denied", error=str(error), attempts=0)
-        except SecretWithheld as error:
-            return Outcome(False, error_kind="denied", error=str(error), attempts=0)
-        except _SecretMissing as error:
-            return Outcome(False, error_kind="unavailable", error=str(error), attempts=0)
-        except _ArgsUnsendable as error:
-            return Outcome(False, error_kind="invalid_args", error=str(error), attempts=0)
+        except EgressDenied as denied:
+            return replace(self._denied(execution, denied), attempts=0)
+        except NotCalled as refused:
+            return refused.outcome()
         return await self._attempts(request)
+
+    def _denied(self, execution: Execution, denied: EgressDenied) -> Outcome:
+        self._events.emit(
+            "tool.egress_denied", tool_id=execution.tool.id, call_id=execution.call_id
+        )
+        return Outcome(False, error_kind="denied", error=str(denied))
 
     async def _attempts(self, request: _Request) -> Outcome:
         deadline, attempts = request.execution.deadline, 0
@@ -121,7 +132,7 @@ class HttpToolExecutor:
                 if attempt.pause_s is not None
                 else FIRST_PAUSE_S * 2**attempts * random.uniform(0.5, 1.0)  # noqa: S311
             )
-            if not attempt.again or attempts >= MAX_ATTEMPTS or pause >= deadline.remaining():
+            if not attempt.retry or attempts >= MAX_ATTEMPTS or pause >= deadline.remaining():
                 return outcome
             await asyncio.sleep(pause)
 
@@ -130,18 +141,9 @@ class HttpToolExecutor:
         key = str(request.target.url)
         wait = self._circuits.refused_for_s(key)
         if wait is not None:
-            error = "the tool's server failed repeatedly and is left alone for a while: retry later"
-            details = {"retry_after_s": wait}
-            return _Attempt(
-                Outcome(
-                    False,
-                    error_kind="unavailable",
-                    error=error,
-                    retryable=True,
-                    attempts=0,
-                    details=details,
-                )
-            )
+            error = "the tool's server failed repeatedly and is not called for a while: retry later"
+            refused = NotCalled("unavailable", error).outcome()
+            return _Attempt(replace(refused, retryable=True, details={"retry_after_s": wait}))
         try:
             attempt = await self._bounded(request)
         except BaseException:
@@ -154,43 +156,32 @@ class HttpToolExecutor:
         return attempt
 
     async def _bounded(self, request: _Request) -> _Attempt:
-        exchange = Exchange()
+        trace = RequestTrace()
         started = time.monotonic()
         try:
             async with asyncio.timeout(request.execution.deadline.remaining()):
-                return await self._send(request, exchange)
+                return await self._send(request, trace)
         except TimeoutError:
             silent = time.monotonic() - started >= min(
                 SILENCE_S, request.execution.tool.timeout_s / 2
             )
             outcome = request.failure(
-                "timeout", "the tool did not answer in time", exchange, retryable=True
+                "timeout", "the tool did not answer in time", trace, retryable=True
             )
             return _Attempt(outcome, target_failed=silent or None)
         except EgressDenied as denied:
-            self._events.emit(
-                "tool.egress_denied",
-                tool_id=request.execution.tool.id,
-                call_id=request.execution.call_id,
-            )
-            return _Attempt(
-                Outcome(False, error_kind="denied", error=str(denied)), target_failed=None
-            )
+            return _Attempt(self._denied(request.execution, denied), target_failed=None)
         except BodyTooLarge:
-            error = f"the tool's answer is over its limit of {request.execution.tool.max_result_bytes} bytes"
-            return _Attempt(request.failure("too_large", error, exchange))
+            limit = request.execution.tool.max_result_bytes
+            error = f"the tool's answer is over its limit of {limit} bytes"
+            return _Attempt(request.failure("too_large", error, trace))
         except (Undecodable, aiohttp.ContentTypeError):
-            return _Attempt(
-                request.failure(
-                    "invalid_result",
-                    "the tool's answer is compressed in a way that was not asked for",
-                    exchange,
-                )
-            )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return self._broken(request, error, exchange)
+            error = "the tool's answer is compressed in a way that was not requested"
+            return _Attempt(request.failure("invalid_result", error, trace))
+        except (aiohttp.ClientError, OSError, ValueError) as broken:
+            return self._broken(request, broken, trace)
 
-    async def _send(self, request: _Request, exchange: Exchange) -> _Attempt:
+    async def _send(self, request: _Request, trace: RequestTrace) -> _Attempt:
         tool = request.execution.tool
         async with (
             self._connections.session(request.policy, careful=tool.effect == "write") as session,
@@ -199,89 +190,65 @@ class HttpToolExecutor:
                 data=request.body,
                 headers=request.headers,
                 allow_redirects=False,
-                trace_request_ctx=exchange,
+                trace_request_ctx=trace,
             ) as response,
         ):
             if not 200 <= response.status < 300:
-                return await _refused(request, response, exchange)
+                return await _refused(request, response, trace)
             body = await read_body(response, tool.max_result_bytes)
-        return await _answered(request, body, exchange)
+        return await _answered(request, body, trace)
 
-    def _broken(self, request: _Request, error: Exception, exchange: Exchange) -> _Attempt:
-        """The connection could not be made, or broke. Only what was never sent, or does no harm twice, is tried again."""
+    def _broken(self, request: _Request, error: Exception, trace: RequestTrace) -> _Attempt:
+        """Requests that were not sent, or are safe to repeat, may be repeated."""
         self._events.emit(
             "tool.http_broken",
             tool_id=request.execution.tool.id,
             error=type(error).__name__,
-            sent=exchange.sent,
+            sent=trace.sent,
         )
         if isinstance(error, aiohttp.ClientSSLError):
-            return _Attempt(
-                request.failure(
-                    "unavailable", "the tool's server cannot prove who it is (TLS)", exchange
-                ),
-                target_failed=True,
-            )
-        if not exchange.sent:
-            outcome = request.failure(
-                "unavailable", "the tool's server cannot be reached", exchange, retryable=True
-            )
-        else:
-            outcome = request.failure(
-                "upstream",
-                "the connection broke before the tool's answer was complete",
-                exchange,
-                retryable=True,
-            )
-        reconnect = (
-            isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerDisconnectedError)
-            or not exchange.sent
+            text = "the tool's server has no valid certificate (TLS)"
+            return _Attempt(request.failure("unavailable", text, trace), target_failed=True)
+        kind: ErrorKind = "upstream" if trace.sent else "unavailable"
+        text = (
+            "the connection broke before the tool's answer was complete"
+            if trace.sent
+            else "the tool's server cannot be reached"
         )
-        return _Attempt(outcome, again=request.repeatable and reconnect, target_failed=True)
+        outcome = request.failure(kind, text, trace, retryable=True)
+        reconnect = not trace.sent or isinstance(
+            error, aiohttp.ClientConnectorError | aiohttp.ServerDisconnectedError
+        )
+        return _Attempt(outcome, retry=request.repeatable and reconnect, target_failed=True)
 
-    def _headers(self, execution: Execution, target: Target) -> tuple[dict[str, str], Redactor]:
-        headers: dict[str, str] = {}
-        values = []
-        for use in execution.tool.secrets:
-            value = self._secrets.value(use.name, execution.tool.id, str(target.url))
-            if value is None and not use.required:
-                continue
-            if value is None or not _can_be_sent(value) or use.header.lower() in OWN_HEADERS:
-                raise _SecretMissing(
-                    f"the tool needs the secret `{use.name}`, which is not configured or cannot be sent"
-                )
-            values.append(value)
-            headers[use.header] = use.prefix + value
-        headers |= {
+    def _headers(self, execution: Execution, target: HttpTarget) -> tuple[dict[str, str], Redactor]:
+        tool = execution.tool
+        secrets = find_secrets(
+            self._secrets, tool.secrets, tool.id, str(target.url), usable=_can_be_sent
+        )
+        headers = {use.header: use.prefix + value for use, value in secrets} | {
             "Content-Type": "application/json",
             "Accept": "application/json",
             "Accept-Encoding": "identity",
             "User-Agent": USER_AGENT,
             "Idempotency-Key": execution.idempotency_key,
         }
-        return headers, Redactor(values)
+        return headers, Redactor(value for _, value in secrets)
 
 
-def _can_be_sent(secret: str) -> bool:
-    return bool(secret) and secret.isascii() and secret.isprintable()
-
-
-class _SecretMissing(Exception):
-    """The text names the secret."""
-
-
-class _ArgsUnsendable(Exception):
-    """The arguments have no JSON form."""
+def _can_be_sent(use: SecretUse, value: str) -> bool:
+    is_text = bool(value) and value.isascii() and value.isprintable()
+    return is_text and use.header.lower() not in OWN_HEADERS
 
 
 class _Request:
-    """What every attempt of one call shares."""
+    """What all attempts of one call share."""
 
     def __init__(
         self,
         execution: Execution,
         policy: EgressPolicy,
-        target: Target,
+        target: HttpTarget,
         headers: dict[str, str],
         redactor: Redactor,
     ) -> None:
@@ -295,15 +262,18 @@ class _Request:
 
     def failure(
         self,
-        kind: Any,
+        kind: ErrorKind,
         error: str,
-        exchange: Exchange,
+        trace: RequestTrace,
         *,
         retryable: bool = False,
         excluded: bool = False,
     ) -> Outcome:
-        """Returns a failed outcome; its effect is possible when the server may have seen a call that has one."""
-        possible = exchange.sent and not excluded and self.execution.tool.effect != "read"
+        """Returns a failed outcome. The effect is possible if the server may have seen the call.
+
+        `excluded`: the server says that it did nothing.
+        """
+        possible = trace.sent and not excluded and self.execution.tool.effect != "read"
         return Outcome(
             False,
             error_kind=kind,
@@ -317,41 +287,38 @@ def _encoded(execution: Execution) -> bytes:
     try:
         return orjson.dumps({"args": execution.args, "context": execution.context})
     except TypeError:
-        raise _ArgsUnsendable(
-            "the arguments cannot be sent: too deep, numbers beyond 64 bits, or lone surrogates"
-        ) from None
+        raise NotCalled("invalid_args", UNSENDABLE) from None
 
 
 async def _refused(
-    request: _Request, response: aiohttp.ClientResponse, exchange: Exchange
+    request: _Request, response: aiohttp.ClientResponse, trace: RequestTrace
 ) -> _Attempt:
     status = response.status
-    try:
+    body = bytearray()
+    with contextlib.suppress(BodyTooLarge, Undecodable):
         body = await read_body(response, MAX_ERROR_BYTES)
-    except (BodyTooLarge, Undecodable):
-        body = bytearray()
-    again = status in RETRYABLE_STATUSES
+    retryable = status in RETRYABLE_STATUSES
     outcome = request.failure(
         error_kind(status),
         describe(status, body, request.redactor.text),
-        exchange,
-        retryable=again,
+        trace,
+        retryable=retryable,
         excluded=effect_excluded(status),
     )
     pause = retry_after_s(response.headers.get("Retry-After"))
     if pause is not None:
         outcome = replace(outcome, details={"retry_after_s": pause})
     return _Attempt(
-        outcome, again=again and request.repeatable, pause_s=pause, target_failed=status >= 500
+        outcome, retry=retryable and request.repeatable, pause_s=pause, target_failed=status >= 500
     )
 
 
-async def _answered(request: _Request, body: bytearray, exchange: Exchange) -> _Attempt:
+async def _answered(request: _Request, body: bytearray, trace: RequestTrace) -> _Attempt:
     def read() -> Any:
         return request.redactor.json(parse_result(body))
 
     try:
         result = await asyncio.to_thread(read) if len(body) > PARSE_IN_THREAD_BYTES else read()
     except InvalidResult as error:
-        return _Attempt(request.failure("invalid_result", str(error), exchange))
+        return _Attempt(request.failure("invalid_result", str(error), trace))
     return _Attempt(Outcome(True, result=result))

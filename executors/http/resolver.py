@@ -1,4 +1,4 @@
-"""The pin: aiohttp connects to the addresses that this resolver returns, and it returns only those that were checked."""
+"""The pin: aiohttp connects only to addresses that this resolver has checked under the policy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Lookup = Callable[[str, int, socket.AddressFamily], Awaitable[list[str]]]
 
 
 def system_lookup(executor: Executor) -> Lookup:
-    """Returns a look-up by the system's resolver in threads of its own, which a hanging name server cannot take from others."""
+    """Returns a look-up by the system's resolver in threads of its own.
+
+    A hanging name server thus blocks no other work.
+    """
 
     async def lookup(host: str, port: int, family: socket.AddressFamily) -> list[str]:
         loop = asyncio.get_running_loop()
@@ -30,7 +33,7 @@ def system_lookup(executor: Executor) -> Lookup:
 
 
 class CheckedResolver(AbstractResolver):
-    """Resolves names under one egress policy. The connection keeps the name for `Host` and TLS."""
+    """Resolves names under one egress policy. `Host` and TLS still use the name."""
 
     def __init__(self, policy: EgressPolicy, lookup: Lookup) -> None:
         self._policy = policy
@@ -39,7 +42,12 @@ class CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Returns the checked addresses. Raises EgressDenied, or OSError when the name does not resolve."""
+        """Returns the checked addresses.
+
+        Raises:
+            EgressDenied: the policy allows none of them.
+            OSError: the name does not resolve.
+        """
         texts = dict.fromkeys(await self._lookup(host, port, family))
         addresses = [address for text in texts if (address := parse_address(text)) is not None]
         if not addresses:

@@ -1,4 +1,4 @@
-"""One outside MCP server: its tools listed, one of them called. A connection lives as long as the question."""
+"""Lists and calls the tools of one outside MCP server, over a new connection each time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PAGE: TypeAdapter[types.ListToolsResult] = TypeAdapter(types.ListToolsResult)
 
 @dataclass(frozen=True)
 class McpServer:
-    """Where a source is and what may be sent to it; `headers` hold its secrets, which `redactor` finds in its answers."""
+    """A source's address. `headers` hold its secrets; `redactor` finds them in its answers."""
 
     url: str
     headers: dict[str, str]
@@ -37,8 +37,8 @@ class McpServer:
 
 
 @dataclass
-class Listing:
-    """A server's tools. `unreadable` names entries that the protocol does not allow; `complete` says that these are all."""
+class ToolListing:
+    """A server's tools. `unreadable` names invalid entries; `complete`: the server has no more."""
 
     tools: list[types.Tool] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -62,9 +62,12 @@ class McpClient:
         self._policy = EgressPolicy(server.egress, ceiling)
         self._max_bytes = max_bytes
 
-    async def list_tools(self, limit: int) -> Listing:
-        """Returns at most `limit` tools, without the server's secrets. Raises what the library and its transport raise."""
-        listings, found = ListingFilter(limit), Listing()
+    async def list_tools(self, limit: int) -> ToolListing:
+        """Returns at most `limit` tools, secrets redacted.
+
+        Raises errors of the library and its transport.
+        """
+        listings, found = ListingFilter(limit), ToolListing()
         cursor: str | None = None
         async with self._session(listings) as client:
             listings.version = client.protocol_version
@@ -88,9 +91,10 @@ class McpClient:
     async def call(
         self, name: str, arguments: dict[str, Any], meta: dict[str, Any]
     ) -> types.CallToolResult:
-        """Calls one tool. Raises what the library and its transport raise.
+        """Calls one tool. Raises errors of the library and its transport.
 
-        The library's own check of results is left out: it would run the server's schema without bounds. Toolcore checks.
+        Skips the library's own check of results, which would run the server's schema without
+        bounds; Toolcore checks them.
         """
         params = types.CallToolRequestParams(name=name, arguments=arguments, _meta=meta)
         async with self._session(ListingFilter(0)) as client:

@@ -1,7 +1,8 @@
-"""Takes out of a listing what the protocol does not allow, so that one bad tool does not cost its whole server.
+"""Removes invalid entries from a listing, so that one bad tool does not cost its whole server.
 
-The library checks a listing as a whole and knows no other way; so each entry is checked before, by the same rules. Checks
-run on the event loop, so a page is looked at no further than to one tool above the limit, or to MAX_UNREADABLE bad entries.
+The library accepts or refuses a whole listing, so each entry is checked before, by the same rules.
+Checks run on the event loop, so a page is read only up to one tool above the limit, or up to
+MAX_UNREADABLE bad entries.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ MAX_UNREADABLE = 100
 
 
 class ListingFilter:
-    """Filters listings once the protocol's `version` is set; `unreadable` names the entries that were no tools.
+    """Filters listings once the protocol's `version` is set; `unreadable` names removed entries.
 
-    `limit` is how many tools are wanted of a page. `given_up` says that a page had too many bad entries to be read to its end.
+    `limit` bounds the tools of a page. `given_up`: a page had too many bad entries to be read to
+    its end.
     """
 
     def __init__(self, limit: int) -> None:
@@ -39,7 +41,7 @@ class ListingFilter:
             yield _Filtered(read, self), write
 
     def filter(self, item: Any) -> None:
-        """Takes unreadable entries out of a message that is a listing."""
+        """Removes unreadable entries from a message that is a listing."""
         message = getattr(item, "message", None)
         if (
             self.version is None
@@ -65,7 +67,7 @@ class ListingFilter:
 
 
 class _Filtered:
-    """A read stream of the library. It asks for further attributes by name, so the rest is the stream's own."""
+    """A read stream of the library; other attributes are the wrapped stream's own."""
 
     def __init__(self, stream: Any, listings: ListingFilter) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""From an outside server's tools to definitions of ours: what it says is data, what it may do is configured here."""
+"""Turns an outside server's tools into definitions: its texts are data, rights are configured."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from configs.tools import SourceSettings
 from contracts.errors import DeadlineExceeded, InvalidRequest, Unavailable, UpstreamError
 from contracts.events import EventLog
-from contracts.tools.api import MAX_NAME, TOOL_ID, SecretWithheld, ToolDefinition, plain_name
+from contracts.tools.api import MAX_NAME, TOOL_ID, ToolDefinition, plain_name
 from contracts.tools.policy import matches
-from executors.mcp.client import Listing
-from executors.mcp.executor import McpToolExecutor, SourceUnavailable
+from executors.mcp.client import ToolListing
+from executors.mcp.executor import McpToolExecutor
+from executors.secrets import NotCalled
 
 _UNFIT = re.compile(r"[^A-Za-z0-9-]+")
 MAX_DESCRIPTION = 4_000
@@ -28,13 +29,13 @@ Check = Callable[[ToolDefinition], None]
 
 
 def definitions_of(
-    source: str, settings: SourceSettings, listing: Listing, check: Check, events: EventLog
+    source: str, settings: SourceSettings, listing: ToolListing, check: Check, events: EventLog
 ) -> list[ToolDefinition]:
-    """Returns the definitions of the picked tools; each that cannot be served is left out and told to the event log."""
+    """Returns the definitions of the selected tools; unusable ones are left out and reported."""
     found: dict[str, ToolDefinition] = {}
     refused = dict.fromkeys(
         listing.unreadable,
-        "it is not what the protocol calls a tool: has it an input schema of an object?",
+        "it is not a valid tool of the protocol: does its input schema describe an object?",
     )
     for tool in listing.tools:
         if not any(matches(pattern, tool.name) for pattern in settings.tools):
@@ -60,9 +61,10 @@ def definitions_of(
 
 
 def tool_id_in(source: str, name: str) -> str:
-    """The id of a source's tool, which depends on its name alone: `<source>.<name>` where that is an id.
+    """Returns the id of a source's tool: `<source>.<name>` if that is an id.
 
-    Else what ids cannot hold is replaced, and the name's digest keeps names apart that then look the same.
+    Otherwise invalid characters are replaced, and the name's digest is added, which keeps similar
+    names apart. The id depends on the name alone.
     """
     plain = f"{source}.{name}"
     if TOOL_ID.fullmatch(plain) and len(plain_name(plain)) <= MAX_NAME:
@@ -108,11 +110,11 @@ class McpSource:
         self._events = events
 
     async def definitions(self) -> Sequence[ToolDefinition]:
-        """What the server offers now, as definitions of ours.
+        """Returns the definitions of what the server offers now.
 
         Raises:
             Unavailable: it cannot be reached, or a secret is missing or withheld.
-            UpstreamError: it does not answer as the protocol asks.
+            UpstreamError: its answer breaks the protocol.
             DeadlineExceeded: it does not answer in time.
         """
         try:
@@ -120,7 +122,7 @@ class McpSource:
                 listing = await self._executor.client(self._name).list_tools(
                     self._settings.max_tools
                 )
-        except (SourceUnavailable, SecretWithheld) as error:
+        except NotCalled as error:
             raise Unavailable(str(error)) from None
         except TimeoutError:
             raise DeadlineExceeded("the MCP source did not answer in time") from None

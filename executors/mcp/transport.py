@@ -1,4 +1,4 @@
-"""HTTP for the MCP library over our own connections, so that outside servers are reached under the egress policy alone."""
+"""HTTP for the MCP library over our own connections, under the egress policy."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CHUNK_BYTES = 64 << 10
 
 
 class EgressRefused(httpx2.ConnectError):
-    """The egress policy does not let the source's address be reached."""
+    """The egress policy does not allow the source's address."""
 
 
 class PolicedTransport(httpx2.AsyncBaseTransport):
-    """Sends each request through a session of the policy: addresses are checked when they are resolved, then kept.
+    """Sends each request through a session of the policy, which checks resolved addresses.
 
-    `max_bytes` bounds each answer's body. Raises httpx2's errors: EgressRefused and ConnectError before anything was sent,
-    ReadError for an answer that breaks off or grows too long.
+    `max_bytes` bounds each answer's body. Raises httpx2's errors: EgressRefused and ConnectError
+    before anything was sent, ReadError for an answer that breaks off or grows too long.
     """
 
     def __init__(self, connections: Connections, policy: EgressPolicy, *, max_bytes: int) -> None:
@@ -34,7 +34,7 @@ class PolicedTransport(httpx2.AsyncBaseTransport):
         self._max_bytes = max_bytes
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Sends one request; the answer's body is streamed."""
+        """Sends one request; streams the answer's body."""
         body = await request.aread()
         async with AsyncExitStack() as stack:
             response = await self._send(stack, request, body)
@@ -83,7 +83,7 @@ class PolicedTransport(httpx2.AsyncBaseTransport):
 
 
 class _Body(httpx2.AsyncByteStream):
-    """The answer's body; closing it gives the connection back."""
+    """The answer's body; closing it releases the connection."""
 
     def __init__(
         self, response: aiohttp.ClientResponse, held: AsyncExitStack, max_bytes: int

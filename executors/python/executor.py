@@ -1,4 +1,7 @@
-"""PythonToolExecutor: one call of a registered function in a child process, in the strongest tier this host offers."""
+"""PythonToolExecutor: calls a registered function in a child process of its own.
+
+The child runs in the strongest isolation tier that this host offers.
+"""
 
 from __future__ import annotations
 
@@ -19,34 +22,35 @@ from contracts.tools.api import (
     IsolationTier,
     Outcome,
     SecretSource,
-    SecretWithheld,
 )
-from executors.python.launch import Limits, plan
+from executors.python.launch import ChildLimits, plan
 from executors.python.packages import FunctionTarget, NotRegistered, Packages
 from executors.python.process import (
     CallUnsendable,
+    ChildDied,
     ChildProcess,
-    Died,
     Frame,
     OutputFlood,
     ScratchFull,
 )
 from executors.python.scratch import make_scratch, remove_scratch, sweep_scratch
-from executors.python.texts import told_by_tool
+from executors.python.texts import shown_error
 from executors.python.tiers import HostTiers, at_least
 from executors.redaction import Redactor
 from executors.results import InvalidResult, parse_result
+from executors.secrets import UNSENDABLE, NotCalled, find_secrets
 
 FRAME_OVERHEAD_BYTES = 64 << 10
 PARSE_IN_THREAD_BYTES = 256 << 10
-_TOLD: frozenset[str] = frozenset(
+# A tool may report these kinds itself.
+_OF_TOOLS: frozenset[str] = frozenset(
     {"invalid_args", "upstream", "invalid_result", "too_large", "unavailable"}
 )
 
 
 @dataclass(frozen=True)
 class PythonLimits:
-    """What a call may take where its tool does not say, and the most that any tool may ask for."""
+    """Defaults of a call's bounds, and (`most_…`) the highest bounds that a tool may ask for."""
 
     cpu_s: float = 30.0
     memory_mb: int = 512
@@ -61,7 +65,7 @@ class PythonLimits:
 class PythonToolExecutor:
     """Implements the ToolExecutor port for `executor: python`.
 
-    At most `limits.max_concurrent` children run at once; others wait within their deadline.
+    At most `limits.max_concurrent` children run at once; other calls wait within their deadline.
     """
 
     def __init__(
@@ -76,9 +80,10 @@ class PythonToolExecutor:
         floor: IsolationTier = "landlock",
         slots: asyncio.Semaphore | None = None,
     ) -> None:
-        """`libraries` are folders that every tool may import from beside the standard library and its own package.
+        """Removes the scratch folders of processes that were killed.
 
-        No tool runs in a tier below `floor`, whatever it accepts. `slots` bound the calls of several executors together.
+        Every tool may import from the folders `libraries`, beside the standard library and its own
+        package. No tool runs in a tier below `floor`. `slots` bound several executors together.
         """
         self._packages = packages
         self._tiers = tiers
@@ -96,8 +101,8 @@ class PythonToolExecutor:
         started = time.monotonic()
         try:
             prepared = self._prepare(execution)
-        except _Refused as refused:
-            return Outcome(False, error_kind=refused.kind, error=str(refused), attempts=0)
+        except NotCalled as refused:
+            return refused.outcome()
         outcome = await self._in_slot(prepared)
         return replace(outcome, duration_ms=(time.monotonic() - started) * 1000)
 
@@ -112,19 +117,21 @@ class PythonToolExecutor:
         if tier is None:
             demanded = at_least(tool.isolation, self._floor)
             whose = "the tool demands" if demanded == tool.isolation else "Python tools demand"
-            raise _Refused(
+            raise NotCalled(
                 "unavailable",
-                f"{whose} the isolation tier `{demanded}` or a stronger one, which this host does not offer",
+                f"{whose} the isolation tier `{demanded}` or a stronger one, "
+                "which this host does not offer",
             )
         if tool.egress:
-            raise _Refused(
+            raise NotCalled(
                 "unavailable",
-                "egress rules cannot be enforced for a Python tool: make it an HTTP tool, or leave them out",
+                "egress rules cannot be enforced for a Python tool: "
+                "make it an HTTP tool, or leave them out",
             )
         try:
             target = self._packages.find(tool.target)
         except NotRegistered as error:
-            raise _Refused("unavailable", str(error)) from None
+            raise NotCalled("unavailable", str(error)) from None
         variables = self._variables(execution)
         return _Prepared(
             execution,
@@ -137,25 +144,15 @@ class PythonToolExecutor:
         )
 
     def _variables(self, execution: Execution) -> dict[str, str]:
-        variables = {}
-        for use in execution.tool.secrets:
-            try:
-                value = self._secrets.value(use.name, execution.tool.id, None)
-            except SecretWithheld as error:
-                raise _Refused("denied", str(error)) from None
-            if value is None and not use.required:
-                continue
-            if value is None or "\0" in value:
-                raise _Refused(
-                    "unavailable",
-                    f"the tool needs the secret `{use.name}`, which is not configured",
-                )
-            variables[use.variable or use.name.upper().replace("-", "_")] = value
-        return variables
+        tool = execution.tool
+        secrets = find_secrets(
+            self._secrets, tool.secrets, tool.id, None, usable=lambda _, value: "\0" not in value
+        )
+        return {use.variable or use.name.upper().replace("-", "_"): value for use, value in secrets}
 
-    def _bounds(self, execution: Execution) -> Limits:
+    def _bounds(self, execution: Execution) -> ChildLimits:
         asked, own = execution.tool.limits, self._limits
-        return Limits(
+        return ChildLimits(
             cpu_s=math.ceil(min(asked.cpu_s or own.cpu_s, execution.tool.timeout_s + 1)),
             memory_bytes=min(asked.memory_mb or own.memory_mb, own.most_memory_mb) << 20,
             scratch_bytes=min(
@@ -171,15 +168,8 @@ class PythonToolExecutor:
             async with asyncio.timeout(prepared.execution.deadline.remaining()):
                 await self._slots.acquire()
         except TimeoutError:
-            error = "the Python executor is busy: retry later"
-            return Outcome(
-                False,
-                error_kind="unavailable",
-                error=error,
-                retryable=True,
-                attempts=0,
-                tier=prepared.tier,
-            )
+            busy = NotCalled("unavailable", "the Python executor is busy: retry later").outcome()
+            return replace(busy, retryable=True, tier=prepared.tier)
         try:
             return await self._run(prepared)
         finally:
@@ -198,30 +188,22 @@ class PythonToolExecutor:
         except OutputFlood:
             return prepared.failure("too_large", "the tool printed more than it may")
         except ScratchFull:
-            return prepared.failure(
-                "too_large", "the tool stored more than its scratch folder may hold"
-            )
+            error = "the tool stored more than its scratch folder may hold"
+            return prepared.failure("too_large", error)
         except CallUnsendable:
-            return prepared.failure(
-                "invalid_args",
-                "the arguments cannot be sent: too deep, numbers beyond 64 bits, or lone surrogates",
-            )
-        except Died as died:
+            return prepared.failure("invalid_args", UNSENDABLE)
+        except ChildDied as died:
             return prepared.died(died)
-        except OSError as error:
-            self._events.emit(
-                "tool.sandbox_failed",
-                tool_id=prepared.execution.tool.id,
-                error=type(error).__name__,
-            )
-            return prepared.failure(
-                "unavailable", "the sandbox cannot be started now", retryable=True
-            )
+        except OSError as failed:
+            tool_id, name = prepared.execution.tool.id, type(failed).__name__
+            self._events.emit("tool.sandbox_failed", tool_id=tool_id, error=name)
+            error = "the sandbox cannot be started now"
+            return prepared.failure("unavailable", error, retryable=True)
         finally:
             await self._ended(child, scratch)
 
     async def _ended(self, child: ChildProcess | None, scratch: str) -> None:
-        """Ends the child even when the caller is cancelled meanwhile; the slot is free only afterwards."""
+        """Ends the child even if the caller is cancelled; only then the slot becomes free."""
         ending = asyncio.ensure_future(_end(child, scratch))
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
@@ -236,22 +218,16 @@ async def _end(child: ChildProcess | None, scratch: str) -> None:
         await asyncio.to_thread(remove_scratch, scratch)
 
 
-class _Refused(Exception):
-    def __init__(self, kind: ErrorKind, text: str) -> None:
-        super().__init__(text)
-        self.kind: ErrorKind = kind
-
-
 @dataclass(frozen=True)
 class _Prepared:
-    """A call that may start, and how what comes of it is told."""
+    """A call that is ready to start, and the outcomes that it can have."""
 
     execution: Execution
     tier: IsolationTier
     target: FunctionTarget
     variables: dict[str, str]
     redactor: Redactor
-    limits: Limits
+    limits: ChildLimits
     libraries: list[str]
 
     def start(self, scratch: str) -> ChildProcess:
@@ -280,19 +256,19 @@ class _Prepared:
         )
 
     async def outcome(self, frame: Frame) -> Outcome:
-        """Reads the frame; whatever stands in it is the tool's word and is checked."""
+        """Reads the frame. Its contents come from the tool, so they are checked."""
         if frame.tag == b"R" and len(frame.body) <= self.execution.tool.max_result_bytes:
             try:
                 return Outcome(True, result=await self._result(frame.body), tier=self.tier)
             except InvalidResult as error:
                 return self.failure("invalid_result", str(error))
         try:
-            told = orjson.loads(frame.body)
-            kind, text = told["kind"], str(told["error"])
+            report = orjson.loads(frame.body)
+            kind, text = report["kind"], str(report["error"])
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            return self.failure("invalid_result", "the tool's process answered garbage")
+            return self.failure("invalid_result", "the tool's process sent an unreadable answer")
         return self.failure(
-            kind if kind in _TOLD else "upstream", told_by_tool(self.redactor.text(text))
+            kind if kind in _OF_TOOLS else "upstream", shown_error(self.redactor.text(text))
         )
 
     async def _result(self, body: bytes) -> Any:
@@ -301,8 +277,8 @@ class _Prepared:
 
         return await asyncio.to_thread(read) if len(body) > PARSE_IN_THREAD_BYTES else read()
 
-    def died(self, died: Died) -> Outcome:
-        """The child ended without an answer."""
+    def died(self, died: ChildDied) -> Outcome:
+        """Returns the failure of a child that ended without an answer."""
         if died.signal == signal.SIGXCPU or (
             died.signal == signal.SIGKILL and self.limits.cpu_s <= self.execution.tool.timeout_s
         ):
@@ -313,7 +289,7 @@ class _Prepared:
         )
 
     def failure(self, kind: ErrorKind, error: str, *, retryable: bool = False) -> Outcome:
-        """Returns a failed outcome. Without network nothing that a tool does leaves its process."""
+        """Returns a failed outcome. Without a network, no effect can leave the tool's process."""
         possible = self.execution.tool.network and self.execution.tool.effect != "read"
         return Outcome(
             False,

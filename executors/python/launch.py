@@ -31,7 +31,7 @@ _NETWORK_FILES = (
 
 
 @dataclass(frozen=True)
-class Limits:
+class ChildLimits:
     """Bounds of one child: CPU seconds, bytes of address space and of scratch, open files, and whether it may start threads."""
 
     cpu_s: int
@@ -61,7 +61,12 @@ def bubblewrap() -> str | None:
 
 
 def plan(
-    tier: IsolationTier, limits: Limits, *, packages: Iterable[str], network: bool, scratch: str
+    tier: IsolationTier,
+    limits: ChildLimits,
+    *,
+    packages: Iterable[str],
+    network: bool,
+    scratch: str,
 ) -> Launch:
     """Returns how to start a child in `tier`. `scratch` is the call's own folder; in bubblewrap it is one in memory instead.
 

@@ -45,7 +45,7 @@ class Frame:
     body: bytes
 
 
-class Died(Exception):
+class ChildDied(Exception):
     """The child ended without a whole frame; `signal` is what ended it, if a signal did."""
 
     def __init__(self, returncode: int | None) -> None:
@@ -78,7 +78,7 @@ class ChildProcess:
         """Waits for the frame.
 
         Raises:
-            Died, OutputFlood, ScratchFull: see there. `end` must be awaited in every case.
+            ChildDied, OutputFlood, ScratchFull: see there. `end` must be awaited in every case.
             PermissionError: this process may not inspect the child for unlinked files.
         """
         # Tier `process` cannot write, and bubblewrap's scratch folder has a fixed size.
@@ -97,7 +97,7 @@ class ChildProcess:
         if (frame := self._whole_frame()) is not None:
             return frame
         await self._reap()
-        raise Died(self._process.returncode)
+        raise ChildDied(self._process.returncode)
 
     async def end(self) -> None:
         """Kills the child with all its descendants, waits until they are gone and releases what was held."""

@@ -1,4 +1,4 @@
-"""What a tool says about its own failure, made fit to be shown."""
+"""A tool's own error text, made fit to be shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PATH = re.compile(r"(?<![\w/:])/(?:[\w.@+~-]+/)+[\w.@+~-]*")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 
-def told_by_tool(text: str) -> str:
+def shown_error(text: str) -> str:
     """Returns the text on one line, bounded, without file paths and memory addresses."""
     printable = "".join(
         character if character.isprintable() else " " for character in text[: 4 * MAX_CHARS]

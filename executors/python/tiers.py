@@ -13,11 +13,11 @@ import orjson
 
 from contracts.tools.api import ISOLATION_TIERS, Isolation, IsolationTier
 from executors.python.filters import FilterUnavailable
-from executors.python.launch import Limits, bubblewrap, plan
-from executors.python.process import ChildProcess, Died, OutputFlood, ScratchFull
+from executors.python.launch import ChildLimits, bubblewrap, plan
+from executors.python.process import ChildDied, ChildProcess, OutputFlood, ScratchFull
 
 PROBE_TIMEOUT_S = 10.0
-PROBE_LIMITS = Limits(cpu_s=5, memory_bytes=512 << 20, scratch_bytes=1 << 20, open_files=64)
+PROBE_LIMITS = ChildLimits(cpu_s=5, memory_bytes=512 << 20, scratch_bytes=1 << 20, open_files=64)
 _BY_PROCESS_TIER = frozenset(
     {
         "processes", "threads", "own_tables", "programs", "sockets", "local_sockets", "datagram_pairs", "signals", "owners",
@@ -126,7 +126,7 @@ async def _attempts(
         return {"hidden_files"}
     except PermissionError:
         return "the runner may not look into the sandbox's process for hidden files"
-    except (Died, OutputFlood, TimeoutError):
+    except (ChildDied, OutputFlood, TimeoutError):
         return "the sandbox does not start on this host"
     finally:
         await child.end()
