@@ -1,10 +1,9 @@
-"""Areas: whose rows a tenant sees, and where they are."""
+"""Transactions and predicates for the rows of one area; which areas a tenant searches."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -13,16 +12,17 @@ from psycopg.rows import DictRow
 
 from backends.postgres.pool import Database
 from contracts.identity import Tenant
-from contracts.memory.ports import Filters
+from contracts.memory.ports import Area, Filters, SearchScope
 
 Connection = psycopg.AsyncConnection[DictRow]
 
 SHARED = ""
-"""The empty id that no caller can send: everybody's."""
+"""Instead of an id, which callers cannot send empty: the row belongs to a knowledge base."""
 
 SEEN = """
 SELECT microdao_id, agent_id, shard FROM memory_areas
-WHERE (microdao_id = %(microdao_id)s AND agent_id IN (%(agent_id)s, '')) OR (microdao_id = '' AND agent_id = '')
+WHERE (microdao_id = %(microdao_id)s AND agent_id IN (%(agent_id)s, ''))
+   OR (microdao_id = '' AND agent_id = '')
 """
 WORK_WITHOUT_TENANT = "SELECT set_config('daarion.worker', 'on', true)"
 LOCK = (
@@ -39,33 +39,15 @@ OF_MICRODAO = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = ''")
 OF_ALL = sql.SQL("microdao_id = '' AND agent_id = ''")
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
-    """(microdao_id, agent_id) and the shard of its own, 0 while it has none."""
+def predicate_of(area: Area) -> sql.SQL:
+    """Returns the tenant predicate, which stands in statements beside row security.
 
-    microdao_id: str
-    agent_id: str
-    shard: int = 0
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """As parameters of a statement, and of `Database.transaction`."""
-        return {"microdao_id": self.microdao_id, "agent_id": self.agent_id}
-
-    @property
-    def predicate(self) -> sql.SQL:
-        """The tenant predicate, written out beside row security so that indexes are chosen by it.
-
-        The statement is given the tenant's ids as parameters; a knowledge base's empty ones are no one's input.
-        """
-        if self.agent_id:
-            return OWN
-        return OF_MICRODAO if self.microdao_id else OF_ALL
-
-    @property
-    def shards(self) -> list[int]:
-        """Where its rows may be."""
-        return [0, self.shard] if self.shard else [0]
+    With the policy alone the planner knows no constant by which to choose an index. The tenant's
+    ids are parameters of the statement; no caller can send a knowledge base's empty ids.
+    """
+    if area.agent_id:
+        return OWN
+    return OF_MICRODAO if area.microdao_id else OF_ALL
 
 
 def identity(tenant: Tenant) -> dict[str, Any]:
@@ -73,17 +55,23 @@ def identity(tenant: Tenant) -> dict[str, Any]:
     return {"microdao_id": tenant.microdao_id, "agent_id": tenant.agent_id}
 
 
-async def seen_by(connection: Connection, tenant: Tenant) -> list[Area]:
-    """Returns the tenant's own area and the knowledge bases that it sees and that hold something."""
-    found = await (await connection.execute(SEEN, identity(tenant))).fetchall()
-    areas = [Area(**row) for row in found]
-    if not any(area.agent_id == tenant.agent_id for area in areas):
-        areas.append(Area(tenant.microdao_id, tenant.agent_id))
-    return areas
+class AreaDirectory:
+    """Implements ScopeReader."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def scope_of(self, tenant: Tenant) -> SearchScope:
+        async with of_tenant(self._database, tenant) as connection:
+            rows = await (await connection.execute(SEEN, identity(tenant))).fetchall()
+        areas = [Area(**row) for row in rows]
+        if not any(area.agent_id == tenant.agent_id for area in areas):
+            areas.append(Area(tenant.microdao_id, tenant.agent_id))
+        return SearchScope(tenant, areas)
 
 
 def conditions(filters: Filters) -> tuple[list[sql.Composable], dict[str, Any]]:
-    """Returns the filters as conditions, and their parameters."""
+    """Returns the filters as SQL conditions with their parameters."""
     named: dict[str, tuple[sql.Composable, Any]] = {
         "channel_id": (CHANNEL, filters.channel_id),
         "kinds": (KINDS, list(filters.kinds) if filters.kinds else None),
@@ -108,7 +96,7 @@ def all_of(*parts: sql.Composable | Sequence[sql.Composable]) -> sql.Composed:
 async def of_tenant(
     database: Database, tenant: Tenant, *, timeout_s: float | None = None
 ) -> AsyncIterator[Connection]:
-    """A transaction that sees this tenant alone, and the knowledge bases it may see."""
+    """A transaction that sees the tenant's rows and the knowledge bases that it may read."""
     async with database.transaction(
         microdao_id=tenant.microdao_id, agent_id=tenant.agent_id, timeout_s=timeout_s
     ) as connection:
@@ -119,7 +107,7 @@ async def of_tenant(
 async def working(
     database: Database, area: Area | None = None, *, timeout_s: float | None = None
 ) -> AsyncIterator[Connection]:
-    """A transaction of background work: it sees queue and areas of all tenants, and contents of `area` alone."""
+    """A transaction of background work: queue and areas of all tenants, contents of `area` only."""
     microdao_id, agent_id = (area.microdao_id, area.agent_id) if area else (None, None)
     async with database.transaction(
         microdao_id=microdao_id, agent_id=agent_id, timeout_s=timeout_s
@@ -129,5 +117,5 @@ async def working(
 
 
 async def lock(connection: Connection, area: Area) -> None:
-    """Waits until no one else moves, merges or erases rows of this area; ends with the transaction."""
+    """Locks the area, until the transaction ends, against others that move, merge or erase rows."""
     await connection.execute(LOCK, area.identity)

@@ -1,8 +1,8 @@
-"""An arm's candidates: of each item its best chunk, of each text one item.
+"""An arm's candidates: the best chunk of each item, and one item of equal texts.
 
-Equal memories, the chunks of a long document, and what was deleted since it was indexed would otherwise take the places
-of everything else. Twice as many chunks as items wanted are looked at, and ten times as many again while these hold less
-than half of the items wanted.
+Otherwise hundreds of equal memories, or the chunks of one long document, would take every place.
+An arm first reads twice as many chunks as items are wanted, then ten times as many, until these
+contain half of the items wanted.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ from typing import Any
 
 from psycopg import sql
 
-from contracts.memory.api import Candidate, Tier
+from contracts.memory.fields import Tier
+from contracts.memory.ports import Candidate
 
 WIDER = 10
 DEEPEST = 10_000
-"""Chunks that are looked at for one question at most."""
+"""Chunks that are read for one question at most."""
 
-# Of equal texts the newest stands for all, in every arm. Their scores differ in the last bits, by
-# which each arm would take another one.
+# Of equal texts every arm takes the newest. By score each arm would take another one, because the
+# scores of equal texts differ in the last bits.
 DIFFERENT = sql.SQL("""
-SELECT id, kind, created_at, chunk_no, agent_id, score, looked_at FROM (
+SELECT id, kind, created_at, chunk_no, agent_id, score, read_chunks FROM (
     SELECT DISTINCT ON (content COLLATE "C") * FROM (
-        SELECT DISTINCT ON (id) *, count(*) OVER () AS looked_at FROM ({chunks}) AS chunks ORDER BY id, score DESC, chunk_no
+        SELECT DISTINCT ON (id) *, count(*) OVER () AS read_chunks FROM ({chunks}) AS chunks
+        ORDER BY id, score DESC, chunk_no
     ) AS items ORDER BY content COLLATE "C", created_at DESC, id
 ) AS texts ORDER BY score DESC, created_at DESC LIMIT %(limit)s
 """)
 
 
 def depths(limit: int) -> Iterator[int]:
-    """Yields how many chunks to look at for `limit` items, time after time."""
+    """Yields the number of chunks to read for `limit` items: first, second try and so on."""
     depth = 2 * limit
     yield depth
     while depth < DEEPEST:
@@ -39,7 +41,7 @@ def depths(limit: int) -> Iterator[int]:
 
 
 def are_enough(rows: Sequence[object], limit: int) -> bool:
-    """Whether no further chunks need to be looked at for `limit` items."""
+    """Whether these are enough items to stop reading further chunks."""
     return 2 * len(rows) >= limit
 
 

@@ -1,54 +1,47 @@
-"""Reads a tree of Markdown and text files: finds files, refuses what leads out of the tree, cuts along headings."""
+"""The knowledge base's folders: finds and reads Markdown and text files, inside their tree only."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
-import re
+import shutil
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from contracts.memory.api import RefusedFile
+from contracts.memory.administration import RefusedFile
+from contracts.memory.background import DocumentFile, UnreadableFile
 from contracts.values import storable
 
 SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst"})
 MAX_FILES = 100_000
 MAX_REFUSED = 1_000
 
-_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*")
-_FENCE = re.compile(r" {0,3}(```+|~~~+)")
+
+class DocumentFiles:
+    """Implements DocumentFolders for `microdaos`, the folder that holds the microDAOs' folders."""
+
+    def __init__(self, microdaos: Path, max_bytes: int) -> None:
+        self._microdaos = microdaos
+        self._max_bytes = max_bytes
+
+    async def of_microdaos(self) -> dict[str, list[Path]]:
+        return await asyncio.to_thread(_microdao_folders, self._microdaos)
+
+    async def scan(self, folder: Path) -> tuple[list[DocumentFile], list[RefusedFile]]:
+        return await asyncio.to_thread(_scan, folder, self._max_bytes)
+
+    async def read(self, folder: Path, file: DocumentFile) -> tuple[str, bytes]:
+        return await asyncio.to_thread(_read, folder, file, self._max_bytes)
+
+    async def remove(self, folder: Path) -> None:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-@dataclass(frozen=True, slots=True)
-class KbFile:
-    """A readable file. `path` is relative to its tree, with `/`."""
-
-    path: str
-    size: int
-    modified_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """Text below one heading. `heading` is the path of headings, `A > B`; `line` is the text's first line, from 1."""
-
-    heading: str
-    line: int
-    text: str
-
-
-class UnreadableFile(ValueError):
-    """A file that cannot be indexed; the message is the reason, without a path."""
-
-
-def microdao_folders(root: Path) -> dict[str, list[Path]]:
-    """Returns the folders of each microDAO that has one: named by its id, plain or percent-encoded. Blocking.
-
-    Links and names that are no text are left out.
-    """
+def _microdao_folders(root: Path) -> dict[str, list[Path]]:
+    """Returns the folders by microDAO. Symbolic links and names that are not UTF-8 are skipped."""
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError:
@@ -61,9 +54,8 @@ def microdao_folders(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def scan(root: Path, max_bytes: int) -> tuple[list[KbFile], list[RefusedFile]]:
-    """Returns the files of the tree and those refused, both in order of their path. Blocking. No tree, no files."""
-    files: list[KbFile] = []
+def _scan(root: Path, max_bytes: int) -> tuple[list[DocumentFile], list[RefusedFile]]:
+    files: list[DocumentFile] = []
     refused: list[RefusedFile] = []
     if root.is_symlink():
         return [], [RefusedFile(path=".", reason="the folder itself is a symbolic link")]
@@ -72,21 +64,13 @@ def scan(root: Path, max_bytes: int) -> tuple[list[KbFile], list[RefusedFile]]:
         reason = _refusal(entry, max_bytes)
         if reason is None and len(files) < MAX_FILES:
             status = entry.stat(follow_symlinks=False)
-            files.append(KbFile(path, status.st_size, status.st_mtime_ns))
+            files.append(DocumentFile(path, status.st_size, status.st_mtime_ns))
         elif reason != "" and len(refused) < MAX_REFUSED:
             refused.append(RefusedFile(path=_shown(path), reason=reason or "too many files"))
     return files, refused
 
 
-def read(root: Path, file: KbFile, max_bytes: int) -> tuple[str, bytes]:
-    """Returns text and SHA-256 of a file. Blocking.
-
-    No component of the path is followed through a symbolic link, so that a file swapped for a link after the scan does
-    not lead out of the tree.
-
-    Raises:
-        UnreadableFile: gone, a link, too large, or no UTF-8.
-    """
+def _read(root: Path, file: DocumentFile, max_bytes: int) -> tuple[str, bytes]:
     data = _read_bytes(root, file.path, max_bytes)
     try:
         text = data.decode("utf-8-sig")
@@ -94,51 +78,12 @@ def read(root: Path, file: KbFile, max_bytes: int) -> tuple[str, bytes]:
     except UnicodeDecodeError as error:
         raise UnreadableFile(f"not UTF-8 (byte {error.start})") from None
     except ValueError:
-        raise UnreadableFile("holds NUL characters") from None
+        raise UnreadableFile("contains NUL characters") from None
     return text, hashlib.sha256(data).digest()
 
 
-def sections(text: str, *, markdown: bool) -> list[Section]:
-    """Returns the sections of a document, each below its heading; a text without headings is one section."""
-    found: list[Section] = []
-    trail: list[tuple[int, str]] = []
-    body: list[str] = []
-    begin = 1
-    for number, line, heading in _lines(text, markdown=markdown):
-        if heading is None:
-            body.append(line)
-            continue
-        _add(found, trail, begin, body)
-        level, title = heading
-        trail = [entry for entry in trail if entry[0] < level] + [(level, title)]
-        body, begin = [], number + 1
-    _add(found, trail, begin, body)
-    return found
-
-
-def _add(found: list[Section], trail: list[tuple[int, str]], begin: int, body: list[str]) -> None:
-    text = "\n".join(body).strip()
-    if text:
-        blank = next(index for index, line in enumerate(body) if line.strip())
-        found.append(Section(" > ".join(title for _, title in trail if title), begin + blank, text))
-
-
-def _lines(text: str, *, markdown: bool) -> Iterator[tuple[int, str, tuple[int, str] | None]]:
-    """Yields number, line and, where the line is a heading outside of a code fence, its level and title."""
-    fence: str | None = None
-    for number, line in enumerate(text.splitlines(), 1):
-        if not markdown:
-            yield number, line, None
-            continue
-        mark = _FENCE.match(line)
-        if mark is not None and (fence is None or mark[1].startswith(fence)):
-            fence = None if fence is not None else mark[1][:3]
-        match = _HEADING.fullmatch(line) if fence is None else None
-        yield number, line, (len(match[1]), match[2].strip()) if match else None
-
-
 def _walk(root: Path) -> Iterator[os.DirEntry[str]]:
-    """Yields everything that is no directory, depth first, without following links."""
+    """Yields everything but directories and hidden entries, without following links."""
     pending = [root]
     while pending:
         folder = pending.pop()
@@ -156,7 +101,7 @@ def _walk(root: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _refusal(entry: os.DirEntry[str], max_bytes: int) -> str | None:
-    """Returns why a file is refused, "" when it is simply not ours, None when it is taken."""
+    """Returns None for a readable file, "" for another suffix, else why the file is refused."""
     if entry.is_symlink():
         return "a symbolic link"
     if Path(entry.name).suffix.lower() not in SUFFIXES:
@@ -173,6 +118,10 @@ def _refusal(entry: os.DirEntry[str], max_bytes: int) -> str | None:
 
 
 def _read_bytes(root: Path, path: str, max_bytes: int) -> bytes:
+    """Opens the path component by component, none through a symbolic link.
+
+    So a file that is replaced by a link after the scan does not lead out of the tree.
+    """
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         for part in path.split("/")[:-1]:
@@ -192,7 +141,7 @@ def _read_bytes(root: Path, path: str, max_bytes: int) -> bytes:
 
 
 def _step(descriptor: int, name: str, flags: int) -> int:
-    """Opens `name` inside an open directory and closes that one. On failure the caller still closes the directory."""
+    """Opens `name` in an open directory and closes the directory, unless opening fails."""
     opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=descriptor)
     os.close(descriptor)
     return opened

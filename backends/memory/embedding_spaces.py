@@ -1,10 +1,11 @@
-"""Which embedding model the stored vectors belong to, and the change to another one."""
+"""The record of embedding models: whose vectors are searched, and the change to another model."""
 
 from __future__ import annotations
 
-from backends.memory.areas import Area, Connection, working
+from backends.memory.areas import Connection, working
 from backends.postgres.pool import Database
 from contracts.llm.embeddings import EmbeddingSpace, check_embedding_space
+from contracts.memory.ports import Area
 
 CHUNK_TIMEOUT_S = 60.0
 
@@ -19,36 +20,44 @@ STOP_SEARCHING = "UPDATE memory_spaces SET searched = false WHERE searched"
 SEARCH = "UPDATE memory_spaces SET searched = true, since = now() WHERE model_version = %(version)s"
 FORGET = "DELETE FROM memory_spaces WHERE NOT searched"
 AREAS = "SELECT microdao_id, agent_id, shard FROM memory_areas"
-# What was stored under the old model while the last rows were embedded anew gets a row that waits for the new one.
+# Chunks stored with the old model while the re-embedding finished get a row for the new one.
 CATCH_UP = """
 WITH lacking AS (
     SELECT DISTINCT ON (chunk_no) * FROM agent_memories AS old
-    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND model_version <> '' AND NOT EXISTS (
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND model_version <> ''
+      AND NOT EXISTS (
         SELECT FROM agent_memories AS new
         WHERE new.microdao_id = %(microdao_id)s AND new.agent_id = %(agent_id)s AND new.chunk_no = old.chunk_no
           AND new.model_version IN (%(version)s, '')
     )
 ), row AS (
-    INSERT INTO agent_memories (chunk_no, id, part, document_id, microdao_id, agent_id, channel_id, kind, created_at, content, meta)
-    SELECT chunk_no, id, part, document_id, microdao_id, agent_id, channel_id, kind, created_at, content, meta FROM lacking
+    INSERT INTO agent_memories (
+        chunk_no, id, part, document_id, microdao_id, agent_id, channel_id, kind, created_at, content,
+        meta
+    )
+    SELECT chunk_no, id, part, document_id, microdao_id, agent_id, channel_id, kind, created_at,
+           content, meta
+    FROM lacking
 )
-INSERT INTO memory_queue (microdao_id, agent_id, chunk_no, memory_id) SELECT microdao_id, agent_id, chunk_no, id FROM lacking
+INSERT INTO memory_queue (microdao_id, agent_id, chunk_no, memory_id)
+SELECT microdao_id, agent_id, chunk_no, id FROM lacking
 ON CONFLICT DO NOTHING
 """
 
 
 class EmbeddingSpaces:
-    """The record of models. The first model that is used is the one that is searched."""
+    """Table memory_spaces. The first model in use is searched from the start."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def adopt(self, configured: EmbeddingSpace) -> bool:
-        """Makes sure that questions are searched among vectors of `configured`; returns whether that changed anything.
+        """Makes `configured` the model whose vectors are searched; returns False if it was already.
 
         Raises:
-            ConfigurationError: the stored vectors are another model's, and re-embedding into this one is not complete.
-            DatabaseUnavailable: it cannot be told now.
+            ConfigurationError: the stored vectors are another model's, and re-embedding into
+                `configured` is not complete.
+            DatabaseUnavailable: PostgreSQL is away.
         """
         async with working(self._database) as connection:
             await connection.execute(LOCK)
@@ -74,17 +83,17 @@ class EmbeddingSpaces:
             return True
 
     async def begin(self, space: EmbeddingSpace) -> None:
-        """Notes that chunks are being embedded into `space` as well."""
+        """Records that re-embedding into `space` has begun."""
         async with working(self._database) as connection:
             await connection.execute(ADD, _values(space, searched=False, complete=False))
 
     async def finish(self, space: EmbeddingSpace) -> None:
-        """Notes that every chunk has its vector of `space`: from now on it may be adopted."""
+        """Records that every chunk has a vector of `space`: from now on it may be adopted."""
         async with working(self._database) as connection:
             await connection.execute(ADD, _values(space, searched=False, complete=True))
 
     async def forget_others(self) -> None:
-        """Removes the record of models that are not searched."""
+        """Removes the records of models that are not searched."""
         async with working(self._database) as connection:
             await connection.execute(FORGET)
 
@@ -95,7 +104,7 @@ class EmbeddingSpaces:
         return [Area(**row) for row in rows]
 
     async def catch_up(self, configured: EmbeddingSpace) -> None:
-        """Queues what has no vector of `configured` yet; for use after `adopt` said that something changed."""
+        """Queues chunks without a vector of `configured`; call it after `adopt` returned True."""
         for area in await self.areas():
             async with working(self._database, area, timeout_s=CHUNK_TIMEOUT_S) as connection:
                 await connection.execute(

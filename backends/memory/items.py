@@ -1,4 +1,4 @@
-"""Reads the items that a search found."""
+"""Items of a search's candidates."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import Any
 
 from psycopg import sql
 
-from backends.memory.areas import identity, of_tenant, seen_by
+from backends.memory.areas import identity, of_tenant, predicate_of
 from backends.postgres.pool import Database
-from contracts.identity import Tenant
 from contracts.memory.api import Item
 from contracts.memory.items import described, origin_of, source_of
+from contracts.memory.ports import SearchScope
 
-# Of a chunk that has vectors of two model versions, either row will do.
+# A chunk with vectors of two model versions has two rows, equal in these columns.
 BY_NUMBER = sql.SQL("""
-(SELECT DISTINCT ON (chunk_no) id, part, agent_id, kind, channel_id, created_at, content, meta FROM agent_memories
+(SELECT DISTINCT ON (chunk_no) id, part, agent_id, kind, channel_id, created_at, content, meta
+ FROM agent_memories
  WHERE shard = ANY({shards}) AND {area} AND chunk_no = ANY(%(numbers)s))
 """)
 BY_ID = sql.SQL("""
-(SELECT DISTINCT ON (id) id, part, agent_id, kind, channel_id, created_at, content, meta FROM agent_memories
+(SELECT DISTINCT ON (id) id, part, agent_id, kind, channel_id, created_at, content, meta
+ FROM agent_memories
  WHERE shard = ANY({shards}) AND {area} AND id = ANY(%(ids)s) AND part = 0)
 """)
 
@@ -30,28 +32,20 @@ class Items:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def read(self, tenant: Tenant, chunks: Mapping[str, int]) -> dict[str, Item]:
-        """See the port."""
+    async def read(self, scope: SearchScope, chunks: Mapping[str, int]) -> dict[str, Item]:
         numbers = [chunk for chunk in chunks.values() if chunk]
         ids = [item for item, chunk in chunks.items() if not chunk]
-        async with of_tenant(self._database, tenant) as connection:
-            areas = await seen_by(connection, tenant)
-            wanted = [
-                template for template, values in ((BY_NUMBER, numbers), (BY_ID, ids)) if values
-            ]
-            branches = [
-                template.format(shards=sql.Literal(area.shards), area=area.predicate)
-                for template in wanted
-                for area in areas
-            ]
-            if not branches:
-                return {}
-            statement = sql.SQL(" UNION ALL ").join(branches)
-            rows = await (
-                await connection.execute(
-                    statement, {**identity(tenant), "numbers": numbers, "ids": ids}
-                )
-            ).fetchall()
+        wanted = [template for template, given in ((BY_NUMBER, numbers), (BY_ID, ids)) if given]
+        if not wanted:
+            return {}
+        statement = sql.SQL(" UNION ALL ").join(
+            template.format(shards=sql.Literal(area.shards), area=predicate_of(area))
+            for template in wanted
+            for area in scope.areas
+        )
+        values = {**identity(scope.tenant), "numbers": numbers, "ids": ids}
+        async with of_tenant(self._database, scope.tenant) as connection:
+            rows = await (await connection.execute(statement, values)).fetchall()
         return {row["id"]: _item(row) for row in rows}
 
 

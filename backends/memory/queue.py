@@ -1,4 +1,4 @@
-"""The queue of chunks that wait for their embedding: leases with SKIP LOCKED, areas in turn."""
+"""The queue of chunks without an embedding: leases with SKIP LOCKED, areas in turn."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from typing import Any
 
 from psycopg import sql
 
-from backends.memory.areas import Area, Connection, working
+from backends.memory.areas import Connection, working
 from backends.memory.vectors import half_vectors
 from backends.postgres.pool import Database
 from contracts.llm.embeddings import EmbeddingBatch
-from contracts.memory.ports import Claim, PendingChunk
+from contracts.memory.background import Claim, PendingChunk
+from contracts.memory.ports import Area
 
 LEASE_S = 60
 
-# Index-only steps from one area to the next; rows that others hold are passed over.
+# An index-only step to the next area with a chunk that nobody has claimed.
 NEXT_AREA = sql.SQL("""
 SELECT microdao_id, agent_id FROM memory_queue
 WHERE {start} AND claimed_until < now()
@@ -22,7 +23,7 @@ ORDER BY microdao_id, agent_id LIMIT 1
 """)
 AFTER_LAST = sql.SQL("(microdao_id, agent_id) > (%(microdao_id)s, %(agent_id)s)")
 FROM_START = sql.SQL("true")
-# Materialised, because a sub-select that skips locked rows finds others each time a join runs it again.
+# Materialised: a join may run a sub-select several times, and SKIP LOCKED would select other rows then.
 CLAIM = """
 WITH free AS MATERIALIZED (
     SELECT chunk_no FROM memory_queue
@@ -31,12 +32,14 @@ WITH free AS MATERIALIZED (
 )
 UPDATE memory_queue AS queue SET claimed_until = now() + make_interval(secs => %(lease)s)
 FROM free
-WHERE queue.microdao_id = %(microdao_id)s AND queue.agent_id = %(agent_id)s AND queue.chunk_no = free.chunk_no
+WHERE queue.microdao_id = %(microdao_id)s AND queue.agent_id = %(agent_id)s
+  AND queue.chunk_no = free.chunk_no
 RETURNING queue.chunk_no
 """
 CONTENTS = """
 SELECT DISTINCT ON (chunk_no) chunk_no, content FROM agent_memories
-WHERE shard = 0 AND microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s) ORDER BY chunk_no
+WHERE shard = 0 AND microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
+  AND chunk_no = ANY(%(chunks)s) ORDER BY chunk_no
 """
 WRITE = """
 UPDATE agent_memories AS chunk SET embedding = added.embedding::halfvec, model_version = %(version)s
@@ -44,7 +47,10 @@ FROM unnest(%(chunks)s::bigint[], %(vectors)s::text[]) AS added (chunk_no, embed
 WHERE chunk.shard = 0 AND chunk.microdao_id = %(microdao_id)s AND chunk.agent_id = %(agent_id)s
   AND chunk.chunk_no = added.chunk_no AND chunk.model_version = ''
 """
-DONE = "DELETE FROM memory_queue WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s)"
+DONE = """
+DELETE FROM memory_queue
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s)
+"""
 COUNT = """
 INSERT INTO memory_areas AS area (microdao_id, agent_id, unsharded, unmerged)
 VALUES (%(microdao_id)s, %(agent_id)s, %(count)s, %(count)s)
@@ -62,20 +68,21 @@ WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = A
 GIVE_UP = """
 WITH gone AS (
     DELETE FROM memory_queue
-    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s) AND refusals >= %(most)s RETURNING 1
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s)
+      AND refusals >= %(most)s RETURNING 1
 ) SELECT count(*) AS rows FROM gone
 """
 
 
 class EmbeddingQueue:
-    """Implements IngestionQueue. Remembers whose turn it was."""
+    """Implements IngestionQueue. Remembers the area that was last in turn."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._last = Area("", "")
 
     async def claim(self, limit: int) -> Claim | None:
-        """See the port. Three short steps, none of which waits for a lock."""
+        """See the port. Waits for no lock."""
         async with working(self._database) as connection:
             area = await self._next_area(connection)
             if area is None:
@@ -91,14 +98,9 @@ class EmbeddingQueue:
             found = {row["chunk_no"] for row in texts}
             if gone := [chunk for chunk in chunks if chunk not in found]:
                 await connection.execute(DONE, {**area.identity, "chunks": gone})
-        return Claim(
-            area.microdao_id,
-            area.agent_id,
-            [PendingChunk(row["chunk_no"], row["content"]) for row in texts],
-        )
+        return Claim(area, [PendingChunk(row["chunk_no"], row["content"]) for row in texts])
 
     async def finish(self, claim: Claim, vectors: EmbeddingBatch) -> None:
-        """See the port."""
         texts = [vector.to_text() for vector in half_vectors(vectors)]
         values = {
             **_values(claim),
@@ -106,18 +108,16 @@ class EmbeddingQueue:
             "version": vectors.model_version,
             "count": len(texts),
         }
-        async with working(self._database, _area(claim)) as connection:
+        async with working(self._database, claim.area) as connection:
             await connection.execute(WRITE, values)
             await connection.execute(DONE, values)
             await connection.execute(COUNT, values)
 
     async def release(self, claim: Claim) -> None:
-        """See the port."""
         async with working(self._database) as connection:
             await connection.execute(RELEASE, _values(claim))
 
     async def refuse(self, claim: Claim, most: int) -> int:
-        """See the port."""
         async with working(self._database) as connection:
             await connection.execute(REFUSE, _values(claim))
             row = await (
@@ -136,9 +136,5 @@ class EmbeddingQueue:
         return None
 
 
-def _area(claim: Claim) -> Area:
-    return Area(claim.microdao_id, claim.agent_id)
-
-
 def _values(claim: Claim) -> dict[str, Any]:
-    return {**_area(claim).identity, "chunks": [chunk.chunk_no for chunk in claim.chunks]}
+    return {**claim.area.identity, "chunks": [chunk.chunk_no for chunk in claim.chunks]}

@@ -1,4 +1,4 @@
-"""Durable memories: the record, its event, its chunks with their terms, and their place in the queue, in one transaction."""
+"""Durable memories: one transaction writes the record, its event, its chunks and their queue entries."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from psycopg import sql
 
 from backends.memory.areas import Connection, all_of, identity, of_tenant
 from backends.memory.lexicon.postings import pack_terms
+from backends.memory.lexicon.spelling import grams
 from backends.memory.removal import remove_memory
 from backends.postgres.cursors import read_cursor, write_cursor
 from backends.postgres.pool import Database
 from contracts.errors import Conflict
 from contracts.identity import Tenant
-from contracts.memory.api import ExportedMemory, ExportFilter, Item, ItemsFilter, ItemsPage, Kind
+from contracts.memory.administration import ExportedMemory, ExportFilter
+from contracts.memory.api import Item, ItemsFilter, ItemsPage
+from contracts.memory.fields import Kind
 from contracts.memory.items import described, origin_of, source_of, text_of
 from contracts.memory.ports import NewMemory, Stored
 
@@ -23,26 +26,38 @@ EXPORT_PAGE = 200
 BULK_TIMEOUT_S = 30.0
 
 NUMBERS = "SELECT nextval('memory_chunk_no') AS number FROM generate_series(1, %(count)s)"
-# Everything that a store writes, or nothing when the memory is there already.
+# Everything that a store writes; nothing if the memory exists already.
 ADD = """
 WITH new AS (
-    INSERT INTO memories (microdao_id, agent_id, id, channel_id, kind, content, meta, created_at, fingerprint, idempotency_key)
+    INSERT INTO memories (
+        microdao_id, agent_id, id, channel_id, kind, content, meta, created_at, fingerprint,
+        idempotency_key
+    )
     VALUES (
-        %(microdao_id)s, %(agent_id)s, %(id)s, %(channel_id)s, %(kind)s, %(content)s, %(meta)s, %(created_at)s, %(fingerprint)s, %(key)s
+        %(microdao_id)s, %(agent_id)s, %(id)s, %(channel_id)s, %(kind)s, %(content)s, %(meta)s,
+        %(created_at)s, %(fingerprint)s, %(key)s
     )
     ON CONFLICT DO NOTHING RETURNING *
 ), area AS (
-    INSERT INTO memory_areas (microdao_id, agent_id) SELECT microdao_id, agent_id FROM new ON CONFLICT DO NOTHING
+    INSERT INTO memory_areas (microdao_id, agent_id) SELECT microdao_id, agent_id FROM new
+    ON CONFLICT DO NOTHING
 ), event AS (
-    INSERT INTO memory_events (microdao_id, agent_id, channel_id, memory_id, kind, content, created_at)
+    INSERT INTO memory_events (
+        microdao_id, agent_id, channel_id, memory_id, kind, content, created_at
+    )
     SELECT microdao_id, agent_id, channel_id, id, kind, content, created_at FROM new
 ), chunk AS (
-    INSERT INTO agent_memories (chunk_no, id, part, microdao_id, agent_id, channel_id, kind, created_at, content, meta)
-    SELECT number, id, part - 1, microdao_id, agent_id, channel_id, kind, created_at, added.content, meta
-    FROM new, unnest(%(numbers)s::bigint[], %(contents)s::text[]) WITH ORDINALITY AS added (number, content, part)
+    INSERT INTO agent_memories (
+        chunk_no, id, part, microdao_id, agent_id, channel_id, kind, created_at, content, meta
+    )
+    SELECT number, id, part - 1, microdao_id, agent_id, channel_id, kind, created_at, added.content,
+           meta
+    FROM new, unnest(%(numbers)s::bigint[], %(contents)s::text[])
+         WITH ORDINALITY AS added (number, content, part)
 ), term AS (
     INSERT INTO memory_terms (microdao_id, agent_id, chunk_no, terms)
-    SELECT microdao_id, agent_id, number, terms FROM new, unnest(%(numbers)s::bigint[], %(terms)b::bytea[]) AS added (number, terms)
+    SELECT microdao_id, agent_id, number, terms
+    FROM new, unnest(%(numbers)s::bigint[], %(terms)b::bytea[]) AS added (number, terms)
 ), queued AS (
     INSERT INTO memory_queue (microdao_id, agent_id, chunk_no, memory_id)
     SELECT microdao_id, agent_id, number, id FROM new, unnest(%(numbers)s::bigint[]) AS number
@@ -51,27 +66,33 @@ SELECT count(*) AS added FROM new
 """
 FIND_SAME = """
 SELECT id, content, idempotency_key FROM memories
-WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND (fingerprint = %(fingerprint)s OR idempotency_key = %(key)s)
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
+  AND (fingerprint = %(fingerprint)s OR idempotency_key = %(key)s)
 ORDER BY idempotency_key = %(key)s DESC NULLS LAST LIMIT 1
 """
 WAITING = """
 SELECT EXISTS (
-    SELECT FROM memory_queue WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND memory_id = %(id)s
+    SELECT FROM memory_queue
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND memory_id = %(id)s
 ) AS waiting
 """
 ONE = """
-SELECT kind, content FROM memories WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND id = %(id)s
+SELECT kind, content FROM memories
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND id = %(id)s
 """
 UNMERGED = """
-INSERT INTO memory_areas AS area (microdao_id, agent_id, unmerged) VALUES (%(microdao_id)s, %(agent_id)s, %(chunks)s)
+INSERT INTO memory_areas AS area (microdao_id, agent_id, unmerged)
+VALUES (%(microdao_id)s, %(agent_id)s, %(chunks)s)
 ON CONFLICT (microdao_id, agent_id) DO UPDATE SET unmerged = area.unmerged + excluded.unmerged
 """
 TENANT = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s")
 PAGE = sql.SQL("""
-SELECT id, kind, channel_id, created_at, content, meta FROM memories WHERE {where} ORDER BY created_at DESC, id DESC LIMIT %(rows)s
+SELECT id, kind, channel_id, created_at, content, meta FROM memories
+WHERE {where} ORDER BY created_at DESC, id DESC LIMIT %(rows)s
 """)
 EXPORT = sql.SQL("""
-SELECT id, kind, channel_id, created_at, content, meta FROM memories WHERE {where} ORDER BY created_at, id LIMIT %(rows)s
+SELECT id, kind, channel_id, created_at, content, meta FROM memories
+WHERE {where} ORDER BY created_at, id LIMIT %(rows)s
 """)
 FILTERS = {
     "channel_id": sql.SQL("channel_id = %(channel_id)s"),
@@ -90,33 +111,32 @@ class MemoryStore:
         self._database = database
 
     async def add(self, memory: NewMemory) -> Stored:
-        """See the port."""
+        counts = [grams(chunk) for chunk in memory.chunks]
         async with of_tenant(self._database, memory.tenant) as connection:
-            return await _add(connection, memory)
+            return await _add(connection, memory, counts)
 
     async def add_all(self, memories: Sequence[NewMemory]) -> int:
-        """See the port."""
         if not memories:
             return 0
         new = chunks = 0
+        # Before the transaction, so that no connection waits for it.
+        counted = [[grams(chunk) for chunk in memory.chunks] for memory in memories]
         async with of_tenant(
             self._database, memories[0].tenant, timeout_s=BULK_TIMEOUT_S
         ) as connection:
-            for memory in memories:
-                if not (await _add(connection, memory)).duplicate:
+            for memory, counts in zip(memories, counted, strict=True):
+                if not (await _add(connection, memory, counts)).duplicate:
                     new, chunks = new + 1, chunks + len(memory.chunks)
             await connection.execute(UNMERGED, {**identity(memories[0].tenant), "chunks": chunks})
         return new
 
     async def is_indexed(self, tenant: Tenant, memory_id: str) -> bool:
-        """See the port."""
         async with of_tenant(self._database, tenant) as connection:
             return await _is_indexed(connection, tenant, memory_id)
 
     async def content_of(
         self, tenant: Tenant, memory_id: str
     ) -> tuple[Kind, Mapping[str, Any]] | None:
-        """See the port."""
         async with of_tenant(self._database, tenant) as connection:
             row = await (
                 await connection.execute(ONE, {**identity(tenant), "id": memory_id})
@@ -124,7 +144,6 @@ class MemoryStore:
         return (row["kind"], row["content"]) if row else None
 
     async def page(self, items: ItemsFilter) -> ItemsPage:
-        """See the port."""
         conditions, values = _selected(items.model_dump(exclude_none=True))
         query = items.model_dump(mode="json", exclude={"cursor", "limit"})
         if items.cursor is not None:
@@ -141,12 +160,11 @@ class MemoryStore:
         return ItemsPage(items=[_listed(row) for row in shown], next_cursor=cursor)
 
     async def delete(self, tenant: Tenant, memory_id: str) -> bool:
-        """See the port."""
         async with of_tenant(self._database, tenant) as connection:
             return await remove_memory(connection, tenant, memory_id)
 
     async def export(self, selection: ExportFilter) -> AsyncIterator[list[ExportedMemory]]:
-        """See the port. Each page is a transaction of its own: a slow reader holds no connection."""
+        """See the port. Each page is its own transaction, so a slow reader holds no connection."""
         conditions, values = _selected(selection.model_dump(exclude_none=True))
         values["rows"] = EXPORT_PAGE
         while True:
@@ -163,7 +181,9 @@ class MemoryStore:
             values |= {"after_at": rows[-1]["created_at"], "after_id": rows[-1]["id"]}
 
 
-async def _add(connection: Connection, memory: NewMemory) -> Stored:
+async def _add(
+    connection: Connection, memory: NewMemory, counts: Sequence[Mapping[str, int]]
+) -> Stored:
     rows = await (await connection.execute(NUMBERS, {"count": len(memory.chunks)})).fetchall()
     numbers = [row["number"] for row in rows]
     record = {
@@ -177,11 +197,8 @@ async def _add(connection: Connection, memory: NewMemory) -> Stored:
         "fingerprint": memory.fingerprint,
         "key": memory.idempotency_key,
         "numbers": numbers,
-        "contents": [chunk.content for chunk in memory.chunks],
-        "terms": [
-            pack_terms(number, chunk.grams)
-            for number, chunk in zip(numbers, memory.chunks, strict=True)
-        ],
+        "contents": list(memory.chunks),
+        "terms": [pack_terms(number, count) for number, count in zip(numbers, counts, strict=True)],
     }
     row = await (await connection.execute(ADD, record)).fetchone()
     if row is not None and row["added"]:
@@ -190,10 +207,13 @@ async def _add(connection: Connection, memory: NewMemory) -> Stored:
 
 
 async def _same(connection: Connection, memory: NewMemory, record: dict[str, Any]) -> Stored:
-    """Returns the memory that is there already. What conflicted was committed before our insert failed, so it is seen here."""
+    """Returns the memory that exists already.
+
+    The conflicting row was committed before the insert gave way to it, so this statement sees it.
+    """
     row = await (await connection.execute(FIND_SAME, record)).fetchone()
-    if row is None:  # deleted between the two statements: the caller may simply send it again
-        raise Conflict("this memory was being deleted: send it again")
+    if row is None:
+        raise Conflict("this memory was deleted at the same moment: send it again")
     if (
         memory.idempotency_key is not None
         and row["idempotency_key"] == memory.idempotency_key
@@ -216,9 +236,8 @@ async def _is_indexed(connection: Connection, tenant: Tenant, memory_id: str) ->
 
 def _selected(values: dict[str, Any]) -> tuple[list[sql.Composable], dict[str, Any]]:
     """Returns the tenant predicate and the filters that are set, with their parameters."""
-    return [TENANT, *(condition for name, condition in FILTERS.items() if name in values)], dict(
-        values
-    )
+    narrow = [condition for name, condition in FILTERS.items() if name in values]
+    return [TENANT, *narrow], dict(values)
 
 
 def _listed(row: Mapping[str, Any]) -> Item:

@@ -1,4 +1,4 @@
-"""Removes memories from every tier, inside the caller's transaction."""
+"""Removes memories from every tier, in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 from psycopg import sql
 
-from backends.memory.areas import Area, Connection, lock
-from backends.memory.lexicon.upkeep import sweep
+from backends.memory.areas import Connection, lock
+from backends.memory.lexicon.merging import sweep
 from contracts.identity import Tenant
+from contracts.memory.ports import Area
 
 TENANT = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s")
 CHUNKS = sql.SQL("""
@@ -21,11 +22,10 @@ WITH gone AS (DELETE FROM agent_memories WHERE {tenant} AND {which} RETURNING ch
      )
 SELECT count(DISTINCT chunk_no) AS rows FROM gone
 """)
-ROWS = sql.SQL(
-    "WITH gone AS (DELETE FROM {table} WHERE {tenant} AND {which} RETURNING 1) SELECT count(*) AS rows FROM gone"
-)
+ROWS = sql.SQL("DELETE FROM {table} WHERE {tenant} AND {which}")
 REMOVED = """
-INSERT INTO memory_areas AS area (microdao_id, agent_id, removed) VALUES (%(microdao_id)s, %(agent_id)s, %(removed)s)
+INSERT INTO memory_areas AS area (microdao_id, agent_id, removed)
+VALUES (%(microdao_id)s, %(agent_id)s, %(removed)s)
 ON CONFLICT (microdao_id, agent_id) DO UPDATE SET removed = area.removed + excluded.removed
 """
 FORGET_AREA = (
@@ -39,7 +39,7 @@ CHANNEL = sql.SQL("channel_id = %(channel_id)s")
 
 
 async def remove_memory(connection: Connection, tenant: Tenant, memory_id: str) -> bool:
-    """Removes one memory; False when there is none. Its hashed terms leave merged postings with the next sweep."""
+    """Removes one memory; False for an unknown id. The next sweep removes its merged terms."""
     area = Area(tenant.microdao_id, tenant.agent_id)
     values = {**area.identity, "id": memory_id}
     await lock(connection, area)
@@ -53,13 +53,13 @@ async def remove_memory(connection: Connection, tenant: Tenant, memory_id: str) 
 
 
 async def remove_channel(connection: Connection, tenant: Tenant, channel_id: str) -> dict[str, int]:
-    """Removes a channel of an agent, its terms from the postings as well; returns the number of rows by kind."""
+    """Removes a channel of an agent, merged terms included; returns removed rows by kind."""
     area = Area(tenant.microdao_id, tenant.agent_id)
     values = {**area.identity, "channel_id": channel_id}
     await lock(connection, area)
     erased = {"memories": await _rows(connection, "memories", CHANNEL, values)}
     erased["events"] = await _rows(connection, "memory_events", CHANNEL, values)
-    # A summary over every channel holds this one, too.
+    # A summary over all channels includes this one.
     erased["summaries"] = await _rows(
         connection, "memory_summaries", sql.SQL("channel_id IN (%(channel_id)s, '')"), values
     )
@@ -69,7 +69,7 @@ async def remove_channel(connection: Connection, tenant: Tenant, channel_id: str
 
 
 async def remove_agent(connection: Connection, area: Area) -> dict[str, int]:
-    """Removes everything of an area, also of a knowledge base; returns the number of rows by kind."""
+    """Removes everything of an area; returns removed rows by kind."""
     values: dict[str, Any] = dict(area.identity)
     await lock(connection, area)
     erased = {"memories": await _rows(connection, "memories", ALL, values)}
@@ -85,8 +85,7 @@ async def remove_agent(connection: Connection, area: Area) -> dict[str, int]:
 
 async def _rows(connection: Connection, table: str, which: sql.SQL, values: dict[str, Any]) -> int:
     statement = ROWS.format(table=sql.Identifier(table), tenant=TENANT, which=which)
-    row = await (await connection.execute(statement, values)).fetchone()
-    return int(row["rows"]) if row else 0
+    return (await connection.execute(statement, values)).rowcount
 
 
 async def _chunks(connection: Connection, which: sql.SQL, values: dict[str, Any]) -> int:

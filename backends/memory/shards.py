@@ -1,124 +1,87 @@
-"""Gives large areas a shard of their own with an HNSW index, and keeps moving their new rows there.
-
-Stores never wait for it: new rows always land in shard 0. A shard is announced first and filled only after every query
-that did not know of it yet must have ended.
-"""
+"""Partitions of large areas, each with an HNSW index."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from backends.memory.areas import Area, Connection, lock, working
+from backends.memory.areas import Connection, lock, working
 from backends.postgres.pool import Database
-from contracts.events import EventLog
+from contracts.memory.ports import Area
 
-GRACE_S = 5
-MOVE_AT_ONCE = 500
 INDEX_TIMEOUT_S = 1_800.0
 MOVE_TIMEOUT_S = 30.0
 
 DUE = """
 SELECT microdao_id, agent_id, shard FROM memory_areas
 WHERE (shard = 0 AND unsharded > %(exact_rows)s)
-   OR (shard > 0 AND unsharded > %(remainder)s AND shard_opened_at < now() - make_interval(secs => %(grace)s))
+   OR (shard > 0 AND unsharded > %(remainder)s
+       AND shard_opened_at < now() - make_interval(secs => %(grace_s)s))
 LIMIT 50
 """
 COUNT = """
 SELECT count(*) AS rows FROM agent_memories
 WHERE shard = 0 AND microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND model_version <> ''
 """
-NOTE = "UPDATE memory_areas SET unsharded = %(rows)s WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s"
+NOTE = """
+UPDATE memory_areas SET unsharded = %(rows)s
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
+"""
 OPEN = "SELECT memory_open_shard(%(microdao_id)s, %(agent_id)s, %(most)s) AS shard"
 ANNOUNCE = """
-UPDATE memory_areas SET shard = %(shard)s, shard_opened_at = now() WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
+UPDATE memory_areas SET shard = %(shard)s, shard_opened_at = now()
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
 """
 MOVE = """
 UPDATE agent_memories SET shard = %(shard)s
-WHERE shard = 0 AND microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND (chunk_no, model_version) IN (
+WHERE shard = 0 AND microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
+  AND (chunk_no, model_version) IN (
     SELECT chunk_no, model_version FROM agent_memories
-    WHERE shard = 0 AND microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND model_version <> '' LIMIT %(most)s
+    WHERE shard = 0 AND microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
+      AND model_version <> '' LIMIT %(most)s
 )
 """
 VERSIONS = """
-SELECT DISTINCT ON (model_version) model_version AS version, vector_dims(embedding) AS dimension FROM agent_memories
+SELECT DISTINCT ON (model_version) model_version AS version, vector_dims(embedding) AS dimension
+FROM agent_memories
 WHERE shard = %(shard)s AND microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
 """
 INDEX = "SELECT memory_index_shard(%(shard)s, %(version)s, %(dimension)s)"
 
 
-@dataclass(frozen=True, slots=True)
-class ShardSettings:
-    """An area is scanned exactly up to `exact_rows`; beyond, it gets a shard, and `remainder` rows may lie outside of it.
+class ShardTables:
+    """Implements ShardStore."""
 
-    There are at most `most` shards; what does not get one is still searched, exactly.
-    """
-
-    exact_rows: int = 10_000
-    remainder: int = 1_000
-    most: int = 200
-
-
-class ShardUpkeep:
-    """Implements Upkeep."""
-
-    name = "shards"
-
-    def __init__(
-        self, database: Database, events: EventLog, settings: ShardSettings, interval_s: float = 5.0
-    ) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._events = events
-        self._settings = settings
-        self.interval_s = interval_s
 
-    async def run(self) -> None:
-        """Opens, fills and indexes what is due."""
-        limits = {
-            "exact_rows": self._settings.exact_rows,
-            "remainder": self._settings.remainder,
-            "grace": GRACE_S,
-        }
+    async def due(self, *, exact_rows: int, remainder: int, grace_s: float) -> list[Area]:
+        values = {"exact_rows": exact_rows, "remainder": remainder, "grace_s": grace_s}
         async with working(self._database) as connection:
-            due = await (await connection.execute(DUE, limits)).fetchall()
-        for row in due:
-            area = Area(row["microdao_id"], row["agent_id"], row["shard"])
-            await (self.fill(area) if area.shard else self.open(area))
+            rows = await (await connection.execute(DUE, values)).fetchall()
+        return [Area(**row) for row in rows]
 
-    async def open(self, area: Area) -> None:
-        """Makes and announces a shard for `area`, if it is as large as its counter says."""
+    async def open(self, area: Area, *, exact_rows: int, most: int) -> int | None:
         async with working(self._database, area, timeout_s=MOVE_TIMEOUT_S) as connection:
             await lock(connection, area)
-            if await _recount(connection, area) <= self._settings.exact_rows:
-                return
-            row = await (
-                await connection.execute(OPEN, {**area.identity, "most": self._settings.most})
-            ).fetchone()
-            if row is None or row["shard"] is None:
-                self._events.emit(
-                    "memory.no_shard_left", microdao_id=area.microdao_id, agent_id=area.agent_id
-                )
-                return
-            await connection.execute(ANNOUNCE, {**area.identity, "shard": row["shard"]})
-        self._events.emit(
-            "memory.shard_opened",
-            microdao_id=area.microdao_id,
-            agent_id=area.agent_id,
-            shard=row["shard"],
-        )
+            if await _recount(connection, area) <= exact_rows:
+                return None
+            values = {**area.identity, "most": most}
+            row = await (await connection.execute(OPEN, values)).fetchone()
+            shard = int(row["shard"] or 0) if row else 0
+            if shard:
+                await connection.execute(ANNOUNCE, {**area.identity, "shard": shard})
+        return shard
 
-    async def fill(self, area: Area) -> None:
-        """Moves the area's embedded rows from shard 0, a few at a time, then makes sure of the index."""
-        moved = MOVE_AT_ONCE
-        while moved == MOVE_AT_ONCE:
-            async with working(self._database, area, timeout_s=MOVE_TIMEOUT_S) as connection:
-                await lock(connection, area)
-                values = {**area.identity, "shard": area.shard, "most": MOVE_AT_ONCE}
-                moved = (await connection.execute(MOVE, values)).rowcount
+    async def move(self, area: Area, most: int) -> int:
+        values = {**area.identity, "shard": area.shard, "most": most}
+        async with working(self._database, area, timeout_s=MOVE_TIMEOUT_S) as connection:
+            await lock(connection, area)
+            return (await connection.execute(MOVE, values)).rowcount
+
+    async def index(self, area: Area) -> None:
+        """See the port. Counts the rows that are left outside of the shard, too."""
+        values = {**area.identity, "shard": area.shard}
         async with working(self._database, area, timeout_s=INDEX_TIMEOUT_S) as connection:
             await _recount(connection, area)
-            for version in await (
-                await connection.execute(VERSIONS, {**area.identity, "shard": area.shard})
-            ).fetchall():
+            for version in await (await connection.execute(VERSIONS, values)).fetchall():
                 await connection.execute(INDEX, {**version, "shard": area.shard})
 
 

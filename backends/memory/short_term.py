@@ -1,6 +1,6 @@
 """The short-term tier: an append-only event log, read per channel in order; retention shortens it.
 
-Events are appended by the transaction that stores a memory (backends/memory/records.py), so that neither exists alone.
+The transaction that stores a memory appends its event (records.py), so neither exists alone.
 """
 
 from __future__ import annotations
@@ -9,26 +9,28 @@ from functools import partial
 
 from psycopg import sql
 
-from backends.memory.areas import Area, all_of, conditions, of_tenant, working
+from backends.memory.areas import all_of, conditions, of_tenant, working
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
 from contracts.identity import Tenant
-from contracts.memory.api import Candidate
-from contracts.memory.ports import Filters, LoggedEvent
+from contracts.memory.ports import Area, Candidate, Filters, LoggedEvent
 
 TENANT = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s")
 RECENT = sql.SQL("""
-SELECT memory_id, kind, created_at FROM memory_events WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT %(limit)s
+SELECT memory_id, kind, created_at FROM memory_events
+WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT %(limit)s
 """)
 NEWEST = sql.SQL("""
-SELECT seq, memory_id, kind, content, created_at FROM memory_events WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT %(limit)s
+SELECT seq, memory_id, kind, content, created_at FROM memory_events
+WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT %(limit)s
 """)
 OF_CHANNEL = sql.SQL("channel_id = %(channel_id)s")
 AREAS = "SELECT microdao_id, agent_id FROM memory_areas WHERE agent_id <> ''"
 EXPIRE = """
 DELETE FROM memory_events WHERE seq = ANY (ARRAY(
     SELECT seq FROM memory_events
-    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND recorded_at < now() - make_interval(secs => %(seconds)s)
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
+      AND recorded_at < now() - make_interval(secs => %(seconds)s)
     ORDER BY recorded_at LIMIT %(at_most)s
 ))
 """
@@ -44,7 +46,6 @@ class ShortTermLog:
         self._database = database
 
     async def recent(self, tenant: Tenant, filters: Filters, limit: int) -> list[Candidate]:
-        """See the port."""
         narrow, values = conditions(filters)
         values |= {"microdao_id": tenant.microdao_id, "agent_id": tenant.agent_id, "limit": limit}
         async with of_tenant(self._database, tenant) as connection:
@@ -57,7 +58,6 @@ class ShortTermLog:
         ]
 
     async def read(self, tenant: Tenant, channel_id: str | None, limit: int) -> list[LoggedEvent]:
-        """See the port."""
         where = all_of(TENANT, OF_CHANNEL) if channel_id is not None else all_of(TENANT)
         values = {
             "microdao_id": tenant.microdao_id,
@@ -71,7 +71,7 @@ class ShortTermLog:
 
 
 class EventRetention:
-    """Implements Upkeep: removes events older than `days`; the memories made of them stay. 0 keeps everything."""
+    """Implements Upkeep: removes events older than `days`, 0 for never. Their memories stay."""
 
     name = "retention"
 
@@ -81,7 +81,6 @@ class EventRetention:
         self.interval_s = interval_s
 
     async def run(self) -> None:
-        """Goes through all tenants."""
         if not self._seconds:
             return
         async with working(self._database) as connection:

@@ -1,4 +1,4 @@
-"""Summaries and what went into each."""
+"""Summaries with their sources."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from contracts.memory.ports import Summary
 
 READ = """
 SELECT summary AS text, sources, last_seq, since, until, model FROM memory_summaries
-WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND channel_id = %(channel_id)s AND size = %(size)s
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND channel_id = %(channel_id)s
+  AND size = %(size)s
 """
-# A summary must not bring back what was deleted while the model wrote it.
+# Not written if a source was deleted while the model wrote: the summary would bring it back.
 WRITE = """
-INSERT INTO memory_summaries (microdao_id, agent_id, channel_id, size, summary, sources, last_seq, since, until, model)
-SELECT %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(size)s, %(text)s, %(sources)s, %(last_seq)s, %(since)s, %(until)s, %(model)s
-WHERE (SELECT count(*) FROM memories WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND id = ANY(%(sources)s))
-      = cardinality(%(sources)s)
+INSERT INTO memory_summaries (
+    microdao_id, agent_id, channel_id, size, summary, sources, last_seq, since, until, model
+)
+SELECT %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(size)s, %(text)s, %(sources)s, %(last_seq)s,
+       %(since)s, %(until)s, %(model)s
+WHERE cardinality(%(sources)s) = (
+    SELECT count(*) FROM memories
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND id = ANY(%(sources)s)
+)
 ON CONFLICT (microdao_id, agent_id, channel_id, size) DO UPDATE
-SET summary = excluded.summary, sources = excluded.sources, last_seq = excluded.last_seq, since = excluded.since, until = excluded.until,
-    model = excluded.model, created_at = now()
+SET summary = excluded.summary, sources = excluded.sources, last_seq = excluded.last_seq,
+    since = excluded.since, until = excluded.until, model = excluded.model, created_at = now()
 """
 EVERY_CHANNEL = ""
 
@@ -33,7 +39,6 @@ class Summaries:
         self._database = database
 
     async def read(self, tenant: Tenant, channel_id: str | None, size: int) -> Summary | None:
-        """See the port."""
         async with of_tenant(self._database, tenant) as connection:
             row = await (await connection.execute(READ, _key(tenant, channel_id, size))).fetchone()
         return Summary(**row) if row else None
@@ -41,7 +46,6 @@ class Summaries:
     async def write(
         self, tenant: Tenant, channel_id: str | None, size: int, summary: Summary
     ) -> None:
-        """See the port."""
         values = {
             **_key(tenant, channel_id, size),
             "text": summary.text.replace("\0", ""),

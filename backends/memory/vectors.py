@@ -1,6 +1,6 @@
 """The dense index over `agent_memories`: exact in shard 0, HNSW in the shard of a large area.
 
-What decides is where a row is, not what the planner believes: the statement names each shard and asks it in its own way.
+A search's statement names each shard and says how to search it, so that the planner has no choice.
 """
 
 from __future__ import annotations
@@ -14,27 +14,25 @@ from pgvector import HalfVector
 from pgvector.psycopg.halfvec import HalfVectorBinaryDumper
 from psycopg import sql
 
-from backends.memory.areas import Area, Connection, all_of, conditions, identity, of_tenant, seen_by
+from backends.memory.areas import Connection, all_of, conditions, identity, of_tenant, predicate_of
 from backends.memory.candidates import DIFFERENT, are_enough, candidates_of, depths
 from backends.postgres.pool import Database
-from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch
-from contracts.memory.api import Candidate
-from contracts.memory.ports import Filters
+from contracts.memory.ports import Area, Candidate, Filters, SearchScope
 
 EF_SEARCH = 220
 TIMEOUT_S = 4.0
-"""A large index that is not in memory yet takes its time."""
+"""Long, because a large index may have to be read from disk first."""
 EXACT_FILTERED_ROWS = 4_000
-"""With filters, a shard is scanned exactly while at most this many of its rows pass them."""
+"""A filtered search scans a shard exactly while at most this many of its rows pass the filters."""
 
-# Adding zero hides the order from the index: this is the exact scan.
+# Exact: adding zero keeps the planner from using an index for the order.
 EXACT = sql.SQL("""
 (SELECT id, kind, created_at, chunk_no, agent_id, content, embedding <=> %(question)s::halfvec AS distance
  FROM agent_memories WHERE shard = {shard} AND {where} AND model_version = %(version)s
  ORDER BY (embedding <=> %(question)s::halfvec) + 0 LIMIT %(depth)s)
 """)
-# The cast is the index's expression.
+# Approximate: the cast is the expression of the HNSW index.
 APPROXIMATE = sql.SQL("""
 (SELECT id, kind, created_at, chunk_no, agent_id, content,
         embedding::halfvec({dimension}) <=> %(question)s::halfvec({dimension}) AS distance
@@ -46,12 +44,14 @@ BEST = sql.SQL(
 )
 PASSING = sql.SQL("""
 SELECT count(*) AS rows FROM (
-    SELECT FROM agent_memories WHERE shard = {shard} AND {where} AND model_version = %(version)s LIMIT %(most)s
+    SELECT FROM agent_memories
+    WHERE shard = {shard} AND {where} AND model_version = %(version)s LIMIT %(most)s
 ) AS passing
 """)
-# Without a sort the planner has no way around the index where there is one; exact branches have no other way than a sort.
+# Without sorts the planner must use the index where there is one; exact branches can only sort.
 PREPARE = """
-SELECT set_config('hnsw.ef_search', %(ef)s, true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
+SELECT set_config('hnsw.ef_search', %(ef)s, true),
+       set_config('hnsw.iterative_scan', 'relaxed_order', true),
        set_config('enable_sort', 'off', true), set_config('jit', 'off', true)
 """
 
@@ -73,70 +73,65 @@ class VectorStore:
         self._database = database
 
     async def search(
-        self, tenant: Tenant, filters: Filters, question: EmbeddingBatch, limit: int
+        self, scope: SearchScope, filters: Filters, question: EmbeddingBatch, limit: int
     ) -> list[Candidate]:
-        """See the port. One transaction; the vector is in hand before a connection is taken."""
         narrow, values = conditions(filters)
         values |= {
-            **identity(tenant),
+            **identity(scope.tenant),
             "question": half_vectors(question)[0],
             "version": question.model_version,
             "limit": limit,
         }
-        async with of_tenant(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
-            areas = await seen_by(connection, tenant)
-            approximate = await self._approximate(connection, areas, filters, narrow, values)
+        async with of_tenant(self._database, scope.tenant, timeout_s=TIMEOUT_S) as connection:
+            approximate = await _approximate(connection, scope.areas, filters, narrow, values)
             if approximate:
                 await connection.execute(PREPARE, {"ef": str(max(EF_SEARCH, limit))})
             for depth in depths(limit):
-                statement = dense_statement(areas, approximate, narrow, question.dimension)
+                statement = dense_statement(scope.areas, approximate, narrow, question.dimension)
                 rows = await (
                     await connection.execute(statement, {**values, "depth": depth})
                 ).fetchall()
-                exhausted = not approximate and (not rows or rows[0]["looked_at"] < depth)
+                exhausted = not approximate and (not rows or rows[0]["read_chunks"] < depth)
                 if exhausted or are_enough(rows, limit):
                     break
-                approximate = set()  # many equal vectors are an island in the graph of an index: it leads nowhere else
+                # Many equal vectors are neighbours of each other only: the index's graph leads nowhere else.
+                approximate = set()
         return candidates_of(rows)
 
-    async def _approximate(
-        self,
-        connection: Connection,
-        areas: Iterable[Area],
-        filters: Filters,
-        narrow: Sequence[sql.Composable],
-        values: dict[str, Any],
-    ) -> set[int]:
-        """Returns the shards to ask their index: those where too many rows pass the filters for an exact scan."""
-        shards = set()
-        for area in areas:
-            if area.shard and (
-                not filters.narrow or await self._many_pass(connection, area, narrow, values)
-            ):
-                shards.add(area.shard)
-        return shards
 
-    async def _many_pass(
-        self,
-        connection: Connection,
-        area: Area,
-        narrow: Sequence[sql.Composable],
-        values: dict[str, Any],
-    ) -> bool:
-        statement = PASSING.format(shard=area.shard, where=all_of(area.predicate, narrow))
-        row = await (
-            await connection.execute(statement, {**values, "most": EXACT_FILTERED_ROWS + 1})
-        ).fetchone()
-        return row is not None and row["rows"] > EXACT_FILTERED_ROWS
+async def _approximate(
+    connection: Connection,
+    areas: Iterable[Area],
+    filters: Filters,
+    narrow: Sequence[sql.Composable],
+    values: dict[str, Any],
+) -> set[int]:
+    """Returns the shards to search by index: too many of their rows pass the filters to scan."""
+    shards = set()
+    for area in areas:
+        if area.shard and (
+            not filters.narrow or await _many_pass(connection, area, narrow, values)
+        ):
+            shards.add(area.shard)
+    return shards
+
+
+async def _many_pass(
+    connection: Connection, area: Area, narrow: Sequence[sql.Composable], values: dict[str, Any]
+) -> bool:
+    statement = PASSING.format(shard=area.shard, where=all_of(predicate_of(area), narrow))
+    most = {"most": EXACT_FILTERED_ROWS + 1}
+    row = await (await connection.execute(statement, {**values, **most})).fetchone()
+    return row is not None and row["rows"] > EXACT_FILTERED_ROWS
 
 
 def dense_statement(
     areas: Iterable[Area], approximate: set[int], narrow: Sequence[sql.Composable], dimension: int
 ) -> sql.Composed:
-    """Returns the search over every shard of `areas`; those in `approximate` are asked through their HNSW index."""
+    """Returns the search over every shard of `areas`; HNSW indexes are used in `approximate`."""
     branches = [
         (APPROXIMATE if shard in approximate else EXACT).format(
-            shard=shard, where=all_of(area.predicate, narrow), dimension=sql.Literal(dimension)
+            shard=shard, where=all_of(predicate_of(area), narrow), dimension=sql.Literal(dimension)
         )
         for area in areas
         for shard in area.shards

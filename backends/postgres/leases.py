@@ -1,4 +1,4 @@
-"""Leases in PostgreSQL: which process does a periodic job."""
+"""Leases in PostgreSQL: one process at a time runs a periodic job."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import uuid
 
 from backends.postgres.pool import Database
 
-TAKE = """
-INSERT INTO memory_leases AS lease (name, holder, until) VALUES (%(name)s, %(holder)s, now() + make_interval(secs => %(seconds)s))
+ACQUIRE = """
+INSERT INTO memory_leases AS lease (name, holder, until)
+VALUES (%(name)s, %(holder)s, now() + make_interval(secs => %(seconds)s))
 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
 WHERE lease.holder = excluded.holder OR lease.until < now()
 RETURNING holder
 """
-GIVE_BACK = "DELETE FROM memory_leases WHERE name = %(name)s AND holder = %(holder)s"
+RELEASE = "DELETE FROM memory_leases WHERE name = %(name)s AND holder = %(holder)s"
 
 
 class DatabaseLeases:
@@ -22,13 +23,11 @@ class DatabaseLeases:
         self._database = database
         self._holder = uuid.uuid4().hex
 
-    async def take(self, name: str, seconds: float) -> bool:
-        """See the port."""
+    async def acquire(self, name: str, seconds: float) -> bool:
         values = {"name": name, "holder": self._holder, "seconds": seconds}
         async with self._database.transaction() as connection:
-            return await (await connection.execute(TAKE, values)).fetchone() is not None
+            return await (await connection.execute(ACQUIRE, values)).fetchone() is not None
 
-    async def give_back(self, name: str) -> None:
-        """See the port."""
+    async def release(self, name: str) -> None:
         async with self._database.transaction() as connection:
-            await connection.execute(GIVE_BACK, {"name": name, "holder": self._holder})
+            await connection.execute(RELEASE, {"name": name, "holder": self._holder})

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.memory.lexicon.bm25 import bm25, length, weigh
+from backends.memory.lexicon.spelling import words
 from backends.postgres.migrate import migrate
 from benchmarks.memory.embedding_cache import EmbeddingCache
 from benchmarks.memory.gold.dataset import GoldItem, GoldSet, load_gold
@@ -40,13 +42,12 @@ from configs.memory import MemorySettings
 from contracts.deadline import Deadline
 from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
-from contracts.memory.api import Candidate, QueryRequest, StoreRequest
-from contracts.memory.ports import Filters
+from contracts.memory.api import QueryRequest, StoreRequest
+from contracts.memory.ports import Candidate, Filters
 from deployments.engines.neutral import LanguageParts
 from deployments.graph.resources import Surroundings
 from deployments.memory.wiring import MemoryRuntime
 from launcher.postgres import PostgresServer
-from services.memory.lexical import bm25, grams, length, weigh, words
 
 TENANT = Tenant(microdao_id="microdao:gold", agent_id="agent:gold")
 WORDS, OWN, DENSE, LEXICAL, FUSED = (
@@ -115,19 +116,9 @@ async def found_in_postgres(gold: GoldSet, embedder: Embedded) -> Found:
             question = await embedder.embed(
                 [query.text], "query", tenant="", deadline=Deadline.after(WAIT_S)
             )
-            nearest = await recall.dense.search(
-                request, Filters(), question, recall.settings.candidates
-            )
-            asked = grams(query.text)
-            alike = await recall.lexical.search(
-                request,
-                Filters(),
-                list(asked),
-                lambda frequencies, documents, asked=asked: [
-                    (entry.gram, entry.weight) for entry in weigh(asked, frequencies, documents)
-                ],
-                recall.settings.candidates,
-            )
+            scope, most = await recall.scopes.scope_of(TENANT), recall.settings.candidates
+            nearest = await recall.dense.search(scope, Filters(), question, most)
+            alike = await recall.lexical.search(scope, Filters(), query.text, most)
             answer = await recall.query(request, "bench")
             assert not answer.degraded, answer.degraded
             dense[query.id], lexical[query.id] = _ids(nearest, names), _ids(alike.candidates, names)

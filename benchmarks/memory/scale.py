@@ -13,7 +13,7 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,13 +23,13 @@ import numpy as np
 import orjson
 import psycopg
 
-from backends.memory.areas import Area, working
+from backends.memory.areas import AreaDirectory, working
 from backends.memory.items import Items
 from backends.memory.lexicon.index import Lexicon
-from backends.memory.lexicon.postings import Bm25, pack_terms
-from backends.memory.lexicon.rebuild import Spelling
-from backends.memory.lexicon.upkeep import LexiconUpkeep
-from backends.memory.shards import GRACE_S, ShardSettings, ShardUpkeep
+from backends.memory.lexicon.postings import pack_terms
+from backends.memory.lexicon.spelling import grams
+from backends.memory.lexicon.store import LexiconTables
+from backends.memory.shards import ShardTables
 from backends.memory.short_term import ShortTermLog
 from backends.memory.vectors import VectorStore
 from backends.postgres.migrate import migrate
@@ -37,11 +37,11 @@ from backends.postgres.pool import Database
 from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
 from contracts.memory.api import QueryRequest
-from contracts.memory.ports import Filters
+from contracts.memory.ports import Area, Filters
 from launcher.postgres import PostgresServer
 from services.memory.fusion import DEFAULT
-from services.memory.lexical import K1, B, grams, spelling
 from services.memory.recall import Recall, RecallSettings
+from services.memory.shards import MARGIN_S, ShardSettings, ShardUpkeep
 
 DIMENSION = 384
 VERSION = "synthetic-1"
@@ -194,10 +194,11 @@ class Bench:
         self._random, self._texts, self._vectors = random, Texts(random), Vectors(random)
         self.database = Database(url, events=NoEvents())
         self._dense = VectorStore(self.database)
-        self._lexical = Lexicon(self.database, Bm25(K1, B))
+        self._lexical = Lexicon(self.database)
         self._embedder = KnownVectors()
+        self._scopes = AreaDirectory(self.database)
         self._recall = Recall(
-            dense=self._dense, lexical=self._lexical, log=ShortTermLog(self.database), items=Items(self.database),
+            scopes=self._scopes, dense=self._dense, lexical=self._lexical, log=ShortTermLog(self.database), items=Items(self.database),
             embedder=self._embedder, events=NoEvents(), settings=RecallSettings(), fusion=DEFAULT,
         )  # fmt: skip
         self._next = 1
@@ -212,9 +213,9 @@ class Bench:
 
     async def upkeep(self) -> None:
         """The product's own background work, until there is nothing left to do."""
-        lexicon, shards = (
-            LexiconUpkeep(self.database, NoEvents(), Spelling(grams, spelling())),
-            ShardUpkeep(self.database, NoEvents(), ShardSettings()),
+        lexicon = LexiconTables(self.database)
+        shards = ShardUpkeep(
+            ShardTables(self.database), NoEvents(), ShardSettings(), query_timeout_s=-MARGIN_S
         )
         async with working(self.database, timeout_s=30) as connection:
             rows = await (
@@ -225,9 +226,8 @@ class Bench:
             await lexicon.merge(Area(row["microdao_id"], row["agent_id"]))
         print(f"lexicon merged in {time.perf_counter() - begin:.0f} s", flush=True)
         begin = time.perf_counter()
-        await shards.run()
-        await asyncio.sleep(GRACE_S + 1)
-        await shards.run()
+        await shards.run()  # announces
+        await shards.run()  # moves and indexes; no query runs meanwhile
         print(f"shards filled and indexed in {time.perf_counter() - begin:.0f} s", flush=True)
         async with await psycopg.AsyncConnection.connect(
             self._superuser_url, autocommit=True
@@ -248,10 +248,9 @@ class Bench:
         text = " ".join(self._random.choice(texts[int(self._random.integers(rows))].split(), 6))
         self._embedder.next = vector.tobytes()
         batch = EmbeddingBatch(vector.tobytes(), DIMENSION, VERSION)
-        dense, found = await timed(self._dense.search(tenant, Filters(), batch, 100))
-        lexical, _ = await timed(
-            self._lexical.search(tenant, Filters(), list(grams(text)), even_weights, 100)
-        )
+        scope = await self._scopes.scope_of(tenant)
+        dense, found = await timed(self._dense.search(scope, Filters(), batch, 100))
+        lexical, _ = await timed(self._lexical.search(scope, Filters(), text, 100))
         fused, answer = await timed(
             self._recall.query(QueryRequest(**tenant.model_dump(), query=text, limit=10), "bench")
         )
@@ -259,10 +258,6 @@ class Bench:
         nearest = np.argsort(-(vectors.astype("<f4") @ vector))[:10]
         truth = {f"mem-{first + int(index)}" for index in nearest}
         return len(truth & {candidate.id for candidate in found[:10]}) / 10, dense, lexical, fused
-
-
-def even_weights(frequencies: Mapping[str, int], _documents: int) -> list[tuple[str, float]]:
-    return [(gram, 1.0) for gram in frequencies]
 
 
 async def run(total: int, questions: int, seed: int) -> list[Row]:

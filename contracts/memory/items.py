@@ -1,4 +1,4 @@
-"""How a stored record becomes text to search and an item to show. Pure."""
+"""From a stored record to the text that is searched and the item that is shown. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from contracts.memory.api import MEMORY_META, Tier
+from contracts.memory.fields import Tier
 
+MEMORY_META = "memory"
+"""The key of `meta` under which a query says where an item comes from; never stored."""
 _PLAIN = ("user_message", "agent_reply", "text")
 
 
 def text_of(content: Mapping[str, JsonValue]) -> str:
     """Returns the text of a memory's content.
 
-    `{user_message, agent_reply}` and `{text}` give their texts, one per paragraph; any other object one line per value,
-    with the key before it, because a key such as `deadline` tells what a value means.
+    `{user_message, agent_reply}` and `{text}` become their texts, one per line. Any other object
+    becomes `key: value` lines, because a key such as `deadline` says what the value means.
     """
     if all(key in _PLAIN and isinstance(value, str | None) for key, value in content.items()):
         texts = [content.get(key) for key in _PLAIN]
@@ -42,7 +44,7 @@ def _lines(name: str, value: JsonValue) -> list[str]:
 def described(
     meta: Mapping[str, Any], *, source: str, created_at: datetime, origin: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the caller's `meta` unchanged, with `source`, `timestamp` and our own `memory` where the caller has none of that name."""
+    """Returns the caller's `meta` with `source`, `timestamp` and `memory`; the caller's keys win."""
     ours = {
         "source": source,
         "timestamp": created_at.astimezone(UTC).isoformat(),
@@ -52,7 +54,7 @@ def described(
 
 
 def origin_of(memory_id: str, tier: Tier, channel_id: str | None, part: int = 0) -> dict[str, Any]:
-    """Returns what `meta.memory` says of a stored memory: which one, in which tier, and which part of a long text this is."""
+    """Returns `meta.memory`: id, tier, channel, and `part` for a later chunk of a long text."""
     origin: dict[str, Any] = {"id": memory_id, "tier": tier}
     if channel_id is not None:
         origin["channel_id"] = channel_id
@@ -62,11 +64,7 @@ def origin_of(memory_id: str, tier: Tier, channel_id: str | None, part: int = 0)
 
 
 def source_of(channel_id: str | None) -> str:
-    """Returns `meta.source` of a stored memory: its channel, else `memory`."""
-    return (
-        "memory"
-        if channel_id is None
-        else channel_id
-        if channel_id.startswith("channel:")
-        else f"channel:{channel_id}"
-    )
+    """Returns `meta.source`: `channel:<id>`, or `memory` without a channel."""
+    if channel_id is None:
+        return "memory"
+    return channel_id if channel_id.startswith("channel:") else f"channel:{channel_id}"

@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from backends.memory.areas import Area
 from backends.memory.embedding_spaces import EmbeddingSpaces
 from backends.memory.reembedding import ReembeddingStore
 from backends.postgres.pool import Database, PoolLimits
@@ -27,6 +26,7 @@ from configs.stores import find_stores
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.llm.embeddings import Embedder, EmbeddingSpace
+from contracts.memory.ports import Area
 from providers.embeddings import OpenAIEmbedder
 
 BATCH = 64

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from backends.http.summaries import LLMProxyClient
-from backends.memory.document_index import KbIndex
-from backends.memory.documents import KbDocuments
+from backends.memory.areas import AreaDirectory
+from backends.memory.document_files import DocumentFiles
+from backends.memory.documents import DocumentTables
 from backends.memory.embedding_spaces import EmbeddingSpaces
-from backends.memory.erasure import Erasure
+from backends.memory.erasure import ErasureTables
 from backends.memory.items import Items
 from backends.memory.lexicon.index import Lexicon
-from backends.memory.lexicon.postings import Bm25
-from backends.memory.lexicon.rebuild import Spelling
-from backends.memory.lexicon.upkeep import LexiconUpkeep
+from backends.memory.lexicon.store import LexiconTables
 from backends.memory.queue import EmbeddingQueue
 from backends.memory.records import MemoryStore
-from backends.memory.shards import ShardSettings, ShardUpkeep
+from backends.memory.shards import ShardTables
 from backends.memory.short_term import EventRetention, ShortTermLog
 from backends.memory.summaries import Summaries
 from backends.memory.vectors import VectorStore
@@ -26,15 +23,18 @@ from configs.memory import MemorySettings
 from contracts.errors import DatabaseUnavailable
 from contracts.events import EventLog
 from contracts.llm.embeddings import Embedder, EmbeddingSpace
-from contracts.memory.ports import Upkeep
+from contracts.memory.background import Upkeep
 from deployments.graph.resources import Reloadable, Resources, Surroundings
 from interfaces.http.memory import MemoryUseCases
-from services.memory.chunking import ChunkSize, chunk
+from services.memory.chunking import ChunkSize
+from services.memory.erasing import Erasing
 from services.memory.fusion import DEFAULT, FusionSettings
 from services.memory.ingestion import IngestionSettings, IngestionWorker
-from services.memory.lexical import K1, B, grams, spelling
+from services.memory.knowledge_base import KnowledgeBase
+from services.memory.lexicon_upkeep import LexiconUpkeep
 from services.memory.recall import Recall, RecallSettings
 from services.memory.remembering import Remembering
+from services.memory.shards import ShardSettings, ShardUpkeep
 from services.memory.summarizing import Summarizing, SummarySettings
 from services.memory.upkeep import UpkeepRunner
 
@@ -70,6 +70,7 @@ class MemoryRuntime:
         self.worker = IngestionWorker(EmbeddingQueue(self._background), embedder, events, lanes)
         self._size = ChunkSize(settings.chunks.most, settings.chunks.overlap)
         self._knowledge = self._knowledge_base()
+        self._shards = self._shard_upkeep()
         self._upkeep = UpkeepRunner(self._jobs(), self._leases, events)
         self.cases = self._use_cases(settings)
 
@@ -117,6 +118,7 @@ class MemoryRuntime:
 
     async def reconfigure(self, settings: MemorySettings) -> None:
         """Takes the sections query, fusion and summaries; requests under way keep the old ones."""
+        self._shards.query_timeout_s = settings.query.timeout_s
         self.cases = self._use_cases(settings)
 
     def _use_cases(self, settings: MemorySettings) -> MemoryUseCases:
@@ -125,13 +127,15 @@ class MemoryRuntime:
             Items(self.database),
             ShortTermLog(self.database),
         )
+        scopes = AreaDirectory(self.database)
         summaries = settings.summaries
         llm = self._llm_client(settings)
         self._clients.replace([llm])
         return MemoryUseCases(
             recall=Recall(
+                scopes=scopes,
                 dense=VectorStore(self.database),
-                lexical=Lexicon(self.database, Bm25(K1, B)),
+                lexical=Lexicon(self.database),
                 log=log,
                 items=items,
                 embedder=self._embedder,
@@ -139,7 +143,7 @@ class MemoryRuntime:
                 settings=RecallSettings(**settings.query.model_dump()),
                 fusion=_fusion(settings),
             ),
-            remembering=Remembering(records, items, self.worker, self._size),
+            remembering=Remembering(records, scopes, items, self.worker, self._size),
             summarizing=Summarizing(
                 log,
                 Summaries(self.database),
@@ -147,33 +151,37 @@ class MemoryRuntime:
                 SummarySettings(**summaries.model_dump(exclude={"model", "max_tokens"})),
             ),
             records=records,
-            administration=Erasure(self._background, self._knowledge),
+            erasing=Erasing(ErasureTables(self._background), self._knowledge),
             knowledge=self._knowledge,
         )
 
-    def _knowledge_base(self) -> KbIndex:
+    def _knowledge_base(self) -> KnowledgeBase:
         kb = self._settings.knowledge_base
         shared, microdaos = kb.folders(self._surroundings.data_dir)
-        return KbIndex(
-            KbDocuments(self._background),
+        return KnowledgeBase(
+            DocumentTables(self._background),
+            DocumentFiles(microdaos, kb.max_file_bytes),
             self._leases,
             self._events,
             shared=shared,
-            microdaos=microdaos,
-            max_file_bytes=kb.max_file_bytes,
             interval_s=kb.interval_s,
-            split=partial(chunk, size=self._size),
-            grams=grams,
+            size=self._size,
+        )
+
+    def _shard_upkeep(self) -> ShardUpkeep:
+        vectors = self._settings.vectors
+        return ShardUpkeep(
+            ShardTables(self._background),
+            self._events,
+            ShardSettings(exact_rows=vectors.exact_rows, most=vectors.max_shards),
+            query_timeout_s=self._settings.query.timeout_s,
         )
 
     def _jobs(self) -> list[Upkeep]:
         settings = self._settings
-        shards = ShardSettings(
-            exact_rows=settings.vectors.exact_rows, most=settings.vectors.max_shards
-        )
         jobs: list[Upkeep] = [
-            LexiconUpkeep(self._background, self._events, Spelling(grams, spelling())),
-            ShardUpkeep(self._background, self._events, shards),
+            LexiconUpkeep(LexiconTables(self._background), self._events),
+            self._shards,
             EventRetention(self._background, settings.short_term.retention_days),
         ]
         return [*jobs, self._knowledge] if settings.knowledge_base.interval_s else jobs

@@ -14,30 +14,34 @@ from starlette.responses import Response, StreamingResponse
 from contracts.errors import InvalidRequest, PayloadTooLarge
 from contracts.health import Health
 from contracts.identity import Tenant
-from contracts.memory.api import (
-    DeleteResponse,
+from contracts.memory.administration import (
     EraseReceipt,
     EraseRequest,
     ExportedMemory,
     ExportEnd,
     ExportFilter,
     ImportResponse,
+    ReindexReport,
+    ReindexRequest,
+)
+from contracts.memory.api import (
+    DeleteResponse,
     ItemsFilter,
     ItemsPage,
     QueryRequest,
     QueryResponse,
-    ReindexReport,
-    ReindexRequest,
     StoreRequest,
     StoreResponse,
     SummarizeRequest,
     SummarizeResponse,
 )
-from contracts.memory.ports import KnowledgeBase, MemoryAdministration, MemoryRecords
+from contracts.memory.ports import MemoryRecords
 from interfaces.http.base.bodies import read_model, require_lines
 from interfaces.http.base.errors import JsonResponse, invalid_body
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.routing import add_route, new_router
+from services.memory.erasing import Erasing
+from services.memory.knowledge_base import KnowledgeBase
 from services.memory.recall import Recall
 from services.memory.remembering import Remembering
 from services.memory.summarizing import Summarizing
@@ -63,7 +67,7 @@ class MemoryUseCases:
     remembering: Remembering
     summarizing: Summarizing
     records: MemoryRecords
-    administration: MemoryAdministration
+    erasing: Erasing
     knowledge: KnowledgeBase
 
 
@@ -108,7 +112,7 @@ class MemoryRoutes:
 
     async def erase(self, request: Request) -> Response:
         """`POST /erase`."""
-        receipt = await self.cases().administration.erase(await read_model(request, EraseRequest))
+        receipt = await self.cases().erasing.erase(await read_model(request, EraseRequest))
         return JsonResponse(receipt.model_dump(mode="json", exclude_none=True))
 
     async def export(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Cuts a long text into overlapping chunks at the best places. Pure."""
+"""Cuts a long text into overlapping chunks at paragraphs, sentences or words. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _SEPARATORS = ("\n\n", "\n", ". ", "! ", "? ", "… ", "; ", ", ", " ")
 
 @dataclass(frozen=True, slots=True)
 class ChunkSize:
-    """Bounds in characters. `overlap` is repeated from the end of the chunk before."""
+    """Bounds in characters. A chunk repeats `overlap` characters of the chunk before."""
 
     most: int
     overlap: int
 
 
 def chunk(text: str, size: ChunkSize) -> list[str]:
-    """Returns the chunks of `text`, none blank, each of at most `size.most` characters; a short text is its own only chunk."""
+    """Returns the chunks of `text`, each of at most `size.most` characters and none blank."""
     text = text.strip()
     chunks: list[str] = []
     start = 0
@@ -30,7 +30,7 @@ def chunk(text: str, size: ChunkSize) -> list[str]:
 
 
 def _end(text: str, start: int, most: int) -> int:
-    """Returns the best place to cut in the second half of the window."""
+    """Returns the last of the best places to cut in the second half of the window."""
     for separator in _SEPARATORS:
         found = text.rfind(separator, start + most // 2, start + most)
         if found > 0:
@@ -39,7 +39,7 @@ def _end(text: str, start: int, most: int) -> int:
 
 
 def _restart(text: str, start: int, end: int, overlap: int) -> int:
-    """Returns where the next chunk begins: a little before `end`, at the beginning of a word, and always further on."""
+    """Returns where the next chunk begins: at a word in the overlap before `end`, after `start`."""
     earliest = max(start + 1, end - overlap)
     space = text.find(" ", earliest, end)
     return space + 1 if space >= 0 else end

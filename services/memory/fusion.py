@@ -1,34 +1,35 @@
-"""One ranking from what the arms found. Pure.
+"""One ranking from the arms' candidates. Pure.
 
-Each arm's score is first turned into evidence between 0 and 1 that means the same for every question:
+Each arm's score becomes evidence between 0 and 1 that means the same for every question:
 
-- dense, `d`: how far the cosine lies above what unrelated texts have, as a part of what is left up to 1.
-- lexical, `l`: how much of the question stands in the text (BM25 as a part of `QuerySignals.lexical_ceiling`, so that
-  rare parts count more), less half of what the tenth-best text has, and only where it is more than chance.
+- dense, `d`: the cosine above that of unrelated texts, as a part of the distance up to 1.
+- lexical, `l`: the part of the question that the text contains (BM25 divided by
+  `LexicalAnswer.ceiling`, so rare grams count more), less half of the tenth-best text's part, and
+  nothing for parts that are due to chance.
 
-`score = 1 − (1 − d)(1 − w·l)`: evidence adds up, and silence takes nothing away. A question in another language, or in
-other words than the text, finds little of itself anywhere; then no text stands out, `l` is 0 for all, and the dense
-order stands as it is. A question with a name or a code finds it in a few texts, and those rise.
+`score = 1 − (1 − d)(1 − w·l)`: evidence adds up, missing evidence takes nothing away. A question in
+another language or in other words than the text has few grams in common with any text: `l` is 0 for
+all, and the dense order holds. A name or a code in the question occurs in a few texts, and those rise.
 
-At the end what is recent gains a little: it decides between equals. 1 would be the question's own text written just now,
-0 a text as far from the question as any unrelated one, without a common word.
+At the end recent items gain a little, which decides between equals. 1 would be the question's own
+text written just now, 0 a text as far away as any unrelated one, without a common word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from contracts.memory.api import Arm, Candidate, Fused, QuerySignals
+from contracts.memory.ports import Arm, Candidate
 
 BACKGROUND_RANK = 10
 BACKGROUND_SHARE = 0.5
 CHANCE = 0.1
 CERTAIN = 0.4
-"""Parts of a question that any text may hold by chance, and that no unrelated text holds."""
+"""The parts of a question that any text may contain by chance, and that no unrelated text contains."""
 _DECIDING: tuple[Arm, ...] = ("dense", "lexical", "recent")
-"""Whose ranks decide between equal scores."""
+"""The arms whose ranks decide between equal scores, in this order."""
 _DAY_S = 86_400.0
 
 
@@ -36,8 +37,9 @@ _DAY_S = 86_400.0
 class FusionSettings:
     """What an operator may set.
 
-    `unrelated` is the cosine of unrelated texts in the embedder's space; `lexical_weight` the most that the words alone
-    can give; `recency_weight` the part of the score that age takes away in the end, half of it within `half_life_days`.
+    `unrelated` is the cosine of unrelated texts in the embedder's space; `lexical_weight` the highest
+    score by words alone; `recency_weight` the part of the score that age takes away in the end, half
+    of it within `half_life_days`.
     """
 
     unrelated: float = 0.1
@@ -49,23 +51,32 @@ class FusionSettings:
 DEFAULT = FusionSettings()
 
 
+@dataclass(frozen=True, slots=True)
+class FusedItem:
+    """An item after fusion. `score` is in 0..1; `ranks` has its rank, from 1, in each arm."""
+
+    id: str
+    score: float
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+
 def fuse(
     arms: Mapping[Arm, Sequence[Candidate]],
-    signals: QuerySignals,
+    lexical_ceiling: float,
     *,
     now: datetime,
     limit: int,
     settings: FusionSettings = DEFAULT,
-) -> list[Fused]:
+) -> list[FusedItem]:
     """Returns at most `limit` items, best first.
 
-    `arms` has an entry for each arm that answered, best first; an arm that is down has none. Of an item that came twice
-    in one arm the better counts.
+    `arms` has the candidates of each arm that answered, best first; the first of an item's entries
+    in one arm counts. `lexical_ceiling` is LexicalAnswer's.
     """
     ranked = {arm: _best(found) for arm, found in arms.items()}
     dense = _dense_evidence(ranked.get("dense", []), settings.unrelated)
-    lexical = _lexical_evidence(ranked.get("lexical", []), signals.lexical_ceiling)
-    # An item that the dense arm did not name lies at most as near as the last that it did.
+    lexical = _lexical_evidence(ranked.get("lexical", []), lexical_ceiling)
+    # An item that the dense arm did not return is at most as near as the last one that it did.
     farthest = min(dense.values(), default=0.0)
     items = {candidate.id: candidate for found in ranked.values() for candidate in found}
     ranks = {
@@ -73,7 +84,7 @@ def fuse(
         for arm, found in ranked.items()
     }
     fused = [
-        Fused(
+        FusedItem(
             id=name,
             score=_combined(dense.get(name, farthest), lexical.get(name, 0.0), settings)
             * _freshness(item, now, settings),
@@ -119,7 +130,7 @@ def _lexical_evidence(found: Sequence[Candidate], ceiling: float) -> dict[str, f
 
 
 def _beyond_chance(part: float) -> float:
-    """Rises smoothly from 0 at CHANCE to 1 at CERTAIN."""
+    """Returns 0 below CHANCE, 1 above CERTAIN, and a smooth step between them."""
     step = _within_unit((part - CHANCE) / (CERTAIN - CHANCE))
     return step * step * (3 - 2 * step)
 

@@ -1,4 +1,4 @@
-"""Embeds what was stored: a few lanes per process, each with one area's chunks at a time."""
+"""Embeds stored chunks: a few lanes per process, each with one area's chunks at a time."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from contracts.deadline import Deadline
 from contracts.errors import DaarionError, InvalidRequest
 from contracts.events import EventLog
 from contracts.llm.embeddings import Embedder
-from contracts.memory.ports import Claim, IngestionQueue
+from contracts.memory.background import Claim, IngestionQueue
 
 MAX_REFUSALS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class IngestionSettings:
-    """`batch` chunks are embedded together in each of `lanes`; an idle lane looks every `poll_s` for what others left.
+    """`lanes` of `batch` chunks each; an idle lane polls every `poll_s` for other processes' stores.
 
-    After a failure a lane waits `backoff_s`, twice as long each time up to `backoff_max_s`. `embed_timeout_s` has to end
-    before a claim's lease does.
+    After a failure a lane waits `backoff_s`, doubled each time up to `backoff_max_s`.
+    `embed_timeout_s` must be shorter than a claim's lease.
     """
 
     lanes: int = 2
@@ -33,7 +33,7 @@ class IngestionSettings:
 
 
 class IngestionWorker:
-    """Claims, embeds, writes. No connection is held while the embedder works; a dead process's claims return by themselves."""
+    """Claims, embeds, writes. Holds no connection while the embedder works."""
 
     def __init__(
         self,
@@ -58,15 +58,15 @@ class IngestionWorker:
         ]
 
     async def close(self) -> None:
-        """Stops the lanes; what they had claimed is put back."""
+        """Stops the lanes and releases their claims."""
         await end_tasks(self._lanes)
 
     def wake(self) -> None:
-        """Tells that something was stored."""
+        """Starts an idle lane at once; call it after a store."""
         self._work.set()
 
     async def progress(self, seconds: float) -> None:
-        """Returns when a batch was written, or after `seconds`."""
+        """Waits until a batch is written, at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._progress.wait()
@@ -78,7 +78,8 @@ class IngestionWorker:
                 busy = await self._step()
             except DaarionError as error:
                 self._events.emit("memory.ingestion_waits", error=error.type, seconds=pause)
-            except Exception as error:  # noqa: BLE001  # a defect must not end the lane: what it held comes back after its lease
+            # A defect must not end the lane; its claim returns after the lease.
+            except Exception as error:  # noqa: BLE001
                 self._events.emit(
                     "memory.ingestion_defect", error=type(error).__name__, exc_info=error
                 )
@@ -110,39 +111,34 @@ class IngestionWorker:
             vectors = await self._embedder.embed(
                 [chunk.content for chunk in claim.chunks],
                 "passage",
-                tenant=f"{claim.microdao_id}/{claim.agent_id}",
+                tenant=f"{claim.area.microdao_id}/{claim.area.agent_id}",
                 deadline=Deadline.after(self._settings.embed_timeout_s),
             )
             await self._queue.finish(claim, vectors)
         except InvalidRequest:
             await self._refused(claim)
         except BaseException:
-            await self._put_back(claim)
+            await self._release(claim)
             raise
         else:
-            self._tell()
+            self._signal_progress()
 
     async def _refused(self, claim: Claim) -> None:
-        """The embedder will not take these texts: finds out which one, and gives that up after a few tries."""
+        """Finds the text that the embedder refuses, and drops it from the queue after MAX_REFUSALS."""
         if len(claim.chunks) > 1:
             for chunk in claim.chunks:
                 await self._embed(replace(claim, chunks=[chunk]))
             return
         given_up = await self._queue.refuse(claim, MAX_REFUSALS)
         if given_up:
-            self._events.emit(
-                "memory.not_embeddable",
-                microdao_id=claim.microdao_id,
-                agent_id=claim.agent_id,
-                chunks=given_up,
-            )
-            self._tell()
+            self._events.emit("memory.not_embeddable", **claim.area.identity, chunks=given_up)
+            self._signal_progress()
 
-    async def _put_back(self, claim: Claim) -> None:
-        """Best effort: the lease ends anyway."""
+    async def _release(self, claim: Claim) -> None:
+        """Best effort: without it the lease ends later."""
         with contextlib.suppress(DaarionError):
             await self._queue.release(claim)
 
-    def _tell(self) -> None:
+    def _signal_progress(self) -> None:
         self._progress.set()
         self._progress = asyncio.Event()

@@ -1,9 +1,12 @@
-"""Answers queries: three arms at once, fused; an arm that is down is left out and named."""
+"""Answers queries: three arms search at the same time, then their candidates are fused.
+
+An arm that fails is left out and named in the answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -11,34 +14,29 @@ from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, Internal
 from contracts.events import EventLog
 from contracts.llm.embeddings import Embedder
-from contracts.memory.api import (
-    MEMORY_META,
+from contracts.memory.api import Item, QueryRequest, QueryResponse
+from contracts.memory.items import MEMORY_META
+from contracts.memory.ports import (
     Arm,
     Candidate,
-    Fused,
-    Item,
-    QueryRequest,
-    QueryResponse,
-    QuerySignals,
-)
-from contracts.memory.ports import (
     DenseIndex,
     EventLogReader,
     Filters,
     ItemReader,
     LexicalAnswer,
     LexicalIndex,
+    ScopeReader,
+    SearchScope,
 )
-from services.memory.fusion import FusionSettings, fuse
-from services.memory.lexical import grams, weigh
+from services.memory.fusion import FusedItem, FusionSettings, fuse
 
 SPARE = 10
-"""Items read beyond the limit, in place of those that are gone."""
+"""Items read beyond the limit, to replace those that were deleted meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecallSettings:
-    """`candidates` per arm; `recent` newest events count as short-term. Seconds: for a whole query, and for its embedding."""
+    """`candidates` per arm; the `recent` newest events are short-term; seconds for query, embedding."""
 
     candidates: int = 100
     recent: int = 20
@@ -50,6 +48,7 @@ class RecallSettings:
 class Recall:
     """The use case behind `POST /query`."""
 
+    scopes: ScopeReader
     dense: DenseIndex
     lexical: LexicalIndex
     log: EventLogReader
@@ -64,7 +63,7 @@ class Recall:
 
         Raises:
             DatabaseUnavailable: no arm can answer.
-            DeadlineExceeded: not in time.
+            DeadlineExceeded: the query took too long.
         """
         deadline = Deadline.after(
             min(request.timeout_s or self.settings.timeout_s, self.settings.timeout_s)
@@ -79,20 +78,19 @@ class Recall:
         self, request: QueryRequest, deadline: Deadline, request_id: str
     ) -> QueryResponse:
         filters = Filters(request.channel_id, request.kinds, request.since, request.until)
-        arms, failures, ceiling = await self._arms(request, filters, deadline)
+        scope = asyncio.create_task(self.scopes.scope_of(request))
+        arms, failures, ceiling = await self._arms(request, filters, scope, deadline)
         for arm, error in failures.items():
             defect = error.__cause__ if isinstance(error, Internal) else None
             self.events.emit(
                 "memory.arm_down", request_id=request_id, arm=arm, error=error.type, exc_info=defect
             )
-        signals = QuerySignals(request.query, ceiling)
-        # The same text comes at most once from each of two arms, and as often as there are recent events.
+        # Equal texts: at most one from each of two arms, and any number of recent events.
         most = 2 * request.limit + self.settings.recent + SPARE
-        fused = fuse(arms, signals, now=datetime.now(UTC), limit=most, settings=self.fusion)
+        fused = fuse(arms, ceiling, now=datetime.now(UTC), limit=most, settings=self.fusion)
         chunks = _shown_chunks(arms)
-        items = await self.items.read(
-            request, {entry.id: chunks.get(entry.id, 0) for entry in fused}
-        )
+        shown_chunks = {entry.id: chunks.get(entry.id, 0) for entry in fused}
+        items = await self.items.read(await scope, shown_chunks)
         shown = _distinct([(entry, items[entry.id]) for entry in fused if entry.id in items])[
             : request.limit
         ]
@@ -100,17 +98,25 @@ class Recall:
         return QueryResponse(items=found, degraded=sorted(failures) or None)
 
     async def _arms(
-        self, request: QueryRequest, filters: Filters, deadline: Deadline
+        self,
+        request: QueryRequest,
+        filters: Filters,
+        scope: asyncio.Task[SearchScope],
+        deadline: Deadline,
     ) -> tuple[dict[Arm, Sequence[Candidate]], dict[Arm, DaarionError], float]:
-        """Asks all arms at once; returns what they found, why others did not answer, and the lexical ceiling."""
-        dense = asyncio.create_task(self._dense(request, filters, deadline))
-        words = asyncio.create_task(self._lexical(request, filters))
+        """Runs all arms; returns their candidates, the failed arms' errors, the lexical ceiling."""
+        dense = asyncio.create_task(self._dense(request, filters, scope, deadline))
+        words = asyncio.create_task(self._lexical(request, filters, scope))
         try:
-            (recent,) = await asyncio.gather(
-                self.log.recent(request, filters, self.settings.recent), return_exceptions=True
+            recent, areas = await asyncio.gather(
+                self.log.recent(request, filters, self.settings.recent),
+                scope,
+                return_exceptions=True,
             )
-            if isinstance(recent, DatabaseUnavailable):
-                raise recent  # without the database nothing can answer, however long the others would try
+            for outcome in (recent, areas):
+                # Nothing answers without the database: do not wait for the embedder.
+                if isinstance(outcome, DatabaseUnavailable):
+                    raise outcome
             nearest, lexical = await asyncio.gather(dense, words, return_exceptions=True)
         finally:
             dense.cancel()
@@ -135,7 +141,11 @@ class Recall:
         )
 
     async def _dense(
-        self, request: QueryRequest, filters: Filters, deadline: Deadline
+        self,
+        request: QueryRequest,
+        filters: Filters,
+        scope: Awaitable[SearchScope],
+        deadline: Deadline,
     ) -> list[Candidate]:
         budget = Deadline.after(deadline.at_most(self.settings.embed_timeout_s))
         tenant = f"{request.microdao_id}/{request.agent_id}"
@@ -146,28 +156,25 @@ class Recall:
                 )
         except TimeoutError:
             raise budget.exceeded() from None
-        return await self.dense.search(request, filters, question, self._candidates(request))
+        return await self.dense.search(await scope, filters, question, self._candidates(request))
 
-    async def _lexical(self, request: QueryRequest, filters: Filters) -> LexicalAnswer:
-        asked = grams(request.query)
-
-        def weights(frequencies: Mapping[str, int], documents: int) -> list[tuple[str, float]]:
-            known = {
-                gram: asked[gram] for gram in frequencies
-            }  # the index may leave out grams that nearly every chunk has
-            return [(entry.gram, entry.weight) for entry in weigh(known, frequencies, documents)]
-
-        return await self.lexical.search(
-            request, filters, list(asked), weights, self._candidates(request)
-        )
+    async def _lexical(
+        self, request: QueryRequest, filters: Filters, scope: Awaitable[SearchScope]
+    ) -> LexicalAnswer:
+        candidates = self._candidates(request)
+        return await self.lexical.search(await scope, filters, request.query, candidates)
 
     def _candidates(self, request: QueryRequest) -> int:
-        """An arm may return half of what it is asked for, so ask for twice `limit`."""
+        """Returns at least twice the limit, because an arm may return half of what it is asked for."""
         return max(self.settings.candidates, 2 * request.limit)
 
 
 def _leaf(error: BaseException) -> DaarionError:
-    """Returns the arm's failure as a leaf; a defect in one arm must not silence the others. A cancellation goes on."""
+    """Returns the arm's failure as an error of ours: a defect is one arm's failure, too.
+
+    Raises:
+        CancelledError: the arm was cancelled.
+    """
     if isinstance(error, DaarionError):
         return error
     if not isinstance(error, Exception):
@@ -178,7 +185,7 @@ def _leaf(error: BaseException) -> DaarionError:
 
 
 def _shown_chunks(arms: Mapping[Arm, Sequence[Candidate]]) -> dict[str, int]:
-    """Returns for each item the chunk to show: the one that the dense arm found, else the lexical one's."""
+    """Returns the chunk to show by item: the dense arm's, else the lexical arm's."""
     chunks: dict[str, int] = {}
     for arm in ("dense", "lexical"):
         for candidate in arms.get(arm, ()):
@@ -186,8 +193,8 @@ def _shown_chunks(arms: Mapping[Arm, Sequence[Candidate]]) -> dict[str, int]:
     return chunks
 
 
-def _distinct(found: Sequence[tuple[Fused, Item]]) -> list[tuple[Fused, Item]]:
-    """Leaves out what says word for word the same as a better item."""
+def _distinct(found: Sequence[tuple[FusedItem, Item]]) -> list[tuple[FusedItem, Item]]:
+    """Leaves out items with the text of a better one, white space aside."""
     seen: set[str] = set()
     kept = []
     for entry, item in found:
@@ -199,7 +206,7 @@ def _distinct(found: Sequence[tuple[Fused, Item]]) -> list[tuple[Fused, Item]]:
 
 
 def _shown(
-    entry: Fused, item: Item, arms: Mapping[Arm, Sequence[Candidate]], *, explain: bool
+    entry: FusedItem, item: Item, arms: Mapping[Arm, Sequence[Candidate]], *, explain: bool
 ) -> Item:
     item = item.model_copy(update={"score": round(entry.score, 6), "meta": _with_tier(item, entry)})
     if not explain:
@@ -214,8 +221,8 @@ def _shown(
     return item.model_copy(update={"explain": {"ranks": dict(entry.ranks), "scores": scores}})
 
 
-def _with_tier(item: Item, entry: Fused) -> dict[str, object]:
-    """The newest events are the short-term tier's, wherever else they were found."""
+def _with_tier(item: Item, entry: FusedItem) -> dict[str, object]:
+    """Returns `meta` with the tier short-term for the newest events, whatever arm found them."""
     origin = item.meta.get(MEMORY_META)
     if "recent" not in entry.ranks or not isinstance(origin, dict) or origin.get("id") != item.id:
         return item.meta

@@ -1,4 +1,4 @@
-"""Stores memories: durable first, embedded afterwards."""
+"""Stores memories; their embedding follows in the background."""
 
 from __future__ import annotations
 
@@ -13,25 +13,19 @@ import orjson
 
 from contracts.errors import InvalidRequest, NotFound
 from contracts.identity import Tenant, new_id
-from contracts.memory.api import (
-    MEMORY_META,
-    DeleteResponse,
-    ExportedMemory,
-    StoreRequest,
-    StoreResponse,
-)
-from contracts.memory.items import text_of
-from contracts.memory.ports import ItemReader, MemoryRecords, NewChunk, NewMemory
+from contracts.memory.administration import ExportedMemory
+from contracts.memory.api import DeleteResponse, StoreRequest, StoreResponse
+from contracts.memory.items import MEMORY_META, text_of
+from contracts.memory.ports import ItemReader, MemoryRecords, NewMemory, ScopeReader
 from contracts.values import is_storable
 from services.memory.chunking import ChunkSize, chunk
 from services.memory.ingestion import IngestionWorker
-from services.memory.lexical import grams
 
 MAX_KEY_CHARS = 256
 MAX_ID_CHARS = 256
 PREFIX = "mem-"
 KB_PREFIX = "kb-"
-LOOK_AGAIN_S = 0.25
+POLL_EVERY_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -39,18 +33,19 @@ class Remembering:
     """The use case behind `POST /store` and imports."""
 
     records: MemoryRecords
+    scopes: ScopeReader
     items: ItemReader
     worker: IngestionWorker
     size: ChunkSize
 
     async def store(self, request: StoreRequest, idempotency_key: str | None) -> StoreResponse:
-        """Returns once the memory is durable; waits for its embedding when the request asks for that.
+        """Returns when the memory is committed, or embedded if the request asks for that.
 
-        What came from a query and is sent back (its `meta.memory` tells) is recognised and not stored again.
+        An item of a query that is sent back has its id in `meta.memory` and is not stored again.
 
         Raises:
-            InvalidRequest: an idempotency key that is blank or too long.
-            Conflict: the idempotency key stands for another content.
+            InvalidRequest: the idempotency key is blank or too long.
+            Conflict: the idempotency key was used for another content.
         """
         known = await self._recalled(request)
         if known is not None:
@@ -85,7 +80,7 @@ class Remembering:
         return added
 
     async def forget(self, tenant: Tenant, memory_id: str) -> DeleteResponse:
-        """Removes one memory from every tier. Raises NotFound when this tenant has none of that id."""
+        """Removes one memory from every tier. Raises NotFound for an unknown id."""
         if (
             len(memory_id) > MAX_ID_CHARS
             or not is_storable(memory_id)
@@ -109,11 +104,11 @@ class Remembering:
             chunks=self._chunks(request.content),
         )
 
-    def _chunks(self, content: Mapping[str, Any]) -> list[NewChunk]:
-        return [NewChunk(part, grams(part)) for part in chunk(text_of(content), self.size)]
+    def _chunks(self, content: Mapping[str, Any]) -> list[str]:
+        return chunk(text_of(content), self.size)
 
     async def _recalled(self, request: StoreRequest) -> str | None:
-        """Returns the id of the memory that this request merely repeats, if its stamp and its text say so."""
+        """Returns the id of the item that this request repeats, by its `meta.memory` and its text."""
         known, text = _stamped(request.meta.get(MEMORY_META)), text_of(request.content)
         if known is None:
             return None
@@ -121,17 +116,18 @@ class Remembering:
             number = known.removeprefix(KB_PREFIX)
             if not number.isdecimal() or len(number) > 18:
                 return None
-            item = (await self.items.read(request, {known: int(number)})).get(known)
+            scope = await self.scopes.scope_of(request)
+            item = (await self.items.read(scope, {known: int(number)})).get(known)
             return known if item is not None and item.content == text else None
         record = await self.records.content_of(request, known)
         return known if record is not None and text in text_of(record[1]) else None
 
     async def _indexed(self, tenant: Tenant, memory_id: str, seconds: float) -> bool:
-        """Waits at most `seconds`; another process may be the one that embeds, so the database is asked."""
+        """Waits at most `seconds`. Asks the database, because another process may embed the chunks."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + seconds
-        while (left := deadline - clock()) > 0:
-            await self.worker.progress(min(left, LOOK_AGAIN_S))
+        while (remaining := deadline - clock()) > 0:
+            await self.worker.progress(min(remaining, POLL_EVERY_S))
             if await self.records.is_indexed(tenant, memory_id):
                 return True
         return False
@@ -142,7 +138,7 @@ def _new_id() -> str:
 
 
 def _stamped(value: Any) -> str | None:
-    """Returns the id when `meta.memory` is what a query put there."""
+    """Returns the id if `meta.memory` was written by a query."""
     if isinstance(value, dict) and isinstance(value.get("tier"), str):
         found = value.get("id")
         return found if isinstance(found, str) else None

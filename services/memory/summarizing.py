@@ -1,4 +1,4 @@
-"""Rolling summaries of the short-term log, written by a model behind the LLM proxy."""
+"""Rolling summaries of the short-term log, written by a model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from contracts.memory.items import text_of
 from contracts.memory.ports import ChatClient, EventLogReader, LoggedEvent, Summary, SummaryStore
 
 INSTRUCTIONS = (
-    "Ти ведеш стислий підсумок подій і розмов спільноти. Онови підсумок: збережи факти, імена, дати, рішення, домовленості "
-    "й відкриті питання, прибери повтори. Нічого не вигадуй. Пиши мовою записів, щонайбільше {sentences} речень, без вступу."
+    "Ти ведеш стислий підсумок подій і розмов спільноти. Онови підсумок: збережи факти, імена, дати, "
+    "рішення, домовленості й відкриті питання, прибери повтори. Нічого не вигадуй. Пиши мовою "
+    "записів, щонайбільше {sentences} речень, без вступу."
 )
 SO_FAR = "Підсумок досі:\n{summary}\n\n"
 NEW = "Нові записи:\n{events}"
@@ -22,7 +23,7 @@ NEW = "Нові записи:\n{events}"
 
 @dataclass(frozen=True, slots=True)
 class SummarySettings:
-    """Characters of events in one call of the model, and of one event; sentences asked for; seconds for the whole."""
+    """Most characters of events per model call and of one event, sentences, seconds for everything."""
 
     prompt_chars: int = 3_000
     event_chars: int = 800
@@ -40,13 +41,13 @@ class Summarizing:
     settings: SummarySettings
 
     async def summarize(self, request: SummarizeRequest) -> SummarizeResponse:
-        """Returns the summary of the newest events; a kept one while nothing new has arrived.
+        """Returns the summary of the newest events; the stored one while nothing new has arrived.
 
-        A summary that still overlaps the asked window is rolled forward: the model sees it and what is new. Long windows
-        take several calls, each with the summary so far.
+        A stored summary that covers a part of these events is updated: the model gets it and the new
+        events. Many events take several calls, each with the summary so far.
 
         Raises:
-            DaarionError: the leaf that the LLM proxy answered with.
+            DaarionError: the LLM proxy's error.
         """
         deadline = Deadline.after(request.timeout_s or self.settings.timeout_s)
         events = await self.log.read(request, request.channel_id, request.limit)
@@ -88,20 +89,20 @@ class Summarizing:
         user = (SO_FAR.format(summary=summary) if summary else "") + NEW.format(events=part)
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         answer = await self.model.complete(messages, tenant, channel_id, deadline)
-        if not (
-            text := answer.content.strip()
-        ):  # nothing but a thought, say: it must not take the place of what was summed up
+        text = answer.content.strip()
+        if not text:  # it must not replace the summary so far
             raise UpstreamInvalidResponse(
-                "the model answered with no summary: retry, or configure another model"
+                "the model sent an empty summary: retry, or configure another model"
             )
         return text, answer.model
 
     def _parts(self, events: Sequence[LoggedEvent]) -> Iterator[str]:
-        """Yields the events as text, as many at a time as one call may hold."""
+        """Yields the events as text, up to `prompt_chars` at a time."""
         lines: list[str] = []
         size = 0
         for event in events:
-            line = f"[{event.created_at:%Y-%m-%d %H:%M}] {text_of(event.content)[: self.settings.event_chars]}"
+            text = text_of(event.content)[: self.settings.event_chars]
+            line = f"[{event.created_at:%Y-%m-%d %H:%M}] {text}"
             if lines and size + len(line) > self.settings.prompt_chars:
                 yield "\n".join(lines)
                 lines, size = [], 0

@@ -8,9 +8,7 @@ import pytest
 
 from contracts.deadline import Deadline
 from contracts.identity import Tenant
-from contracts.memory.api import Candidate
-from contracts.memory.ports import Filters
-from services.memory.lexical import grams, weigh
+from contracts.memory.ports import Candidate, Filters
 from tests.support.memory import hashing_embedder
 from tests.support.memory.application import SOFIA, Memory, eventually, succeeded
 from tests.support.memory.hashing_embedder import HashingEmbedder
@@ -57,20 +55,11 @@ async def found(
     memory: Memory, embedder: HashingEmbedder, arm: str, filters: Filters
 ) -> list[Candidate]:
     recall = memory.runtime.cases.recall
+    scope = await recall.scopes.scope_of(TENANT)
     if arm == "dense":
         question = await embedder.embed([QUESTION], "query", tenant="", deadline=Deadline.after(10))
-        return await recall.dense.search(TENANT, filters, question, CANDIDATES)
-    asked = grams(QUESTION)
-    answer = await recall.lexical.search(
-        TENANT,
-        filters,
-        list(asked),
-        lambda frequencies, documents: [
-            (entry.gram, entry.weight) for entry in weigh(asked, frequencies, documents)
-        ],
-        CANDIDATES,
-    )
-    return answer.candidates
+        return await recall.dense.search(scope, filters, question, CANDIDATES)
+    return (await recall.lexical.search(scope, filters, QUESTION, CANDIDATES)).candidates
 
 
 @pytest.mark.parametrize("filters", [Filters(), Filters(kinds=("task",))], ids=["all", "filtered"])

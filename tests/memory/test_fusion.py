@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.memory.api import Candidate, QuerySignals
+from contracts.memory.ports import Candidate
 from services.memory.fusion import DEFAULT, FusionSettings, fuse
 
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
@@ -24,10 +24,7 @@ def found(*scores, age_days=0.0):
 
 def order(dense=None, lexical=None, *, ceiling=10.0, settings=TIMELESS, limit=10):
     arms = {name: arm for name, arm in (("dense", dense), ("lexical", lexical)) if arm is not None}
-    return [
-        entry.id
-        for entry in fuse(arms, QuerySignals("?", ceiling), now=NOW, limit=limit, settings=settings)
-    ]
+    return [entry.id for entry in fuse(arms, ceiling, now=NOW, limit=limit, settings=settings)]
 
 
 def test_a_code_found_in_one_text_lifts_it_over_what_merely_sounds_alike():
@@ -50,14 +47,14 @@ def test_what_every_text_has_says_little():
     dense = found(("answer", 0.40), *((name, 0.3) for name, _ in crowd))
     common = fuse(
         {"dense": dense, "lexical": found(*crowd)},
-        QuerySignals("?", 10.0),
+        10.0,
         now=NOW,
         limit=20,
         settings=TIMELESS,
     )
     alone = fuse(
         {"dense": dense, "lexical": found(crowd[0])},
-        QuerySignals("?", 10.0),
+        10.0,
         now=NOW,
         limit=20,
         settings=TIMELESS,
@@ -78,8 +75,8 @@ def test_one_arm_alone_keeps_its_order(arm, expected):
 
 
 def test_nothing_found_is_no_error():
-    assert fuse({"dense": [], "lexical": []}, QuerySignals("?", 0.0), now=NOW, limit=5) == []
-    assert fuse({}, QuerySignals("?"), now=NOW, limit=5) == []
+    assert fuse({"dense": [], "lexical": []}, 0.0, now=NOW, limit=5) == []
+    assert fuse({}, 0.0, now=NOW, limit=5) == []
 
 
 def test_recent_events_alone_are_found_newest_first():
@@ -87,9 +84,11 @@ def test_recent_events_alone_are_found_newest_first():
         Candidate(str(age), 0.0, NOW - timedelta(days=age), "conversation", tier="short-term")
         for age in (0, 1, 30)
     ]
-    assert [
-        entry.id for entry in fuse({"recent": recent}, QuerySignals("?"), now=NOW, limit=5)
-    ] == ["0", "1", "30"]
+    assert [entry.id for entry in fuse({"recent": recent}, 0.0, now=NOW, limit=5)] == [
+        "0",
+        "1",
+        "30",
+    ]
 
 
 def test_age_decides_between_equals_and_never_between_unequal_ones():
@@ -101,16 +100,13 @@ def test_age_decides_between_equals_and_never_between_unequal_ones():
 
 def test_ranks_tell_what_each_arm_said():
     arms = {"dense": found(("a", 0.5), ("b", 0.4)), "lexical": found(("b", 9.0))}
-    ranks = {
-        entry.id: dict(entry.ranks)
-        for entry in fuse(arms, QuerySignals("?", 10.0), now=NOW, limit=5)
-    }
+    ranks = {entry.id: dict(entry.ranks) for entry in fuse(arms, 10.0, now=NOW, limit=5)}
     assert ranks == {"a": {"dense": 1}, "b": {"dense": 2, "lexical": 1}}
 
 
 def test_an_item_that_came_by_several_chunks_counts_once():
     dense = [*found(("a", 0.5)), *found(("b", 0.4)), *found(("a", 0.3))]
-    fused = fuse({"dense": dense}, QuerySignals("?"), now=NOW, limit=5)
+    fused = fuse({"dense": dense}, 0.0, now=NOW, limit=5)
     assert [(entry.id, entry.ranks["dense"]) for entry in fused] == [("a", 1), ("b", 2)]
 
 
@@ -122,7 +118,7 @@ lexical_arm = st.dictionaries(st.sampled_from("abcdefghijklm"), st.floats(0, 30)
 def test_scores_are_in_the_unit_and_fall(dense, lexical, ceiling, limit):
     fused = fuse(
         {"dense": found(*dense.items()), "lexical": found(*lexical.items())},
-        QuerySignals("?", ceiling),
+        ceiling,
         now=NOW,
         limit=limit,
     )
@@ -150,7 +146,7 @@ def test_a_better_cosine_never_makes_an_item_worse(dense, lexical, more):
     def score(scores):
         fused = fuse(
             {"dense": found(*scores.items()), "lexical": found(*lexical.items())},
-            QuerySignals("?", 10.0),
+            10.0,
             now=NOW,
             limit=50,
         )

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
+from services.memory import sections
 from tests.support.memory.application import SOFIA, STRANGER, Memory, eventually, succeeded
 from tests.support.memory.hashing_embedder import HashingEmbedder
 
@@ -170,3 +172,22 @@ async def test_one_microdao_alone_and_hostile_names(memory: Memory):
     await reindex(memory)
     assert len(await hits(memory, "документ", {"agent_id": "agent:x", "microdao_id": "plain"})) == 1
     assert len(await hits(memory, "документ", {"agent_id": "agent:x", "microdao_id": ".."})) == 1
+
+
+async def test_new_rules_of_cutting_reach_an_unchanged_file_by_a_run_on_call(
+    memory: Memory, shared: Path, embedder: HashingEmbedder, monkeypatch: pytest.MonkeyPatch
+):
+    """As after an upgrade: the older version did not know underlined headings."""
+    text = "Збори\n=====\nУ четвер.\n\n# Каса\nДо шостої.\n"
+    (shared / "plan.md").write_text(text, encoding="utf-8")
+    with monkeypatch.context() as older:
+        older.setattr(sections, "_MARKDOWN", MarkdownIt("commonmark").disable("lheading"))
+        await reindex(memory)
+    knowledge = memory.runtime.cases.knowledge
+    await embedded(embedder, 2 + 1)
+    await knowledge.run()
+    assert (await hits(memory, "збори четвер"))[0]["meta"]["heading"] == ""
+    assert await reindex(memory) == {"files": 1, "changed": 1, "chunks": 1}
+    assert (await hits(memory, "збори четвер"))[0]["content"] == "Збори\nУ четвер."
+    await embedded(embedder, 3 + 2)  # the section with another heading, and marks of time
+    assert await reindex(memory) == {"files": 1, "unchanged": 1}

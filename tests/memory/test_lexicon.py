@@ -1,30 +1,27 @@
 """The lexical index in PostgreSQL, whatever is merged, deleted or over the budget; the short-term log; the queue."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from backends.memory.areas import Area, of_tenant
-from backends.memory.lexicon import index as lexicon
-from backends.memory.lexicon import upkeep as lexicon_upkeep
+from backends.memory.areas import AreaDirectory, of_tenant
+from backends.memory.lexicon import index, merging, spelling
 from backends.memory.lexicon.index import Lexicon
-from backends.memory.lexicon.postings import RECORD, Bm25
-from backends.memory.lexicon.rebuild import Spelling
-from backends.memory.lexicon.upkeep import LexiconUpkeep
+from backends.memory.lexicon.postings import RECORD
+from backends.memory.lexicon.spelling import grams
+from backends.memory.lexicon.store import LexiconTables
 from backends.memory.queue import EmbeddingQueue
 from backends.memory.records import MemoryStore
 from backends.memory.short_term import EventRetention, ShortTermLog
 from backends.postgres.pool import Database
 from contracts.identity import Tenant
-from contracts.memory.api import Candidate
-from contracts.memory.ports import Filters, LexicalAnswer, NewChunk, NewMemory
-from services.memory.lexical import K1, B, grams, spelling, weigh
+from contracts.memory.ports import Area, Candidate, Filters, LexicalAnswer, NewMemory
+from services.memory import lexicon_upkeep
+from services.memory.lexicon_upkeep import LexiconUpkeep
 from tests.support.events import RecordedEvents
 
 SOFIA = Tenant(microdao_id="microdao:7", agent_id="agent:sofia")
 AREA = Area(SOFIA.microdao_id, SOFIA.agent_id)
-SPELLING = Spelling(grams, spelling())
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WORDS = [
     "каса",
@@ -53,7 +50,7 @@ def remembered(number: int, text: str) -> NewMemory:
         created_at=START + timedelta(minutes=number),
         fingerprint=number.to_bytes(32, "big"),
         idempotency_key=None,
-        chunks=[NewChunk(text, grams(text))],
+        chunks=[text],
     )
 
 
@@ -77,17 +74,8 @@ async def store(database: Database) -> MemoryStore:
 async def search(
     database: Database, text: str, filters: Filters | None = None, limit: int = 50
 ) -> LexicalAnswer:
-    asked = grams(text)
-
-    def weights(frequencies, documents):
-        return [
-            (entry.gram, entry.weight)
-            for entry in weigh({gram: asked[gram] for gram in frequencies}, frequencies, documents)
-        ]
-
-    return await Lexicon(database, Bm25(K1, B)).search(
-        SOFIA, filters or Filters(), list(asked), weights, limit
-    )
+    scope = await AreaDirectory(database).scope_of(SOFIA)
+    return await Lexicon(database).search(scope, filters or Filters(), text, limit)
 
 
 def told(answer: LexicalAnswer) -> list[tuple[str, float]]:
@@ -116,12 +104,12 @@ async def test_merging_changes_no_answer(
 ):
     before = await search(database, "теплиця для насіння")
     assert len(before.candidates) == 50
-    upkeep = LexiconUpkeep(database, events, SPELLING)
+    upkeep = LexiconUpkeep(LexiconTables(database), events)
     await upkeep.run()
     assert set(await levels(database)) == {1}
     merged = await search(database, "теплиця для насіння")
-    monkeypatch.setattr(lexicon_upkeep, "LEVEL_UP_ABOVE", 0)
-    await upkeep.merge(AREA)
+    monkeypatch.setattr(merging, "LEVEL_UP_ABOVE", 0)
+    await LexiconTables(database).merge(AREA)
     assert set(await levels(database)) == {2}
     raised = await search(database, "теплиця для насіння")
     assert told(before) == told(merged) == told(raised)
@@ -133,7 +121,7 @@ async def test_merging_changes_no_answer(
 async def test_deleted_memories_leave_the_postings(
     database: Database, store: MemoryStore, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
 ):
-    upkeep = LexiconUpkeep(database, events, SPELLING)
+    upkeep = LexiconUpkeep(LexiconTables(database), events)
     await upkeep.run()
     held = (await levels(database))[1]
     monkeypatch.setattr(lexicon_upkeep, "SWEEP_ABOVE", 5)
@@ -153,7 +141,7 @@ async def test_deleted_memories_leave_the_postings(
 async def test_deleted_memories_take_nobodys_place_before_they_leave_the_postings(
     database: Database, store: MemoryStore, events: RecordedEvents
 ):
-    await LexiconUpkeep(database, events, SPELLING).run()
+    await LexiconUpkeep(LexiconTables(database), events).run()
     ranked = [name for name, _ in told(await search(database, "теплиця для насіння", limit=300))]
     for name in ranked[:100]:
         await store.delete(SOFIA, name)
@@ -164,7 +152,7 @@ async def test_deleted_memories_take_nobodys_place_before_they_leave_the_posting
 async def test_a_single_deleted_memory_leaves_the_postings_within_a_day(
     database: Database, store: MemoryStore, events: RecordedEvents
 ):
-    upkeep = LexiconUpkeep(database, events, SPELLING)
+    upkeep = LexiconUpkeep(LexiconTables(database), events)
     await upkeep.run()
     held = (await levels(database))[1]
     await store.delete(SOFIA, "mem-0007")
@@ -178,22 +166,20 @@ async def test_a_single_deleted_memory_leaves_the_postings_within_a_day(
     assert told(await search(database, "теплиця для насіння")) == before
 
 
-async def test_terms_of_an_older_spelling_are_made_anew(
+async def test_terms_of_an_older_spelling_are_made_again(
     database: Database, store: MemoryStore, events: RecordedEvents
 ):
-    def older(text):
-        return {gram[::-1]: count for gram, count in grams(text).items()}
-
     for number in range(300):
         await store.delete(SOFIA, f"mem-{number:04}")
-    for number, text in enumerate(texts()):
-        old = remembered(number + 1_000, text)
-        await store.add(replace(old, chunks=[NewChunk(text, older(text))]))
-    await LexiconUpkeep(database, events, Spelling(older, "older")).run()
+    with pytest.MonkeyPatch.context() as older:
+        older.setattr(spelling, "_ONE_ALPHABET", {})
+        for number, text in enumerate(texts(), 1_000):
+            await store.add(remembered(number, text))
+        await LexiconUpkeep(LexiconTables(database), events).run()
     assert not (await search(database, "теплиця для насіння")).candidates
     assert not events.named("memory.lexicon_rebuilt")
     await store.delete(SOFIA, "mem-1000")
-    newer = LexiconUpkeep(database, events, SPELLING)
+    newer = LexiconUpkeep(LexiconTables(database), events)
     await newer.run()
     assert events.named("memory.lexicon_rebuilt") == [
         {"microdao_id": "microdao:7", "agent_id": "agent:sofia", "chunks": 299}
@@ -218,7 +204,7 @@ async def test_filters_with_and_without_the_room_to_tell_them(
         assert number % 3 == 1
         assert number % 10
         assert number >= 100
-    monkeypatch.setattr(lexicon, "ALLOWED_ROWS", 3)
+    monkeypatch.setattr(index, "ALLOWED_ROWS", 3)
     assert told(await search(database, "млин", filters)) == told(exact)
 
 
@@ -226,10 +212,9 @@ async def test_over_the_budget_the_rarest_grams_answer(
     database: Database, store: MemoryStore, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
 ):
     await store.add(remembered(900, "каса і рідкісний гіацинт"))
-    await LexiconUpkeep(database, events, SPELLING).merge(AREA)
-    monkeypatch.setattr(
-        lexicon, "BUDGET_BYTES", 80
-    )  # a level's summary, and the six grams of one word
+    await LexiconTables(database).merge(AREA)
+    # A level's summary, and the six grams of one word.
+    monkeypatch.setattr(index, "BUDGET_BYTES", 80)
     answer = await search(database, "каса гіацинт")
     assert [candidate.id for candidate in answer.candidates] == ["mem-0900"]
     assert answer.ceiling > 0
@@ -241,7 +226,7 @@ async def test_terms_are_merged_while_the_embedder_is_away(
     store = MemoryStore(database)
     for number in range(260):
         await store.add(remembered(number, f"каса {number}"))
-    await LexiconUpkeep(database, events, SPELLING).run()
+    await LexiconUpkeep(LexiconTables(database), events).run()
     assert set(await levels(database)) == {1}
 
 

@@ -6,7 +6,7 @@ from itertools import count
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from contracts.memory.api import MEMORY_META
+from contracts.memory.items import MEMORY_META
 from tests.support.memory.application import Memory, succeeded
 
 TENANTS = count()

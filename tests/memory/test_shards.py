@@ -8,16 +8,16 @@ import pytest
 from pgvector import HalfVector
 from psycopg import sql
 
-from backends.memory import shards as memory_shards
-from backends.memory.areas import Area, of_tenant, seen_by, working
+from backends.memory.areas import AreaDirectory, of_tenant, working
 from backends.memory.removal import remove_agent
-from backends.memory.shards import ShardSettings, ShardUpkeep
+from backends.memory.shards import ShardTables
 from backends.memory.vectors import PREPARE, VectorStore, dense_statement
 from backends.postgres.pool import Database
 from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch
-from contracts.memory.ports import Filters
+from contracts.memory.ports import Area, Filters
 from launcher.postgres import DatabaseUrls
+from services.memory.shards import MARGIN_S, ShardSettings, ShardUpkeep
 from tests.support.events import RecordedEvents
 
 DIMENSION = 64
@@ -104,17 +104,16 @@ async def rows(database_urls: DatabaseUrls) -> Rows:
 
 
 @pytest.fixture
-def shards(
-    database: Database, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
-) -> ShardUpkeep:
-    monkeypatch.setattr(memory_shards, "GRACE_S", 0)
-    return ShardUpkeep(database, events, ShardSettings(exact_rows=1_000, remainder=100))
+def shards(database: Database, events: RecordedEvents) -> ShardUpkeep:
+    """Fills a shard as soon as it is announced."""
+    settings = ShardSettings(exact_rows=1_000, remainder=100)
+    return ShardUpkeep(ShardTables(database), events, settings, query_timeout_s=-MARGIN_S)
 
 
 async def plan(database: Database, tenant: Tenant) -> str:
     """The plan of the very statement that a search runs."""
+    areas = (await AreaDirectory(database).scope_of(tenant)).areas
     async with of_tenant(database, tenant) as connection:
-        areas = await seen_by(connection, tenant)
         approximate = {area.shard for area in areas if area.shard}
         if approximate:
             await connection.execute(PREPARE, {"ef": "200"})
@@ -136,8 +135,9 @@ async def recall(
     hits = 0
     for _ in range(20):
         question = rows.question()
+        scope = await AreaDirectory(database).scope_of(tenant)
         found = await VectorStore(database).search(
-            tenant, filters, EmbeddingBatch(question.tobytes(), DIMENSION, VERSION), 50
+            scope, filters, EmbeddingBatch(question.tobytes(), DIMENSION, VERSION), 50
         )
         hits += len(
             {candidate.id for candidate in found[:10]} & rows.nearest(tenant, question, 10, **only)
@@ -154,8 +154,8 @@ async def analyze(database_urls: DatabaseUrls) -> None:
 
 
 async def shard_of(database: Database, tenant: Tenant) -> int:
-    async with of_tenant(database, tenant) as connection:
-        return next(area.shard for area in await seen_by(connection, tenant) if area.agent_id)
+    scope = await AreaDirectory(database).scope_of(tenant)
+    return next(area.shard for area in scope.areas if area.agent_id)
 
 
 async def test_large_tenant_is_searched_by_its_index_and_a_small_one_exactly(
@@ -204,9 +204,10 @@ async def test_hundreds_of_equal_rows_are_one_candidate_of_an_index(
     equal = [key.split()[-1] for key in rows.vectors][-600:]
     vector = rows.vectors[f"{LARGE.microdao_id} {equal[0]}"]
     question = EmbeddingBatch(vector.tobytes(), DIMENSION, VERSION)
+    scope = await AreaDirectory(database).scope_of(LARGE)
     found = [
         candidate.id
-        for candidate in await VectorStore(database).search(LARGE, Filters(), question, 50)
+        for candidate in await VectorStore(database).search(scope, Filters(), question, 50)
     ]
     assert (len(found), found[0] in equal, len(set(found) & set(equal))) == (50, True, 1)
 
@@ -239,6 +240,22 @@ async def test_searches_during_the_move_miss_nothing(
         seen.append(await recall(database, rows, LARGE, Filters()))
     await moving
     assert min(seen) >= 0.95
+
+
+async def test_a_query_that_began_before_the_announcement_finds_everything(
+    database: Database, rows: Rows, events: RecordedEvents
+):
+    """It searches shard 0 only, so rows stay there until its timeout is over."""
+    settings = ShardSettings(exact_rows=1_000, remainder=100)
+    shards = ShardUpkeep(ShardTables(database), events, settings, query_timeout_s=600)
+    before = await AreaDirectory(database).scope_of(LARGE)
+    await shards.run()
+    assert await shard_of(database, LARGE) > 0
+    await shards.run()
+    question = rows.question()
+    batch = EmbeddingBatch(question.tobytes(), DIMENSION, VERSION)
+    found = await VectorStore(database).search(before, Filters(), batch, 50)
+    assert {candidate.id for candidate in found[:10]} == rows.nearest(LARGE, question, 10)
 
 
 async def test_erased_tenant_gives_its_shard_back(

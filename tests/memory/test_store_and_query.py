@@ -287,7 +287,7 @@ async def test_two_names_of_a_field_with_different_values_are_refused(memory: Me
         refused = await memory.post(path, wrong)
         assert (refused.status_code, refused.json()["error"]["message"]) == (
             400,
-            f"{name}, which says otherwise: send one of them",
+            f"{name}, and the values differ: send one of them",
         )
     assert (await memory.post("/query", {**question, "kind_filter": ["rumour"]})).status_code == 400
     assert (await memory.post("/store", {**body, "metadata": []})).status_code == 400

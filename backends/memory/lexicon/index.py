@@ -1,13 +1,14 @@
-"""The lexical index in PostgreSQL: BM25 over all of a tenant's chunks, exact at any size.
+"""Lexical search in PostgreSQL: BM25 over all of a tenant's chunks, exact at any size.
 
-A new chunk's terms lie in `memory_terms`, readable at once. Upkeep merges them into `memory_postings`, level 1 and then
-level 2, by appending to buckets of records; a question reads the buckets of its grams and what is not merged yet.
+A new chunk's terms lie in `memory_terms` and are searched from there at once. Upkeep merges them
+into the buckets of `memory_postings` (merging.py). A search reads the buckets of the question's
+grams, and all terms that are not merged yet.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,41 +16,42 @@ import numpy as np
 import numpy.typing as npt
 from psycopg import sql
 
-from backends.memory.areas import Area, Connection, all_of, conditions, identity, of_tenant, seen_by
+from backends.memory.areas import Connection, all_of, conditions, identity, of_tenant, predicate_of
 from backends.memory.candidates import DEEPEST, DIFFERENT, are_enough, candidates_of, depths
 from backends.memory.lexicon.postings import (
     SUMMARY_BUCKET,
-    Bm25,
-    Scored,
     bucket_of,
     measure,
     read_summaries,
-    score,
     unpack,
 )
+from backends.memory.lexicon.scoring import Scored, score
+from backends.memory.lexicon.spelling import grams
 from backends.postgres.pool import Database
-from contracts.identity import Tenant
-from contracts.memory.api import Candidate
-from contracts.memory.ports import Filters, LexicalAnswer, Weigh
+from contracts.memory.ports import Candidate, Filters, LexicalAnswer, SearchScope
 
 MAX_GRAMS = 128
-"""Grams of a question whose frequencies are looked up; a longer question is cut, and the rarest of these decide."""
+"""Grams of a question that are looked up; the rest of a longer question is ignored."""
 ALLOWED_ROWS = 20_000
-"""With filters: as many chunks are told to the scoring beforehand; more than these, and the best are filtered afterwards."""
+"""Filters are applied before scoring while at most this many chunks pass, else afterwards."""
 TIMEOUT_S = 4.0
 THREAD_ABOVE_BYTES = 256 << 10
 BUDGET_BYTES = 2 << 20
-"""Postings read per area: 190,000. The rarest grams come first; those that are over it are in so many chunks that they tell little."""
+"""Postings read per area, about 190,000. The smallest buckets come first: grams over the budget are
+in so many chunks that they tell little."""
 
 UNMERGED = sql.SQL(
     "SELECT 0::smallint AS level, 0 AS bucket, terms AS data FROM memory_terms WHERE {area}"
 )
-# The smallest buckets first, until the budget is spent; what is over it comes without its data, which is not even read.
+# The smallest buckets first, until the budget is spent. Buckets over it come without their data, which
+# PostgreSQL does not even read.
 MERGED = sql.SQL("""
 SELECT level, bucket, CASE WHEN before < {budget} THEN data END AS data FROM (
     SELECT level, bucket, data,
-           sum(octet_length(data)) OVER (ORDER BY octet_length(data), level, bucket) - octet_length(data) AS before
-    FROM memory_postings WHERE {area} AND (level = 1 AND bucket = ANY({first}) OR level = 2 AND bucket = ANY({second}))
+           sum(octet_length(data)) OVER (ORDER BY octet_length(data), level, bucket)
+               - octet_length(data) AS before
+    FROM memory_postings
+    WHERE {area} AND (level = 1 AND bucket = ANY({first}) OR level = 2 AND bucket = ANY({second}))
 ) AS sized
 """)
 ALLOWED = sql.SQL(
@@ -58,7 +60,8 @@ ALLOWED = sql.SQL(
 # The array finds the rows, the join their scores.
 ROWS = sql.SQL("""
 (SELECT id, kind, created_at, chunk_no, agent_id, content, scored.score
- FROM agent_memories JOIN unnest(%(chunks)s::bigint[], %(scores)s::float8[]) AS scored (number, score) ON chunk_no = number
+ FROM agent_memories
+ JOIN unnest(%(chunks)s::bigint[], %(scores)s::float8[]) AS scored (number, score) ON chunk_no = number
  WHERE shard = ANY({shards}) AND chunk_no = ANY(%(chunks)s) AND {where})
 """)
 UNION = sql.SQL(" UNION ALL ")
@@ -69,147 +72,125 @@ Numbers = npt.NDArray[np.uint32]
 class Lexicon:
     """Implements LexicalIndex."""
 
-    def __init__(self, database: Database, bm25: Bm25) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._bm25 = bm25
 
     async def search(
-        self, tenant: Tenant, filters: Filters, grams: Sequence[str], weigh: Weigh, limit: int
+        self, scope: SearchScope, filters: Filters, query: str, limit: int
     ) -> LexicalAnswer:
-        """See the port. The scoring itself runs between two transactions: no connection waits for it."""
-        asked = list(dict.fromkeys(grams))[:MAX_GRAMS]
-        if not asked:
+        """See the port. Scores between two transactions, so no connection waits for it."""
+        question = dict(list(grams(query).items())[:MAX_GRAMS])
+        if not question:
             return LexicalAnswer()
-        async with of_tenant(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
-            areas = await seen_by(connection, tenant)
-            rows = await _postings(connection, tenant, areas, asked)
-            allowed = await _allowed(connection, tenant, areas, filters)
-        scored = await self._score(rows, _Question(asked, weigh, allowed))
+        async with of_tenant(self._database, scope.tenant, timeout_s=TIMEOUT_S) as connection:
+            rows = await _postings(connection, scope, question)
+            allowed = await _allowed(connection, scope, filters)
+        size = sum(len(row["data"] or b"") for row in rows)
+        scored = (
+            _scored(rows, question, allowed)
+            if size < THREAD_ABOVE_BYTES
+            else await asyncio.to_thread(_scored, rows, question, allowed)
+        )
         if not scored.chunks:
             return LexicalAnswer(ceiling=scored.ceiling)
-        async with of_tenant(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
-            candidates = await _candidates(
-                connection, tenant, areas, _Wanted(filters, scored, limit)
-            )
+        async with of_tenant(self._database, scope.tenant, timeout_s=TIMEOUT_S) as connection:
+            wanted = _Wanted(filters, scored, limit)
+            candidates = await _candidates(connection, scope, wanted)
         return LexicalAnswer(candidates, scored.ceiling)
-
-    async def _score(self, rows: Sequence[dict[str, Any]], question: _Question) -> Scored:
-        size = sum(len(row["data"] or b"") for row in rows)
-        if size < THREAD_ABOVE_BYTES:
-            return _scored(rows, question, self._bm25)
-        return await asyncio.to_thread(_scored, rows, question, self._bm25)
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    grams: Sequence[str]
-    weigh: Weigh
-    allowed: Numbers | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What was scored, the filters that it still has to pass, and how many items to find."""
+    """Scored chunks, the filters that they still have to pass, and how many items to find."""
 
     filters: Filters
     scored: Scored
     limit: int
 
 
-def _scored(rows: Iterable[dict[str, Any]], question: _Question, bm25: Bm25) -> Scored:
+def _scored(
+    rows: Iterable[Mapping[str, Any]], question: Mapping[str, int], allowed: Numbers | None
+) -> Scored:
+    """Scores what `_postings` read. Grams whose bucket was over the budget do not count."""
     unmerged: list[bytes] = []
     merged: list[bytes] = []
     summaries: list[bytes] = []
     skipped: set[tuple[int, int]] = set()
     for row in rows:
-        if row["data"] is None:
-            skipped.add((row["level"], row["bucket"]))
+        level, bucket, data = row["level"], row["bucket"], row["data"]
+        if data is None:
+            skipped.add((level, bucket))
+        elif level == 0:
+            unmerged.append(bytes(data))
+        elif bucket == SUMMARY_BUCKET:
+            summaries.append(bytes(data))
         else:
-            (
-                unmerged
-                if row["level"] == 0
-                else summaries
-                if row["bucket"] == SUMMARY_BUCKET
-                else merged
-            ).append(bytes(row["data"]))
-    told = [
-        gram
-        for gram in question.grams
+            merged.append(bytes(data))
+    known = {
+        gram: count
+        for gram, count in question.items()
         if not any((level, bucket_of(gram, level)) in skipped for level in (1, 2))
-    ]
+    }
     fresh = unpack(b"".join(unmerged))
-    chunks, length = (
-        sum(pair) for pair in zip(measure(fresh), read_summaries(summaries), strict=True)
-    )
-    return score(
-        np.concatenate([fresh, unpack(b"".join(merged))]),
-        chunks=chunks,
-        length=length,
-        grams=told,
-        weigh=question.weigh,
-        bm25=bm25,
-        allowed=question.allowed,
-        limit=DEEPEST,
-    )
+    counts = zip(measure(fresh), read_summaries(summaries), strict=True)
+    chunks, length = (sum(pair) for pair in counts)
+    records = np.concatenate([fresh, unpack(b"".join(merged))])
+    return score(records, known, chunks=chunks, length=length, allowed=allowed, limit=DEEPEST)
 
 
 async def _postings(
-    connection: Connection, tenant: Tenant, areas: Iterable[Area], grams: Sequence[str]
+    connection: Connection, scope: SearchScope, question: Iterable[str]
 ) -> list[dict[str, Any]]:
+    """Reads the unmerged terms, and the buckets of the question's grams on both levels."""
+    first, second = (
+        sql.Literal([SUMMARY_BUCKET, *{bucket_of(gram, level) for gram in question}])
+        for level in (1, 2)
+    )
     branches = []
-    for area in areas:
-        branches.append(UNMERGED.format(area=area.predicate))
-        first, second = (
-            sql.Literal([SUMMARY_BUCKET, *{bucket_of(gram, level) for gram in grams}])
-            for level in (1, 2)
-        )
-        branches.append(
-            MERGED.format(area=area.predicate, budget=BUDGET_BYTES, first=first, second=second)
-        )
+    for area in scope.areas:
+        own = predicate_of(area)
+        branches.append(UNMERGED.format(area=own))
+        branches.append(MERGED.format(area=own, budget=BUDGET_BYTES, first=first, second=second))
     return await (
-        await connection.execute(UNION.join(branches), identity(tenant), binary=True)
+        await connection.execute(UNION.join(branches), identity(scope.tenant), binary=True)
     ).fetchall()
 
 
-async def _allowed(
-    connection: Connection, tenant: Tenant, areas: Iterable[Area], filters: Filters
-) -> Numbers | None:
-    """Returns the chunks that pass the filters; None where all pass, or more than ALLOWED_ROWS."""
+async def _allowed(connection: Connection, scope: SearchScope, filters: Filters) -> Numbers | None:
+    """Returns the chunks that pass the filters; None if all pass, or more than ALLOWED_ROWS."""
     if not filters.narrow:
         return None
     narrow, values = conditions(filters)
     branches = [
         ALLOWED.format(
             shards=sql.Literal(area.shards),
-            where=all_of(area.predicate, narrow),
+            where=all_of(predicate_of(area), narrow),
             most=ALLOWED_ROWS + 1,
         )
-        for area in areas
+        for area in scope.areas
     ]
-    found = await (
-        await connection.execute(UNION.join(branches), {**identity(tenant), **values}, binary=True)
-    ).fetchall()
+    values |= identity(scope.tenant)
+    found = await (await connection.execute(UNION.join(branches), values, binary=True)).fetchall()
     if len(found) > ALLOWED_ROWS:
         return None
     return np.array([row["chunk_no"] for row in found], np.uint32)
 
 
 async def _candidates(
-    connection: Connection, tenant: Tenant, areas: Iterable[Area], wanted: _Wanted
+    connection: Connection, scope: SearchScope, wanted: _Wanted
 ) -> list[Candidate]:
-    """Returns what is different, best first; what was deleted since it was indexed has no row any more."""
+    """Returns the best different items. Chunks deleted since they were indexed have no row."""
     chunks, scores = wanted.scored.chunks, wanted.scored.scores
     narrow, values = conditions(wanted.filters)
+    values |= {**identity(scope.tenant), "limit": wanted.limit}
     branches = [
-        ROWS.format(shards=sql.Literal(area.shards), where=all_of(area.predicate, narrow))
-        for area in areas
+        ROWS.format(shards=sql.Literal(area.shards), where=all_of(predicate_of(area), narrow))
+        for area in scope.areas
     ]
     statement = DIFFERENT.format(chunks=UNION.join(branches))
     for depth in depths(wanted.limit):
-        looked_at = {"chunks": chunks[:depth], "scores": scores[:depth], "limit": wanted.limit}
-        rows = await (
-            await connection.execute(statement, {**identity(tenant), **values, **looked_at})
-        ).fetchall()
+        scored = {"chunks": chunks[:depth], "scores": scores[:depth]}
+        rows = await (await connection.execute(statement, {**values, **scored})).fetchall()
         if depth >= len(chunks) or are_enough(rows, wanted.limit):
             break
     return candidates_of(rows)

@@ -1,51 +1,32 @@
-"""The lexical index's data as numpy sees it: records of (gram, chunk), and BM25 over them.
+"""The records of the lexical index: one per gram and chunk, in numpy arrays. Pure.
 
-A record is 11 bytes: the gram's CRC-32, the chunk's number, the chunk's length in grams, and how often the gram occurs
-there. Terms of a chunk, and buckets of merged postings, are plain arrays of records, so that any number of them are
-read as one array. Two grams of one CRC-32 count as the same one: among a few million grams that is rarer than a typo.
+A record is 11 bytes: the gram's CRC-32, the chunk's number, the chunk's length in grams, and how
+often the gram occurs there. The terms of a chunk and the buckets of merged postings are arrays of
+records, so any number of them can be read as one array. Two grams with the same CRC-32 count as the
+same gram: among a few million grams that is rarer than a typo.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from contracts.memory.ports import Weigh
-
 RECORD = np.dtype([("gram", "<u4"), ("chunk", "<u4"), ("length", "<u2"), ("count", "u1")])
 BUCKET_BITS = {1: 10, 2: 16}
-"""How many of a gram's upper bits number its bucket, by level: more of them where there is more data."""
+"""How many of a gram's upper bits are its bucket's number, by level; level 2 has more data."""
 SUMMARY_BUCKET = -1
-DENSE_RANGE = 2_000_000
+"""The bucket of a level that holds its number of chunks and the sum of their lengths."""
 _SUMMARY = np.dtype([("chunks", "<u8"), ("length", "<u8")])
 
 Records = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Bm25:
-    """BM25's constants: saturation of repeated grams, and how much the length of a chunk matters."""
-
-    k1: float
-    b: float
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """Chunks by falling score; `ceiling` is the sum of the weights looked for."""
-
-    chunks: list[int]
-    scores: list[float]
-    ceiling: float
-
-
 def hashed(gram: str) -> int:
-    """Returns the gram's number."""
+    """Returns the gram's number in records."""
     return zlib.crc32(gram.encode())
 
 
@@ -60,32 +41,24 @@ def pack_terms(chunk: int, grams: Mapping[str, int]) -> bytes:
 
 
 def unpack(data: bytes) -> Records:
-    """Returns records, however many arrays of them were joined."""
+    """Returns records from the bytes of one or more joined arrays."""
     return np.frombuffer(data, RECORD)
 
 
 def bucket_of(gram: str, level: int) -> int:
-    """Returns the bucket that holds a gram on `level`."""
+    """Returns the number of a gram's bucket on `level`."""
     return hashed(gram) >> (32 - BUCKET_BITS[level])
 
 
 def split(records: Records, level: int) -> dict[int, Records]:
-    """Returns the records by the bucket of `level` that they belong to."""
+    """Returns the records by their bucket on `level`."""
     ordered = records[np.argsort(records["gram"], kind="stable")]
     numbers = ordered["gram"] >> np.uint32(32 - BUCKET_BITS[level])
-    starts = (
-        np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
-        if len(numbers)
-        else np.empty(0, int)
-    )
-    return (
-        {
-            int(numbers[start]): part
-            for start, part in zip(starts, np.split(ordered, starts[1:]), strict=True)
-        }
-        if len(starts)
-        else {}
-    )
+    if not len(ordered):
+        return {}
+    starts = np.flatnonzero(np.diff(numbers)) + 1
+    buckets = numbers[np.append(0, starts)].tolist()
+    return dict(zip(buckets, np.split(ordered, starts), strict=True))
 
 
 def keep(records: Records, alive: npt.NDArray[np.uint32]) -> Records:
@@ -94,101 +67,17 @@ def keep(records: Records, alive: npt.NDArray[np.uint32]) -> Records:
 
 
 def pack_summary(chunks: int, length: int) -> bytes:
-    """Returns how many chunks a level holds, and their lengths' sum."""
+    """Returns the data of SUMMARY_BUCKET."""
     return np.array([(chunks, length)], _SUMMARY).tobytes()
 
 
 def read_summaries(data: Sequence[bytes]) -> tuple[int, int]:
-    """Returns both sums over several levels and areas."""
+    """Returns chunks and length, each summed over several summaries."""
     joined = np.frombuffer(b"".join(data), _SUMMARY)
     return int(joined["chunks"].sum()), int(joined["length"].sum())
 
 
 def measure(records: Records) -> tuple[int, int]:
-    """Returns the number of chunks in unmerged records, and their lengths' sum."""
+    """Returns the number of chunks in complete records, and the sum of their lengths."""
     _, first = np.unique(records["chunk"], return_index=True)
     return len(first), int(records["length"][first].sum())
-
-
-def score(
-    records: Records,
-    *,
-    chunks: int,
-    length: int,
-    grams: Sequence[str],
-    weigh: Weigh,
-    bm25: Bm25,
-    allowed: npt.NDArray[np.uint32] | None,
-    limit: int,
-) -> Scored:
-    """Returns the best chunks by BM25.
-
-    Args:
-        records: everything that is filed under the question's grams; more does not hurt.
-        chunks: how many chunks there are to be found.
-        length: the sum of their lengths, in grams.
-        grams: of the question.
-        weigh: gives the weights, from the frequencies found here.
-        bm25: its constants.
-        allowed: chunks that pass the filters; None when all do.
-        limit: how many to return.
-    """
-    names = {hashed(gram): gram for gram in grams}
-    numbers = np.array(sorted(names), np.uint32)
-    records, places = _matching(records, numbers)
-    frequencies = np.bincount(places, minlength=len(numbers))
-    weights = dict(
-        weigh(
-            {
-                names[int(number)]: int(count)
-                for number, count in zip(numbers, frequencies, strict=True)
-            },
-            chunks,
-        )
-    )
-    by_place = np.array([weights.get(names[int(number)], 0.0) for number in numbers])
-    ceiling = float(sum(weights.values()))
-    if allowed is not None:
-        passing = np.isin(records["chunk"], allowed)
-        records, places = records[passing], places[passing]
-    if not len(records):
-        return Scored([], [], ceiling)
-    found, totals = _summed(
-        records["chunk"],
-        by_place[places] * _saturation(records, length / chunks if chunks else 1.0, bm25),
-    )
-    best = np.argsort(-totals, kind="stable")[:limit]
-    return Scored(found[best].tolist(), totals[best].tolist(), ceiling)
-
-
-def _summed(
-    chunks: npt.NDArray[np.uint32], gains: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64]]:
-    """Returns each chunk once, with the sum of its gains."""
-    first = int(chunks.min())
-    if int(chunks.max()) - first < DENSE_RANGE:  # counting is several times faster than sorting
-        sums: npt.NDArray[np.float64] = np.bincount(chunks - np.uint32(first), gains).astype(
-            np.float64, copy=False
-        )
-        places = np.flatnonzero(sums)
-        return (places + first).astype(np.uint32), sums[places]
-    found, position = np.unique(chunks, return_inverse=True)
-    return found, np.bincount(position, gains, minlength=len(found)).astype(np.float64, copy=False)
-
-
-def _matching(
-    records: Records, numbers: npt.NDArray[np.uint32]
-) -> tuple[Records, npt.NDArray[np.intp]]:
-    if not len(numbers):
-        return records[:0], np.empty(0, np.intp)
-    asked = np.ascontiguousarray(records["gram"])
-    places = np.minimum(np.searchsorted(numbers, asked), len(numbers) - 1)
-    matching = numbers[places] == asked
-    return records[matching], places[matching]
-
-
-def _saturation(records: Records, average: float, bm25: Bm25) -> npt.NDArray[np.float64]:
-    counts = records["count"].astype(np.float64)
-    dampening = bm25.k1 * (1 - bm25.b + bm25.b * records["length"] / average)
-    saturated: npt.NDArray[np.float64] = counts * (bm25.k1 + 1) / (counts + dampening)
-    return saturated

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from backends.memory.lexicon.spelling import words
 from contracts.memory.items import text_of
-from services.memory.lexical import words
 
 FOLDER = Path(__file__).parent
 Lang = Literal["uk", "en"]

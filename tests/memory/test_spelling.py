@@ -1,4 +1,4 @@
-"""Words and grams as lexical search sees them."""
+"""Words and grams, and their weights in BM25."""
 
 import math
 import unicodedata
@@ -8,21 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.memory.lexicon.bm25 import K1, MAX_QUERY_GRAMS, bm25, ceiling, length, rarity, weigh
 from backends.memory.lexicon.index import MAX_GRAMS
+from backends.memory.lexicon.spelling import GRAM, grams, normalise, words
 from contracts.memory.api import MAX_QUERY_CHARS
-from services.memory.lexical import (
-    GRAM,
-    K1,
-    MAX_QUERY_GRAMS,
-    bm25,
-    ceiling,
-    grams,
-    length,
-    normalise,
-    rarity,
-    weigh,
-    words,
-)
 
 texts = st.text(st.characters(codec="utf-8"), max_size=80)
 counts = st.dictionaries(st.text("абвгд", min_size=1, max_size=4), st.integers(1, 9), max_size=12)

@@ -1,0 +1,120 @@
+"""Wire shapes of the memory's administration: erase, export, import, reindex."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from contracts.identity import Identifier, Tenant
+from contracts.memory.fields import Content, Kind, Meta
+from contracts.values import Instant, storable
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(storable)]
+
+
+class EraseRequest(BaseModel):
+    """Body of `POST /erase`: the whole microDAO, one agent of it, or one channel of that agent."""
+
+    model_config = _STRICT
+
+    microdao_id: Identifier
+    agent_id: Identifier | None = None
+    channel_id: Identifier | None = None
+
+    @model_validator(mode="after")
+    def _channel_of_an_agent(self) -> EraseRequest:
+        if self.channel_id is not None and self.agent_id is None:
+            msg = "channel_id: needs agent_id"
+            raise ValueError(msg)
+        return self
+
+
+class EraseReceipt(BaseModel):
+    """Removed records, counted by kind; the receipt is kept in the database under `id`."""
+
+    ok: Literal[True] = True
+    id: str
+    microdao_id: str
+    agent_id: str | None = None
+    channel_id: str | None = None
+    erased: dict[str, int]
+    at: datetime
+
+
+class ExportFilter(Tenant):
+    """Query string of `GET /export`."""
+
+    model_config = _STRICT
+
+    channel_id: Identifier | None = None
+
+
+class ExportedMemory(BaseModel):
+    """One line of an export. It has no vectors: an import embeds the text again."""
+
+    model_config = _STRICT
+
+    type: Literal["memory"] = "memory"
+    id: ItemId
+    kind: Kind
+    content: Content
+    channel_id: Identifier | None = None
+    meta: Meta = Field(default_factory=dict)
+    created_at: Instant
+
+
+class ExportEnd(BaseModel):
+    """The last line of an export; an export without it is truncated."""
+
+    model_config = _STRICT
+
+    type: Literal["end"] = "end"
+    count: Annotated[int, Field(ge=0)]
+
+
+class ImportResponse(BaseModel):
+    """`imported` memories are new, `known` ones were stored before."""
+
+    ok: Literal[True] = True
+    imported: int
+    known: int
+
+
+class ReindexRequest(BaseModel):
+    """Body of `POST /kb/reindex`: one microDAO's folder, or every folder."""
+
+    model_config = _STRICT
+
+    microdao_id: Identifier | None = None
+
+
+class RefusedFile(BaseModel):
+    """A file that was not indexed; `path` is relative to the folder."""
+
+    path: str
+    reason: str
+
+
+class ReindexReport(BaseModel):
+    """Counts of one run over the folders; `chunks` counts those that need an embedding."""
+
+    ok: Literal[True] = True
+    files: int = 0
+    added: int = 0
+    changed: int = 0
+    moved: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    chunks: int = 0
+    refused: list[RefusedFile] = []

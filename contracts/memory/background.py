@@ -1,0 +1,208 @@
+"""What the memory's background work needs from storage and from the file system, as Protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from contracts.identity import Tenant
+from contracts.llm.embeddings import EmbeddingBatch
+from contracts.memory.administration import EraseReceipt, EraseRequest, RefusedFile
+from contracts.memory.ports import Area
+
+
+class Upkeep(Protocol):
+    """One periodic job. `run` returns quickly when nothing is due; one process runs it at a time."""
+
+    name: str
+    interval_s: float
+
+    async def run(self) -> None:
+        """Does what is due."""
+
+
+class Leases(Protocol):
+    """Mutual exclusion between processes, limited in time."""
+
+    async def acquire(self, name: str, seconds: float) -> bool:
+        """Takes or renews the lease; False while another process holds it."""
+
+    async def release(self, name: str) -> None:
+        """Ends this process's lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingChunk:
+    """A chunk without an embedding."""
+
+    chunk_no: int
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Chunks of one area that this process embeds until its lease ends."""
+
+    area: Area
+    chunks: Sequence[PendingChunk]
+
+
+class IngestionQueue(Protocol):
+    """Chunks that wait for their embedding. A dead process's claims return after their lease."""
+
+    async def claim(self, limit: int) -> Claim | None:
+        """Returns chunks of the next area in turn, or None while nothing waits."""
+
+    async def finish(self, claim: Claim, vectors: EmbeddingBatch) -> None:
+        """Writes the vectors and removes the chunks from the queue, atomically and idempotently."""
+
+    async def release(self, claim: Claim) -> None:
+        """Makes the chunks claimable again."""
+
+    async def refuse(self, claim: Claim, most: int) -> int:
+        """Counts a refusal per chunk and drops chunks with `most` of them; returns how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class LexiconWork:
+    """Upkeep that an area's lexical index needs.
+
+    `removed` counts deleted chunks whose records are still there; `respell`: another version of the
+    code cut the area's texts into grams.
+    """
+
+    area: Area
+    removed: int
+    respell: bool
+
+
+class LexiconStore(Protocol):
+    """Upkeep of the lexical index. Each call locks its area."""
+
+    async def due(self, *, unmerged: int, removed: int) -> Sequence[LexiconWork]:
+        """Returns areas to respell, and those with more than `unmerged` or `removed` chunks."""
+
+    async def merge(self, area: Area) -> None:
+        """Moves the area's new terms into its postings."""
+
+    async def sweep(self, area: Area) -> None:
+        """Removes the records of deleted chunks from the area's postings."""
+
+    async def respell(self, area: Area) -> int | None:
+        """Makes the area's terms again from its chunks; returns their number, None without postings."""
+
+
+class ShardStore(Protocol):
+    """Partitions of large areas."""
+
+    async def due(self, *, exact_rows: int, remainder: int, grace_s: float) -> Sequence[Area]:
+        """Returns areas without a shard that have more than `exact_rows` rows, and areas with one
+        that have more than `remainder` rows outside of it, announced at least `grace_s` ago.
+        """
+
+    async def open(self, area: Area, *, exact_rows: int, most: int) -> int | None:
+        """Creates and announces a shard if the area really has more than `exact_rows` rows.
+
+        Returns its number; 0 when `most` shards exist, None when the area is too small.
+        """
+
+    async def move(self, area: Area, most: int) -> int:
+        """Moves up to `most` embedded rows into the area's shard; returns how many."""
+
+    async def index(self, area: Area) -> None:
+        """Makes sure that the shard has an HNSW index for each model version in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentFile:
+    """A readable file. `path` is relative to its folder, with `/`."""
+
+    path: str
+    size: int
+    modified_ns: int
+
+
+class UnreadableFile(ValueError):
+    """A file that cannot be indexed; the message is the reason, without a path."""
+
+
+class DocumentFolders(Protocol):
+    """The knowledge base's folders on disk. No symbolic link is followed."""
+
+    async def of_microdaos(self) -> Mapping[str, Sequence[Path]]:
+        """Returns each microDAO's folders: named by its id, plain or percent-encoded."""
+
+    async def scan(self, folder: Path) -> tuple[Sequence[DocumentFile], Sequence[RefusedFile]]:
+        """Returns readable and refused files, in order of their path; nothing for no folder."""
+
+    async def read(self, folder: Path, file: DocumentFile) -> tuple[str, bytes]:
+        """Returns the file's text and SHA-256. Raises UnreadableFile."""
+
+    async def remove(self, folder: Path) -> None:
+        """Deletes the folder with everything in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """An indexed file."""
+
+    id: int
+    file: DocumentFile
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentChunk:
+    """A searchable piece of a document; `meta` says where it stands."""
+
+    content: str
+    meta: Mapping[str, Any]
+
+
+class DocumentStore(Protocol):
+    """Indexed documents of one tree at a time; the shared tree's microdao_id is empty."""
+
+    async def trees(self) -> Sequence[str]:
+        """Returns the microDAOs that have, or had, indexed documents."""
+
+    async def known(self, microdao_id: str) -> dict[str, Document]:
+        """Returns the tree's documents by path."""
+
+    async def chunks(self, microdao_id: str, document: Document) -> Sequence[DocumentChunk]:
+        """Returns the document's chunks in their order."""
+
+    async def save(
+        self,
+        microdao_id: str,
+        file: DocumentFile,
+        file_hash: bytes,
+        chunks: Sequence[DocumentChunk],
+    ) -> int:
+        """Writes a new or changed document; returns how many chunks need an embedding.
+
+        A chunk whose text did not change keeps its vector.
+        """
+
+    async def touch(self, microdao_id: str, document: Document, file: DocumentFile) -> None:
+        """Records a document's new path, size or time; its content is the same."""
+
+    async def remove(self, microdao_id: str, document: Document) -> int:
+        """Removes a document; returns the number of its chunks."""
+
+
+class ErasureStore(Protocol):
+    """Removal of whole tenants and channels."""
+
+    async def agents(self, microdao_id: str) -> Sequence[str]:
+        """Returns the microDAO's agents that have, or had, memories."""
+
+    async def erase_channel(self, tenant: Tenant, channel_id: str) -> dict[str, int]:
+        """Removes an agent's channel from every tier; returns removed rows by kind."""
+
+    async def erase_agent(self, area: Area) -> dict[str, int]:
+        """Removes an agent from every tier; returns removed rows by kind."""
+
+    async def receipt(self, request: EraseRequest, erased: Mapping[str, int]) -> EraseReceipt:
+        """Stores and returns the receipt."""
