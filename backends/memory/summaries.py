@@ -21,10 +21,10 @@ INSERT INTO memory_summaries (
 )
 SELECT %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(size)s, %(text)s, %(sources)s, %(last_seq)s,
        %(since)s, %(until)s, %(model)s
-WHERE cardinality(%(sources)s) = (
+WHERE (
     SELECT count(*) FROM memories
     WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND id = ANY(%(sources)s)
-)
+) = cardinality(%(sources)s)
 ON CONFLICT (microdao_id, agent_id, channel_id, size) DO UPDATE
 SET summary = excluded.summary, sources = excluded.sources, last_seq = excluded.last_seq,
     since = excluded.since, until = excluded.until, model = excluded.model, created_at = now()
