@@ -26,11 +26,13 @@ from contracts.health import Health
 from deployments.graph.resources import Resources, Surroundings
 from interfaces.http.agents import AgentRoutes, agents_router
 from interfaces.nats.agents import AgentNats
-from services.agents.attempt import AttemptPorts, Attempts
-from services.agents.channels import Channels
+from services.agents.announcements import RunAnnouncements
+from services.agents.channel_tenants import ChannelTenants
 from services.agents.delivery import Delivery, DeliverySettings
-from services.agents.pipeline import Pipeline, PipelinePorts
+from services.agents.pipeline import Pipeline
+from services.agents.run_attempts import AttemptPorts, RunAttempts
 from services.agents.runs import AgentRuns, RunSettings
+from services.agents.scope import PipelinePorts
 from services.health.dependencies import Dependency, HealthMonitor
 
 
@@ -87,9 +89,11 @@ class AgentRuntime:
         )
         self._publisher = NatsPublisher(self._usage_link, events)
         self.store = PostgresRuns(self._database, events)
-        usage, notices = NatsAgentUsage(self._publisher), NatsAgentNotices(self._publisher)
-        ports = AttemptPorts(self.store, self._messaging, self._memory, usage, notices, events)
-        attempts = Attempts(
+        announcements = RunAnnouncements(
+            NatsAgentUsage(self._publisher), NatsAgentNotices(self._publisher), events
+        )
+        ports = AttemptPorts(self.store, self._messaging, self._memory, announcements, events)
+        attempts = RunAttempts(
             ports,
             Pipeline(PipelinePorts(self._messaging, self._memory, self._model, self._tools)),
             Delivery(self._messaging, DeliverySettings(patience_s=0.6 * args.lease_s)),
@@ -104,7 +108,7 @@ class AgentRuntime:
             claim_every_s=args.claim_every_s,
             keep_days=args.keep_days,
         )
-        channels = Channels(self._messaging, args.messaging.microdao_of)
+        channels = ChannelTenants(self._messaging, args.messaging.microdao_of)
         self.runs = AgentRuns(
             self.store,
             self._messaging,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from contracts.agents.api import Outcome, Run
 from contracts.deadline import Deadline
@@ -23,7 +23,8 @@ from contracts.errors import (
     Unreachable,
 )
 from contracts.workspace.messaging import MAX_MESSAGE_CHARS, Messaging
-from services.agents.recording import Recorder
+from services.agents.journal import UNPOSTED
+from services.agents.run_recorder import RunRecorder
 from services.agents.texts import clean, cut
 
 LOOK_AT = 50
@@ -35,8 +36,6 @@ LONGEST_PAUSE_S = 2.0
 
 Refusals = (NotFound, Forbidden, InvalidRequest)
 NotTaken = (Unreachable, RateLimited, Overloaded)
-UNPOSTED = {"is": "unposted"}
-"""In the journal: every post so far surely came to nothing."""
 
 
 class PostponedError(Exception):
@@ -58,70 +57,66 @@ class Delivery:
     messaging: Messaging
     settings: DeliverySettings
 
-    async def deliver(self, recorder: Recorder, text: str, outcome: Outcome) -> Outcome:
-        """Posts `text` as the reply of a run that came to `outcome`; returns the outcome that is recorded.
+    async def deliver(
+        self, run: Run, recorder: RunRecorder, text: str, outcome: Outcome
+    ) -> Outcome:
+        """Posts `text` as the reply of a run with this outcome; returns the outcome to record.
 
         Raises PostponedError, RunLostError or DatabaseUnavailable.
         """
-        run = recorder.run
-        run.reply = cut(clean(text), MAX_MESSAGE_CHARS)
+        recorder.record_reply(cut(clean(text), MAX_MESSAGE_CHARS))
         if run.channel_id is None or run.invocation.entrypoint == "direct":
             return outcome
-        run.state, run.posting_since = "posting", datetime.now(UTC)
-        await recorder.save()
-        return await self._posted(recorder, outcome, is_first=True)
+        await recorder.record_posting()
+        return await self._posted(run, recorder, outcome, is_first=True)
 
-    async def resume(self, recorder: Recorder) -> Outcome:
-        """Ends a delivery that another replica began. Raises as `deliver`."""
-        run = recorder.run
+    async def resume(self, run: Run, recorder: RunRecorder) -> Outcome:
+        """Completes a delivery that another replica began. Raises as `deliver`."""
         is_first = UNPOSTED in run.journal
         if is_first:
-            run.journal.remove(UNPOSTED)
-            await recorder.save()
-        return await self._posted(
-            recorder, "failed" if run.error else "answered", is_first=is_first
-        )
+            await recorder.record_posting_again()
+        outcome: Outcome = "failed" if run.error else "answered"
+        return await self._posted(run, recorder, outcome, is_first=is_first)
 
-    async def _posted(self, recorder: Recorder, outcome: Outcome, *, is_first: bool) -> Outcome:
-        run = recorder.run
+    async def _posted(
+        self, run: Run, recorder: RunRecorder, outcome: Outcome, *, is_first: bool
+    ) -> Outcome:
+        keeps_run_ids = self.messaging.keeps_run_ids
         try:
             with recorder.step("reply"):
-                if self.messaging.keeps_run_ids:
+                if keeps_run_ids:
                     await self._repeatedly(run)
-                elif not await self._once(run, is_first=is_first):
+                elif not await self._once(run, recorder, is_first=is_first):
                     return "indeterminate"
         except Refusals as error:
-            run.error = run.error or error.type
+            recorder.record_error(error.type)
             return outcome if outcome == "failed" else "undelivered"
         except DaarionError as error:
             if run.posting_s < self.settings.give_up_s:
                 if UNPOSTED in run.journal:
                     await recorder.save()
                 raise PostponedError from error
-            run.error = run.error or error.type
-            return (
-                "undelivered"
-                if self.messaging.keeps_run_ids or UNPOSTED in run.journal
-                else "indeterminate"
-            )
+            recorder.record_error(error.type)
+            is_absent = keeps_run_ids or UNPOSTED in run.journal
+            return "undelivered" if is_absent else "indeterminate"
         recorder.show("reply", ok=outcome == "answered")
         return outcome
 
     async def _repeatedly(self, run: Run) -> None:
         """Posts under the run's id until it is known to be there. Raises the last failure."""
-        await self._post(run, Deadline.after(self.settings.patience_s), again_after=(DaarionError,))
+        await self._post(run, Deadline.after(self.settings.patience_s), retry_on=(DaarionError,))
 
-    async def _once(self, run: Run, *, is_first: bool) -> bool:
+    async def _once(self, run: Run, recorder: RunRecorder, *, is_first: bool) -> bool:
         """Posts until the message may have been taken, and no more in a run's life; returns whether it is known to be there."""
         if is_first:
             try:
                 await self._post(
-                    run, Deadline.after(self.settings.patience_s / 2), again_after=NotTaken
+                    run, Deadline.after(self.settings.patience_s / 2), retry_on=NotTaken
                 )
             except Refusals:
                 raise
             except NotTaken:
-                run.journal.append(UNPOSTED)
+                recorder.record_unposted()
                 raise
             except DaarionError:
                 pass
@@ -144,7 +139,7 @@ class Delivery:
         return False
 
     async def _post(
-        self, run: Run, until: Deadline, *, again_after: tuple[type[DaarionError], ...]
+        self, run: Run, until: Deadline, *, retry_on: tuple[type[DaarionError], ...]
     ) -> None:
         """Posts, and again after these failures while there is time. Raises the last failure."""
         assert run.channel_id is not None  # only replies to channels are delivered
@@ -156,7 +151,7 @@ class Delivery:
                 )
             except Refusals:
                 raise
-            except again_after:
+            except retry_on:
                 if until.remaining() < pause:
                     raise
             else:

@@ -15,6 +15,8 @@ from services.agents.prompt import Known
 
 KNOWN = "known"
 ANSWER = "answer"
+UNPOSTED = {"is": "unposted"}
+"""Every post so far was certainly not taken by the messaging service."""
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ from typing import Any
 import orjson
 
 from contracts.agents.api import Blueprint
-from contracts.llm.messages import ToolSpec
+from contracts.llm.answers import ProxyResponse
+from contracts.llm.messages import NO_ARGUMENTS, ToolCall, ToolSpec
 from contracts.memory.api import Item
 from contracts.tools.api import ToolDefinition, plain_name
 from contracts.workspace.messaging import ChannelMessage
 from services.agents.context import Context, window
 from services.agents.envelope import rule, sealed, sealed_schema
 from services.agents.texts import clean, cut, cut_to_tokens
+from services.agents.tool_calls import Reading, WantedCall
 
 MEMORY_SHARE = 0.4
 """Of the tokens for context, how many memory may take; the channel gets the rest."""
@@ -94,8 +96,31 @@ class Dialogue:
         ]
 
     def shrink(self) -> None:
-        """Halves what the next prompts take for context and results."""
+        """Halves the room for context and results in the prompts that follow."""
         self.scale /= 2
+
+    def add_remark(self, answer: ProxyResponse, reading: Reading) -> None:
+        """Adds an answer that cannot be used, and tells the model why."""
+        if answer.content.strip():
+            self.turns.append(assistant_message(clean(answer.content)))
+        remark = WAS_CUT if reading.was_cut else WAS_EMPTY
+        self.turns.append({"role": "user", "content": remark})
+
+    def add_results(
+        self, answer: ProxyResponse, reading: Reading, results: Sequence[tuple[str, str]]
+    ) -> None:
+        """Adds the model's turn and one result per call, as (source, text) in the calls' order."""
+        if not reading.native:
+            self.turns.append(assistant_message(clean(answer.content)))
+            self.turns.append(results_message(results))
+            return
+        pairs = zip(reading.calls, answer.tool_calls or [], strict=False)
+        calls = [_as_sent(place, call, given) for place, (call, given) in enumerate(pairs)]
+        if len({call["id"] for call in calls}) < len(calls):  # a model may repeat an id
+            calls = [{**call, "id": f"call_{place}"} for place, call in enumerate(calls)]
+        self.turns.append(assistant_message(clean(answer.content), calls))
+        for call, (source, text) in zip(calls, results, strict=True):
+            self.turns.append(tool_message(call["id"], source, text))
 
     def _system(self, *, final: bool) -> str:
         blueprint = self.blueprint
@@ -171,11 +196,6 @@ def results_message(results: Sequence[tuple[str, str]]) -> dict[str, Any]:
     return {"role": "user", "lead": [RESULTS_FOLLOW], "data": list(results)}
 
 
-def note_message(text: str) -> dict[str, Any]:
-    """Returns what we tell the model ourselves."""
-    return {"role": "user", "content": text}
-
-
 def assistant_message(
     content: str, tool_calls: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
@@ -184,6 +204,17 @@ def assistant_message(
     if tool_calls:
         message["tool_calls"] = [dict(call) for call in tool_calls]
     return message
+
+
+def _as_sent(place: int, call: WantedCall, given: ToolCall) -> dict[str, Any]:
+    """A native call as the next prompt repeats it. Providers refuse arguments that are no JSON
+    object (missing, `null`), so these become empty ones.
+    """
+    function = {
+        "name": given["function"]["name"],
+        "arguments": given["function"]["arguments"] if call.args else NO_ARGUMENTS,
+    }
+    return {"id": given["id"] or f"call_{place}", "type": "function", "function": function}
 
 
 def _source(tool: ToolDefinition) -> str:

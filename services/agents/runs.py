@@ -22,10 +22,10 @@ from contracts.errors import DaarionError, InvalidRequest, NotFound, Overloaded,
 from contracts.events import EventLog
 from contracts.identity import new_id
 from contracts.workspace.messaging import MAX_RECENT, Messaging
-from services.agents.attempt import Attempts
-from services.agents.channels import Channels
+from services.agents.channel_tenants import ChannelTenants
 from services.agents.context import is_from_agent, named_trigger, newest_human, trigger_of
 from services.agents.envelope import new_nonce
+from services.agents.run_attempts import RunAttempts
 
 ACCEPT_TIMEOUT_S = 10.0
 LOOK_AGAIN_S = 0.25
@@ -57,10 +57,10 @@ class AgentRuns:
         self,
         store: RunStore,
         messaging: Messaging,
-        attempts: Attempts,
+        attempts: RunAttempts,
         events: EventLog,
         *,
-        channels: Channels,
+        channels: ChannelTenants,
         blueprints: Callable[[], Mapping[str, Blueprint]],
         settings: RunSettings,
     ) -> None:

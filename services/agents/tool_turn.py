@@ -52,7 +52,7 @@ class CallOutcome:
 
 
 @dataclass(frozen=True)
-class Turn:
+class ToolTurn:
     """One step's calls: its number from 0, whether the run has read what nobody vouches for (`tainted`), and whether an earlier attempt
     recorded them, so that they may have been made already.
     """
@@ -83,7 +83,7 @@ class Toolbox:
         self._effects: Mapping[str, Effect] = {tool.id: tool.effect for tool in self.allowed}
 
     async def make(
-        self, wanted: Sequence[WantedCall], turn: Turn, deadline: Deadline
+        self, wanted: Sequence[WantedCall], turn: ToolTurn, deadline: Deadline
     ) -> list[CallOutcome]:
         """Returns one outcome per wanted call, in their order.
 

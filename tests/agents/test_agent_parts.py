@@ -37,7 +37,7 @@ from services.agents.envelope import new_nonce, sealed, sealed_schema, without
 from services.agents.journal import Beginning, beginning_entry, beginning_of
 from services.agents.language import apology, language_of
 from services.agents.prompt import Dialogue, Known, assistant_message, results_message, tool_message
-from services.agents.recording import Recorder
+from services.agents.run_recorder import RunRecorder
 from services.agents.texts import clean, cut, cut_to_tokens, tokens_of
 from services.agents.tool_turn import CallOutcome
 
@@ -497,7 +497,7 @@ async def test_what_must_be_written_is_written_in_order_whatever_became_of_what_
 ):
     run = SimpleNamespace(steps=[], attempt=1)
     store = _Notes(failures)
-    recorder = Recorder(run, store, uuid4(), 60.0, None)
+    recorder = RunRecorder(run, store, uuid4(), 60.0, None)
     for _ in range(2):
         run.steps.append(StepRecord(kind="llm"))
         recorder.save_soon()

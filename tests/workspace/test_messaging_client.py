@@ -26,7 +26,7 @@ from contracts.errors import (
     UpstreamInvalidResponse,
 )
 from contracts.workspace.messaging import MAX_MESSAGE_CHARS, RunStep
-from services.agents.channels import Channels
+from services.agents.channel_tenants import ChannelTenants
 from tests.support.agents.runtime import recording_server
 from tests.support.workspace.application import PREFIX, served_workspace
 from tests.support.workspace.live import event_stream, take
@@ -252,7 +252,7 @@ async def test_an_agent_that_was_just_added_is_a_member(before):
     }
     async with recording_server(answer) as server:
         client = NeighbourMessaging(server.url, None)
-        channels = Channels(client, lambda _: None)
+        channels = ChannelTenants(client, lambda _: None)
         with pytest.raises(Forbidden):
             await channels.microdao_of(AgentInvocation.model_validate(given), deadline())
         members = [*before, {"member_id": SOFIA}]

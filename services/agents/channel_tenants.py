@@ -19,7 +19,7 @@ UNKNOWN_TENANT = (
 )
 
 
-class Channels:
+class ChannelTenants:
     """Resolves the microDAO of an invocation: as the messaging-service reports, else as configured.
 
     `configured(channel_id)` returns the configured microDAO; `None` asks for runs without a

@@ -1,0 +1,207 @@
+"""One attempt at one run, from its first step to its recorded end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from common.tasks import end_tasks
+from contracts.agents.api import AgentMemory, Blueprint, Exchange, Outcome, Run, RunStore
+from contracts.deadline import Deadline
+from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal
+from contracts.events import EventLog
+from contracts.workspace.messaging import Messaging
+from services.agents.announcements import RunAnnouncements
+from services.agents.delivery import Delivery, PostponedError
+from services.agents.journal import beginning_of
+from services.agents.language import Apology, apology, language_of
+from services.agents.pipeline import Pipeline
+from services.agents.prompt import Known
+from services.agents.run_recorder import RunLostError, RunRecorder
+from services.agents.scope import (
+    EmptyQuestionError,
+    NoAnswerError,
+    NothingToAnswerError,
+    RunScope,
+)
+from services.agents.step_feed import StepFeed
+
+MAX_ATTEMPTS = 5
+MAX_DELIVERIES = 500
+"""Attempts of any kind. A delivery ends by time; this bounds failures without a known cause."""
+STORE_TIMEOUT_S = 10.0
+POSTPONE_S = 5.0
+
+
+@contextlib.asynccontextmanager
+async def _bounded(deadline: Deadline) -> AsyncIterator[None]:
+    """Cancels the body when the deadline passes. Raises DeadlineExceeded then."""
+    try:
+        async with asyncio.timeout(deadline.remaining()):
+            yield
+    except TimeoutError:
+        raise deadline.exceeded() from None
+
+
+@dataclass(frozen=True)
+class AttemptPorts:
+    """What an attempt needs beside the pipeline and the delivery."""
+
+    store: RunStore
+    messaging: Messaging
+    memory: AgentMemory
+    announcements: RunAnnouncements
+    events: EventLog
+
+
+@dataclass(frozen=True)
+class RunAttempts:
+    """Works on runs in the name of `owner`."""
+
+    ports: AttemptPorts
+    pipeline: Pipeline
+    delivery: Delivery
+    blueprints: Callable[[], Mapping[str, Blueprint]]
+    owner: UUID
+    lease_s: float
+    _closing_feeds: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def work(self, run: Run) -> None:
+        """Brings the run to its end, or leaves it for another attempt. Whatever a run causes is
+        handled here: only defects are raised.
+        """
+        started = time.monotonic()
+        feed = StepFeed(self.ports.messaging, run)
+        recorder = RunRecorder(run, self.ports.store, self.owner, self.lease_s, feed)
+        try:
+            outcome = await self._answer_and_deliver(run, recorder)
+            await recorder.finish(outcome)
+            self.ports.announcements.ended(run, outcome, time.monotonic() - started)
+        except RunLostError:
+            self._emit("agents.run_lost", run)
+        except PostponedError:
+            self._emit("agents.run_postponed", run)
+            await self._postpone(run, recorder)
+        except DaarionError as error:
+            # The database is away: the lease runs out, and another attempt finds the run.
+            self._emit("agents.run_left", run, error=error.type)
+        finally:
+            self._close_in_background(feed)
+            await recorder.settle()
+
+    async def close(self) -> None:
+        """Drops the steps that were not shown yet."""
+        await end_tasks(list(self._closing_feeds))
+
+    def _close_in_background(self, feed: StepFeed) -> None:
+        """The next run does not wait until this one's last steps are shown."""
+        task = asyncio.create_task(feed.close())
+        self._closing_feeds.add(task)
+        task.add_done_callback(self._closing_feeds.discard)
+
+    async def _answer_and_deliver(self, run: Run, recorder: RunRecorder) -> Outcome:
+        """Answers, delivers, remembers, in this order."""
+        blueprint = self.blueprints().get(run.agent_id)
+        if run.attempt > MAX_DELIVERIES:
+            recorder.record_error("given_up")
+            return "undelivered"
+        if run.state == "posting":
+            outcome = await self.delivery.resume(run, recorder)
+        else:
+            self.ports.announcements.started(run)
+            await recorder.record_start()
+            try:
+                text, outcome = await self._answer(run, recorder, blueprint)
+            except NothingToAnswerError as nothing:
+                if nothing.error_type is not None:
+                    recorder.record_error(nothing.error_type)
+                return "ignored"
+            outcome = await self.delivery.deliver(run, recorder, text, outcome)
+        is_posted = any(step.kind == "reply" and step.ok for step in run.steps)
+        if outcome in {"answered", "failed"} and is_posted:
+            self.ports.announcements.reply_sent(run, outcome)
+        if blueprint is not None and outcome == "answered" and blueprint.memory.store:
+            await self._remember(run, recorder)
+        return outcome
+
+    async def _answer(
+        self, run: Run, recorder: RunRecorder, blueprint: Blueprint | None
+    ) -> tuple[str, Outcome]:
+        """The model's answer, or an apology in its place."""
+        kind: Apology = "failed"
+        try:
+            if blueprint is None:
+                raise NoAnswerError
+            if run.attempt > MAX_ATTEMPTS:
+                raise DeadlineExceeded("given up after several attempts")
+            deadline = Deadline.after(blueprint.limits.seconds)
+            scope = RunScope(run, recorder, blueprint, deadline)
+            async with _bounded(deadline):
+                return await self.pipeline.answer(scope), "answered"
+        except EmptyQuestionError:
+            kind, failure = "empty", "empty_message"
+        except NoAnswerError:
+            failure = "no_answer" if blueprint is not None else "unknown_agent"
+        except (DatabaseUnavailable, RunLostError, NothingToAnswerError):
+            raise
+        except DeadlineExceeded as error:
+            kind, failure = "late", error.type
+        except DaarionError as error:
+            failure = error.type
+        except Exception as error:  # noqa: BLE001  # retrying would repeat the defect while a person waits
+            failure = Internal.type
+            self.ports.events.emit(
+                "agents.defect", run_id=str(run.id), error=type(error).__name__, exc_info=error
+            )
+        recorder.record_error(failure)
+        recorder.show("failed", error=failure)
+        default = blueprint.language if blueprint is not None else "uk"
+        return apology(kind, language_of(_question_text(run), default)), "failed"
+
+    async def _remember(self, run: Run, recorder: RunRecorder) -> None:
+        """Stores question and answer; when memory is away the run ends without it."""
+        known = _known(run)
+        if known is None or not run.reply:
+            return
+        question = known.context.question
+        exchange = Exchange(
+            run.tenant,
+            run.channel_id,
+            question.text,
+            run.reply,
+            f"run-{run.id}",
+            {"run_id": str(run.id), "sender_id": question.sender_id},
+        )
+        try:
+            with recorder.step("store"):
+                await self.ports.memory.remember(exchange, Deadline.after(STORE_TIMEOUT_S))
+        except DaarionError:
+            recorder.record_degraded("memory_store")
+        else:
+            recorder.show("stored")
+
+    async def _postpone(self, run: Run, recorder: RunRecorder) -> None:
+        try:
+            await recorder.postpone(POSTPONE_S)
+        except DaarionError as error:  # its lease runs out instead
+            self._emit("agents.run_left", run, error=error.type)
+
+    def _emit(self, event: str, run: Run, **fields: str) -> None:
+        self.ports.events.emit(event, run_id=str(run.id), attempt=run.attempt, **fields)
+
+
+def _known(run: Run) -> Known | None:
+    """What the run began with; None before that, or when another version wrote it."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        if (beginning := beginning_of(run.journal)) is not None:
+            return beginning.known
+    return None
+
+
+def _question_text(run: Run) -> str:
+    known = _known(run)
+    return known.context.question.text if known is not None else run.invocation.payload.text or ""

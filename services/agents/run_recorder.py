@@ -1,0 +1,226 @@
+"""Writes down what happens in a run: into its row, and as live steps into its channel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+from uuid import UUID
+
+from contracts.agents.api import Outcome, Run, RunStore, StepName, StepRecord, ToolUse
+from contracts.deadline import Deadline
+from contracts.errors import (
+    DaarionError,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    Internal,
+    Overloaded,
+)
+from contracts.llm.answers import ProxyResponse
+from contracts.workspace.messaging import StepKind
+from services.agents.journal import UNPOSTED, Beginning, answer_entry, beginning_entry
+from services.agents.step_feed import StepFeed
+
+STORE_PATIENCE_S = 8.0
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 1.0
+
+T = TypeVar("T")
+
+
+class RunLostError(Exception):
+    """Another replica has taken the run over: this one must not change anything of it any more."""
+
+
+class RunRecorder:
+    """The only writer of one run.
+
+    Pipeline and delivery read the `Run` and report here what happened; the recorder asks nothing of
+    them. Every write to the store is fenced: it raises RunLostError once another replica owns the
+    run, and DatabaseUnavailable when PostgreSQL stays away.
+    """
+
+    def __init__(
+        self, run: Run, store: RunStore, owner: UUID, lease_s: float, feed: StepFeed
+    ) -> None:
+        self._run = run
+        self._store = store
+        self._owner = owner
+        self._lease_s = lease_s
+        self._feed = feed
+        self._saving: asyncio.Task[bool] | None = None
+        self._began = time.monotonic()
+
+    @contextlib.contextmanager
+    def step(self, kind: StepName) -> Iterator[StepRecord]:
+        """Times a step and appends its record, which the caller fills in; errors are noted."""
+        started = time.monotonic()
+        record = StepRecord(
+            kind=kind,
+            attempt=self._run.attempt,
+            started_ms=round((started - self._began) * 1e3, 2),
+        )
+        try:
+            yield record
+        except DaarionError as error:
+            record.ok, record.error = False, error.type
+            raise
+        except asyncio.CancelledError:  # the run's time is up, or its replica closes
+            record.ok, record.error = False, DeadlineExceeded.type
+            raise
+        except Exception:
+            record.ok, record.error = False, Internal.type
+            raise
+        finally:
+            record.duration_ms = round((time.monotonic() - started) * 1e3, 2)
+            self._run.steps.append(record)
+
+    def show(self, kind: StepKind, **detail: str | bool | float | None) -> None:
+        """Shows a step to whoever watches the channel. Never blocks and never raises."""
+        self._feed.show(kind, **detail)
+
+    async def record_start(self) -> None:
+        """The attempt begins. A run that was taken over is saved now, so that the attempt counts:
+        a run that kills its replica each time must end.
+        """
+        self._run.state = "running"
+        if self._run.claimed:
+            await self.save()
+
+    def reset_tool_calls(self) -> None:
+        """The pipeline begins: an earlier attempt's calls are repeated and counted again."""
+        self._run.tool_calls = 0
+
+    def record_beginning(self, beginning: Beginning) -> None:
+        """The run's context is complete. It is saved in the background: nothing was done yet."""
+        self._run.journal.append(beginning_entry(beginning))
+        self._run.memory_ids = [item.id for item in beginning.known.memories]
+        self.save_soon()
+
+    async def record_refit(self, beginning: Beginning) -> None:
+        """The run begins anew with a smaller model; saved at once."""
+        self._run.journal[:] = [beginning_entry(beginning)]
+        await self.save()
+
+    def record_answer(self, answer: ProxyResponse, duration_ms: float, *, is_reply: bool) -> None:
+        """The model answered. Every answer but the reply is journaled: a resumed run counts its
+        steps, and so names its calls, as this one does.
+        """
+        run = self._run
+        run.model = answer.model_resolved
+        run.prompt_tokens += answer.usage.prompt_tokens
+        run.completion_tokens += answer.usage.completion_tokens
+        self.show(
+            "llm", model=answer.model_resolved, tokens=answer.usage.total_tokens, ms=duration_ms
+        )
+        if not is_reply:
+            run.journal.append(answer_entry(answer))
+            self.save_soon()
+
+    def record_calls(self, uses: Sequence[ToolUse]) -> None:
+        """Tools were called."""
+        self._run.tool_calls += sum(use.executed for use in uses)
+        for use in uses:
+            self.show(
+                "tool_result",
+                tool_id=use.tool_id,
+                ok=use.ok,
+                error_kind=use.error_kind,
+                duration_ms=use.duration_ms,
+            )
+
+    def record_degraded(self, part: str) -> None:
+        """The run goes on without `part`."""
+        if part not in self._run.degraded:
+            self._run.degraded.append(part)
+
+    def record_error(self, error_type: str) -> None:
+        """Something failed; the first error stays the run's."""
+        self._run.error = self._run.error or error_type
+
+    def record_reply(self, text: str) -> None:
+        """The run has its reply."""
+        self._run.reply = text
+
+    async def record_posting(self) -> None:
+        """The reply is about to be posted for the first time; saved before it is."""
+        self._run.state, self._run.posting_since = "posting", datetime.now(UTC)
+        await self.save()
+
+    def record_unposted(self) -> None:
+        """The messaging service certainly did not take the post."""
+        self._run.journal.append(UNPOSTED)
+
+    async def record_posting_again(self) -> None:
+        """A post that was certainly not taken is about to be repeated; saved before it is."""
+        self._run.journal.remove(UNPOSTED)
+        await self.save()
+
+    async def save(self) -> None:
+        """Writes the run and waits."""
+        await self.settle()
+        await self._fenced(lambda: self._store.note(self._run, self._owner, self._lease_s))
+
+    def save_soon(self) -> None:
+        """Saves in the background, for what may be lost until something is changed."""
+        self._saving = asyncio.create_task(self._note_after(self._saving))
+
+    async def ensure_saved(self) -> None:
+        """Waits for the background save, and saves again where that failed."""
+        saving = self._saving
+        await self.settle()
+        if saving is None or saving.cancelled() or saving.exception() or not saving.result():
+            await self.save()
+
+    async def settle(self) -> None:
+        """Waits for the background save. Its failure is ignored: the next save repeats it."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            await _ended(saving)
+
+    async def finish(self, outcome: Outcome) -> None:
+        """Ends the run."""
+        await self.settle()
+        await self._fenced(lambda: self._store.finish(self._run, outcome, self._owner))
+
+    async def postpone(self, seconds: float) -> None:
+        """Gives the run back; any replica may take it after `seconds`."""
+        await self._store.postpone(self._run, self._owner, seconds)
+
+    async def _note_after(self, earlier: asyncio.Task[bool] | None) -> bool:
+        """Writes the run, never beside an earlier write: the older one must not come last."""
+        if earlier is not None:
+            await _ended(earlier)
+        return await self._store.note(self._run, self._owner, self._lease_s)
+
+    async def _fenced(self, write: Callable[[], Awaitable[bool]]) -> None:
+        if not await patiently(write, STORE_PATIENCE_S):
+            raise RunLostError
+
+
+async def _ended(task: asyncio.Task[bool]) -> None:
+    """Waits for a task and reads its exception, so that asyncio does not report it as lost."""
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()
+
+
+async def patiently(
+    attempt: Callable[[], Awaitable[T]],
+    seconds: float,
+    on: tuple[type[DaarionError], ...] = (DatabaseUnavailable, Overloaded),
+) -> T:
+    """Retries `attempt` for up to `seconds` while it raises one of `on`; raises the last error."""
+    until = Deadline.after(seconds)
+    pause = FIRST_PAUSE_S
+    while True:
+        try:
+            return await attempt()
+        except on:
+            if until.remaining() < pause:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -1,0 +1,50 @@
+"""What the parts of the pipeline share about one run: ports, and the run with its bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from contracts.agents.api import AgentMemory, AgentTools, Blueprint, ChatModel, Run
+from contracts.deadline import Deadline
+from contracts.workspace.messaging import Messaging
+from services.agents.run_recorder import RunRecorder
+
+
+class EmptyQuestionError(Exception):
+    """The triggering message holds no text."""
+
+
+class NothingToAnswerError(Exception):
+    """The channel holds no such message (then `error_type` is set), or an agent wrote it."""
+
+    def __init__(self, error_type: str | None = None) -> None:
+        super().__init__(error_type)
+        self.error_type = error_type
+
+
+class NoAnswerError(Exception):
+    """The model used up its steps without a text that a person can read."""
+
+
+@dataclass(frozen=True)
+class PipelinePorts:
+    """The services that the pipeline calls, all of them over HTTP through the ingress."""
+
+    messaging: Messaging
+    memory: AgentMemory
+    model: ChatModel
+    tools: AgentTools
+
+
+@dataclass(frozen=True)
+class RunScope:
+    """One attempt at a run. `run` is read only: what happens is reported to `recorder`."""
+
+    run: Run
+    recorder: RunRecorder
+    blueprint: Blueprint
+    deadline: Deadline
+
+    def fitted(self, model: str | None) -> RunScope:
+        """Returns the scope with the blueprint as it is used while `model` answers."""
+        return replace(self, blueprint=self.blueprint.fitted(model))
