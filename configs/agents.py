@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.yaml_files import load_yaml
-from contracts.agents.api import Blueprint
+from contracts.agents.blueprints import Blueprint
 from contracts.errors import ConfigurationError
 
 FOLDER = "agents"

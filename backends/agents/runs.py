@@ -14,16 +14,8 @@ from psycopg.rows import DictRow
 from backends.postgres.cursors import read_cursor, write_cursor
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
-from contracts.agents.api import (
-    AgentInvocation,
-    NewRun,
-    Outcome,
-    Run,
-    RunPage,
-    RunQuery,
-    RunView,
-    StepRecord,
-)
+from contracts.agents.invocations import AgentInvocation
+from contracts.agents.runs import NewRun, Outcome, Run, RunPage, RunQuery, RunView, StepRecord
 from contracts.errors import DatabaseUnavailable
 from contracts.events import EventLog
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 
 from backends.nats.publisher import NatsPublisher
-from contracts.agents.api import AgentUsageEvent
+from contracts.agents.usage import AgentUsageEvent
 
 AGENT_USAGE_SUBJECT = "usage.agent"
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from backends.http.client import JsonClient
 from backends.http.patient_requests import ask
-from contracts.agents.api import ModelRequest
+from contracts.agents.ports import ModelRequest
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, UpstreamInvalidResponse
 from contracts.identity import Tenant

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from backends.http.client import JsonClient
 from backends.http.patient_requests import ask
-from contracts.agents.api import Exchange
+from contracts.agents.ports import MemoryExchange
 from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse
 from contracts.identity import Tenant
@@ -37,7 +37,7 @@ class MemoryClient:
         except ValidationError:
             raise UpstreamInvalidResponse(f"{SERVICE} did not answer with items") from None
 
-    async def remember(self, exchange: Exchange, deadline: Deadline) -> str:
+    async def remember(self, exchange: MemoryExchange, deadline: Deadline) -> str:
         """See the port."""
         body = {
             **exchange.tenant.model_dump(),

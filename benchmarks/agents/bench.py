@@ -25,7 +25,9 @@ from uuid import UUID
 import aiohttp
 
 from configs.environment import Environment, read_environment
-from contracts.agents.api import AgentInvocation, Blueprint, RunView
+from contracts.agents.blueprints import Blueprint
+from contracts.agents.invocations import AgentInvocation
+from contracts.agents.runs import RunView
 from contracts.errors import ConfigurationError, DaarionError
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.resources import Surroundings

@@ -1,8 +1,8 @@
-"""What neighbours are told of runs over NATS: who, where and how it went, never what was said.
+"""Notices about runs on NATS: ids, times and outcomes, never message contents.
 
-Each notice is published once on the subject of its class, unless a replica dies: then it is lost, or
-told again with the same `event_id`. DAARION's agents-service reads `agent_id`, `channel_id`, `ts` and
-`error_type` of `agent.reply.sent` and `agent.error`.
+Each notice is published once on the subject of its class. When a replica dies, a notice may be lost
+or repeated with the same `event_id`. DAARION's agents-service reads `agent_id`, `channel_id`, `ts`
+and `error_type` of `agent.reply.sent` and `agent.error`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from contracts.agents.api import Entrypoint, Outcome
+from contracts.agents.invocations import Entrypoint
+from contracts.agents.runs import Outcome
 
 
 class AgentNotice(BaseModel):
-    """What every notice holds. `channel_id` is null for a run outside of channels."""
+    """Fields of every notice. `channel_id` is null for a run without a channel."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +41,7 @@ class RunStarted(AgentNotice):
 
 
 class ReplySent(AgentNotice):
-    """The reply is in its channel; of a run that `failed` it is the apology."""
+    """The reply, or the apology of a `failed` run, is in its channel."""
 
     subject = "agent.reply.sent"
 
@@ -48,7 +49,7 @@ class ReplySent(AgentNotice):
 
 
 class RunEnded(AgentNotice):
-    """A run has ended; `duration_ms` is its last attempt's."""
+    """A run has ended; `duration_ms` is that of its last attempt."""
 
     subject = "agent.run.ended"
 
@@ -58,7 +59,7 @@ class RunEnded(AgentNotice):
 
 
 class AgentError(AgentNotice):
-    """A run has ended without its answer; `error_type` is the `error` of `GET /runs/{id}`."""
+    """A run has ended without an answer; `error_type` is the `error` of `GET /runs/{id}`."""
 
     subject = "agent.error"
 
@@ -67,7 +68,7 @@ class AgentError(AgentNotice):
 
 
 class AgentNotices(Protocol):
-    """Where notices go."""
+    """Publishes notices."""
 
     def publish(self, notice: AgentNotice) -> None:
         """Queues one notice. Never blocks and never raises."""

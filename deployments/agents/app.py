@@ -12,7 +12,7 @@ from ray.serve.deployment import Application
 from configs.agents import load_blueprints
 from configs.environment import read_environment
 from configs.stores import find_stores
-from contracts.agents.api import Blueprint
+from contracts.agents.blueprints import Blueprint
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.replica import access_control, open_event_log
 from deployments.graph.resources import Resources, Surroundings

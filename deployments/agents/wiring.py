@@ -20,7 +20,7 @@ from backends.nats.link import NatsLink
 from backends.nats.publisher import NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
 from configs.messaging import MessagingSettings
-from contracts.agents.api import Blueprint
+from contracts.agents.blueprints import Blueprint
 from contracts.events import EventLog
 from contracts.health import Health
 from deployments.graph.resources import Resources, Surroundings

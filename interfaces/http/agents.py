@@ -11,15 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from contracts.agents.api import (
-    AgentInvocation,
-    Blueprint,
-    InvocationAnswer,
-    RunPage,
-    RunQuery,
-    RunStore,
-    RunView,
-)
+from contracts.agents.blueprints import Blueprint
+from contracts.agents.invocations import AgentInvocation, InvocationAnswer
+from contracts.agents.ports import RunStore
+from contracts.agents.runs import RunPage, RunQuery, RunView
 from contracts.errors import InvalidRequest, NotFound
 from contracts.health import Health
 from contracts.identity import Identifier

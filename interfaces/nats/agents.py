@@ -27,7 +27,7 @@ from nats.js.api import (
 from pydantic import ValidationError
 
 from common.tasks import end_tasks
-from contracts.agents.api import AgentInvocation
+from contracts.agents.invocations import AgentInvocation
 from contracts.errors import DaarionError, InvalidRequest, Unavailable
 from contracts.events import EventLog
 from interfaces.http.base.errors import invalid_body

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from contracts.agents.api import AgentUsage, AgentUsageEvent, Outcome, Run
 from contracts.agents.notices import (
     AgentError,
     AgentNotice,
@@ -14,6 +13,8 @@ from contracts.agents.notices import (
     RunEnded,
     RunStarted,
 )
+from contracts.agents.runs import Outcome, Run
+from contracts.agents.usage import AgentUsage, AgentUsageEvent
 from contracts.events import EventLog
 
 

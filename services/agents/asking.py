@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from contracts.agents.api import ChatModel, ModelRequest
+from contracts.agents.ports import ChatModel, ModelRequest
 from contracts.errors import ContextLengthExceeded
 from contracts.llm.answers import ProxyResponse
 from services.agents.choices import Choices

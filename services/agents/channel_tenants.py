@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from contracts.agents.api import AgentInvocation
+from contracts.agents.invocations import AgentInvocation
 from contracts.deadline import Deadline
 from contracts.errors import Forbidden, InvalidRequest
 from contracts.workspace.messaging import ChannelInfo, Messaging

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from contracts.agents.api import AnswerChoice
+from contracts.agents.blueprints import AnswerChoice
 from contracts.llm.answers import ProxyResponse
 from services.agents.texts import clean
 from services.agents.tool_turn import CallOutcome

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from contracts.agents.api import AgentInvocation
+from contracts.agents.invocations import AgentInvocation
 from contracts.workspace.messaging import ChannelMessage, sender_type
 from services.agents.texts import clean, cut_to_tokens, tokens_of
 

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
-from contracts.agents.api import Outcome, Run
+from contracts.agents.runs import Outcome, Run
 from contracts.deadline import Deadline
 from contracts.errors import (
     DaarionError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from contracts.agents.api import Language
+from contracts.agents.blueprints import Language
 
 Apology = Literal["failed", "empty", "late"]
 

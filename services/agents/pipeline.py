@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from contracts.agents.api import Blueprint
+from contracts.agents.blueprints import Blueprint
 from contracts.deadline import Deadline
 from contracts.llm.answers import ProxyResponse
 from services.agents.asking import ModelTurn, ask

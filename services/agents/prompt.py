@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from contracts.agents.api import Blueprint
+from contracts.agents.blueprints import Blueprint
 from contracts.llm.answers import ProxyResponse
 from contracts.llm.messages import NO_ARGUMENTS, ToolCall, ToolSpec
 from contracts.memory.api import Item

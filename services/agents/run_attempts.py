@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from common.tasks import end_tasks
-from contracts.agents.api import AgentMemory, Blueprint, Exchange, Outcome, Run, RunStore
+from contracts.agents.blueprints import Blueprint
+from contracts.agents.ports import AgentMemory, MemoryExchange, RunStore
+from contracts.agents.runs import Outcome, Run
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal
 from contracts.events import EventLog
@@ -168,7 +170,7 @@ class RunAttempts:
         if known is None or not run.reply:
             return
         question = known.context.question
-        exchange = Exchange(
+        exchange = MemoryExchange(
             run.tenant,
             run.channel_id,
             question.text,

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import TypeVar
 from uuid import UUID
 
-from contracts.agents.api import Outcome, Run, RunStore, StepName, StepRecord, ToolUse
+from contracts.agents.ports import RunStore
+from contracts.agents.runs import Outcome, Run, StepName, StepRecord, ToolUse
 from contracts.deadline import Deadline
 from contracts.errors import (
     DaarionError,

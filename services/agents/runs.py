@@ -8,15 +8,10 @@ from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from common.tasks import end_tasks
-from contracts.agents.api import (
-    AgentInvocation,
-    Blueprint,
-    InvocationAnswer,
-    NewRun,
-    Run,
-    RunStore,
-    RunView,
-)
+from contracts.agents.blueprints import Blueprint
+from contracts.agents.invocations import AgentInvocation, InvocationAnswer
+from contracts.agents.ports import RunStore
+from contracts.agents.runs import NewRun, Run, RunView
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, InvalidRequest, NotFound, Overloaded, Unavailable
 from contracts.events import EventLog

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from contracts.agents.api import AgentMemory, AgentTools, Blueprint, ChatModel, Run
+from contracts.agents.blueprints import Blueprint
+from contracts.agents.ports import AgentMemory, AgentTools, ChatModel
+from contracts.agents.runs import Run
 from contracts.deadline import Deadline
 from contracts.workspace.messaging import Messaging
 from services.agents.run_recorder import RunRecorder

@@ -9,7 +9,7 @@ from collections import deque
 from pydantic import ValidationError
 
 from common.tasks import end_tasks
-from contracts.agents.api import Run
+from contracts.agents.runs import Run
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.workspace.messaging import Messaging, RunStep, StepKind

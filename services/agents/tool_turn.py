@@ -14,7 +14,9 @@ from typing import Any
 import orjson
 from pydantic import JsonValue
 
-from contracts.agents.api import AgentTools, Blueprint, Run, ToolUse
+from contracts.agents.blueprints import Blueprint
+from contracts.agents.ports import AgentTools
+from contracts.agents.runs import Run, ToolUse
 from contracts.deadline import Deadline
 from contracts.tools.api import (
     MAX_TIMEOUT_S,

@@ -17,7 +17,9 @@ from backends.http.chat import first_available
 from benchmarks.agents.bench import Times, table
 from configs.agents import load_blueprints
 from configs.environment import REPOSITORY
-from contracts.agents.api import AgentInvocation, Blueprint, RunView, StepRecord, ToolUse
+from contracts.agents.blueprints import Blueprint
+from contracts.agents.invocations import AgentInvocation
+from contracts.agents.runs import RunView, StepRecord, ToolUse
 from contracts.errors import ConfigurationError, DatabaseUnavailable
 from contracts.llm.listings import ModelInfo
 from contracts.memory.api import Item

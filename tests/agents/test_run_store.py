@@ -9,7 +9,8 @@ import pytest
 
 from backends.agents.runs import STRANGERS_AFTER_S, PostgresRuns
 from backends.postgres.pool import Database, PoolLimits
-from contracts.agents.api import AgentInvocation, NewRun
+from contracts.agents.invocations import AgentInvocation
+from contracts.agents.runs import NewRun
 from contracts.identity import new_id
 from tests.support.events import RecordedEvents
 

@@ -10,7 +10,7 @@ import pytest
 
 from backends.http.messaging import NeighbourMessaging, WorkspaceMessaging, open_messaging
 from configs.messaging import MessagingSettings
-from contracts.agents.api import AgentInvocation
+from contracts.agents.invocations import AgentInvocation
 from contracts.deadline import Deadline
 from contracts.errors import (
     ConfigurationError,

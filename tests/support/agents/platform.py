@@ -18,7 +18,7 @@ from backends.tools.registry import PostgresToolStore
 from configs.environment import REPOSITORY, read_environment
 from configs.tools import ConfiguredSecrets, ToolsSettings
 from configs.yaml_files import load_yaml
-from contracts.agents.api import Blueprint
+from contracts.agents.blueprints import Blueprint
 from contracts.tools.api import Outcome
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.resources import Surroundings

@@ -14,7 +14,7 @@ import httpx
 import uvicorn
 
 from backends.http.agent_runtime import AgentRuntimeClient
-from contracts.agents.api import Blueprint
+from contracts.agents.blueprints import Blueprint
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.resources import Surroundings
 from interfaces.http.base.access import AccessControl

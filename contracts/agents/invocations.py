@@ -1,0 +1,81 @@
+"""Invocations: the request that an agent answers a message, and what comes of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StringConstraints,
+    model_validator,
+)
+
+from contracts.identity import Identifier
+from contracts.values import storable
+
+MAX_QUESTION_CHARS = 200_000
+MAX_PROMPT_ADDITION = 8_000
+
+Entrypoint = Literal["channel_message", "direct", "cron"]
+RunStatus = Literal[
+    "queued", "running", "answered", "failed", "ignored", "undelivered", "indeterminate"
+]
+
+_LENIENT = ConfigDict(extra="ignore", frozen=True)
+
+
+class InvocationPayload(BaseModel):
+    """What happened. Unknown keys are ignored.
+
+    `text` is the question of `direct` and `cron`. `rewrite_prompt` is appended to the instructions.
+    """
+
+    model_config = _LENIENT
+
+    channel_id: Identifier | None = None
+    message_id: Identifier | None = None
+    matrix_event_id: Identifier | None = None
+    microdao_id: Identifier | None = None
+    rewrite_prompt: (
+        Annotated[str, StringConstraints(max_length=MAX_PROMPT_ADDITION), AfterValidator(storable)]
+        | None
+    ) = None
+    text: (
+        Annotated[str, StringConstraints(max_length=MAX_QUESTION_CHARS), AfterValidator(storable)]
+        | None
+    ) = None
+
+
+class AgentInvocation(BaseModel):
+    """Body of `POST /invocations` and of `router.invoke.agent`. Unknown keys are ignored."""
+
+    model_config = _LENIENT
+
+    agent_id: Identifier
+    entrypoint: Entrypoint
+    payload: InvocationPayload
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> AgentInvocation:
+        if self.entrypoint == "channel_message" and self.payload.channel_id is None:
+            msg = "payload.channel_id: required for `channel_message`"
+            raise ValueError(msg)
+        if self.entrypoint != "channel_message" and not (self.payload.text or "").strip():
+            msg = f"payload.text: required for `{self.entrypoint}`"
+            raise ValueError(msg)
+        return self
+
+
+class InvocationAnswer(BaseModel):
+    """The run of an invocation, readable under `microdao_id`. `duplicate`: the message had a run
+    already, and this is it.
+    """
+
+    run_id: UUID
+    microdao_id: str
+    status: RunStatus
+    reply: str | None = None
+    duplicate: bool | None = None

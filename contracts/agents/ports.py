@@ -1,0 +1,120 @@
+"""What the agent pipeline needs: a chat model, memory, tools, and a store of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+from uuid import UUID
+
+from contracts.agents.runs import NewRun, Outcome, Run, RunPage, RunQuery, RunView
+from contracts.deadline import Deadline
+from contracts.identity import Tenant
+from contracts.llm.answers import ProxyResponse
+from contracts.llm.messages import ToolSpec
+from contracts.memory.api import Item
+from contracts.tools.api import ToolCallRequest, ToolCallResult, ToolDefinition
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """One question to the model. With a `schema` the answer is a JSON text of that shape."""
+
+    model: str
+    messages: Sequence[Mapping[str, Any]]
+    max_tokens: int
+    tools: Sequence[ToolSpec] = ()
+    tool_choice: Literal["auto", "required"] | None = None
+    schema: Mapping[str, Any] | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class MemoryExchange:
+    """Question and answer, as memory keeps them."""
+
+    tenant: Tenant
+    channel_id: str | None
+    user_message: str = field(repr=False)
+    agent_reply: str = field(repr=False)
+    key: str
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+class ChatModel(Protocol):
+    """The LLM proxy."""
+
+    async def chat(
+        self, request: ModelRequest, tenant: Tenant, channel_id: str | None, deadline: Deadline
+    ) -> ProxyResponse:
+        """Returns the model's answer.
+
+        Raises leaves of the error tree; ContextLengthExceeded when the prompt is too long.
+        """
+
+    async def answering(self, logical_model: str, deadline: Deadline) -> str | None:
+        """Returns the provider's name of the model that would answer now, None when unknown."""
+
+
+class AgentMemory(Protocol):
+    """The Memory Orchestrator. Raises leaves of the error tree."""
+
+    async def recall(
+        self, tenant: Tenant, channel_id: str | None, query: str, limit: int, deadline: Deadline
+    ) -> list[Item]:
+        """Returns the items nearest to `query`, best first."""
+
+    async def remember(self, exchange: MemoryExchange, deadline: Deadline) -> str:
+        """Stores an exchange once per key; returns the memory's id."""
+
+
+class AgentTools(Protocol):
+    """Toolcore."""
+
+    async def allowed(self, tenant: Tenant, deadline: Deadline) -> list[ToolDefinition]:
+        """Returns the tools that this agent may call. Raises leaves of the error tree."""
+
+    async def call(self, request: ToolCallRequest, deadline: Deadline) -> ToolCallResult:
+        """Calls a tool. Failures are returned as results that are not ok, never raised."""
+
+
+class RunStore(Protocol):
+    """Stores runs. Raises DatabaseUnavailable while the database is away.
+
+    Every write to a run in work names its `owner` and returns False when another replica has taken
+    the run over.
+    """
+
+    async def accept(self, new: NewRun, owner: UUID, lease_s: float) -> tuple[RunView, Run | None]:
+        """Records a run. Returns the Run when it is new, None when its trigger has a run already."""
+
+    async def note(self, run: Run, owner: UUID, lease_s: float) -> bool:
+        """Writes the run's journal, steps, counts and state, and renews its lease."""
+
+    async def finish(self, run: Run, outcome: Outcome, owner: UUID) -> bool:
+        """Ends the run and removes its journal and the question."""
+
+    async def postpone(self, run: Run, owner: UUID, seconds: float) -> bool:
+        """Releases the run; any replica may take it after `seconds`."""
+
+    async def claim(
+        self, owner: UUID, lease_s: float, at_most: int, agents: Sequence[str]
+    ) -> list[Run]:
+        """Takes over runs with expired leases, of every microDAO: those of `agents`, and those of other
+        agents once nobody has taken them for long.
+
+        A run whose work had begun counts one more attempt. Unreadable runs are left out and
+        reported as events.
+        """
+
+    async def extend(self, owner: UUID, runs: Sequence[UUID], lease_s: float) -> None:
+        """Renews the leases of runs in work."""
+
+    async def find(self, microdao_id: str, run_id: UUID) -> RunView | None:
+        """Returns one run of this microDAO, None when there is no such run."""
+
+    async def page(self, query: RunQuery) -> RunPage:
+        """Returns one page. Raises InvalidRequest for a foreign cursor."""
+
+    async def purge(self, days: float) -> int:
+        """Removes runs that ended more than `days` ago; returns how many."""
