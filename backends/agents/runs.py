@@ -8,10 +8,9 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from psycopg import sql
 from psycopg.rows import DictRow
 
-from backends.postgres.cursors import read_cursor, write_cursor
+from backends.postgres.pages import read_page
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
 from contracts.agents.invocations import AgentInvocation
@@ -67,10 +66,17 @@ FROM agent_runs_claim(%(owner)s, %(lease_s)s, %(at_most)s, %(agents)s, %(strange
 EXTEND = "SELECT agent_runs_extend(%(owner)s, %(runs)s, %(lease_s)s)"
 PURGE = "SELECT agent_runs_purge(%(older_than)s, %(at_most)s) AS gone"
 FIND = "SELECT * FROM agent_runs WHERE microdao_id = %(microdao_id)s AND id = %(id)s"
-PAGE = sql.SQL(
-    "SELECT * FROM agent_runs WHERE {conditions} ORDER BY created_at DESC, id DESC LIMIT %(rows)s"
-)
-AFTER = sql.SQL("(created_at, id) < (%(after_time)s, %(after_id)s::uuid)")
+PAGE = """
+SELECT * FROM agent_runs
+WHERE microdao_id = %(microdao_id)s
+    AND (%(agent_id)s::text IS NULL OR agent_id = %(agent_id)s)
+    AND (%(channel_id)s::text IS NULL OR channel_id = %(channel_id)s)
+    AND (created_at, id) < (
+        coalesce(%(after_time)s::timestamptz, 'infinity'::timestamptz), %(after_id)s::uuid
+    )
+ORDER BY created_at DESC, id DESC
+LIMIT %(rows)s
+"""
 
 
 class PostgresRuns:
@@ -81,7 +87,6 @@ class PostgresRuns:
         self._events = events
 
     async def accept(self, new: NewRun, owner: UUID, lease_s: float) -> tuple[RunView, Run | None]:
-        """See the port."""
         values = {
             "id": new.id,
             "microdao_id": new.microdao_id,
@@ -103,7 +108,6 @@ class PostgresRuns:
         return _view(row), None
 
     async def note(self, run: Run, owner: UUID, lease_s: float) -> bool:
-        """See the port."""
         journal = [orjson.dumps(entry).decode() for entry in run.journal]
         return await self._write(
             NOTE,
@@ -113,7 +117,6 @@ class PostgresRuns:
         )
 
     async def finish(self, run: Run, outcome: Outcome, owner: UUID) -> bool:
-        """See the port."""
         bare = run.invocation.payload.model_copy(update={"text": None, "rewrite_prompt": None})
         invocation = run.invocation.model_copy(update={"payload": bare}).model_dump_json(
             exclude_none=True
@@ -123,13 +126,11 @@ class PostgresRuns:
         )
 
     async def postpone(self, run: Run, owner: UUID, seconds: float) -> bool:
-        """See the port."""
         return await self._write(POSTPONE, run, owner, {"seconds": seconds})
 
     async def claim(
         self, owner: UUID, lease_s: float, at_most: int, agents: Sequence[str]
     ) -> list[Run]:
-        """See the port."""
         values = {
             "owner": owner,
             "lease_s": lease_s,
@@ -142,14 +143,12 @@ class PostgresRuns:
         return [run for row in rows if (run := await self._claimed(row, owner)) is not None]
 
     async def extend(self, owner: UUID, runs: Sequence[UUID], lease_s: float) -> None:
-        """See the port."""
         async with self._database.transaction() as connection:
             await connection.execute(
                 EXTEND, {"owner": owner, "runs": list(runs), "lease_s": lease_s}
             )
 
     async def find(self, microdao_id: str, run_id: UUID) -> RunView | None:
-        """See the port."""
         async with self._database.transaction(microdao_id=microdao_id) as connection:
             row = await (
                 await connection.execute(FIND, {"microdao_id": microdao_id, "id": run_id})
@@ -157,31 +156,13 @@ class PostgresRuns:
         return _view(row) if row is not None else None
 
     async def page(self, query: RunQuery) -> RunPage:
-        """See the port."""
-        filters = query.model_dump(exclude={"limit", "cursor"}, exclude_none=True)
-        values: dict[str, Any] = {**filters, "rows": query.limit + 1}
-        identity = {"of": "agent_runs", **filters}
-        conditions: list[sql.Composable] = [
-            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name))
-            for name in filters
-        ]
-        if query.cursor is not None:
-            values["after_time"], values["after_id"] = read_cursor(query.cursor, identity)
-            conditions.append(AFTER)
-        async with self._database.transaction(microdao_id=query.microdao_id) as connection:
-            rows = await (
-                await connection.execute(
-                    PAGE.format(conditions=sql.SQL(" AND ").join(conditions)), values
-                )
-            ).fetchall()
-        shown, more = rows[: query.limit], len(rows) > query.limit
-        cursor = (
-            write_cursor(shown[-1]["created_at"], str(shown[-1]["id"]), identity) if more else None
+        filters = query.model_dump(exclude={"limit", "cursor"})
+        rows, cursor = await read_page(
+            self._database, "agent_runs", PAGE, filters, limit=query.limit, cursor=query.cursor
         )
-        return RunPage(items=[_view(row, with_steps=False) for row in shown], next_cursor=cursor)
+        return RunPage(items=[_view(row, with_steps=False) for row in rows], next_cursor=cursor)
 
     async def purge(self, days: float) -> int:
-        """See the port."""
         return await purge_all(lambda: self._purge_some(days), PURGE_AT_ONCE)
 
     async def _purge_some(self, days: float) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from backends.http.client import JsonClient
 from contracts.deadline import Deadline
 from contracts.errors import Unavailable
-from contracts.workspace.channels import ClaimedInvocation
+from contracts.workspace.invocations import ClaimedInvocation
 
 PATH = "/internal/agent-runtime/invocations"
 SERVICE = "the agent runtime"

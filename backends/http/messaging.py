@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from backends.http.client import JsonAnswer, JsonClient
 from contracts.deadline import Deadline
 from contracts.errors import Overloaded, UpstreamInvalidResponse
-from contracts.workspace.messaging import (
+from contracts.workspace.messaging_service import (
     MAX_RECENT,
     ChannelInfo,
     ChannelMessage,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 
 from backends.nats.publisher import NatsPublisher
-from contracts.workspace.channels import Message
+from contracts.workspace.messages import Message
 
 MESSAGE_CREATED_SUBJECT = "messaging.message.created"
 

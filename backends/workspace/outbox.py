@@ -1,15 +1,17 @@
-"""The outbox of invocations in PostgreSQL: leased to one process at a time, settled only by the one that holds the lease."""
+"""The outbox of invocations in PostgreSQL: one process at a time leases an invocation and settles it."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
-from backends.workspace.channels import add_events, digest, lock_channel
-from contracts.workspace.channels import ClaimedInvocation
+from backends.workspace.events import add_events
+from backends.workspace.locking import digest, lock_channel
+from contracts.workspace.invocations import ClaimedInvocation, Invocation, InvocationQuery
 
 MAX_REASON_CHARS = 500
 KEEP_DAYS = 7
@@ -18,45 +20,50 @@ PURGE_TIMEOUT_S = 10.0
 
 CLAIM = "SELECT * FROM messaging_claim_invocations(%(owner)s, %(at_most)s, %(lease)s)"
 SETTLE = """
-UPDATE invocation_outbox SET state = %(state)s, reason = %(reason)s, owner = NULL, settled_at = now()
+UPDATE invocation_outbox
+SET state = %(state)s, reason = %(reason)s, owner = NULL, settled_at = now()
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND state = 'pending' AND owner = %(owner)s
 RETURNING 1 AS settled
 """
-AGAIN = """
-UPDATE invocation_outbox SET reason = %(reason)s, owner = NULL, due_at = now() + make_interval(secs => %(delay)s)
+RETRY_LATER = """
+UPDATE invocation_outbox
+SET reason = %(reason)s, owner = NULL, due_at = now() + make_interval(secs => %(delay)s)
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND state = 'pending' AND owner = %(owner)s
+"""
+OF_CHANNEL = """
+SELECT * FROM invocation_outbox
+WHERE microdao_id = %(microdao_id)s AND channel_id = %(channel_id)s
+    AND (%(state)s::text IS NULL OR state = %(state)s)
+ORDER BY created_at DESC, id
+LIMIT %(limit)s
 """
 PURGE = "SELECT messaging_purge(make_interval(days => %(days)s), %(rows)s) AS removed"
 
 
 class PostgresOutbox:
-    """Implements the Outbox port for this process."""
+    """Implements Outbox for this process."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._owner = uuid.uuid4()
 
     async def claim(self, at_most: int, lease_s: float) -> Sequence[ClaimedInvocation]:
-        """See the port."""
         values = {"owner": self._owner, "at_most": at_most, "lease": lease_s}
         async with self._database.transaction() as connection:
             rows = await (await connection.execute(CLAIM, values)).fetchall()
         return [ClaimedInvocation(**row) for row in rows]
 
     async def delivered(self, claimed: ClaimedInvocation) -> None:
-        """See the port."""
         values = self._values(claimed, state="delivered", reason=None)
         async with self._database.transaction(microdao_id=claimed.microdao_id) as connection:
             await connection.execute(SETTLE, values)
 
-    async def again(self, claimed: ClaimedInvocation, reason: str, delay_s: float) -> None:
-        """See the port."""
+    async def retry_later(self, claimed: ClaimedInvocation, reason: str, delay_s: float) -> None:
         values = self._values(claimed, reason=reason[:MAX_REASON_CHARS], delay=delay_s)
         async with self._database.transaction(microdao_id=claimed.microdao_id) as connection:
-            await connection.execute(AGAIN, values)
+            await connection.execute(RETRY_LATER, values)
 
     async def failed(self, claimed: ClaimedInvocation, reason: str) -> None:
-        """See the port."""
         reason = reason[:MAX_REASON_CHARS]
         values = self._values(claimed, state="failed", reason=reason, channel_id=claimed.channel_id)
         payload = {
@@ -75,8 +82,20 @@ class PostgresOutbox:
                     {digest("failed", str(claimed.id)): payload},
                 )
 
+    async def invocations(
+        self, microdao_id: str, channel_id: UUID, query: InvocationQuery
+    ) -> list[Invocation]:
+        values = {
+            "microdao_id": microdao_id,
+            "channel_id": channel_id,
+            "state": query.state,
+            "limit": query.limit,
+        }
+        async with self._database.transaction(microdao_id=microdao_id) as connection:
+            rows = await (await connection.execute(OF_CHANNEL, values)).fetchall()
+        return [Invocation.model_validate(row) for row in rows]
+
     async def purge(self) -> int:
-        """See the port."""
         return await purge_all(self._purge_some, PURGE_ROWS)
 
     async def _purge_some(self) -> int:

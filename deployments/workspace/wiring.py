@@ -12,9 +12,12 @@ from backends.nats.link import NatsLink
 from backends.nats.publisher import NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
 from backends.workspace.channels import PostgresChannels
+from backends.workspace.events import PostgresChannelEvents
+from backends.workspace.follow_ups import PostgresFollowUps
+from backends.workspace.messages import PostgresMessages
 from backends.workspace.notices import NatsMessageNotices
 from backends.workspace.outbox import PostgresOutbox
-from backends.workspace.projects import PostgresFollowUps, PostgresProjects
+from backends.workspace.projects import PostgresProjects
 from contracts.events import EventLog
 from deployments.graph.resources import Resources, Surroundings
 from interfaces.http.base.access import AccessControl
@@ -60,11 +63,12 @@ class WorkspaceRuntime:
         nats_url = surroundings.nats_url
         self._link = NatsLink(nats_url, events, name="workspace") if nats_url else None
         self._publisher = NatsPublisher(self._link, events)
-        self._store = PostgresChannels(self._database)
-        self._feeds = LiveFeeds(self._store, events, max_streams=args.max_streams)
+        self._channel_events = PostgresChannelEvents(self._database)
+        self._outbox = PostgresOutbox(self._database)
+        self._feeds = LiveFeeds(self._channel_events, events, max_streams=args.max_streams)
         self._agents = AgentRuntimeClient(surroundings.ingress_url, surroundings.internal_secret)
         self._dispatcher = InvocationDispatcher(
-            PostgresOutbox(self._database),
+            self._outbox,
             self._agents,
             events,
             DispatchLimits(give_up_after_s=args.give_up_after_s),
@@ -96,7 +100,13 @@ class WorkspaceRuntime:
         """Returns the routes of the application."""
         projects, follow_ups = PostgresProjects(self._database), PostgresFollowUps(self._database)
         ports = ChannelPorts(
-            self._store, self._feeds, NatsMessageNotices(self._publisher), self._dispatcher.wake
+            PostgresChannels(self._database),
+            PostgresMessages(self._database),
+            self._channel_events,
+            self._outbox,
+            self._feeds,
+            NatsMessageNotices(self._publisher),
+            self._dispatcher.wake,
         )
         channels = ChannelRoutes(Channels(ports), lambda headers: access.check(headers, admin=True))
         routes = WorkspaceRoutes(

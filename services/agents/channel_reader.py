@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from contracts.deadline import Deadline
 from contracts.errors import NotFound, Unavailable
-from contracts.workspace.messaging import MAX_RECENT, ChannelMessage, Messaging
+from contracts.workspace.messaging_service import MAX_RECENT, ChannelMessage, Messaging
 from services.agents.context import (
     Context,
     channel_context,

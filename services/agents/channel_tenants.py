@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contracts.agents.invocations import AgentInvocation
 from contracts.deadline import Deadline
 from contracts.errors import Forbidden, InvalidRequest
-from contracts.workspace.messaging import ChannelInfo, Messaging
+from contracts.workspace.messaging_service import ChannelInfo, Messaging
 
 KEEP_S = 30.0
 MAX_KEPT = 2_000

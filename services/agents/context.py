@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from contracts.agents.invocations import AgentInvocation
-from contracts.workspace.messaging import ChannelMessage, sender_type
+from contracts.workspace.messaging_service import ChannelMessage, sender_type
 from services.agents.texts import clean, cut_to_tokens, tokens_of
 
 OVERHEAD_TOKENS = 12

@@ -22,7 +22,7 @@ from contracts.errors import (
     RateLimited,
     Unreachable,
 )
-from contracts.workspace.messaging import MAX_MESSAGE_CHARS, Messaging
+from contracts.workspace.messaging_service import MAX_MESSAGE_CHARS, Messaging
 from services.agents.journal import UNPOSTED
 from services.agents.run_recorder import RunRecorder
 from services.agents.texts import clean, cut

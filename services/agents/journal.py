@@ -9,7 +9,7 @@ from typing import Any
 from contracts.llm.answers import ProxyResponse
 from contracts.memory.api import Item
 from contracts.tools.api import Effect
-from contracts.workspace.messaging import ChannelMessage
+from contracts.workspace.messaging_service import ChannelMessage
 from services.agents.context import Context, Question
 from services.agents.prompt import Known
 

@@ -17,7 +17,7 @@ from contracts.llm.answers import ProxyResponse
 from contracts.llm.messages import NO_ARGUMENTS, ToolCall, ToolSpec
 from contracts.memory.api import Item
 from contracts.tools.api import ToolDefinition, plain_name
-from contracts.workspace.messaging import ChannelMessage
+from contracts.workspace.messaging_service import ChannelMessage
 from services.agents.context import Context, window
 from services.agents.envelope import rule, sealed, sealed_schema
 from services.agents.texts import clean, cut, cut_to_tokens

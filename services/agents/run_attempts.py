@@ -16,7 +16,7 @@ from contracts.agents.runs import Outcome, Run
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal
 from contracts.events import EventLog
-from contracts.workspace.messaging import Messaging
+from contracts.workspace.messaging_service import Messaging
 from services.agents.announcements import RunAnnouncements
 from services.agents.delivery import Delivery, PostponedError
 from services.agents.journal import beginning_of

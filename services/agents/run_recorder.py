@@ -21,7 +21,7 @@ from contracts.errors import (
     Overloaded,
 )
 from contracts.llm.answers import ProxyResponse
-from contracts.workspace.messaging import StepKind
+from contracts.workspace.messaging_service import StepKind
 from services.agents.journal import UNPOSTED, Beginning, answer_entry, beginning_entry
 from services.agents.step_feed import StepFeed
 

@@ -16,7 +16,7 @@ from contracts.deadline import Deadline
 from contracts.errors import DaarionError, InvalidRequest, NotFound, Overloaded, Unavailable
 from contracts.events import EventLog
 from contracts.identity import new_id
-from contracts.workspace.messaging import MAX_RECENT, Messaging
+from contracts.workspace.messaging_service import MAX_RECENT, Messaging
 from services.agents.channel_tenants import ChannelTenants
 from services.agents.context import is_from_agent, named_trigger, newest_human, trigger_of
 from services.agents.envelope import new_nonce

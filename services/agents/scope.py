@@ -8,7 +8,7 @@ from contracts.agents.blueprints import Blueprint
 from contracts.agents.ports import AgentMemory, AgentTools, ChatModel
 from contracts.agents.runs import Run
 from contracts.deadline import Deadline
-from contracts.workspace.messaging import Messaging
+from contracts.workspace.messaging_service import Messaging
 from services.agents.run_recorder import RunRecorder
 
 

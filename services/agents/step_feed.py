@@ -12,7 +12,7 @@ from common.tasks import end_tasks
 from contracts.agents.runs import Run
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
-from contracts.workspace.messaging import Messaging, RunStep, StepKind
+from contracts.workspace.messaging_service import Messaging, RunStep, StepKind
 
 MAX_WAITING_STEPS = 64
 MAX_STEPS_AT_ONCE = 16

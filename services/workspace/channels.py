@@ -1,4 +1,4 @@
-"""The use cases of channels: whoever names a channel is brought to its microDAO, and what is new is told to who waits for it."""
+"""The use cases of channels: finds a channel's microDAO, stores, and announces what is new."""
 
 from __future__ import annotations
 
@@ -10,25 +10,19 @@ from uuid import UUID
 
 from contracts.errors import InvalidRequest, NotFound
 from contracts.identity import Page
-from contracts.workspace.channels import (
+from contracts.workspace.channels import Channel, ChannelQuery, ChannelStore, NewChannel, NewMember
+from contracts.workspace.events import ChannelEvent, ChannelEventStore, EventQuery, RunSteps
+from contracts.workspace.invocations import Invocation, InvocationQuery, Outbox
+from contracts.workspace.messages import (
     AgentPost,
-    Channel,
-    ChannelEvent,
-    ChannelQuery,
-    ChannelStore,
-    EventQuery,
-    Invocation,
-    InvocationQuery,
     Message,
     MessageNotices,
     MessageQuery,
-    NewChannel,
-    NewMember,
+    MessageStore,
     NewMessage,
     Post,
-    RunSteps,
 )
-from contracts.workspace.messaging import AGENT_PREFIX, sender_type
+from contracts.workspace.messaging_service import AGENT_PREFIX, sender_type
 from services.workspace.live import LiveFeeds
 
 MAX_REMEMBERED = 10_000
@@ -36,9 +30,12 @@ MAX_REMEMBERED = 10_000
 
 @dataclass(frozen=True)
 class ChannelPorts:
-    """What the use cases work with. `wake` is told when invocations were put into the outbox."""
+    """What the use cases need. `wake` is called when invocations were put into the outbox."""
 
-    store: ChannelStore
+    channels: ChannelStore
+    messages: MessageStore
+    events: ChannelEventStore
+    outbox: Outbox
     feeds: LiveFeeds
     notices: MessageNotices
     wake: Callable[[], None]
@@ -47,12 +44,16 @@ class ChannelPorts:
 class Channels:
     """Creates and reads channels, and posts into them.
 
-    `channel_id` is what the caller wrote; `microdao_id`, where the caller names one, must be the channel's own. Every
-    method raises NotFound for a channel that is not there or is another microDAO's, and DatabaseUnavailable.
+    `channel_id` is as the caller wrote it; a `microdao_id` that the caller names must be the
+    channel's own. Every method raises NotFound for a missing channel and for another microDAO's,
+    and DatabaseUnavailable.
     """
 
     def __init__(self, ports: ChannelPorts) -> None:
-        self._store = ports.store
+        self._channels = ports.channels
+        self._messages = ports.messages
+        self._events = ports.events
+        self._outbox = ports.outbox
         self._feeds = ports.feeds
         self._notices = ports.notices
         self._wake = ports.wake
@@ -60,40 +61,43 @@ class Channels:
 
     async def create(self, channel: NewChannel) -> Channel:
         """Stores a new channel."""
-        return await self._store.create(channel)
+        return await self._channels.create(channel)
 
     async def page(self, query: ChannelQuery) -> Page[Channel]:
         """Returns one page, newest first. Raises InvalidRequest for a foreign cursor."""
-        return await self._store.page(query)
+        return await self._channels.page(query)
 
     async def find(self, channel_id: str, microdao_id: str | None) -> Channel:
         """Returns a channel with its members."""
-        return await self._store.find(*await self._place(channel_id, microdao_id))
+        return await self._channels.find(*await self._place(channel_id, microdao_id))
 
     async def add_member(
         self, channel_id: str, microdao_id: str | None, member: NewMember
     ) -> tuple[Channel, bool]:
-        """Returns the channel and whether the member is new. Raises Conflict when the channel is full."""
+        """Adds a member; returns the channel and whether the member is new.
+
+        Raises Conflict when the channel is full.
+        """
         place = await self._place(channel_id, microdao_id)
-        added = await self._store.add_member(*place, member.member_id)
-        return await self._store.find(*place), added
+        added = await self._channels.add_member(*place, member.member_id)
+        return await self._channels.find(*place), added
 
     async def remove_member(
         self, channel_id: str, microdao_id: str | None, member_id: str
     ) -> Channel:
-        """Removes a member that may be gone already; returns the channel."""
+        """Removes the member, if there is such a one; returns the channel."""
         place = await self._place(channel_id, microdao_id)
-        await self._store.remove_member(*place, member_id)
-        return await self._store.find(*place)
+        await self._channels.remove_member(*place, member_id)
+        return await self._channels.find(*place)
 
     async def post(
         self, channel_id: str, microdao_id: str | None, message: NewMessage, key: str | None
     ) -> tuple[Message, bool]:
-        """Stores a message; the flag tells whether it is new. The message's own id goes before `key`.
+        """Stores a message once per message id, else per `key`; the flag tells whether it is new.
 
         Raises:
             Forbidden: the sender is no member.
-            Conflict: the id or key made another message before.
+            Conflict: the id or key belongs to another message.
         """
         tenant, found = await self._place(channel_id, microdao_id)
         own = f"id:{message.message_id}" if message.message_id else f"key:{key}" if key else None
@@ -102,11 +106,11 @@ class Channels:
     async def post_as_agent(
         self, agent_id: str, post: AgentPost, microdao_id: str | None, key: str | None
     ) -> tuple[Message, bool]:
-        """Stores an agent's message, once for a run or for a key; the flag tells whether it is new.
+        """Stores an agent's message once per run, else per `key`; the flag tells whether it is new.
 
         Raises:
-            InvalidRequest: the id is no agent's.
-            Forbidden, Conflict: see `post`; a run's second text is not compared with its first.
+            InvalidRequest: `agent_id` is not an agent's.
+            Forbidden, Conflict: as `post`; a run's second text is not compared with its first.
         """
         if sender_type(agent_id) != "agent":
             raise InvalidRequest(f"only agents post here: their ids begin with `{AGENT_PREFIX}`")
@@ -127,29 +131,29 @@ class Channels:
     async def messages(self, channel_id: str, query: MessageQuery) -> list[Message]:
         """Returns messages, newest first."""
         tenant, found = await self._place(channel_id, query.microdao_id)
-        return await self._store.messages(tenant, found, query.limit, query.before)
+        return await self._messages.messages(tenant, found, query.limit, query.before)
 
     async def add_steps(self, channel_id: str, microdao_id: str | None, steps: RunSteps) -> int:
-        """Shows steps of a run to who watches; returns how many are new. Raises Forbidden."""
+        """Shows steps of a run to the watchers; returns how many are new. Raises Forbidden."""
         tenant, found = await self._place(channel_id, microdao_id)
-        added = await self._store.add_steps(tenant, found, steps)
+        added = await self._events.add_steps(tenant, found, steps)
         self._feeds.changed(found)
         return added
 
     async def watch(
         self, channel_id: str, query: EventQuery
     ) -> AbstractAsyncContextManager[AsyncIterator[ChannelEvent | None]]:
-        """Returns the channel's live events; see LiveFeeds.watch."""
+        """Returns the channel's live events, as `LiveFeeds.watch`."""
         tenant, found = await self._place(channel_id, query.microdao_id)
         return self._feeds.watch(tenant, found, query.after)
 
     async def invocations(self, channel_id: str, query: InvocationQuery) -> list[Invocation]:
-        """Returns what the channel's messages led to, newest first."""
+        """Returns the invocations of the channel's messages, newest first."""
         tenant, found = await self._place(channel_id, query.microdao_id)
-        return await self._store.invocations(tenant, found, query)
+        return await self._outbox.invocations(tenant, found, query)
 
     async def _stored(self, tenant: str, post: Post) -> tuple[Message, bool]:
-        message, created = await self._store.post(tenant, post)
+        message, created = await self._messages.post(tenant, post)
         if created:
             self._feeds.changed(message.channel_id)
             self._notices.created(tenant, message)
@@ -165,8 +169,8 @@ class Channels:
         return tenant, found
 
     async def _tenant(self, channel_id: UUID) -> str | None:
-        """A channel never changes its microDAO, so what was found once is kept."""
-        tenant = self._tenants.get(channel_id) or await self._store.tenant(channel_id)
+        """The channel's microDAO, which never changes and so is cached."""
+        tenant = self._tenants.get(channel_id) or await self._channels.tenant(channel_id)
         if tenant is not None:
             self._tenants[channel_id] = tenant
             self._tenants.move_to_end(channel_id)

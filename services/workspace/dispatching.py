@@ -1,4 +1,7 @@
-"""Hands the messages that wait in the outbox to the agent runtime: at least once, which the runtime makes exactly once."""
+"""Delivers the outbox's invocations to the agent runtime, at least once.
+
+The runtime makes one run per message, so a repeated delivery does no harm.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from common.tasks import end_tasks
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.events import EventLog
-from contracts.workspace.channels import AgentInvoker, ClaimedInvocation, Outbox
+from contracts.workspace.invocations import AgentInvoker, ClaimedInvocation, Outbox
 
-POLL_S = 1.0
-ATTEMPT_S = 10.0
+POLL_EVERY_S = 1.0
+ATTEMPT_TIMEOUT_S = 10.0
 LEASE_S = 30.0
 FIRST_DELAY_S = 0.5
 PURGE_EVERY_S = 600.0
@@ -23,7 +26,9 @@ AFTER_DEFECT_S = 5.0
 
 @dataclass(frozen=True)
 class DispatchLimits:
-    """Attempts at once per replica, seconds after which a message is given up, and the longest pause between attempts."""
+    """Concurrent attempts per replica, the age at which an invocation is given up, and the longest
+    pause between attempts.
+    """
 
     max_concurrent: int = 16
     give_up_after_s: float = 900.0
@@ -31,7 +36,9 @@ class DispatchLimits:
 
 
 class InvocationDispatcher:
-    """Claims what is due and attempts it. An attempt that is cut off is made again when its lease has ended."""
+    """Claims due invocations and attempts them. An attempt that is interrupted is repeated once its
+    lease has expired.
+    """
 
     def __init__(
         self, outbox: Outbox, invoker: AgentInvoker, events: EventLog, limits: DispatchLimits
@@ -46,32 +53,31 @@ class InvocationDispatcher:
         self._away = False
 
     def start(self) -> None:
-        """Begins to dispatch; must be called on the running event loop."""
+        """Starts dispatching; must be called on the running event loop."""
         self._tasks = [
             asyncio.create_task(self._run(), name="workspace:dispatcher"),
             asyncio.create_task(self._purge(), name="workspace:purge"),
         ]
 
     def wake(self) -> None:
-        """Tells that this process has put something into the outbox."""
+        """This process put something into the outbox: claim at once."""
         self._wake.set()
 
     async def close(self) -> None:
-        """Ends; attempts under way are cut off and given back, for another replica to make them at once."""
-        under_way = dict(self._working)
-        await end_tasks([*under_way, *self._tasks])
-        for task, claimed in under_way.items():
+        """Cancels the attempts under way and releases them, so that another replica retries at once."""
+        interrupted = dict(self._working)
+        await end_tasks([*interrupted, *self._tasks])
+        for task, claimed in interrupted.items():
             if task.cancelled():
-                with contextlib.suppress(
-                    DaarionError
-                ):  # PostgreSQL is away: the lease ends by itself
-                    await self._outbox.again(claimed, "the replica that handed it over ended", 0.0)
+                # While PostgreSQL is away nothing is released: the lease expires.
+                with contextlib.suppress(DaarionError):
+                    await self._outbox.retry_later(claimed, "the replica was closed", 0.0)
 
     async def _run(self) -> None:
         while True:
             try:
                 await self._round()
-            except Exception as error:  # noqa: BLE001  # messages must not wait for ever because of a defect
+            except Exception as error:  # noqa: BLE001  # a defect must not end dispatching
                 self._events.emit(
                     "workspace.dispatch_defect", error=type(error).__name__, exc_info=error
                 )
@@ -88,7 +94,7 @@ class InvocationDispatcher:
         try:
             claimed = await self._outbox.claim(at_most, LEASE_S)
         except DaarionError as error:
-            self._tell_away(error)
+            self._note_away(error)
             return 0
         self._away = False
         for one in claimed:
@@ -99,13 +105,13 @@ class InvocationDispatcher:
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(POLL_S):
+            async with asyncio.timeout(POLL_EVERY_S):
                 await self._wake.wait()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._working.pop(task, None)
         if len(self._working) == self._limits.max_concurrent - 1:
-            self._wake.set()  # a place is free again
+            self._wake.set()  # there is room for one more
         if not task.cancelled() and (error := task.exception()) is not None:
             self._events.emit(
                 "workspace.dispatch_defect", error=type(error).__name__, exc_info=error
@@ -114,14 +120,13 @@ class InvocationDispatcher:
     async def _attempt(self, claimed: ClaimedInvocation) -> None:
         try:
             await self._hand_over(claimed)
-        except (
-            DaarionError
-        ) as error:  # PostgreSQL is away: the lease ends, and the runtime knows the message already
-            self._tell_away(error)
+        except DaarionError as error:
+            # PostgreSQL is away. The lease expires; the runtime recognises the repeated delivery.
+            self._note_away(error)
 
     async def _hand_over(self, claimed: ClaimedInvocation) -> None:
         try:
-            await self._invoker.invoke(claimed, Deadline.after(ATTEMPT_S))
+            await self._invoker.invoke(claimed, Deadline.after(ATTEMPT_TIMEOUT_S))
         except DaarionError as error:
             await self._refused(claimed, error)
         else:
@@ -130,7 +135,7 @@ class InvocationDispatcher:
     async def _refused(self, claimed: ClaimedInvocation, error: DaarionError) -> None:
         delay = max(self._delay(claimed.attempts), error.retry_after_s or 0.0)
         if error.retryable and claimed.age_s + delay < self._limits.give_up_after_s:
-            await self._outbox.again(claimed, error.message, delay)
+            await self._outbox.retry_later(claimed, error.message, delay)
             return
         await self._outbox.failed(claimed, error.message)
         self._events.emit(
@@ -152,12 +157,12 @@ class InvocationDispatcher:
             try:
                 removed = await self._outbox.purge()
             except DaarionError as error:
-                self._tell_away(error)
+                self._note_away(error)
             else:
                 if removed:
                     self._events.emit("workspace.purged", rows=removed)
 
-    def _tell_away(self, error: DaarionError) -> None:
+    def _note_away(self, error: DaarionError) -> None:
         if not self._away:
             self._away = True
             self._events.emit("workspace.dispatch_away", error=error.type)

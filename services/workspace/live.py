@@ -1,8 +1,9 @@
-"""Live events of channels: one reader per channel and replica, any number of watchers, nothing that grows with a slow one.
+"""Live events of channels: one reader per channel and replica, any number of watchers.
 
-A watcher holds a position. What lies after it comes from the channel's recent events, kept once per replica, or from the
-store when the watcher is further behind. New events are noticed by asking the store for the positions of the watched
-channels, at once when this replica made them and a few times a second otherwise.
+A watcher holds a position and no queue, so a slow one costs no memory. Events after its position
+come from the channel's recent events, kept once per replica, or from the store when the watcher is
+further behind. The replica asks the store for the positions of the watched channels: at once when
+it added events itself, every `POLL_EVERY_S` otherwise.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from uuid import UUID
 from common.tasks import end_tasks
 from contracts.errors import DaarionError, Overloaded
 from contracts.events import EventLog
-from contracts.workspace.channels import ChannelEvent, ChannelStore
+from contracts.workspace.events import ChannelEvent, ChannelEventStore
 
-POLL_S = 0.2
-MIN_POLL_S = 0.02
+POLL_EVERY_S = 0.2
+MIN_PAUSE_S = 0.02
 AFTER_DEFECT_S = 5.0
-KEPT = 256
+MAX_KEPT = 256
 PAGE = 50
 HEARTBEAT_S = 10.0
 MAX_STREAM_S = 3_600.0
 
 
-class _Feed:
-    """One watched channel. `events` holds everything after `start` up to `tip`; `known` is how far the channel is."""
+class _ChannelFeed:
+    """One watched channel. `events` holds the events after position `start` up to `tip`; `known` is
+    the channel's newest position.
+    """
 
     def __init__(self, microdao_id: str, channel_id: UUID, position: int) -> None:
         self.microdao_id = microdao_id
@@ -40,26 +43,28 @@ class _Feed:
         self._loading = asyncio.Lock()
 
     def advance(self, position: int) -> None:
-        """Tells the watchers that there is more."""
+        """Wakes the watchers when `position` is new."""
         if position > self.known:
             self.known = position
             for watcher in self.watchers:
                 watcher.set()
 
-    async def after(self, position: int, store: ChannelStore) -> tuple[list[ChannelEvent], int]:
-        """Returns the next events and the position that they lead to."""
+    async def after(
+        self, position: int, store: ChannelEventStore
+    ) -> tuple[list[ChannelEvent], int]:
+        """Returns the next events and the position after them."""
         if position >= self.known:
             return [], position
         async with self._loading:
             if self.tip < self.known and position >= self.start:
                 await self._load(store)
-        if position < self.start:  # further behind than what is kept
+        if position < self.start:  # older than the kept events
             found = await store.events(self.microdao_id, self.channel_id, position, PAGE)
             return found, found[-1].position if found else self.start
         found = [event for event in self.events if event.position > position][:PAGE]
         return found, found[-1].position if found else max(position, self.tip)
 
-    async def _load(self, store: ChannelStore) -> None:
+    async def _load(self, store: ChannelEventStore) -> None:
         known = self.known
         loaded = await store.events(self.microdao_id, self.channel_id, self.tip, PAGE)
         self.tip = (
@@ -68,21 +73,21 @@ class _Feed:
             else max([known, *(event.position for event in loaded)])
         )
         self.events.extend(loaded)
-        while len(self.events) > KEPT:
+        while len(self.events) > MAX_KEPT:
             self.start = self.events.popleft().position
 
 
 class LiveFeeds:
-    """The watched channels of this replica. `max_streams` bounds the watchers; one more is refused with Overloaded."""
+    """The watched channels of this replica; at most `max_streams` watchers."""
 
-    def __init__(self, store: ChannelStore, events: EventLog, *, max_streams: int) -> None:
+    def __init__(self, store: ChannelEventStore, events: EventLog, *, max_streams: int) -> None:
         self._store = store
         self._events = events
         self._max = max_streams
         self._count = 0
-        self._feeds: dict[UUID, _Feed] = {}
-        self._present = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._feeds: dict[UUID, _ChannelFeed] = {}
+        self._has_watchers = asyncio.Event()
+        self._poll_now = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._away = False
 
@@ -92,11 +97,11 @@ class LiveFeeds:
         return self._count
 
     def start(self) -> None:
-        """Begins to look for new events; must be called on the running event loop."""
+        """Starts polling; must be called on the running event loop."""
         self._task = asyncio.create_task(self._poll(), name="workspace:live")
 
     async def close(self) -> None:
-        """Looks no further; open streams end."""
+        """Stops polling and ends the open streams."""
         if self._task is not None:
             await end_tasks([self._task])
         for feed in self._feeds.values():
@@ -104,21 +109,22 @@ class LiveFeeds:
                 watcher.set()
 
     def changed(self, channel_id: UUID) -> None:
-        """Tells that this replica added something to a channel."""
+        """This replica added events to the channel: poll at once."""
         if channel_id in self._feeds:
-            self._hurry.set()
+            self._poll_now.set()
 
     @contextlib.asynccontextmanager
     async def watch(
         self, microdao_id: str, channel_id: UUID, after: int | None
     ) -> AsyncIterator[AsyncIterator[ChannelEvent | None]]:
-        """Gives the events after a position (None: from now on); None among them after each `HEARTBEAT_S` of silence.
+        """Yields the events after position `after` (None: from now on).
 
-        They end after `MAX_STREAM_S`, so that a client comes back to a replica that is there.
+        Yields None after each `HEARTBEAT_S` without events. The stream ends after `MAX_STREAM_S`,
+        so that clients reconnect to a replica that is still there.
 
         Raises:
-            Overloaded: this replica has as many watchers as it may take.
-            DatabaseUnavailable: see the store; also while iterating.
+            Overloaded: this replica has `max_streams` watchers.
+            DatabaseUnavailable: also while iterating.
         """
         if self._count >= self._max:
             raise Overloaded(
@@ -135,14 +141,14 @@ class LiveFeeds:
             self._count -= 1
             self._leave(channel_id, wake)
 
-    async def _join(self, microdao_id: str, channel_id: UUID, wake: asyncio.Event) -> _Feed:
+    async def _join(self, microdao_id: str, channel_id: UUID, wake: asyncio.Event) -> _ChannelFeed:
         position = (await self._store.positions([channel_id])).get(channel_id, 0)
         feed = self._feeds.get(channel_id)
         if feed is None:
-            feed = self._feeds[channel_id] = _Feed(microdao_id, channel_id, position)
+            feed = self._feeds[channel_id] = _ChannelFeed(microdao_id, channel_id, position)
         feed.advance(position)
         feed.watchers.add(wake)
-        self._present.set()
+        self._has_watchers.set()
         return feed
 
     def _leave(self, channel_id: UUID, wake: asyncio.Event) -> None:
@@ -153,10 +159,10 @@ class LiveFeeds:
         if not feed.watchers:
             del self._feeds[channel_id]
         if not self._feeds:
-            self._present.clear()
+            self._has_watchers.clear()
 
     async def _iterate(
-        self, feed: _Feed, position: int, wake: asyncio.Event
+        self, feed: _ChannelFeed, position: int, wake: asyncio.Event
     ) -> AsyncIterator[ChannelEvent | None]:
         ends = time.monotonic() + MAX_STREAM_S
         while time.monotonic() < ends:
@@ -176,30 +182,30 @@ class LiveFeeds:
 
     async def _poll(self) -> None:
         while True:
-            await self._present.wait()
+            await self._has_watchers.wait()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    await self._hurry.wait()
-            self._hurry.clear()
+                async with asyncio.timeout(POLL_EVERY_S):
+                    await self._poll_now.wait()
+            self._poll_now.clear()
             try:
-                await self._look()
+                await self._poll_once()
             except DaarionError as error:
-                self._tell_away(error)
-            except Exception as error:  # noqa: BLE001  # whoever watches must not wait for ever because of a defect
+                self._note_away(error)
+            except Exception as error:  # noqa: BLE001  # a defect must not end the polling for all watchers
                 self._events.emit(
                     "workspace.live_defect", error=type(error).__name__, exc_info=error
                 )
                 await asyncio.sleep(AFTER_DEFECT_S)
             else:
                 self._away = False
-            await asyncio.sleep(MIN_POLL_S)
+            await asyncio.sleep(MIN_PAUSE_S)
 
-    async def _look(self) -> None:
+    async def _poll_once(self) -> None:
         for channel_id, position in (await self._store.positions(list(self._feeds))).items():
             if channel_id in self._feeds:
                 self._feeds[channel_id].advance(position)
 
-    def _tell_away(self, error: DaarionError) -> None:
+    def _note_away(self, error: DaarionError) -> None:
         if not self._away:
             self._away = True
             self._events.emit("workspace.live_failed", error=error.type)

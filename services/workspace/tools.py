@@ -5,15 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from contracts.errors import Forbidden, InvalidRequest
-from contracts.workspace.projects import (
-    CreateFollowUpArgs,
-    FollowUps,
-    ListProjectsArgs,
-    NewFollowUp,
-    ProjectQuery,
-    Projects,
-    ToolBody,
-)
+from contracts.workspace.follow_ups import FollowUpStore, NewFollowUp
+from contracts.workspace.projects import ProjectQuery, ProjectStore
+from contracts.workspace.tools import CreateFollowUpArgs, ListProjectsArgs, ToolBody
 
 PROJECT_FIELDS = {"id", "name", "status", "description", "created_at"}
 
@@ -21,7 +15,7 @@ PROJECT_FIELDS = {"id", "name", "status", "description", "created_at"}
 class WorkspaceTools:
     """Runs the tools for the identity that Toolcore wrote into the context."""
 
-    def __init__(self, projects: Projects, follow_ups: FollowUps) -> None:
+    def __init__(self, projects: ProjectStore, follow_ups: FollowUpStore) -> None:
         self._projects = projects
         self._follow_ups = follow_ups
 

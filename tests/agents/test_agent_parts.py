@@ -24,7 +24,7 @@ from contracts.errors import ConfigurationError, DatabaseUnavailable
 from contracts.llm.listings import ModelInfo
 from contracts.memory.api import Item
 from contracts.tools.api import ToolDefinition
-from contracts.workspace.messaging import ChannelMessage
+from contracts.workspace.messaging_service import ChannelMessage
 from services.agents.choices import choices_of
 from services.agents.context import (
     Context,

@@ -8,7 +8,7 @@ import httpx
 import psycopg
 import pytest
 
-from contracts.workspace.messaging import MAX_MESSAGE_CHARS
+from contracts.workspace.messaging_service import MAX_MESSAGE_CHARS
 from tests.support.uvicorn_server import JSON
 from tests.support.workspace.application import workspace
 

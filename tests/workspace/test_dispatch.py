@@ -14,7 +14,7 @@ from backends.http.agent_runtime import AgentRuntimeClient
 from backends.workspace.outbox import PostgresOutbox
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
-from contracts.workspace.channels import ClaimedInvocation
+from contracts.workspace.invocations import ClaimedInvocation
 from services.workspace import dispatching
 from services.workspace.dispatching import DispatchLimits
 from tests.support.agents.runtime import recording_server
@@ -25,9 +25,9 @@ OLENA, SOFIA, PM = "user:olena", "agent:sofia", "agent:pm"
 
 
 @pytest.fixture(autouse=True)
-def hurried(monkeypatch):
-    """A second between rounds is for replicas that have nothing to do."""
-    monkeypatch.setattr(dispatching, "POLL_S", 0.05)
+def polled_often(monkeypatch):
+    """The default is for idle replicas."""
+    monkeypatch.setattr(dispatching, "POLL_EVERY_S", 0.05)
     monkeypatch.setattr(dispatching, "FIRST_DELAY_S", 0.05)
 
 
@@ -176,7 +176,7 @@ async def test_what_cannot_be_handed_over_in_time_is_given_up_and_shown(database
         (only,) = await settled(replica.http, channel, 1, "failed")
         assert only["reason"] == "refused: unavailable"
         assert only["settled_at"]
-        shown = (await replica.store.events(OWN, UUID(channel), 1, 10))[0]
+        shown = (await replica.channel_events.events(OWN, UUID(channel), 1, 10))[0]
         assert (shown.kind, shown.payload["agent_id"], shown.payload["message_id"]) == (
             "invocation.failed",
             SOFIA,

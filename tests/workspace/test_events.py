@@ -194,7 +194,7 @@ async def test_one_stream_too_many_is_refused_and_a_place_comes_back(http, datab
 
 async def test_a_slow_watcher_holds_no_events_of_its_own(http, replica, monkeypatch):
     """It is far behind what the replica keeps; when it reads on, everything comes from the store, in order."""
-    monkeypatch.setattr(live, "KEPT", 8)
+    monkeypatch.setattr(live, "MAX_KEPT", 8)
     channel = await make(http, replica)
     async with event_stream(http, place(replica, channel)) as events:
         assert await anext(events) is None

@@ -25,7 +25,7 @@ from contracts.errors import (
     Unreachable,
     UpstreamInvalidResponse,
 )
-from contracts.workspace.messaging import MAX_MESSAGE_CHARS, RunStep
+from contracts.workspace.messaging_service import MAX_MESSAGE_CHARS, RunStep
 from services.agents.channel_tenants import ChannelTenants
 from tests.support.agents.runtime import recording_server
 from tests.support.workspace.application import PREFIX, served_workspace

@@ -14,21 +14,10 @@ from starlette.responses import Response
 
 from contracts.errors import Forbidden, InvalidRequest
 from contracts.identity import Page
-from contracts.workspace.channels import (
-    AgentPost,
-    Channel,
-    ChannelEvent,
-    ChannelQuery,
-    EventQuery,
-    Invocation,
-    InvocationQuery,
-    Message,
-    MessageQuery,
-    NewChannel,
-    NewMember,
-    NewMessage,
-    RunSteps,
-)
+from contracts.workspace.channels import Channel, ChannelQuery, NewChannel, NewMember
+from contracts.workspace.events import ChannelEvent, EventQuery, RunSteps
+from contracts.workspace.invocations import Invocation, InvocationQuery
+from contracts.workspace.messages import AgentPost, Message, MessageQuery, NewMessage
 from interfaces.http.base.access import Headers
 from interfaces.http.base.bodies import read_json, read_model
 from interfaces.http.base.errors import JsonResponse, as_leaf

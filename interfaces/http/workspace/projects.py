@@ -14,16 +14,9 @@ from starlette.responses import Response
 from contracts.errors import InvalidRequest
 from contracts.health import Health
 from contracts.identity import Page
-from contracts.workspace.projects import (
-    FollowUp,
-    FollowUpQuery,
-    FollowUps,
-    NewProject,
-    Project,
-    ProjectQuery,
-    Projects,
-    ToolBody,
-)
+from contracts.workspace.follow_ups import FollowUp, FollowUpQuery, FollowUpStore
+from contracts.workspace.projects import NewProject, Project, ProjectQuery, ProjectStore
+from contracts.workspace.tools import ToolBody
 from interfaces.http.base.bodies import read_model
 from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.health import add_health_routes
@@ -39,8 +32,8 @@ MAX_KEY_CHARS = 1_024
 class WorkspaceRoutes:
     """The endpoints of projects, follow-ups and the tools over them."""
 
-    projects: Projects
-    follow_ups: FollowUps
+    projects: ProjectStore
+    follow_ups: FollowUpStore
     tools: WorkspaceTools
     health: Callable[[], Health]
 

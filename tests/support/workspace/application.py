@@ -8,8 +8,11 @@ from typing import Any
 
 from backends.postgres.pool import Database, PoolLimits
 from backends.workspace.channels import PostgresChannels
+from backends.workspace.events import PostgresChannelEvents
+from backends.workspace.follow_ups import PostgresFollowUps
+from backends.workspace.messages import PostgresMessages
 from backends.workspace.outbox import PostgresOutbox
-from backends.workspace.projects import PostgresFollowUps, PostgresProjects
+from backends.workspace.projects import PostgresProjects
 from contracts.health import Health
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
@@ -40,7 +43,7 @@ class WorkspaceReplica:
     """One replica's parts."""
 
     app: Ingress
-    store: PostgresChannels
+    channel_events: PostgresChannelEvents
     feeds: LiveFeeds
     notices: RecordedNotices
     dispatcher: InvocationDispatcher | None
@@ -63,20 +66,25 @@ async def workspace(
     events = events or RecordedEvents()
     database = Database(database_url, events=events, limits=PoolLimits(max_size=8))
     await database.open()
-    projects, follow_ups, store = (
-        PostgresProjects(database),
-        PostgresFollowUps(database),
-        PostgresChannels(database),
-    )
-    feeds, notices = LiveFeeds(store, events, max_streams=max_streams), RecordedNotices()
+    projects, follow_ups = PostgresProjects(database), PostgresFollowUps(database)
+    channel_events, outbox = PostgresChannelEvents(database), PostgresOutbox(database)
+    feeds, notices = LiveFeeds(channel_events, events, max_streams=max_streams), RecordedNotices()
     dispatcher = (
-        InvocationDispatcher(PostgresOutbox(database), invoker, events, limits or DispatchLimits())
+        InvocationDispatcher(outbox, invoker, events, limits or DispatchLimits())
         if invoker
         else None
     )
     access = AccessControl(*secrets)
     channels = Channels(
-        ChannelPorts(store, feeds, notices, dispatcher.wake if dispatcher else lambda: None)
+        ChannelPorts(
+            PostgresChannels(database),
+            PostgresMessages(database),
+            channel_events,
+            outbox,
+            feeds,
+            notices,
+            dispatcher.wake if dispatcher else lambda: None,
+        )
     )
     router = workspace_router(
         WorkspaceRoutes(
@@ -92,7 +100,7 @@ async def workspace(
     if dispatcher is not None:
         dispatcher.start()
     try:
-        yield WorkspaceReplica(app, store, feeds, notices, dispatcher, events)
+        yield WorkspaceReplica(app, channel_events, feeds, notices, dispatcher, events)
     finally:
         if dispatcher is not None:
             await dispatcher.close()

@@ -1,0 +1,69 @@
+"""Live events of the workspace's channels: wire shapes and the port of their store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from contracts.identity import Identifier
+from contracts.workspace.messaging_service import RunStep
+
+MAX_STEPS = 50
+
+EventKind = Literal["message.created", "run.step", "invocation.failed"]
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class EventQuery(BaseModel):
+    """Query of `GET /channels/{id}/events`. `after` is the id of the last event seen, as the header `Last-Event-ID` is."""
+
+    model_config = _STRICT
+
+    microdao_id: Identifier | None = None
+    after: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+
+class RunSteps(BaseModel):
+    """Body of `POST /channels/{id}/run-steps`."""
+
+    model_config = _STRICT
+
+    agent_id: Identifier
+    run_id: Identifier
+    steps: Annotated[list[RunStep], Field(min_length=1, max_length=MAX_STEPS)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> RunSteps:
+        if len({step.index for step in self.steps}) < len(self.steps):
+            msg = "two steps have the same index"
+            raise ValueError(msg)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelEvent:
+    """One live event. `position` counts a channel's events and messages from 1, without gaps."""
+
+    position: int
+    kind: EventKind
+    payload: Mapping[str, Any]
+
+
+class ChannelEventStore(Protocol):
+    """Stores live events. Raises DatabaseUnavailable while the database is away."""
+
+    async def add_steps(self, microdao_id: str, channel_id: UUID, steps: RunSteps) -> int:
+        """Stores the steps that are new and returns their number. Raises NotFound or Forbidden."""
+
+    async def positions(self, channel_ids: Collection[UUID]) -> dict[UUID, int]:
+        """Returns how many events each channel has."""
+
+    async def events(
+        self, microdao_id: str, channel_id: UUID, after: int, limit: int
+    ) -> list[ChannelEvent]:
+        """Returns events after a position, oldest first. Old steps may be gone; messages never are."""

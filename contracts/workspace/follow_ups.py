@@ -1,0 +1,73 @@
+"""Follow-ups of a microDAO: wire shapes and the port of their store."""
+
+from datetime import date, datetime
+from typing import Literal, Protocol
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from contracts.identity import Cursor, Identifier, Page
+from contracts.workspace.fields import Description, Limit, Title
+
+FollowUpStatus = Literal["open", "done"]
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class NewFollowUp(BaseModel):
+    """What a follow-up says. `project_id` must be a project of the same microDAO."""
+
+    model_config = _STRICT
+
+    title: Title
+    description: Description | None = None
+    project_id: UUID | None = None
+    assignee: Identifier | None = None
+    due_date: date | None = None
+
+
+class FollowUp(BaseModel):
+    """One follow-up. `created_by` is who asked for it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: UUID
+    microdao_id: str
+    title: str
+    description: str | None = None
+    project_id: UUID | None = None
+    assignee: str | None = None
+    due_date: date | None = None
+    status: FollowUpStatus
+    created_by: str
+    created_at: datetime
+
+
+class FollowUpQuery(BaseModel):
+    """Query of `GET /follow-ups`: newest first, one page."""
+
+    model_config = _STRICT
+
+    microdao_id: Identifier
+    project_id: UUID | None = None
+    assignee: Identifier | None = None
+    status: FollowUpStatus | None = None
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class FollowUpStore(Protocol):
+    """Stores follow-ups. Raises DatabaseUnavailable while the database is away."""
+
+    async def create(
+        self, microdao_id: str, created_by: str, key: str, follow_up: NewFollowUp
+    ) -> tuple[FollowUp, bool]:
+        """Stores a follow-up once for `key`; the flag tells whether it is new.
+
+        Raises:
+            Conflict: the key made another follow-up before.
+            NotFound: the microDAO has no such project.
+        """
+
+    async def page(self, query: FollowUpQuery) -> Page[FollowUp]:
+        """Returns one page, newest first. Raises InvalidRequest for a foreign cursor."""

@@ -1,0 +1,127 @@
+"""Messages of the workspace's channels: wire shapes and the ports of their store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Protocol
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    computed_field,
+)
+
+from contracts.identity import Identifier
+from contracts.values import storable
+from contracts.workspace.messaging_service import MAX_MESSAGE_CHARS, MAX_RECENT, SenderType
+
+MAX_PREVIEW_CHARS = 500
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        msg = "must not be blank"
+        raise ValueError(msg)
+    return value
+
+
+MessageText = Annotated[
+    str,
+    StringConstraints(max_length=MAX_MESSAGE_CHARS),
+    AfterValidator(storable),
+    AfterValidator(_not_blank),
+]
+
+
+class NewMessage(BaseModel):
+    """Body of `POST /channels/{id}/messages`. `message_id` is the client's own: sent twice, it is stored once."""
+
+    model_config = _STRICT
+
+    sender_id: Identifier
+    text: MessageText
+    message_id: Identifier | None = None
+
+
+class AgentPost(BaseModel):
+    """Body, or query, of `POST /agents/{agent_id}/post-to-channel`. One `run_id` posts one message."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    channel_id: Identifier
+    text: MessageText
+    run_id: Identifier | None = None
+
+
+class Message(BaseModel):
+    """One message. `run_id` names the agent's run that posted it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: UUID
+    channel_id: UUID
+    sender_id: str
+    sender_type: SenderType
+    body: str
+    run_id: str | None = None
+    created_at: datetime
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's own order of decorators
+    @property
+    def content_preview(self) -> str:
+        """The beginning of the body, under the name that some clients read."""
+        return self.body[:MAX_PREVIEW_CHARS]
+
+
+class MessageQuery(BaseModel):
+    """Query of `GET /channels/{id}/messages`. `before` is the id of the oldest message that the caller has."""
+
+    model_config = _STRICT
+
+    microdao_id: Identifier | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_RECENT)] = 50
+    before: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A message to store. `key` makes it once per sender and channel; `lenient` keys accept another text the second time."""
+
+    channel_id: UUID
+    sender_id: str
+    text: str
+    key: str | None = None
+    lenient: bool = False
+    run_id: str | None = None
+
+
+class MessageStore(Protocol):
+    """Stores messages. Raises DatabaseUnavailable while the database is away."""
+
+    async def post(self, microdao_id: str, post: Post) -> tuple[Message, bool]:
+        """Stores a message, and with a human one an invocation for each agent of the channel; the flag tells whether it is new.
+
+        Raises:
+            NotFound: no such channel.
+            Forbidden: the sender is no member.
+            Conflict: the key made another message before.
+        """
+
+    async def messages(
+        self, microdao_id: str, channel_id: UUID, limit: int, before: UUID | None
+    ) -> list[Message]:
+        """Returns messages, newest first. Raises InvalidRequest when `before` is none of the channel's."""
+
+
+class MessageNotices(Protocol):
+    """Tells the world outside that a message is there, without its contents."""
+
+    def created(self, microdao_id: str, message: Message) -> None:
+        """Never blocks and never raises."""
