@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.llm.bench import PROXY, Bench, Plan, System, probe
+from benchmarks.llm.bench import PROXY
 from benchmarks.llm.load import Load, find_wrk
+from benchmarks.llm.measuring import Bench, Plan, System, probe
 from benchmarks.processes import NotMeasured, python_module, running_graph
 from configs.environment import REPOSITORY
 from contracts.errors import DaarionError

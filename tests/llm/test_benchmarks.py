@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from benchmarks.llm.bench import Bench, Plan, System
 from benchmarks.llm.load import Load
+from benchmarks.llm.measuring import Bench, Plan, System
 from benchmarks.llm.mock_upstream import Counter, MockProtocol
 from benchmarks.llm.soak import Soaked
 from benchmarks.processes import NotMeasured, python_module

@@ -9,19 +9,14 @@ import pytest
 
 from contracts.errors import DatabaseUnavailable
 from services.llm.idempotency import IdempotencyTimes
-from tests.llm.test_batches import CALM, PATIENCE_S, Process
 from tests.support.llm.answers import llm_replica
+from tests.support.llm.batches import CALM, PATIENCE_S
 from tests.support.llm.proxy import CALLER
-from tests.support.llm.upstream import ScriptedUpstream, play
+from tests.support.llm.replica_process import ReplicaProcess
+from tests.support.llm.upstream import play
 
 BODY = {"model": "plain", "messages": [{"role": "user", "content": "hi"}], "metadata": CALLER}
 KEY = {"Idempotency-Key": "k-1"}
-
-
-@pytest.fixture
-async def upstream():
-    async with ScriptedUpstream() as server:
-        yield server
 
 
 def ask(replica, body=BODY, **headers):
@@ -224,7 +219,7 @@ async def test_the_retention_ends(database_url, database_owner_url, upstream):
 
 
 async def test_a_killed_replicas_key_is_taken_over(database_url, upstream):
-    process = Process(database_url, upstream.base_url)
+    process = ReplicaProcess(database_url, upstream.base_url)
     try:
         await process.start()
         upstream.script("silence")

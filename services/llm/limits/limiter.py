@@ -24,7 +24,8 @@ from contracts.llm.limits import (
     Reservation,
     Spent,
 )
-from services.llm.limits.balances import Balance, Balances, Plan, amount
+from services.llm.limits.balance import Balance, Plan, amount
+from services.llm.limits.balances import Balances
 from services.llm.limits.protocol import HEARTBEAT_S, LeaseSource
 
 MAX_PLANS = 50_000

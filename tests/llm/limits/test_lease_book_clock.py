@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from contracts.llm.limits import Estimate, Limit, LimitKey
 from services.llm.limits.lease_book import SKEW_S
 from services.llm.limits.protocol import period_of
-from tests.llm.limits.test_lease_book import World, admitted, only
+from tests.support.llm.lease_world import World, admitted, only
 
 DAY = 86_400.0
 COST = Estimate(1, 100)

@@ -26,7 +26,8 @@ from tests.support.llm.openai_calls import (
 )
 from tests.support.llm.upstream import Play, play
 from tests.support.llm.upstream.answers import UKRAINIAN
-from tests.support.llm.upstream.behaviours import BEHAVIOURS, WRONG_SHAPES
+from tests.support.llm.upstream.behaviours import BEHAVIOURS
+from tests.support.llm.upstream.bodies import WRONG_SHAPES
 from tests.support.llm.upstream.sockets import hanging_port, raw_server, refused_port
 
 # --- answers -------------------------------------------------------------------------------------------------------

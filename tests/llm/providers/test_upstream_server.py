@@ -19,7 +19,8 @@ import pytest_asyncio
 
 from tests.support.llm.upstream import ScriptedUpstream, play
 from tests.support.llm.upstream.answers import UKRAINIAN
-from tests.support.llm.upstream.behaviours import BEHAVIOURS, WRONG_SHAPES
+from tests.support.llm.upstream.behaviours import BEHAVIOURS
+from tests.support.llm.upstream.bodies import WRONG_SHAPES
 from tests.support.llm.upstream.plays import parse_play, parse_script
 from tests.support.llm.upstream.sockets import hanging_port, raw_server, refused_port
 

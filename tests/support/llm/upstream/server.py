@@ -11,13 +11,13 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.support.llm.upstream import refusals
+from tests.support.llm.upstream import bodies, interruptions, refusals
 from tests.support.llm.upstream.answers import embedding
 from tests.support.llm.upstream.behaviours import BEHAVIOURS
 from tests.support.llm.upstream.exchange import Call, Exchange
 from tests.support.llm.upstream.plays import OK, Play, parse_play, parse_script
 
-__all__ = ["Call", "ScriptedUpstream", "refusals"]
+__all__ = ["Call", "ScriptedUpstream", "bodies", "interruptions", "refusals"]
 
 MAX_RECORDED = 10_000
 MAX_BODY_BYTES = 64 << 20

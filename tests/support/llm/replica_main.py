@@ -8,15 +8,11 @@ import sys
 import uvicorn
 
 from tests.support.llm.answers import llm_replica
+from tests.support.llm.batches import CALM
 
 
 async def main(database_url, base_url, port):
-    calm = {
-        "provider": "backup",
-        "name": "m",
-        "timeouts": {"first_token_s": 60, "idle_s": 60, "total_s": 60},
-    }
-    async with llm_replica(database_url, base_url, calm=calm) as replica:
+    async with llm_replica(database_url, base_url, **CALM) as replica:
         config = uvicorn.Config(
             replica.app, "127.0.0.1", port, log_level="error", lifespan="off", access_log=False
         )

@@ -1,0 +1,124 @@
+"""What one replica holds of one limit: spent, held by running calls, free. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from contracts.llm.limits import CALENDAR, Estimate, LimitKey, Spent
+from services.llm.limits.windows import SlidingWindow
+
+FORMER_PERIODS = 4
+"""Days or months whose sums are kept for a clock that is set back."""
+LOW = 4
+"""A balance asks for more, without anybody waiting, when less than a quarter of its last grant is left."""
+
+
+@dataclass(slots=True, eq=False)
+class Balance:
+    """What this replica holds of one limit, in the units of its meter.
+
+    `stale` is what calls hold that were admitted under a larger limit: it goes back to the authority and not to the next call.
+    """
+
+    key: LimitKey
+    limit: int
+    spent: int = 0
+    acknowledged: int = 0
+    sent: int = 0
+    period: str = ""
+    held: int = 0
+    free: int = 0
+    stale: int = 0
+    granted: int = 0
+    since_grant: int = 0
+    this_beat: int = 0
+    last_beat: int = 0
+    left: int = 0
+    retry_at: float = 0.0
+    ask_again_at: float = 0.0
+    short_of: int = 0
+    asked: bool = False
+    pending: bool = False
+    recent: SlidingWindow | None = None
+    incarnation: int = 0
+    former: dict[str, int] = field(default_factory=dict)
+
+    def enter(self, period: str) -> None:
+        """Begins another day or month, or goes on in one that the clock came back to. What was granted in the last one goes back."""
+        if self.spent:
+            self.former[self.period] = self.spent
+        if len(self.former) > FORMER_PERIODS:
+            del self.former[next(iter(self.former))]
+        self.period, self.spent = period, self.former.pop(period, 0)
+        self.acknowledged = self.sent = self.free = self.short_of = 0
+
+    def set_limit(self, limit: int) -> None:
+        """Takes another limit. What was leased under a larger one is returned: the authority grants what is left of this one."""
+        if limit < self.limit:
+            self.free, self.stale = 0, self.held
+        self.limit = limit
+
+    def take(self, units: int, now: float) -> None:
+        """Reserves `units`; a request is spent at once, everything else when its call is settled."""
+        self.free -= units
+        self.since_grant += units
+        self.this_beat += units
+        if self.key.meter == "requests_per_minute":
+            self._spend(units, now)
+        else:
+            self.held += units
+
+    def settle(self, reserved: int, spent: int, now: float) -> None:
+        """Puts what a call spent in place of what it had reserved."""
+        meter = self.key.meter
+        if meter == "requests_per_minute":
+            self._give_back(reserved - spent)
+            return
+        self.held -= reserved
+        is_stale, self.stale = self.stale > 0, max(0, self.stale - reserved)
+        if meter == "concurrent_calls":
+            self.free += 0 if is_stale else reserved
+            return
+        self._spend(spent, now)
+        self.free = max(0, self.free + min(reserved - spent, 0 if is_stale else reserved))
+
+    def is_low(self) -> bool:
+        """Whether it is time to ask for more before it runs out."""
+        return self.free * LOW < self.granted
+
+    def is_scarce_slot(self) -> bool:
+        """Whether another replica may be waiting for what is free here."""
+        return self.key.meter == "concurrent_calls" and not self.left and self.free > 0
+
+    def _spend(self, units: int, now: float) -> None:
+        self.spent += units
+        if self.recent is not None:
+            self.recent.add(now, units)
+
+    def _give_back(self, units: int) -> None:
+        """A request that no provider saw is given back unless it was reported as spent already."""
+        if units > 0 and self.spent - units >= self.sent:
+            self.spent -= units
+            self.free += units
+            if self.recent is not None:
+                self.recent.take_back(units)
+
+
+Plan = tuple[Balance, ...]
+"""The balances that a caller's calls draw on."""
+
+
+def amount(balance: Balance, estimate: Estimate) -> int:
+    """Units of `balance` that a call reserves."""
+    meter = balance.key.meter
+    if meter == "tokens_per_minute":
+        return estimate.tokens
+    return estimate.nano_usd if meter in CALENDAR else 1
+
+
+def spent_units(balance: Balance, spent: Spent) -> int:
+    """Units of `balance` that a call spent."""
+    meter = balance.key.meter
+    if meter == "requests_per_minute":
+        return spent.requests
+    return spent.tokens if meter == "tokens_per_minute" else spent.nano_usd
