@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
 DATA_DIR := $(or $(DAARION_DATA_DIR),.data)
 # The stamp of a finished installation (launcher/install.py).
@@ -17,7 +17,7 @@ PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help gpu-there run services reload status models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo lock clean install install-dev python
+.PHONY: help gpu-there run services reload status models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo lock sbom clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,11 +58,13 @@ fuzz: install-dev ## a graph of its own, asked by schemathesis what its OpenAPI 
 	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
 	@exec $(BIN)/python -m tests.graph.fuzz $(ARGS)
 
-lint: install-dev ## ruff, format, types, import direction
+lint: install-dev ## ruff, format, types, import direction, declared = imported packages
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/deptry .
+	@$(BIN)/deptry tests --exclude '\.venv' --ignore DEP002,DEP004
 
 bench: install ## the LLM proxy beside a bare relay, LiteLLM and Portkey (needs wrk; Portkey needs Node)
 	@exec $(BIN)/python -m benchmarks.llm.bench $(ARGS)
@@ -85,9 +87,13 @@ soak-agents: install ## the running graph's agents while replicas are killed: ex
 bench-agents: install ## what the agent pipeline adds beside the model's and the tools' own time
 	@exec $(BIN)/python -m benchmarks.agents.bench
 
-lock: ## write the lock files anew from requirements/*.in (needs uv)
+lock: install-dev ## write ops/locks/ from pyproject.toml; UPGRADE=1 takes the newest versions (needs uv)
 	@command -v uv >/dev/null || { echo "make lock needs uv on PATH"; exit 2; }
-	@requirements/lock.sh
+	@$(BIN)/python ops/lock.py $(if $(UPGRADE),--upgrade)
+
+sbom: install-dev ## what is installed, its licences and what needs what, as CycloneDX in build/sbom.json
+	@mkdir -p build
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json $(BIN)/python
 
 clean: ## remove .venv and caches; the data directory with models and databases stays
 	@! $(INSTALLED) || ! $(BIN)/python -m launcher status >/dev/null 2>&1 || { echo "the graph is running from .venv: stop it first"; exit 1; }
@@ -105,5 +111,5 @@ install-dev: python
 	@$(PYTHON) -m launcher.install dev
 
 python:
-	@test -n "$(PYTHON)" || { echo "there is no python3 on PATH: install Python 3.11"; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) is not Python 3.11, for which the lock files were made: install that, or name it: make PYTHON=…"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "there is no python3 on PATH: install Python 3.11, 3.12 or 3.13"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13, for which ops/locks has lock files: install one, or name it: make PYTHON=…"; exit 2; }

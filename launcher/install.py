@@ -1,7 +1,11 @@
-"""Makes `.venv` fit a lock file: `python3 -m launcher.install cpu|dev|gpu`. Standard library alone, it runs before anything is there.
+"""Fills `.venv` from the lock files: `python3 -m launcher.install cpu|dev|gpu`.
 
-A stamp in the environment names the lock file it was filled from, so that a further start installs nothing. `dev` contains
-`cpu`. The GPU set replaces packages of the CPU set, so a change between them builds the environment anew.
+Imports the standard library alone, since it runs before anything is installed.
+`dev` is `cpu` and the developers' tools. Where pip finds no CPU build of torch, the lock `general`
+is installed instead of `cpu`: the general build of torch and the CUDA libraries that it loads.
+pip checks every file against the hashes in the lock. A stamp in the environment names each lock
+that was installed, so that the next start installs nothing. The GPU set replaces packages of the
+CPU set: a change between the two creates the environment anew, as another version of Python does.
 """
 
 from __future__ import annotations
@@ -22,18 +26,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 FAMILIES = {"cpu": "cpu", "dev": "cpu", "gpu": "gpu"}
-_DISK_NEEDED = {"cpu": 6 << 30, "gpu": 20 << 30}
+ENGINE_LOCKS = {"cpu": ("cpu", "general"), "gpu": ("gpu",)}
+_DISK_NEEDED_GB = {"cpu": 6, "general": 12, "gpu": 20}
 _HEARTBEAT_S = 15
 PACKAGES_ONLY = "--packages-only"
 
 
 class InstallFailed(Exception):
-    """Told to the operator in one line."""
+    """An installation failed; its text is shown to the operator."""
 
 
 class InstallRefused(InstallFailed):
-    """Nothing was begun: something has to be put right first."""
+    """Nothing was installed: the operator has to put something right first."""
 
 
 class Installer:
@@ -50,14 +56,16 @@ class Installer:
         self.python = self.venv / "bin" / "python"
 
     def ensure(self, profile: str, *, project: bool = True) -> None:
-        """Installs what `profile` needs, unless it is there; without `project` the packages alone.
+        """Installs what `profile` needs and lacks; without `project` the packages alone.
 
-        One installation at a time: another one is waited for, and what it did is used.
+        Waits for another installation into the same environment and uses what that one installed.
 
         Raises:
-            InstallRefused: a running graph needs what would be removed, or this machine lacks something.
+            InstallRefused: a running graph uses the environment, or this machine lacks something.
             InstallFailed: pip failed.
         """
+        if not self._lock("cpu").exists():
+            raise InstallRefused(f"ops/locks has no lock files for Python {PYTHON}")
         with self._alone():
             self._ensure(profile, project=project)
 
@@ -66,50 +74,75 @@ class Installer:
             self._fill(profile)
         if project and not self._project_stamp().exists():
             options = ["--no-deps", "--no-build-isolation", "--editable", str(self.repository)]
-            self._step("installing this repository into it", self._pip(*options))
+            self._step("installing this repository into it", self._pip_install(*options))
             self._remove_stamps("project")
             self._project_stamp().touch()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Holds a lock on the repository's folder, which the kernel frees however this process ends."""
+        """Locks the repository's folder; the kernel frees the lock however this process ends."""
         descriptor = os.open(self.repository, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                _say("another installation is at work here: waiting for it …")
+                _say("waiting for another installation into this environment …")
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
 
     def satisfied(self, profile: str) -> bool:
-        """Whether the environment was filled from the current lock file of `profile`, or from one that contains it."""
-        if not self.python.exists():
-            return False
-        if self.lock_stamp(profile).exists():
-            return True
-        contained = profile == "cpu" and self._requirements("cpu") <= self._requirements("dev")
-        return contained and self.lock_stamp("dev").exists()
+        """Whether the environment was filled from the current lock files of `profile`."""
+        return (
+            self._has_pip()
+            and self._has_engine(profile)
+            and (profile != "dev" or self.lock_stamp("dev").exists())
+        )
 
-    def lock_stamp(self, profile: str) -> Path:
-        return self.venv / f".installed-{profile}-{_digest(self._lock(profile).read_bytes())}"
+    def lock_stamp(self, lock: str) -> Path:
+        return self.venv / f".installed-{lock}-{_digest(self._lock(lock).read_bytes())}"
+
+    def _has_engine(self, profile: str) -> bool:
+        return any(self.lock_stamp(lock).exists() for lock in ENGINE_LOCKS[FAMILIES[profile]])
 
     def _fill(self, profile: str) -> None:
-        family = FAMILIES[profile]
-        self._make_venv(family)
-        for name in FAMILIES:  # an interrupted installation must not look like a finished one
-            self._remove_stamps(name)
-        if family == "cpu":
-            self._install_torch(profile)
-        lock = self._lock(profile)
-        count = len(self._requirements(profile))
+        self._make_venv(FAMILIES[profile])
+        if not self._has_engine(profile):
+            lock = "gpu" if profile == "gpu" else self._engine_lock()
+            for other in ENGINE_LOCKS[FAMILIES[profile]]:  # its packages are about to be replaced
+                self._remove_stamps(other)
+            self._install(lock)
+        if profile == "dev" and not self.lock_stamp("dev").exists():
+            self._remove_stamps("dev")
+            self._install("dev")
+
+    def _install(self, lock: str) -> None:
+        file = self._lock(lock)
+        count = sum(line[0].isalnum() for line in file.read_text().splitlines())
+        options = ["--no-deps", "--only-binary", ":all:", "--require-hashes"]
         self._step(
-            f"installing {count} packages from requirements/{lock.name}",
-            self._pip("--no-deps", "--requirement", str(lock)),
+            f"installing {count} packages from {file.relative_to(self.repository)}",
+            self._pip_install(*options, "--requirement", str(file)),
         )
-        self.lock_stamp(profile).touch()
+        self.lock_stamp(lock).touch()
+
+    def _engine_lock(self) -> str:
+        """Returns `cpu` where pip finds the build of torch that this lock names, else `general`.
+
+        Raises:
+            InstallFailed: pip finds no torch at all, so it reaches no package index.
+        """
+        named = re.search(r"^torch==(\S+)", self._lock("cpu").read_text(), re.MULTILINE)
+        look_up = [str(self.python), "-m", "pip", "index", "versions", "torch"]
+        found = subprocess.run(look_up, check=False, capture_output=True, text=True)
+        if found.returncode != 0:
+            raise InstallFailed(f"pip finds no torch:\n{found.stderr.strip()}")
+        if named and named[1] in re.split(r"[\s,()]+", found.stdout):
+            return "cpu"
+        _say("pip finds no CPU build of torch: taking the general one and its CUDA libraries")
+        self._check_disk("general")
+        return "general"
 
     def _make_venv(self, family: str) -> None:
         note = self.venv / ".family"
@@ -117,7 +150,8 @@ class Installer:
         if not self._has_pip() or other:
             if any(importlib.util.find_spec(module) is None for module in ("venv", "ensurepip")):
                 raise InstallRefused(
-                    "this Python has no venv module: install it (Debian, Ubuntu: apt install python3-venv)"
+                    "this Python has no venv module: "
+                    "install it (Debian, Ubuntu: apt install python3-venv)"
                 )
             self._check_disk(family)
             self._check_unused()
@@ -129,55 +163,29 @@ class Installer:
         note.write_text(family)
 
     def _has_pip(self) -> bool:
-        """Whether the environment was made to its end: pip comes last."""
-        return self.python.exists() and any(
-            self.venv.glob("lib/python*/site-packages/pip/__main__.py")
-        )
+        """Whether the environment is complete and of this version of Python: pip comes last."""
+        pip = self.venv / "lib" / f"python{PYTHON}" / "site-packages" / "pip" / "__main__.py"
+        return self.python.exists() and pip.exists()
 
-    def _check_disk(self, family: str) -> None:
-        free, needed = shutil.disk_usage(self.repository).free, _DISK_NEEDED[family]
-        if free < needed:
+    def _check_disk(self, lock: str) -> None:
+        free_gb, needed_gb = shutil.disk_usage(self.repository).free >> 30, _DISK_NEEDED_GB[lock]
+        if free_gb < needed_gb:
             raise InstallRefused(
-                f"{free >> 30} GB of disk are free, the installation needs about {needed >> 30} GB: make room"
+                f"the installation needs about {needed_gb} GB of disk and {free_gb} GB are free: "
+                "make room"
             )
 
     def _check_unused(self) -> None:
-        """Nothing runs from the environment that is about to be emptied."""
+        """Refuses to empty an environment that a process runs from."""
         if pids := users_of(self.python):
             raise InstallRefused(
-                f"a graph runs from {self.venv} (pid {pids[0]}), which has to be made anew: stop it first"
+                f"a graph runs from {self.venv} (pid {pids[0]}), which must be created anew: "
+                "stop the graph first"
             )
 
-    def _install_torch(self, profile: str) -> None:
-        """Torch first and with its dependencies: where pip finds no CPU build, the general one needs its CUDA libraries."""
-        lock = self._lock(profile)
-        version = next(
-            line.partition("==")[2]
-            for line in self._requirements(profile)
-            if line.startswith("torch==")
-        )
-        if self._installed_version("torch").partition("+")[0] != version:
-            self._step(
-                f"installing torch {version}, the largest package",
-                self._pip("--constraint", str(lock), f"torch=={version}"),
-            )
-
-    def _installed_version(self, package: str) -> str:
-        code = f"import importlib.metadata as m\ntry: print(m.version({package!r}))\nexcept m.PackageNotFoundError: print('')"
-        return subprocess.run(
-            [self.python, "-c", code], check=False, capture_output=True, text=True
-        ).stdout.strip()
-
-    def _pip(self, *arguments: str) -> list[str]:
-        return [
-            str(self.python),
-            "-m",
-            "pip",
-            "install",
-            "-qq",
-            "--disable-pip-version-check",
-            *arguments,
-        ]
+    def _pip_install(self, *arguments: str) -> list[str]:
+        pip = [str(self.python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        return [*pip, *arguments]
 
     def _step(self, title: str, argv: list[str]) -> None:
         self._run_step(title, argv, self.repository)
@@ -194,16 +202,12 @@ class Installer:
             / f".installed-project-{_digest(json.dumps(relevant, sort_keys=True).encode())}"
         )
 
-    def _lock(self, profile: str) -> Path:
-        return self.repository / "requirements" / f"{profile}.lock"
-
-    def _requirements(self, profile: str) -> set[str]:
-        lines = self._lock(profile).read_text().splitlines()
-        return {line.strip() for line in lines if re.match(r"[A-Za-z0-9]", line)}
+    def _lock(self, lock: str) -> Path:
+        return self.repository / "ops" / "locks" / f"{lock}-{PYTHON}.lock"
 
 
 def users_of(python: Path) -> list[int]:
-    """Returns the ids of the processes that were started as `python` (its path, not what it links to), this one left out."""
+    """Returns the ids of other processes started as `python`: by this path, not by its target."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -218,10 +222,10 @@ def users_of(python: Path) -> list[int]:
 
 
 def run_step(title: str, argv: list[str], cwd: Path) -> None:
-    """Runs one long command; says that it runs, every 15 s that it still does, and how long it took.
+    """Runs one long command and reports its start, every 15 s that it still runs, and its time.
 
     Raises:
-        InstallFailed: it ended with another status than 0.
+        InstallFailed: the command ended with another status than 0.
     """
     began = time.monotonic()
     _say(f"{title} …")
@@ -238,9 +242,10 @@ def run_step(title: str, argv: list[str], cwd: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Installs one profile; returns 0, 1 (failed) or 2 (refused: a running graph needs it, or this machine lacks something).
+    """Installs one profile; returns 0, 1 (failed), 2 (refused, see `ensure`) or 130 (interrupted).
 
-    With `--packages-only` the repository itself is left out, for an image's layer that only a changed lock file rebuilds.
+    With `--packages-only` the repository itself is left out: an image has the packages in a layer
+    of their own, which is built again only when a lock changes.
     """
     packages_only = arguments[1:] == [PACKAGES_ONLY]
     if not arguments or arguments[0] not in FAMILIES or (len(arguments) > 1 and not packages_only):
@@ -252,7 +257,7 @@ def main(arguments: list[str]) -> int:
         _say(str(error))
         return 2 if isinstance(error, InstallRefused) else 1
     except KeyboardInterrupt:
-        _say("interrupted; the next run goes on from here")
+        _say("interrupted; the next run continues from here")
         return 130
     return 0
 

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from launcher.install import Installer, InstallFailed, InstallRefused, main, run_step, users_of
+from launcher.install import (
+    PYTHON,
+    Installer,
+    InstallFailed,
+    InstallRefused,
+    main,
+    run_step,
+    users_of,
+)
 
 PYPROJECT = (
     '[project]\nname = "x"\nversion = "1"\n[tool.setuptools.packages.find]\ninclude = ["a*"]\n'
@@ -16,12 +24,13 @@ PYPROJECT = (
 
 @pytest.fixture
 def repository(tmp_path) -> Path:
-    (tmp_path / "requirements").mkdir()
+    (tmp_path / "ops/locks").mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
     write(
         tmp_path,
-        cpu=["torch==2.0.0", "ray==1"],
-        dev=["torch==2.0.0", "ray==1", "pytest==8"],
+        cpu=["torch==2.0.0+cpu", "ray==1"],
+        general=["torch==2.0.0", "ray==1", "cuda==1"],
+        dev=["pytest==8"],
         gpu=["torch==2.0.0", "vllm==3"],
     )
     return tmp_path
@@ -29,13 +38,22 @@ def repository(tmp_path) -> Path:
 
 def write(repository: Path, **locks: list[str]) -> None:
     for name, lines in locks.items():
-        (repository / f"requirements/{name}.lock").write_text(
-            "# a comment\n" + "\n".join(lines) + "\n"
-        )
+        entries = [f"{line} \\\n    --hash=sha256:{'0' * 64}\n" for line in lines]
+        (repository / f"ops/locks/{name}-{PYTHON}.lock").write_text("".join(entries))
 
 
-def ensure(repository: Path, profile: str, fail: str = "", *, project: bool = True) -> list[str]:
-    """Runs one installation with commands that are recorded instead of executed; returns their titles' first words."""
+def ensure(
+    repository: Path,
+    profile: str,
+    fail: str = "",
+    *,
+    project: bool = True,
+    torch: str = "2.1.0, 2.0.0+cpu, 2.0.0",
+) -> list[str]:
+    """Runs one installation with recorded commands; returns their titles.
+
+    pip finds the versions `torch`, or no index where that is empty.
+    """
     done: list[str] = []
 
     def step(title: str, argv: list[str], cwd: Path) -> None:
@@ -44,27 +62,33 @@ def ensure(repository: Path, profile: str, fail: str = "", *, project: bool = Tr
         if fail and fail in title:
             raise InstallFailed(title)
         if argv[1:3] == ["-m", "venv"]:
-            if (repository / ".venv").exists():
-                for path in (repository / ".venv").glob(".*"):
-                    path.unlink()
-            (repository / ".venv/bin").mkdir(parents=True, exist_ok=True)
-            (repository / ".venv/bin/python").unlink(missing_ok=True)  # it may link to a real one
-            (repository / ".venv/bin/python").write_text("#!/bin/sh\n")
-            (repository / ".venv/bin/python").chmod(0o755)
-            pip = repository / ".venv/lib/python3.11/site-packages/pip"
-            pip.mkdir(parents=True, exist_ok=True)
-            (pip / "__main__.py").touch()
+            make_environment(repository, torch)
 
     Installer(repository, step).ensure(profile, project=project)
     return done
 
 
+def make_environment(repository: Path, torch: str) -> None:
+    """Makes what `python -m venv --clear` leaves; its python answers `pip index versions torch`."""
+    venv = repository / ".venv"
+    for stamp in venv.glob(".*"):
+        stamp.unlink()
+    (venv / "bin").mkdir(parents=True, exist_ok=True)
+    (venv / "bin/python").unlink(missing_ok=True)  # it may link to a real one
+    answer = f"echo 'Available versions: {torch}'" if torch else "echo no route >&2; exit 1"
+    (venv / "bin/python").write_text(f"#!/bin/sh\n{answer}\n")
+    (venv / "bin/python").chmod(0o755)
+    pip = venv / f"lib/python{PYTHON}/site-packages/pip"
+    pip.mkdir(parents=True, exist_ok=True)
+    (pip / "__main__.py").touch()
+
+
 FRESH = [
     "creating .venv",
-    "installing torch 2.0.0, the largest package",
-    "installing 2 packages from requirements/cpu.lock",
+    f"installing 2 packages from ops/locks/cpu-{PYTHON}.lock",
     "installing this repository into it",
 ]
+TOOLS = f"installing 1 packages from ops/locks/dev-{PYTHON}.lock"
 
 
 def test_a_second_start_installs_nothing(repository):
@@ -74,47 +98,80 @@ def test_a_second_start_installs_nothing(repository):
 
 def test_packages_may_be_installed_before_the_repository_is_there(repository):
     (repository / "pyproject.toml").unlink()
-    assert ensure(repository, "cpu", project=False) == FRESH[:3]
+    assert ensure(repository, "cpu", project=False) == FRESH[:2]
     assert ensure(repository, "cpu", project=False) == []
     (repository / "pyproject.toml").write_text(PYPROJECT)
-    assert ensure(repository, "cpu") == FRESH[3:]
+    assert ensure(repository, "cpu") == FRESH[2:]
 
 
-def test_dev_contains_cpu(repository):
-    ensure(repository, "dev")
+def test_dev_is_cpu_and_the_tools(repository):
+    assert ensure(repository, "dev") == [*FRESH[:2], TOOLS, FRESH[2]]
     assert ensure(repository, "cpu") == []
     assert ensure(repository, "dev") == []
 
 
-def test_dev_that_does_not_contain_cpu_does_not_count_for_it(repository):
-    write(repository, cpu=["torch==2.0.0", "ray==2"])
+def test_the_tools_join_an_environment_that_has_the_product(repository):
+    ensure(repository, "cpu")
+    assert ensure(repository, "dev") == [TOOLS]
+
+
+def test_a_changed_product_leaves_the_tools(repository):
     ensure(repository, "dev")
-    assert any("cpu.lock" in title for title in ensure(repository, "cpu"))
+    write(repository, cpu=["torch==2.0.0+cpu", "ray==2"])
+    assert ensure(repository, "dev") == FRESH[1:2]
+
+
+def test_without_a_cpu_build_of_torch_the_general_one_is_taken_and_kept(repository, capsys):
+    titles = ensure(repository, "cpu", torch="2.1.0+cpu, 2.1.0, 2.0.0")
+    assert titles == [FRESH[0], FRESH[1].replace("2", "3", 1).replace("cpu-", "general-"), FRESH[2]]
+    assert "pip finds no CPU build of torch" in capsys.readouterr().out
+    assert ensure(repository, "cpu", torch="2.0.0+cpu") == []
+
+
+def test_without_an_index_nothing_is_chosen(repository):
+    with pytest.raises(InstallFailed, match="no torch:\nno route"):
+        ensure(repository, "cpu", torch="")
+
+
+def test_a_python_without_locks_is_refused(repository):
+    for file in (repository / "ops/locks").iterdir():
+        file.unlink()
+    with pytest.raises(InstallRefused, match=rf"no lock files for Python {PYTHON}"):
+        ensure(repository, "cpu")
+
+
+def test_an_environment_of_another_python_is_made_anew(repository):
+    ensure(repository, "cpu")
+    library = repository / ".venv/lib"
+    (library / f"python{PYTHON}").rename(library / "python3.9")
+    assert ensure(repository, "cpu") == FRESH
 
 
 def test_a_changed_lock_file_is_installed_again(repository):
     ensure(repository, "cpu")
-    write(repository, cpu=["torch==2.0.0", "ray==2"])
-    assert ensure(repository, "cpu") == FRESH[1:3]
+    write(repository, cpu=["torch==2.0.0+cpu", "ray==2"])
+    assert ensure(repository, "cpu") == FRESH[1:2]
 
 
 def test_going_back_to_an_older_lock_file_installs_again(repository):
     ensure(repository, "cpu")
-    write(repository, cpu=["torch==2.0.0", "ray==2"])
+    write(repository, cpu=["torch==2.0.0+cpu", "ray==2"])
     ensure(repository, "cpu")
-    write(repository, cpu=["torch==2.0.0", "ray==1"])
-    assert ensure(repository, "cpu") == FRESH[1:3]
+    write(repository, cpu=["torch==2.0.0+cpu", "ray==1"])
+    assert ensure(repository, "cpu") == FRESH[1:2]
 
 
 def test_an_interrupted_installation_is_taken_up_again(repository):
     with pytest.raises(InstallFailed):
-        ensure(repository, "cpu", fail="cpu.lock")
+        ensure(repository, "cpu", fail="cpu-")
     assert ensure(repository, "cpu") == FRESH[1:]
 
 
 def test_an_environment_whose_making_was_interrupted_is_made_anew(repository):
     ensure(repository, "cpu")
-    (repository / ".venv/lib/python3.11/site-packages/pip/__main__.py").unlink()  # it comes last
+    (
+        repository / f".venv/lib/python{PYTHON}/site-packages/pip/__main__.py"
+    ).unlink()  # it comes last
     assert ensure(repository, "dev")[0] == "creating .venv"
 
 
@@ -128,7 +185,7 @@ def test_the_gpu_set_never_mixes_with_the_cpu_set(repository):
     ensure(repository, "cpu")
     titles = ensure(repository, "gpu")
     assert titles[0] == "creating .venv (it held the other set of packages)"
-    assert not any("torch" in title for title in titles)
+    assert titles[1].endswith(f"ops/locks/gpu-{PYTHON}.lock")
     assert ensure(repository, "gpu") == []
     assert ensure(repository, "dev")[0].startswith("creating .venv (it held")
 
@@ -138,7 +195,7 @@ def test_only_what_concerns_the_package_installs_it_again(repository):
     (repository / "pyproject.toml").write_text(PYPROJECT + "[tool.ruff]\nline-length = 1\n")
     assert ensure(repository, "cpu") == []
     (repository / "pyproject.toml").write_text(PYPROJECT.replace('"a*"', '"b*"'))
-    assert ensure(repository, "cpu") == FRESH[3:]
+    assert ensure(repository, "cpu") == FRESH[2:]
 
 
 def test_a_step_that_fails_is_told(tmp_path, capfd):
@@ -161,9 +218,7 @@ def test_one_installation_at_a_time(repository, capsys):
         first_began.set()
         waiting.wait(30)
         if argv[1:3] == ["-m", "venv"]:
-            (repository / ".venv/bin").mkdir(parents=True)
-            (repository / ".venv/bin/python").write_text("#!/bin/sh\n")
-            (repository / ".venv/bin/python").chmod(0o755)
+            make_environment(repository, "2.0.0+cpu")
 
     waiting = threading.Event()
     first = threading.Thread(target=Installer(repository, step).ensure, args=["cpu"])
@@ -172,7 +227,7 @@ def test_one_installation_at_a_time(repository, capsys):
     assert first_began.wait(30)
     second.start()
     said = ""
-    while "another installation is at work" not in said:
+    while "waiting for another installation" not in said:
         said += capsys.readouterr().out
         time.sleep(0.01)
     waiting.set()

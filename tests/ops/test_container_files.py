@@ -16,6 +16,7 @@ import yaml
 
 from configs.environment import read_environment
 from contracts.errors import ConfigurationError
+from launcher.install import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -117,7 +118,7 @@ def test_packages_come_before_the_repository_so_that_their_layer_is_kept():
         _, instructions = stages()[f"{target}-packages"]
         copied = [rest for instruction, rest in instructions if instruction == "COPY"]
         assert copied == [
-            "requirements/ requirements/",
+            "ops/locks/ ops/locks/",
             "launcher/__init__.py launcher/install.py launcher/",
         ]
         assert f"python -m launcher.install {target} --packages-only" in instructions[-1][1]
@@ -125,9 +126,9 @@ def test_packages_come_before_the_repository_so_that_their_layer_is_kept():
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_the_packages_layer_needs_nothing_but_what_is_copied(target, tmp_path):
-    for source in ("requirements", "launcher/__init__.py", "launcher/install.py"):
+    for source in ("ops/locks", "launcher/__init__.py", "launcher/install.py"):
         copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-        (tmp_path / source).parent.mkdir(exist_ok=True)
+        (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
         copy(ROOT / source, tmp_path / source)
     recorded = (
         "import sys, launcher.install as install\n"
@@ -135,6 +136,7 @@ def test_the_packages_layer_needs_nothing_but_what_is_copied(target, tmp_path):
         "    print(cwd, *argv)\n"
         "    (cwd / '.venv/bin').mkdir(parents=True, exist_ok=True)\n"
         "    (cwd / '.venv/bin/python').exists() or (cwd / '.venv/bin/python').symlink_to(sys.executable)\n"
+        "install.Installer._engine_lock = lambda self: 'cpu'\n"
         "install.Installer(step=step).ensure(sys.argv[1], project=False)\n"
     )
     done = subprocess.run(
@@ -149,7 +151,7 @@ def test_the_packages_layer_needs_nothing_but_what_is_copied(target, tmp_path):
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"{tmp_path} {tmp_path}/.venv/bin/python -m pip install")
-    assert last.endswith(f"--requirement {tmp_path}/requirements/{target}.lock")
+    assert last.endswith(f"--requirement {tmp_path}/ops/locks/{target}-{PYTHON}.lock")
 
 
 def test_the_context_has_every_package_and_nothing_private():
