@@ -1,1 +1,1 @@
-"""The Python executor: each call of a registered function in a child process of its own, inside a sandbox."""
+"""The Python executor: each call of a registered function runs in a sandboxed child process."""

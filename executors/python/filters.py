@@ -24,60 +24,70 @@ LOW_HALF = 0xFFFFFFFF  # the kernel reads an `int` from the lower half of the re
 # Memory, time, waiting, and the process's own identity and limits.
 PROCESS = (
     "brk munmap mremap mprotect madvise msync membarrier exit exit_group restart_syscall futex "
-    "futex_waitv set_robust_list set_tid_address rseq rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending "
-    "rt_sigsuspend rt_sigtimedwait sigaltstack alarm pause setitimer getitimer nanosleep clock_nanosleep "
-    "clock_gettime clock_getres gettimeofday time times getrusage getrlimit setrlimit sysinfo uname getrandom "
-    "getcpu getpid gettid getppid getpgrp getpgid getsid getuid geteuid getgid getegid getresuid getresgid "
-    "getgroups getpriority sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max "
+    "futex_waitv set_robust_list set_tid_address rseq rt_sigaction rt_sigprocmask rt_sigreturn "
+    "rt_sigpending rt_sigsuspend rt_sigtimedwait sigaltstack alarm pause setitimer getitimer "
+    "nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times getrusage "
+    "getrlimit setrlimit sysinfo uname getrandom getcpu getpid gettid getppid getpgrp getpgid "
+    "getsid getuid geteuid getgid getegid getresuid getresgid getgroups getpriority sched_yield "
+    "sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max "
     "sched_get_priority_min"
 ).split()
 # Descriptors, pipes and reading files. Landlock or the mount namespace decides which files.
 DESCRIPTORS = (
-    "read pread64 readv preadv preadv2 write pwrite64 writev pwritev pwritev2 lseek close dup dup2 dup3 "
-    "pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait "
-    "epoll_pwait2 eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime fstat stat lstat newfstatat "
-    "statx statfs fstatfs access faccessat faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir "
-    "umask fsync fdatasync ftruncate fadvise64 copy_file_range getxattr lgetxattr fgetxattr listxattr "
-    "llistxattr flistxattr"
+    "read pread64 readv preadv preadv2 write pwrite64 writev pwritev pwritev2 lseek close dup "
+    "dup2 dup3 pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl "
+    "epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2 timerfd_create timerfd_settime "
+    "timerfd_gettime fstat stat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 "
+    "readlink readlinkat getdents getdents64 getcwd chdir fchdir umask fsync fdatasync ftruncate "
+    "fadvise64 copy_file_range getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr"
 ).split()
-FILES = "creat truncate unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir link linkat symlink symlinkat".split()
-METADATA = "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes utimensat futimesat".split()
+FILES = (
+    "creat truncate unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir link linkat "
+    "symlink symlinkat"
+).split()
+METADATA = (
+    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes utimensat futimesat"
+).split()
 NETWORK = (
-    "bind listen accept accept4 connect sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg shutdown getsockname getpeername getsockopt"
+    "bind listen accept accept4 connect sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg "
+    "shutdown getsockname getpeername getsockopt"
 ).split()
-# For the connected socket pair by which asyncio wakes its loop. Nothing can be sent to an address.
+# For the socket pair that wakes asyncio's loop. Nothing can be sent to an address.
 PAIR = "recvfrom shutdown getsockname getpeername".split()
 # Refused with EPERM instead of ENOSYS: a tool's author reads "Operation not permitted".
 NAMED = "fork vfork execve execveat kill tkill tgkill socket setxattr lsetxattr fsetxattr".split()
-# The other commands can signal other processes (F_SETOWN, F_SETSIG, F_NOTIFY), delay whoever opens a file (leases) or
-# enlarge the kernel's buffers.
+# The other commands can signal other processes (F_SETOWN, F_SETSIG, F_NOTIFY), delay whoever opens
+# a file (leases) or enlarge the kernel's buffers.
 FCNTL = (
-    fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_SETFL, fcntl.F_GETLK,
-    fcntl.F_GETPIPE_SZ,
+    fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL,
+    fcntl.F_SETFL, fcntl.F_GETLK, fcntl.F_GETPIPE_SZ,
 )  # fmt: skip
-# Locks are granted without being taken. The tool's process shares its scratch files with nobody, so it loses nothing; a
-# real lock on a file of its package would block other processes, and the kernel does not bound the number of locks.
+# Locks are granted without being taken. No other process uses the scratch files; a real lock on a
+# file of its package would block other processes, and the kernel does not bound the number of
+# locks.
 LOCKS = (fcntl.F_SETLK, fcntl.F_SETLKW)
 # TCGETS and TIOCGWINSZ (is it a terminal?), FIONREAD, FIONBIO, FIONCLEX, FIOCLEX.
 IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA (the allocator names its areas).
 PRCTL = (15, 16, 0x53564D41)
-# CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID, CHILD_CLEARTID: what a thread library asks for.
-# All of these flags are required: a thread with its own descriptor table could hide files.
+# CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID, CHILD_CLEARTID: what a
+# thread library asks for. All of these flags are required: a thread with its own descriptor table
+# could hide files.
 THREAD = 0x3D0F00
 CLONE_DETACHED = 0x400000  # without effect; musl sets it
 CLOSE_RANGE_CLOEXEC = 4  # CLOSE_RANGE_UNSHARE would give the thread its own descriptor table
 AF_UNIX, AF_INET, AF_INET6, STREAM, DATAGRAM, KIND = 1, 2, 10, 1, 2, 0xF
 TCP, UDP = 6, 17
-# By level. Options are left out that enlarge buffers (SO_SNDBUF, SO_RCVBUF, SO_RCVLOWAT), share another process's port
-# (SO_REUSEPORT), load programs or change protocols.
+# By level. Not in the list: options that enlarge buffers (SO_SNDBUF, SO_RCVBUF, SO_RCVLOWAT), share
+# another process's port (SO_REUSEPORT), load programs or change protocols.
 SOCKET_OPTIONS = {
     socket.SOL_SOCKET: (
-        socket.SO_REUSEADDR, socket.SO_KEEPALIVE, socket.SO_BROADCAST, socket.SO_LINGER, socket.SO_RCVTIMEO,
-        socket.SO_SNDTIMEO,
+        socket.SO_REUSEADDR, socket.SO_KEEPALIVE, socket.SO_BROADCAST, socket.SO_LINGER,
+        socket.SO_RCVTIMEO, socket.SO_SNDTIMEO,
     ),
     socket.IPPROTO_TCP: (
-        socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT,
+        socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT,
+        socket.TCP_USER_TIMEOUT,
     ),
     socket.IPPROTO_IP: (11,),  # IP_RECVERR: glibc's resolver sets it
     socket.IPPROTO_IPV6: (socket.IPV6_V6ONLY, 25),  # IPV6_RECVERR: the same
@@ -107,8 +117,8 @@ class _Comparison(ctypes.Structure):
 def compiled(*, network: bool, threads: bool, metadata: bool, files: bool) -> bytes:
     """Returns the program in classic BPF for this machine's architecture.
 
-    `network` grants IPv4 and IPv6 sockets, `threads` grants threads, `metadata` changes of modes and times, `files`
-    opening files for writing and changing folders. Raises FilterUnavailable.
+    `network` grants IPv4 and IPv6 sockets, `threads` grants threads, `metadata` changes of modes
+    and times, `files` opening files for writing and changing folders. Raises FilterUnavailable.
     """
     rules = _Rules()
     try:
@@ -142,7 +152,7 @@ def _descriptors(rules: _Rules) -> None:
 
 
 def _memory(rules: _Rules, *, files: bool) -> None:
-    """Refuses anonymous shared mappings: their memory stays allocated, uncounted, while one page of them is mapped."""
+    """Refuses anonymous shared mappings: while one page is mapped, all stays allocated, uncounted."""
     rules.when("mmap", (3, MAP_TYPE | MAP_HUGETLB, MAP_PRIVATE))
     if files:
         rules.when("mmap", (3, MAP_TYPE | MAP_ANONYMOUS | MAP_HUGETLB, MAP_SHARED))
@@ -175,7 +185,7 @@ def _sockets(rules: _Rules, *, network: bool) -> None:
 
 
 class _Rules:
-    """A filter being built by libseccomp. Calls unknown to this architecture or library are left out."""
+    """Builds a filter with libseccomp; skips calls unknown to this architecture or library."""
 
     def __init__(self) -> None:
         try:
@@ -203,7 +213,7 @@ class _Rules:
             self._add(REFUSE | error, name)
 
     def when(self, name: str, *conditions: Condition, error: int | None = None) -> None:
-        """Allows the call, or answers it with `error`, where each condition holds: (argument & mask) == value."""
+        """Allows the call, or answers `error`, if for each condition (argument & mask) == value."""
         self._add(ALLOW if error is None else REFUSE | error, name, *conditions)
 
     def export(self) -> bytes:

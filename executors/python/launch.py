@@ -1,4 +1,4 @@
-"""How a child is started in each tier: its command, its working directory and what it is told about its sandbox."""
+"""How a child is started in each tier: its command, working directory and sandbox parameters."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ CHILD = (str(ROOT / "executors" / "__init__.py"), str(Path(__file__).resolve().p
 BUBBLEWRAP = "bwrap"
 SCRATCH_IN_BUBBLEWRAP = "/scratch"
 
-# Isolated mode without site-packages; the repository is importable only until the child's own modules are.
-_START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from executors.python.child.main import main; del sys.path[0]; main()"
+# Isolated mode without site-packages; the repository is importable only for the child's modules.
+_START = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from executors.python.child.main import main; del sys.path[0]; main()"
+)
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
 _SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom")
 _NETWORK_FILES = (
-    "/etc/resolv.conf", "/run/systemd/resolve", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/host.conf", "/etc/gai.conf",
-    "/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates",
+    "/etc/resolv.conf", "/run/systemd/resolve", "/etc/hosts", "/etc/nsswitch.conf",
+    "/etc/services", "/etc/host.conf", "/etc/gai.conf", "/etc/ssl", "/etc/pki",
+    "/etc/ca-certificates", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ChildLimits:
-    """Bounds of one child: CPU seconds, bytes of address space and of scratch, open files, and whether it may start threads."""
+    """Bounds of one child. `memory_bytes` is its address space; `threads`: it may start threads."""
 
     cpu_s: int
     memory_bytes: int
@@ -43,7 +47,7 @@ class ChildLimits:
 
 @dataclass(frozen=True)
 class Launch:
-    """What `ChildProcess` starts. `{call}` and `{result}` in the command stand for the descriptors."""
+    """What `ChildProcess` starts. `{call}` and `{result}` in the command are descriptors."""
 
     command: Sequence[str]
     directory: str
@@ -68,9 +72,9 @@ def plan(
     network: bool,
     scratch: str,
 ) -> Launch:
-    """Returns how to start a child in `tier`. `scratch` is the call's own folder; in bubblewrap it is one in memory instead.
+    """Returns how to start a child in `tier`. Raises FilterUnavailable.
 
-    Raises FilterUnavailable.
+    `scratch` is the call's own folder; bubblewrap uses one in memory instead.
     """
     readable = [*_python_paths(), *CHILD, *packages]
     readable += _NETWORK_FILES if network else ()
@@ -89,7 +93,7 @@ def plan(
     ]
     sandbox = {
         "tier": tier,
-        # In a PID namespace the parent is not visible; there bubblewrap watches over it.
+        # A PID namespace hides the parent; there bubblewrap ends the child.
         "parent": None if tier == "bubblewrap" else os.getpid(),
         "limits": {
             "cpu_s": limits.cpu_s,
@@ -127,9 +131,11 @@ def _python_paths() -> list[str]:
 
 def _bubblewrap_command(readable: Iterable[str], *, network: bool) -> list[str]:
     command = [
-        bubblewrap() or BUBBLEWRAP, "--unshare-all", *(["--share-net"] if network else []), "--die-with-parent", "--new-session",
+        bubblewrap() or BUBBLEWRAP, "--unshare-all", *(["--share-net"] if network else []),
+        "--die-with-parent", "--new-session",
         "--uid", "65534", "--gid", "65534", "--hostname", "tool",
-        "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN",  # in its own namespace, until the child has mounted its scratch
+        # In its own namespace, until the child has mounted its scratch folder.
+        "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN",
     ]  # fmt: skip
     for path in (*_SYSTEM_LIBRARIES, *_SYSTEM_FILES[:3], interpreter(), *dict.fromkeys(readable)):
         command += ["--ro-bind-try", path, path]

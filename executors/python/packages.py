@@ -47,7 +47,7 @@ class Packages:
         return list(self._paths.values())
 
     def compile(self) -> None:
-        """Compiles the packages and the child's modules where it may, so that no call pays for it."""
+        """Compiles the packages and the child's modules where it may, so that no call has to."""
         for path in (*self._paths.values(), str(Path(__file__).parent / "child")):
             compileall.compile_dir(path, quiet=2)
 

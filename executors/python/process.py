@@ -1,4 +1,4 @@
-"""One child process from start to the certainty that nothing of it is left."""
+"""One child process, from its start until nothing of it is left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ READ_BYTES = 1 << 16
 MAX_OUTPUT_BYTES = 1 << 20
 SCRATCH_CHECK_S = 0.1
 REAP_S = 5.0
-# Each thread's own arena would take 64 MiB of the address space that is bounded. The child clears it for the tool.
+# One arena: each thread's own would take 64 MiB of the bounded address space. The child clears this
+# variable.
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 
@@ -39,14 +40,14 @@ class ScratchFull(Exception):
 
 @dataclass(frozen=True)
 class Frame:
-    """What the child wrote: a tag and a body. Both are the tool's word, nothing more."""
+    """What the child wrote: a tag and a body. Both come from the tool and are not trusted."""
 
     tag: bytes
     body: bytes
 
 
 class ChildDied(Exception):
-    """The child ended without a whole frame; `signal` is what ended it, if a signal did."""
+    """The child ended without a whole frame; `signal` is the signal that ended it, or None."""
 
     def __init__(self, returncode: int | None) -> None:
         super().__init__(returncode)
@@ -57,8 +58,8 @@ class ChildDied(Exception):
 class ChildProcess:
     """Starts a child, collects its frame, and leaves nothing behind.
 
-    Starting raises OSError or CallUnsendable. It must be done on a thread that lives as long as the call, because the
-    kernel ends the child with that thread.
+    The constructor starts it; it raises OSError or CallUnsendable. The starting thread must live as
+    long as the call, because the kernel ends the child with that thread.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class ChildProcess:
         raise ChildDied(self._process.returncode)
 
     async def end(self) -> None:
-        """Kills the child with all its descendants, waits until they are gone and releases what was held."""
+        """Kills the child and its descendants, waits until they are gone and releases resources."""
         self._kill()
         try:
             await self._reap()
@@ -120,7 +121,7 @@ class ChildProcess:
                 file.write(encoded)
             os.lseek(source, 0, os.SEEK_SET)
             words = {"{call}": str(source), "{result}": str(sink)}
-            process = subprocess.Popen(  # noqa: S603  # our own interpreter or bubblewrap
+            process = subprocess.Popen(  # noqa: S603  # our interpreter or bubblewrap
                 [words.get(word, word) for word in self._launch.command],
                 cwd=self._launch.directory,
                 env=ENVIRONMENT,
@@ -189,7 +190,7 @@ class ChildProcess:
                 raise ScratchFull
 
     def _kill(self) -> None:
-        """The child leads a session of its own. It is not reaped before, so its number belongs to nobody else."""
+        """Kills the child's session. The child is not reaped yet, so its number is still its own."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -213,7 +214,7 @@ class ChildProcess:
             if not future.done():
                 future.cancel()
             elif not future.cancelled():
-                future.exception()  # seen, so that nothing is said about it
+                future.exception()  # retrieved, so that asyncio does not report it
 
 
 def _encoded(call: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""The scratch folder of one call, and how much is stored in it."""
+"""The scratch folder of one call, and the bytes stored in it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ def make_scratch() -> str:
 
 
 def stored(folder: str, pid: int) -> int:
-    """Returns the bytes on disk of the files in a flat folder, including unlinked ones that process `pid` holds open.
+    """Returns the bytes on disk of the files in a flat folder.
 
-    Returns TOO_MUCH for more than MAX_FILES files, and for an unlinked file that is only mapped, whose size cannot be
-    read. A second look confirms the latter: the file may have been closed during the first. Raises PermissionError
-    if this process may not inspect `pid`.
+    Unlinked files that process `pid` holds open count. Returns TOO_MUCH for more than MAX_FILES
+    files, and for an unlinked file that is only mapped, whose size cannot be read; a second scan
+    confirms that, since the file may have been closed during the first. Raises PermissionError if
+    this process may not inspect `pid`.
     """
-    sizes, mapped = _look(folder, pid)
+    sizes, mapped = _scan(folder, pid)
     unmeasured = mapped - sizes.keys()
     if unmeasured:
-        sizes, mapped = _look(folder, pid)
+        sizes, mapped = _scan(folder, pid)
         unmeasured &= mapped - sizes.keys()
     return TOO_MUCH if unmeasured or len(sizes) > MAX_FILES else sum(sizes.values())
 
 
-def _look(folder: str, pid: int) -> tuple[dict[int, int], set[int]]:
-    """Returns the sizes of named and of open unlinked files by inode, and the inodes of mapped unlinked files."""
+def _scan(folder: str, pid: int) -> tuple[dict[int, int], set[int]]:
+    """Returns sizes of named and of open unlinked files by inode, and inodes of mapped unlinked ones."""
     sizes: dict[int, int] = {}
     mapped: set[int] = set()
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -46,13 +47,13 @@ def _look(folder: str, pid: int) -> tuple[dict[int, int], set[int]]:
                 if len(sizes) > MAX_FILES:
                     return sizes, mapped
         for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
-            if _look_into(f"/proc/{pid}/task/{thread}", folder, sizes, mapped):
+            if _scan_thread(f"/proc/{pid}/task/{thread}", folder, sizes, mapped):
                 break  # all threads share one memory and, enforced by the filter, one descriptor table
     return sizes, mapped
 
 
-def _look_into(thread: str, folder: str, sizes: dict[int, int], mapped: set[int]) -> bool:
-    """Adds the unlinked files that a thread holds. Returns False if it ended before all of them could be read."""
+def _scan_thread(thread: str, folder: str, sizes: dict[int, int], mapped: set[int]) -> bool:
+    """Adds the unlinked files that a thread holds. Returns False if it ended before the scan did."""
     try:
         for descriptor in os.listdir(f"{thread}/fd"):  # noqa: PTH208
             _measure(f"{thread}/fd/{descriptor}", sizes, within=folder)
@@ -72,14 +73,18 @@ def _look_into(thread: str, folder: str, sizes: dict[int, int], mapped: set[int]
 
 
 def _has_memory(thread: str) -> bool:
-    """An ending thread releases its memory before its descriptors: while it has memory, /proc shows both."""
+    """A thread that ends releases its memory first: while it has memory, /proc shows its files."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return not Path(f"{thread}/statm").read_text().startswith("0 ")
     return False
 
 
 def _measure(path: str, sizes: dict[int, int], within: str | None = None) -> None:
-    """Adds a file's size. With `within`, `path` is a descriptor in /proc and counts if its file was unlinked from there."""
+    """Adds a file's size.
+
+    With `within`, `path` is a descriptor in /proc, and counts if its file was unlinked from that
+    folder.
+    """
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         if within is not None:
             name = os.readlink(path)  # noqa: PTH115
@@ -97,7 +102,7 @@ def remove_scratch(folder: str) -> None:
 
 
 def sweep_scratch() -> None:
-    """Removes what processes that were killed could not."""
+    """Removes the folders of processes that were killed."""
     for folder in Path(tempfile.gettempdir()).glob("daarion-tool-*"):
         match = _NAME.fullmatch(folder.name)
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Which isolation tiers this host really offers: each is tried with an attack before it is used."""
+"""Which isolation tiers this host offers: each is attacked by a self-test before it is used."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ PROBE_TIMEOUT_S = 10.0
 PROBE_LIMITS = ChildLimits(cpu_s=5, memory_bytes=512 << 20, scratch_bytes=1 << 20, open_files=64)
 _BY_PROCESS_TIER = frozenset(
     {
-        "processes", "threads", "own_tables", "programs", "sockets", "local_sockets", "datagram_pairs", "signals", "owners",
-        "owner_signals", "leases", "writing", "modes", "nameless_files", "hidden_files", "preallocation", "shared_memory", "memory_files",
+        "processes", "threads", "own_tables", "programs", "sockets", "local_sockets",
+        "datagram_pairs", "signals", "owners", "owner_signals", "leases", "writing", "modes",
+        "nameless_files", "hidden_files", "preallocation", "shared_memory", "memory_files",
         "pipe_sizes", "socket_buffers", "interfaces",
     }
 )  # fmt: skip
 _BY_HIDING = frozenset({"reading", "listing", "neighbours"})
-# Each grant has its own filter, so the self-test runs with each: grant, functions, attempts that need not be refused.
+# Each grant has its own filter, so each is tested: grant, functions, attempts that may succeed.
 _TRIALS: tuple[tuple[str, tuple[str, ...], frozenset[str]], ...] = (
     ("nothing", ("probe", "hide"), frozenset()),
     ("threads", ("probe",), frozenset({"threads", "hidden_files"})),
@@ -41,13 +42,13 @@ MUST_REFUSE: dict[IsolationTier, frozenset[str]] = {
 
 @dataclass(frozen=True)
 class HostTiers:
-    """What was found: the tiers from the weakest to the strongest, and for each other one why not."""
+    """The tiers that this host offers, weakest first, and why it lacks the others."""
 
     available: tuple[IsolationTier, ...]
     refusals: dict[IsolationTier, str] = field(default_factory=dict)
 
     def choose(self, weakest: Isolation, floor: IsolationTier = "process") -> IsolationTier | None:
-        """Returns the strongest tier that is at least `weakest` and at least `floor`, or None."""
+        """Returns the strongest tier, if it is at least `weakest` and `floor`; else None."""
         enough = ISOLATION_TIERS[ISOLATION_TIERS.index(at_least(weakest, floor)) :]
         return next((tier for tier in reversed(enough) if tier in self.available), None)
 
@@ -84,14 +85,14 @@ async def _refusal(tier: IsolationTier) -> str | None:
                 if isinstance(found, str):
                     return found
                 refused |= found
-            # In its own mount namespace the child may write a file of that name; it must not appear on the host.
+            # In its own mount namespace the child may write that file; the host must not see it.
             refused |= {"writing"} if not neighbour.exists() else set()
             let_through |= MUST_REFUSE[tier] - refused
     return f"the self-test got through: {', '.join(sorted(let_through))}" if let_through else None
 
 
 def _lay_out(folder: str) -> tuple[Path, str]:
-    """Makes a private file and the folder that the tool may use. Returns their real paths, as /proc shows them."""
+    """Creates a private file and the tool's folder. Returns their real paths, as in /proc."""
     outside, scratch = (Path(folder).resolve() / name for name in ("outside", "scratch"))
     for directory in (outside, scratch):
         directory.mkdir(mode=0o700)
@@ -125,7 +126,7 @@ async def _attempts(
     except ScratchFull:
         return {"hidden_files"}
     except PermissionError:
-        return "the runner may not look into the sandbox's process for hidden files"
+        return "the runner may not inspect the sandbox's process for hidden files"
     except (ChildDied, OutputFlood, TimeoutError):
         return "the sandbox does not start on this host"
     finally:

@@ -1,4 +1,4 @@
-"""The few Linux calls that Python's library lacks, and the limits that a process takes upon itself."""
+"""The few Linux calls that Python's library lacks, and the limits that a process sets itself."""
 
 from __future__ import annotations
 
@@ -46,17 +46,18 @@ def prctl(option: int, value: int) -> None:
 
 
 def die_with_parent(parent: int | None) -> None:
-    """Has the kernel kill this process when its parent dies; `parent` is the process that must still be there."""
+    """Has the kernel kill this process when its parent dies. Ends at once if `parent` is gone."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
 
 
 def mount_scratch(folder: str, size: int, files: int) -> None:
-    """Mounts a tmpfs of `size` bytes and `files` files, makes it the working directory and hides /proc. Raises OSError.
+    """Mounts a tmpfs of `size` bytes and `files` files as the working directory, and hides /proc.
 
-    /proc would give access to the memory of the namespace's first process, which has no filter. The process needs its
-    own user namespace and the capability to mount there, which `drop_privileges` gives up.
+    /proc would give access to the memory of the namespace's first process, which has no filter. The
+    process needs its own user namespace and the capability to mount there, which `drop_privileges`
+    gives up. Raises OSError.
     """
     _checked(_libc.unshare(_CLONE_NEWNS))
     _mount(None, "/", _ALL_BELOW | _PRIVATE, "")  # mounts below do not reach the parent's namespace
@@ -71,7 +72,10 @@ def _mount(kind: str | None, place: str, flags: int, options: str) -> None:
 
 
 def filter_calls(program: bytes) -> None:
-    """Loads a seccomp program into this process, for good. `no_new_privs` must be set. Raises OSError."""
+    """Loads a seccomp program into this process, irrevocably. Raises OSError.
+
+    `no_new_privs` must be set.
+    """
     code = ctypes.create_string_buffer(program)
     header = struct.pack("HxxxxxxP", len(program) // _INSTRUCTION_BYTES, ctypes.addressof(code))
     number = SECCOMP[os.uname().machine]
@@ -88,24 +92,24 @@ def drop_privileges(*, visible: bool) -> None:
     for capability in range(_LAST_CAPABILITY + 1):
         try:
             prctl(PR_CAPBSET_DROP, capability)
-        except OSError:  # an ordinary user may not, and needs not; or past the last one
+        except OSError:  # not allowed to ordinary users, who have none; or past the last one
             break
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     call(CAPSET[os.uname().machine], ctypes.c_char_p(header), ctypes.c_char_p(bytes(24)))
 
 
-def _volunteer() -> None:
-    """If the machine runs out of memory, this process goes first. Without `/proc` it takes its chance."""
+def _prefer_for_killing() -> None:
+    """Makes this process the first to be killed when the machine runs out of memory, if it can."""
     try:
-        with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123  # pathlib costs more than the whole set-up
+        with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123  # pathlib is slow to import
             score.write("1000")
     except OSError:
         return
 
 
 def limit(limits: dict[str, int]) -> None:
-    """Takes the limits upon this process: `cpu_s`, `memory_bytes`, `file_bytes`, `open_files`."""
-    _volunteer()
+    """Limits this process: `cpu_s`, `memory_bytes`, `file_bytes`, `open_files`."""
+    _prefer_for_killing()
     bounds = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,

@@ -22,7 +22,7 @@ EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_FILE, MAKE_REG, TRUNCATE, IOCTL
 _FS_RIGHTS = {3: 15, 4: 15, 5: 16}
 _OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 READ = READ_FILE | READ_DIR
-# A flat folder: no folders, links, sockets or devices, so that its size is read at a glance and it can always be removed.
+# A flat folder, without folders, links, sockets and devices: easy to measure and to remove.
 SCRATCH = READ | WRITE_FILE | REMOVE_FILE | MAKE_REG | TRUNCATE
 SCOPED_ABSTRACT_SOCKETS_AND_SIGNALS = 3
 
@@ -36,9 +36,10 @@ def version() -> int:
 
 
 def confine(readable: list[str], writable: list[str], scratch: str | None) -> None:
-    """Allows reading below `readable`, writing to the files `writable` and a flat folder `scratch`; nothing else.
+    """Allows reading below `readable`, writing to the files `writable` and the folder `scratch`.
 
-    Paths that do not exist are skipped. `no_new_privs` must be set. Raises OSError.
+    Nothing else is allowed. Paths that do not exist are skipped. `no_new_privs` must be set. Raises
+    OSError.
     """
     abi = version()
     if abi < MINIMUM_ABI:

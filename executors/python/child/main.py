@@ -1,6 +1,7 @@
-"""The child's life: read the call, give up every right, run the function, write one frame, end.
+"""The child: reads the call, gives up its rights, runs the function, writes one frame and ends.
 
-A frame is a length (4 bytes, big-endian), a tag and a body: `R` with the result as JSON, `F` with `{"kind", "error"}`.
+A frame is a length (4 bytes, big-endian), a tag and a body: `R` with the result as JSON, `F` with
+`{"kind", "error"}`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> None:
 
 
 def confine(sandbox: dict[str, Any]) -> None:
-    """Gives up rights in the order in which each still allows the next. Raises OSError."""
+    """Gives up rights, each step as long as it is still allowed. Raises OSError."""
     kernel.die_with_parent(sandbox["parent"])
     kernel.limit(sandbox["limits"])
     tier = sandbox["tier"]
@@ -103,7 +104,7 @@ def _function(call: dict[str, Any]) -> Any:
 
 
 class _Package:
-    """Finds one package in its own folder, without making its neighbours importable."""
+    """Finds one package in its folder, without making the folder's neighbours importable."""
 
     def __init__(self, name: str, path: str) -> None:
         self._name = name
@@ -124,8 +125,8 @@ class _Package:
 def _pair_by_internet() -> None:
     """Replaces `socket.socketpair`, which asyncio needs, by a pair of internet sockets.
 
-    The filter refuses pairs of Unix sockets where a network is granted: `sendmsg`, allowed then, could pass descriptors
-    through them and hide files.
+    The filter refuses pairs of Unix sockets where a network is granted: `sendmsg`, allowed then,
+    could pass descriptors through them and hide files.
     """
     import socket  # noqa: PLC0415
 
@@ -153,7 +154,7 @@ def _encoded(result: Any, limit: int) -> bytes:
         raise Failed("upstream", "the tool ran out of the memory it may use") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise Failed(
-            "invalid_result", f"the tool's result is no JSON value: {error}"[:MAX_ERROR_CHARS]
+            "invalid_result", f"the tool's result is not a JSON value: {error}"[:MAX_ERROR_CHARS]
         ) from None
     if len(body) > limit:
         raise Failed("too_large", f"the tool's result is over its limit of {limit} bytes")

@@ -1,4 +1,4 @@
-"""What a tier must withstand on this very host before it is offered. Runs inside the sandbox like a tool."""
+"""The attacks that a tier must withstand on this host. Runs inside the sandbox like a tool."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ HIDDEN_FILES, HIDDEN_BYTES, HIDDEN_S = 3, 1 << 20, 8
 SET_SIGNAL = 10
 SET_PIPE_SIZE = 1031
 CLOSE_RANGE, UNSHARE = 436, 2  # the same number on every architecture
-# Calls with the same number on every architecture: pidfd_send_signal, io_uring_setup, open_tree, fsopen, pidfd_open,
-# clone3, openat2, pidfd_getfd, process_madvise, memfd_secret.
+# Calls with the same number on every architecture: pidfd_send_signal, io_uring_setup, open_tree,
+# fsopen, pidfd_open, clone3, openat2, pidfd_getfd, process_madvise, memfd_secret.
 NUMBERS = (424, 425, 428, 430, 434, 435, 437, 438, 440, 447)
 # Calls with a wrapper in the C library.
 NAMES = (
-    "inotify_init1", "mount", "msgget", "personality", "process_vm_readv", "ptrace", "semget", "setns", "shmget", "splice", "tee",
-    "unshare", "vmsplice",
+    "inotify_init1", "mount", "msgget", "personality", "process_vm_readv", "ptrace", "semget",
+    "setns", "shmget", "splice", "tee", "unshare", "vmsplice",
 )  # fmt: skip
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def probe(args: dict[str, Any], _context: dict[str, Any]) -> dict[str, bool]:
-    """Tries what must fail. `canary` is a file outside the sandbox, `neighbour` a path beside it.
+    """Returns for each attempt whether it was refused.
 
-    Returns for each attempt whether it was refused.
+    `canary` is a file outside the sandbox, `neighbour` a path beside it.
     """
     canary, neighbour = args["canary"], args["neighbour"]
     pipe = os.pipe()[0]
@@ -69,7 +69,7 @@ def probe(args: dict[str, Any], _context: dict[str, Any]) -> dict[str, bool]:
 
 
 def hide(_args: dict[str, Any], _context: dict[str, Any]) -> dict[str, bool]:
-    """Stores more than the scratch folder may hold in unlinked files, and waits for the runner to kill this process."""
+    """Stores more than the scratch folder may hold, in unlinked files, and waits to be killed."""
     try:
         for number in range(HIDDEN_FILES):
             descriptor = os.open(f"hidden-{number}", os.O_RDWR | os.O_CREAT)
