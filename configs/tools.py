@@ -46,10 +46,11 @@ EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-
 
 
 class SecretSettings(BaseModel):
-    """Where a secret's value is (a variable of the environment), the tools that may name it, and where it may be sent.
+    """A secret: the environment variable of its value, the tools that may use it, its destinations.
 
-    `hosts` are names or addresses, `*.example.com` for subdomains, or `ingress` for this graph itself; Python tools need none.
-    A secret goes over https alone (or to the ingress) unless `insecure` is true. A source's tools are named as `<source>.*`.
+    `hosts` are names or addresses, `*.example.com` for subdomains, or `ingress` for this graph
+    itself; Python tools need none. A secret is sent over https only (or to the ingress) unless
+    `insecure` is true. `<source>.*` names a source's tools.
     """
 
     model_config = _STRICT
@@ -62,19 +63,28 @@ class SecretSettings(BaseModel):
     @model_validator(mode="after")
     def _own_secrets_stay(self) -> SecretSettings:
         if self.env in OWN_SECRETS and set(self.hosts) - {INGRESS}:
-            msg = f"hosts: {self.env} opens this graph and is sent to `{INGRESS}` alone; give other services secrets of their own"
+            msg = (
+                f"hosts: {self.env} opens this graph and is sent to `{INGRESS}` alone; "
+                "give other services secrets of their own"
+            )
             raise ValueError(msg)
         return self
 
     def problem(self, tool_id: str, url: str | None, ingress: str) -> str | None:
-        """Returns why this secret may not be used by the tool or sent to `url` (None: a child process), or None."""
+        """Returns why the tool may not use this secret or send it to `url`, or None.
+
+        `url` is None for a child process.
+        """
         if not any(matches(pattern, tool_id) for pattern in self.tools):
             return "is not for this tool"
         own = self.env in OWN_SECRETS
         if url is not None and (own or INGRESS in self.hosts) and same_origin(url, ingress):
             return None
         if own:
-            return "opens this graph and is sent to its own ingress alone: give the service a secret of its own"
+            return (
+                "opens this graph and is sent to its own ingress alone: "
+                "give the service a secret of its own"
+            )
         if url is None:
             return None
         parts = urlsplit(url)
@@ -92,8 +102,9 @@ class SecretSettings(BaseModel):
 class SourceSettings(BaseModel):
     """An outside MCP server whose tools join the registry as `<source>.<tool>`.
 
-    Its answers are data: what its tools do is declared here, by `effect` (for all) and `effects` (by the server's own tool
-    name), not taken from its annotations. `tools` picks the tools by pattern. Everything else is as for a tool.
+    Its answers are data: the effects of its tools are declared here, by `effect` (all tools) and
+    `effects` (by the server's own tool name), not taken from its annotations. `tools` selects the
+    tools by pattern. The other fields are as for a tool.
     """
 
     model_config = _STRICT
@@ -111,7 +122,7 @@ class SourceSettings(BaseModel):
 
 
 class LedgerSettings(BaseModel):
-    """How long results can be replayed and read, and calls are kept for the audit."""
+    """How long results are kept for replays and reading, and calls for the audit."""
 
     model_config = _STRICT
 
@@ -120,7 +131,7 @@ class LedgerSettings(BaseModel):
 
 
 class NatsSettings(BaseModel):
-    """Calls over NATS. `max_in_flight` bounds the calls in work per replica, `max_waiting` those that wait in the stream."""
+    """Calls over NATS: `max_in_flight` run per replica, `max_waiting` wait in the stream."""
 
     model_config = _STRICT
 
@@ -133,9 +144,10 @@ class NatsSettings(BaseModel):
 class ToolsSettings(BaseModel):
     """`tools.yaml`.
 
-    `bases` are beginnings of targets, named `{base}` in them; `ingress` at a base's beginning stands for this graph's own address.
-    `egress` is the ceiling for all HTTP and MCP tools: where it is set, no tool's own rules reach beyond it.
-    `isolation_floor` is the weakest tier that any Python tool runs in: a host that offers none from it up refuses them.
+    `bases` are prefixes of targets, which name them `{base}`; a base that begins with `ingress` is
+    at this graph's own address. `egress` is the ceiling for all HTTP and MCP tools, which no tool's
+    own rules widen. `isolation_floor` is the weakest tier that any Python tool runs in; a host
+    without it or a stronger one refuses Python tools.
     """
 
     model_config = _STRICT
@@ -173,7 +185,8 @@ class ToolsSettings(BaseModel):
             seen.add(tool.id)
             for base in _BASE.findall(tool.target):
                 if base not in self.bases:
-                    msg = f"tools.{tool.id}.target: `{base}` is not among bases: {', '.join(self.bases) or 'there are none'}"
+                    known = ", ".join(self.bases) or "there are none"
+                    msg = f"tools.{tool.id}.target: `{base}` is not among bases: {known}"
                     raise ValueError(msg)
             unknown = [use.name for use in tool.secrets if use.name not in self.secrets]
             if unknown:
@@ -182,18 +195,18 @@ class ToolsSettings(BaseModel):
         return self
 
     def ceiling(self, ingress: str) -> tuple[EgressRule, ...]:
-        """The egress rules that no tool reaches beyond; empty where none are set. The own ingress stays within."""
+        """Returns the egress rules that bound all tools, our own ingress included, or none."""
         return (*self.egress, ingress_rule(ingress)) if self.egress else ()
 
     def secret_problem(self, definition: ToolDefinition, ingress: str) -> str | None:
-        """Why the tool, its bases put in, may not use its secrets; or None."""
+        """Returns why the tool, its bases resolved, may not use its secrets, or None."""
         if definition.executor == "mcp":
             return "an MCP tool's secrets are those of its source" if definition.secrets else None
         url = definition.target if definition.executor == "http" else None
         return self._problem(definition.id, definition.secrets, url, ingress)
 
     def source_problem(self, name: str, ingress: str) -> str | None:
-        """The same for a source."""
+        """Returns why a source may not use its secrets, or None."""
         source = self.sources[name]
         return self._problem(f"{name}.*", source.secrets, source.url, ingress)
 
@@ -212,7 +225,9 @@ class ToolsSettings(BaseModel):
         return None
 
     def resolve(self, definition: ToolDefinition, ingress: str) -> ToolDefinition:
-        """Returns the definition with bases put in; a target on the own ingress may connect there, to that port alone.
+        """Returns the definition with its bases resolved.
+
+        A target on our own ingress may connect to that port alone.
 
         Raises:
             ValueError: the target names a base that is not configured.
@@ -242,7 +257,7 @@ def _on_ingress(base: str) -> bool:
 
 
 class ConfiguredSecrets:
-    """Implements SecretSource: values from the environment, by the names of the configuration."""
+    """Implements SecretSource: values from the environment, names from the configuration."""
 
     def __init__(
         self, secrets: Mapping[str, SecretSettings], read: Callable[[str], str | None], ingress: str
@@ -252,10 +267,10 @@ class ConfiguredSecrets:
         self._ingress = ingress
 
     def value(self, name: str, tool_id: str, url: str | None) -> str | None:
-        """The secret's value, or None where it is not configured.
+        """Returns the secret's value, or None if it is not configured.
 
         Raises:
-            SecretWithheld: the tool may not have it, it may not be sent there, or it is this graph's own under another name.
+            SecretWithheld: not for this tool or destination, or this graph's own by another name.
         """
         known = self._secrets.get(name)
         value = None if known is None else self._read(known.env)
@@ -270,7 +285,7 @@ class ConfiguredSecrets:
 
 
 def ingress_rule(ingress: str) -> EgressRule:
-    """The one connection that a tool of this graph's own applications needs."""
+    """Returns the rule for tools that are this graph's own applications."""
     parts = urlsplit(ingress)
     host = parts.hostname or "127.0.0.1"
     return EgressRule(host=host, port=parts.port, cidr=f"{host}/{128 if ':' in host else 32}")

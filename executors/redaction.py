@@ -29,7 +29,7 @@ class Redactor:
         return value
 
     def json(self, value: Any) -> Any:
-        """Returns a JSON value of any depth without the secrets; changes its containers in place."""
+        """Returns a JSON value without the secrets; changes its containers in place."""
         if not self._needles:
             return value
         holder = [value]

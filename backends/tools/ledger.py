@@ -150,7 +150,7 @@ class PostgresToolLedger:
         return [ToolUsageEvent(**row, tool_name=row["tool_id"], ok=False) for row in rows]
 
     async def purge(self) -> int:
-        """Removes results and calls older than they are kept; returns the number of rows."""
+        """Removes results and calls that have expired; returns the number of rows."""
         return await purge_all(self._purge_some, self._limits.batch)
 
     async def _purge_some(self) -> int:

@@ -1,4 +1,4 @@
-"""The tool registry in PostgreSQL: current versions, their history, and one revision number that readers poll."""
+"""The tool registry in PostgreSQL: current versions, history, and a revision that readers poll."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OF_ORIGIN = """
 SELECT tool_id, version, enabled, origin, source, definition::text AS definition, updated_at
 FROM tools WHERE origin = %(origin)s AND source IS NOT DISTINCT FROM %(source)s
 """
-# A version is current and history at once: both rows are written by one statement.
+# Every version is current and history: one statement writes both rows.
 WRITE = """
 WITH history AS (
     INSERT INTO tool_versions (tool_id, version, enabled, origin, source, definition)
@@ -56,12 +56,12 @@ class PostgresToolStore:
         self._events = events
 
     async def revision(self) -> int:
-        """A number that grows with every change."""
+        """Returns a number that grows with every change."""
         async with self._database.transaction() as connection:
             return await _revision(connection, REVISION)
 
     async def load(self) -> tuple[int, Sequence[RegisteredTool]]:
-        """The revision and the current version of every tool; rows that this version cannot read are left out."""
+        """Returns the revision and the current version of every tool, without unreadable rows."""
         async with self._database.transaction() as connection:
             revision = await _revision(connection, REVISION)
             rows = await (await connection.execute(CURRENT)).fetchall()
@@ -71,7 +71,7 @@ class PostgresToolStore:
     async def put(
         self, definition: ToolDefinition, origin: Origin, source: str | None = None
     ) -> RegisteredTool:
-        """Adds a tool or its next version; an unchanged enabled one stays as it is."""
+        """Adds a tool or its next version, unless it is enabled and unchanged."""
         async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
             await connection.execute(LOCK)
             current = await self._current(connection, definition.id)
@@ -89,7 +89,7 @@ class PostgresToolStore:
             return written
 
     async def disable(self, tool_id: str, origin: Origin) -> RegisteredTool | None:
-        """Writes a disabled version; None when there is no such tool."""
+        """Writes a disabled version; None if there is no such tool."""
         async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
             await connection.execute(LOCK)
             current = await self._current(connection, tool_id)
@@ -109,7 +109,7 @@ class PostgresToolStore:
     async def sync(
         self, definitions: Sequence[ToolDefinition], origin: Origin, source: str | None = None
     ) -> int:
-        """Makes the tools of this origin (and source) equal `definitions`, sparing what an administrator wrote; returns the changes."""
+        """Makes the tools of this origin and source equal `definitions`; returns the changes."""
         async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
             await connection.execute(LOCK)
             changes = 0
@@ -127,9 +127,7 @@ class PostgresToolStore:
     ) -> int:
         try:
             current = await self._current(connection, definition.id)
-        except (
-            ValidationError
-        ):  # written by another version of this program: the others are served nevertheless
+        except ValidationError:  # written by another version of this program
             self._events.emit("tools.unreadable_definition", tool_id=definition.id)
             return 0
         if current is not None:
@@ -145,7 +143,7 @@ class PostgresToolStore:
     async def _retire(
         self, connection: Connection, kept: set[str], origin: Origin, source: str | None
     ) -> int:
-        """Disables what this origin wrote once and no longer names."""
+        """Disables the tools that this origin wrote and no longer names."""
         rows = await (
             await connection.execute(OF_ORIGIN, {"origin": origin, "source": source})
         ).fetchall()

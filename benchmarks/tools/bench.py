@@ -1,7 +1,8 @@
-"""What a tool call costs: Toolcore's share of a call of an HTTP tool, and each isolation tier of the Python executor.
+"""The cost of a tool call: what Toolcore adds to an HTTP tool, and each isolation tier.
 
-The same endpoint is called directly and through Toolcore over one connection, by turns within each round, so that a busy
-moment of the machine hits both. PostgreSQL is a real, durable one; Toolcore runs as it does in a replica, without Serve.
+The same endpoint is called directly and through Toolcore over one connection, by turns within each
+round, so that a busy moment of the machine hits both. PostgreSQL is a real, durable one; Toolcore
+runs as it does in a replica, without Serve.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class HttpSide:
 
 
 async def measure(calls: dict[str, Call], rounds: int, per_round: int) -> dict[str, Times]:
-    """Measures each call by turns; the first rounds warm up. Raises NotMeasured when more than a few calls fail."""
+    """Measures the calls by turns, after warm-up rounds. Raises NotMeasured if too many fail."""
     found: dict[str, list[float]] = defaultdict(list)
     warm_up, failed = max(1, rounds // 10), 0
     for number in range(rounds + warm_up):
@@ -134,7 +135,7 @@ async def http_times(folder: Path, rounds: int, *, durable: bool) -> dict[str, T
 
 
 async def tier_times(rounds: int) -> tuple[dict[str, Times], dict[IsolationTier, str]]:
-    """Returns the times of one small Python tool in each tier that this host offers, and why it lacks the others."""
+    """Returns the times of a small Python tool in each tier, and why this host lacks others."""
     host = await probe_tiers()
     packages = Packages(["toolbox"])
     await asyncio.to_thread(packages.compile)
@@ -207,7 +208,8 @@ async def run(rounds: int, *, durable: bool) -> int:
     worst = max(way.p50 - base.p50 for way in ways)
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     print(
-        f"\nToolcore adds at most {worst:.2f} ms at the median (budget {BUDGET_MS:g} ms on an idle machine; load per core now {load:.1f})"
+        f"\nToolcore adds at most {worst:.2f} ms at the median "
+        f"(budget {BUDGET_MS:g} ms on an idle machine; load per core now {load:.1f})"
     )
     return 0 if worst <= BUDGET_MS else 1
 

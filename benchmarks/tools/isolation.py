@@ -1,6 +1,7 @@
-"""`python -m benchmarks.tools.isolation`: what a Python tool call costs in each isolation tier that this host offers.
+"""`python -m benchmarks.tools.isolation`: the cost of a Python tool call in each tier.
 
-The tool is `toolbox.text:summary_stats` on a short text, called one after another, the tiers in turn; times are the caller's.
+The tool is `toolbox.text:summary_stats` on a short text, called one after another, the tiers in
+turn; times are the caller's.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def table(times: dict[IsolationTier, list[float]]) -> list[str]:
     lines = [f"{'tier':<12}{'calls':>7}{'min ms':>9}{'p50 ms':>9}{'p90 ms':>9}"]
     for tier, taken in times.items():
         lines.append(
-            f"{tier:<12}{len(taken):>7}{min(taken):>9.1f}{median(taken):>9.1f}{quantiles(taken, n=10)[-1]:>9.1f}"
+            f"{tier:<12}{len(taken):>7}{min(taken):>9.1f}{median(taken):>9.1f}"
+            f"{quantiles(taken, n=10)[-1]:>9.1f}"
         )
     return lines
 

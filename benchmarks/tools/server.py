@@ -1,4 +1,4 @@
-"""What the tools benchmark calls, as processes of their own: the endpoint behind a tool, and Toolcore without Serve before it."""
+"""The processes that the tools benchmark calls: the endpoint behind a tool, and Toolcore."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def target(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def toolcore(database_url: str, target_url: str) -> ASGIApp:
-    """Returns the application `tools` over one database, with a tool of each effect behind `target_url`."""
+    """Returns the application `tools` over one database, with a tool of each effect."""
     nowhere = Nowhere()
     database = Database(database_url, events=nowhere)
     await database.open()
@@ -114,7 +114,7 @@ def _definition(effect: Any, target_url: str) -> ToolDefinition:
 
 
 async def main() -> None:
-    """Serves the target, or Toolcore when a target is named; the database's URL comes through the environment."""
+    """Serves the target, or Toolcore if a target is named, over DATABASE_URL."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--target")

@@ -1,7 +1,8 @@
-"""Wire shapes of Toolcore and its port for executors: what a tool is, how it is called and what came of it.
+"""Wire shapes of Toolcore and its port for executors, in the order of a call.
 
-`ToolDefinition` is what an operator writes, `Execution` and `Outcome` are what crosses the port between the policy
-pipeline and an executor, `ToolCallRequest` and `ToolCallResult` are what callers see over HTTP, NATS and MCP alike.
+An operator writes a `ToolDefinition`. A caller sends a `ToolCallRequest`, policy makes a
+`Decision`, an executor takes an `Execution` and returns an `Outcome`, and the caller gets a
+`ToolCallResult`, over HTTP, NATS and MCP alike.
 """
 
 import re
@@ -46,25 +47,28 @@ IsolationTier = Literal["process", "landlock", "bubblewrap"]
 Isolation = Literal["auto", "process", "landlock", "bubblewrap"]
 ISOLATION_TIERS: tuple[IsolationTier, ...] = ("process", "landlock", "bubblewrap")
 
-# A single underscore may join parts of a segment, never two: `__` stands for the dot where a format forbids dots.
+# Two underscores in a row are not allowed: `__` stands for the dot in formats that forbid dots.
 _SEGMENT = r"[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*"
 TOOL_ID = re.compile(rf"{_SEGMENT}(?:\.{_SEGMENT})*")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_|~-]{1,64}")
 
 
 def plain_name(tool_id: str) -> str:
-    """Returns the id as function names of LLMs and MCP may hold it; `tool_id_of` is the way back."""
+    """Returns the id in a form that LLM functions and MCP allow; `tool_id_of` maps it back."""
     return tool_id.replace(".", "__")
 
 
 def tool_id_of(name: str) -> str:
-    """Returns the id that `plain_name` made this name from; an id is returned unchanged."""
+    """Returns the id behind a `plain_name`; returns an id unchanged."""
     return name.replace("__", ".")
 
 
 def _tool_id(value: str) -> str:
     if not TOOL_ID.fullmatch(value):
-        msg = "letters, digits and `-` in segments joined by `.` or a single `_`, such as projects.list"
+        msg = (
+            "letters, digits and `-` in segments joined by `.` or a single `_`, "
+            "such as projects.list"
+        )
         raise ValueError(msg)
     if len(plain_name(value)) > MAX_NAME:
         msg = f"longer than {MAX_NAME} characters, a dot counted twice"
@@ -87,11 +91,12 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class EgressRule(BaseModel):
-    """Where a tool may connect to: every part that is given must match, and at least `host` or `cidr` is.
+    """Where a tool may connect to. All given parts must match; `host` or `cidr` is required.
 
-    `host` is a name or address as written in the target, or `*.example.com` for its subdomains. Without `cidr` only
-    globally routable addresses match; `cidr` opens exactly that network, such as 127.0.0.1/32 or 10.0.0.0/8.
-    Metadata and link-local addresses are never reached, whatever a rule says.
+    `host` is a name or address as written in the target, or `*.example.com` for subdomains. Without
+    `cidr` only globally routable addresses match; `cidr` opens exactly that network, such as
+    127.0.0.1/32 or 10.0.0.0/8. Metadata and link-local addresses are never reached, whatever a rule
+    says.
     """
 
     model_config = _STRICT
@@ -111,11 +116,11 @@ class EgressRule(BaseModel):
 
 
 class SecretUse(BaseModel):
-    """A secret that the executor gives to the tool, by the name that the configuration knows it under.
+    """A secret that the executor gives to the tool, by its name in the configuration.
 
-    The HTTP and MCP executors send it as `header` with `prefix` before it; the Python executor sets the environment
-    variable `variable` of the child process (default: the name in capitals). A secret that is not configured makes the
-    call `unavailable`, unless `required` is false: then it is left out.
+    The HTTP and MCP executors send `prefix` and the value as `header`; the Python executor sets the
+    environment variable `variable` of the child process (default: the name in capitals). A call
+    whose secret is not configured is `unavailable`, or goes without it if `required` is false.
     """
 
     model_config = _STRICT
@@ -128,7 +133,7 @@ class SecretUse(BaseModel):
 
 
 class SandboxLimits(BaseModel):
-    """Bounds of one child process of the Python executor; what is left out comes from the configuration."""
+    """Bounds of one child process of the Python executor; the defaults are configured."""
 
     model_config = _STRICT
 
@@ -142,13 +147,14 @@ class SandboxLimits(BaseModel):
 class ToolDefinition(BaseModel):
     """One tool.
 
-    `target` is an http(s) URL (executor `http`), `module:function` of a registered package (`python`), or
-    `source:tool` (`mcp`). `allowed_agents` holds agent ids or patterns with a trailing `*`; null says nothing, an
-    empty list allows nobody. `effect` drives retry, parallelism and approval: a `write` is never repeated by itself.
-    `max_result_bytes` bounds the decoded answer; what is longer than `inline_result_bytes` is given by reference.
-    `isolation` is the weakest tier the tool may run in, never below the installation's floor; `auto` is that floor.
-    `requires_approval: null` leaves it to the configuration.
-    `record_args` and `record_result` opt in to showing contents in the audit.
+    `target` is an http(s) URL (executor `http`), `module:function` of a registered package
+    (`python`), or `source:tool` (`mcp`). `allowed_agents` holds agent ids or patterns with a
+    trailing `*`; null leaves it to the rules, an empty list allows nobody. `effect` decides about
+    retries, parallel calls and approval: a `write` is never repeated automatically.
+    `max_result_bytes` bounds the decoded answer; a result above `inline_result_bytes` is given by
+    reference. `isolation` is the weakest tier that the tool may run in; `auto` is the
+    installation's floor, below which no tool runs. `requires_approval: null` leaves it to the
+    configuration. `record_args` and `record_result` show contents in the audit.
     """
 
     model_config = _STRICT
@@ -177,15 +183,16 @@ class ToolDefinition(BaseModel):
 
     @property
     def outside(self) -> bool:
-        """Whether an outside MCP server describes and runs it: its texts are data, never instructions."""
+        """Whether an outside MCP server describes and runs it: its texts are data."""
         return self.executor == "mcp"
 
 
 class ToolCallRequest(BaseModel):
     """Body of `POST /internal/tools/call` and of `tool.request`.
 
-    `tool_id` may also be the mapped name (`projects__list`). `args` must be an object; it is typed loosely so that
-    anything else is answered as invalid arguments. `timeout_s` may only shorten the tool's own.
+    `tool_id` may also be the mapped name (`projects__list`). `args` must be an object; its loose
+    type makes any other value an `invalid_args` answer. `timeout_s` may only shorten the tool's
+    own.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -200,7 +207,7 @@ class ToolCallRequest(BaseModel):
 
 
 class Decision(BaseModel):
-    """What the policy pipeline decided and by which rule; `path` and `expected` tell about invalid arguments."""
+    """The pipeline's decision and its rule. `path` and `expected` locate invalid arguments."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -214,7 +221,7 @@ class Decision(BaseModel):
 
 
 class ResultReference(BaseModel):
-    """Where an oversized result is read page by page: `GET /internal/tools/results/{id}`."""
+    """A stored result, to be read page by page: `GET /internal/tools/results/{id}`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -225,10 +232,12 @@ class ResultReference(BaseModel):
 
 
 class ToolCallResult(BaseModel):
-    """What came of one call. `result` is any JSON value; with `truncated` it is a preview and `result_ref` leads to the whole.
+    """The answer to one call.
 
-    `replayed` marks the recorded result of an earlier call with the same `call_id`. `details` tells a refused caller
-    the JSON path and what was expected there. `duration_ms` and `attempts` are the executor's.
+    `result` is any JSON value; with `truncated` it is a preview, and `result_ref` leads to the
+    whole. `replayed` marks the recorded result of an earlier call with the same `call_id`.
+    `details` of invalid arguments hold the JSON path and what is expected there. `duration_ms` and
+    `attempts` are the executor's.
     """
 
     ok: bool
@@ -251,9 +260,10 @@ class ToolCallResult(BaseModel):
 
 @dataclass(frozen=True)
 class Execution:
-    """One admitted call. `context` holds the identity that Toolcore wrote; `attempt` counts runs of this call id from 1.
+    """One admitted call, as an executor gets it.
 
-    `idempotency_key` is the same for every attempt of one call and differs between tenants.
+    `context` holds the identity, written by Toolcore. `attempt` counts the runs of this call id
+    from 1. `idempotency_key` is the same for all attempts of one call and differs between tenants.
     """
 
     tool: ToolDefinition
@@ -267,9 +277,10 @@ class Execution:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an executor reports. `effect_possible` says whether the tool's effect may have happened in spite of the failure.
+    """What an executor reports. `effect_possible`: it may have had its effect despite failing.
 
-    `error` is shown to callers: no secret, address, path or traceback. `attempts` counts tries within this execution.
+    Callers see `error`, so it holds no secret, address, path or traceback. `attempts` counts tries
+    within this execution.
     """
 
     ok: bool
@@ -288,24 +299,25 @@ class ToolExecutor(Protocol):
     """Runs tools of one kind."""
 
     async def execute(self, execution: Execution) -> Outcome:
-        """Runs the tool within the deadline. Never raises for a failure of the tool; being cancelled stops the work."""
+        """Runs the tool within the deadline; cancelling stops it.
+
+        A failure of the tool is an outcome, not an exception.
+        """
 
     async def close(self) -> None:
         """Releases what the executor holds."""
 
 
 class SecretWithheld(Exception):
-    """The configuration forbids this tool the secret, or this destination. The text says what to change."""
+    """This tool may not use the secret, or not send it there. The text says what to change."""
 
 
 class SecretSource(Protocol):
-    """Where executors find the values of secrets."""
+    """The values of secrets."""
 
     def value(self, name: str, tool_id: str, url: str | None) -> str | None:
-        """The secret's value, or None where it is not configured.
+        """Returns the secret's value, or None if it is not configured. Raises SecretWithheld.
 
-        `url` is where it would be sent, None the tool's own child process; `tool_id` may be `<source>.*`, all tools of a source.
-
-        Raises:
-            SecretWithheld: see there.
+        `url` is the destination, None for the tool's own child process. `tool_id` may be
+        `<source>.*`, which stands for all tools of a source.
         """

@@ -1,7 +1,7 @@
-"""The ledger of tool calls: what is recorded of one call, in the order of its steps, and the ledger's port.
+"""The ledger of tool calls: the records of a call in the order of its steps, and the port.
 
-A call is `refused` by policy, or `awaiting_approval`, then `running`, then `settled`. `call_id` names one call within its
-microDAO; a refused call does not take the name.
+A call is `refused` by policy, or `awaiting_approval`, then `running`, then `settled`. `call_id`
+names one call within its microDAO; a refused call does not take the name.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,10 @@ MAX_PAGE = 1_000
 class CallIntent:
     """A call before it runs. Field names are the ledger's columns.
 
-    `fingerprint` is a digest of tool, agent and arguments. `args` and `context` are JSON texts, or None where they are not
-    needed; after the end `args` is kept only if `keep_args`. `approval_digest` covers everything that an administrator
-    approves, and is None for a call that needs no approval.
+    `fingerprint` is a digest of tool, agent and arguments. `args` and `context` are JSON texts, or
+    None where they are not needed; after the end `args` is kept only if `keep_args`.
+    `approval_digest` covers everything that an administrator approves, and is None for a call that
+    needs no approval.
     """
 
     call_id: str
@@ -54,8 +55,9 @@ class CallIntent:
 class Settlement(Outcome):
     """How a call ended: an outcome that was checked, as it is recorded and answered.
 
-    `result` is what the caller sees: the whole, or a preview if `truncated`. `body` is the whole result's JSON text, `items`
-    the length of an array. `audit_result` shows the result in the audit.
+    `result` is what the caller sees: the whole, or a preview if `truncated`. `body` is the whole
+    result's JSON text, `items` the length of an array. `audit_result` shows the result in the
+    audit.
     """
 
     body: str | None = None
@@ -71,9 +73,10 @@ class Settlement(Outcome):
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """The call that holds a `call_id`. `expired`: it is running, and its owner let the lease run out.
+    """The call that holds a `call_id`. `expired`: it is running, but its lease has run out.
 
-    `settlement.result` is not read: `body` and `items` are there while the result is kept, until `result_kept_until`.
+    `settlement.result` is not read: `body` and `items` are there while the result is kept, until
+    `result_kept_until`.
     """
 
     id: UUID
@@ -102,7 +105,7 @@ class StoredResult:
 
 
 class CallFilter(BaseModel):
-    """Which calls of one microDAO to list, newest first. `cursor` is the `next_cursor` of the page before."""
+    """The calls of one microDAO to list, newest first; `cursor` is a former `next_cursor`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -135,9 +138,10 @@ class CallSummary(BaseModel):
 
 
 class CallRow(CallSummary):
-    """A call in the audit; unknown fields are absent. `args` and `result` are shown only where the tool opted in.
+    """A call in the audit; unknown fields are absent.
 
-    While a call waits for approval, administrators see its `args` and `context`: with tool and version, all that will run.
+    `args` and `result` are shown only where the tool opted in. While a call waits for approval,
+    administrators see its `args` and `context`: with tool and version, all that will run.
     """
 
     via: Via
@@ -170,7 +174,7 @@ class CallPage(BaseModel):
 
 
 class ToolUsageEvent(CallSummary):
-    """Published as `usage.tool` once per ended call. `id` is the ledger's, so that a consumer recognises repeats."""
+    """Published as `usage.tool` once per ended call; repeats have the same `id`, the ledger's."""
 
     occurred_at: datetime = Field(default_factory=now_utc)
     request_id: str | None = None
@@ -203,20 +207,20 @@ class ToolUsage(Protocol):
     """Where ended calls are announced."""
 
     def publish(self, event: ToolUsageEvent) -> None:
-        """Queues one event. Never blocks and never raises: the ledger is the truth, the event a notice."""
+        """Queues one event. Never blocks and never raises; the ledger is authoritative."""
 
 
 class ToolLedger(Protocol):
-    """Where calls are recorded. Every method raises DatabaseUnavailable while the database is away."""
+    """Records calls. Every method raises DatabaseUnavailable while the database is away."""
 
     async def find(self, microdao_id: str, call_id: str) -> RecordedCall | None:
         """Returns the call that holds this id."""
 
     async def claim(self, intent: CallIntent) -> RecordedCall | None:
-        """Records durably that the call begins. Returns None on success, else the call that holds the id."""
+        """Records durably that the call begins. Returns None, or the call that holds the id."""
 
     async def await_approval(self, intent: CallIntent) -> RecordedCall | None:
-        """Records that the call waits for approval. Returns None on success, else the call that holds the id."""
+        """Records that the call waits for approval. Returns None, or the call that holds the id."""
 
     async def refuse(self, intent: CallIntent, decision: Decision) -> None:
         """Records a refusal."""
@@ -236,16 +240,22 @@ class ToolLedger(Protocol):
         """
 
     async def decide_approval(self, microdao_id: str, call_id: str, *, granted: bool) -> bool:
-        """Grants or rejects a waiting call; False if no call of that id is undecided, or granted until a time that has passed."""
+        """Grants or rejects a waiting call; False if no call of that id waits for a decision.
+
+        A call whose grant has expired waits for one, too.
+        """
 
     async def extend_leases(self, records: Sequence[UUID]) -> None:
         """Renews the leases of calls that this process runs."""
 
     async def settle_abandoned(self) -> Sequence[ToolUsageEvent]:
-        """Ends calls whose owners are gone: a `write` as indeterminate, others as unavailable. Returns their events."""
+        """Ends calls whose owners are gone, and returns their events.
+
+        A `write` ends as indeterminate, others as unavailable.
+        """
 
     async def purge(self) -> int:
-        """Removes results and calls that are older than they are kept; returns the number of rows."""
+        """Removes results and calls that have expired; returns the number of rows."""
 
     async def list_calls(self, wanted: CallFilter, *, show_waiting_args: bool = False) -> CallPage:
         """Returns a page of the audit."""

@@ -1,4 +1,4 @@
-"""Rules of the policy pipeline and the bounds of a call: plain values, made from configuration, read by pure functions."""
+"""Rules of the policy pipeline and bounds of a call, as plain values from the configuration."""
 
 from typing import Annotated, Literal
 
@@ -21,12 +21,12 @@ Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterV
 
 
 def matches(pattern: str, value: str) -> bool:
-    """Whether `value` is what the pattern names."""
+    """Whether the pattern names `value`."""
     return value.startswith(pattern[:-1]) if pattern.endswith("*") else value == pattern
 
 
 def host_matches(pattern: str, host: str) -> bool:
-    """Whether a lower-case host without a final dot is the named one, or for `*.example.com` one of its subdomains."""
+    """Whether the pattern, a host or `*.example.com`, names `host` (lower case, no final dot)."""
     pattern = pattern.rstrip(".")
     if pattern.startswith("*."):
         return host.endswith(pattern[1:]) and len(host) > len(pattern) - 1
@@ -34,7 +34,10 @@ def host_matches(pattern: str, host: str) -> bool:
 
 
 class TenantRule(BaseModel):
-    """What one microDAO may call: `deny` wins over `allow`; `allow: null` says nothing, `allow: []` allows nothing."""
+    """What one microDAO may call: `deny` wins over `allow`.
+
+    `allow: null` leaves it to the default, `allow: []` allows nothing.
+    """
 
     model_config = _STRICT
 
@@ -45,9 +48,10 @@ class TenantRule(BaseModel):
 class PolicyRules(BaseModel):
     """The operator's rules beside those of each tool.
 
-    `default` decides about tools whose definition names no agents and that no tenant rule allows. `tenants` holds a rule
-    per microDAO (or pattern); the most specific one counts. `require_approval_for` names the effects that need approval
-    where a definition leaves it open; a granted one ends after `approval_valid_s` seconds.
+    `default` applies to tools whose definition names no agents and that no tenant rule allows.
+    `tenants` holds a rule per microDAO or pattern; the most specific one counts.
+    `require_approval_for` names the effects that need approval unless a definition says otherwise;
+    a grant expires after `approval_valid_s` seconds.
     """
 
     model_config = _STRICT
@@ -58,7 +62,7 @@ class PolicyRules(BaseModel):
     approval_valid_s: Annotated[float, Field(ge=1, le=86_400 * 30, allow_inf_nan=False)] = 3_600.0
 
     def of_tenant(self, microdao_id: str) -> tuple[str, TenantRule] | None:
-        """The most specific rule that names this tenant, with its pattern."""
+        """Returns the most specific rule for this tenant, with its pattern."""
         found = [pattern for pattern in self.tenants if matches(pattern, microdao_id)]
         best = max(
             found, key=lambda pattern: (not pattern.endswith("*"), len(pattern)), default=None

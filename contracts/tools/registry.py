@@ -12,7 +12,7 @@ Origin = Literal["file", "admin", "source"]
 
 @dataclass(frozen=True)
 class RegisteredTool:
-    """A tool as the registry keeps it. `origin` tells who wrote this version: the file, an administrator, a source."""
+    """A version of a tool. `origin` is who wrote it: the file, an administrator or a source."""
 
     definition: ToolDefinition
     version: int
@@ -23,23 +23,26 @@ class RegisteredTool:
 
 
 class ToolStore(Protocol):
-    """Where the registry is kept. Every method raises DatabaseUnavailable while it is away."""
+    """Stores the registry. Every method raises DatabaseUnavailable while the database is away."""
 
     async def revision(self) -> int:
-        """A number that grows with every change."""
+        """Returns a number that grows with every change."""
 
     async def load(self) -> tuple[int, Sequence[RegisteredTool]]:
-        """The revision and the current version of every tool."""
+        """Returns the revision and the current version of every tool."""
 
     async def put(
         self, definition: ToolDefinition, origin: Origin, source: str | None = None
     ) -> RegisteredTool:
-        """Adds a tool or its next version; an unchanged enabled one stays as it is."""
+        """Adds a tool or its next version, unless it is enabled and unchanged."""
 
     async def disable(self, tool_id: str, origin: Origin) -> RegisteredTool | None:
-        """Writes a disabled version; None when there is no such tool."""
+        """Writes a disabled version; None if there is no such tool."""
 
     async def sync(
         self, definitions: Sequence[ToolDefinition], origin: Origin, source: str | None = None
     ) -> int:
-        """Makes the tools of this origin (and source) equal `definitions`, sparing what an administrator wrote; returns the changes."""
+        """Makes the tools of this origin (and source) equal `definitions`.
+
+        Versions that an administrator wrote stay. Returns the number of changes.
+        """

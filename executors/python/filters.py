@@ -152,7 +152,7 @@ def _descriptors(rules: _Rules) -> None:
 
 
 def _memory(rules: _Rules, *, files: bool) -> None:
-    """Refuses anonymous shared mappings: while one page is mapped, all stays allocated, uncounted."""
+    """Refuses anonymous shared mappings: one mapped page keeps all of it allocated."""
     rules.when("mmap", (3, MAP_TYPE | MAP_HUGETLB, MAP_PRIVATE))
     if files:
         rules.when("mmap", (3, MAP_TYPE | MAP_ANONYMOUS | MAP_HUGETLB, MAP_SHARED))

@@ -190,7 +190,7 @@ class ChildProcess:
                 raise ScratchFull
 
     def _kill(self) -> None:
-        """Kills the child's session. The child is not reaped yet, so its number is still its own."""
+        """Kills the child's session. It is not reaped yet, so its number is still its own."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -37,7 +37,7 @@ def stored(folder: str, pid: int) -> int:
 
 
 def _scan(folder: str, pid: int) -> tuple[dict[int, int], set[int]]:
-    """Returns sizes of named and of open unlinked files by inode, and inodes of mapped unlinked ones."""
+    """Returns sizes of named and open unlinked files by inode, and mapped unlinked inodes."""
     sizes: dict[int, int] = {}
     mapped: set[int] = set()
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -48,12 +48,12 @@ def _scan(folder: str, pid: int) -> tuple[dict[int, int], set[int]]:
                     return sizes, mapped
         for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
             if _scan_thread(f"/proc/{pid}/task/{thread}", folder, sizes, mapped):
-                break  # all threads share one memory and, enforced by the filter, one descriptor table
+                break  # threads share one memory and, by the filter, one descriptor table
     return sizes, mapped
 
 
 def _scan_thread(thread: str, folder: str, sizes: dict[int, int], mapped: set[int]) -> bool:
-    """Adds the unlinked files that a thread holds. Returns False if it ended before the scan did."""
+    """Adds the unlinked files that a thread holds. Returns False if it ended meanwhile."""
     try:
         for descriptor in os.listdir(f"{thread}/fd"):  # noqa: PTH208
             _measure(f"{thread}/fd/{descriptor}", sizes, within=folder)

@@ -1,7 +1,8 @@
-"""The registry as an MCP server over streamable HTTP: the same catalogue, the same policy, the same ledger.
+"""The registry as an MCP server over streamable HTTP: the same catalogue, policy and ledger.
 
-Stateless, with JSON answers: any replica serves any request. Who calls is told by the headers `X-Agent-Id` and
-`X-Microdao-Id`, or by the keys `agent_id` and `microdao_id` of a request's `_meta`, where `call_id` may stand too.
+Stateless, with JSON answers: any replica serves any request. The headers `X-Agent-Id` and
+`X-Microdao-Id` name the caller, or the keys `agent_id` and `microdao_id` of a request's `_meta`,
+which may also hold `call_id`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from services.tools.registry import Tool
 
 NAME = "daarion-tools"
 VERSION = "0.1.0"
-INSTRUCTIONS = "Tools of DAARION agents. Send X-Agent-Id and X-Microdao-Id with every request; calls run on their behalf."
+INSTRUCTIONS = (
+    "Tools of DAARION agents. Send X-Agent-Id and X-Microdao-Id with every request; "
+    "calls run on their behalf."
+)
 MAX_BODY_BYTES = 2 << 20
 MAX_STRUCTURED_CHARS = 1 << 20
 AGENT_HEADER = "x-agent-id"
@@ -44,7 +48,7 @@ Context = Any
 
 
 class ToolMcpServer:
-    """An ASGI application below the ingress, and the task that its library's sessions live in."""
+    """An ASGI application below the ingress, with a task for the library's sessions."""
 
     def __init__(self, calls: Callable[[], ToolCalls], catalog: Callable[[], Catalog]) -> None:
         self._calls = calls
@@ -67,19 +71,19 @@ class ToolMcpServer:
         """Serves one request.
 
         Raises:
-            MethodNotAllowed: a stateless server has no stream to open (GET) and no session to end (DELETE).
+            MethodNotAllowed: not POST; a stateless server has no streams and no sessions.
             UnsupportedMediaType: not sent as JSON.
             Unavailable: before `start` and after `close`.
         """
         if scope["method"] != "POST":
-            raise MethodNotAllowed("this server is stateless and takes POST alone")
+            raise MethodNotAllowed("this server is stateless and takes only POST")
         require_json(scope["headers"])
         if not self._started.is_set() or self._stopping.is_set():
             raise Unavailable("the MCP server is starting or stopping: retry")
         await self._manager.handle_request(scope, receive, send)
 
     async def start(self) -> None:
-        """Starts the sessions' task; a task group must be left by the task that entered it."""
+        """Starts the sessions' task: the task that enters a task group must also leave it."""
         self._task = asyncio.create_task(self._run(), name="tools:mcp")
         async with asyncio.timeout(START_TIMEOUT_S):
             await self._started.wait()
@@ -146,13 +150,14 @@ def _request_id(context: Context) -> str:
 
 
 def _described(tool: Tool) -> types.Tool:
-    """The tool as MCP describes it; protocol versions of the handshake era take output schemas of objects alone."""
+    """Returns the tool in MCP's form. Older protocol versions take only object output schemas."""
     definition = tool.definition
     return types.Tool(
         name=definition.id,
         title=definition.name,
         description=description_of(tool),
-        # Arguments are objects, whatever else a schema would take; a listing with another type is refused whole.
+        # Arguments are objects, whatever the schema allows; clients refuse a listing with another
+        # type.
         input_schema={**definition.input_schema, "type": "object"},
         output_schema=tool.object_output,
         annotations=types.ToolAnnotations(
@@ -164,19 +169,22 @@ def _described(tool: Tool) -> types.Tool:
 
 
 def _answer(reply: CallAnswer) -> types.CallToolResult:
-    """The result as structured content where it is an object, and always as JSON text.
+    """Returns the result as JSON text, and as structured content if it is an object.
 
-    Clients check structured content against the schema that was listed, and fail without any: where
-    no cut matches it, the whole goes out, and above MAX_STRUCTURED_CHARS an error in its place:
-    parsing it would hold up the event loop, from a thread as well.
+    Clients check structured content against the listed schema, and fail without it. If no preview
+    matches the schema, the whole is sent; above MAX_STRUCTURED_CHARS an error, since parsing it
+    would block the event loop, from a thread as well.
     """
     result = reply.result
     if not result.ok:
         return types.CallToolResult(content=[_text(call_body(result))], is_error=True)
     if reply.structured is not None and len(reply.structured) > MAX_STRUCTURED_CHARS:
-        error = "the call succeeded; its result is too long to be sent whole: read it by its `result_ref`"
-        said = {**call_body(result), "error": error, "error_kind": "too_large"}
-        return types.CallToolResult(content=[_text(said)], is_error=True)
+        error = (
+            "the call succeeded; its result is too long to be sent whole: "
+            "read it by its `result_ref`"
+        )
+        body = {**call_body(result), "error": error, "error_kind": "too_large"}
+        return types.CallToolResult(content=[_text(body)], is_error=True)
     content = [_text(result.result)]
     if result.truncated:
         content.append(

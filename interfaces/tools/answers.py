@@ -1,4 +1,4 @@
-"""The body of a call's answer, the same for every way in, and the answer to a call that could not even be read."""
+"""The body of a call's answer, the same over HTTP, NATS and handles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.tools.calls import ToolCalls
 
 
 def call_body(result: ToolCallResult) -> dict[str, Any]:
-    """The answer to a call: absent fields are left out, but a success always has its `result`, also when that is null."""
+    """Returns the body of an answer, without absent fields; a success always has a `result`."""
     body = {name: value for name, value in result if value is not None}
     if result.ok:
         body["result"] = result.result
@@ -25,7 +25,7 @@ def call_body(result: ToolCallResult) -> dict[str, Any]:
 def unreadable(
     error: ValidationError | DaarionError, request_id: str | None = None
 ) -> ToolCallResult:
-    """The answer to a request that is no call, or that could not be read."""
+    """Returns the answer to a request that could not be read as a call."""
     leaf = invalid_body(error) if isinstance(error, ValidationError) else error
     kind: ErrorKind = "invalid_args"
     if isinstance(leaf, PayloadTooLarge):
@@ -44,7 +44,7 @@ def unreadable(
 async def answer_handle(
     calls: ToolCalls, request: dict[str, Any], request_id: str
 ) -> dict[str, Any]:
-    """Runs a call that came through a Serve handle as plain values, and answers in plain values."""
+    """Runs a call from a Serve handle, plain values in and out."""
     try:
         wanted = ToolCallRequest.model_validate(request)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What administrators do: register, change and disable tools, decide about calls that wait for approval, audit."""
+"""What administrators do: register and disable tools, approve waiting calls, read the audit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from services.tools.results import PageRequest, ResultPage, page
 from services.tools.values import canonical
 
 Resolve = Callable[[ToolDefinition], ToolDefinition]
-"""Puts bases into the target and checks target and secrets. Raises InvalidRequest."""
+"""Resolves the target's bases and checks target and secrets. Raises InvalidRequest."""
 
 
 class ApprovalDecision(BaseModel):
@@ -48,7 +48,7 @@ class ToolAdmin:
 
         Raises:
             InvalidRequest: schemas, target or secrets that cannot be served.
-            DatabaseUnavailable: nothing was written, or it is not known.
+            DatabaseUnavailable: probably nothing was written.
         """
         resolved = self._resolve(definition)
         check_definition(resolved)
@@ -80,17 +80,20 @@ class Audit:
         self._events = events
 
     async def calls(self, wanted: CallFilter) -> CallPage:
-        """A page of calls, newest first."""
+        """Returns a page of calls, newest first."""
         return await self._ledger.list_calls(wanted)
 
     async def waiting(self, wanted: CallFilter) -> CallPage:
-        """The calls that wait for approval, with arguments and context: nobody can approve what he cannot see."""
+        """Returns calls that wait for approval, with the arguments and context to be approved."""
         return await self._ledger.list_calls(
             wanted.model_copy(update={"state": "awaiting_approval"}), show_waiting_args=True
         )
 
     async def decide(self, call_id: str, decision: ApprovalDecision) -> None:
-        """Grants or rejects a waiting call; granted, it runs when its caller repeats it in time. Raises Conflict."""
+        """Grants or rejects a waiting call. Raises Conflict.
+
+        A granted call runs when its caller repeats it in time.
+        """
         if not await self._ledger.decide_approval(
             decision.microdao_id, call_id, granted=decision.granted
         ):
@@ -103,7 +106,7 @@ class Audit:
         )
 
     async def result(self, result_id: str, wanted: PageRequest) -> ResultPage:
-        """One page of a whole result. Raises NotFound when it is not there, no longer, or another microDAO's."""
+        """Returns a page of a whole result. Raises NotFound if it is unknown or expired."""
         stored = await self._ledger.read_result(wanted.microdao_id, _uuid(result_id))
         if stored is None:
             raise NotFound("there is no such result in this microDAO, or it is no longer kept")

@@ -1,4 +1,4 @@
-"""An admitted call: what the ledger records of it before it runs, and what its executor is given."""
+"""An admitted call: its record in the ledger before it runs, and its execution."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def deadline_of(tool: Tool, request: ToolCallRequest) -> Deadline:
 def execution_of(
     tool: Tool, request: ToolCallRequest, deadline: Deadline, attempt: int = 1
 ) -> Execution:
-    """Returns what the executor is given: the caller's identity replaces what the context claims."""
+    """Returns the executor's view of a call. The caller's identity overwrites the context's."""
     assert isinstance(request.args, dict)
     assert request.call_id is not None
     identity = {

@@ -1,4 +1,4 @@
-"""One replica's Toolcore: its parts put together over the ports, and replaced in place when the configuration changes."""
+"""One replica's Toolcore: its use cases over the ports, replaced when the configuration changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SYNC_RETRY_S = 1.0
 
 @dataclass(frozen=True)
 class ToolcorePorts:
-    """What the use cases stand on."""
+    """The ports of the use cases."""
 
     store: ToolStore
     ledger: ToolLedger
@@ -39,8 +39,8 @@ class ToolcorePorts:
 class ToolcoreConfiguration:
     """What a reload may replace.
 
-    The file's tools (resolved), executors by the name that definitions give, the policy, how administrators' definitions
-    are resolved, and outside sources of tools.
+    `definitions` are the file's tools, resolved; `executors` have the names that definitions use;
+    `resolve` is for administrators' definitions; `sources` are outside sources of tools.
     """
 
     definitions: Sequence[ToolDefinition]
@@ -51,7 +51,7 @@ class ToolcoreConfiguration:
 
 
 class Toolcore:
-    """Everything that the ways in (HTTP, NATS, MCP) call."""
+    """The use cases that HTTP, NATS and MCP call."""
 
     def __init__(self, ports: ToolcorePorts, *, refresh_s: float = 1.0) -> None:
         self._ports = ports
@@ -66,14 +66,15 @@ class Toolcore:
         self._admin: ToolAdmin | None = None
 
     async def start(self) -> None:
-        """Begins the background work."""
+        """Starts the background work."""
         await self.registry.start()
         self._recorder.start()
 
     async def configure(self, configuration: ToolcoreConfiguration) -> None:
-        """Takes a configuration; calls under way end with the one they began with.
+        """Applies a configuration to later calls.
 
-        The file's tools are written to the registry; while the database is away, that is tried again in the background.
+        Writes the file's tools to the registry, and retries that in the background while the
+        database is away.
         """
         ports = self._ports
         policy = configuration.policy
@@ -111,11 +112,11 @@ class Toolcore:
         return self._admin
 
     async def ready(self) -> None:
-        """Raises Unavailable until the registry was read once."""
+        """Raises Unavailable until the registry has been read once."""
         self.registry.check_loaded()
 
     async def close(self) -> None:
-        """Stops the background work; ends of calls that are being written get a few seconds."""
+        """Stops the background work; records that are being written get a few seconds."""
         await self._stop_syncing()
         await self._sources.close()
         await self.registry.close()

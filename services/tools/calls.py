@@ -77,13 +77,13 @@ class ToolCalls:
             request = request.model_copy(update={"call_id": f"call-{uuid4().hex}"})
         try:
             answer = await self._decided(request, named=named, via=via, request_id=request_id)
-        except Exception as error:  # noqa: BLE001  # whatever broke, a call has an answer in its own form
+        except Exception as error:  # noqa: BLE001  # every call gets an answer
             answer = CallAnswer(self._unavailable(error, request_id))
         ids = {"request_id": request_id, "call_id": request.call_id}
         return replace(answer, result=answer.result.model_copy(update=ids))
 
     async def dry_run(self, request: ToolCallRequest) -> DryRun:
-        """Returns the decision and the execution, without a call or a record. Raises Unavailable."""
+        """Returns the decision and the execution; runs and records nothing. Raises Unavailable."""
         tool = await self._registry.find(request.tool_id)
         decision = self._policy.decide(tool, request)
         if tool is None or not decision.allowed:

@@ -1,4 +1,4 @@
-"""What an agent may call, in our form and as LLM tool definitions."""
+"""The tools that an agent may call, in our form and as LLM tool definitions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from services.tools.registry import Registry, Tool
 
 
 class ListRequest(BaseModel):
-    """Query of `GET /internal/tools`. Without `agent_id` every enabled tool is listed; with `microdao_id` its rules count too."""
+    """Query of `GET /internal/tools`.
+
+    Without `agent_id` every enabled tool is listed; `microdao_id` applies that tenant's rules.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,7 +33,10 @@ class Catalog:
         self._policy = policy
 
     def allowed(self, agent_id: str | None, microdao_id: str | None) -> list[Tool]:
-        """The enabled tools by id; without an agent all of them. Raises Unavailable until the registry is loaded."""
+        """Returns the enabled tools that the agent may call (without an agent: all), by id.
+
+        Raises Unavailable until the registry is loaded.
+        """
         tools = list(self._registry.tools())
         if agent_id is None:
             return tools
@@ -41,7 +47,7 @@ class Catalog:
         ]
 
     def listing(self, wanted: ListRequest) -> dict[str, Any]:
-        """Returns `{"tools": […]}` in the form asked for."""
+        """Returns `{"tools": […]}` in the requested form."""
         tools = self.allowed(wanted.agent_id, wanted.microdao_id)
         return {
             "tools": [
@@ -59,7 +65,7 @@ class Catalog:
 
 
 def native_form(tool: Tool) -> dict[str, Any]:
-    """The definition with what the registry knows about it."""
+    """Returns the definition with the registry's data about it."""
     registered = tool.registered
     return {
         **tool.definition.model_dump(mode="json"),
@@ -73,7 +79,7 @@ def native_form(tool: Tool) -> dict[str, Any]:
 
 
 def openai_form(tool: Tool) -> dict[str, Any]:
-    """The tool as chat completions take it; the mapped name leads back to the id."""
+    """Returns the tool in the form of chat completions, by its mapped name."""
     definition = tool.definition
     function = {
         "name": plain_name(definition.id),
@@ -84,7 +90,7 @@ def openai_form(tool: Tool) -> dict[str, Any]:
 
 
 def description_of(tool: Tool) -> str:
-    """The description as models are shown it: with the server that wrote it, where that is an outside one."""
+    """Returns the description for models; an outside server's is marked with the server."""
     definition = tool.definition
     description = definition.description or definition.name
     if not definition.outside:

@@ -1,4 +1,4 @@
-"""Runs an admitted call on its executor: within its slot and its deadline, every failure an outcome."""
+"""Runs an execution within its slot and deadline; every failure becomes an outcome."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXECUTOR_MARGIN_S = 1.0
 
 
 class ToolRunner:
-    """The executors by the name that definitions give, and the slots of the tools."""
+    """The executors, by the names that definitions use, and the tools' slots."""
 
     def __init__(
         self, executors: Mapping[str, ToolExecutor], slots: ConcurrencySlots, events: EventLog
@@ -43,7 +43,7 @@ class ToolRunner:
             return failed("timeout", error, effect_possible=True, retryable=True)
         except Unavailable as away:
             return failed("unavailable", away.message, effect_possible=False, retryable=True)
-        except Exception as defect:  # noqa: BLE001  # a defect of an executor is recorded like any failure
+        except Exception as defect:  # noqa: BLE001  # recorded like any failure
             self._events.emit(
                 "tools.executor_defect",
                 tool_id=tool.id,

@@ -1,4 +1,4 @@
-"""From an executor's outcome to what is recorded and answered: results checked, bounded, previewed."""
+"""From an outcome to its settlement and answer: results are checked, bounded and previewed."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The policy pipeline as pure functions: the same steps in the same order, whichever way a call came in.
+"""The policy pipeline as pure functions: the same steps in the same order for every way in.
 
 1. the tool exists and is enabled            not_found     404
 2. the agent is among `allowed_agents`       denied        403
 3. the tenant's rules, then the default      denied        403
 4. no foreign tenant in the arguments        denied        403
 5. arguments are bounded, and match          invalid_args  422
-6. approval, where the tool asks for it      denied        403 (in the use case: it needs the ledger)
+6. approval, if the tool needs it            denied        403 (in `calls`, by the ledger)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Policy:
     bounds: CallBounds
 
     def decide(self, tool: Tool | None, request: ToolCallRequest) -> Decision:
-        """Returns whether this call may run, by which rule, and what a refused caller should change."""
+        """Returns whether this call may run, the rule, and what a refused caller should change."""
         if tool is None or not tool.enabled:
             return _refused(
                 "not_found",
@@ -49,7 +49,7 @@ class Policy:
         return self._arguments(tool, request) or decision
 
     def access(self, tool: ToolDefinition, agent_id: str, microdao_id: str | None) -> Decision:
-        """Returns whether the agent may call the tool at all; without a tenant its rules are left out."""
+        """Returns whether the agent may call the tool at all; tenant rules need a tenant."""
         named = agent_rule(tool, agent_id)
         if named is not None and not named.allowed:
             return named
@@ -91,7 +91,7 @@ class Policy:
 
 
 def agent_rule(tool: ToolDefinition, agent_id: str) -> Decision | None:
-    """What the definition says about the agent; None when it names no agents."""
+    """Returns the definition's decision about the agent; None if it names no agents."""
     if tool.allowed_agents is None:
         return None
     for pattern in tool.allowed_agents:
@@ -103,7 +103,7 @@ def agent_rule(tool: ToolDefinition, agent_id: str) -> Decision | None:
 
 
 def tenant_rule(rules: PolicyRules, tool_id: str, microdao_id: str) -> Decision | None:
-    """What the tenant's rule says about the tool; None when it says nothing."""
+    """Returns the decision of the tenant's rule about the tool, or None."""
     found = rules.of_tenant(microdao_id)
     if found is None:
         return None
@@ -122,7 +122,7 @@ def tenant_rule(rules: PolicyRules, tool_id: str, microdao_id: str) -> Decision 
 
 
 def bounds_problem(value: Any, bounds: CallBounds, max_bytes: int) -> str | None:
-    """Names the first bound that the value breaks, or None."""
+    """Returns the first bound that the value breaks, or None."""
     size = measure(value, max_depth=bounds.max_depth, max_values=bounds.max_values)
     if size.problem:
         return size.problem

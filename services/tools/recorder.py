@@ -1,4 +1,4 @@
-"""Records how calls ended, whatever happens to their callers, and renews the leases of running ones."""
+"""Records how calls ended, even if their callers leave, and renews the leases of running calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry as a replica sees it: compiled tools in memory, refreshed within a second of any change."""
+"""The registry in a replica: compiled tools in memory, refreshed within a second of a change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contracts.tools.registry import RegisteredTool, ToolStore
 from services.tools.schemas import CompiledSchema
 
 MAX_TOOLS = 10_000
-# A caller who asks for what is not there may make this replica look at the store so often.
+# Look-ups of unknown tools read the store at most this often.
 MISS_INTERVAL_S = 0.1
 RESERVED_IDS = frozenset({"approvals", "call", "calls", "health", "mcp", "results", "sources"})
 
@@ -36,7 +36,7 @@ class Tool:
 
     @property
     def object_output(self) -> dict[str, Any] | None:
-        """The output schema where results are objects: MCP lists no other."""
+        """The output schema if results are objects; MCP lists no other."""
         schema = self.definition.output_schema
         return schema if schema is not None and schema.get("type") == "object" else None
 
@@ -47,7 +47,7 @@ class Tool:
 
 
 def compile_tool(registered: RegisteredTool) -> Tool:
-    """Returns the tool ready to be called. Raises InvalidRequest naming what is wrong with its schemas."""
+    """Returns the tool with compiled schemas. Raises InvalidRequest for an invalid schema."""
     definition = registered.definition
     output = (
         None
@@ -58,10 +58,10 @@ def compile_tool(registered: RegisteredTool) -> Tool:
 
 
 def check_definition(definition: ToolDefinition) -> None:
-    """Refuses what could never be served.
+    """Refuses a definition that could never be served.
 
     Raises:
-        InvalidRequest: a reserved id, a schema that is none, or one whose top level excludes objects.
+        InvalidRequest: a reserved id, an invalid schema, or one whose top level excludes objects.
     """
     if definition.id in RESERVED_IDS:
         raise InvalidRequest(f"`{definition.id}` is the name of a route: choose another id")
@@ -78,65 +78,65 @@ def check_definition(definition: ToolDefinition) -> None:
 
 
 class Registry:
-    """Serves look-ups from memory; a background task asks the store's revision number every `interval_s`."""
+    """Serves look-ups from memory; a background task polls the store's revision."""
 
     def __init__(self, store: ToolStore, events: EventLog, *, interval_s: float = 1.0) -> None:
         self._store = store
         self._events = events
         self.interval_s = interval_s
         self._revision: int | None = None
-        self._looked_at = 0.0
+        self._read_at = 0.0
         self._tools: dict[str, Tool] = {}
         self._task: asyncio.Task[None] | None = None
         self._refreshing = asyncio.Lock()
 
     async def start(self) -> None:
-        """Loads the registry if the store answers, and goes on watching it."""
+        """Loads the registry if the store answers, and begins to poll it."""
         with contextlib.suppress(DaarionError):
             await self.refresh()
-        self._task = asyncio.create_task(self._watch(), name="tools:registry")
+        self._task = asyncio.create_task(self._poll(), name="tools:registry")
 
     async def close(self) -> None:
-        """Stops watching."""
+        """Stops polling."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
     def get(self, tool_id: str) -> Tool | None:
-        """The current version by id or mapped name, enabled or not.
+        """Returns the current version by id or mapped name, enabled or not.
 
         Raises:
-            Unavailable: the registry was never read yet.
+            Unavailable: the registry has not been read yet.
         """
         self.check_loaded()
         return self._tools.get(tool_id) or self._tools.get(tool_id_of(tool_id))
 
     async def find(self, tool_id: str) -> Tool | None:
-        """The same, after another look at the store where the answer would be "no": it may have been registered just now."""
+        """Returns the same, reading the store first if memory holds no enabled tool of that id."""
         tool = self.get(tool_id)
         if (
             tool is None or not tool.enabled
-        ) and time.monotonic() - self._looked_at > MISS_INTERVAL_S:
+        ) and time.monotonic() - self._read_at > MISS_INTERVAL_S:
             with contextlib.suppress(DaarionError):
                 await self.refresh()
             tool = self.get(tool_id)
         return tool
 
     def tools(self) -> Sequence[Tool]:
-        """Every enabled tool by id. Raises Unavailable as `get` does."""
+        """Returns every enabled tool, by id. Raises Unavailable as `get` does."""
         self.check_loaded()
         return [tool for _, tool in sorted(self._tools.items()) if tool.enabled]
 
     def check_loaded(self) -> None:
-        """Raises Unavailable until the registry was read once."""
+        """Raises Unavailable until the registry has been read once."""
         if self._revision is None:
             raise Unavailable("the tool registry is not loaded yet: retry", retry_after_s=1)
 
     async def refresh(self) -> None:
-        """Reads what changed. Raises DatabaseUnavailable; what was read before stays in service."""
+        """Reads the store if it changed. Raises DatabaseUnavailable; memory then stays as it is."""
         async with self._refreshing:
-            self._looked_at = time.monotonic()
+            self._read_at = time.monotonic()
             if self._revision is not None and await self._store.revision() == self._revision:
                 return
             revision, registered = await self._store.load()
@@ -152,7 +152,7 @@ class Registry:
                 continue
             try:
                 tools[tool_id] = compile_tool(entry)
-            except InvalidRequest as error:  # written by a version with other rules: one bad tool must not hide the others
+            except InvalidRequest as error:  # written by a version of this program with other rules
                 self._events.emit(
                     "tools.uncompilable",
                     tool_id=tool_id,
@@ -161,7 +161,7 @@ class Registry:
                 )
         return tools
 
-    async def _watch(self) -> None:
+    async def _poll(self) -> None:
         while True:
             await asyncio.sleep(self.interval_s)
             try:
@@ -169,4 +169,4 @@ class Registry:
             except ConfigurationError as error:
                 self._events.emit("tools.registry_refused", reason=error.message)
             except DaarionError:
-                continue  # the database's own events tell that it is away; the next look finds it again
+                continue  # the database emits its own events; the next poll retries

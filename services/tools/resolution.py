@@ -1,4 +1,4 @@
-"""How an administrator's definition becomes the one that is kept: bases put in, target and secrets checked."""
+"""Resolves an administrator's definition: its bases, with checks of target and secrets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from services.tools.targets import check_target
 
 
 class Resolver:
-    """Implements `Resolve` over what the configuration tells.
+    """Implements `Resolve` over the configuration.
 
-    `put_bases` raises ValueError for an unknown base; `secret_problem` returns why a tool, its bases put in, may not use its secrets.
+    `put_bases` resolves bases, and raises ValueError for an unknown one; `secret_problem` returns
+    why a resolved tool may not use its secrets.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Resolver:
         self._sources = sources
 
     def __call__(self, definition: ToolDefinition) -> ToolDefinition:
-        """Returns the definition to keep. Raises InvalidRequest."""
+        """Returns the resolved definition. Raises InvalidRequest."""
         try:
             resolved = self._put_bases(definition)
         except ValueError as error:

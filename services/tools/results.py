@@ -1,4 +1,4 @@
-"""Results of tools: bounded, previewed where they are too long to be sent whole, and read page by page."""
+"""Results of tools: previews of long ones, and their pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _CUTS = ((100, 2_000), (30, 1_000), (10, 500), (5, 200), (3, 100), (1, 50), (1, 
 
 
 class PageRequest(BaseModel):
-    """Query of `GET /results/{id}`: `offset` and `limit` count items of an array, else characters of the JSON text."""
+    """Query of `GET /results/{id}`.
+
+    `offset` and `limit` count an array's items, else characters of the JSON text.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,7 +31,7 @@ class PageRequest(BaseModel):
 
 
 class ResultPage(BaseModel):
-    """One page. `unit` is `items` (then `result` holds an array) or `characters` (then `text` holds JSON text).
+    """One page. `unit` is `items` (`result` is an array) or `characters` (`text` is JSON text).
 
     `total` counts the whole in that unit; `next_offset` is None on the last page.
     """
@@ -43,7 +46,7 @@ class ResultPage(BaseModel):
 
 
 def to_text(result: Any) -> str:
-    """The result as JSON text. Raises TypeError for what JSON cannot hold (also texts that are not UTF-8)."""
+    """Returns the result as JSON text. Raises TypeError for values and texts that JSON forbids."""
     try:
         return orjson.dumps(result).decode()
     except orjson.JSONEncodeError as error:
@@ -51,9 +54,10 @@ def to_text(result: Any) -> str:
 
 
 def preview(result: Any, schema: CompiledSchema | None, max_bytes: int) -> Any:
-    """Returns the result with arrays and texts cut so that it fits and still matches its schema, or None.
+    """Returns the result, arrays and texts cut so that it fits and matches its schema, or None.
 
-    The largest of a few cuts that fits is taken; objects keep all their members, since leaving one out says too much.
+    Takes the largest of a few cuts that fits. Objects keep all members: a missing one would be
+    taken as a statement.
     """
     for items, characters in _CUTS:
         candidate = _cut(result, items, characters)
@@ -110,7 +114,7 @@ def _item_page(stored: StoredResult, items: list[Any], wanted: PageRequest) -> R
 
 
 def _fitting(items: list[Any], limit: int) -> Iterator[Any]:
-    """At most `limit` items of at most MAX_PAGE_BYTES together, and always one, so that a reader gets on."""
+    """Yields at most `limit` items, of MAX_PAGE_BYTES together, but at least one."""
     size = 0
     for position, item in enumerate(items[:limit]):
         size += len(orjson.dumps(item)) + 1

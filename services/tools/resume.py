@@ -39,26 +39,30 @@ REFUSALS = {
         allowed=False,
         rule="call_id",
         error_kind="conflict",
-        reason="this call_id belongs to a call with another tool, agent or arguments: use a new one",
+        reason="this call_id belongs to a call with another tool, agent or arguments: "
+        "use a new one",
     ),
     Resume.FORGOTTEN: Decision(
         allowed=False,
         rule="call_id",
         error_kind="conflict",
-        reason="a call with this call_id succeeded, and its result is no longer kept: use a new call_id to run it again",
+        reason="a call with this call_id succeeded, and its result is no longer kept: "
+        "use a new call_id to run it again",
     ),
     Resume.APPROVAL_PENDING: Decision(
         allowed=False,
         rule="approval",
         error_kind="denied",
-        reason="this call waits for an administrator's approval: repeat it with the same call_id once it is granted",
+        reason="this call waits for an administrator's approval: "
+        "repeat it with the same call_id once it is granted",
         retryable=True,
     ),
     Resume.APPROVAL_LAPSED: Decision(
         allowed=False,
         rule="approval",
         error_kind="conflict",
-        reason="the tool or the context has changed since this call was put up for approval, or its approval has ended: use a new call_id",
+        reason="the tool or the context has changed since approval was requested, "
+        "or the approval has expired: use a new call_id",
     ),
     Resume.APPROVAL_REJECTED: Decision(
         allowed=False,

@@ -1,8 +1,9 @@
-"""JSON Schemas of tools: checked when registered, compiled once per version, validated within a budget of work.
+"""JSON Schemas of tools: checked on registration, compiled once, applied within a budget.
 
-A schema comes from an operator or from an outside MCP server, a value from a model: neither may hold up a replica. So
-nothing is fetched (`$ref` stays inside the document), patterns run on an engine of linear time, and every keyword that
-is applied costs one step of a bounded budget, whatever the schema's references multiply to.
+A schema comes from an operator or an outside MCP server, a value from a model: neither may block a
+replica. So nothing is fetched (`$ref` stays inside the document), patterns run in linear time, and
+every applied keyword costs a step of a bounded budget, however much the schema's references
+multiply.
 """
 
 from __future__ import annotations
@@ -67,19 +68,22 @@ Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError] | None]
 
 
 class OutOfBudget(Exception):
-    """The validation took all the work it was granted."""
+    """The validation used up its budget."""
 
 
 @dataclass(slots=True)
 class Budget:
-    """Work that one validation may take: keywords applied, and seconds of this thread's CPU, looked at now and then."""
+    """The work of one validation: keywords applied, and CPU seconds of this thread.
+
+    The CPU time is read only every 64 steps.
+    """
 
     steps: int = 50_000
     cpu_s: float = 0.25
     _until: float | None = None
 
     def spend(self, steps: int) -> None:
-        """Raises OutOfBudget once there is nothing left."""
+        """Raises OutOfBudget once the budget is used up."""
         self.steps -= steps
         if self._until is None:
             self._until = time.thread_time() + self.cpu_s
@@ -92,7 +96,7 @@ _budget: ContextVar[Budget] = ContextVar("budget")
 
 @dataclass(frozen=True)
 class Violation:
-    """Where a value breaks its schema (JSON path, `$` is the value itself) and what was expected there."""
+    """Where a value breaks its schema (a JSON path from `$`, the value) and what is expected."""
 
     path: str
     expected: str
@@ -107,14 +111,15 @@ class CompiledSchema:
     """One schema, ready to validate many values."""
 
     def __init__(self, schema: dict[str, Any], *, subject: str = "schema") -> None:
-        """Raises InvalidRequest when the schema is none, is too large, or asks for what is not served here."""
+        """Raises InvalidRequest if the schema is invalid, too large, or not supported."""
         _check_shape(schema, subject)
         dialect = _dialect(schema, subject)
         try:
             dialect.check_schema(schema)
         except SchemaError as error:
+            where, text = error.json_path, _short(error.message)
             raise InvalidRequest(
-                f"{subject} is not a valid JSON Schema: at {error.json_path}: {_short(error.message)}"
+                f"{subject} is not a valid JSON Schema: at {where}: {text}"
             ) from None
         self._validator = _guarded(dialect, _compile_patterns(schema, subject))(
             schema, registry=Registry()
@@ -122,9 +127,9 @@ class CompiledSchema:
         self._try(subject)
 
     def violation(self, value: Any, budget: Budget | None = None) -> Violation | None:
-        """Returns the most telling way in which `value` breaks the schema, or None. May run on any thread.
+        """Returns the most telling violation of the schema, or None. May run on any thread.
 
-        A value whose check would take more than the budget is a violation too.
+        A value whose check exceeds the budget is a violation, too.
         """
         _budget.set(budget or Budget())
         try:
@@ -132,14 +137,15 @@ class CompiledSchema:
         except (OutOfBudget, RecursionError, Unresolvable):
             return Violation(
                 "$",
-                "a value that can be checked within bounds: it is too large or too deep for its schema",
+                "a value that can be checked within bounds: "
+                "it is too large or too deep for its schema",
             )
         if not errors:
             return None
         return _violation(min(errors, key=_telling))
 
     def _try(self, subject: str) -> None:
-        """Finds references that lead only to themselves before the first call does."""
+        """Finds references that lead only to themselves."""
         probes: tuple[Any, ...] = ({}, [], "", 0, None)
         for probe in probes:
             _budget.set(Budget())
@@ -183,14 +189,16 @@ def _check_shape(schema: Any, subject: str) -> None:
                 raise InvalidRequest(f"{subject} uses `{key}`, which is not served here")
         if "unevaluatedProperties" in node and "patternProperties" in node:
             raise InvalidRequest(
-                f"{subject} combines unevaluatedProperties with patternProperties, which is not served here"
+                f"{subject} combines unevaluatedProperties with patternProperties, "
+                "which is not served here"
             )
 
 
 def _check_reference(schema: dict[str, Any], reference: str, subject: str) -> None:
     if reference != "#" and not reference.startswith("#/"):
         raise InvalidRequest(
-            f"{subject} has a $ref to another document: only references inside it (`#/…`) are followed"
+            f"{subject} has a $ref to another document: "
+            "only references inside it (`#/…`) are followed"
         )
     node: Any = schema
     for part in unquote(reference[1:]).split("/")[1:]:
@@ -212,13 +220,14 @@ def _dialect(schema: dict[str, Any], subject: str) -> Any:
     dialect = DIALECTS.get(str(named).rstrip("#"))
     if dialect is None:
         raise InvalidRequest(
-            f"{subject} names a `$schema` that is not served here: use JSON Schema 2020-12 or draft-07"
+            f"{subject} names a `$schema` that is not served here: "
+            "use JSON Schema 2020-12 or draft-07"
         )
     return dialect
 
 
 def _nodes(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object within; names of properties look like keywords there, which only makes the checks stricter."""
+    """Yields every object within. Property names that look like keywords make checks stricter."""
     pending = [value]
     while pending:
         node = pending.pop()
@@ -244,13 +253,14 @@ def _compile_patterns(schema: dict[str, Any], subject: str) -> dict[str, _Patter
             compiled[pattern] = _Pattern(pattern)
         except PatternError:
             raise InvalidRequest(
-                f"{subject} has a pattern that cannot be run in linear time (look-around or back-references)"
+                f"{subject} has a pattern that cannot be run in linear time "
+                "(look-around or back-references)"
             ) from None
     return compiled
 
 
 def _guarded(dialect: Any, patterns: dict[str, _Pattern]) -> Any:
-    """The dialect with every keyword paid for, and with ours where the library's own may take more than linear time."""
+    """Returns the dialect with a cost per keyword, and linear-time versions of some."""
     own = {
         "pattern": _pattern_keyword(patterns),
         "patternProperties": _pattern_properties_keyword(patterns),
@@ -331,7 +341,7 @@ def _unique_items(
 
 
 def _telling(error: ValidationError) -> tuple[int, int]:
-    """Shallow errors first, and of those a wrong type before anything else; branches of a union tell least."""
+    """Sorts shallow errors first, then wrong types; branches of a union come last."""
     return (
         len(error.absolute_path),
         {"type": 0, "required": 1, "anyOf": 3, "oneOf": 3}.get(str(error.validator), 2),
@@ -352,17 +362,17 @@ def _expected(error: ValidationError) -> str:
             for name in wanted
             if isinstance(error.instance, dict) and name not in error.instance
         ]
-        return f"the required {'property' if len(missing) == 1 else 'properties'} {', '.join(f'`{_short(name)}`' for name in missing[:5])}"
+        names = ", ".join(f"`{_short(name)}`" for name in missing[:5])
+        return f"the required {'property' if len(missing) == 1 else 'properties'} {names}"
     if keyword == "additionalProperties":
         return f"no properties beside the declared ones ({error.message})"
     if keyword in {"enum", "const"}:
         return _short(f"{'one of' if keyword == 'enum' else 'exactly'} {wanted!r}", 300)
     if keyword in {"anyOf", "oneOf"}:
         branches = [_violation(inner).text for inner in itertools.islice(error.context or (), 3)]
-        return _short(
-            f"a match of {'any' if keyword == 'anyOf' else 'exactly one'} of {len(wanted)} schemas ({'; '.join(branches)})",
-            400,
-        )
+        number = "any" if keyword == "anyOf" else "exactly one"
+        text = f"a match of {number} of {len(wanted)} schemas ({'; '.join(branches)})"
+        return _short(text, 400)
     return _short(_EXPECTED.get(keyword, f"{keyword} {{}}").format(wanted), 200)
 
 

@@ -23,14 +23,14 @@ class _Slots:
 
 
 class ConcurrencySlots:
-    """The slots of every tool that sets `max_concurrency`. They outlive a reload: old and new calls together stay within it."""
+    """The slots of every tool that sets `max_concurrency`, kept over a reload."""
 
     def __init__(self) -> None:
         self._slots: dict[str, _Slots] = {}
 
     @asynccontextmanager
     async def slot(self, tool: ToolDefinition, deadline: Deadline) -> AsyncIterator[None]:
-        """Holds one slot of the tool. Raises Overloaded when none gets free in time, or too many wait already."""
+        """Holds one slot of the tool. Raises Overloaded if none is free in time."""
         most = tool.max_concurrency
         if most is None:
             yield

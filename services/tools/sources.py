@@ -1,4 +1,4 @@
-"""Keeps the tools of outside sources in the registry: asked at start and now and then; a silent source keeps its tools."""
+"""Keeps the tools of outside sources in the registry; a source that is away keeps its tools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ToolSource(Protocol):
     refresh_s: float
 
     async def definitions(self) -> Sequence[ToolDefinition]:
-        """What it offers now, checked. Raises UpstreamError, Unavailable or DeadlineExceeded."""
+        """Returns its tools, checked. Raises UpstreamError, Unavailable or DeadlineExceeded."""
 
 
 class SourceKeeper:
@@ -35,7 +35,7 @@ class SourceKeeper:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def watch(self, sources: Mapping[str, ToolSource]) -> None:
-        """Watches these sources from now on; tools of sources that are no longer there are disabled."""
+        """Watches these sources instead; disables the tools of all other sources."""
         await self.close()
         self._tasks = [
             asyncio.create_task(self._keep(name, source), name=f"tools:source:{name}")
@@ -60,7 +60,7 @@ class SourceKeeper:
             except DaarionError as error:
                 self._events.emit("tools.source_away", source=name, error=error.type)
                 await asyncio.sleep(min(RETRY_S, source.refresh_s))
-            except Exception as error:  # noqa: BLE001  # whatever a stranger's listing breaks, the next one is looked at
+            except Exception as error:  # noqa: BLE001  # a stranger's listing must not stop the task
                 self._events.emit(
                     "tools.source_defect", source=name, error=type(error).__name__, exc_info=error
                 )
@@ -69,7 +69,7 @@ class SourceKeeper:
                 await asyncio.sleep(source.refresh_s)
 
     async def _retire(self, known: set[str]) -> None:
-        """Disables what sources brought that the configuration no longer names."""
+        """Disables the tools of sources that the configuration no longer names."""
         while True:
             with contextlib.suppress(DaarionError):
                 await self._registry.refresh()

@@ -1,4 +1,4 @@
-"""What can be said about a tool's target without connecting to it."""
+"""Checks of a tool's target that need no connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def check_target(definition: ToolDefinition, packages: Sequence[str]) -> None:
     """Refuses a target that its executor could never serve.
 
     Raises:
-        InvalidRequest: no http(s) URL or one with credentials; no function of a registered package; no `source:tool`.
+        InvalidRequest: not an http(s) URL, or one with credentials; not a function of a registered
+        package; not
+            `source:tool`.
     """
     if definition.executor == "http":
         _check_url(definition.target)
@@ -49,8 +51,7 @@ def _check_function(target: str, packages: Sequence[str]) -> None:
         raise InvalidRequest("target: a Python tool's target is `module:function`")
     module, function = match.groups()
     if not any(module == package or module.startswith(f"{package}.") for package in packages):
-        raise InvalidRequest(
-            f"target: the module is not in a registered package ({', '.join(packages) or 'there are none'})"
-        )
+        known = ", ".join(packages) or "there are none"
+        raise InvalidRequest(f"target: the module is not in a registered package ({known})")
     if function.startswith("_"):
         raise InvalidRequest("target: the function must be public")

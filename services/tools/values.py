@@ -15,7 +15,10 @@ _MIN_INTEGER = -(2**63)
 
 @dataclass(frozen=True)
 class Measure:
-    """How large a value is; `problem` names the first bound that it breaks, or None. `text_bytes` is a lower estimate then."""
+    """The size of a value. `problem` is the first bound that it breaks, or None.
+
+    After a problem the other numbers count only what was measured until then.
+    """
 
     values: int
     depth: int

@@ -17,7 +17,8 @@ from services.tools.values import digest
 from tests.support.events import RecordedEvents
 from tests.support.tools.toolcore import AGENT, replica, tool
 
-# No lease of a test runs out by itself: `run_out` ends them, so that a busy machine changes nothing.
+# No lease of a test runs out by itself: `run_out` ends them, so that a busy machine changes
+# nothing.
 LONG = LedgerLimits(lease_s=300)
 OURS = CallFilter(microdao_id="microdao:7")
 

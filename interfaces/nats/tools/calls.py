@@ -1,4 +1,4 @@
-"""Tool calls over NATS: at least once delivered, once executed, because the ledger knows each call by its id."""
+"""Tool calls over NATS: delivered at least once, executed once, by the ids in the ledger."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SUBJECT = re.compile(r"[^\s.*>$][^\s*>]{0,255}")
 
 @dataclass(frozen=True)
 class NatsLimits:
-    """Calls in work per replica, calls that wait in the stream, and deliveries before a message is parked."""
+    """Calls at work per replica, calls waiting in the stream, deliveries of one message."""
 
     max_in_flight: int = 16
     max_waiting: int = 10_000
@@ -45,7 +45,10 @@ class NatsLimits:
 
 
 class ToolNats:
-    """Takes requests from the queue group and works through the stream; `on_connect` starts it on a connection."""
+    """Takes requests from the queue group into the stream, and runs what the stream holds.
+
+    `on_connect` starts it on a connection.
+    """
 
     def __init__(
         self, calls: Callable[[], ToolCalls], events: EventLog, limits: NatsLimits
@@ -60,15 +63,15 @@ class ToolNats:
         self._working: set[asyncio.Task[None]] = set()
 
     async def on_connect(self, client: Client) -> None:
-        """Prepares the streams, subscribes and begins to fetch. Raises what the client library raises."""
+        """Prepares the streams, subscribes and begins to fetch. Raises errors of the library."""
         self._client = client
         self._stream = await streams.prepare(client, self._limits.max_waiting)
         await client.subscribe(streams.REQUEST, queue=streams.QUEUE_GROUP, cb=self._take)
-        await client.flush()  # whoever sees this replica ready finds it listening
+        await client.flush()  # once this replica reports ready, it listens
         self._fetcher = asyncio.create_task(self._fetch(), name="tools:nats")
 
     async def close(self) -> None:
-        """Fetches no more; calls in work get a few seconds, the rest is delivered to another replica."""
+        """Stops fetching. Calls at work get a few seconds; the rest goes to another replica."""
         if self._fetcher is not None:
             self._fetcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -80,7 +83,7 @@ class ToolNats:
         await asyncio.gather(*self._working, return_exceptions=True)
 
     async def _take(self, message: Msg) -> None:
-        """From the queue group into the stream; when that is full or away, the requester is told at once."""
+        """Puts a request into the stream; answers at once if the stream is full or away."""
         assert self._stream is not None
         headers = {streams.REQUEST_ID_HEADER: f"nats-{uuid4().hex}"}
         if message.reply:
@@ -93,7 +96,7 @@ class ToolNats:
             self._events.emit("tools.nats_refused", error=type(error).__name__)
             refusal = ToolCallResult(
                 ok=False,
-                error="the queue of tool calls is full or away: retry",
+                error="the queue of tool calls is full or unavailable: retry",
                 error_kind="unavailable",
                 retryable=True,
             )
@@ -114,12 +117,12 @@ class ToolNats:
                 self._free.release()
                 self._events.emit("tools.nats_fetch_failed", error=type(error).__name__)
                 await asyncio.sleep(RETRY_S)
-                await self._prepare_again()
+                await self._recreate_streams()
             else:
                 self._spawn(message)
 
-    async def _prepare_again(self) -> None:
-        """A server that came back empty has neither streams nor consumer."""
+    async def _recreate_streams(self) -> None:
+        """Recreates streams and consumer, which a server that restarted empty lacks."""
         assert self._client is not None
         with contextlib.suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError):
             await streams.prepare(self._client, self._limits.max_waiting)
@@ -136,7 +139,7 @@ class ToolNats:
             self._events.emit("tools.nats_work_failed", error=type(error).__name__, exc_info=error)
 
     async def _work(self, message: Msg) -> None:
-        """One delivery: executed or replayed, answered, acknowledged; left for another delivery when it could not run yet."""
+        """Handles one delivery, and keeps it from being delivered again meanwhile."""
         keeper = asyncio.create_task(_keep_alive(message))
         try:
             await self._handle(message)
@@ -168,10 +171,10 @@ class ToolNats:
             )
             await self._park(message, "deliveries", _named(refusal, request.model_dump()), reply_to)
             return
-        # Without an id of the caller's, the message's own place in the stream names the call at every delivery.
+        # Without a caller's id, the message's place in the stream names the call at every delivery.
         named = request.model_copy(update={"call_id": request.call_id or f"nats-{_place(message)}"})
         reply = await self._calls().call(named, via="nats", request_id=request_id)
-        if _not_yet(reply):
+        if _may_succeed_later(reply):
             await message.nak(delay=BUSY_DELAY_S)
             return
         await self._respond(
@@ -182,7 +185,7 @@ class ToolNats:
     async def _park(
         self, message: Msg, reason: str, answer: dict[str, Any], reply_to: str | None
     ) -> None:
-        """Puts a message that can never be served aside, tells its caller, and takes it out of the queue."""
+        """Moves a message that can never be served to the parked stream, and answers its caller."""
         assert self._stream is not None
         await self._stream.publish(
             streams.PARKED,
@@ -197,7 +200,7 @@ class ToolNats:
         await message.term()
 
     async def _respond(self, answer: dict[str, Any], reply_to: str | None) -> None:
-        """To `tool.response` always, and to the requester where there is one."""
+        """Publishes to `tool.response`, and to the requester if there is one."""
         assert self._client is not None
         body = orjson.dumps(answer)
         await self._client.publish(streams.RESPONSE, body)
@@ -210,15 +213,15 @@ class ToolNats:
 
 
 async def _keep_alive(message: Msg) -> None:
-    """Tells the server that the message is in work, so that a long call is not delivered to another replica."""
+    """Reports progress, so that a long call is not delivered to another replica."""
     while True:
         await asyncio.sleep(KEEP_ALIVE_S)
         with contextlib.suppress(nats.errors.Error):
             await message.in_progress()
 
 
-def _not_yet(reply: CallAnswer) -> bool:
-    """Whether another delivery will find out more: the database was away, or the call runs elsewhere."""
+def _may_succeed_later(reply: CallAnswer) -> bool:
+    """Whether a later delivery may succeed: the database was away, or the call runs elsewhere."""
     result = reply.result
     return (
         not reply.executed
@@ -228,7 +231,7 @@ def _not_yet(reply: CallAnswer) -> bool:
 
 
 def _fitting(reply: CallAnswer, max_bytes: int) -> ToolCallResult:
-    """The result, without its content where NATS could not carry it; it can still be read by reference."""
+    """Returns the result, by reference alone if it is too long for a NATS message."""
     result = reply.result
     if len(orjson.dumps(call_body(result))) <= max_bytes:
         return result
@@ -238,7 +241,7 @@ def _fitting(reply: CallAnswer, max_bytes: int) -> ToolCallResult:
 
 
 def _named(result: ToolCallResult, request: dict[str, Any]) -> dict[str, Any]:
-    """The answer as it is published: whoever listens to `tool.response` must be able to tell whose it is."""
+    """Returns the published answer; ids identify the call for listeners of `tool.response`."""
     echoed = {name: request.get(name) for name in ("tool_id", "agent_id", "microdao_id", "call_id")}
     return {
         **{name: value for name, value in echoed.items() if isinstance(value, str)},
@@ -255,6 +258,6 @@ def _fields(data: bytes) -> dict[str, Any]:
 
 
 def _place(message: Msg) -> str:
-    """Where the message stands in the stream, the same at every delivery."""
+    """Returns the message's place in the stream, the same at every delivery."""
     metadata = message.metadata
     return f"{metadata.timestamp.timestamp():.6f}-{metadata.sequence.stream}"

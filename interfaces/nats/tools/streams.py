@@ -1,9 +1,10 @@
 """The streams of tool calls.
 
-`tool.request` itself is in no stream: JetStream would answer a requester with its own acknowledgement before the tool's
-result. A replica takes a request from the queue group and puts it, with the requester's reply subject, on `tool.submit`,
-which a work-queue stream keeps until a worker has acknowledged it. Publishers that want that guarantee from the first
-hop on publish to `tool.submit` themselves and get the stream's acknowledgement.
+`tool.request` itself is in no stream: JetStream would answer the requester with its own
+acknowledgement before the tool's result. A replica takes a request from the queue group and puts
+it, with the requester's reply subject, on `tool.submit`, which a work-queue stream keeps until a
+worker has acknowledged it. Publishers that want that guarantee from the first hop publish to
+`tool.submit` themselves and get the stream's acknowledgement.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ KEEP_PARKED_S = 14 * 24 * 3_600.0
 
 
 async def prepare(client: Client, max_waiting: int) -> JetStreamContext:
-    """Creates or updates both streams and the durable consumer; any number of replicas may do so at once."""
+    """Creates or updates both streams and the durable consumer. Replicas may do so concurrently."""
     stream = client.jetstream()
     await _ensure_stream(
         stream,
@@ -50,7 +51,7 @@ async def prepare(client: Client, max_waiting: int) -> JetStreamContext:
             name=WORK_STREAM,
             subjects=[SUBMIT],
             retention=RetentionPolicy.WORK_QUEUE,
-            discard=DiscardPolicy.NEW,  # a full queue refuses the newest, whose caller is still there to be told
+            discard=DiscardPolicy.NEW,  # a full queue refuses the newest, whose caller still waits
             max_msgs=max_waiting,
             max_bytes=MAX_WORK_BYTES,
             max_age=KEEP_WORK_S,
@@ -83,5 +84,5 @@ async def prepare(client: Client, max_waiting: int) -> JetStreamContext:
 async def _ensure_stream(stream: JetStreamContext, config: StreamConfig) -> None:
     try:
         await stream.add_stream(config)
-    except BadRequestError:  # it is there with another configuration
+    except BadRequestError:  # it exists with another configuration
         await stream.update_stream(config)

@@ -357,7 +357,8 @@ async def test_many_calls_leave_nothing(host, events):
     assert [outcome.result["args"]["n"] for outcome in outcomes] == list(range(12))
 
 
-# In a mount namespace of its own: an interpreter in a closed home directory is made reachable, then the user changes.
+# In a mount namespace of its own: an interpreter in a closed home directory is made reachable, then
+# the user changes.
 AS_ORDINARY_USER = """
 set -e
 if ! setpriv --reuid=65534 --clear-groups test -x "$2"; then
