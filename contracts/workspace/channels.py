@@ -39,7 +39,7 @@ class NewChannel(BaseModel):
 
 
 class Channel(BaseModel):
-    """One channel. `members` are in the order in which they came."""
+    """One channel. `members` are in the order in which they joined."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -51,7 +51,9 @@ class Channel(BaseModel):
 
 
 class ChannelQuery(BaseModel):
-    """Query of `GET /channels`: newest first, one page. Without a microDAO it asks for those of all, which takes the admin secret."""
+    """Query of `GET /channels`: newest first, one page. Without a microDAO it lists the channels of
+    all, which needs the admin secret.
+    """
 
     model_config = _STRICT
 
@@ -85,7 +87,10 @@ class ChannelStore(Protocol):
         """Returns one page, newest first. Raises InvalidRequest for a foreign cursor."""
 
     async def add_member(self, microdao_id: str, channel_id: UUID, member_id: str) -> bool:
-        """Returns whether the member is new. Raises NotFound, or Conflict when the channel is full."""
+        """Adds a member; returns whether it is new. Raises NotFound, or Conflict when full."""
 
     async def remove_member(self, microdao_id: str, channel_id: UUID, member_id: str) -> bool:
-        """Returns whether there was such a member; what waits for an agent that leaves is given up. Raises NotFound."""
+        """Removes a member and gives up its pending invocations; returns whether it was a member.
+
+        Raises NotFound.
+        """

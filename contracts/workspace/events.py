@@ -20,7 +20,9 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class EventQuery(BaseModel):
-    """Query of `GET /channels/{id}/events`. `after` is the id of the last event seen, as the header `Last-Event-ID` is."""
+    """Query of `GET /channels/{id}/events`. `after` is the last event's id, like the header
+    `Last-Event-ID`.
+    """
 
     model_config = _STRICT
 
@@ -47,7 +49,7 @@ class RunSteps(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ChannelEvent:
-    """One live event. `position` counts a channel's events and messages from 1, without gaps."""
+    """One live event. `position` counts a channel's events and messages from 1 without gaps."""
 
     position: int
     kind: EventKind
@@ -58,12 +60,12 @@ class ChannelEventStore(Protocol):
     """Stores live events. Raises DatabaseUnavailable while the database is away."""
 
     async def add_steps(self, microdao_id: str, channel_id: UUID, steps: RunSteps) -> int:
-        """Stores the steps that are new and returns their number. Raises NotFound or Forbidden."""
+        """Stores new steps and returns their number. Raises NotFound, or Forbidden for a stranger."""
 
     async def positions(self, channel_ids: Collection[UUID]) -> dict[UUID, int]:
-        """Returns how many events each channel has."""
+        """Returns the newest position of each channel."""
 
     async def events(
         self, microdao_id: str, channel_id: UUID, after: int, limit: int
     ) -> list[ChannelEvent]:
-        """Returns events after a position, oldest first. Old steps may be gone; messages never are."""
+        """Returns the events after a position, oldest first. Old steps are purged, messages never."""

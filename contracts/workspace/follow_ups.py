@@ -15,7 +15,7 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class NewFollowUp(BaseModel):
-    """What a follow-up says. `project_id` must be a project of the same microDAO."""
+    """A follow-up to create. `project_id` must be a project of the same microDAO."""
 
     model_config = _STRICT
 
@@ -27,7 +27,7 @@ class NewFollowUp(BaseModel):
 
 
 class FollowUp(BaseModel):
-    """One follow-up. `created_by` is who asked for it."""
+    """One follow-up. `created_by` is the agent or person who asked for it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -65,7 +65,7 @@ class FollowUpStore(Protocol):
         """Stores a follow-up once for `key`; the flag tells whether it is new.
 
         Raises:
-            Conflict: the key made another follow-up before.
+            Conflict: the key belongs to another follow-up.
             NotFound: the microDAO has no such project.
         """
 

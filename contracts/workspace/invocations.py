@@ -28,7 +28,7 @@ class InvocationQuery(BaseModel):
 
 
 class Invocation(BaseModel):
-    """One agent that a message has to reach. `reason` tells why the last attempt failed."""
+    """One agent that a message has to reach. `reason` says why the last attempt failed."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -45,7 +45,7 @@ class Invocation(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ClaimedInvocation:
-    """An invocation that this process may attempt now. `age_s` is the time since its message was stored."""
+    """An invocation that this process has leased. `age_s` is the time since its message."""
 
     id: UUID
     microdao_id: str
@@ -57,31 +57,31 @@ class ClaimedInvocation:
 
 
 class Outbox(Protocol):
-    """The invocations that wait. Raises DatabaseUnavailable when it is away."""
+    """Stores invocations until they are delivered. Raises DatabaseUnavailable."""
 
     async def claim(self, at_most: int, lease_s: float) -> Sequence[ClaimedInvocation]:
-        """Returns invocations that are due; nobody else gets them for `lease_s`."""
+        """Leases up to `at_most` due invocations to this process for `lease_s`."""
 
     async def delivered(self, claimed: ClaimedInvocation) -> None:
-        """The agent runtime has accepted it."""
+        """Marks the invocation as delivered."""
 
     async def retry_later(self, claimed: ClaimedInvocation, reason: str, delay_s: float) -> None:
-        """It is attempted again after `delay_s`."""
+        """Releases the invocation; it is due again after `delay_s`."""
 
     async def failed(self, claimed: ClaimedInvocation, reason: str) -> None:
-        """It is given up; an event in the channel tells so."""
+        """Gives the invocation up and adds an event to its channel."""
 
     async def purge(self) -> int:
-        """Removes settled invocations and steps that are older than their retention; returns how many rows."""
+        """Removes old settled invocations and steps; returns the number of rows."""
 
     async def invocations(
         self, microdao_id: str, channel_id: UUID, query: InvocationQuery
     ) -> list[Invocation]:
-        """Returns what the channel's messages led to, newest first."""
+        """Returns the invocations of a channel, newest first."""
 
 
 class AgentInvoker(Protocol):
-    """The way to the agent runtime."""
+    """Calls the agent runtime."""
 
     async def invoke(self, claimed: ClaimedInvocation, deadline: Deadline) -> None:
-        """Hands an invocation over. Raises leaves of the error tree; `retryable` tells whether another attempt makes sense."""
+        """Delivers an invocation. Raises leaves of the error tree, `retryable` or not."""

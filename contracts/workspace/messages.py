@@ -41,7 +41,9 @@ MessageText = Annotated[
 
 
 class NewMessage(BaseModel):
-    """Body of `POST /channels/{id}/messages`. `message_id` is the client's own: sent twice, it is stored once."""
+    """Body of `POST /channels/{id}/messages`. A message that is sent twice under the client's own
+    `message_id` is stored once.
+    """
 
     model_config = _STRICT
 
@@ -51,7 +53,7 @@ class NewMessage(BaseModel):
 
 
 class AgentPost(BaseModel):
-    """Body, or query, of `POST /agents/{agent_id}/post-to-channel`. One `run_id` posts one message."""
+    """Body, or query, of `POST /agents/{agent_id}/post-to-channel`. A `run_id` posts one message."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -76,12 +78,12 @@ class Message(BaseModel):
     @computed_field  # type: ignore[prop-decorator]  # pydantic's own order of decorators
     @property
     def content_preview(self) -> str:
-        """The beginning of the body, under the name that some clients read."""
+        """The beginning of the body, under the name that DAARION's clients read."""
         return self.body[:MAX_PREVIEW_CHARS]
 
 
 class MessageQuery(BaseModel):
-    """Query of `GET /channels/{id}/messages`. `before` is the id of the oldest message that the caller has."""
+    """Query of `GET /channels/{id}/messages`. `before` is the id of the caller's oldest message."""
 
     model_config = _STRICT
 
@@ -92,7 +94,9 @@ class MessageQuery(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """A message to store. `key` makes it once per sender and channel; `lenient` keys accept another text the second time."""
+    """A message to store, once per `key` of its sender in the channel. With `lenient` the same key
+    with another text is no Conflict.
+    """
 
     channel_id: UUID
     sender_id: str
@@ -106,22 +110,24 @@ class MessageStore(Protocol):
     """Stores messages. Raises DatabaseUnavailable while the database is away."""
 
     async def post(self, microdao_id: str, post: Post) -> tuple[Message, bool]:
-        """Stores a message, and with a human one an invocation for each agent of the channel; the flag tells whether it is new.
+        """Stores a message, and an invocation for each agent of the channel when a person sent it.
+
+        Returns the message and whether it is new.
 
         Raises:
             NotFound: no such channel.
-            Forbidden: the sender is no member.
-            Conflict: the key made another message before.
+            Forbidden: the sender is not a member.
+            Conflict: the key belongs to another message.
         """
 
     async def messages(
         self, microdao_id: str, channel_id: UUID, limit: int, before: UUID | None
     ) -> list[Message]:
-        """Returns messages, newest first. Raises InvalidRequest when `before` is none of the channel's."""
+        """Returns messages, newest first. Raises InvalidRequest when `before` is not in the channel."""
 
 
 class MessageNotices(Protocol):
-    """Tells the world outside that a message is there, without its contents."""
+    """Announces new messages to neighbours, without their contents."""
 
     def created(self, microdao_id: str, message: Message) -> None:
-        """Never blocks and never raises."""
+        """Queues one notice. Never blocks and never raises."""

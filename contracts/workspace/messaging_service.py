@@ -1,7 +1,7 @@
-"""What an agent needs from a messaging service, whichever one it is: the port `Messaging` and the shapes it speaks.
+"""The port `Messaging`: what agents need of any messaging service, and its shapes.
 
-The local workspace and the neighbours' messaging-service both stand behind it; `contracts/workspace/channels.py` has the shapes of
-the workspace alone.
+Adapters exist for the workspace and for the neighbours' messaging-service. The workspace's own
+shapes are beside this module in `channels`, `messages`, `events` and `invocations`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _LENIENT = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 def sender_type(sender_id: str) -> SenderType:
-    """Returns what an id says about its bearer: agents are `agent:…`, everybody else is human."""
+    """Returns the type of a sender by its id: agents are `agent:…`, everybody else is human."""
     return "agent" if sender_id.startswith(AGENT_PREFIX) else "human"
 
 
 def _with_zone(value: Any) -> Any:
-    """A neighbour may leave the zone out; its clock is UTC."""
+    """Reads a time without a zone, which a neighbour may send, as UTC."""
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
@@ -48,10 +48,11 @@ def _with_zone(value: Any) -> Any:
 
 
 class ChannelMessage(BaseModel):
-    """One message of a channel as any messaging service shows it.
+    """One message of a channel.
 
-    `text` is the whole body, or what the service shows of it. A service may know no ids; `matrix_event_id` is the same message's
-    name in Matrix, where the service shows it. `run_id` is set on what a run of an agent posted, where the service keeps that.
+    `text` is the body, or the part of it that the service shows. `id` is None when the service
+    knows no ids. `matrix_event_id` is the message's id in Matrix and `run_id` the run that posted
+    it, where the service reports them.
     """
 
     model_config = _LENIENT
@@ -68,7 +69,7 @@ class ChannelMessage(BaseModel):
 
 
 class PostedMessage(BaseModel):
-    """What a post came to. `repeated`: this run had posted before, and the message is the first one."""
+    """A message that was posted. `repeated`: this run had posted before; the message is the first."""
 
     model_config = _LENIENT
 
@@ -79,7 +80,7 @@ class PostedMessage(BaseModel):
 
 
 class ChannelInfo(BaseModel):
-    """A channel, its tenant and who is in it; None for members that the service does not tell."""
+    """A channel, its tenant and members. `members` is None when the service does not report them."""
 
     model_config = _LENIENT
 
@@ -90,10 +91,10 @@ class ChannelInfo(BaseModel):
 
 
 class RunStep(BaseModel):
-    """One step of a run, for whoever watches the channel: names and numbers, never contents.
+    """One step of a run for the watchers of its channel: names and numbers, never contents.
 
-    `index` numbers the steps of a run from 0; a step sent twice is shown once. `detail` holds what the kind needs:
-    a tool's id, whether it went well, tokens, milliseconds.
+    `index` numbers the steps of a run from 0; a step that is sent twice is shown once. `detail`
+    holds, by kind, a tool's id, success, tokens, milliseconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,21 +107,25 @@ class RunStep(BaseModel):
 
 
 class Messaging(Protocol):
-    """A messaging service, as agents use it.
+    """A messaging service.
 
-    Raises, everywhere: Unavailable (away or refusing for now), NotFound (no such channel), Forbidden (the agent is no
-    member), DeadlineExceeded, UpstreamInvalidResponse (an answer that is none), InvalidRequest (refused as wrong).
+    Every method raises Unavailable (away, or refusing for now), NotFound (no such channel),
+    Forbidden (the agent is not a member), DeadlineExceeded, UpstreamInvalidResponse (an unreadable
+    answer) and InvalidRequest (the service refused the request as wrong).
     """
 
     keeps_run_ids: bool
-    """Whether one run posts at most one message however often it tries. Without it, look before posting again."""
+    """Whether repeated posts of one run show one message. Otherwise search the channel before posting
+    again.
+    """
 
     async def recent_messages(
         self, channel_id: str, limit: int, deadline: Deadline, before: ChannelMessage | None = None
     ) -> list[ChannelMessage]:
-        """Returns the newest `limit` (1 to 200) messages, oldest first, sorted by `created_at` whatever the service's order.
+        """Returns the newest `limit` (1 to 200) messages, sorted by `created_at`, oldest first.
 
-        Only what came before the message `before` is wanted. A service that cannot do that may return the newest.
+        With `before`, returns the messages before that one; a service that cannot do so may return
+        the newest.
         """
 
     async def post_as_agent(
@@ -128,12 +133,12 @@ class Messaging(Protocol):
     ) -> PostedMessage:
         """Posts a message of at most `MAX_MESSAGE_CHARS` characters.
 
-        Raises Unreachable, RateLimited or Overloaded when the message was surely not taken; after another failure that is no
-        refusal for good it may be there.
+        Raises Unreachable, RateLimited or Overloaded when the message was certainly not taken. After
+        NotFound, Forbidden or InvalidRequest it was refused; after other errors it may be there.
         """
 
     async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
-        """Returns name, tenant and members; None from a service that does not tell the tenant."""
+        """Returns name, tenant and members; None when the service does not report the tenant."""
 
     async def run_steps(
         self,
@@ -143,7 +148,7 @@ class Messaging(Protocol):
         steps: Sequence[RunStep],
         deadline: Deadline,
     ) -> None:
-        """Shows steps to whoever watches the channel. Does nothing with a service that has no such route."""
+        """Shows steps to the channel's watchers. Does nothing when the service has no such route."""
 
     async def close(self) -> None:
         """Closes the connections."""

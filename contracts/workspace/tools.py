@@ -11,7 +11,7 @@ from contracts.workspace.projects import ProjectStatus
 
 
 class ToolContext(BaseModel):
-    """Who calls a tool, as Toolcore writes it. More keys may be there."""
+    """The caller of a tool, as Toolcore sends it. Further keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

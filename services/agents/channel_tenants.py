@@ -1,4 +1,4 @@
-"""Whose channel it is, and whether the agent is in it: asked before anything is done for an invocation."""
+"""Which microDAO a channel belongs to, and whether the agent is a member; checked per invocation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contracts.deadline import Deadline
 from contracts.errors import Forbidden, InvalidRequest
 from contracts.workspace.messaging_service import ChannelInfo, Messaging
 
-KEEP_S = 30.0
-MAX_KEPT = 2_000
+CACHE_S = 30.0
+MAX_CACHED = 2_000
 UNKNOWN_TENANT = (
     "the messaging-service does not report this channel's microDAO: set `messaging.microdaos` or "
     "`messaging.microdao_id` in the agent runtime's arguments"
@@ -20,10 +20,11 @@ UNKNOWN_TENANT = (
 
 
 class ChannelTenants:
-    """Resolves the microDAO of an invocation: as the messaging-service reports, else as configured.
+    """Resolves the microDAO of an invocation: as the messaging service reports, else as configured.
 
-    `configured(channel_id)` returns the configured microDAO; `None` asks for runs without a
-    channel. What the invocation itself names is compared, and believed only without a channel.
+    `configured(channel_id)` returns the configured microDAO; `configured(None)` that of runs
+    without a channel. A microDAO that the invocation names must be the same; it is trusted only
+    without a channel.
     """
 
     def __init__(
@@ -31,16 +32,17 @@ class ChannelTenants:
     ) -> None:
         self._messaging = messaging
         self._configured = configured
-        self._kept: OrderedDict[str, tuple[float, ChannelInfo]] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[float, ChannelInfo]] = OrderedDict()
 
     async def microdao_of(self, invocation: AgentInvocation, deadline: Deadline) -> str:
         """Returns the tenant that the run belongs to.
 
         Raises:
             NotFound: no such channel.
-            Forbidden: the channel is another microDAO's or nobody's, or the agent is not in it.
-            InvalidRequest: an invocation without a channel does not say which microDAO it is.
-            Unavailable: the messaging-service is away.
+            Forbidden: the channel is another microDAO's or no known one's, or the agent is not a
+                member.
+            InvalidRequest: an invocation without a channel names no microDAO.
+            Unavailable: the messaging service is away.
         """
         channel_id, named = invocation.payload.channel_id, invocation.payload.microdao_id
         if channel_id is None:
@@ -62,13 +64,13 @@ class ChannelTenants:
             and info.members is not None
             and invocation.agent_id not in info.members
         ):
-            raise Forbidden("the agent is no member of this channel: add it first")
+            raise Forbidden("the agent is not a member of this channel: add it first")
         return tenant
 
     async def _channel(
         self, channel_id: str, agent_id: str, deadline: Deadline
     ) -> ChannelInfo | None:
-        until, kept = self._kept.get(channel_id, (0.0, None))
+        until, kept = self._cache.get(channel_id, (0.0, None))
         if (
             kept is not None
             and until > time.monotonic()
@@ -77,8 +79,8 @@ class ChannelTenants:
             return kept
         info = await self._messaging.channel(channel_id, deadline)
         if info is not None:
-            self._kept[channel_id] = (time.monotonic() + KEEP_S, info)
-            self._kept.move_to_end(channel_id)
-            while len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
+            self._cache[channel_id] = (time.monotonic() + CACHE_S, info)
+            self._cache.move_to_end(channel_id)
+            while len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
         return info

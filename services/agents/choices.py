@@ -1,4 +1,4 @@
-"""Answers that are chosen among a tool's results: see `AnswerChoice`. Pure."""
+"""Answers that a small model chooses among a tool's results, see `AnswerChoice`. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Choices:
     values: tuple[str, ...]
 
     def schema(self) -> dict[str, Any]:
-        """Returns the JSON schema that lets the model choose, and nothing else."""
+        """Returns the JSON schema that restricts the model to a choice."""
         items = {"type": "string", "enum": list(self.values)}
         chosen = {"type": "array", "items": items, "minItems": 1, "maxItems": len(self.values)}
         return {
@@ -37,7 +37,7 @@ class Choices:
         }
 
     def reply(self, answer: ProxyResponse) -> str:
-        """Returns the text for people; an answer that chose nothing readable stands for all values."""
+        """Returns the text for people; without a readable choice it names all values."""
         try:
             given = orjson.loads(answer.content)
             chosen = [value for value in given[KEY] if value in self.values]
@@ -48,7 +48,7 @@ class Choices:
 
 
 def choices_of(settings: AnswerChoice | None, outcomes: Sequence[CallOutcome]) -> Choices | None:
-    """Returns what can be chosen from, None where the tool has not answered with a list of objects."""
+    """Returns the choices, None when the tool has not returned a list of objects."""
     if settings is None:
         return None
     for outcome in outcomes:

@@ -1,4 +1,4 @@
-"""From a channel's newest messages to what a run answers and what it may know. Pure."""
+"""From a channel's messages to the question of a run and its context. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from contracts.workspace.messaging_service import ChannelMessage, sender_type
 from services.agents.texts import clean, cut_to_tokens, tokens_of
 
 OVERHEAD_TOKENS = 12
-"""What a message costs beside its text: its sender and time."""
+"""Tokens of a message's sender and time."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is answered: who wrote it and the text. `message_id` where the service knows ids."""
+    """The question and its author. `message_id` is None when the service knows no ids."""
 
     sender_id: str
     text: str
@@ -36,14 +36,16 @@ class Context:
 def newest_human(
     messages: Sequence[ChannelMessage], until: datetime | None = None
 ) -> ChannelMessage | None:
-    """Returns the newest message that no agent wrote, if possible of those that were there at `until`: later ones have their own runs."""
+    """Returns the newest message of a person. Messages before `until` go first: later ones have
+    their own runs.
+    """
     written = [message for message in reversed(messages) if message.sender_type == "human"]
     there = [message for message in written if until is None or message.created_at <= until]
     return next(iter(there or written), None)
 
 
 def trigger_of(message: ChannelMessage) -> str:
-    """Returns the id of a triggering message: its own, else one made of sender, time and text."""
+    """Returns the id of a triggering message: its own, else a digest of sender, time and text."""
     if message.id is not None:
         return message.id
     parts = f"{message.sender_id}\n{message.created_at.isoformat()}\n{message.text}"
@@ -51,12 +53,12 @@ def trigger_of(message: ChannelMessage) -> str:
 
 
 def knows_ids(messages: Sequence[ChannelMessage]) -> bool:
-    """Whether the service that showed these gives messages ids."""
+    """Whether the messaging service gives messages ids."""
     return any(message.id is not None for message in messages)
 
 
 def find_trigger(messages: Sequence[ChannelMessage], trigger_id: str) -> ChannelMessage | None:
-    """Returns the message of this id among `messages`."""
+    """Returns the message with this id, its own or Matrix's."""
     for message in reversed(messages):
         if trigger_id in (trigger_of(message), message.matrix_event_id):
             return message
@@ -64,10 +66,10 @@ def find_trigger(messages: Sequence[ChannelMessage], trigger_id: str) -> Channel
 
 
 def named_trigger(messages: Sequence[ChannelMessage], event_id: str) -> str | None:
-    """Returns the id of the message that Matrix calls `event_id`, so that it is the same message by whatever name it comes.
+    """Returns the id of the message with Matrix's `event_id`, so that both names lead to one run.
 
-    Where no message shows such names, the newest human one is meant; None when there is none. A service without ids leaves the
-    name as it is.
+    When no message has a Matrix id, the newest message of a person is meant; None when there is
+    none. With a service without ids, `event_id` itself is returned.
     """
     if not knows_ids(messages) or any(message.matrix_event_id for message in messages):
         found = find_trigger(messages, event_id)
@@ -77,7 +79,7 @@ def named_trigger(messages: Sequence[ChannelMessage], event_id: str) -> str | No
 
 
 def channel_context(messages: Sequence[ChannelMessage], trigger: ChannelMessage) -> Context:
-    """Returns the question and what was said before it; what came later belongs to later runs."""
+    """Returns the question and the earlier messages; later ones belong to later runs."""
     place = max(index for index, message in enumerate(messages) if message is trigger)
     question = Question(
         trigger.sender_id, clean(trigger.text), trigger.created_at.isoformat(), trigger.id
@@ -86,17 +88,17 @@ def channel_context(messages: Sequence[ChannelMessage], trigger: ChannelMessage)
 
 
 def direct_context(invocation: AgentInvocation, messages: Sequence[ChannelMessage]) -> Context:
-    """Returns the question of an invocation that carries its own text."""
+    """Returns the question of an invocation with a text of its own."""
     return Context(Question("caller", clean(invocation.payload.text or "")), tuple(messages))
 
 
 def is_from_agent(message: ChannelMessage) -> bool:
-    """Whether an agent wrote it, by what the service says and by the id."""
+    """Whether an agent wrote it, by the service's `sender_type` or by the sender's id."""
     return message.sender_type == "agent" or sender_type(message.sender_id) == "agent"
 
 
 def window(messages: Sequence[ChannelMessage], tokens: int) -> list[ChannelMessage]:
-    """Returns the newest messages that fit into about so many tokens, oldest first; the oldest of them may be cut."""
+    """Returns the newest messages within about `tokens`, oldest first; the oldest may be cut."""
     kept: list[ChannelMessage] = []
     left = tokens
     for message in reversed(messages):

@@ -1,8 +1,8 @@
-"""The reply on its way into the channel: at most one message per run, whatever fails in between.
+"""Posts the reply into the channel: at most one message per run, whatever fails.
 
-Before the first attempt the run is written down as `posting`, with its text. A service that keeps run ids takes the same post
-any number of times and shows it once. With any other service a post that surely was not taken is made again; one whose fate is
-not known is looked for in the channel, and never repeated.
+Before the first post the run is saved as `posting`, with its text. A service that keeps run ids
+accepts repeated posts and shows one message. With any other service, a post is repeated only when
+it was certainly not taken; when its outcome is unknown, the message is searched in the channel.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from services.agents.journal import UNPOSTED
 from services.agents.run_recorder import RunRecorder
 from services.agents.texts import clean, cut
 
-LOOK_AT = 50
+SEARCHED_MESSAGES = 50
 CLOCK_SKEW = timedelta(seconds=2)
-"""How far a messaging-service's clock may be behind, and how coarse its times may be."""
+"""How far the messaging service's clock may be behind, and the precision of its times."""
 PREVIEW_CHARS = 40
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 2.0
@@ -39,12 +39,14 @@ NotTaken = (Unreachable, RateLimited, Overloaded)
 
 
 class PostponedError(Exception):
-    """The messaging-service is away: the run lies until it is tried again."""
+    """The messaging service is away: the run is released and its delivery retried later."""
 
 
 @dataclass(frozen=True)
 class DeliverySettings:
-    """`patience_s` bounds one try of a delivery and must be shorter than a lease; `give_up_s` after the first there is no other."""
+    """`patience_s` bounds the retries of one attempt and must be shorter than a lease. A delivery
+    that has failed for `give_up_s` is given up.
+    """
 
     patience_s: float = 10.0
     give_up_s: float = 900.0
@@ -52,7 +54,7 @@ class DeliverySettings:
 
 @dataclass(frozen=True)
 class Delivery:
-    """Posts replies."""
+    """Posts replies of runs."""
 
     messaging: Messaging
     settings: DeliverySettings
@@ -85,8 +87,8 @@ class Delivery:
         try:
             with recorder.step("reply"):
                 if keeps_run_ids:
-                    await self._repeatedly(run)
-                elif not await self._once(run, recorder, is_first=is_first):
+                    await self._post_idempotent(run)
+                elif not await self._post_once(run, recorder, is_first=is_first):
                     return "indeterminate"
         except Refusals as error:
             recorder.record_error(error.type)
@@ -102,12 +104,15 @@ class Delivery:
         recorder.show("reply", ok=outcome == "answered")
         return outcome
 
-    async def _repeatedly(self, run: Run) -> None:
-        """Posts under the run's id until it is known to be there. Raises the last failure."""
+    async def _post_idempotent(self, run: Run) -> None:
+        """Posts under the run's id until the service confirms it. Raises the last failure."""
         await self._post(run, Deadline.after(self.settings.patience_s), retry_on=(DaarionError,))
 
-    async def _once(self, run: Run, recorder: RunRecorder, *, is_first: bool) -> bool:
-        """Posts until the message may have been taken, and no more in a run's life; returns whether it is known to be there."""
+    async def _post_once(self, run: Run, recorder: RunRecorder, *, is_first: bool) -> bool:
+        """Posts until the message may have been taken; never again in the life of the run.
+
+        Returns whether the message is known to be in the channel.
+        """
         if is_first:
             try:
                 await self._post(
@@ -125,11 +130,13 @@ class Delivery:
         return await self._is_there(run, Deadline.after(self.settings.patience_s / 2))
 
     async def _is_there(self, run: Run, until: Deadline) -> bool:
-        """Looks for the reply among the channel's newest messages; a service may show only its beginning."""
+        """Searches the newest messages for the reply, of which a service may show only the beginning."""
         assert run.channel_id is not None  # only replies to channels are delivered
         assert run.reply is not None
         since = (run.posting_since or run.created_at) - CLOCK_SKEW
-        for message in await self.messaging.recent_messages(run.channel_id, LOOK_AT, until):
+        for message in await self.messaging.recent_messages(
+            run.channel_id, SEARCHED_MESSAGES, until
+        ):
             shown = message.text.rstrip("….").strip()
             begins = run.reply.strip().startswith(shown) and len(shown) >= min(
                 PREVIEW_CHARS, len(run.reply.strip().rstrip("…."))
@@ -141,7 +148,7 @@ class Delivery:
     async def _post(
         self, run: Run, until: Deadline, *, retry_on: tuple[type[DaarionError], ...]
     ) -> None:
-        """Posts, and again after these failures while there is time. Raises the last failure."""
+        """Posts; retries on these failures until the deadline. Raises the last failure."""
         assert run.channel_id is not None  # only replies to channels are delivered
         pause = FIRST_PAUSE_S
         while True:

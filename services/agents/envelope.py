@@ -1,7 +1,7 @@
-"""What nobody vouches for, marked as data: between delimiters that its author cannot know.
+"""Marks untrusted text in prompts as data, between delimiters that its author cannot guess.
 
-The delimiters hold the run's nonce, which exists only in this run's prompts. Should a text hold it all the same (a tool that
-echoes what the model sent it), it is taken out, so that an envelope ends where we end it and nowhere else.
+The delimiters contain the run's nonce, which exists only in this run's prompts. A nonce inside an
+untrusted text (a tool may echo the model's words) is removed, so that no text can end its envelope.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SCHEMAS = frozenset(
     }
 )
 NAMES = frozenset({"required", "dependentRequired"})
-"""They hold names of arguments, which stay as they are: the model has to write them."""
+"""Lists of argument names; they stay as they are, because the model has to write them."""
 VALUES = frozenset(
     {
         "enum",
@@ -87,17 +87,17 @@ def new_nonce() -> str:
 
 
 def rule(nonce: str) -> str:
-    """Returns the sentence that tells the model what envelopes are."""
+    """Returns the sentence that explains envelopes to the model."""
     return RULE.format(nonce=nonce)
 
 
 def sealed(text: str, nonce: str, source: str) -> str:
-    """Returns `text` in an envelope; `source` is ours, never a stranger's text."""
+    """Returns `text` in an envelope; `source` must be our own text."""
     return f'<data-{nonce} from="{source}">\n{without(text, nonce)}\n</data-{nonce}>'
 
 
 def sealed_schema(schema: Any, nonce: str, source: str) -> Any:
-    """Returns a stranger's JSON Schema, its free text in envelopes; unknown keywords are left out.
+    """Returns an untrusted JSON Schema with its free text in envelopes, without unknown keywords.
 
     A value that could hold a sentence moves into the description, which is in an envelope.
     """
@@ -140,7 +140,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def without(text: str, nonce: str) -> str:
-    """Returns `text` without the nonce, in whatever case it is written."""
+    """Returns `text` with every nonce replaced, in upper or lower case."""
     lowered, found = text.lower(), nonce.lower()
     if found not in lowered:
         return text

@@ -1,4 +1,4 @@
-"""What a run in work has learned, as JSON values: enough for another replica to go on from it. Pure."""
+"""The journal of a run: JSON values from which another replica can resume it. Pure."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ UNPOSTED = {"is": "unposted"}
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a run began with. `model` is the one that its blueprint was fitted to; `tools` are the effects of the tools it was given,
-    by id, and empty where Toolcore could not be asked. `outside`: one of them was described by a stranger.
+    """What a run began with.
+
+    `model` is the one that the blueprint was fitted to. `tools` maps the ids of the offered tools to
+    their effects; it is empty when Toolcore was away. `outside`: one of the tools is described by an
+    outside (MCP) server.
     """
 
     known: Known
@@ -32,12 +35,12 @@ class Beginning:
 
     @property
     def tainted(self) -> bool:
-        """Whether the run began with something that nobody vouches for."""
+        """Whether the first prompt holds untrusted content."""
         return bool(self.known.memories or self.known.context.earlier or self.outside)
 
 
 def beginning_entry(beginning: Beginning) -> dict[str, Any]:
-    """Returns what a run began with."""
+    """Returns the journal entry of a beginning."""
     known = beginning.known
     return {
         "is": KNOWN,
@@ -53,7 +56,7 @@ def beginning_entry(beginning: Beginning) -> dict[str, Any]:
 
 
 def beginning_of(journal: Sequence[dict[str, Any]]) -> Beginning | None:
-    """Returns what an earlier attempt began with, if it came so far."""
+    """Returns what an earlier attempt began with, None when it had not come that far."""
     for entry in journal:
         if entry["is"] == KNOWN:
             earlier = tuple(ChannelMessage.model_validate(message) for message in entry["earlier"])
@@ -66,7 +69,7 @@ def beginning_of(journal: Sequence[dict[str, Any]]) -> Beginning | None:
 
 
 def answer_entry(answer: ProxyResponse) -> dict[str, Any]:
-    """Returns an answer of the model that was not the reply: it asked for tools, or could not be used."""
+    """Returns the journal entry of an answer that was not the reply."""
     fields = {"content", "usage", "provider", "model_resolved", "tool_calls", "finish_reason"}
     return {
         "is": ANSWER,

@@ -1,4 +1,4 @@
-"""The language of a channel, and what is said there when a run has no answer."""
+"""The language of a text, and the apologies for runs without an answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ APOLOGIES: dict[tuple[Apology, Language], str] = {
 
 
 def language_of(text: str, default: Language) -> Language:
-    """Returns the language that most letters of `text` belong to; `default` where there are too few to tell."""
+    """Returns the language of most letters of `text`; `default` when there are too few letters."""
     letters = len(_LETTER.findall(text))
     if letters < MIN_LETTERS:
         return default
@@ -41,5 +41,5 @@ def language_of(text: str, default: Language) -> Language:
 
 
 def apology(kind: Apology, language: Language) -> str:
-    """Returns the one polite sentence."""
+    """Returns the apology that is posted in place of a reply."""
     return APOLOGIES[kind, language]

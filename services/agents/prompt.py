@@ -1,7 +1,7 @@
-"""What the model is shown: instructions, rules, what is known, the question, and the steps since. Pure.
+"""Builds prompts: instructions, rules, context, the question, and the steps so far. Pure.
 
-A prompt is rendered anew for each step from its parts, so that it can be made smaller when a model's context turns out to be
-smaller than thought.
+Each step renders the prompt anew from its parts, so that it can shrink when the model's context
+turns out to be too small.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from services.agents.texts import clean, cut, cut_to_tokens
 from services.agents.tool_calls import Reading, WantedCall
 
 MEMORY_SHARE = 0.4
-"""Of the tokens for context, how many memory may take; the channel gets the rest."""
+"""Share of the context tokens that memory may take; the channel gets the rest."""
 QUESTION_FACTOR = 2
-"""A question may take this many times the tokens for context: it is what the run is about."""
+"""The question may take this many times the context tokens, because the run is about it."""
 MIN_QUESTION_TOKENS = 200
 SHORT_RESULT_CHARS = 200
 TENANT_ARGUMENT = "microdao_id"
@@ -49,7 +49,7 @@ NO_TOOLS = (
 
 @dataclass(frozen=True)
 class Known:
-    """What is fixed at the beginning of a run: what was said, recalled, and which tools there are."""
+    """What is fixed at the beginning of a run. `tools_away`: Toolcore could not be reached."""
 
     context: Context
     memories: tuple[Item, ...] = ()
@@ -69,7 +69,7 @@ class Dialogue:
     scale: float = 1.0
 
     def messages(self, *, final: bool) -> list[Mapping[str, Any]]:
-        """Returns the messages of the next step; the `final` one is told to answer."""
+        """Returns the messages of the next step; the `final` step asks for an answer."""
         found: list[Mapping[str, Any]] = [{"role": "system", "content": self._system(final=final)}]
         if background := self._background():
             found.append({"role": "user", "content": background})
@@ -80,13 +80,13 @@ class Dialogue:
         return found
 
     def specs(self) -> list[ToolSpec]:
-        """Returns the tools as chat completions take them."""
+        """Returns the tools in the format of chat completions."""
         return [
             {
                 "type": "function",
                 "function": {
                     "name": plain_name(tool.id),
-                    "description": self._vouched(tool, tool.description or tool.name),
+                    "description": self._described(tool, tool.description or tool.name),
                     "parameters": sealed_schema(_offered(tool), self.nonce, _source(tool))
                     if tool.outside
                     else _offered(tool),
@@ -142,14 +142,14 @@ class Dialogue:
         lines = [HOW_TO_CALL[self.blueprint.tool_mode], "Tools:"]
         for tool in self.tools:
             schema = orjson.dumps(_offered(tool)).decode()
-            told = self._vouched(
+            described = self._described(
                 tool, f"{tool.description or tool.name} Arguments (JSON Schema): {schema}"
             )
-            lines.append(f"- {tool.id}: {told}")
+            lines.append(f"- {tool.id}: {described}")
         return "\n".join(lines)
 
-    def _vouched(self, tool: ToolDefinition, text: str) -> str:
-        """What a tool says of itself: ours as it is, an outside server's as data."""
+    def _described(self, tool: ToolDefinition, text: str) -> str:
+        """A tool's description; that of an outside (MCP) tool in an envelope."""
         return sealed(text, self.nonce, _source(tool)) if tool.outside else text
 
     def _background(self) -> str:
@@ -177,7 +177,7 @@ class Dialogue:
         return cut_to_tokens(self.known.context.question.text, tokens)
 
     def _fitting(self, turn: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A turn as it is sent; `data` marks results, which are kept apart until they are shown."""
+        """A turn as it is sent. Results wait under `data` until they are cut and put in envelopes."""
         if "data" not in turn:
             return turn
         chars = max(SHORT_RESULT_CHARS, int(self.blueprint.limits.result_chars * self.scale))
@@ -187,19 +187,19 @@ class Dialogue:
 
 
 def tool_message(call_id: str, source: str, text: str) -> dict[str, Any]:
-    """Returns the result of a native call, not yet in its envelope."""
+    """Returns the turn with the result of a native call; `_fitting` adds the envelope."""
     return {"role": "tool", "tool_call_id": call_id, "data": [(source, text)]}
 
 
 def results_message(results: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Returns the results of calls that were written as text, each with its source, not yet in their envelopes."""
+    """Returns the turn with (source, text) results of calls that were written as text."""
     return {"role": "user", "lead": [RESULTS_FOLLOW], "data": list(results)}
 
 
 def assistant_message(
     content: str, tool_calls: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Returns the model's own turn."""
+    """Returns the model's turn."""
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if tool_calls:
         message["tool_calls"] = [dict(call) for call in tool_calls]
@@ -222,7 +222,7 @@ def _source(tool: ToolDefinition) -> str:
 
 
 def _offered(tool: ToolDefinition) -> dict[str, Any]:
-    """A tool's arguments as the model is offered them: whose microDAO it is, is not the model's to say."""
+    """A tool's schema without the tenant argument, which the model may not choose."""
     schema = dict(tool.input_schema)
     properties, required = schema.get("properties"), schema.get("required")
     is_required = isinstance(required, list) and TENANT_ARGUMENT in required

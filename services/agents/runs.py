@@ -1,4 +1,4 @@
-"""The agent runtime's use case: an invocation becomes a run, a run is worked on under a lease, a message is answered once."""
+"""The agent runtime's use case: an invocation becomes a run, and runs are worked on under leases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from services.agents.envelope import new_nonce
 from services.agents.run_attempts import RunAttempts
 
 ACCEPT_TIMEOUT_S = 10.0
-LOOK_AGAIN_S = 0.25
+POLL_EVERY_S = 0.25
 RETRY_WHEN_FULL_S = 2.0
 PURGE_EVERY_S = 3_600.0
 AFTER_DEFECT_S = 5.0
@@ -31,10 +31,11 @@ AFTER_DEFECT_S = 5.0
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Bounds of one replica. `max_running` runs are worked on, `max_waiting` wait; more are refused.
+    """Bounds of one replica.
 
-    A replica renews the leases of its runs three times in `lease_s`; a run whose lease has run out is taken over within
-    `claim_every_s` by another one. Ended runs are kept for `keep_days`.
+    `max_running` runs are in work and `max_waiting` wait; more are refused. A replica renews the
+    leases of its runs three times in `lease_s`. Another replica takes over a run with an expired
+    lease within `claim_every_s`. Ended runs are kept for `keep_days`.
     """
 
     max_running: int = 16
@@ -46,7 +47,7 @@ class RunSettings:
 
 
 class AgentRuns:
-    """Accepts invocations and works on runs. `start` and `close` belong to the event loop of one replica."""
+    """Accepts invocations and works on runs, on the event loop of one replica."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class AgentRuns:
         self._closing = False
 
     def start(self) -> None:
-        """Begins to work; must be called on the running event loop."""
+        """Starts the workers; must be called on the running event loop."""
         self._tasks = [
             asyncio.create_task(self._work(), name=f"agents:worker-{number}")
             for number in range(self._settings.max_running)
@@ -88,11 +89,11 @@ class AgentRuns:
         )
         for name, every_s, once, failed in upkeep:
             self._tasks.append(
-                asyncio.create_task(self._again(every_s, once, failed), name=f"agents:{name}")
+                asyncio.create_task(self._repeat(every_s, once, failed), name=f"agents:{name}")
             )
 
     async def close(self) -> None:
-        """Takes no more; runs in work get a few seconds, what is left is handed to other replicas at once."""
+        """Accepts no more runs, gives those in work `close_s`, and releases the rest to other replicas."""
         self._closing = True
         if self._working:
             await asyncio.wait(self._working.values(), timeout=self._settings.close_s)
@@ -109,15 +110,17 @@ class AgentRuns:
     async def invoke(
         self, invocation: AgentInvocation, *, wait: bool, trigger: str | None = None
     ) -> InvocationAnswer:
-        """Answers a message once. With `wait` returns when the run has ended, else when it is recorded.
+        """Answers a message once. Returns when the run is recorded; with `wait`, when it has ended.
 
-        `trigger` names the triggering message where the invocation does not, for ways in that deliver more than once.
+        `trigger` identifies an invocation that names no message, for callers that may deliver it
+        more than once.
 
         Raises:
             NotFound: no such agent, no such channel, or no message of a person in it.
             Forbidden: the channel is another microDAO's, or the agent is not in it.
-            Overloaded: as many runs as this replica may hold.
-            Unavailable: the messaging-service or the database is away; nothing was accepted, or it was and a repetition finds it.
+            Overloaded: this replica holds as many runs as it may.
+            Unavailable: messaging service or database is away. Repeating the invocation is safe:
+                if the run was recorded, the repetition finds it.
         """
         blueprint = self.blueprint(invocation.agent_id)
         deadline = Deadline.after(ACCEPT_TIMEOUT_S)
@@ -162,7 +165,7 @@ class AgentRuns:
 
     @property
     def has_room(self) -> bool:
-        """Whether this replica would take one more run."""
+        """Whether this replica would accept one more run."""
         return (
             not self._closing
             and len(self._open) + self._reserved
@@ -170,20 +173,22 @@ class AgentRuns:
         )
 
     def check(self) -> None:
-        """Raises Unavailable when something that should work in the background has ended."""
+        """Raises Unavailable when a background task has ended."""
         ended = [task.get_name().partition(":")[2] for task in self._tasks if task.done()]
         if ended and not self._closing:
             raise Unavailable(f"no longer at work: {', '.join(sorted(ended))}")
 
     @property
     def load(self) -> tuple[int, int]:
-        """Runs in work and runs that wait."""
+        """The numbers of runs in work and of waiting runs."""
         return len(self._working), self._queue.qsize()
 
     async def _trigger(
         self, invocation: AgentInvocation, trigger: str | None, deadline: Deadline
     ) -> str:
-        """The id of the message that an invocation without one means: that of its Matrix event, else the channel's newest of a person."""
+        """The trigger of an invocation without a message id: the message of its Matrix event, else the
+        channel's newest message of a person.
+        """
         payload = invocation.payload
         if invocation.entrypoint != "channel_message":
             return payload.matrix_event_id or trigger or f"once:{uuid4().hex}"
@@ -205,9 +210,7 @@ class AgentRuns:
 
     def _reserve(self) -> None:
         if not self.has_room:
-            raise Overloaded(
-                "as many runs wait as may: retry shortly", retry_after_s=RETRY_WHEN_FULL_S
-            )
+            raise Overloaded("too many runs wait: retry shortly", retry_after_s=RETRY_WHEN_FULL_S)
         self._reserved += 1
 
     def _enqueue(self, run: Run) -> None:
@@ -215,7 +218,9 @@ class AgentRuns:
         self._queue.put_nowait(run)
 
     async def _ended_view(self, view: RunView, deadline: Deadline) -> RunView:
-        """The run as it ended, or as it is when the deadline passes. A run of this replica wakes us; others are looked at."""
+        """The run once it has ended, or as it is when the deadline passes. The end of a run of this
+        replica is signalled; other replicas' runs are polled.
+        """
         while view.finished_at is None and deadline.remaining() > 0 and not self._closing:
             if view.id in self._open:
                 ended = self._ended.setdefault(view.id, asyncio.Event())
@@ -225,7 +230,7 @@ class AgentRuns:
                 except TimeoutError:
                     break
             else:
-                await asyncio.sleep(LOOK_AGAIN_S)
+                await asyncio.sleep(POLL_EVERY_S)
             view = await self._store.find(view.microdao_id, view.id) or view
         return view
 
@@ -250,17 +255,17 @@ class AgentRuns:
                 if (ended := self._ended.pop(run.id, None)) is not None:
                     ended.set()
 
-    async def _again(
+    async def _repeat(
         self, every_s: float, once: Callable[[], Awaitable[None]], failed: str
     ) -> None:
-        """Does something now and then for ever; a failure is told as the event `failed`, and the next time is another one."""
+        """Runs `once` every `every_s`; failures emit the event `failed` and do not stop the loop."""
         while True:
             await asyncio.sleep(every_s)
             try:
                 await once()
             except DaarionError as error:
                 self._events.emit(failed, error=error.type)
-            except Exception as error:  # noqa: BLE001  # a defect must not end what other runs depend on
+            except Exception as error:  # noqa: BLE001  # a defect must not end upkeep that other runs need
                 self._events.emit(failed, error=type(error).__name__, exc_info=error)
                 await asyncio.sleep(AFTER_DEFECT_S)
 
@@ -269,7 +274,7 @@ class AgentRuns:
             await self._store.extend(self._owner, list(self._open), self._settings.lease_s)
 
     async def _recover(self) -> None:
-        """Takes runs that nobody works on any more, as many as can be worked on at once."""
+        """Takes over runs with expired leases, as many as can be worked on at once."""
         free = self._settings.max_running - len(self._working) - self._queue.qsize()
         if free <= 0 or self._closing:
             return

@@ -1,10 +1,15 @@
-"""Which tools a model's answer asks for. Pure: it reads the assistant's own text and nothing else.
+"""Reads tool calls from a model's answer. Pure: only the assistant's own text is read.
 
-Three forms, in this order: native `tool_calls`; the whole text as one JSON object (`{"tool": "projects.list", "args": {…}}`,
-`{"tool_calls": [{"name", "arguments"}]}` or `{"reply": "…"}`), with or without a code fence around it; lines
-`TOOL: projects.list {…}`, at the start of a line and outside code fences, where the JSON object may go on over further lines.
-What looks like a call but is none (broken JSON, arguments that are no object) comes back as a call with a `problem`, so that
-the model can be told; it is never executed.
+Three forms, in this order:
+
+1. native `tool_calls`;
+2. the whole text as one JSON object, also in a code fence: `{"tool": "projects.list", "args": {…}}`,
+   `{"tool_calls": [{"name", "arguments"}]}` or `{"reply": "…"}`;
+3. lines `TOOL: projects.list {…}` that begin a line outside code fences; the JSON object may
+   continue on further lines.
+
+A malformed call (broken JSON, arguments that are not an object) becomes a call with a `problem`,
+which is reported to the model and never executed.
 """
 
 from __future__ import annotations
@@ -34,7 +39,9 @@ _NOT_AN_OBJECT = "the arguments must be one JSON object"
 
 @dataclass(frozen=True)
 class WantedCall:
-    """One call that the model asks for. `id` is the model's own; with a `problem` it cannot be executed."""
+    """One call that the model asks for, with the model's own `id`. A call with a `problem` cannot be
+    executed.
+    """
 
     tool_id: str
     args: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +51,7 @@ class WantedCall:
 
 @dataclass(frozen=True)
 class Reading:
-    """What an answer says: the calls it asks for, else the text for people. `was_cut`: it ended before its author did."""
+    """An answer as it was read: calls, else a text for people. `was_cut`: the provider cut it off."""
 
     calls: tuple[WantedCall, ...] = ()
     text: str = ""
@@ -53,7 +60,9 @@ class Reading:
 
 
 def read_answer(answer: ProxyResponse) -> Reading:
-    """Returns what the model wants. A cut-off answer asks for nothing: whether its end was missing cannot be known."""
+    """Returns the calls or the text of an answer. Calls in a cut-off answer are ignored, because
+    they may be incomplete.
+    """
     was_cut = answer.finish_reason == CUT_OFF
     if answer.tool_calls:
         calls = tuple(_native(call) for call in answer.tool_calls[:MAX_CALLS])
@@ -65,12 +74,12 @@ def read_answer(answer: ProxyResponse) -> Reading:
 
 
 def spoken(answer: ProxyResponse) -> str:
-    """Returns what an answer says to people, without the calls in it."""
+    """Returns the text of an answer without the calls in it."""
     return read_text(answer.content).text
 
 
 def read_text(text: str) -> Reading:
-    """Returns what a text without native calls says."""
+    """Returns the calls or the text of an answer without native calls."""
     found = _from_object(text)
     if found is not None:
         return found
@@ -89,7 +98,7 @@ def _native(call: ToolCall) -> WantedCall:
 
 
 def _from_object(text: str) -> Reading | None:
-    """The text as one JSON object of ours, or None where it is something else."""
+    """Form 2: the text as one JSON object; None when it is something else."""
     stripped = text.strip()
     if fenced := _FENCED.match(stripped):
         stripped = fenced["inside"].strip()
@@ -109,7 +118,7 @@ def _from_object(text: str) -> Reading | None:
         return Reading((_named(value["tool"], value.get("args", value.get("arguments", {}))),))
     if isinstance(value.get("reply"), str):
         return Reading(text=value["reply"].strip())
-    if value.get("tool_calls") == []:  # no call and no word: nothing that people should read
+    if value.get("tool_calls") == []:  # neither a call nor a text for people
         return Reading()
     return None
 
@@ -141,7 +150,7 @@ def _named(name: str, args: Any) -> WantedCall:
 
 
 def _from_lines(text: str) -> tuple[list[WantedCall], str]:
-    """The calls of `TOOL:` lines, and the text without them."""
+    """Form 3: the calls of `TOOL:` lines, and the text without them."""
     calls: list[WantedCall] = []
     kept: list[str] = []
     fence: str | None = None
@@ -165,7 +174,7 @@ def _from_lines(text: str) -> tuple[list[WantedCall], str]:
 
 
 def _from_line(lines: Sequence[str], number: int) -> tuple[WantedCall, int]:
-    """One call, and how many lines it takes."""
+    """One call, and the number of lines that it takes."""
     match = _LINE.fullmatch(lines[number])
     if match is None:
         return WantedCall("", problem="a TOOL: line needs the tool's name and one JSON object"), 1
@@ -189,12 +198,12 @@ def _from_line(lines: Sequence[str], number: int) -> tuple[WantedCall, int]:
 
 
 def _arguments(text: str) -> dict[str, Any] | None:
-    """A call's arguments, or None; models that have none to give say so in several ways."""
+    """A call's arguments, None when unreadable. Models write "no arguments" in several ways."""
     return {} if text.strip() in {"", "null", '""'} else _object(text)
 
 
 def _object(text: str) -> dict[str, Any] | None:
-    """The one JSON object that `text` is, or None."""
+    """The JSON object that `text` holds, None when it holds something else."""
     if len(text) > MAX_ARGUMENT_CHARS:
         return None
     try:

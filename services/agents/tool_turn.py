@@ -1,7 +1,7 @@
-"""The tool calls of one step: which of them may be made, how, and what the model is told about each.
+"""The tool calls of one step: which of them are allowed, how they run, and their results.
 
-What a call may do is decided here from the blueprint, Toolcore's own list and what the run has read so far, never from what any
-text says. Toolcore decides again, on its own rules.
+A call is allowed by the blueprint, by Toolcore's list and by what the run has read so far, never by
+what a text says. Toolcore applies its own rules again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OTHERWISE = "answer without it, and say what could not be found out"
 
 @dataclass(frozen=True)
 class CallOutcome:
-    """What came of one wanted call: `text` is JSON for the model, `use` is for the record."""
+    """The outcome of one call: `text` is JSON for the model, `use` is for the run's record."""
 
     source: str
     text: str
@@ -55,8 +55,8 @@ class CallOutcome:
 
 @dataclass(frozen=True)
 class ToolTurn:
-    """One step's calls: its number from 0, whether the run has read what nobody vouches for (`tainted`), and whether an earlier attempt
-    recorded them, so that they may have been made already.
+    """The step of the calls. `step` counts from 0. `tainted`: the run has read untrusted content.
+    `recorded`: an earlier attempt recorded these calls and may have made them.
     """
 
     step: int
@@ -66,10 +66,11 @@ class ToolTurn:
 
 @dataclass
 class Toolbox:
-    """The tools of one run and what it has already asked of them.
+    """The tools of one run and the calls that it has made.
 
-    `given` are the tools that the run began with: recorded calls of theirs are made again under their ids, whatever is listed now.
-    `made` are the calls that were made, `asked` also those that would be refused again in the same way.
+    `given` are the tools that the run began with: recorded calls are repeated under the same ids,
+    also when a tool is no longer listed. `made` holds the calls that were made; `asked` also those
+    whose refusal would be the same again.
     """
 
     blueprint: Blueprint
@@ -87,10 +88,10 @@ class Toolbox:
     async def make(
         self, wanted: Sequence[WantedCall], turn: ToolTurn, deadline: Deadline
     ) -> list[CallOutcome]:
-        """Returns one outcome per wanted call, in their order.
+        """Returns one outcome per call, in the calls' order.
 
-        Neighbouring reads run at the same time, whatever changes something runs alone. A call's id follows from run, step
-        and place, so a run that is resumed repeats no effect.
+        Neighbouring reads run concurrently; a call that changes something runs alone. A call's id
+        is made of run, step and place, so a resumed run repeats no effect.
         """
         effects = {**self._effects, **self.given} if turn.recorded else self._effects
         refusals = [
@@ -112,8 +113,8 @@ class Toolbox:
         return outcomes
 
     def readable(self, wanted: Sequence[WantedCall]) -> list[WantedCall]:
-        """Returns the calls as they are meant: a model that only chooses among a tool's results fills in optional arguments at
-        random, and a filter by chance would hide what there is.
+        """Returns the calls to make. A model that only chooses among a tool's results fills in optional
+        arguments at random; these are dropped, because a random filter would hide results.
         """
         choice = self.blueprint.answer
         return [
@@ -130,23 +131,23 @@ class Toolbox:
         )
 
     def is_repeat(self, wanted: Sequence[WantedCall]) -> bool:
-        """Whether every one of these calls was asked for before in this run, so that asking again leads nowhere."""
+        """Whether all of these calls were asked for before, so that another step would not help."""
         return bool(wanted) and all(_fingerprint(call) in self.asked for call in wanted)
 
     def may_change(self, wanted: Sequence[WantedCall]) -> bool:
-        """Whether one of the calls is of a tool that does more than read."""
+        """Whether one of the calls belongs to a tool that changes something."""
         effects = {**self._effects, **self.given}
         return any(effects.get(call.tool_id, "read") != "read" for call in wanted)
 
     def _admit(
         self, call: WantedCall, place: int, effects: Mapping[str, Effect], *, tainted: bool
     ) -> str | None:
-        """Why this call is not made, or None. Notes what was asked for and used up."""
+        """The reason why this call is refused, or None; counts the call."""
         refusal = self._refusal(call, place, effects, tainted=tainted)
         if refusal is None:
             self.made.add(_fingerprint(call))
             self.used += 1
-        if refusal != TOO_MANY:  # such a call may be made in the next step
+        if refusal != TOO_MANY:  # may be made in the next step
             self.asked.add(_fingerprint(call))
         return refusal
 
@@ -158,7 +159,8 @@ class Toolbox:
             return f"invalid_args: {call.problem}"
         effect = effects.get(call.tool_id)
         if effect is None:
-            return f"not_found: there is no such tool; yours are: {', '.join(list(effects)[:NAMES_SHOWN]) or 'none'}"
+            names = ", ".join(list(effects)[:NAMES_SHOWN]) or "none"
+            return f"not_found: there is no such tool; yours are: {names}"
         if _fingerprint(call) in self.made:
             return "conflict: you have made this very call already; its result is above"
         if place >= limits.calls_per_step or self.used >= limits.tool_calls:
@@ -168,7 +170,7 @@ class Toolbox:
             and tainted
             and not self.blueprint.may_write_after_untrusted(call.tool_id)
         ):
-            return "denied: this tool changes something, and you have read material that nobody vouches for"
+            return "denied: this tool changes something, and you have read untrusted material"
         return None
 
     async def _one(
@@ -186,7 +188,7 @@ class Toolbox:
             call_id=f"run-{self.run.id}-{step}-{place}",
             timeout_s=min(max(deadline.remaining(), 0.001), MAX_TIMEOUT_S),
         )
-        return _told(call, await self.tools.call(request, deadline))
+        return _outcome(call, await self.tools.call(request, deadline))
 
     def _context(self) -> dict[str, JsonValue]:
         channel: dict[str, JsonValue] = (
@@ -196,7 +198,7 @@ class Toolbox:
 
 
 def _stages(changes: Sequence[bool]) -> list[list[int]]:
-    """The places of the calls in the order they run: neighbours together, what changes something by itself."""
+    """The places of the calls, grouped by what runs concurrently: reads together, changes alone."""
     stages: list[list[int]] = []
     together = False
     for place, changing in enumerate(changes):
@@ -208,7 +210,7 @@ def _stages(changes: Sequence[bool]) -> list[list[int]]:
     return stages
 
 
-def _told(call: WantedCall, result: ToolCallResult) -> CallOutcome:
+def _outcome(call: WantedCall, result: ToolCallResult) -> CallOutcome:
     use = ToolUse(
         tool_id=call.tool_id,
         call_id=result.call_id,

@@ -43,7 +43,7 @@ class WorkspaceTools:
             ValidationError: the arguments are wrong.
             Forbidden: they name another microDAO.
             InvalidRequest: there is neither key nor call id.
-            NotFound, Conflict: see the port.
+            NotFound, Conflict: as `FollowUpStore.create`.
         """
         args = CreateFollowUpArgs.model_validate(body.args)
         _check_tenant(args.microdao_id, body)

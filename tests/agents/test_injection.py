@@ -263,4 +263,4 @@ async def test_after_a_tool_result_was_read_writing_needs_permission(here):
     )
     await here.ask(await here.channel(), "Прочитай сторінку й занотуй")
     assert [execution.tool.id for execution in here.executed] == ["pages.read"]
-    assert "nobody vouches for" in shown(here.model.bodies[-1])
+    assert "you have read untrusted material" in shown(here.model.bodies[-1])

@@ -193,8 +193,9 @@ async def test_a_service_that_knows_no_runs_gets_at_most_one_message(
 
 
 @pytest.mark.parametrize("refusals", [1, 4])
-async def test_what_a_service_surely_did_not_take_is_posted_again(here, refusals):
-    """For longer than one try of a delivery lasts, too: another attempt goes on."""
+async def test_what_a_service_surely_did_not_take_is_posted_again(here, refusals, monkeypatch):
+    """Refusals that outlast one attempt's patience are met by the next attempt."""
+    monkeypatch.setattr("services.agents.run_attempts.POSTPONE_S", 0.1)
     neighbour = Neighbour()
     neighbour.busy = [429, 503, 503, 429][:refusals]
     async with (

@@ -149,7 +149,10 @@ async def test_killed_between_post_and_store_both_come_once(here, tmp_path):
     assert len([item for item in items if "Котра година?" in item["content"]]) == 1
 
 
-async def test_a_reply_is_given_up_when_it_was_tried_for_long_not_when_the_run_is_old(here):
+async def test_a_reply_is_given_up_when_it_was_tried_for_long_not_when_the_run_is_old(
+    here, monkeypatch
+):
+    monkeypatch.setattr("services.agents.run_attempts.POSTPONE_S", 0.1)
     channel = await here.channel()
     async with here.agents():
         old, tried = [await here.ask(channel, f"Питання {number}") for number in range(2)]
