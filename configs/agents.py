@@ -1,4 +1,4 @@
-"""The typed model of a blueprint file, and the folder of them: `agents/*.yaml`, one file per agent."""
+"""Reads the blueprints: `agents/*.yaml`, one file per agent."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_BLUEPRINTS = 1_000
 
 
 def load_blueprints(config_dir: Path) -> dict[str, Blueprint]:
-    """Returns the blueprints by agent id; none where there is no folder.
+    """Returns the blueprints by agent id; an empty dict when the folder is missing.
 
     Raises:
-        ConfigurationError: a file is wrong, or two describe the same agent.
+        ConfigurationError: a file is wrong, or two files describe the same agent.
     """
     files = sorted((config_dir / FOLDER).glob("*.yaml"))
     if len(files) > MAX_BLUEPRINTS:
@@ -27,7 +27,8 @@ def load_blueprints(config_dir: Path) -> dict[str, Blueprint]:
         blueprint = load_yaml(file, Blueprint)
         if blueprint.id in found:
             raise ConfigurationError(
-                f"{FOLDER}/{file.name}: id: {blueprint.id} is described by {names[blueprint.id]} already"
+                f"{FOLDER}/{file.name}: id: {blueprint.id} is described by "
+                f"{names[blueprint.id]} already"
             )
         found[blueprint.id] = blueprint
         names[blueprint.id] = file.name

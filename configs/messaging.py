@@ -1,4 +1,4 @@
-"""Which messaging service the agents speak to."""
+"""The messaging service that the agents use."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-
 
 
 class MessagingSettings(BaseModel):
-    """`workspace` is the application of that name behind the ingress, `messaging_service` the neighbours' service.
+    """`kind` is `workspace` (this product's application) or `messaging_service` (the neighbours').
 
-    `base_url` is needed for the latter; without it the workspace is the one behind the own ingress. `secret_env` names the
-    variable with the secret that the service demands. The own secret goes to the own ingress alone.
+    `base_url` is required for `messaging_service`; without it the workspace behind our own ingress
+    is used. `secret_env` names the variable with the service's secret. Our own secret is sent to
+    our own ingress only.
 
-    Where the service does not tell whose a channel is, `microdaos` (by channel id) does, else
-    `microdao_id`, which is also the only microDAO that an invocation without a channel may name.
+    When the service does not report a channel's microDAO, `microdaos` (by channel id) and then
+    `microdao_id` apply. An invocation without a channel may name no other than `microdao_id`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,7 +35,7 @@ class MessagingSettings(BaseModel):
     microdao_id: Identifier | None = None
 
     def microdao_of(self, channel_id: str | None) -> str | None:
-        """Returns the configured microDAO of a channel, or of what has none."""
+        """Returns the configured microDAO of a channel, or of invocations without one."""
         return (
             self.microdao_id
             if channel_id is None
@@ -54,7 +55,8 @@ class MessagingSettings(BaseModel):
         """Returns base URL and secret; `lookup` reads a variable of the environment.
 
         Raises:
-            ConfigurationError: the environment does not have the secret that `secret_env` names, or it opens this graph.
+            ConfigurationError: the environment lacks the variable `secret_env`, or its secret would
+                give the service access to this graph.
         """
         if self.secret_env is not None:
             secret = lookup(self.secret_env)
@@ -65,7 +67,8 @@ class MessagingSettings(BaseModel):
             url = self.base_url or ingress_url
             if would_leave(secret, url, ingress_url, lookup):
                 raise ConfigurationError(
-                    f"messaging.secret_env: {self.secret_env} opens this graph: give the messaging-service its own"
+                    f"messaging.secret_env: {self.secret_env} opens this graph: "
+                    "give the messaging-service its own"
                 )
             return url, secret
         return (ingress_url, own_secret) if self.base_url is None else (self.base_url, None)

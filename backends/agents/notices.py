@@ -1,4 +1,4 @@
-"""Runs as they happen, as NATS messages for whoever listens."""
+"""Notices about runs, published on NATS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Runs of agents in PostgreSQL: accepted once per trigger, worked on under a lease, resumed by whoever finds it lapsed."""
+"""Runs of agents in PostgreSQL: one per trigger, worked on under a lease.
+
+A replica that finds an expired lease takes the run over.
+"""
 
 from __future__ import annotations
 
@@ -18,39 +21,47 @@ from contracts.agents.runs import NewRun, Outcome, Run, RunPage, RunQuery, RunVi
 from contracts.errors import DatabaseUnavailable
 from contracts.events import EventLog
 
-PURGE_AT_ONCE = 1_000
-STRANGERS_AFTER_S = 600.0
+PURGE_ROWS = 1_000
+OTHER_AGENTS_AFTER_S = 600.0
+"""A run of an agent that this process does not know is left that long to those who know it."""
 UNREADABLE_S = 600.0
 UPKEEP_TIMEOUT_S = 5.0
 
 # The second insert of a trigger waits for the first one's transaction and then finds its row.
 ACCEPT = """
-INSERT INTO agent_runs (id, microdao_id, agent_id, channel_id, trigger_id, invocation, nonce, state, owner, lease_until)
+INSERT INTO agent_runs (
+    id, microdao_id, agent_id, channel_id, trigger_id, invocation, nonce, state, owner, lease_until
+)
 VALUES (
-    %(id)s, %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(trigger_id)s, %(invocation)s, %(nonce)s, 'queued', %(owner)s,
-    now() + make_interval(secs => %(lease_s)s)
+    %(id)s, %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(trigger_id)s, %(invocation)s,
+    %(nonce)s, 'queued', %(owner)s, now() + make_interval(secs => %(lease_s)s)
 )
 ON CONFLICT ON CONSTRAINT agent_runs_one_per_trigger DO NOTHING
 RETURNING *
 """
 FIND_BY_TRIGGER = """
 SELECT * FROM agent_runs
-WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND channel_id = %(channel_id)s AND trigger_id = %(trigger_id)s
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
+    AND channel_id = %(channel_id)s AND trigger_id = %(trigger_id)s
 """
 NOTE = """
 UPDATE agent_runs
-SET state = %(state)s, journal = %(journal)s, steps = %(steps)s, reply = %(reply)s, error = %(error)s, memory_ids = %(memory_ids)s,
-    degraded = %(degraded)s, model = %(model)s, prompt_tokens = %(prompt_tokens)s, completion_tokens = %(completion_tokens)s,
-    tool_calls = %(tool_calls)s, started_at = coalesce(started_at, now()), lease_until = now() + make_interval(secs => %(lease_s)s),
+SET state = %(state)s, journal = %(journal)s, steps = %(steps)s, reply = %(reply)s,
+    error = %(error)s, memory_ids = %(memory_ids)s, degraded = %(degraded)s, model = %(model)s,
+    prompt_tokens = %(prompt_tokens)s, completion_tokens = %(completion_tokens)s,
+    tool_calls = %(tool_calls)s, started_at = coalesce(started_at, now()),
+    lease_until = now() + make_interval(secs => %(lease_s)s),
     posting_since = coalesce(posting_since, CASE WHEN %(state)s = 'posting' THEN now() END)
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
 RETURNING id
 """
 FINISH = """
 UPDATE agent_runs
-SET state = 'done', outcome = %(outcome)s, journal = '{}', invocation = %(invocation)s, steps = %(steps)s, reply = %(reply)s,
-    error = %(error)s, memory_ids = %(memory_ids)s, degraded = %(degraded)s, model = %(model)s, prompt_tokens = %(prompt_tokens)s,
-    completion_tokens = %(completion_tokens)s, tool_calls = %(tool_calls)s, started_at = coalesce(started_at, now()), finished_at = now()
+SET state = 'done', outcome = %(outcome)s, journal = '{}', invocation = %(invocation)s,
+    steps = %(steps)s, reply = %(reply)s, error = %(error)s, memory_ids = %(memory_ids)s,
+    degraded = %(degraded)s, model = %(model)s, prompt_tokens = %(prompt_tokens)s,
+    completion_tokens = %(completion_tokens)s, tool_calls = %(tool_calls)s,
+    started_at = coalesce(started_at, now()), finished_at = now()
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
 RETURNING id
 """
@@ -80,7 +91,7 @@ LIMIT %(rows)s
 
 
 class PostgresRuns:
-    """Implements the RunStore port."""
+    """Implements RunStore."""
 
     def __init__(self, database: Database, events: EventLog) -> None:
         self._database = database
@@ -103,7 +114,7 @@ class PostgresRuns:
             if row is not None:
                 return _view(row), _run(row)
             row = await (await connection.execute(FIND_BY_TRIGGER, values)).fetchone()
-        if row is None:  # it was purged in between
+        if row is None:  # purged between the two statements
             raise DatabaseUnavailable("the run of this message was just removed: retry")
         return _view(row), None
 
@@ -136,7 +147,7 @@ class PostgresRuns:
             "lease_s": lease_s,
             "at_most": at_most,
             "agents": list(agents),
-            "strangers_after": STRANGERS_AFTER_S,
+            "strangers_after": OTHER_AGENTS_AFTER_S,
         }
         async with self._database.transaction() as connection:
             rows = await (await connection.execute(CLAIM, values)).fetchall()
@@ -163,17 +174,19 @@ class PostgresRuns:
         return RunPage(items=[_view(row, with_steps=False) for row in rows], next_cursor=cursor)
 
     async def purge(self, days: float) -> int:
-        return await purge_all(lambda: self._purge_some(days), PURGE_AT_ONCE)
+        return await purge_all(lambda: self._purge_some(days), PURGE_ROWS)
 
     async def _purge_some(self, days: float) -> int:
-        values = {"older_than": timedelta(days=days), "at_most": PURGE_AT_ONCE}
+        values = {"older_than": timedelta(days=days), "at_most": PURGE_ROWS}
         async with self._database.transaction(timeout_s=UPKEEP_TIMEOUT_S) as connection:
             row = await (await connection.execute(PURGE, values)).fetchone()
         assert row is not None  # an aggregate
         return int(row["gone"])
 
     async def _claimed(self, row: DictRow, owner: UUID) -> Run | None:
-        """A run that was taken over. What this version cannot read lies for a while: another one may know how."""
+        """The run of a claimed row. A row that this version cannot read is released for
+        `UNREADABLE_S`: another version may read it.
+        """
         try:
             run = _run(row)
         except (ValueError, TypeError, KeyError) as error:

@@ -1,4 +1,4 @@
-"""Ended runs as NATS messages for the usage engine."""
+"""Usage events of ended runs, published on NATS for the usage engine."""
 
 from __future__ import annotations
 

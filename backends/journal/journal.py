@@ -1,13 +1,12 @@
-"""A bounded journal in memory-mapped files: what an event loop must not lose and has no time to write down.
+"""A bounded journal in memory-mapped files, for records that must survive the process.
 
-`append` is a copy in memory. A process appends to one segment at a time while a spare stands ready, so that going on
-into the next file is no system call either. Whoever drains the journal marks what it delivered; a drained segment is
-used again from its beginning. When a process dies, its segments are adopted by the
-next one that looks (`adopt_orphans`): a record is delivered at least once, and exactly once where the receiver knows
-its id.
+`append` is a copy in memory, without a system call: it goes on in a spare segment when the current
+one is full. The reader marks delivered records; a drained segment is reused from its beginning.
+When a process dies, another one adopts its segments (`adopt_orphans`): a record is delivered at
+least once, and exactly once when the receiver knows its id.
 
-At the bound (`max_bytes`) `append` refuses, and `dropped` counts. Damage in a file is passed over, told as the event
-`journal.damaged`, and counted in bytes by `damaged`.
+At the bound (`max_bytes`) `append` refuses records and `dropped` counts them. Damage in a file is
+skipped, emitted as the event `journal.damaged`, and counted in bytes by `damaged`.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ DRAFT_AGE_S = 60.0
 
 
 class Journal:
-    """One process's chain of segments, and the orphans it adopted.
+    """The segments of one process, and the orphans that it adopted.
 
-    `append`, `segments` and `deliver` belong to one thread and do no I/O. `open`, `create_spare`, `adopt_orphans`,
-    `tidy` and `close` do: call them elsewhere than on an event loop, and hand the results of `create_spare` and
-    `adopt_orphans` back to that thread with `take_spare` and `take_orphans`.
+    `append`, `segments` and `deliver` belong to one thread and do no I/O. `open`, `create_spare`,
+    `adopt_orphans`, `tidy` and `close` do I/O: call them outside the event loop, and hand the
+    results of `create_spare` and `adopt_orphans` to that thread by `take_spare` and `take_orphans`.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Journal:
             ) from error
 
     def append(self, record: bytes) -> bool:
-        """Keeps one record (not empty), or counts it as dropped and returns False."""
+        """Stores a record (not empty); at the bound counts it as dropped and returns False."""
         if self._current is not None and (
             self._current.append(record) or self._append_to_spare(self._current, record)
         ):
@@ -96,14 +95,14 @@ class Journal:
         return False
 
     def segments(self) -> Iterator[Segment]:
-        """Yields the segments that hold undelivered records: this process's, oldest first, then the adopted."""
+        """Yields the segments with undelivered records: this process's, oldest first, then adopted."""
         current = [self._current] if self._current is not None else []
         for segment in [*self._sealed, *current, *self._adopted]:
             if not segment.is_empty:
                 yield segment
 
     def deliver(self, segment: Segment, batch: Batch) -> None:
-        """Marks a batch read from `segment` as delivered, and uses the segment again when it was the last."""
+        """Marks a batch of `segment` as delivered; reuses the segment once it is drained."""
         segment.deliver(batch)
         if batch.damaged:
             self.damaged += batch.damaged
@@ -129,14 +128,14 @@ class Journal:
         return self._create()
 
     def take_spare(self, segment: Segment) -> None:
-        """Keeps the segment to go on in when the current one is full."""
+        """Keeps the segment as the successor of the current one."""
         self._recycle(segment)
 
     def adopt_orphans(self) -> list[Segment]:
-        """Takes over what dead processes left, some at a time; returns those with undelivered records for `take_orphans`."""
+        """Locks up to `ADOPT_AT_ONCE` segments of dead processes that hold undelivered records."""
         adopted: list[Segment] = []
         for path in sorted(self._directory.glob(f"{self._name}-*{SUFFIX}")):
-            segment = self._adopt(path)  # not our own: their locks are taken
+            segment = self._adopt(path)  # fails for our own, which are locked
             if segment is None:
                 continue
             if segment.is_empty:
@@ -148,11 +147,11 @@ class Journal:
         return adopted
 
     def take_orphans(self, segments: list[Segment]) -> None:
-        """Delivers adopted segments from now on."""
+        """Adds adopted segments to those that are read."""
         self._adopted.extend(segments)
 
     def tidy(self) -> None:
-        """Deletes the files of segments that are done with, and drafts that a dead process left."""
+        """Deletes drained segments' files, and drafts of dead processes."""
         while self._retired:
             self._retired.pop().close(delete=True)
         limit = time.time() - DRAFT_AGE_S
@@ -162,7 +161,7 @@ class Journal:
                     draft.unlink()
 
     def close(self) -> None:
-        """Gives everything up: drained files are deleted, the others wait to be adopted. Nothing is accepted any more."""
+        """Deletes drained files and leaves the others for adoption. Accepts no more records."""
         for segment in [*self._owned(), *self._adopted, *self._retired]:
             segment.close(delete=segment.is_empty)
         self._current = self._spare = None
@@ -170,12 +169,12 @@ class Journal:
 
     @property
     def has_adopted(self) -> bool:
-        """Whether records of dead processes are still to be delivered."""
+        """Whether records of dead processes are undelivered."""
         return bool(self._adopted)
 
     @property
     def pending(self) -> int:
-        """Records that were not delivered yet."""
+        """The number of undelivered records."""
         return sum(segment.pending for segment in [*self._owned(), *self._adopted])
 
     @property

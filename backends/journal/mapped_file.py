@@ -1,4 +1,7 @@
-"""Files that several processes share by turns: each is mapped into memory by who holds its lock, which the kernel frees with its owner."""
+"""Memory-mapped files that one process owns at a time, by a lock on the file.
+
+The kernel frees the lock when the owner dies.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from pathlib import Path
 def create_locked(
     path: Path, draft: Path, size: int, content: Mapping[int, bytes]
 ) -> tuple[int, mmap.mmap]:
-    """Makes a file of `size` bytes with `content` by offset, readable by the owner alone; returns its locked descriptor and its mapping.
+    """Creates a file of `size` bytes with `content` by offset, readable by its owner only.
 
-    The space is reserved now: a store into a hole of a full disk would kill the process. It is made as `draft`, because others look
-    for the final name, which appears locked.
+    Returns the locked descriptor and the mapping. The space is reserved now, because a store into a
+    hole on a full disk would kill the process. The file is created as `draft` and renamed once it
+    is locked, because other processes look for the final name.
 
     Raises:
         OSError: the directory is not writable or the disk is full.
@@ -36,7 +40,9 @@ def create_locked(
 
 
 def lock_abandoned(path: Path) -> tuple[int, int] | None:
-    """Locks a file whose owner is gone; returns its descriptor and its size, or None while it is owned or where it was just deleted.
+    """Locks a file whose owner is gone; returns its descriptor and size.
+
+    Returns None while the file is owned, and when it was just deleted.
 
     Raises:
         OSError: it cannot be opened.
@@ -50,7 +56,7 @@ def lock_abandoned(path: Path) -> tuple[int, int] | None:
     except BaseException:
         os.close(descriptor)
         raise
-    if found is None or found.st_nlink == 0:  # another process has just done with it and deleted it
+    if found is None or found.st_nlink == 0:  # another process has just drained and deleted it
         os.close(descriptor)
         return None
     return descriptor, found.st_size

@@ -1,16 +1,16 @@
-"""One file of a journal: records framed in a memory mapping, and a durable mark of how far they were delivered.
+"""One file of a journal: framed records in a memory mapping, and a mark of the delivered ones.
 
     0    magic, 8 bytes
-    16   mark A   generation u64, cursor u64, crc u32      the valid one with the larger (generation, cursor) counts
-    40   mark B
-    64   frames   length u32, crc u32, payload             one behind the other
-    -48  mark A again, at -24 mark B again                 a damaged page takes one pair at most
+    16   mark A   generation u64, cursor u64, crc u32
+    40   mark B   the valid mark with the larger (generation, cursor) counts
+    64   frames   length u32, crc u32, payload
+    -48  copy of mark A, at -24 of mark B   a damaged page destroys one pair at most
 
-A store into a shared mapping is in the page cache at once, so what was appended outlives a `kill -9` of the process
-without a system call (not a power cut: nothing is forced to the disk). A frame's checksum covers the generation of
-the file and its own place, so neither a half-written frame nor one left over from before a `rewind` is ever taken
-for a record. What is damaged between two valid frames is searched for the next one and skipped; at the end it looks
-like an append that was cut short. The process that holds the file's lock owns it; the kernel frees the lock when its owner dies.
+A store into a shared mapping is in the page cache at once, so appended records survive a `kill -9`
+without a system call (but not a power cut: nothing is flushed to the disk). A frame's checksum
+covers the file's generation and the frame's place, so neither a half-written frame nor one from
+before a `rewind` is read as a record. Damage between two valid frames is skipped; damage at the end
+looks like an unfinished append. The process that holds the file's lock owns it.
 """
 
 from __future__ import annotations
@@ -36,16 +36,18 @@ SUFFIX = ".journal"
 DRAFT_SUFFIX = ".draft"
 MINIMUM_BYTES = 4096
 MAX_RECORD = (1 << 24) - 1
-"""Bytes of a record, so that the fourth byte of every frame is zero: by it frames are found behind damage."""
+"""Bytes of a record. The fourth byte of every frame is zero, by which frames are found behind
+damage.
+"""
 
 
 class UnreadableSegment(Exception):
-    """The file is no segment, or its head is destroyed."""
+    """The file is not a segment, or its head is destroyed."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Undelivered records of a segment in their order, the cursor after the last, and the damaged bytes that were skipped."""
+    """Undelivered records in order, the cursor after the last, and the number of damaged bytes."""
 
     records: list[bytes]
     end: int
@@ -55,7 +57,7 @@ class Batch:
 class Segment:
     """A mapped file. Not thread-safe; only `create`, `adopt` and `close` touch the file system.
 
-    `pending` is the number of records that were not delivered.
+    `pending` is the number of undelivered records.
     """
 
     def __init__(self, path: Path, descriptor: int, mapping: mmap.mmap) -> None:
@@ -68,17 +70,17 @@ class Segment:
 
     @classmethod
     def create(cls, path: Path, size: int) -> Self:
-        """Makes an empty segment of `size` bytes, locked, readable by the owner alone. Raises OSError as `create_locked`."""
+        """Creates an empty, locked segment of `size` bytes. Raises OSError as `create_locked`."""
         mark = _mark(1, START)
         head = {0: MAGIC, MARK_OFFSETS[0]: mark, _copy(MARK_OFFSETS[0], size): mark}
         return cls(path, *create_locked(path, path.with_suffix(DRAFT_SUFFIX), size, head))
 
     @classmethod
     def adopt(cls, path: Path) -> Self | None:
-        """Takes over a segment whose owner is gone, with everything it had not delivered; None while it is owned.
+        """Takes over a segment whose owner is gone; returns None while it is owned.
 
         Raises:
-            UnreadableSegment: the file is no segment.
+            UnreadableSegment: the file is not a segment.
             OSError: it cannot be opened.
         """
         if (found := lock_abandoned(path)) is None:
@@ -100,11 +102,14 @@ class Segment:
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything in it was delivered."""
+        """Whether all records were delivered."""
         return self._cursor == self._tail
 
     def append(self, record: bytes) -> bool:
-        """Stores one record (1 to `MAX_RECORD` bytes) if there is room. No system call; whole or not at all, whenever the process dies."""
+        """Stores a record of 1 to `MAX_RECORD` bytes if there is room, without a system call.
+
+        When the process dies, the record is there completely or not at all.
+        """
         begin, length = self._tail, len(record)
         end = begin + FRAME.size + length
         if end > len(self._mapping) - TRAILER or not 0 < length <= MAX_RECORD:
@@ -117,7 +122,7 @@ class Segment:
         return True
 
     def read(self, limit: int) -> Batch:
-        """Returns at most `limit` undelivered records, and passes over damage; reading does not deliver."""
+        """Returns up to `limit` undelivered records and skips damage; does not mark them delivered."""
         records: list[bytes] = []
         position, damaged = self._cursor, 0
         while position < self._tail and len(records) < limit:
@@ -132,25 +137,23 @@ class Segment:
         return Batch(records, position, damaged)
 
     def deliver(self, batch: Batch) -> None:
-        """Marks the records of the batch, the last that was read, as delivered."""
+        """Marks the records of the latest batch as delivered."""
         self._write_mark(self._generation, batch.end)
         self.pending = 0 if self.is_empty else self.pending - len(batch.records)
 
     def rewind(self) -> None:
-        """Starts over at the beginning of the file. It must be empty."""
+        """Begins again at the start of the file. Raises ValueError unless all was delivered."""
         if not self.is_empty:
             raise ValueError("records would be lost")
         self._write_mark(self._generation + 1, START)
-        self._write_mark(
-            self._generation, START
-        )  # no mark of the former round is left to fall back on
+        # The second mark, too: none of the former generation may remain to fall back on.
+        self._write_mark(self._generation, START)
         self._tail = START
 
     def find_tail(self) -> None:
-        """Finds the end of the last valid frame behind the cursor: what a former owner had appended."""
-        end = (
-            len(self._mapping[:-TRAILER].rstrip(b"\0")) + FRAME.size
-        )  # what was never written is not searched byte by byte
+        """Finds the end of the last valid frame, which a former owner appended."""
+        # Bytes that were never written need no search.
+        end = len(self._mapping[:-TRAILER].rstrip(b"\0")) + FRAME.size
         position = self._tail
         while position < end:
             record = self._record_at(position)
@@ -162,7 +165,7 @@ class Segment:
             self.pending += 1
 
     def close(self, *, delete: bool) -> None:
-        """Unmaps the file and gives up its lock; deleted first, so that nobody adopts what is done with."""
+        """Unmaps and unlocks the file. It is deleted first, so that nobody adopts it."""
         if delete:
             self.path.unlink(missing_ok=True)
         self._mapping.close()
@@ -179,7 +182,7 @@ class Segment:
         return record if _checksum(self._generation, position, record) == checksum else None
 
     def _next_frame(self, position: int, end: int) -> int:
-        """Returns where the next valid frame behind `position` begins, or `end` where there is none before it."""
+        """Returns the place of the next valid frame after `position`, `end` when there is none."""
         while (zero := self._mapping.find(b"\0", position + 4, end)) >= 0:
             position = zero - 3
             if self._record_at(position) is not None:
@@ -187,12 +190,11 @@ class Segment:
         return end
 
     def _write_mark(self, generation: int, cursor: int) -> None:
-        slot = 1 - self._slot  # the mark in force stays whole while the other is written
+        slot = 1 - self._slot  # the current mark stays valid while the other one is written
         mark = _mark(generation, cursor)
         offsets = [MARK_OFFSETS[slot]]
-        if (
-            self._tail <= len(self._mapping) - TRAILER
-        ):  # a file from before there were copies has records there
+        # Files of versions without copies may have records there.
+        if self._tail <= len(self._mapping) - TRAILER:
             offsets.append(_copy(offsets[0], len(self._mapping)))
         for offset in offsets:
             self._mapping[offset : offset + MARK.size] = mark
@@ -208,7 +210,7 @@ def _mark(generation: int, cursor: int) -> bytes:
 
 
 def _copy(offset: int, size: int) -> int:
-    """Returns where the copy of the mark at `offset` lies."""
+    """Returns the offset of the copy of the mark at `offset`."""
     return size - TRAILER - MARK_OFFSETS[0] + offset
 
 

@@ -1,4 +1,4 @@
-"""One connection of this process to NATS: made in the background, remade when it breaks, shared by who publishes and listens."""
+"""One connection of this process to NATS: opened in the background, reopened when it breaks."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ CONNECT_TIMEOUT_S = 2
 RECONNECT_WAIT_S = 1
 DRAIN_TIMEOUT_S = 3
 PING_INTERVAL_S = 5
-"""A server that leaves two of these unanswered is taken for gone: the connection is made anew."""
+"""A server that leaves two pings unanswered is considered gone; the client reconnects."""
 FLUSH_TIMEOUT_S = 1.0
-"""How long a publisher waits where too much is pending; the client's own default is without a bound."""
+"""Bounds the wait of a publisher while too much is pending; the client's default is unbounded."""
 
 OnConnect = Callable[[Client], Awaitable[None]]
-"""Prepares streams and subscriptions on a new connection; whatever it raises leads to the next attempt."""
+"""Prepares streams and subscriptions on a new connection; an error leads to another attempt."""
 
 
 class NatsLink:
-    """Connects and goes on connecting; nobody who starts it waits for NATS.
+    """Connects in the background until it succeeds; starting it never waits for NATS.
 
-    `url` may name several servers, separated by commas. `?ca=` at the first names the file of a certificate by which they must
-    prove themselves before anything else is said: TLS is spoken first, so that whoever listens in a server's place learns and
-    sends nothing.
+    `url` may name several servers, separated by commas. `?ca=` in the first one names the file of
+    the authority that signs the servers' certificates. TLS then comes before the NATS protocol, so
+    that an impostor in a server's place learns and sends nothing.
     """
 
     def __init__(
@@ -48,23 +48,23 @@ class NatsLink:
         self._prepared = False
 
     def start(self) -> None:
-        """Begins to connect; must be called on the running event loop."""
+        """Starts connecting; must be called on the running event loop."""
         self._task = asyncio.create_task(self._connect(), name=f"nats:{self._name}")
 
     async def probe(self) -> None:
-        """Raises Unavailable while there is no connection, or its streams are not prepared."""
+        """Raises Unavailable without a connection, or before its streams are prepared."""
         if not self._prepared:
             raise Unavailable("NATS is not connected yet, or JetStream is away")
         self.client()
 
     def client(self) -> Client:
-        """The connection. Raises Unavailable while there is none."""
+        """Returns the connection. Raises Unavailable while there is none."""
         if self._client is None or not self._client.is_connected:
             raise Unavailable("NATS cannot be reached")
         return self._client
 
     async def close(self) -> None:
-        """Sends what is buffered and closes; never waits longer than a few seconds."""
+        """Flushes and closes, within `DRAIN_TIMEOUT_S`."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -77,14 +77,15 @@ class NatsLink:
                 await self._client.close()
 
     async def _connect(self) -> None:
-        told = False
+        announced = False
         while True:
             try:
                 await self._attempt()
-            except Exception as error:  # noqa: BLE001  # the client library raises whatever its sockets and parser do
-                if not told:
+            # the client library raises errors of many kinds
+            except Exception as error:  # noqa: BLE001
+                if not announced:
                     self._events.emit("nats.away", error=type(error).__name__)
-                    told = True
+                    announced = True
                 await asyncio.sleep(RECONNECT_WAIT_S)
             else:
                 self._events.emit("nats.connected")

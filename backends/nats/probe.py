@@ -1,4 +1,4 @@
-"""Whether a NATS server answers: it greets every connection with an INFO line."""
+"""Checks that a NATS server answers: it greets every connection with an INFO line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ MAX_GREETING_BYTES = 64 << 10
 
 
 class NatsProbe:
-    """Connects anew for each look and needs no credential."""
+    """Opens a connection for each probe; needs no credentials."""
 
     def __init__(self, url: str) -> None:
-        """`url` as for a client; of several, separated by commas, the first counts."""
+        """`url` as for a client; of several servers the first is probed."""
         parts = urlsplit(url.split(",", maxsplit=1)[0])
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or DEFAULT_PORT
 
     async def probe(self) -> None:
-        """Raises Unavailable when nobody greets."""
+        """Raises Unavailable without a greeting."""
         try:
             reader, writer = await asyncio.open_connection(
                 self._host, self._port, limit=MAX_GREETING_BYTES

@@ -1,4 +1,7 @@
-"""Notices to NATS subjects: queued, published in order by one task, dropped oldest first when NATS stays away for long."""
+"""Publishes messages on NATS in the background.
+
+A bounded queue keeps their order; when NATS stays away for long, the oldest are dropped.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ RETRY_S = 1.0
 
 
 class NatsPublisher:
-    """A bounded queue before one connection."""
+    """A bounded queue in front of one connection."""
 
     def __init__(self, link: NatsLink | None, events: EventLog) -> None:
-        """Without a `link` everything is dropped: no NATS is configured."""
+        """Without a `link` (no NATS is configured) messages are dropped."""
         self._link = link
         self._events = events
         self._queue: deque[tuple[str, bytes]] = deque(maxlen=MAX_QUEUED)
@@ -32,7 +35,7 @@ class NatsPublisher:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to publish; must be called on the running event loop."""
+        """Starts publishing; must be called on the running event loop."""
         self._task = asyncio.create_task(self._run(), name="nats:publisher")
 
     def publish(self, subject: str, payload: bytes) -> None:
@@ -45,7 +48,7 @@ class NatsPublisher:
         self._wake.set()
 
     async def close(self) -> None:
-        """Publishes what can be published at once, and stops."""
+        """Publishes the queue if there is a connection, and stops."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""How a connection is made, and a psycopg connection that never waits for a silent server longer than it was told to."""
+"""Connection parameters, and a psycopg connection with a client-side bound on every round trip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from contracts.errors import Internal
 CANCEL_TIMEOUT_S = 0.25
 _INTERVAL_S = 0.1
 
-# A peer that vanished without a word is noticed within about twenty seconds, also while nothing is being asked.
+# A vanished peer is noticed within about twenty seconds, also on an idle connection.
 DEFAULTS: dict[str, str | int | None] = {
     "application_name": "daarion",
     "connect_timeout": 2,
@@ -31,7 +31,7 @@ DEFAULTS: dict[str, str | int | None] = {
 }
 
 BEGIN = "BEGIN"
-# One message and so one round trip; the tenant is known to row security until the transaction ends.
+# One message, so one round trip. Row security sees the tenant until the transaction ends.
 SET_CONTEXT = """
 SELECT set_config('daarion.microdao_id', %(microdao_id)s, true),
        set_config('daarion.agent_id', %(agent_id)s, true),
@@ -41,17 +41,20 @@ BEGIN_WITH = f"BEGIN;{SET_CONTEXT}"
 
 
 def conninfo(url: str) -> str:
-    """Returns libpq's connection string for `url`, with our defaults for what the URL leaves open. Raises as `login_parameters`."""
+    """Returns libpq's connection string for `url` over our `DEFAULTS`. Raises as
+    `login_parameters`.
+    """
     return make_conninfo("", **{**DEFAULTS, **login_parameters(url)})
 
 
 class BoundedConnection(psycopg.AsyncConnection[DictRow]):
     """Bounds every round trip on the client's side.
 
-    A statement timeout is kept by the server and TCP keepalives by the kernel, so neither notices a server process
-    that was stopped or thrashes: its sockets stay open. After `answer_timeout_s` (seconds) without an answer the
-    connection is closed and `psycopg.OperationalError` raised. Cancelling the task cancels the statement, within
-    twice `CANCEL_TIMEOUT_S`, or else closes the connection; psycopg itself would hold on for ten seconds.
+    The server enforces statement timeouts and the kernel TCP keepalives; neither notices a server
+    process that is stopped or thrashes, because its sockets stay open. After `answer_timeout_s`
+    without an answer the connection is closed and `psycopg.OperationalError` raised. Cancelling the
+    task cancels the statement within twice `CANCEL_TIMEOUT_S`, or else closes the connection;
+    psycopg itself would wait ten seconds.
     """
 
     answer_timeout_s: float = 2.0
@@ -64,7 +67,9 @@ class BoundedConnection(psycopg.AsyncConnection[DictRow]):
         on_failure: Callable[[str], None] | None = None,
         **parameters: Any,
     ) -> Self:
-        """Connects as psycopg does; a failure is told to `on_failure` first, since a pool keeps its reasons to itself."""
+        """Connects as psycopg does. Calls `on_failure` with the reason of a failure, which the pool
+        does not report.
+        """
         try:
             return await super().connect(conninfo, **parameters)
         except psycopg.Error as error:
@@ -73,7 +78,7 @@ class BoundedConnection(psycopg.AsyncConnection[DictRow]):
             raise
 
     async def begin(self, context: dict[str, str] | None) -> None:
-        """Begins a transaction; `context` has the values of `BEGIN_WITH`, or None for the session's own."""
+        """Begins a transaction with the values of `BEGIN_WITH`, or None for the session's settings."""
         if context is None:
             await self.execute(BEGIN)
         else:
@@ -82,9 +87,13 @@ class BoundedConnection(psycopg.AsyncConnection[DictRow]):
     async def run_alone(
         self, context: dict[str, str], statement: str, values: dict[str, Any]
     ) -> list[DictRow]:
-        """Runs one statement after the context, both in the implicit transaction of one message; returns its rows."""
+        """Sets the context and runs one statement in one message, which is one implicit
+        transaction.
+
+        Returns the statement's rows.
+        """
         cursor = psycopg.AsyncClientCursor(self)
-        # Bound apart: the statement may have parameters of the same names as the context.
+        # Bound apart: the statement may use the context's parameter names for other values.
         await cursor.execute(
             f"{cursor.mogrify(SET_CONTEXT, context)};{cursor.mogrify(statement, values)}"
         )
@@ -92,24 +101,20 @@ class BoundedConnection(psycopg.AsyncConnection[DictRow]):
         return await cursor.fetchall() if cursor.description else []
 
     async def commit_whole(self) -> None:
-        """Commits, unless a statement failed inside: the server would roll back and call that a success.
-
-        Raises:
-            Internal: a failed statement was ignored.
+        """Commits. Raises Internal when a statement failed and the failure was ignored: the server
+        would roll back and report success.
         """
         if self.pgconn.transaction_status == TransactionStatus.INERROR:
-            raise Internal(
-                "a failed statement was ignored inside a transaction, so nothing of it was stored"
-            )
+            raise Internal("a failed statement was ignored in a transaction; nothing was stored")
         await self.commit()
 
     async def roll_back_quietly(self) -> None:
-        """Rolls back after an exception that says more than a failure of the rollback would."""
+        """Rolls back; a failure of the rollback does not hide the exception that caused it."""
         if self.closed:
             return
         try:
             await self.rollback()
-        except psycopg.Error:  # the server rolls back by itself when the connection goes
+        except psycopg.Error:  # the server rolls back when the connection closes
             await self.close()
 
     async def wait(  # the signature is psycopg's
@@ -135,7 +140,7 @@ class BoundedConnection(psycopg.AsyncConnection[DictRow]):
                 await wait_async(
                     gen, self.pgconn.socket, interval=_INTERVAL_S, timeout=CANCEL_TIMEOUT_S
                 )
-        except psycopg.Error:  # the answer to a cancelled statement, or none
+        except psycopg.Error:  # the statement was cancelled, or there was no answer
             return
         finally:
             self._close_if_busy()
@@ -149,5 +154,5 @@ class BoundedConnection(psycopg.AsyncConnection[DictRow]):
 
 
 def _reason(error: psycopg.Error) -> str:
-    """Returns what the server or the system said, without the address that libpq puts in front."""
+    """Returns the server's or system's reason, without the address that libpq puts in front."""
     return str(error).partition("\n")[0].rpartition("failed: ")[2]

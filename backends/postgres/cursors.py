@@ -1,4 +1,4 @@
-"""Cursors of pages: the last row's time and id, tied to the query they belong to."""
+"""Cursors of pages: time and id of the last row, bound to one query."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_cursor(cursor: str, query: Mapping[str, Any]) -> tuple[datetime, str]:
     """Returns time and id of the last row seen.
 
     Raises:
-        InvalidRequest: the cursor is none of ours, or belongs to another query.
+        InvalidRequest: the cursor is malformed, or belongs to another query.
     """
     try:
         digest, at, row_id = orjson.loads(base64.urlsafe_b64decode(cursor))

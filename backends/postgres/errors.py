@@ -1,8 +1,8 @@
-"""Translates what psycopg and its pool raise into the product's error tree: once, here.
+"""Translates the errors of psycopg and its pool into the product's error tree.
 
-PostgreSQL names a failure by a five-character SQLSTATE whose first two characters are its class. Every class has its
-row in `BY_CLASS`; `BY_SQLSTATE` holds the codes that differ from their class. Messages are ours: the server's text
-may quote values, names and SQL.
+PostgreSQL names a failure by a five-character SQLSTATE; its first two characters are the class.
+`BY_CLASS` has a row for every class, `BY_SQLSTATE` the codes that differ from their class. Messages
+are our own: the server's text may quote values, names and SQL.
 """
 
 from __future__ import annotations
@@ -106,16 +106,16 @@ DATA_CLASSES = frozenset({"22", "23"})
 
 
 def translate(error: Exception) -> DaarionError:
-    """Returns the leaf that tells the caller what `error` (from psycopg, its pool or a parameter) means."""
+    """Returns the leaf of the error tree for an error of psycopg, of its pool or of a parameter."""
     leaf, message = _translation(error)
     return leaf(message)
 
 
 def without_values(error: Exception) -> Exception:
-    """Returns `error` with its text cut down to what a log may hold.
+    """Returns `error` with a text that a log may hold.
 
-    PostgreSQL quotes the offending values in its texts, and those are the users' words. Left are the SQLSTATE and the
-    names of the objects concerned; the message itself only for class 42, which speaks of the statement.
+    PostgreSQL quotes offending values, which are the users' words. The SQLSTATE and the names of
+    the objects stay; the message only in class 42, where it describes the statement.
     """
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
         diag = error.diag
@@ -126,7 +126,7 @@ def without_values(error: Exception) -> Exception:
 
 
 def is_about_the_row(error: DaarionError) -> bool:
-    """Whether `error` was raised for the data of one row, so that the same statement with other rows can succeed."""
+    """Whether `error` concerns the data of one row; the statement may succeed with other rows."""
     cause = error.__cause__
     if isinstance(cause, psycopg.Error) and cause.sqlstate is not None:
         return cause.sqlstate[:2] in DATA_CLASSES
@@ -145,11 +145,12 @@ def _translation(error: Exception) -> Translation:
     if "authentication method requirement" in str(error):  # libpq's own refusal has no SQLSTATE
         return (
             DatabaseUnavailable,
-            "the database does not use SCRAM for this login: set scram-sha-256 in its pg_hba.conf, or `require_auth` in DATABASE_URL",
+            (
+                "the database does not use SCRAM for this login: "
+                "set scram-sha-256 in its pg_hba.conf, or `require_auth` in DATABASE_URL"
+            ),
         )
-    if isinstance(
-        error, psycopg.OperationalError
-    ):  # no answer at all: the pool's errors and lost connections
+    if isinstance(error, psycopg.OperationalError):  # the pool's errors and lost connections
         return _AWAY
     if isinstance(error, psycopg.DataError):  # psycopg refused to send a parameter
         return _VALUE

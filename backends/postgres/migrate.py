@@ -1,8 +1,10 @@
-"""Brings the database schema up to date: `python -m backends.postgres.migrate` with DATABASE_URL of the owning role.
+"""Migrates the database schema: `python -m backends.postgres.migrate`.
 
-`migrations/NNNN_name.sql` are applied in order, each in its own transaction, and recorded with their checksum in
-`schema_migrations`. An advisory lock lets any number of processes try at once. What was applied must be exactly the
-beginning of what this version has: a changed, missing or unknown file is refused before anything is touched.
+DATABASE_URL must log in as the owner of the database. The files `migrations/NNNN_name.sql` are
+applied in order, each in its own transaction, and recorded with their checksums in
+`schema_migrations`. An advisory lock lets several processes try at once. The recorded migrations
+must be the first ones of this version: a changed, missing or unknown file is refused before
+anything is changed.
 """
 
 from __future__ import annotations
@@ -40,12 +42,17 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 )
 """
 READ_LEDGER = "SELECT version, name, checksum FROM schema_migrations ORDER BY version"
-WRITE_LEDGER = "INSERT INTO schema_migrations (version, name, checksum) VALUES (%(version)s, %(name)s, %(checksum)s)"
+WRITE_LEDGER = """
+INSERT INTO schema_migrations (version, name, checksum)
+VALUES (%(version)s, %(name)s, %(checksum)s)
+"""
 LOCK = "SELECT set_config('lock_timeout', %(wait)s, false), pg_advisory_lock(%(key)s)"
 SET_LOCK_WAIT = "SELECT set_config('lock_timeout', %(wait)s, false)"
 ROLE_FACTS = """
 SELECT service.oid IS NOT NULL AS present,
-       coalesce(service.rolsuper OR service.rolbypassrls OR service.rolcreaterole, false) AS too_strong,
+       coalesce(
+           service.rolsuper OR service.rolbypassrls OR service.rolcreaterole, false
+       ) AS too_strong,
        coalesce(pg_has_role(current_user, service.oid, %(set_right)s), false) AS granted,
        current_user AS name
 FROM (SELECT) AS one LEFT JOIN pg_roles AS service ON service.rolname = %(service)s
@@ -69,10 +76,10 @@ class Migration:
 
 
 async def migrate(url: str, *, directory: Path = MIGRATIONS) -> list[str]:
-    """Applies what is missing; returns the names of the files applied now. `url` logs in as the owner of the schema.
+    """Applies the missing migrations as the owner that `url` logs in as; returns their names.
 
     Raises:
-        ConfigurationError: the database and this version do not fit, or the owner lacks a right: says which.
+        ConfigurationError: database and version do not fit, or the owner lacks a right.
         DatabaseUnavailable: PostgreSQL is away, or another session holds a lock for too long.
     """
     migrations = read_migrations(directory)
@@ -100,7 +107,8 @@ def read_migrations(directory: Path) -> list[Migration]:
     for expected, migration in enumerate(migrations, start=1):
         if migration.version != expected:
             raise ConfigurationError(
-                f"migration {migration.name} should have the number {expected:04d}: numbers have no gap and no double"
+                f"migration {migration.name} should have the number {expected:04d}: "
+                "numbers have no gap and no double"
             )
     return migrations
 
@@ -138,15 +146,18 @@ def check_history(applied: list[DictRow], migrations: list[Migration]) -> None:
     for position, row in enumerate(applied, start=1):
         if row["version"] != position:
             raise ConfigurationError(
-                f"the database lacks migration {position:04d} but has later ones: restore it from a backup"
+                f"the database lacks migration {position:04d} but has later ones: "
+                "restore it from a backup"
             )
         if position > len(migrations):
             raise ConfigurationError(
-                f"the database has migration {row['name']}, which this version does not know: use a newer version"
+                f"the database has migration {row['name']}, which this version does not know: "
+                "use a newer version"
             )
         if row["checksum"] != migrations[position - 1].checksum:
             raise ConfigurationError(
-                f"migration {row['name']} was changed after it was applied: restore the file and add a new one instead"
+                f"migration {row['name']} was changed after it was applied: "
+                "restore the file and add a new one instead"
             )
 
 
@@ -170,7 +181,7 @@ async def _apply(connection: psycopg.AsyncConnection[DictRow], migration: Migrat
 
 
 async def _prepare(connection: psycopg.AsyncConnection[DictRow]) -> None:
-    """Makes sure of the service role, the ledger and the service's way into the schema."""
+    """Creates the service role and the ledger, and grants the role access to the schema."""
     await _ensure_service_role(connection)
     row = await (await connection.execute("SELECT current_schema() AS schema")).fetchone()
     schema = row["schema"] if row else None
@@ -187,8 +198,8 @@ async def _prepare(connection: psycopg.AsyncConnection[DictRow]) -> None:
             )
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConfigurationError(
-            f"the database role {connection.info.user!r} may not create tables in schema {schema!r}: "
-            "let DATABASE_URL log in as the owner of the database"
+            f"the database role {connection.info.user!r} may not create tables in schema "
+            f"{schema!r}: let DATABASE_URL log in as the owner of the database"
         ) from error
 
 
@@ -199,7 +210,8 @@ async def _ensure_service_role(connection: psycopg.AsyncConnection[DictRow]) -> 
         facts = await _role_facts(connection)
     if facts["too_strong"]:
         raise ConfigurationError(
-            f"the role {SERVICE_ROLE} must be neither superuser nor able to bypass row security or create roles"
+            f"the role {SERVICE_ROLE} must be neither superuser nor able to bypass row security "
+            "or create roles"
         )
     if not facts["granted"]:
         await _grant_service_role(connection)
@@ -218,20 +230,18 @@ async def _role_facts(connection: psycopg.AsyncConnection[DictRow]) -> DictRow:
 async def _create_service_role(connection: psycopg.AsyncConnection[DictRow], name: str) -> None:
     try:
         await connection.execute(CREATE_ROLE)
-    except (
-        psycopg.errors.DuplicateObject,
-        psycopg.errors.UniqueViolation,
-    ):  # roles are shared by all databases
-        return
+    except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+        return  # roles are shared by all databases: another migration created it
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConfigurationError(
-            f"the role {SERVICE_ROLE} is missing and {name!r} may not create it; as a superuser run: "
+            f"the role {SERVICE_ROLE} is missing and {name!r} may not create it; "
+            "as a superuser run: "
             f'CREATE ROLE {SERVICE_ROLE} NOLOGIN; GRANT {SERVICE_ROLE} TO "{name}"'
         ) from error
 
 
 async def _grant_service_role(connection: psycopg.AsyncConnection[DictRow]) -> None:
-    """Lets the owner's login step down to the service role; services that log in by themselves do not need it."""
+    """Lets the owner's login use the service role; services with their own login do not need it."""
     try:
         await connection.execute(GRANT_ROLE)
     except psycopg.errors.InsufficientPrivilege:

@@ -1,4 +1,7 @@
-"""The one way to PostgreSQL: a bounded pool that gives out transactions and speaks the product's errors."""
+"""Access to PostgreSQL: a bounded pool of connections that gives transactions.
+
+Errors are those of `contracts/errors.py`.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,19 @@ from contracts.events import EventLog
 
 T = TypeVar("T")
 
-# The pool would log every failed attempt of every caller; an outage is one event of ours.
+# The pool logs every failed attempt of every caller; we emit one event per outage.
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
-# Whoever meets a PostgreSQL that is away is told within two seconds, so each single wait ends well before. The pool tries
-# again after 1.0 to 1.1 s: a caller that waits that long still gets the first connection to a server that came back.
+# A caller learns within two seconds that PostgreSQL is away, so each single wait is shorter. The
+# pool reconnects after 1.0 to 1.1 s: a caller that waits 1.3 s still gets the first connection to
+# a server that came back.
 ACQUIRE_TIMEOUT_S = 1.3
 BEGIN_TIMEOUT_S = 1.5
 ANSWER_MARGIN_S = 0.2
 CLOSE_TIMEOUT_S = 2.0
 PING_TIMEOUT_S = 1.0
-# The pool retries a connection for this long and then waits for the next caller to ask: its own back-off doubles
-# without a ceiling and would keep a pool empty for minutes after the server came back.
+# The pool retries for this long and then waits for the next caller. Its own back-off doubles
+# without a limit and would keep the pool empty for minutes after the server came back.
 RECONNECT_TIMEOUT_S = 1.5
 
 SET_SESSION = """
@@ -68,14 +72,14 @@ class PoolStatistics:
 
 
 class Database:
-    """A pool of connections to one database, in a role that row security binds.
+    """A pool of connections to one database, in a role that is subject to row security.
 
-    Whoever waits for PostgreSQL gets `DatabaseUnavailable` within two seconds when it is away, refuses or hangs; a
-    pool recovers with the first call after it came back.
+    Callers get `DatabaseUnavailable` within two seconds when PostgreSQL is away, refuses or hangs.
+    The pool recovers with the first call after it came back.
     """
 
     def __init__(self, url: str, *, events: EventLog, limits: PoolLimits | None = None) -> None:
-        """Raises ConfigurationError when `url` is no PostgreSQL URL. Nothing is opened yet."""
+        """Opens nothing yet. Raises ConfigurationError when `url` is not a PostgreSQL URL."""
         self._events = events
         self._limits = limits or PoolLimits()
         self._refusal: ConfigurationError | None = None
@@ -100,10 +104,10 @@ class Database:
         )
 
     async def open(self) -> None:
-        """Opens the pool. Returns within two seconds, also when PostgreSQL is away: it is then found later.
+        """Opens the pool. Returns within two seconds, also when PostgreSQL is away.
 
         Raises:
-            ConfigurationError: the login may do more than a service should and cannot step down.
+            ConfigurationError: the login has more rights than a service may have.
         """
         await self._pool.open()
         try:
@@ -112,7 +116,7 @@ class Database:
             self._events.emit("database.not_ready")
 
     async def close(self) -> None:
-        """Closes the pool; transactions that still run lose their connection when they end."""
+        """Closes the pool; running transactions lose their connection when they end."""
         await self._pool.close(timeout=CLOSE_TIMEOUT_S)
 
     @asynccontextmanager
@@ -123,24 +127,24 @@ class Database:
         agent_id: str | None = None,
         timeout_s: float | None = None,
     ) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
-        """Gives a connection inside a transaction: committed at the end, rolled back on any exception.
+        """Yields a connection in a transaction: committed at the end, rolled back on exceptions.
 
-        Rows are dicts. `microdao_id` and `agent_id` are what row security sees; `timeout_s` bounds each statement in
-        place of the pool's default. When the connection breaks during the commit, `DatabaseUnavailable` leaves open
-        whether it was done: repeat only what is idempotent.
+        Rows are dicts. Row security reads `microdao_id` and `agent_id`. `timeout_s` bounds each
+        statement instead of the pool's default. When the connection breaks during the commit,
+        `DatabaseUnavailable` leaves open whether it was committed: retry idempotent work only.
 
         Raises:
             DatabaseUnavailable: PostgreSQL is away, busy, or its schema does not match.
-            Overloaded: too many callers wait for a connection already.
+            Overloaded: too many callers wait for a connection.
             DeadlineExceeded: a statement was cancelled by its timeout.
-            InvalidRequest: a parameter that PostgreSQL cannot hold.
+            InvalidRequest: PostgreSQL cannot store a parameter.
             Conflict: a unique, exclusion or foreign key was violated.
-            Internal: anything else; a defect.
+            Internal: a defect.
         """
         bound_s = timeout_s or self._limits.statement_timeout_s
-        # Without any of the three the session's own settings hold.
-        stated = microdao_id is not None or agent_id is not None or timeout_s is not None
-        context = self._context(microdao_id, agent_id, bound_s) if stated else None
+        # Without any of the three the session's settings apply.
+        has_context = microdao_id is not None or agent_id is not None or timeout_s is not None
+        context = self._context(microdao_id, agent_id, bound_s) if has_context else None
         try:
             connection = await self._begin(context, bound_s)
             try:
@@ -158,16 +162,19 @@ class Database:
     async def run(
         self, statement: str, values: dict[str, Any], *, microdao_id: str
     ) -> list[DictRow]:
-        """Runs one statement in a transaction of its own and returns its rows: one round trip in place of three.
+        """Runs one statement in its own transaction and returns its rows, in one round trip not
+        three.
 
-        The client puts the values into the text. Over a connection that turns out to be dead it is sent again over
-        another one, so it must be one that does no harm twice. The server stops it before the wait for its answer ends.
-        Raises as `transaction` does.
+        The client puts the values into the text. When the connection turns out to be dead, the
+        statement is sent again over another one, so it must be idempotent. The server cancels it
+        before the client stops waiting. Raises as `transaction`.
         """
 
         def alone(candidate: BoundedConnection) -> Awaitable[list[DictRow]]:
-            left = max(candidate.answer_timeout_s - ANSWER_MARGIN_S, 0.01)
-            context = self._context(microdao_id, None, min(left, self._limits.statement_timeout_s))
+            remaining = max(candidate.answer_timeout_s - ANSWER_MARGIN_S, 0.01)
+            context = self._context(
+                microdao_id, None, min(remaining, self._limits.statement_timeout_s)
+            )
             return candidate.run_alone(context, statement, values)
 
         try:
@@ -179,11 +186,7 @@ class Database:
         return rows
 
     async def ping(self) -> None:
-        """Asks PostgreSQL for a sign of life.
-
-        Raises:
-            DatabaseUnavailable: there was none within two seconds.
-        """
+        """Checks that PostgreSQL answers. Raises DatabaseUnavailable within two seconds."""
         async with self.transaction(timeout_s=PING_TIMEOUT_S):
             pass
 
@@ -224,7 +227,9 @@ class Database:
     async def _answered(
         self, ask: Callable[[BoundedConnection], Awaitable[T]]
     ) -> tuple[BoundedConnection, T]:
-        """Takes a connection and asks, with another one as long as it is given dead ones (after a restart)."""
+        """Takes a connection and runs `ask`; retries with another one when the connection is dead,
+        as all pooled ones are after a restart of the server.
+        """
         clock = asyncio.get_running_loop().time
         deadline = clock() + BEGIN_TIMEOUT_S
         while True:

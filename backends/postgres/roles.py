@@ -1,4 +1,4 @@
-"""The role that the services work in: neither superuser nor able to bypass row security."""
+"""The database role of the services, which is subject to row security."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from contracts.errors import ConfigurationError
 
 SERVICE_ROLE = "daarion_service"
 
-# An owner of a table is not bound by its row security either, and neither is a member of the owner.
+# Owners of a table, and members of its owner, are exempt from its row security, too.
 ROLE_FACTS = """
 SELECT me.rolname AS name,
        me.rolsuper OR me.rolbypassrls AS unbound,
-       service.oid IS NOT NULL AND me.oid <> service.oid AND pg_has_role(me.oid, service.oid, %(set_right)s) AS may_step_down,
+       service.oid IS NOT NULL AND me.oid <> service.oid
+           AND pg_has_role(me.oid, service.oid, %(set_right)s) AS may_step_down,
        EXISTS (
            SELECT FROM pg_class AS owned
            JOIN pg_namespace AS namespace ON namespace.oid = owned.relnamespace
@@ -30,10 +31,10 @@ SET_ROLE = sql.SQL("SET ROLE {}").format(sql.Identifier(SERVICE_ROLE))
 
 
 async def assume_service_role(connection: psycopg.AsyncConnection[DictRow]) -> None:
-    """Steps down to the service role where the login may, and makes sure that row security binds the role in force.
+    """Sets the service role if the login may, and checks that row security applies to the session.
 
     Raises:
-        ConfigurationError: the role in force is a superuser, may bypass row security or owns tables.
+        ConfigurationError: the role is a superuser, may bypass row security or owns tables.
     """
     facts = await _facts(connection)
     if facts["may_step_down"]:
@@ -44,7 +45,9 @@ async def assume_service_role(connection: psycopg.AsyncConnection[DictRow]) -> N
 
 
 def set_role_right(connection: psycopg.AsyncConnection[DictRow]) -> str:
-    """Returns the right, as `pg_has_role` names it, that `SET ROLE` needs: since PostgreSQL 16 membership alone is not it."""
+    """Returns the right that `SET ROLE` needs, in `pg_has_role`'s words. Since PostgreSQL 16
+    membership alone is not enough.
+    """
     return "SET" if connection.info.server_version >= 160000 else "MEMBER"
 
 
@@ -60,6 +63,7 @@ async def _facts(connection: psycopg.AsyncConnection[DictRow]) -> DictRow:
 
 def _refusal(name: str) -> str:
     return (
-        f"the database role {name!r} is not bound by row security: run `python -m backends.postgres.migrate`, "
-        f"then let DATABASE_URL log in as {SERVICE_ROLE} or as a role that was granted {SERVICE_ROLE}"
+        f"the database role {name!r} is not bound by row security: "
+        "run `python -m backends.postgres.migrate`, then let DATABASE_URL log in as "
+        f"{SERVICE_ROLE} or as a role that was granted {SERVICE_ROLE}"
     )

@@ -1,4 +1,4 @@
-"""Structured events as JSON lines, written by a thread: an event costs its caller one queue operation."""
+"""Structured events as JSON lines, written by a thread; emitting costs one queue operation."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ BACKUPS = 2
 BATCH = 1_000
 FLUSH_INTERVAL_S = 0.5
 AT_ONCE = 16
-GIVE_WAY_S = 0.0001
-"""After so many events the thread pauses: it shares the interpreter with the event loop, and a call would wait for all of a batch."""
+PAUSE_S = 0.0001
+"""The thread pauses after `AT_ONCE` events, because the event loop waits while it runs."""
 MAX_FIELD_CHARS = 2_048
 MAX_FILES = 40
 
@@ -40,8 +40,8 @@ Listener = Callable[[Iterable[Event]], None]
 class FileEventLog:
     """Implements the EventLog port over one rotating file (three files of 32 MiB at most).
 
-    At the bound of the queue events are dropped and counted; the count is an event of its own. `listeners` see each
-    batch in the thread, for example to keep metrics.
+    When the queue is full, events are dropped and counted; the count is emitted as `log.dropped`.
+    `listeners` are called with each batch in the thread, for example for metrics.
     """
 
     def __init__(self, path: Path, application: str, listeners: Iterable[Listener] = ()) -> None:
@@ -67,7 +67,7 @@ class FileEventLog:
         self._queue.put(fields)
 
     def close(self) -> None:
-        """Writes what is queued and ends the thread."""
+        """Writes the queued events and ends the thread."""
         self._queue.put(None)
         self._thread.join(timeout=5)
         self._handler.close()
@@ -85,7 +85,7 @@ class FileEventLog:
             time.sleep(FLUSH_INTERVAL_S)
 
     def _batch(self) -> tuple[list[dict[str, Any]], bool]:
-        """Waits for a first event, then takes what else is there. The flag tells that the log was closed."""
+        """Waits for an event, then takes the queued ones. The flag is set when the log was closed."""
         batch: list[dict[str, Any]] = []
         item = self._queue.get()
         while item is not None:
@@ -99,25 +99,25 @@ class FileEventLog:
         return batch, True
 
     def _write(self, batch: list[dict[str, Any]]) -> None:
-        """Whatever a listener or a line does wrong, the thread goes on: without it every later event would be lost."""
+        """Writes a batch. An error of a listener or a line must not end the thread, because all
+        later events would be lost.
+        """
         lines: list[bytes] = []
         for start in range(0, len(batch), AT_ONCE):
             events = batch[start : start + AT_ONCE]
-            self._tell(events)
+            self._notify_listeners(events)
             lines += [line for fields in events if (line := self._safe_line(fields))]
-            time.sleep(GIVE_WAY_S)
-        self._handler.emit(
-            logging.makeLogRecord({"msg": b"\n".join(lines).decode()})
-        )  # tells an error of the file on stderr, and raises none
+            time.sleep(PAUSE_S)
+        # The handler reports errors of the file on stderr and raises none.
+        self._handler.emit(logging.makeLogRecord({"msg": b"\n".join(lines).decode()}))
 
-    def _tell(self, events: list[dict[str, Any]]) -> None:
+    def _notify_listeners(self, events: list[dict[str, Any]]) -> None:
         for listener in self._listeners:
             try:
                 listener(events)
             except Exception as error:  # noqa: BLE001
-                _log.error(
-                    "a listener of the event log failed: %s", type(error).__name__
-                )  # a traceback might show contents
+                # Without the traceback, which might show contents.
+                _log.error("a listener of the event log failed: %s", type(error).__name__)
 
     def _safe_line(self, fields: dict[str, Any]) -> bytes | None:
         name = fields.get("event")
@@ -139,7 +139,7 @@ class FileEventLog:
 
 
 class _OwnedFile(logging.handlers.RotatingFileHandler):
-    """Holds a lock on the file that it writes to; the kernel frees it with the process."""
+    """Holds a lock on its current file; the kernel frees it when the process dies."""
 
     def _open(self) -> TextIOWrapper:
         while True:
@@ -147,11 +147,13 @@ class _OwnedFile(logging.handlers.RotatingFileHandler):
             fcntl.flock(stream, fcntl.LOCK_SH)
             if os.fstat(stream.fileno()).st_nlink:
                 return stream
-            stream.close()  # a dead process of this number had it, and it was removed just now
+            stream.close()  # the file of a dead process with our number was just removed
 
 
 def _prune(directory: Path) -> None:
-    """Removes the oldest files, except those of living processes: each process writes its own, and replicas come and go."""
+    """Removes the oldest files of dead processes. Each process writes its own file, so files of
+    former replicas would accumulate.
+    """
     for _ in range(2):  # another process may prune at the same time
         try:
             files = sorted(directory.glob("*.jsonl*"), key=lambda file: file.stat().st_mtime)
@@ -166,7 +168,7 @@ def _prune(directory: Path) -> None:
 
 
 def _removed(file: Path) -> bool:
-    """Removes the file unless its process lives, which shows in the lock on the file that it writes to now."""
+    """Removes the file unless its process lives and so holds the lock on its current file."""
     try:
         held = lock_abandoned(file.with_name(f"{file.name.partition('.jsonl')[0]}.jsonl"))
         if held is None:

@@ -1,4 +1,4 @@
-"""`messaging.message.created` on NATS: who wrote where and when, never what."""
+"""Notices about new messages, published on NATS: ids and times, never contents."""
 
 from __future__ import annotations
 

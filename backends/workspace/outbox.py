@@ -1,4 +1,6 @@
-"""The outbox of invocations in PostgreSQL: one process at a time leases an invocation and settles it."""
+"""The outbox of invocations in PostgreSQL: one process at a time leases an invocation and settles
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
-"""`python -m benchmarks.agents.bench`: what the agent pipeline adds beside the model's and the tools' own time, part by part.
+"""`python -m benchmarks.agents.bench`: what the agent pipeline adds beside the model's and the
+tools' own time, part by part.
 
-Needs a running graph (`make run`). A further agent runtime in this process answers a person's messages in a channel of its own, one
-after another, over the graph's ingress: twenty earlier messages, memory, one tool call, the reply, the exchange stored. Its model is
-the graph's local one; what the model and the tool take is measured and taken out. What is left until the reply stands in the channel
-is what a person waits for beside them. Between two messages there is a pause, in which the graph embeds the last exchange.
+Needs a running graph (`make run`). A further agent runtime in this process answers a person's
+messages in a channel of its own, one after another, over the graph's ingress: twenty earlier
+messages, memory, one tool call, the reply, the exchange stored. Its model is the graph's local one;
+what the model and the tool take is measured and taken out. What is left until the reply stands in
+the channel is what a person waits for beside them. Between two messages there is a pause, in which
+the graph embeds the last exchange.
 """
 
 from __future__ import annotations
@@ -61,7 +64,9 @@ class _NoEvents:
 
 @dataclass
 class Times:
-    """Milliseconds by part, one value per run; `added` is the wait for the reply without the model's and the tools' time."""
+    """Milliseconds by part, one value per run; `added` is the wait for the reply without the
+    model's and the tools' time.
+    """
 
     parts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     added: list[float] = field(default_factory=list)
@@ -114,7 +119,9 @@ class Channel:
             await self.say(f"Earlier message {number}")
 
     async def ask(self) -> AgentInvocation:
-        """Posts the question while the agent is out, so that the graph's own runtime is not invoked, and returns its invocation."""
+        """Posts the question while the agent is out, so that the graph's own runtime is not
+        invoked, and returns its invocation.
+        """
         message = await self.say(QUESTION)
         await self._post(f"channels/{self.id}/members", member_id=AGENT)
         payload = {"channel_id": self.id, "message_id": message["id"], "microdao_id": self.microdao}
@@ -135,7 +142,9 @@ class Channel:
 
 
 async def measure(environment: Environment, runs: int) -> Times:
-    """Answers `runs` messages, one after another. Raises DaarionError, ConfigurationError or aiohttp.ClientError."""
+    """Answers `runs` messages, one after another. Raises DaarionError, ConfigurationError or
+    aiohttp.ClientError.
+    """
     secret = environment.internal_secret or environment.admin_secret
     known = {AGENT: blueprint()}
     times = Times()

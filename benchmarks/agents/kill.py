@@ -1,11 +1,13 @@
-"""One reply per message while replicas are killed: conversations in many channels of the running graph, and what came of them.
+"""One reply per message while replicas are killed: conversations in many channels of the running
+graph, and what came of them.
 
     make run                                 # in another terminal
     python -m benchmarks.agents.kill         # 50 channels, 10 messages each
 
-Every message is repeated under its own id until the workspace has taken it, as a client would. Meanwhile processes of replicas of
-the graph that `DAARION_DATA_DIR` belongs to are killed at random (SIGKILL). At the end each message must have exactly one reply:
-one run, one message of that run, and an answer. Exit status 1 when one is lost, doubled or an apology.
+Every message is repeated under its own id until the workspace has taken it, as a client would.
+Meanwhile processes of replicas of the graph that `DAARION_DATA_DIR` belongs to are killed at random
+(SIGKILL). At the end each message must have exactly one reply: one run, one message of that run,
+and an answer. Exit status 1 when one is lost, doubled or an apology.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What came of the messages. `lost` have no reply, `doubled` more than one; `apologies` are replies of failed runs."""
+    """What came of the messages. `lost` have no reply, `doubled` more than one; `apologies` are
+    replies of failed runs.
+    """
 
     asked: int = 0
     answered: int = 0
@@ -104,7 +108,9 @@ class Client:
         self._url = url
 
     async def call(self, method: str, path: str, body: Any = None, *, until: float) -> Any:
-        """Returns the parsed answer. Raises RuntimeError for a refusal for good, or when `until` (monotonic) passes."""
+        """Returns the parsed answer. Raises RuntimeError for a refusal for good, or when `until`
+        (monotonic) passes.
+        """
         while True:
             status, answer = 0, None
             with suppress(aiohttp.ClientError, TimeoutError, json.JSONDecodeError):
@@ -193,7 +199,9 @@ async def _converse(
 async def _wait_for_replies(
     client: Client, conversations: Sequence[Conversation], plan: Plan, until: float
 ) -> None:
-    """Returns when every channel has as many replies as messages, or when the time is up: then the count tells what is missing."""
+    """Returns when every channel has as many replies as messages, or when the time is up: then the
+    count tells what is missing.
+    """
     open_ones = list(conversations)
     while open_ones and time.monotonic() < until:
         await asyncio.sleep(LOOK_S if plan.linger_s >= LOOK_S else RETRY_S)
@@ -216,7 +224,9 @@ async def _replies(
 async def _count(
     client: Client, conversation: Conversation, outcome: Outcome, until: float
 ) -> None:
-    """Tells for each message how many replies it has: a reply names its run, and the run its message."""
+    """Tells for each message how many replies it has: a reply names its run, and the run its
+    message.
+    """
     runs: dict[str, dict[str, Any]] = {}
     path = f"{RUNTIME}/runs?microdao_id={conversation.microdao}&channel_id={conversation.channel}&limit=200"
     for run in (await client.call("GET", path, until=until))["items"]:
@@ -241,7 +251,9 @@ async def _count(
 
 
 def graph_killer(launcher_pid: int, victims: Sequence[str]) -> Kill:
-    """Returns what kills one replica process below this launcher; `victims` are `<application>:<deployment>`."""
+    """Returns what kills one replica process below this launcher; `victims` are
+    `<application>:<deployment>`.
+    """
 
     def shoot() -> str | None:
         found = []
@@ -263,7 +275,9 @@ def graph_killer(launcher_pid: int, victims: Sequence[str]) -> Kill:
 
 
 def launcher_of(data_dir: Path) -> int:
-    """Returns the pid of the launcher that runs on this data directory. Raises ConfigurationError when there is none."""
+    """Returns the pid of the launcher that runs on this data directory. Raises ConfigurationError
+    when there is none.
+    """
     with suppress(OSError, ValueError, KeyError, TypeError):
         pid = int(json.loads((data_dir / "run" / "state.json").read_text())["launcher"])
         if psutil.pid_exists(pid):

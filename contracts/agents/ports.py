@@ -100,8 +100,8 @@ class RunStore(Protocol):
     async def claim(
         self, owner: UUID, lease_s: float, at_most: int, agents: Sequence[str]
     ) -> list[Run]:
-        """Takes over runs with expired leases, of every microDAO: those of `agents`, and those of other
-        agents once nobody has taken them for long.
+        """Takes over runs with expired leases, of every microDAO: those of `agents`, and those of
+        other agents once nobody has taken them for long.
 
         A run whose work had begun counts one more attempt. Unreadable runs are left out and
         reported as events.

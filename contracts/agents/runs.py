@@ -20,8 +20,8 @@ Outcome = Literal["answered", "failed", "ignored", "undelivered", "indeterminate
 
 
 class ToolUse(BaseModel):
-    """One tool call of a step. Toolcore's audit has arguments and results under `call_id`, as far as
-    the tool's definition allows.
+    """One tool call of a step. Toolcore's audit has arguments and results under `call_id`, as far
+    as the tool's definition allows.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -58,8 +58,8 @@ class StepRecord(BaseModel):
 
 
 class RunView(BaseModel):
-    """One run as `GET /runs/{id}` shows it. `degraded` names the parts that were unavailable; `error`
-    is an error's `type`.
+    """One run as `GET /runs/{id}` shows it. `degraded` names the parts that were unavailable;
+    `error` is an error's `type`.
     """
 
     id: UUID

@@ -19,8 +19,8 @@ TRIGGERS: dict[Entrypoint, str] = {
 
 
 class AgentUsageEvent(BaseModel):
-    """Published as `usage.agent` when a run ends; `id` is the run's, so that consumers can recognise
-    repeats.
+    """Published as `usage.agent` when a run ends; `id` is the run's, so that consumers can
+    recognise repeats.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -123,7 +123,9 @@ class MessageStore(Protocol):
     async def messages(
         self, microdao_id: str, channel_id: UUID, limit: int, before: UUID | None
     ) -> list[Message]:
-        """Returns messages, newest first. Raises InvalidRequest when `before` is not in the channel."""
+        """Returns messages, newest first. Raises InvalidRequest when `before` is not in the
+        channel.
+        """
 
 
 class MessageNotices(Protocol):

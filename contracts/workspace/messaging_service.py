@@ -115,8 +115,8 @@ class Messaging(Protocol):
     """
 
     keeps_run_ids: bool
-    """Whether repeated posts of one run show one message. Otherwise search the channel before posting
-    again.
+    """Whether repeated posts of one run show one message. Otherwise search the channel before
+    posting again.
     """
 
     async def recent_messages(
@@ -133,8 +133,9 @@ class Messaging(Protocol):
     ) -> PostedMessage:
         """Posts a message of at most `MAX_MESSAGE_CHARS` characters.
 
-        Raises Unreachable, RateLimited or Overloaded when the message was certainly not taken. After
-        NotFound, Forbidden or InvalidRequest it was refused; after other errors it may be there.
+        Raises Unreachable, RateLimited or Overloaded when the message was certainly not taken.
+        After NotFound, Forbidden or InvalidRequest it was refused; after other errors it may be
+        there.
         """
 
     async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:

@@ -1,8 +1,9 @@
-"""Invocations over NATS: kept by a stream from the first hop on, taken by one replica, acknowledged once the run is recorded.
+"""Invocations over NATS: stored in a stream, taken by one replica, acknowledged once recorded.
 
-The router publishes on `router.invoke.agent` and waits for no answer, so the subject itself is in a stream: what is
-published while no agent runtime runs is answered later. Where another stream holds the subject already, a durable
-consumer on that one is used. Redelivery does no harm: a message is answered once (see `services/agents/runs.py`).
+The router publishes on `router.invoke.agent` without waiting for an answer, so the subject itself
+is in a stream: invocations that are published while no agent runtime runs are answered later. When
+another stream holds the subject already, the durable consumer is created there. Redelivery does no
+harm: a message is answered once (see `services/agents/runs.py`).
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ MAX_PARKED_BYTES = 64 << 20
 PARK_AFTER_S = 24 * 3_600.0
 KEEP_S = PARK_AFTER_S + 3_600.0
 KEEP_PARKED_S = 14 * 24 * 3_600.0
-AT_ONCE = 8
+FETCHERS = 8
 FETCH_S = 10.0
 RETRY_S = 1.0
-ROOM_S = 0.25
+FULL_PAUSE_S = 0.25
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 30.0
 PUBLISH_TIMEOUT_S = 2.0
@@ -60,7 +61,7 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 class AgentNats:
-    """Takes invocations from the stream; `on_connect` starts it on a connection."""
+    """Takes invocations from the stream; `on_connect` starts it on a new connection."""
 
     def __init__(self, runs: AgentRuns, events: EventLog) -> None:
         self._runs = runs
@@ -71,26 +72,26 @@ class AgentNats:
         self._fetchers: list[asyncio.Task[None]] = []
 
     async def on_connect(self, client: Client) -> None:
-        """Prepares the streams and begins to fetch. Raises what the client library raises."""
+        """Prepares the streams and starts fetching. Raises the client library's errors."""
         self._client = client
         self._stream = await self._prepared(client)
         if not self._fetchers:
             self._fetchers = [
                 asyncio.create_task(self._fetch(), name=f"agents:nats-{number}")
-                for number in range(AT_ONCE)
+                for number in range(FETCHERS)
             ]
 
     async def close(self) -> None:
-        """Fetches no more; what was not acknowledged is delivered to another replica."""
+        """Stops fetching; unacknowledged messages are delivered to another replica."""
         await end_tasks(self._fetchers)
 
     def check(self) -> None:
-        """Raises Unavailable when something that should fetch has ended."""
+        """Raises Unavailable when a fetcher has ended."""
         if any(fetcher.done() for fetcher in self._fetchers):
             raise Unavailable("invocations are no longer fetched from NATS")
 
     async def _prepared(self, client: Client) -> JetStreamContext:
-        """Creates what is missing; any number of replicas may do so at once."""
+        """Creates missing streams and the consumer; several replicas may do so at once."""
         stream = client.jetstream()
         try:
             self._name = await stream.find_stream_name_by_subject(INVOKE)
@@ -122,12 +123,14 @@ class AgentNats:
         return stream
 
     async def _fetch(self) -> None:
-        """Takes one message after the other, while this replica has room for their runs: the rest stays for the others."""
+        """Takes one message at a time while this replica has room for a run; the rest stays in the
+        stream for other replicas.
+        """
         subscription: JetStreamContext.PullSubscription | None = None
         while True:
             try:
                 if not self._runs.has_room:
-                    await asyncio.sleep(ROOM_S)
+                    await asyncio.sleep(FULL_PAUSE_S)
                     continue
                 if subscription is None:
                     assert self._stream is not None  # set before fetching begins
@@ -138,7 +141,7 @@ class AgentNats:
                 await self._take(message)
             except (TimeoutError, nats.errors.TimeoutError):
                 continue
-            except Exception as error:  # noqa: BLE001  # whatever it is, the next message may be another matter
+            except Exception as error:  # noqa: BLE001  # one bad message must not end the fetching
                 is_known = isinstance(error, (nats.errors.Error, nats.js.errors.Error))
                 self._events.emit(
                     "agents.nats_fetch_failed",
@@ -146,23 +149,24 @@ class AgentNats:
                     exc_info=None if is_known else error,
                 )
                 await asyncio.sleep(RETRY_S)
-                await self._prepare_again()
+                await self._prepare_anew()
 
-    async def _prepare_again(self) -> None:
-        """A server that came back empty has neither streams nor consumer."""
+    async def _prepare_anew(self) -> None:
+        """Creates streams and consumer again, in case the server lost its data."""
         assert self._client is not None
         with contextlib.suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError):
             await self._prepared(self._client)
 
     async def _take(self, message: Msg) -> None:
-        """One delivery: recorded and acknowledged, put aside for good, or left for another delivery."""
+        """Records and acknowledges one message, parks it, or leaves it for redelivery."""
         try:
             invocation = AgentInvocation.model_validate_json(message.data)
         except ValidationError as error:
             await self._park(message, invalid_body(error))
             return
         metadata = message.metadata
-        # Without an id of the caller's, the message's own place in the stream names it at every delivery.
+        # The place in the stream is the same at every delivery, so it identifies messages without
+        # id.
         place = f"nats:{metadata.timestamp.timestamp():.6f}-{metadata.sequence.stream}"
         try:
             await self._runs.invoke(invocation, wait=False, trigger=place)
@@ -175,7 +179,7 @@ class AgentNats:
             await message.ack()
 
     async def _park(self, message: Msg, error: DaarionError | InvalidRequest) -> None:
-        """Puts a message that can never be served aside, and takes it out of the queue."""
+        """Moves a message that can never be served to `agent.parked`."""
         assert self._stream is not None
         await self._stream.publish(
             PARKED, message.data, timeout=PUBLISH_TIMEOUT_S, headers={REASON_HEADER: error.type}
@@ -187,7 +191,7 @@ class AgentNats:
 
 
 def delay_of(delivery: int) -> float:
-    """Returns how many seconds after its first, second … refusal a message is delivered again."""
+    """Returns the seconds until redelivery after the given delivery (from 1) was refused."""
     return min(FIRST_DELAY_S * 2.0 ** min(delivery - 1, 10), LONGEST_DELAY_S)
 
 
@@ -205,7 +209,8 @@ async def _ensure_stream(
         name=name,
         subjects=[subject],
         retention=retention,
-        # A full queue refuses the newest, whose publisher is still there to be told; what was put aside makes room by age.
+        # A full queue refuses new messages, so that their publisher learns of it; the parked ones
+        # make room by age.
         discard=DiscardPolicy.NEW if retention == RetentionPolicy.WORK_QUEUE else DiscardPolicy.OLD,
         max_msgs=messages,
         max_bytes=size,
@@ -214,5 +219,5 @@ async def _ensure_stream(
     )
     try:
         await stream.add_stream(config)
-    except nats.js.errors.BadRequestError:  # it is there with another configuration
+    except nats.js.errors.BadRequestError:  # it exists with another configuration
         await stream.update_stream(config)

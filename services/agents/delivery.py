@@ -130,7 +130,9 @@ class Delivery:
         return await self._is_there(run, Deadline.after(self.settings.patience_s / 2))
 
     async def _is_there(self, run: Run, until: Deadline) -> bool:
-        """Searches the newest messages for the reply, of which a service may show only the beginning."""
+        """Searches the newest messages for the reply, of which a service may show only the
+        beginning.
+        """
         assert run.channel_id is not None  # only replies to channels are delivered
         assert run.reply is not None
         since = (run.posting_since or run.created_at) - CLOCK_SKEW

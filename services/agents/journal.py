@@ -23,9 +23,9 @@ UNPOSTED = {"is": "unposted"}
 class Beginning:
     """What a run began with.
 
-    `model` is the one that the blueprint was fitted to. `tools` maps the ids of the offered tools to
-    their effects; it is empty when Toolcore was away. `outside`: one of the tools is described by an
-    outside (MCP) server.
+    `model` is the one that the blueprint was fitted to. `tools` maps the ids of the offered tools
+    to their effects; it is empty when Toolcore was away. `outside`: one of the tools is described
+    by an outside (MCP) server.
     """
 
     known: Known

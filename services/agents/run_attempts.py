@@ -154,7 +154,8 @@ class RunAttempts:
             kind, failure = "late", error.type
         except DaarionError as error:
             failure = error.type
-        except Exception as error:  # noqa: BLE001  # retrying would repeat the defect while a person waits
+        # retrying would repeat the defect while a person waits
+        except Exception as error:  # noqa: BLE001
             failure = Internal.type
             self.ports.events.emit(
                 "agents.defect", run_id=str(run.id), error=type(error).__name__, exc_info=error

@@ -93,7 +93,9 @@ class AgentRuns:
             )
 
     async def close(self) -> None:
-        """Accepts no more runs, gives those in work `close_s`, and releases the rest to other replicas."""
+        """Accepts no more runs, gives those in work `close_s`, and releases the rest to other
+        replicas.
+        """
         self._closing = True
         if self._working:
             await asyncio.wait(self._working.values(), timeout=self._settings.close_s)
@@ -186,8 +188,8 @@ class AgentRuns:
     async def _trigger(
         self, invocation: AgentInvocation, trigger: str | None, deadline: Deadline
     ) -> str:
-        """The trigger of an invocation without a message id: the message of its Matrix event, else the
-        channel's newest message of a person.
+        """The trigger of an invocation without a message id: the message of its Matrix event, else
+        the channel's newest message of a person.
         """
         payload = invocation.payload
         if invocation.entrypoint != "channel_message":
@@ -265,7 +267,8 @@ class AgentRuns:
                 await once()
             except DaarionError as error:
                 self._events.emit(failed, error=error.type)
-            except Exception as error:  # noqa: BLE001  # a defect must not end upkeep that other runs need
+            # a defect must not end upkeep that other runs need
+            except Exception as error:  # noqa: BLE001
                 self._events.emit(failed, error=type(error).__name__, exc_info=error)
                 await asyncio.sleep(AFTER_DEFECT_S)
 

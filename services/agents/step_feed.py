@@ -23,7 +23,9 @@ MAX_INDEX = 1_000
 
 
 class StepFeed:
-    """Sends the steps of one run in the background, in order; steps that cannot be sent are dropped."""
+    """Sends the steps of one run in the background, in order; steps that cannot be sent are
+    dropped.
+    """
 
     def __init__(self, messaging: Messaging, run: Run) -> None:
         self._messaging = messaging

@@ -2,8 +2,8 @@
 
 Three forms, in this order:
 
-1. native `tool_calls`;
-2. the whole text as one JSON object, also in a code fence: `{"tool": "projects.list", "args": {…}}`,
+1. native `tool_calls`; 2. the whole text as one JSON object, also in a code fence: `{"tool":
+"projects.list", "args": {…}}`,
    `{"tool_calls": [{"name", "arguments"}]}` or `{"reply": "…"}`;
 3. lines `TOOL: projects.list {…}` that begin a line outside code fences; the JSON object may
    continue on further lines.
@@ -39,8 +39,8 @@ _NOT_AN_OBJECT = "the arguments must be one JSON object"
 
 @dataclass(frozen=True)
 class WantedCall:
-    """One call that the model asks for, with the model's own `id`. A call with a `problem` cannot be
-    executed.
+    """One call that the model asks for, with the model's own `id`. A call with a `problem` cannot
+    be executed.
     """
 
     tool_id: str

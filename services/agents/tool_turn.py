@@ -113,8 +113,8 @@ class Toolbox:
         return outcomes
 
     def readable(self, wanted: Sequence[WantedCall]) -> list[WantedCall]:
-        """Returns the calls to make. A model that only chooses among a tool's results fills in optional
-        arguments at random; these are dropped, because a random filter would hide results.
+        """Returns the calls to make. A model that only chooses among a tool's results fills in
+        optional arguments at random; these are dropped, because a random filter would hide results.
         """
         choice = self.blueprint.answer
         return [

@@ -64,7 +64,9 @@ class InvocationDispatcher:
         self._wake.set()
 
     async def close(self) -> None:
-        """Cancels the attempts under way and releases them, so that another replica retries at once."""
+        """Cancels the attempts under way and releases them, so that another replica retries at
+        once.
+        """
         interrupted = dict(self._working)
         await end_tasks([*interrupted, *self._tasks])
         for task, claimed in interrupted.items():

@@ -191,7 +191,8 @@ class LiveFeeds:
                 await self._poll_once()
             except DaarionError as error:
                 self._note_away(error)
-            except Exception as error:  # noqa: BLE001  # a defect must not end the polling for all watchers
+            # a defect must not end the polling for all watchers
+            except Exception as error:  # noqa: BLE001
                 self._events.emit(
                     "workspace.live_defect", error=type(error).__name__, exc_info=error
                 )

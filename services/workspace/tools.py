@@ -1,4 +1,6 @@
-"""The endpoints behind the tools `projects.list` and `followups.create`, as a projects-service would have them."""
+"""The endpoints behind the tools `projects.list` and `followups.create`, as a projects-service
+would have them.
+"""
 
 from __future__ import annotations
 

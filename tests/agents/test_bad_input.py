@@ -1,4 +1,6 @@
-"""Whatever comes in and whatever fails around it: a run ends in time, with an answer or a clear failure, and is told once."""
+"""Whatever comes in and whatever fails around it: a run ends in time, with an answer or a clear
+failure, and is told once.
+"""
 
 import asyncio
 import json

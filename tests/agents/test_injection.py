@@ -1,7 +1,8 @@
-"""A model that obeys whatever it reads: no text but the question makes a call that the blueprint does not allow.
+"""A model that obeys whatever it reads: no text but the question makes a call that the blueprint
+does not allow.
 
-Each case plants an instruction where strangers can write, and the scripted model does what it says, natively, as JSON and as a
-`TOOL:` line, at every step. What counts is what was executed.
+Each case plants an instruction where strangers can write, and the scripted model does what it says,
+natively, as JSON and as a `TOOL:` line, at every step. What counts is what was executed.
 """
 
 import json
@@ -63,7 +64,9 @@ ARGS = {
 
 
 class Obedient:
-    """Reads the prompt, finds the planted order, and does it in the form that the blueprint asks for; counts how often."""
+    """Reads the prompt, finds the planted order, and does it in the form that the blueprint asks
+    for; counts how often.
+    """
 
     def __init__(self, mode: str, name: str, first=()) -> None:
         self.mode, self.name, self.first = mode, name, list(first)

@@ -1,4 +1,5 @@
-"""Each message gets exactly one reply and has one effect while replicas of the agent runtime and of the workspace are killed at random.
+"""Each message gets exactly one reply and has one effect while replicas of the agent runtime and of
+the workspace are killed at random.
 
 `make soak-agents` does the same to a whole graph with its local model.
 """

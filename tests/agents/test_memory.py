@@ -1,4 +1,6 @@
-"""A conversation over days: what was said is found by meaning, in either language, after restarts. The real embedding model."""
+"""A conversation over days: what was said is found by meaning, in either language, after restarts.
+The real embedding model.
+"""
 
 from __future__ import annotations
 

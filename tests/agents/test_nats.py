@@ -1,4 +1,6 @@
-"""Invocations over a real NATS server: answered once, kept while nobody listens, put aside when they can never be served."""
+"""Invocations over a real NATS server: answered once, kept while nobody listens, put aside when
+they can never be served.
+"""
 
 from __future__ import annotations
 
@@ -344,7 +346,7 @@ async def test_what_a_full_replica_has_no_room_for_stays_in_the_stream(here, out
         await asyncio.sleep(1)
         info = await outside.jetstream().consumer_info(subjects.STREAM, subjects.DURABLE)
         assert (
-            info.num_pending >= messages - room - 2 * subjects.AT_ONCE
+            info.num_pending >= messages - room - 2 * subjects.FETCHERS
         )  # never delivered; what was asked for comes back
         may_answer.set()
         assert len(await replied(here, channel, messages)) == messages

@@ -1,4 +1,6 @@
-"""One reply per message: delivered twice or at once, over two replicas, across kills, and to a service that knows no runs."""
+"""One reply per message: delivered twice or at once, over two replicas, across kills, and to a
+service that knows no runs.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ async def test_delivered_many_times_at_once_to_two_replicas_it_is_answered_once(
 
 
 async def test_a_killed_process_loses_nothing_and_repeats_no_effect(here, tmp_path):
-    """Killed between a tool call and the reply: another replica goes on, with the same run and without a second effect."""
+    """Killed between a tool call and the reply: another replica goes on, with the same run and
+    without a second effect.
+    """
     asked = asyncio.Event()
 
     def mind(body):
@@ -109,7 +113,9 @@ async def test_a_stopped_process_hands_its_runs_over_at_once_and_knows_no_ray(he
 
 
 async def test_killed_while_posting_the_reply_comes_once(here):
-    """The post was accepted, but the run did not learn of it: the second attempt finds the same message."""
+    """The post was accepted, but the run did not learn of it: the second attempt finds the same
+    message.
+    """
     channel = await here.channel()
     async with here.agents():
         answer = await here.ask(channel, "Привіт")

@@ -262,7 +262,9 @@ async def test_while_a_small_model_answers_the_agent_does_what_it_can(here):
 
 
 async def test_a_small_model_that_answers_unexpectedly_says_nothing_of_its_own(here):
-    """Nobody could tell which model would answer, or another one took over: what it says by itself is not shown to people."""
+    """Nobody could tell which model would answer, or another one took over: what it says by itself
+    is not shown to people.
+    """
     answer = {
         "tool": "projects.list",
         "field": "name",

@@ -1,4 +1,6 @@
-"""What a run goes on from after a crash: the same steps, the same tools, the same call ids, and everything done once."""
+"""What a run goes on from after a crash: the same steps, the same tools, the same call ids, and
+everything done once.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ async def here(database_url, tmp_path):
 
 
 class Scene:
-    """A model that thinks `before` and then hangs until the process is killed; then it thinks `after`."""
+    """A model that thinks `before` and then hangs until the process is killed; then it thinks
+    `after`.
+    """
 
     def __init__(self, here, before, after):
         self.hangs = asyncio.Event()
@@ -63,7 +67,9 @@ async def calls_of(here, answer):
 
 
 async def test_a_call_after_an_empty_answer_keeps_its_id(here, tmp_path):
-    """Steps without a call count too: the second attempt names the write as the first one did, and it happens once."""
+    """Steps without a call count too: the second attempt names the write as the first one did, and
+    it happens once.
+    """
     scene = Scene(
         here,
         [Thought(""), Thought(calls=[("notes__write", {"text": "раз"})])],
@@ -217,7 +223,9 @@ async def health_is(here, status):
 
 
 async def test_a_run_that_was_taken_over_counts_from_its_first_step_on(here, tmp_path):
-    """Before its ingredients are written down already: what kills each replica at once must not go on for ever."""
+    """Before its ingredients are written down already: what kills each replica at once must not go
+    on for ever.
+    """
     begun, may_read = asyncio.Event(), asyncio.Event()
     workspace = here.door.apps["workspace"]
 

@@ -1,4 +1,6 @@
-"""Runs in a real PostgreSQL: who may take them over, what counts as an attempt, and rows that nobody can read."""
+"""Runs in a real PostgreSQL: who may take them over, what counts as an attempt, and rows that
+nobody can read.
+"""
 
 from __future__ import annotations
 

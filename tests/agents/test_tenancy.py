@@ -1,4 +1,6 @@
-"""Whose channel it is: told by the messaging-service or by configuration, never by the invocation alone."""
+"""Whose channel it is: told by the messaging-service or by configuration, never by the invocation
+alone.
+"""
 
 import pytest
 import pytest_asyncio
@@ -29,7 +31,9 @@ def here(shared):
 
 
 class Neighbour:
-    """A messaging-service; `tells` and `members` are what it answers about the channel, None where it has no such route."""
+    """A messaging-service; `tells` and `members` are what it answers about the channel, None where
+    it has no such route.
+    """
 
     def __init__(self, tells=None, members=None):
         self.tells, self.members = tells, members

@@ -1,4 +1,6 @@
-"""Every failure that PostgreSQL, psycopg or its pool knows has its place in the product's error tree."""
+"""Every failure that PostgreSQL, psycopg or its pool knows has its place in the product's error
+tree.
+"""
 
 import inspect
 import pickle

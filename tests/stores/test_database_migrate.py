@@ -1,4 +1,6 @@
-"""Migrations on a real PostgreSQL: once, in order, by many at a time, and refused in one line when something does not fit."""
+"""Migrations on a real PostgreSQL: once, in order, by many at a time, and refused in one line when
+something does not fit.
+"""
 
 import asyncio
 import os

@@ -1,4 +1,6 @@
-"""PostgreSQL that is away, hangs, is killed or restarted: an error within two seconds, and service again when it is back."""
+"""PostgreSQL that is away, hangs, is killed or restarted: an error within two seconds, and service
+again when it is back.
+"""
 
 import asyncio
 import os

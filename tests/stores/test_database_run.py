@@ -1,4 +1,6 @@
-"""One statement in one message: seen by row security, atomic, bounded, and sent again over another connection when one was dead."""
+"""One statement in one message: seen by row security, atomic, bounded, and sent again over another
+connection when one was dead.
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,9 @@ def test_events_are_written_after_a_failing_listener_and_an_event_that_is_no_jso
 
 
 def test_the_oldest_files_go_and_never_those_of_a_process_that_lives(tmp_path):
-    """The child writes once and then nothing for long, as a quiet service does: its files become the oldest."""
+    """The child writes once and then nothing for long, as a quiet service does: its files become
+    the oldest.
+    """
     living = tmp_path / "quiet-1.jsonl"
     command = [sys.executable, "-c", CHILD, str(living)]
     with subprocess.Popen(

@@ -1,4 +1,6 @@
-"""The chain of segments: what `append` accepted is delivered, the bound holds, and orphans find a new owner."""
+"""The chain of segments: what `append` accepted is delivered, the bound holds, and orphans find a
+new owner.
+"""
 
 import os
 import shutil
@@ -48,7 +50,9 @@ def deliver_all(journal: Journal, limit: int = 1000) -> list[bytes]:
 
 
 def fill(journal: Journal, *, tend: bool) -> list[bytes]:
-    """Appends until the journal refuses; the background's part is done in between where `tend` says so."""
+    """Appends until the journal refuses; the background's part is done in between where `tend` says
+    so.
+    """
     kept: list[bytes] = []
     while journal.append(record := b"%06d" % len(kept) + b"." * 94):
         kept.append(record)
@@ -163,8 +167,8 @@ def test_senseless_bounds_are_refused(tmp_path: Path) -> None:
 class JournalMachine(RuleBasedStateMachine):
     """Random histories of one process after another: append, deliver, tend, die, be adopted.
 
-    At the end every accepted record was delivered; a record is delivered twice only when its process died between
-    handing it over and marking it, which the receiver's ids make harmless.
+    At the end every accepted record was delivered; a record is delivered twice only when its
+    process died between handing it over and marking it, which the receiver's ids make harmless.
     """
 
     folder: Path

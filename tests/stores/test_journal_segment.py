@@ -1,4 +1,6 @@
-"""A segment never gives a record that was not stored, and never loses one that was; whenever its process dies."""
+"""A segment never gives a record that was not stored, and never loses one that was; whenever its
+process dies.
+"""
 
 import os
 import subprocess
@@ -193,7 +195,9 @@ def test_a_damaged_byte_never_gives_a_wrong_record(
 def test_damage_takes_only_the_records_that_it_touches(
     fresh: Fresh, image: Image, before: int, sizes: list[int], pages: set[int], data: st.DataObject
 ) -> None:
-    """Any bytes in any pages but one of the two that hold the marks; the segment was used before, so old frames lie behind."""
+    """Any bytes in any pages but one of the two that hold the marks; the segment was used before,
+    so old frames lie behind.
+    """
     pages -= {data.draw(st.sampled_from((0, PAGES - 1)))}
     segment = fresh.segment(PAGES * MINIMUM_BYTES)
     for number in range(before):

@@ -1,4 +1,6 @@
-"""Who listens in the place of our NATS learns nothing and sends nothing; the real one is known by its certificate."""
+"""Who listens in the place of our NATS learns nothing and sends nothing; the real one is known by
+its certificate.
+"""
 
 import asyncio
 import ssl

@@ -1,4 +1,6 @@
-"""One purge run removes everything that is due, however much that is, in transactions of a bounded size."""
+"""One purge run removes everything that is due, however much that is, in transactions of a bounded
+size.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable

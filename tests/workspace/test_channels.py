@@ -1,4 +1,6 @@
-"""Channels, members and messages over a real PostgreSQL: order, pages, membership, once-only posts, tenants, bad input."""
+"""Channels, members and messages over a real PostgreSQL: order, pages, membership, once-only posts,
+tenants, bad input.
+"""
 
 import asyncio
 import uuid

@@ -1,4 +1,6 @@
-"""A human's message reaches the channel's agents: through the outbox, over real HTTP, past failures, crashes and neighbours."""
+"""A human's message reaches the channel's agents: through the outbox, over real HTTP, past
+failures, crashes and neighbours.
+"""
 
 import asyncio
 import contextlib

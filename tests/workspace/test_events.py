@@ -1,4 +1,6 @@
-"""Live events over a real HTTP server and PostgreSQL: order, resumption, other replicas, slow and vanished watchers."""
+"""Live events over a real HTTP server and PostgreSQL: order, resumption, other replicas, slow and
+vanished watchers.
+"""
 
 import asyncio
 import uuid
@@ -166,7 +168,9 @@ async def test_silence_is_broken_by_heartbeats(http, replica, monkeypatch):
 
 
 async def test_a_watcher_that_goes_away_leaves_nothing_behind(http, replica):
-    """Also while nothing happens in the channel: the server notices without having anything to send."""
+    """Also while nothing happens in the channel: the server notices without having anything to
+    send.
+    """
     channel = await make(http, replica)
     async with event_stream(http, place(replica, channel)) as events:
         assert await anext(events) is None
@@ -193,7 +197,9 @@ async def test_one_stream_too_many_is_refused_and_a_place_comes_back(http, datab
 
 
 async def test_a_slow_watcher_holds_no_events_of_its_own(http, replica, monkeypatch):
-    """It is far behind what the replica keeps; when it reads on, everything comes from the store, in order."""
+    """It is far behind what the replica keeps; when it reads on, everything comes from the store,
+    in order.
+    """
     monkeypatch.setattr(live, "MAX_KEPT", 8)
     channel = await make(http, replica)
     async with event_stream(http, place(replica, channel)) as events:

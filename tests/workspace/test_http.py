@@ -1,4 +1,6 @@
-"""The workspace's routes over a real PostgreSQL: projects, follow-ups, and the endpoints behind the two tools."""
+"""The workspace's routes over a real PostgreSQL: projects, follow-ups, and the endpoints behind the
+two tools.
+"""
 
 import asyncio
 import uuid

@@ -1,4 +1,6 @@
-"""The client of messaging services: against the real workspace over HTTP, and against a server with the neighbours' URLs."""
+"""The client of messaging services: against the real workspace over HTTP, and against a server with
+the neighbours' URLs.
+"""
 
 import asyncio
 import uuid
@@ -153,7 +155,9 @@ async def test_a_service_that_is_away_hangs_or_babbles(client):
 
 
 class Neighbour:
-    """The neighbours' service: other paths, newest first or not, previews, and posts by query parameters alone."""
+    """The neighbours' service: other paths, newest first or not, previews, and posts by query
+    parameters alone.
+    """
 
     def __init__(self, *, takes_json):
         self.takes_json = takes_json

@@ -1,4 +1,6 @@
-"""PostgreSQL goes and comes back under the workspace: clear refusals, no lost message, streams and the outbox go on."""
+"""PostgreSQL goes and comes back under the workspace: clear refusals, no lost message, streams and
+the outbox go on.
+"""
 
 import asyncio
 

@@ -1,4 +1,6 @@
-"""The chain of an answer that needs everything: a channel with a past, something remembered, and a project to be found by a tool."""
+"""The chain of an answer that needs everything: a channel with a past, something remembered, and a
+project to be found by a tool.
+"""
 
 from tests.support.agents.platform import SOFIA, blueprint
 from tests.support.agents.scripted_model import Thought, calling, shown
@@ -10,7 +12,9 @@ REPLY = f"Є проєкт «{PROJECT}»."
 
 
 async def prepare_chain(here, mode):
-    """Returns the channel; the model calls the tool in this form, and answers from what it then sees."""
+    """Returns the channel; the model calls the tool in this form, and answers from what it then
+    sees.
+    """
     here.use(blueprint(tool_mode=mode))
     await here.project(PROJECT)
     memory = {

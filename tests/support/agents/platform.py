@@ -1,4 +1,6 @@
-"""Every application behind one real HTTP server, as the ingress shows them: what the agent runtime speaks to."""
+"""Every application behind one real HTTP server, as the ingress shows them: what the agent runtime
+speaks to.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def blueprint(**fields: Any) -> Blueprint:
 
 
 class Door:
-    """One address for all applications: the longest prefix decides. What is in `away` cannot be reached."""
+    """One address for all applications: the longest prefix decides. What is in `away` cannot be
+    reached.
+    """
 
     def __init__(self) -> None:
         self.apps: dict[str, Any] = {}
@@ -224,7 +228,9 @@ async def platform(
     dispatch: bool = False,
     **args: Any,
 ):
-    """Yields the platform. `tools` are further tools, executed in this process: `outcomes` has results by tool id."""
+    """Yields the platform. `tools` are further tools, executed in this process: `outcomes` has
+    results by tool id.
+    """
     events, door, model = RecordedEvents(), Door(), ScriptedModel()
     embedder = embedder or HashingEmbedder()
     async with contextlib.AsyncExitStack() as stack:
@@ -264,7 +270,9 @@ async def platform(
 
 @contextlib.asynccontextmanager
 async def shared_platform(server: PostgresServer, folder: Path, **options: Any):
-    """Yields a platform on a database of its own, for a whole module; each of its tests begins with `fresh`."""
+    """Yields a platform on a database of its own, for a whole module; each of its tests begins with
+    `fresh`.
+    """
     name = f"platform_{next(_numbers)}"
     await copy_database(server, TEMPLATE, name)
     async with platform(server.urls_of(name).service, folder, **options) as here:

@@ -1,4 +1,6 @@
-"""Replicas of the agent runtime and of the workspace as processes of their own, to be killed, and the door in front of them."""
+"""Replicas of the agent runtime and of the workspace as processes of their own, to be killed, and
+the door in front of them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ LEASE_S = 3.0
 
 
 class Replicas:
-    """Two processes of one application. As an ASGI application it leads to one that lives; with none it answers 503."""
+    """Two processes of one application. As an ASGI application it leads to one that lives; with
+    none it answers 503.
+    """
 
     def __init__(
         self, name: str, database_url: str, door_url: str, blueprints: list[dict], *, count: int = 2

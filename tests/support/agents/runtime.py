@@ -1,4 +1,6 @@
-"""A small real HTTP server in the place of the agent runtime, or of the neighbours' messaging-service."""
+"""A small real HTTP server in the place of the agent runtime, or of the neighbours'
+messaging-service.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ from aiohttp import web
 
 @dataclass
 class Thought:
-    """One answer, after `delay_s` and once `until` is set. `calls` are (name, arguments) pairs; arguments may be any text."""
+    """One answer, after `delay_s` and once `until` is set. `calls` are (name, arguments) pairs;
+    arguments may be any text.
+    """
 
     text: str = ""
     calls: list[tuple[str, Any]] = field(default_factory=list)

@@ -1,4 +1,6 @@
-"""Who listens on a store's port in its place, and asks for the credentials in a way that shows them."""
+"""Who listens on a store's port in its place, and asks for the credentials in a way that shows
+them.
+"""
 
 import asyncio
 import ssl
@@ -51,7 +53,9 @@ async def postgres_impostor(asking: bytes) -> AsyncIterator[Impostor]:
 
 @asynccontextmanager
 async def nats_impostor(tls: ssl.SSLContext | None = None) -> AsyncIterator[Impostor]:
-    """A server that speaks NATS' protocol up to the client's introduction; with `tls`, behind a handshake."""
+    """A server that speaks NATS' protocol up to the client's introduction; with `tls`, behind a
+    handshake.
+    """
     impostor = Impostor()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -17,7 +17,9 @@ class ServerSentEvent:
 
 @contextlib.asynccontextmanager
 async def event_stream(http, url, **options):
-    """Yields an async iterator of events; comments come as None. The server has answered when it is there."""
+    """Yields an async iterator of events; comments come as None. The server has answered when it is
+    there.
+    """
     async with http.stream("GET", url, timeout=None, **options) as response:
         assert response.status_code == 200, await response.aread()
         assert response.headers["content-type"].startswith("text/event-stream")
