@@ -1,30 +1,32 @@
-"""Bodies that are compressed as `gzip` or `deflate`, decompressed as they come and in bounded pieces. Pure.
+"""Decompresses `gzip` and `deflate` bodies while they arrive, in bounded pieces.
 
 A body may be several members, one after the other (RFC 1952, 2.2): together they are one body.
 """
 
 from __future__ import annotations
 
+import asyncio
 import zlib
+from collections.abc import AsyncIterable, AsyncIterator
 
 PIECE_BYTES = 256 << 10
-"""The most that is decompressed at a time."""
+"""The largest decompressed piece."""
 ENCODINGS = frozenset({"gzip", "x-gzip", "deflate"})
 
 _ZLIB, _GZIP = 0x08, 0x1F
 _SLICE_BYTES = 4 << 10
-"""How much is handed over at a time: what is left of it behind a member's end is copied, and there may be many members."""
+"""Input per call of zlib: it copies what follows a member's end, and there may be many members."""
 _FREE_BYTES = 64 << 10
 _MAX_INPUT_PER_OUTPUT = 4
-"""A body that is much smaller when decompressed than it was before (empty members, empty blocks) only costs time."""
+"""Input beyond this many times the output (empty members, empty blocks) only costs time."""
 
 
 class Undecodable(Exception):
-    """The body is not compressed as it says, has no end, or is mostly frames without content."""
+    """The body is not compressed as its header says, has no end, or is mostly empty frames."""
 
 
 class Inflater:
-    """Decompresses one body: `feed` it, take `pending` until nothing comes, and `check_ended` at its end."""
+    """Decompresses one body: `feed` it, take `pending` until it is empty, and `check_ended` last."""
 
     def __init__(self, encoding: str) -> None:
         """Raises Undecodable for an encoding other than `ENCODINGS` (lower case)."""
@@ -33,9 +35,8 @@ class Inflater:
         self._deflate = encoding == "deflate"
         self._member: zlib._Decompress | None = None
         self._input = memoryview(b"")
-        self._holding = (
-            False  # zlib may hold output, or the member's end, after it has taken all input
-        )
+        # zlib may hold output, or the member's end, after it has taken all input.
+        self._holding = False
         self._taken = self._given = 0
 
     def feed(self, data: bytes) -> None:
@@ -43,7 +44,10 @@ class Inflater:
         self._input = memoryview(bytes(self._input) + data if self._input else data)
 
     def pending(self) -> bytes:
-        """Returns what can be decompressed now, at most `PIECE_BYTES`; nothing where more input is needed. Raises Undecodable."""
+        """Returns at most `PIECE_BYTES` of output, or nothing if more input is needed.
+
+        Raises Undecodable.
+        """
         while self._input or self._holding:
             if self._member is None or self._member.eof:
                 self._member = zlib.decompressobj(self._window_bits())
@@ -64,12 +68,33 @@ class Inflater:
         return b""
 
     def check_ended(self) -> None:
-        """Raises Undecodable where the body has no end."""
+        """Raises Undecodable if the body has no end."""
         if self._member is None or not self._member.eof:
             raise Undecodable
 
     def _window_bits(self) -> int:
-        # `deflate` means zlib's format, but some servers leave its header out. No bare block begins like a header of zlib or gzip.
+        # `deflate` means zlib's format, but some servers leave its header out. A bare block never
+        # starts like a header of zlib or gzip.
         first = self._input[0]
         bare = self._deflate and first & 0x0F != _ZLIB and first != _GZIP
         return -zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32
+
+
+async def inflated(pieces: AsyncIterable[bytes], encoding: str | None) -> AsyncIterator[bytes]:
+    """Yields a body decompressed, in pieces of at most `PIECE_BYTES`; uncompressed pieces unchanged.
+
+    `encoding` is the `Content-Encoding` header. Raises Undecodable.
+    """
+    encoding = (encoding or "identity").strip().lower()
+    if encoding == "identity":
+        async for piece in pieces:
+            yield piece
+        return
+    inflater = Inflater(encoding)
+    async for received in pieces:
+        inflater.feed(received)
+        while piece := inflater.pending():
+            yield piece
+            # Input may grow a thousandfold: other tasks get their turn.
+            await asyncio.sleep(0)
+    inflater.check_ended()

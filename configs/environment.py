@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from common.loopback import is_loopback
+from configs.proxies import environment_proxy
 from contracts.errors import ConfigurationError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,6 +49,13 @@ class Environment:
     def secret(self, name: str) -> str | None:
         """Returns the value of the variable `name`, or None when it is unset or blank."""
         return self._variables.get(name, "").strip() or None
+
+    def proxy_for(self, url: str) -> str | None:
+        """Returns the forward proxy that `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` give for `url`, if any.
+
+        Raises ConfigurationError for a variable that holds no http:// proxy.
+        """
+        return environment_proxy(self._variables, url)
 
     @property
     def variables(self) -> Mapping[str, str]:

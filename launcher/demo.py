@@ -1,23 +1,22 @@
-"""`python -m launcher.demo`: in a running graph, asks the demo agent about a project that was just made up, and watches it answer.
+"""`python -m launcher.demo`: invents a project in a running graph, asks the demo agent about it, and shows the answer.
 
-Everything is what any client can do with curl: a channel with the agent in it, a project, a message, the channel's events. Exit
-status 0 when the reply names the project, 1 when it does not or does not come, 2 when the graph cannot be reached.
+Every step is one that any client can take with curl: a project, a channel with the agent in it, a message, the
+channel's events. Exits with 0 if the reply names the project, 1 if it does not or does not come, 2 if no graph answers.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import secrets
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+from common.http import open_client, read_bounded, requested
+from common.http_errors import HttpError
 from configs.environment import read_environment
 from contracts.errors import ConfigurationError
 
@@ -48,78 +47,95 @@ SECOND = (
     "Kitchen",
     "Harvest",
 )
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""The ingress is on this machine: the environment's proxies have no say."""
+MAX_ANSWER_BYTES = 8 << 20
 TIMEOUT_S = 30.0
 WAIT_S = 120.0
 LAST_STEPS = {"stored", "failed"}
 
 
 class DemoError(Exception):
-    """The graph refused, or did something else than it should."""
+    """The graph refused, or did not do what it should."""
 
 
-@dataclass(frozen=True)
-class Graph:
-    """The graph's ingress."""
+class IngressClient:
+    """Calls the graph's ingress, directly whatever the environment's proxies."""
 
-    base_url: str
-    secret: str | None
+    def __init__(self, base_url: str, secret: str | None) -> None:
+        headers = {"Content-Type": "application/json"}
+        self._http = open_client(
+            base_url=base_url, headers=headers | ({"X-Internal-Secret": secret} if secret else {})
+        )
 
-    def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Returns the answer's JSON. Raises DemoError."""
-        try:
-            with _OPENER.open(
-                self._request(method, path, body), timeout=TIMEOUT_S
-            ) as answer:  # our own ingress
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            raise DemoError(
-                f"{method} {path} was refused: {error.code} {error.read(500).decode('utf-8', 'replace')}"
-            ) from None
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Returns the answer's JSON. Raises DemoError, HttpError or TimeoutError."""
+        content = None if body is None else json.dumps(body).encode()
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            requested(self._http, method, path, content=content) as response,
+        ):
+            answer = await read_bounded(response, MAX_ANSWER_BYTES)
+        if not response.is_success:
+            reason = answer[:500].decode("utf-8", "replace")
+            raise DemoError(f"{method} {path} was refused: {response.status_code} {reason}")
+        return json.loads(answer)
 
-    def events(self, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields name and data of each event, from now on; a sign of life in between comes as an event without a name."""
-        with _OPENER.open(self._request("GET", path), timeout=WAIT_S) as answer:  # our own ingress
+    async def events(self, path: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Yields name and data of each event from now on; a keep-alive comment is an event without a name."""
+        async with requested(self._http, "GET", path) as response:
+            if not response.is_success:
+                raise DemoError(f"GET {path} was refused: {response.status_code}")
             name = "message"
-            for raw in answer:
-                field, _, value = raw.decode("utf-8").rstrip("\r\n").partition(": ")
+            async for line in response.aiter_lines():
+                field, _, value = line.partition(": ")
                 if field == "event":
                     name = value
                 elif field == "data":
                     yield name, json.loads(value)
-                elif raw.startswith(b":"):
+                elif line.startswith(":"):
                     yield "", {}
                 elif not field:
                     name = "message"
 
-    def _request(self, method: str, path: str, body: Any = None) -> urllib.request.Request:
-        headers = {"Content-Type": "application/json"} | (
-            {"X-Internal-Secret": self.secret} if self.secret else {}
-        )
-        data = None if body is None else json.dumps(body).encode()
-        return urllib.request.Request(  # noqa: S310
-            self.base_url + path, data=data, headers=headers, method=method
-        )  # our own ingress
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
 
 
-def run(graph: Graph, agent: str, question: str, project: str) -> bool:
-    """Plays the demo; returns whether the reply names the project. Raises DemoError or OSError."""
+async def run(graph: IngressClient, agent: str, question: str, project: str) -> bool:
+    """Plays the demo; returns whether the reply names the project. Raises DemoError, HttpError or TimeoutError."""
     started = time.monotonic()
     microdao = f"microdao:demo-{secrets.token_hex(4)}"
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)  # noqa: T201  # what the command is for
 
-    graph.call("POST", "/internal/messaging/projects", {"name": project, "microdao_id": microdao})
+    new_project = {"name": project, "microdao_id": microdao}
+    await graph.call("POST", "/internal/messaging/projects", new_project)
     say(f"project    «{project}» in {microdao}")
     members = {"name": "demo", "microdao_id": microdao, "members": [PERSON, agent]}
-    channel = graph.call("POST", "/internal/messaging/channels", members)["id"]
+    channel = (await graph.call("POST", "/internal/messaging/channels", members))["id"]
     say(f"channel    {channel} with {PERSON} and {agent}")
     path = f"/internal/messaging/channels/{channel}"
-    threading.Timer(0.5, _ask, (graph, path, question)).start()
+    events = graph.events(f"{path}/events")
+    try:
+        async with asyncio.timeout(WAIT_S):
+            await anext(events)  # it starts with a comment: from here on no event is missed
+            message = {"sender_id": PERSON, "text": question}
+            await graph.call("POST", f"{path}/messages", message)
+            return await _named(events, agent, project, say)
+    except TimeoutError:
+        raise DemoError(f"no reply within {WAIT_S:g} s") from None
+
+
+async def _named(
+    events: AsyncIterator[tuple[str, dict[str, Any]]],
+    agent: str,
+    project: str,
+    say: Callable[[str], None],
+) -> bool:
+    """Shows the channel's events until the agent's run has ended; returns whether its reply names the project."""
     named: bool | None = None
-    for name, data in graph.events(f"{path}/events"):
+    async for name, data in events:
         kind = data.get("step", data).get("kind")
         if name == "run.step":
             say(f"  {_step(data)}")
@@ -133,16 +149,7 @@ def run(graph: Graph, agent: str, question: str, project: str) -> bool:
         # The last steps of a run are shown after its reply.
         if named is not None and (kind in LAST_STEPS or not name):
             return named
-        if time.monotonic() - started > WAIT_S:
-            break
-    raise DemoError(f"no reply within {WAIT_S:g} s")
-
-
-def _ask(graph: Graph, path: str, question: str) -> None:
-    try:
-        graph.call("POST", f"{path}/messages", {"sender_id": PERSON, "text": question})
-    except (DemoError, OSError) as error:
-        print(f"the question could not be asked: {error}", file=sys.stderr)  # noqa: T201
+    raise DemoError("the channel's events ended before a reply")
 
 
 def _step(data: dict[str, Any]) -> str:
@@ -170,22 +177,28 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     try:
         environment = read_environment()
-        graph = Graph(
-            (given.ingress or environment.ingress_url).rstrip("/"),
-            environment.internal_secret or environment.admin_secret,
-        )
-        named = run(graph, given.agent, given.question, given.project)
+        base_url = (given.ingress or environment.ingress_url).rstrip("/")
+        secret = environment.internal_secret or environment.admin_secret
+        named = asyncio.run(_play(base_url, secret, given))
     except (ConfigurationError, DemoError) as error:
         print(f"demo: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    except OSError:
+    except (HttpError, TimeoutError):
         print(  # noqa: T201
-            f"demo: no graph answers at {graph.base_url}: start it with `make run` in another terminal, or set DAARION_PORT to its port",
+            f"demo: no graph answers at {base_url}: start it with `make run` in another terminal, or set DAARION_PORT to its port",
             file=sys.stderr,
         )
         return 2
     print("the reply names the project" if named else "the reply does NOT name the project")  # noqa: T201
     return 0 if named else 1
+
+
+async def _play(base_url: str, secret: str | None, given: argparse.Namespace) -> bool:
+    graph = IngressClient(base_url, secret)
+    try:
+        return await run(graph, given.agent, given.question, given.project)
+    finally:
+        await graph.close()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ PACKAGES = {
     "vllm": "vllm",
     "psycopg": "psycopg",
     "aiohttp": "aiohttp",
+    "httpx2": "httpx2",
     "sentence_transformers": "sentence-transformers",
 }
 # HAProxy reaches the replicas of its own machine at localhost, and they listen where the ingress does.

@@ -1,32 +1,36 @@
-"""Watches `GET /health` until every part answers, and says meanwhile what is awaited."""
+"""Polls `GET /health` until every part is ready, and says meanwhile which ones are not."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
+import httpx2
+
+from common.http import open_client, read_bounded, requested
+from common.http_errors import HttpError
 
 _POLL_S = 0.5
 _REPEAT_S = 10.0
 _READY_STATES = frozenset({"ready", "ok"})
 _LONGEST = 240
+_PROBE_S = 5.0
+_MAX_BODY_BYTES = 1 << 20
 _GRACE_S = 60.0
-"""How long parts are waited for that the graph can do without, once everything else answers."""
+"""How long optional parts are awaited once everything else is ready."""
 
 
 async def until_ready(url: str, say: Callable[[str], None], grace_s: float = _GRACE_S) -> None:
-    """Returns once every part behind `url` is ready; says what is not when that changes, and every 10 s.
+    """Returns once every part behind `url` is ready; says which are not when that changes, and every 10 s.
 
-    What the graph can do without is waited for, too, but not for ever: after `grace_s` it is named, and the graph goes on.
+    Optional parts are awaited for `grace_s` only; then they are named, and the graph continues without them.
     """
     loop = asyncio.get_running_loop()
     said, said_at = "", -_REPEAT_S
     works_since: float | None = None
-    async with aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=5), trust_env=False
-    ) as client:
+    async with open_client() as client:
         while True:
             works, waiting = await _probe(client, url)
             if waiting is None:
@@ -42,31 +46,26 @@ async def until_ready(url: str, say: Callable[[str], None], grace_s: float = _GR
 
 
 async def is_ready(url: str) -> str | None:
-    """Returns None when every part behind `url` is ready, else what is not."""
-    async with aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=5), trust_env=False
-    ) as client:
+    """Returns None when every part behind `url` is ready, else which are not."""
+    async with open_client() as client:
         return (await _probe(client, url))[1]
 
 
-async def _probe(client: aiohttp.ClientSession, url: str) -> tuple[bool, str | None]:
-    """Whether the graph can be used, and what is awaited."""
+async def _probe(client: httpx2.AsyncClient, url: str) -> tuple[bool, str | None]:
+    """Returns whether the graph can be used, and which parts are awaited."""
     try:
-        async with client.get(url, allow_redirects=False) as response:
-            body = await response.json(content_type=None)
-            if (
-                response.status == 200
-                and isinstance(body, dict)
-                and body.get("status") in _READY_STATES
-            ):
-                return True, None
-            return response.status == 200, describe(body)
-    except (aiohttp.ClientError, TimeoutError, ValueError):
+        async with asyncio.timeout(_PROBE_S), requested(client, "GET", url) as response:
+            body = json.loads(await read_bounded(response, _MAX_BODY_BYTES))
+    except (HttpError, TimeoutError, ValueError):
         return False, "the ingress (no answer yet)"
+    works = response.status_code == 200
+    if works and isinstance(body, dict) and body.get("status") in _READY_STATES:
+        return True, None
+    return works, describe(body)
 
 
 def describe(body: Any) -> str:
-    """Names the parts of a health answer that are not ready, with their state and reason; shortened to one line."""
+    """Returns one line: the parts of a health answer that are not ready, with state and reason."""
     checks = body.get("checks") if isinstance(body, dict) else None
     if not isinstance(checks, dict):
         return "the applications (not deployed yet)"

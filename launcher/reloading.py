@@ -1,4 +1,4 @@
-"""`make reload`: asks the running graph to read its configuration again, and tells what came of it."""
+"""`make reload`: asks the running graph to read its configuration again, and reports the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RELOADED, _NOT_RELOADED = "daarion.serve_graph: reloaded", "daarion.serve_graph
 
 
 async def reload_graph(data_dir: DataDir, console: Console) -> int:
-    """Sends SIGHUP to the running graph and waits for its answer; returns 0, or 1 with one line that says why not."""
+    """Sends SIGHUP to the running graph and waits for its answer; returns 0, or 1 after printing the reason."""
     launcher = DataDirLock(data_dir).holder()
     parts = state.read_parts(data_dir) if launcher is not None else []
     serve = next((part for part in parts if part.name == "Serve"), None)
@@ -53,7 +53,7 @@ async def reload_graph(data_dir: DataDir, console: Console) -> int:
 
 
 def _ask(pid: int, launcher: int | None) -> bool:
-    """Sends the signal to that process if it still is the launcher's child."""
+    """Signals that process if it still is the launcher's child."""
     with suppress(ProcessLookupError):
         if _is_child(pid, launcher):
             os.kill(pid, signal.SIGHUP)
@@ -75,7 +75,7 @@ def _size(log: Path) -> int:
 
 
 def _answer(log: Path, read: int) -> str | None:
-    """The first answer in the log after `read` bytes; a log that was cut meanwhile is read from its beginning."""
+    """Returns the first answer in the log after `read` bytes; a log truncated since is read from its start."""
     try:
         with log.open("rb") as file:
             file.seek(read if _size(log) >= read else 0)

@@ -9,16 +9,18 @@ import contextlib
 import math
 import sys
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-import aiohttp
+import httpx2
 import orjson
 
-from backends.http.bounded_body import BodyOverBound, read_whole
+from common.http import open_client, read_bounded, requested
+from common.http_errors import HttpError
 from common.retry_after import retry_after_s
 from configs.engines.embedder import RemoteEmbedderSettings
 from configs.own_secrets import opens_graph
+from configs.proxies import no_proxy
 from contracts.deadline import Deadline
 from contracts.errors import (
     ConfigurationError,
@@ -40,9 +42,9 @@ from contracts.llm.embeddings import (
     EmbeddingInput,
     EmbeddingKind,
 )
+from providers.errors import error_for_failure
 
 MAX_ANSWER_BYTES = 64 << 20
-KEEPALIVE_S = 60.0
 PROBE_S = 10.0
 _WHO = "the embeddings endpoint"
 
@@ -51,14 +53,17 @@ class OpenAIEmbedder:
     """`POST {base_url}/embeddings`, in requests of at most `max_texts_per_request` texts.
 
     Queries have half of `max_concurrent` for themselves, so that ingestion cannot hold them up. Redirects are not
-    followed, the environment's proxies not used, answers bounded. Vectors are normalised here: endpoints differ in that.
+    followed, answers bounded. Vectors are normalised here: endpoints differ in that. `proxy_for` is `Environment.proxy_for`.
 
     Raises:
-        ConfigurationError: the variable that `api_key_env` names is not set, or holds what opens this graph.
+        ConfigurationError: the variable that `api_key_env` or `proxy_auth_env` names is not set, or opens this graph.
     """
 
     def __init__(
-        self, settings: RemoteEmbedderSettings, secret: Callable[[str], str | None]
+        self,
+        settings: RemoteEmbedderSettings,
+        secret: Callable[[str], str | None],
+        proxy_for: Callable[[str], str | None] = no_proxy,
     ) -> None:
         self._settings = settings
         self._url = f"{settings.base_url}/embeddings"
@@ -80,14 +85,10 @@ class OpenAIEmbedder:
             "passage": asyncio.Semaphore(settings.max_concurrent - half),
         }
         self._waiting = 0
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=settings.max_concurrent, limit_per_host=0, keepalive_timeout=KEEPALIVE_S
-            ),
-            trust_env=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
+        self._client = open_client(
             headers={"User-Agent": "daarion-serve (embedder)"},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
+            proxy=settings.proxy_for(self._url, secret, proxy_for),
+            connect_s=settings.connect_timeout_s,
         )
         self.model_version = settings.version
         self.dimension = settings.dimension
@@ -120,7 +121,7 @@ class OpenAIEmbedder:
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._session.close()
+        await self._client.aclose()
 
     async def _request(
         self, texts: list[EmbeddingInput], kind: EmbeddingKind, deadline: Deadline
@@ -133,9 +134,13 @@ class OpenAIEmbedder:
         if self._settings.ask_dimensions:
             body["dimensions"] = self.dimension
         limit = deadline.at_most(self._settings.timeout_s)
-        with _translated():
+        try:
             async with asyncio.timeout(limit), self._slot(kind):
                 payload = await self._post({**body, **self._settings.extra_body})
+        except TimeoutError:
+            raise UpstreamTimeout(f"{_WHO} did not answer in time") from None
+        except HttpError as error:
+            raise error_for_failure(_WHO, error, MAX_ANSWER_BYTES) from None
         return self._vectors(payload, len(texts))
 
     @contextlib.asynccontextmanager
@@ -155,12 +160,13 @@ class OpenAIEmbedder:
             self._slots[kind].release()
 
     async def _post(self, body: dict[str, Any]) -> object:
-        async with self._session.post(
-            self._url, data=orjson.dumps(body), headers=self._headers, allow_redirects=False
+        sent = orjson.dumps(body)
+        async with requested(
+            self._client, "POST", self._url, content=sent, headers=self._headers
         ) as response:
-            if response.status != 200:
+            if response.status_code != 200:
                 raise _refusal(response)
-            content = await read_whole(response, MAX_ANSWER_BYTES)
+            content = await read_bounded(response, MAX_ANSWER_BYTES)
         try:
             payload: object = orjson.loads(content)
         except orjson.JSONDecodeError:
@@ -224,8 +230,8 @@ def _tokens(payload: Any) -> int:
     return tokens if isinstance(tokens, int) and tokens >= 0 else 0
 
 
-def _refusal(response: aiohttp.ClientResponse) -> DaarionError:
-    status = response.status
+def _refusal(response: httpx2.Response) -> DaarionError:
+    status = response.status_code
     if status in {401, 402, 403}:
         return UpstreamAuthFailed(f"{_WHO} refused the configured credentials (status {status})")
     if status == 404:
@@ -246,24 +252,3 @@ def _refusal(response: aiohttp.ClientResponse) -> DaarionError:
             f"{_WHO} answers with a redirect (status {status}), which is not followed: correct embedder.base_url"
         )
     return UpstreamUnavailable(f"{_WHO} failed (status {status})")
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """The one place where the client library's exceptions become leaves."""
-    try:
-        yield
-    except TimeoutError:
-        raise UpstreamTimeout(f"{_WHO} did not answer in time") from None
-    except BodyOverBound:
-        raise UpstreamInvalidResponse(
-            f"the answer of {_WHO} is over {MAX_ANSWER_BYTES >> 20} MiB"
-        ) from None
-    except aiohttp.ClientConnectorError:
-        raise UpstreamUnavailable(f"{_WHO} cannot be reached") from None
-    except (aiohttp.ClientPayloadError, aiohttp.ContentTypeError):
-        raise UpstreamInvalidResponse(f"{_WHO} cut its answer off") from None
-    except (aiohttp.ClientConnectionError, ConnectionError):
-        raise UpstreamUnavailable(f"{_WHO} broke the connection") from None
-    except (aiohttp.ClientError, ValueError):
-        raise UpstreamInvalidResponse(f"{_WHO} answered no valid HTTP") from None

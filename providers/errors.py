@@ -7,6 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+from common.http_errors import (
+    AnswerCutOff,
+    AnswerTooLarge,
+    ConnectFailed,
+    ConnectionBroken,
+    ConnectTimedOut,
+    HttpError,
+    ProxyRefused,
+    ProxyUnreachable,
+    TimedOut,
+)
 from common.retry_after import retry_after_s
 from contracts.errors import (
     ContentFiltered,
@@ -112,6 +123,40 @@ def error_for_status(
     return UpstreamInvalidResponse(
         f"provider `{provider}` answered with unexpected status {status}"
     )
+
+
+def error_for_failure(
+    who: str, error: HttpError, max_bytes: int, limit_s: float | None = None
+) -> DaarionError:
+    """Returns the leaf for a call of `who` that failed below HTTP.
+
+    `max_bytes` is the bound on its answer, `limit_s` how long was waited, where that is to be told.
+    """
+    match error:
+        case ConnectTimedOut():
+            return UpstreamTimeout(f"{who} could not be connected to in time")
+        case ProxyRefused(status=int() as status) if 400 <= status < 500:
+            return UpstreamMisconfigured(
+                f"{who} cannot be reached: the forward proxy refused to connect (status {status}): "
+                "check its address, its credentials and its rules"
+            )
+        case ProxyRefused() | ProxyUnreachable():
+            return UpstreamUnavailable(f"{who} cannot be reached through the forward proxy")
+        case ConnectFailed():
+            return UpstreamUnavailable(f"{who} cannot be reached")
+        case ConnectionBroken():
+            return UpstreamUnavailable(f"{who} broke the connection")
+        case AnswerCutOff():
+            cut_off = UpstreamInvalidResponse(f"{who} cut its answer off")
+            cut_off.begun = True
+            return cut_off
+        case AnswerTooLarge():
+            return UpstreamInvalidResponse(f"the answer of {who} is over {max_bytes >> 20} MiB")
+        case TimedOut():
+            within = f"within {limit_s:.3g} s" if limit_s else "in time"
+            return UpstreamTimeout(f"{who} did not answer {within}")
+        case _:
+            return UpstreamInvalidResponse(f"{who} answered no valid HTTP")
 
 
 def reported_error(answer: Mapping[str, Any]) -> object:

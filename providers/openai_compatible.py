@@ -9,18 +9,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import orjson
-from anyio import CapacityLimiter, WouldBlock
+from anyio import WouldBlock
 from typing_extensions import Unpack
 
+from common.http_errors import HttpError
 from configs.llm.config import Continuation, ProviderSettings
 from configs.own_secrets import opens_graph
 from contracts.deadline import Deadline
 from contracts.errors import (
+    ConfigurationError,
     DaarionError,
     Overloaded,
     UpstreamInvalidResponse,
-    UpstreamTimeout,
-    UpstreamUnavailable,
 )
 from contracts.llm.answers import LLMResponse, StreamDelta, StreamEnd, StreamItem
 from contracts.llm.messages import ChatMessage
@@ -29,76 +29,63 @@ from contracts.llm.requests import ChatOptions
 from contracts.llm.routing import Target
 from providers.assembly import assembled
 from providers.continuation import continued
-from providers.errors import error_for_status, in_band_error
-from providers.http_exchange import (
-    AnswerCutOff,
-    AnswerTooLarge,
-    ConnectFailed,
-    ConnectionBroken,
-    ConnectTimedOut,
-    Exchange,
-    HttpError,
-    TimedOut,
-)
-from providers.http_pool import HttpPool
+from providers.errors import error_for_failure, error_for_status, in_band_error
+from providers.event_stream import DONE, MAX_ANSWER_BYTES, EventStream, StreamClock
+from providers.held_calls import Drain, HeldCall
 from providers.quota import Quota, quota_of
 from providers.resources import ProviderResources
 from providers.shapes import StreamParser, chat_body, joined, parse_completion
 from providers.sse import ErrorEvent, SSEDecoder
+from providers.transport import HttpExchange, Transport
 from providers.upstream_json import decoded
 
-MAX_ANSWER_BYTES = 32 << 20
 MAX_ERROR_BYTES = 64 << 10
 MAX_JOINED_EVENTS = 16_384
-"""How many lines of an event that is no JSON are read as events of their own: about 50 ms of the event loop."""
+"""Lines of one event that are parsed as events of their own when the event is no JSON: about 50 ms of the event loop."""
 REFUSAL_S = 2.0
-"""How long the body of a refusal is waited for; its status is known."""
-USAGE_GRACE_S = 2.0
-"""How long a stream is held open for its usage after the finish reason: not every upstream closes or says [DONE]."""
-DETAILS_GRACE_S = 0.25
-"""How long one is held open after a usage without details: vLLM sends the cached tokens in a second one."""
-
-DRAIN_S = 0.05
-"""How long the end of a finished stream's body is waited for, so that its connection can be used again."""
-MAX_DRAINED_BYTES = 64 << 10
-
-_DONE = b"[DONE]"
+"""How long the body of a refusal is awaited; its status is known."""
 _EVENT_STREAM = (b"data:", b"event:", b":")
-"""How a stream of events begins, and no JSON text."""
+"""How an event stream begins; no JSON text does."""
 
 
 class Provider:
-    """`POST {base_url}/chat/completions` over the replica's pooled client.
+    """`POST {base_url}/chat/completions` over pooled connections.
 
-    Redirects are not followed, the environment's proxies not used, answers bounded to 32 MiB after decompression. At most
-    `max_connections` calls are under way; another waits up to `connect_s` for its turn and is then refused as Overloaded, which
-    says nothing against the provider.
+    Redirects are not followed; answers are bounded to 32 MiB after decompression. At most `max_connections` calls are
+    in progress; another waits up to `connect_s` for a slot and is then refused as Overloaded, which does not count
+    against the provider.
     """
 
     def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
         self.name = name
+        self._who = f"provider `{name}`"
         self._extra = settings.extra_body
         self._max_tokens_field = settings.max_tokens_field
         self._continuation: Continuation = settings.continuation or "instruct"
         self._done_completes = settings.done_completes
         self._streams_all = settings.stream_whole_answers
         self._key = resources.secret(settings.api_key_env) if settings.api_key_env else None
-        self._key_fault = _key_fault(settings.api_key_env, self._key, resources.secret)
+        self._fault = _key_fault(settings.api_key_env, self._key, resources.secret)
         headers = {
             "Content-Type": "application/json",
             "User-Agent": f"daarion-serve ({name})",
             **settings.headers,
         }
-        if self._key and not self._key_fault:
+        if self._key and not self._fault:
             headers["Authorization"] = f"Bearer {self._key}"
-        self._pool = HttpPool(f"{settings.base_url}/chat/completions", headers)
-        self._turns = resources.turns.of(name, settings.max_connections)
+        url = f"{settings.base_url}/chat/completions"
+        try:
+            proxy = settings.proxy_for(url, resources.secret, resources.proxy_for)
+        except ConfigurationError as error:
+            proxy, self._fault = None, str(error)
+        self._transport = Transport(url, headers, proxy)
+        self._slots = resources.slots.of(name, settings.max_connections)
         self._quotas: dict[str, Quota] = {}
-        self._draining: set[asyncio.Task[None]] = set()
+        self._drain = Drain()
 
     def unavailable_reason(self) -> str | None:
-        """Names the key, if one is configured and absent, or cannot or must not be sent."""
-        return self._key_fault
+        """Names a key that is configured and absent, or cannot or must not be sent; or a proxy that cannot be used."""
+        return self._fault
 
     def condition(self) -> Condition:
         """A remote provider is only known by calling it."""
@@ -120,13 +107,13 @@ class Provider:
         if self._streams_all:
             return await assembled(self.stream(messages, target, deadline, **options))
         body = self._body(messages, target, options, stream=False)
-        held = await self._turn(target, deadline)
+        held = await self._held(target, deadline)
         limit = deadline.at_most(target.timeouts.whole_s())
         try:
             exchange = await self._post(held, body, target, limit)
             payload = await exchange.whole(MAX_ANSWER_BYTES)
         except HttpError as error:
-            raise self._leaf(error, limit) from None
+            raise error_for_failure(self._who, error, MAX_ANSWER_BYTES, limit) from None
         finally:
             held.end()
         if payload[:64].lstrip().startswith(_EVENT_STREAM):
@@ -148,12 +135,12 @@ class Provider:
     ) -> AsyncIterator[StreamItem]:
         """Yields deltas, then one StreamEnd. Raises as `chat`; a stream without its end is an error."""
         body = self._body(messages, target, options, stream=True)
-        held = await self._turn(target, deadline)
+        held = await self._held(target, deadline)
         try:
-            clock = _StreamClock(target, deadline.sooner(target.timeouts.total_s))
+            clock = StreamClock(target, deadline.sooner(target.timeouts.total_s))
             exchange = await self._post(held, body, target, clock.limit_s())
             parser = StreamParser(done_completes=self._done_completes, leaf=self._reported)
-            events = _Events(exchange, parser, clock)
+            events = EventStream(exchange, parser, clock)
             while not events.ended:
                 for payload in await events.next():
                     if (delta := self._delta(parser, payload)) is not None:
@@ -161,10 +148,10 @@ class Provider:
                         yield delta
             for item in self._ended(parser, marked=events.marked):
                 if not exchange.ended and isinstance(item, StreamEnd):
-                    self._drain_later(held.handed_over())
+                    self._drain.start(held.handed_over())
                 yield item
         except HttpError as error:
-            raise self._leaf(error, None) from None
+            raise error_for_failure(self._who, error, MAX_ANSWER_BYTES) from None
         finally:
             held.end()
 
@@ -176,11 +163,8 @@ class Provider:
 
     async def close(self) -> None:
         """Closes the connections."""
-        draining = list(self._draining)
-        for task in draining:
-            task.cancel()
-        await asyncio.gather(*draining, return_exceptions=True)
-        self._pool.close()
+        await self._drain.close()
+        await self._transport.close()
 
     def _body(
         self, messages: Sequence[ChatMessage], target: Target, options: ChatOptions, *, stream: bool
@@ -194,29 +178,29 @@ class Provider:
             max_tokens_field=self._max_tokens_field,
         )
 
-    async def _turn(self, target: Target, deadline: Deadline) -> _Held:
-        """Takes one of the provider's connections. Raises Overloaded, or DeadlineExceeded where that comes first."""
-        turn = object()
+    async def _held(self, target: Target, deadline: Deadline) -> HeldCall:
+        """Takes a slot. Raises Overloaded, or DeadlineExceeded if that comes first."""
+        slot = object()
         try:
-            self._turns.acquire_on_behalf_of_nowait(turn)
+            self._slots.acquire_on_behalf_of_nowait(slot)
         except WouldBlock:
             try:
                 async with asyncio.timeout(
                     deadline.at_most(min(target.timeouts.connect_s, target.timeouts.total_s))
                 ):
-                    await self._turns.acquire_on_behalf_of(turn)
+                    await self._slots.acquire_on_behalf_of(slot)
             except TimeoutError:
                 deadline.check()
                 raise Overloaded(
                     f"every connection to provider `{self.name}` is in use: retry shortly"
                 ) from None
-        return _Held(self._turns, turn)
+        return HeldCall(self._slots, slot)
 
     async def _post(
-        self, held: _Held, body: dict[str, Any], target: Target, limit_s: float
-    ) -> Exchange:
+        self, held: HeldCall, body: dict[str, Any], target: Target, limit_s: float
+    ) -> HttpExchange:
         """Returns the exchange once its head is here, a success; `held` ends it. Raises HttpError, or the leaf of a refusal."""
-        exchange = held.exchange = await self._pool.post(
+        exchange = held.exchange = await self._transport.post(
             orjson.dumps(body), connect_s=target.timeouts.connect_s, limit_s=limit_s
         )
         if (quota := quota_of(exchange.headers, time.monotonic())) is not None:
@@ -225,7 +209,7 @@ class Provider:
             raise await self._refusal(exchange)
         return exchange
 
-    async def _refusal(self, exchange: Exchange) -> DaarionError:
+    async def _refusal(self, exchange: HttpExchange) -> DaarionError:
         payload: object = None
         exchange.expires_at = min(exchange.expires_at, time.monotonic() + REFUSAL_S)
         with contextlib.suppress(HttpError):
@@ -250,7 +234,7 @@ class Provider:
             if isinstance(payload, ErrorEvent):
                 raise self._reported(payload.decode("utf-8", "replace")) from None
             if 0 < payload.count(b"\n") < MAX_JOINED_EVENTS:  # events whose blank lines are missing
-                lines = [line for line in payload.split(b"\n") if line.strip() not in {b"", _DONE}]
+                lines = [line for line in payload.split(b"\n") if line.strip() not in {b"", DONE}]
                 return joined([self._delta(parser, line) for line in lines])
             parser.skipped += 1
             return None
@@ -285,151 +269,12 @@ class Provider:
         )
         marked = False
         for event in [*decoder.feed(payload), *decoder.finish()]:
-            if marked := event.strip() == _DONE:
+            if marked := event.strip() == DONE:
                 break
             if (delta := self._delta(parser, event)) is not None:
                 yield delta
         for item in self._ended(parser, marked=marked):
             yield item
-
-    def _drain_later(self, held: _Held) -> None:
-        """Reads a finished stream to the end of its body, out of the caller's way, and lets its connection go."""
-        task = asyncio.create_task(_drain(held), name="drain")
-        self._draining.add(task)
-        task.add_done_callback(self._draining.discard)
-
-    def _leaf(self, error: HttpError, limit: float | None) -> DaarionError:
-        """The one place where what went wrong on the wire becomes a leaf."""
-        match error:
-            case ConnectTimedOut():
-                return UpstreamTimeout(f"provider `{self.name}` could not be connected to in time")
-            case ConnectFailed():
-                return UpstreamUnavailable(f"provider `{self.name}` cannot be reached")
-            case ConnectionBroken():
-                return UpstreamUnavailable(f"provider `{self.name}` broke the connection")
-            case AnswerCutOff():
-                cut_off = UpstreamInvalidResponse(f"provider `{self.name}` cut its answer off")
-                cut_off.begun = True
-                return cut_off
-            case AnswerTooLarge():
-                return UpstreamInvalidResponse(
-                    f"the provider's answer is over {MAX_ANSWER_BYTES >> 20} MiB"
-                )
-            case TimedOut():
-                within = f" within {limit:.3g} s" if limit else " in time"
-                return UpstreamTimeout(f"provider `{self.name}` did not answer{within}")
-            case _:
-                return UpstreamInvalidResponse(f"provider `{self.name}` answered no valid HTTP")
-
-
-class _Held:
-    """What one call holds of its provider: a turn, and the exchange once it is there. `end` lets go of both, once."""
-
-    __slots__ = ("_turn", "_turns", "exchange")
-
-    def __init__(self, turns: CapacityLimiter, turn: object) -> None:
-        self._turns: CapacityLimiter | None = turns
-        self._turn = turn
-        self.exchange: Exchange | None = None
-
-    def end(self) -> None:
-        if self._turns is None:
-            return
-        turns, self._turns = self._turns, None
-        if self.exchange is not None:
-            self.exchange.release()
-        turns.release_on_behalf_of(self._turn)
-
-    def handed_over(self) -> _Held:
-        """Moves what this one holds to a new owner, who must end it, and returns that."""
-        assert self._turns is not None
-        other = _Held(self._turns, self._turn)
-        other.exchange, self._turns = self.exchange, None
-        return other
-
-
-class _Events:
-    """The events of a stream, up to `[DONE]` (it is `marked`, then), the end of the body, or the grace after the finish reason."""
-
-    def __init__(self, exchange: Exchange, parser: StreamParser, clock: _StreamClock) -> None:
-        self._exchange = exchange
-        self._parser = parser
-        self._clock = clock
-        self._decoder = SSEDecoder()
-        self._size = 0
-        self._grace: Deadline | None = None
-        self._counted = False
-        self.ended = False
-        self.marked = False
-
-    async def next(self) -> list[bytes]:
-        """Returns the payloads that came next, perhaps none. Raises HttpError where the answer is not finished."""
-        if self._parser.finish_reason and self._grace is None:
-            self._grace = Deadline.after(USAGE_GRACE_S)
-        if self._parser.counted_at_end and not self._counted:
-            self._counted, self._grace = (
-                True,
-                Deadline.after(0 if self._parser.has_details else DETAILS_GRACE_S),
-            )
-        if self._grace is not None and self._grace.remaining() <= 0:
-            self.ended = True
-            return []
-        self._exchange.expires_at = self._clock.expires_at(self._grace)
-        try:
-            chunk = await self._exchange.read()
-        except HttpError:
-            if not self._parser.finish_reason:
-                raise
-            self.ended = True
-            return []
-        self._size += len(chunk)
-        if self._size > MAX_ANSWER_BYTES:
-            raise AnswerTooLarge
-        self.ended = not chunk
-        return self._before_done(self._decoder.feed(chunk) if chunk else self._decoder.finish())
-
-    def _before_done(self, payloads: list[bytes]) -> list[bytes]:
-        for place, payload in enumerate(payloads):
-            if payload.strip() == _DONE:
-                self.ended = self.marked = True
-                return payloads[:place]
-        return payloads
-
-
-class _StreamClock:
-    """Bounds each wait of a stream: to the first content token, then between tokens, always to the deadline.
-
-    Only content moves it on, so that keep-alive frames do not keep a silent stream open.
-    """
-
-    def __init__(self, target: Target, deadline: Deadline) -> None:
-        self._timeouts = target.timeouts
-        self._deadline = deadline
-        self._until = Deadline.after(target.timeouts.begin_s())
-
-    def content(self) -> None:
-        """Notes that content arrived."""
-        self._until = Deadline.after(self._timeouts.idle_s)
-
-    def expires_at(self, grace: Deadline | None = None) -> float:
-        """Returns the end of the next wait, in monotonic seconds; `grace` stands in the place of the bound between tokens."""
-        return min(self._deadline.at, (grace or self._until).at)
-
-    def limit_s(self) -> float:
-        """Seconds until then."""
-        return self._deadline.at_most(self._until.remaining())
-
-
-async def _drain(held: _Held) -> None:
-    assert held.exchange is not None
-    held.exchange.expires_at = time.monotonic() + DRAIN_S
-    try:
-        with contextlib.suppress(HttpError):
-            size = 0
-            while (chunk := await held.exchange.read()) and size <= MAX_DRAINED_BYTES:
-                size += len(chunk)
-    finally:
-        held.end()
 
 
 def _key_fault(

@@ -22,7 +22,7 @@ def build_providers(settings: LLMSettings, resources: ProviderResources) -> dict
     built = {
         name: _build(name, provider, resources) for name, provider in settings.providers.items()
     }
-    resources.turns.keep(built)
+    resources.slots.keep(built)
     return built
 
 

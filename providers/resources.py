@@ -1,4 +1,4 @@
-"""What every provider of one replica shares: the secrets, the in-cluster engine, the count of calls under way."""
+"""What the providers of one replica share: secrets, forward proxies, the in-cluster engine, bounds on calls."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from dataclasses import dataclass, field
 
 from anyio import CapacityLimiter
 
+from configs.proxies import no_proxy
 from contracts.llm.ports import Engine
 
 
-class Turns:
-    """Of each provider, the calls under way. It outlives a reload, so that old and new calls together stay within the bound."""
+class ProviderSlots:
+    """Bounds the calls in progress of each provider. It outlives a reload, so that old and new calls together stay within the bound."""
 
     def __init__(self) -> None:
         self._limiters: dict[str, CapacityLimiter] = {}
 
-    def of(self, provider: str, most: int) -> CapacityLimiter:
-        """Returns the provider's, which gives `most` turns from now on. Must be called on the running event loop."""
-        limiter = self._limiters.setdefault(provider, CapacityLimiter(most))
-        limiter.total_tokens = most
+    def of(self, provider: str, limit: int) -> CapacityLimiter:
+        """Returns the provider's limiter, from now on with `limit` slots. Must be called on the running event loop."""
+        limiter = self._limiters.setdefault(provider, CapacityLimiter(limit))
+        limiter.total_tokens = limit
         return limiter
 
     def keep(self, providers: Container[str]) -> None:
-        """Forgets every provider but `providers` and those that still have calls under way."""
+        """Drops the limiters of other providers once they have no calls in progress."""
         self._limiters = {
             name: limiter
             for name, limiter in self._limiters.items()
@@ -33,8 +34,12 @@ class Turns:
 
 @dataclass(frozen=True)
 class ProviderResources:
-    """`secret` looks a key up by its variable's name; `engine` serves providers of type `local`."""
+    """`secret` reads a variable of the environment, `engine` serves providers of type `local`.
+
+    `proxy_for` returns the environment's forward proxy for a URL (`Environment.proxy_for`).
+    """
 
     secret: Callable[[str], str | None]
     engine: Engine
-    turns: Turns = field(default_factory=Turns)
+    slots: ProviderSlots = field(default_factory=ProviderSlots)
+    proxy_for: Callable[[str], str | None] = no_proxy

@@ -1,11 +1,14 @@
-"""Looks at the graph's own applications over the ingress, as any client would."""
+"""The health of the graph's own applications, read over the ingress as any client would."""
 
 from __future__ import annotations
 
-import aiohttp
+import asyncio
+
+import httpx2
 from pydantic import ValidationError
 
-from backends.http.bounded_body import BodyOverBound, read_whole
+from common.http import read_bounded, requested
+from common.http_errors import HttpError, MalformedAnswer
 from contracts.errors import Unavailable
 from contracts.health import Health
 
@@ -14,30 +17,29 @@ MAX_BODY_BYTES = 256 << 10
 
 
 class ApplicationHealth:
-    """The `/health` of one application. `last` is what it answered last, whether ready or not."""
+    """The `/health` of one application. `last` is its latest answer, whether ready or not."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self._session = session
+    def __init__(self, client: httpx2.AsyncClient, url: str) -> None:
+        self._client = client
         self._url = url
         self.last: Health | None = None
 
     async def probe(self) -> None:
         """Raises Unavailable unless the application says that it is ready."""
         try:
-            timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-            async with self._session.get(
-                self._url, timeout=timeout, allow_redirects=False
-            ) as response:
-                body = await read_whole(response, MAX_BODY_BYTES)
-                status = response.status
+            async with (
+                asyncio.timeout(TIMEOUT_S),
+                requested(self._client, "GET", self._url) as response,
+            ):
+                body = await read_bounded(response, MAX_BODY_BYTES)
             self.last = Health.model_validate_json(body)
-        except (aiohttp.ClientError, TimeoutError):
-            self.last = None
-            raise Unavailable("the application does not answer") from None
-        except (ValidationError, BodyOverBound):
+        except (ValidationError, MalformedAnswer):
             self.last = None
             raise Unavailable("the application is not deployed") from None
-        if status != 200:
+        except (HttpError, TimeoutError):
+            self.last = None
+            raise Unavailable("the application does not answer") from None
+        if response.status_code != 200:
             raise Unavailable(_reason(self.last))
 
 

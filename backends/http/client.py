@@ -1,16 +1,16 @@
-"""JSON over HTTP to another service: one pooled client, bounded answers, failures in the product's own errors."""
+"""JSON over HTTP to another service: pooled, with bounded answers, and failures in the product's own errors."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import orjson
-from yarl import URL
 
-from backends.http.bounded_body import BodyOverBound, read_whole
+from common.http import open_client, read_bounded, requested
+from common.http_errors import AnswerTooLarge, ConnectFailed, HttpError
 from common.retry_after import retry_after_s
 from contracts import errors
 from contracts.deadline import Deadline
@@ -21,7 +21,7 @@ MAX_ANSWER_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class JsonAnswer:
-    """Status and parsed body; `body` is None where there was none."""
+    """Status and parsed body; `body` is None if there was none."""
 
     status: int
     body: Any
@@ -34,13 +34,13 @@ class JsonAnswer:
 
 
 class JsonClient:
-    """Calls one service. `service` names it in errors; `secret` is sent where there is one."""
+    """Calls one service, never through a proxy. `service` names it in errors; `secret` is sent if given."""
 
     def __init__(self, base_url: str, secret: str | None, *, service: str) -> None:
-        headers = {"X-Internal-Secret": secret} if secret else {}
-        self._base = base_url.rstrip("/")
         self._service = service
-        self._session = aiohttp.ClientSession(headers=headers, trust_env=False)
+        self._client = open_client(
+            base_url=base_url.rstrip("/"), headers={"X-Internal-Secret": secret} if secret else None
+        )
 
     async def request(
         self,
@@ -61,39 +61,38 @@ class JsonClient:
             UpstreamInvalidResponse: a 2xx that is no JSON, or an answer over 8 MiB.
         """
         deadline.check()
-        url = URL(f"{self._base}{path}", encoded=True)
-        if params:
-            url = url.update_query(params)
         sent = None if body is None else orjson.dumps(body)
         given = {
             **({} if sent is None else {"Content-Type": "application/json"}),
             **(headers or {}),
         }
-        timeout = aiohttp.ClientTimeout(total=deadline.remaining())
         try:
-            async with self._session.request(
-                method, url, data=sent, headers=given, timeout=timeout, allow_redirects=False
-            ) as response:
-                data = await read_whole(response, MAX_ANSWER_BYTES)
-                return JsonAnswer(
-                    response.status,
-                    self._parsed(response.status, data),
-                    retry_after_s(response.headers.get("Retry-After")),
-                )
+            async with (
+                asyncio.timeout(deadline.remaining()),
+                requested(
+                    self._client, method, path, content=sent, headers=given, params=params
+                ) as response,
+            ):
+                data = await read_bounded(response, MAX_ANSWER_BYTES)
         except TimeoutError:
             raise deadline.exceeded() from None
-        except BodyOverBound:
+        except AnswerTooLarge:
             raise UpstreamInvalidResponse(
                 f"the answer of {self._service} is over {MAX_ANSWER_BYTES >> 20} MiB"
             ) from None
-        except aiohttp.ClientConnectorError:
+        except ConnectFailed:
             raise Unreachable(f"{self._service} cannot be reached: retry") from None
-        except (aiohttp.ClientError, ValueError):  # the latter: a URL or header that cannot be sent
+        except HttpError:
             raise Unavailable(f"{self._service} cannot be reached: retry") from None
+        return JsonAnswer(
+            response.status_code,
+            self._parsed(response.status_code, data),
+            retry_after_s(response.headers.get("Retry-After")),
+        )
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._session.close()
+        await self._client.aclose()
 
     def refusal(self, answer: JsonAnswer) -> DaarionError:
         """Returns the leaf that the envelope of a refusal names, or else one for its status."""

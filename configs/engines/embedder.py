@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from configs.endpoints import BaseUrl, Headers, refuse_exposed_key
 from configs.engines.model_source import DEFAULT_MODEL, find_model
 from configs.environment import Environment
+from configs.proxies import Proxied
 from contracts.llm.embeddings import MAX_TEXTS_PER_CALL, EmbeddingKind, EmbeddingSpace
 
 NEUTRAL = "+neutral1"
@@ -138,11 +139,12 @@ class LocalEmbedderSettings(_Common):
         return self
 
 
-class RemoteEmbedderSettings(_Common):
+class RemoteEmbedderSettings(_Common, Proxied):
     """An endpoint that speaks OpenAI's `POST {base_url}/embeddings`.
 
     `model` is its name there; `ask_dimensions` sends `dimensions` for models that can shorten their vectors. The key comes
     from the environment variable that `api_key_env` names; `insecure` lets it go over plain http:// to another machine.
+    `proxy` and `proxy_auth_env`: see Proxied.
     """
 
     type: Literal["openai_compatible"]

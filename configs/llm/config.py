@@ -16,6 +16,7 @@ from configs.llm.failover import (
     TimeoutSettings,
 )
 from configs.llm.limits import LimitSettings, PriceSettings
+from configs.proxies import Proxied
 from contracts.llm.routing import Reasoning, StreamRecovery
 
 EMBEDDER_TYPES = ("local", "openai_compatible")
@@ -25,7 +26,7 @@ PricedModel = Annotated[str, StringConstraints(min_length=1, max_length=400)]
 Continuation = Literal["instruct", "vllm", "deepseek", "none"]
 
 
-class ProviderSettings(BaseModel):
+class ProviderSettings(Proxied, BaseModel):
     """One provider.
 
     `type` names the adapter, a module of `providers/`. `extra_body` is merged into every request body: over what callers pass
@@ -34,6 +35,7 @@ class ProviderSettings(BaseModel):
     how it is asked to finish an answer that broke off elsewhere: by an instruction, by its own dialect for an assistant's
     prefix (`vllm`, `deepseek`), or never. `done_completes` accepts a stream that ends in `[DONE]` without a finish reason.
     `stream_whole_answers` reads whole answers as streams, so that silence is noticed after `first_token_s` and `idle_s`.
+    `proxy` and `proxy_auth_env`: see Proxied.
     """
 
     model_config = _STRICT

@@ -46,7 +46,7 @@ def open_embedder(
         ConfigurationError: the environment variable with the endpoint's key is not set.
     """
     if isinstance(settings, RemoteEmbedderSettings):
-        return OpenAIEmbedder(settings, environment.secret)
+        return OpenAIEmbedder(settings, environment.secret, environment.proxy_for)
     return EmbedderClient(
         settings.space if own_vectors else settings.memory_space, own_vectors=own_vectors
     )

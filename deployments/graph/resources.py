@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from configs.environment import Environment
+from configs.proxies import no_proxy
 from configs.stores import find_stores
 
 
@@ -65,7 +66,8 @@ class Surroundings:
     """Where a wing finds its stores, its files and the other applications.
 
     `ingress_url` and `internal_secret` reach the other applications as any client reaches them.
-    `lookup` reads a variable of the environment, by the names that the YAML gives.
+    `lookup` reads a variable of the environment, by the names that the YAML gives. `proxy_for` returns the
+    forward proxy for a URL of another machine, if there is one.
     """
 
     database_url: str = field(repr=False)
@@ -74,6 +76,7 @@ class Surroundings:
     internal_secret: str | None = field(default=None, repr=False)
     nats_url: str | None = field(default=None, repr=False)
     lookup: Callable[[str], str | None] = field(default=lambda _name: None, repr=False)
+    proxy_for: Callable[[str], str | None] = field(default=no_proxy, repr=False)
 
     @classmethod
     def of(cls, environment: Environment) -> Surroundings:
@@ -86,4 +89,5 @@ class Surroundings:
             internal_secret=environment.internal_secret or environment.admin_secret,
             nats_url=stores.nats_url,
             lookup=environment.secret,
+            proxy_for=environment.proxy_for,
         )

@@ -6,7 +6,6 @@ Serve inspects `build`'s annotations, so this module must not postpone them
 
 from typing import Any
 
-import aiohttp
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.deployment import Application
@@ -14,6 +13,7 @@ from ray.serve.deployment import Application
 from backends.http.application_health import ApplicationHealth
 from backends.nats.probe import NatsProbe
 from backends.postgres.pool import Database, PoolLimits
+from common.http import open_client
 from configs.environment import read_environment
 from configs.stores import find_stores
 from deployments.graph.replica import access_control, open_event_log
@@ -51,9 +51,9 @@ class RootReplica:
                 stores.database_url, events=self._events, limits=PoolLimits(min_size=1, max_size=1)
             )
             await resources.closing(database).open()
-            session = await resources.enter_async_context(aiohttp.ClientSession(trust_env=False))
+            http = await resources.enter_async_context(open_client())
             applications = {
-                name: ApplicationHealth(session, f"{environment.ingress_url}{prefix}/health")
+                name: ApplicationHealth(http, f"{environment.ingress_url}{prefix}/health")
                 for name, prefix in args.applications.items()
             }
             probes = {"database": Dependency(database.ping)}

@@ -37,7 +37,7 @@ from interfaces.http.llm.limits import LimitRoutes, add_limit_routes
 from interfaces.http.llm.openai_chat import OpenAIRoutes, add_openai_routes
 from providers.prices import PriceBook
 from providers.registry import build_providers
-from providers.resources import ProviderResources, Turns
+from providers.resources import ProviderResources, ProviderSlots
 from providers.routing import RoutingTable
 from services.health.dependencies import Dependency, HealthMonitor
 from services.llm.batches import Batches, BatchWorker, WorkerSettings
@@ -114,7 +114,9 @@ class LLMRuntime:
             ports.authority, self._limits.of, replica=self._name, events=events
         )
         self._monitor = HealthMonitor({})
-        self._provider_resources = ProviderResources(surroundings.lookup, ports.engine, Turns())
+        self._provider_resources = ProviderResources(
+            surroundings.lookup, ports.engine, ProviderSlots(), surroundings.proxy_for
+        )
         self._providers = Reloadable(MAX_TIMEOUT_S)
         self._circuits, self._spillover = Circuits(self._circuit_turned), Spillover()
         self._proxy: LLMProxy | None = None

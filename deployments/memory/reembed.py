@@ -88,7 +88,7 @@ async def _embedder(environment: Environment, engines_file: str) -> AsyncIterato
     """An endpoint as it is; a local model in this process, beside the one that serves."""
     settings = load_engines(environment, engines_file).embedder
     if isinstance(settings, RemoteEmbedderSettings):
-        endpoint = OpenAIEmbedder(settings, environment.secret)
+        endpoint = OpenAIEmbedder(settings, environment.secret, environment.proxy_for)
         yield endpoint
         await endpoint.close()
         return

@@ -13,7 +13,7 @@ import pytest
 from contracts import errors
 from contracts.errors import DaarionError
 from contracts.llm.routing import Timeouts
-from providers import openai_compatible
+from providers import event_stream, openai_compatible
 from tests.support.llm.openai_calls import (
     ANSWER,
     BOTH,
@@ -416,7 +416,8 @@ async def test_redirects_are_not_followed(provider, upstream, stream):
 
 
 async def test_answers_are_bounded(provider, upstream, monkeypatch):
-    monkeypatch.setattr(openai_compatible, "MAX_ANSWER_BYTES", 8 << 20)
+    for module in (openai_compatible, event_stream):
+        monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 8 << 20)
     for stream, options in ((False, {}), (True, {}), (True, {"one_line": True})):
         upstream.reset()
         upstream.script(play("gigantic", megabytes=200, **options))

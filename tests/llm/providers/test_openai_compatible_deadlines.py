@@ -12,9 +12,9 @@ from contracts import errors
 from contracts.deadline import Deadline
 from contracts.llm.answers import StreamDelta
 from contracts.llm.routing import Target
-from providers import openai_compatible
+from providers import event_stream
 from providers.registry import build_providers
-from providers.resources import ProviderResources, Turns
+from providers.resources import ProviderResources, ProviderSlots
 from tests.support.llm.openai_calls import (
     ANSWER,
     BOTH,
@@ -77,7 +77,7 @@ async def test_a_steady_stream_is_bounded_as_a_whole(provider, upstream):
 
 
 async def test_usage_that_never_comes_is_not_waited_for_long(provider, upstream, monkeypatch):
-    monkeypatch.setattr(openai_compatible, "USAGE_GRACE_S", 0.2)
+    monkeypatch.setattr(event_stream, "USAGE_GRACE_S", 0.2)
     upstream.script(play("no_done", hold=True, usage="missing"))
     outcome = await call(provider, stream=True)
     assert (outcome.error, outcome.text, outcome.usage.estimated) == (None, ANSWER, True)
@@ -225,14 +225,14 @@ async def test_calls_before_and_after_a_reload_stay_within_the_bound_together(
 
 
 async def test_the_count_of_a_provider_that_is_gone_ends_with_its_last_call():
-    turns = Turns()
-    limiter = turns.of("gone", 1)
+    slots = ProviderSlots()
+    limiter = slots.of("gone", 1)
     limiter.acquire_on_behalf_of_nowait("call")
-    turns.keep([])
-    assert turns.of("gone", 1) is limiter
+    slots.keep([])
+    assert slots.of("gone", 1) is limiter
     limiter.release_on_behalf_of("call")
-    turns.keep([])
-    assert turns.of("gone", 1) is not limiter
+    slots.keep([])
+    assert slots.of("gone", 1) is not limiter
 
 
 def settings_of(base_url, **settings):

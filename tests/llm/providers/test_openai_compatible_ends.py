@@ -10,7 +10,7 @@ from contracts import errors
 from contracts.deadline import Deadline
 from contracts.llm.answers import StreamEnd
 from contracts.llm.routing import Target, Timeouts
-from providers import openai_compatible
+from providers import event_stream, held_calls
 from tests.support.llm.openai_calls import ANSWER, BOTH, CALM, QUESTION, assert_leaf, call, named
 from tests.support.llm.upstream import play
 
@@ -93,7 +93,7 @@ async def test_a_total_that_is_less_than_its_parts_is_their_sum(provider, upstre
 
 
 async def test_keep_alives_behind_the_finish_reason_hold_nobody_up(provider, upstream, monkeypatch):
-    monkeypatch.setattr(openai_compatible, "USAGE_GRACE_S", 0.3)
+    monkeypatch.setattr(event_stream, "USAGE_GRACE_S", 0.3)
     upstream.script(play("no_done", usage="missing", beat_s=0.05))
     async with asyncio.timeout(30):
         outcome = await call(provider, stream=True, timeouts=Timeouts(5, 60, 60, 60))
@@ -105,7 +105,7 @@ async def test_keep_alives_behind_the_finish_reason_hold_nobody_up(provider, ups
 async def test_connections_of_finished_streams_are_used_again(
     make_provider, upstream, monkeypatch, whole
 ):
-    monkeypatch.setattr(openai_compatible, "DRAIN_S", 30)
+    monkeypatch.setattr(held_calls, "DRAIN_S", 30)
     provider = make_provider(upstream.base_url, stream_whole_answers=True)
     upstream.script(play("ok", end_pause_s=0.005))
     for _ in range(20):
@@ -117,7 +117,7 @@ async def test_connections_of_finished_streams_are_used_again(
 
 
 async def test_the_end_of_the_body_does_not_delay_the_last_event(provider, upstream, monkeypatch):
-    monkeypatch.setattr(openai_compatible, "DRAIN_S", 60)
+    monkeypatch.setattr(held_calls, "DRAIN_S", 60)
     upstream.script(play("ok", end_pause_s=60))
     async with asyncio.timeout(30):
         items = [

@@ -1,4 +1,4 @@
-"""`providers/http_pool.py` against servers that speak HTTP/1.1 well, badly and not at all, over real sockets."""
+"""`providers/transport.py` against servers that speak HTTP/1.1 well, badly and not at all, over real sockets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import socket
 import ssl
-import subprocess
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,16 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from providers import http_exchange, http_pool
-from providers.http_exchange import (
+from common.http import tls_context
+from common.http_errors import (
     AnswerCutOff,
     AnswerTooLarge,
     ConnectFailed,
     ConnectionBroken,
     ConnectTimedOut,
     MalformedAnswer,
+    TimedOut,
 )
-from providers.http_pool import HttpPool
+from common.inflate import PIECE_BYTES
+from providers import transport as transport_module
+from providers.transport import Transport
+from tests.support.llm.forward_proxy import server_certificate
 from tests.support.llm.upstream.sockets import hanging_port, refused_port
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -74,18 +77,22 @@ async def serving(
 
 
 @contextlib.asynccontextmanager
-async def answering(*answers: bytes) -> AsyncIterator[tuple[Server, HttpPool]]:
+async def answering(*answers: bytes) -> AsyncIterator[tuple[Server, Transport]]:
     server = Server(list(answers))
     async with serving(server.serve) as port:
-        pool = HttpPool(f"http://127.0.0.1:{port}/v1/chat", {"Authorization": "Bearer k"})
+        transport = Transport(
+            f"http://127.0.0.1:{port}/v1/chat", {"Authorization": "Bearer k", "User-Agent": "test"}
+        )
         try:
-            yield server, pool
+            yield server, transport
         finally:
-            pool.close()
+            await transport.close()
 
 
-async def whole(pool: HttpPool, body: bytes = b"{}") -> tuple[int, bytes]:
-    exchange = await pool.post(body, connect_s=5)
+async def whole(
+    transport: Transport, body: bytes = b"{}", limit_s: float = 20
+) -> tuple[int, bytes]:
+    exchange = await transport.post(body, connect_s=5, limit_s=limit_s)
     try:
         return exchange.status, await exchange.whole(LIMIT)
     finally:
@@ -118,17 +125,17 @@ GOOD = {
 
 @pytest.mark.parametrize("one", GOOD.values(), ids=GOOD)
 async def test_whole_answers(one: bytes) -> None:
-    async with answering(one) as (_, pool):
-        assert await whole(pool) == (200, b"ok")
+    async with answering(one) as (_, transport):
+        assert await whole(transport) == (200, b"ok")
 
 
 @pytest.mark.parametrize(
     "one", [b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 304 Not Modified\r\n\r\n", answer(b"")]
 )
 async def test_answers_without_a_body(one: bytes) -> None:
-    async with answering(one) as (server, pool):
-        assert (await whole(pool))[1] == b""
-        assert (await whole(pool))[1] == b""
+    async with answering(one) as (server, transport):
+        assert (await whole(transport))[1] == b""
+        assert (await whole(transport))[1] == b""
         assert server.opened == 1
 
 
@@ -142,9 +149,9 @@ async def test_bytes_may_come_one_by_one(one: bytes) -> None:
             await asyncio.sleep(0)
 
     async with serving(drip) as port:
-        pool = HttpPool(f"http://127.0.0.1:{port}/", {})
-        assert await whole(pool) == (200, b"ok")
-        pool.close()
+        transport = Transport(f"http://127.0.0.1:{port}/", {})
+        assert await whole(transport) == (200, b"ok")
+        await transport.close()
 
 
 BAD = {
@@ -153,7 +160,6 @@ BAD = {
     "half a head": (b"HTTP/1.1 200 OK\r\nContent-<end>", ConnectionBroken),
     "a head without end": (b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 20_000, MalformedAnswer),
     "a header without end": (b"HTTP/1.1 200 OK\r\nX-A: " + b"b" * 200_000, MalformedAnswer),
-    "interim answers without end": (b"HTTP/1.1 100 Continue\r\n\r\n" * 5_000, MalformedAnswer),
     "two lengths": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         MalformedAnswer,
@@ -162,6 +168,7 @@ BAD = {
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok!",
         MalformedAnswer,
     ),
+    "junk behind it": (answer() + b"junk", MalformedAnswer),
     "a negative length": (b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok", MalformedAnswer),
     "another protocol": (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
@@ -169,9 +176,11 @@ BAD = {
     ),
     "cut in a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok<end>", AnswerCutOff),
     "cut between chunks": (chunked(b"ok", tail=b"<end>"), AnswerCutOff),
-    "a chunk of no size": (chunked(b"ok", tail=b"zz\r\n"), AnswerCutOff),
-    "trailers without end": (chunked(b"ok", tail=b"0\r\n" + b"X-A: b\r\n" * 150_000), AnswerCutOff),
-    "a chunk extension without end": (chunked(b"ok", tail=b"2;" + b"a" * 1_000_000), AnswerCutOff),
+    "a chunk of no size": (chunked(b"ok", tail=b"zz\r\n"), MalformedAnswer),
+    "trailers without end": (
+        chunked(b"ok", tail=b"0\r\n" + b"X-A: b\r\n" * 150_000),
+        MalformedAnswer,
+    ),
 }
 UNDECODABLE = {
     "an encoding that was not asked for": (answer(b"ok", "Content-Encoding: br"), MalformedAnswer),
@@ -184,29 +193,44 @@ UNDECODABLE = {
 async def test_a_body_that_cannot_be_decoded_fails_alone(
     one: bytes, error: type[Exception]
 ) -> None:
-    async with answering(one, answer()) as (server, pool):
+    async with answering(one, answer()) as (server, transport):
         with pytest.raises(error):
-            await whole(pool)
-        assert await whole(pool) == (200, b"ok")
+            await whole(transport)
+        assert await whole(transport) == (200, b"ok")
         assert server.opened == 1, "its end was told well"
+
+
+ENDLESS = {
+    "interim answers without end": b"HTTP/1.1 100 Continue\r\n\r\n" * 5_000,
+    "a chunk extension without end": chunked(b"ok", tail=b"2;" + b"a" * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("one", ENDLESS.values(), ids=ENDLESS)
+async def test_frames_without_content_end_with_the_deadline(one: bytes) -> None:
+    async with answering(one, answer()) as (server, transport):
+        with pytest.raises(TimedOut):
+            await whole(transport, limit_s=1)
+        assert await whole(transport) == (200, b"ok")
+        assert server.opened == 2
 
 
 @pytest.mark.parametrize(("one", "error"), BAD.values(), ids=BAD)
 async def test_what_is_no_answer_fails_and_its_connection_is_not_used_again(
     one: bytes, error: type[Exception]
 ) -> None:
-    async with answering(one, answer()) as (server, pool):
+    async with answering(one, answer()) as (server, transport):
         async with asyncio.timeout(20):
             with pytest.raises(error) as raised:
-                await whole(pool)
+                await whole(transport)
             assert type(raised.value) is error
-            assert await whole(pool) == (200, b"ok")
+            assert await whole(transport) == (200, b"ok")
         assert server.opened == 2
 
 
 async def test_what_came_before_the_cut_is_given() -> None:
-    async with answering(chunked(b"one", tail=b"<end>")) as (_, pool):
-        exchange = await pool.post(b"{}", connect_s=5)
+    async with answering(chunked(b"one", tail=b"<end>")) as (_, transport):
+        exchange = await transport.post(b"{}", connect_s=5)
         assert await exchange.read() == b"one"
         with pytest.raises(AnswerCutOff):
             await exchange.read()
@@ -215,8 +239,8 @@ async def test_what_came_before_the_cut_is_given() -> None:
 
 
 async def test_the_request_on_the_wire() -> None:
-    async with answering(answer()) as (server, pool):
-        await whole(pool, b'{"a":1}')
+    async with answering(answer()) as (server, transport):
+        await whole(transport, b'{"a":1}')
         head, _, body = server.requests[0].partition(b"\r\n\r\n")
         assert body == b'{"a":1}'
         assert head.split(b"\r\n")[0] == b"POST /v1/chat HTTP/1.1"
@@ -232,6 +256,8 @@ async def test_the_request_on_the_wire() -> None:
             b"accept-encoding: identity",
             b"authorization: bearer k",
             b"content-length: 7",
+            b"content-type: application/json",
+            b"user-agent: test",
         }
 
 
@@ -239,70 +265,78 @@ async def test_the_request_on_the_wire() -> None:
 
 
 async def test_a_connection_is_used_again_and_the_last_used_first() -> None:
-    async with answering(answer()) as (server, pool):
-        await asyncio.gather(whole(pool), whole(pool), whole(pool))
+    async with answering(answer()) as (server, transport):
+        await asyncio.gather(whole(transport), whole(transport), whole(transport))
         assert server.opened == 3
         for _ in range(20):
-            await whole(pool)
+            await whole(transport)
         assert server.opened == 3
 
 
 NOT_AGAIN = {
     "closed by its word": answer(b"ok", "Connection: close"),
     "a second answer behind the first": answer() + answer(b"injected"),
-    "junk behind it": answer() + b"junk",
     "HTTP/1.0": GOOD["HTTP/1.0"],
 }
 
 
 @pytest.mark.parametrize("one", NOT_AGAIN.values(), ids=NOT_AGAIN)
 async def test_a_connection_that_may_be_spoilt_is_not_used_again(one: bytes) -> None:
-    async with answering(one, answer(b"mine")) as (server, pool):
-        assert await whole(pool) == (200, b"ok")
-        assert await whole(pool) == (200, b"mine")
+    async with answering(one, answer(b"mine")) as (server, transport):
+        assert await whole(transport) == (200, b"ok")
+        assert await whole(transport) == (200, b"mine")
         assert server.opened == 2
 
 
-async def test_an_answer_that_nobody_asked_for_closes_the_connection() -> None:
+async def test_an_answer_that_nobody_asked_for_is_given_to_nobody() -> None:
     async def chatty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
         await reader.readuntil(b"{}")
         writer.write(answer())
+        await writer.drain()
         await asyncio.sleep(0.05)
         writer.write(answer(b"injected"))
+        await writer.drain()
+        sent.set()
         with contextlib.suppress(ConnectionError):
-            await writer.drain()
             await reader.read()
         gone.set()
 
-    gone = asyncio.Event()
+    opened, sent, gone = 0, asyncio.Event(), asyncio.Event()
     async with serving(chatty) as port:
-        pool = HttpPool(f"http://127.0.0.1:{port}/", {})
-        assert await whole(pool) == (200, b"ok")
-        async with asyncio.timeout(10):
+        transport = Transport(f"http://127.0.0.1:{port}/", {})
+        assert await whole(transport) == (200, b"ok")
+        async with asyncio.timeout(20):
+            await sent.wait()
+            await asyncio.sleep(
+                0.1
+            )  # a byte that is still on its way cannot be told from an answer
+            assert await whole(transport) == (200, b"ok")
             await gone.wait()
-        assert await whole(pool) == (200, b"ok")
-        pool.close()
+        assert opened == 2
+        await transport.close()
 
 
 async def test_a_connection_that_was_closed_while_idle_is_not_used() -> None:
-    async with answering(answer() + b"<end>") as (server, pool):
+    async with answering(answer() + b"<end>") as (server, transport):
         for _ in range(3):
-            assert await whole(pool) == (200, b"ok")
+            assert await whole(transport) == (200, b"ok")
             await asyncio.sleep(0.05)
         assert server.opened == 3
 
 
 async def test_an_idle_connection_is_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_pool, "KEEPALIVE_S", 0.1)
-    async with answering(answer()) as (server, pool):
-        await whole(pool)
+    monkeypatch.setattr(transport_module, "KEEPALIVE_S", 0.1)
+    async with answering(answer()) as (server, transport):
+        await whole(transport)
         async with asyncio.timeout(10):
             await server.closed.wait()
 
 
 async def test_a_call_that_is_given_up_closes_its_connection() -> None:
-    async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok") as (server, pool):
-        call = asyncio.create_task(whole(pool))
+    async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok") as (server, transport):
+        call = asyncio.create_task(whole(transport))
         while not server.requests:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
@@ -316,12 +350,12 @@ async def test_a_call_that_is_given_up_closes_its_connection() -> None:
 async def test_closing_the_pool_breaks_what_is_under_way() -> None:
     async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", answer()) as (
         server,
-        pool,
+        transport,
     ):
-        call = asyncio.create_task(whole(pool))
+        call = asyncio.create_task(whole(transport))
         while not server.requests:
             await asyncio.sleep(0.01)
-        pool.close()
+        await transport.close()
         with pytest.raises((AnswerCutOff, ConnectionBroken)):
             await call
 
@@ -337,12 +371,12 @@ async def test_an_answer_before_the_request_was_taken_is_an_answer_and_the_conne
 
     connections: list[asyncio.StreamWriter] = []
     async with serving(hasty) as port:
-        pool = HttpPool(f"http://127.0.0.1:{port}/", {})
+        transport = Transport(f"http://127.0.0.1:{port}/", {})
         async with asyncio.timeout(20):
-            assert await whole(pool, b"x" * (32 << 20)) == (413, b"too large")
-            assert await whole(pool, b"x" * (32 << 20)) == (413, b"too large")
+            assert await whole(transport, b"x" * (32 << 20)) == (413, b"too large")
+            assert await whole(transport, b"x" * (32 << 20)) == (413, b"too large")
         assert len(connections) == 2
-        pool.close()
+        await transport.close()
 
 
 # --- bounds ---------------------------------------------------------------------------------------------------------
@@ -361,8 +395,8 @@ async def test_a_slow_reader_holds_the_sender_up() -> None:
 
     sent = 0
     async with serving(flood) as port:
-        pool = HttpPool(f"http://127.0.0.1:{port}/", {})
-        exchange = await pool.post(b"{}", connect_s=5)
+        transport = Transport(f"http://127.0.0.1:{port}/", {})
+        exchange = await transport.post(b"{}", connect_s=5)
         before = -1
         while before != sent:
             before = sent
@@ -371,12 +405,12 @@ async def test_a_slow_reader_holds_the_sender_up() -> None:
         async with asyncio.timeout(30):
             assert len(await exchange.whole(LIMIT)) == LIMIT
         exchange.release()
-        pool.close()
+        await transport.close()
 
 
 async def test_a_body_over_the_bound_is_refused_while_it_comes() -> None:
-    async with answering(answer(b"x" * 5_000_000)) as (_, pool):
-        exchange = await pool.post(b"{}", connect_s=5)
+    async with answering(answer(b"x" * 5_000_000)) as (_, transport):
+        exchange = await transport.post(b"{}", connect_s=5)
         with pytest.raises(AnswerTooLarge):
             await exchange.whole(1_000_000)
         exchange.release()
@@ -385,9 +419,9 @@ async def test_a_body_over_the_bound_is_refused_while_it_comes() -> None:
 async def test_a_decompression_bomb_is_met_piece_by_piece() -> None:
     bomb = gzip.compress(bytes(256 << 20), compresslevel=9)
     assert len(bomb) < 300_000
-    async with answering(answer(bomb, "Content-Encoding: gzip")) as (_, pool):
-        exchange = await pool.post(b"{}", connect_s=5)
-        assert len(await exchange.read()) <= http_exchange.HIGH_WATER_BYTES
+    async with answering(answer(bomb, "Content-Encoding: gzip")) as (_, transport):
+        exchange = await transport.post(b"{}", connect_s=5)
+        assert len(await exchange.read()) <= PIECE_BYTES
         with pytest.raises(AnswerTooLarge):
             await exchange.whole(8 << 20)
         exchange.release()
@@ -398,13 +432,13 @@ async def test_a_decompression_bomb_is_met_piece_by_piece() -> None:
 
 async def test_a_refused_a_hanging_and_an_unknown_address() -> None:
     with refused_port() as port, pytest.raises(ConnectFailed):
-        await HttpPool(f"http://127.0.0.1:{port}/", {}).post(b"", connect_s=5)
+        await Transport(f"http://127.0.0.1:{port}/", {}).post(b"", connect_s=5)
     with hanging_port() as port, pytest.raises(ConnectTimedOut):
-        await HttpPool(f"http://127.0.0.1:{port}/", {}).post(b"", connect_s=0.2)
+        await Transport(f"http://127.0.0.1:{port}/", {}).post(b"", connect_s=0.2)
     with pytest.raises(ConnectFailed):
-        await HttpPool("http://no-such-host.invalid/", {}).post(b"", connect_s=5)
+        await Transport("http://no-such-host.invalid/", {}).post(b"", connect_s=5)
     with pytest.raises(ConnectFailed):
-        await HttpPool(f"http://{'a' * 70}.invalid/", {}).post(b"", connect_s=5)
+        await Transport(f"http://{'a' * 70}.invalid/", {}).post(b"", connect_s=5)
 
 
 async def test_the_next_address_is_tried_where_one_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,61 +452,40 @@ async def test_the_next_address_is_tried_where_one_refuses(monkeypatch: pytest.M
                 return [(*kind, ("127.0.0.1", refused)), (*kind, ("127.0.0.1", port))]
 
             monkeypatch.setattr(loop, "getaddrinfo", found)
-            pool = HttpPool("http://two-addresses.test/", {})
-            assert await whole(pool) == (200, b"ok")
-            pool.close()
+            transport = Transport("http://two-addresses.test/", {})
+            assert await whole(transport) == (200, b"ok")
+            await transport.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_tls_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    names = f"subjectAltName=IP:{host}"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    command += [
-        "-subj",
-        "/CN=test",
-        "-addext",
-        names,
-        "-keyout",
-        str(tmp_path / "key.pem"),
-        "-out",
-        str(tmp_path / "cert.pem"),
-    ]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    authority, context = server_certificate(tmp_path, f"IP:{host}")
     server = Server([answer(b"x" * 100_000)])
     async with serving(server.serve, context, host) as port:
         url = f"https://{f'[{host}]' if ':' in host else host}:{port}/"
-        http_pool._tls_context.cache_clear()
+        tls_context.cache_clear()
         with pytest.raises(ConnectFailed):
-            await HttpPool(url, {}).post(b"", connect_s=5)
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-        http_pool._tls_context.cache_clear()
-        pool = HttpPool(url, {})
-        assert len((await whole(pool))[1]) == 100_000
-        assert len((await whole(pool))[1]) == 100_000
+            await Transport(url, {}).post(b"", connect_s=5)
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+        tls_context.cache_clear()
+        transport = Transport(url, {})
+        assert len((await whole(transport))[1]) == 100_000
+        assert len((await whole(transport))[1]) == 100_000
         assert len(server.requests) == 2
-        pool.close()
-        http_pool._tls_context.cache_clear()
+        await transport.close()
+        tls_context.cache_clear()
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-B: c", "a\nb", "a\0"])
-def test_a_header_that_would_be_two_is_refused(value: str) -> None:
+async def test_a_header_that_would_be_two_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="control character"):
-        HttpPool("http://127.0.0.1/", {"X-A": value})
+        Transport("http://127.0.0.1/", {"X-A": value})
 
 
-def test_a_caller_s_spelling_of_a_header_replaces_ours() -> None:
-    pool = HttpPool("http://127.0.0.1/", {"accept": "application/json"})
-    assert pool._head.lower().count(b"accept:") == 1
+async def test_a_header_in_any_spelling_replaces_ours() -> None:
+    server = Server([answer()])
+    async with serving(server.serve) as port:
+        transport = Transport(f"http://127.0.0.1:{port}/", {"accept": "application/json"})
+        await whole(transport)
+        assert server.requests[0].lower().count(b"accept:") == 1
+        await transport.close()

@@ -1,0 +1,252 @@
+"""The relay's way to a provider: one URL, pooled HTTP/1.1 connections by aiohttp, deadlines of our own.
+
+    post ──► status, headers ──► read, read, … b"" ──► release: connection reused, or closed
+
+Why aiohttp, and httpx2 everywhere else: docs/decisions/129-http-clients.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import aiohttp
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
+
+from common.http import tls_context
+from common.http_errors import (
+    AnswerCutOff,
+    AnswerTooLarge,
+    ConnectFailed,
+    ConnectionBroken,
+    ConnectTimedOut,
+    HttpError,
+    MalformedAnswer,
+    ProxyRefused,
+    ProxyUnreachable,
+    TimedOut,
+    mapped,
+)
+from common.inflate import PIECE_BYTES, Inflater, Undecodable
+
+KEEPALIVE_S = 60.0
+ADDRESSES_S = 30
+"""How long a name's addresses are used before they are looked up again."""
+NEXT_ADDRESS_S = 0.25
+"""How long one address may delay the next one (RFC 8305)."""
+MAX_HEADER_BYTES = 16 << 10
+"""Of one header line; aiohttp takes at most 128 of them."""
+
+AIOHTTP_ERRORS: Mapping[type[Exception], type[HttpError]] = {
+    aiohttp.ClientConnectorError: ConnectFailed,
+    aiohttp.ClientProxyConnectionError: ProxyUnreachable,
+    aiohttp.ClientHttpProxyError: ProxyRefused,
+    aiohttp.ConnectionTimeoutError: ConnectTimedOut,
+    aiohttp.ServerFingerprintMismatch: ConnectFailed,
+    aiohttp.InvalidURL: ConnectFailed,
+    aiohttp.ClientConnectionError: ConnectionBroken,
+    aiohttp.ClientResponseError: MalformedAnswer,
+    aiohttp.ClientPayloadError: AnswerCutOff,
+    TimeoutError: TimedOut,
+    OSError: ConnectionBroken,
+    UnicodeError: ConnectFailed,  # a name too long for DNS
+    ValueError: MalformedAnswer,
+}
+"""By the nearest base class."""
+AIOHTTP_FAILURES = (aiohttp.ClientError, OSError, ValueError)
+
+
+class Transport:
+    """Sends `POST`s with a JSON body to one URL: no redirects, no cookies, nothing from the environment.
+
+    The number of connections is not bounded here: the provider's turns bound the calls.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str], proxy: str | None = None) -> None:
+        """Must be called on the running event loop. `proxy` is a forward proxy's URL, credentials included.
+
+        Raises ValueError for a header that cannot be sent.
+        """
+        sent = {"Accept-Encoding": "identity", "Content-Type": "application/json", **headers}
+        if not all(f"{name}{value}".isprintable() for name, value in sent.items()):
+            raise ValueError("a header holds a control character")
+        self._url = url
+        # Of each request, not of the session: aiohttp sends those to the forward proxy as well.
+        self._headers = sent
+        self._open: set[HttpExchange] = set()
+        self._session = aiohttp.ClientSession(
+            connector=_Connector(
+                limit=0,
+                keepalive_timeout=KEEPALIVE_S,
+                ttl_dns_cache=ADDRESSES_S,
+                happy_eyeballs_delay=NEXT_ADDRESS_S,
+                interleave=1,
+                ssl=tls_context(),
+            ),
+            proxy=proxy,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=PIECE_BYTES,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+        )
+
+    async def post(
+        self, body: bytes, *, connect_s: float, limit_s: float = math.inf
+    ) -> HttpExchange:
+        """Returns the exchange once the answer's head is here; the caller must release it.
+
+        `limit_s` bounds the wait for the head, and later reads until `expires_at` is changed.
+
+        Raises HttpError: before anything was sent ConnectFailed, afterwards TimedOut, ConnectionBroken or MalformedAnswer.
+        """
+        expires_at = time.monotonic() + limit_s
+        try:
+            async with _timeout(limit_s):
+                response = await self._session.post(
+                    self._url,
+                    data=body,
+                    headers=self._headers,
+                    timeout=_connecting(connect_s),
+                    allow_redirects=False,
+                )
+        except AIOHTTP_FAILURES as error:
+            if isinstance(error, aiohttp.ClientHttpProxyError):
+                raise ProxyRefused(error.status) from None
+            raise mapped(error, AIOHTTP_ERRORS) from None
+        exchange = HttpExchange(response, expires_at, self._open.discard)
+        self._open.add(exchange)
+        return exchange
+
+    async def close(self) -> None:
+        """Closes every connection; calls in progress fail."""
+        for exchange in list(self._open):
+            exchange.release()
+        await self._session.close()
+
+
+class HttpExchange:
+    """The answer to one request. `release` must be called, whatever comes of it.
+
+    `headers` are looked up in any spelling, and give the first of several. A read that still waits at `expires_at`
+    (monotonic seconds) fails with TimedOut.
+    """
+
+    __slots__ = (
+        "_content",
+        "_inflater",
+        "_released",
+        "_response",
+        "expires_at",
+        "headers",
+        "status",
+    )
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        expires_at: float,
+        released: Callable[[HttpExchange], None],
+    ) -> None:
+        """`released` is called by `release`. Raises MalformedAnswer for an answer that does not fit our request."""
+        self._released = released
+        self._response = response
+        self._content = response.content
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self.expires_at = expires_at
+        self._inflater: Inflater | None = None
+        encoding = self.headers.get("Content-Encoding", "").strip().lower()
+        try:
+            if encoding not in {"", "identity"}:
+                self._inflater = Inflater(encoding)
+            if self.status < 200:
+                raise MalformedAnswer  # switching protocols, which was not asked for
+        except (Undecodable, MalformedAnswer):
+            self.release()
+            raise MalformedAnswer from None
+
+    async def read(self) -> bytes:
+        """Returns the next bytes of the body, decoded; nothing at its end. Raises AnswerCutOff or TimedOut."""
+        if self._inflater is None:
+            return await self._received()
+        try:
+            while not (piece := self._inflater.pending()):
+                if not (received := await self._received()):
+                    self._inflater.check_ended()
+                    return b""
+                self._inflater.feed(received)
+        except Undecodable:
+            raise AnswerCutOff from None
+        return piece
+
+    async def whole(self, limit: int) -> bytes:
+        """Returns the whole body. Raises AnswerTooLarge for more than `limit` bytes, else as `read`."""
+        parts, size = [], 0
+        while piece := await self.read():
+            size += len(piece)
+            if size > limit:
+                raise AnswerTooLarge
+            parts.append(piece)
+            if self._inflater is None and self._content.at_eof():
+                break
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the whole answer has arrived."""
+        return self._content.is_eof()
+
+    def release(self) -> None:
+        """Gives the connection back; an answer that has not ended is cut off by closing it."""
+        connection = self._response.connection
+        if connection is not None:  # the answer has not ended, or our request was not taken whole
+            if connection.transport is not None:
+                connection.transport.abort()  # not held up by what is still to be sent
+            self._response.close()
+        self._released(self)
+
+    async def _received(self) -> bytes:
+        """Returns the next bytes as they were sent; nothing at the end."""
+        try:
+            if self._content.is_eof():  # no wait, so no timer
+                return await self._content.readany()
+            async with _timeout(self.expires_at - time.monotonic()):
+                return await self._content.readany()
+        except TimeoutError:
+            raise TimedOut from None
+        except AIOHTTP_FAILURES:
+            raise AnswerCutOff from None
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Does not reuse a connection on which bytes arrived that no request asked for.
+
+    aiohttp would give them to the next request as its answer: another caller's, or a forged one.
+    """
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  # aiohttp's signature
+    ) -> Connection:
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+
+
+def _timeout(seconds: float) -> asyncio.Timeout:
+    return asyncio.timeout(None if seconds == math.inf else seconds)
+
+
+@functools.cache
+def _connecting(connect_s: float) -> aiohttp.ClientTimeout:
+    """One object for each configured value. Only connecting is aiohttp's to time: the rest has our deadline."""
+    return aiohttp.ClientTimeout(total=None, connect=connect_s)
