@@ -41,7 +41,7 @@ BACKLOG = 1_024
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn would raise them again after its own end, before ours."""
+    """Leaves signals to `serve`: uvicorn would raise them again before the runtime is closed."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -85,14 +85,13 @@ async def serve(
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="agent-runtime", description="The agent runtime as a plain process beside the graph."
+        prog="python -m deployments.agents.process",
+        description="The agent runtime in a process of its own, beside the graph.",
     )
     parser.add_argument("--ingress", help="the graph's ingress, such as http://127.0.0.1:8000")
     parser.add_argument("--host", default="127.0.0.1", help="where it listens")
     parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    parser.add_argument(
-        "--args", default="{}", help="what `args` of the application takes, as a JSON object"
-    )
+    parser.add_argument("--args", default="{}", help="the application's `args`, as a JSON object")
     given = parser.parse_args(argv)
     try:
         environment = read_environment()

@@ -59,7 +59,7 @@ class AgentsArgs(BaseModel):
 
 
 class AgentRuntime:
-    """What one process of the agent runtime runs. Construct it on the event loop, then `open` it."""
+    """What one agent runtime's process runs. Construct it on the event loop, then `open` it."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""The application `engines`: models behind deployment handles. Importing it costs nothing; only its replicas load a model library."""
+"""The application `engines`: models behind handles. Only its replicas load model libraries."""

@@ -1,7 +1,7 @@
 """The application `engines`: its arguments, its graph, and what may change while it runs.
 
-Serve inspects `build`'s annotations, so this module must not postpone them (`from __future__ import annotations`).
-It is imported by every process of the application and must stay light.
+Serve inspects `build`'s annotations, so this module must not postpone them
+(`from __future__ import annotations`). Every process of the application imports it: keep it light.
 """
 
 from typing import Annotated, Any
@@ -28,7 +28,8 @@ _FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")
 class EnginesArgs(BaseModel):
     """`args` of the application. `settings_file` is a file of the configuration directory.
 
-    `num_gpus` is the share of a GPU that each worker of an engine takes, 0 for a CPU engine; 1 where `accelerator_type` is named.
+    `num_gpus` is the share of a GPU that each worker of an engine takes: 0 for a CPU engine, by
+    default 1 where `accelerator_type` is named.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,11 +52,15 @@ class EnginesArgs(BaseModel):
     @model_validator(mode="after")
     def _whole_gpus(self) -> "EnginesArgs":
         if self.accelerator_type is not None and not self.num_gpus:
-            msg = "accelerator_type names a GPU, but num_gpus is 0: give a share, or leave accelerator_type out"
-            raise ValueError(msg)
+            raise ValueError(
+                "accelerator_type names a GPU, but num_gpus is 0: "
+                "give a share, or leave accelerator_type out"
+            )
         if self.tensor_parallel_size > 1 and 0 < self.num_gpus < 1:
-            msg = "an engine on several GPUs takes whole ones: set num_gpus to 1, or tensor_parallel_size to 1"
-            raise ValueError(msg)
+            raise ValueError(
+                "an engine on several GPUs takes whole ones: "
+                "set num_gpus to 1, or tensor_parallel_size to 1"
+            )
         return self
 
     @property
@@ -67,7 +72,7 @@ class EnginesArgs(BaseModel):
 
 
 class Engines:
-    """The root of the application's graph: it holds the engines together and serves nobody."""
+    """The root of the application's graph. It only binds the engines together."""
 
     def __init__(self, local_llm: DeploymentHandle, embedder: DeploymentHandle | None) -> None:
         self._engines = (local_llm, embedder)
@@ -91,7 +96,7 @@ def build(args: EnginesArgs) -> Application:
 
 
 def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns each deployment's `user_config` from the files as they are now, for a reload without restarts.
+    """Returns each deployment's `user_config` from the files as they are now, for a reload.
 
     Raises:
         ConfigurationError: as `build`.
@@ -102,7 +107,7 @@ def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def replica_bundles(args: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
-    """Returns what one replica of each engine takes of a node, by Ray's names of resources.
+    """Returns the resources of a node that one replica of each engine takes, by Ray's names.
 
     Raises:
         ConfigurationError: as `build`.
@@ -122,8 +127,9 @@ def _local_llm(
     source = model_source(settings, environment)
     if settings.engine.gpu_memory_utilization > args.num_gpus > 0:
         raise ConfigurationError(
-            f"{args.settings_file}: local_llm.engine.gpu_memory_utilization: above the engine's share "
-            f"of a GPU, {args.num_gpus}: lower it, or raise num_gpus of the application `engines`"
+            f"{args.settings_file}: local_llm.engine.gpu_memory_utilization: above the engine's "
+            f"share of a GPU, {args.num_gpus}: lower it, or raise num_gpus of the application "
+            "`engines`"
         )
     placement = args.placement
     variables = process_variables(
@@ -132,10 +138,10 @@ def _local_llm(
         offline=not is_hub_id(source),
     )
     if settings.engine.enforce_eager:
-        # vLLM compiles its sampler in any case, with the first answer at a temperature: half a minute in which the engine stands
-        # still, and its end where the machine has no C++ compiler.
+        # vLLM compiles its sampler even so, at the first answer with a temperature: the engine
+        # stands still for half a minute, and dies on a machine without a C++ compiler.
         variables["TORCH_COMPILE_DISABLE"] = "1"
-    # The class is named, not imported: its module loads vllm (10 s), which only the replica needs.
+    # By name: importing the class would load vllm (10 s), which only the replica needs.
     deployment = serve.deployment(
         name=LOCAL_LLM,
         ray_actor_options=placement.actor_options(variables),
@@ -154,7 +160,7 @@ def _local_llm(
 def _embedder(
     settings: EmbedderSettings, environment: Environment, args: EnginesArgs
 ) -> Application | None:
-    """The embedding model, unless it is an endpoint elsewhere."""
+    """Returns the embedding model's deployment; None where it is an endpoint elsewhere."""
     if isinstance(settings, RemoteEmbedderSettings):
         return None
     source = embedder_source(settings, environment)
@@ -163,9 +169,9 @@ def _embedder(
         cache=str(environment.data_dir / "cache"),
         offline=not is_hub_id(source),
     )
-    # torch asks for huge pages: every pass reads all weights, and each small page not seen lately costs a walk of the page table.
+    # Huge pages: every pass reads all weights, and with small pages misses the page table's cache.
     variables["THP_MEM_ALLOC_ENABLE"] = "1"
-    # Named, not imported: its module loads torch, which only the replica needs.
+    # By name: importing the class would load torch, which only the replica needs.
     deployment = serve.deployment(
         name=EMBEDDER,
         ray_actor_options={
@@ -173,7 +179,7 @@ def _embedder(
             "num_gpus": args.embedder_num_gpus,
             "runtime_env": {"env_vars": variables},
         },
-        # Calls wait in the replica's own fair lanes, not in Serve's queue, which knows no priorities.
+        # Calls wait in the replica's fair lanes; Serve's queue has no priorities.
         max_ongoing_requests=1_000,
         max_queued_requests=1_000,
         max_constructor_retry_count=3,

@@ -1,4 +1,4 @@
-"""Counts what the engine does, from the statistics that vLLM sends with every step."""
+"""Counts the engine's work, from the statistics that vLLM sends with every step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 class EngineCounters(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM is not typed here
     """Totals since the start, and the scheduler's queues as of its last step.
 
-    The engine reports only while it works: after the last request is gone `running` and `waiting` keep their last
-    values, so callers cap them by the number of unfinished requests.
+    The engine reports only while it works: after the last request `running` and `waiting` keep
+    their last values, so callers cap them by the number of unfinished requests.
     """
 
     def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int]) -> None:
@@ -54,4 +54,4 @@ class EngineCounters(AggregateStatLoggerBase):  # type: ignore[misc]  # vLLM is 
         self.finished += len(iteration_stats.finished_requests)
 
     def log_engine_initialized(self) -> None:
-        """VLLM's hook; nothing to say."""
+        """Part of vLLM's interface."""

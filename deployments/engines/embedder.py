@@ -1,6 +1,6 @@
-"""`Embedder`: texts to vectors, batched by Serve, behind two fair lanes.
+"""The deployment `Embedder`: texts to vectors, batched by Serve, behind two fair lanes.
 
-Callers reach it through its deployment handle (deployments/engines/embedder_client.py) and never import torch.
+Callers reach it through its handle (deployments/engines/embedder_client.py) and never import torch.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ BATCH_WAIT_S = 0.001
 class Embedder:
     """One model with its lanes.
 
-    The lanes decide which texts come next and hand over one batch at a time; `serve.batch` runs it and measures it. The
-    model works in a thread of its own, so that calls are taken, ordered and refused meanwhile.
+    The lanes choose the next batch; `serve.batch` runs and measures it. The model works in a thread
+    of its own, so that calls are accepted, ordered and refused meanwhile.
     """
 
     async def __init__(self, settings: LocalEmbedderSettings, source: str) -> None:  # type: ignore[misc]  # Serve awaits constructors
@@ -58,14 +58,15 @@ class Embedder:
         *,
         own_vectors: bool = False,
     ) -> EmbeddingBatch:
-        """Returns one vector per text: memory's, or the model's own as any server of that model gives them.
+        """Returns one vector per text.
 
-        `seconds` is what is left of the caller's deadline.
+        The vectors are memory's; with `own_vectors` the model's own, as any server of the model
+        gives them. `seconds` remain of the caller's deadline.
 
         Raises:
-            InvalidRequest: no text, or more than MAX_TEXTS_PER_CALL, or tokens of another tokenizer.
+            InvalidRequest: no text, more than MAX_TEXTS_PER_CALL, or tokens of another tokenizer.
             Overloaded: the tenant's share of the queue, or the whole queue, is full.
-            DeadlineExceeded: the vectors were not made in time; what had not begun is dropped.
+            DeadlineExceeded: the vectors were not ready in time; texts still waiting are dropped.
             EngineUnavailable: the model failed on this batch.
         """
         if not 0 < len(inputs) <= MAX_TEXTS_PER_CALL:
@@ -85,7 +86,7 @@ class Embedder:
         )
 
     async def stats(self) -> dict[str, Any]:
-        """Returns what the embedder is and has done since the replica's start."""
+        """Returns the embedder's state and its counts since the replica's start."""
         return {
             "ready": True,
             "model_version": self._settings.memory_space.model_version,
@@ -96,7 +97,11 @@ class Embedder:
         }
 
     async def check_health(self) -> None:
-        """Serve's hook: a dispatcher that ended or a batch that never ends asks for a new replica."""
+        """Called by Serve, which replaces the replica when this raises.
+
+        Raises:
+            EngineUnavailable: the dispatcher has ended, or a batch hangs.
+        """
         if self._dispatcher.done() or (
             self._batch_began is not None and time.monotonic() - self._batch_began > MAX_BATCH_S
         ):
@@ -139,7 +144,7 @@ class Embedder:
     async def _encode_one(self, item: Waiting) -> None:
         try:
             answer = await self._encode_batch(item)
-        except Exception as error:  # noqa: BLE001  # whatever the model library raises is told to the caller as a leaf
+        except Exception as error:  # noqa: BLE001  # the caller gets a leaf for anything the library raises
             leaf = (
                 error
                 if isinstance(error, DaarionError)
@@ -168,6 +173,6 @@ class Embedder:
         )
 
     async def _warm_up(self) -> None:
-        """Encodes once short and once at full length, so that no caller pays for what is allocated lazily."""
+        """Encodes a short and a full-length text: the first of each allocates lazily."""
         await self._encoded(["warm up"], "query")
         await self._encoded(["warm " * self._settings.max_tokens], "passage")

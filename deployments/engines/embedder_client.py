@@ -1,4 +1,4 @@
-"""The Embedder port over the deployment's handle, and the choice between it and a remote endpoint."""
+"""The Embedder port over the deployment's handle, and the choice of that or an endpoint."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ PROBE_S = 5.0
 
 
 class OpenEmbedder(TokenEmbedder, Protocol):
-    """An embedder with its readiness and its end."""
+    """An embedder that can be probed and closed."""
 
     async def ping(self) -> None:
         """Raises EngineUnavailable or an UpstreamError while it cannot embed."""
 
-    async def close(self) -> None:
-        """Releases what it holds."""
+    async def close(self) -> None: ...
 
 
 def open_embedder(
     settings: EmbedderSettings, environment: Environment, *, own_vectors: bool = False
 ) -> OpenEmbedder:
-    """Returns the embedder that the configuration names. Must be called on the running event loop.
+    """Returns the configured embedder; to be called on the running event loop.
 
-    Its vectors are memory's, or with `own_vectors` the model's own.
+    Its vectors are memory's; with `own_vectors` the model's own.
 
     Raises:
         ConfigurationError: the environment variable with the endpoint's key is not set.
@@ -97,7 +96,7 @@ class EmbedderClient:
         await self.stats()
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Holds nothing open."""
 
     async def _call(
         self, method: str, deadline: Deadline, *arguments: object, **named: object

@@ -1,4 +1,4 @@
-"""vLLM's failures as leaves of the error tree. The one place that knows vLLM's exceptions."""
+"""vLLM's failures as leaves of the error tree; no other module knows vLLM's exceptions."""
 
 from __future__ import annotations
 
@@ -25,18 +25,21 @@ RETRY_AFTER_BUSY_S = 1.0
 RETRY_AFTER_DEAD_S = 10.0
 
 _TOO_LONG_TEXT = ("maximum context length", "max_model_len")
-# What a caller must not see in a foreign message: source positions, URLs, absolute paths, addresses, vLLM's notes on its own fields.
+# Parts of a foreign message that a caller must not see: source positions, URLs, absolute paths,
+# addresses, vLLM's notes on its own fields.
 _PRIVATE = re.compile(
-    r"\[[\d:]+\] \S+:\d+: |https?://\S+|(?:/[\w.@-]+){2,}|0x[0-9a-fA-F]+| ?\((?:parameter|value)=.*\)$",
+    r"\[[\d:]+\] \S+:\d+: |https?://\S+|(?:/[\w.@-]+){2,}|0x[0-9a-fA-F]+"
+    r"| ?\((?:parameter|value)=.*\)$",
     re.DOTALL,
 )
 _FIELD = re.compile(r"[a-z_]+")
 
 
 def translated(error: BaseException, *, structured: bool) -> DaarionError:
-    """Returns the leaf for what vLLM raised; one that is a leaf already comes back unchanged.
+    """Returns the leaf for an exception of vLLM; a leaf is returned unchanged.
 
-    `structured`: a grammar shaped the answer. What fails then without being refused is a schema that cannot be compiled.
+    With `structured` a grammar shaped the answer: an internal failure then means that the schema
+    cannot be compiled.
     """
     if isinstance(error, DaarionError):
         return error
@@ -60,7 +63,7 @@ def translated(error: BaseException, *, structured: bool) -> DaarionError:
 
 
 def translated_response(response: ErrorResponse, *, structured: bool) -> DaarionError:
-    """Returns the leaf for the error object that vLLM answers or streams instead of raising; `structured` as above."""
+    """Returns the leaf for an error object that vLLM answers or streams; `structured` as above."""
     error = response.error
     if error.message == "Client disconnected":
         raise asyncio.CancelledError  # vLLM swallows the cancellation of its own task
@@ -74,7 +77,7 @@ def translated_response(response: ErrorResponse, *, structured: bool) -> Daarion
 
 
 def engine_gone() -> EngineUnavailable:
-    """The engine process died; the replica fails its health check and is replaced."""
+    """The error after the engine's process died; the failed health check replaces the replica."""
     return EngineUnavailable(
         "the local engine has stopped and is being restarted", retry_after_s=RETRY_AFTER_DEAD_S
     )
@@ -108,13 +111,17 @@ def _too_long(message: str) -> ContextLengthExceeded:
     context = numbers.get("max_context_tokens")
     limit = f" of {context} tokens" if context is not None else ""
     return ContextLengthExceeded(
-        f"the messages and the requested answer do not fit the model's context{limit}: shorten `messages` or lower `max_tokens`",
+        f"the messages and the requested answer do not fit the model's context{limit}: "
+        "shorten `messages` or lower `max_tokens`",
         details=numbers or None,
     )
 
 
 _NUMBERS = {
-    "max_context_tokens": r"(?:maximum context length is |max_model_len=(?:max_total_tokens=)?|maximum context length \()(\d+)",
+    "max_context_tokens": (
+        r"(?:maximum context length is |max_model_len=(?:max_total_tokens=)?"
+        r"|maximum context length \()(\d+)"
+    ),
     "prompt_tokens": r"(?:contains (?:at least )?|Input length \()(\d+)(?: input tokens|\))",
     "prompt_characters": r"contains (\d+) characters",
     "requested_tokens": r"(?:requested |max_tokens=|max_completion_tokens=)(\d+)",
@@ -122,13 +129,13 @@ _NUMBERS = {
 
 
 def _reason(message: str) -> str:
-    """The first line of a foreign message, without what is private."""
+    """Returns the first line of a foreign message, without its private parts."""
     lines = _PRIVATE.sub("", message.strip()).strip().splitlines()
     return (lines[0] if lines else "the engine does not accept the request")[:MAX_REASON]
 
 
 def _fields(error: ValidationError) -> str:
-    """`field: reason` for each mistake; pydantic also names the variants of a union that it tried."""
+    """`field: reason` of up to three mistakes, without the variants of a union that were tried."""
     mistakes = error.errors(include_url=False, include_input=False, include_context=False)
     named = (
         f"{'.'.join(str(part) for part in mistake['loc'] if _is_field(part))}: {mistake['msg']}"

@@ -1,7 +1,8 @@
-"""A network without its Python: traced once and run as one graph with the weights as constants.
+"""Runs the embedding model's network as one traced graph, with the weights as constants.
 
-A pass over one short question is mostly the interpreter's work and the dispatch of small operations; as a graph it took 8 ms
-in place of 17 on two cores. The graph takes batches and lengths of any size.
+A pass over one short question spends most of its time in the interpreter and in the dispatch of
+small operations: as a graph it took 8 ms instead of 17 on two cores. The graph takes batches and
+lengths of any size.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _TOLERANCE = 1e-4
 
 
 def freeze(model: SentenceTransformer) -> bool:
-    """Has `model` run its network as a graph from now on; False where that does not work and it stays as it was.
+    """Makes `model` run its network as a graph; returns False and changes nothing where that fails.
 
-    The graph counts as working when it gives the vectors that the network itself gave, to a cosine of 1 - 1e-4.
+    The graph works when its vectors equal the network's own to a cosine of 1 - 1e-4.
     """
     if list(model.tokenizer.model_input_names) != _INPUTS:
         return False
@@ -36,7 +37,7 @@ def freeze(model: SentenceTransformer) -> bool:
         if float((_vectors(model) * expected).sum(axis=1).min()) >= 1 - _TOLERANCE:
             return True
         reason = "other vectors"
-    except Exception as error:  # noqa: BLE001  # what cannot be traced raises whatever it likes, and runs as it is
+    except Exception as error:  # noqa: BLE001  # tracing may raise anything; the model then runs untraced
         reason = type(error).__name__
     _LOG.warning(
         "the embedding model runs without its graph (%s): single texts take longer", reason
@@ -48,7 +49,8 @@ def freeze(model: SentenceTransformer) -> bool:
 def _as_graph(model: SentenceTransformer, network: Any) -> Any:
     sample = model.tokenizer(_SAMPLES[:2], padding=True, return_tensors="pt")
     with torch.inference_mode(), warnings.catch_warnings():
-        # The tracer warns of decisions it cannot record (the vectors are compared afterwards), torch of a successor that wants a compiler.
+        # The tracer warns of branches that it cannot record; the vectors are compared afterwards.
+        # torch warns of the tracer's successor, which needs a compiler.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(
             network, tuple(sample[name] for name in _INPUTS), strict=False, check_trace=False

@@ -1,4 +1,4 @@
-"""The local embedding model in this very process, for commands that run beside the graph."""
+"""The local embedding model inside this process, for commands that run beside the graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deployments.engines.sentence_encoder import SentenceEncoder
 
 
 class InProcessEmbedder:
-    """Implements the Embedder port without queues: one caller at a time. Loads the model when constructed (seconds).
+    """Implements the Embedder port for one caller at a time. The constructor loads the model.
 
     Raises:
         ConfigurationError: the model cannot be loaded.

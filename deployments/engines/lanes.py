@@ -1,4 +1,4 @@
-"""Who is embedded next: queries before passages, tenants in turns, everything bounded. No I/O, no model library."""
+"""The order of texts to embed: queries before passages, tenants in turns, all bounded. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RETRY_WHEN_FULL_S = 1.0
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """One text in the queue. `cost` is its length in tokens, estimated; `until` is on the monotonic clock."""
+    """One text in the queue: `cost` estimates its tokens, `until` is on the monotonic clock."""
 
     text: str
     kind: EmbeddingKind
@@ -28,12 +28,12 @@ class Waiting:
 
     @property
     def given_up(self) -> bool:
-        """Whether nobody waits for the vector any more."""
+        """Whether the caller has left or its deadline has passed."""
         return self.answer.done() or time.monotonic() >= self.until
 
 
 class _Lane:
-    """The waiting texts of one kind, one queue a tenant; tenants take turns text by text."""
+    """Waiting texts of one kind, one queue per tenant; tenants take turns text by text."""
 
     def __init__(self) -> None:
         self._tenants: OrderedDict[str, deque[Waiting]] = OrderedDict()
@@ -48,7 +48,7 @@ class _Lane:
         return next(iter(self._tenants.values()))[0] if self._tenants else None
 
     def remove(self, tenant: str, gone: set[Waiting]) -> list[Waiting]:
-        """Takes `gone` out of the tenant's queue; returns what was there."""
+        """Takes `gone` out of the tenant's queue; returns those that were in it."""
         queue = self._tenants.get(tenant, deque())
         removed = [item for item in queue if item in gone]
         if len(removed) == len(queue):
@@ -70,8 +70,8 @@ class _Lane:
 class FairLanes:
     """Two bounded lanes and the rule between them.
 
-    A batch holds texts of one lane. Queries go first, but while both lanes wait passages get `passage_share` of the work,
-    counted in tokens: steady queries delay ingestion and never stop it.
+    A batch holds texts of one lane. Queries go first; while both lanes wait, passages get
+    `passage_share` of the work, in tokens, so that steady queries never stop ingestion.
     """
 
     def __init__(self, batch: BatchSettings, queue: QueueSettings) -> None:
@@ -102,14 +102,14 @@ class FairLanes:
         self.waiting += len(items)
 
     def forget(self, items: Sequence[Waiting]) -> None:
-        """Drops what still waits of one call, so that it fills nobody's bound."""
+        """Drops the texts of one call that still wait, so that they count towards no bound."""
         gone = set(items)
         for lane in self._lanes.values():
             for item in lane.remove(items[0].tenant, gone) if items else ():
                 self._release(item)
 
     def next_batch(self) -> list[Waiting]:
-        """Returns the next texts to embed, all of one kind; empty when none wait. What was given up is dropped."""
+        """Returns the next texts to embed, all of one kind, and drops those that were given up."""
         lane, kind = self._chosen()
         taken: list[Waiting] = []
         tokens = 0
@@ -130,7 +130,7 @@ class FairLanes:
         return queries, "query"
 
     def _account(self, kind: EmbeddingKind, tokens: int) -> None:
-        """Passages that wait earn credit from every query token, and pay a whole batch for their turn."""
+        """Credits waiting passages for each query token; a batch of passages uses its tokens up."""
         if kind == "passage":
             self._credit = max(0.0, self._credit - tokens)
         elif self._lanes["passage"]:

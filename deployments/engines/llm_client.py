@@ -23,7 +23,10 @@ ENGINE = "the local engine"
 
 
 class LateHandle:
-    """The handle of a deployment that may start later than its callers: looked up when it is needed, at most once a second."""
+    """The handle of a deployment that may start after its callers.
+
+    It is looked up when needed, at most once in `LOOKUP_INTERVAL_S`.
+    """
 
     def __init__(self, deployment: str, application: str, engine: str) -> None:
         self._deployment = deployment
@@ -49,7 +52,7 @@ class LateHandle:
 
 
 class EngineClient:
-    """Calls one deployment of the application `engines`; the handle is looked up at first use, since that may start later."""
+    """Calls `LocalLLM` of the application `engines`."""
 
     def __init__(self, deployment: str, application: str) -> None:
         self._handle = LateHandle(deployment, application, ENGINE)
@@ -106,9 +109,9 @@ class EngineClient:
 
 
 def unwrapped(error: Exception, engine: str = ENGINE) -> DaarionError:
-    """Returns the leaf that a replica raised, or the one that says why there was no answer; `engine` names it there.
+    """Returns the leaf that a replica raised, else one that says why `engine` gave no answer.
 
-    Over a handle an error arrives wrapped, with a traceback in its text: only the wrapped leaf is passed on.
+    Over a handle an error arrives wrapped, with a traceback in its text; callers see only the leaf.
     """
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, DaarionError):
@@ -125,5 +128,5 @@ def unwrapped(error: Exception, engine: str = ENGINE) -> DaarionError:
 
 
 def starting(engine: str = ENGINE) -> EngineUnavailable:
-    """The error while the deployment cannot be found yet."""
+    """Returns the error while the deployment cannot be found yet."""
     return EngineUnavailable(f"{engine} is still starting: retry", retry_after_s=RETRY_AFTER_S)

@@ -47,7 +47,10 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
         )
 
     async def start(self) -> None:
-        """Starts the engine and warms it up. Ray's own start reports usage through one more actor process."""
+        """Starts the engine and warms it up.
+
+        Ray's own `start` would also report usage, through one more actor process.
+        """
         self.engine = PlainEngine(self._llm_config)
         await asyncio.wait_for(self.engine.start(), START_TIMEOUT_S)
         self._warm_up_s = await self._warm_up()
@@ -63,7 +66,8 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
         Cancelling the call aborts the generation.
 
         Raises:
-            InvalidRequest: what vLLM refuses as the caller's mistake; ContextLengthExceeded with the numbers.
+            InvalidRequest: vLLM refuses the request as the caller's mistake.
+            ContextLengthExceeded: the request does not fit; with the numbers.
             Overloaded: more than `max_unfinished` requests are in the engine.
             EngineUnavailable: the engine has died.
         """
@@ -75,10 +79,10 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
             raise
 
     async def chat_stream_dict(self, body: dict[str, Any]) -> AsyncIterator[str]:
-        """Yields the chunks of the same as JSON text, a chunk a token; the last carries the usage.
+        """Yields the completion's chunks as JSON text, one per token; the last carries the usage.
 
-        Closing the iterator (or cancelling the call) aborts the generation. Raises as `chat_dict`, before the first
-        chunk or in the middle.
+        Closing the iterator or cancelling the call aborts the generation. Raises as `chat_dict`,
+        before the first chunk or in the middle.
         """
         request = self._request(body, stream=True)
         finished = False
@@ -91,7 +95,7 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
             raise
 
     async def engine_stats(self) -> dict[str, Any]:
-        """Returns what the engine is and does; cheap, and answered while the engine is busy.
+        """Returns the engine's state and counts; cheap, and answered while the engine is busy.
 
         Counts are totals since the replica's start; `steps` grows only while the engine computes.
         """
@@ -131,19 +135,18 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
         return engine
 
     async def _warm_up(self) -> float:
-        """Generates in every way that callers may ask for; returns the seconds.
+        """Generates in every way that callers may ask for; returns the seconds that it took.
 
-        Only the first answer must succeed. A way that this model refuses, or a slow machine, costs its first callers some time and
-        the replica nothing.
+        Only the first answer must succeed: where this model refuses a way, or the machine is too
+        slow, its first callers wait longer and the replica starts all the same.
         """
         started = time.monotonic()
         rounds = warm_up_rounds(
             max_num_seqs=self._settings.engine.max_num_seqs,
             calls_tools=self._settings.tool_parser is not None,
         )
-        await asyncio.wait_for(
-            self.chat_dict(rounds[0][0]), WARM_UP_TIMEOUT_S
-        )  # whole; the others as streams
+        # This one as a whole answer, all of them as streams.
+        await asyncio.wait_for(self.chat_dict(rounds[0][0]), WARM_UP_TIMEOUT_S)
         try:
             async with asyncio.timeout(WARM_UP_TIMEOUT_S):
                 for number, bodies in enumerate(rounds):

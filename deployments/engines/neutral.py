@@ -1,11 +1,11 @@
-"""Vectors that say what a text means and less in which language it is written.
+"""Removes from vectors what all texts share and what all texts of one language share.
 
-Multilingual models keep a part that all texts share and a part that all texts of a language share. The first makes
-unrelated texts look alike (a cosine of 0.7 to 0.8 with E5), the second puts every text of the question's own language before
-the answer in the other one. Both are means over texts, so they are measured once, on sentences that stand in both
-languages, and taken out (Libovický, Rosa and Fraser, On the Language Neutrality of Pre-trained Multilingual
-Representations, 2020). The sentences are joined by twos and threes: the parts depend on length, and single short sentences
-measure them badly.
+In a multilingual model's vectors the first part makes unrelated texts look alike (a cosine of 0.7
+to 0.8 with E5); the second ranks every text in the question's language above the answer in the
+other one. Both are means over texts, so they are measured once, on parallel sentences, and
+subtracted (Libovický, Rosa and Fraser, On the Language Neutrality of Pre-trained Multilingual
+Representations, 2020). The sentences are joined by twos and threes: the parts depend on length,
+and single short sentences measure them badly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float32]
 
 LANGUAGE_SHARE = 0.7
-"""How much of the language's part is taken out; what stays prefers the question's own language among equals."""
+"""Share of the language's part that is removed; the rest decides between equals."""
 SENTENCES = Path(__file__).with_name("parallel_texts.tsv")
 
 _CYRILLIC = re.compile("[\u0400-\u04ff]")
@@ -31,9 +31,9 @@ _STEP = 11
 
 
 class LanguageParts:
-    """The common part and half the difference between the two languages, as measured on one model.
+    """The common part and half the difference between the two languages, measured on one model.
 
-    The language of a text is the share of Cyrillic among its letters, so mixed texts lie between.
+    A text's language is the share of Cyrillic among its letters, so mixed texts lie in between.
     """
 
     def __init__(self, cyrillic: Vector, latin: Vector) -> None:
@@ -68,6 +68,6 @@ def joined_sentences() -> tuple[list[str], list[str]]:
 
 
 def cyrillic_share(text: str) -> float:
-    """The part of Cyrillic letters among the letters of `text`; a half where there are none."""
+    """Returns the share of Cyrillic among the letters of `text`; 0.5 without letters."""
     letters = len(_LETTER.findall(text))
     return len(_CYRILLIC.findall(text)) / letters if letters else 0.5

@@ -1,4 +1,4 @@
-"""Where an engine's replica and its workers run, and with which process environment. Light: no model library."""
+"""Where an engine's replica and workers run, and their process environment. No model library."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ _ACCELERATOR_SHARE = 0.001  # Ray's way to ask for a node of that type
 
 @dataclass(frozen=True)
 class Placement:
-    """`num_cpus` is the replica's own share; `num_gpus` the share of a GPU of each worker, 0 for a CPU engine.
+    """Resources of one engine.
 
+    `num_cpus` is the replica's own share, `num_gpus` a worker's share of a GPU (0: a CPU engine).
     `accelerator_type` is one of Ray's names (`L4`, `H100`, …); None takes any GPU.
     """
 
@@ -26,12 +27,12 @@ class Placement:
 
     @property
     def strategy(self) -> str:
-        """Workers of one engine share a node where they fit."""
+        """Ray's placement strategy: the workers of an engine share a node where they fit."""
         return "PACK"
 
     @property
     def worker_bundles(self) -> list[dict[str, float]]:
-        """What the engine's workers take: their share of a GPU; on a CPU the work is done inside the replica's own share."""
+        """Each worker's share of a GPU; a CPU engine works inside the replica's own share."""
         if not self.on_gpu:
             return [{"CPU": self.num_cpus}]
         bundle = {"GPU": self.num_gpus}
@@ -41,7 +42,7 @@ class Placement:
 
     @property
     def replica_bundles(self) -> list[dict[str, float]]:
-        """The replica's placement group: its own share sits in the first worker's bundle."""
+        """The replica's placement group: its own share is part of the first worker's bundle."""
         if not self.on_gpu:
             return self.worker_bundles
         first, *others = self.worker_bundles
@@ -53,7 +54,7 @@ class Placement:
 
 
 def process_variables(*, threads: int | None, cache: str, offline: bool) -> dict[str, str]:
-    """The environment of the engine's processes: no telemetry, caches under the data directory, capped math threads.
+    """Returns the variables of the engine's processes: no telemetry, caches in `cache`, `threads`.
 
     `offline` keeps the model hub's client from asking the network about a folder.
     """
@@ -68,7 +69,7 @@ def process_variables(*, threads: int | None, cache: str, offline: bool) -> dict
         "HF_HUB_OFFLINE": "1" if offline else "0",
     }
     if threads is not None:
-        # vLLM binds one thread to one core when it is left to choose on two cores.
+        # Left to itself vLLM binds one thread to one core on a machine with two.
         variables |= {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),

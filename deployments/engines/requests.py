@@ -8,16 +8,18 @@ from configs.engines.config import SamplingSettings, StructuredSettings
 from contracts.errors import InvalidRequest
 from deployments.engines.schemas import bound_schema, refuse_widened
 
-# What a caller may ask for. Everything else of vLLM's own dialect (templates, token ids, transfer parameters,
-# beams, several answers at once) would let one caller cost the others dearly, or change what the engine is.
+# Fields that a caller may send. The rest of vLLM's dialect (templates, token ids, transfer
+# parameters, beams, several answers) would let one caller slow down others or change the engine.
 ALLOWED = frozenset({
-    "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "tools", "tool_choice",
-    "parallel_tool_calls", "response_format", "chat_template_kwargs", "frequency_penalty", "presence_penalty", "repetition_penalty",
-    "logit_bias", "reasoning_effort", "stream", "stream_options", "continue_final_message", "add_generation_prompt",
+    "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p",
+    "stop", "seed", "tools", "tool_choice", "parallel_tool_calls", "response_format",
+    "chat_template_kwargs", "frequency_penalty", "presence_penalty", "repetition_penalty",
+    "logit_bias", "reasoning_effort", "stream", "stream_options", "continue_final_message",
+    "add_generation_prompt",
 })  # fmt: skip
 
 LEAST_TOP_P = 1e-6
-"""What zero means, the likeliest token alone; vLLM refuses the zero itself."""
+"""Stands for a `top_p` of 0, the likeliest token alone, which vLLM refuses."""
 
 
 def engine_request(
@@ -28,12 +30,13 @@ def engine_request(
     structured: StructuredSettings,
     stream: bool,
 ) -> dict[str, Any]:
-    """Returns the body for vLLM: known fields only, nulls dropped, defaults filled, schemas bounded.
+    """Returns the body for vLLM: known fields, no nulls, defaults filled in, schemas bounded.
 
     Unknown fields are dropped, as OpenAI-compatible servers do. `model` becomes the served name.
 
     Raises:
-        InvalidRequest: no messages, malformed tools or `response_format`, or a schema that `bound_schema` or `refuse_widened` refuses.
+        InvalidRequest: no messages, malformed tools or `response_format`, or a schema that
+            `bound_schema` or `refuse_widened` refuses.
     """
     request = {key: value for key, value in body.items() if key in ALLOWED and value is not None}
     if not isinstance(request.get("messages"), list) or not request["messages"]:
@@ -54,7 +57,7 @@ def engine_request(
 
 
 def _drop_tool_fields(request: dict[str, Any]) -> None:
-    """Without tools, `none` and `auto` mean nothing; vLLM refuses the rest by itself."""
+    """Drops `none` and `auto`, which mean nothing without tools; vLLM refuses other choices."""
     request.pop("tools", None)
     request.pop("parallel_tool_calls", None)
     if request.get("tool_choice") in ("none", "auto"):
@@ -98,7 +101,7 @@ def _bounded_tool(tool: Any, index: int, bounds: StructuredSettings) -> dict[str
 
 
 def _is_forced(tool: dict[str, Any], choice: Any) -> bool:
-    """Whether a grammar will shape this tool's arguments; a call that the model is free to make is not shaped."""
+    """Whether a grammar will shape this tool's arguments; it shapes no call that is optional."""
     if isinstance(choice, dict):
         function = choice.get("function")
         return isinstance(function, dict) and function.get("name") == tool["function"]["name"]

@@ -1,7 +1,7 @@
-"""Bounds for JSON schemas that have none, so that a small model cannot loop inside one value for ever.
+"""Bounds JSON schemas, so that a small model cannot loop inside one value for ever.
 
-A schema with tighter bounds accepts a subset of what the caller's accepts: what the model writes satisfies both. What the
-grammar compiler (xgrammar) would widen without saying so is refused.
+A bounded schema accepts a subset of the caller's, so an answer satisfies both. Keywords that the
+grammar compiler (xgrammar) silently ignores are refused.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ MAX_BYTES = 64 << 10
 _SUBSCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SUBSCHEMA_MAPS = ("properties", "$defs", "definitions")
 _SUBSCHEMAS = ("items", "additionalProperties", "unevaluatedItems", "unevaluatedProperties")
-"""Without `not` and `if`: a bound inside something negated would widen the whole."""
+"""`not` and `if` are missing: a bound inside a negation would widen the whole schema."""
 
 _ANY = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 _IGNORED = (
-    "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "contains", "minContains", "maxContains",
-    "uniqueItems", "additionalItems", "$dynamicRef", "$recursiveRef",
+    "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies",
+    "contains", "minContains", "maxContains", "uniqueItems", "additionalItems",
+    "$dynamicRef", "$recursiveRef",
 )  # fmt: skip
-# Of these the compiler reads the first that is there, and nothing beside it.
+# The compiler reads the first of these that is present, and no keyword beside it.
 _ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
-# What the compiler reads only where it knows the type: it is told, or one of the keywords to the right tells it.
+# The compiler reads these only where it knows the type, from one of the keywords in `_TYPED`.
 _OF_OBJECTS = ("required", "minProperties", "maxProperties", "patternProperties", "propertyNames")
 _OF_ARRAYS = ("minItems", "maxItems")
 _OF_SCALARS = (
-    "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+    "minLength", "maxLength", "pattern", "format",
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
 )  # fmt: skip
 _TYPED = {
     _OF_OBJECTS: ("type", "properties", "additionalProperties", "unevaluatedProperties"),
@@ -51,16 +53,17 @@ _ASSERTIONS = (
 )
 _MAX_PATH = 200
 _MAX_VARIANTS = 32
-"""Branches of a `oneOf`: each pair of them is compared."""
+"""Branches of a `oneOf`; every pair of them is compared."""
 
 
 def bound_schema(schema: Any, bounds: StructuredSettings) -> Any:
-    """Returns a copy of `schema` where unbounded strings and arrays get the bounds.
+    """Returns a copy of `schema` where unbounded strings and arrays have bounds.
 
-    Only keywords that hold schemas are followed: a `const` or `enum` that looks like a schema stays as it is.
+    A `const` or `enum` that looks like a schema stays unchanged.
 
     Raises:
-        InvalidRequest: nested deeper than MAX_DEPTH, or longer than MAX_BYTES (compiling it would hold up everybody else).
+        InvalidRequest: nested deeper than MAX_DEPTH, or longer than MAX_BYTES, because compiling it
+            would hold up all other requests.
     """
     try:
         size = len(json.dumps(schema))
@@ -72,9 +75,9 @@ def bound_schema(schema: Any, bounds: StructuredSettings) -> Any:
 
 
 def refuse_widened(schema: dict[str, Any]) -> None:
-    """Refuses what the compiled grammar would not hold to, so that an answer is never invalid under the caller's schema.
+    """Refuses keywords that the grammar would ignore: answers could break the caller's schema.
 
-    Only schemas are looked at, as in `bound_schema`, which bounds the depth and comes first.
+    `bound_schema`, which bounds the depth, must come first.
 
     Raises:
         InvalidRequest: names the keyword and its JSON path.
@@ -108,7 +111,7 @@ def _parts(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _widened(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields the keywords of one schema that the grammar would not hold to, each with the reason."""
+    """Yields the keywords of one schema that the grammar would ignore, each with the reason."""
     yield from ((key, "is not supported") for key in _IGNORED if key in schema)
     if len(_list(schema.get("allOf"))) > 1:
         yield "allOf", "has more than one branch: merge them"
@@ -118,7 +121,7 @@ def _widened(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[tuple[str
     if not all(_disjoint(one, other, root) for one, other in combinations(variants, 2)):
         yield (
             "oneOf",
-            "has branches that are not plainly disjoint by `const`, `enum` or `type`: make them so, or use `anyOf`",
+            "has branches that `const`, `enum` or `type` do not plainly separate: use `anyOf`",
         )
     head = next((key for key in _ALONE if key in schema), None)
     if head is not None:
@@ -146,7 +149,7 @@ def _widened(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[tuple[str
 
 
 def _disjoint(one: Any, other: Any, root: dict[str, Any]) -> bool:
-    """Whether no value can satisfy both, told by types, by values, or by the values of a property that both require."""
+    """Whether no value can satisfy both, by types, values, or values of a property both require."""
     kinds = _kinds(one, root) & _kinds(other, root)
     if not kinds:
         return True
@@ -166,7 +169,7 @@ def _disjoint(one: Any, other: Any, root: dict[str, Any]) -> bool:
 
 
 def _kinds(schema: Any, root: dict[str, Any], *, branching: bool = True) -> frozenset[str]:
-    """The types that a value of `schema` can have; all of them where that is not plain."""
+    """Returns the types that a value of `schema` can have; all types where that is unclear."""
     schema = _dict(_resolved(schema, root))
     if "const" in schema or isinstance(schema.get("enum"), list):
         return frozenset(map(_kind, [schema["const"]] if "const" in schema else schema["enum"]))
@@ -200,7 +203,7 @@ def _kind(value: object) -> str:
 
 
 def _values(schema: Any) -> frozenset[tuple[str, Any]] | None:
-    """The values that `const` or `enum` leave; None where neither is there or one is no plain value."""
+    """Returns the values of `const` or `enum`; None without either, or where one is a container."""
     values = [schema["const"]] if "const" in _dict(schema) else _dict(schema).get("enum")
     if not isinstance(values, list) or any(isinstance(value, list | dict) for value in values):
         return None
@@ -212,7 +215,7 @@ def _required(schema: Any) -> set[str]:
 
 
 def _resolved(schema: Any, root: dict[str, Any]) -> Any:
-    """Follows references into the schema's own definitions; any other stays."""
+    """Follows references into the schema's own definitions; other references stay."""
     for _ in range(MAX_DEPTH):
         reference = _dict(schema).get("$ref")
         if not isinstance(reference, str):

@@ -16,11 +16,12 @@ from deployments.engines.frozen import freeze
 from deployments.engines.neutral import LanguageParts, Vector
 
 MAX_CHARS_PER_TOKEN = 16
-"""Texts are cut there before they are tokenised: no language's pieces are that long on average, and it bounds the work."""
+"""Texts are cut at this length before they are tokenised, which bounds the tokeniser's work.
+No language has pieces that long on average."""
 
 _FOREIGN = (
-    "input: these tokens are not of this model's own tokenizer with its marks at both ends: send texts "
-    "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))"
+    "input: these tokens are not of this model's own tokenizer with its marks at both ends: "
+    "send texts (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))"
 )
 
 
@@ -42,15 +43,17 @@ class SentenceEncoder:
         dimension = self._model.get_embedding_dimension()
         if dimension != settings.dimension:
             raise ConfigurationError(
-                f"engines.yaml: embedder.dimension: {settings.dimension}, but the model has {dimension}"
+                f"engines.yaml: embedder.dimension: {settings.dimension}, "
+                f"but the model has {dimension}"
             )
         self.frozen = device == "cpu" and freeze(self._model)
         self.parts = LanguageParts.measured(self._passages) if settings.language_neutral else None
 
     def texts_of(self, inputs: Sequence[EmbeddingInput]) -> list[str]:
-        """Returns the texts, also of those that came as tokens of the model's own tokenizer with its marks at both ends.
+        """Returns the texts; inputs of tokens are decoded.
 
-        Ids alone do not tell whose they are, the marks do: no other tokenizer has them there.
+        Tokens must have the marks of the model's own tokenizer at both ends: ids alone would not
+        show that they come from another one.
 
         Raises:
             InvalidRequest: tokens of another tokenizer, or of an empty text.
@@ -64,7 +67,7 @@ class SentenceEncoder:
         if len(prepared) == 1:
             return [self._one(prepared[0])]
         counts = self._count(prepared)
-        # The library takes the longest first: neighbours of about the same length waste the least padding.
+        # The library sorts by length: neighbours of about the same length waste the least padding.
         vectors = self._model.encode(
             prepared,
             batch_size=self._batch_size(counts),
@@ -93,7 +96,7 @@ class SentenceEncoder:
         return text
 
     def _one(self, prepared: str) -> tuple[bytes, int]:
-        """A question alone, without what the library does to sort and split many texts."""
+        """Encodes one text without the library's work of sorting and splitting many."""
         features = self._model.tokenizer(
             [prepared], truncation=True, max_length=self._settings.max_tokens, return_tensors="pt"
         )
@@ -105,7 +108,7 @@ class SentenceEncoder:
         )
 
     def neutral(self, texts: Sequence[str], vectors: Sequence[bytes]) -> list[bytes]:
-        """Returns the vectors of `texts` without what their language adds; unchanged where the settings leave it in."""
+        """Returns the vectors without their language's part, if `language_neutral` is set."""
         if self.parts is None:
             return list(vectors)
         return [
@@ -117,7 +120,7 @@ class SentenceEncoder:
         return np.stack([np.frombuffer(data, "<f4") for data, _ in self.encode(texts, "passage")])
 
     def _batch_size(self, counts: Sequence[int]) -> int:
-        """As many texts a pass as fit the batch's tokens when each is padded to the longest."""
+        """Texts per pass that fit the batch's tokens when each is padded to the longest."""
         return max(
             1, min(self._settings.batch.max_texts, self._settings.batch.max_tokens // max(counts))
         )
@@ -139,7 +142,8 @@ def _load(settings: LocalEmbedderSettings, source: str, device: str) -> Sentence
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ConfigurationError(
-            f"engines.yaml: embedder.model: `{settings.model}` cannot be loaded ({type(error).__name__})"
+            f"engines.yaml: embedder.model: `{settings.model}` cannot be loaded "
+            f"({type(error).__name__})"
         ) from error
     if device == "cpu":
         _own_memory(model)
@@ -147,13 +151,16 @@ def _load(settings: LocalEmbedderSettings, source: str, device: str) -> Sentence
 
 
 def _own_memory(model: SentenceTransformer) -> None:
-    """Moves the weights out of the mapped file, into memory that may have huge pages: after a pause a pass took half as long."""
+    """Copies the weights from the mapped file into memory that may have huge pages.
+
+    A pass after a pause then took half as long.
+    """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
 
 
 def _dtype(name: str, device: str) -> torch.dtype:
-    """Half precision on a CPU took twelve times as long, so `auto` is float32 there."""
+    """`auto` is float32 on a CPU, where half precision took twelve times as long."""
     if name == "auto":
         name = "float16" if device == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, name)
@@ -161,5 +168,5 @@ def _dtype(name: str, device: str) -> torch.dtype:
 
 
 def _encodable(text: str) -> str:
-    """The tokenizer refuses lone surrogates; one such text must not fail the texts beside it."""
+    """Replaces lone surrogates: the tokenizer refuses them, and with them the whole batch."""
     return text.encode("utf-8", "replace").decode("utf-8")

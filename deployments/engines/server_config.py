@@ -1,4 +1,4 @@
-"""From `engines.yaml` to ray.serve.llm's configuration. Imported in the engine's replica only."""
+"""Translates `engines.yaml` for ray.serve.llm. Imported in the engine's replica only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def llm_config(
             "strategy": placement.strategy,
         },
         engine_kwargs=engine_kwargs(settings, template, placement),
-        # vLLM's own metrics through Ray's exporter; on a laptop nobody scrapes them and they cost CPU each step.
+        # vLLM's own metrics cost CPU at each step; nobody scrapes them on a laptop.
         log_engine_metrics=placement.on_gpu,
         **options,
     )
@@ -50,7 +50,7 @@ def engine_kwargs(
         "gpu_memory_utilization": engine.gpu_memory_utilization,
         "tensor_parallel_size": placement.tensor_parallel_size,
         "trust_remote_code": False,
-        # Without it a small model emits white space for ever inside a JSON answer.
+        # With white space allowed a small model writes it for ever inside a JSON answer.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "exclude_tools_when_tool_choice_none": True,
     }

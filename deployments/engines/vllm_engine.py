@@ -1,4 +1,4 @@
-"""The vLLM engine below `LocalLLM`: Ray's integration, asked and answered in plain data, with counters."""
+"""The vLLM engine below `LocalLLM`, with plain data as requests and answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ERROR = '{"error"'
 
 
 class PlainEngine(CountedEngine):
-    """One engine process with its model; requests and answers are OpenAI's JSON as dicts and strings."""
+    """One engine with its model; requests and answers are OpenAI's JSON as dicts and strings."""
 
     @property
     def unfinished(self) -> int:
@@ -44,7 +44,7 @@ class PlainEngine(CountedEngine):
         return dumped
 
     async def stream(self, request: dict[str, Any]) -> AsyncIterator[str]:
-        """Yields completion chunks as JSON text, one a token. Closing the iterator aborts the request in the engine.
+        """Yields completion chunks as JSON text, one per token. Closing the iterator aborts them.
 
         Raises:
             DaarionError: a leaf, before the first chunk or in the middle.

@@ -1,8 +1,8 @@
-"""What an engine generates before it counts as ready: each way of asking, and each size of a batch, once. Pure.
+"""The requests of an engine's warm-up: each kind of request and each size of a batch, once. Pure.
 
-The first step of a shape (so many sequences, so long a prompt) and the first use of a sampler, a grammar or a parser of tool calls
-cost many times a later one: kernels are chosen, weights and tables come into the caches, modules are loaded. An answer of some
-length for one caller alone stands at the end, because that is what the first caller asks for.
+The first step of a shape (sequences, prompt length) and the first use of a sampler, a grammar or a
+parser of tool calls take many times as long as later ones: kernels are chosen, caches filled,
+modules loaded. The last round is one longer answer, as the first caller will ask for.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _UNENDING = {"ignore_eos": True}
 
 
 def warm_up_rounds(*, max_num_seqs: int, calls_tools: bool) -> list[list[dict[str, Any]]]:
-    """Returns the rounds, one after the other; the requests of a round are made at the same time.
+    """Returns the rounds in order; the requests of one round are sent together.
 
-    Requests are bodies of chat completions; `ignore_eos` is for the engine alone and no caller's to ask for.
+    A request is the body of a chat completion; only the engine accepts its `ignore_eos`.
     """
     schema = {"type": "json_schema", "json_schema": {"name": "warm_up", "schema": _SCHEMA}}
     ways = [
@@ -36,7 +36,7 @@ def warm_up_rounds(*, max_num_seqs: int, calls_tools: bool) -> list[list[dict[st
     ]
     if calls_tools:
         ways.append(_asked("Hi", 12, tools=[_TOOL], tool_choice="required"))
-    # Each ends one token after the other: the batch passes through every size.
+    # Each answer is one token longer than the last, so the batch passes through every size.
     crowd = [_asked("Hi", count + 1, **_UNENDING) for count in range(min(max_num_seqs, MAX_CROWD))]
     alone = _asked("Tell me of the sea.", 16, **_UNENDING)
     return [*([way] for way in ways), crowd, [_asked(_LONG, 2)], [alone]]

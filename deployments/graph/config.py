@@ -1,4 +1,4 @@
-"""The Serve graph's files, read and checked as a whole before anything of them is deployed."""
+"""Reads and checks all files of the Serve graph before anything is deployed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def deploy_config(file: Path, environment: Environment) -> ServeDeploySchema:
     Raises:
         ConfigurationError: the file is missing, no YAML, or no Serve configuration.
     """
-    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415  # Ray reads the exported variables when it is imported
+    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415  # Ray reads its variables at import
 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -59,13 +59,13 @@ def deploy_config(file: Path, environment: Environment) -> ServeDeploySchema:
 
 
 def with_live_config(config: ServeDeploySchema) -> ServeDeploySchema:
-    """Returns `config` with the `user_config` that each application's module computes from the files as they are now.
+    """Returns `config` with each deployment's `user_config` from the files as they are now.
 
-    An application takes part by a function `live_config(args) -> {deployment: user_config}` beside its builder. The `args`
-    of the others are checked, too.
+    An application's module offers it as `live_config(args) -> {deployment: user_config}`, beside
+    its builder. The `args` of every application are checked.
 
     Raises:
-        ConfigurationError: one of the files is wrong, an application's builder is not there, or does not take its `args`.
+        ConfigurationError: a file is wrong, or a builder is missing or does not take its `args`.
     """
     from ray.serve.schema import DeploymentSchema  # noqa: PLC0415
 
@@ -84,7 +84,7 @@ def with_live_config(config: ServeDeploySchema) -> ServeDeploySchema:
 
 
 def _checked_module(application: ServeApplicationSchema) -> ModuleType:
-    """Returns the module of the application's builder, which takes the `args` that the file gives."""
+    """Returns the module of the application's builder, after a check of its `args`."""
     where = f"application `{application.name}`"
     name, _, builder_name = application.import_path.partition(":")
     if name in MOVED:
@@ -108,7 +108,7 @@ def _checked_module(application: ServeApplicationSchema) -> ModuleType:
 
 
 def _args_model(builder: Any) -> type[BaseModel] | None:
-    """The model by which Serve checks the `args` of a builder, if it has one."""
+    """Returns the model by which Serve checks the `args` of a builder; None without one."""
     if not inspect.isfunction(builder):
         return None
     hints = typing.get_type_hints(builder)

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Ray starts this in HAProxy's place (RAY_SERVE_HAPROXY_BINARY_PATH): it mends the rendered configuration, then becomes HAProxy.
-# Ray's template binds HAProxy's statistics and metrics to all interfaces; they belong to this machine alone. The ingress
-# keeps the host it was given. What else differs stands in haproxy.sed.
+# Ray starts this in place of HAProxy (RAY_SERVE_HAPROXY_BINARY_PATH). It edits the configuration that
+# Ray rendered, then becomes HAProxy. Ray binds HAProxy's statistics and metrics to all interfaces;
+# here they are bound to loopback. The ingress keeps its host. haproxy.sed holds the other edits.
+# Written for Ray 2.60; tests/graph/test_ray_patches.py fails when the edited lines change.
 previous=
 for argument in "$@"; do
     if [ "$previous" = -f ]; then

@@ -1,4 +1,4 @@
-"""Whether the graph's replicas fit on a node that never grows, and how far they may scale there. Pure; ray is not imported."""
+"""Whether the graph's replicas fit on one node, and how far they may scale there. Pure, no ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Bundle = Mapping[str, float]
 _TYPE = "accelerator_type:"
-# Ray counts in ten thousandths; sums of shares must not fail on a float's last digit.
+# Sums of shares must not fail on a float's last digit; Ray counts in ten thousandths.
 _EPSILON = 1e-6
 
 
@@ -37,12 +37,12 @@ class _Deployment:
 
 
 def fit(config: ServeDeploySchema, node: Mapping[str, float]) -> None:
-    """Lowers `max_replicas` in `config` to what fits on `node` (a node's resources by Ray's names).
+    """Lowers `max_replicas` in `config` to what fits on `node` (its resources by Ray's names).
 
     Deployments that come first in the file grow first.
 
     Raises:
-        ConfigurationError: not even the least replicas of each deployment fit.
+        ConfigurationError: the smallest number of replicas does not fit.
     """
     deployments = [
         _Deployment(schema, bundles)
@@ -62,7 +62,7 @@ def fit(config: ServeDeploySchema, node: Mapping[str, float]) -> None:
 
 
 def gpus_needed(shares: list[float]) -> int:
-    """Returns how many GPUs hold these shares: one above 0.5 takes a card that smaller ones fill (first fit, decreasing)."""
+    """Returns how many GPUs hold these shares, by first fit in decreasing order."""
     free: list[float] = []
     for share in sorted(shares, reverse=True):
         place = next((n for n, left in enumerate(free) if left + _EPSILON >= share), None)
@@ -74,7 +74,7 @@ def gpus_needed(shares: list[float]) -> int:
 
 
 def _bundles(application: Any) -> list[tuple[DeploymentSchema, list[Bundle]]]:
-    """What one replica of each deployment takes: from the module's `replica_bundles` if it has one, else `num_cpus`."""
+    """Returns the bundles of one replica: from the module's `replica_bundles`, else `num_cpus`."""
     module = importlib.import_module(application.import_path.partition(":")[0])
     placed: dict[str, list[Bundle]] = getattr(module, "replica_bundles", lambda _args: {})(
         application.args
@@ -115,7 +115,8 @@ def _refuse(bundles: list[Bundle], node: Mapping[str, float]) -> None:
             f"the graph needs {_counted(lacking['GPU'])} and this machine has {there or 'none'}"
         )
         raise ConfigurationError(
-            f"{needed}: lower tensor_parallel_size or embedder_num_gpus (0: on the CPU) in the Serve file"
+            f"{needed}: lower tensor_parallel_size or embedder_num_gpus (0: on the CPU) "
+            "in the Serve file"
             if there
             else f"{needed} that Ray sees: install NVIDIA's driver, or start it without GPU=1"
         )
@@ -127,8 +128,8 @@ def _refuse(bundles: list[Bundle], node: Mapping[str, float]) -> None:
         )
     if "CPU" in lacking:
         raise ConfigurationError(
-            f"the graph reserves {lacking['CPU']:.1f} CPUs and this machine has {node.get('CPU', 0):.0f}: "
-            "lower num_cpus or min_replicas in the Serve file"
+            f"the graph reserves {lacking['CPU']:.1f} CPUs and this machine has "
+            f"{node.get('CPU', 0):.0f}: lower num_cpus or min_replicas in the Serve file"
         )
 
 

@@ -1,4 +1,4 @@
-"""What every ingress replica has: the environment, credentials, its event log."""
+"""Parts of every ingress replica: the interpreter's settings, credentials, the event log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ hundred waited for the event log's thread."""
 
 
 def tune_interpreter() -> None:
-    """Sets the garbage collector and the thread switching of a process that serves one event loop."""
+    """Sets garbage collection and thread switching for a process with one busy event loop."""
     gc.set_threshold(COLLECT_AFTER, 20, 20)
     sys.setswitchinterval(SWITCH_AFTER_S)
 
@@ -47,9 +47,9 @@ def open_event_log(
 
 
 def access_control(environment: Environment) -> AccessControl:
-    """Returns the check of this environment's secrets. Every ingress replica makes one before it listens.
+    """Returns the check of this environment's secrets, before the replica listens.
 
-    The address comes from Serve, because Serve's own commands deploy the graph without `DAARION_HOST`.
+    Serve knows the address: its own commands deploy the graph without `DAARION_HOST`.
 
     Raises:
         ConfigurationError: the replica listens on another address than loopback, and no secret is

@@ -14,16 +14,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_S = 10.0
 MAX_HEAD_BYTES = 64 << 10
-"""More than HAProxy takes. Without a bound a client could fill the memory within `HEAD_S`."""
+"""More than HAProxy accepts. Without a bound a client could fill the memory within `HEAD_S`."""
 UNREAD_S = 60.0
-"""How long the kernel keeps a connection whose client takes no byte of an answer that waits for it."""
+"""The kernel ends a connection whose client reads nothing of a waiting answer for so long."""
 
 
 class BoundedHeads(HttpToolsProtocol):
-    """Ends a connection that has no request in work and sends no whole head for `HEAD_S`.
+    """Aborts a connection that has no request in work and sends no whole head for `HEAD_S`.
 
-    Idle connections between two requests keep uvicorn's own bound. A connection is aborted and not
-    closed: closing waits until the client has read what was sent to it.
+    Between two requests uvicorn's own bound holds. Aborted, not closed: closing would wait until
+    the client has read what was sent to it.
     """
 
     _overdue: asyncio.TimerHandle | None = None
@@ -31,17 +31,16 @@ class BoundedHeads(HttpToolsProtocol):
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        """Starts to wait for the first head."""
         super().connection_made(transport)
         connection: socket.socket = transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1_000))
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Waits for the rest of a head that has begun.
+        """Waits for the rest of a head.
 
-        Bytes of a body whose request is already answered count as the begin of a head, so they do
-        not keep the connection either.
+        The rest of a body whose request is already answered counts as a head, so it does not keep
+        the connection either.
         """
         super().data_received(data)
         self._head_bytes = self._head_bytes + len(data) if self._is_in_head else 0
@@ -53,17 +52,14 @@ class BoundedHeads(HttpToolsProtocol):
             self._stop_waiting()
 
     def on_message_begin(self) -> None:
-        """A head begins."""
         super().on_message_begin()
         self._is_in_head = True
 
     def on_headers_complete(self) -> None:
-        """The head is complete."""
         self._is_in_head = False
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the timer."""
         self._stop_waiting()
         super().connection_lost(exc)
 

@@ -25,13 +25,13 @@ class Resources(AsyncExitStack):
     """Closes parts in the reverse order of `closing`; a part that fails to close stops no other."""
 
     def closing(self, part: T) -> T:
-        """Registers `part` and returns it. Call it before the part is opened: opening may fail half-way."""
+        """Registers `part` and returns it. Comes before its opening, which may fail half-way."""
         self.push_async_callback(part.close)
         return part
 
 
 class Reloadable:
-    """Adapters that a reload replaces; replaced ones stay open for `grace_s`, for calls under way."""
+    """Adapters that a reload replaces. Replaced ones stay open `grace_s`, for calls under way."""
 
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s

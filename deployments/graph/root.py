@@ -31,7 +31,7 @@ MAX_CONCURRENT = 100
 
 
 class RootArgs(BaseModel):
-    """`args` of the application. `applications` maps those whose health counts to their prefixes."""
+    """`args` of the application: route prefixes of the applications whose health counts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""How the product's own Ray node differs from Ray's defaults. Imported before Ray, which reads its variables at import."""
+"""Settings of the product's own Ray node. Imported before Ray, which reads variables at import."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _LOG_BYTES = 10 << 20
 
 
 def ray_variables(environment: Environment) -> dict[str, str]:
-    """Returns what has to be added to the process environment before Ray is imported; what is set already wins.
+    """Returns the variables to set before Ray is imported; those that are set already win.
 
     HAProxy with throughput mode is the ingress unless `DAARION_SERVE_PROXY=python`.
     """
     wanted = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray would run replicas at nice 15: anything else that computes on this machine would starve them.
+        # Ray runs replicas at nice 15, where any other work on this machine starves them.
         "RAY_worker_niceness": "0",
-        # Ray's name for "one machine only": its processes then listen on and talk over loopback.
+        # Ray's switch for one machine only: its processes then talk over loopback.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_ROTATION_MAX_BYTES": str(_LOG_BYTES),
         "RAY_ROTATION_BACKUP_COUNT": "2",
-        # Called in each process that serves HTTP, before it does.
+        # Serve calls this in each process before it serves HTTP.
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.graph.ray_patches:bound_heads",
     }
     if not any(
@@ -47,7 +47,7 @@ def ray_variables(environment: Environment) -> dict[str, str]:
 
 
 def _own_token(file: Path) -> Path:
-    """Makes the token that Ray's ports demand. Ray's own lies in the home directory, readable by everybody."""
+    """Makes the token for Ray's ports. Ray's own, in the home directory, is readable by all."""
     if file.exists() and file.stat().st_size:
         return file
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -58,7 +58,7 @@ def _own_token(file: Path) -> Path:
         try:
             file.hardlink_to(whole)
         except FileExistsError:
-            if not file.stat().st_size:  # its maker died between making and writing it
+            if not file.stat().st_size:  # its process died before it wrote the token
                 whole.replace(file)
     finally:
         os.close(descriptor)
@@ -67,7 +67,7 @@ def _own_token(file: Path) -> Path:
 
 
 def _haproxy(environment: Environment) -> dict[str, str]:
-    """Private paths: Ray's own lie in a directory that everybody may write, and the socket steers the ingress."""
+    """Private paths: everybody may write where Ray's are, and the socket controls HAProxy."""
     directory = (environment.ray_temp_dir or environment.data_dir / "ray") / "haproxy"
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     return {
@@ -77,11 +77,11 @@ def _haproxy(environment: Environment) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-loopback.sh")),
-        # For clients that stop sending a body or reading an answer; replicas end such requests sooner.
-        # A client that only waits for its answer is not ended.
+        # For clients that stop sending a body or reading an answer; replicas end those sooner.
+        # It does not end clients that wait for an answer.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "90",
         "DAARION_HAPROXY": haproxy_binary(),
-        # Serve's fallback ingress for applications without a replica; its fixed ports would collide with another graph's.
+        # Serve's fallback proxy has fixed ports, on which two graphs would collide.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
     }
@@ -108,7 +108,7 @@ def node_options(environment: Environment) -> dict[str, Any]:
         "num_cpus": max(2, os.cpu_count() or 1),
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": environment.ray_dashboard,
-        # Replicas write to Ray's rotated log files; copying each line here would double them.
+        # Replicas write to Ray's rotated log files; this would copy each line here.
         "log_to_driver": False,
         "logging_level": "warning",
         "configure_logging": False,

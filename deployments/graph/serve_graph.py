@@ -1,9 +1,9 @@
-"""`python -m deployments.graph.serve_graph <config.yaml>`: one Ray node and the Serve graph of a file, until SIGTERM.
+"""`python -m deployments.graph.serve_graph <config.yaml>`: a Ray node with the graph of a file.
 
-SIGHUP deploys the file anew: what can change in place does, through each deployment's `user_config`; a mistake leaves the
-running graph as it was. When the graph cannot be deployed one line on stderr says why, and the process exits with 2 when its
-configuration is to blame, so that another start cannot help, else with 1. Ray's processes end with this one, also when it is
-killed.
+It runs until SIGTERM. SIGHUP deploys the file anew: live values change in place, through each
+deployment's `user_config`; a mistake leaves the running graph unchanged. When the graph cannot be
+deployed, one line on stderr says why; the exit status is 2 when the configuration is to blame, so
+that a restart cannot help, else 1. Ray's processes end with this one, also when it is killed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ log = logging.getLogger("daarion.serve_graph")
 
 
 class DeployFailed(Exception):
-    """An application could not be deployed; the message is one line. `refused`: by its configuration."""
+    """An application cannot be deployed; the message is one line.
+
+    With `refused` its configuration is to blame.
+    """
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
@@ -76,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
 
 class Signals:
-    """What this process is asked to do: SIGHUP to reload, SIGTERM or SIGINT to stop. None is lost from the construction on."""
+    """Signals to this process: SIGHUP to reload, SIGTERM or SIGINT to stop. None is lost."""
 
     def __init__(self) -> None:
         self._received: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -85,26 +88,24 @@ class Signals:
         self.listen()
 
     def listen(self) -> None:
-        """Takes the signals, again where a library took them meanwhile."""
+        """Installs the handlers; to be repeated after a library has installed its own."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda received, _frame: self._received.put(received))
 
     def stop_asked(self) -> bool:
-        """Whether to stop."""
         self._take(0)
         return self._stop_asked
 
     def reload_asked(self) -> bool:
-        """Whether a reload waits to be `taken`."""
         self._take(0)
         return self._reload_asked
 
     def wait(self, seconds: float | None) -> None:
-        """Returns after `seconds` (None: no bound), or sooner with a new signal."""
+        """Returns after `seconds` (None: no bound), or with a new signal."""
         self._take(seconds)
 
     def take_reload(self) -> None:
-        """A reload begins; one that is asked for from now on is another one."""
+        """Marks the reload as begun; a later SIGHUP asks for another one."""
         self._reload_asked = False
 
     def _take(self, seconds: float | None) -> None:
@@ -134,9 +135,7 @@ class Graph:
             DeployFailed: Serve or an application does not come up.
         """
         config = deploy_config(self._file, self._environment)
-        with_live_config(
-            config.model_copy(deep=True)
-        )  # every application's files are right, or nothing starts
+        with_live_config(config.model_copy(deep=True))  # nothing starts unless all files are right
         if self._signals.stop_asked():
             return 0
         try:
@@ -173,7 +172,7 @@ class Graph:
         serve_client().deploy_apps(config)
 
     def _come_up(self) -> None:
-        """Waits until every application runs, or a stop is asked for; a reload waits until then.
+        """Waits until every application runs or a signal asks to stop; a reload waits until then.
 
         Raises:
             DeployFailed: an application cannot be deployed.
@@ -194,13 +193,13 @@ class Graph:
                 self._signals.wait(None)
 
     def _reload(self) -> None:
-        """Deploys the file as it is now; whatever is wrong with it leaves the running graph as it was."""
+        """Deploys the file as it is now; a mistake leaves the running graph unchanged."""
         try:
             self._deploy(with_live_config(deploy_config(self._file, self._environment)))
             pending = self._settle()
         except (DaarionError, DeployFailed) as error:
             log.error("not reloaded: %s", error)  # noqa: TRY400  # one line, no traceback
-        except Exception as error:  # noqa: BLE001  # what runs goes on, whatever Serve or a module thinks of the new files
+        except Exception as error:  # noqa: BLE001  # no failure of a reload may end the running graph
             log.error("not reloaded: %s: %s", type(error).__name__, reason(str(error)))  # noqa: TRY400
         else:
             log.info(
@@ -208,7 +207,10 @@ class Graph:
             )
 
     def _settle(self) -> list[str]:
-        """Waits for a while until every application runs again; returns those that do not yet. A further signal ends the wait."""
+        """Waits until every application runs again, at most `SETTLE_S` or until the next signal.
+
+        Returns those that do not run yet.
+        """
         until = time.monotonic() + SETTLE_S
         while pending := not_running():
             if (
@@ -225,7 +227,7 @@ def not_running() -> list[str]:
     """Returns the applications that do not run yet.
 
     Raises:
-        DeployFailed: one never will.
+        DeployFailed: one cannot be deployed.
     """
     pending = []
     for application in serve_client().list_serve_statuses():
@@ -250,7 +252,7 @@ def not_running() -> list[str]:
 
 
 def reason(message: str) -> str:
-    """Returns the one line of Serve's message that says why: the last of a traceback, without the class of our own errors."""
+    """Returns the reason in Serve's message: a traceback's last line, without our errors' class."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if taken := re.search(r"cannot bind socket \(([^)]+)\) for \[([^]]+)\]", message):
         return f"{taken[2]}: {taken[1]}"
@@ -262,8 +264,8 @@ def reason(message: str) -> str:
 def stop() -> None:
     """Drains and stops Serve, then Ray's processes, in at most 30 s.
 
-    Further signals change nothing: a stop that is cut short would leave HAProxy behind. Before Ray runs nothing is to be
-    stopped, and asking Serve would start a Ray of its own.
+    Further signals are ignored: a stop that is cut short would leave HAProxy behind. Before Ray
+    runs there is nothing to stop, and a call to Serve would start another Ray.
     """
     import ray  # noqa: PLC0415
     from ray import serve  # noqa: PLC0415
@@ -280,7 +282,7 @@ def stop() -> None:
         _bounded(serve.shutdown, SERVE_STOP_S)
     descendants = psutil.Process().children(recursive=True)
     _bounded(ray.shutdown, RAY_STOP_S)
-    # Ray's agents notice only after a minute that their node is gone.
+    # Ray's agents need a minute to notice that their node is gone.
     for process in psutil.wait_procs(descendants, timeout=LEFTOVER_S)[1]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -290,9 +292,9 @@ def stop() -> None:
 
 
 def _semaphores(pid: int) -> set[Path]:
-    """Named semaphores that the process has open: an engine that is killed cannot remove its own.
+    """Returns the named semaphores that a process has open: a killed engine does not remove them.
 
-    They are known by their inodes: the C library maps each under a passing name.
+    They are found by inode, because the C library maps each under a temporary name.
     """
     with suppress(OSError):
         maps = Path(f"/proc/{pid}/maps").read_text()
@@ -306,7 +308,7 @@ def _semaphores(pid: int) -> set[Path]:
 
 
 def _bounded(action: Any, seconds: float) -> None:
-    """Waits for a blocking call no longer than `seconds`; the process ends soon after and takes Ray with it."""
+    """Waits at most `seconds` for a blocking call; the end of this process ends the call, too."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
     thread.join(seconds)

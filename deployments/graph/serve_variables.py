@@ -1,8 +1,9 @@
-"""`eval "$(python -m deployments.graph.serve_variables)"`: the variables under which Serve's own command runs the graph as `make run` does.
+"""Prints the variables under which `serve run` runs the graph as `make run` does.
 
-Ray reads them when `serve run` starts, before any code of a graph, so they have to stand in the shell. Each call chooses
-free ports and makes a private directory for Ray's sockets, whose paths must be short (`/tmp/daarion-XXXXXXXX`); it is yours to remove.
-What the shell has set already wins.
+Use: `eval "$(python -m deployments.graph.serve_variables)"`. Ray reads them when `serve run`
+starts, before any code of the graph, so they must be set in the shell; those already set win. Each
+call chooses free ports and makes a private directory for Ray's sockets, whose paths must be short
+(`/tmp/daarion-XXXXXXXX`); remove it when the graph has ended.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from deployments.graph.serve_defaults import ray_variables
 from launcher.instance import MARKER, Instance
 from launcher.serve_environment import serve_environment
 
-# A graph finds its stores by itself (`make services` leaves their URLs in the data directory), so that no password is printed here.
+# Passwords are not printed: a graph finds the URLs that `make services` left in the data directory.
 _LEFT_OUT = frozenset({MARKER, "DATABASE_URL", "NATS_URL"})
 
 
 def serve_variables(environment: Environment, instance: Instance) -> dict[str, str]:
-    """Returns what differs from the environment that was read."""
+    """Returns the variables that `environment` does not have yet."""
     cpus = os.cpu_count() or 1
     wanted = serve_environment(environment, instance, database_url="", nats_url=None, cpus=cpus)
     sessions = instance.directory / "ray"
@@ -39,7 +40,7 @@ def serve_variables(environment: Environment, instance: Instance) -> dict[str, s
 
 
 def main() -> int:
-    """Prints one `export` a line; returns 0, or 2 with one line on stderr when the environment is wrong."""
+    """Returns the exit status: 2, with one line on stderr, when the environment is wrong."""
     try:
         environment = read_environment()
         variables = serve_variables(environment, Instance.create())

@@ -73,7 +73,7 @@ class LLMReplica:
             self._resources = resources.pop_all()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes the routes and limits of `llm.yaml`; calls under way end with the ones they began with."""
+        """Takes the routes and limits of `llm.yaml`; calls under way keep the old ones."""
         await self._runtime.reconfigure(LLMSettings.model_validate(user_config))
 
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
@@ -92,7 +92,7 @@ def build(args: LLMArgs) -> Application:
     """Returns the application's graph.
 
     Raises:
-        ConfigurationError: `llm.yaml` or the section `embedder` is wrong, or no PostgreSQL is known.
+        ConfigurationError: `llm.yaml` or the section `embedder` is wrong, or PostgreSQL unknown.
     """
     environment = read_environment()
     find_stores(environment)
@@ -107,7 +107,7 @@ def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns each deployment's `user_config` from the files as they are now, for a reload.
 
     Raises:
-        ConfigurationError: `llm.yaml` is wrong, or names another local model than the engines' file.
+        ConfigurationError: `llm.yaml` is wrong, or its local model is not that of `engines_file`.
     """
     environment = read_environment()
     engines = load_engines(environment, LLMArgs.model_validate(args).engines_file)

@@ -1,4 +1,4 @@
-"""The one limit authority of a cluster: a named actor around the lease book, and the replicas' way to it."""
+"""The cluster's one limit authority: a named actor around the lease book, and its client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from services.llm.limits.protocol import (
 )
 
 PROTOCOL = 3
-"""Raised when the messages change: replicas of a new version then use an authority of their own, not one that misunderstands them."""
+"""Counted up when the messages change, so that new replicas use an authority of their own."""
 NAME = f"daarion-limits-{PROTOCOL}"
 NAMESPACE = "daarion"
 CALL_TIMEOUT_S = 1.0
@@ -39,7 +39,7 @@ READERS = 4
 
 
 class LimitAuthority:
-    """Answers from memory alone. What money was spent before it began is read from the ledger in the background."""
+    """Answers from memory; reads earlier spending from the ledger in the background."""
 
     def __init__(self) -> None:
         self._book = LeaseBook(uuid.uuid4().hex, time.monotonic())
@@ -49,20 +49,20 @@ class LimitAuthority:
         self._readers = asyncio.Semaphore(READERS)
 
     async def exchange(self, report: Report) -> Reply:
-        """Takes a replica's report and grants what it asks for."""
+        """Takes a replica's report and grants leases."""
         reply = self._book.exchange(report, time.monotonic(), time.time())
         self._read_ledger()
         return reply
 
     async def standing(self, limits: Sequence[Limit]) -> list[Standing]:
-        """How limits stand."""
+        """Returns how limits stand."""
         now, wall = time.monotonic(), time.time()
         standings = [self._book.standing(limit.key, limit.amount, now, wall) for limit in limits]
         self._read_ledger()
         return standings
 
     async def ping(self) -> float:
-        """Answers with the seconds for which nothing is granted yet."""
+        """Returns the seconds during which nothing is granted yet."""
         return self._book.learning_s(time.monotonic())
 
     def _read_ledger(self) -> None:
@@ -74,7 +74,7 @@ class LimitAuthority:
                 task.add_done_callback(self._tasks.discard)
 
     async def _read(self, key: LimitKey) -> None:
-        """Reads what was spent under one limit; while the ledger is away, the next question tries again."""
+        """Reads the spending under one limit; after a failure the next request reads again."""
         try:
             async with self._readers:
                 wall = time.time()
@@ -104,18 +104,18 @@ class LimitAuthority:
 
 
 class AuthorityClient:
-    """The LeaseSource port over the actor. The first replica that needs it creates it; Ray restarts it when it dies."""
+    """The LeaseSource port over the actor; the first replica creates it, Ray restarts it."""
 
     def __init__(self) -> None:
         self._actor: Any = None
 
     async def exchange(self, report: Report) -> Reply:
-        """Reports and is granted. Raises LimitsUnavailable when the authority does not answer within a second."""
+        """Reports, and returns leases. Raises LimitsUnavailable without an answer in a second."""
         reply: Reply = await self._called("exchange", report)
         return reply
 
     async def standing(self, limits: Sequence[Limit]) -> list[Standing]:
-        """How limits stand. Raises LimitsUnavailable."""
+        """Returns how limits stand. Raises LimitsUnavailable."""
         standings: list[Standing] = await self._called("standing", limits)
         return standings
 
@@ -142,7 +142,7 @@ class AuthorityClient:
 
 
 def _authority() -> Any:
-    """Returns the actor's handle; blocking, for a thread."""
+    """Returns the actor's handle. Blocks: call it in a thread."""
     with contextlib.suppress(ValueError):
         return ray.get_actor(NAME, namespace=NAMESPACE)
     return (

@@ -1,4 +1,4 @@
-"""Calls as Prometheus metrics, through Ray's own exporter. Fed from the event log's thread, so a call pays nothing."""
+"""LLM calls as Prometheus metrics, through Ray's exporter, on the event log's thread."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LATENCY_MS = [
 
 
 class LLMMetrics:
-    """`daarion_llm_*`: calls by outcome, tokens, latency and time to the first token by provider and logical model; circuits that turn."""
+    """`daarion_llm_*`: calls, tokens, cost and latency by provider and logical model; circuits."""
 
     def __init__(self) -> None:
         by_model = ("provider", "logical_model")
@@ -60,7 +60,7 @@ class LLMMetrics:
         )
 
     def __call__(self, events: Iterable[Event]) -> None:
-        """Counts the calls among `events`: sums first, since each word to the exporter costs more than a sum."""
+        """Counts the calls among `events`. Sums come first: a call of the exporter costs more."""
         calls: Counts = collections.Counter()
         tokens: Counts = collections.Counter()
         costs: dict[Tags, float] = {}

@@ -145,7 +145,7 @@ class LLMRuntime:
         await self._resources.aclose()
 
     async def reconfigure(self, settings: LLMSettings) -> None:
-        """Takes the routes and limits of `llm.yaml`; calls under way end with the ones they began with."""
+        """Takes the routes and limits of `llm.yaml`; calls under way keep the old ones."""
         begins = self._proxy is None
         providers = build_providers(settings, self._provider_resources)
         # In threads: both read the price library, which takes a tenth of a second to load.
@@ -264,7 +264,7 @@ class AnswersRuntime:
         )
 
     def reconfigure(self, settings: LLMSettings, proxy: LLMProxy) -> None:
-        """Takes new routes and settings and forgets cached answers; calls under way keep the old ones."""
+        """Takes new routes and settings, and forgets cached answers."""
         self._settings = settings
         if self._gateway is not None:
             self._gateway.retire()
@@ -287,7 +287,7 @@ class AnswersRuntime:
             self._resources = resources.pop_all()
 
     async def close(self) -> None:
-        """Puts unfinished requests of batches back, releases keys of unfinished calls, ends the rest."""
+        """Puts unfinished batch requests back and releases the keys of unfinished calls."""
         await self._resources.aclose()
 
     def gateway(self) -> Gateway:

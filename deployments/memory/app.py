@@ -91,7 +91,7 @@ def build(args: MemoryArgs) -> Application:
     """Returns the application's graph.
 
     Raises:
-        ConfigurationError: `memory.yaml` or the section `embedder` is wrong, or no PostgreSQL is known.
+        ConfigurationError: `memory.yaml` or the section `embedder` is wrong, or PostgreSQL unknown.
     """
     environment = read_environment()
     find_stores(environment)

@@ -1,10 +1,11 @@
-"""Embeds the stored memory anew: `python -m deployments.memory.reembed --engines-file engines.next.yaml`, while everything runs.
+"""Embeds the stored memory with another model, while the graph runs.
 
-1. Write the new embedder, with a new `version`, into a copy of `engines.yaml` and run the command with it. Searches go on
-   with the old vectors; the command can be repeated after an interruption.
-2. Put the copy in place of `engines.yaml` and redeploy `engines` and `memory`: from then on the new vectors are searched.
-   What was stored in between is embedded by the ordinary ingestion.
-3. `python -m deployments.memory.reembed --prune` removes the vectors that are searched no more.
+1. Copy `engines.yaml` to, say, `engines.next.yaml`, write the new embedder with a new `version`
+   there, and run `python -m deployments.memory.reembed --engines-file engines.next.yaml`. Searches
+   use the old vectors meanwhile. After an interruption run it again.
+2. Replace `engines.yaml` by the copy and redeploy `engines` and `memory`. Searches use the new
+   vectors from then on; ordinary ingestion embeds what was stored in between.
+3. `python -m deployments.memory.reembed --prune` removes the old vectors.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ PRUNE_AT_ONCE = 2_000
 
 class _NoEvents:
     def emit(self, event: str, **fields: Any) -> None:
-        """Forgets: the command tells on its own output."""
+        """Drops events: the command reports on its own output."""
 
 
 async def reembed(database: Database, embedder: Embedder) -> int:
-    """Gives every chunk a vector of `embedder` and notes that this is complete; returns how many were made.
+    """Gives every chunk a vector of `embedder`, and then marks the space as complete.
+
+    Returns how many vectors were made.
 
     Raises:
-        DaarionError: the embedder or the database failed; what was made stays.
+        DaarionError: the embedder or the database failed; vectors made so far stay.
     """
     space = EmbeddingSpace(embedder.model_version, embedder.dimension)
     spaces, store = EmbeddingSpaces(database), ReembeddingStore(database)
@@ -56,7 +59,7 @@ async def reembed(database: Database, embedder: Embedder) -> int:
 
 
 async def prune(database: Database, version: str) -> int:
-    """Removes the vectors of all other versions; returns how many."""
+    """Removes the vectors of all versions but one; returns how many."""
     spaces, store = EmbeddingSpaces(database), ReembeddingStore(database)
     removed = 0
     for area in await spaces.areas():
@@ -85,7 +88,7 @@ async def _area(store: ReembeddingStore, area: Area, embedder: Embedder) -> int:
 
 @asynccontextmanager
 async def _embedder(environment: Environment, engines_file: str) -> AsyncIterator[Embedder]:
-    """An endpoint as it is; a local model in this process, beside the one that serves."""
+    """Yields the configured embedder; a local model is loaded into this process."""
     settings = load_engines(environment, engines_file).embedder
     if isinstance(settings, RemoteEmbedderSettings):
         endpoint = OpenAIEmbedder(settings, environment.secret, environment.proxy_for)
@@ -108,15 +111,17 @@ async def _run(arguments: argparse.Namespace) -> str:
     try:
         if arguments.prune:
             settings = load_engines(environment, arguments.engines_file).embedder
-            return f"removed {await prune(database, settings.memory_space.model_version)} vectors of other versions"
+            removed = await prune(database, settings.memory_space.model_version)
+            return f"removed {removed} vectors of other versions"
         async with _embedder(environment, arguments.engines_file) as embedder:
-            return f"made {await reembed(database, embedder)} vectors of {embedder.model_version}: complete"
+            made = await reembed(database, embedder)
+            return f"made {made} vectors of {embedder.model_version}: complete"
     finally:
         await database.close()
 
 
 def main() -> int:
-    """Runs the command; returns the exit code. A refusal is one line."""
+    """Returns the exit status. A refusal is one line on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m deployments.memory.reembed",
         description=__doc__,
@@ -131,11 +136,11 @@ def main() -> int:
         "--prune", action="store_true", help="remove the vectors of every other version instead"
     )
     try:
-        told = asyncio.run(_run(parser.parse_args()))
+        report = asyncio.run(_run(parser.parse_args()))
     except DaarionError as error:
         sys.stderr.write(f"reembed: {error.message}\n")
         return 1
-    sys.stdout.write(f"{told}\n")
+    sys.stdout.write(f"{report}\n")
     return 0
 
 

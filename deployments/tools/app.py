@@ -66,7 +66,7 @@ class ToolcoreReplica:
             self._resources = resources.pop_all()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes `tools.yaml`; calls under way end with the tools, rules and secrets they began with."""
+        """Takes `tools.yaml`; calls under way keep the old tools, rules and secrets."""
         await self._runtime.reconfigure(ToolsSettings.model_validate(user_config))
 
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook

@@ -1,4 +1,4 @@
-"""Tool calls as Prometheus metrics, through Ray's own exporter. Fed from the event log's thread, so a call pays nothing."""
+"""Tool calls as Prometheus metrics, through Ray's exporter, on the event log's thread."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LATENCY_MS = [
 
 
 class ToolMetrics:
-    """`daarion_tool_*`: ended calls by outcome and duration, refusals by kind."""
+    """`daarion_tool_*`: calls by outcome and duration, refusals by kind."""
 
     def __init__(self) -> None:
         self._calls = Counter(

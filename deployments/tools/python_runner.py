@@ -1,6 +1,6 @@
-"""The deployment `PythonToolRunner`: Python tools in their sandboxes, scaled apart from Toolcore. Plain dicts in and out.
+"""The deployment `PythonToolRunner`: sandboxed Python tools, scaled apart from Toolcore.
 
-`PythonToolClient` is Toolcore's side of it.
+`PythonToolClient` is Toolcore's client of it. Both exchange plain dicts.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ from executors.python.packages import Packages
 from executors.python.tiers import probe_tiers
 
 DEPLOYMENT = "PythonToolRunner"
-# The runner ends a call at its deadline; this much later the caller no longer believes that it will.
+# The runner ends a call at its deadline; the caller waits so much longer for its answer.
 ANSWER_MARGIN_S = 3.0
 
 
 class PythonRunnerArgs(BaseModel):
-    """What one replica may take.
+    """Bounds of one replica.
 
-    `max_concurrent` bounds its children at work; `memory_mb`, `disk_mb`, `cpu_s` and `open_files` are the defaults of a
-    tool that says nothing, the `most_…` what a tool may ask for. `tiers` are those that may be used where the host
-    offers them. `libraries` opens this installation's site-packages to tools, for reading.
+    `max_concurrent` bounds its child processes. `memory_mb`, `disk_mb`, `cpu_s` and `open_files`
+    are a tool's defaults, the `most_…` the highest values that a tool may ask for. `tiers` may be
+    used where the host offers them. `libraries` lets tools read this installation's site-packages.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,13 +57,12 @@ class PythonRunnerArgs(BaseModel):
 
 
 class PythonRunnerReplica:
-    """Runs calls in child processes. The children end with this process, and each with its call."""
+    """Runs each call in a child process, which ends with the call and with this process."""
 
     async def __init__(self, args: PythonRunnerArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
         self._args = args
-        self._slots = asyncio.Semaphore(
-            args.limits().max_concurrent
-        )  # kept over a reload: old and new calls stay within it together
+        # Kept over a reload, so that old and new calls together stay within the bound.
+        self._slots = asyncio.Semaphore(args.limits().max_concurrent)
         self._environment = read_environment()
         self._events = open_event_log(self._environment, "python-tools")
         self._tiers = await probe_tiers(args.tiers)
@@ -74,7 +73,7 @@ class PythonRunnerReplica:
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes the runner's part of `tools.yaml`: packages, secrets, floor; calls under way end with what they began with."""
+        """Takes packages, secrets and floor of `tools.yaml`; calls under way keep the old ones."""
         settings = ToolsSettings.model_validate({"tools": [], **user_config})
         packages = Packages(settings.python_packages)
         await asyncio.to_thread(packages.compile)
@@ -97,11 +96,11 @@ class PythonRunnerReplica:
         )
 
     async def run(self, call: dict[str, Any]) -> dict[str, Any]:
-        """Runs one call as `encode` wrote it; returns the outcome as a dict. Being cancelled kills the child."""
+        """Runs one call from `encode` and returns its outcome; a cancellation kills the child."""
         return asdict(await self._executor.execute(_decoded(call)))
 
     async def tiers(self) -> dict[str, Any]:
-        """Returns the tiers that this host offers, why it lacks the others, the floor, and the tier a tool gets by default."""
+        """Returns the host's tiers, why others are missing, the floor and the default tier."""
         given = {"floor": self._floor, "default": self._tiers.choose("auto", self._floor)}
         return {
             "available": list(self._tiers.available),
@@ -117,7 +116,7 @@ class PythonToolClient:
         self._handle = handle
 
     async def execute(self, execution: Execution) -> Outcome:
-        """Runs the call on some replica; being cancelled kills its child there."""
+        """Runs the call on a replica; a cancellation kills its child there."""
         response = self._handle.run.remote(encode(execution))
         try:
             async with asyncio.timeout(execution.deadline.remaining() + ANSWER_MARGIN_S):
@@ -145,18 +144,19 @@ class PythonToolClient:
             )
 
     async def ping(self) -> None:
-        """Asks for a sign of life, for health. Raises Unavailable, also when the host offers no tier that is strong enough."""
+        """Raises Unavailable when no replica answers, or its host has no tier from the floor up."""
         try:
             tiers = await asyncio.wait_for(self._handle.tiers.remote(), 2.0)
         except (RayError, RayServeException, TimeoutError):
             raise Unavailable("the Python executor does not answer") from None
         if tiers["default"] is None:
             raise Unavailable(
-                f"this host offers no isolation tier from `{tiers['floor']}` up: see isolation_floor in tools.yaml"
+                f"this host offers no isolation tier from `{tiers['floor']}` up: "
+                "see isolation_floor in tools.yaml"
             )
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Holds nothing open."""
 
 
 def encode(execution: Execution) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _decoded(call: dict[str, Any]) -> Execution:
 
 
 def _failed(execution: Execution, kind: Any, error: str) -> Outcome:
-    """Nobody knows how far the tool came; what it could do without network stayed in its process."""
+    """An end at an unknown point: only a tool with network may have had an effect outside."""
     possible = execution.tool.network and execution.tool.effect != "read"
     return Outcome(
         False, error_kind=kind, error=error, retryable=kind != "internal", effect_possible=possible
@@ -191,7 +191,11 @@ def _site_packages() -> list[str]:
 
 
 def runner_config(settings: ToolsSettings) -> dict[str, Any]:
-    """Returns the runner's part of the settings. Raises ConfigurationError when a package cannot be found."""
+    """Returns the runner's part of the settings.
+
+    Raises:
+        ConfigurationError: a package cannot be found.
+    """
     Packages(settings.python_packages)
     return settings.model_dump(
         mode="json", include={"python_packages", "secrets", "isolation_floor"}
@@ -199,7 +203,7 @@ def runner_config(settings: ToolsSettings) -> dict[str, Any]:
 
 
 def python_tool_runner(args: PythonRunnerArgs, user_config: dict[str, Any]) -> Application:
-    """Returns the deployment, to be bound to Toolcore's ingress."""
+    """Returns the deployment for Toolcore's ingress."""
     deployment = serve.deployment(
         PythonRunnerReplica,
         name=DEPLOYMENT,

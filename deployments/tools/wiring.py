@@ -87,7 +87,7 @@ class ToolsRuntime:
         await self._resources.aclose()
 
     async def reconfigure(self, settings: ToolsSettings) -> None:
-        """Takes `tools.yaml`; calls under way end with the tools, rules and secrets they began with."""
+        """Takes `tools.yaml`; calls under way keep the old tools, rules and secrets."""
         self._ledger.reconfigure(
             LedgerLimits(
                 keep_results_s=settings.ledger.keep_results_s,
@@ -131,7 +131,7 @@ class ToolsRuntime:
         return self._toolcore.calls()
 
     def _listen(self, nats_url: str, settings: NatsSettings) -> None:
-        """Takes calls over NATS, within the bounds of the first configuration until the process ends."""
+        """Takes calls over NATS; its bounds stay those of the first configuration."""
         limits = NatsLimits(settings.max_in_flight, settings.max_waiting, settings.max_deliveries)
         calls = ToolNats(self._toolcore.calls, self._events, limits)
         self._link = NatsLink(nats_url, self._events, name="toolcore", on_connect=calls.on_connect)
@@ -158,7 +158,7 @@ class ToolsRuntime:
 
 
 def check_tools(settings: ToolsSettings, ingress_url: str, file: str) -> None:
-    """Refuses at start what no call could ever use.
+    """Refuses at start the tools and sources that no call could use.
 
     Raises:
         ConfigurationError: names `file`, the tool or source, and what is wrong with it.
@@ -176,7 +176,7 @@ def check_tools(settings: ToolsSettings, ingress_url: str, file: str) -> None:
 
 
 def tool_resolver(settings: ToolsSettings, ingress_url: str) -> Resolver:
-    """Returns what turns a definition of `tools.yaml` or of an administrator into a callable one."""
+    """Returns the resolver of definitions from `tools.yaml` and from administrators."""
     return Resolver(
         lambda definition: settings.resolve(definition, ingress_url),
         lambda definition: settings.secret_problem(definition, ingress_url),
