@@ -1,4 +1,7 @@
-"""What a benchmark starts: the mock upstream, the relay, PostgreSQL and the real graph. Nothing outlives it."""
+"""What a benchmark starts: the mock upstream, the relay, PostgreSQL and the real graph.
+
+Nothing outlives it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Batches of LLM calls in PostgreSQL. Tenants' statements name the tenant and row security checks it; work is claimed by function."""
+"""Batches of LLM calls in PostgreSQL.
+
+Tenants' statements name the tenant and row security checks it; work is claimed by function.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,8 @@ WAITING = """
 SELECT coalesce(sum(total - succeeded - failed), 0) AS requests FROM llm_batches
 WHERE microdao_id = %(microdao_id)s AND ended_at IS NULL AND cancelled_at IS NULL
 """
-# One submission of a microDAO after the other, in all replicas: each sees what the ones before it left to wait.
+# One submission of a microDAO after the other, in all replicas: each sees what the ones before it
+# left to wait.
 WAIT_FOR_LOCKS = "SELECT set_config('lock_timeout', %(wait_ms)s, true)"
 ONE_AT_A_TIME = (
     "SELECT pg_advisory_xact_lock(hashtextextended('llm_batches:' || %(microdao_id)s, 0))"
@@ -57,7 +61,8 @@ INSERT_BATCH = (
 INSERT_ITEMS = """
 INSERT INTO llm_batch_items (batch_id, position, microdao_id, custom_id, request)
 SELECT %(id)s, position, %(microdao_id)s, custom_id, request
-FROM unnest(%(positions)s::integer[], %(custom_ids)s::text[], %(requests)s::text[]) AS item (position, custom_id, request)
+FROM unnest(%(positions)s::integer[], %(custom_ids)s::text[], %(requests)s::text[])
+    AS item (position, custom_id, request)
 """
 # Nobody holds a lease that is over: such a request waits again.
 PAGE = sql.SQL("""
@@ -94,8 +99,10 @@ EXTEND = "SELECT token FROM llm_batch_extend_leases(%(held)s, %(lease_s)s)"
 # The request is not needed any more, and is as private as the answer.
 FINISH = """
 WITH ended AS (
-    UPDATE llm_batch_items SET state = %(state)s, result = %(result)s, ended_at = now(), request = ''
-    WHERE microdao_id = %(microdao_id)s AND batch_id = %(id)s AND position = %(position)s AND state = 'running' AND token = %(token)s
+    UPDATE llm_batch_items
+    SET state = %(state)s, result = %(result)s, ended_at = now(), request = ''
+    WHERE microdao_id = %(microdao_id)s AND batch_id = %(id)s AND position = %(position)s
+      AND state = 'running' AND token = %(token)s
     RETURNING 1
 )
 UPDATE llm_batches
@@ -107,11 +114,13 @@ RETURNING ended_at IS NOT NULL AS ended
 """
 PUT_BACK = """
 UPDATE llm_batch_items
-SET state = 'pending', failures = failures + %(failed)s, due_at = now() + make_interval(secs => %(delay_s)s), stalled_since = CASE
+SET state = 'pending', failures = failures + %(failed)s,
+    due_at = now() + make_interval(secs => %(delay_s)s), stalled_since = CASE
     WHEN %(stalled)s THEN coalesce(stalled_since, now())
     WHEN %(failed)s = 0 THEN stalled_since
 END
-WHERE microdao_id = %(microdao_id)s AND batch_id = %(id)s AND position = %(position)s AND state = 'running' AND token = %(token)s
+WHERE microdao_id = %(microdao_id)s AND batch_id = %(id)s AND position = %(position)s
+  AND state = 'running' AND token = %(token)s
 """
 PAUSE = """
 UPDATE llm_batches SET resume_at = greatest(resume_at, now() + make_interval(secs => %(delay_s)s))
@@ -358,14 +367,16 @@ def _unknown() -> NotFound:
 
 def _over_limit(microdao_id: str, asked: int, most: int) -> OverLimit:
     return OverLimit(
-        f"at most {most} requests of a microDAO wait in batches, these are {asked}: submit fewer at once",
+        f"at most {most} requests of a microDAO wait in batches, these are {asked}: "
+        "submit fewer at once",
         details={"limit": WAITING_LIMIT, "subject": microdao_id, "amount": most, "needed": asked},
     )
 
 
 def _too_many(microdao_id: str, waiting: int, asked: int, most: int) -> RateLimited:
     return RateLimited(
-        f"{waiting} requests of this microDAO wait in batches, of {most} at most: {asked} more do not fit until some are done",
+        f"{waiting} requests of this microDAO wait in batches, of {most} at most: "
+        f"{asked} more do not fit until some are done",
         details={
             "limit": WAITING_LIMIT,
             "subject": microdao_id,

@@ -1,4 +1,7 @@
-"""Idempotency keys of LLM calls in PostgreSQL. Each statement names the tenant, and row security checks it."""
+"""Idempotency keys of LLM calls in PostgreSQL.
+
+Each statement names the tenant, and row security checks it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from contracts.llm.idempotency import Granted, InWork, KeyUse, Settled
 WRITE_TIMEOUT_S = 10.0
 PURGE_AT_ONCE = 1_000
 
-# What is over its time is as good as absent; an attempt whose lease is over gives way to the same request only.
+# What is over its time is as good as absent; an attempt whose lease is over gives way to the same
+# request only.
 TAKE = """
 INSERT INTO llm_idempotency AS known (microdao_id, key, fingerprint, token, lease_until, expires_at)
 VALUES (
@@ -24,22 +28,30 @@ ON CONFLICT (microdao_id, key) DO UPDATE
 SET fingerprint = excluded.fingerprint, token = excluded.token, lease_until = excluded.lease_until,
     expires_at = excluded.expires_at, answer = NULL
 WHERE known.expires_at < now()
-   OR (known.answer IS NULL AND known.lease_until < now() AND known.fingerprint = excluded.fingerprint)
+   OR (
+       known.answer IS NULL AND known.lease_until < now()
+       AND known.fingerprint = excluded.fingerprint
+   )
 RETURNING token
 """
-LOOK = "SELECT fingerprint, answer FROM llm_idempotency WHERE microdao_id = %(microdao_id)s AND key = %(key)s"
+LOOK = """
+SELECT fingerprint, answer FROM llm_idempotency
+WHERE microdao_id = %(microdao_id)s AND key = %(key)s
+"""
 EXTEND = """
 UPDATE llm_idempotency SET lease_until = now() + make_interval(secs => %(lease_s)s)
 WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND token = %(token)s AND answer IS NULL
 RETURNING 1
 """
 SETTLE = """
-UPDATE llm_idempotency SET answer = %(answer)s, expires_at = now() + make_interval(secs => %(retention_s)s)
+UPDATE llm_idempotency
+SET answer = %(answer)s, expires_at = now() + make_interval(secs => %(retention_s)s)
 WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND token = %(token)s
 RETURNING 1
 """
 RELEASE = """
-DELETE FROM llm_idempotency WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND token = %(token)s AND answer IS NULL
+DELETE FROM llm_idempotency
+WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND token = %(token)s AND answer IS NULL
 """
 PURGE = "SELECT llm_idempotency_purge(%(at_most)s) AS rows"
 
@@ -66,7 +78,8 @@ class PostgresIdempotency:
             return InWork()  # released in this very moment: ask again
         if bytes(row["fingerprint"]) != use.fingerprint:
             raise IdempotencyConflict(
-                "this Idempotency-Key was used for another request: take a new key for a new request"
+                "this Idempotency-Key was used for another request: "
+                "take a new key for a new request"
             )
         return InWork() if row["answer"] is None else Settled(row["answer"])
 

@@ -1,9 +1,10 @@
-"""Calls in work, in a memory-mapped file: what a process that is killed was doing is accounted by the next one that looks.
+"""Calls in work, in a memory-mapped file, so that the calls of a killed process are accounted for.
 
     0    magic, 8 bytes
-    64   slots of 2 KiB   length u32, crc u32, the call's record as the ledger takes it; length 0: free
+    64   slots of 2 KiB   length u32, crc u32, the call's usage record as JSON; length 0: free
 
-Like a journal's segment (`journal_segment.py`) it survives a `kill -9` without a system call, and belongs to who holds its lock.
+Like a segment of the journal (`backends/journal/segment.py`) the file survives a `kill -9` without
+a system call, and belongs to the process that holds its lock.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _FREE = HEAD.pack(0, 0)
 
 
 class RunningCalls:
-    """A mapped file of slots. Not thread-safe; only `create`, `adopt` and `close` touch the file system."""
+    """A mapped file of slots.
+
+    Not thread-safe; only `create`, `adopt` and `close` touch the file system.
+    """
 
     def __init__(self, path: Path, descriptor: int, mapping: mmap.mmap) -> None:
         self._path = path
@@ -47,7 +51,10 @@ class RunningCalls:
 
     @classmethod
     def create(cls, directory: Path, name: str, slots: int = SLOTS) -> Self:
-        """Makes an empty file, locked, readable by the owner alone, its space reserved. Raises OSError."""
+        """Makes an empty file, locked, readable by the owner alone, its space reserved.
+
+        Raises OSError.
+        """
         path = directory / f"{name}-{os.getpid()}-{secrets.token_hex(6)}{SUFFIX}"
         return cls(
             path,
@@ -58,9 +65,10 @@ class RunningCalls:
 
     @classmethod
     def adopt(cls, path: Path) -> Self | None:
-        """Takes over the file of a process that is gone; None while it is owned, or where it has no room for a slot.
+        """Takes over the file of a process that is gone.
 
-        Each slot has its own checksum: those that damage spared are read, also where the file's beginning is destroyed.
+        Returns None while the file is owned, or where it has no room for a slot. Each slot has its
+        own checksum, so damage costs the slots that it touches, even at the beginning of the file.
         """
         try:
             found = lock_abandoned(path)
@@ -79,7 +87,10 @@ class RunningCalls:
         return None
 
     def begin(self, record: bytes) -> int:
-        """Keeps the record until `end`; returns its slot, or NOT_BEGUN where none is free or the record is too long."""
+        """Keeps the record until `end`.
+
+        Returns its slot, or NOT_BEGUN where no slot is free or the record is too long.
+        """
         if not self._free or len(record) > SLOT_BYTES - HEAD.size:
             return NOT_BEGUN
         slot = self._free.pop()
@@ -95,7 +106,7 @@ class RunningCalls:
         self._free.append(slot)
 
     def left(self) -> Iterator[bytes]:
-        """Yields the records of calls that did not end; `damaged` counts those that cannot be read."""
+        """Yields the records of calls that did not end; `damaged` counts the unreadable ones."""
         self.damaged = 0
         for slot in range(self._slots):
             place = START + slot * SLOT_BYTES
@@ -113,7 +124,10 @@ class RunningCalls:
         return len(self._free) == self._slots
 
     def close(self, *, delete: bool) -> None:
-        """Unmaps the file and gives up its lock; deleted first, so that nobody adopts what is done with."""
+        """Unmaps the file and gives up its lock.
+
+        With `delete` the file is deleted first, so that no other process adopts it.
+        """
         if delete:
             self._path.unlink(missing_ok=True)
         self._mapping.close()

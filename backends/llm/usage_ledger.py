@@ -1,4 +1,4 @@
-"""Writes usage records into the ledger's tables. Columns are the fields of `contracts.llm.usage`."""
+"""Writes usage records into the ledger's tables, whose columns are the fields of the records."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def _listed(parts: Iterable[sql.Composable]) -> sql.Composable:
     return sql.SQL(", ").join(parts)
 
 
-# The server parses the records as they lie in the journal: one parameter, no loop over columns here.
-# A record without `tries` is its own only attempt. Sums of money are added in the order of their
-# key, so that two writers can wait for each other but not deadlock.
+# The server parses the records as they lie in the journal: one parameter, no loop over columns
+# here. A record without `tries` is its own only attempt. Sums of money are added in the order of
+# their key, so that two writers can wait for each other but not deadlock.
 INSERT = (
     sql.SQL("""
 WITH records AS MATERIALIZED (

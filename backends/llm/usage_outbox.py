@@ -1,4 +1,4 @@
-"""The calls whose `usage.llm` message could not be published when they were recorded, in PostgreSQL."""
+"""The calls whose `usage.llm` message is still to be published, in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ class PostgresUsageOutbox:
 
     @asynccontextmanager
     async def take(self, most: int) -> AsyncIterator[list[Mapping[str, Any]]]:
-        """Takes calls that no other process takes now, oldest first; they stay when the block raises."""
+        """Takes calls, oldest first, that no other process is taking.
+
+        They stay in the outbox when the block raises.
+        """
         async with self._database.transaction(timeout_s=STATEMENT_TIMEOUT_S) as connection:
             taken = await (await connection.execute(TAKE, {"most": most})).fetchall()
             ids = {"ids": [row["id"] for row in taken]}

@@ -1,4 +1,7 @@
-"""Publishes `usage.llm` messages on NATS, bounded: a server that hangs gets nothing more until it answers."""
+"""Publishes `usage.llm` messages on NATS.
+
+A server that hangs gets nothing more until it answers.
+"""
 
 from __future__ import annotations
 

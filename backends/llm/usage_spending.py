@@ -1,4 +1,4 @@
-"""Reads from the usage ledger what a subject has spent: for limits of money, when their bookkeeping begins."""
+"""Reads from the usage ledger what a subject has spent, to start counting a limit of money."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class UsageSpending:
     async def spent(
         self, kind: SubjectKind, subject: str, since: datetime, until: datetime
     ) -> dict[str, int]:
-        """Returns, by the process that recorded it, the nano-dollars that `subject` spent from the UTC day of `since` on, before `until`.
+        """Returns the nano-dollars that `subject` spent, by the process that recorded them.
+
+        Counted are the UTC days from that of `since` to the one before that of `until`.
 
         Raises:
             DatabaseUnavailable, DeadlineExceeded: the ledger cannot be read now, or not in time.

@@ -19,7 +19,7 @@ from contracts.llm.usage import TOKEN_FIELDS, GroupKey, UsageFilter, UsagePage, 
 
 QUERY_TIMEOUT_S = 10.0
 AT_ONCE = 2
-"""The pool is the ledger writer's, too: sums over months must leave it connections."""
+"""Queries at a time: sums over months must leave the ledger's writer connections of the pool."""
 MAX_WAITING = 32
 
 COLUMNS: dict[GroupKey, str] = {
@@ -58,13 +58,17 @@ SUMS = sql.SQL("""
 RANGE = sql.SQL("occurred_at >= %(start)s AND occurred_at < %(end)s")
 TOTAL = sql.SQL("SELECT {sums} FROM llm_attempts WHERE {where}")
 GROUPED = sql.SQL(
-    "SELECT {selected}, {sums} FROM llm_attempts WHERE {where} GROUP BY {keys} ORDER BY {keys} LIMIT %(rows)s"
+    "SELECT {selected}, {sums} FROM llm_attempts WHERE {where} "
+    "GROUP BY {keys} ORDER BY {keys} LIMIT %(rows)s"
 )
 AFTER = sql.SQL("({keys}) > ({values})")
 
 
 class UsageStore:
-    """Answers usage queries from PostgreSQL. Pages are cut by the last row's keys, so no page is skipped or repeated."""
+    """Answers usage queries from PostgreSQL.
+
+    Pages are cut by the last row's keys, so no page is skipped or repeated.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -72,10 +76,11 @@ class UsageStore:
         self._waiting = 0
 
     async def query(self, usage_filter: UsageFilter) -> UsagePage:
-        """Sums up the ledger; `start` and `end` must be set. A cursor goes on with the range it began with.
+        """Sums up the ledger; `start` and `end` must be set. A cursor keeps the range of its first
+        page.
 
         Raises:
-            InvalidRequest: the cursor is none of ours, or belongs to another query.
+            InvalidRequest: the cursor is malformed, or belongs to another query.
             Overloaded: too many queries wait already.
             DatabaseUnavailable, DeadlineExceeded: the ledger cannot be read now, or not in time.
         """

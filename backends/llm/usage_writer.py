@@ -1,4 +1,4 @@
-"""Writes the usage ledger: records go into a journal in memory-mapped files and from there into PostgreSQL."""
+"""Writes the usage ledger: records go into a journal in mapped files, and then into PostgreSQL."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class WriterOptions:
     max_bytes: int = MAX_BYTES
     flush_interval_s: float = 0.5
     max_backoff_s: float = 2.0
-    tend_interval_s: float = 0.1
+    upkeep_interval_s: float = 0.1
     adopt_interval_s: float = 15.0
 
 
 @dataclass(frozen=True)
 class WriterStatistics:
-    """What became of the records: `queued` wait in journals, adopted ones included.
+    """What became of the records.
 
-    `dropped` found the journal full, `rejected` were refused by the database for what they hold, `damaged_bytes` of journals
-    could not be read; all three are logged.
-    `failing_for_s` is None while rows can be written.
+    `queued` wait in journals, adopted ones included. `dropped` found the journal full, `rejected`
+    were refused by the database for what they hold, `damaged_bytes` of journals could not be read;
+    all three are logged. `failing_for_s` is None while rows can be written.
     """
 
     queued: int
@@ -59,8 +59,9 @@ class WriterStatistics:
 class UsageWriter:
     """Takes usage records at once and writes them in the background, each exactly once.
 
-    A record that `record` kept survives the death of this process and of PostgreSQL: the row's id makes repeating a
-    batch harmless, and the journals of dead processes are adopted. While PostgreSQL is away the journal is the spool.
+    A record that `record` kept survives the death of this process and of PostgreSQL: the row's id
+    makes repeating a batch harmless, and another process adopts the journals of a dead one. While
+    PostgreSQL is away the journal is the queue.
     """
 
     def __init__(
@@ -104,7 +105,8 @@ class UsageWriter:
             self._running = await asyncio.to_thread(
                 RunningCalls.create, self._directory, JOURNAL_NAME
             )
-        except OSError as error:  # the ledger itself goes on; only the calls of a process that dies would be missing
+        except OSError as error:
+            # The ledger works without it; only calls of a process that dies would be missing.
             self._events.emit("usage.running_not_kept", reason=error.strerror)
         rhythm = self._options
         self._tasks = [
@@ -113,11 +115,11 @@ class UsageWriter:
                 name="usage-drain",
             ),
             asyncio.create_task(
-                self._forever(self._tend, rhythm.tend_interval_s, rhythm.tend_interval_s),
-                name="usage-tend",
+                self._forever(self._keep_spare, rhythm.upkeep_interval_s, rhythm.upkeep_interval_s),
+                name="usage-spare",
             ),
             asyncio.create_task(
-                self._forever(self._adopt, rhythm.adopt_interval_s, rhythm.tend_interval_s),
+                self._forever(self._adopt, rhythm.adopt_interval_s, rhythm.upkeep_interval_s),
                 name="usage-adopt",
             ),
         ]
@@ -140,7 +142,9 @@ class UsageWriter:
             self._running.end(ticket)
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Writes what is queued, for at most `timeout_s`; what remains waits in its file for the next process."""
+        """Writes what is queued, for at most `timeout_s`; the rest waits in its file for the next
+        process.
+        """
         self._stopping.set()
         try:
             async with asyncio.timeout(timeout_s):
@@ -172,7 +176,10 @@ class UsageWriter:
     async def _forever(
         self, turn: Callable[[], Coroutine[Any, Any, None]], interval_s: float, first_s: float
     ) -> None:
-        """Takes turns until the writer stops, the first after `first_s`; a failed turn doubles the pause up to the bound."""
+        """Runs `turn` until the writer stops, first after `first_s`, then every `interval_s`.
+
+        A failure doubles the pause up to the bound.
+        """
         pause = first_s
         while not await self._stopped_within(pause):
             try:
@@ -194,7 +201,9 @@ class UsageWriter:
         return True
 
     async def _drain(self) -> None:
-        """Writes what is queued now; at most some batches of each segment, so that none waits for another."""
+        """Writes what is queued now; of each segment some batches, so that no segment waits for
+        another.
+        """
         for segment in self._journal.segments():
             for _ in range(BATCHES_PER_TURN):
                 if segment.is_empty:
@@ -218,8 +227,8 @@ class UsageWriter:
         if self._announcer is not None and written:
             await self._announcer.announce(written)
 
-    async def _tend(self) -> None:
-        """Keeps a spare segment ready and tells of losses."""
+    async def _keep_spare(self) -> None:
+        """Keeps a spare segment ready and reports losses."""
         self._report_drops()
         if self._journal.needs_spare:
             await self._add_spare()
@@ -240,7 +249,7 @@ class UsageWriter:
             )
 
     async def _account_lost(self, path: Path) -> None:
-        """Records the calls that a dead process was working on. Their ids are those of the records it would have written."""
+        """Records the calls that a dead process worked on, under the ids that they had there."""
         left = await asyncio.to_thread(RunningCalls.adopt, path)
         if left is None:
             return

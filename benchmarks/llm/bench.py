@@ -138,7 +138,10 @@ def _proxy(graph: Started, name: str = PROXY) -> System:
 async def _with_replicas(
     plan: Plan, serve_config: Path, folder: Path, upstream: Started, one: dict[str, Any]
 ) -> dict[str, Any]:
-    """Measures a graph with two replicas of the proxy. On two cores they share these with the load and the upstream."""
+    """Measures a graph with two replicas of the proxy.
+
+    On two cores they share these with the load and the upstream.
+    """
     progress("starting a graph with two replicas")
     async with running_graph(folder / "two", upstream.url, serve_config, replicas=2) as graph:
         system = _proxy(graph, "proxy, 2 replicas")

@@ -17,10 +17,12 @@ _MARK = "RESULT "
 
 @dataclass(frozen=True)
 class Load:
-    """Result of one run. Times in milliseconds; `errors` counts failed and timed out requests and non-2xx answers.
+    """Result of one run.
 
-    `cpu_ms` is what the system's own processes used per request (seconds per 1,000), `memory_mib` what they held after the run and
-    `growth_kib` by how much that grew for 1,000 requests.
+    Times in milliseconds; `errors` counts failed and timed out requests and non-2xx answers.
+
+    `cpu_ms` is what the system's own processes used per request (seconds per 1,000), `memory_mib`
+    what they held after the run and `growth_kib` by how much that grew for 1,000 requests.
     """
 
     requests: int

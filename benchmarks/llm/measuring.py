@@ -26,10 +26,13 @@ PAUSE_S = 0.5
 
 @dataclass(frozen=True)
 class System:
-    """One thing to measure. `relays` says whether each request must arrive at the upstream, `extra` is put into stream bodies.
+    """One thing to measure.
 
-    `processes` finds the processes whose CPU time counts as this system's. A `peer` that cannot stream in this setting is
-    left out there, and said so. `caller` is who asks.
+    `relays` says whether each request must arrive at the upstream, `extra` is put into stream
+    bodies.
+
+    `processes` finds the processes whose CPU time counts as this system's. A `peer` that cannot
+    stream in this setting is left out there, and said so. `caller` is who asks.
     """
 
     name: str

@@ -66,7 +66,10 @@ async def litellm(folder: Path, upstream: str) -> AsyncIterator[Started]:
 
 @asynccontextmanager
 async def portkey(folder: Path) -> AsyncIterator[Started | None]:
-    """Runs Portkey's gateway; it learns the provider from each request's headers. None where Node is missing."""
+    """Runs Portkey's gateway; it learns the provider from each request's headers.
+
+    None where Node is missing.
+    """
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         sys.stderr.write("Portkey's gateway is left out: it needs `node` and `npm`\n")

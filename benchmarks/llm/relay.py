@@ -1,8 +1,11 @@
-"""The yardstick: what one writes in ten minutes with FastAPI and httpx. No limits, no ledger, no log, no retries.
+"""The yardstick: what one writes in ten minutes with FastAPI and httpx.
+
+No limits, no ledger, no log, no retries.
 
     python -m benchmarks.llm.relay --upstream http://127.0.0.1:1234/v1      prints its base URL
 
 One uvicorn worker (uvloop, httptools), one pooled `httpx.AsyncClient`.
+
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """`python -m benchmarks.llm.soak [--minutes 30]`: the proxy under steady load, its memory watched.
 
-A closed loop of whole answers, minute after minute, against `/internal/llm/proxy` of the real graph with credentials, limits,
-ledger and event log on. It fails when a request failed, when the upstream saw another number of calls than were answered, or
-when the replica holds over 5 % more memory at the end than after the warm-up (the first fifth).
+A closed loop of whole answers, minute after minute, against `/internal/llm/proxy` of the real graph
+with credentials, limits, ledger and event log on. It fails when a request failed, when the upstream
+saw another number of calls than were answered, or when the replica holds over 5 % more memory at
+the end than after the warm-up (the first fifth).
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ _STALLED_S = 30.0
 
 @dataclass(frozen=True)
 class StreamLoad:
-    """Result of one run. Times in milliseconds, to the first token and to the end; `tokens` per stream."""
+    """Result of one run.
+
+    Times in milliseconds, to the first token and to the end; `tokens` per stream.
+    """
 
     streams: int
     streams_per_s: float

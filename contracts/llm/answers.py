@@ -8,7 +8,10 @@ from contracts.llm.messages import ToolCall
 
 
 class TokenUsage(BaseModel):
-    """Tokens as the provider counted them. `estimated` marks a count of ours where the provider gave none."""
+    """Tokens as the provider counted them.
+
+    `estimated` marks a count of ours where the provider gave none.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,7 +55,10 @@ class ProxyResponse(BaseModel):
 
 
 class LLMResponse(BaseModel):
-    """What a provider returns for one whole answer. `reasoning` and `refusal` are kept apart from `content`."""
+    """What a provider returns for one whole answer.
+
+    `reasoning` and `refusal` are kept apart from `content`.
+    """
 
     content: str
     usage: TokenUsage
@@ -65,10 +71,11 @@ class LLMResponse(BaseModel):
 class StreamDelta(BaseModel):
     """One piece of a streamed answer: text, reasoning, or fragments of tool calls.
 
-    The first fragment of a call has `index`, `id`, `type`, and a `function` with the name; later ones have `index` and a `function` with
-    a piece of the `arguments`, which are text.
+    The first fragment of a call has `index`, `id`, `type`, and a `function` with the name; later
+    ones have `index` and a `function` with a piece of the `arguments`, which are text.
 
     `usage` is what the answer took so far, from providers that tell it with every piece.
+
     """
 
     content: str | None = None
@@ -99,8 +106,9 @@ def join_fragment(calls: dict[int, dict[str, Any]], fragment: dict[str, Any]) ->
 class StreamEnd(BaseModel):
     """The regular end of a stream. A provider that ends without it was cut off.
 
-    The proxy adds `attempts`, and `written_by` (`provider/model` of each part, in order) where several wrote one answer;
-    `cached` marks an answer from the response cache. `unreadable` counts the provider's events that had to be passed over.
+    The proxy adds `attempts`, and `written_by` (`provider/model` of each part, in order) where
+    several wrote one answer; `cached` marks an answer from the response cache. `unreadable` counts
+    the provider's events that had to be passed over.
     """
 
     finish_reason: str

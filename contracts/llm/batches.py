@@ -1,4 +1,4 @@
-"""Batches of LLM calls: wire shapes of `/internal/llm/batch`, and what the work needs from storage."""
+"""Batches of LLM calls: wire shapes of `/internal/llm/batch`, and the ports of their storage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ItemStatus = Literal["pending", "running", "succeeded", "failed", "cancelled"]
 
 
 class BatchRequest(ProxyRequest):
-    """One request of a batch: a body of `/proxy` and the caller's own id of it, unique in the batch."""
+    """One request of a batch: a body of `/proxy` and the caller's own id, unique in the batch."""
 
     custom_id: Identifier
 
@@ -56,7 +56,7 @@ class Batch(BaseModel):
 
 
 class BatchFilter(BaseModel):
-    """Query string of `GET /batch`: newest first, page by page. The tenant may also come by header."""
+    """Query string of `GET /batch`: newest first, by pages. A header may name the tenant, too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,7 +73,10 @@ class BatchPage(BaseModel):
 
 
 class BatchItemLine(BaseModel):
-    """One line of `GET /batch/{id}/items`: `response` is a body of `/proxy`, `error` that of its envelope."""
+    """One line of `GET /batch/{id}/items`.
+
+    `response` is a body of `/proxy`, `error` that of its envelope.
+    """
 
     custom_id: str
     status: ItemStatus
@@ -100,9 +103,9 @@ class ItemResult:
 
 @dataclass(frozen=True, slots=True)
 class BatchWork:
-    """A claimed request. `token` names this attempt: once another one has begun, it can change nothing any more.
+    """A claimed request. Once another attempt has begun, this one's `token` can change nothing.
 
-    `stalled_s`: for how many seconds its model was left alone whenever it was tried; zero where it was not.
+    `stalled_s` is for how many seconds its model has been left alone at every try; else zero.
     """
 
     batch_id: UUID
@@ -135,20 +138,26 @@ class BatchStore(Protocol):
         """Ends a batch that is not ended; what has a result keeps it. Raises NotFound."""
 
     def results(self, microdao_id: str, batch_id: str) -> AsyncIterator[list[ItemResult]]:
-        """Yields every request in the order of submission, some at a time, each some as of its moment."""
+        """Yields every request in the order of submission, some at a time, each as it is then."""
 
 
 class BatchQueue(Protocol):
-    """The requests of all microDAOs that wait to be worked off, in leases."""
+    """The waiting requests of all microDAOs, in leases."""
 
     async def claim(self, lease_s: float) -> BatchWork | None:
-        """Takes a due request, microDAOs in turn, then the batches of each. One whose lease was over comes back with one failure more."""
+        """Takes a due request: microDAOs in turn, then the batches of each.
+
+        A request whose lease was over comes back with one failure more.
+        """
 
     async def extend(self, held: Collection[UUID], lease_s: float) -> set[UUID]:
-        """Prolongs the leases of the attempts with these tokens, and no others; returns those that go on."""
+        """Prolongs the leases of the attempts with these tokens; returns those that still hold."""
 
     async def finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> bool | None:
-        """Writes the result of a running attempt. Returns whether the batch ended with it, None when the attempt was over."""
+        """Writes the result of a running attempt.
+
+        Returns whether the batch ended with it, or None when the attempt was over.
+        """
 
     async def put_back(
         self,
@@ -159,9 +168,10 @@ class BatchQueue(Protocol):
         pause_batch: bool = False,
         stalled: bool = False,
     ) -> None:
-        """Ends an attempt without a result: the request is due again after `delay_s`, or its whole batch.
+        """Ends an attempt without a result: the request, or its whole batch, is due after
+        `delay_s`.
 
-        `failed` counts a failure; `stalled` lets `stalled_s` begin, which ends with the next failure.
+        `failed` counts a failure. `stalled` starts `stalled_s`, which the next failure ends.
         """
 
     async def purge(self, retention_s: float) -> int:

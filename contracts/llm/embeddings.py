@@ -1,4 +1,4 @@
-"""Embeddings as the use cases see them: the port, a batch of vectors, and the space that vectors of one model share."""
+"""Embeddings: the port, a batch of vectors, and the space that vectors of one model share."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class EmbeddingSpace:
 class EmbeddingBatch:
     """Unit vectors of some texts, in the order of the texts.
 
-    `data` holds the vectors row by row as little-endian float32 without padding: one buffer crosses a process boundary
-    at the cost of a copy, where lists of floats cost nine bytes and an object each. numpy reads it without a copy:
-    `numpy.frombuffer(batch.data, "<f4").reshape(len(batch), batch.dimension)`. `tokens` is the model's own count over
-    all texts, prefixes included.
+    `data` holds the vectors row by row as little-endian float32 without padding: one buffer crosses
+    a process boundary at the cost of a copy, where lists of floats cost nine bytes and an object
+    each. numpy reads it without a copy: `numpy.frombuffer(batch.data, "<f4").reshape(len(batch),
+    batch.dimension)`. `tokens` is the model's own count over all texts, prefixes included.
     """
 
     data: bytes
@@ -93,14 +93,15 @@ class Embedder(Protocol):
     ) -> EmbeddingBatch:
         """Returns one vector per text; texts beyond the model's window are cut at its end.
 
-        Queries go before passages, and among each the tenants take turns. Cancelling the call drops the work that has
-        not begun.
+        Queries go before passages, and among each the tenants take turns. Cancelling the call drops
+        the work that has not begun.
 
         Raises:
             InvalidRequest: no text, or more than MAX_TEXTS_PER_CALL.
             Overloaded: this tenant's share of the queue, or the whole queue, is full: retry.
             EngineUnavailable | UpstreamError: the embedder is away.
             DeadlineExceeded: the deadline passed first.
+
         """
 
 
@@ -125,17 +126,20 @@ class TokenEmbedder(Embedder, Protocol):
 def check_embedding_space(recorded: EmbeddingSpace | None, configured: EmbeddingSpace) -> None:
     """Refuses to search vectors of one model with another's: their distances would mean nothing.
 
-    `recorded` is the space of the vectors that searches run on, None while nothing is stored; `configured` is the one
-    that queries would be embedded in.
+    `recorded` is the space of the vectors that searches run on, None while nothing is stored;
+    `configured` is the one that queries would be embedded in.
 
     Raises:
         ConfigurationError: they differ.
+
     """
     if recorded is None or recorded == configured:
         return
     raise ConfigurationError(
-        f"the stored memory was embedded with `{recorded.model_version}` ({recorded.dimension} dimensions), but the configuration names "
-        f"`{configured.model_version}` ({configured.dimension}): set the embedder back to the former, or re-embed into the new one first"
+        f"the stored memory was embedded with `{recorded.model_version}` "
+        f"({recorded.dimension} dimensions), but the configuration names "
+        f"`{configured.model_version}` ({configured.dimension}): "
+        "set the embedder back to the former, or re-embed into the new one first"
     )
 
 

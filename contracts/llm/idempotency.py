@@ -1,4 +1,7 @@
-"""What the idempotency keys of LLM calls need from storage. Keys and fingerprints are SHA-256 digests."""
+"""What the idempotency keys of LLM calls need from storage.
+
+Keys and fingerprints are SHA-256 digests.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +39,18 @@ class InWork:
 
 
 class IdempotencyStore(Protocol):
-    """Keys of all replicas. An attempt whose lease is over has lost its key to the next one that asks."""
+    """Keys of all replicas.
+
+    An attempt whose lease is over has lost its key to the next one that asks.
+    """
 
     async def begin(
         self, use: KeyUse, lease_s: float, retention_s: float
     ) -> Granted | Settled | InWork:
-        """Takes the key, or tells who has it. Raises IdempotencyConflict when it was used for another request."""
+        """Takes the key, or tells who has it.
+
+        Raises IdempotencyConflict when it was used for another request.
+        """
 
     async def extend(self, use: KeyUse, token: UUID, lease_s: float) -> bool:
         """Prolongs the lease; returns whether the key is still this attempt's."""

@@ -30,8 +30,8 @@ CALENDAR: frozenset[Meter] = frozenset({"usd_per_day", "usd_per_month"})
 class Caller:
     """Whom a call is counted for.
 
-    `credential` is the name of the presented credential, never the secret; `anonymous` where none is
-    demanded.
+    `credential` is the name of the presented credential, never the secret; `anonymous` where none
+    is demanded.
     """
 
     agent_id: str
@@ -65,7 +65,7 @@ LimitsOf = Callable[[Caller], Sequence[Limit]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a call may take at most, as far as that can be told before it is made; read only where a limit wants to know."""
+    """The most that a call may take, estimated before it; read only where a limit counts it."""
 
     tokens: int = 0
     nano_usd: int = 0
@@ -84,10 +84,12 @@ NOTHING = Spent(requests=0)
 
 
 class Reservation(Protocol):
-    """What is set aside for one running call."""
+    """Units that are set aside for one running call."""
 
     def settle(self, spent: Spent) -> None:
-        """Puts what was spent in place of what was set aside; further calls do nothing. No I/O, raises nothing."""
+        """Replaces what was set aside by what was spent; further calls do nothing. No I/O, no
+        errors.
+        """
 
 
 class Limiter(Protocol):
@@ -97,7 +99,8 @@ class Limiter(Protocol):
         """Sets aside one request, one running call, and the estimated tokens and money.
 
         Raises:
-            RateLimited: a limit would be exceeded; says which one, what is left and when to come back.
+            RateLimited: a limit would be exceeded; says which one, what is left and when to come
+                back.
             LimitsUnavailable: the limits cannot be kept now, so nothing is admitted.
         """
 
@@ -106,7 +109,10 @@ Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 
 
 class LimitsFilter(BaseModel):
-    """Whose limits to show: an agent's, a microDAO's, or both; those of the presented credential are shown in any case."""
+    """Whose limits to show: an agent's, a microDAO's, or both.
+
+    Those of the presented credential are always shown.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -117,9 +123,10 @@ class LimitsFilter(BaseModel):
 class LimitState(BaseModel):
     """One limit as it stands now.
 
-    Amounts are requests, tokens, calls or dollars, by `limit`. `used` has been spent within the window, `reserved` is set
-    aside for running calls or leased to replicas. `reset_s` is the time in seconds until all of `used` is free again, if
-    nothing more is spent; it is None for running calls, which free their slot when they end.
+    Amounts are requests, tokens, calls or dollars, by `limit`. `used` has been spent within the
+    window, `reserved` is set aside for running calls or leased to replicas. `reset_s` is the time
+    in seconds until all of `used` is free again, if nothing more is spent; it is None for running
+    calls, which free their slot when they end.
     """
 
     model_config = ConfigDict(frozen=True)

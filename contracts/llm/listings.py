@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class EngineLoad(BaseModel):
-    """What the local engine does, as it was seen within the last seconds; the counts are totals since its start."""
+    """What the local engine did a few seconds ago; the counts are totals since its start."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -19,9 +19,10 @@ class EngineLoad(BaseModel):
 
 
 class CircuitInfo(BaseModel):
-    """What a replica knows about one target: `closed` (called as usual), `open` (left alone), `half_open` (one call probes it).
+    """What a replica knows about one target.
 
-    `retry_after_s` is given while it is not called; a closed circuit has it while the provider asked for a rest.
+    `closed` is called as usual, `open` left alone, `half_open` probed by one call. `retry_after_s`
+    says when it is called next; a closed circuit has it while the provider asked for a rest.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,7 +35,8 @@ class CircuitInfo(BaseModel):
 class ModelInfo(BaseModel):
     """One row of `GET /internal/llm/models`, as the replica that answers sees it.
 
-    `reason` tells why a model is not available, `load` only the local engine has, `spills_over` only models with `spill`.
+    `reason` says why a model is not available. Only the local engine has `load`, only models with
+    `spill` have `spills_over`.
     """
 
     id: str

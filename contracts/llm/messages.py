@@ -1,7 +1,7 @@
 """Messages and tools of a chat call, as OpenAI's chat completions name and nest them.
 
-They are TypedDicts: checked on the way in, then sent to the upstream as the plain JSON they are, without
-a copy.
+They are TypedDicts: checked on the way in, then sent to the upstream as the plain JSON they are,
+without a copy.
 """
 
 import json
@@ -28,7 +28,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def _as_text(value: Any) -> Any:
-    """Arguments as the JSON text that they are everywhere else: some clients send the object that they read it into, or nothing."""
+    """Returns arguments as JSON text; some clients send the parsed object, or nothing."""
     if isinstance(value, str):
         return value if value.strip() else NO_ARGUMENTS
     if value is None:
@@ -76,10 +76,13 @@ class ContentPart(TypedDict):
 
 @with_config(_DROPPING)
 class ChatMessage(TypedDict):
-    """One message. `content` may be null only where `tool_calls` or a `refusal` stand in its place; other nulls are left out.
+    """One message.
 
-    A refusal goes to the upstream as the content that it is. Other keys, such as those that client libraries keep on an
-    assistant's answer, are dropped.
+    `content` may be null only where `tool_calls` or a `refusal` stand in its place; other nulls are
+    left out.
+
+    A refusal goes to the upstream as the content that it is. Other keys, such as those that client
+    libraries keep on an assistant's answer, are dropped.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]

@@ -1,4 +1,4 @@
-"""Wire shapes of `/internal/llm/v1/chat/completions` and `/v1/models`: OpenAI's, over our own request and answer."""
+"""OpenAI's shapes of `/internal/llm/v1/chat/completions` and `/v1/models`, over our own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Identity(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """`include_usage` asks for one more chunk, after the last choice, with the usage of the whole call."""
+    """`include_usage` asks for a further chunk with the usage of the whole call."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -55,9 +55,12 @@ class StreamOptions(BaseModel):
 
 
 class ChatCompletionRequest(ProxyRequest):
-    """Body of `POST /v1/chat/completions`. Fields that are not named here pass through to upstreams that take them.
+    """Body of `POST /v1/chat/completions`.
 
-    `max_completion_tokens` is another name of `max_tokens` and wins over it. `cache` and `timeout_s` are ours.
+    Fields that are not named here pass through to upstreams that take them.
+
+    `max_completion_tokens` is another name of `max_tokens` and wins over it. `cache` and
+    `timeout_s` are ours.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -80,10 +83,10 @@ class ChatCompletionRequest(ProxyRequest):
         return self
 
     def to_proxy(self, caller: CallMetadata) -> ProxyRequest:
-        """Returns the same request as `/proxy` would have it, with the unknown fields to be passed through.
+        """Returns the request as `/proxy` takes it; unknown fields are passed through.
 
         Raises:
-            InvalidRequest: too many or too large unknown fields.
+            InvalidRequest: see `checked_extra`.
         """
         fields = {
             name: getattr(self, name) for name in ProxyRequest.model_fields if name != "metadata"
@@ -151,7 +154,10 @@ class CompletionChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """A whole answer. `model` names who really answered; `provider`, `cached` and `attempts` are ours."""
+    """A whole answer.
+
+    `model` names who really answered; `provider`, `cached` and `attempts` are ours.
+    """
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -182,7 +188,7 @@ class ModelCards(BaseModel):
 
 
 def completion_of(answer: ProxyResponse, request_id: str) -> dict[str, Any]:
-    """Returns the body of a whole answer, with the nulls that OpenAI's has and without those of ours."""
+    """Returns the body of a whole answer, with OpenAI's nulls and without ours."""
     calls = [dict(call) for call in answer.tool_calls] if answer.tool_calls else None
     content = answer.content or (None if calls or answer.refusal else "")
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": answer.refusal}
@@ -287,7 +293,7 @@ class ChunkWriter:
 
 
 def cards_of(models: Iterable[ModelInfo], embedding_model: tuple[str, str] | None) -> ModelCards:
-    """Returns every logical model and, where there is one, the embedding model (its name and who owns it)."""
+    """Returns every logical model and the embedding model, given by its name and owner."""
     cards = [
         ModelCard(id=model.id, owned_by=model.provider, available=model.available)
         for model in models

@@ -47,10 +47,13 @@ _Several = Field(min_length=1, max_length=MAX_TEXTS_PER_CALL)
 
 
 class EmbeddingsRequest(BaseModel):
-    """One text, one array of tokens, or a list of either. Tokens are those of the model's own tokenizer.
+    """One text, one array of tokens, or a list of either.
 
-    `input_type` is ours: models such as E5 embed a question otherwise than the text that answers it. Without it a text is
-    a passage. `dimensions` is refused unless it is the model's own. Fields that OpenAI adds are ignored.
+    Tokens are those of the model's own tokenizer.
+
+    `input_type` is ours: models such as E5 embed a question otherwise than the text that answers
+    it. Without it a text is a passage. `dimensions` is refused unless it is the model's own. Fields
+    that OpenAI adds are ignored.
     """
 
     model_config = _LENIENT

@@ -1,4 +1,7 @@
-"""What the use cases need from the outside, as Protocols. Adapters live in providers, backends and deployments."""
+"""What the use cases need from the outside, as Protocols.
+
+Adapters live in providers, backends and deployments.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,17 @@ from contracts.llm.routing import Route, Target
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Why a call would probably fail now (None: it would not), and how busy the engine is, where that is known."""
+    """Why a call would probably fail now, or None; and the engine's load, where it is known."""
 
     not_ready: str | None = None
     load: EngineLoad | None = None
 
 
 class ChatProvider(Protocol):
-    """One LLM provider. Raises leaves of UpstreamError, InvalidRequest, Unavailable or DeadlineExceeded."""
+    """One LLM provider.
+
+    Raises leaves of UpstreamError, InvalidRequest, Unavailable or DeadlineExceeded.
+    """
 
     name: str
 
@@ -34,10 +40,12 @@ class ChatProvider(Protocol):
         """Why no call can succeed as things are configured (a missing key), or None."""
 
     def condition(self) -> Condition:
-        """What is known without a call: for listings, and to see whether calls should go elsewhere."""
+        """What is known without a call, for listings and for spill-over."""
 
     def quota_left(self, target: Target) -> float | None:
-        """Which share (0 to 1) of the provider's own limit for the model is left by its last word; None where nothing is known."""
+        """The share (0 to 1) that is left of the provider's own limit for the model; None if
+        unknown.
+        """
 
     async def chat(
         self,
@@ -60,7 +68,7 @@ class ChatProvider(Protocol):
     def continued(
         self, messages: Sequence[ChatMessage], text: str, options: ChatOptions
     ) -> tuple[list[ChatMessage], ChatOptions] | None:
-        """Returns the call that asks for the rest of an answer of which `text` came elsewhere; None where it cannot be asked."""
+        """Returns the call that asks for the rest of an answer after `text`; None if it cannot."""
 
     async def close(self) -> None:
         """Releases what the provider holds."""
@@ -78,7 +86,10 @@ class Engine(Protocol):
         """Returns a chat completion. Cancelling aborts the generation."""
 
     def stream(self, body: dict[str, Any], deadline: Deadline) -> AsyncIterator[dict[str, Any]]:
-        """Yields chat completion chunks, the last with usage. Closing the iterator aborts the generation."""
+        """Yields chat completion chunks, the last with usage.
+
+        Closing the iterator aborts the generation.
+        """
 
     async def stats(self) -> EngineLoad:
         """Returns the engine's counters; raises EngineUnavailable while it is not ready."""
@@ -98,4 +109,4 @@ class Prices(Protocol):
     """What models cost."""
 
     def cost(self, target: Target, usage: TokenUsage) -> Decimal | None:
-        """US dollars for `usage` at this target, or None where its price is not known: never a guess."""
+        """US dollars for `usage` at this target, or None where no price is known; never a guess."""

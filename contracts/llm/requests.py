@@ -1,4 +1,4 @@
-"""Bodies of `POST /internal/llm/proxy` and `/stream`, and the options in them that providers take."""
+"""Bodies of `POST /internal/llm/proxy` and `/stream`, and the options that providers take."""
 
 import json
 from collections.abc import Mapping
@@ -73,11 +73,13 @@ class ProxyRequest(BaseModel):
 
     @property
     def extra_body(self) -> dict[str, Any] | None:
-        """Fields of the caller's that only the upstream knows; never read from a body of `/proxy`."""
+        """Fields of the caller that only the upstream knows; never read from a body of `/proxy`."""
         return self.__dict__.get(_EXTRA)
 
     def pass_through(self, fields: Mapping[str, Any]) -> None:
-        """Hands `fields` on to upstreams that take them. Raises InvalidRequest as `checked_extra`."""
+        """Passes `fields` through to upstreams that take them. Raises InvalidRequest:
+        `checked_extra`.
+        """
         self.__dict__[_EXTRA] = (
             checked_extra(fields) or None
         )  # no field, and cheaper than a private one on every request
@@ -100,7 +102,7 @@ class ProxyRequest(BaseModel):
         return self
 
     def _tidy_tools(self) -> None:
-        """Drops what upstreams refuse: nulls, an empty list with the choice beside it, and `none` where there are no tools."""
+        """Drops what upstreams refuse: nulls, an empty list, `none` without tools."""
         for tool in self.tools or ():
             _drop_nulls(tool["function"])
         if not self.tools and (
@@ -153,7 +155,7 @@ def _check_message(index: int, message: ChatMessage) -> None:
 
 
 def _check_numbers(path: str, value: Any) -> None:
-    """Values that the models above take as they are (schemas, parts for other upstreams) must be sendable, too."""
+    """Raises ValueError for numbers that cannot be sent, in values that the models do not check."""
     if value is not None and (mistake := unsendable(value, path)):
         raise ValueError(mistake)
 
@@ -166,7 +168,8 @@ def _check_tool_choice(tools: list[ToolSpec] | None, choice: str | NamedToolChoi
         msg = "tool_choice: needs `tools`"
         raise ValueError(msg)
     if isinstance(choice, dict) and choice["function"]["name"] not in names:
-        msg = f"tool_choice: `{choice['function']['name']}` is not among the tools: {', '.join(names)}"
+        chosen = choice["function"]["name"]
+        msg = f"tool_choice: `{chosen}` is not among the tools: {', '.join(names)}"
         raise ValueError(msg)
 
 
@@ -197,7 +200,8 @@ def checked_extra(fields: Mapping[str, Any]) -> dict[str, Any]:
 class ChatOptions(TypedDict, total=False):
     """What may vary between calls of one provider besides the messages.
 
-    `extra_body` holds fields that only the upstream knows: merged into its body, but never over a field named here.
+    `extra_body` holds fields that only the upstream knows: merged into its body, but never over a
+    field named here.
     """
 
     max_tokens: int

@@ -8,17 +8,19 @@ from typing import Literal
 
 StreamRecovery = Literal["error", "resume"]
 Reasoning = Literal["opened"] | bool
-"""Whether a model thinks before it answers; `opened`: its prompt opens the thought, so that the answer begins inside it."""
+"""Whether a model thinks before it answers; `opened`: its prompt opens the thought, so that the
+answer begins inside it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds granted to the phases of one upstream call.
 
-    `first_token_s` runs from the request to the first content token of a stream; keep-alive frames do not satisfy it.
-    `idle_s` runs between content tokens. `total_s` bounds one attempt, whatever the request asks for. `handover_s` bounds the
-    time in which nothing comes while another target could answer instead; of a whole answer nothing comes before its end.
-    `first_token_handover_s` bounds the time to a stream's first content then, and no whole answer.
+    `first_token_s` runs from the request to the first content token of a stream; keep-alive frames
+    do not satisfy it. `idle_s` runs between content tokens. `total_s` bounds one attempt, whatever
+    the request asks for. While another target could answer, `handover_s` bounds the time without
+    content, and `first_token_handover_s` the time to a stream's first content; a whole answer has
+    no content before its end.
     """
 
     connect_s: float
@@ -46,7 +48,7 @@ class Timeouts:
         )
 
     def alone(self) -> Timeouts:
-        """Returns the times of a target beside which nobody else could answer."""
+        """Returns the timeouts of a target that no other one could replace."""
         if self.handover_s is None and self.first_token_handover_s is None:
             return self
         return replace(self, handover_s=None, first_token_handover_s=None)
@@ -54,10 +56,10 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often one target is asked, and how long is waited in between.
+    """How often one target is asked, and how long the waits between are.
 
-    `attempts` counts the first one. The n-th wait lasts up to `backoff_s · 2ⁿ⁻¹` seconds, at most `max_backoff_s`; that also
-    bounds the `Retry-After` that is waited for while another target could answer instead.
+    `attempts` counts the first one. The n-th wait lasts up to `backoff_s · 2ⁿ⁻¹` seconds, at most
+    `max_backoff_s`. That also bounds a `Retry-After` while another target could answer.
     """
 
     attempts: int = 2
@@ -69,8 +71,9 @@ class RetryPolicy:
 class CircuitPolicy:
     """When a target is left alone.
 
-    The circuit opens after `failures` in a row, or once `share` of at least `calls` within `window_s` seconds failed. It is
-    probed after `cooldown_s`, which doubles with each vain probe up to `max_cooldown_s`.
+    The circuit opens after `failures` in a row, or once `share` of at least `calls` within
+    `window_s` seconds failed. It is probed after `cooldown_s`, which doubles with each failed probe
+    up to `max_cooldown_s`.
     """
 
     failures: int = 5
@@ -83,9 +86,12 @@ class CircuitPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A physical model of one provider. `logical_model` is the entry of the configuration that names it.
+    """A physical model of one provider.
 
-    `context_tokens` is how many tokens it holds, prompt and answer together; None where that is not known.
+    `logical_model` is the entry of the configuration that names it.
+
+    `context_tokens` is how many tokens it holds, prompt and answer together; None where that is not
+    known.
     """
 
     provider: str
@@ -107,7 +113,8 @@ class Target:
 class Spill:
     """Where calls go while the primary target is busy.
 
-    It is busy from a queue of `queue_depth` calls on until the queue is down to `return_depth`, and while it cannot be called.
+    It is busy from a queue of `queue_depth` calls on until the queue is down to `return_depth`, and
+    while it cannot be called.
     """
 
     targets: tuple[Target, ...]
@@ -117,10 +124,10 @@ class Spill:
 
 @dataclass(frozen=True)
 class Route:
-    """The targets of one logical model in the order in which they are tried; the first is the primary one.
+    """The targets of one logical model, in the order in which they are tried.
 
-    `stream_recovery` tells what follows when a stream breaks after its first content: an error in the stream, or the next
-    target, which is asked to finish the answer.
+    `stream_recovery` says what follows when a stream breaks after its first content: an error in
+    the stream, or the next target, which is asked to finish the answer.
     """
 
     logical_model: str

@@ -1,6 +1,7 @@
 """The usage ledger's wire shapes and ports: what one LLM call consumed, and how it is asked for.
 
-A record is written once per call and never changed. Contents of prompts and answers are not part of it.
+A record is written once per call and never changed. Contents of prompts and answers are not part of
+it.
 """
 
 from __future__ import annotations
@@ -96,12 +97,13 @@ class UsageRecord(AttemptRecord):
 
     `provider` and `physical_model` are those of the last attempt. `outcome` is "ok", "cancelled",
     "lost" or the stable `type` of the error. `cost_usd` is None unless every attempt that took
-    tokens has a price. A record without `tries` is its own only attempt. `credential` is the name of
-    the caller's; the writer sets `recorder` to its own name.
+    tokens has a price. A record without `tries` is its own only attempt. `credential` is the name
+    of the caller's; the writer sets `recorder` to its own name.
 
     A plain class without slots, because one is made for every call and orjson writes its `__dict__`
     three times faster. Names are made storable (`storable_text`), times UTC and money billionths.
     Raises ValueError for numbers that no call can have.
+
     """
 
     request_id: str
@@ -171,15 +173,15 @@ _MESSAGE_FIELDS = _names(UsageRecord, "tries", "attempts", "recorder")
 
 
 def tokens_of(usage: TokenUsage) -> dict[str, Any]:
-    """Returns the counts of `usage` as fields of a record; what a provider does not count is left out."""
+    """Returns the counts of `usage` as fields of a record, without those that are not known."""
     return {name: value for name, value in usage.__dict__.items() if value is not None}
 
 
 def usage_message(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the body of the message `usage.llm`: what DAARION's usage engine demands, and our own fields.
+    """Returns the body of the message `usage.llm`: what DAARION's usage engine demands, and more.
 
-    `call` holds the fields of a UsageRecord as the journal or the ledger has them. Money is a decimal
-    text of US dollars, or null where no price is known.
+    `call` holds the fields of a UsageRecord as the journal or the ledger has them. Money is a
+    decimal text of US dollars, or null where no price is known.
     """
     ended = call["outcome"]
     return {name: call.get(name) for name in _MESSAGE_FIELDS} | {
@@ -221,9 +223,10 @@ class UsageFilter(BaseModel):
 class UsageRow(BaseModel):
     """Sums over the calls that share the group keys; keys that were not asked for are None.
 
-    `model` is the logical model, `day` a day in UTC. Tokens and cost are those of every attempt, accounted to the provider that
-    was called; a call is counted where it ended. `cost_usd` sums the attempts that had a price and is None when none had;
-    `unpriced` counts those that took tokens and had none.
+    `model` is the logical model, `day` a day in UTC. Tokens and cost are those of every attempt,
+    accounted to the provider that was called; a call is counted where it ended. `cost_usd` sums the
+    attempts that have a price and is None where none has; `unpriced` counts attempts that took
+    tokens and have no price.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -246,7 +249,10 @@ class UsageRow(BaseModel):
 
 
 class UsagePage(BaseModel):
-    """Rows in the order of their group keys, and the range they cover; `next_cursor` is None on the last page."""
+    """Rows in the order of their group keys, and their range.
+
+    `next_cursor` is None on the last page.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -260,7 +266,10 @@ class UsageSink(Protocol):
     """Where calls are recorded. Both methods return at once, do no I/O and raise nothing."""
 
     def begin(self, record: UsageRecord) -> int:
-        """Keeps the record of a call that begins, to be written if this process dies. Returns its ticket."""
+        """Keeps the record of a call that begins, to be written if this process dies.
+
+        Returns its ticket.
+        """
 
     def record(self, record: UsageRecord, ticket: int = NOT_BEGUN) -> None:
         """Takes the record of a call that has ended, and drops what `begin` kept under `ticket`."""
@@ -284,7 +293,7 @@ class UsageOutbox(Protocol):
         """Adds calls by their ids; one that is there already stays."""
 
     def take(self, most: int) -> AbstractAsyncContextManager[list[Mapping[str, Any]]]:
-        """Takes calls, oldest first, as `usage_message` reads them; they stay when the block raises."""
+        """Takes calls, oldest first, for `usage_message`; they stay when the block raises."""
 
     async def purge(self, days: int, most: int) -> int:
         """Deletes up to `most` calls that were added more than `days` ago; returns how many."""

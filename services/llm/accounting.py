@@ -1,4 +1,7 @@
-"""One call's account: what was tried, what each try took, how the call ended. Settled once: one event, one usage record."""
+"""One call's account: its attempts, what each consumed, how the call ended.
+
+It is settled once, into one event and one usage record.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +43,18 @@ OUTCOME_CANCELLED = "cancelled"
 OUTCOME_INTERNAL = "internal"
 
 GUESSED_TOKENS_PER_S = 50
-"""How fast a provider is taken to write a whole answer of which nothing was seen, because the caller left or it was cut off."""
+"""Assumed writing speed of a provider, for whole answers that were cut off before they were seen.
+"""
 
 NO_USAGE = TokenUsage()
 
 STREAMED_BYTES_PER_TOKEN = 4
-"""Size of a token in UTF-8 by which the pieces of a stream are counted whose provider joins several tokens to one."""
+"""Bytes of UTF-8 per token, where a provider puts several tokens into one piece of a stream."""
 
 PROVIDER_WORKED = frozenset(
     {OUTCOME_CANCELLED, OUTCOME_INTERNAL, DeadlineExceeded.type, "upstream_timeout"}
 )
-"""Ends of an attempt after which the provider may have read the prompt although it sent nothing."""
+"""Outcomes after which the provider may have read the prompt although it sent nothing."""
 
 
 class NoPrices:
@@ -80,8 +84,8 @@ class _Try:
 class CallAccount:
     """Measures one call from its start.
 
-    Every attempt has tokens and a cost of its own, so that each is accounted to the model that took them. `settle` may be
-    called at any time and ends the attempt that is running; further calls do nothing.
+    Every attempt has tokens and a cost of its own, accounted to the model that took them. `settle`
+    may be called at any time and ends the running attempt; further calls do nothing.
     """
 
     def __init__(
@@ -116,11 +120,14 @@ class CallAccount:
         self.unreadable_events = 0
 
     async def reserve(self, limiter: Limiter) -> None:
-        """Sets aside what the call may take. Raises RateLimited or LimitsUnavailable."""
+        """Reserves what the call may take. Raises RateLimited or LimitsUnavailable."""
         self._reservation = await limiter.reserve(self.caller, self._estimate)
 
     def options(self) -> ChatOptions:
-        """Returns the request's options; where tokens or money are counted, an answer may not be longer than what was set aside for it."""
+        """Returns the request's options.
+
+        Where tokens or money are limited, `max_tokens` is at most what was reserved for the answer.
+        """
         options = self._request.options()
         if self._estimate.is_counted and "max_tokens" not in options:
             options["max_tokens"] = completion_tokens(self._request)
@@ -148,9 +155,11 @@ class CallAccount:
     def attempt_ended(
         self, outcome: str, usage: TokenUsage | None = None, *, worked: bool = False
     ) -> None:
-        """Notes how the running attempt ended, and what the provider says it took; does nothing when none is running.
+        """Ends the running attempt with what the provider reported; does nothing when none is
+        running.
 
-        `worked` says that the provider had begun to answer, whatever came of it.
+        Without a report, or where the answer alone could be counted, the usage is completed by an
+        estimate. `worked` says that the provider worked although it sent nothing.
         """
         running = self._running()
         if running is None:
@@ -181,7 +190,11 @@ class CallAccount:
         )
 
     def delta(self, piece: StreamDelta) -> None:
-        """Counts a streamed piece of the running attempt: one token at least, more where it is long; some say what it took so far."""
+        """Counts a streamed piece of the running attempt as at least one token, more where it is
+        long.
+
+        Some pieces hold the usage so far.
+        """
         running = self._running()
         if running is None:
             return
@@ -192,7 +205,7 @@ class CallAccount:
         running.so_far = piece.usage or running.so_far
 
     def silent_s(self) -> float:
-        """Seconds in which nothing came from the running attempt; zero once something did."""
+        """Seconds since the running attempt began, zero once it sent something."""
         running = self._running()
         return 0.0 if running is None or running.deltas else time.monotonic() - running.started
 
@@ -206,7 +219,10 @@ class CallAccount:
         return _ms(time.monotonic() - self._started)
 
     def settle(self, outcome: str) -> None:
-        """Ends the running attempt, settles the reservation, and writes the event and, where a provider was called, the record."""
+        """Ends the running attempt, settles the reservation, and emits the event.
+
+        The record is written only where a provider was called.
+        """
         if self._settled:
             return
         self._settled = True
@@ -235,7 +251,7 @@ class CallAccount:
         return self._tries[-1] if self._tries and self._tries[-1].outcome is None else None
 
     def _whole(self, usage: TokenUsage) -> TokenUsage:
-        """The usage that the provider reported; where only the answer could be counted, with the estimate of the prompt."""
+        """Returns the reported usage; the prompt is estimated where only the answer was counted."""
         if not usage.estimated or usage.prompt_tokens:
             return usage
         prompt = self._estimate.prompt_tokens
@@ -244,10 +260,10 @@ class CallAccount:
         )
 
     def _guessed(self, ended: _Try, *, worked: bool) -> TokenUsage:
-        """What an attempt took whose provider did not tell, because it failed or the caller left: counted here.
+        """Estimates the usage of an attempt that ended without a report.
 
-        Of a stream every piece was seen; what an answer of which nothing was seen had come to (a whole one, or hidden reasoning) is
-        guessed by its time, up to what was set aside for it.
+        Of a stream every piece was seen. A whole answer, or hidden reasoning, is estimated by its
+        duration, up to what was reserved for it.
         """
         if not ended.deltas and not worked:
             return NO_USAGE
@@ -315,7 +331,7 @@ def _record_of(ended: _Try) -> AttemptRecord:
 
 
 def total_usage(parts: Iterable[TokenUsage]) -> TokenUsage:
-    """Returns the sum; it is `estimated` when a part is, and has cached and reasoning tokens when a part has."""
+    """Returns the sum: `estimated` if a part is; cached and reasoning tokens if a part has them."""
     used = [part for part in parts if part.total_tokens]
     if len(used) == 1:
         return used[0]
@@ -330,7 +346,7 @@ def total_usage(parts: Iterable[TokenUsage]) -> TokenUsage:
 
 
 def total_cost(parts: Sequence[tuple[TokenUsage, Decimal | None]]) -> Decimal | None:
-    """Returns the sum of the attempts' costs, or None when an attempt that took tokens has no price."""
+    """Returns the sum of the costs, or None when an attempt that took tokens has no price."""
     if any(cost is None and usage.total_tokens for usage, cost in parts):
         return None
     known = [cost for _, cost in parts if cost is not None]

@@ -1,4 +1,4 @@
-"""One call's way along its targets: tries one, waits, goes to the next, and tells the circuits what it learned."""
+"""One call along its targets: tries one, waits, tries the next, and tells the circuits."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Served(Generic[T]):
     result: T
 
 
-class Attempts:
+class RouteAttempts:
     """Asks the targets of one call in their order, each as often as its retry policy allows.
 
     `callers_own` tells that the caller gave the deadline.
@@ -80,18 +80,19 @@ class Attempts:
         self._waits: list[float] = []
 
     def keep(self, wanted: Callable[[ChatProvider], bool]) -> bool:
-        """Drops the targets still to come whose provider is not wanted; returns whether one is left."""
+        """Drops the remaining targets whose provider is not wanted; returns whether one is left."""
         self._remaining = deque(
             target for target in self._remaining if wanted(self._providers[target.provider])
         )
         return bool(self._remaining)
 
     async def serve(self, ask: Ask[T]) -> Served[T]:
-        """Returns what the first target gave that did not fail; a later call goes on with the targets behind it.
+        """Returns the result of the first target that succeeds; a later call starts at the next
+        target.
 
         Raises:
             ModelUnavailable: no target is configured.
-            CircuitOpen: none can be called now.
+            CircuitOpen: no target can be called now.
             DaarionError: the leaf of the last failure.
         """
         failure: DaarionError | None = None
@@ -171,7 +172,7 @@ class Attempts:
         return target if timeouts is configured else replace(target, timeouts=timeouts)
 
     def _cut_short(self, target: Target) -> bool:
-        """Whether the running attempt was ended by the caller's patience, too early to blame the target for it."""
+        """Whether the caller's deadline ended the attempt too early to blame the target."""
         silent_s = self._account.silent_s()
         handed_over = self._handover_s is not None and silent_s >= self._handover_s - PASSED_S
         if self._remaining_s() > 0 and not handed_over:
@@ -191,7 +192,9 @@ class Attempts:
         )
 
     def _others(self, *, ready: bool = False) -> bool:
-        """Whether a target is left that could be called now; with `ready`, one that is not known to be away."""
+        """Whether a remaining target could be called now; with `ready`, one that is not known to be
+        away.
+        """
         now = time.monotonic()
         for target in self._remaining:
             provider = self._providers[target.provider]

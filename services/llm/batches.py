@@ -1,4 +1,4 @@
-"""Batches: what is submitted is stored, and worked off at low priority by every replica."""
+"""Batches: requests are stored when submitted, and answered at low priority by every replica."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from contracts.llm.requests import ProxyRequest
 from services.llm.cache import cache_key
 
 _OF_NO_REQUEST = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable)
-"""A limit, a queue or a part of this product: the whole batch waits, and nothing is counted."""
+"""Failures of a limit, a queue or a part of this product: the whole batch waits, uncounted."""
 _OF_THE_MODEL = (CircuitOpen, EngineUnavailable)
-"""The model is left alone or starts: its requests wait, for so long and no longer; those of other models go on."""
+"""The model is left alone or starts: its own requests wait, up to a bound."""
 MAX_REMEMBERED = 1_000
 
 
@@ -62,7 +62,8 @@ class Batches:
         """Stores the requests as one batch, to be answered under `credential`.
 
         Raises:
-            InvalidRequest: a `custom_id` twice, several microDAOs, or `cache` without temperature 0.
+            InvalidRequest: a `custom_id` twice, several microDAOs, or `cache` without temperature
+                0.
             RateLimited: too many requests of the microDAO wait in batches already.
             OverLimit: these alone are more than may wait.
         """
@@ -85,7 +86,10 @@ class Batches:
         return await self.store.page(microdao_id, limit, cursor)
 
     async def cancel(self, microdao_id: str, batch_id: str) -> Batch:
-        """Ends a batch: what waits is not begun, what runs is stopped within seconds. Raises NotFound."""
+        """Ends a batch: what waits is not begun, what runs is stopped within seconds.
+
+        Raises NotFound.
+        """
         batch = await self.store.cancel(microdao_id, batch_id)
         self.events.emit("llm.batch_cancelled", batch_id=batch.id, microdao_id=microdao_id)
         return batch
@@ -98,19 +102,20 @@ class Batches:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """`concurrency` requests are worked off at a time, fewer while calls are in work that somebody waits for.
+    """Bounds and rhythm of a worker, in seconds where not said otherwise.
 
-    Seconds: an idle worker looks every `poll_s` for work of other replicas; a lease ends `lease_s` after it was last
-    prolonged, which happens every `tend_s`. A request that fails for a passing reason comes back after `backoff_s`, twice
-    as long each time, and is given up after `max_failures`. One whose model is left alone comes back after growing pauses, and is
-    given up when that went on for `stall_limit_s`.
+    `concurrency` requests are answered at a time, fewer while callers wait for other calls. An idle
+    worker polls every `poll_every_s` for work of other replicas; a lease ends `lease_s` after it
+    was renewed, which happens every `renew_every_s`. A request that fails for a passing reason is
+    retried after `backoff_s`, twice as long each time, `max_failures` times. A request whose model
+    is left alone is retried after growing pauses, until that has lasted `stall_limit_s`.
     """
 
     concurrency: int = 4
     max_failures: int = 5
-    poll_s: float = 1.0
+    poll_every_s: float = 1.0
     lease_s: float = 30.0
-    tend_s: float = 2.0
+    renew_every_s: float = 2.0
     backoff_s: float = 5.0
     backoff_max_s: float = 600.0
     stall_limit_s: float = 3600.0
@@ -118,7 +123,7 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """Nothing is decided: the request is due again after `seconds`, or its whole batch is."""
+    """The request is not decided: it, or its whole batch, is due again after `seconds`."""
 
     seconds: float
     failed: bool = False
@@ -152,9 +157,10 @@ def delay_after(
 
 
 class BatchWorker:
-    """Works off claimed requests in one process. Whatever it leaves unfinished, dead or alive, another one takes up.
+    """Answers claimed requests in one process. What it leaves unfinished, another process takes up.
 
-    `answer` runs one call, given the request, its id and the credential; `in_work` is how many calls somebody waits for in this replica.
+    `answer` runs one call, given the request, its id and the credential; `in_work` is how many
+    calls callers wait for in this replica.
     """
 
     def __init__(
@@ -176,10 +182,10 @@ class BatchWorker:
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Starts to work on the running event loop."""
+        """Starts to work, on the running event loop."""
         self._loops = [
             asyncio.create_task(self._dispatch(), name="batches"),
-            asyncio.create_task(self._tend(), name="batches:leases"),
+            asyncio.create_task(self._renew_leases(), name="batches:leases"),
         ]
 
     async def close(self) -> None:
@@ -188,11 +194,11 @@ class BatchWorker:
         await end_tasks(list(self._running.values()))
 
     def wake(self) -> None:
-        """Tells that there may be work, or room for it."""
+        """Wakes the worker: there may be work, or room for it."""
         self._changed.set()
 
     async def _dispatch(self) -> None:
-        pause = self.settings.poll_s
+        pause = self.settings.poll_every_s
         while True:
             try:
                 begun = self._free() > 0 and await self._begin_next()
@@ -205,12 +211,15 @@ class BatchWorker:
                 self._events.emit("llm.batch_defect", error=type(error).__name__, exc_info=error)
                 await asyncio.sleep(15.0)
                 continue
-            pause = self.settings.poll_s
+            pause = self.settings.poll_every_s
             if not begun:
                 await self._pause()
 
     def _free(self) -> int:
-        """Slots left. Callers who wait take from batches, but never the last slot: a batch goes on under any load."""
+        """Slots left.
+
+        Callers who wait take from batches, but never the last slot: a batch goes on under any load.
+        """
         most = self.settings.concurrency
         return min(most, max(1, most - self._in_work())) - len(self._running)
 
@@ -229,14 +238,14 @@ class BatchWorker:
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_jittered(self.settings.poll_s)):
+            async with asyncio.timeout(_jittered(self.settings.poll_every_s)):
                 await self._changed.wait()
         self._changed.clear()
 
-    async def _tend(self) -> None:
-        """Keeps the leases; ends what lost its own, or whose batch was cancelled."""
+    async def _renew_leases(self) -> None:
+        """Renews the leases; cancels tasks whose lease is lost or whose batch was cancelled."""
         while True:
-            await asyncio.sleep(self.settings.tend_s)
+            await asyncio.sleep(self.settings.renew_every_s)
             held = set(self._running)
             if not held:
                 continue
@@ -287,11 +296,15 @@ class BatchWorker:
         return orjson.dumps(answer.model_dump(exclude_none=True)), True
 
     def _informative(self, model: str, error: DaarionError) -> DaarionError:
-        """An open circuit says little: returns what the model failed with here before, where that is known."""
+        """Returns the last failure of the model here in place of an open circuit, which says
+        little.
+        """
         return self._last_failures.get(model, error) if isinstance(error, CircuitOpen) else error
 
     async def _finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> None:
-        """Writes the result, however long the database is away: the lease decides whether it still counts."""
+        """Writes the result, however long the database is away; the lease decides whether it
+        counts.
+        """
         pause = 0.5
         while True:
             try:
@@ -311,7 +324,7 @@ class BatchWorker:
                 return
 
     async def _put_back(self, work: BatchWork, delay: Delay) -> None:
-        """Best effort: the lease ends anyway."""
+        """Best effort: the lease ends in any case."""
         with contextlib.suppress(DaarionError):
             await self._queue.put_back(
                 work,
@@ -341,7 +354,8 @@ def _checked(requests: Sequence[BatchRequest]) -> str:
     for index, request in enumerate(requests):
         if request.metadata.microdao_id != microdao_id:
             raise InvalidRequest(
-                f"requests[{index}].metadata.microdao_id: all requests of a batch are of one microDAO"
+                f"requests[{index}].metadata.microdao_id: "
+                "all requests of a batch are of one microDAO"
             )
         first = seen.setdefault(request.custom_id, index)
         if first != index:

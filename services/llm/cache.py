@@ -24,7 +24,7 @@ _WHOLE = frozenset({"stop", "tool_calls", "length"})
 
 
 def canonical_body(request: ProxyRequest) -> bytes:
-    """Returns the request as JSON in one form, without who asks, until when, and what the cache should do.
+    """Returns the request as canonical JSON, without caller, timeout and cache options.
 
     Raises:
         InvalidRequest: a number in it is over 64 bits.
@@ -42,7 +42,8 @@ def cache_key(request: ProxyRequest) -> bytes:
     """Returns what equal requests of one microDAO share, and nobody else.
 
     Raises:
-        InvalidRequest: the request's temperature is not 0, so that its answer is not the same the next time.
+        InvalidRequest: the request's temperature is not 0, so that its answer is not the same the
+            next time.
     """
     if request.temperature != 0:
         raise InvalidRequest("cache: only for requests with `temperature: 0`")
@@ -53,16 +54,16 @@ def cache_key(request: ProxyRequest) -> bytes:
 def is_clipped(answer: ProxyResponse, request: ProxyRequest) -> bool:
     """Whether an answer was cut at a length that its request does not name.
 
-    Such a length is one caller's own (a limit of tokens or money caps its answers) or the provider's of that moment; one that
-    the request names is part of the key.
+    Such a length is one caller's own (a limit of tokens or money caps its answers) or the
+    provider's of that moment; one that the request names is part of the key.
     """
     return answer.finish_reason == "length" and request.max_tokens is None
 
 
 def is_worth_keeping(answer: ProxyResponse, request: ProxyRequest, preferred: Target) -> bool:
-    """Whether an answer may stand for the next ones: whole, and given by the target that the model names first.
+    """Whether an answer may be reused: it is whole, and from the model's first target.
 
-    What a fallback answered while that one was away would otherwise outlive the outage.
+    An answer of a fallback would outlive the outage of the first target.
     """
     by_preferred = (answer.provider, answer.model_resolved) == (preferred.provider, preferred.name)
     return (
@@ -85,7 +86,7 @@ class _Entry:
 
 
 class AnswerCache:
-    """Keeps the answers that were used last, `max_bytes` of them; one that is larger than an eighth of that is not kept."""
+    """Keeps the answers that were used last, up to `max_bytes`, each at most an eighth of that."""
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max = max_bytes

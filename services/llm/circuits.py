@@ -1,14 +1,17 @@
-"""A circuit for each provider and model: who fails is left alone, then probed. Pure; time comes in as an argument.
+"""A circuit for each provider and model: failing targets are left alone, then probed.
 
-    closed ──(failures in a row, or their share in a window)──► open ──(cool-down)──► half-open ──(the probe succeeds)──► closed
-                                                                  ▲                      │
-                                                                  └──(the probe fails: cool-down × 2)
+Pure; time comes in as an argument.
 
-While a circuit is open nobody calls the target; half-open, one call does. The cool-down runs from the beginning of
-the probe that failed, and a probe without an end after the longest cool-down keeps the next one waiting no longer: a
-target that is well again is called within the longest cool-down, whether it had refused calls or swallowed them. A
-target may also rest, because its provider sent a `Retry-After`: when that has passed, everybody may call again. State
-is per replica.
+    closed ──(failures in a row, or their share in a window)──► open
+    open ──(cool-down)──► half-open
+    half-open ──(the probe succeeds)──► closed
+    half-open ──(the probe fails: cool-down × 2)──► open
+
+While a circuit is open the target is not called; half-open, one call probes it. The cool-down runs
+from the beginning of the probe that failed, and a probe without an end blocks the next one for at
+most the longest cool-down: a target that recovered is called within the longest cool-down, whether
+it had refused calls or swallowed them. A target also rests when its provider sent a `Retry-After`,
+until that has passed. State is per replica.
 """
 
 from __future__ import annotations
@@ -62,7 +65,9 @@ class Circuit:
         return max(rest, self._opened_at + self._cooldown_s() - now)
 
     def enter(self, now: float) -> Permit | None:
-        """Returns a permit to call the target, or None where it must be left alone. A permit must be ended."""
+        """Returns a permit to call the target, which must be ended; None where it must be left
+        alone.
+        """
         if self._state == "closed":
             if now < self._rests_until:
                 return None
@@ -96,7 +101,7 @@ class Circuit:
             self._count(now, failed=failed)
 
     def _judges(self, permit: Permit) -> bool:
-        """Whether `permit` is a probe of this half-open state: calls that began before it opened have an older epoch."""
+        """Whether `permit` probes this half-open state; earlier calls have an older epoch."""
         return self._state == "half_open" and permit.epoch == self._epoch
 
     def _count(self, now: float, *, failed: bool) -> None:
@@ -176,7 +181,10 @@ class Permit:
 
 
 class Circuits:
-    """The circuits of one replica. They outlive a reload of the routes. `turned` is told of each that opens or closes."""
+    """The circuits of one replica. They outlive a reload of the routes.
+
+    `turned` is told of each that opens or closes.
+    """
 
     def __init__(
         self, turned: Callable[[Target, State], None] = lambda _target, _state: None

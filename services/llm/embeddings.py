@@ -51,8 +51,8 @@ class _Taken:
 class Embeddings:
     """The use case behind `/v1/embeddings`.
 
-    `model` is the logical name that callers give, `target` who makes the vectors and under which name. `limiter` and `prices` are
-    looked up at each call, because a reload replaces them.
+    `model` is the logical name that callers give, `target` who makes the vectors and under which
+    name. `limiter` and `prices` are looked up at each call, because a reload replaces them.
     """
 
     model: str
@@ -111,7 +111,8 @@ class Embeddings:
             raise UnknownModel(f"no embedding model `{request.model}`; there is: {self.model}")
         if request.dimensions not in {None, self.embedder.dimension}:
             raise InvalidRequest(
-                f"dimensions: `{self.model}` gives vectors of {self.embedder.dimension} numbers; leave the field out"
+                f"dimensions: `{self.model}` gives vectors of {self.embedder.dimension} numbers; "
+                "leave the field out"
             )
 
     async def _embedded(self, request: EmbeddingsRequest, metadata: CallMetadata) -> EmbeddingBatch:

@@ -17,18 +17,20 @@ from contracts.llm.requests import ProxyRequest
 from contracts.llm.routing import Route
 
 BYTES_PER_TOKEN = 3
-"""Fewer than models have on average (about four in English; two letters, that is four bytes, in Ukrainian)."""
+"""Fewer than models have on average (about four in English; two letters, that is four bytes, in
+Ukrainian)."""
 TOKENS_PER_MESSAGE = 4
 TOKENS_PER_PART = 1_000
 """Of a part of a message that is no text, such as an image."""
 DEFAULT_COMPLETION_TOKENS = 1_024
-"""Set aside for an answer whose request has no `max_tokens`; where a limit counts tokens or money, also the most that it may have."""
+"""Set aside for an answer whose request has no `max_tokens`; where a limit counts tokens or money,
+also the most that it may have."""
 
 
 class CallEstimate(Estimate):
-    """The tokens of prompt and longest answer, and what they cost at the dearest of the route's targets.
+    """Tokens of prompt and longest answer, and their cost at the dearest target of the route.
 
-    Each is worked out when it is first asked for: most calls have no limit that wants to know.
+    Computed when first read, because most calls have no limit that reads them.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ def prompt_tokens(request: ProxyRequest) -> int:
 
 
 def rough_prompt_tokens(request: ProxyRequest) -> int:
-    """Returns the same without looking at the texts, whatever their length: a letter beyond ASCII is taken for two bytes."""
+    """Returns the same without reading the texts; a letter beyond ASCII counts as two bytes."""
     size = 0
     for message in request.messages:
         content = message.get("content")

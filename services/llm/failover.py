@@ -1,24 +1,27 @@
-"""What follows a failed attempt: the same target again, the next one, or the caller. One pure function, one table.
+"""What follows a failed attempt: the same target again, the next one, or the failure. Pure.
 
-| Failure | The same target again | Then | Against the circuit |
-|---|---|---|---|
-| too long (`ContextLengthExceeded`) | no | the next target that is known to hold it | no: the provider works |
-| refused as invalid, filtered (`InvalidRequest`) | no: the same request stays wrong | the caller | no: the provider works |
-| credentials, model or route refused (`UpstreamAuthFailed`, `UpstreamMisconfigured`) | no | the next target | yes |
-| throttled (`UpstreamRateLimited`) | after `Retry-After`, else a backoff | the next target | yes; after a `Retry-After` it rests instead |
-| unreachable, reset, 5xx (`UpstreamUnavailable`) | after a backoff, or `Retry-After` | the next target | yes; `Retry-After` as above |
-| cut off, garbage (`UpstreamInvalidResponse`) | after a backoff | the next target | yes |
-| silent (`UpstreamTimeout`) | no: one timeout is enough | the next target | yes, unless the caller's patience was the shorter one |
-| the local engine starting, gone or full (`Unavailable`) | no | the next target | no: the engine tells by itself |
-| the request's own deadline (`DeadlineExceeded`), anything else | no | the caller | no |
+    failure                                 same target again       then  against the circuit
+    too long (ContextLengthExceeded)        no                      next  no
+    refused as invalid (InvalidRequest)     no                      fail  no
+    credentials, model or route refused     no                      next  yes
+    throttled (UpstreamRateLimited)         Retry-After or backoff  next  yes, or rests
+    unreachable, 5xx (UpstreamUnavailable)  backoff or Retry-After  next  yes, or rests
+    garbage (UpstreamInvalidResponse)       backoff                 next  yes
+    silent (UpstreamTimeout)                no                      next  yes, unless cut short
+    engine not ready, full (Unavailable)    no                      next  no
+    deadline of the request, anything else  no                      fail  no
 
-The same target is asked at most `retry.attempts` times. A wait must end before the request's deadline, and within
-`retry.max_backoff_s` while another target could answer instead. Without a next target the failure is the caller's.
+For a request that is too long, only targets that are known to hold it come next. After a
+`Retry-After` the target rests until then, which does not count as a failure.
 
-While another target could answer, silence is borne for `HANDOVER_SHARE` of what is left of a deadline that the caller gave, so that
-the other one is asked in time; where the caller gave none, for `timeouts.handover_s`. An attempt that was cut short like this, or by
-the caller's deadline, counts against the circuit only after `silence_counts_s`: a caller in a hurry closes no provider to others.
-A stream without a first content after `timeouts.first_token_handover_s` is silent by the target's own measure: that counts at once.
+The same target is asked at most `retry.attempts` times. A wait must end before the request's
+deadline, and within `retry.max_backoff_s` while another target could answer instead.
+
+While another target could answer, an attempt may be silent for `HANDOVER_SHARE` of what is left of
+the caller's deadline, so that the other one is asked in time; without a deadline, for
+`timeouts.handover_s`. An attempt that was cut short like this, or by the caller's deadline, counts
+against the circuit only after `silence_counts_s`, so that a hurried caller closes no provider to
+others. A stream without content after `timeouts.first_token_handover_s` counts at once.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ _MAX_DOUBLINGS = 16
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What follows: `wait_s` seconds before the same target is asked again, else nothing to wait for."""
+    """What follows; `wait_s` is the pause before the same target is asked again."""
 
     kind: Literal["again", "next", "caller"]
     wait_s: float = 0.0
@@ -66,8 +69,8 @@ def next_step(
 ) -> Step:
     """Returns what follows the failure of the `tries`-th attempt at one target.
 
-    `others` tells whether another target is left, `remaining_s` is what is left of the request's deadline, `jitter` is a
-    random number between 0 and 1 that spreads the waits of many callers.
+    `others` tells whether another target is left, `remaining_s` is what is left of the request's
+    deadline, `jitter` is a random number between 0 and 1 that spreads the waits of many callers.
     """
     if remaining_s <= 0 or not isinstance(
         error, UpstreamError | UpstreamTimeout | Unavailable | ContextLengthExceeded
@@ -81,7 +84,7 @@ def next_step(
 
 
 def holders(targets: Iterable[Target], refused_by: Target, needed_tokens: int) -> Iterator[Target]:
-    """Yields the targets that are known to hold a request of about `needed_tokens`, which was too long for another one."""
+    """Yields the targets that are known to hold a request of about `needed_tokens`."""
     least = max(needed_tokens, (refused_by.context_tokens or 0) + 1)
     return (target for target in targets if (target.context_tokens or 0) >= least)
 
@@ -92,7 +95,10 @@ def silence_counts_s(timeouts: Timeouts) -> float:
 
 
 def blames_target(error: DaarionError, *, cut_short: bool) -> bool:
-    """Whether `error` counts against the target's circuit; `cut_short` tells that the caller's patience ended too early to say."""
+    """Whether `error` counts against the target's circuit.
+
+    `cut_short` says that the caller's deadline ended the attempt too early to blame the target.
+    """
     if isinstance(error, UpstreamTimeout):
         return not cut_short
     if isinstance(error, UpstreamRateLimited):

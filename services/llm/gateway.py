@@ -1,4 +1,4 @@
-"""What the ways in ask of the LLM proxy: answers from the cache where a request asks for it, and what is in work."""
+"""The LLM proxy as interfaces call it: cached answers on request, and calls in work counted."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from services.llm.replay import Answerer, ChatStream, RecordedStream, ReplayedSt
 from services.llm.single_flight import SingleFlight
 
 GRACE_S = 0.5
-"""What a waiting caller's deadline is longer than the run's own, which knows better why it ends."""
+"""Slack, so that the shared run times out first and reports the reason."""
 
 
 class ChatGateway(Protocol):
-    """Answers, whole or streamed, and the models that give them. `LLMProxy` is one."""
+    """Answers, whole or streamed, and the list of models. Gateway and LLMProxy implement it."""
 
     async def complete(
         self, request: ProxyRequest, request_id: str, *, credential: str
@@ -34,7 +34,7 @@ class ChatGateway(Protocol):
     async def open_stream(
         self, request: ProxyRequest, request_id: str, *, credential: str
     ) -> ChatStream:
-        """Returns a stream whose first item has already arrived. Raises leaves of the error tree."""
+        """Returns a stream whose first item has arrived. Raises leaves of the error tree."""
 
     def models(self) -> ModelList:
         """Returns every logical model with its availability."""
@@ -50,8 +50,8 @@ class Load:
 class Gateway:
     """The LLM proxy behind a response cache, for requests that ask for it. Implements ChatGateway.
 
-    An answer from the cache counts as a request of its caller and takes no tokens. `load` counts the calls that callers wait
-    for; it is given from outside, so that it outlives a reload.
+    An answer from the cache counts as a request of its caller and takes no tokens. `load` counts
+    the calls that callers wait for; it is given from outside, so that it outlives a reload.
     """
 
     def __init__(self, proxy: LLMProxy, cache: AnswerCache, load: Load | None = None) -> None:
@@ -78,7 +78,7 @@ class Gateway:
     async def answer(
         self, request: ProxyRequest, request_id: str, *, credential: str
     ) -> ProxyResponse:
-        """As `complete`, for work that nobody waits for: it is not counted."""
+        """As `complete`, for calls that nobody waits for: they are not counted as load."""
         if request.cache is None:
             return await self._proxy.complete(request, request_id, credential=credential)
         started = time.monotonic()
@@ -104,7 +104,7 @@ class Gateway:
     async def open_stream(
         self, request: ProxyRequest, request_id: str, *, credential: str
     ) -> ChatStream:
-        """Returns a stream; with `cache`, an answer from the cache as a stream of one piece. Raises as `complete`."""
+        """Returns a stream; with `cache`, a cached answer as one piece. Raises as `complete`."""
         self._load.calls += 1
         try:
             opened = await self._opened(request, request_id, credential=credential)
@@ -118,7 +118,7 @@ class Gateway:
         return self._proxy.models()
 
     def retire(self) -> None:
-        """Another gateway takes the calls that come; those under way end here, and leave nothing in memory."""
+        """Stops caching, because a new gateway takes over; calls under way end here."""
         self._cache.close()
 
     async def _opened(
@@ -180,7 +180,10 @@ class Gateway:
         *,
         streamed: bool,
     ) -> ProxyResponse:
-        """Counts the request and returns the answer as this caller's. Raises RateLimited or LimitsUnavailable."""
+        """Counts the request and returns the answer as this caller's.
+
+        Raises RateLimited or LimitsUnavailable.
+        """
         (await self._proxy.limiter.reserve(caller, Estimate())).settle(Spent(requests=1))
         latency = round((time.monotonic() - started) * 1000, 3)
         record = UsageRecord(

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: one request, one answer, however often and at whichever replica it is asked for."""
+"""`Idempotency-Key`: one request has one answer, at whichever replica it is repeated."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _REFUSALS: dict[str, type[InvalidRequest]] = {
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyTimes:
-    """Seconds: an attempt's lease, how often it is prolonged, how long a waiting caller pauses between two looks."""
+    """Seconds: an attempt's lease, the interval of its renewals, the poll interval of waiters."""
 
     lease_s: float = 15.0
-    tend_s: float = 4.0
-    look_s: float = 0.05
-    look_max_s: float = 0.5
+    renew_every_s: float = 4.0
+    poll_every_s: float = 0.05
+    max_poll_s: float = 0.5
     settle_s: float = 10.0
 
 
@@ -58,9 +58,9 @@ class Recorded:
 class Idempotency:
     """Calls that were given a key.
 
-    The first caller's call runs to its end also when that caller leaves: its answer is what the key's next use is for.
-    Answers and refusals of the request itself settle the key; after any other failure it is free again. `retention_s` is
-    how long an answer is kept.
+    The first caller's call runs to its end also when that caller leaves: its answer is what the
+    key's next use is for. Answers and refusals of the request itself settle the key; after any
+    other failure it is free again. `retention_s` is how long an answer is kept.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Idempotency:
         """
         use = key_use(request, key)
         deadline = Deadline.after(request.timeout_s or MAX_TIMEOUT_S)
-        pause = self._times.look_s
+        pause = self._times.poll_every_s
         while True:
             found = await self._store.begin(use, self._times.lease_s, self._retention_s())
             if isinstance(found, Settled):
@@ -103,7 +103,7 @@ class Idempotency:
                 continue  # another attempt took the key over: what it stores is the answer
             deadline.check()
             await asyncio.sleep(deadline.at_most(pause))
-            pause = min(2 * pause, self._times.look_max_s)
+            pause = min(2 * pause, self._times.max_poll_s)
 
     async def close(self) -> None:
         """Ends the calls that run; their keys are free again."""
@@ -152,7 +152,7 @@ class Idempotency:
     async def _leased(self, use: KeyUse, token: UUID) -> AsyncIterator[None]:
         async def tend() -> None:
             while True:
-                await asyncio.sleep(self._times.tend_s)
+                await asyncio.sleep(self._times.renew_every_s)
                 with contextlib.suppress(DaarionError):
                     await self._store.extend(use, token, self._times.lease_s)
 
@@ -163,7 +163,10 @@ class Idempotency:
             await end_tasks([tending])
 
     async def _settled(self, use: KeyUse, token: UUID, answer: bytes) -> bool:
-        """Stores the answer; returns whether it is the key's. An answer that cannot be stored is still its caller's."""
+        """Stores the answer; returns whether it is the key's.
+
+        An answer that cannot be stored is still its caller's.
+        """
         patience, pause = Deadline.after(self._times.settle_s), 0.2
         while True:
             try:
@@ -178,13 +181,15 @@ class Idempotency:
             pause *= 2
 
     async def _release(self, use: KeyUse, token: UUID) -> None:
-        """Best effort: the lease ends anyway."""
+        """Best effort: the lease ends in any case."""
         with contextlib.suppress(DaarionError):
             await self._store.release(use, token)
 
 
 def key_use(request: ProxyRequest, key: str) -> KeyUse:
-    """Returns what the key stands for: keys are an agent's own, requests are equal whatever their `timeout_s`.
+    """Returns what the key stands for.
+
+    A key belongs to one agent; requests are equal whatever their `timeout_s`.
 
     Raises:
         InvalidRequest: the key is longer than 1,024 characters.

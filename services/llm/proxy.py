@@ -17,7 +17,7 @@ from contracts.llm.requests import MAX_TIMEOUT_S, ProxyRequest
 from contracts.llm.routing import Route, Spill, Target
 from contracts.llm.usage import OUTCOME_OK, UsageSink
 from services.llm.accounting import CallAccount, NoPrices, outcome_of
-from services.llm.attempts import Attempts
+from services.llm.attempts import RouteAttempts
 from services.llm.circuits import Circuits
 from services.llm.spillover import Candidate, Spillover, order_targets, queue_depth
 from services.llm.streams import Begun, OpenStream, begin
@@ -33,7 +33,8 @@ PRICED = TokenUsage(prompt_tokens=750_000, completion_tokens=250_000, total_toke
 class LLMProxy:
     """The use cases of the LLM proxy over its ports.
 
-    `circuits` and `spillover` are the replica's memory of its targets: given from outside, so that they outlive a reload.
+    `circuits` and `spillover` are the replica's memory of its targets: given from outside, so that
+    they outlive a reload.
     """
 
     router: Router
@@ -81,7 +82,8 @@ class LLMProxy:
     async def open_stream(
         self, request: ProxyRequest, request_id: str, *, credential: str
     ) -> OpenStream:
-        """Returns a stream whose first item has already arrived, so that failures before it are answered with a status.
+        """Returns a stream whose first item has arrived; failures before it have a status of their
+        own.
 
         The caller must iterate the stream or close it. Raises as `complete`.
         """
@@ -149,9 +151,9 @@ class LLMProxy:
             prices=self.prices,
         )
 
-    def _attempts(self, request: ProxyRequest, route: Route, account: CallAccount) -> Attempts:
+    def _attempts(self, request: ProxyRequest, route: Route, account: CallAccount) -> RouteAttempts:
         deadline, name = _deadline(request, route), route.logical_model
-        return Attempts(
+        return RouteAttempts(
             self._targets(route),
             self.providers,
             self.circuits,
@@ -200,7 +202,7 @@ class LLMProxy:
 
 
 def _deadline(request: ProxyRequest, route: Route) -> Deadline:
-    """The caller's `timeout_s`, else what all targets of the route may take one after the other, waits included."""
+    """The caller's `timeout_s`, else the time for all targets in turn, waits included."""
     if request.timeout_s is not None:
         return Deadline.after(request.timeout_s)
     return Deadline.after(min(route.longest_s, MAX_TIMEOUT_S))

@@ -1,4 +1,4 @@
-"""Streams of the response cache: one that is written down as it passes, and one that is read from what was kept."""
+"""Streams of the response cache: one that records as it passes, one that replays an answer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ class ChatStream(Protocol):
     def target(self) -> Answerer: ...
 
     def items(self) -> AsyncIterator[StreamItem]:
-        """Yields every item, the last of which is a StreamEnd. Raises the leaf of a failure half-way."""
+        """Yields every item, the last of which is a StreamEnd.
+
+        Raises the leaf of a failure half-way.
+        """
 
     async def close(self) -> None:
         """Stops what feeds the stream, and settles the call."""
@@ -72,7 +75,7 @@ class ReplayedStream:
 
 
 class RecordedStream:
-    """Passes a stream on and, when it has come to its regular end, hands the whole answer to `keep`."""
+    """Yields a stream's items and, at its regular end, gives the whole answer to `keep`."""
 
     def __init__(self, inner: ChatStream, keep: Callable[[ProxyResponse], None]) -> None:
         self._inner = inner
@@ -85,11 +88,11 @@ class RecordedStream:
 
     async def items(self) -> AsyncIterator[StreamItem]:
         """Yields what the inner stream yields."""
-        record = _Record()
+        parts = _AnswerParts()
         async for item in self._inner.items():
             if isinstance(item, StreamDelta):
-                record.add(item)
-            elif (answer := record.answer(item, self.target)) is not None:
+                parts.add(item)
+            elif (answer := parts.answer(item, self.target)) is not None:
                 self._keep(answer)
             yield item
 
@@ -98,7 +101,7 @@ class RecordedStream:
         await self._inner.close()
 
 
-class _Record:
+class _AnswerParts:
     """Joins deltas, up to a bound."""
 
     def __init__(self) -> None:
@@ -125,7 +128,7 @@ class _Record:
             join_fragment(self._calls, fragment)
 
     def answer(self, end: StreamEnd, target: Answerer) -> ProxyResponse | None:
-        """Returns the whole answer, or None where it is too large, a refusal, or its tool calls cannot be joined."""
+        """Returns the whole answer; None for a refusal, one too large, or unreadable tool calls."""
         if self._chars > MAX_RECORDED_CHARS or self._refused:
             return None
         try:

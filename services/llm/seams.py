@@ -1,15 +1,15 @@
-"""Where one model's broken answer is finished by another: what the second one repeats is noticed. Pure.
+"""Joins the broken answer of one model and the continuation of another. Pure.
 
-| The continuation begins | What follows |
-|---|---|
-| with all that was shown | it began anew with the same words: they are left out, the rest is shown |
-| with what was shown last | the overlap is left out, the rest is shown |
-| like what was shown first, and then differs | an error: it began anew |
-| with words of its own, and then like what was shown first | an error: it began anew |
-| otherwise | it is shown |
+    the continuation begins                         what follows
+    with all that was shown                         that is left out, the rest is shown
+    with the end of what was shown                  the overlap is left out, the rest is shown
+    like what was shown, and then differs           an error: it began anew
+    with a remark, and then like what was shown     an error: it began anew
+    otherwise                                       it is shown
 
-What was shown cannot be taken back, so an answer that begins anew in other words has no place behind it. An endpoint that goes on
-with the very message repeats rows and refrains on purpose: there only the first and the third row hold, from a longer match on.
+What was shown cannot be taken back, so an answer that begins anew in other words cannot follow it.
+An endpoint that continues the very message repeats rows and refrains on purpose: there only the
+first two rows apply, from a longer match on.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ TAIL = 2_000
 
 
 class Seam:
-    """Joins a continuation, which comes in pieces, to the text that was shown (without white space at its end).
+    """Joins the pieces of a continuation to the text that was shown, without trailing white space.
 
-    `in_words` tells that its model was asked in words to go on. A piece is held back while it may be a repetition.
+    `in_words` says that the model was asked in words to continue. A piece is held back while it may
+    be a repetition.
     """
 
     def __init__(self, shown: str, *, in_words: bool) -> None:
@@ -43,7 +44,10 @@ class Seam:
         self._watches = False
 
     def feed(self, piece: str) -> str:
-        """Returns what may be shown by now. Raises UpstreamInvalidResponse where the answer began anew."""
+        """Returns what may be shown by now.
+
+        Raises UpstreamInvalidResponse where the answer began anew.
+        """
         if self._joined:
             return self._watch(piece)
         self._held += piece

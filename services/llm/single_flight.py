@@ -27,9 +27,9 @@ class _Flight(Generic[T]):
 class SingleFlight(Generic[T]):
     """Runs one call per key at a time.
 
-    Who comes first leads: the call runs with its limits and deadline, in a task that no caller owns. When the leader leaves,
-    the others go on waiting for the same run; when all have left, it is cancelled. When the run fails for a reason of the
-    leader's own, the next one leads.
+    Who comes first leads: the call runs with its limits and deadline, in a task that no caller
+    owns. When the leader leaves, the others go on waiting for the same run; when all have left, it
+    is cancelled. When the run fails for a reason of the leader's own, the next one leads.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,10 @@ class SingleFlight(Generic[T]):
         return len(self._flights)
 
     async def run(self, key: bytes, call: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
-        """Returns the result, and whether it is of this caller's own run. Raises what the run raises."""
+        """Returns the result, and whether it is of this caller's own run.
+
+        Raises what the run raises.
+        """
         for turn in range(MAX_TURNS):
             flight = self._flights.get(key)
             leads = flight is None

@@ -1,15 +1,15 @@
-"""Spill-over: while a model's own engine is busy, calls go to other models, and come back when its queue has drained. Pure.
+"""Spill-over: while a model's own engine is busy, its calls go to other models. Pure.
 
-Own targets come in the configured order; those that calls spill over to by price where it is known, else as configured.
+Own targets come in the configured order; spill targets by price where it is known, else as
+configured.
 
-| The primary target is | Order |
-|---|---|
-| calm | own targets, then spill targets that can be called, then those that cannot |
-| busy | spill targets that can be called, own targets, spill targets that cannot |
+    the primary target is   order
+    calm                    own targets, callable spill targets, the other spill targets
+    busy                    callable spill targets, own targets, the other spill targets
 
-It is busy from `queue_depth` waiting calls on until `return_depth` are left, while no engine is ready, and while it cannot be
-called: its circuit is open, its provider throttles us, or said that nothing is left of our quota there. Of the spill targets that can
-be called, those come last of whose quota less than `LOW_QUOTA` is left.
+It is busy from `queue_depth` waiting calls until `return_depth` are left, while no engine is ready,
+and while it cannot be called: its circuit is open, its provider throttles us, or our quota there is
+used up. Callable spill targets below `LOW_QUOTA` come last.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ LOW_QUOTA = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A target, whether it can be called now, its price (dollars for a million tokens), and the share that is left of our quota there.
+    """A target, and what is known of it; None is unknown.
 
-    None: unknown.
+    `price` is in dollars for a million tokens, `quota_left` the share of our quota there.
     """
 
     target: Target
@@ -66,13 +66,15 @@ def queue_depth(condition: Condition) -> float:
 
 
 class Spillover:
-    """Remembers for each logical model whether its calls spill over now, so that they do not go to and fro."""
+    """Remembers per logical model whether calls spill over, so that they do not flap."""
 
     def __init__(self) -> None:
         self._busy: set[str] = set()
 
     def busy(self, logical_model: str, spill: Spill, depth: float, *, callable_now: bool) -> bool:
-        """Returns whether the primary target is busy, given its queue's depth and whether it can be called."""
+        """Whether the primary target is busy, by the depth of its queue and whether it can be
+        called.
+        """
         bound = spill.return_depth + 1 if logical_model in self._busy else spill.queue_depth
         is_busy = not callable_now or depth >= bound
         (self._busy.add if is_busy else self._busy.discard)(logical_model)

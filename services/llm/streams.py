@@ -1,4 +1,4 @@
-"""A stream that has begun: counted, settled once, and finished by another target where it breaks and the model says so."""
+"""A stream that has begun: counted, settled once, continued by another target if it breaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contracts.llm.requests import ChatOptions, ProxyRequest
 from contracts.llm.routing import Target
 from contracts.llm.usage import OUTCOME_OK
 from services.llm.accounting import OUTCOME_CANCELLED, CallAccount, outcome_of
-from services.llm.attempts import Attempts, Served
+from services.llm.attempts import RouteAttempts, Served
 from services.llm.seams import Seam
 from services.llm.thoughts import reasoning_of, thoughts_apart
 
@@ -29,18 +29,21 @@ class Begun:
 
 
 class OpenStream:
-    """A stream whose first item has arrived. Iterate it once, and close it however that ends: closing settles the call.
+    """A stream whose first item has arrived.
 
-    With `resumes`, a break after the first content is not the caller's: the next target is asked to finish the answer. The
-    joined stream ends in one StreamEnd, with the usage of every part and the names of who wrote them. What the next target
-    repeats is left out; where it begins anew in other words, it counts as failed.
+    Iterate it once, and close it however that ends: closing settles the call.
+
+    With `resumes`, a break after the first content is not the caller's: the next target is asked to
+    finish the answer. The joined stream ends in one StreamEnd, with the usage of every part and the
+    names of who wrote them. What the next target repeats is left out; where it begins anew in other
+    words, it counts as failed.
     """
 
     def __init__(
         self,
         served: Served[Begun],
         request: ProxyRequest,
-        attempts: Attempts,
+        attempts: RouteAttempts,
         account: CallAccount,
         *,
         resumes: bool,
@@ -63,7 +66,10 @@ class OpenStream:
         return self._served.target
 
     async def items(self) -> AsyncIterator[StreamItem]:
-        """Yields every item, the last of which is a StreamEnd. Raises the leaf of a failure half-way."""
+        """Yields every item, the last of which is a StreamEnd.
+
+        Raises the leaf of a failure half-way.
+        """
         try:
             while not self._ended:
                 begun = self._served.result
@@ -92,7 +98,7 @@ class OpenStream:
         await close_if_closable(self._served.result.rest)
 
     def _joined(self, item: StreamItem) -> Sequence[StreamItem]:
-        """What is shown of an item. Raises UpstreamInvalidResponse where a continuation began anew."""
+        """What is shown of an item. Raises UpstreamInvalidResponse if a continuation began anew."""
         if self._seam is None:
             return (item,)
         try:
@@ -161,7 +167,7 @@ class OpenStream:
             )
 
     async def _resumed(self, error: DaarionError) -> Served[Begun]:
-        """Returns the stream that goes on where this one broke. Raises `error` where there is none."""
+        """Returns the stream that continues this one; raises `error` where there is none."""
         if self._written is None or not self._attempts.goes_on_after(error):
             raise error
         text = "".join(self._written)
@@ -200,11 +206,14 @@ class OpenStream:
 async def begin(
     provider: ChatProvider,
     target: Target,
-    attempts: Attempts,
+    attempts: RouteAttempts,
     messages: list[ChatMessage],
     options: ChatOptions,
 ) -> Begun:
-    """Returns a stream of `target` once its first item is here; a role or a keep-alive is none. Raises as the provider."""
+    """Returns a stream of `target` once its first item is here; a role or a keep-alive is none.
+
+    Raises as the provider.
+    """
     items = thoughts_apart(
         provider.stream(messages, target, attempts.deadline, **options),
         reasoning_of(target, messages),

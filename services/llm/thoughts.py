@@ -133,12 +133,12 @@ def whole_parts(text: str, reasoning: Reasoning) -> WholeParts:
 
 
 def reasoning_of(target: Target, messages: Sequence[ChatMessage]) -> Reasoning:
-    """Returns how `target` answers `messages`: going on with an assistant's text, past its thoughts."""
+    """Returns how `target` answers `messages`; continuing an answer, it is past its thoughts."""
     return False if messages[-1]["role"] == "assistant" else target.reasoning
 
 
 def without_thoughts(answer: LLMResponse, reasoning: Reasoning) -> LLMResponse:
-    """Returns the answer with its thoughts in `reasoning` alone, without calls of an unfinished one."""
+    """Returns the answer with its thoughts in `reasoning` alone, without unfinished calls."""
     content, thought, unfinished = whole_parts(
         answer.content, False if answer.reasoning else reasoning
     )

@@ -28,7 +28,8 @@ class UsageQueries:
         """Returns one page of sums.
 
         Raises:
-            InvalidRequest: `start` is not before `end`, the range is over 400 days, or the cursor is foreign.
+            InvalidRequest: `start` is not before `end`, the range is over 400 days, or the cursor
+                is foreign.
             DatabaseUnavailable: the ledger cannot be read now.
         """
         end = usage_filter.end or self._now()
@@ -37,7 +38,8 @@ class UsageQueries:
             raise InvalidRequest("start must be before end")
         if end - start > MAX_RANGE:
             raise InvalidRequest(
-                f"the range from start to end is longer than {MAX_RANGE.days} days: ask for less at once"
+                f"the range from start to end is longer than {MAX_RANGE.days} days: "
+                "ask for less at once"
             )
         return await self._reader.query(
             usage_filter.model_copy(update={"start": start, "end": end})

@@ -22,7 +22,8 @@ from contracts.llm.usage import UsageOutbox, UsagePublisher
 BATCH = 500
 POLL_EVERY_S = 2.0
 AWAY_S = 2.0
-"""How long nothing is published after a failure: a publisher that hangs must not hold up the ledger."""
+"""How long nothing is published after a failure: a publisher that hangs must not hold up the
+ledger."""
 KEEP_DAYS = 7
 PURGE_EVERY_S = 60.0
 PURGE_ROWS = 5_000

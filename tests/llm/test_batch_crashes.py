@@ -71,7 +71,7 @@ async def test_workers_are_killed_and_every_request_still_has_exactly_one_result
 
 
 async def test_a_result_that_cannot_be_written_at_once_is_written_later(database_url, upstream):
-    slow = WorkerSettings(poll_s=0.1, lease_s=60.0, tend_s=0.3, backoff_s=0.1)
+    slow = WorkerSettings(poll_every_s=0.1, lease_s=60.0, renew_every_s=0.3, backoff_s=0.1)
     async with llm_replica(database_url, upstream.base_url, worker=slow, **CALM) as replica:
         upstream.script(play("slow", wait_s=0.5))
         batch = (

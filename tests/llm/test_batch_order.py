@@ -129,7 +129,12 @@ async def test_a_model_that_is_left_alone_holds_up_no_other_and_ends_with_what_i
     sections = {"batch": {"concurrency": 1, "max_failures": 50}}
     models = {"dead": {"provider": "backup", "name": "dead-upstream"}}
     worker = WorkerSettings(
-        poll_s=0.1, lease_s=30.0, tend_s=0.3, backoff_s=0.1, backoff_max_s=0.4, stall_limit_s=1.5
+        poll_every_s=0.1,
+        lease_s=30.0,
+        renew_every_s=0.3,
+        backoff_s=0.1,
+        backoff_max_s=0.4,
+        stall_limit_s=1.5,
     )
     async with llm_replica(
         database_url, upstream.base_url, sections=sections, worker=worker, **models

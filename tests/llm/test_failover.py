@@ -30,7 +30,8 @@ def after(error, **given_):
     )
 
 
-# Of each leaf that an attempt can end in: what follows the first attempt and the last, and whether the target is to blame.
+# Of each leaf that an attempt can end in: what follows the first attempt and the last, and whether
+# the target is to blame.
 TABLE = [
     (errors.InvalidRequest, "caller", "caller", False),
     (errors.ContextLengthExceeded, "next", "next", False),

@@ -188,7 +188,8 @@ async def test_a_provider_that_asks_for_a_rest_gets_it_and_then_everybody_may_ca
         assert [one.answered_by for one in told] == ["first"] * 4
 
 
-# --- spill-over ----------------------------------------------------------------------------------------------------
+# --- spill-over
+# ----------------------------------------------------------------------------------------------------
 
 
 class Engine:

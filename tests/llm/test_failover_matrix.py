@@ -31,7 +31,8 @@ def assert_outcomes(found, expected):
     )
 
 
-# Of each: the provider by its patience, and how the attempts at `first` end before somebody is asked instead.
+# Of each: the provider by its patience, and how the attempts at `first` end before somebody is
+# asked instead.
 FAULTS = [
     (play("reset_before_headers"), "calm", [GONE, GONE]),
     (play("close_before_headers"), "calm", [GONE, GONE]),

@@ -236,7 +236,8 @@ async def test_an_adapter_that_forgets_the_end_is_no_success(pieces):
         assert [record.outcome for record in recorder.records] == ["upstream_invalid_response"]
 
 
-# --- callers who leave ---------------------------------------------------------------------------------------------
+# --- callers who leave
+# ---------------------------------------------------------------------------------------------
 
 PHASES = [
     ("before headers, whole", "silence", False),

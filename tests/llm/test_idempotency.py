@@ -186,7 +186,7 @@ async def test_a_key_that_is_too_long_is_refused_and_an_empty_one_is_none(databa
 async def test_an_attempt_that_lost_its_key_answers_what_was_stored(
     database_url, database_owner_url, upstream
 ):
-    hasty = IdempotencyTimes(lease_s=0.3, tend_s=60.0, look_s=0.02, look_max_s=0.1)
+    hasty = IdempotencyTimes(lease_s=0.3, renew_every_s=60.0, poll_every_s=0.02, max_poll_s=0.1)
     async with llm_replica(database_url, upstream.base_url, times=hasty, **CALM) as replica:
         upstream.script(
             play("slow", wait_s=2, text="the late one"), play("ok", text="the first to end")

@@ -10,14 +10,16 @@ from services.llm.limits.windows import SlidingWindow
 FORMER_PERIODS = 4
 """Days or months whose sums are kept for a clock that is set back."""
 LOW = 4
-"""A balance asks for more, without anybody waiting, when less than a quarter of its last grant is left."""
+"""A balance asks for more, without anybody waiting, when less than a quarter of its last grant is
+left."""
 
 
 @dataclass(slots=True, eq=False)
 class Balance:
     """What this replica holds of one limit, in the units of its meter.
 
-    `stale` is what calls hold that were admitted under a larger limit: it goes back to the authority and not to the next call.
+    `stale` are units held by calls that were admitted under a larger limit: they go back to the
+    authority, not to the next call.
     """
 
     key: LimitKey
@@ -44,7 +46,10 @@ class Balance:
     former: dict[str, int] = field(default_factory=dict)
 
     def enter(self, period: str) -> None:
-        """Begins another day or month, or goes on in one that the clock came back to. What was granted in the last one goes back."""
+        """Enters another day or month, or returns to one after the clock was set back.
+
+        What was granted in the last one goes back.
+        """
         if self.spent:
             self.former[self.period] = self.spent
         if len(self.former) > FORMER_PERIODS:
@@ -53,13 +58,16 @@ class Balance:
         self.acknowledged = self.sent = self.free = self.short_of = 0
 
     def set_limit(self, limit: int) -> None:
-        """Takes another limit. What was leased under a larger one is returned: the authority grants what is left of this one."""
+        """Takes another limit.
+
+        Under a smaller one, leased units are returned, and the authority grants what is left of it.
+        """
         if limit < self.limit:
             self.free, self.stale = 0, self.held
         self.limit = limit
 
     def take(self, units: int, now: float) -> None:
-        """Reserves `units`; a request is spent at once, everything else when its call is settled."""
+        """Reserves `units`. A request is spent at once, other units when their call is settled."""
         self.free -= units
         self.since_grant += units
         self.this_beat += units

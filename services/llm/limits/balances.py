@@ -1,4 +1,7 @@
-"""A replica's side of the limits: what it holds of each, spent in memory and reported now and then. Pure."""
+"""A replica's side of the limits: what it holds of each, spent in memory and reported now and then.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,16 @@ from services.llm.limits.windows import SlidingWindow
 MAX_BALANCES = 50_000
 RECENT_CELLS = 120
 REFUSAL_CACHE_S = 0.1
-"""How long a refusal is repeated without asking, so that a throttled caller cannot flood the authority."""
+"""How long a refusal is repeated without asking, so that a throttled caller cannot flood the
+authority."""
 
 
 @dataclass(slots=True)
 class Balances:
     """All balances of one replica, and its conversation with the authority.
 
-    A plan holds until `forgotten` changes: then balances that were not used for long have been dropped.
+    A plan holds until `forgotten` changes: then balances that were not used for long have been
+    dropped.
     """
 
     replica: str
@@ -96,7 +101,10 @@ class Balances:
     def report(
         self, waiting: Sequence[tuple[Plan, Sequence[int]]], now: float, wall: float, *, beat: bool
     ) -> Report:
-        """Returns the next report. On a `beat` (once a second), what the last seconds did not need is returned."""
+        """Returns the next report.
+
+        On a `beat` (once a second), what the last seconds did not need is returned.
+        """
         if now >= self.expires:
             for balance in self._active.values():
                 balance.free = 0
@@ -129,7 +137,7 @@ class Balances:
         )
 
     def answered(self, report: Report, reply: Reply, asked: float, now: float) -> None:
-        """Takes the authority's answer to the last report; an answer to an older one must not be given here."""
+        """Takes the authority's answer to the last report, never one to an older report."""
         if not reply.known:
             if (
                 reply.generation == self.generation
@@ -191,9 +199,19 @@ class Balances:
             tuple(balance.recent.ages(now)) if self.joining and balance.recent is not None else ()
         )
         return Line(
-            balance.key, balance.limit, balance.period, balance.spent, balance.acknowledged, balance.held, balance.free,
-            least=least if need else 0, need=need, want=want, recent=recent, incarnation=balance.incarnation,
-        )  # fmt: skip
+            balance.key,
+            balance.limit,
+            balance.period,
+            balance.spent,
+            balance.acknowledged,
+            balance.held,
+            balance.free,
+            least=least if need else 0,
+            need=need,
+            want=want,
+            recent=recent,
+            incarnation=balance.incarnation,
+        )
 
     def _take_grant(self, grant: Grant, asked_under: int, now: float) -> None:
         balance = self._balances.get(grant.key)
@@ -250,9 +268,10 @@ class Balances:
         return balance
 
     def _make_room(self, now: float) -> None:
-        """Forgets the longest unused balances that hold nothing and no longer count; far beyond the bound, also those that count.
+        """Drops the longest unused balances that hold nothing and no longer count.
 
-        Of money, all that counts is at the authority and in the ledger once it is acknowledged.
+        At twice the bound, also those that still count. What counts of money is at the authority
+        and in the ledger once it is acknowledged.
         """
         for _ in range(2):
             if len(self._balances) < MAX_BALANCES:
@@ -275,7 +294,7 @@ class Balances:
 def _needs(
     waiting: Sequence[tuple[Plan, Sequence[int]]],
 ) -> dict[LimitKey, tuple[Balance, int, int]]:
-    """By limit: its balance, the smallest amount that a call waits for, and all of them together."""
+    """By limit: its balance, the smallest amount that a call waits for, and their sum."""
     needs: dict[LimitKey, tuple[Balance, int, int]] = {}
     for plan, amounts in waiting:
         for balance, units in zip(plan, amounts, strict=True):

@@ -1,12 +1,15 @@
-"""Exact limits across replicas by leased escrow: the authority's book. Pure; time comes in as arguments.
+"""Exact limits across replicas by leased escrow: the authority's book.
 
-What is spent counts for a window (a sliding minute, a calendar day or month); what a replica was granted and has neither
-spent nor returned is outstanding and counts as well. The book grants only what is left of both, so that whatever replicas
-do with it, the limit holds. Replicas report absolute values under growing numbers, so that a lost or repeated message
-changes nothing. A replica that is silent for longer than its grants live is dead: what it held counts as spent.
+Pure; time comes in as arguments.
 
-A new book knows nothing. Until every replica that spent something within the last window has joined and told what it holds
-and spent, or that window has passed, it grants nothing: it is learning.
+What is spent counts for a window (a sliding minute, a calendar day or month); what a replica was
+granted and has neither spent nor returned is outstanding and counts as well. The book grants only
+what is left of both, so that whatever replicas do with it, the limit holds. Replicas report
+absolute values under growing numbers, so that a lost or repeated message changes nothing. A replica
+that is silent for longer than its grants live is dead: what it held counts as spent.
+
+A new book knows nothing. Until every replica that spent something within the last window has joined
+and told what it holds and spent, or that window has passed, it grants nothing: it is learning.
 """
 
 from __future__ import annotations
@@ -37,17 +40,19 @@ MAX_KEYS = 100_000
 LEARNING_S = TTL_S + GRACE_S
 PENDING_RETRY_S = 0.5
 SKEW_S = 10.0
-"""How long a replica's clock may show another day or month than the authority's before what it spends counts here, too."""
+"""How long a replica's clock may show another day or month than the authority's before what it
+spends counts here, too."""
 RUNNING_RETRY_S = 5.0
-"""When to ask again while what is missing is reserved by running calls: nobody knows when they end."""
+"""Pause before asking again while running calls, whose end is unknown, hold what is missing."""
 
 
 @dataclass(slots=True)
 class _Share:
     """What one replica has of one limit.
 
-    `counted` is what it spent in the account's calendar period in its present incarnation, `earlier` in those before.
-    `period` is the one that its clock shows, `astray` since when that is another one.
+    `counted` is what it spent in the account's calendar period in its present incarnation,
+    `earlier` in those before. `period` is the one that its clock shows, `astray` since when that is
+    another one.
     """
 
     spent: int = 0
@@ -66,9 +71,13 @@ class _Share:
 
 @dataclass(slots=True)
 class _Account:
-    """One limit. `ledger` is what each replica had spent in this period when that was last known; None before it was read.
+    """One limit.
+
+    `ledger` is what each replica had spent in this period when that was last known; None before it
+    was read.
 
     `former` is the period before with what was known of it, `latest` the latest that was entered.
+
     """
 
     period: str
@@ -101,7 +110,10 @@ class _Replica:
 
 
 class LeaseBook:
-    """Every limit's account. `generation` tells books apart; `started` is the moment from which this one learns."""
+    """Every limit's account.
+
+    `generation` tells books apart; `started` is the moment from which this one learns.
+    """
 
     def __init__(self, generation: str, started: float, *, learning_s: float = LEARNING_S) -> None:
         self.generation = generation
@@ -113,7 +125,10 @@ class LeaseBook:
         self._unread: set[LimitKey] = set()
 
     def exchange(self, report: Report, now: float, wall: float) -> Reply:
-        """Takes a replica's report and grants what it asks for. `now` is monotonic, `wall` the time of day, in seconds."""
+        """Takes a replica's report and grants what it asks for.
+
+        `now` is monotonic, `wall` the time of day, in seconds.
+        """
         self._bury(now)
         replica = self._replicas.get(report.replica)
         if report.generation != self.generation or (
@@ -140,7 +155,7 @@ class LeaseBook:
         )
 
     def learning_s(self, now: float) -> float:
-        """Seconds for which nothing is granted yet, as far as that is known; zero once everything is."""
+        """Seconds for which nothing is granted yet, as far as known; zero once everything is."""
         least = self._started + self._learning_s
         if self._missing:
             return max(0.0, self._started + WINDOW_S + LEARNING_S - now)
@@ -225,7 +240,7 @@ class LeaseBook:
     def _retry_after_s(
         self, line: Line, account: _Account, left: int, now: float, wall: float
     ) -> float:
-        """When enough units come back at the earliest: from other replicas' leases, or out of the window."""
+        """When enough units return at the earliest, from leases of other replicas or the window."""
         if line.key.meter in CALENDAR:
             return period_left_s(line.key.meter, wall)
         short = max(1, line.least - left)
@@ -236,7 +251,7 @@ class LeaseBook:
         return RUNNING_RETRY_S if slid is None else slid
 
     def _bury(self, now: float) -> None:
-        """Counts what silent replicas held as spent, and forgets those whose spending counts no more."""
+        """Counts leases of silent replicas as spent; drops those whose spending is over."""
         for name, replica in list(self._replicas.items()):
             if replica.alive and replica.seen + TTL_S + GRACE_S < now:
                 replica.alive = False
@@ -284,7 +299,7 @@ class LeaseBook:
         return account
 
     def _make_room(self, now: float) -> None:
-        """Forgets the longest unused limits that hold nothing; beyond twice the bound, whatever is oldest."""
+        """Drops the longest unused limits that hold nothing; at twice the bound, the oldest."""
         while len(self._accounts) >= MAX_KEYS:
             key, account = next(iter(self._accounts.items()))
             busy = account.outstanding() or (
@@ -300,9 +315,10 @@ class LeaseBook:
     def _turn(self, key: LimitKey, account: _Account, period: str) -> None:
         """Enters another day or month, forward or, where the clock was set back, backward.
 
-        In a later one than ever nothing has been spent, as far as is known here: every replica was watched from its beginning. The
-        ledger is read all the same, for what an earlier authority granted under a clock that ran ahead; in any other one nothing is
-        granted before. What replicas spent that are forgotten since counts in the period that is left.
+        In a later one than ever nothing has been spent, as far as is known here: every replica was
+        watched from its beginning. The ledger is read all the same, for what an earlier authority
+        granted under a clock that ran ahead; in any other one nothing is granted before. What
+        replicas spent that are forgotten since counts in the period that is left.
         """
         former, known = account.former
         account.former = account.period, None if account.ledger is None else account.spent()

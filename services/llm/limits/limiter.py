@@ -1,4 +1,7 @@
-"""A replica's limiter: reserves in memory, asks the authority in the background, one question at a time for all limits."""
+"""A replica's limiter: reserves in memory, and asks the authority in the background.
+
+One question at a time covers all limits.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,8 @@ _NOUNS = {
 class LeasedLimiter:
     """The Limiter port, exact across replicas. `limits_of` tells which limits apply to a caller.
 
-    `replica` names this process in what it reports; the usage ledger must know its rows under the same name.
+    `replica` names this process in what it reports; the usage ledger must know its rows under the
+    same name.
     """
 
     def __init__(
@@ -126,7 +130,7 @@ class LeasedLimiter:
             self._wake.set()
 
     async def _worth_waiting(self, short: Balance, now: float, give_up: float) -> bool:
-        """Waits a moment for what comes by itself soon; raises where nothing may be admitted at all."""
+        """Waits a moment for units that return soon; raises where nothing may be admitted."""
         if now < self._balances.learning_until:
             wait = max(0.1, self._balances.learning_until - now)
             raise LimitsUnavailable(
@@ -212,7 +216,7 @@ class LeasedLimiter:
     async def _exchange(
         self, waiting: Sequence[tuple[Plan, Sequence[int]]] = (), *, beat: bool
     ) -> None:
-        """Reports and takes the answer; joins first where the authority does not know this replica."""
+        """Reports and takes the answer; joins first if the authority does not know this replica."""
         for _ in range(3):
             asked = time.monotonic()
             report = self._balances.report(waiting, asked, time.time(), beat=beat)
@@ -272,7 +276,10 @@ def _refusal(short: Balance, needed: int, now: float) -> RateLimited:
         "left": (short.left + short.free) / scale if scale > 1 else short.left + short.free,
         "needed": needed / scale if scale > 1 else needed,
     }
-    text = f"`{subject}` is at its limit of {limit} {_NOUNS[meter]}: {left} left, {asked} needed; retry in {wait} s"
+    text = (
+        f"`{subject}` is at its limit of {limit} {_NOUNS[meter]}: "
+        f"{left} left, {asked} needed; retry in {wait} s"
+    )
     return RateLimited(text, details=details, retry_after_s=wait)
 
 
@@ -280,7 +287,10 @@ def _over_limit(balance: Balance, needed: int) -> OverLimit:
     kind, subject, meter = balance.key
     scale = NANO_PER_USD if meter in CALENDAR else 1
     limit, asked = (units / scale if scale > 1 else units for units in (balance.limit, needed))
-    text = f"a call of `{subject}` may take at most its limit of {limit:g} {_NOUNS[meter]}, and this one could take {asked:g}: ask for less"
+    text = (
+        f"a call of `{subject}` may take at most its limit of {limit:g} {_NOUNS[meter]}, "
+        f"and this one could take {asked:g}: ask for less"
+    )
     return OverLimit(
         text,
         details={"limit": f"{kind}.{meter}", "subject": subject, "amount": limit, "needed": asked},

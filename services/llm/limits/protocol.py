@@ -1,4 +1,7 @@
-"""What replicas and the limit authority tell each other, and the measures both work with. Values alone."""
+"""What replicas and the limit authority tell each other, and the measures both work with.
+
+Values alone.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ from contracts.llm.limits import CALENDAR, Limit, LimitKey, Meter
 WINDOW_S = 60.0
 DAY_S = 86_400
 TTL_S = 2.0
-"""How long a replica may spend what it holds after the last report that was answered, from the moment it asked."""
+"""How long a replica may spend what it holds after the last report that was answered, from the
+moment it asked."""
 GRACE_S = 1.0
 """How much longer the authority waits before it takes a silent replica for dead."""
 HEARTBEAT_S = 1.0
 LEASE_FRACTION = 8
-"""A lease is at most this fraction of what is left, so that replicas share a nearly exhausted limit fairly."""
+"""A lease is at most this fraction of what is left, so that replicas share a nearly exhausted limit
+fairly."""
 LEASES_PER_WINDOW = 60
 """A lease is at most 1/60 of the limit: about a second's worth at full rate."""
 
@@ -30,11 +35,12 @@ SLIDING: frozenset[Meter] = frozenset({"requests_per_minute", "tokens_per_minute
 class Line:
     """One limit in a replica's report.
 
-    `spent` counts from the replica's start, or from the beginning of the calendar `period`; `acknowledged` is its value in
-    the last answered report. `held` is reserved by running calls, `free` may be spent by the calls that come. Waiting calls
-    need `need` units together, the smallest of them `least`; `want` more would do for the next ones. `recent` is sent when
-    joining: what was spent how many seconds ago. A replica that forgot the limit and counts from zero again says so by a higher
-    `incarnation`.
+    `spent` counts from the replica's start, or from the beginning of the calendar `period`;
+    `acknowledged` is its value in the last answered report. `held` is reserved by running calls,
+    `free` may be spent by the calls that come. Waiting calls need `need` units together, the
+    smallest of them `least`; `want` more would do for the next ones. `recent` is sent when joining:
+    what was spent how many seconds ago. A replica that forgot the limit and counts from zero again
+    says so by a higher `incarnation`.
     """
 
     key: LimitKey
@@ -53,7 +59,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a replica holds and asks for; `number` grows with every report. `joining` comes with every line it has."""
+    """What a replica holds and asks for; `number` grows with every report.
+
+    `joining` comes with every line it has.
+    """
 
     replica: str
     generation: str
@@ -65,9 +74,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """`units` more may be spent; where they do not cover the smallest need, `retry_after_s` tells when to ask again.
+    """Grants `units`; where they do not cover the smallest need, ask again after `retry_after_s`.
 
-    `left` is what nobody holds and nobody spent. `pending` means that what was spent is still being read from the ledger.
+    `left` is held and spent by nobody. `pending` says that the ledger is still being read for what
+    was spent.
     """
 
     key: LimitKey
@@ -79,7 +89,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The authority's answer. Not `known`: join first. For `learning_s` seconds nothing is granted."""
+    """The authority's answer. Unless `known`, join first; for `learning_s` nothing is granted."""
 
     generation: str
     known: bool
@@ -114,14 +124,14 @@ class StandingSource(Protocol):
 
 
 def lease_size(limit: int, left: int) -> int:
-    """Units of a lease: a fraction of what is left, at least one while any is left, at most a second's worth."""
+    """Units of a lease: a fraction of what is left, at most a second's worth, at least one."""
     if left <= 0:
         return 0
     return max(1, min(left // LEASE_FRACTION, math.ceil(limit / LEASES_PER_WINDOW)))
 
 
 def period_of(meter: Meter, wall: float) -> str:
-    """The calendar day or month in UTC that the epoch second `wall` lies in; empty for meters without a calendar."""
+    """The UTC day or month of the epoch second `wall`; empty for meters without a calendar."""
     return _period_of_day(meter, int(wall // DAY_S)) if meter in CALENDAR else ""
 
 

@@ -1,4 +1,4 @@
-"""The use case behind `GET /limits`: what applies to a caller, as the authority sees it across all replicas."""
+"""The use case behind `GET /limits`: a caller's limits, as the authority knows them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _PER: dict[Meter, Literal["minute", "day", "month"] | None] = {
 
 
 class LimitStates:
-    """Asks the authority. `limits_of` tells which limits a subject has; it is looked up at each question, for reloads."""
+    """Asks the authority.
+
+    `limits_of` tells which limits a subject has; it is looked up at each question, for reloads.
+    """
 
     def __init__(self, source: StandingSource, limits_of: Callable[[], LimitsOfSubject]) -> None:
         self._source = source

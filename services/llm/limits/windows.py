@@ -10,7 +10,10 @@ CELLS_PER_WINDOW = 600
 
 
 class SlidingWindow:
-    """Units used within the last `window_s` seconds, on a grid of `cells` cells. A unit counts to the end of its cell."""
+    """Units used within the last `window_s` seconds, on a grid of `cells` cells.
+
+    A unit counts to the end of its cell.
+    """
 
     def __init__(self, window_s: float, cells: int = CELLS_PER_WINDOW) -> None:
         self._window = window_s

@@ -1,4 +1,7 @@
-"""The adapter of the in-cluster engine: its deadlines, and that whoever leaves it is left by it. The engine is a scripted generator."""
+"""The adapter of the in-cluster engine: its deadlines, and that whoever leaves it is left by it.
+
+The engine is a scripted generator.
+"""
 
 import asyncio
 

@@ -30,7 +30,8 @@ from tests.support.llm.upstream.behaviours import BEHAVIOURS
 from tests.support.llm.upstream.bodies import WRONG_SHAPES
 from tests.support.llm.upstream.sockets import hanging_port, raw_server, refused_port
 
-# --- answers -------------------------------------------------------------------------------------------------------
+# --- answers
+# -------------------------------------------------------------------------------------------------------
 
 WHOLE_ANSWERS = [
     play("ok"), play("no_usage"), play("usage_in_final_chunk"), play("usage_in_last_choice"), play("ok", usage="every_chunk"),
@@ -229,7 +230,8 @@ async def test_tool_call_fragments_are_passed_on_as_they_came(provider, upstream
     assert outcome.finish_reason == "tool_calls"
 
 
-# --- failures ------------------------------------------------------------------------------------------------------
+# --- failures
+# ------------------------------------------------------------------------------------------------------
 
 GARBAGE = errors.UpstreamInvalidResponse
 BROKEN = (errors.UpstreamInvalidResponse, errors.UpstreamUnavailable)
@@ -427,7 +429,8 @@ async def test_answers_are_bounded(provider, upstream, monkeypatch):
         assert upstream.requests[0].bytes_sent < 40 << 20
 
 
-# --- addresses that fail below HTTP --------------------------------------------------------------------------------
+# --- addresses that fail below HTTP
+# --------------------------------------------------------------------------------
 
 
 @BOTH
@@ -478,7 +481,8 @@ async def test_plain_http_where_tls_is_expected(make_provider, upstream, stream)
     assert_leaf(outcome.error, errors.UpstreamUnavailable, upstream)
 
 
-# --- what is sent --------------------------------------------------------------------------------------------------
+# --- what is sent
+# --------------------------------------------------------------------------------------------------
 
 
 @BOTH

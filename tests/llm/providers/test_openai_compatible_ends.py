@@ -161,7 +161,8 @@ async def test_a_provider_whose_connections_are_all_in_use_is_not_to_blame(
     assert (await call(provider, stream=stream)).text == ANSWER
 
 
-# --- values ---------------------------------------------------------------------------------------------------------
+# --- values
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("read_as_stream", [False, True])

@@ -261,7 +261,8 @@ async def test_the_request_on_the_wire() -> None:
         }
 
 
-# --- connections ----------------------------------------------------------------------------------------------------
+# --- connections
+# ----------------------------------------------------------------------------------------------------
 
 
 async def test_a_connection_is_used_again_and_the_last_used_first() -> None:
@@ -379,7 +380,8 @@ async def test_an_answer_before_the_request_was_taken_is_an_answer_and_the_conne
         await transport.close()
 
 
-# --- bounds ---------------------------------------------------------------------------------------------------------
+# --- bounds
+# ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_slow_reader_holds_the_sender_up() -> None:
@@ -427,7 +429,8 @@ async def test_a_decompression_bomb_is_met_piece_by_piece() -> None:
         exchange.release()
 
 
-# --- connecting -----------------------------------------------------------------------------------------------------
+# --- connecting
+# -----------------------------------------------------------------------------------------------------
 
 
 async def test_a_refused_a_hanging_and_an_unknown_address() -> None:

@@ -25,7 +25,7 @@ from tests.support.llm.usage import usage_record
 from tests.support.patience import stopwatch
 
 QUICK = WriterOptions(
-    flush_interval_s=0.02, tend_interval_s=0.02, adopt_interval_s=0.2, max_backoff_s=0.2
+    flush_interval_s=0.02, upkeep_interval_s=0.02, adopt_interval_s=0.2, max_backoff_s=0.2
 )
 SMALL = replace(QUICK, segment_bytes=16384, max_bytes=4 * 16384)
 

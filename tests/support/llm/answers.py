@@ -21,8 +21,10 @@ from services.llm.idempotency import IdempotencyTimes
 from tests.support.llm.proxy import proxy_over, settings
 from tests.support.uvicorn_server import JSON
 
-QUICK = WorkerSettings(poll_s=0.1, lease_s=3.0, tend_s=0.3, backoff_s=0.1, backoff_max_s=0.4)
-QUICK_TIMES = IdempotencyTimes(lease_s=2.0, tend_s=0.4, look_s=0.02, look_max_s=0.1)
+QUICK = WorkerSettings(
+    poll_every_s=0.1, lease_s=3.0, renew_every_s=0.3, backoff_s=0.1, backoff_max_s=0.4
+)
+QUICK_TIMES = IdempotencyTimes(lease_s=2.0, renew_every_s=0.4, poll_every_s=0.02, max_poll_s=0.1)
 
 
 @dataclass
@@ -48,7 +50,10 @@ async def llm_replica(
     secret=None,
     **models,
 ):
-    """Yields a running replica. `sections` are of `llm.yaml`: batch, cache, idempotency; other keywords are models."""
+    """Yields a running replica.
+
+    `sections` are of `llm.yaml`: batch, cache, idempotency; other keywords are models.
+    """
     async with proxy_over(base_url, limit=limit, source=source, **models) as (proxy, recorder):
         runtime = AnswersRuntime(database_url, recorder, worker=worker, times=times)
         config = settings(base_url, **models).model_dump(mode="json") | (sections or {})

@@ -20,7 +20,8 @@ QUESTION = [{"role": "user", "content": "раз два три"}]
 ANSWER = "Echo: раз два три"
 CALM = {"connect_s": 5, "first_token_s": 30, "idle_s": 30, "total_s": 30}
 BRISK = {"connect_s": 5, "first_token_s": 0.3, "idle_s": 0.3, "total_s": 0.4}
-"""For providers that will be silent; whoever has to answer in a test gets CALM, so that a busy machine fails nothing."""
+"""For providers that will be silent; whoever has to answer in a test gets CALM, so that a busy
+machine fails nothing."""
 WATCHFUL = {**CALM, "idle_s": 0.3}
 """For providers that will be silent after some tokens."""
 

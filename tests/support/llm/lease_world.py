@@ -22,7 +22,10 @@ WALL = 1_790_000_000.0 + 6 * 3600
 
 @dataclass
 class Call:
-    """One admitted call; `spent` is None while it runs. It has lapsed when its replica was taken for dead meanwhile."""
+    """One admitted call; `spent` is None while it runs.
+
+    It has lapsed when its replica was taken for dead meanwhile.
+    """
 
     replica: str
     at: float
@@ -163,7 +166,8 @@ class World:
         )
         self.lapse()
         assert sum(call.spent is None and not call.lapsed for call in self.calls) <= amounts[CALLS]
-        # What a replica that is cut off still reserves is unknown to an authority that begins meanwhile.
+        # What a replica that is cut off still reserves is unknown to an authority that begins
+        # meanwhile.
         counted = [call for call in self.calls if not (call.lapsed and self.restarts)]
         living = {replica.replica for replica in self.replicas}
         running = sum(

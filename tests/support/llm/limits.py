@@ -10,7 +10,10 @@ from services.llm.limits.protocol import period_of
 
 
 class InProcessAuthority:
-    """The real book behind the port, with a call's delay. `away` makes it unreachable, `restart` makes it forget."""
+    """The real book behind the port, with a call's delay.
+
+    `away` makes it unreachable, `restart` makes it forget.
+    """
 
     def __init__(self, *, learning_s=0.0, ledger=None):
         self._learning_s = learning_s

@@ -66,7 +66,10 @@ async def call(
     model: str = "m",
     **options: Any,
 ) -> Outcome:
-    """Makes one call and keeps whatever came, error included. Anything but a leaf of the tree escapes."""
+    """Makes one call and keeps whatever came, error included.
+
+    Anything but a leaf of the tree escapes.
+    """
     outcome = Outcome()
     target, deadline, started = (
         Target("openai", model, timeouts),

@@ -21,7 +21,7 @@ OPTIONS = WriterOptions(
     segment_bytes=64 * 1024,
     max_bytes=32 * 1024 * 1024,
     flush_interval_s=0.02,
-    tend_interval_s=0.01,
+    upkeep_interval_s=0.01,
     adopt_interval_s=0.1,
     max_backoff_s=0.2,
 )

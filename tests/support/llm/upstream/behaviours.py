@@ -1,4 +1,7 @@
-"""The catalogue of behaviours: answers, and ways of failing while answering. Refusals are in `refusals.py`."""
+"""The catalogue of behaviours: answers, and ways of failing while answering.
+
+Refusals are in `refusals.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tests.support.llm.upstream.answers import completion, is_token
-from tests.support.llm.upstream.exchange import Exchange
+from tests.support.llm.upstream.exchange import UpstreamExchange
 
-Behaviour = Callable[[Exchange], Awaitable[None]]
+Behaviour = Callable[[UpstreamExchange], Awaitable[None]]
 BEHAVIOURS: dict[str, Behaviour] = {}
 
 
@@ -20,8 +23,11 @@ def behaviour(function: Behaviour) -> Behaviour:
     return function
 
 
-async def answer(exchange: Exchange, **defaults: Any) -> None:
-    """Answers as asked, streaming or not. Options: see `answer_for`, `delay_s` between frames, `end_pause_s` behind `[DONE]`."""
+async def answer(exchange: UpstreamExchange, **defaults: Any) -> None:
+    """Answers as asked, streaming or not.
+
+    Options: see `answer_for`, `delay_s` between frames, `end_pause_s` behind `[DONE]`.
+    """
     if not exchange.stream:
         await exchange.json(completion(exchange.answer(**defaults)))
         return
@@ -33,7 +39,7 @@ async def answer(exchange: Exchange, **defaults: Any) -> None:
     await exchange.finish()
 
 
-async def send(exchange: Exchange, chunks: list[dict[str, Any]]) -> None:
+async def send(exchange: UpstreamExchange, chunks: list[dict[str, Any]]) -> None:
     delay = exchange.seconds("delay_s", 0)
     for chunk in chunks:
         await exchange.event(chunk)
@@ -42,7 +48,7 @@ async def send(exchange: Exchange, chunks: list[dict[str, Any]]) -> None:
 
 
 def split_after(
-    exchange: Exchange, after: int
+    exchange: UpstreamExchange, after: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Splits the frames behind the first `after` tokens (the option `after` wins)."""
     chunks = exchange.frames()
@@ -56,41 +62,41 @@ def split_after(
 
 
 @behaviour
-async def ok(exchange: Exchange) -> None:
+async def ok(exchange: UpstreamExchange) -> None:
     """A regular answer."""
     await answer(exchange)
 
 
 @behaviour
-async def tool_calls(exchange: Exchange) -> None:
+async def tool_calls(exchange: UpstreamExchange) -> None:
     """Tool calls: `calls` of them (1), fragmented in streams unless `whole`; `no_index` leaves the index out."""
     await answer(exchange, calls=1)
 
 
 @behaviour
-async def reasoning(exchange: Exchange) -> None:
+async def reasoning(exchange: UpstreamExchange) -> None:
     """A thought before the answer, in the field `reasoning_field` (`reasoning_content`)."""
     await answer(exchange, reasoning="Спершу подумаю, потім відповім.")
 
 
 @behaviour
-async def no_usage(exchange: Exchange) -> None:
+async def no_usage(exchange: UpstreamExchange) -> None:
     await answer(exchange, usage="missing")
 
 
 @behaviour
-async def usage_in_final_chunk(exchange: Exchange) -> None:
+async def usage_in_final_chunk(exchange: UpstreamExchange) -> None:
     """Usage in a last chunk with empty choices, asked for or not."""
     await answer(exchange, usage="final")
 
 
 @behaviour
-async def usage_in_last_choice(exchange: Exchange) -> None:
+async def usage_in_last_choice(exchange: UpstreamExchange) -> None:
     """Usage beside the finish reason."""
     await answer(exchange, usage="last_choice")
 
 
-def body_bytes(exchange: Exchange, **defaults: Any) -> bytes:
+def body_bytes(exchange: UpstreamExchange, **defaults: Any) -> bytes:
     """The regular body as bytes."""
     if not exchange.stream:
         return json.dumps(completion(exchange.answer(**defaults)), ensure_ascii=False).encode()
@@ -102,7 +108,7 @@ def body_bytes(exchange: Exchange, **defaults: Any) -> bytes:
 
 
 @behaviour
-async def truncated_json(exchange: Exchange) -> None:
+async def truncated_json(exchange: UpstreamExchange) -> None:
     """A body that ends in the middle of its JSON."""
     data = json.dumps(completion(exchange.answer())).encode()
     await exchange.body(data[: len(data) * 2 // 3])

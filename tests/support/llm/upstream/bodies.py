@@ -16,11 +16,11 @@ from tests.support.llm.upstream.behaviours import (
     split_after,
     truncated_json,
 )
-from tests.support.llm.upstream.exchange import Exchange
+from tests.support.llm.upstream.exchange import UpstreamExchange
 
 
 @behaviour
-async def malformed_chunk(exchange: Exchange) -> None:
+async def malformed_chunk(exchange: UpstreamExchange) -> None:
     """A broken event after `after` tokens, then the rest unless it is the `last`; a whole body is truncated JSON."""
     if not exchange.stream:
         await truncated_json(exchange)
@@ -37,7 +37,7 @@ async def malformed_chunk(exchange: Exchange) -> None:
 
 
 @behaviour
-async def no_done(exchange: Exchange) -> None:
+async def no_done(exchange: UpstreamExchange) -> None:
     """A whole stream whose `[DONE]` is missing; with `hold` the connection stays open, with `beat_s` it tells so that often."""
     if not exchange.stream:
         await answer(exchange)
@@ -53,7 +53,7 @@ async def no_done(exchange: Exchange) -> None:
 
 
 @behaviour
-async def chunks(exchange: Exchange) -> None:
+async def chunks(exchange: UpstreamExchange) -> None:
     """The objects `chunks` as a stream, or `whole` as a whole body."""
     if not exchange.stream:
         await exchange.json(exchange.options["whole"])
@@ -65,7 +65,7 @@ async def chunks(exchange: Exchange) -> None:
 
 
 @behaviour
-async def raw(exchange: Exchange) -> None:
+async def raw(exchange: UpstreamExchange) -> None:
     """The bytes of `pieces`, a write each and `pause_s` (0) between them, with `status` (200), `content_type` and `headers`."""
     await exchange.start(
         exchange.options["content_type"], status=int(exchange.options.get("status", 200))
@@ -77,13 +77,13 @@ async def raw(exchange: Exchange) -> None:
 
 
 @behaviour
-async def no_finish_reason(exchange: Exchange) -> None:
+async def no_finish_reason(exchange: UpstreamExchange) -> None:
     """Every token, usage and `[DONE]`, but no finish reason."""
     await answer(exchange, finish_reason=None)
 
 
 @behaviour
-async def error_in_stream(exchange: Exchange) -> None:
+async def error_in_stream(exchange: UpstreamExchange) -> None:
     """An `{"error": …}` event after `after` (1) tokens; a whole body is the same object with status 200."""
     key = exchange.call.headers.get("authorization", "")
     error = {
@@ -105,7 +105,7 @@ async def error_in_stream(exchange: Exchange) -> None:
 
 
 @behaviour
-async def html(exchange: Exchange) -> None:
+async def html(exchange: UpstreamExchange) -> None:
     """A web page with status `status` (200)."""
     page = b"<!DOCTYPE html><html><head><title>Login</title></head><body><h1>Welcome to nginx</h1></body></html>"
     await exchange.body(
@@ -141,8 +141,11 @@ WRONG_SHAPES: dict[str, Any] = {
 
 
 @behaviour
-async def wrong_shape(exchange: Exchange) -> None:
-    """JSON that is no completion; `kind` is a key of `WRONG_SHAPES`. A stream holds it as its only event."""
+async def wrong_shape(exchange: UpstreamExchange) -> None:
+    """JSON that is no completion; `kind` is a key of `WRONG_SHAPES`.
+
+    A stream holds it as its only event.
+    """
     body = WRONG_SHAPES[exchange.options.get("kind", "no_choices")]
     if not exchange.stream:
         await exchange.json(body)
@@ -154,7 +157,7 @@ async def wrong_shape(exchange: Exchange) -> None:
 
 
 @behaviour
-async def gigantic(exchange: Exchange) -> None:
+async def gigantic(exchange: UpstreamExchange) -> None:
     """`megabytes` (200) of answer: one JSON text, many deltas, or with `one_line` a single SSE line."""
     block = b"x" * 65_536
     count = int(float(exchange.options.get("megabytes", 200)) * 16)
@@ -181,7 +184,7 @@ async def gigantic(exchange: Exchange) -> None:
 
 
 @behaviour
-async def gzip_body(exchange: Exchange) -> None:
+async def gzip_body(exchange: UpstreamExchange) -> None:
     """The regular body, compressed in `members` (1); `megabytes` of white space before it make it a bomb, `tail` is text behind it."""
     padding = b" " * int(float(exchange.options.get("megabytes", 0)) * 1_048_576)
     plain, members = (
@@ -198,7 +201,11 @@ async def gzip_body(exchange: Exchange) -> None:
 
 
 async def _framed(
-    exchange: Exchange, encode: Callable[[str], bytes], *, prefix: bytes = b"", **defaults: Any
+    exchange: UpstreamExchange,
+    encode: Callable[[str], bytes],
+    *,
+    prefix: bytes = b"",
+    **defaults: Any,
 ) -> None:
     """A stream whose events are written by `encode`; not streaming, the regular answer behind `prefix`."""
     if not exchange.stream:
@@ -213,7 +220,7 @@ async def _framed(
 
 
 @behaviour
-async def crlf(exchange: Exchange) -> None:
+async def crlf(exchange: UpstreamExchange) -> None:
     """CRLF line ends, each in a write of its own."""
     if not exchange.stream:
         await answer(exchange)
@@ -227,7 +234,7 @@ async def crlf(exchange: Exchange) -> None:
 
 
 @behaviour
-async def multiline_data(exchange: Exchange) -> None:
+async def multiline_data(exchange: UpstreamExchange) -> None:
     """Events whose JSON is spread over several `data:` lines, among `event:`, `id:` and `retry:` fields."""
 
     def encode(text: str) -> bytes:
@@ -244,19 +251,19 @@ async def multiline_data(exchange: Exchange) -> None:
 
 
 @behaviour
-async def no_space(exchange: Exchange) -> None:
+async def no_space(exchange: UpstreamExchange) -> None:
     """`data:` without the space behind it."""
     await _framed(exchange, lambda text: f"data:{text}\n\n".encode())
 
 
 @behaviour
-async def bom(exchange: Exchange) -> None:
+async def bom(exchange: UpstreamExchange) -> None:
     """A byte order mark before everything."""
     await _framed(exchange, lambda text: f"data: {text}\n\n".encode(), prefix=b"\xef\xbb\xbf")
 
 
 @behaviour
-async def long_line(exchange: Exchange) -> None:
+async def long_line(exchange: UpstreamExchange) -> None:
     """One token of `kilobytes` (512)."""
     text = "я" * (int(exchange.options.get("kilobytes", 512)) * 512)
     await answer(exchange, text=text)

@@ -17,7 +17,10 @@ from tests.support.llm.upstream.answers import Answer, answer_for, frames
 
 @dataclass
 class Call:
-    """One recorded request. `state`: open, done, cancelled (the client left), dropped (we broke off) or closed (we stopped)."""
+    """One recorded request.
+
+    `state`: open, done, cancelled (the client left), dropped (we broke off) or closed (we stopped).
+    """
 
     number: int
     path: str
@@ -41,7 +44,7 @@ class Call:
         return isinstance(self.body, dict) and bool(self.body.get("stream"))
 
 
-class Exchange:
+class UpstreamExchange:
     """The behaviour's side of one call."""
 
     def __init__(

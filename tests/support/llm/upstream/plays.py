@@ -11,7 +11,10 @@ from urllib.parse import parse_qsl
 
 @dataclass(frozen=True)
 class Play:
-    """One behaviour and its options. The option `times` makes the first n uses behave, later ones answer `ok`."""
+    """One behaviour and its options.
+
+    The option `times` makes the first n uses behave, later ones answer `ok`.
+    """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)

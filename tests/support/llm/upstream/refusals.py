@@ -9,7 +9,7 @@ from email.utils import format_datetime
 from typing import Any
 
 from tests.support.llm.upstream.behaviours import BEHAVIOURS, answer, behaviour
-from tests.support.llm.upstream.exchange import Exchange
+from tests.support.llm.upstream.exchange import UpstreamExchange
 
 _TYPES = {
     400: "invalid_request_error",
@@ -29,12 +29,16 @@ def _openai(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _key(exchange: Exchange) -> str:
+def _key(exchange: UpstreamExchange) -> str:
     return exchange.call.headers.get("authorization", "").removeprefix("Bearer ")
 
 
-async def refuse(exchange: Exchange, status: int) -> None:
-    """Refuses with `status`. Options: `message`, `code`, `type`, `padding` (bytes of message), `stall` (headers, then nothing)."""
+async def refuse(exchange: UpstreamExchange, status: int) -> None:
+    """Refuses with `status`.
+
+    Options: `message`, `code`, `type`, `padding` (bytes of message), `stall` (headers, then
+    nothing).
+    """
     inner = f"{exchange.request.url} key={_key(exchange)} at /srv/app/handler.py line 1"
     message = str(exchange.options.get("message", f"Request failed with status {status}: {inner}"))
     message += "x" * int(exchange.options.get("padding", 0))
@@ -52,7 +56,7 @@ async def refuse(exchange: Exchange, status: int) -> None:
     await exchange.json(body, status=status, headers=headers)
 
 
-def _retry_after(exchange: Exchange) -> dict[str, str]:
+def _retry_after(exchange: UpstreamExchange) -> dict[str, str]:
     """`retry_after` is written as it is; `retry_after_date` is a number of seconds, written as an HTTP date."""
     if "retry_after_date" in exchange.options:
         when = datetime.now(UTC) + timedelta(seconds=exchange.seconds("retry_after_date", 0))
@@ -63,7 +67,7 @@ def _retry_after(exchange: Exchange) -> dict[str, str]:
 
 
 def _register(status: int) -> None:
-    async def refusal(exchange: Exchange) -> None:
+    async def refusal(exchange: UpstreamExchange) -> None:
         await refuse(exchange, status)
 
     BEHAVIOURS[f"http_{status}"] = refusal
@@ -74,22 +78,25 @@ for _status in (400, 402, 403, 404, 408, 409, 413, 422, 500, 502, 503, 504, 529)
 
 
 @behaviour
-async def http_401(exchange: Exchange) -> None:
+async def http_401(exchange: UpstreamExchange) -> None:
     """Echoes the whole key, as some providers do."""
     text = f"Incorrect API key provided: {_key(exchange)}. Manage your keys at https://platform.example.com/account/api-keys."
     await exchange.json(_openai(text, "invalid_request_error", "invalid_api_key"), status=401)
 
 
 @behaviour
-async def http_429(exchange: Exchange) -> None:
-    """Throttled; `retry_after` or `retry_after_date` as wished. `code` insufficient_quota says that waiting is no help."""
+async def http_429(exchange: UpstreamExchange) -> None:
+    """Throttled; `retry_after` or `retry_after_date` as wished.
+
+    `code` insufficient_quota says that waiting is no help.
+    """
     text = f"Rate limit reached for requests in organization org-local on key {_key(exchange)}."
     body = _openai(text, "requests", exchange.options.get("code", "rate_limit_exceeded"))
     await exchange.json(body, status=429, headers=_retry_after(exchange))
 
 
 @behaviour
-async def context_length(exchange: Exchange) -> None:
+async def context_length(exchange: UpstreamExchange) -> None:
     """The prompt is too long, in the `style` of openai, vllm, vllm_nested, deepseek or llama."""
     limit = 8192
     text = f"This model's maximum context length is {limit} tokens. However, your messages resulted in 20000 tokens."
@@ -124,7 +131,7 @@ async def context_length(exchange: Exchange) -> None:
 
 
 @behaviour
-async def content_filter(exchange: Exchange) -> None:
+async def content_filter(exchange: UpstreamExchange) -> None:
     """The prompt is refused by policy, in the `style` of azure, openai or deepseek."""
     azure = _openai(
         "The response was filtered due to the prompt triggering the content management policy.",
@@ -148,13 +155,13 @@ async def content_filter(exchange: Exchange) -> None:
 
 
 @behaviour
-async def content_filter_finish(exchange: Exchange) -> None:
+async def content_filter_finish(exchange: UpstreamExchange) -> None:
     """The answer stops because a filter stopped it."""
     await answer(exchange, finish_reason="content_filter")
 
 
 @behaviour
-async def flapping(exchange: Exchange) -> None:
+async def flapping(exchange: UpstreamExchange) -> None:
     """`down` (1) failures with `status` (503), then `up` (1) answers, and so on."""
     down, up = int(exchange.options.get("down", 1)), int(exchange.options.get("up", 1))
     if exchange.use % (down + up) < down:
@@ -164,7 +171,7 @@ async def flapping(exchange: Exchange) -> None:
 
 
 @behaviour
-async def redirect(exchange: Exchange) -> None:
+async def redirect(exchange: UpstreamExchange) -> None:
     """Sends the caller with `status` (307) to another host name, where this server counts who comes."""
     port = exchange.request.url.port
     target = str(
@@ -176,7 +183,7 @@ async def redirect(exchange: Exchange) -> None:
 
 
 @behaviour
-async def drip_error(exchange: Exchange) -> None:
+async def drip_error(exchange: UpstreamExchange) -> None:
     """An error body of `status` (500), one byte every `interval_s` (0.05)."""
     data = json.dumps(_openai("The server had an error", "server_error")).encode()
     await exchange.start(

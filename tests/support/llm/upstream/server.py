@@ -14,7 +14,7 @@ from aiohttp import web
 from tests.support.llm.upstream import bodies, interruptions, refusals
 from tests.support.llm.upstream.answers import embedding
 from tests.support.llm.upstream.behaviours import BEHAVIOURS
-from tests.support.llm.upstream.exchange import Call, Exchange
+from tests.support.llm.upstream.exchange import Call, UpstreamExchange
 from tests.support.llm.upstream.plays import OK, Play, parse_play, parse_script
 
 __all__ = ["Call", "ScriptedUpstream", "bodies", "interruptions", "refusals"]
@@ -26,8 +26,9 @@ MAX_BODY_BYTES = 64 << 20
 class ScriptedUpstream:
     """Answers `/v1/chat/completions`, `/v1/embeddings` and `/v1/models`; records what came.
 
-    What a request meets is decided by, in this order: the script of its model, the script for every model, its
-    model's name (`http_500?times=2`, `silence`, `http_503,ok`), and else it is answered regularly.
+    What a request meets is decided by, in this order: the script of its model, the script for every
+    model, its model's name (`http_500?times=2`, `silence`, `http_503,ok`), and else it is answered
+    regularly.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -109,7 +110,10 @@ class ScriptedUpstream:
     async def wait_for(
         self, *, requests: int = 0, cancelled: int = 0, timeout_s: float = 5
     ) -> None:
-        """Waits until so many requests came and so many were left by their clients. Raises TimeoutError."""
+        """Waits until so many requests came and so many were left by their clients.
+
+        Raises TimeoutError.
+        """
         async with asyncio.timeout(timeout_s):
             while self.total < requests or self.cancelled < cancelled:
                 await asyncio.sleep(0.005)
@@ -152,7 +156,7 @@ class ScriptedUpstream:
             chosen = OK
         call.play = chosen.name
         self.counts[chosen.name] += 1
-        exchange = Exchange(request, call, chosen.options, use)
+        exchange = UpstreamExchange(request, call, chosen.options, use)
         try:
             await BEHAVIOURS[chosen.name](exchange)
             call.state = "done"

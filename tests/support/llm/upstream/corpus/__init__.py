@@ -18,7 +18,11 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True)
 class Case:
-    """One oddity. `upstream` is what the provider answers, `request` what the client asks beside the usual, `expect` what comes out."""
+    """One oddity.
+
+    `upstream` is what the provider answers, `request` what the client asks beside the usual,
+    `expect` what comes out.
+    """
 
     id: str
     source: str
