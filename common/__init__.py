@@ -1,1 +1,1 @@
-"""What several rooms need and no contract says: pure functions and small state machines over the standard library."""
+"""Mechanisms that every room may use, below all of them."""

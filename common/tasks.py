@@ -1,4 +1,4 @@
-"""Ends background tasks for sure."""
+"""Ends what runs in the background: tasks, and streams of items."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-AGAIN_S = 0.5
+RETRY_S = 0.5
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancels `tasks` and returns when all have ended.
 
-    Cancels again until they have: before Python 3.12, `asyncio.wait_for` (which the database driver uses) loses a
+    Cancels repeatedly: before Python 3.12, `asyncio.wait_for` (which the database driver uses) loses a
     cancellation that arrives together with the answer it waits for.
     """
     pending = set(tasks)
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=AGAIN_S)
+        _, pending = await asyncio.wait(pending, timeout=RETRY_S)
+
+
+async def close_if_closable(items: object) -> None:
+    """Closes an asynchronous generator; other iterators need no closing."""
+    aclose = getattr(items, "aclose", None)
+    if aclose is not None:
+        await aclose()

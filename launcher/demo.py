@@ -15,8 +15,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from common.http import open_client, read_bounded, requested
-from common.http_errors import HttpError
+from common.http.client import open_client, read_bounded, requested
+from common.http.errors import HttpError
 from configs.environment import read_environment
 from contracts.errors import ConfigurationError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx2
 
-from common.http import open_client, read_bounded, requested
-from common.http_errors import HttpError
+from common.http.client import open_client, read_bounded, requested
+from common.http.errors import HttpError
 
 _POLL_S = 0.5
 _REPEAT_S = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from common.closing import close_if_closable
+from common.tasks import close_if_closable
 from contracts.errors import UpstreamInvalidResponse
 from contracts.llm.answers import LLMResponse, StreamEnd, StreamItem, join_fragment
 from providers.shapes import whole_answer

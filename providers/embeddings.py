@@ -15,9 +15,9 @@ from typing import Any
 import httpx2
 import orjson
 
-from common.http import open_client, read_bounded, requested
-from common.http_errors import HttpError
-from common.retry_after import retry_after_s
+from common.http.client import open_client, read_bounded, requested
+from common.http.errors import HttpError
+from common.http.retry_after import retry_after_s
 from configs.engines.embedder import RemoteEmbedderSettings
 from configs.own_secrets import opens_graph
 from configs.proxies import no_proxy

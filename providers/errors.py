@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from common.http_errors import (
+from common.http.errors import (
     AnswerCutOff,
     AnswerTooLarge,
     ConnectFailed,
@@ -18,7 +18,7 @@ from common.http_errors import (
     ProxyUnreachable,
     TimedOut,
 )
-from common.retry_after import retry_after_s
+from common.http.retry_after import retry_after_s
 from contracts.errors import (
     ContentFiltered,
     ContextLengthExceeded,

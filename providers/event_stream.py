@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.http_errors import AnswerTooLarge, HttpError
+from common.http.errors import AnswerTooLarge, HttpError
 from contracts.deadline import Deadline
 from contracts.llm.routing import Target
 from providers.shapes import StreamParser

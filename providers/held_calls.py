@@ -8,7 +8,7 @@ import time
 
 from anyio import CapacityLimiter
 
-from common.http_errors import HttpError
+from common.http.errors import HttpError
 from providers.transport import HttpExchange
 
 DRAIN_S = 0.05

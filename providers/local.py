@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from typing_extensions import Unpack
 
-from common.closing import close_if_closable
+from common.tasks import close_if_closable
 from configs.llm.config import Continuation, ProviderSettings
 from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse, UpstreamTimeout

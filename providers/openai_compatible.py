@@ -12,7 +12,7 @@ import orjson
 from anyio import WouldBlock
 from typing_extensions import Unpack
 
-from common.http_errors import HttpError
+from common.http.errors import HttpError
 from configs.llm.config import Continuation, ProviderSettings
 from configs.own_secrets import opens_graph
 from contracts.deadline import Deadline

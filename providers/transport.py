@@ -17,8 +17,8 @@ import aiohttp
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
-from common.http import tls_context
-from common.http_errors import (
+from common.http.client import tls_context
+from common.http.errors import (
     AnswerCutOff,
     AnswerTooLarge,
     ConnectFailed,
@@ -31,7 +31,7 @@ from common.http_errors import (
     TimedOut,
     mapped,
 )
-from common.inflate import PIECE_BYTES, Inflater, Undecodable
+from common.http.inflate import PIECE_BYTES, Inflater, Undecodable
 
 KEEPALIVE_S = 60.0
 ADDRESSES_S = 30

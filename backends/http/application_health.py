@@ -7,8 +7,8 @@ import asyncio
 import httpx2
 from pydantic import ValidationError
 
-from common.http import read_bounded, requested
-from common.http_errors import HttpError, MalformedAnswer
+from common.http.client import read_bounded, requested
+from common.http.errors import HttpError, MalformedAnswer
 from contracts.errors import Unavailable
 from contracts.health import Health
 

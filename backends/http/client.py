@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 
-from common.http import open_client, read_bounded, requested
-from common.http_errors import AnswerTooLarge, ConnectFailed, HttpError
-from common.retry_after import retry_after_s
+from common.http.client import open_client, read_bounded, requested
+from common.http.errors import AnswerTooLarge, ConnectFailed, HttpError
+from common.http.retry_after import retry_after_s
 from contracts import errors
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, Unavailable, Unreachable, UpstreamInvalidResponse

@@ -13,7 +13,7 @@ from ray.serve.deployment import Application
 from backends.http.application_health import ApplicationHealth
 from backends.nats.probe import NatsProbe
 from backends.postgres.pool import Database, PoolLimits
-from common.http import open_client
+from common.http.client import open_client
 from configs.environment import read_environment
 from configs.stores import find_stores
 from deployments.graph.replica import access_control, open_event_log

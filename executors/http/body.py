@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import aiohttp
 
-from common.inflate import inflated
+from common.http.inflate import inflated
 
 
 class BodyTooLarge(Exception):

@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from common.inflate import Undecodable
-from common.retry_after import retry_after_s
+from common.http.inflate import Undecodable
+from common.http.retry_after import retry_after_s
 from contracts.events import EventLog
 from contracts.tools.api import (
     EgressRule,

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from common.closing import close_if_closable
+from common.tasks import close_if_closable
 from contracts.errors import DaarionError, UpstreamInvalidResponse
 from contracts.llm.answers import StreamDelta, StreamEnd, StreamItem
 from contracts.llm.messages import ChatMessage

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
-from common.closing import close_if_closable
+from common.tasks import close_if_closable
 from contracts.llm.answers import LLMResponse, StreamDelta, StreamEnd, StreamItem
 from contracts.llm.messages import ChatMessage
 from contracts.llm.routing import Reasoning, Target

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.inflate import PIECE_BYTES, Inflater, Undecodable
+from common.http.inflate import PIECE_BYTES, Inflater, Undecodable
 
 
 def bare_deflate(data: bytes) -> bytes:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.retry_after import MAX_RETRY_AFTER_S, retry_after_s
+from common.http.retry_after import MAX_RETRY_AFTER_S, retry_after_s
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.http import tls_context
+from common.http.client import tls_context
 from configs.engines.embedder import RemoteEmbedderSettings
 from configs.environment import read_environment
 from configs.llm.config import ProviderSettings

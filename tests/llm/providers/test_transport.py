@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from common.http import tls_context
-from common.http_errors import (
+from common.http.client import tls_context
+from common.http.errors import (
     AnswerCutOff,
     AnswerTooLarge,
     ConnectFailed,
@@ -24,7 +24,7 @@ from common.http_errors import (
     MalformedAnswer,
     TimedOut,
 )
-from common.inflate import PIECE_BYTES
+from common.http.inflate import PIECE_BYTES
 from providers import transport as transport_module
 from providers.transport import Transport
 from tests.support.llm.forward_proxy import server_certificate

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.inflate import PIECE_BYTES, Undecodable
+from common.http.inflate import PIECE_BYTES, Undecodable
 from executors.http.body import BodyTooLarge, read_body
 
 

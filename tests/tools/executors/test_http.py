@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from common.retry_after import MAX_RETRY_AFTER_S
+from common.http.retry_after import MAX_RETRY_AFTER_S
 from configs.tools import ConfiguredSecrets, SecretSettings
 from contracts.tools.api import EgressRule
 from executors.http import connections

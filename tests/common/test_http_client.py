@@ -1,4 +1,4 @@
-"""`common/http.py` against real servers: what its clients do and refuse, and that no failure of httpx2 is left unnamed."""
+"""`common/http/client.py` against real servers: what its clients do and refuse, and that no failure of httpx2 is left unnamed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 
-from common.http import HTTPX2_ERRORS, open_client, read_bounded, requested
-from common.http_errors import (
+from common.http.client import HTTPX2_ERRORS, open_client, read_bounded, requested
+from common.http.errors import (
     AnswerCutOff,
     AnswerTooLarge,
     ConnectFailed,

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 
-from common.http_errors import (
+from common.http.errors import (
     AnswerCutOff,
     AnswerTooLarge,
     ConnectFailed,
@@ -27,7 +27,7 @@ from common.http_errors import (
     TimedOut,
     mapped,
 )
-from common.inflate import Undecodable, inflated
+from common.http.inflate import Undecodable, inflated
 
 KEEPALIVE_S = 15.0
 MAX_CONNECTIONS = 1_000
