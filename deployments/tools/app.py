@@ -28,7 +28,7 @@ from deployments.tools.python_runner import (
 )
 from deployments.tools.wiring import ToolsRuntime, check_tools
 from interfaces.http.base.ingress import Ingress
-from interfaces.http.tools import is_admin_route
+from interfaces.http.tools import TOOL_ERRORS, is_admin_route
 from interfaces.tools.answers import answer_handle
 
 APPLICATION = "tools"
@@ -77,6 +77,7 @@ class ToolcoreReplica:
             self._events,
             max_concurrent=self._args.max_concurrent,
             is_admin=is_admin_route,
+            error_shapes=TOOL_ERRORS,
             on_shutdown=self._resources.aclose,
         )
 

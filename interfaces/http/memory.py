@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import orjson
-from fastapi import APIRouter
+from fastapi import Query, Response
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
 
 from contracts.errors import InvalidRequest, PayloadTooLarge
 from contracts.health import Health
@@ -36,10 +36,10 @@ from contracts.memory.api import (
     SummarizeResponse,
 )
 from contracts.memory.ports import MemoryRecords
-from interfaces.http.base.bodies import read_model, require_lines
-from interfaces.http.base.errors import JsonResponse, invalid_body
+from interfaces.http.base.bodies import require_lines
+from interfaces.http.base.errors import JsonResponse, NdjsonResponse, invalid_body
 from interfaces.http.base.health import add_health_routes
-from interfaces.http.base.routing import add_route, new_router
+from interfaces.http.base.routing import PathId, Router, refusals
 from services.memory.erasing import Erasing
 from services.memory.knowledge_base import KnowledgeBase
 from services.memory.recall import Recall
@@ -49,14 +49,9 @@ from services.memory.summarizing import Summarizing
 MAX_BODY_BYTES = 4 << 20
 MAX_LINE_BYTES = 4 << 20
 IMPORT_AT_ONCE = 100
-NDJSON = "application/x-ndjson"
 UPLOADS = frozenset({"/import"})
 """Bodies of any size, read as they arrive."""
 _LINE: TypeAdapter[ExportedMemory | ExportEnd] = TypeAdapter(ExportedMemory | ExportEnd)
-
-
-class _Identity(Tenant):
-    """Query string of a route that names one tenant."""
 
 
 @dataclass(frozen=True)
@@ -73,69 +68,10 @@ class MemoryUseCases:
 
 @dataclass(frozen=True)
 class MemoryRoutes:
-    """The endpoints. `cases` is looked up at each request."""
+    """What the routes call. `cases` is looked up at each request."""
 
     cases: Callable[[], MemoryUseCases]
     health: Callable[[], Health]
-
-    async def query(self, request: Request) -> Response:
-        """`POST /query`."""
-        body = await read_model(request, QueryRequest, MAX_BODY_BYTES)
-        answer = await self.cases().recall.query(body, request.state.request_id)
-        return JsonResponse(answer.model_dump(mode="json", exclude_none=True))
-
-    async def store(self, request: Request) -> Response:
-        """`POST /store`."""
-        body = await read_model(request, StoreRequest, MAX_BODY_BYTES)
-        answer = await self.cases().remembering.store(body, request.headers.get("idempotency-key"))
-        return JsonResponse(answer.model_dump(exclude_none=True))
-
-    async def summarize(self, request: Request) -> Response:
-        """`POST /summarize`."""
-        answer = await self.cases().summarizing.summarize(
-            await read_model(request, SummarizeRequest, MAX_BODY_BYTES)
-        )
-        return JsonResponse(answer.model_dump(mode="json", exclude_none=True))
-
-    async def items(self, request: Request) -> Response:
-        """`GET /items`."""
-        page = await self.cases().records.page(
-            ItemsFilter.model_validate(dict(request.query_params))
-        )
-        return JsonResponse(page.model_dump(mode="json", exclude_none=True))
-
-    async def delete(self, request: Request) -> Response:
-        """`DELETE /items/{id}`."""
-        tenant = _Identity.model_validate(dict(request.query_params))
-        answer = await self.cases().remembering.forget(tenant, request.path_params["item_id"])
-        return JsonResponse(answer.model_dump())
-
-    async def erase(self, request: Request) -> Response:
-        """`POST /erase`."""
-        receipt = await self.cases().erasing.erase(await read_model(request, EraseRequest))
-        return JsonResponse(receipt.model_dump(mode="json", exclude_none=True))
-
-    async def export(self, request: Request) -> Response:
-        """`GET /export`: one memory a line, then one line with their number."""
-        pages = self.cases().records.export(ExportFilter.model_validate(dict(request.query_params)))
-        first: list[ExportedMemory] = await anext(pages, [])  # a refusal still gets its status
-        return StreamingResponse(_export_lines(first, pages), media_type=NDJSON)
-
-    async def restore(self, request: Request) -> Response:
-        """`POST /import`: an export's lines, for the tenant of the query string."""
-        tenant = _Identity.model_validate(dict(request.query_params))
-        require_lines(request.scope["headers"])
-        imported = total = 0
-        async for batch in _import_batches(request):
-            imported += await self.cases().remembering.restore(tenant, batch)
-            total += len(batch)
-        return JsonResponse(ImportResponse(imported=imported, known=total - imported).model_dump())
-
-    async def reindex(self, request: Request) -> Response:
-        """`POST /kb/reindex`."""
-        body = await read_model(request, ReindexRequest)
-        report = await self.cases().knowledge.reindex(body.microdao_id)
-        return JsonResponse(report.model_dump())
 
 
 def is_admin(method: str, path: str) -> bool:
@@ -149,52 +85,92 @@ def is_admin(method: str, path: str) -> bool:
     }
 
 
-def memory_router(routes: MemoryRoutes) -> APIRouter:
+def memory_router(routes: MemoryRoutes) -> Router:
     """Returns the router of the application."""
-    router = new_router()
-    add_route(
-        router, "POST", "/query", routes.query,
-        summary="What is remembered about a question", body=QueryRequest, response=QueryResponse, errors=(400, 401, 413, 503, 504),
-    )  # fmt: skip
-    add_route(
-        router, "POST", "/store", routes.store,
-        summary="Remember something", body=StoreRequest, response=StoreResponse, errors=(400, 401, 409, 413, 503),
-    )  # fmt: skip
-    add_route(
-        router, "POST", "/summarize", routes.summarize,
+    router, cases = Router(MAX_BODY_BYTES), routes.cases
+
+    async def query(request: Request, question: QueryRequest) -> Response:
+        answer = await cases().recall.query(question, request.state.request_id)
+        return JsonResponse(answer.model_dump(mode="json", exclude_none=True))
+
+    async def store(request: Request, memory: StoreRequest) -> Response:
+        key = request.headers.get("idempotency-key")
+        answer = await cases().remembering.store(memory, key)
+        return JsonResponse(answer.model_dump(exclude_none=True))
+
+    router.hot(
+        "POST",
+        "/query",
+        query,
+        summary="What is remembered about a question",
+        response_model=QueryResponse,
+        responses=refusals(504),
+    )
+    router.hot(
+        "POST",
+        "/store",
+        store,
+        summary="Remember something",
+        response_model=StoreResponse,
+        responses=refusals(409),
+    )
+
+    @router.post(
+        "/summarize",
         summary="A rolling summary of the newest events",
-        body=SummarizeRequest, response=SummarizeResponse, errors=(400, 401, 413, 502, 503, 504),
-    )  # fmt: skip
-    add_route(
-        router, "GET", "/items", routes.items,
-        summary="What is stored, newest first", query=ItemsFilter, response=ItemsPage, errors=(400, 401, 503),
-    )  # fmt: skip
-    add_route(
-        router, "DELETE", "/items/{item_id}", routes.delete,
-        summary="Forget one memory", query=_Identity, response=DeleteResponse, errors=(400, 401, 404, 503),
-    )  # fmt: skip
-    _add_admin_routes(router, routes)
+        responses=refusals(502, 504),
+    )
+    async def summarize(wanted: SummarizeRequest) -> SummarizeResponse:
+        return await cases().summarizing.summarize(wanted)
+
+    @router.get("/items", summary="What is stored, newest first")
+    async def items(query: Annotated[ItemsFilter, Query()]) -> ItemsPage:
+        return await cases().records.page(query)
+
+    @router.delete("/items/{item_id}", summary="Forget one memory", responses=refusals(404))
+    async def delete(item_id: PathId, tenant: Annotated[Tenant, Query()]) -> DeleteResponse:
+        return await cases().remembering.forget(tenant, item_id)
+
+    _add_admin_routes(router, cases)
     add_health_routes(router, routes.health)
     return router
 
 
-def _add_admin_routes(router: APIRouter, routes: MemoryRoutes) -> None:
-    add_route(
-        router, "POST", "/erase", routes.erase,
-        summary="Admin: erase a microDAO, an agent or a channel", body=EraseRequest, response=EraseReceipt, errors=(400, 401, 403, 503),
-    )  # fmt: skip
-    add_route(
-        router, "GET", "/export", routes.export,
-        summary="Admin: every memory as NDJSON", query=ExportFilter, media_type=NDJSON, errors=(400, 401, 403, 503),
-    )  # fmt: skip
-    add_route(
-        router, "POST", "/import", routes.restore,
-        summary="Admin: read an export again", query=_Identity, response=ImportResponse, errors=(400, 401, 403, 408, 413, 415, 503),
-    )  # fmt: skip
-    add_route(
-        router, "POST", "/kb/reindex", routes.reindex,
-        summary="Admin: look at the knowledge base now", body=ReindexRequest, response=ReindexReport, errors=(400, 401, 403, 409, 503),
-    )  # fmt: skip
+def _add_admin_routes(router: Router, cases: Callable[[], MemoryUseCases]) -> None:
+    @router.post("/erase", summary="Admin: erase a microDAO, an agent or a channel")
+    async def erase(wanted: EraseRequest) -> EraseReceipt:
+        return await cases().erasing.erase(wanted)
+
+    @router.get(
+        "/export",
+        summary="Admin: every memory as NDJSON, one line each, then one line with their number",
+        response_class=NdjsonResponse,
+    )
+    async def export(query: Annotated[ExportFilter, Query()]) -> Response:
+        pages = cases().records.export(query)
+        first: list[ExportedMemory] = await anext(pages, [])  # a refusal still gets its status
+        return NdjsonResponse(_export_lines(first, pages))
+
+    @router.post(
+        "/import",
+        summary="Admin: read an export again, for the tenant of the query",
+        responses=refusals(408, 413, 415),
+    )
+    async def restore(request: Request, tenant: Annotated[Tenant, Query()]) -> ImportResponse:
+        require_lines(request.scope["headers"])
+        imported = total = 0
+        async for batch in _import_batches(request):
+            imported += await cases().remembering.restore(tenant, batch)
+            total += len(batch)
+        return ImportResponse(imported=imported, known=total - imported)
+
+    @router.post(
+        "/kb/reindex",
+        summary="Admin: look at the knowledge base now",
+        responses=refusals(409),
+    )
+    async def reindex(wanted: ReindexRequest) -> ReindexReport:
+        return await cases().knowledge.reindex(wanted.microdao_id)
 
 
 async def _export_lines(

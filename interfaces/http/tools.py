@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-import orjson
-from fastapi import APIRouter
-from pydantic import ValidationError
+from fastapi import Path, Query, Response
+from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -18,10 +16,11 @@ from contracts.errors import DaarionError, InvalidRequest, PayloadTooLarge, Unsu
 from contracts.health import Health
 from contracts.tools.api import ErrorKind, ToolCallRequest, ToolCallResult, ToolDefinition
 from contracts.tools.ledger import CallFilter, CallPage
-from interfaces.http.base.bodies import read_json, read_model
-from interfaces.http.base.errors import JsonResponse
+from contracts.values import unsendable
+from interfaces.http.base.bodies import JsonRequest
+from interfaces.http.base.errors import JsonResponse, error_response
 from interfaces.http.base.health import add_health_routes
-from interfaces.http.base.routing import add_route, new_router
+from interfaces.http.base.routing import Flag, PathId, Router, refusals
 from interfaces.tools.answers import call_body, unreadable
 from services.tools.admin import ApprovalDecision, Audit, ToolAdmin
 from services.tools.calls import DryRun, ToolCalls
@@ -39,12 +38,28 @@ REFUSAL_STATUS: dict[ErrorKind | None, int] = {
     "too_large": 422,
     "unavailable": 503,
 }
-_FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
+
+
+class DefinitionRequest(JsonRequest):
+    """A request whose body may leave the tool's id to the path."""
+
+    async def json(self) -> Any:
+        """Returns the body, completed by the path."""
+        value = await super().json()
+        if isinstance(value, dict):
+            value.setdefault("id", self.path_params["tool_id"])
+        return value
+
+
+class CallQuery(BaseModel):
+    """Query of `POST /call`: a dry run decides, and calls nothing."""
+
+    dry_run: Flag = False
 
 
 @dataclass(frozen=True)
 class ToolRoutes:
-    """The endpoints. What a reload replaces is looked up at each request."""
+    """What the routes call. What a reload replaces is looked up at each request."""
 
     calls: Callable[[], ToolCalls]
     catalog: Callable[[], Catalog]
@@ -52,62 +67,14 @@ class ToolRoutes:
     audit: Audit
     health: Callable[[], Health]
 
-    async def list_tools(self, request: Request) -> Response:
-        """`GET ` (the prefix itself)."""
-        return JsonResponse(
-            self.catalog().listing(ListRequest.model_validate(dict(request.query_params)))
-        )
-
-    async def get_tool(self, request: Request) -> Response:
-        """`GET /{tool_id}`."""
-        return JsonResponse(await self.catalog().one(request.path_params["tool_id"]))
-
-    async def call(self, request: Request) -> Response:
+    async def call(self, request: Request, wanted: ToolCallRequest) -> Response:
         """`POST /call`."""
         request_id = request.state.request_id
-        try:
-            dry_run = _flag(request, "dry_run")
-            wanted = ToolCallRequest.model_validate_json(await read_json(request, MAX_CALL_BYTES))
-        except (ValidationError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType) as error:
-            return call_refusal(error, request_id)
-        if dry_run:
+        if CallQuery.model_validate(dict(request.query_params)).dry_run:
             return await self._dry_run(wanted, request_id)
         reply = await self.calls().call(wanted, via="http", request_id=request_id)
         status = 200 if reply.executed else REFUSAL_STATUS.get(reply.result.error_kind, 500)
         return JsonResponse(call_body(reply.result), status_code=status)
-
-    async def list_calls(self, request: Request) -> Response:
-        """`GET /calls`."""
-        page = await self.audit.calls(CallFilter.model_validate(dict(request.query_params)))
-        return JsonResponse(page.model_dump(mode="json", exclude_none=True))
-
-    async def list_waiting(self, request: Request) -> Response:
-        """`GET /approvals`."""
-        page = await self.audit.waiting(CallFilter.model_validate(dict(request.query_params)))
-        return JsonResponse(page.model_dump(mode="json", exclude_none=True))
-
-    async def decide(self, request: Request) -> Response:
-        """`POST /approvals/{call_id}`."""
-        decision = await read_model(request, ApprovalDecision)
-        await self.audit.decide(request.path_params["call_id"], decision)
-        return JsonResponse({"ok": True})
-
-    async def read_result(self, request: Request) -> Response:
-        """`GET /results/{id}`."""
-        wanted = PageRequest.model_validate(dict(request.query_params))
-        page = await self.audit.result(request.path_params["id"], wanted)
-        return JsonResponse(page.model_dump(exclude_none=True))
-
-    async def put_tool(self, request: Request) -> Response:
-        """`PUT /{tool_id}`."""
-        body = await read_json(request, MAX_DEFINITION_BYTES)
-        definition = _definition(body, request.path_params["tool_id"])
-        tool, is_new = await self.admin().put(definition)
-        return JsonResponse(tool, status_code=201 if is_new else 200)
-
-    async def delete_tool(self, request: Request) -> Response:
-        """`DELETE /{tool_id}`."""
-        return JsonResponse(await self.admin().disable(request.path_params["tool_id"]))
 
     async def _dry_run(self, wanted: ToolCallRequest, request_id: str) -> Response:
         try:
@@ -117,59 +84,89 @@ class ToolRoutes:
         return JsonResponse({**dry_run_body(planned), "request_id": request_id})
 
 
-def tools_router(routes: ToolRoutes, mcp: ASGIApp | None = None) -> APIRouter:
+def tools_router(routes: ToolRoutes, mcp: ASGIApp | None = None) -> Router:
     """Returns the router of the application; `mcp` serves the registry to MCP clients."""
-    router = new_router()
+    router, calls = Router(MAX_DEFINITION_BYTES), Router(MAX_CALL_BYTES)
     if mcp is not None:
         router.routes.append(Route(MCP_PATH, endpoint=mcp, include_in_schema=False))
-    add_route(
-        router, "GET", "", routes.list_tools,
-        summary="Tools that an agent may call, also as LLM tool definitions", query=ListRequest, errors=(400, 401, 503),
-    )  # fmt: skip
-    add_route(
-        router, "POST", "/call", routes.call,
-        summary="Call a tool", body=ToolCallRequest, response=ToolCallResult,
-        answers=dict.fromkeys(sorted({*REFUSAL_STATUS.values(), UnsupportedMediaType.status}), ToolCallResult),
-    )  # fmt: skip
-    add_route(
-        router,
-        "GET",
-        "/calls",
-        routes.list_calls,
-        summary="The audit",
-        query=CallFilter,
-        response=CallPage,
-        errors=(400, 401, 503),
+    statuses = sorted({*REFUSAL_STATUS.values(), UnsupportedMediaType.status})
+    calls.hot(
+        "POST",
+        "/call",
+        routes.call,
+        summary="Call a tool",
+        response_model=ToolCallResult,
+        responses={status: {"model": ToolCallResult} for status in statuses},
     )
-    add_route(
-        router, "GET", "/results/{id}", routes.read_result,
-        summary="A page of a result too long to be sent whole", query=PageRequest, response=ResultPage, errors=(400, 401, 404, 503),
-    )  # fmt: skip
-    add_route(
-        router, "GET", "/approvals", routes.list_waiting,
-        summary="Calls that wait for approval (admin)", query=CallFilter, response=CallPage, errors=(400, 401, 403, 503),
-    )  # fmt: skip
-    add_route(
-        router, "POST", "/approvals/{call_id}", routes.decide,
-        summary="Grant or reject a waiting call (admin)", body=ApprovalDecision, errors=(400, 401, 403, 409, 503),
-    )  # fmt: skip
+    router.include_router(calls)
+    _add_audit_routes(router, routes.audit)
     add_health_routes(router, routes.health)
-    add_route(
-        router, "GET", "/{tool_id}", routes.get_tool, summary="One tool", errors=(401, 404, 503)
-    )
-    add_route(
-        router, "PUT", "/{tool_id}", routes.put_tool,
-        summary="Register a tool or its next version (admin)", body=ToolDefinition, answers={201: None}, errors=(400, 401, 403, 413, 503),
-    )  # fmt: skip
-    add_route(
-        router,
-        "DELETE",
-        "/{tool_id}",
-        routes.delete_tool,
-        summary="Disable a tool (admin)",
-        errors=(401, 403, 404, 503),
-    )
+    _add_registry_routes(router, routes)  # after those whose paths look like a tool's id
     return router
+
+
+def _add_audit_routes(router: Router, audit: Audit) -> None:
+    @router.get("/calls", summary="The audit")
+    async def list_calls(query: Annotated[CallFilter, Query()]) -> CallPage:
+        return await audit.calls(query)
+
+    @router.get(
+        "/results/{id}",
+        summary="A page of a result too long to be sent whole",
+        responses=refusals(404),
+    )
+    async def read_result(
+        result_id: Annotated[PathId, Path(alias="id")], query: Annotated[PageRequest, Query()]
+    ) -> ResultPage:
+        return await audit.result(result_id, query)
+
+    @router.get("/approvals", summary="Calls that wait for approval (admin)")
+    async def list_waiting(query: Annotated[CallFilter, Query()]) -> CallPage:
+        return await audit.waiting(query)
+
+    @router.post(
+        "/approvals/{call_id}",
+        summary="Grant or reject a waiting call (admin)",
+        responses=refusals(409),
+    )
+    async def decide(call_id: PathId, decision: ApprovalDecision) -> dict[str, bool]:
+        await audit.decide(call_id, decision)
+        return {"ok": True}
+
+
+def _add_registry_routes(router: Router, routes: ToolRoutes) -> None:
+    @router.get("", summary="Tools that an agent may call, also as LLM tool definitions")
+    async def list_tools(query: Annotated[ListRequest, Query()]) -> dict[str, Any]:
+        return routes.catalog().listing(query)
+
+    @router.get("/{tool_id}", summary="One tool", responses=refusals(404))
+    async def get_tool(tool_id: PathId) -> dict[str, Any]:
+        return await routes.catalog().one(tool_id)
+
+    @router.delete("/{tool_id}", summary="Disable a tool (admin)", responses=refusals(404))
+    async def delete_tool(tool_id: PathId) -> dict[str, Any]:
+        return await routes.admin().disable(tool_id)
+
+    definitions = Router(MAX_DEFINITION_BYTES, DefinitionRequest)
+
+    @definitions.put(
+        "/{tool_id}",
+        summary="Register a tool or its next version (admin); the path may give its id alone",
+        responses={201: {"model": dict[str, Any]}},
+    )
+    async def put_tool(
+        tool_id: PathId, definition: ToolDefinition, response: Response
+    ) -> dict[str, Any]:
+        if definition.id != tool_id:
+            raise InvalidRequest("id: differs from the one in the path")
+        for name in ("input_schema", "output_schema"):
+            if mistake := unsendable(getattr(definition, name), name):
+                raise InvalidRequest(mistake)
+        tool, is_new = await routes.admin().put(definition)
+        response.status_code = 201 if is_new else 200
+        return tool
+
+    router.include_router(definitions)
 
 
 def is_admin_route(method: str, path: str) -> bool:
@@ -181,7 +178,7 @@ def is_admin_route(method: str, path: str) -> bool:
     )
 
 
-def call_refusal(error: ValidationError | DaarionError, request_id: str) -> JsonResponse:
+def call_refusal(error: DaarionError, request_id: str) -> JsonResponse:
     """The answer to a call that could not even be read."""
     result = unreadable(error, request_id)
     status = (
@@ -190,6 +187,15 @@ def call_refusal(error: ValidationError | DaarionError, request_id: str) -> Json
         else REFUSAL_STATUS.get(result.error_kind, 500)
     )
     return JsonResponse(call_body(result), status_code=status)
+
+
+def _call_error(error: DaarionError, request_id: str) -> JsonResponse:
+    is_unreadable = isinstance(error, InvalidRequest | PayloadTooLarge | UnsupportedMediaType)
+    return (call_refusal if is_unreadable else error_response)(error, request_id)
+
+
+TOOL_ERRORS = {"/call": _call_error}
+"""For the ingress: a call that could not be read is answered in the body of a call."""
 
 
 def dry_run_body(planned: DryRun) -> dict[str, Any]:
@@ -230,23 +236,3 @@ def dry_run_body(planned: DryRun) -> dict[str, Any]:
         "requires_approval": planned.requires_approval,
         "request": request,
     }
-
-
-def _definition(body: bytes, tool_id: str) -> ToolDefinition:
-    """The definition, whose id may be left to the path. Raises InvalidRequest or ValidationError."""
-    try:
-        given = orjson.loads(body)
-    except ValueError:
-        raise InvalidRequest("not valid JSON: send a tool definition") from None
-    if not isinstance(given, dict):
-        raise InvalidRequest("send a tool definition as a JSON object")
-    if given.setdefault("id", tool_id) != tool_id:
-        raise InvalidRequest("id: differs from the one in the path")
-    return ToolDefinition.model_validate(given)
-
-
-def _flag(request: Request, name: str) -> bool:
-    given = request.query_params.get(name, "false").lower()
-    if given not in _FLAGS:
-        raise InvalidRequest(f"{name}: give true or false")
-    return _FLAGS[given]

@@ -17,7 +17,7 @@ from interfaces.http.base.access import AccessControl
 from interfaces.http.base.bodies import read_json
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.base.places import Place, Places
-from interfaces.http.base.routing import add_route, new_router
+from interfaces.http.base.routing import Router
 from interfaces.http.base.sse import EventStream
 from interfaces.http.llm.batches import MAX_SUBMISSIONS, BatchRoutes, add_batch_routes
 from interfaces.http.memory import UPLOADS
@@ -79,7 +79,7 @@ class Served:
 @pytest.fixture
 async def here(events):
     application = Served()
-    router = new_router()
+    router = Router()
     for method, path, endpoint in (
         ("POST", "/whole", application.whole),
         ("POST", "/streamed", application.streamed),
@@ -87,7 +87,7 @@ async def here(events):
         ("GET", "/large", application.large),
         ("GET", "/told", application.told),
     ):
-        add_route(router, method, path, endpoint, summary=path)
+        router.hot(method, path, endpoint)
     async with served(
         Ingress(router, AccessControl(None, None), events, max_concurrent=MOST)
     ) as application.url:
@@ -268,7 +268,7 @@ async def test_the_slowest_body_makes_room_and_a_new_one_is_spared(clock):
 
 async def test_slow_submissions_of_batches_keep_nobody_out(events, monkeypatch):
     monkeypatch.setattr(places, "GRACE_S", 1_000)
-    router = new_router()
+    router = Router()
     add_batch_routes(router, BatchRoutes(lambda: None))
     async with contextlib.AsyncExitStack() as slow, asyncio.timeout(PATIENCE_S):
         application = Served()
@@ -287,9 +287,9 @@ async def test_slow_submissions_of_batches_keep_nobody_out(events, monkeypatch):
 
 async def test_an_upload_may_take_longer_than_another_body(events, hasty, monkeypatch):
     monkeypatch.setattr("interfaces.http.base.ingress.BODY_S", 0.1)
-    application, router = Served(), new_router()
+    application, router = Served(), Router()
     for path in ("/whole", *UPLOADS):
-        add_route(router, "POST", path, application.whole, summary=path)
+        router.hot("POST", path, application.whole)
     ingress = Ingress(router, AccessControl(None, None), events, max_concurrent=9, uploads=UPLOADS)
     monkeypatch.setattr(places, "GRACE_S", 1_000)
     async with (

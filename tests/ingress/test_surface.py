@@ -91,9 +91,9 @@ def _nameless(path: str) -> str:
 )
 def test_other_names_of_memorys_fields_are_documented(route, name, other):
     document = build_openapi(documented_routers(PREFIXES))
-    body = document["paths"][f"/internal/agent-memory/{route}"]["post"]["requestBody"]["content"][
-        "application/json"
-    ]["schema"]
+    operation = document["paths"][f"/internal/agent-memory/{route}"]["post"]
+    reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    body = document["components"]["schemas"][reference.rpartition("/")[2]]
     assert body["properties"][other]["description"] == f"Another name of `{name}`."
     assert {**body["properties"][other], "title": "", "description": ""} == {
         **body["properties"][name],

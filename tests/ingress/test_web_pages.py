@@ -15,7 +15,7 @@ from interfaces.http.graph.openapi import build_openapi
 from interfaces.http.graph.root import OPEN_PATHS, root_router
 from interfaces.http.llm.openai_errors import OPENAI_ERRORS
 from interfaces.http.memory import MemoryRoutes, memory_router
-from interfaces.http.tools import ToolRoutes, tools_router
+from interfaces.http.tools import TOOL_ERRORS, ToolRoutes, tools_router
 from tests.support.uvicorn_server import JSON, served
 
 PREFIXES = dict.fromkeys(("llm", "memory", "tools", "agents", "workspace"), "")
@@ -46,7 +46,7 @@ def applications(monkeypatch, events):
                 access or AccessControl(None, None),
                 events,
                 max_concurrent=9,
-                error_shapes=OPENAI_ERRORS,
+                error_shapes=OPENAI_ERRORS | TOOL_ERRORS,
             )
             for name, (_, router) in routers.items()
             if name in PREFIXES

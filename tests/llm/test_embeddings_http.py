@@ -14,7 +14,7 @@ import pytest
 from contracts.errors import EngineUnavailable, Overloaded
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
-from interfaces.http.base.routing import new_router
+from interfaces.http.base.routing import Router
 from interfaces.http.llm.embeddings import EmbeddingRoutes, add_embedding_routes
 from interfaces.http.llm.openai_errors import OPENAI_ERRORS
 from services.llm.accounting import NoPrices
@@ -55,7 +55,7 @@ async def application(*, limit=None, limits_of=None, secret=None, embedder=None,
         recorder,
         prices,
     )
-    router = new_router()
+    router = Router()
     add_embedding_routes(router, EmbeddingRoutes(use_case))
     ingress = Ingress(
         router, AccessControl(secret, None), recorder, max_concurrent=10, error_shapes=OPENAI_ERRORS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -11,6 +12,7 @@ from contracts.tools.api import Outcome
 from interfaces.http.graph.openapi import build_openapi
 from interfaces.http.graph.surface import documented_routers
 from tests.support.tools.toolcore import AGENT, PREFIX, client, replica, tool
+from tests.support.uvicorn_server import JSON
 
 STRICT = {
     "type": "object",
@@ -321,6 +323,15 @@ async def test_definitions_that_cannot_be_served_are_refused(served, wrong):
     )
     assert answer.status_code in (400, 405), answer.text
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", str(2**70), "[[" + str(-(2**64)) + "]]"])
+async def test_numbers_that_no_store_can_hold_are_refused(served, number):
+    _, http = served
+    wrong = json.dumps(tool("test.wrong", input_schema={"type": "object", "default": "HERE"}))
+    answer = await http.put("/test.wrong", content=wrong.replace('"HERE"', number), headers=JSON)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request")
+    assert "input_schema" in answer.json()["error"]["message"]
 
 
 def documented(schema):

@@ -1,11 +1,12 @@
-"""Reads a request body, bounded, and fills a model from it."""
+"""Reads JSON bodies under a bound."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from contracts.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
@@ -17,6 +18,45 @@ _LINES = frozenset(
 )
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class JsonRequest(Request):
+    """A request whose body is read and parsed by us before FastAPI asks for it."""
+
+    _raw = b""
+    _value: Any = None
+
+    async def read(self, max_bytes: int, *, is_required: bool) -> None:
+        """Reads the body.
+
+        Raises:
+            PayloadTooLarge: over `max_bytes`, whether announced or not.
+            UnsupportedMediaType: there is a body, and it was not sent as JSON.
+            InvalidRequest: no JSON, nested too deeply, or empty where it is required.
+        """
+        raw = await read_json(self, max_bytes)
+        if raw and not raw.isspace():
+            self._raw, self._value = raw, parse_json(raw)
+        elif is_required:
+            raise _empty()
+
+    async def body(self) -> bytes:
+        """Returns what was read."""
+        return self._raw
+
+    async def json(self) -> Any:
+        """Returns the value that was read."""
+        return self._value
+
+
+def parse_json(raw: bytes) -> Any:
+    """Returns the value, as pydantic's own parser reads it. Raises InvalidRequest."""
+    try:
+        return from_json(raw)
+    except ValueError as error:
+        problem = f"not valid JSON: {error}"
+        mistakes = [{"field": "", "problem": problem}]
+        raise InvalidRequest(problem, details={"mistakes": mistakes}) from None
 
 
 async def read_model(
@@ -32,7 +72,7 @@ async def read_model(
     """
     body = await read_json(request, max_bytes)
     if not body or body.isspace():
-        raise InvalidRequest("the body is empty: send a JSON object")
+        raise _empty()
     return model.model_validate_json(body)
 
 
@@ -97,6 +137,10 @@ def _announced(headers: Iterable[tuple[bytes, bytes]]) -> int:
         if name == b"content-length":
             return int(value) if value.isdigit() else 0
     return 0
+
+
+def _empty() -> InvalidRequest:
+    return InvalidRequest("the body is empty: send a JSON object")
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:

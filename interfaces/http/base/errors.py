@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from contracts.errors import DaarionError, Internal, InvalidRequest, MethodNotAllowed, NotFound
@@ -17,6 +18,17 @@ from contracts.errors import DaarionError, Internal, InvalidRequest, MethodNotAl
 JSON = "application/json"
 _CONTENT_TYPE = (b"content-type", JSON.encode())
 _MAX_MISTAKES = 5
+# FastAPI validates Python values, and pydantic then names Python's types: callers sent JSON.
+_OBJECT, _ARRAY = "Input should be an object", "Input should be a valid array"
+_PROBLEMS = {
+    "extra_forbidden": "unknown field",
+    "missing": "required",
+    "model_attributes_type": _OBJECT,
+    "model_type": _OBJECT,
+    "dict_type": _OBJECT,
+    "list_type": _ARRAY,
+    "tuple_type": _ARRAY,
+}
 
 
 class JsonResponse(Response):
@@ -49,6 +61,12 @@ class JsonResponse(Response):
         await send({"type": "http.response.body", "body": self.body})
 
 
+class NdjsonResponse(StreamingResponse):
+    """Lines of JSON, sent as they come."""
+
+    media_type = "application/x-ndjson"
+
+
 def error_response(error: DaarionError, request_id: str) -> JsonResponse:
     """Returns the envelope with the leaf's status and, where it is known, `Retry-After`."""
     headers = {}
@@ -61,6 +79,8 @@ def as_leaf(error: Exception) -> DaarionError:
     """Returns the leaf for anything that a route may raise; what is foreign becomes Internal, without its text."""
     if isinstance(error, DaarionError):
         return error
+    if isinstance(error, RequestValidationError):
+        return _wrong_fields([{**it, "loc": it["loc"][1:]} for it in error.errors()])
     if isinstance(error, ValidationError):
         return invalid_body(error)
     if isinstance(error, HTTPException):
@@ -74,7 +94,12 @@ def as_leaf(error: Exception) -> DaarionError:
 
 def invalid_body(error: ValidationError) -> InvalidRequest:
     """Returns a 400 that names each wrong field and what was expected, without the values."""
-    mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+    return _wrong_fields(
+        error.errors(include_url=False, include_input=False, include_context=False)
+    )
+
+
+def _wrong_fields(mistakes: Sequence[Any]) -> InvalidRequest:
     listed = [
         {"field": _path(mistake["loc"]), "problem": _problem(mistake)}
         for mistake in _distinct(mistakes)
@@ -86,7 +111,7 @@ def invalid_body(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(first, details={"mistakes": listed})
 
 
-def _distinct(mistakes: list[Any]) -> list[Any]:
+def _distinct(mistakes: Sequence[Any]) -> list[Any]:
     """The first mistakes; of a union's branches only the first is told, the others would confuse."""
     seen, kept = set(), []
     for mistake in mistakes:
@@ -113,10 +138,8 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 def _problem(mistake: Any) -> str:
     kind, message = mistake["type"], str(mistake["msg"])
-    if kind == "extra_forbidden":
-        return "unknown field"
-    if kind == "missing":
-        return "required"
+    if kind in _PROBLEMS:
+        return _PROBLEMS[kind]
     if kind == "json_invalid":
         return f"not valid JSON: {message.removeprefix('Invalid JSON: ')}"
     return message.removeprefix("Value error, ")

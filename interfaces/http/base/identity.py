@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from contracts.errors import InvalidRequest
-from contracts.identity import Identifier
 from contracts.llm.requests import CallMetadata
+from interfaces.http.base.bodies import JsonRequest
 
 UNNAMED = "unnamed"
+MICRODAO_HEADER = "x-microdao-id"
 
 
 class Named(Protocol):
@@ -23,12 +24,6 @@ class Named(Protocol):
     def microdao_id(self) -> str | None: ...
     @property
     def channel_id(self) -> str | None: ...
-
-
-class _Tenant(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    microdao_id: Identifier
 
 
 def caller_of(request: Request, metadata: Named | None) -> CallMetadata:
@@ -53,22 +48,21 @@ def caller_of(request: Request, metadata: Named | None) -> CallMetadata:
     )
 
 
-def microdao_of(request: Request) -> str:
-    """Returns the tenant that the query string's `microdao_id` or the header `X-Microdao-Id` names.
+class TenantRequest(JsonRequest):
+    """A request whose `microdao_id` may stand in the header `X-Microdao-Id` instead of the query."""
 
-    Raises:
-        InvalidRequest: neither is there, or they name two different ones.
-        ValidationError: an id that is too long or holds control characters.
-    """
-    found = {
-        value
-        for value in (request.query_params.get("microdao_id"), request.headers.get("x-microdao-id"))
-        if value
-    }
-    if not found:
-        raise InvalidRequest("name the tenant: `?microdao_id=` or the header `X-Microdao-Id`")
-    if len(found) > 1:
-        raise InvalidRequest(
-            "the query string and the header X-Microdao-Id name different microDAOs"
-        )
-    return _Tenant(microdao_id=found.pop()).microdao_id
+    @property
+    def query_params(self) -> QueryParams:
+        """The query, completed by the header."""
+        query, named = super().query_params, self.headers.get(MICRODAO_HEADER, "").strip()
+        if not named or query.get("microdao_id"):
+            return query
+        others = [item for item in query.multi_items() if item[0] != "microdao_id"]
+        return QueryParams([*others, ("microdao_id", named)])
+
+
+async def one_tenant(request: Request) -> None:
+    """A dependency. Raises InvalidRequest when query and header name two tenants."""
+    named = request.headers.get(MICRODAO_HEADER, "").strip()
+    if named and request.query_params.get("microdao_id", named) != named:
+        raise InvalidRequest("microdao_id: differs from the header X-Microdao-Id")

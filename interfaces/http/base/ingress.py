@@ -20,7 +20,7 @@ from contracts.events import EventLog
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.errors import as_leaf, error_response
 from interfaces.http.base.places import BODY_S, UPLOAD_S, Place, Places
-from interfaces.http.base.routing import Endpoint, fixed_endpoints
+from interfaces.http.base.routing import Handler, fixed_handlers
 
 MAX_URL_BYTES = 8_192
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -57,7 +57,7 @@ class Ingress:
     ) -> None:
         router.default = _no_such_route
         self._app: ASGIApp = router
-        self._endpoints = fixed_endpoints(router)
+        self._hot = fixed_handlers(router)
         self._access = access
         self._events = events
         self._places = Places(max_concurrent)
@@ -85,7 +85,7 @@ class Ingress:
             scope["state"]["credential"] = self._access.check(
                 scope["headers"], admin=self._is_admin(scope["method"], path)
             )
-            await self._bounded(scope, place, self._endpoints.get((scope["method"], path)))
+            await self._bounded(scope, place, self._hot.get((scope["method"], path)))
         except ClientDisconnect:
             return  # the client left in the middle of its request: nobody to answer, and no defect
         except Exception as error:  # noqa: BLE001  # the last line of defence: nothing leaves without the envelope
@@ -104,13 +104,13 @@ class Ingress:
             if message["type"] == "lifespan.shutdown":
                 return
 
-    async def _bounded(self, scope: Scope, place: Place, endpoint: Endpoint | None) -> None:
+    async def _bounded(self, scope: Scope, place: Place, hot: Handler | None) -> None:
         try:
             await place.open(scope["method"])
-            if endpoint is None:
+            if hot is None:
                 await self._app(scope, place.receive, place.send)
             else:
-                response = await endpoint(Request(scope, place.receive))
+                response = await hot(Request(scope, place.receive))
                 await response(scope, place.receive, place.send)
         finally:
             place.leave()

@@ -1,109 +1,131 @@
-"""Routes that are documented by FastAPI and called directly.
+"""Two kinds of documented routes: path operations that FastAPI runs, and hot routes that it only documents.
 
-FastAPI's dependency machinery costs more than our own work on a relayed call, so `RawRoute` hands the request straight
-to the endpoint (`async def endpoint(request) -> Response`), while path, models and texts still make the OpenAPI page.
+Both read JSON bodies under the same bounds and answer mistakes in the same words (`bodies`, `errors`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, ClassVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BeforeValidator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from interfaces.http.base.bodies import MAX_BODY_BYTES, JsonRequest, read_model
+
 ERROR = {"$ref": "#/components/responses/Error"}
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+_FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
 
 
-class RawRoute(APIRoute):
-    """Calls its endpoint with the request, without parsing or dependencies."""
+def _flag(value: object) -> bool:  # FastAPI validates the default, too
+    text = str(value).lower()
+    if text not in _FLAGS:
+        raise ValueError("give true or false")
+    return _FLAGS[text]
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+PathId = Annotated[str, Path(min_length=1)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+"""A flag of a query string; without a value it is set."""
+
+
+class JsonRoute(APIRoute):
+    """A path operation. Values that are None are left out of its answers."""
+
+    max_body_bytes: ClassVar[int]
+    request_class: ClassVar[type[JsonRequest]]
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **{**options, "response_model_exclude_none": True})
 
     def get_route_handler(self) -> Callable[[Request], Any]:
-        """Returns the endpoint itself."""
-        return self.endpoint
+        """Returns FastAPI's own handler behind our reading of the body."""
+        handle, body = super().get_route_handler(), self.body_field
+
+        async def read_and_handle(request: Request) -> Response:
+            bounded = self.request_class(request.scope, request.receive)
+            if body is not None:
+                is_required = body.field_info.is_required()
+                await bounded.read(self.max_body_bytes, is_required=is_required)
+            return await handle(bounded)
+
+        return read_and_handle
 
 
-def new_router() -> APIRouter:
-    """Returns a router of raw routes that never redirects."""
-    return APIRouter(route_class=RawRoute, redirect_slashes=False)
+class HotRoute(APIRoute):
+    """Calls `endpoint(request)`, or `endpoint(request, body)` where the endpoint names a body.
+
+    FastAPI's dependencies cost more than our own work on a relayed call, so none is resolved here.
+    They still document the route: a body that the endpoint reads itself stands in a dependency.
+    """
+
+    max_body_bytes: ClassVar[int]
+    handler: Handler
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        """Returns the endpoint, behind the reading of its body."""
+        endpoint, body, max_bytes = self.endpoint, self.dependant.body_params, self.max_body_bytes
+        self.handler = endpoint
+        if body:
+            model: Any = body[0].field_info.annotation
+
+            async def read_and_call(request: Request) -> Response:
+                response: Response = await endpoint(
+                    request, await read_model(request, model, max_bytes)
+                )
+                return response
+
+            self.handler = read_and_call
+        return self.handler
 
 
-def fixed_endpoints(router: APIRouter) -> dict[tuple[str, str], Endpoint]:
-    """Returns the endpoints of raw routes whose path has no parameter, by method and path: found without trying one route after another."""
-    fixed = [
-        route for route in router.routes if isinstance(route, RawRoute) and "{" not in route.path
-    ]
-    found: dict[tuple[str, str], Endpoint] = {}
-    for route in fixed:
-        for method in route.methods:
-            found.setdefault((method, route.path), route.endpoint)
+class Router(APIRouter):
+    """A router of path operations that never redirects; `hot` adds a hot route.
+
+    `max_body_bytes` bounds the body of each of its routes; `request_class` may complete requests.
+    """
+
+    def __init__(
+        self,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        request_class: type[JsonRequest] = JsonRequest,
+    ) -> None:
+        bounds = {"max_body_bytes": max_body_bytes, "request_class": request_class}
+        super().__init__(
+            route_class=type("JsonRoute", (JsonRoute,), bounds), redirect_slashes=False
+        )
+        # A FastAPI application has this among its middleware; path operations ask for it.
+        self.middleware_stack = AsyncExitStackMiddleware(self.middleware_stack)
+        self._hot_class: type[APIRoute] = type("HotRoute", (HotRoute,), bounds)
+
+    def hot(
+        self, method: str, path: str, endpoint: Callable[..., Awaitable[Response]], **options: Any
+    ) -> None:
+        """Adds a hot route; `options` are those of `add_api_route`."""
+        self.add_api_route(
+            path, endpoint, methods=[method], route_class_override=self._hot_class, **options
+        )
+
+
+def fixed_handlers(router: APIRouter) -> dict[tuple[str, str], Handler]:
+    """Returns the handlers of hot routes whose path has no parameter, by method and path.
+
+    The ingress finds them without trying one route after another.
+    """
+    found: dict[tuple[str, str], Handler] = {}
+    for route in router.routes:
+        if isinstance(route, HotRoute) and "{" not in route.path:
+            for method in route.methods:
+                found.setdefault((method, route.path), route.handler)
     return found
 
 
-def add_route(
-    router: APIRouter,
-    method: str,
-    path: str,
-    endpoint: Endpoint,
-    *,
-    summary: str,
-    body: type[BaseModel] | None = None,
-    query: type[BaseModel] | None = None,
-    response: type[BaseModel] | None = None,
-    media_type: str | None = None,
-    errors: tuple[int, ...] = (),
-    answers: Mapping[int, type[BaseModel] | None] = MappingProxyType({}),
-    status: int = 200,
-) -> None:
-    """Adds one documented route.
-
-    `media_type` describes an answer without a JSON model, such as an event stream. `errors` are the statuses of this
-    route's own refusals; `build_openapi` adds those that all routes share. `answers` are further statuses whose body is
-    not the envelope, with their models; None is JSON without a model.
-    """
-    extra: dict[str, Any] = {}
-    if body is not None:
-        extra["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": _schema(body)}},
-        }
-    if query is not None:
-        extra["parameters"] = _parameters(query)
-    responses: dict[int | str, dict[str, Any]] = dict.fromkeys(errors, ERROR)
-    for code, model in answers.items():
-        responses[code] = (
-            {"description": summary, "model": model}
-            if model
-            else {"description": summary, "content": {"application/json": {}}}
-        )
-    if media_type is not None:
-        responses[status] = {"description": summary, "content": {media_type: {}}}
-    router.add_api_route(
-        path,
-        endpoint,
-        methods=[method],
-        summary=summary,
-        response_model=response,
-        status_code=status,
-        openapi_extra=extra,
-        responses=responses,
-    )
-
-
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    return model.model_json_schema(ref_template="#/components/schemas/{model}")
-
-
-def _parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
-    schema = _schema(model)
-    required = schema.get("required", ())
-    return [
-        {"name": name, "in": "query", "required": name in required, "schema": field}
-        for name, field in schema.get("properties", {}).items()
-    ]
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns what documents a route's own refusals; `build_openapi` adds those that all share."""
+    return dict.fromkeys(statuses, ERROR)

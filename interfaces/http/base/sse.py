@@ -28,7 +28,12 @@ def error_event(error: DaarionError, request_id: str) -> bytes:
 
 
 class EventStream(Response):
-    """Sends events as they come. However the response ends, `close` is awaited: it stops what feeds the events."""
+    """Sends events as they come.
+
+    However the response ends, `close` is awaited: it stops what feeds the events.
+    """
+
+    media_type = "text/event-stream"
 
     def __init__(
         self, events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]

@@ -1,17 +1,16 @@
-"""One OpenAPI document for the whole surface, merged from the applications' routers."""
+"""One OpenAPI document for the whole surface, from the applications' routers."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from interfaces.http.base.routing import ERROR
 
-_IN_PATH = re.compile(r"\{(\w+)\}")
 _OPENAI = {"$ref": "#/components/responses/OpenAIError"}
 TITLE = "daarion-serve"
 VERSION = "0.1.0"
@@ -38,6 +37,8 @@ _OPENAI_ERROR = _error_answer(
 _REFUSED_ANYWHERE = ("401", "403", "421", "503")
 # Bodies that are wrong, too slow, too large, or not sent as JSON.
 _REFUSED_BODIES = ("400", "408", "413", "415")
+# How FastAPI describes its own refusal of parameters and bodies; ours is a 400 in the envelope.
+_FASTAPI_REFUSAL = {"$ref": "#/components/schemas/HTTPValidationError"}
 _SECURITY = {
     "InternalSecret": {"type": "apiKey", "in": "header", "name": "X-Internal-Secret"},
     "Bearer": {"type": "http", "scheme": "bearer"},
@@ -46,57 +47,47 @@ _SECURITY = {
 
 def build_openapi(applications: Mapping[str, tuple[str, APIRouter]]) -> dict[str, Any]:
     """Returns the document; `applications` maps a tag to its prefix and router."""
-    paths: dict[str, Any] = {}
-    schemas: dict[str, Any] = {}
+    surface = APIRouter(generate_unique_id_function=_operation_id)
     for tag, (prefix, router) in applications.items():
-        part = get_openapi(title=TITLE, version=VERSION, routes=router.routes)
-        for path, operations in part.get("paths", {}).items():
-            full = (prefix.rstrip("/") + path).rstrip("/") or "/"
-            paths[full] = {
-                method: _operation(operation, tag, method, full)
-                for method, operation in operations.items()
-            }
-        schemas.update(part.get("components", {}).get("schemas", {}))
-    document: dict[str, Any] = {
-        "openapi": "3.1.0",
-        "info": {
-            "title": TITLE,
-            "version": VERSION,
-            "description": "LLM proxy, agent memory, tools and agents behind one ingress.",
-        },
-        "paths": paths,
-        "security": [{"InternalSecret": []}, {"Bearer": []}, {}],
-    }
-    schemas.update(_hoisted(document))
-    responses = {"Error": _ERROR, "OpenAIError": _OPENAI_ERROR}
-    document["components"] = {
-        "schemas": schemas,
-        "responses": responses,
-        "securitySchemes": _SECURITY,
-    }
+        surface.include_router(router, prefix=prefix.rstrip("/"), tags=[tag])
+    document = get_openapi(
+        title=TITLE,
+        version=VERSION,
+        description="LLM proxy, agent memory, tools and agents behind one ingress.",
+        routes=surface.routes,
+    )
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _describe_refusals(operation, path)
+    document["security"] = [{"InternalSecret": []}, {"Bearer": []}, {}]
+    components = document["components"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(unused, None)
+    components["responses"] = {"Error": _ERROR, "OpenAIError": _OPENAI_ERROR}
+    components["securitySchemes"] = _SECURITY
     return document
 
 
-def _operation(operation: dict[str, Any], tag: str, method: str, path: str) -> dict[str, Any]:
-    operation_id = "_".join(
-        part for part in (method, *path.replace("{", "").replace("}", "").split("/")) if part
-    )
-    named = {
-        **operation,
-        "tags": [tag],
-        "operationId": operation_id.replace("-", "_").replace(".", "_"),
-    }
-    in_path = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        for name in _IN_PATH.findall(path)
-    ]
-    if in_path:
-        named["parameters"] = [*in_path, *operation.get("parameters", [])]
+def _operation_id(route: APIRoute) -> str:
+    parts = [*route.methods, *route.path_format.replace("{", "").replace("}", "").split("/")]
+    named = "_".join(part for part in parts if part)
+    return named.lower().replace("-", "_").replace(".", "_")
+
+
+def _describe_refusals(operation: dict[str, Any], path: str) -> None:
+    """Replaces FastAPI's refusal by ours, and adds what the ingress refuses on every route."""
+    described = operation["responses"]
+    takes_input = _schema(described.get("422", {})) == _FASTAPI_REFUSAL
+    if takes_input:
+        del described["422"]
     if not path.startswith("/internal/") or path.endswith(("/health", "/health/live")):
-        return {**named, "security": [{}]}
-    shared = _REFUSED_ANYWHERE + (_REFUSED_BODIES if "requestBody" in operation else ())
+        operation["security"] = [{}]
+        return
+    shared = _REFUSED_ANYWHERE + (("400",) if takes_input else ())
+    if "requestBody" in operation:
+        shared += _REFUSED_BODIES
     responses = dict.fromkeys(shared, ERROR)
-    for status, answer in operation["responses"].items():
+    for status, answer in described.items():
         responses[status] = (
             _either(answer) if status in responses and "$ref" not in answer else answer
         )
@@ -105,24 +96,15 @@ def _operation(operation: dict[str, Any], tag: str, method: str, path: str) -> d
             status: _OPENAI if answer.get("$ref") == ERROR["$ref"] else answer
             for status, answer in responses.items()
         }
-    return {**named, "responses": responses}
+    operation["responses"] = responses
 
 
 def _either(answer: dict[str, Any]) -> dict[str, Any]:
-    """A status that the route answers in a shape of its own, and the ingress in the envelope."""
-    bodies: tuple[dict[str, Any], ...] = (answer, _ERROR)
-    schemas = [body["content"]["application/json"].get("schema", {}) for body in bodies]
-    return {**answer, "content": {"application/json": {"schema": {"anyOf": schemas}}}}
+    """Describes a status that the route answers in its own shape, and the ingress in the envelope."""
+    either = {"anyOf": [_schema(answer), _schema(_ERROR)]}
+    return {**answer, "content": {"application/json": {"schema": either}}}
 
 
-def _hoisted(node: Any) -> dict[str, Any]:
-    """Takes `$defs` out of inlined schemas, wherever they stand, and returns them."""
-    found: dict[str, Any] = {}
-    if isinstance(node, dict):
-        found.update(node.pop("$defs", {}))
-        for value in (*node.values(), *list(found.values())):
-            found.update(_hoisted(value))
-    elif isinstance(node, list):
-        for value in node:
-            found.update(_hoisted(value))
+def _schema(answer: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = answer.get("content", {}).get("application/json", {}).get("schema", {})
     return found

@@ -7,15 +7,14 @@ from importlib.resources import files
 from typing import Any
 
 import orjson
-from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from contracts.errors import Unavailable
 from contracts.health import Health
 from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.health import add_health_routes
-from interfaces.http.base.routing import add_route, new_router
+from interfaces.http.base.routing import Router
 
 # They tell the surface and hold no data: a browser opens them without a credential.
 OPEN_PATHS = frozenset(
@@ -37,45 +36,34 @@ def root_router(
     health: Callable[[], Health],
     document: Callable[[], dict[str, Any]],
     prefixes: Iterable[str] = (),
-) -> APIRouter:
+) -> Router:
     """Returns the router of the application. The page's scripts come from an installed package: no network is needed.
 
     A path below one of `prefixes` comes here only while the application there is not deployed yet.
     """
-    router = new_router()
+    router = Router()
     add_health_routes(router, health)
     rendered: list[bytes] = []
 
-    async def openapi(_request: Request) -> Response:
+    @router.get("/", summary="Where to go from here")
+    async def index() -> dict[str, str]:
+        return {
+            "name": "daarion-serve",
+            "docs": "/docs",
+            "openapi": "/openapi.json",
+            "health": "/health",
+        }
+
+    @router.get("/openapi.json", summary="This document", response_class=JsonResponse)
+    async def openapi() -> Response:
         if not rendered:
             rendered.append(orjson.dumps(document()))
         return JsonResponse(rendered[0])
 
-    async def page(_request: Request) -> Response:
-        return Response(_PAGE, media_type="text/html")
+    @router.get("/docs", summary="This document as a page", response_class=HTMLResponse)
+    async def page() -> Response:
+        return HTMLResponse(_PAGE)
 
-    async def index(_request: Request) -> Response:
-        return JsonResponse(
-            {
-                "name": "daarion-serve",
-                "docs": "/docs",
-                "openapi": "/openapi.json",
-                "health": "/health",
-            }
-        )
-
-    add_route(router, "GET", "/", index, summary="Where to go from here")
-    add_route(
-        router,
-        "GET",
-        "/openapi.json",
-        openapi,
-        summary="This document",
-        media_type="application/json",
-    )
-    add_route(
-        router, "GET", "/docs", page, summary="This document as a page", media_type="text/html"
-    )
     for name, media_type in _ASSETS.items():
         router.add_route(f"/docs/{name}", _asset(name, media_type), include_in_schema=False)
     for prefix in prefixes:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts.health import Health
 from interfaces.http.agents import AgentRoutes, agents_router
-from interfaces.http.base.routing import add_route
+from interfaces.http.base.errors import JsonResponse
+from interfaces.http.base.routing import Router, refusals
 from interfaces.http.graph.root import root_router
 from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
 from interfaces.http.llm.chat import LLMRoutes, llm_router
@@ -23,6 +22,7 @@ from interfaces.http.tools import MCP_PATH, ToolRoutes, tools_router
 from interfaces.http.workspace.channels import ChannelRoutes
 from interfaces.http.workspace.projects import WorkspaceRoutes, workspace_router
 
+_JSON = {"description": "As the protocol says", "content": {"application/json": {}}}
 _NOTHING = cast("Any", None)
 
 
@@ -30,12 +30,12 @@ def _health() -> Health:
     return Health(status="starting")
 
 
-async def _described(_request: Request) -> Response:
+async def _described() -> Response:
     """Stands for an endpoint that is served elsewhere; nothing here is ever called."""
     return Response(status_code=404)
 
 
-def _llm() -> APIRouter:
+def _llm() -> Router:
     router = llm_router(LLMRoutes(_NOTHING, _NOTHING, _health))
     add_embedding_routes(router, EmbeddingRoutes(_NOTHING))
     add_limit_routes(router, LimitRoutes(_NOTHING))
@@ -44,18 +44,21 @@ def _llm() -> APIRouter:
     return router
 
 
-def _tools() -> APIRouter:
+def _tools() -> Router:
     router = tools_router(ToolRoutes(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _health))
     # An ASGI application of its own, so it has no route of ours to be documented by.
-    add_route(
-        router, "POST", MCP_PATH, _described,
+    router.add_api_route(
+        MCP_PATH,
+        _described,
+        methods=["POST"],
         summary="The tools as an MCP server (streamable HTTP, stateless); the caller by X-Agent-Id and X-Microdao-Id",
-        media_type="application/json", answers={202: None, 400: None}, errors=(401, 408, 413, 415, 503),
-    )  # fmt: skip
+        response_class=JsonResponse,
+        responses={202: _JSON, 400: _JSON, **refusals(408, 413, 415)},
+    )
     return router
 
 
-_ROUTERS: dict[str, Callable[[], APIRouter]] = {
+_ROUTERS: dict[str, Callable[[], Router]] = {
     "tools": _tools,
     "workspace": lambda: workspace_router(
         WorkspaceRoutes(_NOTHING, _NOTHING, _NOTHING, _health), ChannelRoutes(_NOTHING, _NOTHING)
@@ -66,7 +69,7 @@ _ROUTERS: dict[str, Callable[[], APIRouter]] = {
 }
 
 
-def documented_routers(prefixes: Mapping[str, str]) -> dict[str, tuple[str, APIRouter]]:
+def documented_routers(prefixes: Mapping[str, str]) -> dict[str, tuple[str, Router]]:
     """Returns prefix and router of each application of `prefixes` that has routes, and of the root."""
     found = {
         name: (prefix, _ROUTERS[name]()) for name, prefix in prefixes.items() if name in _ROUTERS

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter
+from fastapi import Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
 
 from contracts.errors import InvalidRequest
 from contracts.identity import Identifier
@@ -26,29 +25,37 @@ from contracts.llm.batches import (
     NewBatch,
 )
 from interfaces.http.base.bodies import read_json
-from interfaces.http.base.errors import JsonResponse, invalid_body
-from interfaces.http.base.identity import microdao_of
+from interfaces.http.base.errors import JsonResponse, NdjsonResponse, invalid_body
+from interfaces.http.base.identity import TenantRequest, one_tenant
 from interfaces.http.base.places import Place, Places
-from interfaces.http.base.routing import add_route
+from interfaces.http.base.routing import PathId, Router, refusals
 from services.llm.batches import Batches
 
-NDJSON = "application/x-ndjson"
 MAX_SUBMISSIONS = 4
 """Batches that one replica checks and stores at a time, each in a few hundred megabytes of memory;
 as many bodies, of at most `MAX_BATCH_BYTES`, may be arriving."""
 
 
-class _Identity(BaseModel):
-    """Query string of a route that names one tenant; the header `X-Microdao-Id` does the same."""
+class BatchIdentity(BaseModel):
+    """Query of a route that names one tenant; the header `X-Microdao-Id` does the same."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    microdao_id: Identifier | None = None
+    microdao_id: Identifier
+
+
+class BatchQuery(BatchFilter):
+    """Query of `GET /batch`."""
+
+    microdao_id: Identifier
+
+
+Named = Annotated[BatchIdentity, Query()]
 
 
 @dataclass
 class BatchRoutes:
-    """The endpoints. `batches` is looked up at each request."""
+    """What the routes call. `batches` is looked up at each request."""
 
     batches: Callable[[], Batches]
     _places: Places = field(default_factory=lambda: Places(MAX_SUBMISSIONS), init=False)
@@ -64,55 +71,61 @@ class BatchRoutes:
             batch = await self.batches().submit(requests, credential=request.state.credential)
         finally:
             place.leave()
-        return _json(batch, status=202)
-
-    async def page(self, request: Request) -> Response:
-        """`GET /batch`."""
-        query = BatchFilter.model_validate(dict(request.query_params))
-        return _json(await self.batches().page(microdao_of(request), query.limit, query.cursor))
-
-    async def get(self, request: Request) -> Response:
-        """`GET /batch/{batch_id}`."""
-        return _json(await self.batches().get(_tenant(request), request.path_params["batch_id"]))
-
-    async def cancel(self, request: Request) -> Response:
-        """`DELETE /batch/{batch_id}`."""
-        return _json(await self.batches().cancel(_tenant(request), request.path_params["batch_id"]))
-
-    async def items(self, request: Request) -> Response:
-        """`GET /batch/{batch_id}/items`: one request a line, in the order of submission."""
-        results = await self.batches().results(_tenant(request), request.path_params["batch_id"])
-        return StreamingResponse(_lines(results), media_type=NDJSON)
+        return JsonResponse(batch.model_dump(mode="json", exclude_none=True), status_code=202)
 
 
-def add_batch_routes(router: APIRouter, routes: BatchRoutes) -> None:
+async def _documented(batch: NewBatch) -> None:
+    """Names the body of `submit`, which reads it itself."""
+
+
+def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
     """Adds the routes."""
-    add_route(
-        router, "POST", "/batch", routes.submit,
+    batch = Router(request_class=TenantRequest)
+    one, batches = [Depends(one_tenant)], routes.batches
+    batch.hot(
+        "POST",
+        "/batch",
+        routes.submit,
         summary="Submit many requests to be worked off at low priority",
-        body=NewBatch, response=Batch, status=202, errors=(400, 401, 413, 429, 503),
-    )  # fmt: skip
-    add_route(
-        router, "GET", "/batch", routes.page,
-        summary="A microDAO's batches, newest first", query=BatchFilter, response=BatchPage, errors=(400, 401, 503),
-    )  # fmt: skip
-    add_route(
-        router, "GET", "/batch/{batch_id}", routes.get,
-        summary="How far a batch is", query=_Identity, response=Batch, errors=(400, 401, 404, 503),
-    )  # fmt: skip
-    add_route(
-        router, "GET", "/batch/{batch_id}/items", routes.items,
-        summary="Every request of a batch and its result, as NDJSON", query=_Identity, media_type=NDJSON, errors=(400, 401, 404, 503),
-    )  # fmt: skip
-    add_route(
-        router, "DELETE", "/batch/{batch_id}", routes.cancel,
-        summary="Cancel a batch; what has a result keeps it", query=_Identity, response=Batch, errors=(400, 401, 404, 503),
-    )  # fmt: skip
+        response_model=Batch,
+        status_code=202,
+        dependencies=[Depends(_documented)],
+        responses=refusals(429),
+    )
 
+    @batch.get("/batch", summary="A microDAO's batches, newest first", dependencies=one)
+    async def page(query: Annotated[BatchQuery, Query()]) -> BatchPage:
+        return await batches().page(query.microdao_id, query.limit, query.cursor)
 
-def _tenant(request: Request) -> str:
-    _Identity.model_validate(dict(request.query_params))
-    return microdao_of(request)
+    @batch.get(
+        "/batch/{batch_id}",
+        summary="How far a batch is",
+        dependencies=one,
+        responses=refusals(404),
+    )
+    async def get(batch_id: PathId, tenant: Named) -> Batch:
+        return await batches().get(tenant.microdao_id, batch_id)
+
+    @batch.get(
+        "/batch/{batch_id}/items",
+        summary="Every request of a batch and its result, as NDJSON, in the order of submission",
+        dependencies=one,
+        response_class=NdjsonResponse,
+        responses=refusals(404),
+    )
+    async def items(batch_id: PathId, tenant: Named) -> Response:
+        return NdjsonResponse(_lines(await batches().results(tenant.microdao_id, batch_id)))
+
+    @batch.delete(
+        "/batch/{batch_id}",
+        summary="Cancel a batch; what has a result keeps it",
+        dependencies=one,
+        responses=refusals(404),
+    )
+    async def cancel(batch_id: PathId, tenant: Named) -> Batch:
+        return await batches().cancel(tenant.microdao_id, batch_id)
+
+    router.include_router(batch)
 
 
 def _requests(raw: bytes) -> list[BatchRequest]:
@@ -157,7 +170,3 @@ def _line(item: ItemResult) -> bytes:
     if item.result is not None:
         line["response" if item.status == "succeeded" else "error"] = orjson.Fragment(item.result)
     return orjson.dumps(line) + b"\n"
-
-
-def _json(model: BaseModel, status: int = 200) -> JsonResponse:
-    return JsonResponse(model.model_dump(mode="json", exclude_none=True), status_code=status)

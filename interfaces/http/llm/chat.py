@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import Query
+from pydantic import field_validator
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,10 +17,9 @@ from contracts.llm.answers import ProxyResponse, StreamEnd, StreamItem
 from contracts.llm.listings import ModelList
 from contracts.llm.requests import ProxyRequest
 from contracts.llm.usage import UsageFilter, UsagePage
-from interfaces.http.base.bodies import read_model
 from interfaces.http.base.errors import JsonResponse, as_leaf
 from interfaces.http.base.health import add_health_routes
-from interfaces.http.base.routing import add_route, new_router
+from interfaces.http.base.routing import Router, refusals
 from interfaces.http.base.sse import EventStream, error_event, event
 from services.llm.gateway import ChatGateway
 from services.llm.idempotency import Idempotency
@@ -27,6 +27,15 @@ from services.llm.replay import Answerer, ChatStream
 from services.llm.usage import UsageQueries
 
 UPSTREAM_ERRORS = (502, 503, 504)
+
+
+class UsageQuery(UsageFilter):
+    """Query of `GET /usage`: `group_by` may be repeated or comma-separated."""
+
+    @field_validator("group_by", mode="before")
+    @classmethod
+    def _split(cls, values: Iterable[str]) -> list[str]:
+        return [part for value in values for part in value.split(",") if part]
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,8 @@ class LLMRoutes:
     health: Callable[[], Health]
     idempotency: Idempotency | None = None
 
-    async def complete(self, request: Request) -> Response:
+    async def complete(self, request: Request, body: ProxyRequest) -> Response:
         """`POST /proxy`."""
-        body = await read_model(request, ProxyRequest)
         request_id, credential = request.state.request_id, request.state.credential
         key = request.headers.get("idempotency-key", "").strip()
         if key and self.idempotency is not None:
@@ -54,51 +62,44 @@ class LLMRoutes:
         answer = await self.proxy().complete(body, request_id, credential=credential)
         return JsonResponse(to_json(answer, exclude_none=True))
 
-    async def stream(self, request: Request) -> Response:
+    async def stream(self, request: Request, body: ProxyRequest) -> Response:
         """`POST /stream`."""
-        body = await read_model(request, ProxyRequest)
         request_id = request.state.request_id
         opened = await self.proxy().open_stream(
             body, request_id, credential=request.state.credential
         )
         return EventStream(_events(opened, request_id), opened.close)
 
-    async def models(self, _request: Request) -> Response:
-        """`GET /models`."""
-        return JsonResponse(self.proxy().models().model_dump(exclude_none=True))
 
-    async def read_usage(self, request: Request) -> Response:
-        """`GET /usage`."""
-        page = await self.usage.query(_usage_filter(request))
-        return JsonResponse(page.model_dump(mode="json", exclude_none=True))
-
-
-def llm_router(routes: LLMRoutes) -> APIRouter:
+def llm_router(routes: LLMRoutes) -> Router:
     """Returns the router of the application."""
-    router = new_router()
-    add_route(
-        router, "POST", "/proxy", routes.complete,
+    router = Router()
+    router.hot(
+        "POST",
+        "/proxy",
+        routes.complete,
         summary="Ask a logical model for one whole answer",
-        body=ProxyRequest, response=ProxyResponse, errors=(400, 401, 404, 409, 413, 429, *UPSTREAM_ERRORS),
-    )  # fmt: skip
-    add_route(
-        router, "POST", "/stream", routes.stream,
-        summary="The same, token by token as Server-Sent Events",
-        body=ProxyRequest, media_type="text/event-stream", errors=(400, 401, 404, 413, 429, *UPSTREAM_ERRORS),
-    )  # fmt: skip
-    add_route(
-        router,
-        "GET",
-        "/models",
-        routes.models,
-        summary="Logical models, and whether each can answer",
-        response=ModelList,
-        errors=(401,),
+        response_model=ProxyResponse,
+        responses=refusals(404, 409, 429, *UPSTREAM_ERRORS),
     )
-    add_route(
-        router, "GET", "/usage", routes.read_usage,
-        summary="Tokens by agent, microDAO, model, provider and day", query=UsageFilter, response=UsagePage, errors=(400, 401, 503),
-    )  # fmt: skip
+    router.hot(
+        "POST",
+        "/stream",
+        routes.stream,
+        summary="The same, token by token as Server-Sent Events",
+        status_code=200,
+        response_class=EventStream,
+        responses=refusals(404, 429, *UPSTREAM_ERRORS),
+    )
+
+    @router.get("/models", summary="Logical models, and whether each can answer")
+    async def models() -> ModelList:
+        return routes.proxy().models()
+
+    @router.get("/usage", summary="Tokens by agent, microDAO, model, provider and day")
+    async def read_usage(query: Annotated[UsageQuery, Query()]) -> UsagePage:
+        return await routes.usage.query(query)
+
     add_health_routes(router, routes.health)
     return router
 
@@ -134,17 +135,3 @@ def _payload(item: StreamItem, target: Answerer) -> dict[str, Any]:
         "refusal_delta": item.refusal,
     }
     return {key: value for key, value in named.items() if value is not None}
-
-
-def _usage_filter(request: Request) -> UsageFilter:
-    """Reads the query string; `group_by` may be repeated or comma-separated."""
-    values: dict[str, object] = dict(request.query_params)
-    groups = [
-        part
-        for value in request.query_params.getlist("group_by")
-        for part in value.split(",")
-        if part
-    ]
-    if groups:
-        values["group_by"] = groups
-    return UsageFilter.model_validate(values)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts.llm.openai_embeddings import EmbeddingsRequest, EmbeddingsResponse
-from interfaces.http.base.bodies import read_model
 from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.identity import caller_of
-from interfaces.http.base.routing import add_route
+from interfaces.http.base.routing import Router, refusals
 from services.llm.embeddings import Embeddings
 
 
@@ -22,9 +20,8 @@ class EmbeddingRoutes:
 
     embeddings: Embeddings
 
-    async def create(self, request: Request) -> Response:
+    async def create(self, request: Request, body: EmbeddingsRequest) -> Response:
         """`POST /v1/embeddings`."""
-        body = await read_model(request, EmbeddingsRequest)
         answer = await self.embeddings.create(
             body,
             caller_of(request, body.metadata),
@@ -34,10 +31,13 @@ class EmbeddingRoutes:
         return JsonResponse(answer.model_dump())
 
 
-def add_embedding_routes(router: APIRouter, routes: EmbeddingRoutes) -> None:
+def add_embedding_routes(router: Router, routes: EmbeddingRoutes) -> None:
     """Adds the route."""
-    add_route(
-        router, "POST", "/v1/embeddings", routes.create,
+    router.hot(
+        "POST",
+        "/v1/embeddings",
+        routes.create,
         summary="Vectors of texts, for OpenAI clients",
-        body=EmbeddingsRequest, response=EmbeddingsResponse, errors=(400, 401, 404, 413, 429, 502, 503, 504),
-    )  # fmt: skip
+        response_model=EmbeddingsResponse,
+        responses=refusals(404, 429, 502, 504),
+    )

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import Query, Response
 from starlette.requests import Request
-from starlette.responses import Response
 
 from contracts.llm.limits import LimitsFilter, LimitsPage
 from interfaces.http.base.errors import JsonResponse
-from interfaces.http.base.routing import add_route
+from interfaces.http.base.routing import Router
 from services.llm.limits.states import LimitStates
 
 
 @dataclass(frozen=True)
 class LimitRoutes:
-    """The endpoint over its use case."""
+    """What the route calls."""
 
     states: LimitStates
 
-    async def read(self, request: Request) -> Response:
-        """`GET /limits`."""
-        wanted = LimitsFilter.model_validate(dict(request.query_params))
-        page = await self.states.page(wanted, request.state.credential)
-        return JsonResponse(page.model_dump(mode="json"))
 
-
-def add_limit_routes(router: APIRouter, routes: LimitRoutes) -> None:
+def add_limit_routes(router: Router, routes: LimitRoutes) -> None:
     """Adds the route."""
-    add_route(
-        router, "GET", "/limits", routes.read,
+
+    @router.get(
+        "/limits",
         summary="The limits that apply to an agent, a microDAO and the presented credential: what is used, what is left, until when",
-        query=LimitsFilter, response=LimitsPage, errors=(400, 401, 503),
-    )  # fmt: skip
+        response_model=LimitsPage,
+    )
+    async def read(query: Annotated[LimitsFilter, Query()], request: Request) -> Response:
+        page = await routes.states.page(query, request.state.credential)
+        # A limit without a window, or without a reset, says so by null.
+        return JsonResponse(page.model_dump(mode="json"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,10 +22,9 @@ from contracts.llm.openai_chat import (
     cards_of,
     completion_of,
 )
-from interfaces.http.base.bodies import read_model
 from interfaces.http.base.errors import JsonResponse, as_leaf
 from interfaces.http.base.identity import caller_of
-from interfaces.http.base.routing import add_route
+from interfaces.http.base.routing import PathId, Router, refusals
 from interfaces.http.base.sse import EventStream, event
 from interfaces.http.llm.openai_errors import openai_error_body
 from services.llm.gateway import ChatGateway
@@ -45,9 +43,8 @@ class OpenAIRoutes:
     gateway: Callable[[], ChatGateway]
     embedding_model: tuple[str, str] | None = None
 
-    async def chat(self, request: Request) -> Response:
+    async def chat(self, request: Request, body: ChatCompletionRequest) -> Response:
         """`POST /v1/chat/completions`."""
-        body = await read_model(request, ChatCompletionRequest)
         asked = body.to_proxy(caller_of(request, body.metadata))
         request_id: str = request.state.request_id
         credential: str = request.state.credential
@@ -59,18 +56,10 @@ class OpenAIRoutes:
 
     async def models(self, _request: Request) -> Response:
         """`GET /v1/models`."""
-        return JsonResponse(self._cards().model_dump())
+        return JsonResponse(self.cards().model_dump())
 
-    async def model(self, request: Request) -> Response:
-        """`GET /v1/models/{model_id}`."""
-        wanted = request.path_params["model_id"]
-        cards = self._cards().data
-        for card in cards:
-            if card.id == wanted:
-                return JsonResponse(card.model_dump())
-        raise UnknownModel(f"no such model; there are: {', '.join(card.id for card in cards)}")
-
-    def _cards(self) -> ModelCards:
+    def cards(self) -> ModelCards:
+        """Returns what is known of each model."""
         return cards_of(self.gateway().models().models, self.embedding_model)
 
 
@@ -97,23 +86,32 @@ async def _chunks(
     yield DONE
 
 
-def add_openai_routes(router: APIRouter, routes: OpenAIRoutes) -> None:
+def add_openai_routes(router: Router, routes: OpenAIRoutes) -> None:
     """Adds the routes."""
-    add_route(
-        router, "POST", "/v1/chat/completions", routes.chat,
+    router.hot(
+        "POST",
+        "/v1/chat/completions",
+        routes.chat,
         summary="Chat completions for OpenAI clients, whole or streamed",
-        body=ChatCompletionRequest, response=ChatCompletion, errors=(400, 401, 404, 413, 429, 502, 503, 504),
-    )  # fmt: skip
-    add_route(
-        router,
+        response_model=ChatCompletion,
+        responses=refusals(404, 429, 502, 504),
+    )
+    router.hot(
         "GET",
         "/v1/models",
         routes.models,
         summary="Logical models, for OpenAI clients",
-        response=ModelCards,
-        errors=(401,),
+        response_model=ModelCards,
     )
-    add_route(
-        router, "GET", "/v1/models/{model_id:path}", routes.model,
-        summary="One logical model, for OpenAI clients", response=ModelCard, errors=(401, 404),
-    )  # fmt: skip
+
+    @router.get(
+        "/v1/models/{model_id:path}",
+        summary="One logical model, for OpenAI clients",
+        responses=refusals(404),
+    )
+    async def model(model_id: PathId) -> ModelCard:
+        cards = routes.cards().data
+        for card in cards:
+            if card.id == model_id:
+                return card
+        raise UnknownModel(f"no such model; there are: {', '.join(card.id for card in cards)}")

@@ -17,7 +17,7 @@ from contracts.health import Health
 from contracts.tools.api import Execution, Outcome, ToolCallRequest, ToolDefinition
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
-from interfaces.http.tools import ToolRoutes, is_admin_route, tools_router
+from interfaces.http.tools import TOOL_ERRORS, ToolRoutes, is_admin_route, tools_router
 from services.tools.application import Toolcore, ToolcoreConfiguration, ToolcorePorts
 from services.tools.policy import Policy
 from services.tools.resolution import Resolver
@@ -171,6 +171,7 @@ def asgi(
         events,
         max_concurrent=max_concurrent,
         is_admin=is_admin_route,
+        error_shapes=TOOL_ERRORS,
         on_shutdown=on_shutdown,
     )
 
