@@ -1,1 +1,1 @@
-"""What an operator edits (`*.yaml`), its typed models, and the one reader of the process environment."""
+"""The files that an operator edits, their typed models, and the one reader of the environment."""

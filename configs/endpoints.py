@@ -1,4 +1,4 @@
-"""Addresses of other services: what providers, the remote embedder, tools and messaging have in common."""
+"""Addresses and headers of other services, for providers, the embedder, tools and messaging."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def plain_url(value: str) -> str:
-    """Returns the address. Raises ValueError for one that is no HTTP address, or holds more than that."""
+    """Returns `value`. Raises ValueError unless it is an HTTP address without further parts."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
         msg = "must be an http:// or https:// URL"
@@ -27,7 +27,7 @@ def plain_url(value: str) -> str:
 
 
 def _checked_headers(value: dict[str, str]) -> dict[str, str]:
-    """Returns headers that may be added to every request. Raises ValueError for credentials and those that are set anyway."""
+    """Returns `value`. Raises ValueError for credentials and for headers that are set anyway."""
     for name, text in value.items():
         if name.lower() in {
             "authorization",
@@ -55,14 +55,15 @@ def _checked_headers(value: dict[str, str]) -> dict[str, str]:
 
 Url = Annotated[str, AfterValidator(plain_url)]
 BaseUrl = Annotated[Url, AfterValidator(lambda value: value.rstrip("/"))]
-"""Something is put behind it, so it ends without a slash."""
+"""Without a slash at its end, because paths are appended."""
 Headers = Annotated[dict[str, str], AfterValidator(_checked_headers)]
 
 
 def refuse_exposed_key(base_url: str | None, api_key_env: str | None, *, insecure: bool) -> None:
-    """Refuses this graph's own secret as a key, and a key over plain http:// to another machine, where others can read it.
+    """Checks that a key stays secret.
 
-    Raises ValueError.
+    Raises:
+        ValueError: it is this graph's own secret, or would go over plain http:// to another machine.
     """
     if api_key_env in OWN_SECRETS:
         msg = f"api_key_env: {api_key_env} opens this graph: give the endpoint a key of its own"

@@ -1,7 +1,7 @@
 """The only reader of `os.environ`.
 
-Every variable the product knows is one field of `Environment`; provider keys are looked up by the names that the
-YAML gives, through `secret()`.
+Every variable that the product knows is one field of `Environment`; provider keys are looked up
+through `secret()`, by the names that the YAML gives.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ MIN_PUBLIC_SECRET_CHARS = 16
 class Environment:
     """The process environment, read once.
 
-    `data_dir` and `config_dir` are absolute. `allowed_hosts` are names, in lower case and without a port, that are accepted in
-    `Host` beside those of loopback, and in `Origin`. Secrets are hidden from `repr`. `serve_proxy` is `haproxy` or `python`.
-    `model` is served by the chat engine in place of the configured one: a folder or a hub id.
+    `data_dir` and `config_dir` are absolute. `allowed_hosts` are names, in lower case and without a
+    port, that are accepted in `Host` beside those of loopback, and in `Origin`. Secrets are hidden
+    from `repr`. `serve_proxy` is `haproxy` or `python`. `model`, a folder or a hub id, replaces the
+    chat engine's configured one.
     """
 
     data_dir: Path
@@ -51,7 +52,7 @@ class Environment:
         return self._variables.get(name, "").strip() or None
 
     def proxy_for(self, url: str) -> str | None:
-        """Returns the forward proxy that `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` give for `url`, if any.
+        """Returns the forward proxy of `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` for `url`, if any.
 
         Raises ConfigurationError for a variable that holds no http:// proxy.
         """
@@ -78,7 +79,8 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     """Reads and checks the environment (or `variables` in its place).
 
     Raises:
-        ConfigurationError: a port that is no port, a host name that is none, or a public address without a secret or with a short one.
+        ConfigurationError: a port or host name is malformed, or the address is public without a
+            secret or with a short one.
     """
     source = dict(os.environ if variables is None else variables)
 
@@ -108,12 +110,12 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
 
 
 def export(variables: Mapping[str, str]) -> None:
-    """Adds variables to this process's environment, for libraries that read it when they are imported."""
+    """Adds variables to this process's environment, for libraries that read it at import."""
     os.environ.update(variables)
 
 
 def refuse_open_ingress(host: str, environment: Environment, named: str) -> None:
-    """Refuses an ingress that others can reach but that demands no secret, or one that can be guessed.
+    """Refuses an ingress that other machines reach without a secret, or with a guessable one.
 
     `named` tells the operator where `host` was given.
 
@@ -124,8 +126,8 @@ def refuse_open_ingress(host: str, environment: Environment, named: str) -> None
         return
     if not environment.has_secret:
         raise ConfigurationError(
-            f"{named} can be reached from other machines, but no secret is set in this process's environment: "
-            "set DAARION_INTERNAL_SECRET (and DAARION_ADMIN_SECRET), or bind 127.0.0.1"
+            f"{named} can be reached from other machines, but no secret is set in this process's "
+            "environment: set DAARION_INTERNAL_SECRET (and DAARION_ADMIN_SECRET), or bind 127.0.0.1"
         )
     secrets = {
         "DAARION_INTERNAL_SECRET": environment.internal_secret,
@@ -134,8 +136,9 @@ def refuse_open_ingress(host: str, environment: Environment, named: str) -> None
     for name, secret in secrets.items():
         if secret is not None and len(secret) < MIN_PUBLIC_SECRET_CHARS:
             raise ConfigurationError(
-                f"{named} can be reached from other machines, but {name} has less than {MIN_PUBLIC_SECRET_CHARS} characters: "
-                "set one that `openssl rand -hex 32` makes, or bind 127.0.0.1"
+                f"{named} can be reached from other machines, but {name} has less than "
+                f"{MIN_PUBLIC_SECRET_CHARS} characters: set one that `openssl rand -hex 32` makes, "
+                "or bind 127.0.0.1"
             )
 
 
@@ -151,7 +154,8 @@ def _hosts(value: str) -> frozenset[str]:
     for host in hosts:
         if not re.fullmatch(r"[a-z0-9._-]+", host):
             raise ConfigurationError(
-                f"DAARION_ALLOWED_HOSTS: {host!r} is no host name: give names alone, without scheme and port"
+                f"DAARION_ALLOWED_HOSTS: {host!r} is no host name: "
+                "give names alone, without scheme and port"
             )
     return hosts
 

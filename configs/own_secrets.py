@@ -1,4 +1,4 @@
-"""What opens this graph is sent to its own ingress alone."""
+"""Keeps this graph's own secrets from being sent elsewhere than to its ingress."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ OWN_SECRETS = ("DAARION_INTERNAL_SECRET", "DAARION_ADMIN_SECRET")
 def would_leave(
     value: str, url: str | None, ingress: str, lookup: Callable[[str], str | None]
 ) -> bool:
-    """Whether `value` opens this graph and `url` is not its ingress; `lookup` reads a variable of the environment."""
+    """Whether `value` opens this graph and `url` is not its ingress.
+
+    `lookup` reads a variable of the environment.
+    """
     return opens_graph(value, lookup) and not (url is not None and same_origin(url, ingress))
 
 
 def opens_graph(value: str, lookup: Callable[[str], str | None]) -> bool:
-    """Whether `value` opens this graph, from whatever variable it was read."""
+    """Whether `value` is a secret of this graph, whichever variable it was read from."""
     return value in map(lookup, OWN_SECRETS)
 
 
 def same_origin(url: str, other: str) -> bool:
-    """Whether two http(s) URLs have scheme, host and port in common; this machine's own names are one host."""
+    """Whether two URLs share scheme, host and port; all loopback names count as one host."""
     return _origin(url) == _origin(other)
 
 

@@ -1,4 +1,4 @@
-"""Where the stores are: the environment, else what `make services` (or `make run`) recorded under the data directory."""
+"""Where the stores are: from the environment, else as `make services` or `make run` recorded."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class Stores:
 def login_parameters(url: str) -> dict[str, Any]:
     """Returns libpq's parameters of a PostgreSQL URL, or of its own form.
 
-    A password, from the URL or from where libpq looks for one, goes only to a server that asks for it by SCRAM, which shows it to
-    nobody. Without one in the URL a server may also ask for none (`peer`, `trust`, certificates). `require_auth` in the URL, or a
-    verified certificate of the server, takes the place of this.
+    A password, from the URL or from another source of libpq, goes only to a server that asks for it
+    by SCRAM, which does not reveal it. Without one in the URL the server may also ask for none
+    (`peer`, `trust`, certificates). `require_auth` in the URL, or a verified certificate of the
+    server, replaces this rule.
 
     Raises:
-        ConfigurationError: it is no PostgreSQL URL; the message does not repeat it, since it holds a password.
+        ConfigurationError: it is no PostgreSQL URL. The message does not show it, because it may
+            hold a password.
     """
     given: dict[str, Any] = {}
     with suppress(psycopg.Error):

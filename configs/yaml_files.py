@@ -1,4 +1,4 @@
-"""Reads one YAML file into its strict model; an error names the file, the key and the reason in one line."""
+"""Reads a YAML file into its strict model; errors name file, key and reason in one line."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
     """Returns `model` filled from `path`.
 
     Raises:
-        ConfigurationError: the file is missing, no YAML, has a duplicate or unknown key, or a wrong value.
+        ConfigurationError: the file is missing or no YAML, or a key is duplicate, unknown or wrong.
     """
     return parse_yaml(_read(path), model, name=path.name)
 
 
 def parse_yaml(text: str, model: type[Model], *, name: str) -> Model:
-    """The same for a text; `name` stands in errors."""
+    """As `load_yaml`, for a text; `name` stands for the file in errors."""
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader with one more check
     except yaml.YAMLError as error:
@@ -39,7 +39,7 @@ def parse_yaml(text: str, model: type[Model], *, name: str) -> Model:
 
 
 def describe(error: ValidationError) -> str:
-    """Returns `key.path: reason` for each mistake, joined by `; `, at most five of them. Values are not shown."""
+    """Returns `key.path: reason` of at most five mistakes, joined by `; `, without the values."""
     mistakes = error.errors(include_url=False, include_input=False, include_context=False)
     lines = [
         f"{'.'.join(str(part) for part in mistake['loc']) or '(file)'}: {mistake['msg']}"
@@ -70,7 +70,7 @@ def _one_line(error: yaml.YAMLError) -> str:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice, which YAML would let win silently."""
+    """A SafeLoader that refuses duplicate keys; YAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  # the base's signature
         seen: set[Any] = set()

@@ -1,4 +1,4 @@
-"""The typed model of `engines.yaml`: which models the engines serve and how; the embedder's part is in `embedder.py`."""
+"""The typed model of `engines.yaml`; its section `embedder` is in `embedder.py`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError
 
 OTHER_MODEL_KV_CACHE_MB = 2_048
-"""Holds 4,096 tokens of a model with up to 512 KiB a token (7 billion parameters without grouped queries; Qwen3-4B has 144 KiB)."""
+"""Holds 4,096 tokens at up to 512 KiB each: 7 billion parameters without grouped queries.
+Qwen3-4B takes 144 KiB."""
 DEFAULT_FOLDER = Path("models", "smollm2-135m-instruct")
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _MANAGED_ARGUMENTS = frozenset({
-    "model", "served_model_name", "tokenizer", "dtype", "max_model_len", "max_num_seqs", "max_num_queued_reqs", "enforce_eager",
-    "kv_cache_memory_bytes", "gpu_memory_utilization", "tensor_parallel_size", "distributed_executor_backend", "chat_template",
-    "enable_auto_tool_choice", "tool_call_parser", "reasoning_parser", "structured_outputs_config", "disable_log_stats",
-    "trust_remote_code",
+    "model", "served_model_name", "tokenizer", "dtype", "max_model_len", "max_num_seqs",
+    "max_num_queued_reqs", "enforce_eager", "kv_cache_memory_bytes", "gpu_memory_utilization",
+    "tensor_parallel_size", "distributed_executor_backend", "chat_template",
+    "enable_auto_tool_choice", "tool_call_parser", "reasoning_parser", "structured_outputs_config",
+    "disable_log_stats", "trust_remote_code",
 })  # fmt: skip
 
 Positive = Annotated[int, Field(ge=1)]
@@ -37,7 +39,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_wh
 
 
 class SamplingSettings(BaseModel):
-    """What a request gets that does not say otherwise; null leaves it to the model's own `generation_config.json`."""
+    """Defaults of a request; null takes the model's own from its `generation_config.json`."""
 
     model_config = _STRICT
 
@@ -45,11 +47,14 @@ class SamplingSettings(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
     max_tokens: Positive | None = None
-    """Bound of an answer in tokens; null: whatever is left of the context."""
+    """Bound of an answer in tokens; null: the rest of the context."""
 
 
 class StructuredSettings(BaseModel):
-    """Bounds added where a JSON schema has none, so that a small model cannot loop inside one value; null adds none."""
+    """Bounds for JSON schemas without, so that a small model cannot loop inside one value.
+
+    null adds no bound.
+    """
 
     model_config = _STRICT
 
@@ -77,23 +82,28 @@ class EngineArguments(BaseModel):
     @classmethod
     def _not_managed(cls, value: dict[str, Any]) -> dict[str, Any]:
         if managed := sorted(_MANAGED_ARGUMENTS & value.keys()):
-            msg = f"{', '.join(managed)}: set by keys of their own in this file or by the Serve configuration"
-            raise ValueError(msg)
+            raise ValueError(
+                f"{', '.join(managed)}: set by keys of their own in this file "
+                "or by the Serve configuration"
+            )
         return value
 
     @model_validator(mode="after")
     def _queue_holds_a_batch(self) -> EngineArguments:
         if self.max_unfinished < self.max_num_seqs:
-            msg = "max_unfinished counts running and waiting requests: it must be at least max_num_seqs"
-            raise ValueError(msg)
+            raise ValueError(
+                "max_unfinished counts running and waiting requests: "
+                "it must be at least max_num_seqs"
+            )
         return self
 
 
 class LocalLLMSettings(BaseModel):
     """The chat engine.
 
-    `model` is `default` (the folder that `make models` builds), a folder (absolute, or relative to the data
-    directory), or a model hub id. `chat_template` is a file beside this one; null takes the model's own.
+    `model` is `default` (the folder that `make models` builds), a folder (absolute, or relative to
+    the data directory), or a model hub id. `chat_template` is a file beside this one; null takes the
+    model's own.
     """
 
     model_config = _STRICT
@@ -118,7 +128,7 @@ class EnginesSettings(BaseModel):
 
 
 def load_engines(environment: Environment, file: str = "engines.yaml") -> EnginesSettings:
-    """Returns the settings in `file` of the configuration directory; `environment.model` replaces its model.
+    """Returns the settings in `file`, with the model of `environment.model` if that is set.
 
     Raises:
         ConfigurationError: naming file, key and reason.
@@ -132,7 +142,7 @@ def load_engines(environment: Environment, file: str = "engines.yaml") -> Engine
 
 
 def _with_model(settings: LocalLLMSettings, model: str) -> LocalLLMSettings:
-    """Returns the settings for another model, without what was written for the file's own one."""
+    """Returns the settings for another model, without those specific to the file's own."""
     engine = settings.engine
     changes: dict[str, Any] = {
         "extra": {"default_chat_template_kwargs": {"enable_thinking": False}, **engine.extra}
@@ -160,7 +170,8 @@ def template_text(settings: LocalLLMSettings, environment: Environment) -> str |
         return (environment.config_dir / settings.chat_template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError(
-            f"local_llm.chat_template: `{settings.chat_template}` is not a readable file of the configuration directory"
+            f"local_llm.chat_template: `{settings.chat_template}` is not a readable file "
+            "of the configuration directory"
         ) from None
 
 

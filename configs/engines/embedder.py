@@ -1,4 +1,4 @@
-"""The section `embedder` of `engines.yaml`: which model turns texts into vectors, and how it is run or reached."""
+"""The section `embedder` of `engines.yaml`: the embedding model, and how it is run or reached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from configs.proxies import Proxied
 from contracts.llm.embeddings import MAX_TEXTS_PER_CALL, EmbeddingKind, EmbeddingSpace
 
 NEUTRAL = "+neutral1"
-"""Ends the version of language-neutral vectors; counted up when they are made in another way."""
+"""Ends the version of language-neutral vectors; counted up when their computation changes."""
 DEFAULT_FOLDER = Path("models", "multilingual-e5-small")
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -27,7 +27,7 @@ Name = Annotated[
 
 
 class PrefixSettings(BaseModel):
-    """What is put before a text, as the model was trained; the blank at the end counts."""
+    """Prefixes of texts, as the model was trained; a blank at the end counts."""
 
     model_config = _STRICT
 
@@ -40,7 +40,7 @@ class PrefixSettings(BaseModel):
 
 
 class BatchSettings(BaseModel):
-    """What one pass through the model may hold; a query waits for at most the pass that has begun."""
+    """Bounds of one pass through the model; a query waits at most for the current pass."""
 
     model_config = _STRICT
 
@@ -49,9 +49,9 @@ class BatchSettings(BaseModel):
 
 
 class QueueSettings(BaseModel):
-    """Texts that may wait in one replica; what comes above is answered `overloaded`.
+    """Texts that may wait in one replica; more are answered `overloaded`.
 
-    `passage_share` is the part of the work that passages get while queries never stop; otherwise queries go first.
+    Queries go first, but passages get `passage_share` of the work while queries never stop.
     """
 
     model_config = _STRICT
@@ -69,10 +69,11 @@ class QueueSettings(BaseModel):
 
 
 class _Common(BaseModel):
-    """What every embedder has.
+    """Settings of every embedder.
 
-    `version` is recorded with each vector: change it whenever the same text would get another vector (another model,
-    other weights, other prefixes, another window). `served_name` is its name at `/internal/llm/v1/embeddings`.
+    `version` is recorded with each vector: change it whenever the same text would get another
+    vector (another model, other weights, prefixes or window). `served_name` is its name at
+    `/internal/llm/v1/embeddings`.
     """
 
     model_config = _STRICT
@@ -84,12 +85,12 @@ class _Common(BaseModel):
 
     @property
     def physical_name(self) -> str:
-        """The model's name where it is asked: for the ledger and for prices."""
+        """The provider's name of the model, for the ledger and for prices."""
         return self.served_name
 
     @property
     def address(self) -> str | None:
-        """Where it is asked, for prices; None in the graph."""
+        """The endpoint's address, for prices; None for a model in the graph."""
         return None
 
     @property
@@ -99,16 +100,17 @@ class _Common(BaseModel):
 
     @property
     def memory_space(self) -> EmbeddingSpace:
-        """The space of the vectors that memory is searched by."""
+        """The space of memory's vectors."""
         return self.space
 
 
 class LocalEmbedderSettings(_Common):
     """A sentence-transformers model in the graph.
 
-    `model` is `default`, a folder or a hub id; `max_tokens` its window, prefix included. `dtype` auto is float32 on a
-    CPU (half precision is many times slower there) and float16 on a GPU. `language_neutral` takes out of memory's vectors
-    what is common to all texts and to all texts of a language (deployments/engines/neutral.py).
+    `model` is `default`, a folder or a hub id; `max_tokens` its window, prefix included. `dtype`
+    auto is float32 on a CPU, where half precision is many times slower, and float16 on a GPU.
+    `language_neutral` removes from memory's vectors what all texts, and all texts of a language,
+    have in common (deployments/engines/neutral.py).
     """
 
     type: Literal["local"] = "local"
@@ -124,7 +126,7 @@ class LocalEmbedderSettings(_Common):
 
     @property
     def memory_space(self) -> EmbeddingSpace:
-        """The space of the vectors that memory is searched by."""
+        """The space of memory's vectors."""
         return (
             EmbeddingSpace(f"{self.version}{NEUTRAL}", self.dimension)
             if self.language_neutral
@@ -142,8 +144,9 @@ class LocalEmbedderSettings(_Common):
 class RemoteEmbedderSettings(_Common, Proxied):
     """An endpoint that speaks OpenAI's `POST {base_url}/embeddings`.
 
-    `model` is its name there; `ask_dimensions` sends `dimensions` for models that can shorten their vectors. The key comes
-    from the environment variable that `api_key_env` names; `insecure` lets it go over plain http:// to another machine.
+    `model` is its name there; `ask_dimensions` sends `dimensions`, for models that can shorten
+    their vectors. `api_key_env` names the environment variable of the key; `insecure` lets the key
+    go over plain http:// to another machine.
     `proxy` and `proxy_auth_env`: see Proxied.
     """
 
@@ -165,12 +168,10 @@ class RemoteEmbedderSettings(_Common, Proxied):
 
     @property
     def physical_name(self) -> str:
-        """Its name there."""
         return self.model
 
     @property
     def address(self) -> str | None:
-        """Where it is asked."""
         return self.base_url
 
     @model_validator(mode="after")

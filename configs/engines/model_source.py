@@ -1,4 +1,4 @@
-"""Where a model's weights come from: the folder that `make models` builds, a folder of the operator's, or a model hub."""
+"""Where a model's weights come from: the built folder, one of the operator's, or a model hub."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DEFAULT_MODEL = "default"
 def find_model(model: str, default_folder: Path, key: str, environment: Environment) -> str:
     """Returns the folder or hub id to load.
 
-    `model` is `default` (`default_folder`, relative to the data directory), a folder (absolute, or relative to the data
-    directory), or a hub id. A name that is no existing folder counts as a hub id when it looks like one (`owner/name`).
-    `key` names the setting in errors.
+    `model` is `default` (`default_folder`), a folder, or a hub id; folders are absolute or relative
+    to the data directory. A name without a folder counts as a hub id when it has the form
+    `owner/name`. `key` names the setting in errors.
 
     Raises:
         ConfigurationError: the folder does not exist or holds no model.
@@ -33,7 +33,8 @@ def find_model(model: str, default_folder: Path, key: str, environment: Environm
     if is_hub_id(model):
         return model
     raise ConfigurationError(
-        f"{key}: `{model}` is neither `default`, nor a folder with a config.json, nor a hub id `owner/name`"
+        f"{key}: `{model}` is neither `default`, nor a folder with a config.json, "
+        "nor a hub id `owner/name`"
     )
 
 

@@ -1,4 +1,4 @@
-"""The sections of `llm.yaml` on answers that are kept and on work in batches."""
+"""The sections `cache`, `idempotency` and `batch` of `llm.yaml`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ class IdempotencySettings(BaseModel):
 class BatchSettings(BaseModel):
     """Batches.
 
-    `concurrency` bounds the requests that one replica works off at a time; calls that somebody waits for take from it, down
-    to one. 0 leaves the work to other replicas. `max_failures` is how often a request may fail for a passing reason before
-    it is given up; `max_waiting` bounds the unfinished requests of one microDAO; `retention_days` counts from submission.
+    `concurrency` bounds the batch requests in work per replica, less its calls with a waiting
+    caller, but at least one; 0 leaves batches to other replicas. After `max_failures` temporary
+    failures a request is given up. `max_waiting` bounds the unfinished requests of one microDAO;
+    `retention_days` counts from submission.
     """
 
     model_config = _STRICT

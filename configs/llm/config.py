@@ -29,12 +29,14 @@ Continuation = Literal["instruct", "vllm", "deepseek", "none"]
 class ProviderSettings(Proxied, BaseModel):
     """One provider.
 
-    `type` names the adapter, a module of `providers/`. `extra_body` is merged into every request body: over what callers pass
-    through `/v1`, below the fields of `/proxy`. `headers` are added to every request (no credentials there: those come from the
-    environment through `api_key_env`). `insecure` lets the key go over plain http:// to another machine. `continuation` says
-    how it is asked to finish an answer that broke off elsewhere: by an instruction, by its own dialect for an assistant's
-    prefix (`vllm`, `deepseek`), or never. `done_completes` accepts a stream that ends in `[DONE]` without a finish reason.
-    `stream_whole_answers` reads whole answers as streams, so that silence is noticed after `first_token_s` and `idle_s`.
+    `type` names the adapter, a module of `providers/`. `extra_body` is merged into every request
+    body: it wins over fields that callers pass through `/v1`, and yields to those of `/proxy`.
+    `headers` are added to every request; credentials come from the environment instead, through
+    `api_key_env`. `insecure` lets the key go over plain http:// to another machine. `continuation`
+    is the way to ask for the rest of an answer that broke off elsewhere: an instruction, the
+    provider's dialect for an assistant's prefix (`vllm`, `deepseek`), or none. `done_completes`
+    accepts a stream that ends in `[DONE]` without a finish reason. `stream_whole_answers` reads
+    whole answers as streams, so that `first_token_s` and `idle_s` bound their silence.
     `proxy` and `proxy_auth_env`: see Proxied.
     """
 
@@ -69,11 +71,12 @@ class ProviderSettings(Proxied, BaseModel):
 class ModelSettings(BaseModel):
     """One logical model: the provider, the provider's own name for it, and the logical models to fall back on.
 
-    The local engine serves one model, so `name` may be left out there: it is `served_name` in the engines' file. `spill` names
-    those that take over while the provider is busy; `stream_recovery` tells what follows when a stream breaks after its first
-    content. `reasoning` marks a model that thinks before it answers; `opened` one whose prompt opens the thought.
-    `context_tokens` is how many tokens it holds, prompt and answer together; where it is absent, the engines' file or the price
-    library may know.
+    The local engine serves one model, so `name` may be left out there: it is `served_name` in the
+    engines' file. `spill` names the models that take over while the provider is busy.
+    `stream_recovery` applies when a stream breaks after its first content. `reasoning` marks a
+    model that thinks before it answers, `opened` one whose prompt opens the thought.
+    `context_tokens` bounds prompt and answer together; by default it comes from the engines' file
+    or from the price library.
     """
 
     model_config = _STRICT
@@ -92,8 +95,8 @@ class ModelSettings(BaseModel):
 class LLMSettings(BaseModel):
     """`llm.yaml`.
 
-    A key of `prices` is a model of this file, or `<provider>/<the provider's name of the model>`; the embedder's provider is its `type`
-    in `engines.yaml`.
+    A key of `prices` is a model of this file, or `<provider>/<the provider's name of the model>`;
+    the embedder's provider is its `type` in `engines.yaml`.
     """
 
     model_config = _STRICT
@@ -113,8 +116,10 @@ class LLMSettings(BaseModel):
     def _references(self) -> LLMSettings:
         for name, model in self.models.items():
             if model.provider not in self.providers:
-                msg = f"models.{name}.provider: `{model.provider}` is not among providers: {', '.join(self.providers)}"
-                raise ValueError(msg)
+                raise ValueError(
+                    f"models.{name}.provider: `{model.provider}` is not among providers: "
+                    f"{', '.join(self.providers)}"
+                )
             for key, others in (
                 ("fallbacks", model.fallbacks),
                 ("spill.to", model.spill.to if model.spill else ()),
@@ -128,18 +133,21 @@ class LLMSettings(BaseModel):
                 *self.providers,
                 *EMBEDDER_TYPES,
             }:
-                msg = f"prices.{name}: neither a model of this file nor `<provider>/<name>` of a provider of this file"
-                raise ValueError(msg)
+                raise ValueError(
+                    f"prices.{name}: neither a model of this file nor `<provider>/<name>` "
+                    "of a provider of this file"
+                )
         return self
 
     def uses_local_engine(self) -> bool:
-        """Whether any model leads to the in-cluster engine."""
+        """Whether any model is served by the local engine."""
         return any(self._is_local(model) for model in self.models.values())
 
     def with_local_model(self, served_name: str, context_tokens: int) -> LLMSettings:
-        """Returns the settings with the name of what the in-cluster engine serves, and how many tokens it holds.
+        """Returns the settings with the name and the context of the local engine's model.
 
-        Raises ValueError where another one is named, or none of a model that is not local.
+        Raises:
+            ValueError: a local model has another name, or a remote one has no name.
         """
         models = dict(self.models)
         for name, model in self.models.items():
@@ -149,8 +157,10 @@ class LLMSettings(BaseModel):
                     raise ValueError(msg)
             else:
                 if model.name not in {"", served_name}:
-                    msg = f"models.{name}.name: the local engine serves `{served_name}`: name that, or leave `name` out"
-                    raise ValueError(msg)
+                    raise ValueError(
+                        f"models.{name}.name: the local engine serves `{served_name}`: "
+                        "name that, or leave `name` out"
+                    )
                 models[name] = model.model_copy(
                     update={"name": served_name, "context_tokens": context_tokens}
                 )

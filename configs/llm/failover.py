@@ -1,4 +1,4 @@
-"""The parts of `llm.yaml` that say how failure is met: timeouts, retries, circuits, spill-over."""
+"""The parts of `llm.yaml` about failures: timeouts, retries, circuits, spill-over."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class _Inherited(BaseModel):
-    """A group of values each of which, where it is absent, is inherited: model over provider over file."""
+    """A group of values; absent ones are inherited: model over provider over file."""
 
     model_config = _STRICT
 
     def over(self, base: Self) -> Self:
-        """Returns these values, with `base` where one is absent."""
+        """Returns these values, with those of `base` for absent ones."""
         return base.model_copy(update=self.model_dump(exclude_none=True))
 
 
 class TimeoutSettings(_Inherited):
-    """Phases of one upstream call in seconds, see Timeouts; what is absent is inherited."""
+    """Phases of one upstream call in seconds; see Timeouts."""
 
     connect_s: Seconds | None = None
     first_token_s: Seconds | None = None
@@ -36,7 +36,7 @@ class TimeoutSettings(_Inherited):
 
 
 class RetrySettings(_Inherited):
-    """How often one target is asked (`attempts`, the first included) and how long is waited in between; see RetryPolicy."""
+    """Calls of one target (`attempts`, the first included) and pauses between; see RetryPolicy."""
 
     attempts: Annotated[int, Field(ge=1, le=10)] | None = None
     backoff_s: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] | None = None
@@ -44,7 +44,7 @@ class RetrySettings(_Inherited):
 
 
 class CircuitSettings(_Inherited):
-    """When a target is left alone, and for how long; see CircuitPolicy."""
+    """When a target's circuit opens, and for how long; see CircuitPolicy."""
 
     failures: Annotated[int, Field(ge=1, le=10_000)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -57,7 +57,8 @@ class CircuitSettings(_Inherited):
 class SpillSettings(BaseModel):
     """The logical models that take over while the primary target is busy or cannot be called.
 
-    It is busy from `queue_depth` waiting calls on until `return_depth` of them are left; without it, half as many.
+    It counts as busy from `queue_depth` waiting calls until they fall to `return_depth` (by default
+    to half of `queue_depth`).
     """
 
     model_config = _STRICT
@@ -74,7 +75,7 @@ class SpillSettings(BaseModel):
         return self
 
     def drained_at(self) -> int:
-        """The depth from which calls come back."""
+        """The depth at which calls return to the primary target."""
         return self.queue_depth // 2 if self.return_depth is None else self.return_depth
 
 
@@ -83,7 +84,7 @@ DEFAULT_TIMEOUTS = TimeoutSettings(
     connect_s=5, first_token_s=60, idle_s=30, total_s=DEFAULT_TOTAL_S
 )
 DEFAULT_FIRST_TOKEN_HANDOVER_S = 12.0
-"""Of a remote model that is not marked `reasoning`; the graph's own engine has a queue and tells of it."""
+"""For remote models not marked `reasoning`; the graph's own engine reports its queue instead."""
 DEFAULT_RETRY = RetrySettings(attempts=2, backoff_s=0.25, max_backoff_s=2)
 DEFAULT_CIRCUIT = CircuitSettings(
     failures=5, share=0.5, calls=20, window_s=30, cooldown_s=5, max_cooldown_s=8

@@ -20,9 +20,10 @@ Dollars = Annotated[
 
 
 class RateSettings(BaseModel):
-    """Limits of one subject; null means none, and what is absent in an override is inherited from the kind's default.
+    """Limits of one subject; null means unlimited. An override inherits what it leaves out.
 
-    Tokens are those of prompt and answer together. A minute slides; a day and a month are those of the calendar in UTC.
+    Tokens are those of prompt and answer together. A minute slides; days and months are those of
+    the calendar in UTC.
     """
 
     model_config = _STRICT
@@ -34,7 +35,7 @@ class RateSettings(BaseModel):
     usd_per_month: Dollars | None = None
 
     def over(self, base: RateSettings) -> RateSettings:
-        """Returns these limits, with those of `base` where nothing is said here."""
+        """Returns these limits, with those of `base` for the ones left out."""
         return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
     def amounts(self) -> Iterator[tuple[Meter, int]]:
@@ -55,7 +56,8 @@ class RateSettings(BaseModel):
 class LimitSettings(BaseModel):
     """Limits by kind of subject: a default for each of a kind, and overrides by id.
 
-    A credential goes by the name that `GET /limits` shows; `anonymous` are all calls while no secret is demanded.
+    A credential's id is the name that `GET /limits` shows; `anonymous` is the one of all calls while
+    no secret is required.
     """
 
     model_config = _STRICT
@@ -91,7 +93,7 @@ class LimitSettings(BaseModel):
 
 
 class PriceSettings(BaseModel):
-    """What a model costs, in US dollars for a million tokens; `cached_input` is as `input` where it is absent."""
+    """Prices in US dollars per million tokens; `cached_input` is by default `input`."""
 
     model_config = _STRICT
 
