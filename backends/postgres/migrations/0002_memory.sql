@@ -104,7 +104,7 @@ CREATE TABLE memory_areas (
 );
 CREATE SEQUENCE memory_shard_no AS integer;
 
--- Lexical index: terms of chunks that are not merged yet, and merged postings (see backends/memory/lexicon/postings.py).
+-- Lexical index: terms of chunks that are not merged yet, and merged postings (see backends/postings.py).
 CREATE TABLE memory_terms (
     microdao_id text NOT NULL,
     agent_id    text NOT NULL,
@@ -178,7 +178,7 @@ CREATE TABLE memory_leases (
     until  timestamptz NOT NULL
 );
 
--- Row security. The settings are made per transaction (backends/postgres/pool.py); the sub-selects are evaluated once per
+-- Row security. The settings are made per transaction (backends/database.py); the sub-selects are evaluated once per
 -- statement instead of once per row. `daarion.worker` is set by background work that has no tenant of its own: it opens
 -- tables without contents, and the writing of knowledge bases.
 ALTER TABLE memories ENABLE ROW LEVEL SECURITY;
