@@ -1,13 +1,12 @@
-"""One reply per message while replicas are killed: conversations in many channels of the running
-graph, and what came of them.
+"""Checks that each message gets one reply while replicas of the running graph are killed.
 
     make run                                 # in another terminal
     python -m benchmarks.agents.kill         # 50 channels, 10 messages each
 
-Every message is repeated under its own id until the workspace has taken it, as a client would.
-Meanwhile processes of replicas of the graph that `DAARION_DATA_DIR` belongs to are killed at random
-(SIGKILL). At the end each message must have exactly one reply: one run, one message of that run,
-and an answer. Exit status 1 when one is lost, doubled or an apology.
+Conversations run in many channels. Every message is repeated under its own id until the workspace
+accepts it, as a client would do. Meanwhile replica processes of the graph in `DAARION_DATA_DIR` are
+killed at random (SIGKILL). At the end each message must have exactly one reply: one run, one message
+of that run, and an answer. The exit status is 1 when a reply is lost, doubled or an apology.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ RUNTIME = "/internal/agent-runtime"
 DEFAULT_AGENT = "agent:demo"
 DEFAULT_VICTIMS = ("agents:AgentRuntime", "workspace:Workspace")
 RETRY_S = 0.25
-LOOK_S = 2.0
+POLL_EVERY_S = 1.0
 LINGER_S = 20.0
 QUESTION = "Which projects do we have? ({token})"
 
 Kill = Callable[[], Awaitable[str | None]]
-"""Kills one replica; returns its name, or None when none was there."""
+"""Kills one replica; returns its name, None when there was none."""
 
 
 @dataclass
 class Plan:
-    """What is asked of the platform; seconds throughout."""
+    """The load on the platform; times are in seconds."""
 
     channels: int = 50
     messages: int = 10
@@ -61,9 +60,9 @@ class Plan:
 
 
 @dataclass
-class Outcome:
-    """What came of the messages. `lost` have no reply, `doubled` more than one; `apologies` are
-    replies of failed runs.
+class KillOutcome:
+    """The outcome of the messages. `lost` have no reply, `doubled` more than one; `strangers` are
+    replies to no message, `apologies` those of failed runs.
     """
 
     asked: int = 0
@@ -78,7 +77,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether each message has its one answer and nothing else was said."""
+        """Whether each message has exactly one answer and there are no other replies."""
         return self.asked > 0 and not (
             self.lost or self.doubled or self.strangers or self.apologies
         )
@@ -88,27 +87,29 @@ class Outcome:
         kills = ", ".join(f"{name} {count}" for name, count in sorted(self.kills.items())) or "none"
         found = [
             f"messages {self.asked}, with exactly one reply {self.answered}",
-            f"lost {len(self.lost)}, doubled {len(self.doubled)}, replies to nothing {self.strangers}",
+            f"lost {len(self.lost)}, doubled {len(self.doubled)}",
+            f"replies to nothing {self.strangers}",
             f"replies that say that the run failed: {self.apologies}",
             f"replicas killed: {kills}; {self.seconds:.0f} s",
         ]
         if len(self.latencies_s) > 1:
             cuts = quantiles(self.latencies_s, n=20)
             found.append(
-                f"from message to reply: p50 {cuts[9]:.1f} s, p95 {cuts[18]:.1f} s, longest {max(self.latencies_s):.1f} s"
+                f"from message to reply: p50 {cuts[9]:.1f} s, p95 {cuts[18]:.1f} s, "
+                f"longest {max(self.latencies_s):.1f} s"
             )
         return found
 
 
 class Client:
-    """JSON calls that are repeated until they succeed: the platform is being shot at."""
+    """JSON calls that are repeated until they succeed, because replicas are killed meanwhile."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
         self._url = url
 
     async def call(self, method: str, path: str, body: Any = None, *, until: float) -> Any:
-        """Returns the parsed answer. Raises RuntimeError for a refusal for good, or when `until`
+        """Returns the parsed answer. Raises RuntimeError for a final refusal, or when `until`
         (monotonic) passes.
         """
         while True:
@@ -131,7 +132,7 @@ class Client:
 
 @dataclass
 class Conversation:
-    """One channel, the messages asked in it, and how many messages of the agent were seen."""
+    """One channel and the messages that were sent in it, by id, with their times."""
 
     channel: str
     microdao: str
@@ -140,9 +141,9 @@ class Conversation:
 
 async def shoot_and_ask(
     url: str, plan: Plan, kill: Kill | None, *, headers: dict[str, str] | None = None
-) -> Outcome:
-    """Asks everything while `kill` is called now and then, waits for the replies, and counts them."""
-    outcome, began = Outcome(), time.monotonic()
+) -> KillOutcome:
+    """Sends all messages while `kill` is called repeatedly, waits for the replies, counts them."""
+    outcome, began = KillOutcome(), time.monotonic()
     until = began + plan.give_up_s
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=False) as session:
@@ -158,19 +159,19 @@ async def shoot_and_ask(
                     for number in range(plan.channels)
                 )
             )
-            await _wait_for_replies(client, conversations, plan, until)
+            await _wait_for_replies(client, conversations, until)
         finally:
             if shooting is not None:
                 shooting.cancel()
                 await asyncio.gather(shooting, return_exceptions=True)
-        await asyncio.sleep(plan.linger_s)  # a second reply would come late
+        await asyncio.sleep(plan.linger_s)  # a doubled reply would come late
         for conversation in conversations:
             await _count(client, conversation, outcome, time.monotonic() + 120)
     outcome.seconds = time.monotonic() - began
     return outcome
 
 
-async def _shoot(kill: Kill, plan: Plan, outcome: Outcome) -> None:
+async def _shoot(kill: Kill, plan: Plan, outcome: KillOutcome) -> None:
     while True:
         await asyncio.sleep(random.uniform(0.5, 1.5) * plan.kill_every_s)
         victim = await kill()
@@ -197,20 +198,16 @@ async def _converse(
 
 
 async def _wait_for_replies(
-    client: Client, conversations: Sequence[Conversation], plan: Plan, until: float
+    client: Client, conversations: Sequence[Conversation], until: float
 ) -> None:
-    """Returns when every channel has as many replies as messages, or when the time is up: then the
-    count tells what is missing.
+    """Returns when every channel has as many replies as messages, or at `until`: then the count
+    shows what is missing.
     """
-    open_ones = list(conversations)
-    while open_ones and time.monotonic() < until:
-        await asyncio.sleep(LOOK_S if plan.linger_s >= LOOK_S else RETRY_S)
-        left = []
-        for conversation in open_ones:
-            replies = await _replies(client, conversation, until + 60)
-            if len(replies) < len(conversation.asked):
-                left.append(conversation)
-        open_ones = left
+    for conversation in conversations:
+        while len(await _replies(client, conversation, until + 60)) < len(conversation.asked):
+            if time.monotonic() > until:
+                return
+            await asyncio.sleep(POLL_EVERY_S)
 
 
 async def _replies(
@@ -222,13 +219,12 @@ async def _replies(
 
 
 async def _count(
-    client: Client, conversation: Conversation, outcome: Outcome, until: float
+    client: Client, conversation: Conversation, outcome: KillOutcome, until: float
 ) -> None:
-    """Tells for each message how many replies it has: a reply names its run, and the run its
-    message.
-    """
+    """Counts the replies of each message: a reply names its run, and the run its message."""
     runs: dict[str, dict[str, Any]] = {}
-    path = f"{RUNTIME}/runs?microdao_id={conversation.microdao}&channel_id={conversation.channel}&limit=200"
+    channel = f"microdao_id={conversation.microdao}&channel_id={conversation.channel}"
+    path = f"{RUNTIME}/runs?{channel}&limit=200"
     for run in (await client.call("GET", path, until=until))["items"]:
         runs[run["id"]] = run
     found: Counter[str] = Counter()
@@ -251,7 +247,7 @@ async def _count(
 
 
 def graph_killer(launcher_pid: int, victims: Sequence[str]) -> Kill:
-    """Returns what kills one replica process below this launcher; `victims` are
+    """Returns a function that kills one replica process of this launcher's graph. `victims` are
     `<application>:<deployment>`.
     """
 
@@ -298,7 +294,8 @@ async def run(arguments: argparse.Namespace) -> int:
         give_up_s=arguments.give_up,
     )
     print(
-        f"{plan.channels} channels, {plan.messages} messages each, {plan.agent}; a replica is killed about every {plan.kill_every_s:g} s"
+        f"{plan.channels} channels, {plan.messages} messages each, {plan.agent}; "
+        f"a replica is killed about every {plan.kill_every_s:g} s"
     )
     kill = graph_killer(pid, arguments.kill)
     outcome = await shoot_and_ask(

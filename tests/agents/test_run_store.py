@@ -9,7 +9,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from backends.agents.runs import STRANGERS_AFTER_S, PostgresRuns
+from backends.agents.runs import OTHER_AGENTS_AFTER_S, PostgresRuns
 from backends.postgres.pool import Database, PoolLimits
 from contracts.agents.invocations import AgentInvocation
 from contracts.agents.runs import NewRun
@@ -74,7 +74,7 @@ async def test_runs_of_agents_that_a_process_does_not_know_are_left_to_those_tha
     run = await accepted(store, owner)
     assert await store.claim(owner, LAPSED_S, 10, ["agent:other"]) == []
     await change(
-        database_url, run, f"lease_until = now() - interval '{STRANGERS_AFTER_S + 60} seconds'"
+        database_url, run, f"lease_until = now() - interval '{OTHER_AGENTS_AFTER_S + 60} seconds'"
     )
     assert [taken.id for taken in await store.claim(owner, LAPSED_S, 10, ["agent:other"])] == [
         run.id
