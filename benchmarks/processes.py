@@ -52,14 +52,16 @@ class NotMeasured(Exception):
 
 @dataclass(frozen=True)
 class Started:
-    """Something that runs: its URL, its process, and for the graph the secret that its callers present."""
+    """A running system: URL, process, and for the graph the secret that callers present."""
 
     url: str
     pid: int
     secret: str = field(default="", repr=False)
 
     def family(self, *parts: str) -> list[psutil.Process]:
-        """Returns the process and its descendants, or those of them whose command line holds one of `parts`."""
+        """Returns the process and its descendants, or those whose command line holds one of
+        `parts`.
+        """
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.pid)
             return [
@@ -81,7 +83,7 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
 
 
 def resident_mib(processes: list[psutil.Process]) -> float:
-    """Returns the memory of the processes in MiB, what they share divided among them where the system tells (PSS)."""
+    """Returns the memory of the processes in MiB; shared pages are divided (PSS) where known."""
     total = 0
     for process in processes:
         with suppress(psutil.Error):
@@ -108,7 +110,9 @@ async def python_module(name: str, *arguments: str, folder: Path) -> AsyncIterat
 async def child_on_port(
     name: str, argv: list[str], variables: Mapping[str, str], folder: Path, ready_s: float
 ) -> AsyncIterator[Started]:
-    """Runs `argv` with a free port put behind its last word (after `=`, or as a word of its own) until it accepts connections.
+    """Runs `argv` with a free port appended until it accepts connections.
+
+    The port follows a last word that ends in `=`, else it is a word of its own.
 
     Raises:
         NotMeasured: it ended, or was not ready within `ready_s`.
@@ -131,7 +135,10 @@ async def child_on_port(
 async def running_graph(
     folder: Path, upstream: str, serve_config: Path, *, replicas: int = 1
 ) -> AsyncIterator[Started]:
-    """Boots PostgreSQL and the graph of `serve_config`, reduced to `llm` and the floor, its provider led to `upstream`."""
+    """Boots PostgreSQL and the graph of `serve_config`, reduced to `llm` and the floor.
+
+    Its provider is the upstream at `upstream`.
+    """
     folder.mkdir(exist_ok=True)
     secret = secrets.token_urlsafe(24)
     config = await asyncio.to_thread(_write_configuration, folder, upstream, serve_config, replicas)
@@ -204,7 +211,10 @@ def _write_configuration(folder: Path, upstream: str, serve_config: Path, replic
 
 
 def _reduced(config: dict[str, Any], replicas: int) -> dict[str, Any]:
-    """Keeps the options and the application `llm`, with so many replicas, and puts the floor under the same options beside it."""
+    """Keeps the options and the application `llm`, with so many replicas.
+
+    The floor is added under the same options.
+    """
     (llm,) = [application for application in config["applications"] if application["name"] == "llm"]
     (proxy,) = llm["deployments"]
     proxy.pop("autoscaling_config", None)

@@ -28,17 +28,31 @@ def middle(rounds: Sequence[Result]) -> Result:
 
 
 def whole_table(connections: int, rounds: dict[str, list[Load]], baseline: str | None) -> list[str]:
-    """Returns the lines for one number of connections; `added` are p50 and p99 above the system named by `baseline`, if any."""
+    """Returns the lines for one number of connections.
+
+    `added` are p50 and p99 above the system named by `baseline`, if any.
+    """
     middles = {name: middle(found) for name, found in rounds.items()}
     base = middles.get(baseline or "")
     return [
         _row(
-            str(connections), name, f"{one.requests_per_s:,.0f}", _ms(one.p50_ms), _ms(one.p99_ms),
-            *((_ms(one.p50_ms - base.p50_ms), _ms(one.p99_ms - base.p99_ms)) if base and one is not base else ("", "")),
-            _ms(one.cpu_ms), f"{one.memory_mib:,.0f}", f"{one.growth_kib:,.0f}", _errors(one.errors),
+            str(connections),
+            name,
+            f"{one.requests_per_s:,.0f}",
+            _ms(one.p50_ms),
+            _ms(one.p99_ms),
+            *(
+                (_ms(one.p50_ms - base.p50_ms), _ms(one.p99_ms - base.p99_ms))
+                if base and one is not base
+                else ("", "")
+            ),
+            _ms(one.cpu_ms),
+            f"{one.memory_mib:,.0f}",
+            f"{one.growth_kib:,.0f}",
+            _errors(one.errors),
         )
         for name, one in middles.items()
-    ]  # fmt: skip
+    ]
 
 
 def stream_table(connections: int, rounds: dict[str, list[StreamLoad]], baseline: str) -> list[str]:
@@ -47,12 +61,27 @@ def stream_table(connections: int, rounds: dict[str, list[StreamLoad]], baseline
     base = middles[baseline]
     return [
         _row(
-            str(connections), name, f"{one.streams_per_s:,.1f}", _ms(one.first_p50_ms), _ms(one.first_p99_ms),
-            *((_ms(one.first_p50_ms - base.first_p50_ms), _ms(one.first_p99_ms - base.first_p99_ms)) if one is not base else ("", "")),
-            _ms(one.total_p50_ms), _ms(one.cpu_ms), f"{one.memory_mib:,.0f}", f"{one.growth_kib:,.0f}", _errors(one.errors),
+            str(connections),
+            name,
+            f"{one.streams_per_s:,.1f}",
+            _ms(one.first_p50_ms),
+            _ms(one.first_p99_ms),
+            *(
+                (
+                    _ms(one.first_p50_ms - base.first_p50_ms),
+                    _ms(one.first_p99_ms - base.first_p99_ms),
+                )
+                if one is not base
+                else ("", "")
+            ),
+            _ms(one.total_p50_ms),
+            _ms(one.cpu_ms),
+            f"{one.memory_mib:,.0f}",
+            f"{one.growth_kib:,.0f}",
+            _errors(one.errors),
         )
         for name, one in middles.items()
-    ]  # fmt: skip
+    ]
 
 
 WHOLE_HEAD = (
@@ -69,8 +98,19 @@ WHOLE_HEAD = (
     "",
 )
 STREAM_HEAD = (
-    "connections", "system", "streams/s", "first p50", "first p99", "added p50", "added p99", "total p50", "CPU s/1k", "MiB", "KiB/1k", "",
-)  # fmt: skip
+    "connections",
+    "system",
+    "streams/s",
+    "first p50",
+    "first p99",
+    "added p50",
+    "added p99",
+    "total p50",
+    "CPU s/1k",
+    "MiB",
+    "KiB/1k",
+    "",
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +130,7 @@ def verdicts(
     streams: dict[int, dict[str, list[StreamLoad]]],
     names: Names,
 ) -> list[str]:
-    """Returns one line for each bound that this run can tell about: what was found, what is wanted, and whether it is met."""
+    """Returns one line for each bound of this run: found, wanted, and whether it is met."""
     lines = ["", "Bounds"]
     if 32 in whole:
         rates = {name: middle(found).requests_per_s for name, found in whole[32].items()}
@@ -130,7 +170,8 @@ def verdicts(
 
 def _verdict(what: str, found: float, wanted: float, *, at_least: bool = False) -> str:
     met = found >= wanted if at_least else found <= wanted
-    return f"{'met' if met else 'MISSED':>11}  {what}: {found:.2f} ({'at least' if at_least else 'at most'} {wanted:g})"
+    bound = f"{'at least' if at_least else 'at most'} {wanted:g}"
+    return f"{'met' if met else 'MISSED':>11}  {what}: {found:.2f} ({bound})"
 
 
 def heading(title: str, head: Sequence[str]) -> list[str]:
@@ -139,7 +180,7 @@ def heading(title: str, head: Sequence[str]) -> list[str]:
 
 
 def ratios(whole: dict[int, dict[str, list[Load]]], proxy: str) -> list[str]:
-    """Returns one line per number of connections: the proxy's throughput as a multiple of each other system's."""
+    """Returns per number of connections how many times faster the proxy is than each system."""
     lines = ["", f"Requests/s of {proxy} divided by"]
     for connections, rounds in whole.items():
         ours = middle(rounds[proxy]).requests_per_s

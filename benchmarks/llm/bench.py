@@ -1,9 +1,11 @@
-"""`python -m benchmarks.llm.bench [--quick]`: the LLM proxy beside its yardsticks and its peers, in one run.
+"""`python -m benchmarks.llm.bench [--quick]`: the LLM proxy, its yardsticks and its peers in one
+run.
 
-Measured in turn, round after round: the mock upstream alone, Serve's floor (a no-op application in the same graph), a bare
-FastAPI+httpx relay, LiteLLM's proxy, Portkey's gateway (where Node is), and `/internal/llm/proxy` of the real graph with
-credentials, limits, ledger and event log on. Then our growth with the size of the prompt, and with a second replica. The
-upstream's own count of requests and of different bodies must agree with what was sent.
+Measured in turn, round after round: the mock upstream alone, Serve's floor (a no-op application in
+the same graph), a bare FastAPI+httpx relay, LiteLLM's proxy, Portkey's gateway (where Node is
+installed), and `/internal/llm/proxy` of the real graph with credentials, limits, ledger and event
+log on. Then our growth with the size of the prompt, and with a second replica. The upstream's own
+count of requests and of different bodies must agree with what was sent.
 """
 
 from __future__ import annotations
@@ -157,7 +159,8 @@ async def _with_replicas(
         alone = one[str(GROWTH_CONNECTIONS)][PROXY]["median"]["requests_per_s"]
         both = report.middle(found[GROWTH_CONNECTIONS][system.name]).requests_per_s
         lines.append(
-            f"{'':>11}  two replicas give {both / alone:.2f} times the requests/s of one, on {os.cpu_count()} cores with load and upstream"
+            f"{'':>11}  two replicas give {both / alone:.2f} times the requests/s of one, "
+            f"on {os.cpu_count()} cores with load and upstream"
         )
     _print(lines)
     return report.as_json(found)

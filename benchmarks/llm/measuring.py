@@ -81,7 +81,8 @@ class Bench:
                     if number:
                         found[connections][system.name].append(load)
                         progress(
-                            f"{connections} connections, round {number}, {system.name}: {load.requests_per_s:,.0f} requests/s"
+                            f"{connections} connections, round {number}, {system.name}: "
+                            f"{load.requests_per_s:,.0f} requests/s"
                         )
         return found
 
@@ -98,7 +99,8 @@ class Bench:
                     load = await self._stream(system, connections)
                     found[connections][system.name].append(load)
                     progress(
-                        f"{connections} streams, round {number + 1}, {system.name}: first token after {load.first_p50_ms:.2f} ms"
+                        f"{connections} streams, round {number + 1}, {system.name}: "
+                        f"first token after {load.first_p50_ms:.2f} ms"
                     )
         return found
 

@@ -1,9 +1,10 @@
-"""The fastest upstream we can write: canned OpenAI answers over a bare asyncio protocol, so that it is not what is measured.
+"""A fast upstream: canned OpenAI answers over a bare asyncio protocol.
 
     python -m benchmarks.llm.mock_upstream [--tokens 16] [--interval-ms 5]      prints its base URL
 
-`POST …/chat/completions` answers whole or, where the body says `"stream":true`, token by token. A body holds `Call <run>-…`;
-`GET /count/<run>` tells how many calls of that run arrived, and how many different bodies they had.
+`POST …/chat/completions` answers whole or, where the body says `"stream":true`, token by token. A
+body holds `Call <run>-…`; `GET /count/<run>` returns how many calls of that run arrived, and how
+many different bodies they had.
 """
 
 from __future__ import annotations

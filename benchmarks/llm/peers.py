@@ -1,7 +1,8 @@
-"""Other people's gateways beside ours: LiteLLM's proxy and Portkey's, each in a folder of its own, installed by the benchmark.
+"""Gateways of others, installed by the benchmark: LiteLLM's proxy and Portkey's.
 
-Both are installed once, at the versions below, under `.cache/bench`, and run as their makers' guides say: one worker, one
-provider, telemetry off. Portkey needs Node; without it, its row is left out and said so.
+Each is installed once, in a folder of its own below `.cache/bench`, at the version below, and run
+as its makers' guide says: one worker, one provider, telemetry off. Portkey needs Node; without it,
+its row is left out and reported so.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Serve's own floor: an application that reads a body and answers a canned one, doing nothing of ours.
+"""Serve's own floor: an application that reads a body and sends a canned answer.
 
-It runs in the same graph, behind the same ingress and under the same options as the proxy it is compared with. Serve
+It runs in the same graph, behind the same ingress and under the same options as the proxy. Serve
 inspects `build`'s annotations, so this module must not postpone them.
 """
 
@@ -22,7 +22,7 @@ class FloorArgs(BaseModel):
 
 
 async def noop(scope: Any, receive: Any, send: Any) -> None:
-    """Reads the request to its end and answers; bare ASGI, because a framework would lower the floor."""
+    """Reads the request and answers; bare ASGI, because a framework would lower the floor."""
     if scope["type"] != "http":
         await _lifespan(receive, send)
         return

@@ -38,7 +38,7 @@ class Soaked:
 
     @property
     def growth(self) -> float:
-        """Memory at the end over memory after the warm-up, less one; medians of three windows each."""
+        """Relative growth of memory since the warm-up, by medians of three windows at each end."""
         after = max(1, round(len(self.windows) * WARM_UP))
         first, last = self.windows[after : after + 3], self.windows[-3:]
         return median(one.memory_mib for one in last) / median(one.memory_mib for one in first) - 1
@@ -53,7 +53,10 @@ class Soaked:
         if self.errors:
             return f"{self.errors} requests failed"
         if self.growth > MOST_GROWTH:
-            return f"memory grew by {self.growth:.1%} after the warm-up; at most {MOST_GROWTH:.0%} is good"
+            return (
+                f"memory grew by {self.growth:.1%} after the warm-up; "
+                f"at most {MOST_GROWTH:.0%} is good"
+            )
         return None
 
 
@@ -81,7 +84,10 @@ async def soak(minutes: float, serve_config: Path) -> Soaked:
 
 async def _window(bench: Bench, number: int, count: int) -> Load:
     load = await bench.load(bench.systems[0], CONNECTIONS, WINDOW_S)
-    said = f"{load.requests_per_s:,.0f} requests/s, p50 {load.p50_ms:.1f} ms, p99 {load.p99_ms:.1f} ms, {load.memory_mib:.1f} MiB"
+    said = (
+        f"{load.requests_per_s:,.0f} requests/s, p50 {load.p50_ms:.1f} ms, "
+        f"p99 {load.p99_ms:.1f} ms, {load.memory_mib:.1f} MiB"
+    )
     print(f"{number + 1:>4}/{count}  {said}, {load.errors} errors", flush=True)
     return load
 
@@ -103,7 +109,8 @@ def main() -> int:
         return 130
     requests = sum(one.requests for one in seen.windows)
     print(
-        f"{requests:,} requests in {len(seen.windows) * WINDOW_S / 60:.0f} minutes, {seen.errors} errors, memory {seen.growth:+.1%}"
+        f"{requests:,} requests in {len(seen.windows) * WINDOW_S / 60:.0f} minutes, "
+        f"{seen.errors} errors, memory {seen.growth:+.1%}"
     )
     failure = seen.failure()
     if failure:

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from benchmarks.processes import MODEL, NotMeasured
 
 _BODY = (
-    '{"model":"%s",%s"messages":[{"role":"user","content":"Call %s-%d"}],"max_tokens":64,"temperature":0,'
+    '{"model":"%s",%s"messages":[{"role":"user","content":"Call %s-%d"}],'
+    '"max_tokens":64,"temperature":0,'
     '"metadata":{"agent_id":"agent:sofia","microdao_id":"microdao:7","channel_id":"channel:1"}}'
 )
 _END = b"\r\n0\r\n\r\n"
@@ -49,7 +50,7 @@ class _Tally:
 
 
 class _StreamClient(asyncio.Protocol):
-    """One connection: sends a request, notes the first token and the end, and sends the next until `until`."""
+    """One connection: sends requests until `until`, noting first token and end of each."""
 
     def __init__(self, head: bytes, extra: str, tally: _Tally, until: float) -> None:
         self._head = head
@@ -120,7 +121,10 @@ async def run_streams(
     """
     parts = urlsplit(url)
     more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n{more}Content-Length: %d\r\n\r\n".encode()
+    head = (
+        f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+        f"Content-Type: application/json\r\n{more}Content-Length: %d\r\n\r\n"
+    ).encode()
     tally, began = _Tally(run), time.perf_counter()
     loop = asyncio.get_running_loop()
     clients = []

@@ -1,4 +1,4 @@
-"""One call's account and its estimate: what each attempt took, what was guessed, and what is settled."""
+"""Accounting of one call: what each attempt took, what is estimated, what is settled."""
 
 from decimal import Decimal
 
@@ -123,11 +123,16 @@ def test_what_was_streamed_is_counted_by_pieces_or_by_its_size():
 @pytest.mark.parametrize(
     ("outcome", "pieces", "prompt", "completion"),
     [
-        ("cancelled", 0, True, 1), ("cancelled", 3, True, 5), ("upstream_timeout", 0, True, 1), ("deadline_exceeded", 0, True, 1),
-        ("upstream_invalid_response", 2, True, 3), ("upstream_unavailable", 0, False, 0), ("upstream_rate_limited", 0, False, 0),
+        ("cancelled", 0, True, 1),
+        ("cancelled", 3, True, 5),
+        ("upstream_timeout", 0, True, 1),
+        ("deadline_exceeded", 0, True, 1),
+        ("upstream_invalid_response", 2, True, 3),
+        ("upstream_unavailable", 0, False, 0),
+        ("upstream_rate_limited", 0, False, 0),
         ("context_length_exceeded", 0, False, 0),
     ],
-)  # fmt: skip
+)
 def test_an_attempt_whose_provider_told_nothing_is_estimated_where_it_may_have_worked(
     outcome, pieces, prompt, completion
 ):
@@ -150,11 +155,15 @@ def test_an_attempt_whose_provider_told_nothing_is_estimated_where_it_may_have_w
 @pytest.mark.parametrize(
     ("outcome", "worked", "seconds", "max_tokens", "completion"),
     [
-        ("cancelled", False, 4, None, 200), ("cancelled", False, 4, 20, 20), ("cancelled", False, 600, None, DEFAULT_COMPLETION_TOKENS),
-        ("upstream_timeout", False, 4, None, 200), ("upstream_invalid_response", True, 4, None, 200),
-        ("upstream_invalid_response", False, 4, None, 0), ("upstream_unavailable", False, 4, None, 0),
+        ("cancelled", False, 4, None, 200),
+        ("cancelled", False, 4, 20, 20),
+        ("cancelled", False, 600, None, DEFAULT_COMPLETION_TOKENS),
+        ("upstream_timeout", False, 4, None, 200),
+        ("upstream_invalid_response", True, 4, None, 200),
+        ("upstream_invalid_response", False, 4, None, 0),
+        ("upstream_unavailable", False, 4, None, 0),
     ],
-)  # fmt: skip
+)
 def test_a_whole_answer_that_nobody_waited_for_is_charged_by_its_time(
     monkeypatch, outcome, worked, seconds, max_tokens, completion
 ):
@@ -310,12 +319,26 @@ def test_tools_parts_and_former_calls_count_as_prompt():
         {
             "model": "plain",
             "messages": [
-                {"role": "user", "content": [{"type": "text", "text": "x" * 300}, {"type": "image_url", "image_url": {"url": "u"}}]},
-                {"role": "assistant", "content": None, "tool_calls": [
-                    {"id": "1", "type": "function", "function": {"name": "find", "arguments": "y" * 300}}
-                ]},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "x" * 300},
+                        {"type": "image_url", "image_url": {"url": "u"}},
+                    ],
+                },
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {
+                            "id": "1",
+                            "type": "function",
+                            "function": {"name": "find", "arguments": "y" * 300},
+                        }
+                    ],
+                },
             ],
             "metadata": {"agent_id": "a", "microdao_id": "m"},
         }
-    )  # fmt: skip
+    )
     assert prompt_tokens(parts) >= 200

@@ -1,4 +1,4 @@
-"""Batches over HTTP and a real PostgreSQL: results in order, tenants apart, bounds, cancellation."""
+"""Batches over HTTP and PostgreSQL: order of results, tenants, bounds, cancellation."""
 
 import asyncio
 import collections

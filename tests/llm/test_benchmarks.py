@@ -53,7 +53,10 @@ def test_without_wrk_it_refuses_in_one_line_that_names_the_package():
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.strip().splitlines() == [
-        "not measured: the load generator `wrk` is not installed: apt-get install wrk (Debian package `wrk`)"
+        (
+            "not measured: the load generator `wrk` is not installed: "
+            "apt-get install wrk (Debian package `wrk`)"
+        )
     ]
 
 

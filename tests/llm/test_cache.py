@@ -88,11 +88,16 @@ def test_only_temperature_zero_is_cached(temperature):
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
-        ({}, True), ({"finish_reason": "tool_calls"}, True), ({"finish_reason": "length"}, True), ({"finish_reason": None}, False),
+        ({}, True),
+        ({"finish_reason": "tool_calls"}, True),
+        ({"finish_reason": "length"}, True),
+        ({"finish_reason": None}, False),
         ({"refusal": "ні"}, False),
-        ({"finish_reason": "content_filter"}, False), ({"provider": "other"}, False), ({"model_resolved": "other"}, False),
+        ({"finish_reason": "content_filter"}, False),
+        ({"provider": "other"}, False),
+        ({"model_resolved": "other"}, False),
     ],
-)  # fmt: skip
+)
 def test_what_is_kept(change, kept):
     assert is_worth_keeping(ANSWER.model_copy(update=change), request(max_tokens=5), TARGET) is kept
 

@@ -1,4 +1,4 @@
-"""Fields that only the upstream knows pass through, bounded, and never over those that are known here."""
+"""Fields that only the upstream knows pass through, bounded, and override no known field."""
 
 import pytest
 from hypothesis import given

@@ -163,7 +163,7 @@ def test_circuits_are_kept_by_provider_and_model():
 
 
 class Machine(RuleBasedStateMachine):
-    """Whatever happens in whatever order: one probe at most, none too early, no count of calls lost, never shut for ever."""
+    """In any order of events: at most one probe, none too early, and it can always close again."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,7 @@
-"""Many calls at once over targets that fail in every way, and callers who leave at any moment: nothing leaks, each is settled once."""
+"""Many calls over targets that fail in every way, and callers who leave at any moment.
+
+Nothing leaks, and each call is settled once.
+"""
 
 import asyncio
 import random
@@ -11,11 +14,26 @@ from tests.support.llm.upstream import ScriptedUpstream, play
 
 CALLS = 120
 FAULTS = [
-    "ok", "ok", "ok", "http_500", "http_401", "http_400", "reset_before_headers", "html", "no_finish_reason",
-    play("http_429", retry_after=0.2), play("cut", after=0), play("cut", after=2), play("malformed_chunk", after=1, last=True),
-    play("reset_mid_body", after=1), play("silence"), play("stall", after=2), play("keepalive", interval_s=0.05),
-    play("ok", delay_s=0.02), play("error_in_stream", after=2),
-]  # fmt: skip
+    "ok",
+    "ok",
+    "ok",
+    "http_500",
+    "http_401",
+    "http_400",
+    "reset_before_headers",
+    "html",
+    "no_finish_reason",
+    play("http_429", retry_after=0.2),
+    play("cut", after=0),
+    play("cut", after=2),
+    play("malformed_chunk", after=1, last=True),
+    play("reset_mid_body", after=1),
+    play("silence"),
+    play("stall", after=2),
+    play("keepalive", interval_s=0.05),
+    play("ok", delay_s=0.02),
+    play("error_in_stream", after=2),
+]
 MODELS = {
     "chaos": {"provider": "brisk", "name": "first", "fallbacks": ["second", "third"]},
     "chaos-resumed": {

@@ -1,4 +1,7 @@
-"""Circuits and spill-over of a whole proxy: who fails is left alone, probed once, and called again when it is well."""
+"""Circuits and spill-over of a whole proxy.
+
+Failing targets are left alone, probed once, and called again when they recovered.
+"""
 
 import asyncio
 import time
@@ -189,7 +192,7 @@ async def test_a_provider_that_asks_for_a_rest_gets_it_and_then_everybody_may_ca
 
 
 # --- spill-over
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------
 
 
 class Engine:

@@ -1,4 +1,7 @@
-"""A request that is too long for a target: the next one that is known to hold it answers, else one clean 400."""
+"""A request that is too long for a target.
+
+The next target that is known to hold it answers, else the caller gets one clean 400.
+"""
 
 import pytest
 
@@ -18,7 +21,7 @@ REFUSALS = [
 
 
 def models(*contexts, own=None):
-    """`m` is refused; behind it stands a target for each of `contexts`, the tokens that it is known to hold."""
+    """`m` is refused; a further target exists for each of `contexts`, the tokens that it holds."""
     known = {
         f"f{place}": {"provider": "backup", "name": f"f{place}", "context_tokens": size}
         for place, size in enumerate(contexts)

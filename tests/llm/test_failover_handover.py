@@ -1,4 +1,4 @@
-"""A silent provider is left while its caller still waits, and only real silence counts against it."""
+"""A silent provider is left in time, and only real silence counts against it."""
 
 import asyncio
 

@@ -1,6 +1,7 @@
-"""The fault matrix: each way in which upstreams misbehave, streaming and not, with a target behind the failing one and without.
+"""The fault matrix: every fault of upstreams, streaming and not, with and without a fallback.
 
-`first` misbehaves, `second` answers. An upstream that breaks before its first content is invisible to the caller.
+`first` misbehaves, `second` answers. An upstream that breaks before its first content is invisible
+to the caller.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Answers that several targets write, and callers who leave: nothing runs on, nothing is settled twice."""
+"""Answers written by several targets, and callers who leave: all stops, settled once."""
 
 import asyncio
 

@@ -1,4 +1,7 @@
-"""`Idempotency-Key` over HTTP and a real PostgreSQL: one answer and one upstream call for a key, across replicas and restarts."""
+"""`Idempotency-Key` over HTTP and a real PostgreSQL.
+
+A key has one answer and one upstream call, across replicas and restarts.
+"""
 
 import asyncio
 from contextlib import AsyncExitStack

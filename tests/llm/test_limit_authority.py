@@ -1,4 +1,7 @@
-"""The limit authority over a real ledger: what money was spent before it began counts, and while that is unknown nothing is granted."""
+"""The limit authority over a real ledger.
+
+Money that was spent before it began counts; until that is known, nothing is granted.
+"""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -47,7 +50,7 @@ async def spend(database, folder, dollars, *, recorder, **fields):
 
 
 async def admitted(limiter):
-    """How many calls of a dollar are admitted until a limit refuses; waits while the authority learns."""
+    """Returns how many calls of a dollar are admitted; waits while the authority learns."""
     reservations = []
     async with asyncio.timeout(60):
         while True:

@@ -1,4 +1,4 @@
-"""What a continuation repeats is left out, and one that begins anew is no success, however it is cut into pieces."""
+"""Continuations: repetitions are left out, new beginnings are errors, however it is cut."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What a model thinks stays out of its answer on every way out of the proxy: whole and streamed, ours and OpenAI's."""
+"""Thoughts stay out of the answer on every route: whole and streamed, ours and OpenAI's."""
 
 import json
 
@@ -18,7 +18,7 @@ MODELS = {
 
 
 async def asked(client, way, **fields):
-    """(content, thought, tool calls, finish reason) as a client of this way out puts them together."""
+    """(content, thought, tool calls, finish reason) as a client of this route joins them."""
     body = {**BODY, **fields}
     if way == "proxy":
         answer = ProxyResponse.model_validate((await client.post("/proxy", json=body)).json())

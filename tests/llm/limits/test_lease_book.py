@@ -1,4 +1,4 @@
-"""Replicas and the authority against their one promise: whatever crashes or gets lost, no limit is exceeded."""
+"""Replicas and the authority: whatever crashes or gets lost, no limit is exceeded."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

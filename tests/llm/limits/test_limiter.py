@@ -230,7 +230,7 @@ async def eventually_refused(limiter):
 
 
 async def one_or_none(limiter):
-    """A reservation, or None where the request limit is exhausted; waits while only slots are short."""
+    """A reservation, or None when the request limit is exhausted; waits while slots are short."""
     async with asyncio.timeout(30):
         while True:
             try:

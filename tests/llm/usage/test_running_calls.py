@@ -1,4 +1,4 @@
-"""The mapped file of calls in work: what was begun and not ended is found again, whatever became of the rest."""
+"""The mapped file of calls in work: what began and did not end is found again."""
 
 import tempfile
 from pathlib import Path

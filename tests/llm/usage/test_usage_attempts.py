@@ -1,4 +1,7 @@
-"""The ledger's attempts: each once, accounted to the model that took it, summed by agent, provider and day, priced or not."""
+"""The ledger's attempts: each once, accounted to its model.
+
+They are summed by agent, provider and day, with and without a price.
+"""
 
 import asyncio
 import dataclasses
@@ -29,9 +32,15 @@ START, END = MOMENT - timedelta(days=2), MOMENT + timedelta(days=2)
 
 def tried(provider: str, outcome: str, tokens: int, cost: str | None) -> AttemptRecord:
     return AttemptRecord(
-        provider=provider, physical_model=f"{provider}-model", outcome=outcome, latency_ms=1.5, prompt_tokens=tokens,
-        completion_tokens=1, total_tokens=tokens + 1, cost_usd=None if cost is None else Decimal(cost),
-    )  # fmt: skip
+        provider=provider,
+        physical_model=f"{provider}-model",
+        outcome=outcome,
+        latency_ms=1.5,
+        prompt_tokens=tokens,
+        completion_tokens=1,
+        total_tokens=tokens + 1,
+        cost_usd=None if cost is None else Decimal(cost),
+    )
 
 
 def failed_over(**changes: Any) -> UsageRecord:
@@ -256,8 +265,10 @@ async def test_money_of_a_large_ledger_is_read_from_few_pages(
         database_owner_url, autocommit=True
     ) as connection:
         await connection.execute(
-            "INSERT INTO llm_spending SELECT kind, 'subject:' || subject, date '2026-03-01' + day, 'recorder:' || recorder, 0.01 "
-            "FROM unnest(ARRAY['agent', 'microdao', 'credential']) AS kind, generate_series(1, 230) AS subject, "
+            "INSERT INTO llm_spending SELECT kind, 'subject:' || subject, "
+            "date '2026-03-01' + day, 'recorder:' || recorder, 0.01 "
+            "FROM unnest(ARRAY['agent', 'microdao', 'credential']) AS kind, "
+            "generate_series(1, 230) AS subject, "
             "generate_series(0, 30) AS day, generate_series(1, 10) AS recorder"
         )  # 213,900 rows
         await connection.execute("ANALYZE llm_spending")
@@ -290,10 +301,13 @@ async def test_calls_that_an_earlier_version_recorded_are_their_own_only_attempt
     await migrate(urls.owner, directory=tmp_path)
     async with await psycopg.AsyncConnection.connect(urls.owner, autocommit=True) as connection:
         await connection.execute(
-            "INSERT INTO llm_usage (id, request_id, occurred_at, agent_id, microdao_id, logical_model, provider, physical_model, "
-            "prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens, latency_ms, outcome, streamed, estimated, "
+            "INSERT INTO llm_usage (id, request_id, occurred_at, agent_id, microdao_id, "
+            "logical_model, provider, physical_model, prompt_tokens, completion_tokens, "
+            "total_tokens, cached_tokens, reasoning_tokens, latency_ms, outcome, streamed, "
+            "estimated, "
             "attempts, cost_usd) "
-            "VALUES (gen_random_uuid(), 'r', %s, 'a', 'm', 'l', 'p', 'n', 3, 4, 7, 1, 0, 2.5, 'ok', true, false, 2, 0.5)",
+            "VALUES (gen_random_uuid(), 'r', %s, 'a', 'm', 'l', 'p', 'n', 3, 4, 7, 1, 0, 2.5, "
+            "'ok', true, false, 2, 0.5)",
             (MOMENT,),
         )
     await migrate(urls.owner)

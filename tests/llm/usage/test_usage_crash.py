@@ -1,4 +1,7 @@
-"""`kill -9` of the writing process and of PostgreSQL, at any moment: every kept record is in the ledger exactly once."""
+"""`kill -9` of the writing process and of PostgreSQL, at any moment.
+
+Every record that was kept is in the ledger exactly once.
+"""
 
 import asyncio
 import os
@@ -18,7 +21,8 @@ from tests.support.events import RecordedEvents
 from tests.support.llm.usage_child import OPTIONS
 
 TRIES = """
-SELECT call_id AS id, count(*) AS tries, max(number) AS highest, count(*) FILTER (WHERE last) AS last, max(prompt_tokens) AS tokens
+SELECT call_id AS id, count(*) AS tries, max(number) AS highest,
+    count(*) FILTER (WHERE last) AS last, max(prompt_tokens) AS tokens
 FROM llm_attempts GROUP BY call_id
 """
 ROUNDS = 4

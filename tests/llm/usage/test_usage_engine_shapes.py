@@ -1,4 +1,4 @@
-"""Every message of `usage.*` validates at DAARION's usage engine, with our own fields beside those that it demands."""
+"""Every message of `usage.*` validates at DAARION's usage engine and has our own fields."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -85,10 +85,24 @@ def test_a_call_of_a_model(source: Any, fields: dict[str, Any], success: Any, er
 @pytest.mark.parametrize("kind", [None, *get_args(ErrorKind)])
 def test_a_call_of_a_tool(kind: ErrorKind | None) -> None:
     event = ToolUsageEvent(
-        id=uuid4(), occurred_at=NOW, request_id=None, agent_id="user:olena", microdao_id="microdao:7", channel_id=None,
-        tool_id="projects.list", tool_name="List projects", tool_version=None, call_id="c", effect=None, via=None, ok=kind is None,
-        error_kind=kind, attempts=0, duration_ms=83.6, result_bytes=None,
-    )  # fmt: skip
+        id=uuid4(),
+        occurred_at=NOW,
+        request_id=None,
+        agent_id="user:olena",
+        microdao_id="microdao:7",
+        channel_id=None,
+        tool_id="projects.list",
+        tool_name="List projects",
+        tool_version=None,
+        call_id="c",
+        effect=None,
+        via=None,
+        ok=kind is None,
+        error_kind=kind,
+        attempts=0,
+        duration_ms=83.6,
+        result_bytes=None,
+    )
     sent = orjson.dumps(event.message())
     read = ToolUsage.model_validate_json(sent)
     assert (read.event_id, read.timestamp, read.actor_id, read.actor_type) == (
@@ -98,8 +112,12 @@ def test_a_call_of_a_tool(kind: ErrorKind | None) -> None:
         "human",
     )
     assert (read.tool_id, read.tool_name, read.success, read.error, read.latency_ms) == (
-        "projects.list", "List projects", kind is None, kind, 84,
-    )  # fmt: skip
+        "projects.list",
+        "List projects",
+        kind is None,
+        kind,
+        84,
+    )
     assert {"id", "call_id", "ok", "error_kind", "duration_ms", "effect"} <= orjson.loads(
         sent
     ).keys()
@@ -112,14 +130,38 @@ def test_a_call_of_a_tool(kind: ErrorKind | None) -> None:
 @pytest.mark.parametrize("outcome", get_args(Outcome))
 def test_a_run_of_an_agent(entrypoint: Entrypoint, trigger: str, outcome: Outcome) -> None:
     event = AgentUsageEvent(
-        id=uuid4(), occurred_at=NOW, agent_id="agent:sofia", microdao_id="microdao:7", channel_id=None, entrypoint=entrypoint,
-        outcome=outcome, error=None, model=None, steps=2, tool_calls=1, prompt_tokens=1, completion_tokens=2, duration_ms=1_234,
-    )  # fmt: skip
+        id=uuid4(),
+        occurred_at=NOW,
+        agent_id="agent:sofia",
+        microdao_id="microdao:7",
+        channel_id=None,
+        entrypoint=entrypoint,
+        outcome=outcome,
+        error=None,
+        model=None,
+        steps=2,
+        tool_calls=1,
+        prompt_tokens=1,
+        completion_tokens=2,
+        duration_ms=1_234,
+    )
     sent = orjson.dumps(event.message())
     read = AgentUsage.model_validate_json(sent)
-    assert (read.event_id, read.timestamp, read.trigger, read.llm_calls, read.tool_calls, read.duration_ms) == (
-        str(event.id), NOW, trigger, 2, 1, 1_234,
-    )  # fmt: skip
+    assert (
+        read.event_id,
+        read.timestamp,
+        read.trigger,
+        read.llm_calls,
+        read.tool_calls,
+        read.duration_ms,
+    ) == (
+        str(event.id),
+        NOW,
+        trigger,
+        2,
+        1,
+        1_234,
+    )
     done = outcome in {"answered", "ignored"}
     assert (read.success, read.error) == (done, None if done else outcome)
     assert {"id", "outcome", "steps", "prompt_tokens", "entrypoint"} <= orjson.loads(sent).keys()

@@ -1,4 +1,4 @@
-"""`usage.llm` on a real NATS: each call at least once, also across an outage, and never at the ledger's cost."""
+"""`usage.llm` on a real NATS: each call at least once, and the ledger never waits."""
 
 import asyncio
 import contextlib
@@ -242,7 +242,8 @@ async def test_what_is_too_old_to_be_told_is_forgotten_while_nats_is_away(
     async with database.transaction() as connection:
         await connection.execute(
             "INSERT INTO llm_usage_outbox (id, added_at) "
-            "SELECT gen_random_uuid(), now() - make_interval(days => CASE WHEN number <= 1000 THEN 8 ELSE 6 END) "
+            "SELECT gen_random_uuid(), "
+            "now() - make_interval(days => CASE WHEN number <= 1000 THEN 8 ELSE 6 END) "
             "FROM generate_series(1, 1010) AS number"
         )
     async with writing(database, tmp_path / "journal", "nats://127.0.0.1:9", events):

@@ -1,4 +1,4 @@
-"""PostgreSQL is killed while calls are made: each is answered, and each is in the ledger exactly once."""
+"""PostgreSQL is killed under load: each call is answered, and in the ledger once."""
 
 import asyncio
 import os
@@ -27,7 +27,9 @@ BODY = {
     "metadata": CALLER,
 }
 ROWS = """
-SELECT request_id, outcome, total_tokens, (SELECT count(*) FROM llm_attempts WHERE call_id = llm_usage.id) AS attempts FROM llm_usage
+SELECT request_id, outcome, total_tokens,
+    (SELECT count(*) FROM llm_attempts WHERE call_id = llm_usage.id) AS attempts
+FROM llm_usage
 """
 
 

@@ -175,7 +175,8 @@ async def test_the_billing_view_agrees_with_the_sums(
     async with database.transaction() as connection:
         found = await (
             await connection.execute(
-                "SELECT sum(calls) AS calls, sum(errors) AS errors, sum(total_tokens) AS tokens, sum(cost_usd) AS cost, "
+                "SELECT sum(calls) AS calls, sum(errors) AS errors, "
+                "sum(total_tokens) AS tokens, sum(cost_usd) AS cost, "
                 "sum(attempts_without_price) AS unpriced, count(DISTINCT day) AS days "
                 "FROM usage_llm_billing WHERE microdao_id = 'microdao:1'"
             )

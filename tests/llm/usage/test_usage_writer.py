@@ -1,4 +1,4 @@
-"""The ledger's writer on a real PostgreSQL: nothing lost, nothing twice, and no I/O on the caller's path."""
+"""The ledger's writer on a real PostgreSQL: nothing lost, nothing twice, no I/O for callers."""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,4 @@
-"""The LLM proxy with what lies before it, over a real PostgreSQL and a scripted upstream; Serve is not part of it."""
+"""The LLM proxy with cache, keys and batches, over PostgreSQL and a scripted upstream."""
 
 from __future__ import annotations
 

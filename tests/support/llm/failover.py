@@ -1,4 +1,4 @@
-"""An LLM proxy whose targets fail on purpose: short deadlines where somebody is silent, none elsewhere."""
+"""An LLM proxy whose targets fail on purpose; deadlines are short only against silence."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ class NoLimits:
 
 
 def settings(base_url, *, circuit=None, retry=None, models=None, providers=None):
-    """`brisk`, `watchful` and `calm` are providers at one address; `first` is the model that fails, `second` and `third` help out."""
+    """`brisk`, `watchful` and `calm` are providers at one address.
+
+    `first` is the model that fails, `second` and `third` are its fallbacks.
+    """
     return LLMSettings.model_validate(
         {
             "providers": {

@@ -1,4 +1,7 @@
-"""Replicas and an authority in one process whose messages get lost and whose clocks differ, and what really happened."""
+"""Replicas and an authority in one process, and what really happened.
+
+Messages get lost, and clocks differ.
+"""
 
 from dataclasses import dataclass, field
 
@@ -152,7 +155,7 @@ class World:
         self.book = LeaseBook(str(self.restarts), self.now)
 
     def lapse(self):
-        """Who cannot report for longer than its grants live is taken for dead, and the slots of its calls are free again."""
+        """Marks calls as lapsed whose replica could not report for longer than its grants live."""
         for call in self.calls:
             call.lapsed = call.lapsed or self.reached.get(call.replica, 0) <= self.now - TTL_S
 

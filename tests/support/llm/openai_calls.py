@@ -1,4 +1,4 @@
-"""One call of the OpenAI-compatible adapter and everything that came of it; shared by the tests beside it."""
+"""One call of the OpenAI-compatible adapter and everything that came of it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _add(outcome: Outcome, item: StreamDelta | StreamEnd) -> None:
 def assert_leaf(
     error: DaarionError | None, kind: type[DaarionError], upstream: ScriptedUpstream | None = None
 ) -> None:
-    """The very leaf, fit for the outside: no key, address, path or class name in it, and it survives pickling."""
+    """Checks the leaf: no key, address, path or class name in it, and it survives pickling."""
     assert type(error) is kind, repr(error)
     shown = json.dumps(error.envelope("r"), ensure_ascii=False) + str(error) + repr(error)
     for secret in (

@@ -1,4 +1,4 @@
-"""A whole LLM proxy over its ports, without Serve: real adapters towards a scripted upstream, collaborators in memory."""
+"""A whole LLM proxy without Serve: real adapters, a scripted upstream, ports in memory."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class NoEngine:
 
 
 def impatient(plays):
-    """`plain` and `guarded` with short waits where the upstream is silent; everywhere else a busy machine may take its time."""
+    """`plain` and `guarded` with short timeouts, only where the upstream is silent."""
     if not plays.startswith(("silence", "stall")):
         return {}
     short = {

@@ -1,4 +1,7 @@
-"""One replica of the LLM proxy's answers as a process of its own, to be killed by tests: `database_url upstream_url port`."""
+"""A replica of the LLM proxy as a process that tests kill.
+
+Arguments: the database's URL, the upstream's URL, the port.
+"""
 
 from __future__ import annotations
 

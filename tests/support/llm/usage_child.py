@@ -1,7 +1,9 @@
-"""Records usage without end until it is killed: `python -m tests.support.llm.usage_child DATABASE_URL FOLDER NAME`.
+"""Records usage until it is killed.
 
-The id of each record that the writer kept goes to the standard output, after `record` returned. Every fiftieth call is begun and
-never ends; its id goes there, too.
+    python -m tests.support.llm.usage_child DATABASE_URL FOLDER NAME
+
+The id of each record that the writer kept goes to the standard output, after `record` returned.
+Every fiftieth call begins and never ends; its id is printed, too.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What DAARION's usage engine reads of `usage.*`: it drops what does not validate and ignores further keys."""
+"""DAARION's usage engine: its models of `usage.*`, which drop what does not validate."""
 
 from datetime import datetime
 from typing import Any, Literal

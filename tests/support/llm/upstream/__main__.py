@@ -1,4 +1,7 @@
-"""`python -m tests.support.llm.upstream --port 0`: runs the scripted upstream, prints its base URL, stops on SIGTERM or Ctrl-C."""
+"""`python -m tests.support.llm.upstream --port 0` runs the scripted upstream.
+
+It prints its base URL and stops on SIGTERM or Ctrl-C.
+"""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ UKRAINIAN = "Привіт, світе! Їжак ґречно з’їв п’ят
 
 @dataclass
 class Answer:
-    """One answer before it is cut into frames, of `letters` each or (0) of a word; `parts` stand in the place of its text.
+    """One answer before it is cut into frames of `letters` each, or (0) of a word each.
 
-    `usage_place`: auto, final, last_choice, every_chunk or missing.
+    `parts` replace its text. `usage_place`: auto, final, last_choice, every_chunk or missing.
     """
 
     model: str
@@ -35,7 +35,7 @@ class Answer:
 
 
 def answer_for(body: Mapping[str, Any], options: Mapping[str, Any]) -> Answer:
-    """Builds the answer to `body`: the echo of its last user message unless `options` say otherwise."""
+    """Builds the answer to `body`: the echo of its last user message, or as `options` say."""
     calls = _tool_calls(body, options) if options.get("calls") else []
     text = (
         ""

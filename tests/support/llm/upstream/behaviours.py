@@ -69,7 +69,7 @@ async def ok(exchange: UpstreamExchange) -> None:
 
 @behaviour
 async def tool_calls(exchange: UpstreamExchange) -> None:
-    """Tool calls: `calls` of them (1), fragmented in streams unless `whole`; `no_index` leaves the index out."""
+    """Tool calls, `calls` (1): fragmented in streams unless `whole`; `no_index` omits the index."""
     await answer(exchange, calls=1)
 
 

@@ -21,7 +21,7 @@ from tests.support.llm.upstream.exchange import UpstreamExchange
 
 @behaviour
 async def malformed_chunk(exchange: UpstreamExchange) -> None:
-    """A broken event after `after` tokens, then the rest unless it is the `last`; a whole body is truncated JSON."""
+    """A broken event after `after` tokens, then, unless it is `last`, the rest."""
     if not exchange.stream:
         await truncated_json(exchange)
         return
@@ -38,7 +38,10 @@ async def malformed_chunk(exchange: UpstreamExchange) -> None:
 
 @behaviour
 async def no_done(exchange: UpstreamExchange) -> None:
-    """A whole stream whose `[DONE]` is missing; with `hold` the connection stays open, with `beat_s` it tells so that often."""
+    """A whole stream without `[DONE]`.
+
+    With `hold` the connection stays open, with `beat_s` it sends comments that often.
+    """
     if not exchange.stream:
         await answer(exchange)
         return
@@ -66,7 +69,7 @@ async def chunks(exchange: UpstreamExchange) -> None:
 
 @behaviour
 async def raw(exchange: UpstreamExchange) -> None:
-    """The bytes of `pieces`, a write each and `pause_s` (0) between them, with `status` (200), `content_type` and `headers`."""
+    """The bytes of `pieces` with `status` (200), `content_type`, `headers`, `pause_s` (0) apart."""
     await exchange.start(
         exchange.options["content_type"], status=int(exchange.options.get("status", 200))
     )
@@ -84,7 +87,7 @@ async def no_finish_reason(exchange: UpstreamExchange) -> None:
 
 @behaviour
 async def error_in_stream(exchange: UpstreamExchange) -> None:
-    """An `{"error": …}` event after `after` (1) tokens; a whole body is the same object with status 200."""
+    """An `{"error": …}` event after `after` (1) tokens; as a whole body with status 200."""
     key = exchange.call.headers.get("authorization", "")
     error = {
         "error": {
@@ -107,7 +110,10 @@ async def error_in_stream(exchange: UpstreamExchange) -> None:
 @behaviour
 async def html(exchange: UpstreamExchange) -> None:
     """A web page with status `status` (200)."""
-    page = b"<!DOCTYPE html><html><head><title>Login</title></head><body><h1>Welcome to nginx</h1></body></html>"
+    page = (
+        b"<!DOCTYPE html><html><head><title>Login</title></head>"
+        b"<body><h1>Welcome to nginx</h1></body></html>"
+    )
     await exchange.body(
         page,
         status=int(exchange.options.get("status", 200)),
@@ -158,7 +164,7 @@ async def wrong_shape(exchange: UpstreamExchange) -> None:
 
 @behaviour
 async def gigantic(exchange: UpstreamExchange) -> None:
-    """`megabytes` (200) of answer: one JSON text, many deltas, or with `one_line` a single SSE line."""
+    """`megabytes` (200) of answer: one JSON text, many deltas, or with `one_line` one SSE line."""
     block = b"x" * 65_536
     count = int(float(exchange.options.get("megabytes", 200)) * 16)
     before, after = b"", b""
@@ -185,7 +191,10 @@ async def gigantic(exchange: UpstreamExchange) -> None:
 
 @behaviour
 async def gzip_body(exchange: UpstreamExchange) -> None:
-    """The regular body, compressed in `members` (1); `megabytes` of white space before it make it a bomb, `tail` is text behind it."""
+    """The regular body, compressed in `members` (1).
+
+    `megabytes` of white space before it make it a bomb, `tail` is text after it.
+    """
     padding = b" " * int(float(exchange.options.get("megabytes", 0)) * 1_048_576)
     plain, members = (
         body_bytes(exchange) if exchange.stream else padding + body_bytes(exchange),
@@ -207,7 +216,7 @@ async def _framed(
     prefix: bytes = b"",
     **defaults: Any,
 ) -> None:
-    """A stream whose events are written by `encode`; not streaming, the regular answer behind `prefix`."""
+    """A stream whose events `encode` writes; else the regular answer after `prefix`."""
     if not exchange.stream:
         await exchange.body(prefix + body_bytes(exchange, **defaults))
         return
@@ -235,7 +244,7 @@ async def crlf(exchange: UpstreamExchange) -> None:
 
 @behaviour
 async def multiline_data(exchange: UpstreamExchange) -> None:
-    """Events whose JSON is spread over several `data:` lines, among `event:`, `id:` and `retry:` fields."""
+    """Events with several `data:` lines, among `event:`, `id:` and `retry:` fields."""
 
     def encode(text: str) -> bytes:
         lines = (

@@ -69,7 +69,7 @@ class UpstreamExchange:
         return answer_for(body, {**defaults, **self.options})
 
     def frames(self, **defaults: Any) -> list[dict[str, Any]]:
-        """The chunks of `answer()`; usage as OpenAI does it, on request, unless the options place it elsewhere."""
+        """The chunks of `answer()`; usage on request, as OpenAI does it, or as the options say."""
         asked = (self.call.body.get("stream_options") or {}).get("include_usage") is True
         return frames(self.answer(**defaults), include_usage=asked)
 
@@ -136,7 +136,7 @@ class UpstreamExchange:
         await self.finish()
 
     async def drop(self, *, reset: bool = False) -> None:
-        """Breaks the connection off, by FIN or by RST; what was written before is given time to arrive."""
+        """Breaks the connection, by FIN or RST, after what was written had time to arrive."""
         await asyncio.sleep(0.02)
         transport = self.request.transport
         assert transport is not None

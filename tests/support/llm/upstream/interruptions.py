@@ -61,7 +61,7 @@ async def stall(exchange: UpstreamExchange) -> None:
 
 @behaviour
 async def cut_clean(exchange: UpstreamExchange) -> None:
-    """Ends the stream in an orderly way, but before its finish reason; a whole body is truncated JSON."""
+    """Ends the stream in order, but before its finish reason; a whole body is truncated JSON."""
     if not exchange.stream:
         await truncated_json(exchange)
         return

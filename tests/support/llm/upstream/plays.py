@@ -1,4 +1,4 @@
-"""How a behaviour is named: in a script, or inside a model's name such as `drip?interval_s=0.01,ok`."""
+"""Names of behaviours, in scripts or in the name of a model: `drip?interval_s=0.01,ok`."""
 
 from __future__ import annotations
 

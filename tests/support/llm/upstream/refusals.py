@@ -1,4 +1,4 @@
-"""Refusals as real providers word them: status, headers and body, with the caller's key and inner addresses echoed."""
+"""Refusals as providers word them, with the caller's key and inner addresses echoed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def refuse(exchange: UpstreamExchange, status: int) -> None:
 
 
 def _retry_after(exchange: UpstreamExchange) -> dict[str, str]:
-    """`retry_after` is written as it is; `retry_after_date` is a number of seconds, written as an HTTP date."""
+    """`retry_after` is sent as it is, `retry_after_date` (seconds) as an HTTP date."""
     if "retry_after_date" in exchange.options:
         when = datetime.now(UTC) + timedelta(seconds=exchange.seconds("retry_after_date", 0))
         return {"Retry-After": format_datetime(when, usegmt=True)}
@@ -99,7 +99,10 @@ async def http_429(exchange: UpstreamExchange) -> None:
 async def context_length(exchange: UpstreamExchange) -> None:
     """The prompt is too long, in the `style` of openai, vllm, vllm_nested, deepseek or llama."""
     limit = 8192
-    text = f"This model's maximum context length is {limit} tokens. However, your messages resulted in 20000 tokens."
+    text = (
+        f"This model's maximum context length is {limit} tokens. "
+        "However, your messages resulted in 20000 tokens."
+    )
     styles: dict[str, Any] = {
         "openai": _openai(
             f"{text} Please reduce the length of the messages.",
@@ -172,7 +175,7 @@ async def flapping(exchange: UpstreamExchange) -> None:
 
 @behaviour
 async def redirect(exchange: UpstreamExchange) -> None:
-    """Sends the caller with `status` (307) to another host name, where this server counts who comes."""
+    """Redirects with `status` (307) to another host name, where this server counts callers."""
     port = exchange.request.url.port
     target = str(
         exchange.options.get("location", f"http://localhost:{port}/elsewhere/v1/chat/completions")

@@ -1,4 +1,4 @@
-"""The scripted upstream: an OpenAI-compatible HTTP server on 127.0.0.1 whose behaviour is chosen per request."""
+"""The scripted upstream: an OpenAI-compatible server on 127.0.0.1 that behaves as told."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class ScriptedUpstream:
         return sum(call.state == "cancelled" for call in self.requests)
 
     def script(self, plays: Any, *more: Any, model: str | None = None) -> None:
-        """Sets what the next requests (of `model`, or of all) meet, one behaviour each; the last one stays."""
+        """Sets the behaviours of the next requests (of `model`, or of all); the last one stays."""
         first = parse_script(plays)
         self._scripts[model] = deque([*first, *(parse_play(play) for play in more)])
         for play in self._scripts[model]:
@@ -223,7 +223,7 @@ class ScriptedUpstream:
         return web.json_response({"error": {"message": "followed a redirect"}}, status=418)
 
     async def _control(self, request: web.Request) -> web.Response:
-        """GET shows the state, POST `{"plays": […], "model"?}` sets a script, DELETE forgets everything."""
+        """GET shows the state, POST `{"plays": […], "model"?}` sets a script, DELETE resets all."""
         if request.method == "POST":
             order: Mapping[str, Any] = await request.json()
             try:

@@ -1,4 +1,4 @@
-"""Addresses that fail below HTTP: one that refuses, one where a connection attempt hangs, one that talks nonsense."""
+"""Addresses that fail below HTTP: connections are refused, hang, or get nonsense."""
 
 from __future__ import annotations
 

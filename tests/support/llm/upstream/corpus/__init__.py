@@ -1,4 +1,7 @@
-"""Oddities of upstreams and clients as public bug reports tell them: what comes, and what must come out. `README.md` has the form."""
+"""Oddities of upstreams and clients, from public bug reports: input and expected outcome.
+
+`README.md` describes the form.
+"""
 
 from __future__ import annotations
 
