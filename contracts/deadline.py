@@ -1,4 +1,4 @@
-"""A point on the monotonic clock that travels with a request to every call made for it."""
+"""A request's deadline, which every call made for it shares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contracts.errors import DeadlineExceeded
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """`at` is in seconds of `time.monotonic()`; `seconds` is the budget it was made with, for messages."""
+    """`at` is in seconds of `time.monotonic()`; `seconds` is the original budget, for messages."""
 
     at: float
     seconds: float
@@ -21,15 +21,15 @@ class Deadline:
         return cls(time.monotonic() + seconds, seconds)
 
     def remaining(self) -> float:
-        """Seconds left; never negative."""
+        """Remaining seconds, never negative."""
         return max(0.0, self.at - time.monotonic())
 
     def at_most(self, seconds: float) -> float:
-        """The shorter of `seconds` and what is left."""
+        """The shorter of `seconds` and the remaining time."""
         return min(seconds, self.remaining())
 
     def sooner(self, seconds: float) -> Deadline:
-        """This deadline, or the one `seconds` from now where that comes first."""
+        """The earlier of this deadline and the one `seconds` from now."""
         other = Deadline.after(seconds)
         return other if other.at < self.at else self
 

@@ -15,17 +15,17 @@
     │   └── IdempotencyConflict      409
     ├── PayloadTooLarge              413
     ├── UnsupportedMediaType         415
-    ├── MisdirectedRequest           421  asked for under a name that is not this machine's
+    ├── MisdirectedRequest           421  the `Host` is not one that this ingress answers for
     ├── RateLimited                  429  our own limit
-    │   └── OverLimit                429  more than the limit ever gives: a retry does not help
+    │   └── OverLimit                429  more than the whole limit: a retry does not help
     ├── UpstreamError                502
     │   ├── UpstreamAuthFailed       502  the provider refused our credentials
     │   ├── UpstreamMisconfigured    502  the provider does not know the model or the route
     │   ├── UpstreamInvalidResponse  502  garbage, truncated or oversized
     │   ├── UpstreamUnavailable      502  connect error, 5xx, reset
     │   ├── UpstreamRateLimited      503  the provider throttles us
-    │   └── CircuitOpen              503  every target failed so often that it is left alone for a while
-    ├── Unavailable                  503  a part of this product is away
+    │   └── CircuitOpen              503  every target failed lately: none is tried for a while
+    ├── Unavailable                  503  a part of this product cannot be reached
     │   ├── DatabaseUnavailable      503
     │   ├── EngineUnavailable        503
     │   ├── LimitsUnavailable        503
@@ -37,8 +37,8 @@
     ├── Internal                     500
     └── ConfigurationError           (start-up only)
 
-A leaf carries the HTTP `status`, a stable `type` and whether a retry can help. Messages tell what to change and
-hold no key, URL, path, SQL or traceback. Every leaf survives pickling, so it can cross a Ray handle.
+A leaf carries the HTTP `status`, a stable `type` and whether a retry can help. Messages say what to
+change and hold no key, URL, path, SQL or traceback. Leaves can be pickled: they cross Ray handles.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ from typing import Any, ClassVar
 class DaarionError(Exception):
     """Root of the tree.
 
-    `details` are JSON values shown to the caller; `retry_after_s` becomes the `Retry-After` header (seconds).
+    `details` are JSON values shown to the caller; `retry_after_s` becomes the header `Retry-After`,
+    in seconds.
     """
 
     status: ClassVar[int] = 500
@@ -101,7 +102,7 @@ class InvalidRequest(DaarionError):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt (plus the asked completion) does not fit the model's context."""
+    """Prompt and requested completion do not fit the model's context."""
 
     type = "context_length_exceeded"
 
@@ -113,7 +114,7 @@ class ContentFiltered(InvalidRequest):
 
 
 class UpstreamRejected(InvalidRequest):
-    """The provider refused this request as invalid; another provider may see it otherwise."""
+    """The provider refused this request as invalid; another provider may accept it."""
 
     type = "upstream_rejected"
 
@@ -126,7 +127,7 @@ class Unauthorized(DaarionError):
 
 
 class Forbidden(DaarionError):
-    """The credential is valid but does not open this route."""
+    """The credential is valid but not sufficient for this route."""
 
     status = 403
     type = "forbidden"
@@ -161,7 +162,7 @@ class RequestTimeout(DaarionError):
 
 
 class Conflict(DaarionError):
-    """The same identity was used for something else."""
+    """The same id or key was used for something else."""
 
     status = 409
     type = "conflict"
@@ -174,21 +175,21 @@ class IdempotencyConflict(Conflict):
 
 
 class PayloadTooLarge(DaarionError):
-    """The body is over the documented bound."""
+    """The body exceeds the documented bound."""
 
     status = 413
     type = "payload_too_large"
 
 
 class UnsupportedMediaType(DaarionError):
-    """The body's content type is not one that the route takes."""
+    """The route does not accept the body's content type."""
 
     status = 415
     type = "unsupported_media_type"
 
 
 class MisdirectedRequest(DaarionError):
-    """The request names a host that this ingress does not answer for."""
+    """The request names a host that this ingress does not serve."""
 
     status = 421
     type = "misdirected_request"
@@ -203,7 +204,7 @@ class RateLimited(DaarionError):
 
 
 class OverLimit(RateLimited):
-    """The request alone needs more than a configured limit ever gives."""
+    """The request alone needs more than a whole configured limit."""
 
     type = "over_limit"
     retryable = False
@@ -234,7 +235,7 @@ class UpstreamMisconfigured(UpstreamError):
 class UpstreamInvalidResponse(UpstreamError):
     """The provider answered garbage, or its answer was cut off.
 
-    `begun` says that a part of an answer had come, which the provider charges for; it does not travel between processes.
+    `begun`: part of an answer had arrived, which the provider charges for. Pickling loses it.
     """
 
     type = "upstream_invalid_response"
@@ -255,14 +256,14 @@ class UpstreamRateLimited(UpstreamError):
 
 
 class CircuitOpen(UpstreamError):
-    """Every target of the model failed lately and is left alone for a while."""
+    """Every target of the model failed lately, and none is tried for a while."""
 
     status = 503
     type = "circuit_open"
 
 
 class Unavailable(DaarionError):
-    """A part of this product is away; it comes back by itself."""
+    """A part of this product cannot be reached; it recovers by itself."""
 
     status = 503
     type = "unavailable"
@@ -288,7 +289,7 @@ class LimitsUnavailable(Unavailable):
 
 
 class Unreachable(Unavailable):
-    """No connection to a service could be made: the request did not leave."""
+    """No connection to a service could be made: nothing was sent."""
 
     type = "unreachable"
 
@@ -325,6 +326,9 @@ class Internal(DaarionError):
 
 
 class ConfigurationError(DaarionError):
-    """A configuration file or environment variable is wrong: names file, key and reason. Raised at start only."""
+    """A configuration file or environment variable is wrong: names file, key and reason.
+
+    Raised at start only.
+    """
 
     type = "configuration_error"

@@ -8,7 +8,7 @@ State = Literal["ready", "starting", "unavailable"]
 
 
 class Check(BaseModel):
-    """One dependency. `age_s` is how long ago it was looked at; `since_s` how long it has been in this state, both in seconds."""
+    """One dependency: seconds since its last probe (`age_s`) and its last change (`since_s`)."""
 
     state: State
     required: bool = True
@@ -18,7 +18,7 @@ class Check(BaseModel):
 
 
 class Health(BaseModel):
-    """`ready` when every required check is; `degraded` when only optional ones are not; else `starting` or `unavailable`."""
+    """`ready`, `degraded` when only optional checks fail, else `starting` or `unavailable`."""
 
     status: Literal["ready", "degraded", "starting", "unavailable"]
     checks: dict[str, Check] = {}

@@ -45,7 +45,7 @@ class Page(BaseModel, Generic[Item]):
 
 
 def new_id() -> UUID:
-    """Returns a time-ordered unique id (RFC 9562, version 7), so that an index over ids grows at one end.
+    """Returns a time-ordered unique id (RFC 9562, version 7): an index over ids grows at one end.
 
     The 74 bits beside the time come from the kernel: ids cannot be guessed from other ids.
     """

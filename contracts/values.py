@@ -29,9 +29,9 @@ def storable(value: str) -> str:
 
 
 def storable_text(value: str) -> str:
-    """Returns `value` as the database can hold it: NUL and lone surrogates replaced, cut at `MAX_TEXT` characters.
+    """Returns `value` without NUL and lone surrogates, cut at `MAX_TEXT` characters.
 
-    A call that was served must be accounted for even when a name in it is odd, so this replaces instead of refusing.
+    It replaces instead of refusing: a call that was served must be accounted for.
     """
     if value.isascii() and "\0" not in value:
         return value[:MAX_TEXT]
@@ -39,7 +39,7 @@ def storable_text(value: str) -> str:
 
 
 def utc(value: datetime) -> datetime:
-    """Returns the same instant in UTC. Raises ValueError where that leaves the calendar."""
+    """Returns the same instant in UTC. Raises ValueError outside the years 1 to 9999."""
     try:
         return value.astimezone(UTC)
     except OverflowError:
@@ -47,7 +47,7 @@ def utc(value: datetime) -> datetime:
 
 
 def now_utc() -> datetime:
-    """Returns the time, with its zone."""
+    """Returns the current time in UTC."""
     return datetime.now(UTC)
 
 
@@ -56,7 +56,7 @@ Instant = Annotated[AwareDatetime, AfterValidator(utc)]
 
 
 def unsendable(value: Any, path: str) -> str | None:
-    """Returns `path: problem` of the first number in `value` that is no 64-bit integer and no finite number, or None."""
+    """Returns `path: problem` of the first number that is infinite or exceeds 64 bits, or None."""
     if isinstance(value, dict):
         found = (unsendable(each, f"{path}.{key}") for key, each in value.items())
     elif isinstance(value, list | tuple):

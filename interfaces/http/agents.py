@@ -48,7 +48,7 @@ class RunIdentity(BaseModel):
 
 @dataclass(frozen=True)
 class AgentRoutes:
-    """What the routes call. The blueprints are looked up at each request: a reload replaces them."""
+    """What the routes call. Blueprints are looked up at each request: a reload replaces them."""
 
     runs: AgentRuns
     store: RunStore

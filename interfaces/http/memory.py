@@ -189,7 +189,7 @@ async def _export_lines(
 
 
 async def _import_batches(request: Request) -> AsyncIterator[list[ExportedMemory]]:
-    """Yields the memories of a body of any size, some at a time. Raises InvalidRequest naming the line, or when the end is missing."""
+    """Yields the memories of a body of any size in batches. Raises InvalidRequest with the line."""
     batch: list[ExportedMemory] = []
     count, ended = 0, False
     number = 0
@@ -208,7 +208,8 @@ async def _import_batches(request: Request) -> AsyncIterator[list[ExportedMemory
             batch = []
     if not ended:
         raise InvalidRequest(
-            f"the export ends after line {number} without its end: what came before is imported, the rest is missing"
+            f"the export is cut off after line {number}: what came before is imported, the rest is "
+            "missing"
         )
     if batch:
         yield batch

@@ -1,4 +1,4 @@
-"""HTTP routes of Toolcore, below `/internal/tools`. `/call` answers in its own body, as its contract says."""
+"""HTTP routes of Toolcore, below `/internal/tools`. `/call` has a body of its own for refusals."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def is_admin_route(method: str, path: str) -> bool:
 
 
 def call_refusal(error: DaarionError, request_id: str) -> JsonResponse:
-    """The answer to a call that could not even be read."""
+    """The answer to a call that could not be read."""
     result = unreadable(error, request_id)
     status = (
         error.status
@@ -199,7 +199,7 @@ TOOL_ERRORS = {"/call": _call_error}
 
 
 def dry_run_body(planned: DryRun) -> dict[str, Any]:
-    """The decision, and the request as the executor would get it; secrets by name alone."""
+    """The decision, and the request as the executor would get it; secrets appear by name only."""
     body: dict[str, Any] = {
         "ok": planned.decision.allowed,
         "dry_run": True,

@@ -1,4 +1,4 @@
-"""Looks at dependencies in the background, so that a health route answers at once and never piles up probes."""
+"""Probes dependencies in the background: health routes answer at once and pile up no probes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contracts.errors import DaarionError
 from contracts.health import Check, Health, State
 
 Probe = Callable[[], Awaitable[None]]
-"""Returns when the dependency answers; raises when it does not. The message of a DaarionError is shown."""
+"""Returns when the dependency answers, else raises; the message of a DaarionError is shown."""
 
 PROBE_INTERVAL_S = 2.0
 PROBE_INTERVAL_UNREADY_S = 0.5
@@ -21,17 +21,17 @@ PROBE_TIMEOUT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Dependency:
-    """A thing an application needs (`required`) or only uses."""
+    """What an application needs (`required`) or only uses."""
 
     probe: Probe
     required: bool = True
 
 
 @dataclass(slots=True)
-class _Seen:
+class _Observed:
     state: State
     reason: str | None
-    looked_at: float
+    probed_at: float
     since: float
     was_ready: bool = False
 
@@ -43,34 +43,34 @@ class HealthMonitor:
         now = time.monotonic()
         self._dependencies = dict(dependencies)
         self._seen = {
-            name: _Seen("starting", "not looked at yet", now, now) for name in dependencies
+            name: _Observed("starting", "not probed yet", now, now) for name in dependencies
         }
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def names(self) -> frozenset[str]:
-        """What is looked at."""
+        """The names of the dependencies."""
         return frozenset(self._dependencies)
 
     def start(self) -> None:
-        """Begins to look; must be called on the running event loop."""
+        """Starts probing; must be called on the running event loop."""
         self._tasks = [
             asyncio.create_task(self._watch(name), name=f"health:{name}")
             for name in self._dependencies
         ]
 
     async def close(self) -> None:
-        """Stops looking."""
+        """Stops probing."""
         await end_tasks(self._tasks)
 
     def health(self) -> Health:
-        """Returns what was seen last."""
+        """Returns the latest results."""
         now = time.monotonic()
         checks = {
             name: Check(
                 state=seen.state,
                 required=self._dependencies[name].required,
-                age_s=round(now - seen.looked_at, 1),
+                age_s=round(now - seen.probed_at, 1),
                 since_s=round(now - seen.since, 1),
                 reason=seen.reason,
             )
@@ -80,11 +80,11 @@ class HealthMonitor:
 
     async def _watch(self, name: str) -> None:
         while True:
-            await self._look(name)
+            await self._probe(name)
             ready = self._seen[name].state == "ready"
             await asyncio.sleep(PROBE_INTERVAL_S if ready else PROBE_INTERVAL_UNREADY_S)
 
-    async def _look(self, name: str) -> None:
+    async def _probe(self, name: str) -> None:
         reason: str | None = None
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
@@ -93,7 +93,7 @@ class HealthMonitor:
             reason = f"no answer within {PROBE_TIMEOUT_S:g} s"
         except DaarionError as error:
             reason = error.message
-        except Exception as error:  # noqa: BLE001  # a probe must not end the watch; the kind of failure is what can be told
+        except Exception as error:  # noqa: BLE001  # a probe must not end the loop; only the type is shown
             reason = type(error).__name__
         self._note(name, reason)
 
@@ -104,12 +104,12 @@ class HealthMonitor:
         )
         if state != seen.state:
             seen.since = now
-        seen.state, seen.reason, seen.looked_at = state, reason, now
+        seen.state, seen.reason, seen.probed_at = state, reason, now
         seen.was_ready = seen.was_ready or state == "ready"
 
 
 def summarise(checks: dict[str, Check]) -> Health:
-    """Returns the one status of many checks."""
+    """Returns the status that follows from the checks."""
     required = {check.state for check in checks.values() if check.required}
     if "unavailable" in required:
         return Health(status="unavailable", checks=checks)

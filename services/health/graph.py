@@ -1,4 +1,4 @@
-"""The health of the whole graph: its own dependencies, every application, and what each application reports."""
+"""Health of the whole graph: its dependencies, its applications and the checks they report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.health.dependencies import Dependency, HealthMonitor, Probe, summa
 
 
 class Application(Protocol):
-    """An application whose health can be asked for."""
+    """An application whose health can be probed; `last` is its latest report."""
 
     last: Health | None
 
@@ -19,7 +19,7 @@ class Application(Protocol):
 
 
 class GraphHealth:
-    """Aggregates; an application's own checks appear as `<application>.<check>` and do not count twice."""
+    """Aggregates health. Applications' checks appear as `<application>.<check>` and count once."""
 
     def __init__(
         self, applications: Mapping[str, Application], probes: Mapping[str, Dependency]
@@ -33,15 +33,15 @@ class GraphHealth:
         )
 
     def start(self) -> None:
-        """Begins to look."""
+        """Starts probing."""
         self._monitor.start()
 
     async def close(self) -> None:
-        """Stops looking."""
+        """Stops probing."""
         await self._monitor.close()
 
     def health(self) -> Health:
-        """Returns what was seen last."""
+        """Returns the latest results."""
         own = self._monitor.health().checks
         reported = {
             f"{name}.{check}": seen
@@ -50,7 +50,7 @@ class GraphHealth:
         }
         status = summarise(own).status
         if status == "ready" and any(check.state != "ready" for check in reported.values()):
-            status = "degraded"  # an application goes on without something
+            status = "degraded"  # an application works without an optional dependency
         return Health(status=status, checks={**own, **reported})
 
     def _reported(self, name: str, age_s: float) -> dict[str, Check]:

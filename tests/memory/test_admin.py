@@ -158,8 +158,8 @@ async def test_export_comes_back_by_import_and_only_once(memory: Memory):
 async def test_import_says_which_line_is_wrong(memory: Memory):
     good = b'{"type":"memory","id":"mem-1","kind":"task","content":{"text":"a"},"created_at":"2026-01-01T00:00:00Z"}\n'
     bad = {
-        b"": "without its end",
-        good: "without its end",
+        b"": "is cut off after line 0",
+        good: "is cut off after line 1",
         good + b"nonsense\n": "line 2",
         good + b'{"type":"end","count":2}\n': "line 2",
         b'{"type":"end","count":0}\n' + good: "line 2",

@@ -1,4 +1,4 @@
-"""Who may call: holders of a shared secret, compared in constant time, and no page of another origin in a browser."""
+"""Access control: shared secrets, compared in constant time, and refusal of foreign web pages."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ _FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 class AccessControl:
     """`internal_secret` opens all but admin routes, `admin_secret` opens those too.
 
-    Without any secret, presented credentials are ignored and everything is open (the ingress then binds loopback). With only
-    one of them set, that one is demanded for what it opens; admin routes stay closed without an admin secret.
+    Without any secret, presented credentials are ignored and everything is open (the ingress then
+    binds loopback). With only one of them set, that one is required for what it opens; admin routes
+    stay closed without an admin secret.
 
-    A browser's request for a page of another origin is always refused. Without a secret, `Host` must name loopback: the name of
-    a hostile page may resolve to loopback (DNS rebinding), and its requests then have our own origin. `allowed_hosts` are
-    further names, without a port, that are accepted in `Host` and in `Origin`.
+    A browser's request for a page of another origin is always refused. Without a secret, `Host`
+    must name loopback: the name of a hostile page may resolve to loopback (DNS rebinding), and its
+    requests then have our own origin. `allowed_hosts` are further names, without a port, that are
+    accepted in `Host` and in `Origin`.
     """
 
     def __init__(
@@ -44,14 +46,14 @@ class AccessControl:
         self._allowed_hosts = frozenset(allowed_hosts)
         for secret in (self._internal, self._admin):
             if secret:
-                credential_name(secret)  # made here, not on the way of the first request
+                credential_name(secret)  # slow: computed before the first request
 
     def check(self, headers: Headers, *, admin: bool) -> str:
-        """Returns the name of the credential, `anonymous` where none is demanded.
+        """Returns the credential's name, or `anonymous` when no secret is configured.
 
         Raises:
             MisdirectedRequest: without a secret configured, for a host that is not allowed.
-            Forbidden: for a page of another origin, or when a valid credential does not open admin routes.
+            Forbidden: for a page of another origin, or for an admin route without the admin secret.
             Unauthorized: without a valid credential.
         """
         host, origin, is_foreign = b"", None, False
@@ -76,25 +78,25 @@ class AccessControl:
         ):
             shown = re.sub(r"[^a-z0-9.:_-]", "?", host_name(host)[:_SHOWN_CHARS])
             raise MisdirectedRequest(
-                f"host `{shown}` is not allowed while no secret is set: use localhost or 127.0.0.1, "
-                "add the host to DAARION_ALLOWED_HOSTS, or set DAARION_INTERNAL_SECRET"
+                f"host `{shown}` is not allowed while no secret is set: use localhost or "
+                "127.0.0.1, add the host to DAARION_ALLOWED_HOSTS, or set DAARION_INTERNAL_SECRET"
             )
         if is_foreign if origin is None else not self._is_own(origin, host):
             raise Forbidden(
-                "a page of another origin may not call: if a proxy in front rewrites `Host`, or a desktop program sends "
-                "this `Origin`, add the origin's host to DAARION_ALLOWED_HOSTS"
+                "a page of another origin may not call: if a proxy in front rewrites `Host`, or a "
+                "desktop program sends this `Origin`, add its host to DAARION_ALLOWED_HOSTS"
             )
         return self._credential(presented[:2], admin=admin) if self.enforced else ANONYMOUS
 
     def _is_own(self, origin: bytes, host: bytes) -> bool:
-        """Whether an `Origin` is that of `host`, or on an allowed host; `null` is neither."""
+        """Whether an `Origin` is that of `host` or an allowed one; `null` never is."""
         place = origin.partition(b"://")[2]
         return place.lower() == host.lower() != b"" or host_name(place) in self._allowed_hosts
 
     def _credential(self, found: list[bytes], *, admin: bool) -> str:
         is_internal = is_admin = False
         for presented in found:
-            # Both are always compared, so that the time taken tells nothing.
+            # Both are always compared: the time must not depend on which one matched.
             is_admin |= self._admin is not None and hmac.compare_digest(presented, self._admin)
             is_internal |= self._internal is not None and hmac.compare_digest(
                 presented, self._internal
@@ -104,13 +106,17 @@ class AccessControl:
         if is_internal:
             raise Forbidden("this route needs the admin secret")
         raise Unauthorized(
-            "present the secret as `X-Internal-Secret: <secret>` or `Authorization: Bearer <secret>`"
+            "present the secret as `X-Internal-Secret: <secret>` or "
+            "`Authorization: Bearer <secret>`"
         )
 
 
 @lru_cache(maxsize=8)
 def credential_name(secret: bytes) -> str:
-    """Returns a name by which limits and the ledger know a secret: always the same, and too slow to make to guess it from."""
+    """Returns the name by which limits and the ledger know a secret.
+
+    It is derived slowly, so that secrets cannot be guessed from names.
+    """
     digest = hashlib.pbkdf2_hmac("sha256", secret, b"daarion credential name", NAME_ROUNDS)
     return f"key-{digest.hex()[:NAME_DIGITS]}"
 
@@ -122,7 +128,7 @@ def is_loopback_host(host: bytes) -> bool:
 
 
 def host_name(host: bytes) -> str:
-    """Returns the name in a `Host`, in lower case, without its port and an IPv6 address's brackets."""
+    """Returns a `Host` in lower case, without port and without the brackets of IPv6."""
     text = host.decode("latin-1").lower()
     return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
 

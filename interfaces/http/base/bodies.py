@@ -68,7 +68,7 @@ async def read_model(
         PayloadTooLarge: over `max_bytes`, whether announced or not.
         UnsupportedMediaType: not sent as JSON.
         InvalidRequest: empty, or no UTF-8.
-        ValidationError: not what the model asks for; the one error mapping turns it into a 400.
+        ValidationError: the body does not fit the model; `errors` turns it into a 400.
     """
     body = await read_json(request, max_bytes)
     if not body or body.isspace():
@@ -92,7 +92,7 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
 def require_json(headers: Headers) -> None:
     """Raises UnsupportedMediaType unless the body was sent as JSON.
 
-    A browser sends a form's types for a page of any site; for JSON it needs a permission that is never given.
+    A browser sends forms for a page of any site; for JSON it needs a permission, never given here.
     """
     media_type = _media_type(headers)
     if media_type != b"application/json" and not (

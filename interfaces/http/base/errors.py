@@ -32,7 +32,10 @@ _PROBLEMS = {
 
 
 class JsonResponse(Response):
-    """A JSON body as orjson writes it; bytes are one already. Leaves out what Starlette's own base does for other kinds of responses."""
+    """A JSON body, written by orjson unless it is bytes.
+
+    Its constructor does not call the base class: that costs more than the rest of a short answer.
+    """
 
     media_type = JSON
 
@@ -76,7 +79,7 @@ def error_response(error: DaarionError, request_id: str) -> JsonResponse:
 
 
 def as_leaf(error: Exception) -> DaarionError:
-    """Returns the leaf for anything that a route may raise; what is foreign becomes Internal, without its text."""
+    """Returns the leaf of what a route raised; foreign errors become Internal without text."""
     if isinstance(error, DaarionError):
         return error
     if isinstance(error, RequestValidationError):
@@ -112,7 +115,7 @@ def _wrong_fields(mistakes: Sequence[Any]) -> InvalidRequest:
 
 
 def _distinct(mistakes: Sequence[Any]) -> list[Any]:
-    """The first mistakes; of a union's branches only the first is told, the others would confuse."""
+    """The first mistakes, and of a union's branches only the first: the others would confuse."""
     seen, kept = set(), []
     for mistake in mistakes:
         key = tuple(part for part in mistake["loc"] if not _is_branch(part))
@@ -123,7 +126,7 @@ def _distinct(mistakes: Sequence[Any]) -> list[Any]:
 
 
 def _is_branch(part: int | str) -> bool:
-    """Pydantic puts the names of union members into the path: `list[…]`, `str`, `function-after[…]`."""
+    """Pydantic names union members within the path: `list[…]`, `str`, `function-after[…]`."""
     return isinstance(part, str) and ("[" in part or part in {"str", "NamedToolChoice"})
 
 

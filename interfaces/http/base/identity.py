@@ -1,4 +1,4 @@
-"""Who calls, on routes whose clients know nothing of agents and microDAOs, or name the tenant outside a body."""
+"""The caller's identity where it stands outside the body: in headers and in the query."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MICRODAO_HEADER = "x-microdao-id"
 
 
 class Named(Protocol):
-    """What a body may say of its caller; None where it is silent."""
+    """What a body may say of its caller; absent values are None."""
 
     @property
     def agent_id(self) -> str | None: ...
@@ -27,9 +27,10 @@ class Named(Protocol):
 
 
 def caller_of(request: Request, metadata: Named | None) -> CallMetadata:
-    """Returns what the body's `metadata` says, completed by the headers `X-Agent-Id`, `X-Microdao-Id` and `X-Channel-Id`.
+    """Returns the body's `metadata`, completed by `X-Agent-Id`, `X-Microdao-Id` and `X-Channel-Id`.
 
-    Clients of OpenAI send neither: they are `agent:unnamed` of `microdao:unnamed`, and share that one's limits.
+    Clients of OpenAI send neither: they are `agent:unnamed` of `microdao:unnamed`, whose limits
+    they share.
 
     Raises:
         ValidationError: an id that is too long or holds control characters.
@@ -49,7 +50,7 @@ def caller_of(request: Request, metadata: Named | None) -> CallMetadata:
 
 
 class TenantRequest(JsonRequest):
-    """A request whose `microdao_id` may stand in the header `X-Microdao-Id` instead of the query."""
+    """A request whose tenant may stand in `X-Microdao-Id` instead of the query's `microdao_id`."""
 
     @property
     def query_params(self) -> QueryParams:

@@ -1,6 +1,6 @@
-"""The outermost layer of every application's ingress: request id, credentials, bounded concurrency, one error shape.
+"""The outermost layer of every application: request id, credentials, bounded concurrency, errors.
 
-Pure ASGI, so that a relayed call pays for one function instead of a stack of middlewares.
+Pure ASGI: a relayed call pays for one function instead of a stack of middlewares.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 HEALTH_PATHS = frozenset({"/health", "/health/live"})
 
 IsAdmin = Callable[[str, str], bool]
-"""From method and path below the prefix to whether the admin secret is needed."""
+"""Whether a method and path below the prefix need the admin secret."""
 
 ErrorShape = Callable[[DaarionError, str], Response]
-"""From an error and the request id to the answer that tells it."""
+"""Renders an error and the request id as an answer."""
 
 
 class Ingress:
     """Wraps one application's router.
 
-    `max_concurrent` bounds the requests in work; a request beyond it is refused at once with 503 and `Retry-After`. A request is
-    in work when its whole body is there, see `places`. `uploads` are paths below the prefix whose bodies may take `UPLOAD_S`.
-    Open paths (health) need no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`) to another
-    shape than the envelope for every error there, those of routing, credentials and load included.
+    `max_concurrent` bounds the requests in work; further ones are refused at once with 503 and
+    `Retry-After`. A request is in work once its whole body has arrived, see `places`. `uploads` are
+    paths below the prefix whose bodies may take `UPLOAD_S`. Open paths (health) need no credential
+    and are never refused. `error_shapes` maps a path below the prefix (`/v1`) to the shape of every
+    error there, including those of routing, credentials and load; elsewhere it is the envelope.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Ingress:
         self._error_shapes = error_shapes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request; what the router raises is answered in the envelope."""
+        """Serves one request; every error is answered in the envelope."""
         if scope["type"] != "http":
             await self._lifespan(scope, receive, send)
             return
@@ -87,12 +88,12 @@ class Ingress:
             )
             await self._bounded(scope, place, self._hot.get((scope["method"], path)))
         except ClientDisconnect:
-            return  # the client left in the middle of its request: nobody to answer, and no defect
-        except Exception as error:  # noqa: BLE001  # the last line of defence: nothing leaves without the envelope
+            return  # the client left in the middle of its request: there is nobody to answer
+        except Exception as error:  # noqa: BLE001  # nothing leaves without the envelope
             await self._refuse(error, scope, place, request_id)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers the server's start and stop; closes a websocket, which no application speaks."""
+        """Answers the server's start and stop; closes websockets, which no application serves."""
         if scope["type"] != "lifespan":
             await send({"type": "websocket.close", "code": 1003})
             return
@@ -126,7 +127,7 @@ class Ingress:
                 exc_info=error,
             )
         if place.has_answer:
-            # The status is out: the only honest end of a broken body is a broken connection.
+            # The status was sent: only a broken connection shows that the body is incomplete.
             raise error
         response = self._error_shape(scope)(leaf, request_id)
         if isinstance(leaf, RequestTimeout):
@@ -153,7 +154,7 @@ def _unknown_route() -> NotFound:
 
 
 def _normalised(scope: Scope) -> str:
-    """Makes a trailing slash meaningless; returns the path below the application's prefix."""
+    """Drops a trailing slash; returns the path below the application's prefix."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     trimmed = path.removeprefix(root).rstrip("/")

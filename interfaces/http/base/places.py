@@ -20,7 +20,7 @@ from contracts.errors import Overloaded, RequestTimeout
 GRACE_S = 15.0
 """How long a client may pause in the middle of its body, and how long before its pace counts."""
 BYTES_PER_S = 1_024
-"""The least pace of a body."""
+"""Minimum speed of a body."""
 BODY_S = 120.0
 """How long a client may take for a whole body."""
 UPLOAD_S = 3_600.0
@@ -28,7 +28,7 @@ UPLOAD_S = 3_600.0
 UNREAD_S = 60.0
 """How long a client may leave a stream unread."""
 SPARED_S = 1.0
-"""A body that began to arrive less than this ago does not make room: a client needs a round trip."""
+"""A body younger than this does not make room: a client needs a round trip."""
 SWEEP_S = 1.0
 RETRY_WHEN_FULL_S = 1.0
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -44,7 +44,7 @@ class Places:
         self.working = 0
         self.arriving = 0
         self._watched: set[Place] = set()
-        """Places that wait for their clients. One timer looks through all of them: a timer for each
+        """Places that wait for their clients. One timer checks all of them: a timer for each
         request would cost more."""
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -96,8 +96,8 @@ class Places:
 class Place:
     """One request's place: first among the arriving bodies, then in work.
 
-    `receive` and `send` are its ASGI callables. `body_s` bounds the time that the client may take for
-    its body; time in which the route works on a part and does not read is not counted.
+    `receive` and `send` are its ASGI callables. `body_s` bounds the time that the client may take
+    for its body; time in which the route does not read is not counted.
     """
 
     __slots__ = (
@@ -159,7 +159,7 @@ class Place:
         return await (self._next_part() if self.is_arriving else self._receive())
 
     async def send(self, message: Message) -> None:
-        """Sends a part of the answer. Raises ClientDisconnect when the client does not read a stream."""
+        """Sends a part of the answer. Raises ClientDisconnect when a stream stays unread."""
         self.has_answer = self.has_answer or message["type"] == "http.response.start"
         if not message.get("more_body", False):
             await self._send(message)
@@ -213,8 +213,9 @@ class Place:
             # Only our own cancellation becomes a 408: any other is meant to end the task.
             if self._is_ended and self._task is not None and not self._task.uncancel():
                 raise RequestTimeout(
-                    f"the body came too slowly: send at least {BYTES_PER_S} bytes a second and all of it within "
-                    f"{self._body_s:g} s; when too many bodies are arriving, the slowest is ended"
+                    f"the body came too slowly: send at least {BYTES_PER_S} bytes a second and all "
+                    f"of it within {self._body_s:g} s; when too many bodies are arriving, the "
+                    "slowest is ended"
                 ) from None
             raise
         finally:

@@ -1,6 +1,7 @@
-"""Two kinds of documented routes: path operations that FastAPI runs, and hot routes that it only documents.
+"""Two kinds of routes: path operations that FastAPI runs, and hot ones that it only documents.
 
-Both read JSON bodies under the same bounds and answer mistakes in the same words (`bodies`, `errors`).
+Both read JSON bodies under the same bounds and answer mistakes in the same words, see `bodies` and
+`errors`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ VERSION = "0.1.0"
 
 
 def _error_answer(description: str, required: dict[str, Any], **optional: Any) -> dict[str, Any]:
-    """Describes a body `{"error": {…}}`; `required` and `optional` are the schemas of its fields."""
+    """Describes a body `{"error": {…}}` by the schemas of its required and optional fields."""
     fields = {"type": "object", "required": list(required), "properties": required | optional}
     schema = {"type": "object", "required": ["error"], "properties": {"error": fields}}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
@@ -33,7 +33,7 @@ _OPENAI_ERROR = _error_answer(
     "An error in OpenAI's shape.",
     {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL},
 )
-# The ingress refuses these on every route: credentials, a page of another origin, a host, a full replica.
+# The ingress refuses these on every route: credentials, a foreign page or host, a full replica.
 _REFUSED_ANYWHERE = ("401", "403", "421", "503")
 # Bodies that are wrong, too slow, too large, or not sent as JSON.
 _REFUSED_BODIES = ("400", "408", "413", "415")
@@ -100,7 +100,7 @@ def _describe_refusals(operation: dict[str, Any], path: str) -> None:
 
 
 def _either(answer: dict[str, Any]) -> dict[str, Any]:
-    """Describes a status that the route answers in its own shape, and the ingress in the envelope."""
+    """Describes a status that a route answers in its own shape, the ingress in the envelope."""
     either = {"anyOf": [_schema(answer), _schema(_ERROR)]}
     return {**answer, "content": {"application/json": {"schema": either}}}
 

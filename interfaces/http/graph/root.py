@@ -16,7 +16,7 @@ from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.routing import Router
 
-# They tell the surface and hold no data: a browser opens them without a credential.
+# They describe the routes and hold no data: a browser opens them without a credential.
 OPEN_PATHS = frozenset(
     {"/", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/openapi.json"}
 )
@@ -25,7 +25,8 @@ _RETRY_S = 1.0
 _ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 _PAGE = """<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>daarion-serve</title><link rel="stylesheet" href="/docs/swagger-ui.css"></head>
+<head><meta charset="utf-8"><title>daarion-serve</title>
+<link rel="stylesheet" href="/docs/swagger-ui.css"></head>
 <body><div id="page"></div><script src="/docs/swagger-ui-bundle.js"></script>
 <script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#page", deepLinking: true});</script></body>
 </html>
@@ -37,9 +38,10 @@ def root_router(
     document: Callable[[], dict[str, Any]],
     prefixes: Iterable[str] = (),
 ) -> Router:
-    """Returns the router of the application. The page's scripts come from an installed package: no network is needed.
+    """Returns the router of the application.
 
-    A path below one of `prefixes` comes here only while the application there is not deployed yet.
+    The page's scripts come from an installed package: no network is needed. Paths below `prefixes`
+    arrive here only while the application there is not deployed yet.
     """
     router = Router()
     add_health_routes(router, health)

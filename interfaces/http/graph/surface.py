@@ -1,4 +1,4 @@
-"""Every application's router as documentation needs it: paths and models, without anything behind them."""
+"""Every application's router for documentation: paths and models, with no use case behind them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _health() -> Health:
 
 
 async def _described() -> Response:
-    """Stands for an endpoint that is served elsewhere; nothing here is ever called."""
+    """Documents an endpoint that another ASGI application serves; never called."""
     return Response(status_code=404)
 
 
@@ -51,7 +51,8 @@ def _tools() -> Router:
         MCP_PATH,
         _described,
         methods=["POST"],
-        summary="The tools as an MCP server (streamable HTTP, stateless); the caller by X-Agent-Id and X-Microdao-Id",
+        summary="The tools as an MCP server (streamable HTTP, stateless)",
+        description="The headers X-Agent-Id and X-Microdao-Id name the caller.",
         response_class=JsonResponse,
         responses={202: _JSON, 400: _JSON, **refusals(408, 413, 415)},
     )
@@ -70,7 +71,7 @@ _ROUTERS: dict[str, Callable[[], Router]] = {
 
 
 def documented_routers(prefixes: Mapping[str, str]) -> dict[str, tuple[str, Router]]:
-    """Returns prefix and router of each application of `prefixes` that has routes, and of the root."""
+    """Returns prefix and router of the root and of each application in `prefixes` with routes."""
     found = {
         name: (prefix, _ROUTERS[name]()) for name, prefix in prefixes.items() if name in _ROUTERS
     }

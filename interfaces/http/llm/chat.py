@@ -40,7 +40,7 @@ class UsageQuery(UsageFilter):
 
 @dataclass(frozen=True)
 class LLMRoutes:
-    """The endpoints. `proxy` is looked up at each request, because a reload replaces it."""
+    """The hot endpoints, and what the others call. `proxy` is looked up: a reload replaces it."""
 
     proxy: Callable[[], ChatGateway]
     usage: UsageQueries
@@ -105,7 +105,7 @@ def llm_router(routes: LLMRoutes) -> Router:
 
 
 async def _events(opened: ChatStream, request_id: str) -> AsyncGenerator[bytes, None]:
-    """Yields one event per item; a failure after the status is out becomes an `error` event with the envelope."""
+    """Yields one event per item; a later failure becomes an `error` event with the envelope."""
     try:
         async for item in opened.items():
             yield event(_payload(item, opened.target))

@@ -26,7 +26,7 @@ def add_limit_routes(router: Router, routes: LimitRoutes) -> None:
 
     @router.get(
         "/limits",
-        summary="The limits that apply to an agent, a microDAO and the presented credential: what is used, what is left, until when",
+        summary="Limits of an agent, a microDAO and the presented credential: used, left, reset",
         response_model=LimitsPage,
     )
     async def read(query: Annotated[LimitsFilter, Query()], request: Request) -> Response:

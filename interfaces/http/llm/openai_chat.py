@@ -1,6 +1,6 @@
-"""`/v1/chat/completions` and `/v1/models` of the LLM proxy, in OpenAI's shapes: its clients work unchanged.
+"""`/v1/chat/completions` and `/v1/models` of the LLM proxy, in OpenAI's shapes.
 
-Errors are given OpenAI's shape by the ingress, like those of every route below `/v1`.
+The ingress gives errors OpenAI's shape, as on every route below `/v1`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class OpenAIRoutes:
         return JsonResponse(self.cards().model_dump())
 
     def cards(self) -> ModelCards:
-        """Returns what is known of each model."""
+        """Returns the card of each model."""
         return cards_of(self.gateway().models().models, self.embedding_model)
 
 
@@ -71,7 +71,7 @@ def _streamed(opened: ChatStream, request_id: str, *, include_usage: bool) -> Re
 async def _chunks(
     opened: ChatStream, writer: ChunkWriter, request_id: str
 ) -> AsyncGenerator[bytes, None]:
-    """Yields one event per chunk, then `[DONE]`; after a failure an event with the error, and no `[DONE]`."""
+    """Yields one event per chunk, then `[DONE]`, or an event with the error."""
     yield event(writer.first())
     try:
         async for item in opened.items():
@@ -80,7 +80,7 @@ async def _chunks(
                     yield event(chunk)
             else:
                 yield event(writer.delta(item))
-    except Exception as error:  # noqa: BLE001  # the status is out: clients read the failure from the stream
+    except Exception as error:  # noqa: BLE001  # clients read the failure from the stream
         yield event(openai_error_body(as_leaf(error), request_id))
         return
     yield DONE

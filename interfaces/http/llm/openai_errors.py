@@ -10,7 +10,7 @@ from interfaces.http.base.errors import JsonResponse
 
 
 def openai_error_response(error: DaarionError, request_id: str) -> JsonResponse:
-    """Returns the body with the leaf's status, and what tells OpenAI's clients whether and when to retry."""
+    """Returns the body with the leaf's status; headers tell OpenAI's clients whether to retry."""
     headers = {"x-should-retry": str(error.retryable).lower()}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))

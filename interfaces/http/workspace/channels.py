@@ -65,10 +65,11 @@ TenantName = Annotated[str | None, Depends(_named_tenant)]
 
 @dataclass(frozen=True)
 class ChannelRoutes:
-    """What the routes call. `check_admin` raises Forbidden or Unauthorized for headers without the admin secret.
+    """What the routes call.
 
-    A channel's id names its microDAO. A caller that also names one, as the query's `microdao_id` or in `X-Microdao-Id`,
-    finds only that one's channels.
+    `check_admin` raises Forbidden or Unauthorized for headers without the admin secret. A channel's
+    id names its microDAO; a caller that also names one, in the query or in `X-Microdao-Id`, finds
+    only channels of that one.
     """
 
     channels: Channels
@@ -93,7 +94,7 @@ def channels_router(routes: ChannelRoutes) -> Router:
                 routes.check_admin(request.scope["headers"])
             except Forbidden:
                 raise Forbidden(
-                    "give `microdao_id`, or present the admin secret for the channels of all microDAOs"
+                    "give `microdao_id`, or present the admin secret for channels of all microDAOs"
                 ) from None
         return await channels.page(query)
 
@@ -106,7 +107,8 @@ def channels_router(routes: ChannelRoutes) -> Router:
 
     @router.get(
         "/channels/{channel_id}/events",
-        summary="Live events `message.created`, `run.step`, `invocation.failed` as Server-Sent Events; resumes after `Last-Event-ID`",
+        summary="Live events as Server-Sent Events; resumes after `Last-Event-ID`",
+        description="Events: `message.created`, `run.step`, `invocation.failed`.",
         status_code=200,
         response_class=LiveEvents,
         responses=refusals(404),
@@ -227,5 +229,5 @@ async def _lines(
                 if event is None
                 else named_event(event.kind, event.position, event.payload)
             )
-    except Exception as error:  # noqa: BLE001  # the stream must end in an error event, never in silence
+    except Exception as error:  # noqa: BLE001  # the stream must end in an error event
         yield error_event(as_leaf(error), request_id)

@@ -1,4 +1,4 @@
-"""A live event stream as a response: it ends with the client, also while nothing happens."""
+"""A live event stream as a response that notices when its client leaves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def named_event(name: str, event_id: int, payload: object) -> bytes:
 
 
 class LiveEvents(EventStream):
-    """Sends events until they end or the client goes away; a server tells the latter only to who listens for it."""
+    """Sends events until they end or the client disconnects, which only `receive` reports."""
 
     def __init__(
         self, events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]
@@ -29,7 +29,6 @@ class LiveEvents(EventStream):
         super().__init__(events, close)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See EventStream."""
         sending = asyncio.create_task(super().__call__(scope, receive, send))
         leaving = asyncio.create_task(_disconnected(receive))
         try:
