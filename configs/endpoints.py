@@ -63,7 +63,7 @@ def refuse_exposed_key(base_url: str | None, api_key_env: str | None, *, insecur
     """Checks that a key stays secret.
 
     Raises:
-        ValueError: it is this graph's own secret, or would go over plain http:// to another machine.
+        ValueError: it is a secret of this graph, or would leave this machine over plain http://.
     """
     if api_key_env in OWN_SECRETS:
         msg = f"api_key_env: {api_key_env} opens this graph: give the endpoint a key of its own"

@@ -30,8 +30,8 @@ def _proxy_url(value: str) -> str:
 class Proxied(BaseModel):
     """The forward proxy of one endpoint.
 
-    `proxy` is its `http://host:port`, `proxy_auth_env` the variable that holds `user:password`. Without `proxy` the
-    environment's `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` apply.
+    `proxy` is its `http://host:port`, `proxy_auth_env` the variable that holds `user:password`.
+    Without `proxy` the environment's `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` apply.
     """
 
     proxy: Annotated[str, AfterValidator(_proxy_url)] | None = None
@@ -53,11 +53,12 @@ class Proxied(BaseModel):
         secret: Callable[[str], str | None],
         from_environment: Callable[[str], str | None],
     ) -> str | None:
-        """Returns the proxy's URL for calls to `url`, credentials included; None for a direct connection.
+        """Returns the proxy's URL for calls to `url`, with credentials; None for a direct call.
 
         `secret` reads a variable; `from_environment` is `Environment.proxy_for`.
 
-        Raises ConfigurationError: the credentials are not set, or the environment's proxy is not one.
+        Raises:
+            ConfigurationError: the credentials are not set, or the environment's proxy is malformed.
         """
         if self.proxy is None:
             return from_environment(url)
@@ -71,11 +72,12 @@ class Proxied(BaseModel):
 
 
 def environment_proxy(variables: Mapping[str, str], url: str) -> str | None:
-    """Returns what `HTTPS_PROXY` (for https:// targets), `HTTP_PROXY` and `NO_PROXY` say about `url`.
+    """Returns the proxy for `url` by `HTTPS_PROXY` (https:// targets), `HTTP_PROXY` and `NO_PROXY`.
 
     Lower-case names win. Loopback is never proxied.
 
-    Raises ConfigurationError for a value that is no http:// proxy; it is not shown, for it may hold a password.
+    Raises:
+        ConfigurationError: a value is no http:// proxy. It is not shown: it may hold a password.
     """
     target = urlsplit(url)
     name = f"{target.scheme}_proxy"

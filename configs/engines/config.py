@@ -102,8 +102,8 @@ class LocalLLMSettings(BaseModel):
     """The chat engine.
 
     `model` is `default` (the folder that `make models` builds), a folder (absolute, or relative to
-    the data directory), or a model hub id. `chat_template` is a file beside this one; null takes the
-    model's own.
+    the data directory), or a model hub id. `chat_template` is a file beside this one; null takes
+    the model's own.
     """
 
     model_config = _STRICT

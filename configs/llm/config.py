@@ -69,7 +69,7 @@ class ProviderSettings(Proxied, BaseModel):
 
 
 class ModelSettings(BaseModel):
-    """One logical model: the provider, the provider's own name for it, and the logical models to fall back on.
+    """One logical model: provider, the provider's name for it, logical models to fall back on.
 
     The local engine serves one model, so `name` may be left out there: it is `served_name` in the
     engines' file. `spill` names the models that take over while the provider is busy.

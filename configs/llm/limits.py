@@ -56,8 +56,8 @@ class RateSettings(BaseModel):
 class LimitSettings(BaseModel):
     """Limits by kind of subject: a default for each of a kind, and overrides by id.
 
-    A credential's id is the name that `GET /limits` shows; `anonymous` is the one of all calls while
-    no secret is required.
+    A credential's id is the name that `GET /limits` shows; `anonymous` is the id of all calls
+    while no secret is required.
     """
 
     model_config = _STRICT

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from tests.graph.llm.test_llm_graph import CALLER, FRANCE, body, until
+from tests.support.graph.llm_calls import CALLER, FRANCE, body, until
 
 pytestmark = [pytest.mark.graph, pytest.mark.timeout(420, func_only=True)]
 
