@@ -52,7 +52,7 @@ class Environment:
         return self._variables.get(name, "").strip() or None
 
     def proxy_for(self, url: str) -> str | None:
-        """Returns the forward proxy for `url` by `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, if any.
+        """Returns the forward proxy for `url` (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`), if any.
 
         Raises ConfigurationError for a variable that holds no http:// proxy.
         """

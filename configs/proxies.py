@@ -58,7 +58,7 @@ class Proxied(BaseModel):
         `secret` reads a variable; `from_environment` is `Environment.proxy_for`.
 
         Raises:
-            ConfigurationError: the credentials are not set, or the environment's proxy is malformed.
+            ConfigurationError: the credentials are not set, or the environment's proxy is wrong.
         """
         if self.proxy is None:
             return from_environment(url)

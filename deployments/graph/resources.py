@@ -66,8 +66,8 @@ class Surroundings:
     """Where a wing finds its stores, its files and the other applications.
 
     `ingress_url` and `internal_secret` reach the other applications as any client reaches them.
-    `lookup` reads a variable of the environment, by the names that the YAML gives. `proxy_for` returns the
-    forward proxy for a URL of another machine, if there is one.
+    `lookup` reads a variable of the environment, by the names that the YAML gives. `proxy_for`
+    returns the forward proxy for a URL of another machine, if there is one.
     """
 
     database_url: str = field(repr=False)

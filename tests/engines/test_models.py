@@ -45,7 +45,10 @@ def data_dir() -> Path:
 
 @pytest.fixture
 def copy(data_dir: Path, tmp_path: Path) -> ModelFolders:
-    """Both folders in a data directory of their own; big files are links, so a test replaces files and never edits them."""
+    """Both folders in a data directory of their own.
+
+    Big files are links, so a test replaces files and never edits them.
+    """
     folders = default_model_folders(tmp_path)
     for source, target in zip(_each(default_model_folders(data_dir)), _each(folders), strict=True):
         shutil.copytree(source, target, copy_function=_link)

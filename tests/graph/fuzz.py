@@ -1,7 +1,8 @@
-"""`make fuzz`: a graph of its own with empty stores, and requests made from its OpenAPI document against each route.
+"""`make fuzz`: requests made from the OpenAPI document, against a graph with empty stores.
 
-What is checked: every status is a documented one (500 never is), bodies have their documented type and shape. Arguments
-go to schemathesis: `make fuzz ARGS="--max-time 600 --include-path /internal/tools/call"`.
+Every status must be documented (500 never is), and bodies must have their documented type and
+shape. Arguments go to schemathesis:
+`make fuzz ARGS="--max-time 600 --include-path /internal/tools/call"`.
 """
 
 from __future__ import annotations

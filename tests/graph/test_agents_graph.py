@@ -1,4 +1,4 @@
-"""Agents on the real graph, on the real local model: a question in a channel, its answer in the channel, watched live."""
+"""Agents on the real graph and the real local model: questions in a channel, answers live."""
 
 import asyncio
 import contextlib
@@ -142,5 +142,5 @@ async def test_a_message_outlives_the_workspaces_replica_and_its_watchers_resume
     assert [message["sender_id"] for message in seen] == [PERSON, SOFIA]
     assert seen[0]["id"] == asked["id"]
     (invocation,) = await call(client, "GET", f"{MESSAGING}/channels/{channel}/invocations")
-    # Pending, where the replica died before it wrote down that the runtime had it: then it is handed over again, in vain.
+    # Pending where the replica died before it noted the handover; it hands over again, in vain.
     assert (invocation["agent_id"], invocation["state"] != "failed") == (SOFIA, True)

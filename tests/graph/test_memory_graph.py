@@ -1,4 +1,4 @@
-"""Memory on the real graph: the replica and the embedder are killed in the middle of stores; summaries by the real model."""
+"""Memory on the real graph: replica and embedder are killed during stores; real summaries."""
 
 import asyncio
 import contextlib

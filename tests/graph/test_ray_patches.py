@@ -1,4 +1,4 @@
-"""What the patches of Ray rely on. A failure here means: Ray has changed, look at the patch again."""
+"""What the patches of Ray rely on. After a failure here, look at the patch again."""
 
 import ast
 import hashlib

@@ -1,4 +1,4 @@
-"""Tools on the real graph: reloads, callers that leave, and replicas that are killed in the middle of a call."""
+"""Tools on the real graph: reloads, callers that leave, replicas that are killed during a call."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ SLOW_S = 3
 
 
 class Target:
-    """A server behind tools that counts effects by call; each takes `SLOW_S` after it has happened."""
+    """A server behind tools: it counts effects by call and answers `SLOW_S` later."""
 
     def __init__(self) -> None:
         self.effects: Counter[str] = Counter()
@@ -93,7 +93,7 @@ def target():
 
 @pytest.fixture(scope="module")
 def configured(graph, target):
-    """The graph after a reload of `tools.yaml` with a package and tools of this module; the shipped file comes back."""
+    """The graph with this module's package and tools in `tools.yaml`; restores the shipped file."""
     shipped = graph.tools()
     tools = {
         **shipped,

@@ -62,7 +62,7 @@ async def test_a_text_has_the_same_vector_alone_and_in_a_crowd(client):
 
 
 async def overtakes(work, call):
-    """The call is answered while most of the work is still to be done; behind the work it would take longer than what is left."""
+    """The call is answered while most of the work waits; behind the work it would take longer."""
     asked = time.monotonic()
     await call
     answered = time.monotonic()

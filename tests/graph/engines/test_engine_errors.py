@@ -1,4 +1,4 @@
-"""vLLM's failures become leaves of the error tree, and nothing private gets through. Loads vLLM, starts no engine."""
+"""vLLM's failures become leaves without private parts. Loads vLLM, starts no engine."""
 
 import asyncio
 import pickle

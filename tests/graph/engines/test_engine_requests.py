@@ -290,7 +290,8 @@ def test_what_the_grammar_holds_to_is_not_refused(schema):
 
 @pytest.mark.parametrize(
     ("choice", "refused"),
-    [("required", True), ({"type": "function", "function": {"name": "odd"}}, True), ("auto", False), (None, False),
+    [("required", True), ({"type": "function", "function": {"name": "odd"}}, True),
+     ("auto", False), (None, False),
      ({"type": "function", "function": {"name": "plain"}}, False)],
 )  # fmt: skip
 def test_parameters_that_the_grammar_would_widen_are_refused_where_the_tool_is_forced(

@@ -32,7 +32,7 @@ SERVE_FILES = [REPOSITORY / "serve_config.yaml", REPOSITORY / "configs" / "serve
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-    """A configuration and a data folder of the test's own, with default models that are empty shells."""
+    """A configuration and a data folder of the test's own, with empty folders as default models."""
     shutil.copytree(
         REPOSITORY / "configs",
         tmp_path / "configs",
@@ -124,7 +124,8 @@ def test_serve_accepts_the_files_and_every_deployment_is_explicit(file):
         assert application["deployments"], application["name"]
         for deployment in application["deployments"]:
             assert deployment.keys() >= {
-                "max_ongoing_requests", "max_queued_requests", "health_check_period_s", "health_check_timeout_s",
+                "max_ongoing_requests", "max_queued_requests",
+                "health_check_period_s", "health_check_timeout_s",
                 "graceful_shutdown_wait_loop_s", "graceful_shutdown_timeout_s",
             }  # fmt: skip
             assert deployment.keys() & {"num_replicas", "autoscaling_config"}, deployment["name"]
@@ -270,14 +271,20 @@ def test_a_wrong_serve_file_is_one_line(environment, tmp_path, text, says):
 
 
 def test_the_reason_of_a_failed_deployment_is_its_last_line():
-    trace = 'Traceback (most recent call last):\n  File "x.py", line 1\ncontracts.errors.ConfigurationError: engines.yaml: a: b\n\n'
+    trace = (
+        'Traceback (most recent call last):\n  File "x.py", line 1\n'
+        "contracts.errors.ConfigurationError: engines.yaml: a: b\n\n"
+    )
     assert reason(trace) == "engines.yaml: a: b"
     assert reason("RuntimeError: no: really") == "RuntimeError: no: really"
     assert reason("") == "no reason was given"
 
 
 def test_the_builder_and_its_callers_stay_light():
-    program = "import sys, deployments.engines.app, deployments.engines.llm_client; print({'vllm', 'torch', 'ray.llm'} & sys.modules.keys())"
+    program = (
+        "import sys, deployments.engines.app, deployments.engines.llm_client; "
+        "print({'vllm', 'torch', 'ray.llm'} & sys.modules.keys())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )
@@ -285,7 +292,10 @@ def test_the_builder_and_its_callers_stay_light():
 
 
 def test_a_busy_port_is_named():
-    alert = "[ALERT] (1) : Binding [x.cfg:50] for frontend http: cannot bind socket (Address already in use) for [127.0.0.1:8000]\nExiting."
+    alert = (
+        "[ALERT] (1) : Binding [x.cfg:50] for frontend http: "
+        "cannot bind socket (Address already in use) for [127.0.0.1:8000]\nExiting."
+    )
     assert (
         reason(f"HAProxy crashed during startup: {alert}")
         == "127.0.0.1:8000: Address already in use"

@@ -89,7 +89,7 @@ async def test_ready_is_told_after_the_last_generation_of_the_warm_up(monkeypatc
     )
 
 
-async def test_a_way_that_the_model_refuses_or_a_slow_machine_does_not_keep_the_replica_from_being_ready(
+async def test_a_refused_request_or_a_slow_machine_does_not_keep_the_replica_from_being_ready(
     monkeypatch,
 ):
     class Refusing(RecordedEngine):
@@ -151,7 +151,7 @@ print([compiled_random_sample(torch.zeros(rows, 8)).shape[0] for rows in (1, 2, 
 
 
 def test_an_answer_at_a_temperature_needs_no_compiler(tmp_path):
-    """As in the image for CPUs, which holds none: the first such answer must not end the engine, nor keep everybody waiting."""
+    """The image for CPUs has none: the first such answer must not end or block the engine."""
     variables = {
         "TORCH_COMPILE_DISABLE": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),

@@ -1,4 +1,4 @@
-"""The GPU profile on machines with one, two and four GPUs: Ray's logical ones, with the real CPU engine behind one of them."""
+"""The GPU profile on one, two and four of Ray's logical GPUs; a real CPU engine behind one."""
 
 import json
 import os
@@ -94,6 +94,14 @@ def test_shares_are_packed_into_whole_cards():
     assert gpus_needed([0.1] * 10) == 1
 
 
+def own_environment():
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DAARION_", "RAY_"))
+    }
+
+
 PLACED = """
 import sys, ray
 from ray.serve.schema import ServeDeploySchema
@@ -108,8 +116,12 @@ config = ServeDeploySchema.model_validate(yaml.safe_load(open("configs/serve.gpu
 fit(config, ray.cluster_resources())
 engines = config.applications[0]
 bundles = replica_bundles(engines.args)
-counts = {it.name: it.autoscaling_config["max_replicas"] for it in engines.deployments if it.name in bundles}
-groups = [placement_group(bundles[name], strategy="PACK") for name, count in counts.items() for _ in range(count)]
+groups = [
+    placement_group(bundles[one.name], strategy="PACK")
+    for one in engines.deployments
+    if one.name in bundles
+    for _ in range(one.autoscaling_config["max_replicas"])
+]
 placed = ray.wait([group.ready() for group in groups], num_returns=len(groups), timeout=30)[0]
 print("placed", len(placed), "of", len(groups), "on", gpus)
 """
@@ -117,15 +129,10 @@ print("placed", len(placed), "of", len(groups), "on", gpus)
 
 @pytest.mark.parametrize(("gpus", "replicas"), [(1, 3), (2, 6), (4, 12)])
 def test_ray_places_as_many_replicas_as_were_found_to_fit(gpus, replicas):
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("DAARION_", "RAY_"))
-    }
     done = subprocess.run(
         [sys.executable, "-c", PLACED, str(gpus)],
         cwd=REPOSITORY,
-        env=environment,
+        env=own_environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -135,7 +142,7 @@ def test_ray_places_as_many_replicas_as_were_found_to_fit(gpus, replicas):
 
 @pytest.mark.timeout(300)
 def test_the_engine_comes_up_on_one_gpu_of_no_named_type(tmp_path):
-    """The application `engines` of the GPU profile, with another model, on a node with one logical GPU that an embedder shares."""
+    """The GPU profile's engines, with another model, on one logical GPU that an embedder shares."""
     content = yaml.safe_load(FILE.read_text())
     content["applications"] = content["applications"][:1]
     content["applications"][0]["args"]["settings_file"] = "engines.one.yaml"
@@ -160,7 +167,7 @@ def test_the_engine_comes_up_on_one_gpu_of_no_named_type(tmp_path):
             [sys.executable, "-m", "deployments.graph.serve_graph", str(file)],
             cwd=REPOSITORY,
             env={
-                **{name: value for name, value in os.environ.items() if not name.startswith(("DAARION_", "RAY_"))},
+                **own_environment(),
                 "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 8, "GPU": 1}),
                 "DAARION_DATA_DIR": str(data),
                 "DAARION_CONFIG_DIR": str(config),

@@ -12,7 +12,10 @@ from configs.environment import REPOSITORY
 
 pytestmark = [pytest.mark.graph, pytest.mark.timeout(420)]
 
-BODY = b'{"model":"gpt-4.1-mini","messages":[{"role":"user","content":"x"}],"metadata":{"agent_id":"agent:a","microdao_id":"microdao:7"}}'
+BODY = (
+    b'{"model":"gpt-4.1-mini","messages":[{"role":"user","content":"x"}],'
+    b'"metadata":{"agent_id":"agent:a","microdao_id":"microdao:7"}}'
+)
 PATIENCE_S = 60
 APPLICATIONS = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())["applications"]
 PREFIXES = {
@@ -51,7 +54,7 @@ def speaks_http(port):
 
 
 async def answered(port, sent, until=None):
-    """What comes back for a part of a request: all until the connection is ended, or as far as `until`."""
+    """The answer to a part of a request: until the connection ends, or as far as `until`."""
     async with asyncio.timeout(PATIENCE_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
@@ -73,7 +76,10 @@ async def test_no_door_waits_for_a_head_for_ever(graph):
 
 
 async def test_a_body_that_does_not_come_is_a_408_in_the_envelope(graph):
-    head = b"POST /internal/llm/proxy HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    head = (
+        b"POST /internal/llm/proxy HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    )
     answer = await answered(graph.port, head + b"{", until=b"}}")
     assert answer.split()[1] == b"408"
     assert b'"request_timeout"' in answer

@@ -1,4 +1,4 @@
-"""The graph's process and Serve's own command as an operator starts them, on a node of their own and without the engine."""
+"""The graph's process and Serve's own command as an operator starts them, without the engine."""
 
 import contextlib
 import os
@@ -53,10 +53,16 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 def test_a_stop_before_ray_runs_starts_nothing(tmp_path):
     log = tmp_path / "log"
-    with log.open("w") as output, subprocess.Popen(
-        [sys.executable, "-m", "deployments.graph.serve_graph", str(REPOSITORY / "serve_config.yaml")],
-        cwd=REPOSITORY, env=variables_of(tmp_path) | {"RAY_TMPDIR": str(tmp_path)}, stdout=output, stderr=output,
-    ) as graph:  # fmt: skip
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "deployments.graph.serve_graph", "serve_config.yaml"],
+            cwd=REPOSITORY,
+            env=variables_of(tmp_path) | {"RAY_TMPDIR": str(tmp_path)},
+            stdout=output,
+            stderr=output,
+        ) as graph,
+    ):
         until(lambda: catches(graph.pid, signal.SIGHUP), log.read_text)
         graph.send_signal(signal.SIGHUP)  # a reload that comes too early ends nobody
         graph.send_signal(signal.SIGTERM)
@@ -66,7 +72,10 @@ def test_a_stop_before_ray_runs_starts_nothing(tmp_path):
 
 
 def test_a_semaphore_of_a_killed_process_is_known_by_its_path():
-    code = "import multiprocessing, sys; lock = multiprocessing.get_context('spawn').Lock(); print('up', flush=True); sys.stdin.read()"
+    code = (
+        "import multiprocessing, sys; lock = multiprocessing.get_context('spawn').Lock(); "
+        "print('up', flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -79,7 +88,7 @@ def test_a_semaphore_of_a_killed_process_is_known_by_its_path():
 
 
 def test_serves_own_command_opens_no_door_without_a_secret(tmp_path):
-    """`http_options.host` of the file counts, not DAARION_HOST: each ingress replica asks Serve itself before it listens."""
+    """The file's `http_options.host` counts, not DAARION_HOST: each ingress replica asks Serve."""
     (port,) = free_ports(1)
     file, log = tmp_path / "serve.yaml", tmp_path / "log"
     application = {
@@ -106,7 +115,10 @@ def test_serves_own_command_opens_no_door_without_a_secret(tmp_path):
             cwd=REPOSITORY, env=variables, stdout=output, stderr=output, start_new_session=True,
         ) as serve:  # fmt: skip
             try:
-                told = "Serve's http_options.host 0.0.0.0 can be reached from other machines, but no secret is set"
+                told = (
+                    "Serve's http_options.host 0.0.0.0 can be reached from other machines, "
+                    "but no secret is set"
+                )
                 until(lambda: told in said(log, instance), log.read_text)
                 seen = psutil.Process(serve.pid).children(recursive=True)
                 replicas = [process for process in seen if "ServeReplica" in title(process)]

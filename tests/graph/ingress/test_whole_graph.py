@@ -1,4 +1,4 @@
-"""The graph as a whole: its start, health, routes, documentation, and the addresses it listens on."""
+"""The graph as a whole: start, health, routes, documentation, and the addresses it listens on."""
 
 import contextlib
 import os
@@ -93,10 +93,11 @@ def test_everything_listens_on_loopback_only(graph):
 
 
 def test_all_of_this_ran_without_a_network(graph):
-    """The suite is started by `tests/support/graph/offline.py`, so every test of it shows that loopback is enough."""
+    """`tests.support.graph.offline` runs the suite, so every test shows that loopback is enough."""
     if os.environ.get(offline.VARIABLE) != "1":
         pytest.skip(
-            "this host allows no network namespace, or pytest was not started through tests.support.graph.offline"
+            "this host allows no network namespace, "
+            "or pytest was not started through tests.support.graph.offline"
         )
     assert [name for _, name in socket.if_nameindex()] == ["lo"]
     routes = Path("/proc/self/net/route").read_text().splitlines()[1:]

@@ -1,4 +1,4 @@
-"""OpenAI's client, idempotency keys, the cache and batches on the real graph: through HAProxy, with two proxy replicas."""
+"""OpenAI's client, idempotency keys, the cache and batches on the real graph, over two replicas."""
 
 import asyncio
 import json

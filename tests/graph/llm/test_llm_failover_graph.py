@@ -1,4 +1,4 @@
-"""Fail-over with the real engine: it finishes what a remote model began, and its queue sends calls elsewhere and back."""
+"""Fail-over with the real engine: it finishes a remote model's answer; its queue moves calls."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ async def test_calls_spill_over_while_the_engine_has_a_queue_and_come_back(graph
     graph.upstream("ok")
 
     async def asked_first():
-        """Who was asked first. Until the engine tells of its queue (every two seconds) a call stands in it, and must not stay."""
+        """Returns the first target. The call is short: the engine reports its queue every 2 s."""
         response = await client.post(
             "/internal/llm/proxy",
             json=body("spilling", "Hi", max_tokens=1, temperature=0, timeout_s=20),

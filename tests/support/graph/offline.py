@@ -1,7 +1,8 @@
-"""`python -m tests.support.graph.offline <command …>`: runs a command where no network but loopback exists (Linux network namespace).
+"""Runs a command in a Linux network namespace with loopback alone.
 
-The suite of the real graph runs in it: what works there needs no network. A host that allows no namespaces is told, and
-the command runs without; the suite's own check of the interfaces is skipped then.
+Use: `python -m tests.support.graph.offline <command …>`. The suite of the real graph runs in it,
+which shows that it needs no network. On a host without namespaces the command runs with the
+network, after a message, and the suite skips its check of the interfaces.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _IFF_UP = 0x1
 
 
 def enter() -> None:
-    """Leaves this process's network for one that has loopback alone. Raises OSError where that is not allowed."""
+    """Moves this process to a network of loopback alone. Raises OSError where that is forbidden."""
     user, group = os.getuid(), os.getgid()
     flags = _CLONE_NEWNET if user == 0 else _CLONE_NEWNET | _CLONE_NEWUSER
     libc = ctypes.CDLL(None, use_errno=True)
@@ -51,7 +52,8 @@ def main(command: list[str]) -> int:
         os.environ[VARIABLE] = "1"
     except OSError as error:
         sys.stderr.write(
-            f"[offline] this host allows no network namespace ({error.strerror}): running with its network\n"
+            f"[offline] this host allows no network namespace ({error.strerror}): "
+            "running with its network\n"
         )
     os.execvp(command[0], command)
 

@@ -1,4 +1,4 @@
-"""A real graph for tests: `python -m launcher run` with a data folder, a configuration and ports of its own."""
+"""A real graph for tests: `launcher run` with its own data folder, configuration and ports."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[3]
 READY_S = 420
 STOP_S = 180  # the launcher gives the graph 75 s, then each store its own time
-# What would lead the graph to somebody's own stores.
+# Variables that would lead the graph to other stores.
 FOREIGN = ("DATABASE_URL", "DATABASE_OWNER_URL", "NATS_URL")
 
 
 class RunningGraph:
-    """Starts the graph and a scripted upstream; `stop` ends both and tells what was left behind."""
+    """The graph and a scripted upstream; `stop` ends both and returns processes left behind."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,10 +45,15 @@ class RunningGraph:
         self._configure()
         started = time.monotonic()
         with self.log.open("wb") as log:
+            serve_file = str(self.folder / "serve_config.yaml")
             self._launcher = subprocess.Popen(
-                [sys.executable, "-m", "launcher", "run", "--config", str(self.folder / "serve_config.yaml")],
-                cwd=REPOSITORY, env=self._environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-m", "launcher", "run", "--config", serve_file],
+                cwd=REPOSITORY,
+                env=self._environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.wait_ready()
         self.ready_after_s = time.monotonic() - started
 
@@ -150,7 +155,7 @@ class RunningGraph:
         self.upstream_url = next(word for word in line.split() if word.startswith("http"))
 
     def _configure(self) -> None:
-        """The shipped configuration, with the upstream in OpenAI's place, a strict agent and two proxy replicas."""
+        """The shipped configuration with the upstream for OpenAI, limits, two proxy replicas."""
         shutil.copytree(
             REPOSITORY / "configs",
             self.config_dir,
@@ -159,8 +164,11 @@ class RunningGraph:
         llm = yaml.safe_load((self.config_dir / "llm.yaml").read_text())
         llm["providers"]["openai"]["base_url"] = self.upstream_url
         llm["models"]["resumed"] = {
-            "provider": "openai", "name": "first", "fallbacks": ["dagi-local-8b"], "stream_recovery": "resume",
-        }  # fmt: skip
+            "provider": "openai",
+            "name": "first",
+            "fallbacks": ["dagi-local-8b"],
+            "stream_recovery": "resume",
+        }
         spill = {"to": ["gpt-4.1-mini"], "queue_depth": 2, "return_depth": 0}
         llm["models"]["spilling"] = {**llm["models"]["dagi-local-8b"], "spill": spill}
         llm["limits"]["agents"] = {
