@@ -6,7 +6,9 @@ from ipaddress import ip_address
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` (without port and brackets) is `localhost`, in 127.0.0.0/8 or `::1`; other names are not resolved."""
+    """Whether `host` (without port and brackets) is `localhost`, in 127.0.0.0/8 or `::1`; other
+    names are not resolved.
+    """
     if host.lower() == "localhost":
         return True
     try:

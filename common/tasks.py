@@ -12,8 +12,8 @@ RETRY_S = 0.5
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancels `tasks` and returns when all have ended.
 
-    Cancels repeatedly: before Python 3.12, `asyncio.wait_for` (which the database driver uses) loses a
-    cancellation that arrives together with the answer it waits for.
+    Cancels repeatedly: before Python 3.12, `asyncio.wait_for` (which the database driver uses)
+    loses a cancellation that arrives together with the answer it waits for.
     """
     pending = set(tasks)
     while pending:

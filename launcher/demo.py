@@ -1,7 +1,9 @@
-"""`python -m launcher.demo`: invents a project in a running graph, asks the demo agent about it, and shows the answer.
+"""`python -m launcher.demo`: invents a project in a running graph, asks the demo agent about it,
+and shows the answer.
 
-Every step is one that any client can take with curl: a project, a channel with the agent in it, a message, the
-channel's events. Exits with 0 if the reply names the project, 1 if it does not or does not come, 2 if no graph answers.
+Every step is one that any client can take with curl: a project, a channel with the agent in it, a
+message, the channel's events. Exits with 0 if the reply names the project, 1 if it does not or does
+not come, 2 if no graph answers.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ class IngressClient:
         return json.loads(answer)
 
     async def events(self, path: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Yields name and data of each event from now on; a keep-alive comment is an event without a name."""
+        """Yields name and data of each event from now on; a keep-alive comment is an event without
+        a name.
+        """
         async with requested(self._http, "GET", path) as response:
             if not response.is_success:
                 raise DemoError(f"GET {path} was refused: {response.status_code}")
@@ -102,7 +106,9 @@ class IngressClient:
 
 
 async def run(graph: IngressClient, agent: str, question: str, project: str) -> bool:
-    """Plays the demo; returns whether the reply names the project. Raises DemoError, HttpError or TimeoutError."""
+    """Plays the demo; returns whether the reply names the project. Raises DemoError, HttpError or
+    TimeoutError.
+    """
     started = time.monotonic()
     microdao = f"microdao:demo-{secrets.token_hex(4)}"
 
@@ -133,7 +139,9 @@ async def _named(
     project: str,
     say: Callable[[str], None],
 ) -> bool:
-    """Shows the channel's events until the agent's run has ended; returns whether its reply names the project."""
+    """Shows the channel's events until the agent's run has ended; returns whether its reply names
+    the project.
+    """
     named: bool | None = None
     async for name, data in events:
         kind = data.get("step", data).get("kind")
@@ -185,7 +193,8 @@ def main(argv: Sequence[str]) -> int:
         return 1
     except (HttpError, TimeoutError):
         print(  # noqa: T201
-            f"demo: no graph answers at {base_url}: start it with `make run` in another terminal, or set DAARION_PORT to its port",
+            f"demo: no graph answers at {base_url}: start it with `make run` in another terminal, "
+            "or set DAARION_PORT to its port",
             file=sys.stderr,
         )
         return 2

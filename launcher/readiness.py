@@ -23,9 +23,11 @@ _GRACE_S = 60.0
 
 
 async def until_ready(url: str, say: Callable[[str], None], grace_s: float = _GRACE_S) -> None:
-    """Returns once every part behind `url` is ready; says which are not when that changes, and every 10 s.
+    """Returns once every part behind `url` is ready; says which are not when that changes, and
+    every 10 s.
 
-    Optional parts are awaited for `grace_s` only; then they are named, and the graph continues without them.
+    Optional parts are awaited for `grace_s` only; then they are named, and the graph continues
+    without them.
     """
     loop = asyncio.get_running_loop()
     said, said_at = "", -_REPEAT_S

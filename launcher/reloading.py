@@ -18,13 +18,18 @@ from launcher.datadir import DataDir, DataDirLock
 DONE, FAILED = 0, 1
 _ANSWER_S = 90.0
 _POLL_S = 0.1
-_AWAY = "the graph is not running at this moment; its launcher starts it again, with its configuration as it is then"
-# What the graph writes into its log about a reload.
+_AWAY = (
+    "the graph is not running at this moment; its launcher restarts it, with the configuration "
+    "as it is then"
+)
+# The graph writes these into its log after a reload.
 _RELOADED, _NOT_RELOADED = "daarion.serve_graph: reloaded", "daarion.serve_graph: not reloaded: "
 
 
 async def reload_graph(data_dir: DataDir, console: Console) -> int:
-    """Sends SIGHUP to the running graph and waits for its answer; returns 0, or 1 after printing the reason."""
+    """Sends SIGHUP to the running graph and waits for its answer; returns 0, or 1 after printing
+    the reason.
+    """
     launcher = DataDirLock(data_dir).holder()
     parts = state.read_parts(data_dir) if launcher is not None else []
     serve = next((part for part in parts if part.name == "Serve"), None)
@@ -47,7 +52,7 @@ async def reload_graph(data_dir: DataDir, console: Console) -> int:
             console.plain(_AWAY)
             return FAILED
     console.plain(
-        f"asked the graph to read its configuration again; it has not answered yet: {log} will tell"
+        f"asked the graph to read its configuration again; it has not answered yet: see {log}"
     )
     return FAILED
 
@@ -75,7 +80,9 @@ def _size(log: Path) -> int:
 
 
 def _answer(log: Path, read: int) -> str | None:
-    """Returns the first answer in the log after `read` bytes; a log truncated since is read from its start."""
+    """Returns the first answer in the log after `read` bytes; a log truncated since is read from
+    its start.
+    """
     try:
         with log.open("rb") as file:
             file.seek(read if _size(log) >= read else 0)

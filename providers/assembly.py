@@ -1,4 +1,6 @@
-"""A whole answer from a stream: read so, a provider that falls silent is noticed after its first-token or idle time. Pure."""
+"""Assembles a whole answer from a stream, so that silence is noticed after first-token or idle
+time.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,10 @@ from providers.tool_fragments import parse_tool_calls
 
 
 async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
-    """Returns the answer that `items` are the pieces of, and closes them however that ends.
+    """Returns the answer that `items` add up to, and closes them.
 
     Raises:
-        UpstreamInvalidResponse: tool calls that do not join to whole ones, or values over our bounds.
+        UpstreamInvalidResponse: tool calls are incomplete, or a value is over a bound of ours.
         DaarionError: as the stream.
     """
     content: list[str] = []

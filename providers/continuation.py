@@ -1,4 +1,4 @@
-"""How a model is asked to finish an answer that broke off half-way at another. Pure."""
+"""Asks a model to finish an answer that broke off at another one. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from contracts.llm.messages import ChatMessage
 from contracts.llm.requests import ChatOptions
 
 INSTRUCTION = (
-    "The connection broke while you were answering; the text above is what arrived. Go on exactly where it ends, beginning with the very "
-    "next character, and write the rest only: no repetition, no introduction, no remark about the break."
+    "The connection broke while you were answering; the text above is what arrived. Go on exactly "
+    "where it ends, beginning with the very next character, and write the rest only: "
+    "no repetition, no introduction, no remark about the break."
 )
 _VLLM_FIELDS = {"continue_final_message": True, "add_generation_prompt": False}
 
@@ -19,10 +20,10 @@ _VLLM_FIELDS = {"continue_final_message": True, "add_generation_prompt": False}
 def continued(
     dialect: Continuation, messages: Sequence[ChatMessage], text: str, options: ChatOptions
 ) -> tuple[list[ChatMessage], ChatOptions] | None:
-    """Returns messages and options of the call that asks for the rest of an answer of which `text` came.
+    """Returns messages and options that ask for the rest of an answer of which `text` arrived.
 
-    None where the provider is never asked so (`none`). `vllm` and `deepseek` continue the same message; `instruct` asks
-    in words, and the model may stray.
+    Returns None for the dialect `none`. `vllm` and `deepseek` continue the same message; `instruct`
+    asks in words, and the model may stray.
     """
     if dialect == "none":
         return None

@@ -50,13 +50,15 @@ _WHO = "the embeddings endpoint"
 
 
 class OpenAIEmbedder:
-    """`POST {base_url}/embeddings`, in requests of at most `max_texts_per_request` texts.
+    """Calls `POST {base_url}/embeddings` with at most `max_texts_per_request` texts each.
 
-    Queries have half of `max_concurrent` for themselves, so that ingestion cannot hold them up. Redirects are not
-    followed, answers bounded. Vectors are normalised here: endpoints differ in that. `proxy_for` is `Environment.proxy_for`.
+    Half of `max_concurrent` is reserved for queries, so that ingestion cannot delay them. Redirects
+    are not followed, answers are bounded. Vectors are normalised here, since endpoints differ.
+    `proxy_for` is `Environment.proxy_for`.
 
     Raises:
-        ConfigurationError: the variable that `api_key_env` or `proxy_auth_env` names is not set, or opens this graph.
+        ConfigurationError: the variable that `api_key_env` or `proxy_auth_env` names is not set, or
+            opens this graph.
     """
 
     def __init__(
@@ -76,7 +78,8 @@ class OpenAIEmbedder:
                 )
             if opens_graph(key, secret):
                 raise ConfigurationError(
-                    f"engines.yaml: embedder.api_key_env: the value of {settings.api_key_env} opens this graph: give the endpoint its own"
+                    f"engines.yaml: embedder.api_key_env: {settings.api_key_env} opens this "
+                    "graph: give the endpoint a key of its own"
                 )
             self._headers["Authorization"] = f"Bearer {key}"
         half = settings.max_concurrent // 2
@@ -98,10 +101,10 @@ class OpenAIEmbedder:
         texts: Sequence[EmbeddingInput],
         kind: EmbeddingKind,
         *,
-        tenant: str,  # noqa: ARG002  # the endpoint's own queue knows no tenants
+        tenant: str,  # noqa: ARG002  # the endpoint's queue has no tenants
         deadline: Deadline,
     ) -> EmbeddingBatch:
-        """Returns one vector per text; see `contracts.llm.embeddings.TokenEmbedder`. Tokens go as they are: the endpoint judges them."""
+        """Returns one vector per text (see TokenEmbedder); tokens are sent unchanged."""
         if not 0 < len(texts) <= MAX_TEXTS_PER_CALL:
             raise InvalidRequest(f"send from 1 to {MAX_TEXTS_PER_CALL} texts a call")
         prefix, size = self._settings.prefixes.of(kind), self._settings.max_texts_per_request
@@ -188,11 +191,12 @@ class OpenAIEmbedder:
         values = _little_endian(embedding)
         if len(values) != self.dimension:
             raise UpstreamMisconfigured(
-                f"{_WHO} gives vectors of {len(values)} numbers where embedder.dimension says {self.dimension}: correct the configuration"
+                f"{_WHO} returns vectors of {len(values)} numbers where embedder.dimension says "
+                f"{self.dimension}: correct the configuration"
             )
         length = math.sqrt(math.fsum(value * value for value in values))
         if not math.isfinite(length) or length == 0:
-            raise UpstreamInvalidResponse(f"{_WHO} answered a vector without direction")
+            raise UpstreamInvalidResponse(f"{_WHO} answered with a vector of length zero")
         unit = array("f", (value / length for value in values))
         if sys.byteorder == "big":
             unit.byteswap()
@@ -204,13 +208,13 @@ def _prefixed(given: EmbeddingInput, prefix: str) -> EmbeddingInput:
         return prefix + given
     if prefix:
         raise InvalidRequest(
-            "input: this model needs a prefix, which cannot be put before tokens: send texts"
+            "input: this model needs a prefix, which cannot be added to tokens: send texts"
         )
     return given
 
 
 def _little_endian(embedding: object) -> array[float]:
-    """Reads base64 of float32 or, from endpoints that ignore `encoding_format`, a list of numbers."""
+    """Decodes base64 of float32, or a list of numbers from endpoints that ignore the format."""
     values: array[float] = array("f")
     if isinstance(embedding, str):
         raw = base64.b64decode(embedding, validate=True)
@@ -244,11 +248,11 @@ def _refusal(response: httpx2.Response) -> DaarionError:
             retry_after_s=retry_after_s(response.headers.get("Retry-After")),
         )
     if status == 408:
-        return UpstreamTimeout(f"{_WHO} timed out by its own account (status 408)")
+        return UpstreamTimeout(f"{_WHO} reported a timeout (status 408)")
     if 400 <= status < 500:
         return UpstreamRejected(f"{_WHO} refused the texts (status {status}): shorten them")
     if 300 <= status < 400:
         return UpstreamMisconfigured(
-            f"{_WHO} answers with a redirect (status {status}), which is not followed: correct embedder.base_url"
+            f"{_WHO} redirects (status {status}), which is not followed: correct embedder.base_url"
         )
     return UpstreamUnavailable(f"{_WHO} failed (status {status})")

@@ -1,4 +1,4 @@
-"""Foreign failures to leaves of the error tree: the one place where an upstream's status is read. Pure."""
+"""Turns upstreams' failures into our errors; nothing else reads an upstream's status. Pure."""
 
 from __future__ import annotations
 
@@ -35,23 +35,26 @@ from contracts.errors import (
 _MAX_SHOWN = 300
 _CONTEXT = re.compile(
     r"context[ _-]?(length|window|size|limit)|maximum context|too many (input )?tokens(?! per)"
-    r"|(prompt|input|request|messages?) (is|are) too long|maximum (prompt|input|sequence) length|prompt exceeds max"
-    r"|tokens` must be <=|range of input length|exceed\w* (the )?(model('s)? )?(token limit|max\w* (number of )?(input )?tokens)"
+    r"|(prompt|input|request|messages?) (is|are) too long|maximum (prompt|input|sequence) length"
+    r"|prompt exceeds max|tokens` must be <=|range of input length"
+    r"|exceed\w* (the )?(model('s)? )?(token limit|max\w* (number of )?(input )?tokens)"
     r"|(token count|number of tokens)\b[^.]{0,40}\bexceeds|reduce the length of",
     re.IGNORECASE,
 )
 _CONTEXT_CODE = re.compile(r"context_(length|window|size)")
 _FILTER = re.compile(
-    r"content[ _](filter|policy|management)|content exists risk|invalid_prompt|usage policy|flagged (as|by|for)|input was flagged",
+    r"content[ _](filter|policy|management)|content exists risk|invalid_prompt|usage policy"
+    r"|flagged (as|by|for)|input was flagged",
     re.IGNORECASE,
 )
 _ACCOUNT = re.compile(
-    r"\b(account|organi[sz]ation|project|api[ _-]?key|credential|subscription|plan|tier|region|country)",
+    r"\b(account|organi[sz]ation|project|api[ _-]?key|credential|subscription|plan|tier|region"
+    r"|country)",
     re.IGNORECASE,
 )
-"""What a 403 speaks of that refuses us and not this request."""
+"""Words of a 403 that refuses our account rather than this request."""
 _KEY_PREFIX = 8
-"""How much of the key makes what follows it part of the key."""
+"""Characters of the key after which the rest of a word is taken as key, too."""
 _TRACEBACK = re.compile(r'Traceback \(most recent call last\)|File \\?"')
 _PRIVATE = (
     (re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE), "[url]"),
@@ -83,10 +86,11 @@ _PRIVATE = (
 def error_for_status(
     provider: str, status: int, headers: Mapping[str, str], payload: object, key: str | None = None
 ) -> DaarionError:
-    """Returns the leaf for a non-200 answer.
+    """Returns the error for a non-200 answer.
 
-    `headers` have lower-case names; `payload` is the decoded JSON body, or None. Provider texts are shown only for refusals
-    that the caller can act on, cleaned of keys (`key` is the one that we sent), addresses and paths.
+    `headers` are looked up in lower case; `payload` is the decoded JSON body, or None. Provider
+    texts are shown only for refusals that the caller can act on, without keys (`key` is the one we
+    sent), addresses and paths.
     """
     code, text = _code_and_text(payload)
     retry_after = retry_after_s(headers.get("retry-after"), headers.get("retry-after-ms"))
@@ -98,7 +102,7 @@ def error_for_status(
         )
     if status == 402:
         return UpstreamAuthFailed(
-            f"provider `{provider}` wants payment for the configured credentials (status 402)"
+            f"provider `{provider}` requires payment for the configured credentials (status 402)"
         )
     if status == 429 and "insufficient_quota" in code:
         return UpstreamAuthFailed(
@@ -109,7 +113,7 @@ def error_for_status(
             f"provider `{provider}` limits our requests (status 429)", retry_after_s=retry_after
         )
     if status == 408:
-        return UpstreamTimeout(f"provider `{provider}` timed out by its own account (status 408)")
+        return UpstreamTimeout(f"provider `{provider}` reported a timeout (status 408)")
     if status == 404:
         return UpstreamMisconfigured(
             f"provider `{provider}` does not know the configured model or route (status 404)"
@@ -128,9 +132,9 @@ def error_for_status(
 def error_for_failure(
     who: str, error: HttpError, max_bytes: int, limit_s: float | None = None
 ) -> DaarionError:
-    """Returns the leaf for a call of `who` that failed below HTTP.
+    """Returns the error for a call to `who` that failed below HTTP.
 
-    `max_bytes` is the bound on its answer, `limit_s` how long was waited, where that is to be told.
+    `max_bytes` is the bound on its answer; `limit_s` how long it was awaited, to be shown.
     """
     match error:
         case ConnectTimedOut():
@@ -160,7 +164,8 @@ def error_for_failure(
 
 
 def reported_error(answer: Mapping[str, Any]) -> object:
-    """Returns the error that an answer with status 200, or an event of a stream, reports in place of contents; else None.
+    """Returns the error that a 200 answer, or an event of a stream, holds instead of content; else
+    None.
 
     Besides OpenAI's `error` these are the flat objects of vLLM, web frameworks and gateways.
     """
@@ -189,9 +194,9 @@ def reported_error(answer: Mapping[str, Any]) -> object:
 def in_band_error(
     error: object, key: str | None = None, provider: str | None = None
 ) -> DaarionError:
-    """Returns the leaf for an error object that came with status 200 or inside a stream.
+    """Returns the error for an error object that came with status 200 or inside a stream.
 
-    It has no status of its own: `code`, `type` and, where there is neither, the wording tell what it would have been.
+    Its status is inferred from `code` or `type`, and without either from the wording.
     """
     payload = {"error": error}
     code, text = _code_and_text(payload)
@@ -219,11 +224,11 @@ _STATUS_BY_WORD = (
 )
 
 _KNOWN_BY_WORDING = frozenset({408, 429, 503})
-"""A text alone does not make an error the caller's, or one of our credentials."""
+"""A text alone never blames the caller or our credentials."""
 
 
 def _status_of(error: object, code: str, text: str) -> int | None:
-    """The status that an error inside an answer would have had."""
+    """Returns the status that an error inside an answer stands for."""
     if isinstance(error, dict):
         for name in ("code", "status", "status_code"):
             digits = str(error.get(name))
@@ -247,7 +252,9 @@ def _refusal(provider: str, status: int, code: str, text: str, key: str | None) 
 
 
 def _moderation(provider: str, code: str, text: str, key: str | None) -> DaarionError | None:
-    """The leaf for a 403 that is about this request's content alone: it must not count against the provider."""
+    """Returns the error for a 403 about this request's content, which must not count against the
+    provider.
+    """
     if _ACCOUNT.search(text):
         return None
     refusal = _content_refusal(f"provider `{provider}`", code, text, key)
@@ -255,12 +262,13 @@ def _moderation(provider: str, code: str, text: str, key: str | None) -> Daarion
 
 
 def _content_refusal(provider: str, code: str, text: str, key: str | None) -> DaarionError | None:
-    """The leaf for contents that are too long or unwanted, recognized by code or wording; None for anything else."""
+    """Returns the error for content that is too long or unwanted, by code or wording; else None."""
     shown = clean(text, key)
     tail = f": {shown}" if shown else ""
     if _CONTEXT_CODE.search(code) or ("rate_limit" not in code and _CONTEXT.search(text)):
         return ContextLengthExceeded(
-            f"the request does not fit the model's context: shorten the messages or lower max_tokens{tail}"
+            "the request does not fit the model's context: "
+            f"shorten the messages or lower max_tokens{tail}"
         )
     if _FILTER.search(code) or _FILTER.search(text):
         return ContentFiltered(f"{provider} refused the content by its policy{tail}")
@@ -268,12 +276,12 @@ def _content_refusal(provider: str, code: str, text: str, key: str | None) -> Da
 
 
 def clean(text: str, key: str | None = None) -> str:
-    """Returns `text` on one line, bounded, without URLs, keys, addresses or paths; nothing of one that holds a traceback.
+    """Returns `text` on one line, bounded, without URLs, keys, addresses, paths or tracebacks.
 
-    `key` is masked wherever it stands: whole, encoded for a URL, or cut short.
+    `key` is masked wherever it occurs: whole, URL-encoded, or cut short.
     """
     if _TRACEBACK.search(text):
-        return "the provider tells of a failure of its own"
+        return "the provider reported an internal failure"
     line = " ".join(_without_key(text, key).split())[: _MAX_SHOWN * 4]
     for pattern, mark in _PRIVATE:
         line = pattern.sub(mark, line)
@@ -290,7 +298,11 @@ def _without_key(text: str, key: str | None) -> str:
 
 
 def _code_and_text(payload: object) -> tuple[str, str]:
-    """Reads OpenAI's `{"error": {…}}`, vLLM's flat `{"message", "type"}`, a web framework's `detail`, a list of one of them, a text."""
+    """Returns the code and text of an error.
+
+    Reads OpenAI's `{"error": {…}}`, vLLM's flat `{"message", "type"}`, a web framework's `detail`,
+    a list of one of them, or a text.
+    """
     if isinstance(payload, list) and len(payload) == 1:
         payload = payload[0]
     error: Any = payload.get("error", payload) if isinstance(payload, dict) else payload
@@ -301,7 +313,7 @@ def _code_and_text(payload: object) -> tuple[str, str]:
     words = [error[name] for name in ("code", "type", "status") if isinstance(error.get(name), str)]
     detail = error.get("detail")
     if isinstance(detail, list) and detail and isinstance(detail[0], dict):
-        error = {**detail[0], **error}  # what web frameworks say of each mistake
+        error = {**detail[0], **error}  # web frameworks list each mistake
     text = next(
         (error[name] for name in ("message", "msg", "detail") if isinstance(error.get(name), str)),
         "",

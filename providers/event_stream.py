@@ -1,4 +1,6 @@
-"""The events of a streamed answer, as they arrive: where the stream ends, and how long each wait may be."""
+"""The events of a streamed answer, as they arrive: where the stream ends, and how long each wait
+may be.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,18 @@ from providers.transport import HttpExchange
 MAX_ANSWER_BYTES = 32 << 20
 DONE = b"[DONE]"
 USAGE_GRACE_S = 2.0
-"""How long a stream is held open for its usage after the finish reason: not every upstream closes or sends [DONE]."""
+"""How long a stream is held open for its usage after the finish reason: not every upstream closes
+or sends [DONE].
+"""
 DETAILS_GRACE_S = 0.25
-"""How long one is held open after a usage without details: vLLM sends the cached tokens in a second one."""
+"""How long one is held open after a usage without details: vLLM sends the cached tokens in a second
+one.
+"""
 
 
 class StreamClock:
-    """Bounds each wait of a stream: to the first content token, then between tokens, always to the deadline.
+    """Bounds each wait of a stream: to the first content token, then between tokens, always to the
+    deadline.
 
     Only content moves it on, so that keep-alive frames do not keep a silent stream open.
     """
@@ -33,7 +40,9 @@ class StreamClock:
         self._until = Deadline.after(self._timeouts.idle_s)
 
     def expires_at(self, grace: Deadline | None = None) -> float:
-        """Returns the end of the next wait, in monotonic seconds; `grace` replaces the bound between tokens."""
+        """Returns the end of the next wait, in monotonic seconds; `grace` replaces the bound
+        between tokens.
+        """
         return min(self._deadline.at, (grace or self._until).at)
 
     def limit_s(self) -> float:
@@ -42,7 +51,9 @@ class StreamClock:
 
 
 class EventStream:
-    """Ends at `[DONE]` (then it is `marked`), at the end of the body, or with the grace after the finish reason."""
+    """Ends at `[DONE]` (then it is `marked`), at the end of the body, or with the grace after the
+    finish reason.
+    """
 
     def __init__(self, exchange: HttpExchange, parser: StreamParser, clock: StreamClock) -> None:
         self._exchange = exchange
@@ -56,7 +67,9 @@ class EventStream:
         self.marked = False
 
     async def next(self) -> list[bytes]:
-        """Returns the payloads that arrived next, possibly none. Raises HttpError if the answer is unfinished."""
+        """Returns the payloads that arrived next, possibly none. Raises HttpError if the answer is
+        unfinished.
+        """
         if self._parser.finish_reason and self._grace is None:
             self._grace = Deadline.after(USAGE_GRACE_S)
         if self._parser.counted_at_end and not self._counted:

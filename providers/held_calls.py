@@ -17,7 +17,9 @@ MAX_DRAINED_BYTES = 64 << 10
 
 
 class HeldCall:
-    """A slot among the provider's calls, and the exchange once there is one. `end` releases both, once."""
+    """A slot among the provider's calls, and the exchange once there is one. `end` releases both,
+    once.
+    """
 
     __slots__ = ("_slot", "_slots", "exchange")
 

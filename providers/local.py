@@ -22,7 +22,7 @@ from providers.shapes import StreamParser, chat_body, parse_completion
 
 
 class Provider:
-    """Speaks OpenAI's shapes as plain dicts to the Engine port. Aborts the generation when the caller goes away."""
+    """Speaks OpenAI's shapes as plain dicts to the Engine port; aborts if the caller leaves."""
 
     def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
         self.name = name
@@ -31,11 +31,11 @@ class Provider:
         self._engine = resources.engine
 
     def unavailable_reason(self) -> str | None:
-        """The engine says for each call whether it is ready; nothing is known beforehand."""
+        """The engine says per call whether it is ready; nothing is known beforehand."""
         return None
 
     def condition(self) -> Condition:
-        """What the engine's last sign of life said."""
+        """Returns what the engine reported last."""
         return self._engine.condition
 
     def quota_left(self, _target: Target) -> float | None:
@@ -49,7 +49,9 @@ class Provider:
         deadline: Deadline,
         **options: Unpack[ChatOptions],
     ) -> LLMResponse:
-        """Returns one whole answer. Raises EngineUnavailable, InvalidRequest leaves or UpstreamTimeout."""
+        """Returns a whole answer. Raises EngineUnavailable, UpstreamTimeout or a kind of
+        InvalidRequest.
+        """
         body = chat_body(target.name, messages, options, self._extra, stream=False)
         limit = deadline.at_most(target.timeouts.whole_s())
         try:
@@ -100,7 +102,7 @@ class Provider:
     def continued(
         self, messages: Sequence[ChatMessage], text: str, options: ChatOptions
     ) -> tuple[list[ChatMessage], ChatOptions] | None:
-        """Returns the call that asks for the rest of an answer: vLLM goes on with the assistant's own message."""
+        """Returns the call that asks for the rest of an answer."""
         return continued(self._continuation, messages, text, options)
 
     async def close(self) -> None:

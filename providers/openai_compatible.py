@@ -1,4 +1,4 @@
-"""Any endpoint that speaks OpenAI's chat completions: OpenAI, DeepSeek, Ollama, another vLLM, a gateway."""
+"""Endpoints with OpenAI's chat completions: OpenAI, DeepSeek, Ollama, vLLM elsewhere, gateways."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ from providers.upstream_json import decoded
 
 MAX_ERROR_BYTES = 64 << 10
 MAX_JOINED_EVENTS = 16_384
-"""Lines of one event that are parsed as events of their own when the event is no JSON: about 50 ms of the event loop."""
+"""Lines of one event that are parsed as events of their own when the event is no JSON: about 50 ms
+of the event loop.
+"""
 REFUSAL_S = 2.0
 """How long the body of a refusal is awaited; its status is known."""
 _EVENT_STREAM = (b"data:", b"event:", b":")
@@ -51,9 +53,9 @@ _EVENT_STREAM = (b"data:", b"event:", b":")
 class Provider:
     """`POST {base_url}/chat/completions` over pooled connections.
 
-    Redirects are not followed; answers are bounded to 32 MiB after decompression. At most `max_connections` calls are
-    in progress; another waits up to `connect_s` for a slot and is then refused as Overloaded, which does not count
-    against the provider.
+    Redirects are not followed; answers are bounded to 32 MiB after decompression. At most
+    `max_connections` calls are in progress; another waits up to `connect_s` for a slot and is then
+    refused as Overloaded, which does not count against the provider.
     """
 
     def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
@@ -84,15 +86,17 @@ class Provider:
         self._drain = Drain()
 
     def unavailable_reason(self) -> str | None:
-        """Names a key that is configured and absent, or cannot or must not be sent; or a proxy that cannot be used."""
+        """Names a key that is missing or must not be sent, or a proxy that cannot be used."""
         return self._fault
 
     def condition(self) -> Condition:
-        """A remote provider is only known by calling it."""
+        """Nothing is known of a remote provider without calling it."""
         return Condition()
 
     def quota_left(self, target: Target) -> float | None:
-        """What the last answer's headers said, until the limit is whole again."""
+        """Returns the share of the rate limit that the last answer's headers gave, until it is
+        reset.
+        """
         quota = self._quotas.get(target.name)
         return None if quota is None or time.monotonic() >= quota.until else quota.share
 
@@ -103,7 +107,10 @@ class Provider:
         deadline: Deadline,
         **options: Unpack[ChatOptions],
     ) -> LLMResponse:
-        """Returns one whole answer. Raises leaves of UpstreamError or InvalidRequest, UpstreamTimeout, or Overloaded."""
+        """Returns a whole answer.
+
+        Raises UpstreamTimeout, Overloaded, or a kind of UpstreamError or InvalidRequest.
+        """
         if self._streams_all:
             return await assembled(self.stream(messages, target, deadline, **options))
         body = self._body(messages, target, options, stream=False)
@@ -119,7 +126,7 @@ class Provider:
         if payload[:64].lstrip().startswith(_EVENT_STREAM):
             return await assembled(self._read_back(payload))
         try:
-            # Some gateways end a whole answer, too, with the mark of a stream's end.
+            # Some gateways append a stream's end mark to whole answers.
             return parse_completion(
                 decoded(payload.rstrip().removesuffix(b"data: [DONE]")), self._reported
             )
@@ -133,7 +140,9 @@ class Provider:
         deadline: Deadline,
         **options: Unpack[ChatOptions],
     ) -> AsyncIterator[StreamItem]:
-        """Yields deltas, then one StreamEnd. Raises as `chat`; a stream without its end is an error."""
+        """Yields deltas, then one StreamEnd. Raises as `chat`; a stream without its end is an
+        error.
+        """
         body = self._body(messages, target, options, stream=True)
         held = await self._held(target, deadline)
         try:
@@ -199,7 +208,10 @@ class Provider:
     async def _post(
         self, held: HeldCall, body: dict[str, Any], target: Target, limit_s: float
     ) -> HttpExchange:
-        """Returns the exchange once its head is here, a success; `held` ends it. Raises HttpError, or the leaf of a refusal."""
+        """Returns the exchange of a success, once its head is here; `held` ends it.
+
+        Raises HttpError, or the error for a refusal.
+        """
         exchange = held.exchange = await self._transport.post(
             orjson.dumps(body), connect_s=target.timeouts.connect_s, limit_s=limit_s
         )
@@ -223,17 +235,17 @@ class Provider:
         return error_for_status(self.name, exchange.status, exchange.headers, payload, self._key)
 
     def _reported(self, error: object) -> DaarionError:
-        """The leaf of an error inside an answer, without our key."""
+        """Returns the error for one inside an answer, without our key."""
         return in_band_error(error, self._key, self.name)
 
     def _delta(self, parser: StreamParser, payload: bytes) -> StreamDelta | None:
-        """Returns what one event adds to the answer. Raises the leaf of an error that it reports."""
+        """Returns what one event adds to the answer. Raises the error that it reports."""
         try:
             chunk = parser.texts.decoded(payload)
         except ValueError:
             if isinstance(payload, ErrorEvent):
                 raise self._reported(payload.decode("utf-8", "replace")) from None
-            if 0 < payload.count(b"\n") < MAX_JOINED_EVENTS:  # events whose blank lines are missing
+            if 0 < payload.count(b"\n") < MAX_JOINED_EVENTS:  # blank lines are missing
                 lines = [line for line in payload.split(b"\n") if line.strip() not in {b"", DONE}]
                 return joined([self._delta(parser, line) for line in lines])
             parser.skipped += 1
@@ -243,7 +255,10 @@ class Provider:
         return parser.feed(chunk)
 
     def _ended(self, parser: StreamParser, *, marked: bool) -> list[StreamItem]:
-        """Returns the last items of a stream. Raises UpstreamInvalidResponse where its end is missing, or nothing of it could be read."""
+        """Returns the last items of a stream.
+
+        Raises UpstreamInvalidResponse if its end is missing, or nothing in it was readable.
+        """
         if marked:
             parser.end_marked()
         if parser.finish_reason is None or (parser.unreadable and not parser.has_content):
@@ -251,7 +266,7 @@ class Provider:
                 f" ({parser.unreadable} of its events were unreadable)" if parser.unreadable else ""
             )
             raise UpstreamInvalidResponse(
-                f"provider `{self.name}` ended its stream before the answer was complete{unreadable}"
+                f"{self._who} ended its stream before the answer was complete{unreadable}"
             )
         end = StreamEnd(
             finish_reason=parser.finish_reason,
@@ -262,7 +277,7 @@ class Provider:
         return [end] if last is None else [last, end]
 
     async def _read_back(self, payload: bytes) -> AsyncIterator[StreamItem]:
-        """Yields the items of a stream that came whole, although none was asked for."""
+        """Yields the items of a stream that was sent where a whole answer was requested."""
         parser, decoder = (
             StreamParser(done_completes=True, leaf=self._reported),
             SSEDecoder(MAX_ANSWER_BYTES),

@@ -1,4 +1,4 @@
-"""What models cost: what `llm.yaml` says, else what the price library `genai-prices` knows of the provider at that address."""
+"""What models cost: as `llm.yaml` says, else as `genai-prices` knows for the provider's address."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from contracts.llm.routing import Target
 
 MILLION = 1_000_000
 REFRESH_S = 300.0
-"""Prices of the library depend on date and time of day, so they are looked up again."""
+"""Prices of the library depend on date and time of day, so they are refreshed."""
 NANO = Decimal("1e-9")
 PROBES = (1_000, 200_000, 2_000_000)
-"""Token counts by which a price is found to be the same for every token, or to have steps."""
+"""Token counts that show whether every token costs the same, or the price has steps."""
 
 _Key = tuple[str, str]
 
@@ -44,7 +44,7 @@ class _Rates:
 
 @dataclass(frozen=True, slots=True)
 class _Stepped:
-    """A price that depends on the size of the call: the library is asked for each."""
+    """A price that depends on the size of the call: the library is asked each time."""
 
     name: str
     base_url: str
@@ -81,12 +81,12 @@ class PriceBook:
         self._forget_at = 0.0
 
     def warm(self) -> None:
-        """Looks every model up, so that no call waits for it; takes some tens of milliseconds."""
+        """Looks up every model, so that no call waits for it; takes some tens of milliseconds."""
         for key in self._models:
             self._from_library(key)
 
     def cost(self, target: Target, usage: TokenUsage) -> Decimal | None:
-        """US dollars for `usage` at this target, to a billionth, or None where its price is not known."""
+        """Returns US dollars for `usage`, to a billionth, or None if the price is unknown."""
         key = (target.provider, target.name)
         rates = self._own.get(key) or self._from_library(key)
         cost = None if rates is None else rates.cost(usage)
@@ -104,7 +104,7 @@ class PriceBook:
 
 @lru_cache(maxsize=1_024)
 def context_tokens(name: str, base_url: str | None) -> int | None:
-    """Returns how many tokens the library says that a model of the provider at that address holds, or None."""
+    """Returns the context window that the library knows for a model at that address, or None."""
     try:
         return (
             None
@@ -113,7 +113,7 @@ def context_tokens(name: str, base_url: str | None) -> int | None:
                 Usage(input_tokens=1), name, provider_api_url=base_url
             ).model.context_window
         )
-    except (LookupError, ValueError):  # as below
+    except (LookupError, ValueError):  # see _library_cost
         return None
 
 
@@ -165,7 +165,5 @@ def _library_cost(
     )
     try:
         return calc_price(usage, name, provider_api_url=base_url).total_price
-    except LookupError:  # neither the provider nor the model need be known to the library
-        return None
-    except ValueError:  # nor a price for these kinds of tokens
+    except (LookupError, ValueError):  # provider or model, or the price of such tokens, is unknown
         return None

@@ -1,8 +1,9 @@
-"""What providers tell in their headers about how much of our rate limit is left. Pure.
+"""How much of our rate limit a provider's headers say is left. Pure.
 
-OpenAI, Groq, Azure, Mistral and most gateways send `x-ratelimit-remaining-requests` and `-tokens` with `-limit-` and `-reset-` beside
-them, one set for each model (https://platform.openai.com/docs/guides/rate-limits). Headers are a hint of an untrusted upstream: what
-cannot be read is not known.
+OpenAI, Groq, Azure, Mistral and most gateways send `x-ratelimit-remaining-requests` and `-tokens`,
+and the same with `-limit-` and `-reset-`, per model
+(https://platform.openai.com/docs/guides/rate-limits). The upstream is not trusted: an unreadable
+header counts as absent.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 RESET_S = 60.0
-"""When a limit without a reset time is assumed to be whole again: providers count by the minute."""
+"""Assumed reset time where none is sent: providers count by the minute."""
 MAX_RESET_S = 3_600.0
 
 _KINDS = ("requests", "tokens")
@@ -24,14 +25,14 @@ _DURATION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """`share` (0 to 1) of the provider's limit was left; it counts until `until`, in seconds of the monotonic clock."""
+    """`share` (0 to 1) of the limit is left; valid until `until`, in monotonic seconds."""
 
     share: float
     until: float
 
 
 def quota_of(headers: Mapping[str, str], now: float) -> Quota | None:
-    """Returns the scarcest of what an answer's headers (names in lower case) tell at `now`, or None without any."""
+    """Returns the scarcest quota in an answer's headers (looked up in lower case), or None."""
     found = [quota for kind in _KINDS if (quota := _of_kind(kind, headers, now)) is not None]
     return min(found, key=lambda quota: quota.share, default=None)
 

@@ -1,4 +1,6 @@
-"""From `llm.yaml`'s providers to adapters. A new kind of provider is one module here with one class."""
+"""Builds the adapters of `llm.yaml`'s providers. A new kind of provider is one module with one
+class.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def build_providers(settings: LLMSettings, resources: ProviderResources) -> dict
 
 
 def check_types(settings: LLMSettings) -> None:
-    """Makes sure that every provider has an adapter, before any replica builds it. Raises ConfigurationError."""
+    """Raises ConfigurationError for a provider without an adapter, before any replica builds it."""
     for name, provider in settings.providers.items():
         _adapter(name, provider)
 
@@ -43,6 +45,7 @@ def _adapter(name: str, settings: ProviderSettings) -> Callable[..., object]:
     )
     if adapter is None:
         raise ConfigurationError(
-            f"llm.yaml: providers.{name}.type: no adapter `{settings.type}` (a class `Provider` in providers/{settings.type}.py)"
+            f"llm.yaml: providers.{name}.type: no adapter `{settings.type}` "
+            f"(a class `Provider` in providers/{settings.type}.py)"
         )
     return cast("Callable[..., object]", adapter)

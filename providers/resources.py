@@ -1,4 +1,4 @@
-"""What the providers of one replica share: secrets, forward proxies, the in-cluster engine, bounds on calls."""
+"""What the providers of one replica share: secrets, proxies, the in-cluster engine, call limits."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from contracts.llm.ports import Engine
 
 
 class ProviderSlots:
-    """Bounds the calls in progress of each provider. It outlives a reload, so that old and new calls together stay within the bound."""
+    """Bounds the calls in progress of each provider.
+
+    It outlives a reload, so that old and new calls together stay within the bound.
+    """
 
     def __init__(self) -> None:
         self._limiters: dict[str, CapacityLimiter] = {}
 
     def of(self, provider: str, limit: int) -> CapacityLimiter:
-        """Returns the provider's limiter, from now on with `limit` slots. Must be called on the running event loop."""
+        """Returns the provider's limiter, now with `limit` slots. Call it on the running event
+        loop.
+        """
         limiter = self._limiters.setdefault(provider, CapacityLimiter(limit))
         limiter.total_tokens = limit
         return limiter

@@ -1,4 +1,4 @@
-"""Routing as pure logic: a logical model to its targets, from `llm.yaml`."""
+"""Routing as pure logic: from a logical model to its targets, by `llm.yaml`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from providers.prices import context_tokens
 
 
 def route_model(settings: LLMSettings, logical_model: str) -> Route:
-    """Returns the route of `logical_model`: its own target, then those of its fallbacks, each target once.
+    """Returns the route of `logical_model`: its own target, then its fallbacks', each once.
 
-    Fallbacks of fallbacks are not followed: the list in the configuration is the whole truth.
+    Fallbacks of fallbacks are not followed.
 
     Raises:
         UnknownModel: no such logical model; the message names the known ones.
@@ -38,7 +38,7 @@ def route_model(settings: LLMSettings, logical_model: str) -> Route:
 
 
 def _targets(settings: LLMSettings, logical_models: Sequence[str]) -> tuple[Target, ...]:
-    """The targets of the named entries; of two entries for one model of one provider the first counts."""
+    """Returns the targets of the named entries; the first of several for one provider's model."""
     found: dict[tuple[str, str], Target] = {}
     for name in logical_models:
         target = _target(settings, name)

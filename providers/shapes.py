@@ -1,4 +1,4 @@
-"""OpenAI's chat completion JSON to our shapes and back. Pure; nothing that an upstream sends is trusted."""
+"""Converts OpenAI's chat completions to our shapes and back. Pure; upstreams are not trusted."""
 
 from __future__ import annotations
 
@@ -25,18 +25,21 @@ INTERRUPTED = frozenset(
         "network_error",
     }
 )
-"""Finish reasons by which upstreams say that an answer is not whole, and that it was not the request's doing."""
+"""Finish reasons of answers that upstreams broke off by no fault of the request."""
 THOUGHT_PARTS = frozenset({"thinking", "reasoning"})
-"""Types of content parts that hold what the model thinks."""
-OPERATORS_FIELDS = frozenset({
-    "api_base", "api_key", "api_version", "base_url", "custom_llm_provider", "extra_body", "extra_headers", "fallbacks", "headers",
-    "mock_response", "model_list", "models", "organization", "provider", "route", "timeout",
+"""Types of content parts that hold reasoning."""
+OPERATOR_FIELDS = frozenset({
+    "api_base", "api_key", "api_version", "base_url", "custom_llm_provider", "extra_body",
+    "extra_headers", "fallbacks", "headers", "mock_response", "model_list", "models",
+    "organization", "provider", "route", "timeout",
 })  # fmt: skip
-"""Fields by which gateways (OpenRouter, LiteLLM) choose who answers, from where and under which key: for operators alone to set."""
+"""Fields by which gateways (OpenRouter, LiteLLM) choose provider, address and key: for operators
+only.
+"""
 ErrorLeaf = Callable[[object], DaarionError]
-"""Makes the leaf of an error object that an upstream sent in place of an answer."""
+"""Returns the error for an error object that an upstream sent instead of an answer."""
 BYTES_PER_TOKEN = 4
-"""Rough size of a token in UTF-8, used only where a provider counts none; such counts are marked `estimated`."""
+"""Rough size of a token in UTF-8, used where a provider sends no usage; marked `estimated`."""
 
 
 def chat_body(
@@ -50,14 +53,14 @@ def chat_body(
 ) -> dict[str, Any]:
     """Returns the request body of `POST /chat/completions`.
 
-    The caller's `extra_body` gives way to `extra` (the provider's settings), and that to every field that is named here;
-    who answers, from where, under which key and whether as a stream is never the caller's to say. `max_tokens_field` is the
-    upstream's name of the answer's bound.
+    `extra` (the provider's settings) wins over the caller's `extra_body`, and the named fields win
+    over both. Callers never choose provider, address, key or streaming. `max_tokens_field` is the
+    upstream's name for `max_tokens`.
     """
     known: dict[str, Any] = dict(options)
     passed: dict[str, Any] = known.pop("extra_body", None) or {}
     if passed:
-        passed = {key: value for key, value in passed.items() if key not in OPERATORS_FIELDS}
+        passed = {key: value for key, value in passed.items() if key not in OPERATOR_FIELDS}
     body: dict[str, Any] = {**passed, **extra, **known, "model": model, "messages": messages}
     for key in ("stream", "stream_options"):
         body.pop(key, None)
@@ -70,11 +73,11 @@ def chat_body(
 
 
 def parse_completion(payload: object, leaf: ErrorLeaf = in_band_error) -> LLMResponse:
-    """Returns a whole answer. `leaf` makes the exception of an error that stands in its place.
+    """Returns a whole answer. `leaf` returns the exception for an error sent instead of one.
 
     Raises:
         UpstreamInvalidResponse: not a chat completion with at least one choice.
-        DaarionError: what `leaf` made.
+        DaarionError: from `leaf`.
     """
     payload = _alone(payload)
     if not isinstance(payload, dict):
@@ -105,7 +108,7 @@ def parse_completion(payload: object, leaf: ErrorLeaf = in_band_error) -> LLMRes
 
 
 def whole_answer(**parts: Any) -> LLMResponse:
-    """Returns the answer of these parts. Raises UpstreamInvalidResponse for values that no caller could be handed."""
+    """Returns the answer with these fields. Raises UpstreamInvalidResponse for invalid values."""
     try:
         return LLMResponse(**parts)
     except ValidationError:
@@ -115,11 +118,11 @@ def whole_answer(**parts: Any) -> LLMResponse:
 
 
 class StreamParser:
-    """Turns completion chunks into deltas and remembers what ends the stream: finish reason and usage.
+    """Turns completion chunks into deltas and keeps finish reason and usage.
 
-    `counted_at_end` says that usage came with the finish reason or after it: earlier counts are those of half an answer. Values that
-    are no chunks are skipped and counted; what was lost with them shows at the end, which must be there. `texts` reads the chunks'
-    JSON. `leaf` as in `parse_completion`.
+    `counted_at_end`: usage came with the finish reason or later; earlier counts are partial. Values
+    that are no chunks are counted in `skipped`; the finish reason shows whether the answer is
+    complete nevertheless. `texts` decodes the chunks' JSON. `leaf` as in `parse_completion`.
     """
 
     def __init__(self, *, done_completes: bool = False, leaf: ErrorLeaf = in_band_error) -> None:
@@ -135,11 +138,12 @@ class StreamParser:
         self._answered = False
 
     def feed(self, chunk: object) -> StreamDelta | None:
-        """Returns the delta of one chunk, or None when it carries no content (role, usage, keep-alive, nothing readable).
+        """Returns the delta of one chunk, or None without content (role, usage, keep-alive,
+        unreadable).
 
         Raises:
             UpstreamInvalidResponse: the provider says that it broke the answer off.
-            DaarionError: the error that the provider reported inside the stream.
+            DaarionError: the provider reported an error inside the stream.
         """
         if not isinstance(chunk, dict):
             chunk = _alone(chunk)
@@ -175,23 +179,26 @@ class StreamParser:
 
     @property
     def has_details(self) -> bool:
-        """Whether the usage holds the number of cached tokens."""
+        """Whether the usage includes cached tokens."""
         return self.usage is not None and self.usage.cached_tokens is not None
 
     @property
     def unreadable(self) -> int:
-        """How many chunks and tool calls were skipped."""
+        """The number of chunks and tool calls that were skipped."""
         return self.skipped + self._tools.unreadable
 
     def end_marked(self) -> None:
-        """Notes `[DONE]`. It makes an answer whole only by configuration: gateways also write it after an answer that was cut."""
+        """Notes `[DONE]`, which completes an answer only by configuration.
+
+        Gateways also send it after an answer that was cut off.
+        """
         if self._done_completes and self._answered and self.finish_reason is None:
             self.finish_reason = "stop"
 
     def _delta(self, choice: dict[str, Any], usage: TokenUsage | None) -> StreamDelta | None:
         delta = choice.get("delta")
         if not isinstance(delta, dict):
-            delta = choice.get("message")  # a whole answer, although a stream was asked for
+            delta = choice.get("message")  # a whole answer instead of a stream
             if not isinstance(delta, dict):
                 return None
         content, reasoning, refusal = (
@@ -215,12 +222,14 @@ class StreamParser:
         )
 
     def last_delta(self) -> StreamDelta | None:
-        """Returns what a finished stream lacks, if anything: arguments for the calls that came without."""
+        """Returns, at the end of the stream, the arguments of calls that were sent without."""
         fragments = self._tools.without_arguments()
         return StreamDelta(tool_calls=fragments) if fragments else None
 
     def final_usage(self) -> TokenUsage:
-        """The provider's usage; what came after it, or without any, is estimated and added."""
+        """Returns the provider's usage; content after it, or without any usage, is estimated and
+        added.
+        """
         more = -(-self._unbilled_bytes // BYTES_PER_TOKEN)
         if self.usage is None:
             return TokenUsage(completion_tokens=more, total_tokens=more, estimated=True)
@@ -234,7 +243,7 @@ class StreamParser:
 
 
 def joined(deltas: Sequence[StreamDelta | None]) -> StreamDelta | None:
-    """Returns several deltas as one, or None where none holds anything."""
+    """Returns several deltas as one, or None if all are None."""
     found = [delta for delta in deltas if delta is not None]
     if len(found) < 2:
         return found[0] if found else None
@@ -250,7 +259,7 @@ def joined(deltas: Sequence[StreamDelta | None]) -> StreamDelta | None:
 
 
 def parse_usage(usage: object) -> TokenUsage | None:
-    """Returns the counts of an OpenAI `usage` object, or None where it is absent or no counts."""
+    """Returns the counts of an OpenAI `usage` object, or None if it holds none."""
     if not isinstance(usage, dict):
         return None
     prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
@@ -260,14 +269,9 @@ def parse_usage(usage: object) -> TokenUsage | None:
     total = _count(usage.get("total_tokens")) or 0
     reasoning = _count(_member(usage.get("completion_tokens_details"), "reasoning_tokens"))
     if reasoning and total == prompt + completion + reasoning:
-        completion += (
-            reasoning  # xAI counts its thinking beside the answer; it is paid for like the answer
-        )
+        completion += reasoning  # xAI counts it beside the answer, and charges it like the answer
     cached = _count(_member(usage.get("prompt_tokens_details"), "cached_tokens"))
-    for name in (
-        "prompt_cache_hit_tokens",
-        "cached_tokens",
-    ):  # DeepSeek's and Moonshot's names of it
+    for name in ("prompt_cache_hit_tokens", "cached_tokens"):  # DeepSeek's and Moonshot's names
         cached = _count(usage.get(name)) if cached is None else cached
     return TokenUsage(
         prompt_tokens=prompt,
@@ -279,7 +283,7 @@ def parse_usage(usage: object) -> TokenUsage | None:
 
 
 def larger_usage(known: TokenUsage, later: TokenUsage) -> TokenUsage:
-    """Returns the larger truth of two counts of one answer: a later one may lack details, or be zero."""
+    """Returns the larger of two counts of one answer: a later one may lack details, or be zero."""
     if _covers(later, known):
         return later
     prompt, completion = (
@@ -296,7 +300,7 @@ def larger_usage(known: TokenUsage, later: TokenUsage) -> TokenUsage:
 
 
 def _covers(later: TokenUsage, known: TokenUsage) -> bool:
-    """Whether nothing of `known` is lost with `later`: so it is with every chunk of an engine that counts as it goes."""
+    """Whether `later` loses nothing of `known`, as with engines that count in every chunk."""
     return (
         later.prompt_tokens >= known.prompt_tokens
         and later.completion_tokens >= known.completion_tokens
@@ -314,7 +318,7 @@ def _larger(one: int | None, other: int | None) -> int | None:
 
 
 def estimate_usage(content: str, reasoning: str) -> TokenUsage:
-    """Returns a rough completion count for an answer that came without usage."""
+    """Returns a rough completion count for an answer without usage."""
     completion = -(-len((content + reasoning).encode()) // BYTES_PER_TOKEN)
     return TokenUsage(completion_tokens=completion, total_tokens=completion, estimated=True)
 
@@ -338,18 +342,19 @@ def _finish_reason(choice: dict[str, Any], leaf: ErrorLeaf) -> str | None:
 
 
 def _alone(value: object) -> object:
-    """Some gateways wrap an answer, or an error, into a list of one."""
+    """Unwraps a list of one, in which some gateways send an answer or an error."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _reasoning(message: dict[str, Any]) -> str | None:
-    # DeepSeek and older vLLM say `reasoning_content`, newer vLLM and OpenRouter `reasoning`, Mistral a part of the content.
+    # DeepSeek and older vLLM send `reasoning_content`, newer vLLM and OpenRouter `reasoning`,
+    # Mistral a part of the content.
     field = _string(message.get("reasoning_content")) or _string(message.get("reasoning"))
     return field or _string(_joined(message.get("content"), thoughts=True))
 
 
 def _text(content: object) -> str | None:
-    """Text of a message; some upstreams send parts where others send a string."""
+    """Returns the text of a message; some upstreams send parts instead of a string."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -358,7 +363,7 @@ def _text(content: object) -> str | None:
 
 
 def _joined(parts: object, *, thoughts: bool) -> str:
-    """The texts of those parts that are thoughts, or of those that are not."""
+    """Returns the texts of the parts that are thoughts, or of those that are not."""
     if not isinstance(parts, list):
         return ""
     chosen = [part for part in parts if (_member(part, "type") in THOUGHT_PARTS) is thoughts]

@@ -1,4 +1,4 @@
-"""Server-Sent Events, the part that upstreams use: bytes in, `data` payloads out. No I/O."""
+"""Decodes Server-Sent Events as far as upstreams use them: bytes in, payloads out. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class ErrorEvent(bytes):
-    """The payload of an event that is named `error`, or of llama.cpp's field `error:`."""
+    """The payload of an event named `error`, or of llama.cpp's field `error:`."""
 
 
 class SSEDecoder:
     """Splits a byte stream into event payloads, however the bytes were cut.
 
-    Follows the event stream format of the HTML standard for `data` fields: lines end with CR, LF or both, several `data:` lines are
-    joined by a newline, comments and other fields are ignored, empty payloads dispatch nothing.
+    Follows the event stream format of the HTML standard for `data` fields: lines end with CR, LF or
+    both, several `data:` lines are joined by a newline, comments and other fields are ignored,
+    empty payloads dispatch nothing.
 
-    A line that begins a JSON object or array is no field of the standard. It is what a server writes that answers in JSON although
-    events were asked for, so it is a payload, up to the next blank line.
+    A line that starts a JSON object or array is no field of the standard: some servers answer in
+    JSON although events were requested. It is a payload, up to the next blank line.
     """
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
@@ -40,7 +41,7 @@ class SSEDecoder:
             return [chunk[6:-2]]
         if self._after_cr and chunk:
             self._after_cr = False
-            chunk = chunk.removeprefix(b"\n")  # the second half of a line's end
+            chunk = chunk.removeprefix(b"\n")  # the second half of a CR LF
         if b"\r" in chunk:
             self._after_cr = chunk.endswith(b"\r")
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -49,13 +50,13 @@ class SSEDecoder:
             *lines, rest = (bytes(self._rest) + chunk).split(b"\n")
             self._rest = bytearray(rest)
         else:
-            self._rest += chunk  # in place: a line in many pieces is not copied for each of them
+            self._rest += chunk  # in place: a line in many pieces is not copied for each
         if len(self._rest) > self._max:
             raise _oversized(self._max)
         return [payload for line in lines if (payload := self._take(line)) is not None]
 
     def _is_one_event(self, chunk: bytes) -> bool:
-        """Whether `chunk` is one whole event on one line, as it mostly is, and nothing is left from the chunks before."""
+        """The common case: `chunk` is one whole event on one line, and nothing is left over."""
         return (
             chunk.startswith(b"data: {")
             and chunk.find(b"\n") == len(chunk) - 2
@@ -66,7 +67,7 @@ class SSEDecoder:
         )
 
     def finish(self) -> list[bytes]:
-        """Returns the payload that was left without its closing blank line, if any."""
+        """Returns the payload that lacks its closing blank line, if any."""
         rest, self._rest = bytes(self._rest), bytearray()
         return [payload for line in (rest, b"") if (payload := self._take(line)) is not None]
 
@@ -76,7 +77,7 @@ class SSEDecoder:
         if not line:
             if self._data:
                 return self._dispatched()
-            self._is_error = False  # the type of an event without data is not that of the next one
+            self._is_error = False  # an event without data does not pass on its type
             return None
         if line.startswith(b"data:") and not self._bare:
             line = line[6:] if line.startswith(b" ", 5) else line[5:]

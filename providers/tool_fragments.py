@@ -1,8 +1,9 @@
-"""Tool calls as upstreams send them, whole or in fragments, made into what the official client reads. Pure.
+"""Converts tool calls, whole or in fragments, into the form that the official client reads. Pure.
 
-The first fragment of a call holds its index, id, type and name; later ones hold the index and a piece of the arguments' text.
-Upstreams leave out the index or the id, give every call the index 0 or a new id with each fragment, begin to count at one, repeat
-the name or the whole call, or send arguments as an object.
+The first fragment of a call holds its index, id, type and name; later ones the index and a piece of
+the arguments' text. Upstreams omit the index or the id, give every call the index 0 or a new id
+with each fragment, count from one, repeat the name or the whole call, or send arguments as an
+object.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from providers.upstream_json import encoded
 
 MAX_TOOL_CALLS = 1_024
 MAX_NAME_CHARS = 256
-"""What a ToolCall can hold; without a bound here, a name in many pieces costs the square of its length."""
+"""The bound of a ToolCall; unbounded, a name in many pieces costs the square of its length."""
 _KEPT = "extra_content"
-"""Gemini's signature of a thought: it wants it back with the call."""
+"""Gemini's signature of a thought, which must be sent back with the call."""
 _MARKS = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)
 
 
 class _Arguments:
-    """The text of a call's arguments. Every character is looked at once, however often `is_whole` is asked."""
+    """The text of a call's arguments. `is_whole` scans every character once, however often it is
+    called.
+    """
 
     __slots__ = (
         "_depth",
@@ -53,7 +56,7 @@ class _Arguments:
             self.is_blank = not piece.strip()
 
     def is_whole(self) -> bool:
-        """Whether an object, an array or a string has ended: by its brackets and quotes, so a fault inside does not matter."""
+        """Whether an object, array or string has ended, by brackets and quotes alone."""
         while self._scanned < len(self._pieces):
             self._scan(self._pieces[self._scanned])
             self._scanned += 1
@@ -74,7 +77,7 @@ class _Arguments:
 
 
 class _Call:
-    """One call while it arrives; `sent_id` is the last id that the upstream sent for it."""
+    """One call while it arrives; `sent_id` is the latest id that the upstream sent for it."""
 
     __slots__ = ("arguments", "id", "index", "name", "sent_id")
 
@@ -86,12 +89,12 @@ class _Call:
         self.arguments = _Arguments()
 
     def is_repeated_by(self, sent_id: str, name: str, text: str) -> bool:
-        """Whether the upstream sends the whole call once more. Calls without an id may be equal and yet two."""
+        """Whether the upstream repeats the whole call. Equal calls without an id may be two."""
         same = bool(sent_id) and sent_id == self.sent_id and name in {"", self.name}
         return same and self.arguments.equals(text) and self.arguments.is_whole()
 
     def is_followed_by_another(self, sent_id: str, name: str, text: str) -> bool:
-        """Whether a fragment at this call's index begins a new call: only one with a name can."""
+        """Whether a fragment at this call's index starts a new call; it needs a name."""
         if not name or not self.name:
             return False
         if name != self.name:
@@ -112,10 +115,11 @@ class ToolFragments:
         self._by_id: dict[str, _Call] = {}
 
     def feed(self, value: object) -> list[dict[str, Any]]:
-        """Returns the fragments of one delta that hold something new; values that are no fragments are counted in `unreadable`.
+        """Returns the fragments of one delta that add something; others are counted in
+        `unreadable`.
 
         Raises:
-            UpstreamInvalidResponse: more calls, or a longer name, than the bounds allow.
+            UpstreamInvalidResponse: too many calls, or a name that is too long.
         """
         found: list[dict[str, Any]] = []
         for sent in value if isinstance(value, list) else [value]:
@@ -126,7 +130,7 @@ class ToolFragments:
         return found
 
     def without_arguments(self) -> list[dict[str, Any]]:
-        """Returns the fragments that complete the calls of a finished stream whose arguments are an empty text."""
+        """Returns fragments with empty arguments for finished calls that have none."""
         return [
             {"index": call.index, "function": {"arguments": NO_ARGUMENTS}}
             for call in self._calls
@@ -139,10 +143,10 @@ class ToolFragments:
             call, text = self._by_index.get(index), function.get("arguments")
             if call is not None and call.index == index and type(text) is str:
                 call.arguments.add(text)
-                return sent  # the most frequent form, and already right
-        return self._mended(sent, function if isinstance(function, dict) else sent)
+                return sent  # the most frequent form needs no change
+        return self._normalised(sent, function if isinstance(function, dict) else sent)
 
-    def _mended(self, sent: dict[str, Any], function: dict[str, Any]) -> dict[str, Any] | None:
+    def _normalised(self, sent: dict[str, Any], function: dict[str, Any]) -> dict[str, Any] | None:
         name, text = (
             _string(function.get("name")),
             arguments_text(function.get("arguments"), empty=""),
@@ -173,7 +177,9 @@ class ToolFragments:
         return {"index": call.index, **begun, "function": {**named, "arguments": text}}
 
     def _addressed(self, index: int | None, sent_id: str) -> _Call | None:
-        """Returns the call that a fragment names by index or id, without either the last one; None where there is none."""
+        """Returns the call that a fragment names by index or id; without either, the last one, if
+        any.
+        """
         if index is not None:
             return self._by_index.get(index)
         if sent_id:
@@ -194,7 +200,9 @@ class ToolFragments:
 
 
 def parse_tool_calls(value: object) -> list[ToolCall] | None:
-    """Returns the calls of a whole answer, or None without any. Raises UpstreamInvalidResponse for malformed ones."""
+    """Returns the calls of a whole answer, or None. Raises UpstreamInvalidResponse for malformed
+    ones.
+    """
     if not value:
         return None
     calls: list[ToolCall] = []
@@ -217,14 +225,14 @@ def parse_tool_calls(value: object) -> list[ToolCall] | None:
 
 
 def arguments_text(value: object, *, empty: str = NO_ARGUMENTS) -> str:
-    """Returns a call's arguments as the JSON text that they should be; `empty` where there are none."""
+    """Returns a call's arguments as JSON text; `empty` if there are none."""
     if isinstance(value, str):
         return value if value.strip() or not empty else empty
     return encoded(value) if value else empty
 
 
 def new_id() -> str:
-    """Returns an id for a call that came without one; unique, because later turns of the conversation hold it as well."""
+    """Returns an id for a call without one; unique, because it stays in the conversation."""
     return f"call_{secrets.token_hex(12)}"
 
 

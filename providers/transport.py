@@ -1,4 +1,4 @@
-"""The relay's way to a provider: one URL, pooled HTTP/1.1 connections by aiohttp, deadlines of our own.
+"""Posts JSON to a provider: pooled HTTP/1.1 connections by aiohttp, with deadlines of our own.
 
     post ──► status, headers ──► read, read, … b"" ──► release: connection reused, or closed
 
@@ -19,6 +19,7 @@ from aiohttp.tracing import Trace
 
 from common.http.client import tls_context
 from common.http.errors import (
+    PROXY_AUTHENTICATION_REQUIRED,
     AnswerCutOff,
     AnswerTooLarge,
     ConnectFailed,
@@ -35,7 +36,7 @@ from common.http.inflate import PIECE_BYTES, Inflater, Undecodable
 
 KEEPALIVE_S = 60.0
 ADDRESSES_S = 30
-"""How long a name's addresses are used before they are looked up again."""
+"""How long a name's addresses are cached."""
 NEXT_ADDRESS_S = 0.25
 """How long one address may delay the next one (RFC 8305)."""
 MAX_HEADER_BYTES = 16 << 10
@@ -61,13 +62,15 @@ AIOHTTP_FAILURES = (aiohttp.ClientError, OSError, ValueError)
 
 
 class Transport:
-    """Sends `POST`s with a JSON body to one URL: no redirects, no cookies, nothing from the environment.
+    """Sends `POST`s with a JSON body to one URL: no redirects, no cookies, nothing from the
+    environment.
 
     The number of connections is not bounded here: the provider's turns bound the calls.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str], proxy: str | None = None) -> None:
-        """Must be called on the running event loop. `proxy` is a forward proxy's URL, credentials included.
+        """Must be called on the running event loop. `proxy` is a forward proxy's URL, credentials
+        included.
 
         Raises ValueError for a header that cannot be sent.
         """
@@ -102,7 +105,8 @@ class Transport:
 
         `limit_s` bounds the wait for the head, and later reads until `expires_at` is changed.
 
-        Raises HttpError: before anything was sent ConnectFailed, afterwards TimedOut, ConnectionBroken or MalformedAnswer.
+        Raises HttpError: before anything was sent ConnectFailed, afterwards TimedOut,
+        ConnectionBroken or MalformedAnswer.
         """
         expires_at = time.monotonic() + limit_s
         try:
@@ -118,6 +122,9 @@ class Transport:
             if isinstance(error, aiohttp.ClientHttpProxyError):
                 raise ProxyRefused(error.status) from None
             raise mapped(error, AIOHTTP_ERRORS) from None
+        if response.status == PROXY_AUTHENTICATION_REQUIRED:
+            response.close()
+            raise ProxyRefused(response.status)
         exchange = HttpExchange(response, expires_at, self._open.discard)
         self._open.add(exchange)
         return exchange
@@ -132,8 +139,8 @@ class Transport:
 class HttpExchange:
     """The answer to one request. `release` must be called, whatever comes of it.
 
-    `headers` are looked up in any spelling, and give the first of several. A read that still waits at `expires_at`
-    (monotonic seconds) fails with TimedOut.
+    `headers` are looked up in any spelling, and give the first of several. A read that still waits
+    at `expires_at` (monotonic seconds) fails with TimedOut.
     """
 
     __slots__ = (
@@ -152,7 +159,9 @@ class HttpExchange:
         expires_at: float,
         released: Callable[[HttpExchange], None],
     ) -> None:
-        """`released` is called by `release`. Raises MalformedAnswer for an answer that does not fit our request."""
+        """`released` is called by `release`. Raises MalformedAnswer for an answer that does not fit
+        our request.
+        """
         self._released = released
         self._response = response
         self._content = response.content
@@ -171,7 +180,9 @@ class HttpExchange:
             raise MalformedAnswer from None
 
     async def read(self) -> bytes:
-        """Returns the next bytes of the body, decoded; nothing at its end. Raises AnswerCutOff or TimedOut."""
+        """Returns the next bytes of the body, decoded; nothing at its end. Raises AnswerCutOff or
+        TimedOut.
+        """
         if self._inflater is None:
             return await self._received()
         try:
@@ -185,7 +196,9 @@ class HttpExchange:
         return piece
 
     async def whole(self, limit: int) -> bytes:
-        """Returns the whole body. Raises AnswerTooLarge for more than `limit` bytes, else as `read`."""
+        """Returns the whole body. Raises AnswerTooLarge for more than `limit` bytes, else as
+        `read`.
+        """
         parts, size = [], 0
         while piece := await self.read():
             size += len(piece)
@@ -248,5 +261,7 @@ def _timeout(seconds: float) -> asyncio.Timeout:
 
 @functools.cache
 def _connecting(connect_s: float) -> aiohttp.ClientTimeout:
-    """One object for each configured value. Only connecting is aiohttp's to time: the rest has our deadline."""
+    """One object for each configured value. Only connecting is aiohttp's to time: the rest has our
+    deadline.
+    """
     return aiohttp.ClientTimeout(total=None, connect=connect_s)

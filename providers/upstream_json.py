@@ -1,4 +1,4 @@
-"""JSON as upstreams write it: strictly read, and where that fails once more with the faults that are known mended. Pure."""
+"""Reads JSON as upstreams write it: strictly first, then with known faults repaired. Pure."""
 
 from __future__ import annotations
 
@@ -7,50 +7,54 @@ import re
 
 import orjson
 
-MAX_MENDED_BYTES = 256 << 10
-"""Mending costs ten times the reading, some tens of milliseconds of an event loop for this much; longer texts are refused unmended."""
-MAX_MENDED_PER_ANSWER = 1 << 20
-MENDING_COST = 256
-"""What the mending of a text of no length counts against the bound of its answer, in bytes."""
+MAX_REPAIRED_BYTES = 256 << 10
+"""Repairing takes ten times as long as reading: tens of milliseconds of the event loop for this
+much.
+"""
+MAX_REPAIRED_PER_ANSWER = 1 << 20
+REPAIR_COST = 256
+"""Bytes that each repair counts against its answer's bound, whatever its length."""
 _BOM = b"\xef\xbb\xbf"
 _ESCAPES = re.compile(
-    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    r"|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
     re.DOTALL,
 )
 
 
 class JsonTexts:
-    """The JSON texts of one answer; what is mended of all of them together is bounded."""
+    """The JSON texts of one answer; repairs of all of them together are bounded."""
 
     def __init__(self) -> None:
-        self._mendable = MAX_MENDED_PER_ANSWER
+        self._repairable = MAX_REPAIRED_PER_ANSWER
 
     def decoded(self, payload: bytes) -> object:
         """Returns the value of a JSON text.
 
-        Half a surrogate pair and bytes that are no UTF-8 become U+FFFD; NaN, infinities and control characters within strings
-        are accepted.
+        Half a surrogate pair and bytes that are no UTF-8 become U+FFFD; NaN, infinities and control
+        characters within strings are accepted.
 
         Raises:
-            ValueError: the text is no JSON, also when mended, or is malformed and over the bounds of what is mended.
+            ValueError: the text is no JSON even when repaired, or needs repair and is over the
+                bounds.
         """
         try:
             value: object = orjson.loads(payload)
         except orjson.JSONDecodeError:
-            cost = len(payload) + MENDING_COST
-            if len(payload) > MAX_MENDED_BYTES or cost > self._mendable:
+            cost = len(payload) + REPAIR_COST
+            if len(payload) > MAX_REPAIRED_BYTES or cost > self._repairable:
                 raise
-            self._mendable -= cost
-            value = _mended(payload)
+            self._repairable -= cost
+            value = _repaired(payload)
         return value
 
 
 def decoded(payload: bytes) -> object:
-    """Returns the value of a JSON text that is an answer by itself. Raises as `JsonTexts.decoded`."""
+    """Returns the value of a whole answer. Raises as `JsonTexts.decoded`."""
     return JsonTexts().decoded(payload)
 
 
-def _mended(payload: bytes) -> object:
+def _repaired(payload: bytes) -> object:
     text = _ESCAPES.sub(
         lambda found: "\\ufffd" if found["half"] else found[0],
         payload.removeprefix(_BOM).decode("utf-8", "replace"),
@@ -63,7 +67,7 @@ def _mended(payload: bytes) -> object:
 
 
 def encoded(value: object) -> str:
-    """Returns `value`, which came out of `decoded`, as a JSON text."""
+    """Returns a value from `decoded` as a JSON text."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:  # an integer of over 64 bits

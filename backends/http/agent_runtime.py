@@ -1,4 +1,6 @@
-"""The AgentInvoker port: the agent runtime over HTTP, through the ingress, as any messaging service calls it."""
+"""The AgentInvoker port: calls the agent runtime through the ingress, as any messaging service
+does.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from contracts.workspace.invocations import ClaimedInvocation
 
 PATH = "/internal/agent-runtime/invocations"
 SERVICE = "the agent runtime"
-# The runtime has read the invocation and will refuse it for ever.
+# The runtime has read the invocation and will always refuse it.
 FINAL = frozenset({400, 409, 413, 422})
 
 
@@ -20,8 +22,10 @@ class AgentRuntimeClient:
         self._http = JsonClient(base_url, secret, service=SERVICE)
 
     async def invoke(self, claimed: ClaimedInvocation, deadline: Deadline) -> None:
-        """See the port. Everything but a refusal of this very invocation may be different later: 404 is also an ingress whose
-        agent runtime is not deployed.
+        """Hands one invocation over.
+
+        Raises the refusal itself if it concerns this invocation for good; otherwise a retryable
+        error. 404 is retryable: an ingress without an agent runtime answers so, too.
         """
         payload = {
             "channel_id": str(claimed.channel_id),

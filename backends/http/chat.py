@@ -1,4 +1,4 @@
-"""The ChatModel port: the LLM proxy over HTTP, through the ingress, as any agent-runtime calls it."""
+"""The ChatModel port: calls the LLM proxy through the ingress, as any agent-runtime does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SERVICE = "the LLM proxy"
 
 
 class ProxyChatModel:
-    """Asks the LLM proxy. `patience_s` bounds how long it is asked again while it is away."""
+    """Calls the LLM proxy, retrying for `patience_s` while it is unavailable."""
 
     def __init__(self, base_url: str, secret: str | None, *, patience_s: float) -> None:
         self._http = JsonClient(base_url, secret, service=SERVICE)
@@ -36,7 +36,7 @@ class ProxyChatModel:
     async def chat(
         self, request: ModelRequest, tenant: Tenant, channel_id: str | None, deadline: Deadline
     ) -> ProxyResponse:
-        """See the port."""
+        """Returns one completion. Raises DaarionError."""
         metadata = {"agent_id": tenant.agent_id, "microdao_id": tenant.microdao_id}
         body: dict[str, Any] = {
             "model": request.model,
@@ -61,7 +61,11 @@ class ProxyChatModel:
             raise UpstreamInvalidResponse(f"{SERVICE} did not answer with a completion") from None
 
     async def answering(self, logical_model: str, deadline: Deadline) -> str | None:
-        """See the port. What is known is kept for some seconds, and for as long as the proxy cannot tell anew."""
+        """Returns the model that answers for `logical_model`, or None if it is unknown.
+
+        The list of models is cached for `MODELS_FRESH_S`, and longer while the proxy is
+        unavailable.
+        """
         try:
             if time.monotonic() > self._models_until:
                 answer = await ask(
@@ -82,7 +86,7 @@ class ProxyChatModel:
 
 
 def first_available(logical_model: str, models: Mapping[str, ModelInfo]) -> str | None:
-    """The model itself, else the first of its fallbacks that can answer."""
+    """Returns the model itself, else the first of its fallbacks that is available."""
     first = models.get(logical_model)
     if first is None:
         return None

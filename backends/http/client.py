@@ -1,4 +1,6 @@
-"""JSON over HTTP to another service: pooled, with bounded answers, and failures in the product's own errors."""
+"""JSON over HTTP to another service: pooled, with bounded answers, and failures in the product's
+own errors.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class JsonAnswer:
 
 
 class JsonClient:
-    """Calls one service, never through a proxy. `service` names it in errors; `secret` is sent if given."""
+    """Calls one service, never through a proxy. `service` names it in errors; `secret` is sent if
+    given.
+    """
 
     def __init__(self, base_url: str, secret: str | None, *, service: str) -> None:
         self._service = service
@@ -52,13 +56,13 @@ class JsonClient:
         params: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> JsonAnswer:
-        """Returns the answer, whatever its status. `path` is quoted already; redirects are answers.
+        """Returns the answer, whatever its status; redirects are not followed. `path` is quoted.
 
         Raises:
-            DeadlineExceeded: no whole answer in time.
+            DeadlineExceeded: the answer was not complete in time.
             Unreachable: no connection, so nothing was sent.
-            Unavailable: the connection failed, and nobody knows what became of the request.
-            UpstreamInvalidResponse: a 2xx that is no JSON, or an answer over 8 MiB.
+            Unavailable: the connection failed; the request may have been executed.
+            UpstreamInvalidResponse: a 2xx without JSON, or an answer over 8 MiB.
         """
         deadline.check()
         sent = None if body is None else orjson.dumps(body)
@@ -95,7 +99,7 @@ class JsonClient:
         await self._client.aclose()
 
     def refusal(self, answer: JsonAnswer) -> DaarionError:
-        """Returns the leaf that the envelope of a refusal names, or else one for its status."""
+        """Returns the error that a refusal's envelope names, else one for its status."""
         error = answer.body.get("error") if isinstance(answer.body, dict) else None
         if isinstance(error, dict) and (leaf := LEAVES.get(str(error.get("type")))) is not None:
             return leaf(

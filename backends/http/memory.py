@@ -1,4 +1,4 @@
-"""The AgentMemory port: the Memory Orchestrator over HTTP, through the ingress."""
+"""The AgentMemory port: calls the Memory Orchestrator through the ingress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ MAX_TEXT_CHARS = 150_000
 
 
 class MemoryClient:
-    """Recalls and stores. Recalling is tried once, since a run goes on without; `patience_s` bounds how long a store is tried."""
+    """Recalls and stores. A recall is tried once, since a run can continue without it; a store is
+    retried for `patience_s`.
+    """
 
     def __init__(self, base_url: str, secret: str | None, *, patience_s: float) -> None:
         self._http = JsonClient(base_url, secret, service=SERVICE)
@@ -27,7 +29,7 @@ class MemoryClient:
     async def recall(
         self, tenant: Tenant, channel_id: str | None, query: str, limit: int, deadline: Deadline
     ) -> list[Item]:
-        """See the port."""
+        """Returns the items that fit `query` best. Raises DaarionError."""
         body = {**tenant.model_dump(), "query": query, "limit": limit}
         if channel_id is not None:
             body["channel_id"] = channel_id
@@ -38,7 +40,7 @@ class MemoryClient:
             raise UpstreamInvalidResponse(f"{SERVICE} did not answer with items") from None
 
     async def remember(self, exchange: MemoryExchange, deadline: Deadline) -> str:
-        """See the port."""
+        """Stores one exchange and returns its id. Raises DaarionError."""
         body = {
             **exchange.tenant.model_dump(),
             "kind": "conversation",

@@ -1,4 +1,4 @@
-"""The Messaging port over HTTP: the local workspace, or the neighbours' messaging-service with its own URLs."""
+"""The Messaging port over HTTP: the local workspace, or the neighbours' messaging-service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from contracts.workspace.messaging_service import (
 )
 
 SERVICE = "the messaging service"
-# What servers and proxies between take as one URL for sure.
+# Servers and proxies accept URLs of this length.
 MAX_QUERY_TEXT_BYTES = 7_000
 FORM_REFUSED = frozenset({415, 422})
 NO_SUCH_ROUTE = frozenset({404, 405, 422, 501})
@@ -30,7 +30,7 @@ CUT = "…"
 
 
 class WorkspaceMessaging:
-    """The workspace behind the ingress; it knows runs, so a repeated post is the first one."""
+    """The workspace behind the ingress. It knows runs, so a repeated post returns the first one."""
 
     keeps_run_ids = True
 
@@ -40,7 +40,7 @@ class WorkspaceMessaging:
     async def recent_messages(
         self, channel_id: str, limit: int, deadline: Deadline, before: ChannelMessage | None = None
     ) -> list[ChannelMessage]:
-        """See the port."""
+        """Returns the latest messages, oldest first. Raises DaarionError."""
         return await _recent(
             self._http,
             f"{self._channel(channel_id)}/messages",
@@ -52,7 +52,7 @@ class WorkspaceMessaging:
     async def post_as_agent(
         self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline
     ) -> PostedMessage:
-        """See the port."""
+        """Posts a reply of the agent. Raises DaarionError."""
         path = f"/internal/messaging/agents/{quote(agent_id, safe='')}/post-to-channel"
         body = {"channel_id": channel_id, "text": text, "run_id": run_id}
         answer = await self._http.request("POST", path, deadline, body=body)
@@ -61,7 +61,7 @@ class WorkspaceMessaging:
         return _posted(answer, channel_id)
 
     async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
-        """See the port."""
+        """Returns the channel. Raises DaarionError."""
         answer = await self._http.request("GET", self._channel(channel_id), deadline)
         if not answer.ok:
             raise self._http.refusal(answer)
@@ -78,7 +78,7 @@ class WorkspaceMessaging:
         steps: Sequence[RunStep],
         deadline: Deadline,
     ) -> None:
-        """See the port."""
+        """Shows the run's steps to the channel's members. Raises DaarionError."""
         body = {
             "agent_id": agent_id,
             "run_id": run_id,
@@ -100,9 +100,10 @@ class WorkspaceMessaging:
 
 
 class NeighbourMessaging:
-    """The neighbours' messaging-service: other URLs, no runs, no steps, and perhaps posts by query parameters alone.
+    """The neighbours' messaging-service: other URLs, no runs or steps, perhaps posts by query
+    parameters.
 
-    The run's id goes along as Idempotency-Key, for a service that learns to read it.
+    The run's id is sent as Idempotency-Key, for a version of the service that reads it.
     """
 
     keeps_run_ids = False
@@ -114,8 +115,8 @@ class NeighbourMessaging:
     async def recent_messages(
         self, channel_id: str, limit: int, deadline: Deadline, before: ChannelMessage | None = None
     ) -> list[ChannelMessage]:
-        """See the port."""
-        # Its pages begin at a time, where the workspace's begin at a message.
+        """Returns the latest messages, oldest first. Raises DaarionError."""
+        # Its pages start at a time, the workspace's at a message.
         since = before.created_at.isoformat() if before else None
         return await _recent(
             self._http, f"{self._channel(channel_id)}/messages", limit, deadline, since
@@ -124,7 +125,9 @@ class NeighbourMessaging:
     async def post_as_agent(
         self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline
     ) -> PostedMessage:
-        """See the port. A service that refuses the JSON form gets query parameters, from then on at once: of a long text its beginning."""
+        """Posts a reply. A service that refuses JSON gets query parameters from then on, with long
+        texts cut.
+        """
         path = f"/internal/agents/{quote(agent_id, safe='')}/post-to-channel"
         fields = {"channel_id": channel_id, "text": text}
         headers = {"Idempotency-Key": quote(run_id, safe=":._-")}
@@ -137,7 +140,7 @@ class NeighbourMessaging:
         return self._accepted(answer, channel_id)
 
     async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
-        """See the port. A service without these routes knows nothing."""
+        """Returns the channel, or None from a service without these routes."""
         found = await self._get(self._channel(channel_id), deadline)
         if not isinstance(found, dict):
             return None
@@ -154,7 +157,7 @@ class NeighbourMessaging:
             return None
 
     async def _get(self, path: str, deadline: Deadline) -> Any:
-        """What a route answers, None where there is none. Raises as the port."""
+        """Returns what a route answers, or None if there is no such route."""
         answer = await self._http.request("GET", path, deadline)
         if not answer.ok and answer.status not in NO_SUCH_ROUTE:
             raise self._http.refusal(answer)
@@ -172,7 +175,7 @@ class NeighbourMessaging:
         steps: Sequence[RunStep],
         deadline: Deadline,
     ) -> None:
-        """See the port: there is no such route."""
+        """Does nothing: the service has no such route."""
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -186,7 +189,9 @@ class NeighbourMessaging:
 
     def _accepted(self, answer: JsonAnswer, channel_id: str) -> PostedMessage:
         if answer.status == TRY_LATER:
-            raise Overloaded(f"{SERVICE} refuses for now", retry_after_s=answer.retry_after_s)
+            raise Overloaded(
+                f"{SERVICE} is temporarily unavailable", retry_after_s=answer.retry_after_s
+            )
         if not answer.ok:
             raise self._http.refusal(answer)
         return _posted(answer, channel_id)
@@ -214,26 +219,26 @@ async def _recent(
         raise UpstreamInvalidResponse(f"{SERVICE} did not answer with a list of messages")
     read = [message for message in map(_message, answer.body) if message is not None]
     if answer.body and not read:
-        raise UpstreamInvalidResponse(f"{SERVICE} answered with messages that are none")
+        raise UpstreamInvalidResponse(f"{SERVICE} sent no readable messages")
     return sorted(read, key=lambda message: message.created_at)[-limit:]
 
 
 def _cut_to_url(text: str) -> str:
-    """As much of a text as a URL surely holds, and a mark where something is missing."""
+    """Returns as much of a text as fits a URL, with a mark if it is cut."""
     if len(quote(text, safe="")) <= MAX_QUERY_TEXT_BYTES:
         return text
-    left = MAX_QUERY_TEXT_BYTES - len(quote(CUT))
+    remaining = MAX_QUERY_TEXT_BYTES - len(quote(CUT))
     kept = []
     for character in text:
-        left -= len(quote(character, safe=""))
-        if left < 0:
+        remaining -= len(quote(character, safe=""))
+        if remaining < 0:
             break
         kept.append(character)
     return "".join(kept) + CUT
 
 
 def _message(given: Any) -> ChannelMessage | None:
-    """A message without a text or sender (a picture, a deleted one) is passed over: the channel must stay readable."""
+    """Returns None for a message without text or sender, such as a picture or a deleted one."""
     try:
         return ChannelMessage.model_validate(given)
     except ValidationError:
@@ -241,7 +246,7 @@ def _message(given: Any) -> ChannelMessage | None:
 
 
 def _posted(answer: JsonAnswer, channel_id: str) -> PostedMessage:
-    """What was accepted is posted, also where the answer tells nothing about it."""
+    """Returns the posted message, even if the answer says nothing about it."""
     body = answer.body if isinstance(answer.body, dict) else {}
     try:
         return PostedMessage.model_validate(

@@ -1,4 +1,6 @@
-"""Requests to the product's other applications that may be repeated: a replica that dies or rolls over costs a moment, not an answer."""
+"""Retries requests to our other applications, so that a replica that dies or restarts costs no
+answer.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,13 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     patience_s: float = 0.0,
 ) -> JsonAnswer:
-    """Returns an answer that is a success.
+    """Returns a successful answer.
 
-    While the service cannot be reached or says that it is away for now, the request is sent again for `patience_s` seconds:
-    it must be one that does no harm twice.
+    Retries for `patience_s` while the service is unreachable or unavailable; the request must be
+    idempotent.
 
     Raises:
-        DaarionError: the leaf of the last refusal or failure.
+        DaarionError: the last refusal or failure.
     """
     until = deadline.sooner(patience_s)
     pause = FIRST_PAUSE_S

@@ -1,4 +1,4 @@
-"""The ChatClient port: the LLM proxy over HTTP, through the ingress, as any other service calls it."""
+"""The ChatClient port: calls the LLM proxy through the ingress, as any other service does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The AgentTools port: Toolcore over HTTP, through the ingress."""
+"""The AgentTools port: calls Toolcore through the ingress."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIST_PATIENCE_S = 5.0
 
 
 class _Listed(BaseModel):
-    """What is read of a listing; its rows hold more than definitions."""
+    """The part of a listing that is read; its rows hold more than definitions."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -33,11 +33,11 @@ class _Listed(BaseModel):
 
 
 class ToolsClient:
-    """Lists and calls tools. A listing is kept for a short while, and for longer while Toolcore is away; without one Toolcore is
-    asked again for five seconds.
+    """Lists and calls tools.
 
-    A call that carries a `call_id` is made again, for `patience_s` seconds, while Toolcore is away or has the same call in work:
-    it runs once under that id.
+    Listings are cached for `FRESH_S`, and for `STALE_S` while Toolcore is unavailable; without one,
+    Toolcore is retried for `LIST_PATIENCE_S`. A call with a `call_id` is retried for `patience_s`
+    while Toolcore is unavailable or the same call is in progress: it runs once under that id.
     """
 
     def __init__(self, base_url: str, secret: str | None, *, patience_s: float) -> None:
@@ -46,7 +46,7 @@ class ToolsClient:
         self._kept: OrderedDict[tuple[str, str], tuple[float, list[ToolDefinition]]] = OrderedDict()
 
     async def allowed(self, tenant: Tenant, deadline: Deadline) -> list[ToolDefinition]:
-        """See the port."""
+        """Returns the tools that the agent may call. Raises DaarionError."""
         key = (tenant.microdao_id, tenant.agent_id)
         at, kept = self._kept.get(key, (0.0, []))
         age = time.monotonic() - at if at else STALE_S
@@ -73,7 +73,7 @@ class ToolsClient:
         return found
 
     async def call(self, request: ToolCallRequest, deadline: Deadline) -> ToolCallResult:
-        """See the port."""
+        """Returns the call's result, failures included."""
         until = deadline.sooner(self._patience_s)
         pause = FIRST_PAUSE_S
         while True:
@@ -90,7 +90,7 @@ class ToolsClient:
     async def _attempt(
         self, request: ToolCallRequest, deadline: Deadline
     ) -> tuple[ToolCallResult, bool]:
-        """One try, and whether another may come to more."""
+        """Calls once; returns the result and whether a retry may help."""
         try:
             answer = await self._http.request(
                 "POST", f"{PREFIX}/call", deadline, body=request.model_dump(exclude_none=True)
@@ -130,7 +130,7 @@ class ToolsClient:
 
 
 def _definitions(answer: JsonAnswer) -> list[ToolDefinition]:
-    """The tools of a listing; one that this version cannot read is left out."""
+    """Returns the tools of a listing without those that this version cannot read."""
     try:
         rows = _Listed.model_validate(answer.body).tools
     except ValidationError:

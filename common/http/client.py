@@ -1,7 +1,7 @@
 """HTTP out: the one way to make an `httpx2` client, to read an answer, and to name a failure.
 
-The relay to LLM providers (`providers/transport.py`) and the pinned egress of tools (`executors/http`)
-use aiohttp instead: docs/decisions/129 and 070.
+The relay to LLM providers (`providers/transport.py`) and the pinned egress of tools
+(`executors/http`) use aiohttp instead: docs/decisions/129 and 070.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 
 from common.http.errors import (
+    PROXY_AUTHENTICATION_REQUIRED,
     AnswerCutOff,
     AnswerTooLarge,
     ConnectFailed,
@@ -42,10 +43,12 @@ def open_client(
     proxy: str | None = None,
     connect_s: float = CONNECT_S,
 ) -> httpx2.AsyncClient:
-    """Returns a pooled client: TLS is verified, redirects are answers, cookies and the environment are ignored.
+    """Returns a pooled client: TLS is verified, redirects are answers, cookies and the environment
+    are ignored.
 
-    `proxy` is a forward proxy's URL, credentials included; without one, connections are direct. Only connecting has a
-    timeout of its own: callers bound the whole call with `asyncio.timeout` or a `Deadline`.
+    `proxy` is a forward proxy's URL, credentials included; without one, connections are direct.
+    Only connecting has a timeout of its own: callers bound the whole call with `asyncio.timeout` or
+    a `Deadline`.
     """
     return httpx2.AsyncClient(
         base_url=base_url,
@@ -75,7 +78,8 @@ async def requested(
     headers: Mapping[str, str] | None = None,
     **options: Any,
 ) -> AsyncIterator[httpx2.Response]:
-    """Sends one request and yields the answer, its body unread. `options` are those of `build_request`.
+    """Sends one request and yields the answer, its body unread. `options` are those of
+    `build_request`.
 
     Raises HttpError, also for what the caller reads inside.
     """
@@ -83,6 +87,8 @@ async def requested(
         request = client.build_request(method, url, headers=_encoded(headers or {}), **options)
         response = await client.send(request, stream=True)
     try:
+        if response.status_code == PROXY_AUTHENTICATION_REQUIRED:
+            raise ProxyRefused(response.status_code)
         with http_errors(begun=True):
             yield response
     finally:
@@ -90,7 +96,9 @@ async def requested(
 
 
 async def read_bounded(response: httpx2.Response, limit: int) -> bytes:
-    """Returns the decoded body. Raises AnswerTooLarge for more than `limit` bytes, else AnswerCutOff."""
+    """Returns the decoded body. Raises AnswerTooLarge for more than `limit` bytes, else
+    AnswerCutOff.
+    """
     body = bytearray()
     try:
         async for piece in inflated(response.aiter_raw(), response.headers.get("content-encoding")):
@@ -118,7 +126,9 @@ HTTPX2_ERRORS: Mapping[type[Exception], type[HttpError]] = {
     httpx2.TooManyRedirects: MalformedAnswer,
     httpx2.SSEError: MalformedAnswer,
 }
-"""By the nearest base class. Missing are only errors of the programmer (`StreamError` and the like)."""
+"""By the nearest base class. Missing are only errors of the programmer (`StreamError` and the
+like).
+"""
 
 
 @contextmanager
@@ -143,7 +153,7 @@ def _encoded(headers: Mapping[str, str]) -> dict[bytes, bytes]:
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """Trusts the system's certificate authorities, or those of `SSL_CERT_FILE`; loading takes long."""
+    """Trusts the system's certificate authorities, or `SSL_CERT_FILE`; slow to load."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

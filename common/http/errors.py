@@ -16,6 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+PROXY_AUTHENTICATION_REQUIRED = 407
+"""Only forward proxies answer so: to CONNECT, or in place of an http:// target."""
+
 
 class HttpError(Exception):
     """The root of the tree."""
@@ -34,7 +37,7 @@ class ProxyUnreachable(ConnectFailed):
 
 
 class ProxyRefused(ConnectFailed):
-    """The forward proxy refused to connect; `status` is its answer's, None where that is unknown."""
+    """The forward proxy refused to connect; `status` is its answer's, if known."""
 
     def __init__(self, status: int | None = None) -> None:
         super().__init__(status)

@@ -26,7 +26,7 @@ class Undecodable(Exception):
 
 
 class Inflater:
-    """Decompresses one body: `feed` it, take `pending` until it is empty, and `check_ended` last."""
+    """Decompresses one body: `feed` it, take `pending` until empty, then `check_ended`."""
 
     def __init__(self, encoding: str) -> None:
         """Raises Undecodable for an encoding other than `ENCODINGS` (lower case)."""
@@ -81,7 +81,8 @@ class Inflater:
 
 
 async def inflated(pieces: AsyncIterable[bytes], encoding: str | None) -> AsyncIterator[bytes]:
-    """Yields a body decompressed, in pieces of at most `PIECE_BYTES`; uncompressed pieces unchanged.
+    """Yields a body decompressed, in pieces of at most `PIECE_BYTES`; uncompressed pieces
+    unchanged.
 
     `encoding` is the `Content-Encoding` header. Raises Undecodable.
     """

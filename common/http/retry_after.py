@@ -1,4 +1,6 @@
-"""How long a server asks to be left alone: the `Retry-After` header (RFC 9110, 10.2.3). Pure; nothing that it holds is trusted."""
+"""How long a server asks to be left alone: the `Retry-After` header (RFC 9110, 10.2.3). Pure;
+nothing that it holds is trusted.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ _MAX_CHARS = 128
 def retry_after_s(
     value: str | None, milliseconds: str | None = None, *, now: datetime | None = None
 ) -> float | None:
-    """Returns the seconds that a Retry-After header asks for (a number or an HTTP date), at most a day; None if unreadable.
+    """Returns the seconds that a Retry-After header asks for (a number or an HTTP date), at most a
+    day; None if unreadable.
 
-    `milliseconds` is the finer `retry-after-ms` that some providers send beside it; it wins where it can be read.
+    `milliseconds` is the finer `retry-after-ms` that some providers send beside it; it wins where
+    it can be read.
     """
     if milliseconds is not None and (finer := _bounded(_number(milliseconds) / 1000)) is not None:
         return finer
@@ -48,5 +52,6 @@ def _seconds_until(date: str, now: datetime) -> float:
             moment = moment.replace(tzinfo=UTC)
         return max(0.0, (moment - now).total_seconds())
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError):
-        # The parser lets through what `datetime` then refuses, and fails by itself on some nonsense.
+        # The parser lets through what `datetime` then refuses, and fails by itself on some
+        # nonsense.
         return math.nan

@@ -1,4 +1,6 @@
-"""`common/http/client.py` against real servers: what its clients do and refuse, and that no failure of httpx2 is left unnamed."""
+"""`common/http/client.py` against real servers: what its clients do and refuse, and that no failure
+of httpx2 is left unnamed.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=b\r\n\r\nok"
 
 @contextlib.asynccontextmanager
 async def answering(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that gives every connection `answer` and closes it; and the heads of the requests."""
+    """Yields a server that sends `answer` and closes, and the heads of the requests."""
     heads: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -33,9 +33,17 @@ KEY = "sk-secret-0123456789"
 async def endpoint(**settings):
     async with EmbeddingsServer() as server:
         values = {
-            "type": "openai_compatible", "base_url": server.url, "model": "text-embedding-x", "served_name": "x", "version": "x@1",
-            "dimension": DIMENSION, "api_key_env": "EMBEDDINGS_KEY", "prefixes": {"query": "q: "}, "timeout_s": 2, **settings,
-        }  # fmt: skip
+            "type": "openai_compatible",
+            "base_url": server.url,
+            "model": "text-embedding-x",
+            "served_name": "x",
+            "version": "x@1",
+            "dimension": DIMENSION,
+            "api_key_env": "EMBEDDINGS_KEY",
+            "prefixes": {"query": "q: "},
+            "timeout_s": 2,
+            **settings,
+        }
         embedder = OpenAIEmbedder(
             RemoteEmbedderSettings.model_validate(values), {"EMBEDDINGS_KEY": KEY}.get
         )
@@ -114,15 +122,26 @@ async def test_no_text_or_too_many_are_refused(count):
 @pytest.mark.parametrize(
     ("answer", "leaf"),
     [
-        (401, UpstreamAuthFailed), (402, UpstreamAuthFailed), (403, UpstreamAuthFailed), (404, UpstreamMisconfigured),
+        (401, UpstreamAuthFailed),
+        (402, UpstreamAuthFailed),
+        (403, UpstreamAuthFailed),
+        (404, UpstreamMisconfigured),
         (408, UpstreamTimeout),
-        (400, UpstreamRejected), (413, UpstreamRejected), (429, UpstreamRateLimited), (503, UpstreamRateLimited),
+        (400, UpstreamRejected),
+        (413, UpstreamRejected),
+        (429, UpstreamRateLimited),
+        (503, UpstreamRateLimited),
         (500, UpstreamUnavailable),
-        ("redirect", UpstreamMisconfigured), ("short", UpstreamInvalidResponse), ("narrow", UpstreamMisconfigured),
-        ("zero", UpstreamInvalidResponse), ("null", UpstreamInvalidResponse), ("no json", UpstreamInvalidResponse),
-        ("list", UpstreamInvalidResponse), ("cut", UpstreamInvalidResponse),
+        ("redirect", UpstreamMisconfigured),
+        ("short", UpstreamInvalidResponse),
+        ("narrow", UpstreamMisconfigured),
+        ("zero", UpstreamInvalidResponse),
+        ("null", UpstreamInvalidResponse),
+        ("no json", UpstreamInvalidResponse),
+        ("list", UpstreamInvalidResponse),
+        ("cut", UpstreamInvalidResponse),
     ],
-)  # fmt: skip
+)
 async def test_each_failure_is_its_leaf_and_tells_no_secret(answer, leaf):
     async with endpoint() as (server, embedder):
         server.answer = answer
@@ -190,9 +209,14 @@ async def test_waiting_calls_are_bounded():
 
 def test_a_missing_key_is_told_at_start_by_its_name():
     settings = RemoteEmbedderSettings(
-        type="openai_compatible", base_url="https://example.org/v1", model="m", served_name="m", version="m@1", dimension=8,
+        type="openai_compatible",
+        base_url="https://example.org/v1",
+        model="m",
+        served_name="m",
+        version="m@1",
+        dimension=8,
         api_key_env="EMBEDDINGS_KEY",
-    )  # fmt: skip
+    )
     with pytest.raises(ConfigurationError, match="EMBEDDINGS_KEY"):
         OpenAIEmbedder(settings, {}.get)
 
@@ -238,7 +262,8 @@ def test_a_key_over_plain_http_to_another_machine_is_the_operators_choice():
     assert RemoteEmbedderSettings.model_validate(values).api_key_env is None
     with pytest.raises(
         ValueError,
-        match=r"the key in A_KEY would go over plain http:// to another machine: use https://, or .* `insecure",
+        match=r"the key in A_KEY would go over plain http:// to another machine: "
+        r"use https://, or .* `insecure",
     ):
         RemoteEmbedderSettings.model_validate({**values, "api_key_env": "A_KEY"})
     for more in (

@@ -41,7 +41,8 @@ def test_the_key_is_masked_in_refusals_and_in_errors_inside_an_answer():
         (400, "prompt is too long: 210000 tokens > 200000 maximum"),
         (
             400,
-            "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
+            "The input token count (1200000) exceeds the maximum number of tokens "
+            "allowed (1048576).",
         ),
         (
             400,
@@ -67,7 +68,7 @@ def test_providers_say_in_many_ways_that_a_request_is_too_long(status, text):
     ["boom\nTraceback (most recent call last):\n  x = secret()", 'File "app.py", line 3, in call'],
 )
 def test_nothing_of_a_traceback_is_shown(text):
-    assert clean(text) == "the provider tells of a failure of its own"
+    assert clean(text) == "the provider reported an internal failure"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Forward proxies: a provider and the embedding endpoint behind TLS, called through a real CONNECT proxy."""
+"""Forward proxies: a provider and the embedding endpoint behind TLS, called through a real CONNECT
+proxy.
+"""
 
 from __future__ import annotations
 
@@ -161,6 +163,22 @@ async def test_a_refusal_of_the_proxy_says_so(guarded, upstream, stream):
         assert_leaf(outcome.error, errors.UpstreamMisconfigured, upstream)
         assert "the forward proxy refused to connect (status 407)" in outcome.error.message
         assert upstream.total == 0
+
+
+@BOTH
+@pytest.mark.parametrize("login", ["user:p@ss word", "user:wrong"])
+async def test_plain_http_goes_through_the_proxy_too(guarded, upstream, stream, login):
+    url, variables = f"http://{HOST}:{upstream.port}/v1", {"LOGIN": login}
+    settings = {"proxy": guarded.proxy_url, "proxy_auth_env": "LOGIN", "insecure": True}
+    async with provider(url, variables, **settings) as made:
+        outcome = await call(made, stream=stream)
+        assert guarded.proxy.opened == 1
+        if login.endswith("wrong"):
+            assert_leaf(outcome.error, errors.UpstreamMisconfigured, upstream)
+            assert upstream.total == 0
+        else:
+            assert (outcome.error, outcome.text) == (None, ANSWER)
+            assert "proxy-authorization" not in upstream.requests[0].headers
 
 
 @BOTH

@@ -26,7 +26,9 @@ def token(text, finish_reason=None):
 
 
 class Engine:
-    """Yields `chunks`, a number meaning a pause of so many seconds; knows whether its generations were stopped."""
+    """Yields `chunks`, a number meaning a pause of so many seconds; knows whether its generations
+    were stopped.
+    """
 
     condition = Condition()
 

@@ -29,8 +29,7 @@ from tests.support.llm.openai_calls import (
 from tests.support.llm.proxy import NoEngine
 from tests.support.llm.upstream import play
 
-# --- deadlines
-# -----------------------------------------------------------------------------------------------------
+# --- deadlines ---
 
 SILENT = [
     play("silence"),
@@ -141,8 +140,7 @@ async def test_waiting_for_a_pooled_connection_is_bounded(make_provider, upstrea
     await asyncio.gather(hung, return_exceptions=True)
 
 
-# --- cancellation
-# --------------------------------------------------------------------------------------------------
+# --- cancellation ---
 
 
 @BOTH
@@ -193,8 +191,7 @@ async def test_cancelled_calls_give_their_connections_back(make_provider, upstre
     assert upstream.open_calls == 0
 
 
-# --- a reload
-# ------------------------------------------------------------------------------------------------------
+# --- a reload ---
 
 
 @BOTH

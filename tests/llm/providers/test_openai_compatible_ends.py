@@ -1,4 +1,6 @@
-"""How streams of `providers/openai_compatible.py` end: whose usage is billed, what is waited for, and that connections are used again."""
+"""How streams of `providers/openai_compatible.py` end: whose usage is billed, what is waited for,
+and that connections are used again.
+"""
 
 from __future__ import annotations
 
@@ -161,8 +163,7 @@ async def test_a_provider_whose_connections_are_all_in_use_is_not_to_blame(
     assert (await call(provider, stream=stream)).text == ANSWER
 
 
-# --- values
-# ---------------------------------------------------------------------------------------------------------
+# --- values ---
 
 
 @pytest.mark.parametrize("read_as_stream", [False, True])

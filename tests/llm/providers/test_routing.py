@@ -122,7 +122,10 @@ def test_retries_are_inherited_value_by_value(llm, of_file, of_provider, of_mode
 
 def test_a_remote_model_that_does_not_think_hands_over_after_twelve_seconds_without_a_token():
     text = """
-providers: {far: {base_url: 'http://h'}, slow: {base_url: 'http://s', timeouts: {first_token_handover_s: 25}}, here: {type: local}}
+providers:
+  far: {base_url: 'http://h'}
+  slow: {base_url: 'http://s', timeouts: {first_token_handover_s: 25}}
+  here: {type: local}
 models:
   guarded: {provider: far, name: a, fallbacks: [engine]}
   spilling: {provider: far, name: b, spill: {to: [engine], queue_depth: 1}}
@@ -189,23 +192,28 @@ def test_a_key_goes_over_tls_to_this_machine_or_where_the_operator_says_so(provi
             "`b` is not among providers: a",
         ),
         (
-            "providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: a, name: x, fallbacks: [z]}}",
+            "providers: {a: {base_url: 'http://h'}}\n"
+            "models: {m: {provider: a, name: x, fallbacks: [z]}}",
             "`z` must be another model",
         ),
         (
-            "providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: a, name: x, spill: {to: [z], queue_depth: 1}}}",
+            "providers: {a: {base_url: 'http://h'}}\n"
+            "models: {m: {provider: a, name: x, spill: {to: [z], queue_depth: 1}}}",
             "spill.to: `z`",
         ),
         (
-            "providers: {a: {type: local}}\nmodels: {m: {provider: a, name: x, spill: {to: [m], queue_depth: 2, return_depth: 2}}}",
+            "providers: {a: {type: local}}\n"
+            "models: {m: {provider: a, name: x, spill: {to: [m], queue_depth: 2, return_depth: 2}}}",
             "`return_depth` must be below",
         ),
         (
-            "providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: a, name: x, retry: {attempts: 0}}}",
+            "providers: {a: {base_url: 'http://h'}}\n"
+            "models: {m: {provider: a, name: x, retry: {attempts: 0}}}",
             "retry.attempts",
         ),
         (
-            "providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: a, name: x, stream_recovery: hope}}",
+            "providers: {a: {base_url: 'http://h'}}\n"
+            "models: {m: {provider: a, name: x, stream_recovery: hope}}",
             "stream_recovery",
         ),
         (
@@ -218,15 +226,19 @@ def test_a_key_goes_over_tls_to_this_machine_or_where_the_operator_says_so(provi
             "http:// or https://",
         ),
         (
-            "providers: {a: {base_url: 'http://h', headers: {Authorization: x}}}\nmodels: {m: {provider: a, name: x}}",
+            "providers: {a: {base_url: 'http://h', headers: {Authorization: x}}}\n"
+            "models: {m: {provider: a, name: x}}",
             "api_key_env",
         ),
         (
-            "providers: {a: {base_url: 'http://vllm:8000/v1', api_key_env: A_KEY}}\nmodels: {m: {provider: a, name: x}}",
-            "providers.a: Value error, base_url: the key in A_KEY would go over plain http:// to another machine: use https://, or",
+            "providers: {a: {base_url: 'http://vllm:8000/v1', api_key_env: A_KEY}}\n"
+            "models: {m: {provider: a, name: x}}",
+            "providers.a: Value error, base_url: the key in A_KEY would go over plain http:// "
+            "to another machine: use https://, or",
         ),
         (
-            "providers: {a: {base_url: 'https://h', api_key_env: DAARION_ADMIN_SECRET}}\nmodels: {m: {provider: a, name: x}}",
+            "providers: {a: {base_url: 'https://h', api_key_env: DAARION_ADMIN_SECRET}}\n"
+            "models: {m: {provider: a, name: x}}",
             "providers.a: Value error, api_key_env: DAARION_ADMIN_SECRET opens this graph",
         ),
         (

@@ -23,7 +23,19 @@ def payloads(raw: bytes, size: int = 1 << 20, **options) -> list[bytes]:
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
 @pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
 def test_lines_end_as_the_standard_says_however_they_are_cut(end, size):
-    raw = f"data: a{end}{end}: comment{end}event: x{end}data:b{end}data: c{end}id: 7{end}{end}data: d{end}{end}".encode()
+    lines = [
+        "data: a",
+        "",
+        ": comment",
+        "event: x",
+        "data:b",
+        "data: c",
+        "id: 7",
+        "",
+        "data: d",
+        "",
+    ]
+    raw = "".join(f"{line}{end}" for line in lines).encode()
     assert payloads(raw, size) == [b"a", b"b\nc", b"d"]
 
 

@@ -17,11 +17,32 @@ _SCALARS = (
     | st.floats(allow_nan=False)
     | st.text(max_size=6)
 )
-_KEYS = st.sampled_from([
-    "choices", "delta", "message", "content", "tool_calls", "function", "name", "arguments", "id", "index", "type", "usage", "error",
-    "code", "finish_reason", "prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "cached_tokens",
-    "detail", "object",
-])  # fmt: skip
+_KEYS = st.sampled_from(
+    [
+        "choices",
+        "delta",
+        "message",
+        "content",
+        "tool_calls",
+        "function",
+        "name",
+        "arguments",
+        "id",
+        "index",
+        "type",
+        "usage",
+        "error",
+        "code",
+        "finish_reason",
+        "prompt_tokens",
+        "completion_tokens",
+        "total_tokens",
+        "prompt_tokens_details",
+        "cached_tokens",
+        "detail",
+        "object",
+    ]
+)
 _JSON = st.recursive(
     _SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=5),

@@ -22,7 +22,7 @@ def one(index="absent", call_id="absent", name="absent", arguments="absent", **m
 
 
 def joined(*fragments):
-    """[(name, arguments)] as the official client has them in the end; ids must be there and differ."""
+    """Returns [(name, arguments)] as the official client joins them; ids must differ."""
     tools, whole = ToolFragments(), {}
     deltas = [tools.feed([fragment]) for fragment in fragments]
     for delta in [*deltas, tools.without_arguments()]:

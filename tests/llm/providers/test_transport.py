@@ -1,113 +1,25 @@
-"""`providers/transport.py` against servers that speak HTTP/1.1 well, badly and not at all, over real sockets."""
+"""Answers that `providers/transport.py` accepts and refuses, over real sockets."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gzip
-import socket
-import ssl
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
+import aiohttp
 import pytest
 
-from common.http.client import tls_context
 from common.http.errors import (
     AnswerCutOff,
     AnswerTooLarge,
-    ConnectFailed,
     ConnectionBroken,
-    ConnectTimedOut,
     MalformedAnswer,
     TimedOut,
 )
 from common.http.inflate import PIECE_BYTES
-from providers import transport as transport_module
-from providers.transport import Transport
-from tests.support.llm.forward_proxy import server_certificate
-from tests.support.llm.upstream.sockets import hanging_port, refused_port
-
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-LIMIT = 64 << 20
-
-
-@dataclass
-class Server:
-    """Answers each request with the next of `answers`, the last one for ever; counts connections and their ends."""
-
-    answers: list[bytes]
-    port: int = 0
-    opened: int = 0
-    requests: list[bytes] = field(default_factory=list)
-    closed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.opened += 1
-        with contextlib.suppress(
-            ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError
-        ):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = next(
-                    int(line[15:])
-                    for line in head.split(b"\r\n")
-                    if line.lower().startswith(b"content-length:")
-                )
-                self.requests.append(head + await reader.readexactly(length))
-                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-                answer, hang_up, _ = answer.partition(b"<end>")
-                writer.write(answer)
-                await writer.drain()
-                if hang_up:
-                    break
-        self.closed.set()
-        writer.close()
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    serve: Serve, context: ssl.SSLContext | None = None, host: str = "127.0.0.1"
-) -> AsyncIterator[int]:
-    server = await asyncio.start_server(serve, host, 0, ssl=context)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-
-
-@contextlib.asynccontextmanager
-async def answering(*answers: bytes) -> AsyncIterator[tuple[Server, Transport]]:
-    server = Server(list(answers))
-    async with serving(server.serve) as port:
-        transport = Transport(
-            f"http://127.0.0.1:{port}/v1/chat", {"Authorization": "Bearer k", "User-Agent": "test"}
-        )
-        try:
-            yield server, transport
-        finally:
-            await transport.close()
-
-
-async def whole(
-    transport: Transport, body: bytes = b"{}", limit_s: float = 20
-) -> tuple[int, bytes]:
-    exchange = await transport.post(body, connect_s=5, limit_s=limit_s)
-    try:
-        return exchange.status, await exchange.whole(LIMIT)
-    finally:
-        exchange.release()
-
-
-def answer(body: bytes = b"ok", *lines: str, status: str = "200 OK") -> bytes:
-    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *lines]
-    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
-
-
-def chunked(*pieces: bytes, tail: bytes = b"0\r\n\r\n") -> bytes:
-    frames = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
-    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + frames + tail
-
+from providers.transport import AIOHTTP_ERRORS, Transport
+from tests.support.llm.prepared_answers import LIMIT, answer, answering, chunked, serving, whole
 
 GOOD = {
     "content length": answer(),
@@ -115,8 +27,8 @@ GOOD = {
     "chunked with an extension and trailers": chunked(b"ok", tail=b"0;a=b\r\nX-Sum: 1\r\n\r\n"),
     "until the end of the connection": b"HTTP/1.1 200 OK\r\n\r\nok<end>",
     "HTTP/1.0": b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok<end>",
-    "interim answers first": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
-    + answer(),
+    "interim answers first": b"HTTP/1.1 100 Continue\r\n\r\n"
+    b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + answer(),
     "gzip": answer(gzip.compress(b"ok"), "Content-Encoding: gzip"),
     "deflate": answer(zlib.compress(b"ok"), "Content-Encoding: deflate"),
     "identity": answer(b"ok", "Content-Encoding: identity"),
@@ -261,127 +173,7 @@ async def test_the_request_on_the_wire() -> None:
         }
 
 
-# --- connections
-# ----------------------------------------------------------------------------------------------------
-
-
-async def test_a_connection_is_used_again_and_the_last_used_first() -> None:
-    async with answering(answer()) as (server, transport):
-        await asyncio.gather(whole(transport), whole(transport), whole(transport))
-        assert server.opened == 3
-        for _ in range(20):
-            await whole(transport)
-        assert server.opened == 3
-
-
-NOT_AGAIN = {
-    "closed by its word": answer(b"ok", "Connection: close"),
-    "a second answer behind the first": answer() + answer(b"injected"),
-    "HTTP/1.0": GOOD["HTTP/1.0"],
-}
-
-
-@pytest.mark.parametrize("one", NOT_AGAIN.values(), ids=NOT_AGAIN)
-async def test_a_connection_that_may_be_spoilt_is_not_used_again(one: bytes) -> None:
-    async with answering(one, answer(b"mine")) as (server, transport):
-        assert await whole(transport) == (200, b"ok")
-        assert await whole(transport) == (200, b"mine")
-        assert server.opened == 2
-
-
-async def test_an_answer_that_nobody_asked_for_is_given_to_nobody() -> None:
-    async def chatty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal opened
-        opened += 1
-        await reader.readuntil(b"{}")
-        writer.write(answer())
-        await writer.drain()
-        await asyncio.sleep(0.05)
-        writer.write(answer(b"injected"))
-        await writer.drain()
-        sent.set()
-        with contextlib.suppress(ConnectionError):
-            await reader.read()
-        gone.set()
-
-    opened, sent, gone = 0, asyncio.Event(), asyncio.Event()
-    async with serving(chatty) as port:
-        transport = Transport(f"http://127.0.0.1:{port}/", {})
-        assert await whole(transport) == (200, b"ok")
-        async with asyncio.timeout(20):
-            await sent.wait()
-            await asyncio.sleep(
-                0.1
-            )  # a byte that is still on its way cannot be told from an answer
-            assert await whole(transport) == (200, b"ok")
-            await gone.wait()
-        assert opened == 2
-        await transport.close()
-
-
-async def test_a_connection_that_was_closed_while_idle_is_not_used() -> None:
-    async with answering(answer() + b"<end>") as (server, transport):
-        for _ in range(3):
-            assert await whole(transport) == (200, b"ok")
-            await asyncio.sleep(0.05)
-        assert server.opened == 3
-
-
-async def test_an_idle_connection_is_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "KEEPALIVE_S", 0.1)
-    async with answering(answer()) as (server, transport):
-        await whole(transport)
-        async with asyncio.timeout(10):
-            await server.closed.wait()
-
-
-async def test_a_call_that_is_given_up_closes_its_connection() -> None:
-    async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok") as (server, transport):
-        call = asyncio.create_task(whole(transport))
-        while not server.requests:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        async with asyncio.timeout(10):
-            await server.closed.wait()
-
-
-async def test_closing_the_pool_breaks_what_is_under_way() -> None:
-    async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", answer()) as (
-        server,
-        transport,
-    ):
-        call = asyncio.create_task(whole(transport))
-        while not server.requests:
-            await asyncio.sleep(0.01)
-        await transport.close()
-        with pytest.raises((AnswerCutOff, ConnectionBroken)):
-            await call
-
-
-async def test_an_answer_before_the_request_was_taken_is_an_answer_and_the_connection_is_left() -> (
-    None
-):
-    async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append(writer)
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer(b"too large", status="413 Payload Too Large"))
-        await asyncio.sleep(60)
-
-    connections: list[asyncio.StreamWriter] = []
-    async with serving(hasty) as port:
-        transport = Transport(f"http://127.0.0.1:{port}/", {})
-        async with asyncio.timeout(20):
-            assert await whole(transport, b"x" * (32 << 20)) == (413, b"too large")
-            assert await whole(transport, b"x" * (32 << 20)) == (413, b"too large")
-        assert len(connections) == 2
-        await transport.close()
-
-
-# --- bounds
-# ---------------------------------------------------------------------------------------------------------
+# --- bounds ---
 
 
 async def test_a_slow_reader_holds_the_sender_up() -> None:
@@ -429,66 +221,13 @@ async def test_a_decompression_bomb_is_met_piece_by_piece() -> None:
         exchange.release()
 
 
-# --- connecting
-# -----------------------------------------------------------------------------------------------------
+def every_error(root: type[Exception]) -> set[type[Exception]]:
+    return {root}.union(*(every_error(error) for error in root.__subclasses__()))
 
 
-async def test_a_refused_a_hanging_and_an_unknown_address() -> None:
-    with refused_port() as port, pytest.raises(ConnectFailed):
-        await Transport(f"http://127.0.0.1:{port}/", {}).post(b"", connect_s=5)
-    with hanging_port() as port, pytest.raises(ConnectTimedOut):
-        await Transport(f"http://127.0.0.1:{port}/", {}).post(b"", connect_s=0.2)
-    with pytest.raises(ConnectFailed):
-        await Transport("http://no-such-host.invalid/", {}).post(b"", connect_s=5)
-    with pytest.raises(ConnectFailed):
-        await Transport(f"http://{'a' * 70}.invalid/", {}).post(b"", connect_s=5)
-
-
-async def test_the_next_address_is_tried_where_one_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = Server([answer()])
-    async with serving(server.serve) as port:
-        with refused_port() as refused:
-            loop = asyncio.get_running_loop()
-
-            async def found(*_: object, **__: object) -> list[object]:
-                kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
-                return [(*kind, ("127.0.0.1", refused)), (*kind, ("127.0.0.1", port))]
-
-            monkeypatch.setattr(loop, "getaddrinfo", found)
-            transport = Transport("http://two-addresses.test/", {})
-            assert await whole(transport) == (200, b"ok")
-            await transport.close()
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_tls_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    authority, context = server_certificate(tmp_path, f"IP:{host}")
-    server = Server([answer(b"x" * 100_000)])
-    async with serving(server.serve, context, host) as port:
-        url = f"https://{f'[{host}]' if ':' in host else host}:{port}/"
-        tls_context.cache_clear()
-        with pytest.raises(ConnectFailed):
-            await Transport(url, {}).post(b"", connect_s=5)
-        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
-        tls_context.cache_clear()
-        transport = Transport(url, {})
-        assert len((await whole(transport))[1]) == 100_000
-        assert len((await whole(transport))[1]) == 100_000
-        assert len(server.requests) == 2
-        await transport.close()
-        tls_context.cache_clear()
-
-
-@pytest.mark.parametrize("value", ["a\r\nX-B: c", "a\nb", "a\0"])
-async def test_a_header_that_would_be_two_is_refused(value: str) -> None:
-    with pytest.raises(ValueError, match="control character"):
-        Transport("http://127.0.0.1/", {"X-A": value})
-
-
-async def test_a_header_in_any_spelling_replaces_ours() -> None:
-    server = Server([answer()])
-    async with serving(server.serve) as port:
-        transport = Transport(f"http://127.0.0.1:{port}/", {"accept": "application/json"})
-        await whole(transport)
-        assert server.requests[0].lower().count(b"accept:") == 1
-        await transport.close()
+def test_every_failure_of_aiohttp_has_a_name_of_ours() -> None:
+    of_websockets = {aiohttp.WebSocketError, aiohttp.WSMessageTypeError}
+    raised = every_error(aiohttp.ClientError) - {aiohttp.ClientError} - of_websockets
+    known = set(AIOHTTP_ERRORS)
+    assert {error.__name__ for error in raised if known.isdisjoint(error.__mro__)} == set()
+    assert len(raised) > 15

@@ -1,4 +1,6 @@
-"""Every oddity of `tests/support/llm/upstream/corpus`, from the provider's socket to the caller's: our own routes, and OpenAI's with its client."""
+"""Every oddity of `tests/support/llm/upstream/corpus`, from the provider's socket to the caller's:
+our own routes, and OpenAI's with its client.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from tests.support.uvicorn_server import served
 CASES = cases()
 MESSAGES = [{"role": "user", "content": "?"}]
 OFFICIAL = "-official"
-"""Each surface has a target of its own: what one call taught the circuits does not meet the other."""
+"""Each surface has a target of its own: what one call taught the circuits does not meet the other.
+"""
 USAGE = {"prompt": "prompt_tokens", "completion": "completion_tokens", "total": "total_tokens"}
 
 

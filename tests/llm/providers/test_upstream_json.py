@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from providers.upstream_json import (
-    MAX_MENDED_BYTES,
-    MAX_MENDED_PER_ANSWER,
-    MENDING_COST,
+    MAX_REPAIRED_BYTES,
+    MAX_REPAIRED_PER_ANSWER,
+    REPAIR_COST,
     JsonTexts,
     decoded,
     encoded,
@@ -48,7 +48,7 @@ def test_numbers_that_are_none_in_json_are_taken():
         b"<html>",
         b'{"a":1}{"b":2}',
         b"[" * 100_000,
-        b'"' + b"x" * MAX_MENDED_BYTES,
+        b'"' + b"x" * MAX_REPAIRED_BYTES,
         b"1" * 5_000,
     ],
 )
@@ -59,16 +59,16 @@ def test_what_is_no_json_is_refused(raw):
 
 def test_only_short_texts_are_mended():
     half = rb'"\ud83d'
-    assert MAX_MENDED_BYTES <= 256 << 10, "each costs the event loop some tens of milliseconds"
-    assert decoded(half + b"x" * (MAX_MENDED_BYTES - len(half) - 1) + b'"').startswith("\ufffdx")
+    assert MAX_REPAIRED_BYTES <= 256 << 10, "each costs the event loop some tens of milliseconds"
+    assert decoded(half + b"x" * (MAX_REPAIRED_BYTES - len(half) - 1) + b'"').startswith("\ufffdx")
     with pytest.raises(ValueError):
-        decoded(half + b"x" * (MAX_MENDED_BYTES - len(half)) + b'"')
+        decoded(half + b"x" * (MAX_REPAIRED_BYTES - len(half)) + b'"')
 
 
-@pytest.mark.parametrize("size", [8, 1_000, MAX_MENDED_BYTES])
+@pytest.mark.parametrize("size", [8, 1_000, MAX_REPAIRED_BYTES])
 def test_what_is_mended_of_one_answer_is_bounded(size):
     texts, text = JsonTexts(), rb'"\ud83d'.ljust(size - 1, b"x") + b'"'
-    for _ in range(MAX_MENDED_PER_ANSWER // (size + MENDING_COST)):
+    for _ in range(MAX_REPAIRED_PER_ANSWER // (size + REPAIR_COST)):
         assert texts.decoded(text).startswith("\ufffd")
     with pytest.raises(ValueError):
         texts.decoded(text)

@@ -8,78 +8,21 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-import aiohttp
 import pytest
-import pytest_asyncio
 
-from tests.support.llm.upstream import ScriptedUpstream, play
+from tests.support.llm.upstream import play
 from tests.support.llm.upstream.answers import UKRAINIAN
 from tests.support.llm.upstream.behaviours import BEHAVIOURS
 from tests.support.llm.upstream.bodies import WRONG_SHAPES
 from tests.support.llm.upstream.plays import parse_play, parse_script
 from tests.support.llm.upstream.sockets import hanging_port, raw_server, refused_port
+from tests.support.llm.upstream_calls import HEADERS, body, events, post, text_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-HEADERS = {"Authorization": "Bearer sk-secret-1234567890"}
-
-
-@pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[ScriptedUpstream]:
-    async with ScriptedUpstream() as server:
-        yield server
-
-
-@pytest_asyncio.fixture
-async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(
-        headers=HEADERS, auto_decompress=False, timeout=aiohttp.ClientTimeout(total=5)
-    ) as session:
-        yield session
-
-
-def body(
-    model: str = "m", *, stream: bool = False, text: str = "Привіт, світе", **more: object
-) -> dict[str, object]:
-    return {
-        "model": model,
-        "stream": stream,
-        "messages": [{"role": "user", "content": text}],
-        **more,
-    }
-
-
-async def post(
-    client: aiohttp.ClientSession, upstream: ScriptedUpstream, **fields: object
-) -> tuple[int, bytes, dict[str, str]]:
-    async with client.post(
-        f"{upstream.base_url}/chat/completions", json=body(**fields), allow_redirects=False
-    ) as response:
-        return response.status, await response.read(), dict(response.headers)
-
-
-async def read_into(received: bytearray, response: aiohttp.ClientResponse) -> None:
-    async for piece in response.content.iter_any():
-        received += piece
-
-
-def events(raw: bytes) -> list[dict]:
-    found = [
-        line.removeprefix("data: ")
-        for line in raw.decode().split("\n")
-        if line.startswith("data: ")
-    ]
-    return [json.loads(text) for text in found if text != "[DONE]"]
-
-
-def text_of(chunks: list[dict]) -> str:
-    return "".join(
-        chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"]
-    )
 
 
 async def test_echoes_the_last_user_message_and_records_the_request(client, upstream):
@@ -144,56 +87,6 @@ def test_plays_are_read_from_text_and_mappings():
 async def test_an_unknown_behaviour_is_refused(upstream):
     with pytest.raises(ValueError, match="unknown behaviour `nonsense`"):
         upstream.script("nonsense")
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("name", ["reset_before_headers", "close_before_headers"])
-async def test_breaks_off_before_headers(client, upstream, name, stream):
-    with pytest.raises(
-        (aiohttp.ServerDisconnectedError, ConnectionResetError, aiohttp.ClientOSError)
-    ):
-        await post(client, upstream, model=name, stream=stream)
-    await upstream.wait_idle()
-    assert {call.state for call in upstream.requests} == {"dropped"}
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("name", ["reset_mid_body", "cut"])
-async def test_breaks_off_in_the_middle(client, upstream, name, stream):
-    async with client.post(
-        f"{upstream.base_url}/chat/completions",
-        json=body(model=name, stream=stream, text="a b c d"),
-    ) as response:
-        assert response.status == 200
-        received = bytearray()
-        with pytest.raises(
-            (aiohttp.ClientPayloadError, ConnectionResetError, aiohttp.ClientOSError)
-        ):
-            await read_into(received, response)
-    assert b"Echo" in received if stream else received
-    assert b"[DONE]" not in received
-    assert b'finish_reason": "stop' not in received
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("name", ["silence", "stall", "keepalive", "role_only", "slow?wait_s=60"])
-async def test_a_client_that_leaves_is_seen(client, upstream, name, stream):
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.3):
-            await post(client, upstream, model=name, stream=stream)
-    await upstream.wait_for(cancelled=1)
-    assert upstream.open_calls == 0
-
-
-async def test_a_client_that_leaves_a_gigantic_answer_stops_it(client, upstream):
-    for stream in (False, True):
-        async with client.post(
-            f"{upstream.base_url}/chat/completions", json=body(model="gigantic", stream=stream)
-        ) as response:
-            await response.content.read(1_000_000)
-            response.close()
-    await upstream.wait_for(cancelled=2)
-    assert all(call.bytes_sent < 50_000_000 for call in upstream.requests)
 
 
 async def test_keepalive_ends_in_an_answer_where_it_is_told_to(client, upstream):

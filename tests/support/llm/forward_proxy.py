@@ -1,4 +1,6 @@
-"""A real forward proxy (proxy.py) in a process of its own, a TLS front for a server, and taps that show what passed."""
+"""A real forward proxy (proxy.py) in a process of its own, a TLS front for a server, and taps that
+show what passed.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ async def forward_proxy(folder: Path, *, auth: str | None = None) -> AsyncIterat
 
 
 def server_certificate(folder: Path, name: str) -> tuple[Path, ssl.SSLContext]:
-    """Makes a certificate for `name` (`DNS:…` or `IP:…`); returns its file, which is also its authority, and a server's context."""
+    """Makes a certificate for `name` (`DNS:…` or `IP:…`); returns its file, which is also its
+    authority, and a server's context.
+    """
     certificate, key = folder / "cert.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"]
     command += ["ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=test"]
