@@ -49,6 +49,7 @@ AIOHTTP_ERRORS: Mapping[type[Exception], type[HttpError]] = {
     aiohttp.ConnectionTimeoutError: ConnectTimedOut,
     aiohttp.ServerFingerprintMismatch: ConnectFailed,
     aiohttp.InvalidURL: ConnectFailed,
+    aiohttp.NonHttpUrlClientError: ConnectFailed,
     aiohttp.ClientConnectionError: ConnectionBroken,
     aiohttp.ClientResponseError: MalformedAnswer,
     aiohttp.ClientPayloadError: AnswerCutOff,

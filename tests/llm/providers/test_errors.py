@@ -41,8 +41,10 @@ def test_the_key_is_masked_in_refusals_and_in_errors_inside_an_answer():
         (400, "prompt is too long: 210000 tokens > 200000 maximum"),
         (
             400,
-            "The input token count (1200000) exceeds the maximum number of tokens "
-            "allowed (1048576).",
+            (
+                "The input token count (1200000) exceeds the maximum number of tokens "
+                "allowed (1048576)."
+            ),
         ),
         (
             400,

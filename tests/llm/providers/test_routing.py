@@ -192,28 +192,38 @@ def test_a_key_goes_over_tls_to_this_machine_or_where_the_operator_says_so(provi
             "`b` is not among providers: a",
         ),
         (
-            "providers: {a: {base_url: 'http://h'}}\n"
-            "models: {m: {provider: a, name: x, fallbacks: [z]}}",
+            (
+                "providers: {a: {base_url: 'http://h'}}\n"
+                "models: {m: {provider: a, name: x, fallbacks: [z]}}"
+            ),
             "`z` must be another model",
         ),
         (
-            "providers: {a: {base_url: 'http://h'}}\n"
-            "models: {m: {provider: a, name: x, spill: {to: [z], queue_depth: 1}}}",
+            (
+                "providers: {a: {base_url: 'http://h'}}\n"
+                "models: {m: {provider: a, name: x, spill: {to: [z], queue_depth: 1}}}"
+            ),
             "spill.to: `z`",
         ),
         (
-            "providers: {a: {type: local}}\n"
-            "models: {m: {provider: a, name: x, spill: {to: [m], queue_depth: 2, return_depth: 2}}}",
+            (
+                "providers: {a: {type: local}}\nmodels: {m: {provider: a, name: x, "
+                "spill: {to: [m], queue_depth: 2, return_depth: 2}}}"
+            ),
             "`return_depth` must be below",
         ),
         (
-            "providers: {a: {base_url: 'http://h'}}\n"
-            "models: {m: {provider: a, name: x, retry: {attempts: 0}}}",
+            (
+                "providers: {a: {base_url: 'http://h'}}\n"
+                "models: {m: {provider: a, name: x, retry: {attempts: 0}}}"
+            ),
             "retry.attempts",
         ),
         (
-            "providers: {a: {base_url: 'http://h'}}\n"
-            "models: {m: {provider: a, name: x, stream_recovery: hope}}",
+            (
+                "providers: {a: {base_url: 'http://h'}}\n"
+                "models: {m: {provider: a, name: x, stream_recovery: hope}}"
+            ),
             "stream_recovery",
         ),
         (
@@ -226,19 +236,27 @@ def test_a_key_goes_over_tls_to_this_machine_or_where_the_operator_says_so(provi
             "http:// or https://",
         ),
         (
-            "providers: {a: {base_url: 'http://h', headers: {Authorization: x}}}\n"
-            "models: {m: {provider: a, name: x}}",
+            (
+                "providers: {a: {base_url: 'http://h', headers: {Authorization: x}}}\n"
+                "models: {m: {provider: a, name: x}}"
+            ),
             "api_key_env",
         ),
         (
-            "providers: {a: {base_url: 'http://vllm:8000/v1', api_key_env: A_KEY}}\n"
-            "models: {m: {provider: a, name: x}}",
-            "providers.a: Value error, base_url: the key in A_KEY would go over plain http:// "
-            "to another machine: use https://, or",
+            (
+                "providers: {a: {base_url: 'http://vllm:8000/v1', api_key_env: A_KEY}}\n"
+                "models: {m: {provider: a, name: x}}"
+            ),
+            (
+                "providers.a: Value error, base_url: the key in A_KEY would go over plain http:// "
+                "to another machine: use https://, or"
+            ),
         ),
         (
-            "providers: {a: {base_url: 'https://h', api_key_env: DAARION_ADMIN_SECRET}}\n"
-            "models: {m: {provider: a, name: x}}",
+            (
+                "providers: {a: {base_url: 'https://h', api_key_env: DAARION_ADMIN_SECRET}}\n"
+                "models: {m: {provider: a, name: x}}"
+            ),
             "providers.a: Value error, api_key_env: DAARION_ADMIN_SECRET opens this graph",
         ),
         (
