@@ -1,4 +1,4 @@
-"""1,000 calls at concurrency 32 while replicas are killed: one recorded result each, and no write happens twice."""
+"""1,000 calls, 32 at a time, while replicas are killed: one result each, no write twice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EFFECTS = ("write", "write", "idempotent", "read")
 
 
 class Target:
-    """The service behind the tools: counts what really happened, and does it a moment after it was asked."""
+    """The service behind the tools: counts effects, which happen a moment after the request."""
 
     def __init__(self):
         self.effects = collections.Counter()
@@ -95,7 +95,7 @@ class Replica:
 
 
 async def call(session, replicas, number):
-    """One caller: repeats its call with the same id at any replica until there is a final answer."""
+    """A caller: repeats its call with the same id at any replica until the answer is final."""
     effect = EFFECTS[number % len(EFFECTS)]
     body = {
         "tool_id": f"target.{effect}",
@@ -118,7 +118,7 @@ async def call(session, replicas, number):
 
 
 async def kill_and_restart(replicas, answers):
-    """Kills by turns whenever another share of the calls has ended; at times no replica is left for a while."""
+    """Kills replicas by turns as calls end; at times no replica is left for a while."""
     starting = [None] * len(replicas)
     for kill in range(KILLS):
         while sum(answer is not None for answer in answers) < CALLS * (kill + 0.5) / (KILLS + 1):

@@ -1,4 +1,4 @@
-"""The ledger over a real PostgreSQL: one call per id whatever happens to its owner, its caller or the database."""
+"""The ledger over a real PostgreSQL: one call per id, whatever happens to caller or database."""
 
 from __future__ import annotations
 
@@ -12,58 +12,10 @@ from backends.postgres.pool import Database
 from backends.tools.ledger import LedgerLimits, PostgresToolLedger
 from contracts.errors import DaarionError, DatabaseUnavailable
 from contracts.tools.api import Decision, Outcome
-from contracts.tools.ledger import CallFilter, CallIntent, Settlement
-from services.tools.values import digest
+from contracts.tools.ledger import CallFilter, Settlement
 from tests.support.events import RecordedEvents
-from tests.support.tools.toolcore import AGENT, replica, tool
-
-# No lease of a test runs out by itself: `run_out` ends them, so that a busy machine changes
-# nothing.
-LONG = LedgerLimits(lease_s=300)
-OURS = CallFilter(microdao_id="microdao:7")
-
-
-def intent(call_id="c-1", effect="write", **fields):
-    values = {
-        "call_id": call_id,
-        "microdao_id": "microdao:7",
-        "agent_id": "agent:sofia",
-        "tool_id": "test.echo",
-        "tool_version": 1,
-        "effect": effect,
-        "via": "http",
-        "request_id": "r",
-        "fingerprint": b"f",
-        "rule": "default",
-    }
-    return CallIntent(**{**values, **fields})
-
-
-async def run_out(owner_url):
-    """Ends every lease, as time would."""
-    async with await psycopg.AsyncConnection.connect(owner_url, autocommit=True) as owner:
-        changed = await owner.execute(
-            "UPDATE tool_calls SET lease_until = now() - interval '1 minute' WHERE state = 'running'"
-        )
-    assert changed.rowcount > 0
-
-
-async def until(condition):
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-@contextlib.asynccontextmanager
-async def slow_replica(database_url, seconds, **definition):
-    """A replica whose tool takes a while, and can be asked how often it ran."""
-
-    async def work(execution):
-        await asyncio.sleep(seconds)
-        return {"n": execution.attempt}
-
-    async with replica(database_url, tool(**definition), script=work) as here:
-        yield here
+from tests.support.tools.ledger import OURS, intent, slow_replica, until
+from tests.support.tools.toolcore import replica, tool
 
 
 async def test_a_concurrent_duplicate_waits_for_the_first_on_another_replica(database_url):
@@ -104,87 +56,6 @@ async def test_thirty_duplicates_at_once_run_once(database_url):
         replies = await asyncio.gather(*(here.call(call_id="same") for _ in range(30)))
         assert len(here.executor.seen) == 1
         assert all(reply.result.ok for reply in replies)
-
-
-async def test_a_write_whose_owner_is_gone_ends_indeterminate_and_never_runs_again(
-    database_url, database, database_owner_url
-):
-    gone = PostgresToolLedger(database, LONG)
-    async with replica(database_url, tool(effect="write")) as here:
-        request = await here.call(call_id="probe")
-        assert request.result.ok
-        await claim_as(gone, here, "cut-off")
-        await run_out(database_owner_url)
-        for _ in range(2):
-            reply = await here.call(call_id="cut-off")
-            assert (reply.executed, reply.result.error_kind, reply.result.retryable) == (
-                True,
-                "indeterminate",
-                False,
-            )
-        assert len(here.executor.seen) == 1
-
-
-@pytest.mark.parametrize("effect", ["idempotent"])
-async def test_others_run_again_with_the_same_key(
-    database_url, database, database_owner_url, effect
-):
-    gone = PostgresToolLedger(database, LONG)
-    async with replica(database_url, tool(effect=effect)) as here:
-        await claim_as(gone, here, "cut-off", effect=effect)
-        await run_out(database_owner_url)
-        reply = await here.call(call_id="cut-off")
-        assert reply.result.ok
-        assert here.executor.seen[0].attempt == 2
-
-
-async def claim_as(ledger, here, call_id, effect="write"):
-    """Claims a call as `here` would, by an owner that never comes back."""
-    fingerprint = digest("test.echo", AGENT["agent_id"], {})
-    assert await ledger.claim(intent(call_id, effect, fingerprint=fingerprint)) is None
-
-
-async def test_what_nobody_asks_for_again_is_settled_too(database, database_owner_url):
-    ledger = PostgresToolLedger(database, LONG)
-    await ledger.claim(intent("w", "write"))
-    await ledger.claim(intent("i", "idempotent"))
-    await ledger.claim(intent("other", "write", microdao_id="microdao:8"))
-    assert await ledger.settle_abandoned() == []
-    await run_out(database_owner_url)
-    ended = {call.call_id: call.error_kind for call in await ledger.settle_abandoned()}
-    assert ended == {"w": "indeterminate", "i": "unavailable", "other": "indeterminate"}
-    assert await ledger.settle_abandoned() == []
-
-
-async def test_a_lease_that_is_prolonged_is_not_over(database, database_owner_url):
-    ledger, other = PostgresToolLedger(database, LONG), PostgresToolLedger(database, LONG)
-    claimed = intent("mine")
-    await ledger.claim(claimed)
-    await run_out(database_owner_url)
-    await ledger.extend_leases([claimed.id])
-    assert await other.settle_abandoned() == []
-    assert await ledger.settle("microdao:7", claimed.id, 1, Settlement(ok=True, body="1"))
-
-
-async def test_an_owner_that_was_only_slow_cannot_overwrite(database, database_owner_url):
-    slow, quick = PostgresToolLedger(database, LONG), PostgresToolLedger(database, LONG)
-    claimed = intent("c", "idempotent")
-    await slow.claim(claimed)
-    await run_out(database_owner_url)
-    assert await quick.take_over(await quick.find("microdao:7", "c"))
-    assert await quick.settle("microdao:7", claimed.id, 2, Settlement(ok=True, body='"second"'))
-    assert not await slow.settle("microdao:7", claimed.id, 1, Settlement(ok=True, body='"first"'))
-    assert (await quick.find("microdao:7", "c")).settlement.body == '"second"'
-
-
-async def test_two_take_over_one_wins(database, database_owner_url):
-    ledgers = [PostgresToolLedger(database, LONG) for _ in range(5)]
-    await ledgers[0].claim(intent("c", "idempotent"))
-    await run_out(database_owner_url)
-    found = await ledgers[0].find("microdao:7", "c")
-    assert sorted(await asyncio.gather(*(ledger.take_over(found) for ledger in ledgers))) == [
-        False
-    ] * 4 + [True]
 
 
 async def test_a_passing_failure_does_not_settle_a_call_id(database_url):
@@ -265,18 +136,6 @@ async def test_a_caller_that_leaves_while_the_call_is_claimed_leaves_no_riddle(d
         here.ledger.claim = real
         again = await here.call(call_id="left")
         assert (again.result.ok, len(here.executor.seen)) == (True, 1)
-
-
-async def test_a_claimed_call_that_nobody_runs_is_not_prolonged_with_the_others(
-    database, database_owner_url
-):
-    ledger = PostgresToolLedger(database, LONG)
-    orphan, running = intent("orphan"), intent("running")
-    for each in (orphan, running):
-        await ledger.claim(each)
-    await run_out(database_owner_url)
-    await ledger.extend_leases([running.id])
-    assert [call.call_id for call in await ledger.settle_abandoned()] == ["orphan"]
 
 
 async def test_an_executor_that_raises_or_overstays_is_a_typed_failure(database_url):

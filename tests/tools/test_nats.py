@@ -1,4 +1,4 @@
-"""Tool calls over a real NATS server: answered, delivered at least once, executed once, parked, bounded."""
+"""Tool calls over a real NATS server: delivered at least once, executed once, bounded."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_queue_group_shares_the_work_between_replicas(database_url, server
 
 
 async def test_what_waits_in_the_stream_survives_a_replica_that_died(database_url, server, outside):
-    """Submitted while nobody works, taken by one that never acknowledges, then by another: executed once, answered."""
+    """Submitted without workers, taken by one that never acknowledges, then by another."""
     responses = await outside.subscribe(streams.RESPONSE)
     stuck = asyncio.Event()
 

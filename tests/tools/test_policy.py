@@ -1,12 +1,10 @@
-"""The policy pipeline, the decision about a taken call id, names, previews and pages: pure functions."""
+"""The policy pipeline, names of tools and the configuration file: pure functions."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from uuid import UUID
 
-import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,9 +13,8 @@ from pydantic import ValidationError
 from configs.environment import REPOSITORY
 from configs.tools import ToolsSettings
 from configs.yaml_files import load_yaml, parse_yaml
-from contracts.errors import ConfigurationError, InvalidRequest
+from contracts.errors import ConfigurationError
 from contracts.tools.api import TOOL_ID, ToolCallRequest, ToolDefinition, plain_name, tool_id_of
-from contracts.tools.ledger import RecordedCall, Settlement, StoredResult
 from contracts.tools.policy import CallBounds, PolicyRules
 from contracts.tools.registry import RegisteredTool
 from executors.mcp.source import tool_id_in
@@ -25,9 +22,6 @@ from interfaces.http.tools import is_admin_route
 from services.tools.policy import Policy
 from services.tools.registry import check_definition, compile_tool
 from services.tools.resolution import Resolver
-from services.tools.results import PageRequest, page, preview, to_text
-from services.tools.resume import Resume, resume
-from services.tools.schemas import CompiledSchema
 from tests.support.tools.toolcore import tool
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -153,109 +147,6 @@ def test_approval(effect, required, rules, needed):
     )
 
 
-def recorded(**fields):
-    values = {
-        "id": UUID(int=1),
-        "microdao_id": "m",
-        "tool_version": 1,
-        "effect": "write",
-        "fingerprint": b"f",
-        "state": "settled",
-        "attempt": 1,
-        "expired": False,
-        "approval": None,
-        "settlement": Settlement(ok=True, body="1"),
-        "result_kept_until": None,
-    }
-    return RecordedCall(**{**values, **fields})
-
-
-def failure(**fields):
-    return Settlement(ok=False, error_kind="upstream", **fields)
-
-
-@pytest.mark.parametrize(
-    ("call", "step"),
-    [
-        (recorded(fingerprint=b"g"), Resume.CONFLICT),
-        (recorded(fingerprint=b"g", state="running", settlement=None), Resume.CONFLICT),
-        (recorded(), Resume.REPLAY),
-        (recorded(settlement=Settlement(ok=True, body=None)), Resume.FORGOTTEN),
-        (recorded(settlement=failure()), Resume.REPLAY),
-        (recorded(settlement=failure(retryable=True)), Resume.RUN),
-        (recorded(settlement=failure(retryable=True, effect_possible=True)), Resume.REPLAY),
-        (
-            recorded(settlement=failure(retryable=True, effect_possible=True), effect="idempotent"),
-            Resume.RUN,
-        ),
-        (
-            recorded(settlement=failure(retryable=True, effect_possible=True), effect="read"),
-            Resume.RUN,
-        ),
-        (recorded(state="running", settlement=None), Resume.WAIT),
-        (recorded(state="running", settlement=None, expired=True), Resume.LOST),
-        (recorded(state="running", settlement=None, expired=True, effect="idempotent"), Resume.RUN),
-        (recorded(state="awaiting_approval", settlement=None), Resume.APPROVAL_PENDING),
-        (recorded(state="awaiting_approval", settlement=None, approval="granted"), Resume.RUN),
-        (
-            recorded(state="awaiting_approval", settlement=None, approval="rejected"),
-            Resume.APPROVAL_REJECTED,
-        ),
-    ],
-)
-def test_what_follows_from_a_taken_call_id(call, step):
-    assert resume(call, b"f") is step
-
-
-def waiting(**fields):
-    return recorded(
-        **{
-            "state": "awaiting_approval",
-            "settlement": None,
-            "approval": "granted",
-            "approval_digest": b"d",
-            **fields,
-        }
-    )
-
-
-PASSING = Settlement(ok=False, error_kind="unavailable", retryable=True)
-
-
-@pytest.mark.parametrize(
-    ("call", "step"),
-    [
-        (waiting(approval=None), Resume.APPROVAL_PENDING),
-        (waiting(), Resume.RUN),
-        (waiting(approval_ended=True), Resume.APPROVAL_PENDING),
-        (waiting(approval_digest=b"e"), Resume.APPROVAL_LAPSED),
-        (waiting(approval=None, approval_digest=None), Resume.APPROVAL_LAPSED),
-        (waiting(approval="rejected", approval_digest=b"e"), Resume.APPROVAL_REJECTED),
-        (waiting(state="settled", settlement=PASSING), Resume.RUN),
-        (waiting(state="settled", settlement=PASSING, approval_ended=True), Resume.APPROVAL_LAPSED),
-        (
-            waiting(state="settled", settlement=PASSING, approval_digest=b"e"),
-            Resume.APPROVAL_LAPSED,
-        ),
-        (waiting(state="settled", settlement=PASSING, approval=None), Resume.APPROVAL_LAPSED),
-        (
-            waiting(
-                state="settled", settlement=Settlement(ok=True, body="1"), approval_digest=b"e"
-            ),
-            Resume.REPLAY,
-        ),
-        (waiting(state="running", expired=True, effect="idempotent"), Resume.RUN),
-        (
-            waiting(state="running", expired=True, effect="idempotent", approval_digest=b"e"),
-            Resume.APPROVAL_LAPSED,
-        ),
-        (waiting(state="running", approval_digest=b"e"), Resume.WAIT),
-    ],
-)
-def test_what_follows_where_approval_is_needed(call, step):
-    assert resume(call, b"f", b"d") is step
-
-
 WORDS = st.text("aZ0-", min_size=1, max_size=3)
 IDS = st.lists(st.lists(WORDS, min_size=1, max_size=2).map("_".join), min_size=1, max_size=4).map(
     ".".join
@@ -297,66 +188,6 @@ def test_ids_that_could_not_be_mapped_back_are_refused(wrong):
 @given(st.text(max_size=200))
 def test_ids_of_source_tools_are_always_ids(name):
     ToolDefinition.model_validate(tool(tool_id_in("my-source", name)))
-
-
-RESULTS = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=300),
-    lambda inner: (
-        st.lists(inner, max_size=60) | st.dictionaries(st.text(max_size=5), inner, max_size=5)
-    ),
-    max_leaves=60,
-)
-
-
-@given(result=RESULTS, limit=st.integers(256, 5_000))
-def test_a_preview_fits(result, limit):
-    shown = preview(result, None, limit)
-    assert shown is None or len(orjson.dumps(shown)) <= limit
-
-
-def test_a_preview_matches_the_schema_or_is_none():
-    schema = CompiledSchema(
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name"],
-                "properties": {"name": {"minLength": 150}},
-            },
-        }
-    )
-    rows = [{"name": "н" * 200} for _ in range(1_000)]
-    shown = preview(rows, schema, 4_000)
-    assert shown
-    assert schema.violation(shown) is None
-    assert preview(rows, CompiledSchema({"minItems": 500}), 4_000) is None
-
-
-@given(items=st.lists(st.text(max_size=20), max_size=40), limit=st.integers(1, 10))
-def test_pages_of_items_are_the_whole(items, limit):
-    assert _read(items, limit, "result") == items
-
-
-@given(text=st.text(max_size=500), limit=st.integers(1, 100))
-def test_pages_of_text_are_the_whole(text, limit):
-    assert orjson.loads("".join(_read(text, limit, "text"))) == text
-
-
-def _read(result, limit, part):
-    items = len(result) if isinstance(result, list) else None
-    stored = StoredResult(UUID(int=1), to_text(result), items, NOW)
-    found, offset = [], 0
-    while offset is not None:
-        one = page(stored, PageRequest(microdao_id="m", offset=offset, limit=limit))
-        found += getattr(one, part)
-        offset = one.next_offset
-    return found
-
-
-def test_an_offset_beyond_the_end_is_refused():
-    stored = StoredResult(UUID(int=1), "[1]", 1, NOW)
-    with pytest.raises(InvalidRequest):
-        page(stored, PageRequest(microdao_id="m", offset=2))
 
 
 @pytest.mark.parametrize(
@@ -416,7 +247,7 @@ PLAIN = "{id: a, name: n, input_schema: {}, executor: http, target: 'http://h'}"
             "nobase",
         ),
         (
-            "tools: [{id: a.b, name: n, input_schema: {}, executor: http, target: 'http://h', secrets: [{name: s}]}]",
+            f"tools: [{PLAIN[:-1]}, secrets: [{{name: s}}]}}]",
             "`s`",
         ),
         (f"tools: [{PLAIN}, {PLAIN}]", "twice"),

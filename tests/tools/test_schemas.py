@@ -1,4 +1,4 @@
-"""JSON Schemas of tools: what is refused, what is told, and that no schema or value holds up a replica."""
+"""JSON Schemas of tools: refusals, violations, and that no schema or value blocks a replica."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where secrets of tools may be sent: to the hosts that their entries name; this graph's own to its ingress alone."""
+"""Destinations of secrets: the hosts of their entries; this graph's own: its ingress alone."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def test_this_graphs_secret_under_another_name_stays_here_too():
         secrets.value("crm", "crm.find", "https://api.crm.example/find")
     with pytest.raises(ConfigurationError):
         parse_yaml(
-            "tools: []\nsecrets: {own: {env: DAARION_INTERNAL_SECRET, tools: ['*'], hosts: [elsewhere]}}",
+            "tools: []\nsecrets: {own: {env: DAARION_INTERNAL_SECRET, tools: ['*'], "
+            "hosts: [elsewhere]}}",
             ToolsSettings,
             name="tools.yaml",
         )
@@ -152,7 +153,8 @@ def test_the_shipped_secret_does_not_follow_the_tools_to_another_service():
         ),
         (
             {
-                "sources: {}": 'sources: {search: {url: "https://mcp.example.com/mcp", secrets: [{name: internal}]}}',
+                "sources: {}": 'sources: {search: {url: "https://mcp.example.com/mcp", '
+                "secrets: [{name: internal}]}}",
                 "tools: [projects.list, followups.create]": "tools: ['*']",
             },
             "sources.search",
@@ -160,7 +162,8 @@ def test_the_shipped_secret_does_not_follow_the_tools_to_another_service():
         (
             {
                 "projects: ingress/internal/messaging/tools": "projects: http://projects-service:8000/internal/tools",
-                "secrets:\n": "secrets:\n  projects: {env: P, tools: ['*'], hosts: [projects-service], insecure: true}\n",
+                "secrets:\n": "secrets:\n  projects: {env: P, tools: ['*'], "
+                "hosts: [projects-service], insecure: true}\n",
                 "name: internal,": "name: projects,",
             },
             None,

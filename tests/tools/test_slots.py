@@ -1,4 +1,4 @@
-"""`max_concurrency` of a tool holds for the calls before and after a change of its definition together."""
+"""`max_concurrency` bounds the calls before and after a change of the definition together."""
 
 import asyncio
 from contextlib import AsyncExitStack

@@ -1,4 +1,4 @@
-"""Tools of outside MCP servers: called by our agents under our policy, whatever the server says and sends."""
+"""Tools of outside MCP servers: called under our policy, whatever the server sends."""
 
 from __future__ import annotations
 
@@ -365,7 +365,8 @@ async def test_a_row_that_cannot_be_read_does_not_hold_up_its_source(
     async with await psycopg.AsyncConnection.connect(database_owner_url, autocommit=True) as owner:
         await owner.execute(
             "INSERT INTO tools (tool_id, version, enabled, origin, source, definition) "
-            "VALUES ('outside.one', 1, true, 'source', 'outside', '{\"from\": \"a later version\"}')"
+            "VALUES ('outside.one', 1, true, 'source', 'outside', "
+            '\'{"from": "a later version"}\')'
         )
     async with (
         served(server.streamable_http_app(), lifespan="on") as url,

@@ -1,4 +1,4 @@
-"""One replica of Toolcore as a process of its own: real PostgreSQL, real HTTP executor, uvicorn. Killed by tests."""
+"""One replica of Toolcore as a process that tests kill: PostgreSQL, HTTP executor, uvicorn."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def python_executor(
     limits: PythonLimits = LIMITS,
     **options: Any,
 ) -> PythonToolExecutor:
-    """The package `hostile_toolbox` must be importable: `monkeypatch.syspath_prepend("tests/support")`."""
+    """The package `hostile_toolbox` must be importable: prepend `tests/support/tools`."""
     packages, secrets = Packages(["toolbox", "hostile_toolbox"]), Secrets(api_key=SECRET)
     return PythonToolExecutor(
         packages, HostTiers(tiers), secrets, events, limits=limits, floor="process", **options
@@ -40,7 +40,7 @@ def python_executor(
 
 
 def children(*owners: int) -> set[int]:
-    """The processes of sandboxes that this process (or one of `owners`) started, or whose owner is gone."""
+    """Returns sandbox processes of this process or of `owners`, and those whose owner is gone."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -54,7 +54,7 @@ def _is_sandbox(process: psutil.Process) -> bool:
 
 
 def _owner(process: psutil.Process) -> int:
-    """The first ancestor that is no part of the sandbox: other tests on this machine have sandboxes too."""
+    """Returns the first ancestor outside the sandbox; other tests have sandboxes, too."""
     parent = process.parent()
     if parent is None:
         return 0
@@ -78,7 +78,10 @@ def scratch_folders() -> set[str]:
 
 @contextlib.asynccontextmanager
 async def nothing_survives(events: RecordedEvents, timeout_s: float = 30) -> AsyncIterator[None]:
-    """No process, folder, descriptor, task, kernel object or secret is left by the block. Processes end within `timeout_s`."""
+    """Checks that the block leaves no process, folder, descriptor, task, kernel object or secret.
+
+    Processes end within `timeout_s`.
+    """
     gc.collect()
     processes, folders, tasks, objects = (
         children(),

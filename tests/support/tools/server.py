@@ -1,4 +1,4 @@
-"""A tool server that misbehaves below and above HTTP, one behaviour per path, and records every call and connection."""
+"""A tool server that misbehaves, one behaviour per path; records its calls and connections."""
 
 from __future__ import annotations
 

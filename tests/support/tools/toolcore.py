@@ -1,4 +1,4 @@
-"""A whole Toolcore over real stores, without Serve: what a replica wires, with executors of the test's choice."""
+"""A whole Toolcore over real stores, without Serve, with executors of the test's choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The egress policy: no spelling of a forbidden address passes, and rules open exactly what they say."""
+"""The egress policy: no spelling of a forbidden address passes; rules open just what they say."""
 
 import ipaddress
 from ipaddress import IPv4Address, IPv6Address

@@ -1,4 +1,4 @@
-"""Servers that are silent, slow, endless or talk nonsense: a typed result in time, and nothing survives."""
+"""Servers that are silent, slow, endless or invalid: a typed result in time, nothing survives."""
 
 import asyncio
 import contextlib
@@ -22,12 +22,6 @@ TIMEOUT_S = 0.6
 LIMIT = 64 << 10
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[ToolServer]:
-    async with ToolServer() as running:
-        yield running
-
-
 def open_descriptors() -> int:
     return psutil.Process().num_fds()
 
@@ -36,7 +30,7 @@ def open_descriptors() -> int:
 async def nothing_survives(
     server: ToolServer, events: RecordedEvents
 ) -> AsyncIterator[HttpToolExecutor]:
-    """Checks that the block leaves no connection, descriptor, task or secret behind, even while the executor lives on."""
+    """Checks that the block leaves no connection, descriptor, task or secret in the executor."""
     executor = HttpToolExecutor(Secrets(crm=SECRET), events)
     await executor.execute(call(server, "/ok"))
     await asyncio.sleep(0.05)
@@ -166,7 +160,8 @@ async def test_a_caller_that_leaves_closes_the_connection(server, events):
 
 @pytest.mark.parametrize(
     "target",
-    ["http://user:pw@127.0.0.1:{port}/ok", "http://2130706433:{port}/ok", "http://0x7f.1:{port}/ok", "http://[::ffff:127.0.0.1]:{port}/ok",
+    ["http://user:pw@127.0.0.1:{port}/ok", "http://2130706433:{port}/ok",
+     "http://0x7f.1:{port}/ok", "http://[::ffff:127.0.0.1]:{port}/ok",
      "http://[::ffff:7f00:1]:{port}/ok", "http://0177.0.0.1:{port}/ok", "http://127.1:{port}/ok", "http://169.254.169.254/latest/meta-data"],
 )  # fmt: skip
 async def test_disguised_targets_are_denied_without_a_packet(server, events, target):

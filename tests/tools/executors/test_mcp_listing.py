@@ -1,4 +1,4 @@
-"""Listings of outside MCP servers: filtered entry by entry, and no longer than what is asked for."""
+"""Listings of outside MCP servers: filtered entry by entry, no longer than requested."""
 
 from types import SimpleNamespace
 

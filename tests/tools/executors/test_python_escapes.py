@@ -1,4 +1,4 @@
-"""Ways around the sandbox: Unix sockets, signals, hidden files, the kernel's own memory, and the rest of its interfaces."""
+"""Ways around the sandbox: Unix sockets, signals, hidden files, kernel memory and interfaces."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Python tools that attack their host, in each tier: a typed result in time, the host unharmed, nothing left behind."""
+"""Python tools that attack their host, in each tier: a typed result in time, nothing survives."""
 
 import asyncio
 import os

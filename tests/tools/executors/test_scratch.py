@@ -1,4 +1,4 @@
-"""What a process has stored in a scratch folder, with and without names. The process is this one."""
+"""The bytes that a process (this one) stores in a scratch folder, with and without names."""
 
 # ruff: noqa: PTH105, PTH108  # as tools are written
 

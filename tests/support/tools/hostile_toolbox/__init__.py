@@ -1,5 +1,5 @@
 # ruff: noqa: PTH101, PTH112, PTH102, PTH104, PTH108, PTH123, PTH208, PTH211, PLC0415, SIM105, RUF005  # as attackers write  # noqa: RUF100
-"""Tools that try to harm their host. Each is bounded by itself as well, should a sandbox ever let it through."""
+"""Tools that try to harm their host. Each is bounded in itself, in case a sandbox fails."""
 
 import asyncio
 import ctypes
@@ -243,7 +243,7 @@ def shared_memory(_args, _context):
 
 
 def kernel(_args, _context):
-    """Calls that only a privileged or careless sandbox lets through; returns those that were not refused."""
+    """Returns the calls that were not refused, of those that a sandbox must refuse."""
     libc = ctypes.CDLL(None, use_errno=True)
     calls = {
         "unshare": 272,
@@ -308,8 +308,10 @@ def no_json(args, _context):
 
 
 def raises(args, _context):
-    kinds = {"value": ValueError("`due` lies in the past"), "os": FileNotFoundError(2, "No such file", "/srv/secret/place"), "key": KeyError("x"),
-             "path": RuntimeError("cannot read /srv/app/config.yaml now"), "memory": MemoryError(), "exit": SystemExit(0),
+    kinds = {"value": ValueError("`due` lies in the past"),
+             "os": FileNotFoundError(2, "No such file", "/srv/secret/place"), "key": KeyError("x"),
+             "path": RuntimeError("cannot read /srv/app/config.yaml now"),
+             "memory": MemoryError(), "exit": SystemExit(0),
              "interrupt": KeyboardInterrupt(), "stop": StopIteration()}  # fmt: skip
     raise kinds[args["what"]]
 
