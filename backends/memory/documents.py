@@ -52,8 +52,8 @@ WITH added AS (
     INSERT INTO agent_memories (
         chunk_no, id, part, document_id, microdao_id, agent_id, kind, created_at, content, meta
     )
-    SELECT number, 'kb-' || number, part, %(id)s, %(microdao_id)s, '', 'kb', %(created_at)s, content,
-           meta::json
+    SELECT number, 'kb-' || number, part, %(id)s, %(microdao_id)s, '', 'kb', %(created_at)s,
+           content, meta::json
     FROM added
 ), term AS (
     INSERT INTO memory_terms (microdao_id, agent_id, chunk_no, terms)
@@ -66,7 +66,8 @@ INSERT INTO memory_queue (microdao_id, agent_id, chunk_no, memory_id)
 SELECT %(microdao_id)s, '', number, 'kb-' || number FROM added
 """
 KEEP = """
-UPDATE agent_memories AS chunk SET part = kept.part, meta = kept.meta::json, created_at = %(created_at)s
+UPDATE agent_memories AS chunk
+SET part = kept.part, meta = kept.meta::json, created_at = %(created_at)s
 FROM unnest(%(numbers)s::bigint[], %(parts)s::integer[], %(metas)s::text[])
      AS kept (number, part, meta)
 WHERE chunk.microdao_id = %(microdao_id)s AND chunk.agent_id = '' AND chunk.document_id = %(id)s
@@ -177,7 +178,7 @@ def _compared(
 ) -> tuple[list[tuple[int, int, DocumentChunk]], list[int], list[int]]:
     """Compares stored rows with new chunks by their texts.
 
-    Returns (number, part, chunk) of kept chunks, the parts of new ones, the numbers of removed ones.
+    Returns (number, part, chunk) of kept chunks, parts of new ones, numbers of removed ones.
     """
     by_text: defaultdict[str, list[int]] = defaultdict(list)
     for row in rows:

@@ -27,13 +27,14 @@ WITH lacking AS (
     WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND model_version <> ''
       AND NOT EXISTS (
         SELECT FROM agent_memories AS new
-        WHERE new.microdao_id = %(microdao_id)s AND new.agent_id = %(agent_id)s AND new.chunk_no = old.chunk_no
+        WHERE new.microdao_id = %(microdao_id)s AND new.agent_id = %(agent_id)s
+          AND new.chunk_no = old.chunk_no
           AND new.model_version IN (%(version)s, '')
     )
 ), row AS (
     INSERT INTO agent_memories (
-        chunk_no, id, part, document_id, microdao_id, agent_id, channel_id, kind, created_at, content,
-        meta
+        chunk_no, id, part, document_id, microdao_id, agent_id, channel_id, kind, created_at,
+        content, meta
     )
     SELECT chunk_no, id, part, document_id, microdao_id, agent_id, channel_id, kind, created_at,
            content, meta

@@ -23,7 +23,7 @@ ORDER BY microdao_id, agent_id LIMIT 1
 """)
 AFTER_LAST = sql.SQL("(microdao_id, agent_id) > (%(microdao_id)s, %(agent_id)s)")
 FROM_START = sql.SQL("true")
-# Materialised: a join may run a sub-select several times, and SKIP LOCKED would select other rows then.
+# Materialised: a join may run a sub-select several times, each time with other rows by SKIP LOCKED.
 CLAIM = """
 WITH free AS MATERIALIZED (
     SELECT chunk_no FROM memory_queue

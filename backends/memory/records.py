@@ -1,4 +1,4 @@
-"""Durable memories: one transaction writes the record, its event, its chunks and their queue entries."""
+"""Durable memories: one transaction writes the record, its event, its chunks and queue entries."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ SELECT DISTINCT ON (chunk_no) chunk_no, content FROM agent_memories AS old
 WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no > %(after)s
   AND model_version <> '' AND NOT EXISTS (
     SELECT FROM agent_memories AS new
-    WHERE new.microdao_id = %(microdao_id)s AND new.agent_id = %(agent_id)s AND new.chunk_no = old.chunk_no
+    WHERE new.microdao_id = %(microdao_id)s AND new.agent_id = %(agent_id)s
+      AND new.chunk_no = old.chunk_no
       AND new.model_version = %(version)s
 )
 ORDER BY chunk_no LIMIT %(limit)s
@@ -51,7 +52,8 @@ WHERE old.microdao_id = %(microdao_id)s AND old.agent_id = %(agent_id)s AND old.
   AND old.chunk_no = gone.chunk_no AND old.model_version = gone.model_version
   AND EXISTS (
     SELECT FROM agent_memories AS new
-    WHERE new.microdao_id = %(microdao_id)s AND new.agent_id = %(agent_id)s AND new.chunk_no = old.chunk_no
+    WHERE new.microdao_id = %(microdao_id)s AND new.agent_id = %(agent_id)s
+      AND new.chunk_no = old.chunk_no
       AND new.model_version IN (%(version)s, '')
   )
 """

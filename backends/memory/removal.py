@@ -15,10 +15,10 @@ TENANT = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s")
 CHUNKS = sql.SQL("""
 WITH gone AS (DELETE FROM agent_memories WHERE {tenant} AND {which} RETURNING chunk_no),
      terms AS (
-        DELETE FROM memory_terms WHERE {tenant} AND chunk_no IN (SELECT chunk_no FROM gone) RETURNING 1
+        DELETE FROM memory_terms WHERE {tenant} AND chunk_no IN (SELECT chunk_no FROM gone)
      ),
      queued AS (
-        DELETE FROM memory_queue WHERE {tenant} AND chunk_no IN (SELECT chunk_no FROM gone) RETURNING 1
+        DELETE FROM memory_queue WHERE {tenant} AND chunk_no IN (SELECT chunk_no FROM gone)
      )
 SELECT count(DISTINCT chunk_no) AS rows FROM gone
 """)

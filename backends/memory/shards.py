@@ -18,7 +18,8 @@ LIMIT 50
 """
 COUNT = """
 SELECT count(*) AS rows FROM agent_memories
-WHERE shard = 0 AND microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND model_version <> ''
+WHERE shard = 0 AND microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
+  AND model_version <> ''
 """
 NOTE = """
 UPDATE memory_areas SET unsharded = %(rows)s

@@ -28,7 +28,8 @@ EXACT_FILTERED_ROWS = 4_000
 
 # Exact: adding zero keeps the planner from using an index for the order.
 EXACT = sql.SQL("""
-(SELECT id, kind, created_at, chunk_no, agent_id, content, embedding <=> %(question)s::halfvec AS distance
+(SELECT id, kind, created_at, chunk_no, agent_id, content,
+        embedding <=> %(question)s::halfvec AS distance
  FROM agent_memories WHERE shard = {shard} AND {where} AND model_version = %(version)s
  ORDER BY (embedding <=> %(question)s::halfvec) + 0 LIMIT %(depth)s)
 """)
@@ -55,13 +56,13 @@ SELECT set_config('hnsw.ef_search', %(ef)s, true),
        set_config('enable_sort', 'off', true), set_config('jit', 'off', true)
 """
 
-# pgvector registers its types per connection, after asking the server for their numbers. The casts in
-# the statements name the type, so the dumper alone is enough.
+# pgvector registers its types per connection, after asking the server for their numbers. Here the
+# casts in the statements name the type, so the dumper alone is enough.
 psycopg.adapters.register_dumper(HalfVector, HalfVectorBinaryDumper)
 
 
 def half_vectors(batch: EmbeddingBatch) -> list[HalfVector]:
-    """Returns the vectors in half precision, as they are stored; statements say `%(name)s::halfvec`."""
+    """Returns the vectors in half precision, as stored; statements cast them: `::halfvec`."""
     rows = np.frombuffer(batch.data, "<f4").reshape(len(batch), batch.dimension)
     return [HalfVector(row) for row in rows.astype(np.float16)]
 
@@ -94,7 +95,7 @@ class VectorStore:
                 exhausted = not approximate and (not rows or rows[0]["read_chunks"] < depth)
                 if exhausted or are_enough(rows, limit):
                     break
-                # Many equal vectors are neighbours of each other only: the index's graph leads nowhere else.
+                # Many equal vectors have only each other as neighbours: no index finds more.
                 approximate = set()
         return candidates_of(rows)
 

@@ -1,8 +1,9 @@
-"""How well memory is found: `make bench-memory`.
+"""Quality of retrieval: `make bench-memory`.
 
-Stores the gold set in a PostgreSQL of its own through the product's use case, asks every question through the other, and
-prints recall@10 and nDCG@10 per arm and slice. The vectors are the real model's, kept under the data directory, so that
-only what is new is embedded. Word BM25 and the model's own vectors are there for comparison; the product uses neither.
+Stores the gold set in a PostgreSQL of its own through the product's use cases, asks every question,
+and prints recall@10 and nDCG@10 per arm and slice. The vectors are the real model's, cached below
+the data directory, so only new texts are embedded. Word BM25 and the model's own vectors are there
+for comparison; the product uses neither.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ WAIT_S = 60.0
 
 
 class Embedded:
-    """The Embedder port over kept vectors: the product's own computation without a model in the process."""
+    """The Embedder port over cached vectors, computed as in the product."""
 
     def __init__(self, cache: EmbeddingCache, settings: LocalEmbedderSettings) -> None:
         self._cache = cache
@@ -98,7 +99,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Found:
-    """Rankings by the arms that run in PostgreSQL, and by their fusion."""
+    """Rankings by the arms in PostgreSQL, and by their fusion."""
 
     dense: Rankings
     lexical: Rankings
@@ -206,7 +207,7 @@ def own_rankings(gold: GoldSet, cache: EmbeddingCache) -> Rankings:
 
 
 def report(name: str, gold: GoldSet, arms: dict[str, dict[str, Quality]]) -> list[str]:
-    """Prints the table; returns what is not as demanded."""
+    """Prints the table; returns unmet demands."""
     counts = {
         slice_name: len(members) for slice_name, members in members_of_slices(gold.queries).items()
     }
@@ -220,7 +221,7 @@ def report(name: str, gold: GoldSet, arms: dict[str, dict[str, Quality]]) -> lis
 
 
 async def main() -> int:
-    """Returns 1 when something demanded is not so."""
+    """Returns 1 for an unmet demand."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sets", nargs="*", default=["memory", "second"], help="gold sets, by name")
     chosen = parser.parse_args().sets

@@ -1,4 +1,4 @@
-"""Vectors of the gold sets, made once by the product's own encoder and kept under the data directory."""
+"""Vectors of the gold sets by the product's encoder, cached below the data directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEP = 256
 
 
 class EmbeddingCache:
-    """Vectors by content: the key is a hash of model version, prefix and text. The model is loaded only for what is new."""
+    """Vectors by a hash of model version, prefix and text. Loads the model for new texts only."""
 
     def __init__(self, settings: LocalEmbedderSettings, environment: Environment) -> None:
         self._settings = settings
@@ -55,7 +55,7 @@ class EmbeddingCache:
             print(f"embedded {start + len(part)} of {len(entries)} new texts", flush=True)
 
     def _save(self) -> None:
-        """After every step: a run that is broken off is continued by the next."""
+        """Called after every step, so that the next run continues an interrupted one."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         written = self._path.with_suffix(".new")
         with written.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Recall, nDCG, the table of slices, and what is demanded of them. Pure."""
+"""Recall, nDCG, the table of slices, and the demands on them. Pure."""
 
 from __future__ import annotations
 
@@ -92,18 +92,19 @@ def table(arms: Mapping[str, Mapping[str, Quality]], counts: Mapping[str, int]) 
 def complaints(
     arms: Mapping[str, Mapping[str, Quality]], fused: str, compared: Sequence[str]
 ) -> list[str]:
-    """Returns what is demanded and not so: fused nowhere more than TOLERANCE under the best arm, and above each over all."""
+    """Returns unmet demands.
+
+    The fused search may be at most TOLERANCE under the best arm in a slice, and must be above each
+    arm over all questions.
+    """
     said = []
     for name, quality in arms[fused].items():
         for measure in ("recall", "ndcg"):
             best = max(getattr(arms[arm][name], measure) for arm in compared)
             reached = getattr(quality, measure)
+            fused_is = f"{SLICES[name]}: fused {measure} {reached:.3f} is"
             if reached < best - TOLERANCE:
-                said.append(
-                    f"{SLICES[name]}: fused {measure} {reached:.3f} is under the best arm's {best:.3f}"
-                )
+                said.append(f"{fused_is} under the best arm's {best:.3f}")
             if name == "all" and reached <= best:
-                said.append(
-                    f"over all: fused {measure} {reached:.3f} is not above the best arm's {best:.3f}"
-                )
+                said.append(f"{fused_is} not above the best arm's {best:.3f}")
     return said

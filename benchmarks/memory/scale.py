@@ -1,9 +1,9 @@
-"""How memory search behaves in a table of 200,000 rows: `make bench-memory-scale`.
+"""Speed and recall of memory search in a table of 200,000 rows: `make bench-memory-scale`.
 
-A PostgreSQL of its own, filled with one tenant of 100,000 rows, one of 1,000, steps between, and a crowd of small ones.
-Printed per tenant: recall@10 of the dense arm against an exact search, and median milliseconds of the dense arm, of the
-lexical arm and of a whole fused query, embedding left out. Texts and vectors are made up, but shaped like real ones:
-words by Zipf's law, vectors of few intrinsic dimensions around a common mean, as e5's are.
+Fills a PostgreSQL of its own with tenants of 1,000 to 100,000 rows and many small ones. Prints per
+tenant: recall@10 of the dense arm against an exact search, and median milliseconds of the dense
+arm, the lexical arm and a whole fused query without embedding. Texts and vectors are synthetic but
+shaped like real ones: words by Zipf's law, vectors of few dimensions around a common mean.
 """
 
 from __future__ import annotations
@@ -130,7 +130,10 @@ async def fill(url: str, tenant: Tenant, first: int, texts: list[str], vectors: 
     """Writes a tenant's rows as a store and the ingestion would leave them."""
     now = datetime.now(UTC)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        columns = "chunk_no, model_version, id, microdao_id, agent_id, channel_id, kind, created_at, embedding, content, meta"
+        columns = (
+            "chunk_no, model_version, id, microdao_id, agent_id, channel_id, kind, created_at, "
+            "embedding, content, meta"
+        )
         async with connection.cursor().copy(f"COPY agent_memories ({columns}) FROM STDIN") as copy:
             for number, (text, vector) in enumerate(zip(texts, vectors, strict=True), first):
                 halves = orjson.dumps([float(value) for value in vector]).decode()
@@ -151,7 +154,8 @@ async def fill(url: str, tenant: Tenant, first: int, texts: list[str], vectors: 
                     )
                 )
         async with connection.cursor().copy(
-            "COPY memory_terms (microdao_id, agent_id, chunk_no, terms) FROM STDIN WITH (FORMAT BINARY)"
+            "COPY memory_terms (microdao_id, agent_id, chunk_no, terms) "
+            "FROM STDIN WITH (FORMAT BINARY)"
         ) as copy:
             copy.set_types(["text", "text", "int8", "bytea"])
             for number, text in enumerate(texts, first):
@@ -159,7 +163,8 @@ async def fill(url: str, tenant: Tenant, first: int, texts: list[str], vectors: 
                     (tenant.microdao_id, tenant.agent_id, number, pack_terms(number, grams(text)))
                 )
         async with connection.cursor().copy(
-            "COPY memory_events (microdao_id, agent_id, channel_id, memory_id, kind, content, created_at) FROM STDIN"
+            "COPY memory_events (microdao_id, agent_id, channel_id, memory_id, kind, content, "
+            "created_at) FROM STDIN"
         ) as copy:
             for number, text in enumerate(texts, first):
                 at = now - timedelta(minutes=number - first)
@@ -175,7 +180,8 @@ async def fill(url: str, tenant: Tenant, first: int, texts: list[str], vectors: 
                     )
                 )
         await connection.execute(
-            "INSERT INTO memory_areas (microdao_id, agent_id, unsharded, unmerged) VALUES (%s, %s, %s, %s)",
+            "INSERT INTO memory_areas (microdao_id, agent_id, unsharded, unmerged) "
+            "VALUES (%s, %s, %s, %s)",
             (tenant.microdao_id, tenant.agent_id, len(texts), len(texts)),
         )
 
@@ -198,7 +204,8 @@ class Bench:
         self._embedder = KnownVectors()
         self._scopes = AreaDirectory(self.database)
         self._recall = Recall(
-            scopes=self._scopes, dense=self._dense, lexical=self._lexical, log=ShortTermLog(self.database), items=Items(self.database),
+            scopes=self._scopes, dense=self._dense, lexical=self._lexical,
+            log=ShortTermLog(self.database), items=Items(self.database),
             embedder=self._embedder, events=NoEvents(), settings=RecallSettings(), fusion=DEFAULT,
         )  # fmt: skip
         self._next = 1
@@ -212,7 +219,7 @@ class Bench:
         self._next += rows
 
     async def upkeep(self) -> None:
-        """The product's own background work, until there is nothing left to do."""
+        """Runs the product's background work until nothing is due."""
         lexicon = LexiconTables(self.database)
         shards = ShardUpkeep(
             ShardTables(self.database), NoEvents(), ShardSettings(), query_timeout_s=-MARGIN_S
@@ -287,16 +294,19 @@ def main() -> int:
     arguments = parser.parse_args()
     rows = asyncio.run(run(arguments.rows, arguments.questions, arguments.seed))
     print(
-        f"{'rows of tenant':>14} {'recall@10':>10} {'dense ms':>9} {'lexical ms':>11} {'fused ms':>9}"
+        f"{'rows of tenant':>14} {'recall@10':>10} "
+        f"{'dense ms':>9} {'lexical ms':>11} {'fused ms':>9}"
     )
     for row in rows:
         verdict = "" if row.within_budget() else "  OVER BUDGET"
         print(
-            f"{row.rows:>14} {row.recall:>10.3f} {row.dense_ms:>9.1f} {row.lexical_ms:>11.1f} {row.fused_ms:>9.1f}{verdict}"
+            f"{row.rows:>14} {row.recall:>10.3f} "
+            f"{row.dense_ms:>9.1f} {row.lexical_ms:>11.1f} {row.fused_ms:>9.1f}{verdict}"
         )
     first, last = rows[0], rows[-1]
     print(
-        f"growth {first.rows} -> {last.rows}: dense x{last.dense_ms / first.dense_ms:.1f}, fused x{last.fused_ms / first.fused_ms:.1f}"
+        f"growth {first.rows} -> {last.rows}: dense x{last.dense_ms / first.dense_ms:.1f}, "
+        f"fused x{last.fused_ms / first.fused_ms:.1f}"
     )
     return 0 if all(row.within_budget() for row in rows) else 1
 

@@ -67,7 +67,7 @@ class QueryRequest(TenantWithAliases):
 
 
 class Item(BaseModel):
-    """One piece of memory. `score` is in 0..1; docs/retrieval.md says what it means. Listings have none.
+    """One piece of memory. `score` is in 0..1 (see docs/retrieval.md); listings have none.
 
     `meta` has the caller's own keys unchanged, and `source`, `timestamp` and `memory` unless the
     caller uses these names.
@@ -106,7 +106,7 @@ class StoreRequest(TenantWithAliases):
 
 
 class StoreResponse(BaseModel):
-    """`indexed`: dense search finds it already; lexical search always does. `duplicate`: it was stored before."""
+    """`indexed`: dense search finds it; lexical search does at once. `duplicate`: not new."""
 
     ok: Literal[True] = True
     id: str

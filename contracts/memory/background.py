@@ -14,7 +14,7 @@ from contracts.memory.ports import Area
 
 
 class Upkeep(Protocol):
-    """One periodic job. `run` returns quickly when nothing is due; one process runs it at a time."""
+    """A periodic job. `run` returns quickly when nothing is due; one process runs it at a time."""
 
     name: str
     interval_s: float
@@ -91,7 +91,7 @@ class LexiconStore(Protocol):
         """Removes the records of deleted chunks from the area's postings."""
 
     async def respell(self, area: Area) -> int | None:
-        """Makes the area's terms again from its chunks; returns their number, None without postings."""
+        """Makes the area's terms again; returns the number of chunks, None without postings."""
 
 
 class ShardStore(Protocol):

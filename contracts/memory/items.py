@@ -44,7 +44,7 @@ def _lines(name: str, value: JsonValue) -> list[str]:
 def described(
     meta: Mapping[str, Any], *, source: str, created_at: datetime, origin: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the caller's `meta` with `source`, `timestamp` and `memory`; the caller's keys win."""
+    """Returns `meta` with `source`, `timestamp` and `memory` added; the caller's keys win."""
     ours = {
         "source": source,
         "timestamp": created_at.astimezone(UTC).isoformat(),

@@ -39,7 +39,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """Whose rows: an agent's own, a microDAO's knowledge base (no agent), or the shared one (neither).
+    """Rows of an agent, of a microDAO's knowledge base (no agent), or of the shared one (neither).
 
     `shard` is the area's own partition, 0 while it has none.
     """

@@ -9,7 +9,7 @@ Each arm's score becomes evidence between 0 and 1 that means the same for every 
 
 `score = 1 − (1 − d)(1 − w·l)`: evidence adds up, missing evidence takes nothing away. A question in
 another language or in other words than the text has few grams in common with any text: `l` is 0 for
-all, and the dense order holds. A name or a code in the question occurs in a few texts, and those rise.
+all, and the dense order holds. A name or a code in the question occurs in a few texts, which rise.
 
 At the end recent items gain a little, which decides between equals. 1 would be the question's own
 text written just now, 0 a text as far away as any unrelated one, without a common word.
@@ -27,7 +27,7 @@ BACKGROUND_RANK = 10
 BACKGROUND_SHARE = 0.5
 CHANCE = 0.1
 CERTAIN = 0.4
-"""The parts of a question that any text may contain by chance, and that no unrelated text contains."""
+"""Parts of a question that any text may have by chance, and that no unrelated text has."""
 _DECIDING: tuple[Arm, ...] = ("dense", "lexical", "recent")
 """The arms whose ranks decide between equal scores, in this order."""
 _DAY_S = 86_400.0
@@ -37,9 +37,9 @@ _DAY_S = 86_400.0
 class FusionSettings:
     """What an operator may set.
 
-    `unrelated` is the cosine of unrelated texts in the embedder's space; `lexical_weight` the highest
-    score by words alone; `recency_weight` the part of the score that age takes away in the end, half
-    of it within `half_life_days`.
+    `unrelated` is the cosine of unrelated texts in the embedder's space; `lexical_weight` the
+    highest score by words alone; `recency_weight` the part of the score that age takes away in the
+    end, half of it within `half_life_days`.
     """
 
     unrelated: float = 0.1

@@ -18,7 +18,7 @@ MAX_REFUSALS = 3
 
 @dataclass(frozen=True, slots=True)
 class IngestionSettings:
-    """`lanes` of `batch` chunks each; an idle lane polls every `poll_s` for other processes' stores.
+    """`lanes` of `batch` chunks; an idle lane polls every `poll_s` for other processes' stores.
 
     After a failure a lane waits `backoff_s`, doubled each time up to `backoff_max_s`.
     `embed_timeout_s` must be shorter than a claim's lease.
@@ -124,7 +124,7 @@ class IngestionWorker:
             self._signal_progress()
 
     async def _refused(self, claim: Claim) -> None:
-        """Finds the text that the embedder refuses, and drops it from the queue after MAX_REFUSALS."""
+        """Finds the text that the embedder refuses; drops it from the queue after MAX_REFUSALS."""
         if len(claim.chunks) > 1:
             for chunk in claim.chunks:
                 await self._embed(replace(claim, chunks=[chunk]))

@@ -51,8 +51,8 @@ class KnowledgeBase:
     """The use case behind `POST /kb/reindex`; implements Upkeep.
 
     A periodic run reads only files whose size or modification time changed; a run on call reads
-    every file. A file that was read is indexed again if its content or its cut differs, so new rules
-    of cutting reach unchanged files by a run on call.
+    every file. A file that was read is indexed again if its content or its cut differs, so new
+    rules of cutting reach unchanged files by a run on call.
     """
 
     name = "knowledge-base"

@@ -11,7 +11,7 @@ MERGE_ABOVE = 256
 """Unmerged chunks of an area; a search reads the terms of all of them."""
 SWEEP_ABOVE = 1_000
 SWEEP_ALL_EVERY_S = 86_400.0
-"""However few chunks of an area were deleted, their hashed terms leave the postings within a day."""
+"""However few chunks of an area were deleted, their terms leave the postings within a day."""
 
 
 class LexiconUpkeep:

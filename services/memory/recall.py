@@ -36,7 +36,7 @@ SPARE = 10
 
 @dataclass(frozen=True, slots=True)
 class RecallSettings:
-    """`candidates` per arm; the `recent` newest events are short-term; seconds for query, embedding."""
+    """`candidates` per arm; `recent` newest events count as short-term."""
 
     candidates: int = 100
     recent: int = 20
@@ -165,7 +165,7 @@ class Recall:
         return await self.lexical.search(await scope, filters, request.query, candidates)
 
     def _candidates(self, request: QueryRequest) -> int:
-        """Returns at least twice the limit, because an arm may return half of what it is asked for."""
+        """Returns at least twice the limit: an arm may return half of what it is asked for."""
         return max(self.settings.candidates, 2 * request.limit)
 
 

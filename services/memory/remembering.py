@@ -108,7 +108,7 @@ class Remembering:
         return chunk(text_of(content), self.size)
 
     async def _recalled(self, request: StoreRequest) -> str | None:
-        """Returns the id of the item that this request repeats, by its `meta.memory` and its text."""
+        """Returns the id of the item that the request repeats, by its `meta.memory` and text."""
         known, text = _stamped(request.meta.get(MEMORY_META)), text_of(request.content)
         if known is None:
             return None
@@ -123,7 +123,7 @@ class Remembering:
         return known if record is not None and text in text_of(record[1]) else None
 
     async def _indexed(self, tenant: Tenant, memory_id: str, seconds: float) -> bool:
-        """Waits at most `seconds`. Asks the database, because another process may embed the chunks."""
+        """Waits at most `seconds`. Asks the database: another process may embed the chunks."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + seconds
         while (remaining := deadline - clock()) > 0:

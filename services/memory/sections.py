@@ -11,14 +11,14 @@ from markdown_it import MarkdownIt
 # Headings are blocks: what stands inside paragraphs is not parsed.
 _MARKDOWN = MarkdownIt("commonmark").disable(["inline", "text_join"])
 _LINE_END = re.compile(r"\r\n|\r|\n")
-"""CommonMark's line endings; `str.splitlines` knows more of them, and would number lines otherwise."""
+"""CommonMark's line endings. `str.splitlines` knows more, so its line numbers would differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
     """Text below one heading.
 
-    `heading` is the path of headings, `A > B`. `line` is the number of the text's first line, from 1.
+    `heading` is the path of headings, `A > B`; `line` the number of the text's first line, from 1.
     """
 
     heading: str

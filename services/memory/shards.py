@@ -21,8 +21,8 @@ MARGIN_S = 2.0
 class ShardSettings:
     """When an area gets a shard.
 
-    Up to `exact_rows` an area is scanned exactly. Beyond, it has a shard, and up to `remainder` rows
-    outside of it. There are at most `most` shards; areas that get none are still scanned.
+    Up to `exact_rows` an area is scanned exactly. Beyond, it has a shard, and up to `remainder`
+    rows outside of it. There are at most `most` shards; areas that get none are still scanned.
     """
 
     exact_rows: int = 10_000
@@ -31,7 +31,7 @@ class ShardSettings:
 
 
 class ShardUpkeep:
-    """Implements Upkeep. Queries read their areas when they start and end within `query_timeout_s`."""
+    """Implements Upkeep. A query reads its areas first and ends within `query_timeout_s`."""
 
     name = "shards"
 

@@ -13,9 +13,9 @@ from contracts.memory.items import text_of
 from contracts.memory.ports import ChatClient, EventLogReader, LoggedEvent, Summary, SummaryStore
 
 INSTRUCTIONS = (
-    "Ти ведеш стислий підсумок подій і розмов спільноти. Онови підсумок: збережи факти, імена, дати, "
-    "рішення, домовленості й відкриті питання, прибери повтори. Нічого не вигадуй. Пиши мовою "
-    "записів, щонайбільше {sentences} речень, без вступу."
+    "Ти ведеш стислий підсумок подій і розмов спільноти. Онови підсумок: збережи факти, імена, "
+    "дати, рішення, домовленості й відкриті питання, прибери повтори. Нічого не вигадуй. Пиши "
+    "мовою записів, щонайбільше {sentences} речень, без вступу."
 )
 SO_FAR = "Підсумок досі:\n{summary}\n\n"
 NEW = "Нові записи:\n{events}"
@@ -23,7 +23,7 @@ NEW = "Нові записи:\n{events}"
 
 @dataclass(frozen=True, slots=True)
 class SummarySettings:
-    """Most characters of events per model call and of one event, sentences, seconds for everything."""
+    """Most characters of events per call and of one event; sentences; seconds for the whole."""
 
     prompt_chars: int = 3_000
     event_chars: int = 800
@@ -43,8 +43,8 @@ class Summarizing:
     async def summarize(self, request: SummarizeRequest) -> SummarizeResponse:
         """Returns the summary of the newest events; the stored one while nothing new has arrived.
 
-        A stored summary that covers a part of these events is updated: the model gets it and the new
-        events. Many events take several calls, each with the summary so far.
+        A stored summary that covers a part of these events is updated: the model gets it and the
+        new events. Many events take several calls, each with the summary so far.
 
         Raises:
             DaarionError: the LLM proxy's error.

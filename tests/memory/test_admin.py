@@ -18,7 +18,7 @@ TABLES = [
 
 
 async def listed(memory: Memory, tenant: dict[str, str] = SOFIA, **filters: object) -> list[str]:
-    """Every page of a listing, two at a time."""
+    """Returns every item of a listing, read two at a time."""
     found: list[str] = []
     cursor: dict[str, str] = {}
     while True:
@@ -155,8 +155,11 @@ async def test_export_comes_back_by_import_and_only_once(memory: Memory):
     assert (await memory.contents("Запис 249", limit=1))[0].startswith("Запис")
 
 
-async def test_import_says_which_line_is_wrong(memory: Memory):
-    good = b'{"type":"memory","id":"mem-1","kind":"task","content":{"text":"a"},"created_at":"2026-01-01T00:00:00Z"}\n'
+async def test_an_import_names_the_wrong_line(memory: Memory):
+    good = (
+        b'{"type":"memory","id":"mem-1","kind":"task","content":{"text":"a"},'
+        b'"created_at":"2026-01-01T00:00:00Z"}\n'
+    )
     bad = {
         b"": "is cut off after line 0",
         good: "is cut off after line 1",
@@ -165,7 +168,7 @@ async def test_import_says_which_line_is_wrong(memory: Memory):
         b'{"type":"end","count":0}\n' + good: "line 2",
         good.replace(b"task", b"rumour"): "line 1",
     }
-    for body, told in bad.items():
+    for body, expected in bad.items():
         response = await memory.client.post("/import", params=SOFIA, content=body)
         assert response.status_code == 400, body
-        assert told in response.json()["error"]["message"]
+        assert expected in response.json()["error"]["message"]

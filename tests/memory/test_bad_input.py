@@ -1,4 +1,4 @@
-"""Hostile and malformed requests: 4xx in the one envelope, or an empty and correct answer; never 500."""
+"""Hostile and malformed requests are answered 4xx in the envelope of errors, never 500."""
 
 import json
 
@@ -183,7 +183,7 @@ async def test_unknown_routes_and_methods(memory: Memory):
     assert (await memory.post("/query/", QUERY)).status_code == 200
 
 
-async def test_a_mistake_is_told_once_and_in_words(memory: Memory):
+async def test_a_mistake_has_one_message_in_words(memory: Memory):
     told = {
         "kinds: give at least one kind, or leave it out for all": [],
         "kinds[0]: Input should be 'conversation', 'kb', 'task' or 'dao-event'": ["rumour"],
@@ -192,7 +192,7 @@ async def test_a_mistake_is_told_once_and_in_words(memory: Memory):
         assert refused(await memory.post("/query", {**QUERY, "kinds": kinds}))["message"] == message
 
 
-async def test_the_first_and_the_last_moment_are_readable_and_what_lies_beyond_is_refused(
+async def test_times_outside_of_the_years_1_to_9999_are_refused(
     memory: Memory,
 ):
     moments = (

@@ -1,4 +1,4 @@
-"""What the retrieval benchmark computes and complains about."""
+"""The retrieval benchmark's measures, table and demands."""
 
 import math
 

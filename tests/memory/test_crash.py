@@ -1,4 +1,4 @@
-"""500 stores while replica, embedder and PostgreSQL are killed: every acknowledged one is found afterwards, exactly once."""
+"""500 stores while replica, embedder and PostgreSQL are killed: each is found exactly once."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ CALLERS = 8
 
 
 class Process:
-    """A child that can be killed and started again under the same address."""
+    """A child process that can be killed and restarted at the same address."""
 
     def __init__(self, *arguments: str) -> None:
         self._arguments = arguments
@@ -45,9 +45,8 @@ class Process:
 
 @pytest.fixture
 async def server(server_folder: Path) -> AsyncIterator[PostgresServer]:
-    async with PostgresServer(
-        server_folder, durable=True
-    ) as started:  # what is acknowledged must survive a crash
+    # Durable: acknowledged stores must survive a crash.
+    async with PostgresServer(server_folder, durable=True) as started:
         await migrate(started.urls.owner)
         yield started
 
@@ -76,7 +75,7 @@ def receipt(number: int) -> str:
 async def store_until_acknowledged(
     client: httpx.AsyncClient, number: int, acknowledged: dict[int, str]
 ) -> None:
-    """What a careful caller does: the same key until there is an answer."""
+    """Stores as a careful caller does: with the same key until there is an answer."""
     body = {
         **SOFIA,
         "kind": "conversation",
@@ -166,7 +165,10 @@ async def test_nothing_acknowledged_is_lost_or_doubled(
 async def every_chunk_is_embedded_once(server: PostgresServer) -> None:
     import psycopg  # noqa: PLC0415
 
-    query = "SELECT count(*), count(DISTINCT id), count(embedding), (SELECT count(*) FROM memory_queue) FROM agent_memories"
+    query = """
+        SELECT count(*), count(DISTINCT id), count(embedding), (SELECT count(*) FROM memory_queue)
+        FROM agent_memories
+    """
     while True:
         async with await psycopg.AsyncConnection.connect(server.urls.superuser) as connection:
             rows, ids, embedded, waiting = await (await connection.execute(query)).fetchone()

@@ -25,7 +25,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 async def stored(memory: Memory, texts: Sequence[str], first: int = 0) -> list[str]:
-    """Imports the texts as memories that differ in their meta, waits until they are indexed, and returns their ids."""
+    """Imports the texts as memories with different meta; returns their ids once indexed."""
     ids = [f"mem-{first + number}" for number in range(len(texts))]
     records = [
         {
@@ -77,7 +77,7 @@ async def test_hundreds_of_equal_memories_are_one_candidate(
 async def test_both_arms_take_the_same_of_equal_memories_that_were_embedded_in_different_batches(
     memory: Memory, embedder: HashingEmbedder, monkeypatch: pytest.MonkeyPatch
 ):
-    """A model's vectors of one text differ in the last bits with what else is in its batch."""
+    """A text's vector differs in its last bits with the other texts of its batch."""
     plain = hashing_embedder.vector
 
     def nearly(text: str, dimension: int) -> list[float]:
@@ -123,7 +123,7 @@ async def test_a_long_document_is_one_candidate(
 async def test_what_two_long_documents_share_is_shown_once_and_both_are_found(
     memory: Memory, embedder: HashingEmbedder
 ):
-    """Items come first, texts second: the document whose best chunk is better keeps it, the other is found by its own."""
+    """The better document keeps the shared chunk, the other is found by a chunk of its own."""
     pad = " ".join(["звіт"] * 150)
     first, second = await stored(memory, [f"{EQUAL} і тиск добрий. {pad}", f"{EQUAL}. {pad}"])
     names = [candidate.id for candidate in await found(memory, embedder, "lexical", Filters())]

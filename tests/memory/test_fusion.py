@@ -42,7 +42,7 @@ def test_chance_matches_leave_the_dense_order_alone():
 
 
 def test_what_every_text_has_says_little():
-    """Fifteen texts of one template share half of the question: that tells nothing about any of them."""
+    """Fifteen texts of one template share half of the question, so that half is no evidence."""
     crowd = [(f"crowd{number}", 5.0) for number in range(15)]
     dense = found(("answer", 0.40), *((name, 0.3) for name, _ in crowd))
     common = fuse(

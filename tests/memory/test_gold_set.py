@@ -1,4 +1,4 @@
-"""The gold set is what the benchmark says it is."""
+"""The gold set has the properties that docs/retrieval.md states."""
 
 from collections import Counter
 

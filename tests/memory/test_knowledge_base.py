@@ -45,7 +45,7 @@ async def reindex(memory: Memory, **body: str) -> dict[str, object]:
 
 
 async def embedded(embedder: HashingEmbedder, passages: int) -> None:
-    """Waits for what is embedded in the background; more than `passages` is a failure as well."""
+    """Waits for background embedding; fails for more than `passages`, too."""
 
     async def all_of_them() -> bool:
         return embedder.passages >= passages
@@ -102,7 +102,7 @@ async def test_runs_are_incremental(memory: Memory, shared: Path, embedder: Hash
             f"# {name}\nСторінка {name} про врожай", encoding="utf-8"
         )
     await reindex(memory)
-    await embedded(embedder, 3 + 1)  # each section, and a mark of time for each run
+    await embedded(embedder, 3 + 1)  # each section, and a marker per run
     assert await reindex(memory) == {"files": 3, "unchanged": 3}
     (shared / "a.md").rename(shared / "moved.md")
     (shared / "b.md").write_text(
@@ -117,7 +117,7 @@ async def test_runs_are_incremental(memory: Memory, shared: Path, embedder: Hash
         "deleted": 1,
         "chunks": 1,
     }
-    await embedded(embedder, 4 + 1 + 2)  # the new section, and the marks of two more runs
+    await embedded(embedder, 4 + 1 + 2)  # the new section, and the markers of two more runs
     found = {hit["meta"]["path"] for hit in await hits(memory, "сторінка про врожай")}
     assert found == {"moved.md", "b.md"}
     assert (await hits(memory, "насіння"))[0]["meta"]["heading"] == "Нове"
@@ -189,5 +189,5 @@ async def test_new_rules_of_cutting_reach_an_unchanged_file_by_a_run_on_call(
     assert (await hits(memory, "збори четвер"))[0]["meta"]["heading"] == ""
     assert await reindex(memory) == {"files": 1, "changed": 1, "chunks": 1}
     assert (await hits(memory, "збори четвер"))[0]["content"] == "Збори\nУ четвер."
-    await embedded(embedder, 3 + 2)  # the section with another heading, and marks of time
+    await embedded(embedder, 3 + 2)  # the section with a heading now, and two markers
     assert await reindex(memory) == {"files": 1, "unchanged": 1}

@@ -1,4 +1,4 @@
-"""The lexical index in PostgreSQL, whatever is merged, deleted or over the budget; the short-term log; the queue."""
+"""The lexical index in PostgreSQL: merged, swept, respelled, filtered; the log and the queue."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -78,16 +78,17 @@ async def search(
     return await Lexicon(database).search(scope, filters or Filters(), text, limit)
 
 
-def told(answer: LexicalAnswer) -> list[tuple[str, float]]:
+def ranked(answer: LexicalAnswer) -> list[tuple[str, float]]:
     return [(candidate.id, round(candidate.score, 9)) for candidate in answer.candidates]
 
 
 async def levels(database: Database) -> dict[int, int]:
-    """Records by level; 0 is what is not merged."""
+    """Records by level; 0 are unmerged terms."""
     async with of_tenant(database, SOFIA) as connection:
         rows = await (
             await connection.execute(
-                "SELECT level, sum(octet_length(data)) AS size FROM memory_postings WHERE bucket >= 0 GROUP BY level"
+                "SELECT level, sum(octet_length(data)) AS size FROM memory_postings "
+                "WHERE bucket >= 0 GROUP BY level"
             )
         ).fetchall()
         fresh = await (
@@ -112,7 +113,7 @@ async def test_merging_changes_no_answer(
     await LexiconTables(database).merge(AREA)
     assert set(await levels(database)) == {2}
     raised = await search(database, "теплиця для насіння")
-    assert told(before) == told(merged) == told(raised)
+    assert ranked(before) == ranked(merged) == ranked(raised)
     assert before.ceiling == pytest.approx(merged.ceiling) == pytest.approx(raised.ceiling)
     await store.add(remembered(900, "теплиця для насіння саме"))
     assert (await search(database, "теплиця для насіння")).candidates[0].id == "mem-0900"
@@ -128,7 +129,7 @@ async def test_deleted_memories_leave_the_postings(
     for number in range(10):
         assert await store.delete(SOFIA, f"mem-{number:04}")
     assert not {f"mem-{number:04}" for number in range(10)} & {
-        name for name, _ in told(await search(database, "каса", limit=300))
+        name for name, _ in ranked(await search(database, "каса", limit=300))
     }
     await upkeep.run()
     assert (await levels(database))[1] < held
@@ -138,15 +139,15 @@ async def test_deleted_memories_leave_the_postings(
     )
 
 
-async def test_deleted_memories_take_nobodys_place_before_they_leave_the_postings(
+async def test_deleted_memories_take_no_place_before_they_leave_the_postings(
     database: Database, store: MemoryStore, events: RecordedEvents
 ):
     await LexiconUpkeep(LexiconTables(database), events).run()
-    ranked = [name for name, _ in told(await search(database, "теплиця для насіння", limit=300))]
-    for name in ranked[:100]:
+    before = [name for name, _ in ranked(await search(database, "теплиця для насіння", limit=300))]
+    for name in before[:100]:
         await store.delete(SOFIA, name)
-    left = [name for name, _ in told(await search(database, "теплиця для насіння", limit=20))]
-    assert left == ranked[100:120]
+    rest = [name for name, _ in ranked(await search(database, "теплиця для насіння", limit=20))]
+    assert rest == before[100:120]
 
 
 async def test_a_single_deleted_memory_leaves_the_postings_within_a_day(
@@ -161,9 +162,9 @@ async def test_a_single_deleted_memory_leaves_the_postings_within_a_day(
     upkeep._swept_all_at -= lexicon_upkeep.SWEEP_ALL_EVERY_S + 1
     await upkeep.run()
     assert (await levels(database))[1] == held - len(grams(texts()[7]))
-    before = told(await search(database, "теплиця для насіння"))
+    before = ranked(await search(database, "теплиця для насіння"))
     await upkeep.run()
-    assert told(await search(database, "теплиця для насіння")) == before
+    assert ranked(await search(database, "теплиця для насіння")) == before
 
 
 async def test_terms_of_an_older_spelling_are_made_again(
@@ -184,14 +185,14 @@ async def test_terms_of_an_older_spelling_are_made_again(
     assert events.named("memory.lexicon_rebuilt") == [
         {"microdao_id": "microdao:7", "agent_id": "agent:sofia", "chunks": 299}
     ]
-    rebuilt = told(await search(database, "теплиця для насіння"))
+    rebuilt = ranked(await search(database, "теплиця для насіння"))
     assert len(rebuilt) == 50
     await newer.run()
     assert len(events.named("memory.lexicon_rebuilt")) == 1
-    assert told(await search(database, "теплиця для насіння")) == rebuilt
+    assert ranked(await search(database, "теплиця для насіння")) == rebuilt
 
 
-async def test_filters_with_and_without_the_room_to_tell_them(
+async def test_filters_before_and_after_scoring_give_the_same(
     database: Database, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ):
     filters = Filters(
@@ -205,7 +206,7 @@ async def test_filters_with_and_without_the_room_to_tell_them(
         assert number % 10
         assert number >= 100
     monkeypatch.setattr(index, "ALLOWED_ROWS", 3)
-    assert told(await search(database, "млин", filters)) == told(exact)
+    assert ranked(await search(database, "млин", filters)) == ranked(exact)
 
 
 async def test_over_the_budget_the_rarest_grams_answer(
@@ -246,7 +247,8 @@ async def test_retention_shortens_the_log_and_leaves_the_memories(
 ):
     async with of_tenant(database, SOFIA) as connection:
         await connection.execute(
-            "UPDATE memory_events SET recorded_at = now() - interval '10 days' WHERE memory_id < 'mem-0290'"
+            "UPDATE memory_events SET recorded_at = now() - interval '10 days' "
+            "WHERE memory_id < 'mem-0290'"
         )
     await EventRetention(database, days=0).run()
     assert len(await ShortTermLog(database).read(SOFIA, None, 1_000)) == 300

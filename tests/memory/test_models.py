@@ -1,4 +1,4 @@
-"""One embedding model in place of another: refused when it would mix vectors, and changed without a gap."""
+"""Another embedding model is refused while vectors would mix, and changed without downtime."""
 
 from pathlib import Path
 

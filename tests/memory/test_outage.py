@@ -1,4 +1,4 @@
-"""PostgreSQL away: 503 that says retry, within two seconds; service again when it is back, without a restart."""
+"""While PostgreSQL is away: a retryable 503 within two seconds. Afterwards no restart is needed."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -56,7 +56,7 @@ async def test_away_and_back(
             await server.stop()
             for _ in range(2):
                 await refused_in_time(memory)
-            embedder.delay_s = 30  # an embedder that takes its time must not delay the refusal
+            embedder.delay_s = 30  # a slow embedder must not delay the refusal
             await refused_in_time(memory)
             embedder.delay_s = 0
             await server.start()

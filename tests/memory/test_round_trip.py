@@ -1,4 +1,4 @@
-"""Whatever a store accepts, every way of reading it gives back; whatever it refuses is a 400."""
+"""Every way of reading returns what a store accepted; a store refuses with 400."""
 
 import json
 from itertools import count

@@ -1,4 +1,4 @@
-"""A large tenant's shard: the plan that runs, the recall it gives, filters, and that nothing gets lost on the way."""
+"""A large tenant's shard: its plan and recall, filters, and that moving rows loses nothing."""
 
 import asyncio
 
@@ -42,7 +42,10 @@ class Rows:
         vectors = self._random.standard_normal((count, DIMENSION)).astype("<f2")
         vectors = vectors if equal is None else np.repeat(vectors[:1], count, axis=0)
         async with await psycopg.AsyncConnection.connect(self._url, autocommit=True) as connection:
-            columns = "chunk_no, model_version, id, microdao_id, agent_id, channel_id, kind, created_at, embedding, content, meta"
+            columns = (
+                "chunk_no, model_version, id, microdao_id, agent_id, channel_id, kind, created_at, "
+                "embedding, content, meta"
+            )
             async with connection.cursor().copy(
                 f"COPY agent_memories ({columns}) FROM STDIN"
             ) as copy:
@@ -66,8 +69,9 @@ class Rows:
                         )
                     )
             await connection.execute(
-                "INSERT INTO memory_areas AS area (microdao_id, agent_id, unsharded) VALUES (%s, %s, %s) "
-                "ON CONFLICT (microdao_id, agent_id) DO UPDATE SET unsharded = area.unsharded + excluded.unsharded",
+                "INSERT INTO memory_areas AS area (microdao_id, agent_id, unsharded) "
+                "VALUES (%s, %s, %s) ON CONFLICT (microdao_id, agent_id) "
+                "DO UPDATE SET unsharded = area.unsharded + excluded.unsharded",
                 (tenant.microdao_id, tenant.agent_id, count),
             )
         self._next += count
@@ -111,7 +115,7 @@ def shards(database: Database, events: RecordedEvents) -> ShardUpkeep:
 
 
 async def plan(database: Database, tenant: Tenant) -> str:
-    """The plan of the very statement that a search runs."""
+    """Returns the plan of the statement that a search runs."""
     areas = (await AreaDirectory(database).scope_of(tenant)).areas
     async with of_tenant(database, tenant) as connection:
         approximate = {area.shard for area in areas if area.shard}
@@ -146,7 +150,7 @@ async def recall(
 
 
 async def analyze(database_urls: DatabaseUrls) -> None:
-    """Gives the planner the statistics of this moment, so that a plan does not depend on when autovacuum last came by."""
+    """Gives the planner current statistics, so that plans do not depend on autovacuum."""
     async with await psycopg.AsyncConnection.connect(
         database_urls.superuser, autocommit=True
     ) as connection:
@@ -161,9 +165,8 @@ async def shard_of(database: Database, tenant: Tenant) -> int:
 async def test_large_tenant_is_searched_by_its_index_and_a_small_one_exactly(
     database: Database, rows: Rows, shards: ShardUpkeep, database_urls: DatabaseUrls
 ):
-    for number in range(
-        NEIGHBOURS
-    ):  # a small tenant's plan is decided by how little of the common rows is its own
+    # A small tenant's plan depends on how few of the common rows are its own.
+    for number in range(NEIGHBOURS):
         await rows.add(Tenant(microdao_id=f"microdao:neighbour-{number}", agent_id="agent:a"), 100)
     assert "hnsw" not in await plan(database, LARGE)
     assert await recall(database, rows, LARGE, Filters()) == 1.0

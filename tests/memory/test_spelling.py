@@ -80,7 +80,7 @@ def test_grams_are_bounded_and_counted(text):
 
 
 def _folded(text):
-    """The words as grams see them: without the letters that stand for no sound."""
+    """Returns the words without ь and ъ, as grams have them."""
     return [word.replace("ь", "").replace("ъ", "") for word in words(text)]
 
 
@@ -117,7 +117,10 @@ def test_long_questions_are_bounded():
     [
         (
             "MEMORY_ORCHESTRATOR_SPEC.md",
-            f"| query | {MAX_QUERY_CHARS:,} characters; of its first {MAX_GRAMS} grams the {MAX_QUERY_GRAMS} rarest are looked for | 400 |",
+            (
+                f"| query | {MAX_QUERY_CHARS:,} characters; of its first {MAX_GRAMS} grams the "
+                f"{MAX_QUERY_GRAMS} rarest are looked for | 400 |"
+            ),
         ),
         (
             "decisions/051-grams-in-one-alphabet.md",
@@ -125,7 +128,7 @@ def test_long_questions_are_bounded():
         ),
     ],
 )
-def test_the_documents_tell_the_bounds_of_a_question(document, sentence):
+def test_the_documents_state_the_bounds_of_a_question(document, sentence):
     assert sentence in (Path(__file__).parents[2] / "docs" / document).read_text()
 
 

@@ -55,7 +55,7 @@ async def test_meta_comes_back_as_it_was_sent(memory: Memory):
     assert {key: found[key] for key in meta} == meta
 
 
-async def test_meta_that_is_null_is_none_at_all(memory: Memory):
+async def test_null_meta_is_the_same_as_no_meta(memory: Memory):
     stored = await memory.store("Запис без додатків", meta=None)
     assert (await memory.store("Запис без додатків"))["id"] == stored["id"]
 
@@ -227,7 +227,7 @@ async def test_one_tenant_with_much_to_embed_does_not_hold_up_another(
 
     await eventually(indexed)
     turn = next(turn for turn, tenant in enumerate(embedder.tenants) if SOFIA["agent_id"] in tenant)
-    assert turn <= 4  # what the two lanes held already, and their next claims
+    assert turn <= 4  # the claims that both lanes held, and their next ones
 
 
 async def test_same_text_of_two_memories_is_shown_once(memory: Memory):

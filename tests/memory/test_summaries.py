@@ -17,7 +17,7 @@ from tests.support.uvicorn_server import served
 
 
 class LLMProxyStandIn:
-    """Speaks the proxy's contract; answers with what it was shown, so that tests see what the model saw."""
+    """Speaks the proxy's contract; answers with the prompt, so that tests see it."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, object]] = []
@@ -99,7 +99,7 @@ async def test_summary_tells_its_sources_and_is_kept_until_something_new_arrives
     assert rolled["items_processed"] == 4
     shown = llm.calls[-1]["messages"][-1]["content"]
     assert "Підсумок досі" in shown
-    assert shown.count("Нові записи") == 2  # the kept summary quotes the first
+    assert shown.count("Нові записи") == 2  # the stored summary quotes the first
     assert shown.rsplit("Нові записи", 1)[1].count("Подія") == 1
 
 
@@ -156,7 +156,7 @@ async def test_without_the_proxy(memory: Memory):
 async def test_through_the_real_proxy(
     database_url: str, tmp_path: Path, embedder: HashingEmbedder, events: RecordedEvents
 ):
-    """The proxy itself, over HTTP, before a scripted provider: a long answer arrives whole, a refusal under its own name."""
+    """Over HTTP, with a scripted provider: long answers arrive whole, errors keep their type."""
     text = "Довгий підсумок. " * 20_000
     async with (
         ScriptedUpstream() as upstream,

@@ -1,4 +1,4 @@
-"""No tenant sees another's memory: over HTTP, in SQL under the service's role, in the knowledge base.
+"""No tenant sees another's memory: over HTTP, in SQL with the service's role, in documents.
 
 The last test takes the policies away and shows that this suite would notice.
 """
@@ -23,8 +23,9 @@ from tests.support.memory.application import (
 from tests.support.memory.hashing_embedder import HashingEmbedder
 
 SECRET = "Таємний код 4711"
-TENANT_TABLES = ["memories", "memory_events", "agent_memories", "memory_queue", "memory_areas", "memory_terms", "memory_postings",
-                 "memory_summaries", "kb_documents", "memory_erasures"]  # fmt: skip
+TENANT_TABLES = ["memories", "memory_events", "agent_memories", "memory_queue", "memory_areas",
+                 "memory_terms", "memory_postings", "memory_summaries", "kb_documents",
+                 "memory_erasures"]  # fmt: skip
 HOSTILE_IDS = [
     "",
     "%",
@@ -41,7 +42,7 @@ HOSTILE_IDS = [
 
 @pytest.fixture
 async def told(memory: Memory) -> Memory:
-    """Memory in which Sofia of microDAO 7 knows a secret, and its knowledge base has a document."""
+    """Sofia of microDAO 7 knows a secret; her microDAO's knowledge base has a document."""
     folder = memory.data_dir / "kb" / "microdao" / "microdao%3A7"
     folder.mkdir(parents=True)
     (folder / "plan.md").write_text("# План\nСховище під каменем", encoding="utf-8")
@@ -94,12 +95,13 @@ async def test_erasing_one_tenant_leaves_the_others(told: Memory):
 
 
 async def visible_rows(url: str, microdao_id: str | None, agent_id: str | None) -> dict[str, int]:
-    """What the service's role sees in each table without any predicate of its own."""
+    """Counts the rows of each table that the service's role sees without a predicate."""
     seen = {}
     async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row) as connection:
         if microdao_id is not None:
             await connection.execute(
-                "SELECT set_config('daarion.microdao_id', %s, true), set_config('daarion.agent_id', %s, true)",
+                "SELECT set_config('daarion.microdao_id', %s, true), "
+                "set_config('daarion.agent_id', %s, true)",
                 (microdao_id, agent_id),
             )
         for table in TENANT_TABLES:
@@ -131,7 +133,9 @@ async def test_service_role_sees_nothing_without_or_with_another_tenant(
 
 async def test_service_role_cannot_write_for_another_tenant(database: Database, told: Memory):
     statement = """
-        INSERT INTO memories (microdao_id, agent_id, id, kind, content, meta, created_at, fingerprint)
+        INSERT INTO memories (
+            microdao_id, agent_id, id, kind, content, meta, created_at, fingerprint
+        )
         VALUES ('microdao:7', 'agent:sofia', 'mem-x', 'task', '{}', '{}', now(), 'x')
     """
     with pytest.raises(Exception, match="statement failed"):
@@ -166,7 +170,8 @@ async def test_service_role_is_bound_and_cannot_reach_a_shard_by_its_name(
         assert row == (False,)
         forced = await (
             await connection.execute(
-                "SELECT relname FROM pg_class WHERE relname = ANY(%s) AND relrowsecurity AND relforcerowsecurity",
+                "SELECT relname FROM pg_class "
+                "WHERE relname = ANY(%s) AND relrowsecurity AND relforcerowsecurity",
                 [TENANT_TABLES],
             )
         ).fetchall()
@@ -186,7 +191,7 @@ async def test_without_the_policies_this_suite_would_notice(
     assert naked["agent_memories"] == 2
     with pytest.raises(AssertionError):
         await test_service_role_sees_nothing_without_or_with_another_tenant(told, database_urls)
-    # The predicate that each statement carries besides still holds.
+    # The predicates in the statements still hold.
     assert not any("4711" in text for text in await told.contents("таємний код", STRANGER))
 
 

@@ -17,7 +17,8 @@ async def test_both_forms_of_a_vector_arrive_in_half_precision(database: Databas
         for expected, vector in zip(ROWS.astype("f2"), half_vectors(batch), strict=True):
             row = await (
                 await connection.execute(
-                    "SELECT %(binary)s::halfvec::text AS sent, %(binary)s::halfvec = %(text)s::halfvec AS same",
+                    "SELECT %(binary)s::halfvec::text AS sent, "
+                    "%(binary)s::halfvec = %(text)s::halfvec AS same",
                     {"binary": vector, "text": vector.to_text()},
                 )
             ).fetchone()

@@ -39,9 +39,9 @@ def weigh(
 ) -> list[QueryGram]:
     """Returns at most `limit` grams to look for, rarest first.
 
-    `question` are the question's `grams`; `frequencies` are the numbers of chunks with each gram, of
-    `documents` chunks in all. Grams that occur nowhere have a weight and count in `ceiling`, so that
-    a question about something unknown does not look answered.
+    `question` are the question's `grams`; `frequencies` are the numbers of chunks with each gram,
+    of `documents` chunks in all. Grams that occur nowhere have a weight and count in `ceiling`, so
+    that a question about something unknown does not look answered.
     """
     weighed = [
         QueryGram(gram, rarity(documents, frequencies.get(gram, 0)) * _saturated(count))

@@ -43,8 +43,8 @@ in so many chunks that they tell little."""
 UNMERGED = sql.SQL(
     "SELECT 0::smallint AS level, 0 AS bucket, terms AS data FROM memory_terms WHERE {area}"
 )
-# The smallest buckets first, until the budget is spent. Buckets over it come without their data, which
-# PostgreSQL does not even read.
+# The smallest buckets first, until the budget is spent. Buckets over it come without their data,
+# which PostgreSQL does not even read.
 MERGED = sql.SQL("""
 SELECT level, bucket, CASE WHEN before < {budget} THEN data END AS data FROM (
     SELECT level, bucket, data,
@@ -61,7 +61,8 @@ ALLOWED = sql.SQL(
 ROWS = sql.SQL("""
 (SELECT id, kind, created_at, chunk_no, agent_id, content, scored.score
  FROM agent_memories
- JOIN unnest(%(chunks)s::bigint[], %(scores)s::float8[]) AS scored (number, score) ON chunk_no = number
+ JOIN unnest(%(chunks)s::bigint[], %(scores)s::float8[]) AS scored (number, score)
+   ON chunk_no = number
  WHERE shard = ANY({shards}) AND chunk_no = ANY(%(chunks)s) AND {where})
 """)
 UNION = sql.SQL(" UNION ALL ")

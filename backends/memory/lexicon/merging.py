@@ -29,7 +29,7 @@ from contracts.memory.ports import Area
 MERGE_AT_ONCE = 4_096
 LEVEL_UP_ABOVE = 4_096
 LEVEL_UP_PART = 0.2
-"""Level 1 moves to level 2 when it has this part of level 2's chunks, so level 2 is rewritten rarely."""
+"""Level 1 moves to level 2 when it has this part of its chunks, so level 2 is rewritten rarely."""
 BUCKETS_AT_ONCE = 256
 
 TAKE_TERMS = """
@@ -68,7 +68,8 @@ WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND level = %(le
 ALIVE = sql.SQL("SELECT DISTINCT chunk_no FROM agent_memories WHERE {area}")
 REMAINING = """
 UPDATE memory_areas SET unmerged = (
-    SELECT count(*) FROM memory_terms WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
+    SELECT count(*) FROM memory_terms
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
 ) WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
 """
 SWEPT = """

@@ -28,8 +28,10 @@ _ONE_ALPHABET = str.maketrans(
     dict(zip("абвгґдеєёэзийіїыклмнопрстуфх", "abvggdeeeeziiiiiklmnoprstufh", strict=True))
     | {"ь": "", "ъ": "", "c": "k", "w": "v", "y": "i"}
 )
-"""The Latin counterpart of a Cyrillic letter; ж, ц, ч, ш, щ, ю and я have none and stay. Latin letters
-that transcriptions use for one sound become one letter, in questions and in texts."""
+"""The Latin counterpart of a Cyrillic letter; ж, ц, ч, ш, щ, ю and я have none and stay.
+
+Latin letters that transcriptions use for one sound become one letter, in questions and in texts.
+"""
 
 
 def normalise(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads the gold set and tells which slices a question belongs to."""
+"""Reads the gold set and assigns questions to slices."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def content_words(text: str) -> set[str]:
 
 
 def stem(word: str) -> str:
-    """A rough stem, rather too short than too long: words that differ in it are taken for different words."""
+    """Returns a rough stem; words with different stems count as different words."""
     if word.isdigit():
         return word
     return word[:5] if len(word) > 6 else word[: max(3, len(word) - 1)]
@@ -79,9 +79,9 @@ def stem(word: str) -> str:
 def slices_of(query: str, lang: Lang, answers: Iterable[GoldItem]) -> frozenset[str]:
     """Returns the slices of a question.
 
-    `uk`, `en`: question and answer in that language; `cross`: in two languages; `no-shared-word`: no content word of the
-    question stands in the answer in any form; `inflected`: one language, and most of the shared words stand there in
-    another form.
+    `uk`, `en`: question and answer in that language; `cross`: in two languages;
+    `no-shared-word`: no content word of the question is in the answer in any form; `inflected`: one
+    language, and most of the shared words are in the answer in another form.
     """
     found = list(answers)
     asked = content_words(query)

@@ -1,8 +1,8 @@
 """Writes the gold sets: `python -m benchmarks.memory.gold.generate`.
 
-`memory.jsonl`: the facts and the questions are written by hand (facts_*.yaml, questions.yaml); the near misses around them
-come from templates.yaml with a fixed seed, so the same sources give the same file. `second.jsonl` comes from second.yaml
-alone.
+`memory.jsonl`: facts and questions are written by hand (facts_*.yaml, questions.yaml), their near
+misses come from templates.yaml. `second.jsonl` comes from second.yaml. The seed is fixed, so the
+same sources give the same files.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def gold_lines() -> list[dict[str, Any]]:
 
 
 def second_lines() -> list[dict[str, Any]]:
-    """Returns the lines of `second.jsonl`. A question's answers are all memories of its template that would be asked for so."""
+    """Returns the lines of `second.jsonl`.
+
+    A question's answers are all memories of its template that lead to the same question.
+    """
     chance = random.Random(SEED)
     document = _read("second.yaml")
     items: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The memory application in this process: real router, real PostgreSQL, an embedder without a model."""
+"""The memory application in this process: real routes and PostgreSQL, an embedder without model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STRANGER = {"agent_id": "agent:sofia", "microdao_id": "microdao:8"}
 
 
 class Memory:
-    """A client of the application, with shortcuts for what tests do often."""
+    """A client of the application, with shortcuts."""
 
     def __init__(self, client: httpx.AsyncClient, runtime: MemoryRuntime, data_dir: Path) -> None:
         self.client = client
@@ -87,7 +87,7 @@ async def memory_application(
     ingress_url: str = "http://127.0.0.1:9",
     access: AccessControl | None = None,
 ) -> AsyncIterator[Memory]:
-    """Opens the application; knowledge-base runs on an interval are off unless `settings` say otherwise."""
+    """Opens the application, by default without periodic runs over the knowledge base."""
     settings = settings or MemorySettings.model_validate({"knowledge_base": {"interval_s": 0}})
     runtime = MemoryRuntime(
         settings, Surroundings(database_url, data_dir, ingress_url, None), embedder, events

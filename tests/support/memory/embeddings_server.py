@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks OpenAI's `/embeddings`, well or badly, as the test says."""
+"""A real HTTP server for OpenAI's `/embeddings` that misbehaves as a test asks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DIMENSION = 8
 
 
 class EmbeddingsServer:
-    """`answer` decides how requests are met; `requests` are the bodies that came, `headers` the last ones."""
+    """`answer` selects the behaviour; `requests` are the bodies received, `headers` the last."""
 
     def __init__(self) -> None:
         self.answer = "ok"

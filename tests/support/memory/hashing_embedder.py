@@ -1,4 +1,4 @@
-"""A real, deterministic embedder without a model: words and their beginnings hashed into a unit vector."""
+"""A deterministic embedder without a model: words and prefixes hashed into a unit vector."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ DIMENSION = 384
 
 
 class HashingEmbedder:
-    """Implements the Embedder port. `away` refuses every call; `delay_s` makes each take its time; passages wait for `gate`.
+    """Implements the Embedder port.
 
-    `tenants` has whose passages were embedded, call by call.
+    `away` is raised by every call; `delay_s` delays each; passages wait for `gate`. `tenants` has
+    the tenant of each call that embedded passages.
     """
 
     def __init__(self, model_version: str = "hashing-1", dimension: int = DIMENSION) -> None:

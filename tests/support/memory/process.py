@@ -1,6 +1,6 @@
-"""One memory replica as a process of its own: `python -m tests.support.memory.process`, to be killed by tests.
+"""A memory replica as a process that tests kill: `python -m tests.support.memory.process`.
 
-Its embedder is another process still (`--embedder`), so that either can die alone. Both speak HTTP on the given port.
+Its embedder is another process (`--embedder`). Both serve HTTP on the given port.
 """
 
 from __future__ import annotations
