@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from psycopg import sql
 
-from backends.memory.areas import Connection, all_of, identity, of_tenant
+from backends.memory.areas import OWN, Connection, all_of, identity, of_tenant
 from backends.memory.lexicon.postings import pack_terms
 from backends.memory.lexicon.spelling import grams
 from backends.memory.removal import remove_memory
@@ -85,7 +85,6 @@ INSERT INTO memory_areas AS area (microdao_id, agent_id, unmerged)
 VALUES (%(microdao_id)s, %(agent_id)s, %(chunks)s)
 ON CONFLICT (microdao_id, agent_id) DO UPDATE SET unmerged = area.unmerged + excluded.unmerged
 """
-TENANT = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s")
 PAGE = sql.SQL("""
 SELECT id, kind, channel_id, created_at, content, meta FROM memories
 WHERE {where} ORDER BY created_at DESC, id DESC LIMIT %(rows)s
@@ -237,7 +236,7 @@ async def _is_indexed(connection: Connection, tenant: Tenant, memory_id: str) ->
 def _selected(values: dict[str, Any]) -> tuple[list[sql.Composable], dict[str, Any]]:
     """Returns the tenant predicate and the filters that are set, with their parameters."""
     narrow = [condition for name, condition in FILTERS.items() if name in values]
-    return [TENANT, *narrow], dict(values)
+    return [OWN, *narrow], dict(values)
 
 
 def _listed(row: Mapping[str, Any]) -> Item:

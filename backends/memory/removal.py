@@ -6,12 +6,11 @@ from typing import Any
 
 from psycopg import sql
 
-from backends.memory.areas import Connection, lock
+from backends.memory.areas import OWN, Connection, lock
 from backends.memory.lexicon.merging import sweep
 from contracts.identity import Tenant
 from contracts.memory.ports import Area
 
-TENANT = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s")
 CHUNKS = sql.SQL("""
 WITH gone AS (DELETE FROM agent_memories WHERE {tenant} AND {which} RETURNING chunk_no),
      terms AS (
@@ -36,6 +35,8 @@ DROP_SHARD = "SELECT memory_drop_shard(%(microdao_id)s, %(agent_id)s)"
 ALL = sql.SQL("true")
 ONE = sql.SQL("id = %(id)s")
 CHANNEL = sql.SQL("channel_id = %(channel_id)s")
+# A summary over all channels includes each of them.
+CHANNEL_OR_ALL = sql.SQL("channel_id IN (%(channel_id)s, '')")
 
 
 async def remove_memory(connection: Connection, tenant: Tenant, memory_id: str) -> bool:
@@ -57,13 +58,12 @@ async def remove_channel(connection: Connection, tenant: Tenant, channel_id: str
     area = Area(tenant.microdao_id, tenant.agent_id)
     values = {**area.identity, "channel_id": channel_id}
     await lock(connection, area)
-    erased = {"memories": await _rows(connection, "memories", CHANNEL, values)}
-    erased["events"] = await _rows(connection, "memory_events", CHANNEL, values)
-    # A summary over all channels includes this one.
-    erased["summaries"] = await _rows(
-        connection, "memory_summaries", sql.SQL("channel_id IN (%(channel_id)s, '')"), values
-    )
-    erased["chunks"] = await _chunks(connection, CHANNEL, values)
+    erased = {
+        "memories": await _rows(connection, "memories", CHANNEL, values),
+        "events": await _rows(connection, "memory_events", CHANNEL, values),
+        "summaries": await _rows(connection, "memory_summaries", CHANNEL_OR_ALL, values),
+        "chunks": await _chunks(connection, CHANNEL, values),
+    }
     await sweep(connection, area)
     return erased
 
@@ -72,10 +72,12 @@ async def remove_agent(connection: Connection, area: Area) -> dict[str, int]:
     """Removes everything of an area; returns removed rows by kind."""
     values: dict[str, Any] = dict(area.identity)
     await lock(connection, area)
-    erased = {"memories": await _rows(connection, "memories", ALL, values)}
-    erased["events"] = await _rows(connection, "memory_events", ALL, values)
-    erased["summaries"] = await _rows(connection, "memory_summaries", ALL, values)
-    erased["chunks"] = await _chunks(connection, ALL, values)
+    erased = {
+        "memories": await _rows(connection, "memories", ALL, values),
+        "events": await _rows(connection, "memory_events", ALL, values),
+        "summaries": await _rows(connection, "memory_summaries", ALL, values),
+        "chunks": await _chunks(connection, ALL, values),
+    }
     await _rows(connection, "memory_postings", ALL, values)
     await _rows(connection, "memory_terms", ALL, values)
     await connection.execute(DROP_SHARD, values)
@@ -84,12 +86,12 @@ async def remove_agent(connection: Connection, area: Area) -> dict[str, int]:
 
 
 async def _rows(connection: Connection, table: str, which: sql.SQL, values: dict[str, Any]) -> int:
-    statement = ROWS.format(table=sql.Identifier(table), tenant=TENANT, which=which)
+    statement = ROWS.format(table=sql.Identifier(table), tenant=OWN, which=which)
     return (await connection.execute(statement, values)).rowcount
 
 
 async def _chunks(connection: Connection, which: sql.SQL, values: dict[str, Any]) -> int:
     row = await (
-        await connection.execute(CHUNKS.format(tenant=TENANT, which=which), values)
+        await connection.execute(CHUNKS.format(tenant=OWN, which=which), values)
     ).fetchone()
     return int(row["rows"]) if row else 0

@@ -9,13 +9,12 @@ from functools import partial
 
 from psycopg import sql
 
-from backends.memory.areas import all_of, conditions, of_tenant, working
+from backends.memory.areas import OWN, all_of, conditions, of_tenant, working
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
 from contracts.identity import Tenant
 from contracts.memory.ports import Area, Candidate, Filters, LoggedEvent
 
-TENANT = sql.SQL("microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s")
 RECENT = sql.SQL("""
 SELECT memory_id, kind, created_at FROM memory_events
 WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT %(limit)s
@@ -50,7 +49,7 @@ class ShortTermLog:
         values |= {"microdao_id": tenant.microdao_id, "agent_id": tenant.agent_id, "limit": limit}
         async with of_tenant(self._database, tenant) as connection:
             rows = await (
-                await connection.execute(RECENT.format(where=all_of(TENANT, narrow)), values)
+                await connection.execute(RECENT.format(where=all_of(OWN, narrow)), values)
             ).fetchall()
         return [
             Candidate(row["memory_id"], 0.0, row["created_at"], row["kind"], "short-term")
@@ -58,7 +57,7 @@ class ShortTermLog:
         ]
 
     async def read(self, tenant: Tenant, channel_id: str | None, limit: int) -> list[LoggedEvent]:
-        where = all_of(TENANT, OF_CHANNEL) if channel_id is not None else all_of(TENANT)
+        where = all_of(OWN, OF_CHANNEL) if channel_id is not None else all_of(OWN)
         values = {
             "microdao_id": tenant.microdao_id,
             "agent_id": tenant.agent_id,

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.memory.lexicon.bm25 import bm25, length, weigh
+from backends.memory.lexicon.bm25 import weigh
 from backends.memory.lexicon.spelling import words
 from backends.postgres.migrate import migrate
+from benchmarks.memory.bm25 import bm25, length
 from benchmarks.memory.embedding_cache import EmbeddingCache
 from benchmarks.memory.gold.dataset import GoldItem, GoldSet, load_gold
 from benchmarks.memory.retrieval import (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.memory.lexicon.bm25 import bm25, ceiling, length, weigh
+from backends.memory.lexicon.bm25 import ceiling, weigh
 from backends.memory.lexicon.postings import (
     RECORD,
     bucket_of,
@@ -21,6 +21,7 @@ from backends.memory.lexicon.postings import (
 )
 from backends.memory.lexicon.scoring import Scored, score
 from backends.memory.lexicon.spelling import grams
+from benchmarks.memory.bm25 import bm25, length
 
 
 def search(

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.memory.lexicon.bm25 import K1, MAX_QUERY_GRAMS, bm25, ceiling, length, rarity, weigh
+from backends.memory.lexicon.bm25 import K1, MAX_QUERY_GRAMS, ceiling, rarity, weigh
 from backends.memory.lexicon.index import MAX_GRAMS
 from backends.memory.lexicon.spelling import GRAM, grams, normalise, words
+from benchmarks.memory.bm25 import bm25, length
 from contracts.memory.api import MAX_QUERY_CHARS
 
 texts = st.text(st.characters(codec="utf-8"), max_size=80)

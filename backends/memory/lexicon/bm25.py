@@ -1,4 +1,4 @@
-"""BM25 over grams: the weights of a question's grams, and the score of one chunk. Pure."""
+"""BM25's weights of a question's grams. Pure; scoring.py uses them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,6 @@ class QueryGram:
 
     gram: str
     weight: float
-
-
-def length(counts: Mapping[str, int]) -> int:
-    """Returns the length of a text in grams."""
-    return sum(counts.values())
 
 
 def rarity(documents: int, frequency: int) -> float:
@@ -53,18 +48,6 @@ def weigh(
 def ceiling(question: list[QueryGram]) -> float:
     """Returns the BM25 of a chunk of average length that holds every gram of the question once."""
     return sum(entry.weight for entry in question)
-
-
-def bm25(question: list[QueryGram], counts: Mapping[str, int], average_length: float) -> float:
-    """Returns the BM25 of a chunk with these gram `counts`, as the definition has it.
-
-    `average_length` is over the tenant's chunks, in grams. Searches compute the same over arrays
-    (scoring.py).
-    """
-    relative = length(counts) / average_length if average_length > 0 else 1.0
-    dampening = K1 * (1 - B + B * relative)
-    found = ((entry.weight, counts.get(entry.gram, 0)) for entry in question)
-    return sum(weight * count * (K1 + 1) / (count + dampening) for weight, count in found if count)
 
 
 def _saturated(count: int) -> float:
