@@ -238,14 +238,16 @@ def not_running() -> list[str]:
                 for part in application.deployment_statuses
                 if part.status == "DEPLOY_FAILED"
             }
-            told = "; ".join(
+            reasons = "; ".join(
                 f"{part}: {reason(message)}" for part, message in messages.items()
             ) or reason(application.app_status.message)
             refused = any(
                 _CONFIGURATION_ERROR in message
                 for message in (*messages.values(), application.app_status.message)
             )
-            raise DeployFailed(f"application `{name}` cannot be deployed: {told}", refused=refused)
+            raise DeployFailed(
+                f"application `{name}` cannot be deployed: {reasons}", refused=refused
+            )
         if status != "RUNNING":
             pending.append(name)
     return pending
