@@ -39,7 +39,7 @@ class PrefixSettings(BaseModel):
         return self.query if kind == "query" else self.passage
 
 
-class BatchSettings(BaseModel):
+class PassSettings(BaseModel):
     """Bounds of one pass through the model; a query waits at most for the current pass."""
 
     model_config = _STRICT
@@ -121,7 +121,7 @@ class LocalEmbedderSettings(_Common):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     threads: Positive | None = None
     language_neutral: bool = True
-    batch: BatchSettings = BatchSettings()
+    batch: PassSettings = PassSettings()
     queue: QueueSettings = QueueSettings()
 
     @property

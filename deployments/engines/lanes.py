@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from configs.engines.embedder import BatchSettings, QueueSettings
+from configs.engines.embedder import PassSettings, QueueSettings
 from contracts.errors import Overloaded
 from contracts.llm.embeddings import EmbeddingKind
 
@@ -74,7 +74,7 @@ class FairLanes:
     `passage_share` of the work, in tokens, so that steady queries never stop ingestion.
     """
 
-    def __init__(self, batch: BatchSettings, queue: QueueSettings) -> None:
+    def __init__(self, batch: PassSettings, queue: QueueSettings) -> None:
         self._batch = batch
         self._queue = queue
         self._lanes: dict[EmbeddingKind, _Lane] = {"query": _Lane(), "passage": _Lane()}

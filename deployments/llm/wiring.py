@@ -118,7 +118,7 @@ class LLMRuntime:
             surroundings.lookup, ports.engine, ProviderSlots(), surroundings.proxy_for
         )
         self._providers = Reloadable(MAX_TIMEOUT_S)
-        self._circuits, self._spillover = Circuits(self._circuit_turned), Spillover()
+        self._circuits, self._spillover = Circuits(self._emit_circuit), Spillover()
         self._proxy: LLMProxy | None = None
         self._answers = AnswersRuntime(surroundings.database_url, events)
 
@@ -197,7 +197,7 @@ class LLMRuntime:
             events=self._events,
         )
 
-    def _circuit_turned(self, target: Target, state: State) -> None:
+    def _emit_circuit(self, target: Target, state: State) -> None:
         self._events.emit("llm.circuit", provider=target.provider, model=target.name, state=state)
 
     def _current(self) -> LLMProxy:

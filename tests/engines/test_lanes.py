@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.engines.embedder import BatchSettings, QueueSettings
+from configs.engines.embedder import PassSettings, QueueSettings
 from contracts.errors import Overloaded
 from deployments.engines.lanes import FairLanes, Waiting
 
@@ -31,7 +31,7 @@ def text(
 
 def lanes(batch_texts: int = 4, batch_tokens: int = 100, **queue: float) -> FairLanes:
     return FairLanes(
-        BatchSettings(max_texts=batch_texts, max_tokens=batch_tokens), QueueSettings(**queue)
+        PassSettings(max_texts=batch_texts, max_tokens=batch_tokens), QueueSettings(**queue)
     )
 
 
