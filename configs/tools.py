@@ -180,7 +180,7 @@ class ToolsSettings(BaseModel):
         seen: set[str] = set()
         for tool in self.tools:
             if tool.id in seen:
-                msg = f"tools: `{tool.id}` is there twice"
+                msg = f"tools: `{tool.id}` is defined twice"
                 raise ValueError(msg)
             seen.add(tool.id)
             for base in _BASE.findall(tool.target):

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
 
+from executors.redaction import Redactor
+
 MAX_DEPTH = 64
+PARSE_IN_THREAD_BYTES = 256 << 10
 
 
 class InvalidResult(Exception):
     """The answer is not a usable JSON value; the text says why."""
+
+
+async def read_result(raw: bytes | bytearray, redactor: Redactor) -> Any:
+    """Returns the JSON value of `raw` without secrets; long ones are read in a thread.
+
+    Raises InvalidResult.
+    """
+    if len(raw) > PARSE_IN_THREAD_BYTES:
+        return await asyncio.to_thread(lambda: redactor.json(parse_result(raw)))
+    return redactor.json(parse_result(raw))
 
 
 def parse_result(raw: bytes | bytearray) -> Any:

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import aiohttp
 import orjson
@@ -33,13 +32,12 @@ from executors.http.circuit import Circuits
 from executors.http.connections import Connections, RequestTrace
 from executors.http.egress import EgressDenied, EgressPolicy, HttpTarget, parse_target
 from executors.redaction import Redactor
-from executors.results import InvalidResult, parse_result
+from executors.results import InvalidResult, read_result
 from executors.secrets import UNSENDABLE, NotCalled, find_secrets
 
 MAX_ATTEMPTS = 3
 FIRST_PAUSE_S = 0.1
 MAX_ERROR_BYTES = 64 << 10
-PARSE_IN_THREAD_BYTES = 256 << 10
 # A timeout counts as the target's failure only after this long: a caller may allow less time.
 SILENCE_S = 1.0
 USER_AGENT = "daarion-toolcore"
@@ -314,11 +312,7 @@ async def _refused(
 
 
 async def _answered(request: _Request, body: bytearray, trace: RequestTrace) -> _Attempt:
-    def read() -> Any:
-        return request.redactor.json(parse_result(body))
-
     try:
-        result = await asyncio.to_thread(read) if len(body) > PARSE_IN_THREAD_BYTES else read()
+        return _Attempt(Outcome(True, result=await read_result(body, request.redactor)))
     except InvalidResult as error:
         return _Attempt(request.failure("invalid_result", str(error), trace))
-    return _Attempt(Outcome(True, result=result))

@@ -92,9 +92,9 @@ class McpToolExecutor:
             self._events.emit(
                 "tool.mcp_failed", tool_id=execution.tool.id, error=type(cause).__name__
             )
-            if isinstance(cause, httpx2.ConnectError):  # nothing was sent
-                return _unreached(cause, client.redactor)
             outcome = _failure(cause, client.redactor)
+            if isinstance(cause, httpx2.ConnectError):  # nothing was sent
+                return outcome
         else:
             # In a thread: an answer may be megabytes.
             outcome = await asyncio.to_thread(_outcome, result, client.redactor)
@@ -102,14 +102,12 @@ class McpToolExecutor:
         return replace(outcome, effect_possible=has_effect and not outcome.ok)
 
 
-def _unreached(error: httpx2.ConnectError, redactor: Redactor) -> Outcome:
+def _failure(error: BaseException, redactor: Redactor) -> Outcome:
     if isinstance(error, EgressRefused):
         return Outcome(False, error_kind="denied", error=_shown(str(error), redactor))
-    text = "the MCP server cannot be reached"
-    return Outcome(False, error_kind="unavailable", error=text, retryable=True)
-
-
-def _failure(error: BaseException, redactor: Redactor) -> Outcome:
+    if isinstance(error, httpx2.ConnectError):
+        text = "the MCP server cannot be reached"
+        return Outcome(False, error_kind="unavailable", error=text, retryable=True)
     if isinstance(error, MCPError):
         text = f"the MCP server refused: {_shown(str(error), redactor)}"
         return Outcome(False, error_kind="upstream", error=text)

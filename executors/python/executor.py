@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import orjson
 
@@ -37,11 +36,10 @@ from executors.python.scratch import make_scratch, remove_scratch, sweep_scratch
 from executors.python.texts import shown_error
 from executors.python.tiers import HostTiers, at_least
 from executors.redaction import Redactor
-from executors.results import InvalidResult, parse_result
+from executors.results import InvalidResult, read_result
 from executors.secrets import UNSENDABLE, NotCalled, find_secrets
 
 FRAME_OVERHEAD_BYTES = 64 << 10
-PARSE_IN_THREAD_BYTES = 256 << 10
 # A tool may report these kinds itself.
 _OF_TOOLS: frozenset[str] = frozenset(
     {"invalid_args", "upstream", "invalid_result", "too_large", "unavailable"}
@@ -259,7 +257,9 @@ class _Prepared:
         """Reads the frame. Its contents come from the tool, so they are checked."""
         if frame.tag == b"R" and len(frame.body) <= self.execution.tool.max_result_bytes:
             try:
-                return Outcome(True, result=await self._result(frame.body), tier=self.tier)
+                return Outcome(
+                    True, result=await read_result(frame.body, self.redactor), tier=self.tier
+                )
             except InvalidResult as error:
                 return self.failure("invalid_result", str(error))
         try:
@@ -270,12 +270,6 @@ class _Prepared:
         return self.failure(
             kind if kind in _OF_TOOLS else "upstream", shown_error(self.redactor.text(text))
         )
-
-    async def _result(self, body: bytes) -> Any:
-        def read() -> Any:
-            return self.redactor.json(parse_result(body))
-
-        return await asyncio.to_thread(read) if len(body) > PARSE_IN_THREAD_BYTES else read()
 
     def died(self, died: ChildDied) -> Outcome:
         """Returns the failure of a child that ended without an answer."""

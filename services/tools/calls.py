@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from contracts.errors import DeadlineExceeded, Unavailable
 from contracts.events import EventLog
-from contracts.tools.api import Decision, Execution, ToolCallRequest, ToolCallResult
+from contracts.tools.api import Decision, Execution, Outcome, ToolCallRequest, ToolCallResult
 from contracts.tools.ledger import CallIntent, RecordedCall, Settlement, ToolLedger, Via
 from services.tools.admission import AdmittedCall, deadline_of, execution_of, intent_of
 from services.tools.execution import ToolRunner
@@ -20,7 +20,6 @@ from services.tools.outcomes import (
     CallAnswer,
     answered,
     check_outcome,
-    failed,
     recall,
     refused,
 )
@@ -31,8 +30,12 @@ from services.tools.resume import REFUSALS, STILL_RUNNING, Resume, resume
 
 FIRST_POLL_S = 0.05
 LONGEST_POLL_S = 0.5
-_CANCELLED = failed(
-    "cancelled", "the caller left before the tool had ended", effect_possible=True, retryable=True
+_CANCELLED = Outcome(
+    False,
+    error_kind="cancelled",
+    error="the caller left before the tool had ended",
+    effect_possible=True,
+    retryable=True,
 )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contracts.errors import Unavailable
 from contracts.events import EventLog
 from contracts.tools.api import Execution, Outcome, ToolExecutor
-from services.tools.outcomes import failed
 from services.tools.slots import ConcurrencySlots
 
 # Executors keep the deadline themselves; one that does not is stopped this much later.
@@ -31,7 +30,7 @@ class ToolRunner:
         executor = self._executors.get(tool.executor)
         if executor is None:
             error = f"no executor `{tool.executor}` runs here"
-            return failed("unavailable", error, effect_possible=False, retryable=True)
+            return Outcome(False, error_kind="unavailable", error=error, retryable=True)
         try:
             async with (
                 self._slots.slot(tool, deadline),
@@ -40,9 +39,11 @@ class ToolRunner:
                 return await executor.execute(execution)
         except TimeoutError:
             error = f"no result within {deadline.seconds:g} s"
-            return failed("timeout", error, effect_possible=True, retryable=True)
+            return Outcome(
+                False, error_kind="timeout", error=error, effect_possible=True, retryable=True
+            )
         except Unavailable as away:
-            return failed("unavailable", away.message, effect_possible=False, retryable=True)
+            return Outcome(False, error_kind="unavailable", error=away.message, retryable=True)
         except Exception as defect:  # noqa: BLE001  # recorded like any failure
             self._events.emit(
                 "tools.executor_defect",
@@ -51,4 +52,4 @@ class ToolRunner:
                 exc_info=defect,
             )
             error = "the executor failed; its log has the details under this request id"
-            return failed("internal", error, effect_possible=True)
+            return Outcome(False, error_kind="internal", error=error, effect_possible=True)

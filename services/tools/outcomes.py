@@ -141,19 +141,6 @@ def answered(
     )
 
 
-def failed(
-    error_kind: ErrorKind, error: str, *, effect_possible: bool, retryable: bool = False
-) -> Outcome:
-    """Returns a failure that is not the executor's own report."""
-    return Outcome(
-        ok=False,
-        error_kind=error_kind,
-        error=error,
-        effect_possible=effect_possible,
-        retryable=retryable,
-    )
-
-
 def _reference(
     settlement: Settlement, record: UUID, kept_until: datetime | None
 ) -> ResultReference | None:

@@ -104,9 +104,7 @@ def _settled(recorded: RecordedCall) -> Resume:
 
 
 def can_run_again(settlement: Settlement, effect: Effect | None) -> bool:
-    """Whether a call that ended so may run again: its failure may pass and left no effect that a
-    second run would double.
-    """
+    """Whether the call may run again: its failure may pass, and no effect would happen twice."""
     if settlement.ok or not settlement.retryable:
         return False
     return effect != "write" or not settlement.effect_possible
