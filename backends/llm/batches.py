@@ -64,7 +64,7 @@ SELECT %(id)s, position, %(microdao_id)s, custom_id, request
 FROM unnest(%(positions)s::integer[], %(custom_ids)s::text[], %(requests)s::text[])
     AS item (position, custom_id, request)
 """
-# Nobody holds a lease that is over: such a request waits again.
+# A request whose lease is over is pending again.
 PAGE = sql.SQL("""
 SELECT batches.id, total, succeeded, failed, created_at, cancelled_at, ended_at, (
     SELECT count(*) FROM llm_batch_items AS items
@@ -135,9 +135,8 @@ class PostgresBatches:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._submissions = asyncio.Semaphore(SUBMISSIONS_AT_ONCE)
-        self._submitting: WeakValueDictionary[str, asyncio.Lock] = (
-            WeakValueDictionary()
-        )  # of each microDAO that submits now
+        # One lock for each microDAO that submits now.
+        self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:
         """See the port."""

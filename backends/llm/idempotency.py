@@ -75,7 +75,7 @@ class PostgresIdempotency:
                 return Granted(token)
             row = await (await connection.execute(LOOK, values)).fetchone()
         if row is None:
-            return InWork()  # released in this very moment: ask again
+            return InWork()  # it was released at this moment: the caller retries
         if bytes(row["fingerprint"]) != use.fingerprint:
             raise IdempotencyConflict(
                 "this Idempotency-Key was used for another request: "

@@ -154,9 +154,8 @@ class UsageWriter:
             self._events.emit("usage.left_in_journal", records=self._journal.pending)
         self._report_drops()
         await asyncio.to_thread(self._journal.close)
-        if (
-            self._running is not None
-        ):  # calls that this process does not end are accounted by the next one
+        if self._running is not None:
+            # The next process accounts for calls that this one does not end.
             running, self._running = self._running, None
             await asyncio.to_thread(running.close, delete=running.is_empty)
 
@@ -237,9 +236,8 @@ class UsageWriter:
         orphans = await asyncio.to_thread(self._journal.adopt_orphans)
         self._journal.take_orphans(orphans)
         await asyncio.to_thread(self._journal.tidy)
-        if (
-            not orphans and not self._journal.has_adopted
-        ):  # what a dead process still recorded counts before what it had begun
+        if not orphans and not self._journal.has_adopted:
+            # Only after a dead process's records: a call that it recorded is not lost.
             for path in await asyncio.to_thread(
                 lambda: sorted(self._directory.glob(f"{JOURNAL_NAME}-*{RUNNING_SUFFIX}"))
             ):

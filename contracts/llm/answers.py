@@ -95,10 +95,8 @@ def join_fragment(calls: dict[int, dict[str, Any]], fragment: dict[str, Any]) ->
         call["function"] = {"name": "", "arguments": ""}
     function = call["function"]
     for part, piece in fragment["function"].items():
-        text, function[part] = (
-            function[part],
-            "",
-        )  # held by a local variable alone, a text grows in place
+        # A string that only a local variable refers to grows in place.
+        text, function[part] = function[part], ""
         text += piece
         function[part] = text
 

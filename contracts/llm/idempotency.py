@@ -47,9 +47,8 @@ class IdempotencyStore(Protocol):
     async def begin(
         self, use: KeyUse, lease_s: float, retention_s: float
     ) -> Granted | Settled | InWork:
-        """Takes the key, or tells who has it.
-
-        Raises IdempotencyConflict when it was used for another request.
+        """Takes the key, or says who has it. Raises IdempotencyConflict: it was used for another
+        request.
         """
 
     async def extend(self, use: KeyUse, token: UUID, lease_s: float) -> bool:

@@ -93,9 +93,8 @@ class ChatCompletionRequest(ProxyRequest):
         }
         if self.max_completion_tokens is not None:
             fields["max_tokens"] = self.max_completion_tokens
-        request = ProxyRequest.model_construct(
-            **fields, metadata=caller
-        )  # all of it was validated with this body
+        # Everything was validated with this body.
+        request = ProxyRequest.model_construct(**fields, metadata=caller)
         request.pass_through(
             {
                 name: value

@@ -80,9 +80,8 @@ class ProxyRequest(BaseModel):
         """Passes `fields` through to upstreams that take them. Raises InvalidRequest:
         `checked_extra`.
         """
-        self.__dict__[_EXTRA] = (
-            checked_extra(fields) or None
-        )  # no field, and cheaper than a private one on every request
+        # Not a field, so that no body can set it, and cheaper than a private attribute.
+        self.__dict__[_EXTRA] = checked_extra(fields) or None
 
     @model_validator(mode="after")
     def _consistent(self) -> "ProxyRequest":
@@ -113,9 +112,7 @@ class ProxyRequest(BaseModel):
 
     def options(self) -> "ChatOptions":
         """Returns the set sampling and format options, ready to stand in an upstream body."""
-        fields = (
-            self.__dict__
-        )  # pydantic's own look-up of attributes costs more than all the rest here
+        fields = self.__dict__  # pydantic's attribute look-up costs more than the rest of this
         found = {key: value for key in _OPTION_FIELDS if (value := fields[key]) is not None}
         if extra := fields.get(_EXTRA):
             found["extra_body"] = extra

@@ -51,7 +51,7 @@ MAX_REMEMBERED = 1_000
 
 @dataclass(frozen=True)
 class Batches:
-    """The use cases of `/batch`. `wake` tells the worker of this replica that there is work."""
+    """The use cases of `/batch`. `wake` wakes the worker of this replica."""
 
     store: BatchStore
     events: EventLog
@@ -67,9 +67,8 @@ class Batches:
             RateLimited: too many requests of the microDAO wait in batches already.
             OverLimit: these alone are more than may wait.
         """
-        microdao_id, items = await asyncio.to_thread(
-            _prepared, requests, credential
-        )  # thousands take a while
+        # In a thread, because thousands of requests take a while.
+        microdao_id, items = await asyncio.to_thread(_prepared, requests, credential)
         batch = await self.store.create(microdao_id, items, self.max_waiting())
         self.events.emit(
             "llm.batch_submitted", batch_id=batch.id, microdao_id=microdao_id, requests=len(items)
@@ -134,7 +133,7 @@ class Delay:
 def delay_after(
     error: DaarionError, failures: int, settings: WorkerSettings, stalled_s: float = 0.0
 ) -> Delay | None:
-    """Returns when a failed request is tried again, or None when the failure is its result.
+    """Returns when a failed request is retried, or None when the failure is its result.
 
     `failures` came before this one; for `stalled_s` seconds its model has been left alone.
     """
@@ -265,7 +264,7 @@ class BatchWorker:
         except asyncio.CancelledError:
             await self._put_back(work, Delay(0.0))
             raise
-        except Exception as error:  # noqa: BLE001  # the lease ends, and the request is taken up again as one failure more
+        except Exception as error:  # noqa: BLE001  # the lease ends, which counts as a failure
             self._events.emit(
                 "llm.batch_defect",
                 batch_id=str(work.batch_id),

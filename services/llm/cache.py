@@ -34,7 +34,7 @@ def canonical_body(request: ProxyRequest) -> bytes:
         body["extra_body"] = request.extra_body
     try:
         return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # what came as JSON can be JSON again, but for this
+    except TypeError:  # the only way in which parsed JSON cannot be written
         raise InvalidRequest("a whole number in the request is over 64 bits") from None
 
 

@@ -27,7 +27,7 @@ State = Literal["closed", "open", "half_open"]
 CELLS = 10
 _MAX_DOUBLINGS = 16
 PROBE_RETRY_S = 1.0
-"""When to ask again while a probe is under way: its end is not known."""
+"""Pause before asking again while a probe runs, whose end is unknown."""
 
 
 class Circuit:

@@ -91,7 +91,7 @@ class Embeddings:
         except BaseException as error:
             outcome = outcome_of(error)
             if outcome in PROVIDER_WORKED:
-                used = estimated  # the vectors were made, or half of them, for nobody
+                used = estimated  # vectors were made, although the caller got none
             raise
         finally:
             cost = self._cost(used)

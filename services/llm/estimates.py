@@ -1,4 +1,4 @@
-"""What a call may take, told before it is made. Pure, and cheap also for prompts of a megabyte."""
+"""What a call may take, estimated before it. Pure, and cheap for prompts of a megabyte."""
 
 from __future__ import annotations
 

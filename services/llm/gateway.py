@@ -42,7 +42,7 @@ class ChatGateway(Protocol):
 
 @dataclass(slots=True)
 class Load:
-    """Calls that somebody waits for in this process now."""
+    """How many calls callers wait for in this process."""
 
     calls: int = 0
 

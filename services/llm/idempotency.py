@@ -106,7 +106,7 @@ class Idempotency:
             pause = min(2 * pause, self._times.max_poll_s)
 
     async def close(self) -> None:
-        """Ends the calls that run; their keys are free again."""
+        """Ends the running calls and releases their keys."""
         await end_tasks(self._running)
 
     async def _started(

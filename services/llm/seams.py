@@ -19,7 +19,7 @@ from contracts.errors import UpstreamInvalidResponse
 REPEATED = 12
 """Letters that a continuation has in common with the shown text by more than chance."""
 REPEATED_IN_PLACE = 48
-"""The same for an endpoint that goes on with the very message."""
+"""The same for an endpoint that continues the very message."""
 HEAD = 24
 WATCHED = 600
 """How far into a continuation the first `HEAD` letters of the shown text are looked for."""

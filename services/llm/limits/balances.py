@@ -139,9 +139,8 @@ class Balances:
     def answered(self, report: Report, reply: Reply, asked: float, now: float) -> None:
         """Takes the authority's answer to the last report, never one to an older report."""
         if not reply.known:
-            if (
-                reply.generation == self.generation
-            ):  # it took this replica for dead and counted all this as spent
+            if reply.generation == self.generation:
+                # It took this replica for dead and counted all of this as spent.
                 for balance in self._balances.values():
                     balance.free = 0
             self.generation, self.joining = reply.generation, True
@@ -217,9 +216,8 @@ class Balances:
         balance = self._balances.get(grant.key)
         if balance is None:
             return
-        if (
-            asked_under > balance.limit
-        ):  # a reload came between question and answer: what was granted is returned
+        if asked_under > balance.limit:
+            # A reload lowered the limit after the question: the grant is returned.
             balance.asked = False
             return
         balance.asked, balance.left, balance.pending = False, grant.left, grant.pending
