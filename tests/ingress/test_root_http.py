@@ -37,7 +37,8 @@ frontend http_frontend
 backend dead
     server s 127.0.0.1:{closed}
 backend default_backend
-    http-request return status 404 content-type text/plain lf-string "Path not found. Ping http://.../-/routes for available routes."
+    http-request return status 404 content-type text/plain lf-string \
+"Path not found. Ping http://.../-/routes for available routes."
 """
 
 

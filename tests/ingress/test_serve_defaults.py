@@ -55,7 +55,10 @@ def test_a_death_while_writing_leaves_no_token(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", ["serve_config.yaml", "configs/serve.gpu.yaml"])
 def test_serves_own_bounds_lie_above_what_an_ingress_may_hold(file):
-    """`max_concurrent` requests in work and as many whose bodies are on their way: what comes above is refused in the envelope."""
+    """An ingress holds `max_concurrent` requests in work and as many arriving bodies.
+
+    It refuses what exceeds them, in the envelope, before Serve does.
+    """
     bounded = [
         each
         for each in yaml.safe_load((REPOSITORY / file).read_text())["applications"]

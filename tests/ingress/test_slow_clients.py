@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import Response
 from uvicorn.protocols.http import auto
 
-from contracts.errors import Overloaded, RequestTimeout
+from contracts.errors import RequestTimeout
 from deployments.graph import request_heads
 from deployments.graph.ray_patches import bound_heads
 from interfaces.http.base import places
@@ -24,11 +24,13 @@ from interfaces.http.memory import UPLOADS
 from tests.support.uvicorn_server import JSON, served
 
 PATIENCE_S = 60
+
+
 MOST = 3
 
 
 class Served:
-    """An application whose endpoints tell what they do."""
+    """An application whose endpoints report what they do."""
 
     def __init__(self):
         self.url = ""
@@ -63,11 +65,12 @@ class Served:
 
     @contextlib.asynccontextmanager
     async def begun(self, path, *parts, length=1_000):
-        """Yields a connection that has sent a head, which the application has taken, and these parts of the body."""
+        """Yields a connection whose head was accepted, after these parts of its body were sent."""
         host, port = self.url.removeprefix("http://").split(":")
         async with asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection(host, int(port))
-            head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            head += "Expect: 100-continue\r\n"
             writer.write(f"{head}Content-Length: {length}\r\n\r\n".encode())
             assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
             for part in parts:
@@ -107,7 +110,7 @@ def hasty(monkeypatch):
 
 
 async def answered(reader):
-    """The answer, after which the server closes."""
+    """Returns the answer; the server then closes the connection."""
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     return int(head.split()[1]), head.lower(), json.loads(body)
 
@@ -173,97 +176,6 @@ async def test_a_body_that_comes_byte_by_byte_is_ended(here, hasty):
             ConnectionError
         ):  # a byte that crosses the answer may reset the connection
             assert b" 408 " in await answer
-
-
-class Client:
-    """A client on a clock of its own, and its place: each part of its body comes after some seconds of waiting."""
-
-    def __init__(self, shared, clock, body_s=places.BODY_S):
-        self.clock = clock
-        self.parts = asyncio.Queue()
-        self.place = Place(shared, self.next_part, self.parts.put, body_s)
-
-    async def next_part(self):
-        self.waits_until = self.place.due
-        seconds, body = await self.parts.get()
-        self.clock.now += seconds
-        return {"type": "http.request", "body": body, "more_body": True}
-
-    async def send(self, size, after_s):
-        """Sends a part; returns for how long the server would have waited for it."""
-        self.parts.put_nowait((after_s, b"x" * size))
-        await (self.place.receive() if self.place.is_arriving else self.place.open("POST"))
-        if self.place._first is not None:
-            await self.place.receive()
-        return self.waits_until - (self.clock.now - after_s)
-
-
-class Clock:
-    now = 1_000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    monkeypatch.setattr(places, "monotonic", clock := Clock())
-    return clock
-
-
-async def test_a_long_body_has_as_much_time_as_its_pace_earns(clock):
-    grace, pace = places.GRACE_S, places.BYTES_PER_S
-    client = Client(Places(1), clock)
-    assert await client.send(10, after_s=5) == grace
-    assert await client.send(2 * pace, after_s=5) == pytest.approx(
-        grace - 5 + 10 / pace
-    )  # ten bytes earn nothing
-    assert await client.send(1 << 20, after_s=5) == pytest.approx(
-        grace - 8 + 10 / pace
-    )  # two seconds' bytes earn two
-    assert await client.send(10, after_s=10) == grace  # a mebibyte earns a pause, but no longer one
-
-
-async def test_no_pace_earns_more_than_the_whole_time_of_a_body(clock):
-    client = Client(Places(1), clock)
-    for _ in range(23):
-        await client.send(1 << 20, after_s=5)
-    assert await client.send(1 << 20, after_s=4) == places.BODY_S - 23 * 5
-    upload = Client(Places(1), clock, places.UPLOAD_S)
-    for _ in range(24):
-        await upload.send(1 << 20, after_s=5)
-    assert await upload.send(1 << 20, after_s=5) == places.GRACE_S
-
-
-async def test_time_in_which_a_part_is_worked_on_is_not_the_clients(clock):
-    client = Client(Places(1), clock)
-    for _ in range(3):
-        await client.send(1, after_s=1)
-        clock.now += 100  # the route stores what came
-    assert await client.send(1, after_s=1) == pytest.approx(
-        places.GRACE_S - 3 + 3 / places.BYTES_PER_S
-    )
-
-
-async def test_the_slowest_body_makes_room_and_a_new_one_is_spared(clock):
-    shared = Places(3)
-    clients = [Client(shared, clock) for _ in range(3)]
-    for client, size in zip(clients, (30_000, 10_000, 20_000), strict=True):
-        await client.send(size, after_s=0)
-    waiting = [asyncio.create_task(client.place.receive()) for client in clients]
-    await asyncio.sleep(0)
-    with pytest.raises(Overloaded):
-        await Client(shared, clock).send(1, after_s=0)
-    clock.now += places.SPARED_S
-    for left in ([True, False, True], [True, False, False]):
-        newcomer = Client(shared, clock)
-        await newcomer.send(1, after_s=0)
-        await asyncio.sleep(0)
-        assert [not task.done() for task in waiting] == left
-    waiting[0].cancel()
-    for task in waiting[1:]:
-        with pytest.raises(RequestTimeout, match="the slowest is ended"):
-            await task
 
 
 async def test_slow_submissions_of_batches_keep_nobody_out(events, monkeypatch):
@@ -401,7 +313,10 @@ def heads(monkeypatch):
     assert bound_heads() == []
 
 
-WHOLE = b"POST /whole HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+WHOLE = (
+    b"POST /whole HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +369,7 @@ async def test_a_client_that_reads_nothing_does_not_keep_its_connection(
 
 
 async def test_the_bound_is_on_heads_alone(heads, here, http):
-    """Neither a body that takes longer, nor an answer that does, nor a connection that rests between two requests."""
+    """Slow bodies, slow answers and connections idle between two requests are not ended."""
     async with here.begun("/streamed", b"12345", length=10) as (reader, writer):
         await asyncio.sleep(1)
         writer.write(b"67890")

@@ -1,4 +1,4 @@
-"""A page in somebody's browser reaches the ingress as any program does, so nothing that it can send may count as a call."""
+"""Web pages reach the ingress through a browser: nothing that they can send may count as a call."""
 
 import re
 
@@ -24,7 +24,7 @@ HERE = "127.0.0.1:8000"
 
 
 class Untouched:
-    """Use cases behind the routes: they may be looked up, but whoever awaits one has let a call through."""
+    """Use cases that may be looked up; awaiting one fails, so no call may get through."""
 
     def __getattr__(self, name):
         return self
@@ -35,7 +35,7 @@ class Untouched:
 
 @pytest.fixture
 def applications(monkeypatch, events):
-    """Every application as its replica serves it, with nothing behind it; by name, and whatever `access` demands."""
+    """Returns every application by name, with no use case behind it, under the given `access`."""
     monkeypatch.setattr(surface, "_NOTHING", Untouched())
 
     def made(access=None):
@@ -269,7 +269,7 @@ async def test_loopback_has_many_names(applications, host):
 
 
 async def test_with_a_secret_every_host_is_answered_for(applications):
-    """Containers and proxies reach the ingress by names of their own; the secret keeps pages out."""
+    """Containers and proxies use names of their own; the secret keeps web pages out."""
     every = applications(AccessControl("s3cret", None))
     async with client_of(every["llm"], host="graph:8000") as client:
         assert (await client.post("/proxy", json={})).status_code == 401
@@ -281,7 +281,7 @@ async def test_with_a_secret_every_host_is_answered_for(applications):
 
 
 async def test_what_is_open_to_everybody_stays_so(events):
-    """Health for probes that come by another name, the documentation for whoever follows a link to it."""
+    """Probes may use another name for health, and links may lead to the documentation."""
     router = root_router(lambda: Health(status="ready"), dict)
     root = Ingress(
         router,
@@ -328,7 +328,7 @@ async def test_the_mcp_server_stands_behind_the_same_door(events):
 
 
 async def test_a_listed_origin_gets_no_permission_for_json(applications):
-    """A browser asks first and needs these headers to send JSON for another page, or to show it an answer."""
+    """Without these headers a browser sends no JSON for another page and shows it no answer."""
     async with client_of(
         applications(AccessControl(None, None, {"daarion.example"}))["llm"],
         origin="https://daarion.example",

@@ -1,4 +1,4 @@
-"""`cache` over HTTP: exact matches of one microDAO, marked, counted as requests, never as tokens."""
+"""`cache` over HTTP: exact matches of one microDAO are marked and cost a request, no tokens."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -10,9 +10,9 @@ from contracts.llm.limits import Limit, LimitKey
 from services.llm.cache import AnswerCache
 from services.llm.gateway import Gateway, Load
 from services.llm.limits.limiter import LeasedLimiter
-from tests.llm.test_proxy_http import assert_envelope, events_of
 from tests.support.llm.limits import InProcessAuthority
 from tests.support.llm.proxy import CALLER, client_of, proxy_over
+from tests.support.llm.proxy_http import assert_envelope, events_of
 from tests.support.llm.upstream import ScriptedUpstream, play
 
 BODY = {

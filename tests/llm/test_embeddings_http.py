@@ -153,18 +153,28 @@ async def test_base64_is_little_endian_float32():
     ("change", "status", "code"),
     [
         ({"model": "text-embedding-3-small"}, 404, "model_not_found"),
-        ({"input": ""}, 400, "invalid_request"), ({"input": []}, 400, "invalid_request"), ({"input": ["a", " "]}, 400, "invalid_request"),
-        ({"input": [[]]}, 400, "invalid_request"), ({"input": None}, 400, "invalid_request"), ({"input": [1, "a"]}, 400, "invalid_request"),
-        ({"input": [[1], []]}, 400, "invalid_request"), ({"input": [1, -2]}, 400, "invalid_request"),
-        ({"input": [[True]]}, 400, "invalid_request"), ({"input": [1.5]}, 400, "invalid_request"),
-        ({"input": [[[1]]]}, 400, "invalid_request"), ({"input": [2**63]}, 400, "invalid_request"),
-        ({"input": [1] * 8_193}, 400, "invalid_request"), ({"input": [[1]] * 513}, 400, "invalid_request"),
-        ({"input": ["x"] * 513}, 400, "invalid_request"), ({"input": "x" * 100_001}, 400, "invalid_request"),
-        ({"dimensions": 128}, 400, "invalid_request"), ({"encoding_format": "hex"}, 400, "invalid_request"),
+        ({"input": ""}, 400, "invalid_request"),
+        ({"input": []}, 400, "invalid_request"),
+        ({"input": ["a", " "]}, 400, "invalid_request"),
+        ({"input": [[]]}, 400, "invalid_request"),
+        ({"input": None}, 400, "invalid_request"),
+        ({"input": [1, "a"]}, 400, "invalid_request"),
+        ({"input": [[1], []]}, 400, "invalid_request"),
+        ({"input": [1, -2]}, 400, "invalid_request"),
+        ({"input": [[True]]}, 400, "invalid_request"),
+        ({"input": [1.5]}, 400, "invalid_request"),
+        ({"input": [[[1]]]}, 400, "invalid_request"),
+        ({"input": [2**63]}, 400, "invalid_request"),
+        ({"input": [1] * 8_193}, 400, "invalid_request"),
+        ({"input": [[1]] * 513}, 400, "invalid_request"),
+        ({"input": ["x"] * 513}, 400, "invalid_request"),
+        ({"input": "x" * 100_001}, 400, "invalid_request"),
+        ({"dimensions": 128}, 400, "invalid_request"),
+        ({"encoding_format": "hex"}, 400, "invalid_request"),
         ({"input_type": "document"}, 400, "invalid_request"),
         ({"metadata": {"agent_id": "a\x00b", "microdao_id": "m"}}, 400, "invalid_request"),
     ],
-)  # fmt: skip
+)
 async def test_bad_requests_are_told_in_openais_shape(change, status, code):
     async with application() as (client, embedder, _):
         response = await client.post("/v1/embeddings", json={**BODY, **change})
@@ -217,8 +227,13 @@ async def test_embedder_away_is_503_and_accounted_without_tokens(error):
         response = await client.post("/v1/embeddings", json=BODY)
         assert response.status_code == 503
         assert response.json()["error"] | {"request_id": ""} == {
-            "message": error.message, "type": "server_error", "param": None, "code": error.type, "retryable": True, "request_id": "",
-        }  # fmt: skip
+            "message": error.message,
+            "type": "server_error",
+            "param": None,
+            "code": error.type,
+            "retryable": True,
+            "request_id": "",
+        }
         assert (recorder.records[-1].outcome, recorder.records[-1].total_tokens) == (error.type, 0)
 
 

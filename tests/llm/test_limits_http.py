@@ -1,4 +1,4 @@
-"""Limits and accounting over HTTP: what is refused and how it is told, what every attempt took, and `GET /limits`."""
+"""Limits and accounting over HTTP: refusals, the cost of every attempt, and `GET /limits`."""
 
 import asyncio
 from contextlib import asynccontextmanager

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from contracts.llm.answers import ProxyResponse
-from tests.llm.test_proxy_http import BODY, events_of, running
+from tests.support.llm.proxy_http import BODY, events_of, running
 from tests.support.llm.upstream import play
 
 THOUGHT, ANSWER = "Питає про столицю.", "Це Київ."

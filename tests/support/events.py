@@ -1,4 +1,4 @@
-"""An event log that keeps what it is told."""
+"""An event log that keeps its events."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""Measures how long something takes without what the machine's other work adds, so that a bound in a test means the code's own."""
+"""Measures the time that the code itself takes, without delays that a busy machine adds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TICK_S = 0.01
 
 
 class Stopwatch:
-    """Seconds since its start, less those by which this process's event loop was late meanwhile."""
+    """Seconds since its start, less the lateness of this process's event loop."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -22,7 +22,7 @@ class Stopwatch:
         return time.monotonic() - self._began - self._late
 
     async def watch(self) -> None:
-        """Sleeps over and over; what each sleep takes beyond its time, a busy machine took."""
+        """Sleeps repeatedly; what a sleep takes beyond its time is lateness."""
         while True:
             asleep = time.monotonic()
             await asyncio.sleep(TICK_S)
@@ -31,7 +31,7 @@ class Stopwatch:
 
 @contextlib.asynccontextmanager
 async def stopwatch() -> AsyncIterator[Stopwatch]:
-    """Gives a running stopwatch."""
+    """Yields a running stopwatch."""
     watch = Stopwatch()
     watching = asyncio.create_task(watch.watch())
     try:

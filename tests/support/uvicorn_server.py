@@ -15,7 +15,7 @@ JSON = {"content-type": "application/json"}
 @contextlib.asynccontextmanager
 async def served(app, *, root_path="", lifespan="off"):
     """Yields the server's base URL (with `root_path`); binds a free port on loopback."""
-    # asyncio answers without delay only where the protocol is named: each answer would take 40 ms more.
+    # Without a named protocol asyncio leaves Nagle on: each answer would take 40 ms more.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(

@@ -14,8 +14,8 @@ import openai
 import pytest
 import pytest_asyncio
 
-from tests.llm.test_proxy_http import events_of
 from tests.support.llm.proxy import CALLER, ingress_of, proxy_over
+from tests.support.llm.proxy_http import events_of
 from tests.support.llm.upstream import ScriptedUpstream
 from tests.support.llm.upstream.corpus import Case, cases
 from tests.support.uvicorn_server import served
