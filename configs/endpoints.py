@@ -18,11 +18,11 @@ def plain_url(value: str) -> str:
     """Returns `value`. Raises ValueError unless it is an HTTP address without further parts."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-        msg = "must be an http:// or https:// URL"
-        raise ValueError(msg)
+        raise ValueError("must be an http:// or https:// URL")
     if parts.username or parts.password or parts.query or parts.fragment:
-        msg = "must hold no credentials, query or fragment; keys are read from the environment"
-        raise ValueError(msg)
+        raise ValueError(
+            "must hold no credentials, query or fragment; keys are read from the environment"
+        )
     return value
 
 
@@ -36,11 +36,9 @@ def _checked_headers(value: dict[str, str]) -> dict[str, str]:
             "x-api-key",
             "api-key",
         }:
-            msg = f"`{name}` would be a secret in a file; give it through `api_key_env`"
-            raise ValueError(msg)
+            raise ValueError(f"`{name}` would be a secret in a file; give it through `api_key_env`")
         if not _HEADER_NAME.fullmatch(name) or not text.isprintable():
-            msg = f"`{name}` must be a header's name with a value of one line"
-            raise ValueError(msg)
+            raise ValueError(f"`{name}` must be a header's name with a value of one line")
         if name.lower() in {
             "host",
             "content-length",
@@ -48,8 +46,7 @@ def _checked_headers(value: dict[str, str]) -> dict[str, str]:
             "connection",
             "accept-encoding",
         }:
-            msg = f"`{name}` is set by the proxy itself"
-            raise ValueError(msg)
+            raise ValueError(f"`{name}` is set by the proxy itself")
     return value
 
 
@@ -66,14 +63,14 @@ def refuse_exposed_key(base_url: str | None, api_key_env: str | None, *, insecur
         ValueError: it is a secret of this graph, or would leave this machine over plain http://.
     """
     if api_key_env in OWN_SECRETS:
-        msg = f"api_key_env: {api_key_env} opens this graph: give the endpoint a key of its own"
-        raise ValueError(msg)
+        raise ValueError(
+            f"api_key_env: {api_key_env} opens this graph: give the endpoint a key of its own"
+        )
     if base_url is None or api_key_env is None or insecure:
         return
     parts = urlsplit(base_url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        msg = (
+        raise ValueError(
             f"base_url: the key in {api_key_env} would go over plain http:// to another machine: "
             "use https://, or accept that with `insecure: true` in this entry"
         )
-        raise ValueError(msg)

@@ -47,8 +47,7 @@ class ChunkSettings(BaseModel):
     @model_validator(mode="after")
     def _overlap_is_small(self) -> ChunkSettings:
         if 2 * self.overlap > self.most:
-            msg = "overlap: at most half of `most`"
-            raise ValueError(msg)
+            raise ValueError("overlap: at most half of `most`")
         return self
 
 

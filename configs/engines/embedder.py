@@ -63,8 +63,9 @@ class QueueSettings(BaseModel):
     @model_validator(mode="after")
     def _holds_a_call(self) -> QueueSettings:
         if not MAX_TEXTS_PER_CALL <= self.max_texts_per_tenant <= self.max_texts:
-            msg = f"needs {MAX_TEXTS_PER_CALL} (one call) <= max_texts_per_tenant <= max_texts"
-            raise ValueError(msg)
+            raise ValueError(
+                f"needs {MAX_TEXTS_PER_CALL} (one call) <= max_texts_per_tenant <= max_texts"
+            )
         return self
 
 
@@ -136,8 +137,9 @@ class LocalEmbedderSettings(_Common):
     @model_validator(mode="after")
     def _batch_holds_a_text(self) -> LocalEmbedderSettings:
         if self.batch.max_tokens < self.max_tokens:
-            msg = "batch.max_tokens must be at least max_tokens: one text has to fit a batch"
-            raise ValueError(msg)
+            raise ValueError(
+                "batch.max_tokens must be at least max_tokens: one text has to fit a batch"
+            )
         return self
 
 

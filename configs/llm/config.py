@@ -62,8 +62,7 @@ class ProviderSettings(Proxied, BaseModel):
     @model_validator(mode="after")
     def _has_url(self) -> ProviderSettings:
         if self.type == "openai_compatible" and self.base_url is None:
-            msg = "`base_url` is required for type openai_compatible"
-            raise ValueError(msg)
+            raise ValueError("`base_url` is required for type openai_compatible")
         refuse_exposed_key(self.base_url, self.api_key_env, insecure=self.insecure)
         return self
 
@@ -126,8 +125,9 @@ class LLMSettings(BaseModel):
             ):
                 for other in others:
                     if other not in self.models or other == name:
-                        msg = f"models.{name}.{key}: `{other}` must be another model of this file"
-                        raise ValueError(msg)
+                        raise ValueError(
+                            f"models.{name}.{key}: `{other}` must be another model of this file"
+                        )
         for name in self.prices:
             if name not in self.models and name.partition("/")[0] not in {
                 *self.providers,
@@ -153,8 +153,9 @@ class LLMSettings(BaseModel):
         for name, model in self.models.items():
             if not self._is_local(model):
                 if not model.name:
-                    msg = f"models.{name}.name: required: what `{model.provider}` calls the model"
-                    raise ValueError(msg)
+                    raise ValueError(
+                        f"models.{name}.name: required: what `{model.provider}` calls the model"
+                    )
             else:
                 if model.name not in {"", served_name}:
                     raise ValueError(

@@ -70,8 +70,9 @@ class SpillSettings(BaseModel):
     @model_validator(mode="after")
     def _returns_below(self) -> SpillSettings:
         if self.return_depth is not None and self.return_depth >= self.queue_depth:
-            msg = "`return_depth` must be below `queue_depth`, or calls would go to and fro"
-            raise ValueError(msg)
+            raise ValueError(
+                "`return_depth` must be below `queue_depth`, or calls would go to and fro"
+            )
         return self
 
     def drained_at(self) -> int:
