@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from common.tasks import end_tasks
 from contracts.errors import DaarionError
 from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition, ToolExecutor
@@ -140,7 +140,5 @@ class Toolcore:
 
     async def _stop_syncing(self) -> None:
         if self._syncing is not None:
-            self._syncing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._syncing
+            await end_tasks([self._syncing])
             self._syncing = None

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 from uuid import UUID
 
+from common.tasks import end_tasks
 from contracts.errors import DaarionError, Internal
 from contracts.events import EventLog
 from contracts.tools.api import Decision
@@ -62,9 +63,7 @@ class ToolRecorder:
 
     async def close(self) -> None:
         """Stops; ends that are being written get a few seconds."""
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await end_tasks(self._loops)
         if self._writing:
             await asyncio.wait(self._writing, timeout=CLOSE_TIMEOUT_S)
 

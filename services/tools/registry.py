@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.tasks import end_tasks
 from contracts.errors import ConfigurationError, DaarionError, InvalidRequest, Unavailable
 from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition, tool_id_of
@@ -99,9 +100,7 @@ class Registry:
     async def close(self) -> None:
         """Stops polling."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_tasks([self._task])
 
     def get(self, tool_id: str) -> Tool | None:
         """Returns the current version by id or mapped name, enabled or not.

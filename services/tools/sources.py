@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from common.tasks import end_tasks
 from contracts.errors import DaarionError
 from contracts.events import EventLog
 from contracts.tools.api import ToolDefinition
@@ -45,9 +46,7 @@ class SourceKeeper:
 
     async def close(self) -> None:
         """Stops watching."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         self._tasks = []
 
     async def _keep(self, name: str, source: ToolSource) -> None:

@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from pydantic import ValidationError
 
+from common.tasks import end_tasks
 from contracts.events import EventLog
 from contracts.tools.api import ToolCallRequest, ToolCallResult
 from interfaces.nats.tools import streams
@@ -73,14 +74,10 @@ class ToolNats:
     async def close(self) -> None:
         """Stops fetching. Calls at work get a few seconds; the rest goes to another replica."""
         if self._fetcher is not None:
-            self._fetcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._fetcher
+            await end_tasks([self._fetcher])
         if self._working:
             await asyncio.wait(self._working, timeout=CLOSE_TIMEOUT_S)
-        for task in self._working:
-            task.cancel()
-        await asyncio.gather(*self._working, return_exceptions=True)
+        await end_tasks(self._working)
 
     async def _take(self, message: Msg) -> None:
         """Puts a request into the stream; answers at once if the stream is full or away."""
