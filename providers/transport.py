@@ -63,23 +63,22 @@ AIOHTTP_FAILURES = (aiohttp.ClientError, OSError, ValueError)
 
 
 class Transport:
-    """Sends `POST`s with a JSON body to one URL: no redirects, no cookies, nothing from the
-    environment.
+    """Posts JSON bodies to one URL. Redirects, cookies and the environment are ignored.
 
-    The number of connections is not bounded here: the provider's turns bound the calls.
+    Connections are not bounded here: a provider's slots bound its calls.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str], proxy: str | None = None) -> None:
-        """Must be called on the running event loop. `proxy` is a forward proxy's URL, credentials
-        included.
+        """Call it on the running event loop. `proxy` is a forward proxy's URL with its credentials.
 
         Raises ValueError for a header that cannot be sent.
         """
-        sent = {"Accept-Encoding": "identity", "Content-Type": "application/json", **headers}
+        sent = {"accept-encoding": "identity", "content-type": "application/json"}
+        sent |= {name.lower(): value for name, value in headers.items()}
         if not all(f"{name}{value}".isprintable() for name, value in sent.items()):
             raise ValueError("a header holds a control character")
         self._url = url
-        # Of each request, not of the session: aiohttp sends those to the forward proxy as well.
+        # Not the session's: aiohttp sends those to the forward proxy, too.
         self._headers = sent
         self._open: set[HttpExchange] = set()
         self._session = aiohttp.ClientSession(
@@ -138,10 +137,10 @@ class Transport:
 
 
 class HttpExchange:
-    """The answer to one request. `release` must be called, whatever comes of it.
+    """The answer to one request. `release` must always be called; it calls `released`.
 
-    `headers` are looked up in any spelling, and give the first of several. A read that still waits
-    at `expires_at` (monotonic seconds) fails with TimedOut.
+    `headers` are case-insensitive and return the first of several. A read that waits longer than
+    until `expires_at` (monotonic seconds) raises TimedOut.
     """
 
     __slots__ = (
@@ -160,9 +159,7 @@ class HttpExchange:
         expires_at: float,
         released: Callable[[HttpExchange], None],
     ) -> None:
-        """`released` is called by `release`. Raises MalformedAnswer for an answer that does not fit
-        our request.
-        """
+        """Raises MalformedAnswer for an answer that does not fit our request."""
         self._released = released
         self._response = response
         self._content = response.content

@@ -43,12 +43,10 @@ def open_client(
     proxy: str | None = None,
     connect_s: float = CONNECT_S,
 ) -> httpx2.AsyncClient:
-    """Returns a pooled client: TLS is verified, redirects are answers, cookies and the environment
-    are ignored.
+    """Returns a pooled client that verifies TLS and ignores redirects, cookies and the environment.
 
-    `proxy` is a forward proxy's URL, credentials included; without one, connections are direct.
-    Only connecting has a timeout of its own: callers bound the whole call with `asyncio.timeout` or
-    a `Deadline`.
+    `proxy` is a forward proxy's URL with its credentials; without one, connections are direct. Only
+    connecting has a timeout: callers bound the whole call with `asyncio.timeout`.
     """
     return httpx2.AsyncClient(
         base_url=base_url,
@@ -78,10 +76,9 @@ async def requested(
     headers: Mapping[str, str] | None = None,
     **options: Any,
 ) -> AsyncIterator[httpx2.Response]:
-    """Sends one request and yields the answer, its body unread. `options` are those of
-    `build_request`.
+    """Sends one request and yields the answer with its body unread.
 
-    Raises HttpError, also for what the caller reads inside.
+    `options` are those of `build_request`. Raises HttpError, also while the caller reads the body.
     """
     with http_errors():
         request = client.build_request(method, url, headers=_encoded(headers or {}), **options)
@@ -96,9 +93,7 @@ async def requested(
 
 
 async def read_bounded(response: httpx2.Response, limit: int) -> bytes:
-    """Returns the decoded body. Raises AnswerTooLarge for more than `limit` bytes, else
-    AnswerCutOff.
-    """
+    """Returns the decoded body. Raises AnswerTooLarge above `limit` bytes, else AnswerCutOff."""
     body = bytearray()
     try:
         async for piece in inflated(response.aiter_raw(), response.headers.get("content-encoding")):
@@ -147,8 +142,8 @@ def http_errors(*, begun: bool = False) -> Iterator[None]:
 
 
 def _encoded(headers: Mapping[str, str]) -> dict[bytes, bytes]:
-    """Headers as UTF-8: httpx2 refuses text beyond ASCII."""
-    return {name.encode(): value.encode() for name, value in headers.items()}
+    """Headers in UTF-8, which httpx2 refuses as text, and each name once, whatever its spelling."""
+    return {name.lower().encode(): value.encode() for name, value in headers.items()}
 
 
 @functools.cache

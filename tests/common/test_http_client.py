@@ -69,11 +69,15 @@ def test_every_failure_of_httpx2_has_a_name_of_ours() -> None:
 
 
 async def test_an_answer_and_what_is_sent() -> None:
-    async with answering(OK) as (url, heads), open_client(headers={"X-Own": "значення"}) as client:
+    async with (
+        answering(OK) as (url, heads),
+        open_client(headers={"X-Own": "значення", "user-agent": "x"}) as client,
+    ):
         for _ in range(2):
             async with requested(client, "GET", url, headers={"X-Key": "ключ"}) as response:
                 assert await read_bounded(response, 2) == b"ok"
         assert len(heads) == 2
+        assert heads[0].lower().count(b"user-agent:") == 1
         assert b"cookie" not in heads[1].lower()
         assert b"accept-encoding: identity" in heads[1].lower()
         assert "x-key: ключ".encode() in heads[1].lower()

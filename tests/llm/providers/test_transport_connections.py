@@ -138,15 +138,23 @@ async def test_an_answer_before_the_request_was_taken_is_an_answer_and_the_conne
         await transport.close()
 
 
+async def failing(url: str, connect_s: float = 5) -> None:
+    transport = Transport(url, {})
+    try:
+        await transport.post(b"", connect_s=connect_s)
+    finally:
+        await transport.close()
+
+
 async def test_a_refused_a_hanging_and_an_unknown_address() -> None:
     with refused_port() as port, pytest.raises(ConnectFailed):
-        await Transport(f"http://127.0.0.1:{port}/", {}).post(b"", connect_s=5)
+        await failing(f"http://127.0.0.1:{port}/", connect_s=5)
     with hanging_port() as port, pytest.raises(ConnectTimedOut):
-        await Transport(f"http://127.0.0.1:{port}/", {}).post(b"", connect_s=0.2)
+        await failing(f"http://127.0.0.1:{port}/", connect_s=0.2)
     with pytest.raises(ConnectFailed):
-        await Transport("http://no-such-host.invalid/", {}).post(b"", connect_s=5)
+        await failing("http://no-such-host.invalid/", connect_s=5)
     with pytest.raises(ConnectFailed):
-        await Transport(f"http://{'a' * 70}.invalid/", {}).post(b"", connect_s=5)
+        await failing(f"http://{'a' * 70}.invalid/", connect_s=5)
 
 
 async def test_the_next_address_is_tried_where_one_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +181,7 @@ async def test_tls_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, h
         url = f"https://{f'[{host}]' if ':' in host else host}:{port}/"
         tls_context.cache_clear()
         with pytest.raises(ConnectFailed):
-            await Transport(url, {}).post(b"", connect_s=5)
+            await failing(url, connect_s=5)
         monkeypatch.setenv("SSL_CERT_FILE", str(authority))
         tls_context.cache_clear()
         transport = Transport(url, {})
@@ -193,7 +201,10 @@ async def test_a_header_that_would_be_two_is_refused(value: str) -> None:
 async def test_a_header_in_any_spelling_replaces_ours() -> None:
     server = Server([answer()])
     async with serving(server.serve) as port:
-        transport = Transport(f"http://127.0.0.1:{port}/", {"accept": "application/json"})
+        transport = Transport(
+            f"http://127.0.0.1:{port}/", {"accept": "application/json", "CONTENT-type": "x"}
+        )
         await whole(transport)
         assert server.requests[0].lower().count(b"accept:") == 1
+        assert server.requests[0].lower().count(b"content-type:") == 1
         await transport.close()
