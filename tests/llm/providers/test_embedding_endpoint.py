@@ -207,7 +207,7 @@ async def test_waiting_calls_are_bounded():
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def test_a_missing_key_is_told_at_start_by_its_name():
+def test_a_missing_key_is_reported_at_start_by_name():
     settings = RemoteEmbedderSettings(
         type="openai_compatible",
         base_url="https://example.org/v1",

@@ -271,7 +271,7 @@ async def test_embeddings_go_through_the_proxy(tmp_path, monkeypatch):
         await refused.close()
 
 
-def test_an_embedders_proxy_login_that_is_not_set_is_told_at_start():
+def test_a_missing_proxy_login_of_the_embedder_is_reported_at_start():
     with pytest.raises(ConfigurationError, match="LOGIN is not set"):
         embedder_of(
             "https://x/v1", {"EMBEDDINGS_KEY": KEY}.get, proxy="http://p:1", proxy_auth_env="LOGIN"

@@ -200,7 +200,7 @@ async def test_reasoning_is_kept_apart_from_content(provider, upstream, stream, 
 @pytest.mark.parametrize(
     "reason", ["stop", "length", "content_filter", "tool_calls", "something_new"]
 )
-async def test_the_finish_reason_is_told(provider, upstream, stream, reason):
+async def test_the_finish_reason_is_returned(provider, upstream, stream, reason):
     upstream.script(
         play("content_filter_finish")
         if reason == "content_filter"
@@ -225,7 +225,7 @@ async def test_tool_calls_come_whole(provider, upstream):
 @pytest.mark.parametrize(
     "options", [{}, {"calls": 3}, {"whole": True}, {"text": "Дивлюсь. "}], ids=str
 )
-async def test_tool_call_fragments_are_passed_on_as_they_came(provider, upstream, options):
+async def test_tool_call_fragments_are_forwarded_unchanged(provider, upstream, options):
     upstream.script(play("tool_calls", **options))
     outcome = await call(provider, stream=True)
     assert outcome.error is None

@@ -111,7 +111,7 @@ async def test_the_requests_own_deadline_wins_over_longer_timeouts(provider, ups
 
 @BOTH
 @pytest.mark.parametrize("one", [play("http_500", stall=True), play("drip_error")], ids=named)
-async def test_an_error_body_that_does_not_come_holds_nobody_up(provider, upstream, one, stream):
+async def test_a_missing_error_body_delays_no_caller(provider, upstream, one, stream):
     upstream.script(one)
     outcome = await call(provider, stream=stream, timeouts=FAST)
     assert type(outcome.error) in {errors.UpstreamUnavailable, errors.UpstreamTimeout}

@@ -1,5 +1,5 @@
 """How streams of `providers/openai_compatible.py` end: whose usage is billed, what is waited for,
-and that connections are used again.
+and that connections are reused.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ async def test_a_total_that_is_less_than_its_parts_is_their_sum(provider, upstre
     )
 
 
-async def test_keep_alives_behind_the_finish_reason_hold_nobody_up(provider, upstream, monkeypatch):
+async def test_keep_alives_after_the_finish_reason_delay_no_caller(provider, upstream, monkeypatch):
     monkeypatch.setattr(event_stream, "USAGE_GRACE_S", 0.3)
     upstream.script(play("no_done", usage="missing", beat_s=0.05))
     async with asyncio.timeout(30):
@@ -104,7 +104,7 @@ async def test_keep_alives_behind_the_finish_reason_hold_nobody_up(provider, ups
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole answer read as a stream"])
-async def test_connections_of_finished_streams_are_used_again(
+async def test_connections_of_finished_streams_are_reused(
     make_provider, upstream, monkeypatch, whole
 ):
     monkeypatch.setattr(held_calls, "DRAIN_S", 30)

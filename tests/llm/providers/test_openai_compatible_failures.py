@@ -149,7 +149,9 @@ async def test_null_content_is_an_empty_answer(provider, upstream):
         ([7], "[7]"),
     ],
 )
-async def test_tool_call_arguments_are_told_as_text(provider, upstream, arguments, text, stream):
+async def test_tool_call_arguments_are_returned_as_text(
+    provider, upstream, arguments, text, stream
+):
     upstream.script(play("tool_calls", arguments=arguments, whole=True))
     outcome = await call(provider, stream=stream)
     assert outcome.error is None

@@ -104,7 +104,7 @@ def test_a_price_for_nothing_in_the_file_is_refused():
         book(typo={"input": 1, "output": 1})
 
 
-def test_prices_are_looked_up_again_after_a_while():
+def test_prices_are_refreshed():
     now = [0.0]
     watched = PriceBook(LLMSettings.model_validate(CONFIG), clock=lambda: now[0])
     watched.warm()

@@ -185,7 +185,7 @@ def test_a_key_goes_over_tls_to_this_machine_or_where_the_operator_says_so(provi
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         (
             "providers: {a: {base_url: 'http://h'}}\nmodels: {m: {provider: b, name: x}}",
@@ -269,9 +269,9 @@ def test_a_key_goes_over_tls_to_this_machine_or_where_the_operator_says_so(provi
         ("{", "not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_refused_with_key_and_reason(text, told):
+def test_a_wrong_file_is_refused_with_key_and_reason(text, reason):
     with pytest.raises(ConfigurationError) as caught:
         parse_yaml(text, LLMSettings, name="llm.yaml")
     assert caught.value.message.startswith("llm.yaml: ")
-    assert told in caught.value.message
+    assert reason in caught.value.message
     assert "\n" not in caught.value.message

@@ -109,7 +109,7 @@ async def test_a_body_that_cannot_be_decoded_fails_alone(
         with pytest.raises(error):
             await whole(transport)
         assert await whole(transport) == (200, b"ok")
-        assert server.opened == 1, "its end was told well"
+        assert server.opened == 1, "the connection stays usable"
 
 
 ENDLESS = {
@@ -128,7 +128,7 @@ async def test_frames_without_content_end_with_the_deadline(one: bytes) -> None:
 
 
 @pytest.mark.parametrize(("one", "error"), BAD.values(), ids=BAD)
-async def test_what_is_no_answer_fails_and_its_connection_is_not_used_again(
+async def test_invalid_answers_fail_and_their_connections_are_not_reused(
     one: bytes, error: type[Exception]
 ) -> None:
     async with answering(one, answer()) as (server, transport):
@@ -140,7 +140,7 @@ async def test_what_is_no_answer_fails_and_its_connection_is_not_used_again(
         assert server.opened == 2
 
 
-async def test_what_came_before_the_cut_is_given() -> None:
+async def test_bytes_before_the_cut_are_returned() -> None:
     async with answering(chunked(b"one", tail=b"<end>")) as (_, transport):
         exchange = await transport.post(b"{}", connect_s=5)
         assert await exchange.read() == b"one"

@@ -23,7 +23,7 @@ from tests.support.llm.prepared_answers import Server, answer, answering, servin
 from tests.support.llm.upstream.sockets import hanging_port, refused_port
 
 
-async def test_a_connection_is_used_again_and_the_last_used_first() -> None:
+async def test_connections_are_reused() -> None:
     async with answering(answer()) as (server, transport):
         await asyncio.gather(whole(transport), whole(transport), whole(transport))
         assert server.opened == 3
@@ -32,22 +32,22 @@ async def test_a_connection_is_used_again_and_the_last_used_first() -> None:
         assert server.opened == 3
 
 
-NOT_AGAIN = {
+NOT_REUSED = {
     "closed by its word": answer(b"ok", "Connection: close"),
     "a second answer behind the first": answer() + answer(b"injected"),
     "HTTP/1.0": b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok<end>",
 }
 
 
-@pytest.mark.parametrize("one", NOT_AGAIN.values(), ids=NOT_AGAIN)
-async def test_a_connection_that_may_be_spoilt_is_not_used_again(one: bytes) -> None:
+@pytest.mark.parametrize("one", NOT_REUSED.values(), ids=NOT_REUSED)
+async def test_connections_that_may_be_spoilt_are_not_reused(one: bytes) -> None:
     async with answering(one, answer(b"mine")) as (server, transport):
         assert await whole(transport) == (200, b"ok")
         assert await whole(transport) == (200, b"mine")
         assert server.opened == 2
 
 
-async def test_an_answer_that_nobody_asked_for_is_given_to_nobody() -> None:
+async def test_an_answer_without_a_request_reaches_no_caller() -> None:
     async def chatty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal opened
         opened += 1
@@ -68,9 +68,7 @@ async def test_an_answer_that_nobody_asked_for_is_given_to_nobody() -> None:
         assert await whole(transport) == (200, b"ok")
         async with asyncio.timeout(20):
             await sent.wait()
-            await asyncio.sleep(
-                0.1
-            )  # a byte that is still on its way cannot be told from an answer
+            await asyncio.sleep(0.1)  # bytes still in transit look like an answer
             assert await whole(transport) == (200, b"ok")
             await gone.wait()
         assert opened == 2
@@ -93,7 +91,7 @@ async def test_an_idle_connection_is_closed_after_a_while(monkeypatch: pytest.Mo
             await server.closed.wait()
 
 
-async def test_a_call_that_is_given_up_closes_its_connection() -> None:
+async def test_a_cancelled_call_closes_its_connection() -> None:
     async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok") as (server, transport):
         call = asyncio.create_task(whole(transport))
         while not server.requests:
@@ -106,7 +104,7 @@ async def test_a_call_that_is_given_up_closes_its_connection() -> None:
             await server.closed.wait()
 
 
-async def test_closing_the_pool_breaks_what_is_under_way() -> None:
+async def test_closing_the_transport_breaks_calls_in_progress() -> None:
     async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", answer()) as (
         server,
         transport,
@@ -119,9 +117,7 @@ async def test_closing_the_pool_breaks_what_is_under_way() -> None:
             await call
 
 
-async def test_an_answer_before_the_request_was_taken_is_an_answer_and_the_connection_is_left() -> (
-    None
-):
+async def test_an_early_answer_is_returned_and_its_connection_closed() -> None:
     async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(writer)
         await reader.readuntil(b"\r\n\r\n")

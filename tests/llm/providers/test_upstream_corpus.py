@@ -41,7 +41,7 @@ class Outcome:
     by: str | None = None
     status: int = 200
     error: str | None = None
-    told: str = ""
+    message: str = ""
     retry_after: str | None = None
 
     def join(self, fragments: list[dict[str, Any]] | None) -> None:
@@ -53,7 +53,7 @@ class Outcome:
             call["arguments"] += fragment["function"]["arguments"]
 
     def failed(self, status: int, error: dict[str, Any], kind: str) -> None:
-        self.status, self.error, self.told = status, error[kind], error["message"]
+        self.status, self.error, self.message = status, error[kind], error["message"]
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def check(case: Case, found: Outcome) -> None:
     if error is not None:
         status, kind = error if isinstance(error, list) else (200, error)
         assert (found.status, found.error) == (status, kind), found
-        assert wanted.get("told", "") in found.told
+        assert wanted.get("told", "") in found.message
     else:
         assert found.error is None, found
     if "retry_after" in wanted:

@@ -89,7 +89,7 @@ async def test_an_unknown_behaviour_is_refused(upstream):
         upstream.script("nonsense")
 
 
-async def test_keepalive_ends_in_an_answer_where_it_is_told_to(client, upstream):
+async def test_keepalive_ends_in_an_answer_as_configured(client, upstream):
     _, raw, _ = await post(client, upstream, model="keepalive?count=3&interval_s=0.01", stream=True)
     assert raw.startswith(b": keep-alive\n\n: keep-alive\n\n")
     assert text_of(events(raw)) == "Echo: Привіт, світе"
@@ -150,7 +150,7 @@ async def test_reasoning_comes_before_content(client, upstream):
         ("ok?usage=every_chunk", 4, True),
     ],
 )
-async def test_usage_stands_where_it_is_told_to(client, upstream, name, usages, in_choice):
+async def test_usage_stands_as_configured(client, upstream, name, usages, in_choice):
     _, raw, _ = await post(client, upstream, model=name, stream=True, text="так")
     found = [chunk for chunk in events(raw) if chunk.get("usage")]
     assert len(found) == usages
