@@ -82,7 +82,8 @@ class Journal:
             self._current = self._create()
         except OSError as error:
             raise ConfigurationError(
-                f"the journal directory under the data directory cannot be written: {error.strerror}"
+                "the journal directory under the data directory cannot be written: "
+                f"{error.strerror}"
             ) from error
 
     def append(self, record: bytes) -> bool:
@@ -95,7 +96,7 @@ class Journal:
         return False
 
     def segments(self) -> Iterator[Segment]:
-        """Yields the segments with undelivered records: this process's, oldest first, then adopted."""
+        """Yields segments with undelivered records: this process's, oldest first, then adopted."""
         current = [self._current] if self._current is not None else []
         for segment in [*self._sealed, *current, *self._adopted]:
             if not segment.is_empty:

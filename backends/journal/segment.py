@@ -122,7 +122,7 @@ class Segment:
         return True
 
     def read(self, limit: int) -> Batch:
-        """Returns up to `limit` undelivered records and skips damage; does not mark them delivered."""
+        """Returns up to `limit` undelivered records, skipping damage; does not mark them."""
         records: list[bytes] = []
         position, damaged = self._cursor, 0
         while position < self._tail and len(records) < limit:

@@ -78,7 +78,7 @@ class BoundedConnection(psycopg.AsyncConnection[DictRow]):
             raise
 
     async def begin(self, context: dict[str, str] | None) -> None:
-        """Begins a transaction with the values of `BEGIN_WITH`, or None for the session's settings."""
+        """Begins a transaction; `context` has the values of `BEGIN_WITH`, or is None."""
         if context is None:
             await self.execute(BEGIN)
         else:

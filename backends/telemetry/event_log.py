@@ -85,7 +85,7 @@ class FileEventLog:
             time.sleep(FLUSH_INTERVAL_S)
 
     def _batch(self) -> tuple[list[dict[str, Any]], bool]:
-        """Waits for an event, then takes the queued ones. The flag is set when the log was closed."""
+        """Waits for an event and takes the queued ones; the flag: the log was closed."""
         batch: list[dict[str, Any]] = []
         item = self._queue.get()
         while item is not None:

@@ -92,12 +92,27 @@ class Times:
 
 def blueprint() -> Blueprint:
     """Returns the agent that is measured: everything a channel's agent does, in few tokens."""
-    return Blueprint.model_validate({
-        "id": AGENT, "name": "Bench", "model": "dagi-local-8b", "language": "en", "instructions": "Answer in one short sentence.",
-        "tools": ["projects.list"], "first_step": "required", "temperature": 0, "history": EARLIER,
-        "answer": {"tool": "projects.list", "field": "name", "reply": "Projects: {choices}.", "none": "None."},
-        "memory": {"recall": 5}, "limits": {"steps": 2, "answer_tokens": 64, "context_tokens": 800},
-    })  # fmt: skip
+    return Blueprint.model_validate(
+        {
+            "id": AGENT,
+            "name": "Bench",
+            "model": "dagi-local-8b",
+            "language": "en",
+            "instructions": "Answer in one short sentence.",
+            "tools": ["projects.list"],
+            "first_step": "required",
+            "temperature": 0,
+            "history": EARLIER,
+            "answer": {
+                "tool": "projects.list",
+                "field": "name",
+                "reply": "Projects: {choices}.",
+                "none": "None.",
+            },
+            "memory": {"recall": 5},
+            "limits": {"steps": 2, "answer_tokens": 64, "context_tokens": 800},
+        }
+    )
 
 
 @dataclass
@@ -196,10 +211,12 @@ def table(times: Times) -> list[str]:
     added = median(times.added)
     verdict = "within" if added <= BUDGET_MS else "OVER"
     rows.append(
-        f"{'added':<12}{added:>10.1f}{_p95(times.added):>10.1f}  from the invocation to the reply, without the model's and the tools'"
+        f"{'added':<12}{added:>10.1f}{_p95(times.added):>10.1f}"
+        "  from the invocation to the reply, without the model's and the tools'"
     )
     rows.append(
-        f"the median is {verdict} the budget of {BUDGET_MS:.0f} ms for an idle machine; load per core now {_load():.1f}"
+        f"the median is {verdict} the budget of {BUDGET_MS:.0f} ms for an idle machine; "
+        f"load per core now {_load():.1f}"
     )
     return rows
 

@@ -5,8 +5,8 @@
 
 Conversations run in many channels. Every message is repeated under its own id until the workspace
 accepts it, as a client would do. Meanwhile replica processes of the graph in `DAARION_DATA_DIR` are
-killed at random (SIGKILL). At the end each message must have exactly one reply: one run, one message
-of that run, and an answer. The exit status is 1 when a reply is lost, doubled or an apology.
+killed at random (SIGKILL). At the end each message must have exactly one reply: one run, one
+message of that run, and an answer. The exit status is 1 when one is lost, doubled or an apology.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class RunStore(Protocol):
     """
 
     async def accept(self, new: NewRun, owner: UUID, lease_s: float) -> tuple[RunView, Run | None]:
-        """Records a run. Returns the Run when it is new, None when its trigger has a run already."""
+        """Records a run; returns None for the Run when the trigger has a run already."""
 
     async def note(self, run: Run, owner: UUID, lease_s: float) -> bool:
         """Writes the run's journal, steps, counts and state, and renews its lease."""

@@ -60,7 +60,7 @@ class ChannelEventStore(Protocol):
     """Stores live events. Raises DatabaseUnavailable while the database is away."""
 
     async def add_steps(self, microdao_id: str, channel_id: UUID, steps: RunSteps) -> int:
-        """Stores new steps and returns their number. Raises NotFound, or Forbidden for a stranger."""
+        """Stores new steps, returns their number. Raises NotFound, or Forbidden: no member."""
 
     async def positions(self, channel_ids: Collection[UUID]) -> dict[UUID, int]:
         """Returns the newest position of each channel."""
@@ -68,4 +68,4 @@ class ChannelEventStore(Protocol):
     async def events(
         self, microdao_id: str, channel_id: UUID, after: int, limit: int
     ) -> list[ChannelEvent]:
-        """Returns the events after a position, oldest first. Old steps are purged, messages never."""
+        """Returns events after a position, oldest first. Old steps are purged, messages never."""

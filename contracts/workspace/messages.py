@@ -53,7 +53,7 @@ class NewMessage(BaseModel):
 
 
 class AgentPost(BaseModel):
-    """Body, or query, of `POST /agents/{agent_id}/post-to-channel`. A `run_id` posts one message."""
+    """Body or query of `POST /agents/{agent_id}/post-to-channel`. A `run_id` posts one message."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

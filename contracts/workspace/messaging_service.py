@@ -69,7 +69,7 @@ class ChannelMessage(BaseModel):
 
 
 class PostedMessage(BaseModel):
-    """A message that was posted. `repeated`: this run had posted before; the message is the first."""
+    """A posted message. `repeated`: this run had posted before; the message is the first one."""
 
     model_config = _LENIENT
 
@@ -80,7 +80,7 @@ class PostedMessage(BaseModel):
 
 
 class ChannelInfo(BaseModel):
-    """A channel, its tenant and members. `members` is None when the service does not report them."""
+    """A channel, its tenant and members, None when the service does not report them."""
 
     model_config = _LENIENT
 
@@ -149,7 +149,7 @@ class Messaging(Protocol):
         steps: Sequence[RunStep],
         deadline: Deadline,
     ) -> None:
-        """Shows steps to the channel's watchers. Does nothing when the service has no such route."""
+        """Shows steps to the channel's watchers, if the service has such a route."""
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -1,4 +1,4 @@
-"""Which microDAO a channel belongs to, and whether the agent is a member; checked per invocation."""
+"""Checks for each invocation which microDAO its channel belongs to and who is a member."""
 
 from __future__ import annotations
 

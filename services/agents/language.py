@@ -14,18 +14,16 @@ _CYRILLIC = re.compile("[\u0400-\u04ff]")
 _LETTER = re.compile(r"[^\W\d_]")
 
 APOLOGIES: dict[tuple[Apology, Language], str] = {
-    (
-        "failed",
-        "uk",
-    ): "Перепрошую, зараз не вдалося підготувати відповідь, спробуйте, будь ласка, ще раз трохи згодом.",
-    (
-        "failed",
-        "en",
-    ): "Sorry, I could not prepare an answer just now, please try again a little later.",
-    (
-        "late",
-        "uk",
-    ): "Перепрошую, підготувати відповідь вчасно не вдалося, спробуйте, будь ласка, ще раз.",
+    ("failed", "uk"): (
+        "Перепрошую, зараз не вдалося підготувати відповідь, "
+        "спробуйте, будь ласка, ще раз трохи згодом."
+    ),
+    ("failed", "en"): (
+        "Sorry, I could not prepare an answer just now, please try again a little later."
+    ),
+    ("late", "uk"): (
+        "Перепрошую, підготувати відповідь вчасно не вдалося, спробуйте, будь ласка, ще раз."
+    ),
     ("late", "en"): "Sorry, I could not finish my answer in time, please try again.",
     ("empty", "uk"): "Повідомлення порожнє, напишіть, будь ласка, чим я можу допомогти.",
     ("empty", "en"): "The message is empty, please write what I can help with.",

@@ -34,9 +34,10 @@ TENANT_ARGUMENT = "microdao_id"
 JSON_FORM = '{"tool": "<tool id>", "args": {…}}'
 LINE_FORM = "TOOL: <tool id> {…}"
 HOW_TO_CALL = {
-    "json": f"To use a tool answer with one JSON object and nothing else: {JSON_FORM}. To answer the person, write plain text.",
-    "text": f"To use a tool answer with a line `{LINE_FORM}` (the arguments as one JSON object) and nothing else. "
+    "json": f"To use a tool answer with one JSON object and nothing else: {JSON_FORM}. "
     "To answer the person, write plain text.",
+    "text": f"To use a tool answer with a line `{LINE_FORM}` (the arguments as one JSON object) "
+    "and nothing else. To answer the person, write plain text.",
 }
 RESULTS_FOLLOW = "Results of your tool calls, in their order:"
 ANSWER_NOW = "Answer the person now, in plain text, from what you know. No more tools can be used."
@@ -177,7 +178,7 @@ class Dialogue:
         return cut_to_tokens(self.known.context.question.text, tokens)
 
     def _fitting(self, turn: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A turn as it is sent. Results wait under `data` until they are cut and put in envelopes."""
+        """A turn as it is sent; results under `data` are cut and put in envelopes here."""
         if "data" not in turn:
             return turn
         chars = max(SHORT_RESULT_CHARS, int(self.blueprint.limits.result_chars * self.scale))

@@ -1,4 +1,4 @@
-"""The agent runtime's use case: an invocation becomes a run, and runs are worked on under leases."""
+"""The agent runtime: an invocation becomes a run, and runs are worked on under leases."""
 
 from __future__ import annotations
 
@@ -161,7 +161,8 @@ class AgentRuns:
         found = self._blueprints().get(agent_id)
         if found is None:
             raise NotFound(
-                f"there is no agent `{agent_id[:64]}`: GET /internal/agent-runtime/agents lists them"
+                f"there is no agent `{agent_id[:64]}`: "
+                "GET /internal/agent-runtime/agents lists them"
             )
         return found
 
@@ -204,7 +205,8 @@ class AgentRuns:
         message = newest_human(messages)
         if message is None:
             raise NotFound(
-                "the channel holds no message of a person: name the one to answer as payload.message_id"
+                "the channel holds no message of a person: "
+                "name the one to answer as payload.message_id"
             )
         if is_from_agent(message):
             raise InvalidRequest("agents do not answer each other")
@@ -260,7 +262,7 @@ class AgentRuns:
     async def _repeat(
         self, every_s: float, once: Callable[[], Awaitable[None]], failed: str
     ) -> None:
-        """Runs `once` every `every_s`; failures emit the event `failed` and do not stop the loop."""
+        """Runs `once` every `every_s`; failures emit `failed` and do not stop the loop."""
         while True:
             await asyncio.sleep(every_s)
             try:

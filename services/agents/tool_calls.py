@@ -51,7 +51,7 @@ class WantedCall:
 
 @dataclass(frozen=True)
 class Reading:
-    """An answer as it was read: calls, else a text for people. `was_cut`: the provider cut it off."""
+    """An answer as it was read: calls, else a text for people. `was_cut`: by the length limit."""
 
     calls: tuple[WantedCall, ...] = ()
     text: str = ""

@@ -13,14 +13,27 @@ def test_the_benchmark_takes_the_models_and_the_tools_time_out():
     steps = [
         StepRecord(kind=kind, started_ms=started, duration_ms=duration)
         for kind, started, duration in [
-            ("tool_list", 2, 1), ("context", 2, 5), ("memory", 7, 20), ("llm", 30, 500), ("tools", 532, 30),
-            ("llm", 563, 100), ("reply", 665, 4), ("store", 669, 9),
+            ("tool_list", 2, 1),
+            ("context", 2, 5),
+            ("memory", 7, 20),
+            ("llm", 30, 500),
+            ("tools", 532, 30),
+            ("llm", 563, 100),
+            ("reply", 665, 4),
+            ("store", 669, 9),
         ]
-    ]  # fmt: skip
+    ]
     run = RunView(
-        id=uuid4(), agent_id="agent:a", microdao_id="m", trigger_id="t", entrypoint="cron", status="answered", attempt=1,
-        steps=steps, created_at=START,
-    )  # fmt: skip
+        id=uuid4(),
+        agent_id="agent:a",
+        microdao_id="m",
+        trigger_id="t",
+        entrypoint="cron",
+        status="answered",
+        attempt=1,
+        steps=steps,
+        created_at=START,
+    )
     times = Times()
     times.add(run, 10.0)
     assert times.added == [

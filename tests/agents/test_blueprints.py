@@ -25,11 +25,18 @@ def test_shipped_blueprints_are_valid_and_name_shipped_tools():
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("id: sofia\nname: S\nmodel: m\ninstructions: x", "id"), ("id: agent:a\nname: S\nmodel: m\ninstructions: x\nmore: 1", "more"),
-     ("id: agent:a\nname: S\nmodel: m\ninstructions: x\nwrite_after_untrusted: [a.b]", "not among"),
-     ("id: agent:a\nname: S\nmodel: m\ninstructions: x\nfirst_step: required", "needs"),
-     ("id: agent:a\nname: S\nmodel: m\ninstructions: '  '", "instructions"), ("[]", "mapping")],
-)  # fmt: skip
+    [
+        ("id: sofia\nname: S\nmodel: m\ninstructions: x", "id"),
+        ("id: agent:a\nname: S\nmodel: m\ninstructions: x\nmore: 1", "more"),
+        (
+            "id: agent:a\nname: S\nmodel: m\ninstructions: x\nwrite_after_untrusted: [a.b]",
+            "not among",
+        ),
+        ("id: agent:a\nname: S\nmodel: m\ninstructions: x\nfirst_step: required", "needs"),
+        ("id: agent:a\nname: S\nmodel: m\ninstructions: '  '", "instructions"),
+        ("[]", "mapping"),
+    ],
+)
 def test_wrong_blueprints_are_refused_with_file_and_key(tmp_path: Path, text, said):
     folder = tmp_path / "agents"
     folder.mkdir()
@@ -112,9 +119,15 @@ def outcome(text, *, ok=True, tool_id="projects.list"):
 
 @pytest.mark.parametrize(
     ("text", "values"),
-    [('[{"name": "Сад"}, {"name": "Поле"}, {"name": "Сад"}]', ("Сад", "Поле")), ("[]", ()), ('[{"id": 1}, 2, {"name": 3}]', ()),
-     ('{"result": [{"name": "Сад"}], "note": "x"}', ("Сад",)), ('{"name": "Сад"}', None), ('"x"', None)],
-)  # fmt: skip
+    [
+        ('[{"name": "Сад"}, {"name": "Поле"}, {"name": "Сад"}]', ("Сад", "Поле")),
+        ("[]", ()),
+        ('[{"id": 1}, 2, {"name": 3}]', ()),
+        ('{"result": [{"name": "Сад"}], "note": "x"}', ("Сад",)),
+        ('{"name": "Сад"}', None),
+        ('"x"', None),
+    ],
+)
 def test_choices_are_the_values_of_a_field(text, values):
     settings = small_blueprint(answer=CHOICE).answer
     found = choices_of(settings, [outcome("{}", tool_id="other.tool"), outcome(text)])

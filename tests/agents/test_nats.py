@@ -122,9 +122,21 @@ async def test_an_invocation_is_answered_in_the_channel_and_announced(here, outs
         over_http = await here.invoke(channel, message)
     assert over_http["duplicate"] is True
     assert event["id"] == over_http["run_id"]
-    assert (event["agent_id"], event["microdao_id"], event["outcome"], event["steps"], event["tool_calls"], event["prompt_tokens"]) == (
-        SOFIA, OWN, "answered", 2, 1, 200,
-    )  # fmt: skip
+    assert (
+        event["agent_id"],
+        event["microdao_id"],
+        event["outcome"],
+        event["steps"],
+        event["tool_calls"],
+        event["prompt_tokens"],
+    ) == (
+        SOFIA,
+        OWN,
+        "answered",
+        2,
+        1,
+        200,
+    )
     assert (read.event_id, read.trigger, read.llm_calls, read.tool_calls, read.success) == (
         event["id"],
         "message",
@@ -163,9 +175,17 @@ def assert_shapes(told, channel):
     for subject, notice in told:
         assert {name: type(value) for name, value in notice.items()} == NOTICES[subject], subject
         assert datetime.fromisoformat(notice["ts"]).tzinfo is not None
-        assert (notice["agent_id"], notice["microdao_id"], notice["channel_id"], notice["entrypoint"]) == (
-            SOFIA, OWN, channel, "channel_message",
-        )  # fmt: skip
+        assert (
+            notice["agent_id"],
+            notice["microdao_id"],
+            notice["channel_id"],
+            notice["entrypoint"],
+        ) == (
+            SOFIA,
+            OWN,
+            channel,
+            "channel_message",
+        )
         assert "message_preview" not in notice
     assert len({notice["run_id"] for _, notice in told}) == 1
     assert len({notice["event_id"] for _, notice in told}) == len(told)
@@ -185,8 +205,10 @@ async def test_a_run_is_told_to_neighbours_without_its_contents(here, outside):
         answer = await here.ask(channel, "Які проєкти?")
         first = await notices(told, 3)
         assert [(subject, notice.get("status")) for subject, notice in first] == [
-            ("agent.run.started", None), ("agent.reply.sent", "answered"), ("agent.run.ended", "answered"),
-        ]  # fmt: skip
+            ("agent.run.started", None),
+            ("agent.reply.sent", "answered"),
+            ("agent.run.ended", "answered"),
+        ]
         assert_shapes(first, channel)
         assert first[0][1]["run_id"] == answer["run_id"]
 
@@ -194,8 +216,11 @@ async def test_a_run_is_told_to_neighbours_without_its_contents(here, outside):
         assert (await here.ask(channel, "Які ще проєкти?"))["status"] == "failed"
         second = await notices(told, 4)
         assert [(subject, notice.get("error_type")) for subject, notice in second] == [
-            ("agent.run.started", None), ("agent.reply.sent", None), ("agent.error", "upstream_rejected"), ("agent.run.ended", None),
-        ]  # fmt: skip
+            ("agent.run.started", None),
+            ("agent.reply.sent", None),
+            ("agent.error", "upstream_rejected"),
+            ("agent.run.ended", None),
+        ]
         assert_shapes(second, channel)
 
         assert (await here.invoke(channel, "gone"))["status"] == "ignored"
@@ -231,8 +256,10 @@ async def test_a_reply_that_the_channel_refuses_is_an_error_and_was_not_sent(her
         await connected(here)
         assert (await here.invoke("channel:1"))["status"] == "undelivered"
         assert [(subject, notice.get("status")) for subject, notice in await notices(told, 3)] == [
-            ("agent.run.started", None), ("agent.error", "undelivered"), ("agent.run.ended", "undelivered"),
-        ]  # fmt: skip
+            ("agent.run.started", None),
+            ("agent.error", "undelivered"),
+            ("agent.run.ended", "undelivered"),
+        ]
 
 
 async def test_who_publishes_does_not_choose_whose_memory_answers_in_a_channel(here, outside):

@@ -124,7 +124,8 @@ async def test_killed_while_posting_the_reply_comes_once(here):
     ) as connection:
         await connection.execute("SELECT set_config('daarion.microdao_id', %s, false)", (OWN,))
         await connection.execute(
-            "UPDATE agent_runs SET state = 'posting', outcome = NULL, finished_at = NULL, lease_until = now() - interval '1 second'"
+            "UPDATE agent_runs SET state = 'posting', outcome = NULL, finished_at = NULL, "
+            "lease_until = now() - interval '1 second'"
         )
     async with here.agents():
 

@@ -1,4 +1,4 @@
-"""Parts that are away, hang or are defective: a run ends in time, with an answer or a clear failure."""
+"""Parts that are away, hang or are defective: a run ends in time, with an answer or an error."""
 
 import asyncio
 

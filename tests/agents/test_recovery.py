@@ -162,13 +162,17 @@ async def test_a_reply_is_given_up_when_it_was_tried_for_long_not_when_the_run_i
     channel = await here.channel()
     async with here.agents():
         old, tried = [await here.ask(channel, f"Питання {number}") for number in range(2)]
-    lapsed = "state = 'posting', outcome = NULL, finished_at = NULL, lease_until = now() - interval '1 second'"
+    lapsed = (
+        "state = 'posting', outcome = NULL, finished_at = NULL, "
+        "lease_until = now() - interval '1 second'"
+    )
     async with await psycopg.AsyncConnection.connect(
         here.database_url, autocommit=True
     ) as connection:
         await connection.execute("SELECT set_config('daarion.microdao_id', %s, false)", (OWN,))
         for run, column in ((old, "created_at"), (tried, "posting_since")):
-            statement = f"UPDATE agent_runs SET {lapsed}, {column} = now() - interval '1 hour' WHERE id = %s"
+            changes = f"{lapsed}, {column} = now() - interval '1 hour'"
+            statement = f"UPDATE agent_runs SET {changes} WHERE id = %s"
             await connection.execute(statement.encode(), (run["run_id"],))
     here.door.away.add("workspace")
     async with here.agents(lease_s=1):

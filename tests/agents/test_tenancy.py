@@ -163,7 +163,7 @@ async def test_an_agent_that_the_service_does_not_list_reads_nothing(here):
     assert (refused["http"], here.model.bodies) == (403, [])
 
 
-async def test_without_a_channel_the_answer_goes_to_who_named_the_tenant_and_one_configured_tenant_is_the_only_one(
+async def test_without_a_channel_the_caller_names_the_tenant_unless_one_is_configured(
     here,
 ):
     await remembering(here, here.microdao)

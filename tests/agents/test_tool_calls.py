@@ -154,10 +154,17 @@ def test_no_arguments_are_an_empty_object(arguments):
 
 @pytest.mark.parametrize(
     "text",
-    ["TOOL: projects.list {",
-     "TOOL: projects.list [1]", "TOOL: projects.list status=active", 'TOOL: projects.list {"a": 1} {"b": 2}', "TOOL:",
-     '{"tool": "projects.list", "args": ', '{"tool_calls": [1]}', '{"tool": "projects.list", "args": "no"}'],
-)  # fmt: skip
+    [
+        "TOOL: projects.list {",
+        "TOOL: projects.list [1]",
+        "TOOL: projects.list status=active",
+        'TOOL: projects.list {"a": 1} {"b": 2}',
+        "TOOL:",
+        '{"tool": "projects.list", "args": ',
+        '{"tool_calls": [1]}',
+        '{"tool": "projects.list", "args": "no"}',
+    ],
+)
 def test_what_looks_like_a_call_is_told_as_a_problem(text):
     reading = read_text(text)
     assert reading.calls

@@ -49,8 +49,11 @@ async def test_garbage_for_arguments_unknown_tools_and_repair(here):
     )
     answer = await here.ask(await here.channel(), "Прочитай")
     assert (answer["status"], answer["reply"]) == ("answered", "Готово.")
-    first, second, third = ([call.get("error_kind", "ok") for call in step["calls"]]
-                            for step in (await here.run(answer["run_id"]))["steps"] if step["kind"] == "tools")  # fmt: skip
+    first, second, third = (
+        [call.get("error_kind", "ok") for call in step["calls"]]
+        for step in (await here.run(answer["run_id"]))["steps"]
+        if step["kind"] == "tools"
+    )
     assert (first, second, third) == (
         ["invalid_args", "not_found", "invalid_args"],
         ["invalid_args"],

@@ -24,9 +24,13 @@ from tests.support.patience import stopwatch
 
 INSERT = """
 INSERT INTO llm_usage (
-    id, request_id, occurred_at, agent_id, microdao_id, logical_model, provider, physical_model, prompt_tokens, completion_tokens,
-    total_tokens, cached_tokens, reasoning_tokens, latency_ms, outcome, streamed, estimated, attempts
-) VALUES (%(id)s, 'r', now(), %(agent)s, 'm', 'l', 'p', 'x', %(tokens)s, 0, 0, 0, 0, 0, 'ok', false, false, 1)
+    id, request_id, occurred_at, agent_id, microdao_id, logical_model, provider, physical_model,
+    prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens, latency_ms,
+    outcome, streamed, estimated, attempts
+) VALUES (
+    %(id)s, 'r', now(), %(agent)s, 'm', 'l', 'p', 'x', %(tokens)s, 0, 0, 0, 0, 0, 'ok', false,
+    false, 1
+)
 """
 ROW = {"id": "00000000-0000-7000-8000-000000000001", "agent": "agent:sofia", "tokens": 1}
 
@@ -92,7 +96,10 @@ async def test_a_savepoint_inside_works(database: Database) -> None:
 async def test_the_tenant_is_known_inside_the_transaction_and_only_there(
     database: Database,
 ) -> None:
-    ask = "SELECT current_setting('daarion.microdao_id', true) AS microdao, current_setting('daarion.agent_id', true) AS agent"
+    ask = (
+        "SELECT current_setting('daarion.microdao_id', true) AS microdao, "
+        "current_setting('daarion.agent_id', true) AS agent"
+    )
     odd = r"microdao:'7'\; DROP TABLE llm_usage --"
     async with database.transaction(microdao_id=odd, agent_id="agent:софія") as connection:
         assert await (await connection.execute(ask)).fetchone() == {
@@ -194,7 +201,8 @@ async def test_a_cancelled_task_stops_its_statement_and_the_connection_serves_on
     async with database.transaction() as connection:
         row = await (
             await connection.execute(
-                "SELECT count(*) AS busy FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep(30)'"
+                "SELECT count(*) AS busy FROM pg_stat_activity "
+                "WHERE state = 'active' AND query LIKE '%pg_sleep(30)'"
             )
         ).fetchone()
     assert row is not None
@@ -265,7 +273,8 @@ async def role_in_force(url: str) -> dict[str, str]:
     async with opened(url) as pool, pool.transaction() as connection:
         row = await (
             await connection.execute(
-                "SELECT session_user AS login, current_user AS role, rolsuper OR rolbypassrls AS unbound "
+                "SELECT session_user AS login, current_user AS role, "
+                "rolsuper OR rolbypassrls AS unbound "
                 "FROM pg_roles WHERE rolname = current_user"
             )
         ).fetchone()

@@ -1,4 +1,4 @@
-"""A password goes to no listener that asks for it in another way than the one that keeps it secret."""
+"""Passwords are sent by SCRAM only, never to a listener that asks for them in another way."""
 
 import psycopg
 import pytest

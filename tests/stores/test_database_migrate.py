@@ -83,7 +83,10 @@ async def test_moments_that_nobody_can_read_are_made_readable(
     for file in sorted(MIGRATIONS.glob("*.sql"))[:12]:
         (tmp_path / file.name).write_text(file.read_text())
     await migrate(empty.owner, directory=tmp_path)
-    stored = "INSERT INTO memories (microdao_id, agent_id, id, kind, content, meta, created_at, fingerprint) VALUES"
+    stored = (
+        "INSERT INTO memories "
+        "(microdao_id, agent_id, id, kind, content, meta, created_at, fingerprint) VALUES"
+    )
     moments = {
         "late": "9999-12-31 23:59:59-05",
         "early": "0001-01-01 00:00:00+05",
@@ -100,7 +103,10 @@ async def test_moments_that_nobody_can_read_are_made_readable(
         "SELECT id, created_at AT TIME ZONE 'UTC' AS moment FROM memories ORDER BY moment",
     )
     assert [row["id"] for row in read] == ["early", "usual", "late"]
-    forced = "SELECT relname FROM pg_class WHERE relname = ANY ('{memories,memory_events,agent_memories}') AND relforcerowsecurity"
+    forced = (
+        "SELECT relname FROM pg_class WHERE relforcerowsecurity "
+        "AND relname = ANY ('{memories,memory_events,agent_memories}')"
+    )
     assert len(await rows(empty.superuser, forced)) == 3
 
 
@@ -140,7 +146,8 @@ async def test_a_failing_file_leaves_nothing_of_itself_and_keeps_the_earlier(
     (folder / "0003_third.sql").write_text("CREATE TABLE third (); SELECT no_such_function();")
     with pytest.raises(
         ConfigurationError,
-        match=r"0003_third was refused and rolled back: function no_such_function\(\) does not exist",
+        match=r"0003_third was refused and rolled back: "
+        r"function no_such_function\(\) does not exist",
     ):
         await migrate(empty.owner, directory=folder)
     assert await rows(empty.owner, "SELECT to_regclass('third') IS NULL AS gone") == [
@@ -221,13 +228,15 @@ async def test_the_service_role_has_rights_on_rows_and_on_nothing_else(
     assert owned == []
     grants = await rows(
         database_urls.superuser,
-        "SELECT table_name AS name, array_agg(privilege_type::text ORDER BY 1) AS rights, bool_or(is_grantable = 'YES') AS grantable "
-        "FROM information_schema.table_privileges WHERE grantee = 'daarion_service' AND table_schema = 'public' GROUP BY 1",
+        "SELECT table_name AS name, array_agg(privilege_type::text ORDER BY 1) AS rights, "
+        "bool_or(is_grantable = 'YES') AS grantable FROM information_schema.table_privileges "
+        "WHERE grantee = 'daarion_service' AND table_schema = 'public' GROUP BY 1",
     )
     tables = await rows(
         database_urls.superuser,
         "SELECT relname AS name FROM pg_class "
-        "WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v') AND NOT relispartition",
+        "WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v') "
+        "AND NOT relispartition",
     )
     assert {row["name"] for row in grants} == {row["name"] for row in tables}
     assert all(
@@ -236,7 +245,8 @@ async def test_the_service_role_has_rights_on_rows_and_on_nothing_else(
     )
     public = await rows(
         database_urls.superuser,
-        "SELECT table_name FROM information_schema.table_privileges WHERE grantee = 'PUBLIC' AND table_schema = 'public'",
+        "SELECT table_name FROM information_schema.table_privileges "
+        "WHERE grantee = 'PUBLIC' AND table_schema = 'public'",
     )
     assert public == []
 
@@ -254,7 +264,8 @@ async def test_a_missing_service_role_is_created_or_asked_for(server: PostgresSe
         await execute(server.urls_of(name).superuser, "DROP OWNED BY daarion_service")
     await execute(urls.superuser, "DROP ROLE daarion_service")
     assert await refusal(urls.owner, MIGRATIONS) == (
-        "the role daarion_service is missing and 'daarion_owner' may not create it; as a superuser run: "
+        "the role daarion_service is missing and 'daarion_owner' may not create it; "
+        "as a superuser run: "
         'CREATE ROLE daarion_service NOLOGIN; GRANT daarion_service TO "daarion_owner"'
     )
     await execute(urls.superuser, "ALTER ROLE daarion_owner CREATEROLE")
@@ -262,7 +273,8 @@ async def test_a_missing_service_role_is_created_or_asked_for(server: PostgresSe
     assert sum(map(len, results)) == len(list(MIGRATIONS.glob("*.sql")))
     facts = await rows(
         urls.superuser,
-        "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcanlogin, pg_has_role('daarion_owner', oid, 'SET') AS reachable "
+        "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcanlogin, "
+        "pg_has_role('daarion_owner', oid, 'SET') AS reachable "
         "FROM pg_roles WHERE rolname = 'daarion_service'",
     )
     assert facts == [

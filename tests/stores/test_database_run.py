@@ -9,7 +9,11 @@ import pytest
 
 from contracts.errors import Conflict, DeadlineExceeded
 
-WRITE = "INSERT INTO tool_results (id, microdao_id, body, expires_at) VALUES (%(id)s, %(of)s, 'x', now()) RETURNING id"
+WRITE = """
+INSERT INTO tool_results (id, microdao_id, body, expires_at)
+VALUES (%(id)s, %(of)s, 'x', now())
+RETURNING id
+"""
 
 
 async def test_returns_rows_and_leaves_no_tenant_behind(database):
@@ -28,7 +32,10 @@ async def test_returns_rows_and_leaves_no_tenant_behind(database):
 
 
 async def test_parameters_named_as_the_context_keep_their_values(database):
-    statement = "SELECT %(agent_id)s AS agent, %(microdao_id)s AS other, current_setting('daarion.microdao_id', true) AS microdao"
+    statement = (
+        "SELECT %(agent_id)s AS agent, %(microdao_id)s AS other, "
+        "current_setting('daarion.microdao_id', true) AS microdao"
+    )
     found = await database.run(
         statement,
         {"agent_id": "agent:sofia", "microdao_id": "microdao:8"},
@@ -51,6 +58,9 @@ async def test_a_dead_connection_is_replaced(database, postgres):
     async with await psycopg.AsyncConnection.connect(
         postgres.urls_of("postgres").superuser, autocommit=True
     ) as superuser:
-        killed = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'daarion_service' AND datname LIKE 'test%'"
+        killed = (
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+            "WHERE usename = 'daarion_service' AND datname LIKE 'test%'"
+        )
         assert (await (await superuser.execute(killed)).fetchone())[0] >= 1
     assert await database.run("SELECT 1 AS n", {}, microdao_id="microdao:7") == [{"n": 1}]

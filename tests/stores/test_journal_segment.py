@@ -31,7 +31,7 @@ relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], 
 
 
 class Image:
-    """A segment's file as it would be found after a crash, from the bytes it held at some moment."""
+    """The file of a segment as it is found after a crash, from its bytes at some moment."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

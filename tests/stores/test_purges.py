@@ -28,8 +28,14 @@ ROWS = f"generate_series(1, {DUE + KEPT}) AS n"
 WHEN = f"now() - CASE WHEN n <= {DUE} THEN interval '400 days' ELSE interval '0' END"
 
 TOOL_CALLS = f"""
-INSERT INTO tool_calls (id, microdao_id, call_id, agent_id, tool_id, via, request_id, fingerprint, rule, state, started_at)
-SELECT gen_random_uuid(), 'microdao:7', n, 'agent:sofia', 'projects.list', 'http', 'r', '', 'r', 'settled', {WHEN} FROM {ROWS}
+INSERT INTO tool_calls (
+    id, microdao_id, call_id, agent_id, tool_id, via, request_id, fingerprint, rule, state,
+    started_at
+)
+SELECT
+    gen_random_uuid(), 'microdao:7', n, 'agent:sofia', 'projects.list', 'http', 'r', '', 'r',
+    'settled', {WHEN}
+FROM {ROWS}
 """
 TOOL_RESULTS = """
 INSERT INTO tool_results (id, microdao_id, body, expires_at)
@@ -37,13 +43,20 @@ SELECT id, microdao_id, '1', started_at + interval '1 day' FROM tool_calls
 """
 AGENT_RUNS = f"""
 INSERT INTO agent_runs (
-    id, microdao_id, agent_id, channel_id, trigger_id, invocation, nonce, state, outcome, lease_until, finished_at
+    id, microdao_id, agent_id, channel_id, trigger_id, invocation, nonce, state, outcome,
+    lease_until, finished_at
 )
-SELECT gen_random_uuid(), 'microdao:7', 'agent:sofia', '', n, '{{}}', '', 'done', 'answered', now(), {WHEN} FROM {ROWS}
+SELECT
+    gen_random_uuid(), 'microdao:7', 'agent:sofia', '', n, '{{}}', '', 'done', 'answered', now(),
+    {WHEN}
+FROM {ROWS}
 """
 KEYS = f"""
 INSERT INTO llm_idempotency (microdao_id, key, fingerprint, token, lease_until, answer, expires_at)
-SELECT 'microdao:7', int4send(n::integer), '', gen_random_uuid(), now(), '', {WHEN} + interval '1 hour' FROM {ROWS}
+SELECT
+    'microdao:7', int4send(n::integer), '', gen_random_uuid(), now(), '',
+    {WHEN} + interval '1 hour'
+FROM {ROWS}
 """
 EVENTS = f"""
 INSERT INTO memory_events (microdao_id, agent_id, memory_id, kind, content, created_at, recorded_at)

@@ -84,9 +84,17 @@ async def test_pages_neither_skip_nor_repeat(http):
 
 @pytest.mark.parametrize(
     "params",
-    [{}, {"microdao_id": ""}, {"microdao_id": OWN, "limit": "0"}, {"microdao_id": OWN, "limit": "201"}, {"microdao_id": OWN, "cursor": "x"},
-     {"microdao_id": OWN, "cursor": "W10="}, {"microdao_id": OWN, "status": "new"}, {"microdao_id": OWN, "unknown": "1"}],
-)  # fmt: skip
+    [
+        {},
+        {"microdao_id": ""},
+        {"microdao_id": OWN, "limit": "0"},
+        {"microdao_id": OWN, "limit": "201"},
+        {"microdao_id": OWN, "cursor": "x"},
+        {"microdao_id": OWN, "cursor": "W10="},
+        {"microdao_id": OWN, "status": "new"},
+        {"microdao_id": OWN, "unknown": "1"},
+    ],
+)
 async def test_wrong_queries_are_400(http, params):
     for path in ("/projects", "/follow-ups"):
         answer = await http.get(path, params=params)
@@ -271,7 +279,8 @@ async def test_row_security_holds_whatever_is_asked(http, database_url):
         await connection.execute("SELECT set_config('daarion.microdao_id', %s, true)", (OTHER,))
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             await connection.execute(
-                "INSERT INTO projects (id, microdao_id, name, status) VALUES (gen_random_uuid(), %s, 'x', 'active')",
+                "INSERT INTO projects (id, microdao_id, name, status) "
+                "VALUES (gen_random_uuid(), %s, 'x', 'active')",
                 (OWN,),
             )
 
@@ -294,6 +303,9 @@ async def test_health_and_documentation(http):
 
 def test_the_http_executor_understands_the_refusals():
     """What the tool endpoints answer keeps its meaning on the way back to the agent."""
-    body = b'{"error": {"type": "forbidden", "message": "`microdao_id` is not the caller\'s own", "retryable": false, "request_id": "r"}}'
+    body = (
+        b'{"error": {"type": "forbidden", "message": "`microdao_id` is not the caller\'s own", '
+        b'"retryable": false, "request_id": "r"}}'
+    )
     assert error_kind(403) == "denied"
     assert describe(403, body, str).endswith("`microdao_id` is not the caller's own")

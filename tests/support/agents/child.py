@@ -34,9 +34,17 @@ async def process(here, folder, **args):
     }
     settings = json.dumps({"lease_s": 2, "claim_every_s": 0.2, "patience_s": 2, **args})
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "deployments.agents.process", "--ingress", here.url, "--args", settings,
-        cwd=REPOSITORY, env=environment, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "deployments.agents.process",
+        "--ingress",
+        here.url,
+        "--args",
+        settings,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+    )
     try:
         async with asyncio.timeout(60):
             line = (await child.stdout.readline()).decode()

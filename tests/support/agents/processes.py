@@ -28,6 +28,16 @@ from tests.support.workspace.application import workspace
 
 ROOT = Path(__file__).resolve().parents[3]
 PREFIXES = {"agents": "/internal/agent-runtime", "workspace": "/internal/messaging"}
+NO_REPLICA = json.dumps(
+    {
+        "error": {
+            "type": "unavailable",
+            "message": "no replica",
+            "retryable": True,
+            "request_id": "-",
+        }
+    }
+).encode()
 READY_S = 60
 LEASE_S = 3.0
 
@@ -102,7 +112,7 @@ class Replicas:
             body, more = body + message.get("body", b""), message.get("more_body", False)
         status, answer = (
             503,
-            b'{"error":{"type":"unavailable","message":"no replica","retryable":true,"request_id":"-"}}',
+            NO_REPLICA,
         )
         if self._processes:
             _, url = random.choice(self._processes)

@@ -61,7 +61,8 @@ async def nats_impostor(tls: ssl.SSLContext | None = None) -> AsyncIterator[Impo
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         impostor.greeted += 1
         writer.write(
-            b'INFO {"server_id":"x","version":"2.15.1","auth_required":true,"max_payload":1048576}\r\n'
+            b'INFO {"server_id":"x","version":"2.15.1","auth_required":true,'
+            b'"max_payload":1048576}\r\n'
         )
         while data := await reader.read(4096):
             impostor.heard.append(data)

@@ -110,7 +110,7 @@ async def workspace(
 
 @contextlib.asynccontextmanager
 async def served_workspace(database_url, events=None, **options):
-    """The same behind a real HTTP server; `url` is the server's, without the application's prefix."""
+    """A replica behind a real HTTP server; `url` has no application prefix."""
     async with (
         workspace(database_url, events, **options) as replica,
         served(replica.app, root_path=PREFIX) as url,
