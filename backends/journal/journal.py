@@ -22,7 +22,7 @@ from backends.journal.segment import (
     DRAFT_SUFFIX,
     MINIMUM_BYTES,
     SUFFIX,
-    Batch,
+    RecordBatch,
     Segment,
     UnreadableSegment,
 )
@@ -102,7 +102,7 @@ class Journal:
             if not segment.is_empty:
                 yield segment
 
-    def deliver(self, segment: Segment, batch: Batch) -> None:
+    def deliver(self, segment: Segment, batch: RecordBatch) -> None:
         """Marks a batch of `segment` as delivered; reuses the segment once it is drained."""
         segment.deliver(batch)
         if batch.damaged:

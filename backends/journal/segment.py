@@ -46,7 +46,7 @@ class UnreadableSegment(Exception):
 
 
 @dataclass(frozen=True)
-class Batch:
+class RecordBatch:
     """Undelivered records in order, the cursor after the last, and the number of damaged bytes."""
 
     records: list[bytes]
@@ -121,7 +121,7 @@ class Segment:
         self.pending += 1
         return True
 
-    def read(self, limit: int) -> Batch:
+    def read(self, limit: int) -> RecordBatch:
         """Returns up to `limit` undelivered records, skipping damage; does not mark them."""
         records: list[bytes] = []
         position, damaged = self._cursor, 0
@@ -134,9 +134,9 @@ class Segment:
                 continue
             records.append(record)
             position += FRAME.size + len(record)
-        return Batch(records, position, damaged)
+        return RecordBatch(records, position, damaged)
 
-    def deliver(self, batch: Batch) -> None:
+    def deliver(self, batch: RecordBatch) -> None:
         """Marks the records of the latest batch as delivered."""
         self._write_mark(self._generation, batch.end)
         self.pending = 0 if self.is_empty else self.pending - len(batch.records)

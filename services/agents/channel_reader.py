@@ -18,7 +18,7 @@ from services.agents.context import (
     newest_human,
     window,
 )
-from services.agents.run_recorder import patiently
+from services.agents.patience import patiently
 from services.agents.scope import EmptyQuestionError, NothingToAnswerError, RunScope
 
 CONTEXT_TIMEOUT_S = 10.0

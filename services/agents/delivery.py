@@ -7,7 +7,6 @@ it was certainly not taken; when its outcome is unknown, the message is searched
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -24,6 +23,7 @@ from contracts.errors import (
 )
 from contracts.workspace.messaging_service import MAX_MESSAGE_CHARS, Messaging
 from services.agents.journal import UNPOSTED
+from services.agents.patience import patiently
 from services.agents.run_recorder import RunRecorder
 from services.agents.texts import clean, cut
 
@@ -31,8 +31,6 @@ SEARCHED_MESSAGES = 50
 CLOCK_SKEW = timedelta(seconds=2)
 """How far the messaging service's clock may be behind, and the precision of its times."""
 PREVIEW_CHARS = 40
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 2.0
 
 Refusals = (NotFound, Forbidden, InvalidRequest)
 NotTaken = (Unreachable, RateLimited, Overloaded)
@@ -151,19 +149,13 @@ class Delivery:
         self, run: Run, until: Deadline, *, retry_on: tuple[type[DaarionError], ...]
     ) -> None:
         """Posts; retries on these failures until the deadline. Raises the last failure."""
-        assert run.channel_id is not None  # only replies to channels are delivered
-        pause = FIRST_PAUSE_S
-        while True:
-            try:
-                await self.messaging.post_as_agent(
-                    run.agent_id, run.channel_id, run.reply or "", str(run.id), until
-                )
-            except Refusals:
-                raise
-            except retry_on:
-                if until.remaining() < pause:
-                    raise
-            else:
-                return
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+        channel_id = run.channel_id
+        assert channel_id is not None  # only replies to channels are delivered
+        await patiently(
+            lambda: self.messaging.post_as_agent(
+                run.agent_id, channel_id, run.reply or "", str(run.id), until
+            ),
+            until.remaining(),
+            retry_on,
+            unless=Refusals,
+        )

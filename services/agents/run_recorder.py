@@ -7,29 +7,22 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
 from uuid import UUID
 
 from contracts.agents.ports import RunStore
 from contracts.agents.runs import Outcome, Run, StepName, StepRecord, ToolUse
-from contracts.deadline import Deadline
 from contracts.errors import (
     DaarionError,
-    DatabaseUnavailable,
     DeadlineExceeded,
     Internal,
-    Overloaded,
 )
 from contracts.llm.answers import ProxyResponse
 from contracts.workspace.messaging_service import StepKind
 from services.agents.journal import UNPOSTED, Beginning, answer_entry, beginning_entry
+from services.agents.patience import patiently
 from services.agents.step_feed import StepFeed
 
 STORE_PATIENCE_S = 8.0
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 1.0
-
-T = TypeVar("T")
 
 
 class RunLostError(Exception):
@@ -207,21 +200,3 @@ async def _ended(task: asyncio.Task[bool]) -> None:
     await asyncio.wait([task])
     if not task.cancelled():
         task.exception()
-
-
-async def patiently(
-    attempt: Callable[[], Awaitable[T]],
-    seconds: float,
-    on: tuple[type[DaarionError], ...] = (DatabaseUnavailable, Overloaded),
-) -> T:
-    """Retries `attempt` for up to `seconds` while it raises one of `on`; raises the last error."""
-    until = Deadline.after(seconds)
-    pause = FIRST_PAUSE_S
-    while True:
-        try:
-            return await attempt()
-        except on:
-            if until.remaining() < pause:
-                raise
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_S)
