@@ -1,19 +1,83 @@
 """What is refused before anything is started, and what a store's address shows."""
 
+import os
+import socket
+
 import pytest
 
 from configs.environment import read_environment
 from contracts.errors import ConfigurationError
 from launcher import preflight
 from launcher.errors import StartRefused
+from launcher.ports import free_ports
 from launcher.settings import check_settings
 from launcher.store_set import _address
 
 
-def refusal(check, *arguments):
+def refusal(check, *arguments) -> str:
     with pytest.raises(StartRefused) as refused:
         check(*arguments)
+    assert "\n" not in refused.value.message
     return refused.value.message
+
+
+def test_memory():
+    preflight.check_memory(preflight.MEMORY_NEEDED)
+    message = refusal(preflight.check_memory, preflight.MEMORY_NEEDED - (1 << 30))
+    assert "5.0 GB of memory are available, the graph needs about 6.0 GB" in message
+
+
+def test_disk(tmp_path):
+    preflight.check_disk(preflight.DISK_NEEDED, tmp_path)
+    assert "DAARION_DATA_DIR" in refusal(preflight.check_disk, 1 << 20, tmp_path)
+
+
+def test_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = refusal(preflight.check_port, "127.0.0.1", port)
+    assert f"port {port} on 127.0.0.1 is taken by pid {os.getpid()}" in message
+    assert "DAARION_PORT" in message
+    preflight.check_port("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine():
+    assert "DAARION_HOST" in refusal(preflight.check_port, "203.0.113.7", 8000)
+
+
+def test_packages():
+    preflight.check_packages()
+    message = refusal(
+        preflight.check_packages, {"json": "json", "no_such_module": "what-to-install"}
+    )
+    assert "what-to-install" in message
+    assert "json" not in message
+
+
+def test_files(tmp_path):
+    good, bad = tmp_path / "llm.yaml", tmp_path / "tools.yaml"
+    good.write_text("providers: {}")
+    preflight.check_files([good])
+    bad.write_bytes(b"\xff\xfe\x00")
+    assert "tools.yaml is not UTF-8" in refusal(preflight.check_files, [good, bad])
+    assert "absent.yaml cannot be read" in refusal(
+        preflight.check_files, [tmp_path / "absent.yaml"]
+    )
+
+
+async def test_stores_elsewhere():
+    [port] = free_ports(1)
+    for check, url in (
+        (preflight.check_database, f"postgresql://u:hidden@127.0.0.1:{port}/d"),
+        (preflight.check_database, "no url at all"),
+        (preflight.check_nats, f"nats://u:hidden@127.0.0.1:{port}"),
+        (preflight.check_nats, "nats://:x"),
+    ):
+        with pytest.raises(StartRefused, match="is set, but no") as refused:
+            await check(url)
+        assert "hidden" not in refused.value.message
 
 
 @pytest.mark.parametrize("host", ["192.168.1.5", "::1", "127.0.0.2", "example.org"])

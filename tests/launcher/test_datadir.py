@@ -1,0 +1,165 @@
+"""The data directory: private, one holder, and what a full disk leaves."""
+
+import errno
+import fcntl
+import io
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from configs.environment import read_environment
+from launcher import state
+from launcher.console import Console
+from launcher.datadir import DataDir, DataDirLock, write_private
+from launcher.errors import StartRefused
+from launcher.supervisor import Supervisor
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_everything_is_closed_to_others(tmp_path):
+    data_dir = DataDir(tmp_path / "data")
+    data_dir.prepare()
+    assert mode(data_dir.root) == (0o711 if os.geteuid() == 0 else 0o700)
+    for folder in (
+        data_dir.secrets,
+        data_dir.logs,
+        data_dir.run,
+        data_dir.nats,
+        data_dir.models,
+    ):
+        assert mode(folder) == 0o700
+
+
+def test_an_open_folder_is_closed(tmp_path):
+    data_dir = DataDir(tmp_path)
+    data_dir.secrets.mkdir(mode=0o755)
+    data_dir.prepare()
+    assert mode(data_dir.secrets) == 0o700
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartRefused, match="DAARION_DATA_DIR") as refusal:
+        DataDir(tmp_path / "file" / "data").prepare()
+    assert "\n" not in refusal.value.message
+
+
+def test_a_secret_is_made_once_and_private(tmp_path):
+    data_dir = DataDir(tmp_path)
+    old = os.umask(0)
+    try:
+        secret = data_dir.secret("nats")
+    finally:
+        os.umask(old)
+    assert len(secret) >= 40
+    assert data_dir.secret("nats") == secret
+    assert data_dir.secret("other") != secret
+    assert mode(data_dir.secrets / "nats") == 0o600
+    assert sorted(path.name for path in data_dir.secrets.iterdir()) == ["nats", "other"]
+
+
+def test_a_private_file_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "run" / "services.json"
+    for text in ("one", "two"):
+        write_private(path, text)
+        assert path.read_text() == text
+        assert mode(path) == 0o600
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_lock_has_one_holder_and_dies_with_it(tmp_path):
+    data_dir = DataDir(tmp_path)
+    code = (
+        "import sys, pathlib, time; from launcher.datadir import *; "
+        "DataDirLock(DataDir(pathlib.Path(sys.argv[1]))).acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        assert DataDirLock(data_dir).holder() == other.pid
+        with pytest.raises(StartRefused, match=f"pid {other.pid}"):
+            DataDirLock(data_dir).acquire()
+        other.kill()
+    lock = DataDirLock(data_dir)
+    assert lock.holder() is None
+    lock.acquire()
+    assert DataDirLock(data_dir).holder() == os.getpid()
+    lock.release()
+    assert DataDirLock(data_dir).holder() is None
+
+
+def test_the_lock_is_got_while_somebody_only_looks_at_it(tmp_path):
+    data_dir = DataDir(tmp_path)
+    (tmp_path / ".lock").touch()
+    with (tmp_path / ".lock").open() as looker:
+        fcntl.flock(looker, fcntl.LOCK_SH)
+        threading.Timer(0.08, fcntl.flock, [looker, fcntl.LOCK_UN]).start()
+        lock = DataDirLock(data_dir)
+        lock.acquire()
+        assert lock.holder() == os.getpid()
+        lock.release()
+
+
+@pytest.mark.parametrize(
+    ("made", "permissions"),
+    [(["letters.txt"], 0o755), ([], 0o1777)],
+    ids=["somebody's folder", "like /tmp"],
+)
+def test_a_shared_folder_is_refused_and_left_as_it_is(tmp_path, made, permissions):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    for name in made:
+        (shared / name).touch()
+    shared.chmod(permissions)
+    with pytest.raises(StartRefused, match="is shared") as refusal:
+        DataDir(shared).prepare()
+    assert "\n" not in refusal.value.message
+    assert mode(shared) == permissions
+    assert sorted(path.name for path in shared.iterdir()) == made
+
+
+def test_a_folder_with_nothing_but_models_is_ours(tmp_path):
+    root = tmp_path / "data"
+    (root / "models").mkdir(parents=True)
+    root.chmod(0o755)
+    DataDir(root).prepare()
+    assert mode(root) & 0o066 == 0
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "state.json"
+    write_private(path, "old")
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(OSError, match="No space left"):
+        write_private(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_does_not_end_the_supervisor(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    supervisor = Supervisor(
+        read_environment({"DAARION_DATA_DIR": str(tmp_path)}), Console(screen), [], None
+    )
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", no_room)
+        supervisor._record()
+        supervisor._record()
+    assert screen.getvalue().count("No space left on device") == 1  # told once
+    supervisor._record()
+    assert [part.name for part in state.read_parts(DataDir(tmp_path))] == ["PostgreSQL", "NATS"]

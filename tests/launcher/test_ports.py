@@ -1,0 +1,38 @@
+"""Ports that stay the same from run to run while they are free."""
+
+import json
+import socket
+
+import pytest
+
+from launcher.ports import StickyPorts, free_ports, free_range, is_free
+
+
+def test_a_port_is_kept_while_it_is_free(tmp_path):
+    ports = StickyPorts(tmp_path / "ports.json")
+    port = ports.take("postgres")
+    assert StickyPorts(tmp_path / "ports.json").take("postgres") == port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert not is_free(port)
+        assert ports.take("postgres") != port
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"postgres": "x"}', '{"postgres": 700000}'])
+def test_a_broken_file_is_no_hindrance(tmp_path, content):
+    (tmp_path / "ports.json").write_text(content)
+    port = StickyPorts(tmp_path / "ports.json").take("postgres")
+    assert json.loads((tmp_path / "ports.json").read_text()) == {"postgres": port}
+
+
+def test_a_range_with_a_busy_port_is_passed_over():
+    port = next(port for port in free_ports(20) if is_free(port + 1))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert free_range(port, port + 1, 1) == (port + 1, port + 1)
+        assert free_range(port, port, 1) == (
+            port,
+            port,
+        )  # nothing better: whoever binds there tries the next

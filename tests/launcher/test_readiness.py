@@ -1,0 +1,68 @@
+"""What the launcher says while the graph starts."""
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher import readiness
+
+
+def test_names_what_is_awaited():
+    body = {
+        "status": "starting",
+        "checks": {
+            "database": {"state": "ready", "age_s": 1},
+            "local_llm": {"state": "starting", "age_s": 0, "reason": "loading\nweights"},
+            "nats": {"state": "unavailable"},
+        },
+    }
+    assert readiness.describe(body) == "local_llm (starting: loading weights), nats (unavailable)"
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_any_answer_gives_one_short_line(body):
+    for each in (body, {"checks": body}):
+        line = readiness.describe(each)
+        assert line
+        assert len(line.splitlines()) == 1
+        assert len(line) < 260
+
+
+async def test_waits_until_every_part_is_ready_and_says_what_changes():
+    said = await said_of(
+        b"503 x\r\n\r\n{}", b'503 x\r\n\r\n{"checks":{"a":{"state":"starting"}}}',
+        b'200 OK\r\n\r\n{"status":"degraded","checks":{"b":{"state":"starting"}}}', b'200 OK\r\n\r\n{"status":"ready"}',
+    )  # fmt: skip
+    assert said == [
+        "waiting for the applications (not deployed yet)",
+        "waiting for a (starting)",
+        "waiting for b (starting)",
+    ]
+
+
+async def test_goes_on_without_what_can_be_done_without():
+    degraded = b'200 OK\r\n\r\n{"status":"degraded","checks":{"b":{"state":"unavailable"}}}'
+    said = await said_of(degraded, degraded, grace_s=0.4)
+    assert said == ["waiting for b (unavailable)", "going on without b (unavailable)"]
+
+
+async def said_of(*given: bytes, grace_s: float = 60) -> list[str]:
+    answers = iter(given)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 " + next(answers))
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/health"
+        said: list[str] = []
+        await asyncio.wait_for(readiness.until_ready(url, said.append, grace_s), 10)
+    assert await readiness.is_ready(url) == "the ingress (no answer yet)"
+    return said
