@@ -21,7 +21,7 @@ INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0 done, 1 failed, 2 refused (one line says why)."""
+    """Runs one command; returns 0 (done), 1 (failed) or 2 (refused, one line says why)."""
     options = _parser().parse_args(arguments)
     console = Console()
     try:
@@ -75,7 +75,7 @@ async def _status(environment: Environment, console: Console) -> int:
 
 
 def _running(environment: Environment) -> list[state.Part]:
-    """What the running launcher recorded; files of one that was killed count for nothing."""
+    """Returns what the running launcher recorded; ignores the files of a killed one."""
     data_dir = DataDir(environment.data_dir)
     return state.read_parts(data_dir) if DataDirLock(data_dir).holder() is not None else []
 

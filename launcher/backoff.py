@@ -1,4 +1,4 @@
-"""When to start a dead process again, and when to stop trying. Pure: the caller tells the time."""
+"""When to restart a dead process, and when to give it up. Pure: the caller passes the time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 
 
 class Backoff:
-    """Delays that double from `first_s` to `longest_s`; a process that lived for `healthy_s` starts from the beginning."""
+    """Delays that double from `first_s` to `longest_s`; a life of `healthy_s` resets them."""
 
     def __init__(
         self, first_s: float = 0.5, longest_s: float = 30.0, healthy_s: float = 60.0
@@ -17,7 +17,7 @@ class Backoff:
         self._next_s = first_s
 
     def after(self, lived_s: float) -> float:
-        """Returns the delay (seconds) before the next start of a process that lived for `lived_s`."""
+        """Returns the seconds to wait before restarting a process that lived for `lived_s`."""
         if lived_s >= self._healthy_s:
             self._next_s = self._first_s
         delay = self._next_s
@@ -26,7 +26,7 @@ class Backoff:
 
 
 class FailureWindow:
-    """Counts failures; `full` once there are `limit` of them within `seconds`, or without any success in between."""
+    """Counts failures: full after `limit` of them within `seconds`, or without a success."""
 
     def __init__(self, limit: int = 5, seconds: float = 120.0) -> None:
         self.limit = limit

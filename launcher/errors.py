@@ -1,4 +1,4 @@
-"""The two ways a start can fail; both are told to the operator in one line."""
+"""The two ways a start can fail; the operator reads each as one line."""
 
 from __future__ import annotations
 

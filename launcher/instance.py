@@ -1,4 +1,4 @@
-"""What makes one graph on this machine distinct from another: its marker, its short directory and its ports."""
+"""What separates one graph on this machine from another: marker, short directory, ports."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from launcher.datadir import write_private
 from launcher.ports import free_ports, free_range
 
 MARKER = "DAARION_INSTANCE"
-# Sockets lie two levels below, and a socket's path holds at most 107 bytes: no TMPDIR, it may be long.
-_SHORT = Path("/tmp")  # noqa: S108  # mkdtemp makes an unguessable 0700 folder in it
+# Not TMPDIR, which may be long: sockets lie two levels below, and their paths have 107 bytes.
+_SHORT = Path("/tmp")  # noqa: S108  # mkdtemp creates an unguessable 0700 folder
 _PREFIX = "daarion-"
 _SLOT = 100
 # Below the range from which the kernel takes the ports of outgoing connections.
@@ -27,8 +27,8 @@ _GRPC_PORTS = (28000, 29999)
 class Instance:
     """One graph.
 
-    `identity` stands in the environment of all its processes (under `MARKER`), `directory` is short, 0700 and removed with it;
-    ranges of ports are inclusive.
+    `identity` is in the environment of all its processes (as `MARKER`); `directory` has a short
+    path and mode 0700 and is removed with the instance; port ranges are inclusive.
     """
 
     identity: str
@@ -42,7 +42,7 @@ class Instance:
 
     @classmethod
     def create(cls) -> Instance:
-        """Makes the directory and picks ports that are free now, so that several graphs live side by side."""
+        """Creates the directory and picks free ports, so that graphs can run side by side."""
         stats_port, metrics_port, fallback_http_port, fallback_grpc_port = free_ports(4)
         start = secrets.randbelow(20)
         directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_SHORT))
@@ -59,20 +59,19 @@ class Instance:
         )
 
     def remove(self) -> None:
-        """Removes its directory."""
         remove_directory(self.directory)
 
 
 def save(instance: Instance, file: Path) -> None:
-    """Notes the instance, so that the next start can clean up after one that was killed."""
+    """Records the instance, so that the next start can clean up after a killed one."""
     write_private(file, json.dumps(asdict(instance) | {"directory": str(instance.directory)}))
 
 
 def leftover(file: Path) -> tuple[str, Path] | None:
-    """Returns marker and directory of the instance noted in `file`, or None."""
+    """Returns marker and directory of the instance recorded in `file`, or None."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        noted = json.loads(file.read_text())
-        return str(noted["identity"]), Path(noted["directory"])
+        recorded = json.loads(file.read_text())
+        return str(recorded["identity"]), Path(recorded["directory"])
     return None
 
 

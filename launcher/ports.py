@@ -19,10 +19,10 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 def bind_error(port: int, host: str) -> int | None:
-    """Returns why a server could not bind `host`:`port` right now (an `errno` value), or None when it could."""
+    """Returns the `errno` with which a server would fail to bind `host`:`port`, or None."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Connections still closing from an earlier run do not hinder a server that sets the same option.
+        # As servers do: connections of an earlier run that are still closing do not matter.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -44,10 +44,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_range(first: int, last: int, size: int, start: int = 0) -> tuple[int, int]:
-    """Returns the bounds (both inclusive) of `size` neighbouring ports within [first, last], all free.
+    """Returns the bounds (inclusive) of `size` neighbouring free ports within [first, last].
 
-    `start` chooses the slot to look at first, so that two instances on one machine seldom try the same one. When every
-    slot has a busy port the first slot looked at is returned: whoever binds in it skips busy ports.
+    `start` is the slot to try first, so that two instances on one machine seldom try the same one.
+    If every slot has a busy port, returns the first one tried: its user skips busy ports.
     """
     slots = (last - first + 1) // size
     bounds = [
@@ -61,13 +61,13 @@ def free_range(first: int, last: int, size: int, start: int = 0) -> tuple[int, i
 
 
 class StickyPorts:
-    """Ports by name in a JSON file: the same port again while it is free, so that URLs stay stable between starts."""
+    """Ports by name in a JSON file, reused while they are free: URLs stay stable between starts."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def take(self, name: str) -> int:
-        """Returns the remembered port of `name` when it is free, else a free one, remembered from now on."""
+        """Returns the recorded port of `name` if it is free, else records another one."""
         known = self._read()
         port = known.get(name)
         if port is None or not is_free(port):

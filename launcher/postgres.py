@@ -39,7 +39,7 @@ _EPHEMERAL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "
 
 @dataclass(frozen=True)
 class DatabaseUrls:
-    """One database as its owner (migrations), as the service role (the product) and as the superuser (tests) see it."""
+    """URLs of one database: for its owner (migrations), the service role, the superuser."""
 
     owner: str
     service: str
@@ -49,15 +49,15 @@ class DatabaseUrls:
 class PostgresServer:
     """A real PostgreSQL in `data_dir`, owned by this process.
 
-    The cluster lies in `data_dir/postgres`, generated passwords in `data_dir/secrets`, the log in `data_dir/logs`. It listens
-    on 127.0.0.1 alone, on the same port as last time while that is free. In tests::
+    The cluster is `data_dir/postgres`, generated passwords are in `data_dir/secrets`, the log in
+    `data_dir/logs`. It listens on 127.0.0.1, on the previous port while that is free. In tests::
 
         async with PostgresServer(tmp_path, durable=False) as server:   # about 1.5 s
             server.urls.owner      # runs migrations
             server.urls.service    # neither superuser nor able to bypass row security
             await server.create_database("another")   # the same three URLs for a further database
 
-    `start` after the process died brings the same server back under the same URLs.
+    `start` after the process died restarts the server under the same URLs.
 
     Args:
         data_dir: an existing or new folder; only one server at a time may use it.
@@ -75,7 +75,7 @@ class PostgresServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on; known once `start` was called."""
+        """The port; known once `start` was called."""
         assert self._port is not None, "start() comes first"
         return self._port
 
@@ -97,16 +97,16 @@ class PostgresServer:
         )
 
     async def start(self) -> None:
-        """Starts the server and returns when the product's database and roles are usable.
+        """Starts the server; returns when the product's database and roles are usable.
 
         Raises:
             StartRefused: the folder is of another version, or its superuser password is lost.
-            ServiceFailed: it did not come up; the message has the last line of its log.
+            ServiceFailed: the server did not start; the message has the last line of its log.
         """
         await asyncio.to_thread(self._data_dir.prepare)
         self._credentials = await asyncio.to_thread(self._read_credentials)
         await self._cluster.prepare(self._credentials.superuser)
-        if self._port is None:  # a restart keeps the URLs that others already hold
+        if self._port is None:  # a restart keeps the URLs that clients have
             self._port = await asyncio.to_thread(StickyPorts(self._data_dir.ports).take, "postgres")
         self._child = ChildProcess(
             self.name,
@@ -114,13 +114,13 @@ class PostgresServer:
                 "postgres", "-D", str(self._cluster.path), *self._options(self._port)
             ),
             log_file=self._data_dir.log("postgres"),
-            stop_signal=signal.SIGINT,  # fast: rolls back what is open, leaves a clean cluster
+            stop_signal=signal.SIGINT,  # fast: rolls back open transactions
             stop_timeout_s=30.0,
             kill_signal=signal.SIGQUIT,  # immediate: the next start recovers
         )
         await self._child.start()
         try:
-            await self._accepting()
+            await self._wait_until_accepting()
             await ensure_roles(self.urls_of("postgres").superuser, self._credentials)
             await self.create_database(DATABASE)
         except BaseException:
@@ -128,19 +128,18 @@ class PostgresServer:
             raise
 
     async def create_database(self, name: str) -> DatabaseUrls:
-        """Creates a further database with the same owner, rights and extension, unless it exists; returns its URLs."""
+        """Creates a database with the same owner, rights and extension unless it exists."""
         urls = self.urls_of(name)
         await ensure_database(self.urls_of("postgres").superuser, urls.superuser, name)
         return urls
 
     async def wait(self) -> int:
-        """Waits until the server ends; returns its exit status."""
         return await self._child.wait() if self._child is not None else 0
 
-    async def stop(self, hurry: asyncio.Event | None = None) -> None:
-        """Fast shutdown; when `hurry` is set or after 30 s an immediate one."""
+    async def stop(self, stop_now: asyncio.Event | None = None) -> None:
+        """Shuts down fast; immediately after 30 s, or when `stop_now` is set."""
         if self._child is not None:
-            await self._child.stop(hurry)
+            await self._child.stop(stop_now)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -164,7 +163,7 @@ class PostgresServer:
             secret("postgres_superuser"), secret("postgres_owner"), secret("postgres_service")
         )
 
-    async def _accepting(self) -> None:
+    async def _wait_until_accepting(self) -> None:
         """Waits until the superuser can log in."""
         assert self._child is not None
         deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
@@ -181,14 +180,14 @@ class PostgresServer:
             if not self._child.running:
                 break
             await asyncio.sleep(0.05)
-        raise ServiceFailed(
-            f"PostgreSQL did not come up: {await asyncio.to_thread(logs.last_line, self._child.log_file)}"
-        )
+        reason = await asyncio.to_thread(logs.last_line, self._child.log_file)
+        raise ServiceFailed(f"PostgreSQL did not start: {reason}")
 
     def _refuse_lost_password(self, error: psycopg.OperationalError) -> None:
-        # A refused login carries no SQLSTATE in psycopg: the server's text is all there is.
+        # psycopg gives no SQLSTATE for a refused login, only the server's text.
         if "password authentication failed" in str(error):
             raise StartRefused(
-                f"the password in {self._data_dir.secrets} is not the one of the cluster in {self._cluster.path}: "
-                "put the old file back, or move the cluster away to start with an empty one"
+                f"the password in {self._data_dir.secrets} is not the one of the cluster in "
+                f"{self._cluster.path}: put the old file back, or move the cluster away to start "
+                "with an empty one"
             ) from error

@@ -1,4 +1,4 @@
-"""Everything between the command and the first child: environment, data directory, leftovers, checks."""
+"""What is done before the first child starts: data directory, leftovers, checks."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from launcher.datadir import DataDir, DataDirLock
 from launcher.settings import check_settings
 
 _LOGS = ("postgres", "nats", "serve")
-# What a killed launcher left has been asked to end by the kernel already.
+# The kernel has already sent a stop signal to the children of a killed launcher.
 _LEFTOVER_GRACE_S = 5.0
 
 
 async def own_data_dir(data_dir: DataDir, say: Callable[[str], None]) -> DataDirLock:
-    """Makes the data directory usable and takes its lock; ends what a killed launcher left behind.
+    """Prepares the data directory, takes its lock, and ends what a killed launcher left.
 
     Raises:
-        StartRefused: it cannot be written, is full, or belongs to a running launcher.
+        StartRefused: the directory cannot be written, is full, or belongs to a running launcher.
     """
-    preflight.check_disk(
-        preflight.free_disk(data_dir.root), data_dir.root
-    )  # first: a full disk fails everything else in odd ways
+    # First, since on a full disk everything else fails for obscure reasons.
+    preflight.check_disk(preflight.free_disk(data_dir.root), data_dir.root)
     await asyncio.to_thread(data_dir.prepare)
     lock = DataDirLock(data_dir)
     lock.acquire()
@@ -41,10 +40,10 @@ async def own_data_dir(data_dir: DataDir, say: Callable[[str], None]) -> DataDir
 async def check_graph(
     environment: Environment, config_files: Sequence[Path], memory_needed: int
 ) -> None:
-    """What the graph needs beside the stores.
+    """Checks what the graph needs beside the stores.
 
     Raises:
-        ConfigurationError: a port is taken, a package or memory is missing, a configuration file is wrong.
+        ConfigurationError: a busy port, a missing package, too little memory, a wrong file.
     """
     preflight.check_port(environment.host, environment.port)
     preflight.check_packages()
@@ -55,10 +54,10 @@ async def check_graph(
 
 
 async def _clear_leftover(data_dir: DataDir, say: Callable[[str], None]) -> None:
-    noted = instance.leftover(data_dir.run / "instance.json")
-    if noted is None:
+    recorded = instance.leftover(data_dir.run / "instance.json")
+    if recorded is None:
         return
-    identity, directory = noted
+    identity, directory = recorded
     processes = await asyncio.to_thread(strays.marked, identity, directory)
     if processes:
         say(f"an earlier run was killed: ending the {len(processes)} processes it left")

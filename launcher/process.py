@@ -1,8 +1,8 @@
-"""One child process: started in a session of its own, stopped in order, never outliving the launcher.
+"""One child process: in a session of its own, and ended with the launcher.
 
-Every child asks the kernel for its stop signal when the launcher dies (`PR_SET_PDEATHSIG`), so even `kill -9` of the
-launcher leaves no store behind. A session of its own keeps the terminal's Ctrl-C away from it: the order of stopping is
-the supervisor's decision.
+The kernel sends a child its stop signal when the launcher dies (`PR_SET_PDEATHSIG`), so that even
+`kill -9` of the launcher leaves no store behind. The session of its own keeps the terminal's Ctrl-C
+away: the supervisor decides in which order children stop.
 """
 
 from __future__ import annotations
@@ -34,17 +34,21 @@ class Account:
 
 @dataclass(frozen=True)
 class Command:
-    """What to run and how: `account` None means the launcher's own; `deaf_to` are signals it ignores until it takes them itself."""
+    """What to run and how.
+
+    `account` None means the launcher's own. The child ignores `ignored_signals` until it installs
+    handlers of its own.
+    """
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: Path
     account: Account | None = None
-    deaf_to: Sequence[signal.Signals] = ()
+    ignored_signals: Sequence[signal.Signals] = ()
 
 
 def become_subreaper() -> None:
-    """Makes orphaned descendants children of this process, so that it can find and end them. Linux only; else no effect."""
+    """Makes this process the parent of orphaned descendants, so that it finds them. Linux only."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -55,10 +59,10 @@ class ChildProcess:
     Args:
         name: what the operator reads, e.g. `PostgreSQL`.
         command: what to run.
-        log_file: where its output goes (appended).
-        stop_signal: asks it to end; also sent by the kernel when the launcher dies.
-        stop_timeout_s: how long `stop` waits before `kill_signal`.
-        kill_signal: ends it without asking.
+        log_file: takes its output, appended.
+        stop_signal: asks it to end; the kernel sends it, too, when the launcher dies.
+        stop_timeout_s: the wait in `stop` before `kill_signal`.
+        kill_signal: ends it at once.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class ChildProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process id while it runs, else None."""
+        """The process id, None while it does not run."""
         return self._process.pid if self._process is not None and self.running else None
 
     @property
@@ -89,7 +93,7 @@ class ChildProcess:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Starts it.
+        """Starts the child.
 
         Raises:
             ServiceFailed: the program cannot be executed.
@@ -108,29 +112,29 @@ class ChildProcess:
             os.close(log)
 
     async def wait(self) -> int:
-        """Waits for its end and returns the exit status (negative: the signal that ended it); at once when it never ran."""
+        """Returns the exit status (negative: a signal) when it has ended; 0 if it never ran."""
         return await self._process.wait() if self._process is not None else 0
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal; a process that has just ended is no error."""
+        """Sends a signal; ignores that the process has just ended."""
         if self._process is not None and self.running:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
-    async def stop(self, hurry: asyncio.Event | None = None) -> None:
-        """Asks it to end, waits at most `stop_timeout_s` (or until `hurry` is set), then ends it without asking."""
+    async def stop(self, stop_now: asyncio.Event | None = None) -> None:
+        """Asks it to end; kills it after `stop_timeout_s`, or when `stop_now` is set."""
         self.signal(self._stop_signal)
-        if await self._ended_within(self._stop_timeout_s, hurry):
+        if await self._ended_within(self._stop_timeout_s, stop_now):
             return
         self.signal(self._kill_signal)
         if not await self._ended_within(5.0, None):
             self.signal(signal.SIGKILL)
             await self.wait()
 
-    async def _ended_within(self, seconds: float, hurry: asyncio.Event | None) -> bool:
+    async def _ended_within(self, seconds: float, stop_now: asyncio.Event | None) -> bool:
         waits = [asyncio.ensure_future(self.wait())]
-        if hurry is not None:
-            waits.append(asyncio.ensure_future(_when(hurry)))
+        if stop_now is not None:
+            waits.append(asyncio.ensure_future(_when(stop_now)))
         try:
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -140,10 +144,10 @@ class ChildProcess:
 
 
 async def run_tool(command: Command, *, timeout_s: float) -> tuple[int, str]:
-    """Runs a short command to its end and returns its exit status and its output (stdout and stderr together).
+    """Runs a short command; returns its exit status, and stdout and stderr together.
 
     Raises:
-        ServiceFailed: it cannot be executed, or took longer than `timeout_s`.
+        ServiceFailed: the command cannot be executed, or took longer than `timeout_s`.
     """
     name = Path(command.argv[0]).name
     try:
@@ -181,23 +185,26 @@ async def _spawn(
         user=account.uid if account else None,
         group=account.gid if account else None,
         extra_groups=[] if account else None,
-        preexec_fn=_before_exec(death_signal, command.deaf_to),
+        preexec_fn=_before_exec(death_signal, command.ignored_signals),
     )
 
 
 def _before_exec(
-    death_signal: signal.Signals, deaf_to: Sequence[signal.Signals]
+    death_signal: signal.Signals, ignored_signals: Sequence[signal.Signals]
 ) -> Callable[[], None]:
-    """Returns what the child runs between fork and exec (after the change of account, which would clear the death signal)."""
+    """Returns what the child runs between fork and exec.
+
+    It runs after the change of account, which would clear the death signal.
+    """
     parent = os.getpid()
 
     def prepare() -> None:
-        for number in deaf_to:
+        for number in ignored_signals:
             signal.signal(number, signal.SIG_IGN)
         if _LIBC is None:
             return
         _LIBC.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-        if os.getppid() != parent:  # it died before the call above
+        if os.getppid() != parent:  # the launcher died before the call above
             os._exit(1)
 
     return prepare

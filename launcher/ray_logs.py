@@ -1,7 +1,7 @@
-"""Where the logs of Ray and of the replicas are found: `logs/ray`, during a run and after it.
+"""The logs of Ray and of the replicas, found in `logs/ray` during a run and after it.
 
-Ray writes them into its own directory, which is short-lived. While the graph runs `logs/ray` points there; when it has
-stopped, or was found dead, the newest of them are kept in its place.
+Ray writes them into the instance's directory. While the graph runs, `logs/ray` is a link to them;
+when it has stopped, or was found dead, the newest of them are copied there.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _SOURCE = Path("ray/session_latest/logs")  # below an instance's directory
 
 
 def show(logs: Path, instance_directory: Path) -> None:
-    """Points `logs/ray` at the running instance's logs (of its newest session)."""
+    """Links `logs/ray` to the logs of the running instance's newest session."""
     link = _clear(logs)
     link.symlink_to(instance_directory / _SOURCE)
 
 
 def keep(logs: Path, instance_directory: Path, max_bytes: int = KEPT_BYTES) -> None:
-    """Copies the newest logs of the instance to `logs/ray`, at most `max_bytes` of them; nothing to copy leaves it empty."""
+    """Copies the newest logs of the instance to `logs/ray`, at most `max_bytes` in all."""
     source, target = (instance_directory / _SOURCE).resolve(), _clear(logs)
     target.mkdir(mode=0o700)
     files = [path for path in source.rglob("*") if path.is_file() and not path.is_symlink()]

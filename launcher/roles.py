@@ -1,9 +1,9 @@
-"""The database, its two roles and its extension, made so that every start can repeat it.
+"""The database, its two roles and its extension: statements that every start can repeat.
 
     daarion_owner    owns the database and its tables; runs the migrations
-    daarion_service  what the services connect as: no superuser, cannot bypass row security, owns nothing
+    daarion_service  used by the services: no superuser, bound by row security, owns nothing
 
-The superuser itself is used for this set-up alone.
+The superuser is used for this set-up alone.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ class Credentials:
 
 
 def url(user: str, password: str, port: int, database: str) -> str:
-    """Returns a libpq URL on loopback; who listens there must prove that it knows the password, and is not told it."""
-    return f"postgresql://{quote(user)}:{quote(password, safe='')}@127.0.0.1:{port}/{quote(database)}?require_auth=scram-sha-256"
+    """Returns a libpq URL on loopback; by SCRAM the server proves that it knows the password."""
+    login = f"{quote(user)}:{quote(password, safe='')}"
+    return f"postgresql://{login}@127.0.0.1:{port}/{quote(database)}?require_auth=scram-sha-256"
 
 
 async def ensure_roles(superuser_url: str, credentials: Credentials) -> None:
-    """Creates both roles, or puts their password and rights back to what they must be."""
+    """Creates both roles, or resets their passwords and rights."""
     async with await psycopg.AsyncConnection.connect(superuser_url, autocommit=True) as connection:
         for role, password in ((OWNER, credentials.owner), (SERVICE, credentials.service)):
             found = await (
                 await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role])
             ).fetchone()
             verb = sql.SQL("ALTER ROLE") if found else sql.SQL("CREATE ROLE")
-            # The verifier is computed here: the password itself never stands in an SQL text or a server log.
+            # The verifier is computed here: neither SQL text nor server log has the password.
             verifier = connection.pgconn.encrypt_password(
                 password.encode(), role.encode(), b"scram-sha-256"
             ).decode()
@@ -54,7 +55,7 @@ async def ensure_roles(superuser_url: str, credentials: Credentials) -> None:
 
 
 async def ensure_database(superuser_url: str, database_superuser_url: str, database: str) -> None:
-    """Creates `database`, owned by `daarion_owner`, with the extension `vector`; the service role may connect, others not.
+    """Creates `database` with the extension `vector`; the owner and the service role may connect.
 
     Args:
         superuser_url: connects to any existing database.

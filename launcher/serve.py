@@ -15,18 +15,18 @@ _STOP_TIMEOUT_S = 75.0
 
 
 def serve_command(config_file: Path) -> list[str]:
-    """Returns the command that runs the graph of `config_file` until SIGTERM; SIGHUP deploys the file anew."""
+    """Returns the command that runs the graph until SIGTERM; SIGHUP deploys the file again."""
     return [sys.executable, "-m", "deployments.graph.serve_graph", str(config_file)]
 
 
 class ServeGraph:
-    """One Serve graph, started anew by each `start`.
+    """The Serve graph; each `start` is a new process.
 
     Args:
-        argv: the command; it blocks until SIGTERM.
+        argv: the command, which blocks until SIGTERM.
         env: its whole environment.
-        cwd: where it runs.
-        log_file: where its output goes.
+        cwd: its working directory.
+        log_file: takes its output.
     """
 
     name = "Serve"
@@ -34,8 +34,8 @@ class ServeGraph:
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str], *, cwd: Path, log_file: Path
     ) -> None:
-        # A reload asked for before the process listens would end it; it is about to read its configuration anyway.
-        self._command = Command(argv, env, cwd, deaf_to=(signal.SIGHUP,))
+        # A reload before the process has a handler would end it; it reads its configuration anyway.
+        self._command = Command(argv, env, cwd, ignored_signals=(signal.SIGHUP,))
         self._log_file = log_file
         self._child: ChildProcess | None = None
 
@@ -44,10 +44,10 @@ class ServeGraph:
         return self._child.pid if self._child is not None else None
 
     async def start(self) -> None:
-        """Starts the process; whether the graph answers is told by its health route alone.
+        """Starts the process; the health route shows whether the graph answers.
 
         Raises:
-            ServiceFailed: it cannot be executed.
+            ServiceFailed: the command cannot be executed.
         """
         self._child = ChildProcess(
             self.name,
@@ -61,7 +61,7 @@ class ServeGraph:
     async def wait(self) -> int:
         return await self._child.wait() if self._child is not None else 0
 
-    async def stop(self, hurry: asyncio.Event | None = None) -> None:
-        """Asks the graph to shut down; kills it when `hurry` is set or after 75 s."""
+    async def stop(self, stop_now: asyncio.Event | None = None) -> None:
+        """Asks the graph to shut down; kills it after 75 s, or when `stop_now` is set."""
         if self._child is not None:
-            await self._child.stop(hurry)
+            await self._child.stop(stop_now)

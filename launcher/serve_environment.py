@@ -1,6 +1,6 @@
-"""The environment of the Serve process and of everything below it: one pure function.
+"""The environment of the Serve process and its descendants: one pure function.
 
-Ray reads these before it starts, and every process it makes inherits them.
+Ray reads these variables before it starts; every process below inherits them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MATH_THREADS = 4
 _PROXY_THREADS = 4
 _RAY_LOG_BYTES = 10 << 20
 
-# Would make the child join someone else's cluster instead of starting its own.
+# Would make the child join another cluster instead of starting its own.
 _FOREIGN = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV_HOOK")
 
 
@@ -29,11 +29,12 @@ def serve_environment(
 ) -> dict[str, str]:
     """Returns the whole environment of the Serve process.
 
-    What the operator set wins over the defaults; what belongs to this instance (paths, store URLs, marker) wins over everything.
+    The operator's variables override the defaults; those of the instance (paths, store URLs,
+    marker) override all.
 
     Args:
-        environment: as read from the operator; its variables are passed on.
-        instance: keeps this graph apart from others on the machine.
+        environment: as read from the operator; its variables are inherited.
+        instance: separates this graph from others on the machine.
         database_url: the service role's URL.
         nats_url: None leaves NATS out.
         cpus: processors of this machine; math and proxy threads are capped by it.
@@ -57,7 +58,7 @@ def uses_haproxy(variables: Mapping[str, str]) -> bool:
 
 def _defaults(cpus: int) -> dict[str, str]:
     return {
-        # Nothing the graph does by default needs a network beyond loopback.
+        # By default the graph needs no network beyond loopback.
         "HF_HUB_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "DO_NOT_TRACK": "1",
@@ -68,7 +69,7 @@ def _defaults(cpus: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "RAY_ROTATION_MAX_BYTES": str(_RAY_LOG_BYTES),
         "RAY_ROTATION_BACKUP_COUNT": "2",
-        # An ingress replica leaves HAProxy's list within a second here; Ray's default of 30 s is meant for cloud load balancers.
+        # A replica leaves HAProxy's list within a second; Ray's 30 s are for cloud load balancers.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     }
 
@@ -90,7 +91,7 @@ def _own(environment: Environment, instance: Instance) -> dict[str, str]:
         "DAARION_HOST": environment.host,
         "DAARION_PORT": str(environment.port),
         "DAARION_RAY_TEMP_DIR": str(directory / "ray"),
-        # What libraries leave in temporary files and sockets goes with the instance.
+        # Temporary files and sockets of libraries are removed with the instance.
         "TMPDIR": str(directory / "tmp"),
         "VLLM_RPC_BASE_PATH": str(directory / "tmp"),
         "TORCHINDUCTOR_CACHE_DIR": str(environment.data_dir / "cache" / "torchinductor"),

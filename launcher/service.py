@@ -1,4 +1,4 @@
-"""What the supervisor keeps alive, and how."""
+"""A child under supervision, and how it is kept alive."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Service(Protocol):
     def pid(self) -> int | None: ...
 
     async def start(self) -> None:
-        """Starts it (again); raises ServiceFailed when that did not work."""
+        """Starts or restarts it; raises ServiceFailed."""
         ...
 
     async def wait(self) -> int:
-        """Returns its exit status once it ended; at once when it does not run."""
+        """Returns the exit status when it has ended."""
         ...
 
-    async def stop(self, hurry: asyncio.Event | None = None) -> None:
-        """Stops it in order; without waiting once `hurry` is set."""
+    async def stop(self, stop_now: asyncio.Event | None = None) -> None:
+        """Stops it; kills it when `stop_now` is set."""
         ...
 
 
@@ -49,21 +49,21 @@ async def keep_alive(
     failures: FailureWindow | None = None,
     refusal: int | None = None,
 ) -> None:
-    """Starts `service` again whenever it dies, with growing delays and one line each. Runs until it is cancelled.
+    """Restarts `service` whenever it dies, after growing delays, until cancelled.
 
     Args:
-        service: already started once.
-        log: its log file, named in lines and quoted from.
-        say: shows a line.
-        ended: called as soon as it ended.
-        died: called with the exit status and the time of death before the next start.
-        started: called after each further start.
-        failures: when it is full the service is given up.
-        refusal: the exit status that says another start cannot help.
+        service: has been started once.
+        log: its log file; its last line is quoted.
+        say: shows a line to the operator.
+        ended: called as soon as it has ended.
+        died: called before the next start, with the exit status and the time of death.
+        started: called after each restart.
+        failures: gives the service up when full.
+        refusal: the exit status after which a restart cannot help.
 
     Raises:
         GaveUp: `failures` is full.
-        StartRefused: it ended with the status `refusal`.
+        StartRefused: the service ended with the status `refusal`.
     """
     backoff, reason = Backoff(), ""
     while True:

@@ -1,4 +1,4 @@
-"""Every configuration file of the product, read by its own model before anything is started."""
+"""Validates every configuration file of the product before anything is started."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _OPTIONAL: dict[str, type[BaseModel]] = {"engines.gpu.yaml": EnginesSettings}
 
 
 def check_settings(environment: Environment) -> None:
-    """Reads them all; what only a deployment can tell (an unknown adapter, say) is left to the graph's own check.
+    """Validates all files; the graph checks what only a deployment knows, such as adapters.
 
     Raises:
-        ConfigurationError: naming file, key and reason.
+        ConfigurationError: names file, key and reason.
     """
     for name, model in _MODELS.items():
         load_yaml(environment.config_dir / name, model)
@@ -35,5 +35,5 @@ def check_settings(environment: Environment) -> None:
         if (environment.config_dir / name).exists():
             load_yaml(environment.config_dir / name, model)
     load_blueprints(environment.config_dir)
-    if environment.model is not None:  # the engine would tell it a minute later
+    if environment.model is not None:  # the engine would fail a minute later
         find_model(environment.model, DEFAULT_FOLDER, "DAARION_MODEL", environment)

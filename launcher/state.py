@@ -1,4 +1,4 @@
-"""What is running now, in files under `run/` that are there while the launcher runs."""
+"""Files under `run/` that exist while the launcher runs, and say what runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.datadir import DataDir, write_private
 
 @dataclass(frozen=True)
 class Part:
-    """One started part: `address` is shown, `pid` is None for a store that runs elsewhere."""
+    """One started part; `pid` is None for a store that runs elsewhere."""
 
     name: str
     pid: int | None
@@ -22,7 +22,7 @@ class Part:
 def write_services(
     data_dir: DataDir, *, database_url: str, database_owner_url: str, nats_url: str | None
 ) -> None:
-    """Records the stores' URLs for a graph that runs beside the launcher (0600, replaced in one step)."""
+    """Records the stores' URLs for a graph beside the launcher (0600, replaced in one step)."""
     urls = {
         "database_url": database_url,
         "database_owner_url": database_owner_url,
@@ -32,13 +32,13 @@ def write_services(
 
 
 def write_parts(data_dir: DataDir, parts: list[Part]) -> None:
-    """Records who runs, for `status` and `reload`."""
+    """Records the running parts, for `status` and `reload`."""
     content = {"launcher": os.getpid(), "parts": [asdict(part) for part in parts]}
     write_private(data_dir.run / "state.json", json.dumps(content, indent=1))
 
 
 def read_parts(data_dir: DataDir) -> list[Part]:
-    """Returns what `write_parts` recorded; empty when nothing runs."""
+    """Returns the recorded parts; empty when nothing runs."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads((data_dir.run / "state.json").read_text())
         return [Part(**part) for part in content["parts"]]

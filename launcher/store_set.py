@@ -1,4 +1,4 @@
-"""PostgreSQL, its migrations and NATS in order: started here, or running elsewhere when the operator says where."""
+"""PostgreSQL, its migrations, and NATS: started here, or elsewhere at the operator's URLs."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _MIGRATION_TIMEOUT_S = 600.0
 
 @dataclass
 class StoreSet:
-    """The two stores of one launcher; URLs are known once `start` returned."""
+    """The two stores of one launcher; URLs are known after `start`."""
 
     environment: Environment
     data_dir: DataDir
     console: Console
     migrate_argv: Sequence[str]
-    hurry: asyncio.Event
+    stop_now: asyncio.Event
     owned: list[PostgresServer | NatsServer] = field(default_factory=list)
     database_url: str = ""
     nats_url: str = ""
 
     async def check(self) -> None:
-        """Makes sure that a store which runs elsewhere answers.
+        """Checks the stores that run elsewhere.
 
         Raises:
-            StartRefused: it does not.
+            StartRefused: one of them does not answer.
         """
         if self.environment.database_url is not None:
             await preflight.check_database(self.environment.database_url)
@@ -48,10 +48,10 @@ class StoreSet:
             await preflight.check_nats(self.environment.nats_url)
 
     async def start(self, stack: AsyncExitStack) -> None:
-        """Starts those that are not elsewhere, migrates in between, records the URLs; `stack` stops them.
+        """Starts and migrates the stores that are not elsewhere; `stack` stops them.
 
         Raises:
-            ServiceFailed: one did not come up, or the migrations failed.
+            ServiceFailed: a store did not start, or the migrations failed.
         """
         owner_url = await self._start_database(stack)
         await self._migrate(owner_url)
@@ -65,7 +65,7 @@ class StoreSet:
         )
 
     def parts(self) -> list[Part]:
-        """Returns both for `status`; an address holds no password."""
+        """Returns both stores for `status`, without passwords."""
         owned = {
             store.name: Part(store.name, store.pid, f"{LOOPBACK}:{store.port}")
             for store in self.owned
@@ -102,7 +102,7 @@ class StoreSet:
     async def _stop(self, server: PostgresServer | NatsServer) -> None:
         if server.pid is not None:
             self.console.say(f"stopping {server.name}")
-        await server.stop(self.hurry)
+        await server.stop(self.stop_now)
 
     async def _migrate(self, owner_url: str) -> None:
         began = time.monotonic()
@@ -118,10 +118,8 @@ class StoreSet:
 
 
 def _address(url: str) -> str:
-    """The host and port of a URL, without user and password; of several the last."""
+    """Returns host and port of a URL, without user and password; of several hosts the last."""
     _, separator, place = url.partition("://")
-    if (
-        not separator or "?" in place
-    ):  # PostgreSQL's own form, or a query: either may hold a password
+    if not separator or "?" in place:  # libpq's own form, or a query: either may have a password
         return "as configured"
     return re.split(r"[/#]", place.rpartition("@")[2], maxsplit=1)[0]

@@ -1,9 +1,12 @@
-"""The stores as a library: what `make run`, `make services` and the tests start.
+"""The stores as a library, for `make run`, `make services` and the tests.
 
-    async with PostgresServer(tmp_path, durable=False) as postgres, NatsServer(tmp_path) as nats:
+    async with (
+        PostgresServer(tmp_path, durable=False) as postgres,
+        NatsServer(tmp_path) as nats,
+    ):
         postgres.urls.owner, postgres.urls.service, nats.url
 
-Both may share one folder. Nothing outlives the process that started them, not even after `kill -9` (Linux).
+Both may share one folder. Both end with the process that started them, even with `kill -9` (Linux).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Processes that a dead child left behind: found by parentage, by the marker in their environment or by their log files, and ended by pid.
+"""Processes left by a dead child: found by parent, by environment marker or by log files.
 
-Ray's daemons, its workers and HAProxy start processes of their own. As a subreaper the launcher becomes the parent of what is
-orphaned; what an earlier launcher left when it was killed is known by its traces alone.
+Ray's daemons, its workers and HAProxy start processes of their own. The launcher is a subreaper, so
+it becomes the parent of orphans; those of an earlier, killed launcher are found by their traces.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from launcher.instance import MARKER
 
 
 def orphans(keep: Iterable[int], before: float | None = None) -> list[psutil.Process]:
-    """Returns this process's descendants except those in `keep` and below them.
+    """Returns this process's descendants except those in `keep` and their descendants.
 
-    `before` (seconds since the epoch) leaves out children of ours that were born later, and what is below them.
+    `before` (seconds since the epoch) also excludes children started later, and their descendants.
     """
     kept = set(keep)
     found: list[psutil.Process] = []
@@ -34,7 +34,8 @@ def orphans(keep: Iterable[int], before: float | None = None) -> list[psutil.Pro
 def marked(identity: str, directory: Path) -> list[psutil.Process]:
     """Returns every process of the instance `identity`, with its descendants.
 
-    Some of Ray's processes overwrite their environment with a title: those are known by a log file open in `directory`.
+    Some of Ray's processes overwrite their environment with a title: these are recognised by an
+    open log file in `directory`.
     """
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
@@ -54,7 +55,7 @@ def _writes_to(process: psutil.Process, directory: Path) -> bool:
 
 
 def end(processes: list[psutil.Process], grace_s: float) -> int:
-    """Asks all to end, kills what is left after `grace_s`; returns how many had to be killed. Blocks: call it in a thread."""
+    """Terminates all, kills the rest after `grace_s`; returns how many were killed. Blocks."""
     for process in processes:
         with suppress(psutil.Error):
             process.terminate()
@@ -67,9 +68,9 @@ def end(processes: list[psutil.Process], grace_s: float) -> int:
 
 
 class Reaper:
-    """Collects orphans that ended, so that they do not stay as zombies.
+    """Collects ended orphans, so that no zombies remain.
 
-    A zombie is collected at the second sight of it: by then it is none whose exit status somebody here is about to ask for.
+    It collects a zombie when it sees it a second time: by then no code here waits for its status.
     """
 
     def __init__(self) -> None:

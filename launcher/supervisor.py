@@ -1,4 +1,4 @@
-"""The foreground supervisor: starts PostgreSQL, NATS and Serve in order, keeps them alive, stops them in the opposite order."""
+"""The foreground supervisor: starts PostgreSQL, NATS and Serve, and keeps them alive."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ _STRAY_GRACE_S = 5.0
 class Graph:
     """What runs beside the stores.
 
-    `argv` blocks until SIGTERM; `config_files` are checked first; `memory_needed` (bytes) must be available.
+    `argv` blocks until SIGTERM; `config_files` are checked before the start, as is `memory_needed`
+    (bytes).
     """
 
     argv: Sequence[str]
@@ -46,12 +47,12 @@ class Graph:
 
 @dataclass
 class Supervisor:
-    """Owns everything it starts.
+    """Owns everything it starts, and stops it in the opposite order.
 
     Args:
         environment: as read from the operator.
-        console: where progress is shown.
-        migrate_argv: brings the database of `DATABASE_URL` up to date.
+        console: shows the progress.
+        migrate_argv: migrates the database of `DATABASE_URL`.
         graph: None starts the stores alone.
     """
 
@@ -59,23 +60,23 @@ class Supervisor:
     console: Console
     migrate_argv: Sequence[str]
     graph: Graph | None
-    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    _stop_now: asyncio.Event = field(default_factory=asyncio.Event)
     _serve_started: asyncio.Event = field(default_factory=asyncio.Event)
     _serve: ServeGraph | None = None
     _serve_failures: FailureWindow = field(default_factory=FailureWindow)
-    _asked: bool = False
+    _stop_requested: bool = False
     _unwinding: bool = False
     _unrecorded: bool = False
-    _told: str = ""
+    _reported: str = ""
 
     def __post_init__(self) -> None:
         self._data_dir = DataDir(self.environment.data_dir)
         self._stores = StoreSet(
-            self.environment, self._data_dir, self.console, self.migrate_argv, self._hurry
+            self.environment, self._data_dir, self.console, self.migrate_argv, self._stop_now
         )
 
     async def run(self) -> int:
-        """Runs until a signal, a refusal or a give-up; returns the exit status after everything it started has ended."""
+        """Runs until a signal, a refusal or a failure; returns the exit status."""
         become_subreaper()
         main = asyncio.ensure_future(self._live())
         self._handle_signals(main)
@@ -93,7 +94,7 @@ class Supervisor:
         return STOPPED
 
     async def _live(self) -> None:
-        async with AsyncExitStack() as stack:  # unwinds in the opposite order, whatever happened
+        async with AsyncExitStack() as stack:
             try:
                 await self._start(stack)
                 await self._watch()
@@ -117,7 +118,7 @@ class Supervisor:
 
     async def _start_graph(self, graph: Graph, stack: AsyncExitStack) -> None:
         instance = await asyncio.to_thread(Instance.create)
-        stack.push_async_callback(self._put_away, instance)
+        stack.push_async_callback(self._remove_instance, instance)
         await asyncio.to_thread(save, instance, self._data_dir.run / "instance.json")
         await asyncio.to_thread(ray_logs.show, self._data_dir.logs, instance.directory)
         variables = serve_environment(
@@ -137,7 +138,7 @@ class Supervisor:
         await self._serve.start()
 
     async def _watch(self) -> None:
-        """Keeps everything alive until one of the watchers fails or this is cancelled."""
+        """Keeps everything alive until a watcher fails or this is cancelled."""
         say = self.console.say
         watchers = [self._housekeeping()]
         watchers += [
@@ -173,7 +174,7 @@ class Supervisor:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _announce(self) -> None:
-        """Tells when the graph is ready, and again after each restart of it."""
+        """Says that the graph is ready, after the start and after each restart."""
         url = messages.base_url(self.environment)
         while True:
             self._serve_started.clear()
@@ -200,12 +201,12 @@ class Supervisor:
                 if self._unrecorded:
                     self._record()
             except OSError as error:
-                self._hindered("housekeeping", error)
+                self._report_failure("housekeeping", error)
             else:
-                self._told = ""
+                self._reported = ""
 
     async def _serve_died(self, _status: int, died_at: float) -> None:
-        """Ends what the dead process left, or its successor finds the ports taken."""
+        """Ends what the dead process left, since it would hold the successor's ports."""
         left = await asyncio.to_thread(strays.orphans, self._pids(), died_at)
         await asyncio.to_thread(strays.end, left, _STRAY_GRACE_S)
 
@@ -213,16 +214,18 @@ class Supervisor:
         self._serve_started.set()
         self._record()
 
-    async def _put_away(self, instance: Instance) -> None:
+    async def _remove_instance(self, instance: Instance) -> None:
         await asyncio.to_thread(ray_logs.keep, self._data_dir.logs, instance.directory)
         await asyncio.to_thread(instance.remove)
 
     async def _stop_serve(self, serve: ServeGraph) -> None:
         if serve.pid is not None:
             self.console.say("stopping Serve (Ctrl-C again: at once)")
-        await serve.stop(self._hurry)
+        await serve.stop(self._stop_now)
         left = await asyncio.to_thread(strays.orphans, self._pids())
-        await asyncio.to_thread(strays.end, left, 0.0 if self._hurry.is_set() else _STRAY_GRACE_S)
+        await asyncio.to_thread(
+            strays.end, left, 0.0 if self._stop_now.is_set() else _STRAY_GRACE_S
+        )
 
     async def _end_strays(self) -> None:
         await asyncio.to_thread(
@@ -245,17 +248,16 @@ class Supervisor:
         try:
             state.write_parts(self._data_dir, parts)
             self._unrecorded = False
-        except (
-            OSError
-        ) as error:  # a full disk, say: what runs goes on, and the next housekeeping tries again
+        except OSError as error:  # such as a full disk: housekeeping retries
             self._unrecorded = True
-            self._hindered("noting what runs", error)
+            self._report_failure("recording what runs", error)
 
-    def _hindered(self, what: str, error: OSError) -> None:
-        """Tells once, until it works again."""
-        line = f"{what} is hindered ({error.strerror or type(error).__name__}): look after {self._data_dir.root}; everything goes on"
-        if line != self._told:
-            self._told = line
+    def _report_failure(self, what: str, error: OSError) -> None:
+        """Reports a failure once, until it works again."""
+        reason = error.strerror or type(error).__name__
+        line = f"{what} failed ({reason}): check {self._data_dir.root}; everything keeps running"
+        if line != self._reported:
+            self._reported = line
             self.console.say(line)
 
     def _handle_signals(self, main: asyncio.Future[None]) -> None:
@@ -266,9 +268,9 @@ class Supervisor:
             asyncio.get_running_loop().add_signal_handler(number, self._interrupted, main)
 
     def _interrupted(self, main: asyncio.Future[None]) -> None:
-        """The first signal stops in order; a further one, or one that comes while that is under way, stops without waiting."""
-        if self._asked or self._unwinding:
-            self._hurry.set()
+        """The first signal stops in order; a second one, or one during that, stops at once."""
+        if self._stop_requested or self._unwinding:
+            self._stop_now.set()
         else:
             main.cancel()
-        self._asked = True
+        self._stop_requested = True

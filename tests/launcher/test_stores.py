@@ -225,7 +225,7 @@ async def test_further_databases_have_the_same_rights(data_dir):
 
 async def test_a_server_that_does_not_come_up_says_what_its_log_says(data_dir):
     shutil.rmtree(data_dir / "postgres/global")
-    with pytest.raises(Exception, match=r"PostgreSQL did not come up: .*global"):
+    with pytest.raises(Exception, match=r"PostgreSQL did not start: .*global"):
         await PostgresServer(data_dir, durable=False).start()
 
 
