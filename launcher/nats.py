@@ -31,8 +31,9 @@ class NatsServer:
     Its store is `data_dir/nats` (at most 1 GB on disk, 64 MB in memory), its generated password is
     in `data_dir/secrets`, its log in `data_dir/logs`. It listens on 127.0.0.1, on the previous port
     while that is free, and has no monitoring port. The graph's clients
-    (`backends.nats.link.NatsLink`) check its certificate before they send the password, so another listener on the port does not
-    learn it. `nats.connect(server.url)` does not check: it ignores `?ca=` and speaks plain text.
+    (`backends.nats.link.NatsLink`) check its certificate before they send the password, so another
+    listener on the port does not learn it. `nats.connect(server.url)` does not check: it ignores
+    `?ca=` and speaks plain text.
     In tests::
 
         async with NatsServer(tmp_path) as server:

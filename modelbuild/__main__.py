@@ -13,7 +13,7 @@ from modelbuild.recipes import RECIPES
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 when both models are ready, 1 after a failure told in one line, 130 when interrupted."""
+    """Returns the exit status: 0 (ready), 1 (failed, one line says why) or 130 (interrupted)."""
     options = _parser().parse_args(arguments)
     progress = Progress(sys.stdout)
     builder = Builder(options.data_dir, progress)
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"[models] error: {error.message}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("[models] interrupted; run again to go on\n")
+        sys.stderr.write("[models] interrupted; run again to continue\n")
         return 130
     progress.say(f"ready: {', '.join(recipe.folder for recipe in RECIPES)}")
     return 0
@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         help="compare the checksum of every file, not only the sizes",
     )
     parser.add_argument(
-        "--check", action="store_true", help="ask finished models for their pinned answers too"
+        "--check",
+        action="store_true",
+        help="also compare the answers of finished models with pinned ones",
     )
     return parser
 

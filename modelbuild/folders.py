@@ -18,7 +18,7 @@ class ModelFolders:
 
 
 def default_model_folders(data_dir: Path) -> ModelFolders:
-    """Returns where the default models live under the data directory, whether they are built yet or not."""
+    """Returns the default models' folders under the data directory, built or not."""
     models = models_dir(data_dir)
     return ModelFolders(llm=models / LLM_FOLDER, embedder=models / EMBEDDER_FOLDER)
 

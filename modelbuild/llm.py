@@ -1,4 +1,4 @@
-"""Recipe of the LLM: SmolLM2-135M-Instruct, 4-bit GGUF → a transformers folder in bfloat16 that vLLM loads directly."""
+"""Recipe of the LLM: SmolLM2-135M-Instruct, 4-bit GGUF → transformers folder in bfloat16."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _save_model(gguf_file: Path, folder: Path) -> int:
         dtype=torch.bfloat16,
         local_files_only=True,
     )
-    # The saved weights are plain: nothing may make a loader look for the quantised form again.
+    # The saved weights are plain: these marks would make a loader look for the quantised form.
     for mark in ("quantization_config", "_model_name_or_path"):
         if hasattr(model.config, mark):
             delattr(model.config, mark)
@@ -39,8 +39,8 @@ def _save_tokenizer(gguf_file: Path, folder: Path, context_length: int) -> None:
         gguf_file.parent, gguf_file=gguf_file.name, local_files_only=True
     )
     backend = loaded.backend_tokenizer
-    # GGUF names the pre-tokenizer ("smollm") without describing it, and the loader falls back to GPT-2's: SmolLM splits
-    # off every digit first, which changes how spaces before numbers are grouped.
+    # GGUF names the pre-tokenizer ("smollm") without describing it, and the loader falls back to
+    # GPT-2's: SmolLM splits off every digit first, which changes the spaces before numbers.
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

@@ -1,4 +1,4 @@
-"""A lock between processes, so that two builds never write into the same folders. It vanishes with its holder."""
+"""A lock between processes, so that two builds never write the same folders."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ POLL_S = 0.2
 
 @contextmanager
 def exclusive(path: Path, progress: Progress, wait_s: float = WAIT_S) -> Iterator[None]:
-    """Holds the lock file for the body, waiting for another holder at most `wait_s` seconds.
+    """Holds the lock file, which the kernel frees with its holder; waits at most `wait_s` for it.
 
     Raises:
-        ModelBuildError: another process held it all that time.
+        ModelBuildError: another process held it for all that time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -31,7 +31,8 @@ def exclusive(path: Path, progress: Progress, wait_s: float = WAIT_S) -> Iterato
             while not _try_lock(file):
                 if time.monotonic() >= deadline:
                     raise ModelBuildError(
-                        f"another build has been running for over {wait_s:.0f} s; end it and run again"
+                        f"another build has been running for over {wait_s:.0f} s; "
+                        "end it and run again"
                     )
                 time.sleep(POLL_S)
         yield

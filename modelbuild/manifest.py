@@ -1,6 +1,6 @@
-"""The manifest of a finished model folder: what it was made from and what every file must be.
+"""The manifest of a finished model folder: its source, and each file's size and checksum.
 
-It is written last, so a folder without a valid manifest is unfinished.
+It is written last: a folder without a valid manifest is unfinished.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Manifest(BaseModel):
 
 
 def write_manifest(folder: Path, wheel: Wheel, recipe_version: int) -> None:
-    """Records every file of the folder as it is now."""
+    """Records every file of the folder."""
     files = {
         file.relative_to(folder).as_posix(): FileRecord(
             bytes=file.stat().st_size, sha256=sha256_of(file)
@@ -55,9 +55,9 @@ def write_manifest(folder: Path, wheel: Wheel, recipe_version: int) -> None:
 def find_problem(
     folder: Path, wheel: Wheel, recipe_version: int, *, rehash: bool = False
 ) -> str | None:
-    """Returns why the folder cannot be used as it is, or None when it is finished and whole.
+    """Returns why the folder cannot be used, or None if it is finished and whole.
 
-    Compares the manifest with the pins and every file's size; with `rehash` every file's checksum too.
+    Compares the manifest with the pins and with every file's size, with `rehash` also its checksum.
     """
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())

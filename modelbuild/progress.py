@@ -1,4 +1,4 @@
-"""Progress of a long build as lines of text: one for each long step, with the seconds it took."""
+"""Progress of a build: one line for each long step, with its seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TextIO
 
 
 class Progress:
-    """Writes `[models] <folder>: <step> … done in 2.1 s` to a stream; silent when the stream is None."""
+    """Writes `[models] <folder>: <step> … done in 2.1 s` to a stream; silent without one."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream

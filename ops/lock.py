@@ -45,7 +45,7 @@ Pins = dict[str, tuple[str, list[str]]]
 
 
 def write_locks(python: str, *, upgrade: bool) -> None:
-    """Writes the locks for one Python; the product's and the tools' versions are chosen together."""
+    """Writes the locks for one Python; product and tools get their versions together."""
     with tempfile.TemporaryDirectory() as folder:
         compiler = Compiler(Path(folder), python)
         product = ["--extra", "cpu", "pyproject.toml"]

@@ -100,7 +100,7 @@ def test_pins_are_whole():
 
 
 class Bench:
-    """A data directory with a recipe that copies its model file, and counts how often it was run."""
+    """A data directory with a recipe that copies its model file and counts its runs."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -187,7 +187,7 @@ def test_damaged_folder_is_built_anew(bench: Bench, damage: Callable[[Path], Non
     bench.ensure()
     assert bench.built == 2
     assert (bench.folder / "part" / "model.bin").read_bytes() == b"weights"
-    assert "building anew" in bench.output.getvalue()
+    assert "rebuilding" in bench.output.getvalue()
     assert bench.partials == []
 
 
@@ -294,7 +294,8 @@ def test_command_refuses_a_tampered_wheel(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
-    code = "import modelbuild.__main__, sys; print([m for m in ('torch','transformers','numpy') if m in sys.modules])"
+    heavy = "('torch', 'transformers', 'numpy')"
+    code = f"import modelbuild.__main__, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=REPOSITORY,

@@ -83,7 +83,8 @@ def test_the_lock_has_one_holder_and_dies_with_it(tmp_path):
     data_dir = DataDir(tmp_path)
     code = (
         "import sys, pathlib, time; from launcher.datadir import *; "
-        "DataDirLock(DataDir(pathlib.Path(sys.argv[1]))).acquire(); print('held', flush=True); time.sleep(60)"
+        "DataDirLock(DataDir(pathlib.Path(sys.argv[1]))).acquire(); "
+        "print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],

@@ -265,7 +265,7 @@ def wait_until(condition, timeout_s: float = 30.0) -> bool:
 
 @pytest.mark.parametrize("command", ["status", "reload"])
 def test_while_the_first_installation_is_at_work_the_commands_say_so(tmp_path, command):
-    """`make` looks for the stamp of a finished installation: a Python alone cannot import anything yet."""
+    """`make` looks for the stamp of a finished installation: a Python alone cannot import."""
     shutil.copy(Path(__file__).parents[2] / "Makefile", tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/python").symlink_to(sys.executable)

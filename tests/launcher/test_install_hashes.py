@@ -1,4 +1,4 @@
-"""The installer with the real pip: which build of torch it takes, and that a changed file is refused."""
+"""The installer with the real pip: the build of torch that it takes, and changed files."""
 
 import base64
 import hashlib

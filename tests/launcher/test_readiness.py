@@ -36,9 +36,11 @@ def test_any_answer_gives_one_short_line(body):
 
 async def test_waits_until_every_part_is_ready_and_says_what_changes():
     said = await said_of(
-        b"503 x\r\n\r\n{}", b'503 x\r\n\r\n{"checks":{"a":{"state":"starting"}}}',
-        b'200 OK\r\n\r\n{"status":"degraded","checks":{"b":{"state":"starting"}}}', b'200 OK\r\n\r\n{"status":"ready"}',
-    )  # fmt: skip
+        b"503 x\r\n\r\n{}",
+        b'503 x\r\n\r\n{"checks":{"a":{"state":"starting"}}}',
+        b'200 OK\r\n\r\n{"status":"degraded","checks":{"b":{"state":"starting"}}}',
+        b'200 OK\r\n\r\n{"status":"ready"}',
+    )
     assert said == [
         "waiting for the applications (not deployed yet)",
         "waiting for a (starting)",

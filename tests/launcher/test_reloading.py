@@ -43,8 +43,10 @@ async def test_the_graphs_answer_is_shown(tmp_path, answer, status):
     data_dir.prepare()
     data_dir.log("serve").write_text("2026 daarion.serve_graph: reloaded\n")  # an older answer
     code = (
-        "import signal, sys\nsignal.signal(signal.SIGHUP, lambda *_: print('2026 daarion.serve_graph: ' + sys.argv[1], flush=True))"
-        "\nprint('up', file=sys.stderr, flush=True)\nwhile True: signal.pause()"
+        "import signal, sys\n"
+        "answer = '2026 daarion.serve_graph: ' + sys.argv[1]\n"
+        "signal.signal(signal.SIGHUP, lambda *_: print(answer, flush=True))\n"
+        "print('up', file=sys.stderr, flush=True)\nwhile True: signal.pause()"
     )
     with (
         data_dir.log("serve").open("a") as log,

@@ -64,8 +64,8 @@ async def test_roles_are_bound_by_row_security(data_dir):
     async with PostgresServer(data_dir, durable=False) as server:
         facts = await ask(
             server.urls.superuser,
-            "SELECT rolname, rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication FROM pg_roles "
-            "WHERE rolname LIKE 'daarion%' ORDER BY 1",
+            "SELECT rolname, rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb "
+            "OR rolreplication FROM pg_roles WHERE rolname LIKE 'daarion%' ORDER BY 1",
         )
         assert facts == [("daarion_owner", False), ("daarion_service", False)]
         assert await ask(
@@ -93,7 +93,8 @@ async def test_vectors_and_ukrainian_letters_work(data_dir):
     async with PostgresServer(data_dir, durable=False) as server:
         assert await ask(
             server.urls.service,
-            "SELECT '[1,2]'::vector <-> '[1,2]', lower('ЇЖАК Ґ'), to_tsvector('simple', 'ПРИВІТ')::text",
+            "SELECT '[1,2]'::vector <-> '[1,2]', lower('ЇЖАК Ґ'), "
+            "to_tsvector('simple', 'ПРИВІТ')::text",
         ) == [(0.0, "їжак ґ", "'привіт':1")]
 
 
@@ -152,7 +153,8 @@ async def test_a_killed_server_comes_back_under_the_same_urls(data_dir):
 async def test_a_server_of_a_killed_launcher_is_ended_first(data_dir):
     code = (
         "import asyncio, sys, pathlib; from launcher.stores import PostgresServer; "
-        "server = PostgresServer(pathlib.Path(sys.argv[1]), durable=False); asyncio.run(server.start()); "
+        "server = PostgresServer(pathlib.Path(sys.argv[1]), durable=False); "
+        "asyncio.run(server.start()); "
         "print(server.pid, flush=True); input()"
     )
     child = await asyncio.create_subprocess_exec(

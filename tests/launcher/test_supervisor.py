@@ -25,7 +25,7 @@ from tests.support.launcher.supervision import REPOSITORY, Run, alive, ask, runn
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Path:
-    """A data directory with a cluster: made once, copied for each test, which spares it an initdb."""
+    """A data directory with a cluster: created once, copied for each test to save an initdb."""
 
     async def make(folder: Path) -> None:
         async with PostgresServer(folder, durable=False):
@@ -193,7 +193,8 @@ def test_a_refused_configuration_is_not_tried_again(tmp_path):
             "llm.yaml",
             "type: local",
             "type: wizard",
-            "refused: Serve refused to start: .* llm.yaml: providers.local.type: no adapter `wizard`",
+            "refused: Serve refused to start: .* llm.yaml: providers.local.type: "
+            "no adapter `wizard`",
         ),
         ("tools.yaml", "id: projects.list", "id: ''", "refused: tools.yaml: tools.0.id: "),
     ],

@@ -1,4 +1,4 @@
-"""The script that the compose file gives to the PostgreSQL image makes roles that migrations and services accept."""
+"""The compose file's script for PostgreSQL creates roles for migrations and services."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ SECRETS = {"DAARION_OWNER_PASSWORD": "o'wner\\0wn", "DAARION_SERVICE_PASSWORD": 
 
 @pytest.fixture
 async def fresh_database():
-    """A database as the image makes it: owned by the superuser, open to everybody, without our roles."""
+    """A database as the image creates it: the superuser's, open to everybody, without our roles."""
     with tempfile.TemporaryDirectory(prefix="daarion-test-", ignore_cleanup_errors=True) as folder:
         async with PostgresServer(Path(folder), durable=False) as server:
             superuser = server.urls_of("postgres").superuser

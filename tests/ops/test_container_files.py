@@ -1,4 +1,4 @@
-"""The container files without an engine: what they name exists, fits the code, and holds no open door."""
+"""The container files, checked without an engine: names exist, settings fit, nothing is open."""
 
 import fnmatch
 import os
@@ -65,7 +65,7 @@ def lineage(name):
 
 
 def in_context(path):
-    """Whether `.dockerignore` lets a path into the build's context: the last pattern that fits decides."""
+    """Whether `.dockerignore` lets a path into the context: the last matching pattern decides."""
     shown = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if not line or line.startswith("#"):
@@ -135,7 +135,8 @@ def test_the_packages_layer_needs_nothing_but_what_is_copied(target, tmp_path):
         "def step(title, argv, cwd):\n"
         "    print(cwd, *argv)\n"
         "    (cwd / '.venv/bin').mkdir(parents=True, exist_ok=True)\n"
-        "    (cwd / '.venv/bin/python').exists() or (cwd / '.venv/bin/python').symlink_to(sys.executable)\n"
+        "    python = cwd / '.venv/bin/python'\n"
+        "    python.exists() or python.symlink_to(sys.executable)\n"
         "install.Installer._engine_lock = lambda self: 'cpu'\n"
         "install.Installer(step=step).ensure(sys.argv[1], project=False)\n"
     )
@@ -251,7 +252,7 @@ def test_the_graphs_environment_is_taken_as_it_is_and_refused_without_its_secret
 
 @pytest.fixture
 def container(tmp_path):
-    """The entrypoint where `/app` and `python` are stand-ins that write down how they were called."""
+    """The entrypoint with stand-ins for `/app` and `python` that record their calls."""
     script = (ROOT / "ops/image/entrypoint.sh").read_text()
     assert "cd /app\n" in script
     entry = tmp_path / "entrypoint.sh"

@@ -23,7 +23,7 @@ def pins(profile: str, python: str) -> dict[str, Version]:
 
 
 def declared(profile: str) -> list[Requirement]:
-    """Returns what pyproject.toml asks for in a profile, extras and groups that it includes resolved."""
+    """Returns a profile's requirements in pyproject.toml, with included extras and groups."""
     if profile == "dev":
         return [Requirement(line) for line in group("dev")]
     extra = {"general": "cpu"}.get(profile, profile)

@@ -17,7 +17,8 @@ MIGRATE = """
 import asyncio, os, psycopg
 async def main():
     async with await psycopg.AsyncConnection.connect(os.environ["DATABASE_URL"]) as connection:
-        await connection.execute("CREATE TABLE IF NOT EXISTS migrated (at timestamptz DEFAULT now())")
+        table = "migrated (at timestamptz DEFAULT now())"
+        await connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
         await connection.execute("INSERT INTO migrated DEFAULT VALUES")
         await connection.execute("GRANT SELECT ON migrated TO daarion_service")
 asyncio.run(main())

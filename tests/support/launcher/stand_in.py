@@ -1,4 +1,4 @@
-"""A stand-in for the Serve graph: the same process shape (a daemon in a session of its own), answers `/health`, nothing else.
+"""A stand-in for the Serve graph: has a daemon in a session of its own, answers `/health`.
 
 Usage: stand_in.py <journal file> [--crash | --refuse | --deaf]
 """
@@ -44,7 +44,7 @@ class Server(HTTPServer):
     allow_reuse_address = True
 
 
-# Outlives its parent unless somebody ends it, like Ray's daemons.
+# Like Ray's daemons it outlives its parent.
 daemon = subprocess.Popen(
     [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
 )
