@@ -193,8 +193,7 @@ def test_a_refused_configuration_is_not_tried_again(tmp_path):
             "llm.yaml",
             "type: local",
             "type: wizard",
-            "refused: Serve refused to start: .* llm.yaml: providers.local.type: "
-            "no adapter `wizard`",
+            "refused: Serve refused to start: .* providers.local.type: no adapter `wizard`",
         ),
         ("tools.yaml", "id: projects.list", "id: ''", "refused: tools.yaml: tools.0.id: "),
     ],
