@@ -133,7 +133,7 @@ class Installer:
         Raises:
             InstallFailed: pip finds no torch at all, so it reaches no package index.
         """
-        named = re.search(r"^torch==(\S+)", self._lock("cpu").read_text(), re.MULTILINE)
+        named = re.search(r"^torch===(\S+)", self._lock("cpu").read_text(), re.MULTILINE)
         look_up = [str(self.python), "-m", "pip", "index", "versions", "torch"]
         found = subprocess.run(look_up, check=False, capture_output=True, text=True)
         if found.returncode != 0:

@@ -158,13 +158,20 @@ def read_versions(lock: str, python: str) -> list[tuple[str, str]]:
     """Returns a lock's names and versions without local parts, nothing for a missing file."""
     file = LOCKS / f"{lock}-{python}.lock"
     text = file.read_text() if file.exists() else ""
-    return re.findall(r"^([a-z0-9-]+)==([^+\s]+)", text, re.MULTILINE)
+    return re.findall(r"^([a-z0-9-]+)={2,3}([^+=\s]+)", text, re.MULTILINE)
+
+
+def equal(name: str) -> str:
+    """Returns `===` for torch: `==2.13.0` would also accept `2.13.0+cpu`, which pip prefers."""
+    return "===" if name == "torch" else "=="
 
 
 def write(lock: str, python: str, pins: Pins) -> None:
     """Writes one lock in the form of pip's requirement files."""
     lines = [
-        " \\\n".join([f"{name}=={version}", *(f"    --hash=sha256:{sha256}" for sha256 in hashes)])
+        " \\\n".join(
+            [f"{name}{equal(name)}{version}", *(f"    --hash=sha256:{sha256}" for sha256 in hashes)]
+        )
         for name, (version, hashes) in sorted(pins.items())
     ]
     (LOCKS / f"{lock}-{python}.lock").write_text("\n".join(lines) + "\n")

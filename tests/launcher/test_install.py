@@ -28,10 +28,10 @@ def repository(tmp_path) -> Path:
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
     write(
         tmp_path,
-        cpu=["torch==2.0.0+cpu", "ray==1"],
-        general=["torch==2.0.0", "ray==1", "cuda==1"],
+        cpu=["torch===2.0.0+cpu", "ray==1"],
+        general=["torch===2.0.0", "ray==1", "cuda==1"],
         dev=["pytest==8"],
-        gpu=["torch==2.0.0", "vllm==3"],
+        gpu=["torch===2.0.0", "vllm==3"],
     )
     return tmp_path
 
@@ -117,7 +117,7 @@ def test_the_tools_join_an_environment_that_has_the_product(repository):
 
 def test_a_changed_product_leaves_the_tools(repository):
     ensure(repository, "dev")
-    write(repository, cpu=["torch==2.0.0+cpu", "ray==2"])
+    write(repository, cpu=["torch===2.0.0+cpu", "ray==2"])
     assert ensure(repository, "dev") == FRESH[1:2]
 
 
@@ -149,15 +149,15 @@ def test_an_environment_of_another_python_is_made_anew(repository):
 
 def test_a_changed_lock_file_is_installed_again(repository):
     ensure(repository, "cpu")
-    write(repository, cpu=["torch==2.0.0+cpu", "ray==2"])
+    write(repository, cpu=["torch===2.0.0+cpu", "ray==2"])
     assert ensure(repository, "cpu") == FRESH[1:2]
 
 
 def test_going_back_to_an_older_lock_file_installs_again(repository):
     ensure(repository, "cpu")
-    write(repository, cpu=["torch==2.0.0+cpu", "ray==2"])
+    write(repository, cpu=["torch===2.0.0+cpu", "ray==2"])
     ensure(repository, "cpu")
-    write(repository, cpu=["torch==2.0.0+cpu", "ray==1"])
+    write(repository, cpu=["torch===2.0.0+cpu", "ray==1"])
     assert ensure(repository, "cpu") == FRESH[1:2]
 
 

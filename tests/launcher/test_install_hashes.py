@@ -51,7 +51,7 @@ def repository(folder: Path, cpu: str, general: str) -> Path:
     locks = folder / "repository/ops/locks"
     locks.mkdir(parents=True)
     for lock, version, sha256 in (("cpu", "2.0.0+cpu", cpu), ("general", "2.0.0", general)):
-        text = f"torch=={version} \\\n    --hash=sha256:{sha256}\n"
+        text = f"torch==={version} \\\n    --hash=sha256:{sha256}\n"
         (locks / f"{lock}-{PYTHON}.lock").write_text(text)
     return folder / "repository"
 
@@ -76,7 +76,7 @@ def test_the_cpu_build_is_taken_where_pip_finds_it_and_a_changed_file_is_refused
 
 
 def test_the_general_lock_takes_the_general_build_and_never_another(tmp_path, index):
-    """Another build of the same version is newer for pip; the hash of the lock decides."""
+    """pip prefers another build of the same version; `===` excludes it."""
     general = build(index, "2.0.0")
     build(index, "2.0.0+other")
     product = repository(tmp_path, "0" * 64, general)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PYTHONS = ("3.11", "3.12", "3.13")
 PROFILES = ("cpu", "general", "gpu", "dev")
-ENTRY = re.compile(r"([a-z0-9-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
+ENTRY = re.compile(r"([a-z0-9-]+)={2,3}([^=\s]+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
 
 
 def pins(profile: str, python: str) -> dict[str, Version]:
