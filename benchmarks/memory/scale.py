@@ -55,7 +55,7 @@ BUDGETS = {1_000: (1.0, 5.0, 15.0), 100_000: (0.95, 20.0, 100.0)}
 
 @dataclass(frozen=True)
 class Row:
-    """What one tenant size showed; times are medians in milliseconds."""
+    """Measurements of one size of tenant; times are medians in milliseconds."""
 
     rows: int
     recall: float

@@ -35,7 +35,7 @@ _DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class FusionSettings:
-    """What an operator may set.
+    """Settings for the operator.
 
     `unrelated` is the cosine of unrelated texts in the embedder's space; `lexical_weight` the
     highest score by words alone; `recency_weight` the part of the score that age takes away in the

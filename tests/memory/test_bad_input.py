@@ -184,11 +184,11 @@ async def test_unknown_routes_and_methods(memory: Memory):
 
 
 async def test_a_mistake_has_one_message_in_words(memory: Memory):
-    told = {
+    messages = {
         "kinds: give at least one kind, or leave it out for all": [],
         "kinds[0]: Input should be 'conversation', 'kb', 'task' or 'dao-event'": ["rumour"],
     }
-    for message, kinds in told.items():
+    for message, kinds in messages.items():
         assert refused(await memory.post("/query", {**QUERY, "kinds": kinds}))["message"] == message
 
 

@@ -212,9 +212,8 @@ async def test_no_connection_waits_for_the_model(
     pending = asyncio.create_task(summarize(summing))
     while not proxy[0].calls:
         await asyncio.sleep(0.01)
-    async with asyncio.timeout(
-        30
-    ):  # background work may hold one for a moment, the summary never does
+    # A health check may hold a connection for a moment, the summary never does.
+    async with asyncio.timeout(30):
         while (pool := summing.runtime.database.statistics()).available != pool.size:
             await asyncio.sleep(0.01)
     assert not pending.done()

@@ -41,7 +41,7 @@ HOSTILE_IDS = [
 
 
 @pytest.fixture
-async def told(memory: Memory) -> Memory:
+async def informed(memory: Memory) -> Memory:
     """Sofia of microDAO 7 knows a secret; her microDAO's knowledge base has a document."""
     folder = memory.data_dir / "kb" / "microdao" / "microdao%3A7"
     folder.mkdir(parents=True)
@@ -59,39 +59,41 @@ HTTP_STRANGERS = [
 ]
 
 
-async def test_over_http(told: Memory):
-    secret_id = (await told.query("таємний код"))["items"][0]["id"]
+async def test_over_http(informed: Memory):
+    secret_id = (await informed.query("таємний код"))["items"][0]["id"]
     for tenant in HTTP_STRANGERS:
-        await see_nothing(told, tenant, secret_id)
+        await see_nothing(informed, tenant, secret_id)
 
 
-async def see_nothing(told: Memory, tenant: dict[str, str], secret_id: str) -> None:
+async def see_nothing(informed: Memory, tenant: dict[str, str], secret_id: str) -> None:
     assert not any(
-        "4711" in text for text in await told.contents("таємний код 4711", tenant, limit=100)
+        "4711" in text for text in await informed.contents("таємний код 4711", tenant, limit=100)
     )
-    assert succeeded(await told.client.get("/items", params=tenant))["items"] == []
-    assert (await told.client.delete(f"/items/{secret_id}", params=tenant)).status_code == 404
-    assert succeeded(await told.post("/summarize", tenant))["items_processed"] == 0
-    assert (await told.client.get("/export", params=tenant)).text == '{"type":"end","count":0}\n'
+    assert succeeded(await informed.client.get("/items", params=tenant))["items"] == []
+    assert (await informed.client.delete(f"/items/{secret_id}", params=tenant)).status_code == 404
+    assert succeeded(await informed.post("/summarize", tenant))["items_processed"] == 0
+    assert (
+        await informed.client.get("/export", params=tenant)
+    ).text == '{"type":"end","count":0}\n'
     stamped = {"memory": {"id": secret_id, "tier": "mid-term"}}
-    stored = await told.store(SECRET, tenant, meta=stamped)
+    stored = await informed.store(SECRET, tenant, meta=stamped)
     assert stored["id"] != secret_id
-    assert (await told.query("таємний код"))["items"][0]["id"] == secret_id
+    assert (await informed.query("таємний код"))["items"][0]["id"] == secret_id
 
 
-async def test_knowledge_base_of_a_microdao_is_for_its_agents(told: Memory):
+async def test_knowledge_base_of_a_microdao_is_for_its_agents(informed: Memory):
     for tenant in (SOFIA, BORYS):
-        assert "План\nСховище під каменем" in await told.contents("сховище під каменем", tenant)
-    assert await told.contents("сховище під каменем", STRANGER) == []
+        assert "План\nСховище під каменем" in await informed.contents("сховище під каменем", tenant)
+    assert await informed.contents("сховище під каменем", STRANGER) == []
 
 
-async def test_erasing_one_tenant_leaves_the_others(told: Memory):
-    await told.store("Запис Бориса", BORYS)
-    await told.store("Запис чужинки", STRANGER)
-    succeeded(await told.post("/erase", SOFIA))
-    assert "Запис Бориса" in await told.contents("запис", BORYS)
-    assert "Запис чужинки" in await told.contents("запис", STRANGER)
-    assert not any("4711" in text for text in await told.contents("таємний код"))
+async def test_erasing_one_tenant_leaves_the_others(informed: Memory):
+    await informed.store("Запис Бориса", BORYS)
+    await informed.store("Запис чужинки", STRANGER)
+    succeeded(await informed.post("/erase", SOFIA))
+    assert "Запис Бориса" in await informed.contents("запис", BORYS)
+    assert "Запис чужинки" in await informed.contents("запис", STRANGER)
+    assert not any("4711" in text for text in await informed.contents("таємний код"))
 
 
 async def visible_rows(url: str, microdao_id: str | None, agent_id: str | None) -> dict[str, int]:
@@ -116,7 +118,7 @@ async def visible_rows(url: str, microdao_id: str | None, agent_id: str | None) 
 
 
 async def test_service_role_sees_nothing_without_or_with_another_tenant(
-    told: Memory, database_urls: DatabaseUrls
+    informed: Memory, database_urls: DatabaseUrls
 ):
     own = await visible_rows(database_urls.service, "microdao:7", "agent:sofia")
     assert own["memories"] == 1
@@ -131,7 +133,7 @@ async def test_service_role_sees_nothing_without_or_with_another_tenant(
     assert borys["agent_memories"] == 1  # the microDAO's document
 
 
-async def test_service_role_cannot_write_for_another_tenant(database: Database, told: Memory):
+async def test_service_role_cannot_write_for_another_tenant(database: Database, informed: Memory):
     statement = """
         INSERT INTO memories (
             microdao_id, agent_id, id, kind, content, meta, created_at, fingerprint
@@ -155,11 +157,11 @@ async def test_service_role_cannot_write_for_another_tenant(database: Database, 
             assert (
                 await connection.execute(f"UPDATE {table} SET agent_id = agent_id")
             ).rowcount == 0
-    assert await told.contents("таємний код")
+    assert await informed.contents("таємний код")
 
 
 async def test_service_role_is_bound_and_cannot_reach_a_shard_by_its_name(
-    database_urls: DatabaseUrls, told: Memory
+    database_urls: DatabaseUrls, informed: Memory
 ):
     async with await psycopg.AsyncConnection.connect(database_urls.service) as connection:
         row = await (
@@ -181,7 +183,7 @@ async def test_service_role_is_bound_and_cannot_reach_a_shard_by_its_name(
 
 
 async def test_without_the_policies_this_suite_would_notice(
-    told: Memory, database_urls: DatabaseUrls
+    informed: Memory, database_urls: DatabaseUrls
 ):
     async with await psycopg.AsyncConnection.connect(database_urls.owner, autocommit=True) as owner:
         for table in TENANT_TABLES:
@@ -190,9 +192,9 @@ async def test_without_the_policies_this_suite_would_notice(
     assert naked["memories"] == 1
     assert naked["agent_memories"] == 2
     with pytest.raises(AssertionError):
-        await test_service_role_sees_nothing_without_or_with_another_tenant(told, database_urls)
+        await test_service_role_sees_nothing_without_or_with_another_tenant(informed, database_urls)
     # The predicates in the statements still hold.
-    assert not any("4711" in text for text in await told.contents("таємний код", STRANGER))
+    assert not any("4711" in text for text in await informed.contents("таємний код", STRANGER))
 
 
 async def test_admin_routes_need_the_admin_secret(
