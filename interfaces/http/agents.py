@@ -8,7 +8,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Header, Query, Response
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, StringConstraints
 
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.invocations import AgentInvocation, InvocationAnswer
@@ -16,10 +16,9 @@ from contracts.agents.ports import RunStore
 from contracts.agents.runs import RunPage, RunQuery, RunView
 from contracts.errors import NotFound
 from contracts.health import Health
-from contracts.identity import Identifier
 from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.health import add_health_routes
-from interfaces.http.base.identity import TenantRequest, one_tenant
+from interfaces.http.base.identity import MicrodaoQuery, TenantRequest, one_tenant
 from interfaces.http.base.routing import Flag, PathId, Router, refusals
 from services.agents.runs import AgentRuns
 from services.agents.texts import clean
@@ -36,14 +35,6 @@ class AgentList(BaseModel):
     """Body of `GET /agents`."""
 
     agents: list[Blueprint]
-
-
-class RunIdentity(BaseModel):
-    """Query of `GET /runs/{id}`, or the header `X-Microdao-Id` in its place."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    microdao_id: Identifier
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,7 @@ def agents_router(routes: AgentRoutes) -> Router:
         dependencies=[Depends(one_tenant)],
         responses=refusals(404),
     )
-    async def read_run(run_id: PathId, query: Annotated[RunIdentity, Query()]) -> RunView:
+    async def read_run(run_id: PathId, query: Annotated[MicrodaoQuery, Query()]) -> RunView:
         unknown = NotFound("there is no such run in this microDAO")
         try:
             wanted = UUID(run_id)

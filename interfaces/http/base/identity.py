@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from contracts.errors import InvalidRequest
+from contracts.identity import Identifier
 from contracts.llm.requests import CallMetadata
 from interfaces.http.base.bodies import JsonRequest
 
@@ -47,6 +49,14 @@ def caller_of(request: Request, metadata: Named | None) -> CallMetadata:
         or f"microdao:{UNNAMED}",
         channel_id=(metadata and metadata.channel_id) or headers.get("x-channel-id") or None,
     )
+
+
+class MicrodaoQuery(BaseModel):
+    """Query of a route that names one microDAO, or the header `X-Microdao-Id` in its place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    microdao_id: Identifier
 
 
 class TenantRequest(JsonRequest):

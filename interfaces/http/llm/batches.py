@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends, Query, Response
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from starlette.requests import Request
 
 from contracts.errors import InvalidRequest
@@ -26,7 +26,7 @@ from contracts.llm.batches import (
 )
 from interfaces.http.base.bodies import read_json
 from interfaces.http.base.errors import JsonResponse, NdjsonResponse, invalid_body
-from interfaces.http.base.identity import TenantRequest, one_tenant
+from interfaces.http.base.identity import MicrodaoQuery, TenantRequest, one_tenant
 from interfaces.http.base.places import Place, Places
 from interfaces.http.base.routing import PathId, Router, refusals
 from services.llm.batches import Batches
@@ -36,21 +36,13 @@ MAX_SUBMISSIONS = 4
 as many bodies, of at most `MAX_BATCH_BYTES`, may be arriving."""
 
 
-class BatchIdentity(BaseModel):
-    """Query of a route that names one tenant; the header `X-Microdao-Id` does the same."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    microdao_id: Identifier
-
-
 class BatchQuery(BatchFilter):
     """Query of `GET /batch`."""
 
     microdao_id: Identifier
 
 
-Named = Annotated[BatchIdentity, Query()]
+Microdao = Annotated[MicrodaoQuery, Query()]
 
 
 @dataclass
@@ -103,8 +95,8 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
         dependencies=one,
         responses=refusals(404),
     )
-    async def get(batch_id: PathId, tenant: Named) -> Batch:
-        return await batches().get(tenant.microdao_id, batch_id)
+    async def get(batch_id: PathId, query: Microdao) -> Batch:
+        return await batches().get(query.microdao_id, batch_id)
 
     @batch.get(
         "/batch/{batch_id}/items",
@@ -113,8 +105,8 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
         response_class=NdjsonResponse,
         responses=refusals(404),
     )
-    async def items(batch_id: PathId, tenant: Named) -> Response:
-        return NdjsonResponse(_lines(await batches().results(tenant.microdao_id, batch_id)))
+    async def items(batch_id: PathId, query: Microdao) -> Response:
+        return NdjsonResponse(_lines(await batches().results(query.microdao_id, batch_id)))
 
     @batch.delete(
         "/batch/{batch_id}",
@@ -122,8 +114,8 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
         dependencies=one,
         responses=refusals(404),
     )
-    async def cancel(batch_id: PathId, tenant: Named) -> Batch:
-        return await batches().cancel(tenant.microdao_id, batch_id)
+    async def cancel(batch_id: PathId, query: Microdao) -> Batch:
+        return await batches().cancel(query.microdao_id, batch_id)
 
     router.include_router(batch)
 
