@@ -1,4 +1,4 @@
-"""Fixtures that every suite may use: one real PostgreSQL for the whole run, a fresh database for each test."""
+"""Fixtures of every suite: one real PostgreSQL for the whole run, a fresh database per test."""
 
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -48,8 +48,8 @@ def server_folder() -> Iterator[Path]:
 
 @contextmanager
 def _server_folder() -> Iterator[Path]:
-    # Not below pytest's own folder: each starting pytest closes that one to others, also to the account that the server
-    # runs as when the tests run as root.
+    # Not below pytest's own folder: a starting pytest closes that one to other accounts, and the
+    # server runs as one when the tests run as root.
     with tempfile.TemporaryDirectory(prefix="daarion-test-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 

@@ -57,7 +57,15 @@ def test_a_body_about_as_long_as_whole_pieces_is_whole(pieces, more, pattern):
 
 
 @pytest.mark.parametrize(
-    "tail", [b"\0", b"\0" * 4096, b"x", b"\x1f\x8b", gzip.compress(b"more", mtime=0)[:-1], b"GARBAGE" * 1000]
+    "tail",
+    [
+        b"\0",
+        b"\0" * 4096,
+        b"x",
+        b"\x1f\x8b",
+        gzip.compress(b"more", mtime=0)[:-1],
+        b"GARBAGE" * 1000,
+    ],
 )
 def test_what_is_behind_the_last_member_and_no_member_is_an_error(tail):
     with pytest.raises(Undecodable):
@@ -66,7 +74,12 @@ def test_what_is_behind_the_last_member_and_no_member_is_an_error(tail):
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"plain text", gzip.compress(b"whole", mtime=0)[:-1], gzip.compress(b"whole", mtime=0)[:-6] + b"wrong!"],
+    [
+        b"",
+        b"plain text",
+        gzip.compress(b"whole", mtime=0)[:-1],
+        gzip.compress(b"whole", mtime=0)[:-6] + b"wrong!",
+    ],
 )
 def test_a_body_that_is_not_whole_is_an_error(raw):
     with pytest.raises(Undecodable):

@@ -21,6 +21,15 @@ def test_links_to_files_resolve(document):
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_wraps_at_120_columns(document):
+    prose = re.sub(r"^ *```.*?^ *```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = [
+        line for line in prose.splitlines() if not line.startswith("|") and " " in line.strip()
+    ]
+    assert [line for line in lines if len(line) > 120] == []
+
+
 def test_every_decision_is_in_the_index_once():
     linked = re.findall(
         r"^- \[(\d{3})\]\((\S+)\)", (DECISIONS / "README.md").read_text(), re.MULTILINE
