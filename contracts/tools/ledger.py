@@ -7,6 +7,7 @@ names one call within its microDAO; a refused call does not take the name.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol, Self
 from uuid import UUID
 
@@ -65,7 +66,7 @@ class Settlement(Outcome):
     truncated: bool = False
     audit_result: bool = False
 
-    @property
+    @cached_property
     def result_bytes(self) -> int | None:
         """The size of the whole result's JSON text."""
         return None if self.body is None else len(self.body.encode())
