@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
 DATA_DIR := $(or $(DAARION_DATA_DIR),.data)
+# Most tests wait for something: three processes keep two cores busy.
+TEST_PROCESSES ?= 3
 # The stamp of a finished installation (launcher/install.py).
 INSTALLED = compgen -G ".venv/.installed-project-*" >/dev/null
 
@@ -51,7 +53,7 @@ demo: install ## ask the demo agent about a project with a random name, in the r
 test: install-dev ## everything a change must pass: models, lint, all tests
 	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest --reruns 1 --ignore=tests/graph
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --reruns 1 --ignore=tests/graph
 	@$(BIN)/python -m tests.support.graph.offline $(BIN)/python -m pytest --reruns 1 tests/graph
 
 fuzz: install-dev ## a graph of its own, asked by schemathesis what its OpenAPI document allows and what not (ARGS=…), 5 minutes
