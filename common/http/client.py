@@ -7,6 +7,7 @@ The relay to LLM providers (`providers/transport.py`) and the pinned egress of t
 from __future__ import annotations
 
 import functools
+import logging
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -34,6 +35,9 @@ KEEPALIVE_S = 15.0
 MAX_CONNECTIONS = 1_000
 """Per client. Callers bound their concurrency themselves; this is a backstop."""
 CONNECT_S = 5.0
+
+# Its INFO lines hold URLs with their queries, which may be message contents.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 def open_client(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import logging
 from collections.abc import AsyncIterator
 
 import httpx2
@@ -81,6 +82,13 @@ async def test_an_answer_and_what_is_sent() -> None:
         assert b"cookie" not in heads[1].lower()
         assert b"accept-encoding: identity" in heads[1].lower()
         assert "x-key: ключ".encode() in heads[1].lower()
+
+
+async def test_urls_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with answering(OK) as (url, _):
+        await get(f"{url}/?text=confidential")
+    assert "confidential" not in caplog.text
 
 
 async def test_redirects_are_answers() -> None:
