@@ -17,6 +17,8 @@ from contracts.errors import Unavailable
 from contracts.events import EventLog
 
 CONNECT_TIMEOUT_S = 2
+ATTEMPT_TIMEOUT_S = 10
+"""Bounds one attempt as a whole: a TLS handshake that fails can leave the client library waiting."""
 RECONNECT_WAIT_S = 1
 DRAIN_TIMEOUT_S = 3
 PING_INTERVAL_S = 5
@@ -93,18 +95,19 @@ class NatsLink:
 
     async def _attempt(self) -> None:
         if self._client is None:
-            self._client = await nats.connect(
-                **_servers(self._url),
-                name=self._name,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                reconnect_time_wait=RECONNECT_WAIT_S,
-                max_reconnect_attempts=-1,
-                allow_reconnect=True,
-                ping_interval=PING_INTERVAL_S,
-                flush_timeout=FLUSH_TIMEOUT_S,
-                error_cb=self._note_error,
-                disconnected_cb=self._note_disconnected,
-            )
+            async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
+                self._client = await nats.connect(
+                    **_servers(self._url),
+                    name=self._name,
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    reconnect_time_wait=RECONNECT_WAIT_S,
+                    max_reconnect_attempts=-1,
+                    allow_reconnect=True,
+                    ping_interval=PING_INTERVAL_S,
+                    flush_timeout=FLUSH_TIMEOUT_S,
+                    error_cb=self._note_error,
+                    disconnected_cb=self._note_disconnected,
+                )
         if self._on_connect is not None:
             await self._on_connect(self._client)
         self._prepared = True

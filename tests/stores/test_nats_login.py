@@ -4,10 +4,12 @@ its certificate.
 
 import asyncio
 import ssl
+from contextlib import AsyncExitStack
 
 import nats
 import pytest
 
+from backends.nats import link as link_module
 from backends.nats.link import NatsLink
 from contracts.errors import Unavailable
 from launcher.certificate import ensure_certificate
@@ -51,6 +53,20 @@ async def test_an_impostor_is_told_nothing(server, tmp_path, shown):
         await link.close()
     assert [data for data in impostor.heard if b"CONNECT" in data or b"pass" in data] == []
     assert tls is None or impostor.heard == []
+
+
+async def test_a_failed_handshake_does_not_keep_the_link_from_the_next_server(
+    server, events, monkeypatch
+):
+    monkeypatch.setattr(link_module, "ATTEMPT_TIMEOUT_S", 3)
+    async with nats_impostor() as impostor, AsyncExitStack() as stack:
+        urls = f"{server.url.replace(f':{server.port}', f':{impostor.port}')},{server.url}"
+        links = [NatsLink(urls, events, name=f"test {number}") for number in range(5)]
+        for link in links:  # the client library shuffles servers: some begin with the impostor
+            link.start()
+            stack.push_async_callback(link.close)
+        for link in links:
+            await reached(link)
 
 
 async def test_our_own_server_is_reached_again_after_it_came_back(server, events):

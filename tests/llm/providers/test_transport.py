@@ -29,7 +29,7 @@ GOOD = {
     "HTTP/1.0": b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok<end>",
     "interim answers first": b"HTTP/1.1 100 Continue\r\n\r\n"
     b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + answer(),
-    "gzip": answer(gzip.compress(b"ok"), "Content-Encoding: gzip"),
+    "gzip": answer(gzip.compress(b"ok", mtime=0), "Content-Encoding: gzip"),
     "deflate": answer(zlib.compress(b"ok"), "Content-Encoding: deflate"),
     "identity": answer(b"ok", "Content-Encoding: identity"),
 }
@@ -97,7 +97,10 @@ BAD = {
 UNDECODABLE = {
     "an encoding that was not asked for": (answer(b"ok", "Content-Encoding: br"), MalformedAnswer),
     "gzip that is none": (answer(b"ok", "Content-Encoding: gzip"), AnswerCutOff),
-    "half of a gzip": (answer(gzip.compress(b"ok")[:-6], "Content-Encoding: gzip"), AnswerCutOff),
+    "half of a gzip": (
+        answer(gzip.compress(b"ok", mtime=0)[:-6], "Content-Encoding: gzip"),
+        AnswerCutOff,
+    ),
 }
 
 
