@@ -18,7 +18,7 @@ from contracts.events import EventLog
 
 CONNECT_TIMEOUT_S = 2
 ATTEMPT_TIMEOUT_S = 10
-"""Bounds one attempt as a whole: a TLS handshake that fails can leave the client library waiting."""
+"""Bounds one attempt as a whole: the client library may hang after a failed TLS handshake."""
 RECONNECT_WAIT_S = 1
 DRAIN_TIMEOUT_S = 3
 PING_INTERVAL_S = 5
