@@ -114,7 +114,7 @@ class ContentFiltered(InvalidRequest):
 
 
 class UpstreamRejected(InvalidRequest):
-    """The provider refused this request as invalid; another provider may accept it."""
+    """The provider refused this request as invalid."""
 
     type = "upstream_rejected"
 

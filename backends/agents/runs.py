@@ -70,6 +70,7 @@ UPDATE agent_runs SET owner = NULL, lease_until = now() + make_interval(secs => 
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
 RETURNING id
 """
+# The rules of claiming are in the function, see migrations/0010_agent_run_claims.sql.
 CLAIM = """
 SELECT *, extract(epoch FROM now() - posting_since) AS posting_s
 FROM agent_runs_claim(%(owner)s, %(lease_s)s, %(at_most)s, %(agents)s, %(strangers_after)s)

@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 
 from backends.memory.areas import SHARED, Connection, lock, working
+from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
-from backends.memory.lexicon.spelling import grams
 from backends.postgres.pool import Database
 from contracts.memory.background import Document, DocumentChunk, DocumentFile
 from contracts.memory.ports import Area

@@ -9,8 +9,8 @@ import orjson
 from psycopg import sql
 
 from backends.memory.areas import OWN, Connection, all_of, identity, of_tenant
+from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
-from backends.memory.lexicon.spelling import grams
 from backends.memory.removal import remove_memory
 from backends.postgres.cursors import read_cursor, write_cursor
 from backends.postgres.pool import Database

@@ -194,7 +194,7 @@ class PostgresToolLedger:
             holder = await self.find(intent.microdao_id, intent.call_id)
             if holder is not None:
                 return None if holder.id == intent.id else holder
-        raise DatabaseUnavailable("the call's record comes and goes: retry")
+        raise DatabaseUnavailable("the call's record changes all the time: retry")
 
     async def _changed(self, microdao_id: str, statement: str, values: dict[str, Any]) -> bool:
         return bool(await self._database.run(statement, values, microdao_id=microdao_id))

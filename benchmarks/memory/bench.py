@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.memory.lexicon.bm25 import weigh
-from backends.memory.lexicon.spelling import words
+from backends.memory.lexicon.grams import words
 from backends.postgres.migrate import migrate
 from benchmarks.memory.bm25 import bm25, length
 from benchmarks.memory.embedding_cache import EmbeddingCache

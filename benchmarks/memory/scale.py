@@ -25,9 +25,9 @@ import psycopg
 
 from backends.memory.areas import AreaDirectory, working
 from backends.memory.items import Items
+from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.index import Lexicon
 from backends.memory.lexicon.postings import pack_terms
-from backends.memory.lexicon.spelling import grams
 from backends.memory.lexicon.store import LexiconTables
 from backends.memory.shards import ShardTables
 from backends.memory.short_term import ShortTermLog

@@ -30,7 +30,7 @@ class RunLostError(Exception):
 
 
 class RunRecorder:
-    """The only writer of one run.
+    """The only writer of what one run contains; `AgentRuns` accepts, claims and purges its row.
 
     Pipeline and delivery read the `Run` and report here what happened; the recorder asks nothing of
     them. Every write to the store is fenced: it raises RunLostError once another replica owns the

@@ -2,8 +2,9 @@
 
 Three forms, in this order:
 
-1. native `tool_calls`; 2. the whole text as one JSON object, also in a code fence: `{"tool":
-"projects.list", "args": {…}}`,
+1. native `tool_calls`;
+2. the whole text as one JSON object, also in a code fence:
+   `{"tool": "projects.list", "args": {…}}`,
    `{"tool_calls": [{"name", "arguments"}]}` or `{"reply": "…"}`;
 3. lines `TOOL: projects.list {…}` that begin a line outside code fences; the JSON object may
    continue on further lines.

@@ -44,7 +44,7 @@ class Circuit:
         self._in_a_row = 0
         self._cells: deque[list[float]] = deque()  # of each: its number, calls, failures
         self._opened_at = self._closed_at = float("-inf")
-        self._vain = 0
+        self._failed_openings = 0
         self._probe: Permit | None = None
         self._probed_at = float("-inf")
         self._rests_until = float("-inf")
@@ -93,7 +93,7 @@ class Circuit:
         if self._judges(permit):
             if failed is False:
                 self._close(now)
-            elif permit is self._probe:  # of two, the newer one knows better than the one that hung
+            elif permit is self._probe:  # a newer probe replaced one that hung: only it decides
                 self._probe = None
                 if failed:
                     self._open(self._probed_at)
@@ -116,7 +116,7 @@ class Circuit:
             calls >= policy.calls and failures >= policy.share * calls
         ):
             if now - self._closed_at > policy.window_s:
-                self._vain = 0  # it had been well: the last outage is forgotten
+                self._failed_openings = 0  # it had been well: the last outage is forgotten
             self._open(now)
 
     def _add(self, now: float, *, failed: bool) -> None:
@@ -130,7 +130,7 @@ class Circuit:
 
     def _open(self, now: float) -> None:
         self._turn("open")
-        self._vain += 1
+        self._failed_openings += 1
         self._opened_at = now
 
     def _close(self, now: float) -> None:
@@ -143,7 +143,7 @@ class Circuit:
         self._turned(state)
 
     def _cooldown_s(self) -> float:
-        growth: float = 2.0 ** min(max(0, self._vain - 1), _MAX_DOUBLINGS)
+        growth: float = 2.0 ** min(max(0, self._failed_openings - 1), _MAX_DOUBLINGS)
         return min(self.policy.cooldown_s * growth, self.policy.max_cooldown_s)
 
 

@@ -108,7 +108,7 @@ class OpenStream:
                 else self._seam.feed(item.content or "")
             )
         except UpstreamInvalidResponse:
-            self._served.permit.succeeded(time.monotonic())  # it works, and strays
+            self._served.permit.succeeded(time.monotonic())  # it is up, its answer unusable
             if self._wrote:
                 self._written = None
             raise

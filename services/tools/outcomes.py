@@ -42,8 +42,8 @@ INDETERMINATE = Settlement(
 class CallAnswer:
     """The answer, and whether the call ran (now or before) rather than being refused.
 
-    `reference` leads to a kept result. `structured` is the whole result's JSON text where no cut of
-    it matches an output schema that MCP lists, so that `result` is empty.
+    `reference` leads to a kept result. `structured` is the whole result's JSON text, for tools
+    whose output schema MCP lists: a shortened result would not match it, so `result` is empty then.
     """
 
     result: ToolCallResult

@@ -42,12 +42,12 @@ class ToolRecorder:
         usage: ToolUsage,
         events: EventLog,
         *,
-        exupkeep_interval_s: float = 2.0,
+        extend_interval_s: float = 2.0,
     ) -> None:
         self._ledger = ledger
         self._usage = usage
         self._events = events
-        self._exupkeep_interval_s = exupkeep_interval_s
+        self._extend_interval_s = extend_interval_s
         self._running: set[UUID] = set()
         self._writing: set[asyncio.Task[Any]] = set()
         self._late = 0
@@ -181,7 +181,7 @@ class ToolRecorder:
 
     async def _extend_leases(self) -> None:
         while True:
-            await asyncio.sleep(self._exupkeep_interval_s)
+            await asyncio.sleep(self._extend_interval_s)
             if self._running:
                 with contextlib.suppress(DaarionError):
                     await self._ledger.extend_leases(tuple(self._running))

@@ -19,9 +19,8 @@ def check_target(definition: ToolDefinition, packages: Sequence[str]) -> None:
     """Refuses a target that its executor could never serve.
 
     Raises:
-        InvalidRequest: not an http(s) URL, or one with credentials; not a function of a registered
-        package; not
-            `source:tool`.
+        InvalidRequest: the target is no http(s) URL, holds credentials, is no function of a
+            registered package, or is not of the form `source:tool`.
     """
     if definition.executor == "http":
         _check_url(definition.target)

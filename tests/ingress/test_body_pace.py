@@ -5,20 +5,20 @@ import asyncio
 import pytest
 
 from contracts.errors import Overloaded, RequestTimeout
-from interfaces.http.base import places
-from interfaces.http.base.places import Place, Places
+from interfaces.http.base import request_slots
+from interfaces.http.base.request_slots import RequestSlot, RequestSlots
 
 
 class Client:
-    """A client with its place; each part of its body arrives after some seconds of a fake clock."""
+    """A client with its slot; each part of its body arrives after some seconds of a fake clock."""
 
-    def __init__(self, shared, clock, body_s=places.BODY_S):
+    def __init__(self, shared, clock, body_s=request_slots.BODY_S):
         self.clock = clock
         self.parts = asyncio.Queue()
-        self.place = Place(shared, self.next_part, self.parts.put, body_s)
+        self.slot = RequestSlot(shared, self.next_part, self.parts.put, body_s)
 
     async def next_part(self):
-        self.waits_until = self.place.due
+        self.waits_until = self.slot.due
         seconds, body = await self.parts.get()
         self.clock.now += seconds
         return {"type": "http.request", "body": body, "more_body": True}
@@ -26,9 +26,9 @@ class Client:
     async def send(self, size, after_s):
         """Sends a part; returns for how long the server would have waited for it."""
         self.parts.put_nowait((after_s, b"x" * size))
-        await (self.place.receive() if self.place.is_arriving else self.place.open("POST"))
-        if self.place._first is not None:
-            await self.place.receive()
+        await (self.slot.receive() if self.slot.is_arriving else self.slot.open("POST"))
+        if self.slot._first is not None:
+            await self.slot.receive()
         return self.waits_until - (self.clock.now - after_s)
 
 
@@ -41,13 +41,13 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(places, "monotonic", clock := Clock())
+    monkeypatch.setattr(request_slots, "monotonic", clock := Clock())
     return clock
 
 
 async def test_a_long_body_has_as_much_time_as_its_pace_earns(clock):
-    grace, pace = places.GRACE_S, places.BYTES_PER_S
-    client = Client(Places(1), clock)
+    grace, pace = request_slots.GRACE_S, request_slots.BYTES_PER_S
+    client = Client(RequestSlots(1), clock)
     assert await client.send(10, after_s=5) == grace
     assert await client.send(2 * pace, after_s=5) == pytest.approx(
         grace - 5 + 10 / pace
@@ -59,36 +59,36 @@ async def test_a_long_body_has_as_much_time_as_its_pace_earns(clock):
 
 
 async def test_no_pace_earns_more_than_the_whole_time_of_a_body(clock):
-    client = Client(Places(1), clock)
+    client = Client(RequestSlots(1), clock)
     for _ in range(23):
         await client.send(1 << 20, after_s=5)
-    assert await client.send(1 << 20, after_s=4) == places.BODY_S - 23 * 5
-    upload = Client(Places(1), clock, places.UPLOAD_S)
+    assert await client.send(1 << 20, after_s=4) == request_slots.BODY_S - 23 * 5
+    upload = Client(RequestSlots(1), clock, request_slots.UPLOAD_S)
     for _ in range(24):
         await upload.send(1 << 20, after_s=5)
-    assert await upload.send(1 << 20, after_s=5) == places.GRACE_S
+    assert await upload.send(1 << 20, after_s=5) == request_slots.GRACE_S
 
 
 async def test_time_in_which_a_part_is_worked_on_is_not_the_clients(clock):
-    client = Client(Places(1), clock)
+    client = Client(RequestSlots(1), clock)
     for _ in range(3):
         await client.send(1, after_s=1)
         clock.now += 100  # the route stores what came
     assert await client.send(1, after_s=1) == pytest.approx(
-        places.GRACE_S - 3 + 3 / places.BYTES_PER_S
+        request_slots.GRACE_S - 3 + 3 / request_slots.BYTES_PER_S
     )
 
 
 async def test_the_slowest_body_makes_room_and_a_new_one_is_spared(clock):
-    shared = Places(3)
+    shared = RequestSlots(3)
     clients = [Client(shared, clock) for _ in range(3)]
     for client, size in zip(clients, (30_000, 10_000, 20_000), strict=True):
         await client.send(size, after_s=0)
-    waiting = [asyncio.create_task(client.place.receive()) for client in clients]
+    waiting = [asyncio.create_task(client.slot.receive()) for client in clients]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         await Client(shared, clock).send(1, after_s=0)
-    clock.now += places.SPARED_S
+    clock.now += request_slots.SPARED_S
     for left in ([True, False, True], [True, False, False]):
         newcomer = Client(shared, clock)
         await newcomer.send(1, after_s=0)

@@ -16,7 +16,7 @@ from configs.environment import read_environment
 from deployments.graph import serve_defaults
 from deployments.graph.ray_patches import bound_heads
 from deployments.graph.serve_defaults import ray_variables
-from interfaces.http.base import places
+from interfaces.http.base import request_slots
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -77,7 +77,7 @@ def test_each_server_of_serve_bounds_heads(tmp_path):
     module, _, function = variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
     assert getattr(importlib.import_module(module), function) is bound_heads
     # Nobody is cut off at HAProxy before the replica has told why.
-    assert places.UNREAD_S < int(variables["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]) < 600
+    assert request_slots.UNREAD_S < int(variables["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]) < 600
 
 
 def test_a_shell_takes_the_variables_for_a_graph_of_its_own(tmp_path):

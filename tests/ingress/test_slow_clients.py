@@ -12,11 +12,11 @@ from uvicorn.protocols.http import auto
 from contracts.errors import RequestTimeout
 from deployments.graph import request_heads
 from deployments.graph.ray_patches import bound_heads
-from interfaces.http.base import places
+from interfaces.http.base import request_slots
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.bodies import read_json
 from interfaces.http.base.ingress import Ingress
-from interfaces.http.base.places import Place, Places
+from interfaces.http.base.request_slots import RequestSlot, RequestSlots
 from interfaces.http.base.routing import Router
 from interfaces.http.base.sse import EventStream
 from interfaces.http.llm.batches import MAX_SUBMISSIONS, BatchRoutes, add_batch_routes
@@ -105,8 +105,8 @@ async def http(here):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    monkeypatch.setattr(places, "GRACE_S", 0.3)
-    monkeypatch.setattr(places, "SWEEP_S", 0.05)
+    monkeypatch.setattr(request_slots, "GRACE_S", 0.3)
+    monkeypatch.setattr(request_slots, "SWEEP_S", 0.05)
 
 
 async def answered(reader):
@@ -119,7 +119,7 @@ async def answered(reader):
 async def test_clients_that_send_nothing_or_little_keep_nobody_out(
     here, http, monkeypatch, bytes_per_s
 ):
-    monkeypatch.setattr(places, "GRACE_S", 1_000)  # no deadline helps
+    monkeypatch.setattr(request_slots, "GRACE_S", 1_000)  # no deadline helps
     async with (
         asyncio.TaskGroup() as tasks,
         contextlib.AsyncExitStack() as slow,
@@ -179,7 +179,7 @@ async def test_a_body_that_comes_byte_by_byte_is_ended(here, hasty):
 
 
 async def test_slow_submissions_of_batches_keep_nobody_out(events, monkeypatch):
-    monkeypatch.setattr(places, "GRACE_S", 1_000)
+    monkeypatch.setattr(request_slots, "GRACE_S", 1_000)
     router = Router()
     add_batch_routes(router, BatchRoutes(lambda: None))
     async with contextlib.AsyncExitStack() as slow, asyncio.timeout(PATIENCE_S):
@@ -203,7 +203,7 @@ async def test_an_upload_may_take_longer_than_another_body(events, hasty, monkey
     for path in ("/whole", *UPLOADS):
         router.hot("POST", path, application.whole)
     ingress = Ingress(router, AccessControl(None, None), events, max_concurrent=9, uploads=UPLOADS)
-    monkeypatch.setattr(places, "GRACE_S", 1_000)
+    monkeypatch.setattr(request_slots, "GRACE_S", 1_000)
     async with (
         served(ingress) as application.url,
         application.begun("/import", length=2) as (reader, writer),
@@ -216,7 +216,7 @@ async def test_an_upload_may_take_longer_than_another_body(events, hasty, monkey
 
 
 async def test_bodies_on_their_way_are_bounded_where_each_has_just_begun(here, http, monkeypatch):
-    monkeypatch.setattr(places, "SPARED_S", PATIENCE_S)
+    monkeypatch.setattr(request_slots, "SPARED_S", PATIENCE_S)
     async with contextlib.AsyncExitStack() as lively:
         writers = [
             (await lively.enter_async_context(here.begun("/streamed", b"x")))[1]
@@ -272,7 +272,7 @@ async def test_an_upload_is_worked_off_as_it_comes_and_is_not_yet_in_work(here, 
 
 
 async def test_a_stream_that_nobody_reads_ends(here, hasty, events, monkeypatch):
-    monkeypatch.setattr(places, "UNREAD_S", 0.2)
+    monkeypatch.setattr(request_slots, "UNREAD_S", 0.2)
     host, port = here.url.removeprefix("http://").split(":")
     async with asyncio.timeout(PATIENCE_S):
         _, writer = await asyncio.open_connection(host, int(port))
@@ -284,24 +284,24 @@ async def test_a_stream_that_nobody_reads_ends(here, hasty, events, monkeypatch)
 
 @pytest.mark.parametrize("also_ours", [False, True])
 async def test_whoever_else_cancels_a_waiting_request_ends_it(hasty, also_ours):
-    place = Place(Places(1), asyncio.Event().wait, asyncio.Event().wait)
-    task = asyncio.create_task(place.open("POST"))
+    slot = RequestSlot(RequestSlots(1), asyncio.Event().wait, asyncio.Event().wait)
+    task = asyncio.create_task(slot.open("POST"))
     await asyncio.sleep(0)
     if also_ours:
-        place.end()
+        slot.end()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    place.leave()
+    slot.leave()
 
 
 async def test_one_request_after_another_leaves_nothing_behind(here, http, hasty):
-    shared = Places(MOST)
+    shared = RequestSlots(MOST)
     for _ in range(MOST * 2):
-        place = Place(shared, asyncio.Event().wait, asyncio.Event().wait)
+        slot = RequestSlot(shared, asyncio.Event().wait, asyncio.Event().wait)
         with pytest.raises(RequestTimeout):
-            await place.open("POST")
-        place.leave()
+            await slot.open("POST")
+        slot.leave()
     assert (shared.working, shared.arriving, shared._watched) == (0, 0, set())
 
 

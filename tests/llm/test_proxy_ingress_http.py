@@ -140,9 +140,9 @@ async def test_a_caller_that_leaves_in_the_middle_of_its_body_is_no_defect():
             writer.write(
                 b'POST /proxy HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"model"'
             )
-            while not ingress._places.arriving:
+            while not ingress._slots.arriving:
                 await asyncio.sleep(0.01)
             writer.close()
-            while ingress._places.arriving:
+            while ingress._slots.arriving:
                 await asyncio.sleep(0.01)
     assert recorder.events == []

@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from backends.memory.areas import AreaDirectory, of_tenant
-from backends.memory.lexicon import index, merging, spelling
+from backends.memory.lexicon import grams as gram_module
+from backends.memory.lexicon import index, merging
+from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.index import Lexicon
 from backends.memory.lexicon.postings import RECORD
-from backends.memory.lexicon.spelling import grams
 from backends.memory.lexicon.store import LexiconTables
 from backends.memory.queue import EmbeddingQueue
 from backends.memory.records import MemoryStore
@@ -173,7 +174,7 @@ async def test_terms_of_an_older_spelling_are_made_again(
     for number in range(300):
         await store.delete(SOFIA, f"mem-{number:04}")
     with pytest.MonkeyPatch.context() as older:
-        older.setattr(spelling, "_ONE_ALPHABET", {})
+        older.setattr(gram_module, "_ONE_ALPHABET", {})
         for number, text in enumerate(texts(), 1_000):
             await store.add(remembered(number, text))
         await LexiconUpkeep(LexiconTables(database), events).run()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.memory.lexicon.bm25 import ceiling, weigh
+from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import (
     RECORD,
     bucket_of,
@@ -20,7 +21,6 @@ from backends.memory.lexicon.postings import (
     unpack,
 )
 from backends.memory.lexicon.scoring import Scored, score
-from backends.memory.lexicon.spelling import grams
 from benchmarks.memory.bm25 import bm25, length
 
 

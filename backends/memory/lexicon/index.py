@@ -18,6 +18,7 @@ from psycopg import sql
 
 from backends.memory.areas import Connection, all_of, conditions, identity, of_tenant, predicate_of
 from backends.memory.candidates import DEEPEST, DIFFERENT, are_enough, candidates_of, depths
+from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import (
     SUMMARY_BUCKET,
     bucket_of,
@@ -26,7 +27,6 @@ from backends.memory.lexicon.postings import (
     unpack,
 )
 from backends.memory.lexicon.scoring import Scored, score
-from backends.memory.lexicon.spelling import grams
 from backends.postgres.pool import Database
 from contracts.memory.ports import Candidate, Filters, LexicalAnswer, SearchScope
 

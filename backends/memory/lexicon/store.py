@@ -11,8 +11,8 @@ from psycopg import sql
 
 from backends.memory.areas import lock, predicate_of, working
 from backends.memory.lexicon import merging
+from backends.memory.lexicon.grams import fingerprint, grams
 from backends.memory.lexicon.postings import keep, pack_terms, unpack
-from backends.memory.lexicon.spelling import fingerprint, grams
 from backends.postgres.pool import Database
 from contracts.memory.background import LexiconWork
 from contracts.memory.ports import Area

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from backends.memory.lexicon.spelling import words
+from backends.memory.lexicon.grams import words
 from contracts.memory.items import text_of
 
 FOLDER = Path(__file__).parent

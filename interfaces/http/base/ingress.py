@@ -19,7 +19,7 @@ from contracts.errors import DaarionError, NotFound, RequestTimeout
 from contracts.events import EventLog
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.errors import as_leaf, error_response
-from interfaces.http.base.places import BODY_S, UPLOAD_S, Place, Places
+from interfaces.http.base.request_slots import BODY_S, UPLOAD_S, RequestSlot, RequestSlots
 from interfaces.http.base.routing import Handler, fixed_handlers
 
 MAX_URL_BYTES = 8_192
@@ -37,7 +37,7 @@ class Ingress:
     """Wraps one application's router.
 
     `max_concurrent` bounds the requests in work; further ones are refused at once with 503 and
-    `Retry-After`. A request is in work once its whole body has arrived, see `places`. `uploads` are
+    `Retry-After`. A request is in work once its whole body has arrived, see `slots`. `uploads` are
     paths below the prefix whose bodies may take `UPLOAD_S`. Open paths (health) need no credential
     and are never refused. `error_shapes` maps a path below the prefix (`/v1`) to the shape of every
     error there, including those of routing, credentials and load; elsewhere it is the envelope.
@@ -61,7 +61,7 @@ class Ingress:
         self._hot = fixed_handlers(router)
         self._access = access
         self._events = events
-        self._places = Places(max_concurrent)
+        self._slots = RequestSlots(max_concurrent)
         self._is_admin = is_admin
         self._open = open_paths
         self._uploads = uploads
@@ -76,21 +76,23 @@ class Ingress:
         path = _normalised(scope)
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        place = Place(self._places, receive, send, UPLOAD_S if path in self._uploads else BODY_S)
+        slot = RequestSlot(
+            self._slots, receive, send, UPLOAD_S if path in self._uploads else BODY_S
+        )
         try:
             if len(scope["path"]) > MAX_URL_BYTES:
                 raise _unknown_route()
             if path in self._open:
-                await self._app(scope, receive, place.send)
+                await self._app(scope, receive, slot.send)
                 return
             scope["state"]["credential"] = self._access.check(
                 scope["headers"], admin=self._is_admin(scope["method"], path)
             )
-            await self._bounded(scope, place, self._hot.get((scope["method"], path)))
+            await self._bounded(scope, slot, self._hot.get((scope["method"], path)))
         except ClientDisconnect:
             return  # the client left in the middle of its request: there is nobody to answer
         except Exception as error:  # noqa: BLE001  # nothing leaves without the envelope
-            await self._refuse(error, scope, place, request_id)
+            await self._refuse(error, scope, slot, request_id)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the server's start and stop; closes websockets, which no application serves."""
@@ -105,18 +107,20 @@ class Ingress:
             if message["type"] == "lifespan.shutdown":
                 return
 
-    async def _bounded(self, scope: Scope, place: Place, hot: Handler | None) -> None:
+    async def _bounded(self, scope: Scope, slot: RequestSlot, hot: Handler | None) -> None:
         try:
-            await place.open(scope["method"])
+            await slot.open(scope["method"])
             if hot is None:
-                await self._app(scope, place.receive, place.send)
+                await self._app(scope, slot.receive, slot.send)
             else:
-                response = await hot(Request(scope, place.receive))
-                await response(scope, place.receive, place.send)
+                response = await hot(Request(scope, slot.receive))
+                await response(scope, slot.receive, slot.send)
         finally:
-            place.leave()
+            slot.leave()
 
-    async def _refuse(self, error: Exception, scope: Scope, place: Place, request_id: str) -> None:
+    async def _refuse(
+        self, error: Exception, scope: Scope, slot: RequestSlot, request_id: str
+    ) -> None:
         leaf = as_leaf(error)
         if leaf.status >= 500 and not isinstance(error, DaarionError):
             self._events.emit(
@@ -126,7 +130,7 @@ class Ingress:
                 error=type(error).__name__,
                 exc_info=error,
             )
-        if place.has_answer:
+        if slot.has_answer:
             # The status was sent: only a broken connection shows that the body is incomplete.
             raise error
         response = self._error_shape(scope)(leaf, request_id)
@@ -134,7 +138,7 @@ class Ingress:
             response.raw_headers.append(
                 (b"connection", b"close")
             )  # the rest of the body is not read
-        await response(scope, place.receive, place.send)
+        await response(scope, slot.receive, slot.send)
 
     def _error_shape(self, scope: Scope) -> ErrorShape:
         below = scope["path"].removeprefix(scope.get("root_path", ""))

@@ -27,7 +27,7 @@ from contracts.llm.batches import (
 from interfaces.http.base.bodies import read_json
 from interfaces.http.base.errors import JsonResponse, NdjsonResponse, invalid_body
 from interfaces.http.base.identity import MicrodaoQuery, TenantRequest, one_tenant
-from interfaces.http.base.places import Place, Places
+from interfaces.http.base.request_slots import RequestSlot, RequestSlots
 from interfaces.http.base.routing import PathId, Router, refusals
 from services.llm.batches import Batches
 
@@ -50,19 +50,19 @@ class BatchRoutes:
     """What the routes call. `batches` is looked up at each request."""
 
     batches: Callable[[], Batches]
-    _places: Places = field(default_factory=lambda: Places(MAX_SUBMISSIONS), init=False)
+    _slots: RequestSlots = field(default_factory=lambda: RequestSlots(MAX_SUBMISSIONS), init=False)
 
     async def submit(self, request: Request) -> Response:
         """`POST /batch`."""
-        place = Place(self._places, request.receive, request._send)  # noqa: SLF001  # this place only receives
+        slot = RequestSlot(self._slots, request.receive, request._send)  # noqa: SLF001  # this slot only receives
         try:
-            await place.open("POST")
-            raw = await read_json(Request(request.scope, place.receive), MAX_BATCH_BYTES)
+            await slot.open("POST")
+            raw = await read_json(Request(request.scope, slot.receive), MAX_BATCH_BYTES)
             # Off the event loop: thousands of requests take a while to check.
             requests = await asyncio.to_thread(_requests, raw)
             batch = await self.batches().submit(requests, credential=request.state.credential)
         finally:
-            place.leave()
+            slot.leave()
         return JsonResponse(batch.model_dump(mode="json", exclude_none=True), status_code=202)
 
 

@@ -48,7 +48,7 @@ class Balance:
     def enter(self, period: str) -> None:
         """Enters another day or month, or returns to one after the clock was set back.
 
-        What was granted in the last one goes back.
+        What was granted in the period before is given back.
         """
         if self.spent:
             self.former[self.period] = self.spent

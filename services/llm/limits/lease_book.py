@@ -51,8 +51,8 @@ class _Share:
     """What one replica has of one limit.
 
     `counted` is what it spent in the account's calendar period in its present incarnation,
-    `earlier` in those before. `period` is the one that its clock shows, `astray` since when that is
-    another one.
+    `earlier` in those before. `period` is the period by the replica's clock, and `astray` the time
+    since which it differs from the account's.
     """
 
     spent: int = 0
@@ -315,10 +315,11 @@ class LeaseBook:
     def _turn(self, key: LimitKey, account: _Account, period: str) -> None:
         """Enters another day or month, forward or, where the clock was set back, backward.
 
-        In a later one than ever nothing has been spent, as far as is known here: every replica was
-        watched from its beginning. The ledger is read all the same, for what an earlier authority
-        granted under a clock that ran ahead; in any other one nothing is granted before. What
-        replicas spent that are forgotten since counts in the period that is left.
+        In a period later than all before, this authority has watched every replica from the start
+        and begins with nothing spent. The ledger is still read, because an earlier authority whose
+        clock ran ahead may have granted in that period. In any other period nothing is granted
+        until the ledger was read. What replicas spent that have been forgotten since counts in the
+        period that ends.
         """
         former, known = account.former
         account.former = account.period, None if account.ledger is None else account.spent()

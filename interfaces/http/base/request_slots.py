@@ -1,7 +1,7 @@
-"""Places of one replica: for requests in work, and for requests whose bodies are still arriving.
+"""Slots of one replica: for requests in work, and for requests whose bodies are arriving.
 
-A request takes a place in work when its whole body is there. As many bodies as there are places in
-work may be arriving, each under a deadline. When all places of arriving bodies are taken, the
+A request takes a slot in work when its whole body is there. As many bodies as there are slots in
+work may be arriving, each under a deadline. When all slots of arriving bodies are taken, the
 slowest body makes room for the newcomer, so slow clients keep nobody out.
 """
 
@@ -36,20 +36,20 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 Result = TypeVar("Result")
 
 
-class Places:
+class RequestSlots:
     """At most `most` requests in work, and as many whose bodies are arriving."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.working = 0
         self.arriving = 0
-        self._watched: set[Place] = set()
-        """Places that wait for their clients. One timer checks all of them: a timer for each
+        self._watched: set[RequestSlot] = set()
+        """RequestSlots that wait for their clients. One timer checks all of them: a timer for each
         request would cost more."""
         self._sweeper: asyncio.TimerHandle | None = None
 
     def admit(self) -> None:
-        """Takes a place for a body that arrives; the slowest body makes room if all are taken.
+        """Takes a slot for a body that arrives; the slowest body makes room if all are taken.
 
         Raises Overloaded when no body has been arriving for `SPARED_S`.
         """
@@ -58,43 +58,43 @@ class Places:
             slow = (
                 each for each in self._watched if each.is_arriving and each.waited(now) >= SPARED_S
             )
-            slowest = min(slow, key=lambda place: place.pace(now), default=None)
+            slowest = min(slow, key=lambda slot: slot.pace(now), default=None)
             if slowest is None:
                 raise _full()
             self._end(slowest)
         self.arriving += 1
 
     def begin(self) -> None:
-        """Takes a place in work. Raises Overloaded."""
+        """Takes a slot in work. Raises Overloaded."""
         if self.working >= self.most:
             raise _full()
         self.working += 1
 
-    def watch(self, place: Place) -> None:
-        """Ends the place's task when it is due, until `unwatch`."""
-        self._watched.add(place)
+    def watch(self, slot: RequestSlot) -> None:
+        """Ends the slot's task when it is due, until `unwatch`."""
+        self._watched.add(slot)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
-    def unwatch(self, place: Place) -> None:
-        """The place no longer waits for its client."""
-        self._watched.discard(place)
+    def unwatch(self, slot: RequestSlot) -> None:
+        """The slot no longer waits for its client."""
+        self._watched.discard(slot)
 
     def _sweep(self) -> None:
         now = monotonic()
-        for place in [place for place in self._watched if place.due <= now]:
-            self._end(place)
+        for slot in [slot for slot in self._watched if slot.due <= now]:
+            self._end(slot)
         self._sweeper = (
             asyncio.get_running_loop().call_later(SWEEP_S, self._sweep) if self._watched else None
         )
 
-    def _end(self, place: Place) -> None:
-        self._watched.remove(place)
-        place.end()
+    def _end(self, slot: RequestSlot) -> None:
+        self._watched.remove(slot)
+        slot.end()
 
 
-class Place:
-    """One request's place: first among the arriving bodies, then in work.
+class RequestSlot:
+    """One request's slot: first among the arriving bodies, then in work.
 
     `receive` and `send` are its ASGI callables. `body_s` bounds the time that the client may take
     for its body; time in which the route does not read is not counted.
@@ -105,11 +105,11 @@ class Place:
         "_first",
         "_is_ended",
         "_is_working",
-        "_places",
         "_receive",
         "_send",
         "_since",
         "_size",
+        "_slots",
         "_task",
         "_waited",
         "due",
@@ -118,9 +118,9 @@ class Place:
     )
 
     def __init__(
-        self, places: Places, receive: Receive, send: Send, body_s: float = BODY_S
+        self, slots: RequestSlots, receive: Receive, send: Send, body_s: float = BODY_S
     ) -> None:
-        self._places = places
+        self._slots = slots
         self._receive = receive
         self._send = send
         self._body_s = body_s
@@ -136,13 +136,13 @@ class Place:
         """Returns when the first part of the body is there; the rest stays under its deadline.
 
         Raises:
-            Overloaded: no place is free.
+            Overloaded: no slot is free.
             RequestTimeout: the body did not arrive in time, or made room for another one.
         """
         if method not in _WITH_BODY:
             self._begin()
             return
-        self._places.admit()
+        self._slots.admit()
         self.is_arriving = True
         self._first = await self._next_part()
 
@@ -150,7 +150,7 @@ class Place:
         """Returns the next part of the body; with the last one the request is in work.
 
         Raises:
-            Overloaded: the body is there, but no place in work is free.
+            Overloaded: the body is there, but no slot in work is free.
             RequestTimeout: the body did not arrive in time, or made room for another one.
         """
         if self._first is not None:
@@ -179,13 +179,13 @@ class Place:
 
     def leave(self) -> None:
         """The request has ended."""
-        self._places.arriving -= self.is_arriving
-        self._places.working -= self._is_working
+        self._slots.arriving -= self.is_arriving
+        self._slots.working -= self._is_working
 
     def end(self) -> None:
         """Ends the task that waits for the client."""
         self._is_ended = True
-        assert self._task is not None  # it is set before the place is watched
+        assert self._task is not None  # it is set before the slot is watched
         self._task.cancel()
 
     async def _next_part(self) -> Message:
@@ -194,19 +194,19 @@ class Place:
         self._waited = self.waited(monotonic())
         self._size += len(message.get("body", b""))
         if message["type"] == "http.request" and not message.get("more_body", False):
-            self._places.arriving -= 1
+            self._slots.arriving -= 1
             self.is_arriving = False
             self._begin()
         return message
 
     def _begin(self) -> None:
-        self._places.begin()
+        self._slots.begin()
         self._is_working = True
 
     async def _watched(self, step: Awaitable[Result], patience_s: float) -> Result:
         self._task, self._since = asyncio.current_task(), monotonic()
         self.due = self._since + patience_s
-        self._places.watch(self)
+        self._slots.watch(self)
         try:
             return await step
         except asyncio.CancelledError:
@@ -219,7 +219,7 @@ class Place:
                 ) from None
             raise
         finally:
-            self._places.unwatch(self)
+            self._slots.unwatch(self)
 
 
 def _full() -> Overloaded:
