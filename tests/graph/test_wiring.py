@@ -118,7 +118,9 @@ async def test_closing_ends_every_task_and_connection(
         database_url, tmp_path, "http://127.0.0.1:9", nats_url="nats://127.0.0.1:9"
     )
     runtime = await opened(surroundings, events)
-    assert await connections(database_owner_url) > 0
+    async with asyncio.timeout(30):  # pools connect in the background
+        while not await connections(database_owner_url):
+            await asyncio.sleep(0.05)
     assert len(asyncio.all_tasks()) > len(before)
     await runtime.close()
     await gone(database_owner_url, before)
