@@ -108,7 +108,7 @@ def read_migrations(directory: Path) -> list[Migration]:
         if migration.version != expected:
             raise ConfigurationError(
                 f"migration {migration.name} should have the number {expected:04d}: "
-                "numbers have no gap and no double"
+                "number the files 1, 2, 3 … without gaps or duplicates"
             )
     return migrations
 

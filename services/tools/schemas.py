@@ -210,7 +210,7 @@ def _check_reference(schema: dict[str, Any], reference: str, subject: str) -> No
         else:
             raise InvalidRequest(f"{subject} has a $ref that leads nowhere")
     if not isinstance(node, dict | bool):
-        raise InvalidRequest(f"{subject} has a $ref to what is no schema")
+        raise InvalidRequest(f"{subject} has a $ref that does not point to a schema")
 
 
 def _dialect(schema: dict[str, Any], subject: str) -> Any:

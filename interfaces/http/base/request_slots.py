@@ -44,7 +44,7 @@ class RequestSlots:
         self.working = 0
         self.arriving = 0
         self._watched: set[RequestSlot] = set()
-        """RequestSlots that wait for their clients. One timer checks all of them: a timer for each
+        """Slots that wait for their clients. One timer checks all of them: a timer for each
         request would cost more."""
         self._sweeper: asyncio.TimerHandle | None = None
 
