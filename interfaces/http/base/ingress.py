@@ -39,8 +39,9 @@ class Ingress:
     `max_concurrent` bounds the requests in work; further ones are refused at once with 503 and
     `Retry-After`. A request is in work once its whole body has arrived, see `request_slots`.
     `uploads` are paths below the prefix whose bodies may take `UPLOAD_S`. Open paths (health) need
-    no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`) to the shape of every
-    error there, including those of routing, credentials and load; elsewhere it is the envelope.
+    no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`) to the
+    shape of every error there, including those of routing, credentials and load; elsewhere it is
+    the envelope.
     """
 
     def __init__(
