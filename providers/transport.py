@@ -12,8 +12,11 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakSet
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
@@ -42,6 +45,11 @@ NEXT_ADDRESS_S = 0.25
 MAX_HEADER_BYTES = 16 << 10
 """Of one header line; aiohttp takes at most 128 of them."""
 
+
+class SpeaksFirstError(aiohttp.ClientError):
+    """The server sent bytes on a new connection before any request."""
+
+
 AIOHTTP_ERRORS: Mapping[type[Exception], type[HttpError]] = {
     aiohttp.ClientConnectorError: ConnectFailed,
     aiohttp.ClientProxyConnectionError: ProxyUnreachable,
@@ -57,6 +65,7 @@ AIOHTTP_ERRORS: Mapping[type[Exception], type[HttpError]] = {
     OSError: ConnectionBroken,
     UnicodeError: ConnectFailed,  # a name too long for DNS
     ValueError: MalformedAnswer,
+    SpeaksFirstError: MalformedAnswer,
 }
 """By the nearest base class."""
 AIOHTTP_FAILURES = (aiohttp.ClientError, OSError, ValueError)
@@ -81,15 +90,16 @@ class Transport:
         # Not the session's: aiohttp sends those to the forward proxy, too.
         self._headers = sent
         self._open: set[HttpExchange] = set()
+        self._connector = _Connector(
+            limit=0,
+            keepalive_timeout=KEEPALIVE_S,
+            ttl_dns_cache=ADDRESSES_S,
+            happy_eyeballs_delay=NEXT_ADDRESS_S,
+            interleave=1,
+            ssl=tls_context(),
+        )
         self._session = aiohttp.ClientSession(
-            connector=_Connector(
-                limit=0,
-                keepalive_timeout=KEEPALIVE_S,
-                ttl_dns_cache=ADDRESSES_S,
-                happy_eyeballs_delay=NEXT_ADDRESS_S,
-                interleave=1,
-                ssl=tls_context(),
-            ),
+            connector=self._connector,
             proxy=proxy,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -108,6 +118,8 @@ class Transport:
         Raises HttpError: before anything was sent ConnectFailed, afterwards TimedOut,
         ConnectionBroken or MalformedAnswer.
         """
+        if self._session.closed:
+            raise ConnectFailed
         expires_at = time.monotonic() + limit_s
         try:
             async with _timeout(limit_s):
@@ -121,7 +133,10 @@ class Transport:
         except AIOHTTP_FAILURES as error:
             if isinstance(error, aiohttp.ClientHttpProxyError):
                 raise ProxyRefused(error.status) from None
-            raise mapped(error, AIOHTTP_ERRORS) from None
+            failure = mapped(error, AIOHTTP_ERRORS)
+            if issubclass(failure, ConnectFailed):
+                self._connector.clear_dns_cache()  # the next call looks the name up again
+            raise failure from None
         if response.status == PROXY_AUTHENTICATION_REQUIRED:
             response.close()
             raise ProxyRefused(response.status)
@@ -240,6 +255,10 @@ class _Connector(aiohttp.TCPConnector):
     aiohttp would give them to the next request as its answer: another caller's, or a forged one.
     """
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._used: WeakSet[ResponseHandler] = WeakSet()
+
     async def connect(
         self,
         req: aiohttp.ClientRequest,
@@ -248,9 +267,16 @@ class _Connector(aiohttp.TCPConnector):
     ) -> Connection:
         while True:
             connection = await super().connect(req, traces, timeout)
-            if connection.protocol is None or not connection.protocol.should_close:
+            protocol = connection.protocol
+            if protocol is None:
+                return connection
+            fresh = protocol not in self._used
+            self._used.add(protocol)
+            if not protocol.should_close:
                 return connection
             connection.close()
+            if fresh:  # a server that speaks first: another connection would be the same
+                raise SpeaksFirstError
 
 
 def _timeout(seconds: float) -> asyncio.Timeout:

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from common.http.client import tls_context
 from common.http.errors import (
@@ -15,6 +16,7 @@ from common.http.errors import (
     ConnectFailed,
     ConnectionBroken,
     ConnectTimedOut,
+    MalformedAnswer,
 )
 from providers import transport as transport_module
 from providers.transport import Transport
@@ -204,3 +206,69 @@ async def test_a_header_in_any_spelling_replaces_ours() -> None:
         assert server.requests[0].lower().count(b"accept:") == 1
         assert server.requests[0].lower().count(b"content-type:") == 1
         await transport.close()
+
+
+GREETINGS = {"another protocol": b"220 mail.example ESMTP\r\n", "an answer": answer(b"early")}
+
+
+@pytest.mark.parametrize("greeting", GREETINGS.values(), ids=GREETINGS)
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_server_that_speaks_first_is_connected_to_once(greeting: bytes, loop: str) -> None:
+    """On uvloop, as in a replica, the first bytes arrive before the connection is looked at."""
+    opened = 0
+
+    async def speak(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        writer.write(greeting)
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+
+    async def call() -> None:
+        server = await asyncio.start_server(speak, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        transport = Transport(f"http://127.0.0.1:{port}/", {})
+        try:
+            with contextlib.suppress(MalformedAnswer, ConnectionBroken):
+                exchange = await transport.post(b"{}", connect_s=2, limit_s=5)
+                exchange.release()
+        finally:
+            await transport.close()
+            server.close()
+
+    factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(call())
+    assert opened == 1
+
+
+async def test_a_name_is_looked_up_again_after_a_failed_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_up = 0
+
+    async def resolve(self, host, port=0, family=0):
+        nonlocal looked_up
+        looked_up += 1
+        return [
+            {
+                "hostname": host,
+                "host": "127.0.0.1",
+                "port": port,
+                "family": socket.AF_INET,
+                "proto": 0,
+                "flags": 0,
+            }
+        ]
+
+    monkeypatch.setattr("aiohttp.resolver.ThreadedResolver.resolve", resolve)
+    monkeypatch.setattr("aiohttp.connector.DefaultResolver.resolve", resolve)
+    with refused_port() as port:
+        transport = Transport(f"http://gateway.example:{port}/", {})
+        for _ in range(2):
+            with pytest.raises(ConnectFailed):
+                await transport.post(b"{}", connect_s=2)
+        await transport.close()
+    assert looked_up == 2
+    with pytest.raises(ConnectFailed):  # closed
+        await transport.post(b"{}", connect_s=2)
