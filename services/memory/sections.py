@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +13,8 @@ from markdown_it import MarkdownIt
 _MARKDOWN = MarkdownIt("commonmark").disable(["inline", "text_join"])
 _LINE_END = re.compile(r"\r\n|\r|\n")
 """CommonMark's line endings. `str.splitlines` knows more, so its line numbers would differ."""
+LONGEST_HEADING = 200
+"""Characters; a longer heading is text. This bounds the path of headings before each chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class _Heading:
 
     level: int
     title: str
+    underlined: bool
     begin: int
     end: int
 
@@ -40,38 +44,45 @@ def sections(text: str, *, markdown: bool) -> list[Section]:
     """Returns the sections of a document; a text without headings is one section.
 
     Headings are CommonMark's, `# A` or underlined, at the top level of the document: those in code,
-    HTML, quotes, lists and front matter are text.
+    HTML, quotes, lists and front matter are text. So is an underlined one without any text below:
+    it is a paragraph above a dividing line, which would be lost as a heading.
     """
     lines = _LINE_END.split(text)
-    found: list[Section] = []
+    headings = _headings(lines) if markdown else []
+    above_text = {heading for trail, _ in _cut(lines, headings) for heading in trail}
+    headings = [each for each in headings if each in above_text or not each.underlined]
+    return [section for _, section in _cut(lines, headings)]
+
+
+def _cut(lines: list[str], headings: list[_Heading]) -> Iterator[tuple[list[_Heading], Section]]:
+    """Yields each section that is not blank, with the headings above it."""
     trail: list[_Heading] = []
-    begin = 0
-    for heading in _headings(lines) if markdown else []:
-        _add(found, trail, lines, begin, heading.begin)
-        trail = [above for above in trail if above.level < heading.level] + [heading]
-        begin = heading.end
-    _add(found, trail, lines, begin, len(lines))
-    return found
-
-
-def _add(
-    found: list[Section], trail: list[_Heading], lines: list[str], begin: int, end: int
-) -> None:
-    text = "\n".join(lines[begin:end]).strip()
-    if text:
-        first = next(number for number in range(begin, end) if lines[number].strip())
-        path = " > ".join(heading.title for heading in trail if heading.title)
-        found.append(Section(path, first + 1, text))
+    begins = [0, *(heading.end for heading in headings)]
+    ends = [*(heading.begin for heading in headings), len(lines)]
+    for heading, begin, end in zip([None, *headings], begins, ends, strict=True):
+        if heading:
+            trail = [above for above in trail if above.level < heading.level] + [heading]
+        text = "\n".join(lines[begin:end]).strip()
+        if text:
+            first = next(number for number in range(begin, end) if lines[number].strip())
+            path = " > ".join(above.title for above in trail if above.title)
+            yield trail, Section(path, first + 1, text)
 
 
 def _headings(lines: list[str]) -> list[_Heading]:
     front = _front_matter(lines)
     tokens = _MARKDOWN.parse("\n".join([""] * front + lines[front:]))
-    return [
-        _Heading(int(token.tag[1:]), " ".join(content.content.split()), *token.map)
+    found = [
+        _Heading(
+            int(token.tag[1:]),
+            " ".join(content.content.split()),
+            not token.markup.startswith("#"),
+            *token.map,
+        )
         for token, content in pairwise(tokens)
         if token.type == "heading_open" and token.level == 0 and token.map
     ]
+    return [heading for heading in found if len(heading.title) <= LONGEST_HEADING]
 
 
 def _front_matter(lines: list[str]) -> int:

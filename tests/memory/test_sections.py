@@ -1,8 +1,10 @@
 """Documents are cut along their headings."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from services.memory.sections import sections
+from services.memory.sections import Section, sections
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,17 @@ from services.memory.sections import sections
         ("# А\rа\r\n## Б\nб", [("А", 2, "а"), ("А > Б", 4, "б")]),
         ("# А\nа\fб\u2028в\n# Б\nб", [("А", 2, "а\fб\u2028в"), ("Б", 4, "б")]),
         ("# А\r\nа\r\n", [("А", 2, "а")]),
+        (
+            "The door code is 4711.\nAsk Olena.\n---\n# Next\nbody",
+            [("", 1, "The door code is 4711.\nAsk Olena.\n---"), ("Next", 5, "body")],
+        ),
+        ("# А\nа\n\nОлена\n--", [("А", 2, "а\n\nОлена\n--")]),
+        ("Код 4711\n===\n## Порожній\n# В\nв", [("", 1, "Код 4711\n==="), ("В", 5, "в")]),
+        ("Код 4711\n===\n## Б\nб", [("Код 4711 > Б", 4, "б")]),
+        ("а\n---\nб\n---", [("", 1, "а\n---\nб\n---")]),
+        ("# А\nКод 4711\n---\n# В\nв", [("А", 2, "Код 4711\n---"), ("В", 5, "в")]),
+        (f"# {'А' * 200}\nа", [("А" * 200, 2, "а")]),
+        (f"# {'А' * 201}\nа", [("", 1, f"# {'А' * 201}\nа")]),
     ],
 )
 def test_sections(text: str, expected: list[tuple[str, int, str]]):
@@ -45,3 +58,22 @@ def test_plain_text_has_no_headings():
     assert [
         (section.heading, section.line) for section in sections("# 1\n# 2", markdown=False)
     ] == [("", 1)]
+
+
+def test_a_paragraph_above_a_dividing_line_is_not_a_heading_over_what_follows():
+    lines = "a\n" * 50_000 + "==="
+    assert sections(lines, markdown=True) == [Section("", 1, lines)]
+    assert sections(f"{lines}\nтекст", markdown=True) == [Section("", 1, f"{lines}\nтекст")]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["# А", "## Б", "### В", "===", "---", "", "рядок", "- п", "> ц", "```"])
+    )
+)
+def test_every_line_of_text_is_found(kinds: list[str]):
+    """As text, or in the path of headings above some text."""
+    lines = [kind.replace("рядок", f"рядок{number}") for number, kind in enumerate(kinds)]
+    found = sections("\n".join(lines), markdown=True)
+    words = {word for each in found for word in f"{each.heading} {each.text}".split()}
+    assert {line for line in lines if line.startswith("рядок")} <= words
