@@ -1,4 +1,4 @@
-"""One call along its targets: tries one, waits, tries the next, and tells the circuits."""
+"""The attempts of one call: asks its targets in turn, retries, and reports to the circuits."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from services.llm.accounting import CallAccount
 from services.llm.circuits import Circuits, Permit
 from services.llm.failover import (
     HANDOVER_SHARE,
-    Step,
+    FailoverDecision,
     blames_target,
-    holders,
-    next_step,
+    decide_failover,
+    fitting_targets,
     rest_s,
     silence_counts_s,
 )
@@ -39,12 +39,12 @@ Ask = Callable[[ChatProvider, Target], Awaitable[T]]
 
 ONCE = RetryPolicy(attempts=1)
 PASSED_S = 0.005
-"""A deadline this near has passed: a timer may fire a little early."""
+"""A deadline this near counts as passed, because a timer may fire a little early."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served(Generic[T]):
-    """What a target gave, and the permit of the call, which the receiver ends."""
+    """A target's result, and the permit of the call, which the receiver must end."""
 
     target: Target
     permit: Permit
@@ -54,7 +54,7 @@ class Served(Generic[T]):
 class RouteAttempts:
     """Asks the targets of one call in their order, each as often as its retry policy allows.
 
-    `callers_own` tells that the caller gave the deadline.
+    `callers_own`: the deadline is the caller's `timeout_s`, not the route's sum of timeouts.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RouteAttempts:
         self._waits: list[float] = []
 
     def keep(self, wanted: Callable[[ChatProvider], bool]) -> bool:
-        """Drops the remaining targets whose provider is not wanted; returns whether one is left."""
+        """Keeps the remaining targets whose provider is wanted; returns whether any remain."""
         self._remaining = deque(
             target for target in self._remaining if wanted(self._providers[target.provider])
         )
@@ -101,21 +101,21 @@ class RouteAttempts:
             if isinstance(outcome, Served):
                 return outcome
             failure = outcome or failure
-        raise failure or self._nobody()
+        raise failure or self._no_target()
 
-    def goes_on_after(self, error: DaarionError) -> bool:
-        """Whether another target may be asked for the rest after `error`."""
+    def can_continue_after(self, error: DaarionError) -> bool:
+        """Whether another target may continue the answer after `error`."""
         return (
             not isinstance(error, InvalidRequest)
             and self._others()
-            and self._step(error, 1, ONCE).kind == "next"
+            and self._decide(error, 1, ONCE).action == "next_target"
         )
 
     def failed(self, target: Target, permit: Permit, error: DaarionError) -> None:
-        """Ends the running attempt, which failed."""
+        """Ends the running attempt as failed."""
         now = time.monotonic()
         if isinstance(error, InvalidRequest):
-            permit.alive(now)  # who refuses with reasons is up
+            permit.alive(now)  # a target that gives a reason is up
         if blames_target(error, cut_short=self._cut_short(target)):
             permit.failed(now)
         else:
@@ -149,14 +149,14 @@ class RouteAttempts:
             self.failed(target, permit, failure)
             if isinstance(failure, ContextLengthExceeded):
                 self._remaining = deque(
-                    holders(self._remaining, target, self._account.needed_tokens())
+                    fitting_targets(self._remaining, target, self._account.needed_tokens())
                 )
-            step = self._step(failure, tries, target.retry)
-            if step.kind == "caller":
+            decision = self._decide(failure, tries, target.retry)
+            if decision.action == "raise":
                 raise failure
-            if step.kind == "next":
+            if decision.action == "next_target":
                 return failure
-            await asyncio.sleep(step.wait_s)
+            await asyncio.sleep(decision.wait_s)
         self._waits.append(self._circuits.of(target).wait_s(time.monotonic()))
         self._account.skipped(target, CircuitOpen.type)
         return failure
@@ -180,9 +180,9 @@ class RouteAttempts:
         known_alive = self._providers[target.provider].condition().load is not None
         return known_alive or silent_s < silence_counts_s(target.timeouts)
 
-    def _step(self, error: DaarionError, tries: int, retry: RetryPolicy) -> Step:
-        jitter = random.random()  # noqa: S311  # spreads waits, hides nothing
-        return next_step(
+    def _decide(self, error: DaarionError, tries: int, retry: RetryPolicy) -> FailoverDecision:
+        jitter = random.random()  # noqa: S311  # spreads waits; not a secret
+        return decide_failover(
             error,
             tries=tries,
             retry=retry,
@@ -211,7 +211,7 @@ class RouteAttempts:
         remaining = self.deadline.remaining()
         return 0.0 if remaining < PASSED_S else remaining
 
-    def _nobody(self) -> DaarionError:
+    def _no_target(self) -> DaarionError:
         if self._waits:
             wait = max(1, math.ceil(min(self._waits)))
             return CircuitOpen(

@@ -1,4 +1,4 @@
-"""A stream that has begun: counted, settled once, continued by another target if it breaks."""
+"""An open stream: counts its items, settles the call once, and fails over when it breaks."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class OpenStream:
 
     Iterate it once, and close it however that ends: closing settles the call.
 
-    With `resumes`, a break after the first content is not the caller's: the next target is asked to
-    finish the answer. The joined stream ends in one StreamEnd, with the usage of every part and the
-    names of who wrote them. What the next target repeats is left out; where it begins anew in other
-    words, it counts as failed.
+    With `resumes`, a break after the first content is hidden from the caller: the next target is
+    asked to finish the answer. The joined stream ends in one StreamEnd, with every part's usage
+    and target. Text that the next target repeats is left out; a target that
+    starts over in other words counts as failed.
     """
 
     def __init__(
@@ -56,19 +56,19 @@ class OpenStream:
         self._pieces = 0
         self._tail = ""
         self._seam: Seam | None = None
-        self._wrote = False  # whether the part that runs has shown text
+        self._wrote = False  # whether the current part has shown text
         self._writers: list[Target] = []
         self._ended = False
 
     @property
     def target(self) -> Target:
-        """Who answers; who finished the answer, once it has ended."""
+        """The target that answers now, or the one that finished the answer."""
         return self._served.target
 
     async def items(self) -> AsyncIterator[StreamItem]:
         """Yields every item, the last of which is a StreamEnd.
 
-        Raises the leaf of a failure half-way.
+        Raises the error of a stream that breaks and cannot be resumed.
         """
         try:
             while not self._ended:
@@ -92,13 +92,16 @@ class OpenStream:
             raise
 
     async def close(self) -> None:
-        """Stops the upstream and settles what was not settled: the caller left."""
+        """Stops the upstream, and settles an unfinished call as cancelled by its caller."""
         self._account.settle(OUTCOME_CANCELLED)
         self._served.permit.released(time.monotonic())
         await close_if_closable(self._served.result.rest)
 
     def _joined(self, item: StreamItem) -> Sequence[StreamItem]:
-        """What is shown of an item. Raises UpstreamInvalidResponse if a continuation began anew."""
+        """Returns the item without text that was shown before the break.
+
+        Raises UpstreamInvalidResponse when a continuation starts over in other words.
+        """
         if self._seam is None:
             return (item,)
         try:
@@ -108,7 +111,7 @@ class OpenStream:
                 else self._seam.feed(item.content or "")
             )
         except UpstreamInvalidResponse:
-            self._served.permit.succeeded(time.monotonic())  # it is up, its answer unusable
+            self._served.permit.succeeded(time.monotonic())  # the target is up, its answer unusable
             if self._wrote:
                 self._written = None
             raise
@@ -127,9 +130,7 @@ class OpenStream:
         if self._written is None:
             return item
         if item.tool_calls or item.refusal:
-            self._written = (
-                None  # half a tool call cannot be gone on with, nor a refusal by another model
-            )
+            self._written = None  # another target cannot continue half a tool call or a refusal
             return item
         item = self._without_tail(item)
         self._pieces += 1
@@ -138,7 +139,7 @@ class OpenStream:
         return item
 
     def _without_tail(self, item: StreamDelta) -> StreamDelta:
-        """Drops white space with which the former part had ended already."""
+        """Drops white space that the part before had ended with."""
         if not self._tail or not item.content:
             return item
         tail, self._tail = self._tail, ""
@@ -167,12 +168,12 @@ class OpenStream:
             )
 
     async def _resumed(self, error: DaarionError) -> Served[Begun]:
-        """Returns the stream that continues this one; raises `error` where there is none."""
-        if self._written is None or not self._attempts.goes_on_after(error):
+        """Returns the stream that continues this one; raises `error` when no target can."""
+        if self._written is None or not self._attempts.can_continue_after(error):
             raise error
         text = "".join(self._written)
         begun, self._tail = text.rstrip(), text[len(text.rstrip()) :]
-        options = self._options_left()
+        options = self._remaining_options()
         if begun and not self._attempts.keep(
             lambda provider: provider.continued((), begun, options) is not None
         ):
@@ -196,7 +197,7 @@ class OpenStream:
         self._wrote = False
         return served
 
-    def _options_left(self) -> ChatOptions:
+    def _remaining_options(self) -> ChatOptions:
         options = self._account.options()
         if "max_tokens" in options:
             options["max_tokens"] = max(1, options["max_tokens"] - self._pieces)
@@ -210,9 +211,9 @@ async def begin(
     messages: list[ChatMessage],
     options: ChatOptions,
 ) -> Begun:
-    """Returns a stream of `target` once its first item is here; a role or a keep-alive is none.
+    """Returns a stream of `target` once its first item has arrived.
 
-    Raises as the provider.
+    A role or a keep-alive is not an item. Raises as the provider.
     """
     items = thoughts_apart(
         provider.stream(messages, target, attempts.deadline, **options),
@@ -225,6 +226,6 @@ async def begin(
 
 
 def _can_be_resumed(request: ProxyRequest) -> bool:
-    """Whether half an answer can be gone on with: plain text, no tool calls, no JSON."""
+    """Whether another target could continue half an answer: plain text, no tools, no JSON."""
     wanted = request.response_format
     return not request.tools and (wanted is None or wanted["type"] == "text")

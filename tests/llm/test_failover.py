@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from contracts import errors
 from contracts.errors import DaarionError
 from contracts.llm.routing import RetryPolicy, Timeouts
-from services.llm.failover import MAX_REST_S, blames_target, next_step, rest_s, silence_counts_s
+from services.llm.failover import (
+    MAX_REST_S,
+    blames_target,
+    decide_failover,
+    rest_s,
+    silence_counts_s,
+)
 
 RETRY = RetryPolicy(attempts=3, backoff_s=0.5, max_backoff_s=4)
 
@@ -17,7 +23,7 @@ def leaves(root=DaarionError):
 
 
 def after(error, **given_):
-    return next_step(
+    return decide_failover(
         error,
         **{
             "tries": 1,
@@ -33,20 +39,20 @@ def after(error, **given_):
 # Of each leaf that an attempt can end in: what follows the first attempt and the last, and whether
 # the target is to blame.
 TABLE = [
-    (errors.InvalidRequest, "caller", "caller", False),
-    (errors.ContextLengthExceeded, "next", "next", False),
-    (errors.ContentFiltered, "caller", "caller", False),
-    (errors.UpstreamRejected, "caller", "caller", False),
-    (errors.UpstreamAuthFailed, "next", "next", True),
-    (errors.UpstreamMisconfigured, "next", "next", True),
-    (errors.UpstreamRateLimited, "again", "next", True),
-    (errors.UpstreamUnavailable, "again", "next", True),
-    (errors.UpstreamInvalidResponse, "again", "next", True),
-    (errors.UpstreamTimeout, "next", "next", True),
-    (errors.EngineUnavailable, "next", "next", False),
-    (errors.Overloaded, "next", "next", False),
-    (errors.DeadlineExceeded, "caller", "caller", False),
-    (errors.Internal, "caller", "caller", False),
+    (errors.InvalidRequest, "raise", "raise", False),
+    (errors.ContextLengthExceeded, "next_target", "next_target", False),
+    (errors.ContentFiltered, "raise", "raise", False),
+    (errors.UpstreamRejected, "raise", "raise", False),
+    (errors.UpstreamAuthFailed, "next_target", "next_target", True),
+    (errors.UpstreamMisconfigured, "next_target", "next_target", True),
+    (errors.UpstreamRateLimited, "retry", "next_target", True),
+    (errors.UpstreamUnavailable, "retry", "next_target", True),
+    (errors.UpstreamInvalidResponse, "retry", "next_target", True),
+    (errors.UpstreamTimeout, "next_target", "next_target", True),
+    (errors.EngineUnavailable, "next_target", "next_target", False),
+    (errors.Overloaded, "next_target", "next_target", False),
+    (errors.DeadlineExceeded, "raise", "raise", False),
+    (errors.Internal, "raise", "raise", False),
 ]
 
 
@@ -55,9 +61,9 @@ TABLE = [
 )
 def test_the_table(leaf, first, last, blamed):
     error = leaf("x")
-    assert after(error).kind == first
-    assert after(error, tries=RETRY.attempts).kind == last
-    assert after(error, remaining_s=0).kind == "caller", "nobody is asked after the deadline"
+    assert after(error).action == first
+    assert after(error, tries=RETRY.attempts).action == last
+    assert after(error, remaining_s=0).action == "raise", "nobody is asked after the deadline"
     assert blames_target(error, cut_short=False) is blamed
 
 
@@ -71,20 +77,20 @@ def test_backoffs_grow_and_are_bounded_and_spread():
 
 
 @pytest.mark.parametrize(
-    ("retry_after", "others", "remaining", "kind"),
+    ("retry_after", "others", "remaining", "action"),
     [
-        (3, True, 60, "again"),
-        (30, True, 60, "next"),  # somebody else can answer now
-        (30, False, 60, "again"),
-        (30, False, 20, "next"),  # too late
-        (0, False, 20, "again"),
+        (3, True, 60, "retry"),
+        (30, True, 60, "next_target"),  # somebody else can answer now
+        (30, False, 60, "retry"),
+        (30, False, 20, "next_target"),  # too late
+        (0, False, 20, "retry"),
     ],
 )
-def test_retry_after_is_honoured_where_it_fits(retry_after, others, remaining, kind):
+def test_retry_after_is_honoured_where_it_fits(retry_after, others, remaining, action):
     for leaf in (errors.UpstreamRateLimited, errors.UpstreamUnavailable):
-        step = after(leaf("x", retry_after_s=retry_after), others=others, remaining_s=remaining)
-        assert step.kind == kind
-        assert kind == "next" or retry_after <= step.wait_s < remaining
+        decision = after(leaf("x", retry_after_s=retry_after), others=others, remaining_s=remaining)
+        assert decision.action == action
+        assert action == "next_target" or retry_after <= decision.wait_s < remaining
 
 
 def test_a_target_rests_as_long_as_its_provider_asked():
@@ -122,18 +128,18 @@ def test_silence_is_handed_over_while_the_caller_still_waits():
     remaining=st.floats(0, 1e4),
     jitter=st.floats(0, 1),
 )
-def test_no_step_outlasts_the_deadline_or_the_attempts(
+def test_no_retry_outlasts_the_deadline_or_the_attempts(
     leaf, retry_after, tries, retry, others, remaining, jitter
 ):
     error = leaf("x", retry_after_s=retry_after)
-    step = next_step(
+    decision = decide_failover(
         error, tries=tries, retry=retry, others=others, remaining_s=remaining, jitter=jitter
     )
-    if step.kind != "again":
-        assert step.wait_s == 0
+    if decision.action != "retry":
+        assert decision.wait_s == 0
         return
     assert tries < retry.attempts
-    assert (retry_after or 0) <= step.wait_s < remaining
-    assert math.isfinite(step.wait_s)
-    assert not others or step.wait_s <= retry.max_backoff_s
+    assert (retry_after or 0) <= decision.wait_s < remaining
+    assert math.isfinite(decision.wait_s)
+    assert not others or decision.wait_s <= retry.max_backoff_s
     assert not isinstance(error, errors.InvalidRequest | errors.DeadlineExceeded)
