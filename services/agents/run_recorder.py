@@ -77,10 +77,10 @@ class RunRecorder:
         self._feed.show(kind, **detail)
 
     async def record_start(self) -> None:
-        """The attempt begins. A run that was taken over is saved now, so that the attempt counts:
-        a run that kills its replica each time must end.
+        """The attempt begins, without the error of an earlier one. A run that was taken over is
+        saved now, so that the attempt counts: a run that kills its replica each time must end.
         """
-        self._run.state = "running"
+        self._run.state, self._run.error = "running", None
         if self._run.claimed:
             await self.save()
 
@@ -132,7 +132,7 @@ class RunRecorder:
             self._run.degraded.append(part)
 
     def record_error(self, error_type: str) -> None:
-        """Something failed; the first error stays the run's."""
+        """Something failed; the attempt's first error stays."""
         self._run.error = self._run.error or error_type
 
     def record_reply(self, text: str) -> None:

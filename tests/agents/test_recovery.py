@@ -166,14 +166,8 @@ async def test_a_reply_is_given_up_when_it_was_tried_for_long_not_when_the_run_i
         "state = 'posting', outcome = NULL, finished_at = NULL, "
         "lease_until = now() - interval '1 second'"
     )
-    async with await psycopg.AsyncConnection.connect(
-        here.database_url, autocommit=True
-    ) as connection:
-        await connection.execute("SELECT set_config('daarion.microdao_id', %s, false)", (OWN,))
-        for run, column in ((old, "created_at"), (tried, "posting_since")):
-            changes = f"{lapsed}, {column} = now() - interval '1 hour'"
-            statement = f"UPDATE agent_runs SET {changes} WHERE id = %s"
-            await connection.execute(statement.encode(), (run["run_id"],))
+    for run, column in ((old, "created_at"), (tried, "posting_since")):
+        await change(here, run, f"{lapsed}, {column} = now() - interval '1 hour'")
     here.door.away.add("workspace")
     async with here.agents(lease_s=1):
         await until(lambda: is_ended(here, tried))
@@ -183,6 +177,41 @@ async def test_a_reply_is_given_up_when_it_was_tried_for_long_not_when_the_run_i
         here.door.away.clear()
         await until(lambda: is_ended(here, old))
         assert (await here.run(old["run_id"]))["status"] == "answered"
+
+
+@pytest.mark.parametrize(
+    ("model", "ended"),
+    [
+        (Thought("Я тут."), ("answered", None)),
+        (Thought(status=400), ("failed", "upstream_rejected")),
+    ],
+)
+async def test_the_error_of_a_run_is_that_of_its_latest_attempt(here, model, ended):
+    here.model.script(Thought(status=500))
+    async with here.agents():
+        answer = await here.ask(await here.channel(), "Привіт")
+        assert (await here.run(answer["run_id"]))["error"] == "upstream_unavailable"
+    here.model.script(model)
+    await change(
+        here,
+        answer,
+        "state = 'running', outcome = NULL, finished_at = NULL, posting_since = NULL, reply = NULL,"
+        " steps = '{}', lease_until = now() - interval '1 second'",
+    )
+    async with here.agents(lease_s=1):
+        await until(lambda: is_ended(here, answer))
+        run = await here.run(answer["run_id"])
+    assert (run["status"], run.get("error")) == ended
+
+
+async def change(here, answer, assignments):
+    """Changes the stored run of an answer, as a crashed replica may have left it."""
+    async with await psycopg.AsyncConnection.connect(
+        here.database_url, autocommit=True
+    ) as connection:
+        await connection.execute("SELECT set_config('daarion.microdao_id', %s, false)", (OWN,))
+        statement = f"UPDATE agent_runs SET {assignments} WHERE id = %s"
+        await connection.execute(statement.encode(), (answer["run_id"],))
 
 
 async def is_ended(here, answer):
