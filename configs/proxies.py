@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
 from typing import Annotated
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed leaves it out
 
 from pydantic import AfterValidator, BaseModel, StringConstraints, model_validator
@@ -20,9 +22,16 @@ _PROXY = re.compile(
 )
 
 
+def _is_proxy(value: str) -> bool:
+    """Whether `value` is the URL of an http:// proxy, perhaps with credentials."""
+    with suppress(ValueError):  # a port over 65535
+        return bool(_PROXY.fullmatch(value)) and urlsplit(value).port != 0
+    return False
+
+
 def _proxy_url(value: str) -> str:
     plain_url(value)
-    if not _PROXY.fullmatch(value):
+    if not _is_proxy(value):
         raise ValueError("must be an http:// URL without a path")
     return value
 
@@ -80,21 +89,37 @@ def environment_proxy(variables: Mapping[str, str], url: str) -> str | None:
         ConfigurationError: a value is no http:// proxy. It is not shown: it may hold a password.
     """
     target = urlsplit(url)
-    name = f"{target.scheme}_proxy"
-    found = _first(variables, name)
+    name, found = _first(variables, f"{target.scheme}_proxy")
     if not found or is_loopback(target.hostname or ""):
         return None
-    if proxy_bypass_environment(target.netloc, {"no": _first(variables, "no_proxy")}):
+    if _is_exempt(target, _first(variables, "no_proxy")[1]):
         return None
     proxy = found if "://" in found else f"http://{found}"
-    if not _PROXY.fullmatch(proxy):
-        raise ConfigurationError(f"{name.upper()} must be http://[user:password@]host[:port]")
+    if not _is_proxy(proxy):
+        raise ConfigurationError(
+            f"{name} must be http://[user:password@]host[:port], other schemes are not supported: "
+            "set an http:// proxy, give this endpoint its own by `proxy:`, or exempt its host by "
+            "NO_PROXY"
+        )
     return proxy
+
+
+def _is_exempt(target: SplitResult, no_proxy: str) -> bool:
+    """Whether `NO_PROXY` names the target: by host, domain, `host:port`, address or network."""
+    with suppress(ValueError):  # the target is a name
+        address = ip_address(target.hostname or "")
+        for entry in no_proxy.split(","):
+            with suppress(ValueError):  # the entry is a name
+                if address in ip_network(entry.strip().strip("[]"), strict=False):
+                    return True
+    return bool(proxy_bypass_environment(target.netloc, {"no": no_proxy}))
 
 
 def no_proxy(_url: str) -> None:
     """Connects directly, whatever the target."""
 
 
-def _first(variables: Mapping[str, str], name: str) -> str:
-    return (variables.get(name) or variables.get(name.upper()) or "").strip()
+def _first(variables: Mapping[str, str], name: str) -> tuple[str, str]:
+    """Returns the variable that is set, in lower case or else in upper case, and its value."""
+    given = name if variables.get(name) else name.upper()
+    return given, variables.get(given, "").strip()

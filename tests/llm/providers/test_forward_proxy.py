@@ -5,6 +5,7 @@ proxy.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,30 @@ async def test_no_proxy_connects_directly(setting, hosts):
         assert setting.proxy.opened == 0
 
 
+@pytest.mark.parametrize(
+    ("url", "entry", "exempt"),
+    [
+        ("https://10.1.2.3/v1", "10.0.0.0/8", True),
+        ("https://11.1.2.3/v1", "10.0.0.0/8", False),
+        ("https://10.1.2.3/v1", "10.1.2.3", True),
+        ("https://[fd00::1]/v1", "fd00::1", True),
+        ("https://[fd00::1]:8443/v1", "fd00:0::1", True),
+        ("https://[fd00::1]:8443/v1", "[fd00::1]", True),
+        ("https://[fd00::1]:8443/v1", "[fd00::1]:8443", True),
+        ("https://[fd00::1]:8443/v1", "[fd00::1]:8444", False),
+        ("https://[fd00::1]/v1", "fd00::/8", True),
+        ("https://[fe00::1]/v1", "fd00::/8", False),
+        ("https://[fd00::1]/v1", "10.0.0.0/8", False),
+        ("https://ten.example/v1", "10.0.0.0/8", False),
+    ],
+)
+@pytest.mark.parametrize("entries", ["{}", "other.example, {}"])
+def test_no_proxy_takes_addresses_and_networks(url, entry, exempt, entries):
+    proxy = "http://proxy.example:3128"
+    environment = read_environment({"HTTPS_PROXY": proxy, "NO_PROXY": entries.format(entry)})
+    assert environment.proxy_for(url) == (None if exempt else proxy)
+
+
 async def test_loopback_is_never_proxied_by_the_environment(upstream):
     everywhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
     async with provider(upstream.base_url, everywhere) as made:
@@ -194,7 +219,17 @@ async def test_a_proxy_that_is_away_says_so(upstream, stream):
 @pytest.mark.parametrize(
     ("variables", "settings", "reason"),
     [
-        ({"HTTPS_PROXY": "socks5://secret@10.0.0.1:1080"}, {}, "HTTPS_PROXY must be http://"),
+        *(
+            ({name: f"{scheme}secret@10.0.0.1:{port}"}, {}, f"{name} must be http://")
+            for name in ("HTTPS_PROXY", "https_proxy")
+            for scheme, port in (
+                ("socks5://", "1080"),
+                ("https://", "443"),
+                ("http://", "99999"),
+                ("", "0"),
+                ("", "x"),
+            )
+        ),
         ({}, {"proxy": "http://p:1", "proxy_auth_env": "LOGIN"}, "LOGIN is not set"),
         (
             {"LOGIN": "secret"},
@@ -208,6 +243,8 @@ async def test_a_proxy_that_cannot_be_used_makes_the_provider_unavailable(
 ):
     async with provider("https://provider.test/v1", variables, **settings) as made:
         assert reason in made.unavailable_reason()
+        if "must be" in reason:
+            assert re.search("http:// proxy.*`proxy:`.*NO_PROXY", made.unavailable_reason())
         assert "secret" not in made.unavailable_reason()
 
 
