@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
-# Headings are blocks: what stands inside paragraphs is not parsed.
-_MARKDOWN = MarkdownIt("commonmark").disable(["inline", "text_join"])
+_MARKDOWN = MarkdownIt("commonmark")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 """CommonMark's line endings. `str.splitlines` knows more, so its line numbers would differ."""
 LONGEST_HEADING = 200
@@ -71,7 +71,8 @@ def _cut(lines: list[str], headings: list[_Heading]) -> Iterator[tuple[list[_Hea
 
 def _headings(lines: list[str]) -> list[_Heading]:
     front = _front_matter(lines)
-    tokens = _MARKDOWN.parse("\n".join([""] * front + lines[front:]))
+    tokens = _HeadingTokens()
+    _MARKDOWN.block.parse("\n".join([""] * front + lines[front:]), _MARKDOWN, {}, tokens)
     found = [
         _Heading(
             int(token.tag[1:]),
@@ -80,9 +81,22 @@ def _headings(lines: list[str]) -> list[_Heading]:
             *token.map,
         )
         for token, content in pairwise(tokens)
-        if token.type == "heading_open" and token.level == 0 and token.map
+        if token.type == "heading_open" and token.map
     ]
     return [heading for heading in found if len(heading.title) <= LONGEST_HEADING]
+
+
+class _HeadingTokens(list[Token]):
+    """Keeps the parser's tokens of headings at the top level.
+
+    All tokens of 2 MiB of short list items are a gigabyte, and the garbage collector stops every
+    thread for up to a second while it goes through them.
+    """
+
+    def append(self, token: Token) -> None:
+        title = bool(self) and self[-1].type == "heading_open"
+        if title or (token.type == "heading_open" and token.level == 0):
+            super().append(token)
 
 
 def _front_matter(lines: list[str]) -> int:
