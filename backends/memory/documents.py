@@ -31,7 +31,8 @@ SET hash = excluded.hash, size = excluded.size, modified_ns = excluded.modified_
 RETURNING id
 """
 TOUCH = """
-UPDATE kb_documents SET path = %(path)s, size = %(size)s, modified_ns = %(modified_ns)s
+UPDATE kb_documents
+SET path = %(path)s, hash = %(hash)s, size = %(size)s, modified_ns = %(modified_ns)s
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s
 """
 FORGET = "DELETE FROM kb_documents WHERE microdao_id = %(microdao_id)s AND id = %(id)s"
@@ -128,11 +129,11 @@ class DocumentTables:
         self,
         microdao_id: str,
         file: DocumentFile,
-        file_hash: bytes,
+        digest: bytes,
         chunks: Sequence[DocumentChunk],
     ) -> int:
         area = Area(microdao_id, SHARED)
-        values: dict[str, Any] = {**area.identity, **_columns(file), "hash": file_hash}
+        values: dict[str, Any] = {**area.identity, **_columns(file, digest)}
         values["created_at"] = datetime.fromtimestamp(min(max(file.modified_ns / 1e9, 0), 4e9), UTC)
         # Before the transaction, so that no connection waits for it.
         counts = await asyncio.to_thread(lambda: [grams(chunk.content) for chunk in chunks])
@@ -148,9 +149,11 @@ class DocumentTables:
             await _add(connection, values, added)
         return len(new)
 
-    async def touch(self, microdao_id: str, document: Document, file: DocumentFile) -> None:
+    async def touch(
+        self, microdao_id: str, document: Document, file: DocumentFile, digest: bytes
+    ) -> None:
         area = Area(microdao_id, SHARED)
-        values = {**area.identity, **_columns(file), "id": document.id}
+        values = {**area.identity, **_columns(file, digest), "id": document.id}
         async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
             await connection.execute(TOUCH, values)
@@ -169,8 +172,13 @@ class DocumentTables:
         return len(rows)
 
 
-def _columns(file: DocumentFile) -> dict[str, Any]:
-    return {"path": file.path, "size": file.size, "modified_ns": file.modified_ns}
+def _columns(file: DocumentFile, digest: bytes) -> dict[str, Any]:
+    return {
+        "path": file.path,
+        "hash": digest,
+        "size": file.size,
+        "modified_ns": file.modified_ns,
+    }
 
 
 def _compared(

@@ -146,11 +146,20 @@ class DocumentFolders(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """An indexed file."""
+    """An indexed file.
+
+    `digest` is the file's SHA-256 and a fingerprint of the rules that cut it, which is empty in
+    documents of older releases.
+    """
 
     id: int
     file: DocumentFile
-    hash: bytes
+    digest: bytes
+
+    @property
+    def file_hash(self) -> bytes:
+        """The file's SHA-256."""
+        return self.digest[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +186,7 @@ class DocumentStore(Protocol):
         self,
         microdao_id: str,
         file: DocumentFile,
-        file_hash: bytes,
+        digest: bytes,
         chunks: Sequence[DocumentChunk],
     ) -> int:
         """Writes a new or changed document; returns how many chunks need an embedding.
@@ -185,8 +194,10 @@ class DocumentStore(Protocol):
         A chunk whose text did not change keeps its vector.
         """
 
-    async def touch(self, microdao_id: str, document: Document, file: DocumentFile) -> None:
-        """Records a document's new path, size or time; its content is the same."""
+    async def touch(
+        self, microdao_id: str, document: Document, file: DocumentFile, digest: bytes
+    ) -> None:
+        """Records a document's new path, size, time or digest; its chunks are the same."""
 
     async def remove(self, microdao_id: str, document: Document) -> int:
         """Removes a document; returns the number of its chunks."""

@@ -19,13 +19,12 @@ from contracts.memory.background import (
     Leases,
     UnreadableFile,
 )
-from services.memory.chunking import ChunkSize, chunk
-from services.memory.sections import sections
+from services.memory.chunking import ChunkSize
+from services.memory.cutting import cut, rules
 
 LEASE_S = 600.0
 SHARED = ""
 """The microdao_id of the tree that everybody sees."""
-MARKDOWN = frozenset({".md", ".markdown"})
 
 
 @dataclass
@@ -42,7 +41,7 @@ class _Run:
     def moved(self, file_hash: bytes) -> Document | None:
         """Takes a document with this content out of `gone`: its file has another path now."""
         found = next(
-            (path for path, document in self.gone.items() if document.hash == file_hash), None
+            (path for path, document in self.gone.items() if document.file_hash == file_hash), None
         )
         return self.gone.pop(found) if found is not None else None
 
@@ -51,8 +50,8 @@ class KnowledgeBase:
     """The use case behind `POST /kb/reindex`; implements Upkeep.
 
     A periodic run reads only files whose size or modification time changed; a run on call reads
-    every file. A file that was read is indexed again if its content or its cut differs, so new
-    rules of cutting reach unchanged files by a run on call.
+    every file. A file that was read is cut again if its content or the rules of cutting differ from
+    the indexed ones, so new rules reach unchanged files by a run on call.
     """
 
     name = "knowledge-base"
@@ -168,39 +167,36 @@ class KnowledgeBase:
                 run.gone[file.path] = document
             return
         if document is None and (moved := run.moved(file_hash)) is not None:
-            await self._documents.touch(run.microdao_id, moved, file)
+            await self._documents.touch(run.microdao_id, moved, file, moved.digest)
             run.report.moved += 1
             return
-        chunks = await asyncio.to_thread(self._chunks, run.microdao_id, file, text)
-        if document is not None and await self._is_current(run, document, file_hash, chunks):
-            if document.file != file:
-                await self._documents.touch(run.microdao_id, document, file)
-            run.report.unchanged += 1
+        digest = file_hash + rules(file.path, self._size)
+        if document is not None and document.digest == digest:
+            await self._unchanged(run, document, file, digest)
             return
-        run.report.chunks += await self._documents.save(run.microdao_id, file, file_hash, chunks)
+        tree = "microdao" if run.microdao_id else "shared"
+        chunks = await asyncio.to_thread(cut, text, file.path, self._size, tree=tree)
+        if document is not None and await self._is_current(run, document, file_hash, chunks):
+            await self._unchanged(run, document, file, digest)
+            return
+        run.report.chunks += await self._documents.save(run.microdao_id, file, digest, chunks)
         run.report.changed += document is not None
         run.report.added += document is None
 
     async def _is_current(
         self, run: _Run, document: Document, file_hash: bytes, chunks: Sequence[DocumentChunk]
     ) -> bool:
-        """Whether content and cut are as indexed: a release or `chunks` may cut differently."""
-        if document.hash != file_hash:
+        """Whether content and chunks are as indexed."""
+        if document.file_hash != file_hash:
             return False
         return await self._documents.chunks(run.microdao_id, document) == chunks
 
-    def _chunks(self, microdao_id: str, file: DocumentFile, text: str) -> list[DocumentChunk]:
-        chunks = []
-        for section in sections(text, markdown=Path(file.path).suffix.lower() in MARKDOWN):
-            position = 0
-            for part in chunk(section.text, self._size):
-                position = max(section.text.find(part, position), position)
-                line = section.line + section.text.count("\n", 0, position)
-                content = f"{section.heading}\n{part}" if section.heading else part
-                tree = "microdao" if microdao_id else "shared"
-                meta = {"path": file.path, "heading": section.heading, "line": line, "tree": tree}
-                chunks.append(DocumentChunk(content, meta))
-        return chunks
+    async def _unchanged(
+        self, run: _Run, document: Document, file: DocumentFile, digest: bytes
+    ) -> None:
+        if (document.file, document.digest) != (file, digest):
+            await self._documents.touch(run.microdao_id, document, file, digest)
+        run.report.unchanged += 1
 
 
 def _join(report: ReindexReport, other: ReindexReport) -> None:

@@ -2,11 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
 
-from services.memory import sections
+from backends.memory.areas import working
+from backends.postgres.pool import Database
+from contracts.memory.background import DocumentChunk
+from contracts.memory.ports import Area
+from services.memory import cutting, knowledge_base, sections
 from tests.support.memory.application import SOFIA, STRANGER, Memory, eventually, succeeded
 from tests.support.memory.hashing_embedder import HashingEmbedder
 
@@ -174,6 +179,56 @@ async def test_one_microdao_alone_and_hostile_names(memory: Memory):
     assert len(await hits(memory, "документ", {"agent_id": "agent:x", "microdao_id": ".."})) == 1
 
 
+@pytest.fixture
+def cut_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of files that were parsed."""
+    paths: list[str] = []
+
+    def recorded(text: str, path: str, *arguments: Any, **options: Any) -> list[DocumentChunk]:
+        paths.append(path)
+        return cutting.cut(text, path, *arguments, **options)
+
+    monkeypatch.setattr(knowledge_base, "cut", recorded)
+    return paths
+
+
+async def test_an_unchanged_file_is_not_parsed(
+    memory: Memory, shared: Path, cut_paths: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("a.md", "b.md"):
+        (shared / name).write_text(f"# {name}\nтекст", encoding="utf-8")
+    await reindex(memory)
+    assert cut_paths == ["a.md", "b.md"]
+    os.utime(shared / "a.md", (1, 1))
+    (shared / "b.md").write_text("# b.md\nінший текст", encoding="utf-8")
+    assert await reindex(memory) == {"files": 2, "unchanged": 1, "changed": 1, "chunks": 1}
+    assert cut_paths == ["a.md", "b.md", "b.md"]
+    (shared / "a.md").rename(shared / "a.txt")
+    assert await reindex(memory) == {"files": 2, "unchanged": 1, "moved": 1}
+    assert await reindex(memory) == {"files": 2, "unchanged": 1, "changed": 1, "chunks": 1}
+    assert cut_paths[3:] == ["a.txt"]  # it is not Markdown any more
+    monkeypatch.setattr(cutting, "VERSION", cutting.VERSION + 1)
+    assert await reindex(memory) == {"files": 2, "unchanged": 2}
+    assert await reindex(memory) == {"files": 2, "unchanged": 2}
+    assert cut_paths[4:] == ["a.txt", "b.md"]
+
+
+async def test_a_file_of_an_older_release_is_parsed_once(
+    memory: Memory, shared: Path, cut_paths: list[str], database: Database
+):
+    """Its row has the file's SHA-256 alone."""
+    for name in ("a.md", "b.md"):
+        (shared / name).write_text(f"# {name}\nтекст", encoding="utf-8")
+    await reindex(memory)
+    async with working(database, Area("", "")) as connection:
+        await connection.execute("UPDATE kb_documents SET hash = substring(hash FOR 32)")
+    (shared / "b.md").rename(shared / "c.md")
+    assert await reindex(memory) == {"files": 2, "unchanged": 1, "moved": 1}
+    assert await reindex(memory) == {"files": 2, "unchanged": 2}
+    assert await reindex(memory) == {"files": 2, "unchanged": 2}
+    assert cut_paths[2:] == ["a.md", "c.md"]
+
+
 async def test_new_rules_of_cutting_reach_an_unchanged_file_by_a_run_on_call(
     memory: Memory, shared: Path, embedder: HashingEmbedder, monkeypatch: pytest.MonkeyPatch
 ):
@@ -182,6 +237,7 @@ async def test_new_rules_of_cutting_reach_an_unchanged_file_by_a_run_on_call(
     (shared / "plan.md").write_text(text, encoding="utf-8")
     with monkeypatch.context() as older:
         older.setattr(sections, "_MARKDOWN", MarkdownIt("commonmark").disable("lheading"))
+        older.setattr(cutting, "VERSION", cutting.VERSION - 1)
         await reindex(memory)
     knowledge = memory.runtime.cases.knowledge
     await embedded(embedder, 2 + 1)
