@@ -139,7 +139,6 @@ class PostgresBatches:
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:
-        """See the port."""
         if len(items) > max_waiting:
             raise _over_limit(microdao_id, len(items), max_waiting)
         values: dict[str, Any] = {
@@ -164,7 +163,6 @@ class PostgresBatches:
         return _batch(stored)
 
     async def get(self, microdao_id: str, batch_id: str) -> Batch:
-        """See the port."""
         values = {"microdao_id": microdao_id, "id": _uuid(batch_id), "rows": 1}
         async with self._database.transaction(microdao_id=microdao_id) as connection:
             row = await (await connection.execute(ONE, values)).fetchone()
@@ -173,7 +171,6 @@ class PostgresBatches:
         return _batch(row)
 
     async def page(self, microdao_id: str, limit: int, cursor: str | None) -> BatchPage:
-        """See the port."""
         identity = {"of": "llm_batches", "microdao_id": microdao_id}
         values: dict[str, Any] = {"microdao_id": microdao_id, "rows": limit + 1}
         if cursor is not None:
@@ -192,14 +189,13 @@ class PostgresBatches:
         )
 
     async def cancel(self, microdao_id: str, batch_id: str) -> Batch:
-        """See the port."""
         values = {"microdao_id": microdao_id, "id": _uuid(batch_id)}
         async with self._database.transaction(microdao_id=microdao_id) as connection:
             await connection.execute(CANCEL, values)
         return await self.get(microdao_id, batch_id)
 
     async def results(self, microdao_id: str, batch_id: str) -> AsyncIterator[list[ItemResult]]:
-        """See the port. No connection is held between two of the lists."""
+        """No connection is held between two of the lists."""
         values: dict[str, Any] = {
             "microdao_id": microdao_id,
             "id": _uuid(batch_id),
@@ -224,7 +220,6 @@ class PostgresBatchQueue:
         self._database = database
 
     async def claim(self, lease_s: float) -> BatchWork | None:
-        """See the port."""
         async with self._database.transaction() as connection:
             row = await (await connection.execute(CLAIM, {"lease_s": lease_s})).fetchone()
         if row is None:
@@ -240,7 +235,6 @@ class PostgresBatchQueue:
         )
 
     async def extend(self, held: Collection[uuid.UUID], lease_s: float) -> set[uuid.UUID]:
-        """See the port."""
         async with self._database.transaction() as connection:
             rows = await (
                 await connection.execute(EXTEND, {"held": list(held), "lease_s": lease_s})
@@ -248,7 +242,6 @@ class PostgresBatchQueue:
         return {row["token"] for row in rows}
 
     async def finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> bool | None:
-        """See the port."""
         values = {
             **_key(work),
             "result": result.decode(),
@@ -270,7 +263,6 @@ class PostgresBatchQueue:
         pause_batch: bool = False,
         stalled: bool = False,
     ) -> None:
-        """See the port."""
         values = {**_key(work), "failed": int(failed), "stalled": stalled, "delay_s": delay_s}
         async with self._database.transaction(microdao_id=work.microdao_id) as connection:
             await connection.execute(
@@ -280,7 +272,6 @@ class PostgresBatchQueue:
                 await connection.execute(PAUSE, values)
 
     async def purge(self, retention_s: float) -> int:
-        """See the port."""
         return await purge_all(lambda: self._purge_some(retention_s), PURGE_AT_ONCE)
 
     async def _purge_some(self, retention_s: float) -> int:

@@ -65,7 +65,6 @@ class PostgresIdempotency:
     async def begin(
         self, use: KeyUse, lease_s: float, retention_s: float
     ) -> Granted | Settled | InWork:
-        """See the port."""
         token = uuid.uuid4()
         values = {**_values(use), "token": token, "lease_s": lease_s, "retention_s": retention_s}
         async with self._database.transaction(
@@ -84,24 +83,20 @@ class PostgresIdempotency:
         return InWork() if row["answer"] is None else Settled(row["answer"])
 
     async def extend(self, use: KeyUse, token: uuid.UUID, lease_s: float) -> bool:
-        """See the port."""
         return await self._changed(use, EXTEND, {"token": token, "lease_s": lease_s})
 
     async def settle(
         self, use: KeyUse, token: uuid.UUID, answer: bytes, retention_s: float
     ) -> bool:
-        """See the port."""
         return await self._changed(
             use, SETTLE, {"token": token, "answer": answer.decode(), "retention_s": retention_s}
         )
 
     async def release(self, use: KeyUse, token: uuid.UUID) -> None:
-        """See the port."""
         async with self._database.transaction(microdao_id=use.microdao_id) as connection:
             await connection.execute(RELEASE, {**_values(use), "token": token})
 
     async def purge(self) -> int:
-        """See the port."""
         return await purge_all(self._purge_some, PURGE_AT_ONCE)
 
     async def _purge_some(self) -> int:

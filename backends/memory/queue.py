@@ -82,7 +82,7 @@ class EmbeddingQueue:
         self._last = Area("", "")
 
     async def claim(self, limit: int) -> Claim | None:
-        """See the port. Waits for no lock."""
+        """Waits for no lock."""
         async with working(self._database) as connection:
             area = await self._next_area(connection)
             if area is None:

@@ -163,7 +163,7 @@ class MemoryStore:
             return await remove_memory(connection, tenant, memory_id)
 
     async def export(self, selection: ExportFilter) -> AsyncIterator[list[ExportedMemory]]:
-        """See the port. Each page is its own transaction, so a slow reader holds no connection."""
+        """Each page is its own transaction, so a slow reader holds no connection."""
         conditions, values = _selected(selection.model_dump(exclude_none=True))
         values["rows"] = EXPORT_PAGE
         while True:

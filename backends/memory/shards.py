@@ -78,7 +78,7 @@ class ShardTables:
             return (await connection.execute(MOVE, values)).rowcount
 
     async def index(self, area: Area) -> None:
-        """See the port. Counts the rows outside of the shard as well."""
+        """Counts the rows outside of the shard as well."""
         values = {**area.identity, "shard": area.shard}
         async with working(self._database, area, timeout_s=INDEX_TIMEOUT_S) as connection:
             await _recount(connection, area)

@@ -79,7 +79,7 @@ class Lexicon:
     async def search(
         self, scope: SearchScope, filters: Filters, query: str, limit: int
     ) -> LexicalAnswer:
-        """See the port. Scores between two transactions, so no connection waits for it."""
+        """Scores between two transactions, so no connection waits for it."""
         question = dict(list(grams(query).items())[:MAX_GRAMS])
         if not question:
             return LexicalAnswer()

@@ -81,11 +81,10 @@ class LexiconTables:
             await merging.sweep(connection, area)
 
     async def respell(self, area: Area) -> int | None:
-        """See the port.
+        """Makes the terms between transactions, so nobody waits for that.
 
-        The terms are made between transactions, so nobody waits for that; chunks stored meanwhile
-        have new terms already. An area that was never merged was written by this version: it is
-        only marked.
+        Chunks stored meanwhile have new terms already. An area that was never merged was written by
+        this version: it is only marked.
         """
         if not await self._has_postings(area):
             return None
