@@ -134,8 +134,8 @@ SELECT count(*) AS written FROM calls
 )
 
 
-class UsageLedger:
-    """Inserts records that are JSON texts, each once: repeating a record changes nothing."""
+class PostgresUsageLedger:
+    """Implements UsageLedger. `written` counts new rows, `rejected` records that were refused."""
 
     def __init__(self, database: Database, events: EventLog) -> None:
         self._database = database

@@ -7,8 +7,8 @@ it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -103,7 +103,6 @@ class UsageRecord(AttemptRecord):
     A plain class without slots, because one is made for every call and orjson writes its `__dict__`
     three times faster. Names are made storable (`storable_text`), times UTC and money billionths.
     Raises ValueError for numbers that no call can have.
-
     """
 
     request_id: str
@@ -275,14 +274,46 @@ class UsageSink(Protocol):
         """Takes the record of a call that has ended, and drops what `begin` kept under `ticket`."""
 
 
-class CallAnnouncer(Protocol):
-    """Announces calls that are in the ledger."""
+class UsageJournal(UsageSink, Protocol):
+    """Keeps records until they are in the ledger. They survive the process; the next one adopts.
 
-    async def announce(self, records: list[bytes]) -> None:
-        """Announces each call at least once, now or later. `records` are JSON texts of UsageRecord.
+    Records are read as JSON texts.
+    """
+
+    @property
+    def pending(self) -> int:
+        """The number of records that are not delivered, adopted ones included."""
+
+    async def open(self) -> None:
+        """Comes before everything else. Raises ConfigurationError: nothing can be kept."""
+
+    def batches(self, rows: int) -> Iterator[AbstractContextManager[list[bytes]]]:
+        """Yields batches of up to `rows`; one is delivered unless its block raises."""
+
+    async def add_spare(self) -> None:
+        """Makes room for further records, and logs those that found none."""
+
+    async def adopt(self) -> bool:
+        """Takes over the records of dead processes; returns whether any are not delivered yet."""
+
+    async def lost_calls(self) -> Sequence[AbstractAsyncContextManager[list[bytes]]]:
+        """Returns what `begin` kept in dead processes, by process; it stays when the block raises.
+
+        To be asked once `adopt` has nothing left: a call that was recorded is not lost.
+        """
+
+    async def close(self) -> None:
+        """Leaves what is not delivered to the next process."""
+
+
+class UsageLedger(Protocol):
+    """Writes records, each once: repeating a record changes nothing."""
+
+    async def write(self, records: list[bytes]) -> list[bytes]:
+        """Writes records given as JSON texts; returns those that are in the ledger now.
 
         Raises:
-            DatabaseUnavailable, DeadlineExceeded: nor could it be remembered.
+            DatabaseUnavailable, DeadlineExceeded: the ledger cannot be written now.
         """
 
 

@@ -11,10 +11,11 @@ from fastapi import APIRouter
 
 from backends.llm.batches import PostgresBatches, PostgresBatchQueue
 from backends.llm.idempotency import PostgresIdempotency
+from backends.llm.usage_journal import MappedUsageJournal
+from backends.llm.usage_ledger import PostgresUsageLedger
 from backends.llm.usage_outbox import PostgresUsageOutbox
 from backends.llm.usage_publisher import NatsUsagePublisher
-from backends.llm.usage_store import UsageStore
-from backends.llm.usage_writer import UsageWriter
+from backends.llm.usage_reader import PostgresUsageReader
 from backends.nats.link import NatsLink
 from backends.postgres.pool import Database, PoolLimits
 from common.tasks import end_tasks
@@ -53,6 +54,7 @@ from services.llm.proxy import LLMProxy
 from services.llm.spillover import Spillover
 from services.llm.usage import UsageQueries
 from services.llm.usage_announcer import UsageAnnouncer
+from services.llm.usage_writer import UsageWriter
 
 LEDGER_POOL = PoolLimits(min_size=1, max_size=4)
 # A pool of its own: neither a large batch nor many idempotency keys may hold up the usage ledger.
@@ -102,11 +104,11 @@ class LLMRuntime:
             self._announcer = UsageAnnouncer(
                 PostgresUsageOutbox(self._database), NatsUsagePublisher(self._link), events
             )
-        self._usage = UsageWriter(
-            self._database,
-            surroundings.data_dir / "journal",
-            events=events,
-            name=self._name,
+        self._usage = MappedUsageJournal(surroundings.data_dir / "journal", events, name=self._name)
+        self._ledger_writer = UsageWriter(
+            self._usage,
+            PostgresUsageLedger(self._database, events),
+            events,
             announcer=self._announcer,
         )
         self._limits = LimitSettings()
@@ -134,7 +136,7 @@ class LLMRuntime:
             if self._link is not None and self._announcer is not None:
                 resources.closing(self._link).start()
                 resources.closing(self._announcer).start()
-            await resources.closing(self._usage).start()
+            await resources.closing(self._ledger_writer).start()
             resources.closing(self._limiter)
             resources.closing(self._answers)
             resources.push_async_callback(self._stop_watching)
@@ -175,7 +177,7 @@ class LLMRuntime:
     def router(self) -> APIRouter:
         """Returns the routes of the application."""
         answers, embedder = self._answers, self._embedder
-        usage = UsageQueries(UsageStore(self._database))
+        usage = UsageQueries(PostgresUsageReader(self._database))
         router = llm_router(LLMRoutes(answers.gateway, usage, self._health, answers.idempotency))
         states = LimitStates(self._ports.authority, lambda: self._limits.of_subject)
         add_limit_routes(router, LimitRoutes(states))

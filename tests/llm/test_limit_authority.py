@@ -9,7 +9,6 @@ from decimal import Decimal
 
 import pytest
 
-from backends.llm.usage_writer import UsageWriter
 from backends.postgres.migrate import migrate
 from configs.llm.limits import LimitSettings
 from contracts.errors import LimitsUnavailable, RateLimited
@@ -18,6 +17,7 @@ from deployments.llm.limit_authority import LimitAuthority
 from launcher.postgres import PostgresServer
 from services.llm.limits.limiter import LeasedLimiter
 from tests.support.events import RecordedEvents
+from tests.support.llm.ledger_writer import LedgerWriter
 from tests.support.llm.usage import usage_record
 
 SOFIA = Caller("agent:sofia", "microdao:7", "key-1")
@@ -37,7 +37,7 @@ def settings(monkeypatch, tmp_path):
 
 async def spend(database, folder, dollars, *, recorder, **fields):
     """Writes a call that cost so much, now."""
-    writer = UsageWriter(database, folder, events=RecordedEvents(), name=recorder)
+    writer = LedgerWriter(database, folder, events=RecordedEvents(), name=recorder)
     await writer.start()
     writer.record(
         usage_record(

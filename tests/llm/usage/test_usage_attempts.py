@@ -16,15 +16,16 @@ import psycopg
 import pytest
 
 from backends.journal.journal import Journal
+from backends.llm.usage_journal import JOURNAL_NAME
+from backends.llm.usage_reader import PostgresUsageReader
 from backends.llm.usage_spending import SPENT, UsageSpending
-from backends.llm.usage_store import UsageStore
-from backends.llm.usage_writer import JOURNAL_NAME, UsageWriter
 from backends.postgres.migrate import MIGRATIONS, migrate
 from backends.postgres.pool import Database
 from contracts.llm.limits import SubjectKind
 from contracts.llm.usage import AttemptRecord, UsageFilter, UsageRecord
 from launcher.postgres import PostgresServer
 from tests.support.events import RecordedEvents
+from tests.support.llm.ledger_writer import LedgerWriter
 from tests.support.llm.usage import MOMENT, usage_record
 
 START, END = MOMENT - timedelta(days=2), MOMENT + timedelta(days=2)
@@ -63,7 +64,7 @@ def failed_over(**changes: Any) -> UsageRecord:
 async def written(
     database: Database, folder: Any, *records: UsageRecord, name: str = "here"
 ) -> None:
-    writer = UsageWriter(database, folder, events=RecordedEvents(), name=name)
+    writer = LedgerWriter(database, folder, events=RecordedEvents(), name=name)
     await writer.start()
     for record in records:
         writer.record(record)
@@ -130,7 +131,7 @@ async def test_a_record_without_attempts_is_its_own_only_one(
     journal.open()
     assert journal.append(orjson.dumps(old, default=str))
     journal.close()
-    writer = UsageWriter(database, tmp_path, events=RecordedEvents())
+    writer = LedgerWriter(database, tmp_path, events=RecordedEvents())
     await writer.start()
     async with asyncio.timeout(30):
         while writer.statistics().written < 1:
@@ -152,7 +153,9 @@ async def test_usage_by_provider_gives_each_what_it_took(database: Database, tmp
         usage_record(outcome="cancelled", cost_usd=None),
     )
     rows = (
-        await UsageStore(database).query(UsageFilter(start=START, end=END, group_by=("provider",)))
+        await PostgresUsageReader(database).query(
+            UsageFilter(start=START, end=END, group_by=("provider",))
+        )
     ).rows
     told = [
         (
@@ -170,7 +173,7 @@ async def test_usage_by_provider_gives_each_what_it_took(database: Database, tmp
         ("backup", 2, 0, 2, 402, Decimal("0.5"), 0),
         ("openai", 1, 1, 3, 322, Decimal(1), 1),
     ]
-    (total,) = (await UsageStore(database).query(UsageFilter(start=START, end=END))).rows
+    (total,) = (await PostgresUsageReader(database).query(UsageFilter(start=START, end=END))).rows
     assert (total.calls, total.attempts, total.cost_usd, total.unpriced) == (
         3,
         5,
@@ -321,7 +324,7 @@ async def test_calls_that_an_earlier_version_recorded_are_their_own_only_attempt
         row["cost_usd"],
         row["call_outcome"],
     ) == (1, True, 7, Decimal("0.5"), "ok")
-    (total,) = (await UsageStore(database).query(UsageFilter(start=START, end=END))).rows
+    (total,) = (await PostgresUsageReader(database).query(UsageFilter(start=START, end=END))).rows
     assert (total.calls, total.attempts, total.total_tokens) == (1, 1, 7)
     subjects: list[tuple[SubjectKind, str]] = [
         ("agent", "a"),

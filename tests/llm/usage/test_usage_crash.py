@@ -13,11 +13,11 @@ from uuid import UUID
 
 import pytest
 
-from backends.llm.usage_writer import UsageWriter
 from backends.postgres.migrate import migrate
 from backends.postgres.pool import Database
 from launcher.postgres import PostgresServer
 from tests.support.events import RecordedEvents
+from tests.support.llm.ledger_writer import LedgerWriter
 from tests.support.llm.usage_child import OPTIONS
 
 TRIES = """
@@ -61,7 +61,7 @@ async def kill_and_restart(server: PostgresServer) -> None:
     await server.start()
 
 
-async def drained(writer: UsageWriter, folder: Path) -> None:
+async def drained(writer: LedgerWriter, folder: Path) -> None:
     async with asyncio.timeout(120):
         while (
             writer.statistics().queued or len(list(folder.iterdir())) > 3
@@ -95,7 +95,7 @@ async def test_every_kept_record_is_in_the_ledger_exactly_once(
                 await outage
         database = Database(server.urls.service, events=RecordedEvents())
         await database.open()
-        writer = UsageWriter(database, folder, events=RecordedEvents(), options=OPTIONS)
+        writer = LedgerWriter(database, folder, events=RecordedEvents(), options=OPTIONS)
         await writer.start()
         await drained(writer, folder)
         assert writer.statistics().rejected == 0

@@ -13,16 +13,16 @@ import pytest
 from backends.llm import usage_publisher
 from backends.llm.usage_outbox import PostgresUsageOutbox
 from backends.llm.usage_publisher import NatsUsagePublisher
-from backends.llm.usage_writer import UsageWriter, WriterOptions
 from backends.nats.link import NatsLink
 from contracts.llm.usage import AttemptRecord
 from launcher.stores import NatsServer
 from services.llm import usage_announcer
 from services.llm.usage_announcer import AWAY_S, UsageAnnouncer
+from tests.support.llm.ledger_writer import LedgerOptions, LedgerWriter
 from tests.support.llm.usage import usage_record
 from tests.support.llm.usage_engine import LlmUsage
 
-QUICK = WriterOptions(
+QUICK = LedgerOptions(
     flush_interval_s=0.02, upkeep_interval_s=0.02, adopt_interval_s=0.2, max_backoff_s=0.2
 )
 
@@ -56,7 +56,7 @@ async def writing(database, folder, url, events):
         PostgresUsageOutbox(database), NatsUsagePublisher(link), events, poll_every_s=0.1
     )
     announcer.start()
-    writer = UsageWriter(
+    writer = LedgerWriter(
         database, folder, events=events, options=QUICK, name="here", announcer=announcer
     )
     await writer.start()

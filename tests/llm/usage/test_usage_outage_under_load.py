@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from backends.llm.usage_writer import UsageWriter
 from backends.postgres.migrate import migrate
 from backends.postgres.pool import Database
 from launcher.postgres import PostgresServer
 from tests.support.events import RecordedEvents
+from tests.support.llm.ledger_writer import LedgerWriter
 from tests.support.llm.proxy import CALLER, client_of, proxy_over
 from tests.support.llm.upstream import ScriptedUpstream
 from tests.support.llm.usage_child import OPTIONS
@@ -72,7 +72,7 @@ async def test_every_call_over_an_outage_is_answered_and_in_the_ledger_once(
         await migrate(server.urls.owner)
         database = Database(server.urls.service, events=RecordedEvents())
         await database.open()
-        writer = UsageWriter(
+        writer = LedgerWriter(
             database, tmp_path / "journal", events=RecordedEvents(), options=OPTIONS
         )
         await writer.start()

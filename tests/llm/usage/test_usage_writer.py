@@ -14,17 +14,18 @@ import pytest
 
 from backends.journal.journal import Journal
 from backends.llm.running_calls import RunningCalls
-from backends.llm.usage_writer import JOURNAL_NAME, UsageWriter, WriterOptions
+from backends.llm.usage_journal import JOURNAL_NAME
 from backends.postgres.migrate import migrate
 from backends.postgres.pool import Database
 from contracts.errors import ConfigurationError
 from contracts.llm.usage import UsageRecord
 from launcher.postgres import DatabaseUrls, PostgresServer
 from tests.support.events import RecordedEvents
+from tests.support.llm.ledger_writer import LedgerOptions, LedgerWriter
 from tests.support.llm.usage import usage_record
 from tests.support.patience import stopwatch
 
-QUICK = WriterOptions(
+QUICK = LedgerOptions(
     flush_interval_s=0.02, upkeep_interval_s=0.02, adopt_interval_s=0.2, max_backoff_s=0.2
 )
 SMALL = replace(QUICK, segment_bytes=16384, max_bytes=4 * 16384)
@@ -34,10 +35,10 @@ SMALL = replace(QUICK, segment_bytes=16384, max_bytes=4 * 16384)
 async def writing(
     database: Database,
     folder: Path,
-    options: WriterOptions = QUICK,
+    options: LedgerOptions = QUICK,
     events: RecordedEvents | None = None,
-) -> AsyncIterator[UsageWriter]:
-    writer = UsageWriter(database, folder, events=events or RecordedEvents(), options=options)
+) -> AsyncIterator[LedgerWriter]:
+    writer = LedgerWriter(database, folder, events=events or RecordedEvents(), options=options)
     await writer.start()
     try:
         yield writer
@@ -285,7 +286,7 @@ async def test_a_disk_without_room_is_told_and_the_rest_is_kept(
 async def test_a_folder_that_cannot_be_written(database: Database, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError):
-        await UsageWriter(database, tmp_path / "file" / "journal", events=RecordedEvents()).start()
+        await LedgerWriter(database, tmp_path / "file" / "journal", events=RecordedEvents()).start()
 
 
 async def test_while_postgresql_is_away_records_wait_and_then_arrive(
@@ -327,7 +328,7 @@ async def test_closing_while_postgresql_is_away_leaves_the_file(
         pool = Database(urls.service, events=events)
         await pool.open()
         await server.stop()
-        writer = UsageWriter(pool, tmp_path / "journal", events=events, options=QUICK)
+        writer = LedgerWriter(pool, tmp_path / "journal", events=events, options=QUICK)
         await writer.start()
         for _ in range(20):
             writer.record(usage_record())

@@ -13,13 +13,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from backends.llm.usage_writer import UsageWriter, WriterOptions
 from backends.postgres.pool import Database
 from contracts.llm.usage import NOT_BEGUN, AttemptRecord
 from tests.support.events import RecordedEvents
+from tests.support.llm.ledger_writer import LedgerOptions, LedgerWriter
 from tests.support.llm.usage import usage_record
 
-OPTIONS = WriterOptions(
+OPTIONS = LedgerOptions(
     segment_bytes=64 * 1024,
     max_bytes=32 * 1024 * 1024,
     flush_interval_s=0.02,
@@ -32,7 +32,7 @@ OPTIONS = WriterOptions(
 async def main(url: str, folder: Path, name: str) -> None:
     database = Database(url, events=RecordedEvents())
     await database.open()
-    writer = UsageWriter(database, folder, events=RecordedEvents(), options=OPTIONS)
+    writer = LedgerWriter(database, folder, events=RecordedEvents(), options=OPTIONS)
     await writer.start()
     number = 0
     while True:

@@ -9,12 +9,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from backends.llm.usage_store import MAX_WAITING, UsageStore
-from backends.llm.usage_writer import UsageWriter
+from backends.llm.usage_reader import MAX_WAITING, PostgresUsageReader
 from backends.postgres.pool import Database
 from contracts.errors import InvalidRequest, Overloaded
 from contracts.llm.usage import UsageFilter, UsagePage, UsageRow
 from tests.support.events import RecordedEvents
+from tests.support.llm.ledger_writer import LedgerWriter
 from tests.support.llm.usage import MOMENT, usage_record
 
 START, END = MOMENT - timedelta(days=10), MOMENT + timedelta(days=10)
@@ -25,8 +25,8 @@ def asked(**changes: Any) -> UsageFilter:
 
 
 @pytest.fixture
-async def ledger(database: Database, tmp_path: Path, events: RecordedEvents) -> UsageStore:
-    writer = UsageWriter(database, tmp_path, events=events)
+async def ledger(database: Database, tmp_path: Path, events: RecordedEvents) -> PostgresUsageReader:
+    writer = LedgerWriter(database, tmp_path, events=events)
     await writer.start()
     for number in range(60):
         writer.record(
@@ -41,10 +41,10 @@ async def ledger(database: Database, tmp_path: Path, events: RecordedEvents) -> 
         )
     await writer.close(timeout_s=30)
     assert events.named("usage.left_in_journal") == []
-    return UsageStore(database)
+    return PostgresUsageReader(database)
 
 
-async def everything(ledger: UsageStore, usage_filter: UsageFilter) -> list[UsageRow]:
+async def everything(ledger: PostgresUsageReader, usage_filter: UsageFilter) -> list[UsageRow]:
     rows: list[UsageRow] = []
     page = await ledger.query(usage_filter)
     rows += page.rows
@@ -60,7 +60,7 @@ async def everything(ledger: UsageStore, usage_filter: UsageFilter) -> list[Usag
     raise AssertionError("the pages have no end")
 
 
-async def test_the_total(ledger: UsageStore) -> None:
+async def test_the_total(ledger: PostgresUsageReader) -> None:
     page = await ledger.query(asked())
     assert page == UsagePage(
         rows=[
@@ -82,21 +82,23 @@ async def test_the_total(ledger: UsageStore) -> None:
     )
 
 
-async def test_an_empty_range_is_one_row_of_zeros_or_no_group(ledger: UsageStore) -> None:
+async def test_an_empty_range_is_one_row_of_zeros_or_no_group(ledger: PostgresUsageReader) -> None:
     long_ago = {"start": START - timedelta(days=9), "end": START}
     (row,) = (await ledger.query(asked(**long_ago))).rows
     assert (row.calls, row.total_tokens, row.cost_usd) == (0, 0, None)
     assert (await ledger.query(asked(group_by=("day",), **long_ago))).rows == []
 
 
-async def test_the_start_belongs_to_the_range_and_the_end_does_not(ledger: UsageStore) -> None:
+async def test_the_start_belongs_to_the_range_and_the_end_does_not(
+    ledger: PostgresUsageReader,
+) -> None:
     page = await ledger.query(
         asked(start=MOMENT, end=MOMENT + timedelta(days=1), group_by=("day",))
     )
     assert [(row.day, row.calls) for row in page.rows] == [(date(2026, 3, 14), 15)]
 
 
-async def test_groups_in_the_order_they_were_asked(ledger: UsageStore) -> None:
+async def test_groups_in_the_order_they_were_asked(ledger: PostgresUsageReader) -> None:
     rows = (await ledger.query(asked(group_by=("microdao", "agent")))).rows
     assert [(row.microdao_id, row.agent_id, row.calls) for row in rows] == [
         (f"microdao:{microdao}", f"agent:{agent}", 10)
@@ -118,7 +120,7 @@ async def test_groups_in_the_order_they_were_asked(ledger: UsageStore) -> None:
         ("agent_id", "' OR true --", 0),
     ],
 )
-async def test_filters(ledger: UsageStore, name: str, value: str, calls: int) -> None:
+async def test_filters(ledger: PostgresUsageReader, name: str, value: str, calls: int) -> None:
     (row,) = (await ledger.query(asked(**{name: value}))).rows
     assert row.calls == calls
 
@@ -128,14 +130,16 @@ async def test_filters(ledger: UsageStore, name: str, value: str, calls: int) ->
     "group_by",
     [("agent", "day", "model"), ("day",), ("model", "provider", "day", "agent", "microdao")],
 )
-async def test_pages_hold_every_group_once(ledger: UsageStore, group_by: Any, limit: int) -> None:
+async def test_pages_hold_every_group_once(
+    ledger: PostgresUsageReader, group_by: Any, limit: int
+) -> None:
     whole = (await ledger.query(asked(group_by=group_by, limit=1000))).rows
     assert await everything(ledger, asked(group_by=group_by, limit=limit)) == whole
     assert sum(row.calls for row in whole) == 60
 
 
 @pytest.mark.parametrize("cursor", ["x", "!!", "bnVsbA==", "W10=", "WzEsMiwzLDRd", "é", "A" * 4096])
-async def test_a_cursor_that_is_none(ledger: UsageStore, cursor: str) -> None:
+async def test_a_cursor_that_is_none(ledger: PostgresUsageReader, cursor: str) -> None:
     with pytest.raises(InvalidRequest):
         await ledger.query(asked(group_by=("day",), cursor=cursor))
 
@@ -149,7 +153,9 @@ async def test_a_cursor_that_is_none(ledger: UsageStore, cursor: str) -> None:
         {"group_by": ("agent", "day")},
     ],
 )
-async def test_a_cursor_of_another_query(ledger: UsageStore, change: dict[str, Any]) -> None:
+async def test_a_cursor_of_another_query(
+    ledger: PostgresUsageReader, change: dict[str, Any]
+) -> None:
     cursor = (await ledger.query(asked(group_by=("agent",), limit=1))).next_cursor
     assert cursor is not None
     with pytest.raises(InvalidRequest):
@@ -157,12 +163,12 @@ async def test_a_cursor_of_another_query(ledger: UsageStore, change: dict[str, A
 
 
 @pytest.mark.parametrize("text", ["\0", "\ud800"])
-async def test_a_filter_that_postgresql_cannot_hold(ledger: UsageStore, text: str) -> None:
+async def test_a_filter_that_postgresql_cannot_hold(ledger: PostgresUsageReader, text: str) -> None:
     with pytest.raises(InvalidRequest):
         await ledger.query(asked().model_copy(update={"agent_id": text}))
 
 
-async def test_the_ends_of_the_calendar(ledger: UsageStore) -> None:
+async def test_the_ends_of_the_calendar(ledger: PostgresUsageReader) -> None:
     page = await ledger.query(
         asked(start=datetime.min.replace(tzinfo=UTC), end=datetime.max.replace(tzinfo=UTC))
     )
@@ -170,7 +176,7 @@ async def test_the_ends_of_the_calendar(ledger: UsageStore) -> None:
 
 
 async def test_the_billing_view_agrees_with_the_sums(
-    ledger: UsageStore, database: Database
+    ledger: PostgresUsageReader, database: Database
 ) -> None:
     async with database.transaction() as connection:
         found = await (
@@ -194,7 +200,7 @@ async def test_the_billing_view_agrees_with_the_sums(
 async def test_queries_leave_the_ledger_its_connections(
     database: Database, database_owner_url: str, tmp_path: Path
 ) -> None:
-    store = UsageStore(database)
+    store = PostgresUsageReader(database)
     async with await psycopg.AsyncConnection.connect(database_owner_url) as blocker:
         await blocker.execute(
             "LOCK TABLE llm_attempts IN ACCESS EXCLUSIVE MODE"

@@ -64,8 +64,8 @@ GROUPED = sql.SQL(
 AFTER = sql.SQL("({keys}) > ({values})")
 
 
-class UsageStore:
-    """Answers usage queries from PostgreSQL.
+class PostgresUsageReader:
+    """Implements UsageReader over PostgreSQL.
 
     Pages are cut by the last row's keys, so no page is skipped or repeated.
     """
