@@ -33,7 +33,7 @@ ID_PREFIX = "batch-"
 WRITE_TIMEOUT_S = 15.0
 LOCK_WAIT_MS = 10_000
 SUBMISSIONS_AT_ONCE = 2
-"""Those that wait for other replicas hold connections: others need some, too."""
+"""Submissions that wait for other replicas hold a connection each; the rest is for other work."""
 ROWS_AT_ONCE = 500
 BYTES_AT_ONCE = 1 << 20
 RESULTS_AT_ONCE = 32
@@ -45,8 +45,7 @@ WAITING = """
 SELECT coalesce(sum(total - succeeded - failed), 0) AS requests FROM llm_batches
 WHERE microdao_id = %(microdao_id)s AND ended_at IS NULL AND cancelled_at IS NULL
 """
-# One submission of a microDAO after the other, in all replicas: each sees what the ones before it
-# left to wait.
+# Serialises a microDAO's submissions across replicas, so that each counts those before it.
 WAIT_FOR_LOCKS = "SELECT set_config('lock_timeout', %(wait_ms)s, true)"
 ONE_AT_A_TIME = (
     "SELECT pg_advisory_xact_lock(hashtextextended('llm_batches:' || %(microdao_id)s, 0))"
@@ -64,7 +63,7 @@ SELECT %(id)s, position, %(microdao_id)s, custom_id, request
 FROM unnest(%(positions)s::integer[], %(custom_ids)s::text[], %(requests)s::text[])
     AS item (position, custom_id, request)
 """
-# A request whose lease is over is pending again.
+# A request whose lease has ended counts as pending.
 PAGE = sql.SQL("""
 SELECT batches.id, total, succeeded, failed, created_at, cancelled_at, ended_at, (
     SELECT count(*) FROM llm_batch_items AS items
@@ -96,7 +95,7 @@ ORDER BY items.position LIMIT %(rows)s
 """
 CLAIM = "SELECT * FROM llm_batch_claim(%(lease_s)s)"
 EXTEND = "SELECT token FROM llm_batch_extend_leases(%(held)s, %(lease_s)s)"
-# The request is not needed any more, and is as private as the answer.
+# Drops the request, which is not needed any more and as private as the answer.
 FINISH = """
 WITH ended AS (
     UPDATE llm_batch_items
@@ -135,7 +134,7 @@ class PostgresBatches:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._submissions = asyncio.Semaphore(SUBMISSIONS_AT_ONCE)
-        # One lock for each microDAO that submits now.
+        # One lock per microDAO: only one of its submissions at a time takes a connection.
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:

@@ -16,8 +16,7 @@ from contracts.llm.idempotency import Granted, InWork, KeyUse, Settled
 WRITE_TIMEOUT_S = 10.0
 PURGE_AT_ONCE = 1_000
 
-# What is over its time is as good as absent; an attempt whose lease is over gives way to the same
-# request only.
+# Replaces an expired key; an attempt whose lease has ended is replaced only by the same request.
 TAKE = """
 INSERT INTO llm_idempotency AS known (microdao_id, key, fingerprint, token, lease_until, expires_at)
 VALUES (

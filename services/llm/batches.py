@@ -42,10 +42,10 @@ from contracts.llm.batches import (
 from contracts.llm.requests import ProxyRequest
 from services.llm.cache import cache_key
 
-_OF_NO_REQUEST = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable)
-"""Failures of a limit, a queue or a part of this product: the whole batch waits, uncounted."""
-_OF_THE_MODEL = (CircuitOpen, EngineUnavailable)
-"""The model is left alone or starts: its own requests wait, up to a bound."""
+_PAUSES_BATCH = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable)
+"""A limit, a queue or a part of this product refused: pauses the whole batch, counts no failure."""
+_DELAYS_MODEL = (CircuitOpen, EngineUnavailable)
+"""The circuit is open or the engine starts: delays requests of that model, up to a bound."""
 MAX_REMEMBERED = 1_000
 
 
@@ -85,7 +85,7 @@ class Batches:
         return await self.store.page(microdao_id, limit, cursor)
 
     async def cancel(self, microdao_id: str, batch_id: str) -> Batch:
-        """Ends a batch: what waits is not begun, what runs is stopped within seconds.
+        """Cancels a batch: waiting requests never start, running ones are stopped within seconds.
 
         Raises NotFound.
         """
@@ -104,10 +104,10 @@ class WorkerSettings:
     """Bounds and rhythm of a worker, in seconds where not said otherwise.
 
     `concurrency` requests are answered at a time, fewer while callers wait for other calls. An idle
-    worker polls every `poll_every_s` for work of other replicas; a lease ends `lease_s` after it
-    was renewed, which happens every `renew_every_s`. A request that fails for a passing reason is
+    worker polls every `poll_every_s` for work of other replicas. A lease is renewed every
+    `renew_every_s` and ends `lease_s` after that. A request that fails for a transient reason is
     retried after `backoff_s`, twice as long each time, `max_failures` times. A request whose model
-    is left alone is retried after growing pauses, until that has lasted `stall_limit_s`.
+    has an open circuit is retried after growing pauses, for at most `stall_limit_s`.
     """
 
     concurrency: int = 4
@@ -122,7 +122,7 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """The request is not decided: it, or its whole batch, is due again after `seconds`."""
+    """The request has no result yet: it, or its whole batch, is due again after `seconds`."""
 
     seconds: float
     failed: bool = False
@@ -135,15 +135,15 @@ def delay_after(
 ) -> Delay | None:
     """Returns when a failed request is retried, or None when the failure is its result.
 
-    `failures` came before this one; for `stalled_s` seconds its model has been left alone.
+    `failures` came before this one; its model has been unavailable for `stalled_s` seconds.
     """
     if isinstance(error, OverLimit):
         return None
-    if isinstance(error, _OF_NO_REQUEST):
+    if isinstance(error, _PAUSES_BATCH):
         return Delay(
             min(error.retry_after_s or settings.backoff_s, settings.backoff_max_s), pause_batch=True
         )
-    if isinstance(error, _OF_THE_MODEL):
+    if isinstance(error, _DELAYS_MODEL):
         if stalled_s >= settings.stall_limit_s:
             return None
         pause = max(error.retry_after_s or 0.0, settings.backoff_s, stalled_s)
@@ -156,10 +156,10 @@ def delay_after(
 
 
 class BatchWorker:
-    """Answers claimed requests in one process. What it leaves unfinished, another process takes up.
+    """Answers claimed requests in one process; another process finishes those it leaves.
 
-    `answer` runs one call, given the request, its id and the credential; `in_work` is how many
-    calls callers wait for in this replica.
+    `answer` runs one call, given the request, its id and the credential. `in_work` returns how many
+    interactive calls this replica serves now.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class BatchWorker:
         ]
 
     async def close(self) -> None:
-        """Stops; what was begun is put back."""
+        """Stops, and puts unfinished requests back."""
         await end_tasks(self._loops)
         await end_tasks(list(self._running.values()))
 
@@ -206,7 +206,7 @@ class BatchWorker:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 15.0)
                 continue
-            except Exception as error:  # noqa: BLE001  # a defect must not end the work of this replica for good
+            except Exception as error:  # noqa: BLE001  # a defect must not end the loop
                 self._events.emit("llm.batch_defect", error=type(error).__name__, exc_info=error)
                 await asyncio.sleep(15.0)
                 continue
@@ -215,9 +215,9 @@ class BatchWorker:
                 await self._pause()
 
     def _free(self) -> int:
-        """Slots left.
+        """Returns the free slots.
 
-        Callers who wait take from batches, but never the last slot: a batch goes on under any load.
+        Each interactive call takes a slot from batches, except the last: batches never stall.
         """
         most = self.settings.concurrency
         return min(most, max(1, most - self._in_work())) - len(self._running)
@@ -251,7 +251,7 @@ class BatchWorker:
             try:
                 kept = await self._queue.extend(held, self.settings.lease_s)
             except DaarionError:
-                continue  # a lease that ends meanwhile costs a second run, never a second result
+                continue  # if a lease ends meanwhile, a request runs twice but has one result
             for token in held - kept:
                 if (task := self._running.get(token)) is not None:
                     task.cancel()
@@ -295,15 +295,11 @@ class BatchWorker:
         return orjson.dumps(answer.model_dump(exclude_none=True)), True
 
     def _informative(self, model: str, error: DaarionError) -> DaarionError:
-        """Returns the last failure of the model here in place of an open circuit, which says
-        little.
-        """
+        """Replaces `CircuitOpen`, which explains little, by the model's last failure here."""
         return self._last_failures.get(model, error) if isinstance(error, CircuitOpen) else error
 
     async def _finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> None:
-        """Writes the result, however long the database is away; the lease decides whether it
-        counts.
-        """
+        """Writes the result, retrying while the database is away; it counts if the lease holds."""
         pause = 0.5
         while True:
             try:
@@ -323,7 +319,7 @@ class BatchWorker:
                 return
 
     async def _put_back(self, work: BatchWork, delay: Delay) -> None:
-        """Best effort: the lease ends in any case."""
+        """Tries to put the request back; if that fails, its lease ends anyway."""
         with contextlib.suppress(DaarionError):
             await self._queue.put_back(
                 work,
@@ -335,8 +331,8 @@ class BatchWorker:
 
 
 def _jittered(seconds: float) -> float:
-    """Up to a fifth longer, so that replicas and requests do not come back in step."""
-    return seconds * random.uniform(1.0, 1.2)  # noqa: S311  # nothing secret
+    """Returns up to a fifth more, so that replicas and requests do not retry in step."""
+    return seconds * random.uniform(1.0, 1.2)  # noqa: S311  # not a secret
 
 
 def _prepared(requests: Sequence[BatchRequest], credential: str) -> tuple[str, list[NewItem]]:

@@ -1,17 +1,17 @@
-"""A circuit for each provider and model: failing targets are left alone, then probed.
+"""Circuit breakers, one for each provider and model.
 
 Pure; time comes in as an argument.
 
-    closed ──(failures in a row, or their share in a window)──► open
+    closed ──(consecutive failures, or their share in a window)──► open
     open ──(cool-down)──► half-open
     half-open ──(the probe succeeds)──► closed
     half-open ──(the probe fails: cool-down × 2)──► open
 
-While a circuit is open the target is not called; half-open, one call probes it. The cool-down runs
-from the beginning of the probe that failed, and a probe without an end blocks the next one for at
-most the longest cool-down: a target that recovered is called within the longest cool-down, whether
-it had refused calls or swallowed them. A target also rests when its provider sent a `Retry-After`,
-until that has passed. State is per replica.
+An open circuit refuses calls to its target; a half-open one lets one call through as a probe. The
+cool-down is counted from the start of the probe that failed, and a probe that hangs blocks the next
+one for at most `max_cooldown_s`. So a target that recovered is called within `max_cooldown_s`,
+whether it had refused calls or never answered them. A target also rests when its provider sent a
+`Retry-After`, until that has passed. State is per replica.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ State = Literal["closed", "open", "half_open"]
 CELLS = 10
 _MAX_DOUBLINGS = 16
 PROBE_RETRY_S = 1.0
-"""Pause before asking again while a probe runs, whose end is unknown."""
+"""Reported as the wait while a probe runs, whose end is unknown."""
 
 
 class Circuit:
-    """One target's circuit, and how many calls of this replica it is working on."""
+    """One target's circuit; `in_flight` counts this replica's running calls to the target."""
 
     def __init__(
         self, policy: CircuitPolicy, turned: Callable[[State], None] = lambda _: None
@@ -42,7 +42,7 @@ class Circuit:
         self._state: State = "closed"
         self._epoch = 0
         self._in_a_row = 0
-        self._cells: deque[list[float]] = deque()  # of each: its number, calls, failures
+        self._cells: deque[list[float]] = deque()  # each: cell number, calls, failures
         self._opened_at = self._closed_at = float("-inf")
         self._failed_openings = 0
         self._probe: Permit | None = None
@@ -50,13 +50,13 @@ class Circuit:
         self._rests_until = float("-inf")
 
     def state(self, now: float) -> State:
-        """The state; an open circuit whose cool-down is over is half-open."""
+        """Returns the state; an open circuit whose cool-down is over is half-open."""
         if self._state == "open" and now >= self._opened_at + self._cooldown_s():
             return "half_open"
         return self._state
 
     def wait_s(self, now: float) -> float:
-        """Seconds until a call may be tried; zero when it may be now."""
+        """Returns the seconds until a call is allowed; zero when it is allowed now."""
         rest = max(0.0, self._rests_until - now)
         if self._state == "closed":
             return rest
@@ -65,9 +65,7 @@ class Circuit:
         return max(rest, self._opened_at + self._cooldown_s() - now)
 
     def enter(self, now: float) -> Permit | None:
-        """Returns a permit to call the target, which must be ended; None where it must be left
-        alone.
-        """
+        """Returns a permit to call the target, which the caller must end; None when not allowed."""
         if self._state == "closed":
             if now < self._rests_until:
                 return None
@@ -101,7 +99,7 @@ class Circuit:
             self._count(now, failed=failed)
 
     def _judges(self, permit: Permit) -> bool:
-        """Whether `permit` probes this half-open state; earlier calls have an older epoch."""
+        """Whether `permit` probes this half-open state; calls before it have an older epoch."""
         return self._state == "half_open" and permit.epoch == self._epoch
 
     def _count(self, now: float, *, failed: bool) -> None:
@@ -116,7 +114,7 @@ class Circuit:
             calls >= policy.calls and failures >= policy.share * calls
         ):
             if now - self._closed_at > policy.window_s:
-                self._failed_openings = 0  # it had been well: the last outage is forgotten
+                self._failed_openings = 0  # it was healthy for a window: forget the last outage
             self._open(now)
 
     def _add(self, now: float, *, failed: bool) -> None:
@@ -148,7 +146,7 @@ class Circuit:
 
 
 class Permit:
-    """The right to make one call. Ended once, by what came of it; further endings do nothing."""
+    """The right to make one call. The first outcome ends it; further ones are ignored."""
 
     __slots__ = ("_circuit", "_ended", "epoch")
 
@@ -163,7 +161,7 @@ class Permit:
             self._circuit._alive(self, now)  # noqa: SLF001  # a permit is a part of its circuit
 
     def succeeded(self, now: float) -> None:
-        """The call came to its end."""
+        """The call succeeded."""
         self._finish(failed=False, now=now)
 
     def failed(self, now: float) -> None:
@@ -183,7 +181,7 @@ class Permit:
 class Circuits:
     """The circuits of one replica. They outlive a reload of the routes.
 
-    `turned` is told of each that opens or closes.
+    `turned` is called with the target and the new state when a circuit opens or closes.
     """
 
     def __init__(

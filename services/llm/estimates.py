@@ -1,4 +1,4 @@
-"""What a call may take, estimated before it. Pure, and cheap for prompts of a megabyte."""
+"""Estimates tokens and cost before a call. Pure, and cheap for prompts of a megabyte."""
 
 from __future__ import annotations
 
@@ -17,37 +17,36 @@ from contracts.llm.requests import ProxyRequest
 from contracts.llm.routing import Route
 
 BYTES_PER_TOKEN = 3
-"""Fewer than models have on average (about four in English; two letters, that is four bytes, in
-Ukrainian)."""
+"""Below the average of about four bytes, in English and (two letters) in Ukrainian, so that
+estimates are rather too high."""
 TOKENS_PER_MESSAGE = 4
 TOKENS_PER_PART = 1_000
-"""Of a part of a message that is no text, such as an image."""
+"""Estimate for a message part other than text, such as an image."""
 DEFAULT_COMPLETION_TOKENS = 1_024
-"""Set aside for an answer whose request has no `max_tokens`; where a limit counts tokens or money,
-also the most that it may have."""
+"""Reserved for an answer when the request has no `max_tokens`. Under a limit of tokens or money it
+is also the answer's maximum."""
 
 
 class CallEstimate(Estimate):
-    """Tokens of prompt and longest answer, and their cost at the dearest target of the route.
+    """Tokens of prompt and longest answer, and their cost at the most expensive target.
 
     Computed when first read, because most calls have no limit that reads them.
     """
 
-    def __init__(
-        self, request: ProxyRequest, route: Route, prices: Prices
-    ) -> None:  # the fields of its base are worked out below
+    # The base's fields are the cached properties below, so its `__init__` is not called.
+    def __init__(self, request: ProxyRequest, route: Route, prices: Prices) -> None:
         self._request = request
         self._route = route
         self._prices = prices
 
     @property
     def is_counted(self) -> bool:
-        """Whether a limit of tokens or money asked what the call may take."""
+        """Whether a limit of tokens or money read the estimate."""
         return "tokens" in self.__dict__ or "nano_usd" in self.__dict__
 
     @cached_property
     def prompt_tokens(self) -> int:
-        """About how many tokens the prompt has."""
+        """Estimated tokens of the prompt."""
         return prompt_tokens(self._request)
 
     @cached_property
@@ -57,7 +56,7 @@ class CallEstimate(Estimate):
 
     @cached_property
     def nano_usd(self) -> int:
-        """What they cost, in nano-dollars; zero where no price is known."""
+        """Cost of these tokens in nano-dollars; zero where no price is known."""
         prompt, completion = self.prompt_tokens, completion_tokens(self._request)
         usage = TokenUsage.model_construct(
             prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion
@@ -71,12 +70,12 @@ class CallEstimate(Estimate):
 
 
 def completion_tokens(request: ProxyRequest) -> int:
-    """Returns how many tokens are set aside for the answer."""
+    """Returns the tokens reserved for the answer."""
     return request.max_tokens or DEFAULT_COMPLETION_TOKENS
 
 
 def prompt_tokens(request: ProxyRequest) -> int:
-    """Returns about how many tokens the prompt has, rather too many than too few."""
+    """Returns an estimate of the prompt's tokens that is rather too high than too low."""
     size = sum(_message_bytes(message) for message in request.messages)
     if request.tools:
         size += len(orjson.dumps(request.tools))
@@ -84,7 +83,7 @@ def prompt_tokens(request: ProxyRequest) -> int:
 
 
 def rough_prompt_tokens(request: ProxyRequest) -> int:
-    """Returns the same without reading the texts; a letter beyond ASCII counts as two bytes."""
+    """Returns a cheaper estimate that encodes no text: a character beyond ASCII is two bytes."""
     size = 0
     for message in request.messages:
         content = message.get("content")

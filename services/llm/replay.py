@@ -1,4 +1,4 @@
-"""Streams of the response cache: one that records as it passes, one that replays an answer."""
+"""Streams of the response cache: one records a passing stream, one replays a cached answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CALLS = TypeAdapter(list[ToolCall])
 
 
 class Answerer(Protocol):
-    """Who answers: a physical model of a provider."""
+    """The physical model that answers, and its provider."""
 
     @property
     def provider(self) -> str: ...
@@ -34,33 +34,33 @@ class ChatStream(Protocol):
     def items(self) -> AsyncIterator[StreamItem]:
         """Yields every item, the last of which is a StreamEnd.
 
-        Raises the leaf of a failure half-way.
+        Raises the error of a stream that breaks.
         """
 
     async def close(self) -> None:
-        """Stops what feeds the stream, and settles the call."""
+        """Stops the upstream and settles the call."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptTarget:
-    """Who gave an answer that was kept."""
+    """The provider and model of a cached answer."""
 
     provider: str
     name: str
 
 
 class ReplayedStream:
-    """A kept answer as a stream: its pieces at once, then its end."""
+    """A cached answer as a stream: one delta, then the end."""
 
     def __init__(self, answer: ProxyResponse) -> None:
         self._answer = answer
         self.target: Answerer = KeptTarget(answer.provider, answer.model_resolved)
 
     async def items(self) -> AsyncIterator[StreamItem]:
-        """Yields one delta, where there is anything to tell, and the end."""
+        """Yields one delta, unless the answer is empty, and the end."""
         answer = self._answer
         fragments = [{"index": index, **call} for index, call in enumerate(answer.tool_calls or [])]
-        if answer.content or answer.reasoning_content or fragments:  # a refusal is never kept
+        if answer.content or answer.reasoning_content or fragments:  # a refusal is never cached
             yield StreamDelta(
                 content=answer.content or None,
                 reasoning=answer.reasoning_content,
@@ -71,11 +71,11 @@ class ReplayedStream:
         )
 
     async def close(self) -> None:
-        """Nothing feeds it."""
+        """Does nothing: there is no upstream."""
 
 
 class RecordedStream:
-    """Yields a stream's items and, at its regular end, gives the whole answer to `keep`."""
+    """Yields a stream's items; at its regular end it passes the whole answer to `keep`."""
 
     def __init__(self, inner: ChatStream, keep: Callable[[ProxyResponse], None]) -> None:
         self._inner = inner
@@ -83,7 +83,7 @@ class RecordedStream:
 
     @property
     def target(self) -> Answerer:
-        """Who answers."""
+        """The inner stream's target."""
         return self._inner.target
 
     async def items(self) -> AsyncIterator[StreamItem]:
@@ -102,7 +102,7 @@ class RecordedStream:
 
 
 class _AnswerParts:
-    """Joins deltas, up to a bound."""
+    """Joins deltas of up to `MAX_RECORDED_CHARS` in all."""
 
     def __init__(self) -> None:
         self._content: list[str] = []

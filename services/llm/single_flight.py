@@ -1,4 +1,4 @@
-"""Calls that are the same and run at the same time share one run."""
+"""Concurrent identical calls share one run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from contracts.errors import DeadlineExceeded, LimitsUnavailable, Overloaded, Ra
 T = TypeVar("T")
 
 MAX_TURNS = 3
-"""How many runs a caller waits for that fail for reasons of their leaders' own."""
+"""How many runs a caller waits for that fail because of their leaders' limits or deadlines."""
 
 _OF_THE_LEADER = (RateLimited, LimitsUnavailable, DeadlineExceeded, Overloaded)
-"""Failures that say something of the one who ran the call, not of the call."""
+"""Failures caused by the leader's limits or deadline, not by the call itself."""
 
 
 @dataclass(slots=True)
@@ -27,9 +27,10 @@ class _Flight(Generic[T]):
 class SingleFlight(Generic[T]):
     """Runs one call per key at a time.
 
-    Who comes first leads: the call runs with its limits and deadline, in a task that no caller
-    owns. When the leader leaves, the others go on waiting for the same run; when all have left, it
-    is cancelled. When the run fails for a reason of the leader's own, the next one leads.
+    The first caller leads: the call runs with its limits and deadline, in a task that no caller
+    owns. When the leader leaves, the others keep waiting for the same run; when all have left, it
+    is cancelled. When the run fails because of the leader's limits or deadline, the next caller
+    leads.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class SingleFlight(Generic[T]):
         return len(self._flights)
 
     async def run(self, key: bytes, call: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
-        """Returns the result, and whether it is of this caller's own run.
+        """Returns the result, and whether this caller led the run.
 
         Raises what the run raises.
         """

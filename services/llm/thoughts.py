@@ -1,8 +1,8 @@
-"""Separates what a model thinks from what it answers, where its provider sends both as one text.
+"""Separates reasoning from the answer where a provider sends both as one text.
 
-A thought stands between tags at the very start of the answer, before any other text: further on the
-same tags are text that somebody asked for. Of a model whose prompt has opened the thought
-(`reasoning: opened`) the opening tag never comes.
+Reasoning stands between tags at the very start of the answer, before any other text; later on, the
+same tags are part of the answer. A model whose prompt ends in the opening tag
+(`reasoning: opened`) never sends that tag itself.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ OPENINGS = {
     "<seed:think>": "</seed:think>",
     "[THINK]": "[/THINK]",
 }
-"""The tags that models are trained to write, each with the one that closes it."""
+"""The opening tags that models are trained to write, each with its closing tag."""
 CLOSINGS = tuple(OPENINGS.values())
 MAX_LEAD = 256
-"""White space that may stand before the first tag; more is an answer, and must not be held back."""
+"""Characters of white space allowed before the first tag; more is an answer, not held back."""
 
 
 class Parts(NamedTuple):
-    """Of a text, what is answered and what is thought."""
+    """A text's answer and its reasoning."""
 
     content: str
     thought: str
 
 
 class ThoughtSplitter:
-    """Splits a text that comes in pieces; what may be half a tag is held back until it is certain.
+    """Splits a text that arrives in pieces; holds back what may be the first half of a tag.
 
-    `opened`: the prompt has opened the thought. `inside`: a thought has begun and has not
-    ended. `answers`: the answer has begun, and whatever follows is part of it.
+    `opened`: the prompt ends in the opening tag. `inside`: a thought has begun and has not
+    ended. `answers`: the answer has begun, so everything that follows is part of it.
     """
 
     def __init__(self, *, opened: bool = False) -> None:
@@ -52,7 +52,7 @@ class ThoughtSplitter:
         self._held = ""
 
     def feed(self, text: str) -> Parts:
-        """Returns what is certain by now."""
+        """Returns the parts that are certain by now."""
         if self.answers:
             return Parts(text, "")
         rest, self._held = self._held + text, ""
@@ -71,7 +71,7 @@ class ThoughtSplitter:
         return Parts("", held) if self.inside or self._opened else Parts(held, "")
 
     def _at_start(self, rest: str) -> str:
-        """Decides what begins here, and returns what is left to be read of it."""
+        """Decides whether a thought or the answer begins here; returns the text after its tag."""
         begun = rest.lstrip()
         if self._thought_before:
             rest = begun
@@ -93,7 +93,7 @@ class ThoughtSplitter:
         self.inside, self._blank, self._opened, self._closings = True, True, False, closings
 
     def _in_thought(self, rest: str) -> tuple[str, str]:
-        """Returns what belongs to the thought, and what is left to be read."""
+        """Returns the thought's text, and the text after it."""
         if self._blank:
             rest = rest.lstrip()
             self._blank = not rest
@@ -110,7 +110,7 @@ class ThoughtSplitter:
 
 
 class WholeParts(NamedTuple):
-    """Of a whole answer, what is answered and thought; `unfinished`: it ends in a thought."""
+    """A whole text's answer and reasoning; `unfinished`: it ends inside a thought."""
 
     content: str
     thought: str
@@ -118,10 +118,10 @@ class WholeParts(NamedTuple):
 
 
 def whole_parts(text: str, reasoning: Reasoning) -> WholeParts:
-    """Returns the parts of a whole answer of a model that is marked so.
+    """Splits a whole answer of a model with this `reasoning` setting.
 
-    Where the model thinks, a closing tag without an opening one before it says that the prompt had
-    opened the thought.
+    For a reasoning model, a closing tag without an opening one before it means that the prompt
+    ended in the opening tag.
     """
     opened = reasoning == "opened"
     if reasoning and not opened:
@@ -133,12 +133,12 @@ def whole_parts(text: str, reasoning: Reasoning) -> WholeParts:
 
 
 def reasoning_of(target: Target, messages: Sequence[ChatMessage]) -> Reasoning:
-    """Returns how `target` answers `messages`; continuing an answer, it is past its thoughts."""
+    """Returns the target's reasoning; False when `messages` end in an answer to be continued."""
     return False if messages[-1]["role"] == "assistant" else target.reasoning
 
 
 def without_thoughts(answer: LLMResponse, reasoning: Reasoning) -> LLMResponse:
-    """Returns the answer with its thoughts in `reasoning` alone, without unfinished calls."""
+    """Returns the answer with thoughts moved to `reasoning` and without unfinished tool calls."""
     content, thought, unfinished = whole_parts(
         answer.content, False if answer.reasoning else reasoning
     )
@@ -156,7 +156,7 @@ def without_thoughts(answer: LLMResponse, reasoning: Reasoning) -> LLMResponse:
 async def thoughts_apart(
     items: AsyncIterator[StreamItem], reasoning: Reasoning
 ) -> AsyncIterator[StreamItem]:
-    """Yields the stream with its thoughts in `reasoning` alone; closes it however that ends."""
+    """Yields the stream with thoughts moved to `reasoning`; always closes `items`."""
     apart = _Apart(reasoning)
     try:
         async for item in items:
@@ -167,7 +167,7 @@ async def thoughts_apart(
 
 
 class _Apart:
-    """One stream: where its text stands, and whether calls were only thought of."""
+    """The state of one stream; `_dropped`: it had tool calls inside a thought."""
 
     def __init__(self, reasoning: Reasoning) -> None:
         self._splitter = ThoughtSplitter(opened=reasoning == "opened")
@@ -179,7 +179,7 @@ class _Apart:
         if self._splitter.answers and not self._dropped:
             return (item,)
         if self._is_first and item.reasoning:
-            # A provider that keeps thoughts apart itself: its text is the answer.
+            # The provider separates reasoning itself, so its text is the answer.
             self._splitter = ThoughtSplitter()
         self._is_first = False
         if not item.content and not (item.tool_calls and self._splitter.inside):
@@ -219,7 +219,7 @@ def _without_calls(finish_reason: str | None) -> str | None:
 
 
 def _overlap(text: str, closing: str) -> int:
-    """How many letters at the end of `text` may be the beginning of `closing`."""
+    """Returns how many characters at the end of `text` may be the start of `closing`."""
     return next(
         (
             size

@@ -1,4 +1,4 @@
-"""What one replica holds of one limit: spent, held by running calls, free. Pure."""
+"""One replica's units of one limit: spent, held by running calls, free. Pure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from services.llm.limits.windows import SlidingWindow
 FORMER_PERIODS = 4
 """Days or months whose sums are kept for a clock that is set back."""
 LOW = 4
-"""A balance asks for more, without anybody waiting, when less than a quarter of its last grant is
-left."""
+"""A balance asks for more before a call has to wait, when less than a quarter of its last grant is
+free."""
 
 
 @dataclass(slots=True, eq=False)
 class Balance:
-    """What this replica holds of one limit, in the units of its meter.
+    """This replica's units of one limit, counted in the limit's meter.
 
-    `stale` are units held by calls that were admitted under a larger limit: they go back to the
+    `stale` units are held by calls that were admitted under a larger limit: they return to the
     authority, not to the next call.
     """
 
@@ -48,7 +48,7 @@ class Balance:
     def enter(self, period: str) -> None:
         """Enters another day or month, or returns to one after the clock was set back.
 
-        What was granted in the period before is given back.
+        Units granted in the period before lapse.
         """
         if self.spent:
             self.former[self.period] = self.spent
@@ -60,7 +60,7 @@ class Balance:
     def set_limit(self, limit: int) -> None:
         """Takes another limit.
 
-        Under a smaller one, leased units are returned, and the authority grants what is left of it.
+        A smaller limit returns all leased units; the authority grants again from what is left.
         """
         if limit < self.limit:
             self.free, self.stale = 0, self.held
@@ -77,7 +77,7 @@ class Balance:
             self.held += units
 
     def settle(self, reserved: int, spent: int, now: float) -> None:
-        """Puts what a call spent in place of what it had reserved."""
+        """Replaces a call's reservation by what it spent."""
         meter = self.key.meter
         if meter == "requests_per_minute":
             self._give_back(reserved - spent)
@@ -91,11 +91,11 @@ class Balance:
         self.free = max(0, self.free + min(reserved - spent, 0 if is_stale else reserved))
 
     def is_low(self) -> bool:
-        """Whether it is time to ask for more before it runs out."""
+        """Whether to ask for more now, before a call has to wait."""
         return self.free * LOW < self.granted
 
     def is_scarce_slot(self) -> bool:
-        """Whether another replica may be waiting for what is free here."""
+        """Whether another replica may be waiting for a slot that is free here."""
         return self.key.meter == "concurrent_calls" and not self.left and self.free > 0
 
     def _spend(self, units: int, now: float) -> None:
@@ -104,7 +104,7 @@ class Balance:
             self.recent.add(now, units)
 
     def _give_back(self, units: int) -> None:
-        """A request that no provider saw is given back unless it was reported as spent already."""
+        """Takes back requests that no provider saw, unless they were reported as spent already."""
         if units > 0 and self.spent - units >= self.sent:
             self.spent -= units
             self.free += units

@@ -1,7 +1,4 @@
-"""A replica's side of the limits: what it holds of each, spent in memory and reported now and then.
-
-Pure.
-"""
+"""A replica's balances: leased units, spent in memory and reported to the authority. Pure."""
 
 from __future__ import annotations
 
@@ -35,8 +32,7 @@ authority."""
 class Balances:
     """All balances of one replica, and its conversation with the authority.
 
-    A plan holds until `forgotten` changes: then balances that were not used for long have been
-    dropped.
+    A plan is valid until `forgotten` changes, which says that unused balances were dropped.
     """
 
     replica: str
@@ -60,9 +56,8 @@ class Balances:
         """Reserves all amounts, or nothing."""
         if now >= self.expires:
             return False
-        if (
-            day := wall // DAY_S
-        ) != self._day:  # what was granted in another day or month is no more to be taken
+        # Units granted in another day or month can no longer be taken.
+        if (day := wall // DAY_S) != self._day:
             self._day = day
             for balance in self._active.values():
                 self._enter_period(balance, wall)
@@ -85,7 +80,7 @@ class Balances:
                 self._active[balance.key] = balance
 
     def short(self, plan: Plan, amounts: Sequence[int], now: float) -> Balance | None:
-        """The first balance that cannot cover its amount, if the authority said so a moment ago."""
+        """Returns the first balance that the authority just refused to fill up to its amount."""
         return next(
             (
                 balance
@@ -103,7 +98,7 @@ class Balances:
     ) -> Report:
         """Returns the next report.
 
-        On a `beat` (once a second), what the last seconds did not need is returned.
+        On a `beat` (once a second) it returns units that the last two beats did not need.
         """
         if now >= self.expires:
             for balance in self._active.values():
@@ -140,7 +135,7 @@ class Balances:
         """Takes the authority's answer to the last report, never one to an older report."""
         if not reply.known:
             if reply.generation == self.generation:
-                # It took this replica for dead and counted all of this as spent.
+                # The authority took this replica for dead and counted its units as spent.
                 for balance in self._balances.values():
                     balance.free = 0
             self.generation, self.joining = reply.generation, True
@@ -157,15 +152,15 @@ class Balances:
             self._take_grant(grant, asked_under[grant.key], now)
 
     def wants_round(self, plan: Plan) -> bool:
-        """Whether a balance runs low and was not yet asked for."""
+        """Whether a balance runs low and no further units were asked for."""
         return any(balance.is_low() and not balance.asked for balance in plan)
 
     def frees_slot(self, plan: Plan) -> bool:
-        """Whether a slot that just became free may be wanted by another replica."""
+        """Whether another replica may be waiting for a slot that just became free."""
         return any(balance.is_scarce_slot() for balance in plan)
 
     def leave(self) -> None:
-        """Returns everything that no running call holds with the next report."""
+        """Makes the next report return every unit that no running call holds."""
         for balance in self._active.values():
             balance.free = balance.this_beat = balance.last_beat = 0
 
@@ -217,7 +212,7 @@ class Balances:
         if balance is None:
             return
         if asked_under > balance.limit:
-            # A reload lowered the limit after the question: the grant is returned.
+            # A reload lowered the limit after the report: return the grant.
             balance.asked = False
             return
         balance.asked, balance.left, balance.pending = False, grant.left, grant.pending
@@ -232,7 +227,7 @@ class Balances:
         balance.ask_again_at = now + min(grant.retry_after_s, REFUSAL_CACHE_S)
 
     def _rest(self, balance: Balance) -> None:
-        """Stops reporting a balance of which the authority knows everything."""
+        """Stops reporting a balance whose state the authority knows."""
         balance.asked = False
         if not balance.held and not balance.free and balance.spent == balance.acknowledged:
             self._active.pop(balance.key, None)
@@ -266,10 +261,10 @@ class Balances:
         return balance
 
     def _make_room(self, now: float) -> None:
-        """Drops the longest unused balances that hold nothing and no longer count.
+        """Drops the least recently used balances with nothing held and nothing in their window.
 
-        At twice the bound, also those that still count. What counts of money is at the authority
-        and in the ledger once it is acknowledged.
+        At twice the bound, the window is ignored. Money is not lost with a balance: once
+        acknowledged it is at the authority and in the ledger.
         """
         for _ in range(2):
             if len(self._balances) < MAX_BALANCES:
@@ -292,7 +287,7 @@ class Balances:
 def _needs(
     waiting: Sequence[tuple[Plan, Sequence[int]]],
 ) -> dict[LimitKey, tuple[Balance, int, int]]:
-    """By limit: its balance, the smallest amount that a call waits for, and their sum."""
+    """Returns by limit: balance, the smallest amount that a call waits for, sum of all amounts."""
     needs: dict[LimitKey, tuple[Balance, int, int]] = {}
     for plan, amounts in waiting:
         for balance, units in zip(plan, amounts, strict=True):

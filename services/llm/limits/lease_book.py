@@ -2,14 +2,14 @@
 
 Pure; time comes in as arguments.
 
-What is spent counts for a window (a sliding minute, a calendar day or month); what a replica was
-granted and has neither spent nor returned is outstanding and counts as well. The book grants only
-what is left of both, so that whatever replicas do with it, the limit holds. Replicas report
-absolute values under growing numbers, so that a lost or repeated message changes nothing. A replica
-that is silent for longer than its grants live is dead: what it held counts as spent.
+Spent units count for a window (a sliding minute, a calendar day or month). Units that a replica was
+granted and has neither spent nor returned are outstanding and count as well. The book grants only
+the limit minus both, so the limit holds whatever replicas do with their units. Replicas report
+absolute values under growing numbers, so a lost or repeated message changes nothing. A replica that
+is silent for longer than its grants live counts as dead, and its outstanding units as spent.
 
-A new book knows nothing. Until every replica that spent something within the last window has joined
-and told what it holds and spent, or that window has passed, it grants nothing: it is learning.
+A new book knows nothing. It learns, and grants nothing, until every replica that spent units within
+the last window has joined and reported them, or that window has passed.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ MAX_KEYS = 100_000
 LEARNING_S = TTL_S + GRACE_S
 PENDING_RETRY_S = 0.5
 SKEW_S = 10.0
-"""How long a replica's clock may show another day or month than the authority's before what it
-spends counts here, too."""
+"""How long a replica's clock may show another day or month than the authority's before the book
+counts its spending in the authority's period, too."""
 RUNNING_RETRY_S = 5.0
-"""Pause before asking again while running calls, whose end is unknown, hold what is missing."""
+"""Reported as the wait when running calls, whose end is unknown, hold the missing units."""
 
 
 @dataclass(slots=True)
 class _Share:
-    """What one replica has of one limit.
+    """One replica's units of one limit.
 
-    `counted` is what it spent in the account's calendar period in its present incarnation,
-    `earlier` in those before. `period` is the period by the replica's clock, and `astray` the time
-    since which it differs from the account's.
+    `counted` is its spending in the account's calendar period and its present incarnation,
+    `earlier` that of incarnations before. `period` is the period by the replica's clock, `astray`
+    the moment since which that differs from the account's.
     """
 
     spent: int = 0
@@ -73,11 +73,9 @@ class _Share:
 class _Account:
     """One limit.
 
-    `ledger` is what each replica had spent in this period when that was last known; None before it
-    was read.
-
-    `former` is the period before with what was known of it, `latest` the latest that was entered.
-
+    `ledger` is the spending by replica in this period, as read last; None before the first read.
+    `former` is the period before with its spending by replica (None: never read), `latest` the
+    latest period that was entered.
     """
 
     period: str
@@ -88,7 +86,7 @@ class _Account:
     latest: str = ""
 
     def spent(self) -> dict[str, int]:
-        """What each replica spent in this period."""
+        """Returns the spending in this period by replica."""
         spent = dict(self.ledger or {})
         for replica, share in self.shares.items():
             spent[replica] = max(share.earlier + share.counted, spent.get(replica, 0))
@@ -110,9 +108,9 @@ class _Replica:
 
 
 class LeaseBook:
-    """Every limit's account.
+    """The accounts of all limits.
 
-    `generation` tells books apart; `started` is the moment from which this one learns.
+    `generation` is unique to this book; `started` is the moment (monotonic) when it began to learn.
     """
 
     def __init__(self, generation: str, started: float, *, learning_s: float = LEARNING_S) -> None:
@@ -155,18 +153,18 @@ class LeaseBook:
         )
 
     def learning_s(self, now: float) -> float:
-        """Seconds for which nothing is granted yet, as far as known; zero once everything is."""
+        """Returns the seconds until the book expects to grant; zero once it has learned."""
         least = self._started + self._learning_s
         if self._missing:
             return max(0.0, self._started + WINDOW_S + LEARNING_S - now)
         return max(0.0, least - now)
 
     def unread(self) -> list[LimitKey]:
-        """Limits of money whose ledger has not been read yet in their present period."""
+        """Returns limits of money whose present period was not yet read from the ledger."""
         return list(self._unread)
 
     def load(self, key: LimitKey, period: str, spent: Mapping[str, int]) -> None:
-        """Takes what the ledger has of each replica for `key` in `period`."""
+        """Takes the spending by replica that the ledger holds for `key` in `period`."""
         account = self._accounts.get(key)
         if account is not None and account.period == period and key in self._unread:
             known = account.ledger or {}
@@ -240,7 +238,7 @@ class LeaseBook:
     def _retry_after_s(
         self, line: Line, account: _Account, left: int, now: float, wall: float
     ) -> float:
-        """When enough units return at the earliest, from leases of other replicas or the window."""
+        """Returns when leases of other replicas or the window can return enough units."""
         if line.key.meter in CALENDAR:
             return period_left_s(line.key.meter, wall)
         short = max(1, line.least - left)
@@ -251,7 +249,7 @@ class LeaseBook:
         return RUNNING_RETRY_S if slid is None else slid
 
     def _bury(self, now: float) -> None:
-        """Counts leases of silent replicas as spent; drops those whose spending is over."""
+        """Counts leases of silent replicas as spent; forgets replicas once their window is over."""
         for name, replica in list(self._replicas.items()):
             if replica.alive and replica.seen + TTL_S + GRACE_S < now:
                 replica.alive = False
@@ -299,7 +297,7 @@ class LeaseBook:
         return account
 
     def _make_room(self, now: float) -> None:
-        """Drops the longest unused limits that hold nothing; at twice the bound, the oldest."""
+        """Drops the least recently used limits with no units; at twice the bound, any."""
         while len(self._accounts) >= MAX_KEYS:
             key, account = next(iter(self._accounts.items()))
             busy = account.outstanding() or (
@@ -313,13 +311,12 @@ class LeaseBook:
                 self._replicas[replica].keys.discard(key)
 
     def _turn(self, key: LimitKey, account: _Account, period: str) -> None:
-        """Enters another day or month, forward or, where the clock was set back, backward.
+        """Enters the next day or month, or an earlier one when the clock was set back.
 
-        In a period later than all before, this authority has watched every replica from the start
-        and begins with nothing spent. The ledger is still read, because an earlier authority whose
-        clock ran ahead may have granted in that period. In any other period nothing is granted
-        until the ledger was read. What replicas spent that have been forgotten since counts in the
-        period that ends.
+        A period later than all before starts with nothing spent, because this authority sees it
+        from its start. The ledger is still read: an earlier authority whose clock ran ahead may
+        have granted in that period. In any other period nothing is granted until the ledger was
+        read. Spending of replicas forgotten since counts in the period that ends.
         """
         former, known = account.former
         account.former = account.period, None if account.ledger is None else account.spent()

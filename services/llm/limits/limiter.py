@@ -1,6 +1,6 @@
-"""A replica's limiter: reserves in memory, and asks the authority in the background.
+"""A replica's limiter: reserves in memory and exchanges reports with the authority.
 
-One question at a time covers all limits.
+One exchange at a time covers all limits.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from services.llm.limits.protocol import HEARTBEAT_S, LeaseSource
 
 MAX_PLANS = 50_000
 PATIENCE_S = 1.5
-"""How long a call waits for what was spent to be read from the ledger."""
+"""How long a call waits while the authority reads spending from the ledger."""
 PENDING_PAUSE_S = 0.05
 MAX_ROUNDS = 32
-"""How often a call asks while others are faster at taking what it was granted."""
+"""Exchanges that a call waits for while other calls take the units first."""
 
 _NOUNS = {
     "requests_per_minute": "requests a minute",
@@ -48,10 +48,10 @@ _NOUNS = {
 
 
 class LeasedLimiter:
-    """The Limiter port, exact across replicas. `limits_of` tells which limits apply to a caller.
+    """Implements Limiter, exact across replicas. `limits_of` returns the limits of a caller.
 
-    `replica` names this process in what it reports; the usage ledger must know its rows under the
-    same name.
+    `replica` names this process in its reports; the usage ledger must use the same name as the
+    recorder of its rows.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class LeasedLimiter:
         self._pump: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to report; must be called on the running event loop. `reserve` does it, too."""
+        """Starts to report, on the running event loop. `reserve` does so as well."""
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run(), name="limiter")
 
     def reconfigure(self, limits_of: LimitsOf) -> None:
-        """Takes other limits for the calls that come; what is held and spent stays."""
+        """Takes new limits for further calls; held and spent units stay."""
         self._limits_of = limits_of
         self._plans.clear()
 
     async def close(self) -> None:
-        """Returns what no call holds and stops."""
+        """Stops, and returns the units that no call holds."""
         if self._pump is None:
             return
         await end_tasks([self._pump])
@@ -94,11 +94,11 @@ class LeasedLimiter:
             await self._exchange(beat=True)
 
     async def reserve(self, caller: Caller, estimate: Estimate) -> Reservation:
-        """Reserves what a call may take, of every limit that applies to the caller or of none.
+        """Reserves the estimate in every limit of the caller, or in none.
 
         Raises:
             RateLimited: names the limit, what is left and when to come back.
-            OverLimit: a limit is smaller than what this call may take, whatever is left of it.
+            OverLimit: a limit is smaller than this call's estimate.
             LimitsUnavailable: the authority is away, or learns after its restart.
         """
         give_up = time.monotonic() + PATIENCE_S
@@ -183,7 +183,7 @@ class LeasedLimiter:
             await self._serve(beat=beat)
 
     async def _serve(self, *, beat: bool) -> None:
-        """One conversation, and its outcome for those who wait for it."""
+        """Makes one exchange, and gives its outcome to the calls that wait for it."""
         served, self._waiting = self._waiting, []
         failure: DaarionError | None = None
         try:
@@ -193,11 +193,11 @@ class LeasedLimiter:
             )
         except DaarionError as error:
             failure = error
-        except Exception as error:  # noqa: BLE001  # a defect in one turn must not end the reports
+        except Exception as error:  # noqa: BLE001  # a defect must not end the loop
             failure = LimitsUnavailable(
                 "the limits cannot be kept now: retry shortly", retry_after_s=1.0
             )
-            self._tell("limits.turn_failed", exc_info=error)
+            self._emit("limits.turn_failed", exc_info=error)
         except BaseException:
             _answer(served, _stopping())
             raise
@@ -207,16 +207,16 @@ class LeasedLimiter:
     def _note(self, failure: DaarionError | None) -> None:
         if self._away != (failure is not None):
             self._away = failure is not None
-            self._tell("limits.away" if self._away else "limits.back")
+            self._emit("limits.away" if self._away else "limits.back")
 
-    def _tell(self, event: str, **fields: Any) -> None:
+    def _emit(self, event: str, **fields: Any) -> None:
         if self._events is not None:
             self._events.emit(event, **fields)
 
     async def _exchange(
         self, waiting: Sequence[tuple[Plan, Sequence[int]]] = (), *, beat: bool
     ) -> None:
-        """Reports and takes the answer; joins first if the authority does not know this replica."""
+        """Reports and takes the reply; joins first if the authority does not know this replica."""
         for _ in range(3):
             asked = time.monotonic()
             report = self._balances.report(waiting, asked, time.time(), beat=beat)
@@ -224,14 +224,14 @@ class LeasedLimiter:
             self._balances.answered(report, reply, asked, time.monotonic())
             if reply.known:
                 return
-            self._tell("limits.joining", generation=reply.generation)
+            self._emit("limits.joining", generation=reply.generation)
         raise LimitsUnavailable(
             "the limit authority was replaced twice: retry shortly", retry_after_s=1.0
         )
 
 
 class _Reserved:
-    """What one call holds."""
+    """The reservation of one call."""
 
     __slots__ = ("_amounts", "_limiter", "_plan", "_settled")
 
@@ -240,7 +240,7 @@ class _Reserved:
         self._settled = False
 
     def settle(self, spent: Spent) -> None:
-        """Puts what was spent in place of what was reserved, once."""
+        """Replaces the reservation by what was spent, once."""
         if not self._settled:
             self._settled = True
             self._limiter.settle(self._plan, self._amounts, spent)

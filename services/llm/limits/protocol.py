@@ -1,7 +1,4 @@
-"""What replicas and the limit authority tell each other, and the measures both work with.
-
-Values alone.
-"""
+"""The messages between replicas and the limit authority, and the constants that both use."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ from contracts.llm.limits import CALENDAR, Limit, LimitKey, Meter
 WINDOW_S = 60.0
 DAY_S = 86_400
 TTL_S = 2.0
-"""How long a replica may spend what it holds after the last report that was answered, from the
-moment it asked."""
+"""How long a replica may spend its units, from the moment it sent the last report that was
+answered."""
 GRACE_S = 1.0
 """How much longer the authority waits before it takes a silent replica for dead."""
 HEARTBEAT_S = 1.0
@@ -37,10 +34,10 @@ class Line:
 
     `spent` counts from the replica's start, or from the beginning of the calendar `period`;
     `acknowledged` is its value in the last answered report. `held` is reserved by running calls,
-    `free` may be spent by the calls that come. Waiting calls need `need` units together, the
-    smallest of them `least`; `want` more would do for the next ones. `recent` is sent when joining:
-    what was spent how many seconds ago. A replica that forgot the limit and counts from zero again
-    says so by a higher `incarnation`.
+    `free` is for further calls. Waiting calls need `need` units together, the smallest of them
+    `least`; `want` more are for the next ones. `recent` is sent when joining: pairs of (seconds
+    ago, units spent). A replica that dropped the limit and counts from zero again sends a higher
+    `incarnation`.
     """
 
     key: LimitKey
@@ -59,9 +56,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a replica holds and asks for; `number` grows with every report.
+    """A replica's units and needs; `number` grows with every report.
 
-    `joining` comes with every line it has.
+    A `joining` report holds all of the replica's lines.
     """
 
     replica: str
@@ -74,10 +71,9 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Grants `units`; where they do not cover the smallest need, ask again after `retry_after_s`.
+    """Grants `units`; if they do not cover the smallest need, ask again after `retry_after_s`.
 
-    `left` is held and spent by nobody. `pending` says that the ledger is still being read for what
-    was spent.
+    `left` units are neither spent nor outstanding. `pending`: the ledger is still being read.
     """
 
     key: LimitKey
@@ -102,7 +98,7 @@ class LeaseSource(Protocol):
     """The authority, wherever it runs."""
 
     async def exchange(self, report: Report) -> Reply:
-        """Reports and is granted. Raises LimitsUnavailable when the authority cannot be reached."""
+        """Sends a report, returns the reply. Raises LimitsUnavailable: no authority answers."""
 
 
 @dataclass(frozen=True, slots=True)

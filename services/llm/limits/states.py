@@ -31,7 +31,7 @@ _PER: dict[Meter, Literal["minute", "day", "month"] | None] = {
 class LimitStates:
     """Asks the authority.
 
-    `limits_of` tells which limits a subject has; it is looked up at each question, for reloads.
+    `limits_of` returns the lookup of a subject's limits; it is read per request, for reloads.
     """
 
     def __init__(self, source: StandingSource, limits_of: Callable[[], LimitsOfSubject]) -> None:

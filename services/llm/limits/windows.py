@@ -36,7 +36,7 @@ class SlidingWindow:
         self._used += units
 
     def take_back(self, units: int) -> None:
-        """Uncounts `units` of the newest."""
+        """Removes `units`, newest first."""
         while units > 0 and self._cells:
             last = self._cells[-1]
             taken = min(units, last[1])
@@ -47,7 +47,7 @@ class SlidingWindow:
                 self._cells.pop()
 
     def used(self, now: float) -> int:
-        """Units that still count at `now`."""
+        """Returns the units that still count at `now`."""
         while self._cells and self._cells[0][0] * self._width <= now - self._window:
             self._used -= self._cells.popleft()[1]
         return self._used
