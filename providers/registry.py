@@ -15,14 +15,21 @@ from contracts.llm.ports import ChatProvider
 from providers.resources import ProviderResources
 
 
-def build_providers(settings: LLMSettings, resources: ProviderResources) -> dict[str, ChatProvider]:
+def build_providers(
+    settings: LLMSettings,
+    resources: ProviderResources,
+    closing: Callable[[ChatProvider], ChatProvider] = lambda provider: provider,
+) -> dict[str, ChatProvider]:
     """Returns one adapter per configured provider. Must be called on the running event loop.
+
+    `closing` gets each adapter before the next one is built: it closes them if that fails.
 
     Raises:
         ConfigurationError: a `type` that no module implements.
     """
     built = {
-        name: _build(name, provider, resources) for name, provider in settings.providers.items()
+        name: closing(_build(name, provider, resources))
+        for name, provider in settings.providers.items()
     }
     resources.slots.keep(built)
     return built

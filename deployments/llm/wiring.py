@@ -149,11 +149,14 @@ class LLMRuntime:
     async def reconfigure(self, settings: LLMSettings) -> None:
         """Takes the routes and limits of `llm.yaml`; calls under way keep the old ones."""
         begins = self._proxy is None
-        providers = build_providers(settings, self._provider_resources)
-        # In threads: both read the price library, which takes a tenth of a second to load.
-        router = await asyncio.to_thread(RoutingTable, settings)
-        prices = PriceBook(settings, urls={self._embedder.type: self._embedder.address})
-        await asyncio.to_thread(prices.warm)
+        async with Resources() as opened:  # closed if the rest cannot be built
+            providers = build_providers(settings, self._provider_resources, opened.closing)
+            # In threads: both read the price library, which takes a tenth of a second to load.
+            router = await asyncio.to_thread(RoutingTable, settings)
+            prices = PriceBook(settings, urls={self._embedder.type: self._embedder.address})
+            await asyncio.to_thread(prices.warm)
+            opened.pop_all()
+        self._providers.replace(providers.values())
         self._circuits.keep(route.primary for route in router.routes())  # each target has its model
         self._limits = settings.limits
         self._limiter.reconfigure(self._limits.of)
@@ -168,7 +171,6 @@ class LLMRuntime:
             circuits=self._circuits,
             spillover=self._spillover,
         )
-        self._providers.replace(providers.values())
         self._answers.reconfigure(settings, self._proxy)
         if begins:
             await self._answers.open()

@@ -99,10 +99,12 @@ class ToolsRuntime:
         ingress = self._surroundings.ingress_url
         secrets = ConfiguredSecrets(settings.secrets, self._surroundings.lookup, ingress)
         ceiling = settings.ceiling(ingress)
-        http = HttpToolExecutor(secrets, self._events, ceiling=ceiling)
-        mcp = McpToolExecutor(settings.sources, secrets, self._events, ceiling=ceiling)
-        await self._toolcore.configure(
-            ToolcoreConfiguration(
+        async with Resources() as opened:  # closed if the rest cannot be built
+            http = opened.closing(HttpToolExecutor(secrets, self._events, ceiling=ceiling))
+            mcp = opened.closing(
+                McpToolExecutor(settings.sources, secrets, self._events, ceiling=ceiling)
+            )
+            configuration = ToolcoreConfiguration(
                 definitions=[settings.resolve(tool, ingress) for tool in settings.tools],
                 executors={"http": http, "mcp": mcp, "python": self._python},
                 policy=Policy(settings.policy, settings.bounds),
@@ -112,8 +114,10 @@ class ToolsRuntime:
                     for name, source in settings.sources.items()
                 },
             )
-        )
+            opened.pop_all()
+        # Calls use the new executors from here on, even if `configure` fails later.
         self._executors.replace([http, mcp])
+        await self._toolcore.configure(configuration)
         if self._link is None and self._surroundings.nats_url and settings.nats.enabled:
             self._listen(self._surroundings.nats_url, settings.nats)
             await self._watch()

@@ -1,7 +1,9 @@
 """Every wing opens over a real PostgreSQL without Ray, and closes whatever it opened."""
 
 import asyncio
+import gc
 
+import aiohttp
 import psycopg
 import pytest
 
@@ -19,6 +21,8 @@ from deployments.llm.wiring import LLMPorts, LLMRuntime
 from deployments.memory.wiring import MemoryRuntime
 from deployments.tools.wiring import ToolsRuntime
 from deployments.workspace.wiring import WorkspaceArgs, WorkspaceRuntime
+from executors.http.executor import HttpToolExecutor
+from executors.mcp.executor import McpToolExecutor
 from services.llm.limits.lease_book import LeaseBook
 from tests.support.memory.hashing_embedder import HashingEmbedder
 
@@ -135,6 +139,70 @@ async def test_an_opening_that_fails_half_way_leaves_nothing_open(
     with pytest.raises(ConfigurationError):
         await llm(Surroundings(database_url, tmp_path, "http://127.0.0.1:9"), events)
     await gone(database_owner_url, before)
+
+
+def open_sessions():
+    return {
+        part
+        for part in gc.get_objects()
+        if isinstance(part, aiohttp.ClientSession) and not part.closed
+    }
+
+
+def refuse(*_, **__):
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("failing", ["an adapter", "RoutingTable"])
+async def test_a_reload_that_fails_closes_the_new_providers(
+    failing, database_url, events, tmp_path, monkeypatch, recwarn
+):
+    runtime = await llm(Surroundings(database_url, tmp_path, "http://127.0.0.1:9"), events)
+    before, settings = open_sessions(), load_yaml(CONFIGS / "llm.yaml", LLMSettings)
+    assert before
+    if failing == "an adapter":
+        unknown = settings.providers["openai"].model_copy(update={"type": "unknown"})
+        providers = {**settings.providers, "last": unknown}
+        settings = settings.model_copy(update={"providers": providers})
+    else:
+        monkeypatch.setattr(f"deployments.llm.wiring.{failing}", refuse)
+    with pytest.raises((ConfigurationError, ZeroDivisionError)):
+        await runtime.reconfigure(settings)
+    assert open_sessions() == before
+    assert not [it for it in recwarn if "Unclosed" in str(it.message)], "nor dropped"
+    await runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("failing", "in_use"),
+    [("deployments.tools.wiring.Policy", 0), ("services.tools.application.Toolcore._sync", 2)],
+)
+async def test_a_reload_that_fails_closes_the_new_executors_unless_calls_use_them(
+    failing, in_use, database_url, events, tmp_path, monkeypatch
+):
+    built, closed = [], []
+
+    def watched(kind):
+        class Watched(kind):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                built.append(self)
+
+            async def close(self):
+                closed.append(self)
+                await super().close()
+
+        return Watched
+
+    runtime = await tools(Surroundings(database_url, tmp_path, "http://127.0.0.1:9"), events)
+    for kind in (HttpToolExecutor, McpToolExecutor):
+        monkeypatch.setattr(f"deployments.tools.wiring.{kind.__name__}", watched(kind))
+    monkeypatch.setattr(failing, refuse)
+    with pytest.raises(ZeroDivisionError):
+        await runtime.reconfigure(load_yaml(CONFIGS / "tools.yaml", ToolsSettings))
+    assert (len(built), len(closed)) == (2, 2 - in_use)
+    await runtime.close()
+    assert set(closed) == set(built)
 
 
 async def test_parts_close_in_reverse_and_past_a_failure():
