@@ -82,11 +82,14 @@ async def requested(
 ) -> AsyncIterator[httpx2.Response]:
     """Sends one request and yields the answer with its body unread.
 
-    `options` are those of `build_request`. Raises HttpError, also while the caller reads the body.
+    A GET is repeated once if it was sent on a kept connection that ended without an answer: servers
+    close idle connections whenever they like. `options` are those of `build_request`.
+
+    Raises HttpError, also while the caller reads the body.
     """
     with http_errors():
         request = client.build_request(method, url, headers=_encoded(headers or {}), **options)
-        response = await client.send(request, stream=True)
+        response = await _answered(client, request)
     try:
         if response.status_code == PROXY_AUTHENTICATION_REQUIRED:
             raise ProxyRefused(response.status_code)
@@ -94,6 +97,23 @@ async def requested(
             yield response
     finally:
         await response.aclose()
+
+
+async def _answered(client: httpx2.AsyncClient, request: httpx2.Request) -> httpx2.Response:
+    is_kept = True
+
+    async def trace(event: str, _info: Mapping[str, Any]) -> None:
+        nonlocal is_kept
+        if event == "connection.connect_tcp.started":
+            is_kept = False
+
+    request.extensions = {**request.extensions, "trace": trace}
+    try:
+        return await client.send(request, stream=True)
+    except (httpx2.NetworkError, httpx2.RemoteProtocolError):
+        if request.method != "GET" or not is_kept:
+            raise
+    return await client.send(request, stream=True)
 
 
 async def read_bounded(response: httpx2.Response, limit: int) -> bytes:

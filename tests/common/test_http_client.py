@@ -84,6 +84,48 @@ async def test_an_answer_and_what_is_sent() -> None:
         assert "x-key: ключ".encode() in heads[1].lower()
 
 
+@contextlib.asynccontextmanager
+async def answering_once_per_connection() -> AsyncIterator[tuple[str, list[bytes]]]:
+    """Yields a server that keeps a connection and closes it on its second request, unanswered."""
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(OK)
+            await writer.drain()
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
+
+
+async def test_a_get_is_repeated_once_when_a_kept_connection_ends() -> None:
+    async with answering_once_per_connection() as (url, heads), open_client() as client:
+        for requests in (1, 3, 5):  # the connection of each repetition is kept, too
+            async with requested(client, "GET", url) as response:
+                assert await read_bounded(response, 2) == b"ok"
+            assert len(heads) == requests
+
+
+async def test_a_post_is_never_repeated() -> None:
+    async with answering_once_per_connection() as (url, heads), open_client() as client:
+        async with requested(client, "POST", url, content=b"") as response:
+            assert await read_bounded(response, 2) == b"ok"
+        with pytest.raises(ConnectionBroken):
+            async with requested(client, "POST", url, content=b""):
+                pass
+        assert len(heads) == 2
+
+
+async def test_a_get_on_a_new_connection_is_never_repeated() -> None:
+    async with answering(b"") as (url, heads):
+        with pytest.raises(ConnectionBroken):
+            await get(url)
+        assert len(heads) == 1
+
+
 async def test_urls_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with answering(OK) as (url, _):
