@@ -209,6 +209,18 @@ async def test_agents_post_by_query_too_and_the_key_counts(http):
     assert (await http.post(path, params={"channel_id": channel["id"]})).status_code == 400
 
 
+async def test_a_null_body_is_refused_whatever_the_query(http):
+    channel = await make(http)
+    for params in ({}, {"channel_id": channel["id"], "text": "з адреси"}):
+        answer = await http.post(
+            f"/agents/{SOFIA}/post-to-channel", params=params, content=b" null", headers=JSON
+        )
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"]) == (400, "invalid_request")
+        assert error["message"] == "the body is null: send a JSON object"
+    assert await read(http, channel) == []
+
+
 async def test_unknown_channels_and_channels_of_others_are_404(http):
     foreign = await make(http, microdao_id=OTHER)
     for path in (

@@ -32,11 +32,13 @@ class JsonRequest(Request):
         Raises:
             PayloadTooLarge: over `max_bytes`, whether announced or not.
             UnsupportedMediaType: there is a body, and it was not sent as JSON.
-            InvalidRequest: no JSON, nested too deeply, or empty where it is required.
+            InvalidRequest: no JSON, nested too deeply, `null`, or empty where it is required.
         """
         raw = await read_json(self, max_bytes)
         if raw and not raw.isspace():
             self._raw, self._value = raw, parse_json(raw)
+            if self._value is None:  # FastAPI takes it for no body
+                raise InvalidRequest("the body is null: send a JSON object")
         elif is_required:
             raise _empty()
 
