@@ -194,7 +194,7 @@ def _call_error(error: DaarionError, request_id: str) -> JsonResponse:
     return (call_refusal if is_unreadable else error_response)(error, request_id)
 
 
-TOOL_ERRORS = {"/call": _call_error}
+TOOL_ERRORS = {"POST /call": _call_error}
 """For the ingress: a call that could not be read is answered in the body of a call."""
 
 

@@ -65,6 +65,16 @@ async def test_definitions_that_cannot_be_served_are_refused(served, wrong):
     assert answer.json()["error"]["message"]
 
 
+async def test_a_tool_named_call_is_refused_in_the_general_shape(served):
+    """Only `POST /call` answers in the body of a call."""
+    _, http = served
+    for content in ("no JSON", "{}"):
+        answer = await http.put("/call", content=content, headers=JSON)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"]) == (400, "invalid_request")
+        assert error["message"]
+
+
 @pytest.mark.parametrize("number", ["NaN", "1e999", str(2**70), "[[" + str(-(2**64)) + "]]"])
 async def test_numbers_that_no_store_can_hold_are_refused(served, number):
     _, http = served

@@ -39,9 +39,9 @@ class Ingress:
     `max_concurrent` bounds the requests in work; further ones are refused at once with 503 and
     `Retry-After`. A request is in work once its whole body has arrived, see `request_slots`.
     `uploads` are paths below the prefix whose bodies may take `UPLOAD_S`. Open paths (health) need
-    no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`) to the
-    shape of every error there, including those of routing, credentials and load; elsewhere it is
-    the envelope.
+    no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`), or a
+    method and a path (`POST /call`), to the shape of every error there and below, including those
+    of routing, credentials and load; elsewhere it is the envelope.
     """
 
     def __init__(
@@ -143,8 +143,9 @@ class Ingress:
 
     def _error_shape(self, scope: Scope) -> ErrorShape:
         below = scope["path"].removeprefix(scope.get("root_path", ""))
-        for path, shape in self._error_shapes.items():
-            if below == path or below.startswith(f"{path}/"):
+        for route, shape in self._error_shapes.items():
+            method, _, path = route.rpartition(" ")
+            if method in {"", scope["method"]} and f"{below}/".startswith(f"{path}/"):
                 return shape
         return error_response
 
