@@ -115,7 +115,7 @@ STREAM_HEAD = (
 
 @dataclass(frozen=True)
 class Names:
-    """Which systems are compared in the verdicts; a peer that was not measured has none."""
+    """Which systems are compared in the verdicts; without peers that were not measured."""
 
     upstream: str
     floor: str

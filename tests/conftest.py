@@ -17,7 +17,7 @@ from backends.postgres.pool import Database
 from launcher.postgres import DatabaseUrls, PostgresServer
 from tests.support.events import RecordedEvents
 
-# A busy machine must not fail a property: every test has pytest's own bound.
+# Without deadlines, so that a busy machine fails no property; pytest bounds each test.
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 

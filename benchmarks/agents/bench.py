@@ -4,8 +4,8 @@ tools' own time, part by part.
 Needs a running graph (`make run`). A further agent runtime in this process answers a person's
 messages in a channel of its own, one after another, over the graph's ingress: twenty earlier
 messages, memory, one tool call, the reply, the exchange stored. Its model is the graph's local one;
-what the model and the tool take is measured and taken out. What is left until the reply stands in
-the channel is what a person waits for beside them. Between two messages there is a pause, in which
+what the model and the tool take is measured and taken out. The rest of the time until the reply
+is in the channel is what the pipeline adds. Between two messages there is a pause, in which
 the graph embeds the last exchange.
 """
 
@@ -59,7 +59,7 @@ NOTES = {
 
 class _NoEvents:
     def emit(self, event: str, **fields: object) -> None:
-        """Nothing is kept."""
+        """Drops events."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Times:
     added: list[float] = field(default_factory=list)
 
     def add(self, run: RunView, accepted_ms: float) -> None:
-        """Takes one run in."""
+        """Adds one run."""
         spent = {
             part: sum(step.duration_ms for step in run.steps if step.kind == part) for part in PARTS
         }

@@ -32,7 +32,7 @@ class System:
     bodies.
 
     `processes` finds the processes whose CPU time counts as this system's. A `peer` that cannot
-    stream in this setting is left out there, and said so. `caller` is who asks.
+    stream in this setting is left out there, and the report says so. `caller` makes the calls.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass
 class Bench:
-    """The systems under load and the upstream that counts."""
+    """The systems under load, and the upstream that counts their calls."""
 
     upstream: str
     systems: list[System]

@@ -1,4 +1,4 @@
-"""Gateways of others, installed by the benchmark: LiteLLM's proxy and Portkey's.
+"""Other gateways, installed by the benchmark: LiteLLM's proxy and Portkey's.
 
 Each is installed once, in a folder of its own below `.cache/bench`, at the version below, and run
 as its makers' guide says: one worker, one provider, telemetry off. Portkey needs Node; without it,
@@ -100,7 +100,7 @@ def portkey_headers(upstream: str) -> dict[str, str]:
 
 
 async def _once(mark: Path, *commands: list[str]) -> None:
-    """Runs the commands unless they were run to their end before.
+    """Runs the commands unless they were completed before.
 
     Raises:
         NotMeasured: one failed, or took over fifteen minutes.

@@ -32,7 +32,7 @@ WINDOW_S = 30.0
 
 @dataclass(frozen=True)
 class Soaked:
-    """What was seen, window after window."""
+    """Measurements by window."""
 
     windows: list[Load]
 
@@ -49,7 +49,7 @@ class Soaked:
         return sum(one.errors for one in self.windows)
 
     def failure(self) -> str | None:
-        """Why this is not good, or None."""
+        """Why the soak failed, or None."""
         if self.errors:
             return f"{self.errors} requests failed"
         if self.growth > MOST_GROWTH:
@@ -61,7 +61,7 @@ class Soaked:
 
 
 async def soak(minutes: float, serve_config: Path) -> Soaked:
-    """Runs the load and returns what was seen.
+    """Runs the load and returns the measurements.
 
     Raises:
         NotMeasured: something did not start, or requests and upstream calls do not agree.

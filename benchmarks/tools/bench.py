@@ -47,7 +47,7 @@ class CallFailed(Exception):
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds per call. On a busy machine `p10` comes nearest to what an idle one gives."""
+    """Milliseconds per call. On a busy machine `p10` is closest to an idle machine."""
 
     p10: float
     p50: float
@@ -183,7 +183,7 @@ def _sandboxed(executor: PythonToolExecutor, tier: IsolationTier) -> Call:
 
 
 def table(title: str, times: dict[str, Times]) -> list[str]:
-    """Returns the lines of one table; what is added is what lies above the first row."""
+    """Returns the lines of one table; the added time is the difference from the first row."""
     base = next(iter(times.values()))
     lines = [
         f"{title:<40}{'p10 ms':>10}{'p50 ms':>10}{'p95 ms':>10}{'p10 added':>12}{'p50 added':>12}"

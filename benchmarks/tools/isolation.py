@@ -29,7 +29,7 @@ class _NoSecrets:
 
 class _NoEvents:
     def emit(self, event: str, **fields: object) -> None:
-        """Nothing is kept."""
+        """Drops events."""
 
 
 async def measure(rounds: int = ROUNDS) -> dict[IsolationTier, list[float]]:

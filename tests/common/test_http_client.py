@@ -1,5 +1,5 @@
-"""`common/http/client.py` against real servers: what its clients do and refuse, and that no failure
-of httpx2 is left unnamed.
+"""`common/http/client.py` against real servers: what its clients send and refuse, and that every
+error of httpx2 is mapped.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def every_error(root: type[Exception]) -> set[type[Exception]]:
 
 def test_every_failure_of_httpx2_has_a_name_of_ours() -> None:
     raised = every_error(httpx2.HTTPError) | every_error(httpx2.InvalidURL)
-    never = {  # groups, and what only `raise_for_status` raises
+    never = {  # base classes, and the error that only `raise_for_status` raises
         httpx2.HTTPError,
         httpx2.RequestError,
         httpx2.TransportError,

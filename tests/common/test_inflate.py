@@ -1,4 +1,4 @@
-"""Compressed bodies in members, in pieces, and hostile."""
+"""Compressed bodies: of several members, in pieces, and hostile ones."""
 
 import gzip
 import zlib
@@ -16,7 +16,7 @@ def bare_deflate(data: bytes) -> bytes:
 
 
 def inflated(pieces, encoding="gzip", limit=1 << 30):
-    """The whole body, however it was cut; at most `limit` bytes are taken."""
+    """Returns the whole body from `pieces`; takes at most `limit` bytes."""
     inflater, found = Inflater(encoding), bytearray()
     for piece in pieces:
         inflater.feed(piece)
@@ -67,7 +67,7 @@ def test_a_body_about_as_long_as_whole_pieces_is_whole(pieces, more, pattern):
         b"GARBAGE" * 1000,
     ],
 )
-def test_what_is_behind_the_last_member_and_no_member_is_an_error(tail):
+def test_bytes_behind_the_last_member_are_an_error(tail):
     with pytest.raises(Undecodable):
         inflated([gzip.compress(b"whole", mtime=0) + tail])
 
@@ -100,7 +100,7 @@ def test_a_bomb_is_decompressed_piece_by_piece():
 @pytest.mark.parametrize(
     "one", [gzip.compress(b"", mtime=0), gzip.compress(b"a", mtime=0)], ids=["empty", "one byte"]
 )
-def test_members_that_hold_next_to_nothing_end_soon(one):
+def test_many_nearly_empty_members_are_refused_early(one):
     with pytest.raises(Undecodable):
         inflated([one * 20_000])
     flushes = zlib.compressobj()

@@ -293,7 +293,7 @@ def test_command_refuses_a_tampered_wheel(tmp_path: Path, capsys: pytest.Capture
     assert not file.exists()
 
 
-def test_nothing_heavy_is_imported_before_it_is_needed():
+def test_model_libraries_are_imported_only_when_needed():
     heavy = "('torch', 'transformers', 'numpy')"
     code = f"import modelbuild.__main__, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(

@@ -1,4 +1,5 @@
-"""The real model folders: built when they are missing, and refused when they give other answers."""
+"""The real model folders: built when they are missing, refused when their answers differ from
+the pinned ones."""
 
 from __future__ import annotations
 
@@ -99,7 +100,7 @@ def test_finished_models_are_recognised_quickly(data_dir: Path):
 def test_model_with_other_answers_is_refused(
     copy: ModelFolders, tmp_path: Path, file: str, value: str, other: str, complaint: str
 ):
-    # The length stays, so only the check of the answers can see it.
+    # The length is unchanged, so only the check of the answers can detect it.
     config = copy.llm.parent / file
     content = config.read_text()
     assert value in content

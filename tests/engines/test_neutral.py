@@ -1,4 +1,4 @@
-"""Taking a language's part out of vectors."""
+"""Removing from vectors what all texts of a language share."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ COMMON, UKRAINIAN, ENGLISH = (RANDOM.standard_normal(64).astype("f4") for _ in r
 
 
 def vector(meaning, language, noise=0.0):
-    """A made-up multilingual model: what all texts share, what a language adds, and the meaning."""
+    """A synthetic multilingual model: a common vector, one per language, and the meaning."""
     raw = 3 * COMMON + 1.5 * language + meaning + noise * RANDOM.standard_normal(64)
     return (raw / np.linalg.norm(raw)).astype("f4")
 
@@ -61,11 +61,11 @@ def test_share_of_cyrillic(text, share):
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=60))
-def test_share_is_a_share(text):
+def test_the_share_of_cyrillic_lies_between_zero_and_one(text):
     assert 0 <= cyrillic_share(text) <= 1
 
 
-def test_the_sentences_stand_in_both_languages_and_differ():
+def test_the_sentences_exist_in_both_languages_and_differ():
     ukrainian, english = joined_sentences()
     assert len(ukrainian) == len(english) == len(set(ukrainian)) == len(set(english)) == 64
     assert all(cyrillic_share(text) > 0.95 for text in ukrainian)

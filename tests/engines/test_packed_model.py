@@ -1,4 +1,4 @@
-"""The packed model file: what is read from it, and that damage is a `FormatError`."""
+"""The packed model file: its values, and that damage is a `FormatError`."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_tensor_of_another_shape_or_name_is_refused():
         (lambda data: data.replace("▁дім".encode(), b"\xff" * 9), "UTF-8"),
     ],
 )
-def test_damaged_file_is_told_apart(damage: Callable[[bytes], bytes], reason: str):
+def test_a_damaged_file_has_an_error_of_its_own(damage: Callable[[bytes], bytes], reason: str):
     with pytest.raises(FormatError, match=reason):
         parse(damage(TINY))
 

@@ -33,8 +33,8 @@ def rows(encoder, texts, kind="passage", *, neutral=False):
     )
 
 
-def test_it_is_the_library_with_the_configured_prefixes(encoder, settings):
-    """What any other server of the model gives for the prefixed text."""
+def test_vectors_equal_the_librarys_for_prefixed_texts(encoder, settings):
+    """Another server of the model returns these vectors for the prefixed texts."""
     texts = ["Де ключ від майстерні?", "key"]
     expected = encoder._model.encode(
         [f"query: {text}" for text in texts], normalize_embeddings=True
@@ -88,7 +88,7 @@ TEXTS = [
 
 
 def test_arrays_of_the_models_own_tokens_are_their_texts(encoder):
-    """As a client has them that tokenises with the model's own tokenizer."""
+    """The tokens of a client that uses the model's own tokenizer."""
     arrays = encoder._model.tokenizer(TEXTS)["input_ids"]
     assert (arrays[0][0], arrays[0][-1]) == (0, 2)
     read = encoder.texts_of([*arrays, "beside a text"])

@@ -11,7 +11,7 @@ from tests.support.graph.running import RunningGraph
 
 @pytest.fixture(scope="session")
 def graph():
-    """The graph, ready. Its end is checked, too: nothing may be left behind."""
+    """Yields the ready graph; after the suite, checks that no process is left."""
     # Not pytest's own folder: it is closed to the account that PostgreSQL runs as.
     with tempfile.TemporaryDirectory(prefix="daarion-graph-", ignore_cleanup_errors=True) as folder:
         running = RunningGraph(Path(folder))

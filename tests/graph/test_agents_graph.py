@@ -20,7 +20,7 @@ NAMES = ("Harbour", "Orchard", "Lantern", "Meadow", "Compass", "Willow", "Granit
 
 
 async def call(client, method, path, body=None, seconds=PATIENCE_S):
-    """Repeats what a replica that is just replaced could not answer."""
+    """Repeats a request that a replica could not answer while it was being replaced."""
     until = time.monotonic() + seconds
     while True:
         status = None
@@ -58,7 +58,7 @@ async def until_replied(client, channel, count=1):
 
 @pytest.fixture
 async def ready_again(graph):
-    """Leaves the graph as whole as it was found."""
+    """Waits until the graph is ready again."""
     yield
     await asyncio.to_thread(graph.wait_ready)
 
@@ -111,7 +111,7 @@ async def test_a_question_outlives_the_replica_that_took_it(client, graph, ready
     (reply,) = await until_replied(client, channel)
     run = await call(client, "GET", f"{RUNTIME}/runs/{reply['run_id']}?microdao_id={microdao}")
     assert run["status"] == "answered"
-    await asyncio.sleep(3)  # a second reply would come now
+    await asyncio.sleep(3)  # by now a second reply would have come
     assert len(await replies(client, channel)) == 1
 
 
@@ -142,5 +142,6 @@ async def test_a_message_outlives_the_workspaces_replica_and_its_watchers_resume
     assert [message["sender_id"] for message in seen] == [PERSON, SOFIA]
     assert seen[0]["id"] == asked["id"]
     (invocation,) = await call(client, "GET", f"{MESSAGING}/channels/{channel}/invocations")
-    # Pending where the replica died before it noted the handover; it hands over again, in vain.
+    # Still pending where the replica died before it recorded the handover; the repeated handover
+    # has no effect.
     assert (invocation["agent_id"], invocation["state"] != "failed") == (SOFIA, True)

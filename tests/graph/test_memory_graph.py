@@ -30,7 +30,7 @@ THINGS = (
 
 
 def fact(number: int) -> str:
-    """No two of them share both words."""
+    """Returns texts of which no two share both words."""
     return f"У місці {PLACES[number % 6]} лежить {THINGS[number // 6]}, запис {number}"
 
 
@@ -44,7 +44,7 @@ async def until(condition, timeout_s=PATIENCE_S):
 
 
 async def stored(client, number):
-    """What a careful caller does: the same key until there is an acknowledgement."""
+    """Stores as a careful caller does: retries under the same key until it is acknowledged."""
     body = {
         **TENANT,
         "kind": "conversation",
@@ -66,7 +66,7 @@ async def stored(client, number):
 
 
 async def listed(client):
-    """Every item, or None while the application is away."""
+    """Returns every item, or None while the application is away."""
     items, cursor = [], {}
     while True:
         response = await client.get(f"{PATH}/items", params={**TENANT, "limit": 100, **cursor})
@@ -149,8 +149,8 @@ async def test_a_summary_is_written_by_the_model_behind_the_real_proxy(client):
 
 
 async def test_the_whole_graphs_health_names_the_embedder(client):
-    async def told():
+    async def embedder_ready():
         checks = (await client.get("/health")).json()["checks"]
         return checks if checks.get("memory.embedder", {}).get("state") == "ready" else None
 
-    assert await until(told)
+    assert await until(embedder_ready)

@@ -1,4 +1,4 @@
-"""What the patches of Ray rely on. After a failure here, look at the patch again."""
+"""What the patches rely on in Ray's code. After a failure here, review the patch."""
 
 import ast
 import hashlib
@@ -25,7 +25,7 @@ SCRIPT = REPOSITORY / "deployments/graph/haproxy-loopback.sh"
 VLLM_ENGINE = "llm/_internal/serve/engines/vllm/vllm_engine.py"
 LLM_SERVER = "llm/_internal/serve/core/server/llm_server.py"
 # Methods that `deployments/engines` overrides, or whose private attributes it reads, as they were
-# when that was written. The one name of each that is at stake stands behind it.
+# when that was written. The comment names what each relies on.
 SOURCES = {
     (
         VLLM_ENGINE,
@@ -52,7 +52,7 @@ def digest(file, name):
     return hashlib.sha256(ast.get_source_segment(text, node).encode()).hexdigest()[:16]
 
 
-def test_the_patches_are_for_this_version_of_ray():
+def test_the_patches_are_written_for_this_version_of_ray():
     assert ray.__version__.startswith(f"{RAY_VERSION}."), (
         "look at every patch, then change RAY_VERSION"
     )
@@ -66,7 +66,7 @@ def test_a_patched_function_is_the_one_that_was_patched(file, name):
 
 
 def run(program, **variables):
-    """What a program in a process of its own prints, as a replica would begin there."""
+    """Returns the output of a program in a process of its own, which begins as a replica does."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=REPOSITORY,
@@ -147,7 +147,7 @@ def test_serves_client_has_the_calls_without_a_public_function():
     assert isinstance(ServeControllerClient.http_config, property)
 
 
-# Beginnings of the lines that Ray writes, and of what the product's scripts make of each.
+# The first words of lines that Ray writes, and of the lines that the product's edits make.
 EDITS = (
     ("option splice-request", "no option splice-request"),
     ("option splice-response", "no option splice-response"),

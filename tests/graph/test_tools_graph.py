@@ -41,7 +41,7 @@ class Target:
                     self.wfile.write(answer)
 
             def log_message(self, *_: object) -> None:
-                """Says nothing."""
+                """Logs nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self._server.server_port
@@ -108,7 +108,7 @@ def configured(graph, target):
 
 
 async def answer_of(client, tool_id, call_id=None, **args):
-    """What a careful caller does: the same `call_id` again until there is a final answer."""
+    """Calls as a careful caller does: retries under the same `call_id` until a final answer."""
 
     async def final():
         body = {"tool_id": tool_id, "args": args, "call_id": call_id, **CALLER}

@@ -1,4 +1,4 @@
-"""How long a body may take: its speed, its whole time, and who makes room for a newcomer."""
+"""The time that a body may take, and which body is ended when all places are taken."""
 
 import asyncio
 
@@ -51,7 +51,7 @@ async def test_a_long_body_has_as_much_time_as_its_pace_earns(clock):
     assert await client.send(10, after_s=5) == grace
     assert await client.send(2 * pace, after_s=5) == pytest.approx(
         grace - 5 + 10 / pace
-    )  # ten bytes earn nothing
+    )  # ten bytes earn no time
     assert await client.send(1 << 20, after_s=5) == pytest.approx(
         grace - 8 + 10 / pace
     )  # two seconds' bytes earn two
@@ -73,7 +73,7 @@ async def test_time_in_which_a_part_is_worked_on_is_not_the_clients(clock):
     client = Client(RequestSlots(1), clock)
     for _ in range(3):
         await client.send(1, after_s=1)
-        clock.now += 100  # the route stores what came
+        clock.now += 100  # the route stores the part
     assert await client.send(1, after_s=1) == pytest.approx(
         request_slots.GRACE_S - 3 + 3 / request_slots.BYTES_PER_S
     )

@@ -35,7 +35,7 @@ def application(status, **states):
     ],
     ids=["all ready", "an optional part is away", "an application never was ready"],
 )
-async def test_the_graph_is_no_better_than_its_parts(memory, status):
+async def test_the_graphs_status_is_the_worst_of_its_parts(memory, status):
     health = GraphHealth({"memory": memory, "llm": application("ready", engine="ready")}, {})
     health.start()
     await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The OpenAPI document is one that client generators take, and tells each answer."""
+"""Client generators accept the OpenAPI document, and it has every answer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_answers_beside_the_usual_one_are_documented(document, operation, status
     assert statuses <= operations(document)[operation]["responses"].keys()
 
 
-def test_what_the_ingress_refuses_is_documented_on_every_route_below_a_service(document):
+def test_refusals_of_the_ingress_are_documented_on_every_route_of_a_service(document):
     for name, operation in operations(document).items():
         if "/internal/" in name and "/health" not in name:
             assert operation["responses"].keys() >= {"401", "403", "421", "503"}, name

@@ -96,7 +96,7 @@ async def test_haproxy_waits_for_a_head_for_a_while(tmp_path):
         writer.close()
     assert (tmp_path / "haproxy.cfg").read_text().count(
         "timeout http-request 10s\n"
-    ) == 1  # the frontend's own is this test's
+    ) == 1  # the test's own frontend replaces Ray's
 
 
 async def test_an_application_that_is_not_deployed_yet_is_unavailable_and_anything_else_unknown(

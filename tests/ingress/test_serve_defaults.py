@@ -1,4 +1,4 @@
-"""What the product's own Ray node is given before Ray is imported."""
+"""Settings of the product's own Ray node, made before Ray is imported."""
 
 import importlib
 import os
@@ -55,9 +55,8 @@ def test_a_death_while_writing_leaves_no_token(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", ["serve_config.yaml", "configs/serve.gpu.yaml"])
 def test_serves_own_bounds_lie_above_what_an_ingress_may_hold(file):
-    """An ingress holds `max_concurrent` requests in work and as many arriving bodies.
-
-    It refuses what exceeds them, in the envelope, before Serve does.
+    """An ingress refuses requests beyond its bounds in the envelope, before Serve refuses them. It
+    holds `max_concurrent` requests in work and as many arriving bodies.
     """
     bounded = [
         each
@@ -76,7 +75,7 @@ def test_each_server_of_serve_bounds_heads(tmp_path):
     variables = ray_variables(read_environment({"DAARION_DATA_DIR": str(tmp_path)}))
     module, _, function = variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
     assert getattr(importlib.import_module(module), function) is bound_heads
-    # Nobody is cut off at HAProxy before the replica has told why.
+    # HAProxy ends no request before the replica has answered it with the reason.
     assert request_slots.UNREAD_S < int(variables["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]) < 600
 
 

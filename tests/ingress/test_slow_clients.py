@@ -1,4 +1,4 @@
-"""Clients that send or read slowly, over real HTTP: they hold up nobody but themselves."""
+"""Clients that send or read slowly, over real HTTP, do not slow others down."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ class Served:
     async def large(self, _request):
         return Response(b"x" * (32 << 20))
 
-    async def told(self, _request):
+    async def endless(self, _request):
         async def endless():
             while True:
                 yield b"x" * 65_536
@@ -88,7 +88,7 @@ async def here(events):
         ("POST", "/streamed", application.streamed),
         ("GET", "/busy", application.busy),
         ("GET", "/large", application.large),
-        ("GET", "/told", application.told),
+        ("GET", "/endless", application.endless),
     ):
         router.hot(method, path, endpoint)
     async with served(
@@ -116,9 +116,7 @@ async def answered(reader):
 
 
 @pytest.mark.parametrize("bytes_per_s", [0, 5_000], ids=["silent", "slow"])
-async def test_clients_that_send_nothing_or_little_keep_nobody_out(
-    here, http, monkeypatch, bytes_per_s
-):
+async def test_slow_clients_do_not_block_others(here, http, monkeypatch, bytes_per_s):
     monkeypatch.setattr(request_slots, "GRACE_S", 1_000)  # no deadline helps
     async with (
         asyncio.TaskGroup() as tasks,
@@ -154,7 +152,7 @@ async def end_of(reader):
 
 
 @pytest.mark.parametrize("parts", [(), (b'{"half": ',)], ids=["no body", "half a body"])
-async def test_a_body_that_does_not_come_is_told_so(here, hasty, parts, events):
+async def test_a_body_that_stops_arriving_is_answered_408(here, hasty, parts, events):
     async with here.begun("/whole", *parts) as (reader, _):
         status, head, body = await answered(reader)
     assert (status, body["error"]["type"], body["error"]["retryable"]) == (
@@ -178,7 +176,7 @@ async def test_a_body_that_comes_byte_by_byte_is_ended(here, hasty):
             assert b" 408 " in await answer
 
 
-async def test_slow_submissions_of_batches_keep_nobody_out(events, monkeypatch):
+async def test_slow_submissions_of_batches_do_not_block_others(events, monkeypatch):
     monkeypatch.setattr(request_slots, "GRACE_S", 1_000)
     router = Router()
     add_batch_routes(router, BatchRoutes(lambda: None))
@@ -215,7 +213,7 @@ async def test_an_upload_may_take_longer_than_another_body(events, hasty, monkey
         assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
 
 
-async def test_bodies_on_their_way_are_bounded_where_each_has_just_begun(here, http, monkeypatch):
+async def test_arriving_bodies_are_bounded_while_none_may_be_evicted(here, http, monkeypatch):
     monkeypatch.setattr(request_slots, "SPARED_S", PATIENCE_S)
     async with contextlib.AsyncExitStack() as lively:
         writers = [
@@ -244,7 +242,7 @@ async def keep_sending(writers, bytes_per_s):
         await asyncio.sleep(0.02)
 
 
-async def test_a_body_that_is_there_needs_a_place(here, http):
+async def test_a_complete_body_is_refused_while_all_slots_are_busy(here, http):
     async with asyncio.TaskGroup() as busy, asyncio.timeout(PATIENCE_S):
         async with here.begun("/whole", b'{"a":', length=8) as (reader, writer):
             waiting = [busy.create_task(http.get("/busy")) for _ in range(MOST)]
@@ -257,7 +255,7 @@ async def test_a_body_that_is_there_needs_a_place(here, http):
     assert (await http.post("/whole", content=b"{}")).status_code == 200
 
 
-async def test_an_upload_is_worked_off_as_it_comes_and_is_not_yet_in_work(here, http):
+async def test_an_upload_is_processed_as_it_arrives_and_takes_no_slot(here, http):
     async with contextlib.AsyncExitStack() as uploads:
         begun = [
             await uploads.enter_async_context(here.begun("/streamed", b"12345", length=10))
@@ -276,14 +274,14 @@ async def test_a_stream_that_nobody_reads_ends(here, hasty, events, monkeypatch)
     host, port = here.url.removeprefix("http://").split(":")
     async with asyncio.timeout(PATIENCE_S):
         _, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"GET /told HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        writer.write(f"GET /endless HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         await here.ended.wait()
         writer.close()
     assert events.events == []
 
 
 @pytest.mark.parametrize("also_ours", [False, True])
-async def test_whoever_else_cancels_a_waiting_request_ends_it(hasty, also_ours):
+async def test_a_cancelled_waiting_request_ends(hasty, also_ours):
     slot = RequestSlot(RequestSlots(1), asyncio.Event().wait, asyncio.Event().wait)
     task = asyncio.create_task(slot.open("POST"))
     await asyncio.sleep(0)
@@ -295,7 +293,7 @@ async def test_whoever_else_cancels_a_waiting_request_ends_it(hasty, also_ours):
     slot.leave()
 
 
-async def test_one_request_after_another_leaves_nothing_behind(here, http, hasty):
+async def test_timed_out_requests_leave_no_slot_taken(here, http, hasty):
     shared = RequestSlots(MOST)
     for _ in range(MOST * 2):
         slot = RequestSlot(shared, asyncio.Event().wait, asyncio.Event().wait)
@@ -322,7 +320,7 @@ WHOLE = (
 @pytest.mark.parametrize(
     "sent", [b"", b"POST /wh", WHOLE + b"{}" + b"POST", WHOLE + b"{}" + b"\r\n"], ids=repr
 )
-async def test_a_head_that_does_not_come_ends_the_connection(heads, here, sent):
+async def test_a_missing_head_ends_the_connection(heads, here, sent):
     host, port = here.url.removeprefix("http://").split(":")
     async with asyncio.timeout(PATIENCE_S):
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -334,7 +332,7 @@ async def test_a_head_that_does_not_come_ends_the_connection(heads, here, sent):
         writer.close()
 
 
-async def test_a_head_without_end_is_not_kept(heads, here, monkeypatch):
+async def test_an_endless_head_is_not_buffered(heads, here, monkeypatch):
     monkeypatch.setattr(request_heads, "HEAD_S", 1_000)
     host, port = here.url.removeprefix("http://").split(":")
     async with asyncio.timeout(PATIENCE_S):
@@ -368,7 +366,7 @@ async def test_a_client_that_reads_nothing_does_not_keep_its_connection(
         writer.close()
 
 
-async def test_the_bound_is_on_heads_alone(heads, here, http):
+async def test_the_bound_applies_to_heads_only(heads, here, http):
     """Slow bodies, slow answers and connections idle between two requests are not ended."""
     async with here.begun("/streamed", b"12345", length=10) as (reader, writer):
         await asyncio.sleep(1)

@@ -1,4 +1,5 @@
-"""Web pages reach the ingress through a browser: nothing that they can send may count as a call."""
+"""Web pages reach the ingress through a browser: none of their requests may
+count as a call."""
 
 import re
 
@@ -24,7 +25,7 @@ HERE = "127.0.0.1:8000"
 
 
 class Untouched:
-    """Use cases that may be looked up; awaiting one fails, so no call may get through."""
+    """Use cases that fail when they are called, because no request may reach one."""
 
     def __getattr__(self, name):
         return self
@@ -80,15 +81,16 @@ async def test_no_route_takes_a_body_that_a_form_can_send(applications):
                     {"content-type": "multipart/form-data"},
                     {},
                 ):
-                    if path == "/mcp":  # its server is not behind this router
+                    if path == "/mcp":  # the MCP server has a router of its own
                         continue
                     url = f"{path}?agent_id=agent:a&microdao_id=microdao:7"
                     answer = await client.request(
                         method, url, content=b'{"agent_id":"agent:a"}', headers=headers
                     )
                     assert answer.status_code == 415, (name, method, path, headers, answer.text)
-                    told = answer.json()
-                    message = told["error"] if path == "/call" else told["error"]["message"]
+                    refusal = answer.json()
+                    error = refusal["error"]
+                    message = error if path == "/call" else error["message"]
                     assert "Content-Type: application/" in message
                     tried += 1
     assert tried > 70
@@ -125,8 +127,8 @@ def test_the_refusals_are_in_the_document():
         "/tools/call",
         "/llm/v1/embeddings",
     ):
-        told = document["paths"][f"/internal{path}"]["post"]["responses"]
-        assert {"403", "408", "415", "421"} <= set(told), path
+        documented = document["paths"][f"/internal{path}"]["post"]["responses"]
+        assert {"403", "408", "415", "421"} <= set(documented), path
 
 
 async def test_the_refusals_have_the_shapes_of_their_routes(applications):
@@ -181,7 +183,7 @@ async def test_the_own_page_and_programs_may_call(applications):
     for headers in (
         {},
         {"origin": f"http://{HERE}", "sec-fetch-site": "same-origin"},
-        {"origin": f"https://{HERE}"},  # what ends TLS passes the host on
+        {"origin": f"https://{HERE}"},  # the proxy that ends TLS forwards the host
         {"sec-fetch-site": "none", "sec-fetch-mode": "navigate"},
     ):
         async with client_of(applications()["llm"], **headers) as client:
@@ -221,9 +223,7 @@ async def test_a_listed_host_may_be_another_name_of_the_ingress_or_stand_in_an_o
         ":",
     ],
 )
-async def test_without_a_secret_a_name_that_was_led_to_loopback_is_not_answered_for(
-    applications, host
-):
+async def test_without_a_secret_other_names_in_host_are_refused(applications, host):
     for application in applications().values():
         async with client_of(application) as client:
             for method, path in routes_of(application, "GET", "POST", "PUT", "DELETE"):
@@ -261,14 +261,14 @@ async def test_a_refused_host_is_named_in_plain_letters(applications, host, show
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.9.8.7:1", "[::1]", "[::1]:8000"]
 )
-async def test_loopback_has_many_names(applications, host):
+async def test_every_name_of_loopback_is_accepted(applications, host):
     async with client_of(applications()["llm"]) as client:
         assert (
             await client.post("/proxy", content=b"{", headers={**JSON, "host": host})
         ).status_code == 400
 
 
-async def test_with_a_secret_every_host_is_answered_for(applications):
+async def test_with_a_secret_any_host_is_accepted(applications):
     """Containers and proxies use names of their own; the secret keeps web pages out."""
     every = applications(AccessControl("s3cret", None))
     async with client_of(every["llm"], host="graph:8000") as client:
@@ -280,7 +280,7 @@ async def test_with_a_secret_every_host_is_answered_for(applications):
         ).status_code == 400
 
 
-async def test_what_is_open_to_everybody_stays_so(events):
+async def test_public_routes_answer_under_any_host_and_origin(events):
     """Probes may use another name for health, and links may lead to the documentation."""
     router = root_router(lambda: Health(status="ready"), dict)
     root = Ingress(
@@ -307,13 +307,13 @@ async def test_what_is_open_to_everybody_stays_so(events):
 
 
 class Mcp:
-    """The place of the MCP server: whoever comes here has got through."""
+    """Stands for the MCP server; a request that gets here passed the checks."""
 
     async def __call__(self, _scope, _receive, _send):
         raise AssertionError("a page got through")
 
 
-async def test_the_mcp_server_stands_behind_the_same_door(events):
+async def test_the_mcp_server_is_behind_the_same_checks(events):
     router = tools_router(ToolRoutes(*[Untouched()] * 4, lambda: Health(status="ready")), Mcp())
     async with client_of(
         Ingress(router, AccessControl(None, None), events, max_concurrent=5)

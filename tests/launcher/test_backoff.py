@@ -30,7 +30,7 @@ def test_five_failures_within_two_minutes_are_too_many():
         window.add(now)
         window.succeeded()
         assert not window.full
-    window.add(140)  # the first one is too old by now
+    window.add(140)  # the first failure is outside the window
     assert not window.full
     window.add(169)
     assert window.full

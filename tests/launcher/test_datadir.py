@@ -1,4 +1,4 @@
-"""The data directory: private, one holder, and what a full disk leaves."""
+"""The data directory: its modes, its lock, and writes on a full disk."""
 
 import errno
 import fcntl
@@ -49,7 +49,7 @@ def test_an_open_folder_is_closed(tmp_path):
     assert mode(data_dir.secrets) == 0o700
 
 
-def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StartRefused, match="DAARION_DATA_DIR") as refusal:
         DataDir(tmp_path / "file" / "data").prepare()
@@ -161,6 +161,6 @@ def test_a_full_disk_does_not_end_the_supervisor(tmp_path, monkeypatch):
         full.setattr(os, "fsync", no_room)
         supervisor._record()
         supervisor._record()
-    assert screen.getvalue().count("No space left on device") == 1  # told once
+    assert screen.getvalue().count("No space left on device") == 1  # reported once
     supervisor._record()
     assert [part.name for part in state.read_parts(DataDir(tmp_path))] == ["PostgreSQL", "NATS"]

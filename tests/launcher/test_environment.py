@@ -39,7 +39,7 @@ def test_without_nats_there_is_no_url():
     assert "NATS_URL" not in assemble(nats_url=None)
 
 
-def test_nothing_leaves_the_machine_by_default():
+def test_hub_access_and_usage_statistics_are_off_by_default():
     env = assemble()
     assert (env["HF_HUB_OFFLINE"], env["RAY_USAGE_STATS_ENABLED"], env["DO_NOT_TRACK"]) == (
         "1",
@@ -66,7 +66,7 @@ def test_the_operator_wins_over_a_default(name, value):
         "RAY_SERVE_HAPROXY_STATS_PORT",
     ],
 )
-def test_what_keeps_instances_apart_wins_over_the_operator(name):
+def test_variables_that_separate_instances_override_the_operators(name):
     assert assemble(**{name: "another"})[name] != "another"
 
 
@@ -117,7 +117,7 @@ def test_every_socket_path_fits_with_what_ray_and_haproxy_add():
     assert len(f"{env['DAARION_RAY_TEMP_DIR']}/{session}") <= 107
 
 
-def test_two_instances_share_nothing(tmp_path):
+def test_two_instances_share_no_port_or_folder(tmp_path):
     one, two = Instance.create(), Instance.create()
     try:
         assert one.directory != two.directory
@@ -141,6 +141,6 @@ def test_only_an_instances_own_directory_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"identity": "x"}', "\x00"])
-def test_a_broken_note_is_no_leftover(tmp_path, content):
+def test_a_broken_instance_file_names_no_leftover(tmp_path, content):
     (tmp_path / "instance.json").write_text(content)
     assert leftover(tmp_path / "instance.json") is None

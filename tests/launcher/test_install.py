@@ -69,12 +69,12 @@ def ensure(
 
 
 def make_environment(repository: Path, torch: str) -> None:
-    """Makes what `python -m venv --clear` leaves; its python answers `pip index versions torch`."""
+    """Makes the files of `python -m venv`; its python answers `pip index versions torch`."""
     venv = repository / ".venv"
     for stamp in venv.glob(".*"):
         stamp.unlink()
     (venv / "bin").mkdir(parents=True, exist_ok=True)
-    (venv / "bin/python").unlink(missing_ok=True)  # it may link to a real one
+    (venv / "bin/python").unlink(missing_ok=True)  # it may be a link to a real Python
     answer = f"echo 'Available versions: {torch}'" if torch else "echo no route >&2; exit 1"
     (venv / "bin/python").write_text(f"#!/bin/sh\n{answer}\n")
     (venv / "bin/python").chmod(0o755)
@@ -171,7 +171,7 @@ def test_an_environment_whose_making_was_interrupted_is_made_anew(repository):
     ensure(repository, "cpu")
     (
         repository / f".venv/lib/python{PYTHON}/site-packages/pip/__main__.py"
-    ).unlink()  # it comes last
+    ).unlink()  # the stamp is written last
     assert ensure(repository, "dev")[0] == "creating .venv"
 
 
@@ -198,14 +198,14 @@ def test_only_what_concerns_the_package_installs_it_again(repository):
     assert ensure(repository, "cpu") == FRESH[2:]
 
 
-def test_a_step_that_fails_is_told(tmp_path, capfd):
+def test_a_failed_step_is_reported(tmp_path, capfd):
     run_step("doing well", ["true"], tmp_path)
     with pytest.raises(InstallFailed, match="doing badly failed with status 1"):
         run_step("doing badly", ["false"], tmp_path)
     assert capfd.readouterr().out.startswith("doing well …\n  done in 0 s\n")
 
 
-def test_an_unknown_profile_is_told(capsys):
+def test_an_unknown_profile_is_reported(capsys):
     assert main(["tpu"]) == 2
     assert "cpu|dev|gpu" in capsys.readouterr().out
 

@@ -14,7 +14,7 @@ from launcher.install import PYTHON, Installer, InstallFailed
 
 @pytest.fixture
 def index(tmp_path, monkeypatch) -> Path:
-    """The only place where pip finds packages."""
+    """Makes an index that is the only source of packages for pip."""
     folder = tmp_path / "index"
     folder.mkdir()
     for name in [name for name in os.environ if name.startswith("PIP_")]:

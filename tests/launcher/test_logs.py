@@ -1,4 +1,4 @@
-"""Logs of runs and of Ray: bounded, private, found in one place."""
+"""Logs of runs and of Ray: bounded, private, in one folder."""
 
 import errno
 import os
@@ -83,6 +83,6 @@ def test_the_newest_are_kept_within_the_bound(tmp_path):
     assert sorted(path.name for path in (tmp_path / "ray/serve").iterdir()) == ["middle", "new"]
 
 
-def test_no_logs_are_no_failure(tmp_path):
+def test_a_missing_log_folder_is_not_a_failure(tmp_path):
     ray_logs.keep(tmp_path, tmp_path / "nowhere")
     assert list((tmp_path / "ray").iterdir()) == []

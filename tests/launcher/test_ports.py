@@ -35,4 +35,4 @@ def test_a_range_with_a_busy_port_is_passed_over():
         assert free_range(port, port, 1) == (
             port,
             port,
-        )  # nothing better: whoever binds there tries the next
+        )  # the range is returned anyway; its user tries the next port

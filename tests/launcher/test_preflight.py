@@ -1,4 +1,4 @@
-"""What is refused before anything is started, and what a store's address shows."""
+"""Checks before the start: refusals, and stores' addresses without passwords."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""What the launcher says while the graph starts."""
+"""The lines that the launcher prints while the graph starts."""
 
 import asyncio
 
@@ -48,7 +48,7 @@ async def test_waits_until_every_part_is_ready_and_says_what_changes():
     ]
 
 
-async def test_goes_on_without_what_can_be_done_without():
+async def test_optional_parts_are_not_awaited_for_long():
     degraded = b'200 OK\r\n\r\n{"status":"degraded","checks":{"b":{"state":"unavailable"}}}'
     said = await said_of(degraded, degraded, grace_s=0.4)
     assert said == ["waiting for b (unavailable)", "going on without b (unavailable)"]

@@ -28,7 +28,7 @@ async def reload(data_dir, pid):
 @pytest.mark.parametrize(
     "pid", [None, os.getppid(), 2**22 + 1], ids=["dead", "somebody else's", "gone"]
 )
-async def test_what_is_no_running_graph_is_told_and_not_signalled(tmp_path, pid):
+async def test_a_pid_that_is_not_the_running_graphs_is_reported_and_not_signalled(tmp_path, pid):
     status, screen = await reload(DataDir(tmp_path / "data"), pid)
     assert status == 1
     assert screen.startswith("the graph is not running at this moment")

@@ -1,4 +1,4 @@
-"""What the launcher shows and remembers."""
+"""The launcher's lines on the screen, and its state file."""
 
 import io
 import os

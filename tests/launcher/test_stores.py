@@ -163,7 +163,7 @@ async def test_a_server_of_a_killed_launcher_is_ended_first(data_dir):
     pid = int(await asyncio.wait_for(child.stdout.readline(), 60))
     psutil.Process(
         pid
-    ).suspend()  # it cannot follow the kernel's signal, so it is still there at the next start
+    ).suspend()  # a stopped process ignores the kernel's signal, so it still runs at the next start
     child.kill()
     await child.wait()
     assert psutil.pid_exists(pid)
@@ -196,7 +196,7 @@ async def test_an_initdb_cut_short_leaves_nothing_in_the_way(server_folder):
         assert await ask(server.urls.owner, "SELECT 1") == [(1,)]
 
 
-async def test_a_lost_superuser_password_is_told(data_dir):
+async def test_a_lost_superuser_password_is_reported(data_dir):
     (data_dir / "secrets/postgres_superuser").unlink()
     with pytest.raises(StartRefused, match="is not the one of the cluster"):
         await PostgresServer(data_dir, durable=False).start()
@@ -208,7 +208,7 @@ async def test_a_lost_service_password_is_made_anew(data_dir):
         assert await ask(server.urls.service, "SELECT 1") == [(1,)]
 
 
-async def test_another_major_version_is_told(data_dir):
+async def test_another_major_version_is_reported(data_dir):
     (data_dir / "postgres/PG_VERSION").write_text("16\n")
     with pytest.raises(StartRefused, match="made by PostgreSQL 16"):
         await PostgresServer(data_dir, durable=False).start()

@@ -41,7 +41,7 @@ def data_dir(cluster, tmp_path) -> None:
     subprocess.run(["cp", "-a", str(cluster), str(tmp_path / "data")], check=True)
 
 
-def test_a_life_from_the_first_line_to_ctrl_c(tmp_path):
+def test_a_run_from_start_to_ctrl_c(tmp_path):
     shutil.rmtree(tmp_path / "data")  # the very first start
     with running(tmp_path) as run:
         screen = run.screen
@@ -137,7 +137,7 @@ def test_the_services_command_leaves_the_stores_to_a_graph_of_your_own(tmp_path)
     assert not (run.data_dir / "run/services.json").exists()
 
 
-def test_what_dies_comes_back_and_nothing_else_is_touched(tmp_path):
+def test_a_dead_process_is_restarted_and_the_others_keep_running(tmp_path):
     with running(tmp_path) as run:
         before = run.parts()
         urls = json.loads((run.data_dir / "run/services.json").read_text())
@@ -164,7 +164,7 @@ def test_a_graph_that_keeps_dying_is_given_up(tmp_path):
         wait_for(lambda: "starting it again in 4 s" in run.screen)
         wait_for(
             lambda: run.parts()["Serve"] is None
-        )  # nobody may signal a dead process's id: it may be somebody else's by now
+        )  # a dead process's id must not be signalled: another process may have it by now
         assert run.process.wait(60) == 1
         assert len(run.starts()) == 5
         assert (
@@ -187,7 +187,7 @@ def test_a_refused_configuration_is_not_tried_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "told"),
+    ("file", "old", "new", "shown"),
     [
         (
             "llm.yaml",
@@ -197,9 +197,9 @@ def test_a_refused_configuration_is_not_tried_again(tmp_path):
         ),
         ("tools.yaml", "id: projects.list", "id: ''", "refused: tools.yaml: tools.0.id: "),
     ],
-    ids=["told by the graph", "told before anything starts"],
+    ids=["refused by the graph", "refused before anything starts"],
 )
-def test_a_mistake_in_any_file_is_refused_by_the_real_processes(tmp_path, file, old, new, told):
+def test_a_mistake_in_any_file_is_refused_by_the_real_processes(tmp_path, file, old, new, shown):
     configs = tmp_path / "configs"
     shutil.copytree(
         REPOSITORY / "configs", configs, ignore=shutil.ignore_patterns("*.py", "__pycache__")
@@ -209,8 +209,8 @@ def test_a_mistake_in_any_file_is_refused_by_the_real_processes(tmp_path, file, 
     (configs / file).write_text(text.replace(old, new))
     with running(tmp_path, "--real", ready=False, DAARION_CONFIG_DIR=str(configs)) as run:
         assert run.process.wait(120) == 2, run.screen
-        assert re.match(told, run.screen.splitlines()[-1]), run.screen
-        assert run.screen.count("starting Serve") == told.count("Serve refused")
+        assert re.match(shown, run.screen.splitlines()[-1]), run.screen
+        assert run.screen.count("starting Serve") == shown.count("Serve refused")
 
 
 def test_ctrl_c_twice_does_not_wait_for_a_deaf_graph(tmp_path):
@@ -225,7 +225,7 @@ def test_ctrl_c_twice_does_not_wait_for_a_deaf_graph(tmp_path):
         assert alive(family) == []
 
 
-def test_nothing_outlives_a_killed_launcher_and_the_next_start_works(tmp_path):
+def test_no_process_outlives_a_killed_launcher_and_the_next_start_works(tmp_path):
     with running(tmp_path) as run:
         owned = [psutil.Process(pid) for pid in run.parts().values()]
         [first] = run.starts()
@@ -235,7 +235,7 @@ def test_nothing_outlives_a_killed_launcher_and_the_next_start_works(tmp_path):
         wait_for(lambda: alive(owned) == [], 10)
         assert alive(
             [daemon]
-        )  # it left its session, as Ray's daemons may: the next start finds it by its marker
+        )  # it left its session, as Ray's daemons may; the next start finds it by its marker
         assert run.command("status").stdout.startswith("nothing is running")
 
         run.start()
@@ -249,7 +249,7 @@ def test_nothing_outlives_a_killed_launcher_and_the_next_start_works(tmp_path):
         assert run.process.wait(60) == 0
 
 
-def test_a_busy_port_is_told_in_one_line(tmp_path):
+def test_a_busy_port_is_reported_in_one_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -262,7 +262,7 @@ def test_a_busy_port_is_told_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("variable", ["DATABASE_URL", "NATS_URL"])
-def test_a_store_elsewhere_that_does_not_answer_is_told_in_one_line(tmp_path, variable):
+def test_a_remote_store_that_does_not_answer_is_reported_in_one_line(tmp_path, variable):
     port = free_ports(1)[0]
     scheme = {"DATABASE_URL": "postgresql", "NATS_URL": "nats"}[variable]
     with running(

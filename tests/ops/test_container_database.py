@@ -19,7 +19,8 @@ SECRETS = {"DAARION_OWNER_PASSWORD": "o'wner\\0wn", "DAARION_SERVICE_PASSWORD": 
 
 @pytest.fixture
 async def fresh_database():
-    """A database as the image creates it: the superuser's, open to everybody, without our roles."""
+    """A database as the image creates it: owned by the superuser, open to every role, without our
+    roles."""
     with tempfile.TemporaryDirectory(prefix="daarion-test-", ignore_cleanup_errors=True) as folder:
         async with PostgresServer(Path(folder), durable=False) as server:
             superuser = server.urls_of("postgres").superuser

@@ -1,4 +1,4 @@
-"""The container files, checked without an engine: names exist, settings fit, nothing is open."""
+"""The container files, checked without a container engine: names, settings, published ports."""
 
 import fnmatch
 import os
@@ -103,7 +103,7 @@ def test_an_image_runs_as_an_ordinary_user_with_its_entry_and_health_check(targe
     assert instructions[-1] == ("VOLUME", "/data")
 
 
-def test_what_is_copied_is_there_and_in_the_context():
+def test_copied_files_exist_and_are_in_the_build_context():
     for name, (_, instructions) in stages().items():
         for instruction, rest in instructions:
             if instruction != "COPY" or rest.startswith("--from="):

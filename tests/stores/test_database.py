@@ -139,7 +139,7 @@ async def test_a_nul_inside_json_is_the_callers_fault(database: Database) -> Non
             await connection.execute("SELECT %s::jsonb", ['{"a": "\\u0000"}'])
 
 
-async def test_the_same_key_twice_is_a_conflict_and_tells_no_value(database: Database) -> None:
+async def test_the_same_key_twice_is_a_conflict_and_reveals_no_value(database: Database) -> None:
     async with database.transaction() as connection:
         await connection.execute(INSERT, ROW)
     with pytest.raises(Conflict) as raised:
@@ -206,7 +206,7 @@ async def test_a_cancelled_task_stops_its_statement_and_the_connection_serves_on
             )
         ).fetchone()
     assert row is not None
-    assert row["busy"] <= 1  # this very question
+    assert row["busy"] <= 1  # the query of this test itself
     assert database.statistics().lost_connections == 0
 
 
@@ -243,7 +243,7 @@ async def test_many_transactions_at_once_share_few_connections(database: Databas
     async def one(number: int) -> None:
         async with database.transaction(
             timeout_s=60
-        ) as connection:  # of a hundred, on a busy machine the last one waits long
+        ) as connection:  # on a busy machine the last of a hundred waits long
             await connection.execute(
                 INSERT, {**ROW, "id": f"00000000-0000-7000-8000-{number:012d}"}
             )
@@ -290,7 +290,7 @@ async def test_the_service_logs_in_as_itself(database_urls: DatabaseUrls) -> Non
     }
 
 
-async def test_a_superuser_steps_down(database_urls: DatabaseUrls) -> None:
+async def test_a_superuser_switches_to_the_service_role(database_urls: DatabaseUrls) -> None:
     assert await role_in_force(database_urls.superuser) == {
         "login": "postgres",
         "role": "daarion_service",

@@ -1,6 +1,4 @@
-"""Every failure that PostgreSQL, psycopg or its pool knows has its place in the product's error
-tree.
-"""
+"""Every error of PostgreSQL, psycopg and its pool is mapped to one of the product's errors."""
 
 import inspect
 import pickle
@@ -92,7 +90,9 @@ def test_every_error_becomes_a_leaf_without_foreign_text(error: type[Exception])
         (psycopg.InterfaceError, Internal),
     ],
 )
-def test_what_the_common_ones_mean(error: type[Exception], leaf: type[DaarionError]) -> None:
+def test_common_errors_map_to_their_leaves(
+    error: type[Exception], leaf: type[DaarionError]
+) -> None:
     assert type(translate(error("x"))) is leaf
 
 

@@ -26,7 +26,9 @@ def passwords(heard: list[bytes]) -> list[bytes]:
 
 
 @ASKING
-async def test_the_graph_tells_it_to_nobody_else(asking: bytes, events: RecordedEvents) -> None:
+async def test_the_graph_sends_its_password_to_no_impostor(
+    asking: bytes, events: RecordedEvents
+) -> None:
     async with postgres_impostor(asking) as impostor:
         url = f"postgresql://daarion_service:guarded@127.0.0.1:{impostor.port}/daarion"
         database = Database(url, events=events)
@@ -41,7 +43,7 @@ async def test_the_graph_tells_it_to_nobody_else(asking: bytes, events: Recorded
 
 
 @ASKING
-async def test_the_launcher_tells_it_to_nobody_else(asking: bytes) -> None:
+async def test_the_launcher_sends_its_password_to_no_impostor(asking: bytes) -> None:
     async with postgres_impostor(asking) as impostor:
         with pytest.raises(psycopg.OperationalError, match="requirement"):
             await psycopg.AsyncConnection.connect(
@@ -56,16 +58,18 @@ async def test_the_launcher_tells_it_to_nobody_else(asking: bytes) -> None:
 
 
 @pytest.mark.parametrize("said", ["password", "!md5", "md5,password,none"])
-async def test_what_the_operator_says_of_a_server_counts(said: str, events: RecordedEvents) -> None:
+async def test_require_auth_in_the_url_overrides_the_default(
+    said: str, events: RecordedEvents
+) -> None:
     async with postgres_impostor(CLEARTEXT) as impostor:
         database = Database(
-            f"postgresql://user:told@127.0.0.1:{impostor.port}/x?require_auth={said}", events=events
+            f"postgresql://user:sent@127.0.0.1:{impostor.port}/x?require_auth={said}", events=events
         )
         await database.open()
         with pytest.raises(DatabaseUnavailable):
             await database.ping()
         await database.close()
-    assert b"ptold\0" in passwords(impostor.heard)
+    assert b"psent\0" in passwords(impostor.heard)
 
 
 @pytest.mark.parametrize(

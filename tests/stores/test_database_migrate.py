@@ -77,7 +77,7 @@ async def test_many_processes_at_once_apply_each_file_once(empty: DatabaseUrls) 
     assert all(output.endswith("the schema is up to date\n") for _, output, _ in results)
 
 
-async def test_moments_that_nobody_can_read_are_made_readable(
+async def test_unreadable_timestamps_are_repaired_by_a_migration(
     empty: DatabaseUrls, tmp_path: Path
 ) -> None:
     for file in sorted(MIGRATIONS.glob("*.sql"))[:12]:

@@ -91,7 +91,7 @@ async def test_after_a_restart_no_caller_gets_a_dead_connection(
     await asyncio.gather(*(pool.ping() for _ in range(20)))
 
 
-async def test_a_stop_in_the_middle_of_a_transaction(
+async def test_postgresql_stops_in_the_middle_of_a_transaction(
     server: PostgresServer, pool: Database
 ) -> None:
     async with unavailable_in_time(), pool.transaction() as connection:
@@ -101,7 +101,9 @@ async def test_a_stop_in_the_middle_of_a_transaction(
     await asyncio.gather(*(fails_in_time(pool) for _ in range(4)))
 
 
-async def test_killed_and_started_again(server: PostgresServer, pool: Database) -> None:
+async def test_postgresql_is_killed_and_started_again(
+    server: PostgresServer, pool: Database
+) -> None:
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
     await server.wait()

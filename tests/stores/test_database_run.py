@@ -44,7 +44,7 @@ async def test_parameters_named_as_the_context_keep_their_values(database):
     assert found == [{"agent": "agent:sofia", "other": "microdao:8", "microdao": "microdao:7"}]
 
 
-async def test_errors_are_the_products_own_and_the_connection_goes_on(database):
+async def test_errors_are_translated_and_the_connection_stays_usable(database):
     values = {"id": "00000000-0000-0000-0000-000000000001", "of": "microdao:7"}
     with pytest.raises(Conflict):  # there is no such call
         await database.run(WRITE, values, microdao_id="microdao:7")

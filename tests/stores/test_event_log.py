@@ -1,4 +1,6 @@
-"""The event log: what cannot be written is told without its contents, and never ends the thread."""
+"""The event log: an event that cannot be written is reported without its contents and
+does not end the thread.
+"""
 
 import json
 import logging

@@ -65,7 +65,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_journal_goes_on_in_its_spare_up_to_the_bound(journal: Journal) -> None:
+def test_a_journal_continues_in_its_spare_segment_up_to_the_bound(journal: Journal) -> None:
     kept = fill(journal, tend=True)
     assert len(kept) == pytest.approx(4 * SEGMENT / 108, abs=8)
     assert journal.size_bytes == 4 * SEGMENT
@@ -74,7 +74,7 @@ def test_a_journal_goes_on_in_its_spare_up_to_the_bound(journal: Journal) -> Non
     assert deliver_all(journal) == kept
 
 
-def test_without_its_background_it_is_one_segment(journal: Journal) -> None:
+def test_without_the_background_task_a_journal_is_one_segment(journal: Journal) -> None:
     assert len(fill(journal, tend=False)) < SEGMENT / 100
     assert journal.size_bytes == SEGMENT
 
@@ -86,7 +86,7 @@ def test_drained_segments_are_used_again_and_the_rest_deleted(
     assert len(names(tmp_path / "journal")) == 4
     deliver_all(journal)
     journal.tidy()
-    assert len(names(tmp_path / "journal")) == 2  # the current one and one spare
+    assert len(names(tmp_path / "journal")) == 2  # the current segment and a spare one
     assert len(fill(journal, tend=True)) > 3 * SEGMENT / 108
     assert journal.size_bytes == 4 * SEGMENT
 
@@ -117,14 +117,14 @@ def test_a_drained_journal_leaves_no_file_and_another_waits_for_adoption(tmp_pat
     assert names(tmp_path) == []
 
 
-def test_nothing_is_accepted_after_the_close(tmp_path: Path) -> None:
+def test_a_closed_journal_accepts_no_record(tmp_path: Path) -> None:
     journal = make(tmp_path)
     journal.close()
     assert not journal.append(b"late")
     assert journal.dropped == 1
 
 
-def test_the_living_are_not_adopted(tmp_path: Path) -> None:
+def test_journals_of_living_processes_are_not_adopted(tmp_path: Path) -> None:
     one, other = make(tmp_path), make(tmp_path)
     one.append(b"mine")
     assert other.adopt_orphans() == []
@@ -133,7 +133,7 @@ def test_the_living_are_not_adopted(tmp_path: Path) -> None:
     other.close()
 
 
-def test_an_unreadable_file_is_put_aside_and_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_renamed_and_reported(tmp_path: Path) -> None:
     events = RecordedEvents()
     journal = Journal(tmp_path, "test", events, segment_bytes=SEGMENT, max_bytes=SEGMENT)
     (tmp_path / "test-1-damaged-0001.journal").write_bytes(b"?" * SEGMENT)
@@ -153,13 +153,13 @@ def test_only_old_drafts_are_removed(journal: Journal, tmp_path: Path) -> None:
     assert [name for name in names(folder) if name.endswith(".draft")] == ["test-1-new-0001.draft"]
 
 
-def test_a_directory_that_cannot_be_made_is_said_at_the_start(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError):
         make(tmp_path / "file" / "journal")
 
 
-def test_senseless_bounds_are_refused(tmp_path: Path) -> None:
+def test_invalid_bounds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
         Journal(tmp_path, "test", RecordedEvents(), segment_bytes=SEGMENT, max_bytes=SEGMENT - 1)
 

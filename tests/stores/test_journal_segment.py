@@ -90,7 +90,7 @@ def bytes_of(segment: Segment) -> bytes:
 
 @relaxed
 @given(batch=records)
-def test_what_was_appended_is_read_in_order(fresh: Fresh, image: Image, batch: list[bytes]) -> None:
+def test_appended_records_are_read_in_order(fresh: Fresh, image: Image, batch: list[bytes]) -> None:
     segment = fresh.segment()
     kept = [record for record in batch if segment.append(record)]
     assert segment.read(10_000).records == kept
@@ -259,7 +259,7 @@ def test_damage_under_a_living_owner_does_not_hold_up_what_is_behind(fresh: Fres
     assert (segment.is_empty, segment.pending) == (True, 0)
 
 
-def test_an_old_mark_never_stands_for_the_present_round(fresh: Fresh, image: Image) -> None:
+def test_a_mark_of_an_earlier_round_is_ignored(fresh: Fresh, image: Image) -> None:
     segment = fresh.segment()
     segment.append(b"former")
     segment.deliver(segment.read(10))
@@ -275,7 +275,7 @@ def test_an_old_mark_never_stands_for_the_present_round(fresh: Fresh, image: Ima
 
 @relaxed
 @given(garbage=st.binary(min_size=0, max_size=SIZE * 2))
-def test_a_file_that_is_no_segment_is_said_to_be_none(tmp_path: Path, garbage: bytes) -> None:
+def test_a_file_that_is_no_segment_is_unreadable(tmp_path: Path, garbage: bytes) -> None:
     path = tmp_path / "garbage.journal"
     path.write_bytes(garbage)
     with pytest.raises(UnreadableSegment):
@@ -345,16 +345,14 @@ def test_a_living_owner_keeps_its_segment_and_a_dead_one_leaves_it(tmp_path: Pat
     assert not path.exists()
 
 
-def test_who_loses_the_race_for_an_orphan_gets_nothing(fresh: Fresh) -> None:
+def test_only_one_process_adopts_an_orphaned_segment(fresh: Fresh) -> None:
     segment = fresh.segment()
     second = os.open(segment.path, os.O_RDWR)
     assert Segment.adopt(segment.path) is None
     os.close(second)
 
 
-def test_a_record_at_the_very_end_of_a_file_from_before_there_were_copies_outlives_deliveries(
-    image, tmp_path
-):
+def test_a_record_at_the_end_of_a_file_in_the_former_format_survives_deliveries(image, tmp_path):
     segment = Segment.create(tmp_path / "former.journal", SIZE)
     first = b"first" * 20
     assert segment.append(first)

@@ -1,5 +1,5 @@
-"""Who listens in the place of our NATS learns nothing and sends nothing; the real one is known by
-its certificate.
+"""An impostor on the port of our NATS receives no credentials and no messages; the real server is
+known by its certificate.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ async def reached(link, timeout_s=60.0):
 
 
 @pytest.mark.parametrize("shown", ["no certificate", "a certificate of its own"])
-async def test_an_impostor_is_told_nothing(server, tmp_path, shown):
+async def test_an_impostor_receives_no_credentials(server, tmp_path, shown):
     tls = None
     if shown == "a certificate of its own":
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,4 +1,4 @@
-"""Databases exist that these migrations made: none of them may change, not even in a comment."""
+"""Released migrations are unchanged, comments included: databases record their checksums."""
 
 import pytest
 

@@ -22,7 +22,7 @@ class Stopwatch:
         return time.monotonic() - self._began - self._late
 
     async def watch(self) -> None:
-        """Sleeps repeatedly; what a sleep takes beyond its time is lateness."""
+        """Sleeps repeatedly; the time beyond each sleep is the lateness."""
         while True:
             asleep = time.monotonic()
             await asyncio.sleep(TICK_S)

@@ -326,7 +326,7 @@ async def test_the_channels_of_all_take_the_admin_secret(database_url, events):
         assert (await http.get("/channels", params={"microdao_id": OWN})).status_code == 401
 
 
-async def test_row_security_holds_whatever_is_asked(http, database_url):
+async def test_row_security_applies_to_every_query(http, database_url):
     channel = await make(http)
     await post(http, channel, "таємниця")
     steps = {"agent_id": SOFIA, "run_id": "r", "steps": [{"index": 0, "kind": "context"}]}

@@ -168,7 +168,9 @@ async def test_a_runtime_that_is_away_is_found_when_it_comes(database_url):
         await settled(replica.http, channel, 1, "delivered")
 
 
-async def test_what_cannot_be_handed_over_in_time_is_given_up_and_shown(database_url, events):
+async def test_an_invocation_that_is_not_accepted_in_time_is_given_up_and_shown(
+    database_url, events
+):
     async with (
         recording_server(lambda seen: (503, envelope("unavailable", retryable=True))) as runtime,
         dispatching_workspace(database_url, runtime.url, events, give_up_after_s=0.5) as replica,
@@ -184,12 +186,12 @@ async def test_what_cannot_be_handed_over_in_time_is_given_up_and_shown(database
             SOFIA,
             message["id"],
         )
-        (told,) = events.named("workspace.invocation_failed")
-        assert told["attempts"] == only["attempts"]
+        (event,) = events.named("workspace.invocation_failed")
+        assert event["attempts"] == only["attempts"]
 
 
 @pytest.mark.parametrize("status", [400, 409, 413, 422])
-async def test_what_the_runtime_refuses_for_good_is_not_repeated(database_url, status):
+async def test_a_permanent_refusal_of_the_runtime_is_not_retried(database_url, status):
     async with (
         recording_server(lambda seen: (status, envelope("invalid_request"))) as runtime,
         dispatching_workspace(database_url, runtime.url) as replica,
@@ -299,7 +301,7 @@ async def test_an_agent_that_left_is_not_invoked(database_url):
         assert [one["reason"] for one in failed] == ["the agent left the channel"]
 
 
-async def test_what_is_old_and_settled_is_removed(database_url, database_owner_url, database):
+async def test_old_settled_invocations_are_removed(database_url, database_owner_url, database):
     async with (
         recording_server() as runtime,
         dispatching_workspace(database_url, runtime.url) as replica,

@@ -65,7 +65,7 @@ async def test_messages_and_steps_arrive_in_order_and_once(http, replica):
     channel = await make(http, replica)
     await say(http, replica, channel, "до того")
     async with event_stream(http, place(replica, channel)) as events:
-        assert await anext(events) is None  # the greeting: from here on nothing is missed
+        assert await anext(events) is None  # the greeting: every later event arrives
         said = await say(http, replica, channel, "Які є проєкти?")
         assert await step(
             http, replica, channel, 0, 1, tool_id="projects.list", ok=True, ms=12.5
@@ -96,7 +96,7 @@ async def test_a_watcher_resumes_where_it_was(http, replica, how, backlog):
     assert seen[-1].data["body"] == "далі"
 
 
-async def test_a_watcher_ahead_of_the_channel_gets_what_comes(http, replica):
+async def test_a_watcher_ahead_of_the_channel_gets_new_events(http, replica):
     channel = await make(http, replica)
     async with event_stream(
         http, place(replica, channel), headers={"Last-Event-ID": "999"}
@@ -117,7 +117,7 @@ async def test_unknown_channels_are_404(http, replica):
     assert (await http.get(place(replica, uuid.uuid4()))).status_code == 404
 
 
-async def test_what_another_replica_stores_arrives_too(http, replica, database_url):
+async def test_events_stored_by_another_replica_arrive(http, replica, database_url):
     channel = await make(http, replica)
     async with (
         served_workspace(database_url) as other,
@@ -206,7 +206,7 @@ async def test_a_slow_watcher_holds_no_events_of_its_own(http, replica, monkeypa
         assert await anext(events) is None
         body = (
             "ї" * 30_000
-        )  # more than the sockets between take, so that the server has to wait for the reader
+        )  # more than the socket buffers hold, so that the server has to wait for the reader
         for _ in range(100):
             await say(http, replica, channel, body)
         (feed,) = replica.feeds._feeds.values()

@@ -259,7 +259,7 @@ async def test_a_project_of_another_microdao_is_404(http):
     assert (await http.get("/follow-ups", params={"microdao_id": OWN})).json()["items"] == []
 
 
-async def test_row_security_holds_whatever_is_asked(http, database_url):
+async def test_row_security_applies_to_every_query(http, database_url):
     await make(http)
     await http.post("/tools/followups.create", json=call({"title": "x"}))
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
@@ -302,7 +302,7 @@ async def test_health_and_documentation(http):
 
 
 def test_the_http_executor_understands_the_refusals():
-    """What the tool endpoints answer keeps its meaning on the way back to the agent."""
+    """Refusals of the tool endpoints keep their meaning on the way back to the agent."""
     body = (
         b'{"error": {"type": "forbidden", "message": "`microdao_id` is not the caller\'s own", '
         b'"retryable": false, "request_id": "r"}}'

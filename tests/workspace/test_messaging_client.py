@@ -114,7 +114,7 @@ async def test_steps_are_shown_live(client, http, channel):
     )
 
 
-async def test_refusals_are_leaves(client, replica, channel):
+async def test_refusals_become_leaves_of_the_error_tree(client, replica, channel):
     with pytest.raises(NotFound):
         await client.recent_messages(str(uuid.uuid4()), 5, deadline())
     with pytest.raises(NotFound):
@@ -229,7 +229,7 @@ async def test_the_neighbours_service(neighbour):
         requests = [seen for seen in server.seen if seen.method == "POST"]
         assert len(requests) == (
             2 if neighbour.takes_json else 3
-        )  # the form that works is remembered
+        )  # the client remembers the form that worked
         assert {seen.headers["x-internal-secret"] for seen in server.seen} == {"their-secret"}
         assert requests[-1].headers["idempotency-key"] == "run:2"
         assert await client.channel("ch-1", deadline()) is None
@@ -301,7 +301,7 @@ async def test_a_long_reply_never_becomes_a_long_url():
             assert 6_900 < len(quote(shown)) <= 7_000
 
 
-async def test_what_surely_did_not_arrive_is_told_apart():
+async def test_refused_and_unreachable_posts_are_distinguished_from_unknown_outcomes():
     for status, expected in ((429, RateLimited), (503, Overloaded), (502, Unavailable)):
         async with recording_server(lambda seen, status=status: (status, {})) as server:
             client = NeighbourMessaging(server.url, None)

@@ -15,7 +15,7 @@ from launcher.stores import NatsServer
 from tests.support.workspace.application import workspace
 
 
-async def test_each_message_is_told_once_without_its_text(database_url, tmp_path, events):
+async def test_each_message_is_announced_once_without_its_text(database_url, tmp_path, events):
     async with NatsServer(tmp_path) as server:
         outside = await nats.connect(server.url)
         heard = await outside.subscribe(MESSAGE_CREATED_SUBJECT)
@@ -41,27 +41,27 @@ async def test_each_message_is_told_once_without_its_text(database_url, tmp_path
                 await http.post(f"/channels/{channel}/messages", json=message)
                 posted = {"channel_id": channel, "text": "відповідь", "run_id": "run-1"}
                 await http.post("/agents/agent:sofia/post-to-channel", json=posted)
-        told = [json.loads((await heard.next_msg(timeout=30)).data) for _ in range(2)]
+        notices = [json.loads((await heard.next_msg(timeout=30)).data) for _ in range(2)]
         await publisher.close()
         await link.close()
         assert heard.pending_msgs == 0
         await outside.close()
-    assert told[0] == {
+    assert notices[0] == {
         "message_id": stored["id"],
         "channel_id": channel,
         "microdao_id": "microdao:7",
         "sender_id": "user:olena",
         "sender_type": "human",
         "run_id": None,
-        "created_at": told[0]["created_at"],
+        "created_at": notices[0]["created_at"],
     }
-    assert datetime.fromisoformat(told[0]["created_at"]) == datetime.fromisoformat(
+    assert datetime.fromisoformat(notices[0]["created_at"]) == datetime.fromisoformat(
         stored["created_at"]
     )
-    assert (told[1]["sender_id"], told[1]["run_id"]) == ("agent:sofia", "run-1")
+    assert (notices[1]["sender_id"], notices[1]["run_id"]) == ("agent:sofia", "run-1")
 
 
-async def test_without_nats_nothing_is_kept(events):
+async def test_without_nats_no_notice_is_queued(events):
     publisher = NatsPublisher(None, events)
     message = Message(
         id=uuid4(),

@@ -1,5 +1,5 @@
-"""PostgreSQL goes and comes back under the workspace: clear refusals, no lost message, streams and
-the outbox go on.
+"""PostgreSQL stops and starts again: requests are refused meanwhile, no message is lost, streams
+and the outbox continue.
 """
 
 import asyncio

@@ -39,7 +39,7 @@ async def test_vectors_are_the_models_own_and_know_both_languages(client):
         assert cosine(asked, right) > cosine(asked, wrong)
     (as_passage,) = await vectors(client, ["Де ключ від майстерні?"])
     (as_question,) = await vectors(client, ["Де ключ від майстерні?"], "query")
-    assert cosine(as_passage, as_question) < 0.999  # the prefixes are there
+    assert cosine(as_passage, as_question) < 0.999  # with the prefixes
 
 
 async def test_arrays_of_tokens_are_taken_only_from_the_models_own_tokenizer(client):
@@ -62,7 +62,7 @@ async def test_a_text_has_the_same_vector_alone_and_in_a_crowd(client):
 
 
 async def overtakes(work, call):
-    """The call is answered while most of the work waits; behind the work it would take longer."""
+    """Checks that the call is answered while most of the work still waits."""
     asked = time.monotonic()
     await call
     answered = time.monotonic()
@@ -97,7 +97,7 @@ async def test_a_small_tenant_does_not_wait_for_a_big_one(client):
     await overtakes(big, vectors(client, ["Один малий запис."], agent="agent:small"))
 
 
-async def test_a_tenant_over_its_share_of_the_queue_is_told_to_retry(client):
+async def test_a_tenant_over_its_share_of_the_queue_is_asked_to_retry(client):
     calls = [
         client.post(
             PATH,

@@ -1,4 +1,4 @@
-"""vLLM's failures become leaves without private parts. Loads vLLM, starts no engine."""
+"""vLLM's errors are translated without private details. Loads vLLM, starts no engine."""
 
 import asyncio
 import pickle
@@ -67,7 +67,7 @@ def test_each_failure_has_its_leaf(error, leaf):
     assert pickle.loads(pickle.dumps(found)).message == found.message
 
 
-def test_no_class_of_vllm_is_left_to_chance():
+def test_every_error_class_of_vllm_is_mapped():
     for cls in every_class(foreign.VLLMError):
         error = cls.__new__(cls)
         Exception.__init__(error, "no")
@@ -131,7 +131,7 @@ def test_a_wrong_type_names_the_field():
     assert "temperature: " in found.message
 
 
-def test_a_swallowed_cancellation_is_one_again():
+def test_a_disconnected_client_is_raised_as_a_cancellation():
     with pytest.raises(asyncio.CancelledError):
         translated_response(response("Client disconnected"), structured=False)
 

@@ -1,4 +1,4 @@
-"""The engine behind the proxy on the real graph: what a request may ask of it."""
+"""Requests to the engine through the proxy on the real graph."""
 
 import asyncio
 import json
@@ -90,7 +90,7 @@ async def test_without_a_forced_tool_the_answer_is_text(client):
     assert not answer.get("tool_calls")
 
 
-async def test_a_tools_result_can_be_told_to_the_model(client):
+async def test_the_model_takes_a_tools_result(client):
     call = {
         "id": "call_1",
         "type": "function",
@@ -124,7 +124,9 @@ async def test_the_default_temperature_is_the_configurations(client):
     ],
     ids=["endless", "unknown type", "unsupported", "unknown tool"],
 )
-async def test_what_the_engine_cannot_follow_is_the_callers_mistake(client, options):
+async def test_options_that_the_engine_cannot_apply_are_refused_as_invalid_requests(
+    client, options
+):
     error = (await ask(client, status=400, **options))["error"]
     assert error["type"] == "invalid_request"
     assert error["retryable"] is False

@@ -1,4 +1,4 @@
-"""What the engine's request looks like after defaults and bounds; no server."""
+"""The engine's request after defaults and bounds, without a server."""
 
 import copy
 
@@ -50,7 +50,7 @@ def test_defaults_fill_what_is_absent_or_null():
     }
 
 
-def test_what_the_caller_says_wins_over_defaults():
+def test_values_of_the_caller_override_the_defaults():
     request = made(
         temperature=1.5,
         max_tokens=3,
@@ -84,7 +84,7 @@ def test_the_newer_name_of_max_tokens_is_no_second_limit():
         "whatever",
     ],
 )
-def test_the_engines_own_dialect_does_not_get_through(field):
+def test_fields_of_the_engines_own_dialect_are_not_passed_through(field):
     assert field not in made(**{field: 5})
 
 
@@ -97,7 +97,7 @@ def test_a_stream_ends_with_its_usage():
 
 
 @pytest.mark.parametrize("tools", [None, []])
-def test_no_tools_leave_no_trace(tools):
+def test_an_empty_list_of_tools_is_left_out(tools):
     assert made(tools=tools, tool_choice="auto", parallel_tool_calls=True) == made()
 
 
@@ -197,7 +197,7 @@ def test_bounds_reach_every_place_that_holds_a_schema():
         {"type": "object", "properties": {"type": {"type": "integer"}}},
     ],
 )
-def test_what_is_bounded_or_no_schema_stays_as_it_is(schema):
+def test_bounded_schemas_and_values_that_are_not_schemas_are_unchanged(schema):
     assert bound_schema(schema, BOUNDS) == schema
 
 
@@ -246,7 +246,7 @@ def tagged(tag):
         ({"type": ["string", "null"], "pattern": "^a*$", "maxLength": 2}, "`maxLength` at $ "),
     ],
 )
-def test_what_the_grammar_would_widen_is_refused_by_keyword_and_path(schema, place):
+def test_keywords_that_the_grammar_ignores_are_refused_with_their_path(schema, place):
     with pytest.raises(InvalidRequest) as caught:
         made(response_format=schema_format(schema))
     assert place in caught.value.message
@@ -284,7 +284,7 @@ def test_what_the_grammar_would_widen_is_refused_by_keyword_and_path(schema, pla
         },
     ],
 )
-def test_what_the_grammar_holds_to_is_not_refused(schema):
+def test_keywords_that_the_grammar_enforces_are_accepted(schema):
     made(response_format=schema_format(schema))
 
 

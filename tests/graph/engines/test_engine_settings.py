@@ -172,14 +172,14 @@ def test_a_named_card_is_a_whole_one_unless_a_share_is_given():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"accelerator_type": "L4", "num_gpus": 0}, "give a share"),
         ({"num_gpus": 0.5, "tensor_parallel_size": 2}, "takes whole ones: set num_gpus to 1"),
     ],
 )
-def test_shares_of_gpus_that_cannot_be_placed_are_refused(change, told):
-    with pytest.raises(ValueError, match=told):
+def test_shares_of_gpus_that_cannot_be_placed_are_refused(change, expected):
+    with pytest.raises(ValueError, match=expected):
         EnginesArgs(**change)
 
 
@@ -303,7 +303,7 @@ def test_a_busy_port_is_named():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (
             lambda app: app.update(import_path="deployments.no_such_app:build"),
@@ -321,8 +321,8 @@ def test_a_busy_port_is_named():
     ids=["no module", "no builder", "a typo in args"],
 )
 @pytest.mark.parametrize("application", ["llm", "workspace"], ids=["with live values", "without"])
-def test_a_typo_in_the_serve_file_is_told_and_nothing_else_happens(
-    environment, tmp_path, change, told, application
+def test_a_typo_in_the_serve_file_is_reported_and_changes_nothing(
+    environment, tmp_path, change, expected, application
 ):
     content = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
     change(next(app for app in content["applications"] if app["name"] == application))
@@ -330,11 +330,11 @@ def test_a_typo_in_the_serve_file_is_told_and_nothing_else_happens(
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigurationError) as refused:
         with_live_config(deploy_config(file, environment))
-    assert refused.value.message == f"application `{application}`: {told}"
+    assert refused.value.message == f"application `{application}`: {expected}"
 
 
 @pytest.mark.parametrize(("old", "new"), MOVED.items())
-def test_a_serve_file_of_the_operators_own_is_told_where_a_module_has_moved(
+def test_a_moved_module_in_the_operators_serve_file_is_reported_with_its_new_place(
     environment, tmp_path, old, new
 ):
     text = (REPOSITORY / "serve_config.yaml").read_text()
@@ -346,7 +346,7 @@ def test_a_serve_file_of_the_operators_own_is_told_where_a_module_has_moved(
     assert refused.value.message.endswith(f"import_path: `{old}` has moved: write `{new}:build`")
 
 
-def test_an_unknown_kind_of_provider_is_told_before_a_replica_sees_it(environment):
+def test_an_unknown_kind_of_provider_is_reported_before_a_replica_sees_it(environment):
     file = environment.config_dir / "llm.yaml"
     file.write_text(file.read_text().replace("type: local", "type: wizard"))
     with pytest.raises(ConfigurationError, match=r"providers\.local\.type: no adapter `wizard`"):
@@ -367,7 +367,7 @@ def test_local_models_are_named_by_the_engine_that_serves_them(environment, file
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "expected"),
     [
         (
             "{provider: local}",
@@ -382,11 +382,11 @@ def test_local_models_are_named_by_the_engine_that_serves_them(environment, file
     ],
 )
 def test_a_model_that_nobody_serves_is_refused_before_a_replica_sees_it(
-    environment, old, new, told
+    environment, old, new, expected
 ):
     file = environment.config_dir / "llm.yaml"
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new))
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=expected):
         with_live_config(deploy_config(REPOSITORY / "serve_config.yaml", environment))

@@ -1,4 +1,4 @@
-"""An engine is ready only after it has generated in every way that callers may ask for."""
+"""An engine is ready only after it has generated with every kind of request."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from deployments.engines.warm_up import MAX_CROWD, warm_up_rounds
 
 
 class RecordedEngine:
-    """Stands where the engine's process would; each answer waits until it is let go."""
+    """Replaces the engine's process; each answer waits until the test releases it."""
 
     dead, unfinished = False, 0
 
@@ -41,7 +41,7 @@ class RecordedEngine:
         self.at_a_time += 1
         self.most = max(self.most, self.at_a_time)
         await self.gate.wait()
-        await asyncio.sleep(0)  # the others of its round begin
+        await asyncio.sleep(0)  # the other requests of its round begin
         yield "{}"
         self.at_a_time -= 1
 
@@ -53,13 +53,13 @@ def replica(settings):
         None,
         settings,
         None,
-    )  # what the constructor sets before it starts
+    )  # the attributes that the constructor sets before the start
     llm._sampling, llm._structured = settings.default_sampling, settings.structured  # as above
     llm._aborted, llm._warm_up_s = 0, None  # as above
     return llm
 
 
-async def test_ready_is_told_after_the_last_generation_of_the_warm_up(monkeypatch):
+async def test_a_replica_is_ready_after_the_last_generation_of_the_warm_up(monkeypatch):
     monkeypatch.setattr(local_llm, "PlainEngine", RecordedEngine)
     settings = load_engines(
         read_environment({"DAARION_CONFIG_DIR": str(REPOSITORY / "configs")})
@@ -151,7 +151,8 @@ print([compiled_random_sample(torch.zeros(rows, 8)).shape[0] for rows in (1, 2, 
 
 
 def test_an_answer_at_a_temperature_needs_no_compiler(tmp_path):
-    """The image for CPUs has none: the first such answer must not end or block the engine."""
+    """The image for CPUs has no compiler: the first answer at a temperature must not end or block
+    the engine."""
     variables = {
         "TORCH_COMPILE_DISABLE": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),

@@ -52,7 +52,7 @@ def test_four_cores_are_enough_for_the_least_replicas():
 
 
 @pytest.mark.parametrize(
-    ("change", "node", "told"),
+    ("change", "node", "expected"),
     [
         ({}, {"CPU": 16.0}, r"needs 1 GPU and this machine has none .*without GPU=1"),
         (
@@ -73,8 +73,10 @@ def test_four_cores_are_enough_for_the_least_replicas():
     ],
     ids=["no GPU", "too few cores", "one GPU too few", "another type"],
 )
-def test_what_does_not_fit_is_refused_in_one_line_that_says_what_to_change(change, node, told):
-    with pytest.raises(ConfigurationError, match=told) as refused:
+def test_a_placement_that_does_not_fit_is_refused_with_the_setting_to_change(
+    change, node, expected
+):
+    with pytest.raises(ConfigurationError, match=expected) as refused:
         fit(gpu_config(lambda args: args.update(change)), node)
     assert "\n" not in refused.value.message
 

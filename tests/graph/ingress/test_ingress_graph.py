@@ -1,4 +1,4 @@
-"""The ingress as the network sees it: every port of the graph that takes requests."""
+"""Every port of the graph that takes requests, over the network."""
 
 import asyncio
 import contextlib
@@ -64,7 +64,7 @@ async def answered(port, sent, until=None):
             writer.close()
 
 
-async def test_no_door_waits_for_a_head_for_ever(graph):
+async def test_every_port_bounds_the_time_for_a_request_head(graph):
     ports = doors(graph)
     assert len(ports) >= 8, (
         ports
@@ -75,7 +75,7 @@ async def test_no_door_waits_for_a_head_for_ever(graph):
     assert [answer for answer in answers if answer and b" 408 " not in answer] == []
 
 
-async def test_a_body_that_does_not_come_is_a_408_in_the_envelope(graph):
+async def test_a_body_that_stops_arriving_is_a_408_in_the_envelope(graph):
     head = (
         b"POST /internal/llm/proxy HTTP/1.1\r\nHost: localhost\r\n"
         b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
@@ -85,7 +85,7 @@ async def test_a_body_that_does_not_come_is_a_408_in_the_envelope(graph):
     assert b'"request_timeout"' in answer
 
 
-async def test_a_page_is_nobody_at_any_door(graph):
+async def test_requests_of_web_pages_are_refused_at_every_port(graph):
     async with httpx.AsyncClient(timeout=60) as client:
         for port, prefix in doors(graph).items():
             for headers, status in (

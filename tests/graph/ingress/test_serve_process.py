@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.graph, pytest.mark.timeout(300, func_only=True)]
 
 
 def variables_of(folder: Path) -> dict[str, str]:
-    """The operator's environment without what would lead elsewhere."""
+    """The operator's environment without variables that name another graph."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -64,7 +64,7 @@ def test_a_stop_before_ray_runs_starts_nothing(tmp_path):
         ) as graph,
     ):
         until(lambda: catches(graph.pid, signal.SIGHUP), log.read_text)
-        graph.send_signal(signal.SIGHUP)  # a reload that comes too early ends nobody
+        graph.send_signal(signal.SIGHUP)  # a reload that comes too early ends no process
         graph.send_signal(signal.SIGTERM)
         assert graph.wait(120) == 0, log.read_text()
     assert log.read_text() == ""
@@ -83,11 +83,11 @@ def test_a_semaphore_of_a_killed_process_is_known_by_its_path():
         (path,) = _semaphores(process.pid)
         assert path.exists()
         process.communicate()
-    assert not path.exists()  # it ended by itself, and so took its own away
+    assert not path.exists()  # it ended by itself and removed its own files
     assert _semaphores(process.pid) == set()
 
 
-def test_serves_own_command_opens_no_door_without_a_secret(tmp_path):
+def test_serves_own_command_binds_no_public_address_without_a_secret(tmp_path):
     """The file's `http_options.host` counts, not DAARION_HOST: each ingress replica asks Serve."""
     (port,) = free_ports(1)
     file, log = tmp_path / "serve.yaml", tmp_path / "log"
@@ -115,11 +115,11 @@ def test_serves_own_command_opens_no_door_without_a_secret(tmp_path):
             cwd=REPOSITORY, env=variables, stdout=output, stderr=output, start_new_session=True,
         ) as serve:  # fmt: skip
             try:
-                told = (
+                refusal = (
                     "Serve's http_options.host 0.0.0.0 can be reached from other machines, "
                     "but no secret is set"
                 )
-                until(lambda: told in said(log, instance), log.read_text)
+                until(lambda: refusal in said(log, instance), log.read_text)
                 seen = psutil.Process(serve.pid).children(recursive=True)
                 replicas = [process for process in seen if "ServeReplica" in title(process)]
                 assert not [

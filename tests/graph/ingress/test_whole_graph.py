@@ -13,7 +13,7 @@ from tests.support.graph import offline
 pytestmark = [pytest.mark.graph, pytest.mark.timeout(420, func_only=True)]
 
 
-def test_until_it_was_ready_callers_were_told_to_retry(graph):
+def test_callers_are_asked_to_retry_until_the_graph_is_ready(graph):
     answers = list(graph.while_starting)
     assert {answer.status_code for answer in answers} <= {200, 503}, [
         answer.text for answer in answers
@@ -92,7 +92,7 @@ def test_everything_listens_on_loopback_only(graph):
     assert {address for address in listening if address[0] not in {"127.0.0.1", "::1"}} == set()
 
 
-def test_all_of_this_ran_without_a_network(graph):
+def test_the_suite_ran_without_a_network(graph):
     """`tests.support.graph.offline` runs the suite, so every test shows that loopback is enough."""
     if os.environ.get(offline.VARIABLE) != "1":
         pytest.skip(

@@ -91,7 +91,7 @@ async def test_leaving_a_whole_call_stops_the_generation(client):
     after = await until(stopped)
     assert (
         0 < after["generated_tokens"] - before["generated_tokens"] < 1000
-    )  # it had begun, and was not left to finish
+    )  # it had begun and was stopped
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ async def test_a_forced_tool_is_called_with_valid_arguments(client, choice):
     validate(json.loads(call["function"]["arguments"]), parameters)
 
 
-async def test_the_engines_context_is_a_bound_that_is_told(client):
+async def test_a_prompt_over_the_engines_context_is_refused_with_the_bound(client):
     response = await client.post(
         "/internal/llm/proxy", json=body(messages=[{"role": "user", "content": "слово " * 30_000}])
     )

@@ -132,15 +132,15 @@ async def test_without_postgresql_calls_are_answered_and_accounted_for_later(gra
     assert await until(well)
 
 
-async def test_a_killed_engine_is_told_and_replaced(graph, client):
+async def test_a_killed_engine_is_reported_and_replaced(graph, client):
     for process in graph.named("EngineCore"):
         process.send_signal(signal.SIGKILL)
 
-    async def told():
+    async def reported():
         response = await client.post("/internal/llm/proxy", json=body(max_tokens=5, timeout_s=5))
         return response.status_code == 503 and response.json()["error"]["retryable"]
 
-    assert await until(told)
+    assert await until(reported)
 
     async def back():
         response = await client.post("/internal/llm/proxy", json=body(max_tokens=5, timeout_s=5))

@@ -65,13 +65,13 @@ async def test_a_killed_limit_authority_learns_what_was_spent_before_it_grants_a
     states = (
         await client.get("/internal/llm/limits", params={"agent_id": "agent:enduring"})
     ).json()["limits"]
-    told = {row["limit"]: row for row in states}
-    assert set(told) == {
+    states_by_limit = {row["limit"]: row for row in states}
+    assert set(states_by_limit) == {
         f"agent.{meter}"
         for meter in ("requests_per_minute", "tokens_per_minute", "concurrent_calls", "usd_per_day")
     }
-    assert told["agent.requests_per_minute"]["left"] <= 3
-    assert 0 < told["agent.usd_per_day"]["used"] < 5
+    assert states_by_limit["agent.requests_per_minute"]["left"] <= 3
+    assert 0 < states_by_limit["agent.usd_per_day"]["used"] < 5
 
     async def accounted():
         page = (

@@ -41,7 +41,7 @@ async def test_a_reload_changes_routes_in_place_and_refuses_mistakes(graph, clie
             graph.reload("not reloaded: application ")
             assert (await client.get("/health")).status_code == 200
             serve_file.write_text(serve_text)
-        assert await known()  # nothing of what was right in those files was taken either
+        assert await known()  # the correct values of those files were not applied either
     finally:
         file.write_text(original)
         graph.reload()

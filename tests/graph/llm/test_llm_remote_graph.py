@@ -1,4 +1,4 @@
-"""LLM calls that a remote provider answers, and how they are accounted for."""
+"""LLM calls answered by a remote provider, and their accounting."""
 
 import json
 

@@ -196,7 +196,7 @@ def check(case: Case, found: Outcome) -> None:
     if error is not None:
         status, kind = error if isinstance(error, list) else (200, error)
         assert (found.status, found.error) == (status, kind), found
-        assert wanted.get("told", "") in found.message
+        assert wanted.get("error_text", "") in found.message
     else:
         assert found.error is None, found
     if "retry_after" in wanted:

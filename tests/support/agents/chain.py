@@ -1,5 +1,5 @@
-"""The chain of an answer that needs everything: a channel with a past, something remembered, and a
-project to be found by a tool.
+"""A scene for an answer that needs every source: earlier messages, a memory, and a project that a
+tool finds.
 """
 
 from tests.support.agents.platform import SOFIA, blueprint

@@ -15,7 +15,7 @@ from configs.environment import REPOSITORY
 
 @contextlib.asynccontextmanager
 async def process(here, folder, **args):
-    """The agent runtime as `make agent-runtime` starts it, behind the platform's door."""
+    """The agent runtime as `make agent-runtime` starts it, behind the platform's address."""
     config = folder / "configs"
     (config / "agents").mkdir(parents=True, exist_ok=True)
     for one in here.blueprints.values():

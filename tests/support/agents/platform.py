@@ -54,7 +54,7 @@ _numbers = count(100)
 
 
 def blueprint(**fields: Any) -> Blueprint:
-    """A blueprint with what a test does not care about filled in."""
+    """A blueprint with defaults for the fields that a test does not name."""
     limits = {"seconds": 30, **fields.pop("limits", {})}
     memory = {"timeout_s": 5, **fields.pop("memory", {})}
     given = {
@@ -198,7 +198,7 @@ class Platform:
 
     @contextlib.asynccontextmanager
     async def agents(self, **args: Any):
-        """A replica of the agent runtime, behind the door."""
+        """A replica of the agent runtime behind the platform's address."""
         settings = AgentsArgs(**{"claim_every_s": 0.2, "lease_s": 5, "patience_s": 2, **args})
         surroundings = Surroundings(self.database_url, Path(), self.url, nats_url=self.nats_url)
         runtime = AgentRuntime(settings, surroundings, lambda: self.blueprints, self.events)

@@ -1,5 +1,5 @@
-"""Replicas of the agent runtime and of the workspace as processes of their own, to be killed, and
-the door in front of them.
+"""Replicas of the agent runtime and of the workspace as processes that tests kill, behind one
+address.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Seen:
 
 @dataclass
 class RecordingServer:
-    """Answers with what `answer(seen)` returns: status and JSON, and headers where it likes."""
+    """Answers with what `answer(seen)` returns: status and JSON, and optionally headers."""
 
     answer: Any = lambda seen: (202, {})
     seen: list[Seen] = field(default_factory=list)

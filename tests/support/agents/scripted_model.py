@@ -1,4 +1,4 @@
-"""A chat model whose mind is a Python function: an OpenAI-compatible server for tests of agents."""
+"""A chat model that is a Python function: an OpenAI-compatible server for tests of agents."""
 
 from __future__ import annotations
 

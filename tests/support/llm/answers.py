@@ -29,7 +29,7 @@ QUICK_TIMES = IdempotencyTimes(lease_s=2.0, renew_every_s=0.4, poll_every_s=0.02
 
 @dataclass
 class Replica:
-    """One replica's ingress and what is behind it."""
+    """One replica's ingress and the parts behind it."""
 
     app: Ingress
     client: httpx.AsyncClient

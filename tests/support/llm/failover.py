@@ -94,8 +94,8 @@ def asking(model, **fields):
 
 
 @dataclass
-class Told:
-    """What a caller was told, whole or streamed."""
+class Seen:
+    """What a caller received, whole or streamed."""
 
     text: str = ""
     reasoning: str = ""
@@ -111,33 +111,33 @@ class Told:
 
 async def tell(proxy, request, *, stream):
     """Makes one call as a route does, and keeps whatever the caller would see."""
-    told = Told()
+    seen = Seen()
     try:
         if not stream:
             answer = await proxy.complete(request, "r", credential=ANONYMOUS)
-            told.text, told.answered_by, told.attempts = (
+            seen.text, seen.answered_by, seen.attempts = (
                 answer.content,
                 answer.model_resolved,
                 answer.attempts,
             )
-            return told
+            return seen
         opened = await proxy.open_stream(request, "r", credential=ANONYMOUS)
         try:
             async for item in opened.items():
                 if isinstance(item, StreamEnd):
-                    told.end, told.attempts, told.answered_by = (
+                    seen.end, seen.attempts, seen.answered_by = (
                         item,
                         item.attempts,
                         opened.target.name,
                     )
                 else:
-                    told.text += item.content or ""
-                    told.reasoning += item.reasoning or ""
+                    seen.text += item.content or ""
+                    seen.reasoning += item.reasoning or ""
         finally:
             await opened.close()
     except DaarionError as error:
-        told.error = error
-    return told
+        seen.error = error
+    return seen
 
 
 def calls_in_flight(proxy):

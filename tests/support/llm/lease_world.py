@@ -1,6 +1,5 @@
-"""Replicas and an authority in one process, and what really happened.
-
-Messages get lost, and clocks differ.
+"""Replicas and an authority in one process, with lost messages, differing clocks and a true record
+of all calls.
 """
 
 from dataclasses import dataclass, field
@@ -42,7 +41,7 @@ class Call:
 
 @dataclass
 class World:
-    """Some replicas, one authority, and what really happened."""
+    """Some replicas, one authority, and a true record of all calls."""
 
     limits: list
     now: float = 1_000.0

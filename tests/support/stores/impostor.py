@@ -1,6 +1,4 @@
-"""Who listens on a store's port in its place, and asks for the credentials in a way that shows
-them.
-"""
+"""Servers that take a store's port and ask for credentials in a way that would reveal them."""
 
 import asyncio
 import ssl

@@ -1,4 +1,4 @@
-"""Calls as the policy pipeline would hand them to an executor."""
+"""Calls as the policy pipeline passes them to an executor."""
 
 from typing import Any
 

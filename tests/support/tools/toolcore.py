@@ -30,7 +30,7 @@ AGENT = {"agent_id": "agent:sofia", "microdao_id": "microdao:7"}
 
 
 def tool(tool_id="test.echo", **fields):
-    """A definition with what a test does not care about filled in."""
+    """A definition with defaults for the fields that a test does not name."""
     return {
         "id": tool_id,
         "name": tool_id,
@@ -82,7 +82,7 @@ class UsageEvents:
 
 @dataclass
 class Replica:
-    """One Toolcore and what it stands on."""
+    """One Toolcore and its stores."""
 
     toolcore: Toolcore
     executor: Scripted

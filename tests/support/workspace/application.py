@@ -1,4 +1,4 @@
-"""The workspace's application over a real database, as one replica has it."""
+"""The workspace's application over a real database, as in one replica."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a provider says when all is well: completions, their stream frames, usage, embeddings."""
+"""Regular answers of a provider: completions, their stream frames, usage, embeddings."""
 
 from __future__ import annotations
 

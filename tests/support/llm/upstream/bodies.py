@@ -1,4 +1,4 @@
-"""Behaviours in what is sent: wrong, odd or gigantic bodies and frames."""
+"""Behaviours of content: wrong, odd or gigantic bodies and frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Behaviours in time: connections that break, stall or are slow."""
+"""Behaviours of timing: connections that break, stall or are slow."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def slow_first_token(exchange: UpstreamExchange) -> None:
 
 
 async def _beat(exchange: UpstreamExchange, frame: bytes) -> None:
-    """Sends `frame` every `interval_s` (0.05) for ever, or `count` times and then the answer."""
+    """Sends `frame` every `interval_s` (0.05) without end, or `count` times and then the answer."""
     await exchange.start("text/event-stream" if exchange.stream else "application/json")
     count = exchange.options.get("count")
     while count is None or count > 0:

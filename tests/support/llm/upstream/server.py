@@ -1,4 +1,4 @@
-"""The scripted upstream: an OpenAI-compatible server on 127.0.0.1 that behaves as told."""
+"""The scripted upstream: an OpenAI-compatible server on 127.0.0.1 that follows its script."""
 
 from __future__ import annotations
 

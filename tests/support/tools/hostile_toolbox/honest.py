@@ -1,5 +1,5 @@
 # ruff: noqa: PTH105, PTH108, PTH123, PTH207, PLC0415  # as tools are written
-"""What honest tools do with the standard library, so that no bound takes more than it must."""
+"""Ordinary uses of the standard library, which no bound may prevent."""
 
 import asyncio
 import contextlib

@@ -39,34 +39,40 @@ class Case:
 
     def play(self) -> Play:
         """What the scripted upstream does."""
-        told = self.upstream
-        if not told:
+        upstream = self.upstream
+        if not upstream:
             return play("ok", text="so")
-        options = {name: told[name] for name in ("status", "headers", "pause_s") if name in told}
+        options = {
+            name: upstream[name] for name in ("status", "headers", "pause_s") if name in upstream
+        }
         default = "text/event-stream" if self.stream else "application/json"
-        return play("raw", pieces=self._pieces(), content_type=told.get("type", default), **options)
+        return play(
+            "raw", pieces=self._pieces(), content_type=upstream.get("type", default), **options
+        )
 
     def _pieces(self) -> list[bytes]:
-        told = self.upstream
-        if "raw" in told:
-            return [piece.encode() for piece in _listed(told["raw"])]
-        if "latin1" in told:
-            return [piece.encode("latin-1") for piece in _listed(told["latin1"])]
-        if "gzip" in told:
-            return [gzip.compress(piece.encode()) for piece in _listed(told["gzip"])]
-        if "body" in told:
-            return [json.dumps(told["body"], ensure_ascii=False).encode()]
-        if "message" in told:
-            return [json.dumps(completion(told)).encode()]
-        frames = list(told.get("frames", []))
-        if "deltas" in told:
-            frames = [chunk(delta) for delta in told["deltas"]]
+        upstream = self.upstream
+        if "raw" in upstream:
+            return [piece.encode() for piece in _listed(upstream["raw"])]
+        if "latin1" in upstream:
+            return [piece.encode("latin-1") for piece in _listed(upstream["latin1"])]
+        if "gzip" in upstream:
+            return [gzip.compress(piece.encode()) for piece in _listed(upstream["gzip"])]
+        if "body" in upstream:
+            return [json.dumps(upstream["body"], ensure_ascii=False).encode()]
+        if "message" in upstream:
+            return [json.dumps(completion(upstream)).encode()]
+        frames = list(upstream.get("frames", []))
+        if "deltas" in upstream:
+            frames = [chunk(delta) for delta in upstream["deltas"]]
             reason = (
-                "tool_calls" if any("tool_calls" in delta for delta in told["deltas"]) else "stop"
+                "tool_calls"
+                if any("tool_calls" in delta for delta in upstream["deltas"])
+                else "stop"
             )
-            frames.append(chunk({}, told.get("finish", reason)))
-            frames += [{"choices": [], "usage": told["usage"]}] if "usage" in told else []
-        end = [DONE] if told.get("done", True) else []
+            frames.append(chunk({}, upstream.get("finish", reason)))
+            frames += [{"choices": [], "usage": upstream["usage"]}] if "usage" in upstream else []
+        end = [DONE] if upstream.get("done", True) else []
         return [b"data: " + _text(frame) + b"\n\n" for frame in frames] + end
 
 
@@ -86,15 +92,17 @@ def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, 
     return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
 
 
-def completion(told: dict[str, Any]) -> dict[str, Any]:
+def completion(upstream: dict[str, Any]) -> dict[str, Any]:
     """A regular whole answer around `message`."""
-    reason = told.get("finish", "tool_calls" if told["message"].get("tool_calls") else "stop")
+    reason = upstream.get(
+        "finish", "tool_calls" if upstream["message"].get("tool_calls") else "stop"
+    )
     choice = {
         "index": 0,
-        "message": {"role": "assistant", **told["message"]},
+        "message": {"role": "assistant", **upstream["message"]},
         "finish_reason": reason,
     }
-    usage = told.get("usage", {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5})
+    usage = upstream.get("usage", {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5})
     return {
         "id": "c-1",
         "object": "chat.completion",
