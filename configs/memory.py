@@ -26,7 +26,7 @@ class QuerySettings(BaseModel):
 
 
 class FusionWeights(BaseModel):
-    """Overrides of `services/memory/fusion.py`; what is absent is left as measured there."""
+    """Overrides of `services/memory/fusion.py`; absent keys keep the values measured there."""
 
     model_config = _STRICT
 
@@ -95,7 +95,7 @@ class KnowledgeBaseSettings(BaseModel):
 
 
 class SummarySettingsFile(BaseModel):
-    """Which model writes summaries, and what it is shown at a time."""
+    """The model that writes summaries, and the bounds of one call."""
 
     model_config = _STRICT
 

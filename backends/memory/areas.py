@@ -40,7 +40,7 @@ OF_ALL = sql.SQL("microdao_id = '' AND agent_id = ''")
 
 
 def predicate_of(area: Area) -> sql.SQL:
-    """Returns the tenant predicate, which stands in statements beside row security.
+    """Returns the tenant predicate, which statements have in addition to row security.
 
     With the policy alone the planner knows no constant by which to choose an index. The tenant's
     ids are parameters of the statement; no caller can send a knowledge base's empty ids.

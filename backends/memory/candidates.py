@@ -13,7 +13,7 @@ from typing import Any
 from psycopg import sql
 
 from contracts.memory.fields import Tier
-from contracts.memory.ports import Candidate
+from contracts.memory.ports import ItemCandidate
 
 WIDER = 10
 DEEPEST = 10_000
@@ -45,10 +45,10 @@ def are_enough(rows: Sequence[object], limit: int) -> bool:
     return 2 * len(rows) >= limit
 
 
-def candidates_of(rows: Iterable[dict[str, Any]]) -> list[Candidate]:
+def candidates_of(rows: Iterable[dict[str, Any]]) -> list[ItemCandidate]:
     """Returns the rows of DIFFERENT as candidates."""
     return [
-        Candidate(
+        ItemCandidate(
             row["id"],
             row["score"],
             row["created_at"],

@@ -58,7 +58,7 @@ class EmbeddingSpaces:
         Raises:
             ConfigurationError: the stored vectors are another model's, and re-embedding into
                 `configured` is not complete.
-            DatabaseUnavailable: PostgreSQL is away.
+            DatabaseUnavailable: PostgreSQL is unavailable.
         """
         async with working(self._database) as connection:
             await connection.execute(LOCK)

@@ -13,7 +13,7 @@ from backends.memory.areas import OWN, all_of, conditions, of_tenant, working
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
 from contracts.identity import Tenant
-from contracts.memory.ports import Area, Candidate, Filters, LoggedEvent
+from contracts.memory.ports import Area, Filters, ItemCandidate, LoggedEvent
 
 RECENT = sql.SQL("""
 SELECT memory_id, kind, created_at FROM memory_events
@@ -39,12 +39,12 @@ EXPIRE_TIMEOUT_S = 30.0
 
 
 class ShortTermLog:
-    """Implements EventLogReader."""
+    """Implements ShortTermReader."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def recent(self, tenant: Tenant, filters: Filters, limit: int) -> list[Candidate]:
+    async def recent(self, tenant: Tenant, filters: Filters, limit: int) -> list[ItemCandidate]:
         narrow, values = conditions(filters)
         values |= {"microdao_id": tenant.microdao_id, "agent_id": tenant.agent_id, "limit": limit}
         async with of_tenant(self._database, tenant) as connection:
@@ -52,7 +52,7 @@ class ShortTermLog:
                 await connection.execute(RECENT.format(where=all_of(OWN, narrow)), values)
             ).fetchall()
         return [
-            Candidate(row["memory_id"], 0.0, row["created_at"], row["kind"], "short-term")
+            ItemCandidate(row["memory_id"], 0.0, row["created_at"], row["kind"], "short-term")
             for row in rows
         ]
 

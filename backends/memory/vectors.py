@@ -18,7 +18,7 @@ from backends.memory.areas import Connection, all_of, conditions, identity, of_t
 from backends.memory.candidates import DIFFERENT, are_enough, candidates_of, depths
 from backends.postgres.pool import Database
 from contracts.llm.embeddings import EmbeddingBatch
-from contracts.memory.ports import Area, Candidate, Filters, SearchScope
+from contracts.memory.ports import Area, Filters, ItemCandidate, SearchScope
 
 EF_SEARCH = 220
 TIMEOUT_S = 4.0
@@ -75,7 +75,7 @@ class VectorStore:
 
     async def search(
         self, scope: SearchScope, filters: Filters, question: EmbeddingBatch, limit: int
-    ) -> list[Candidate]:
+    ) -> list[ItemCandidate]:
         narrow, values = conditions(filters)
         values |= {
             **identity(scope.tenant),

@@ -45,7 +45,7 @@ from contracts.deadline import Deadline
 from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
 from contracts.memory.api import QueryRequest, StoreRequest
-from contracts.memory.ports import Candidate, Filters
+from contracts.memory.ports import Filters, ItemCandidate
 from deployments.engines.neutral import LanguageParts
 from deployments.graph.resources import Surroundings
 from deployments.memory.wiring import MemoryRuntime
@@ -175,7 +175,7 @@ class _NoEvents:
         """Drops the event."""
 
 
-def _ids(found: Sequence[Candidate], names: dict[str, str]) -> list[str]:
+def _ids(found: Sequence[ItemCandidate], names: dict[str, str]) -> list[str]:
     return [names[name] for name in dict.fromkeys(candidate.id for candidate in found)]
 
 

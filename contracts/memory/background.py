@@ -1,4 +1,4 @@
-"""What the memory's background work needs from storage and from the file system, as Protocols."""
+"""Ports of the memory's background work: storage and the file system."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Upkeep(Protocol):
     interval_s: float
 
     async def run(self) -> None:
-        """Does what is due."""
+        """Does the work that is due."""
 
 
 class Leases(Protocol):
@@ -59,7 +59,7 @@ class IngestionQueue(Protocol):
         """Writes the vectors and removes the chunks from the queue, atomically and idempotently."""
 
     async def release(self, claim: Claim) -> None:
-        """Makes the chunks claimable again."""
+        """Ends the claim, so that the chunks can be claimed."""
 
     async def refuse(self, claim: Claim, most: int) -> int:
         """Counts a refusal per chunk and drops chunks with `most` of them; returns how many."""
@@ -69,20 +69,20 @@ class IngestionQueue(Protocol):
 class LexiconWork:
     """Upkeep that an area's lexical index needs.
 
-    `removed` counts deleted chunks whose records are still there; `respell`: another version of the
-    code cut the area's texts into grams.
+    `removed` counts deleted chunks whose records are still there; `rebuild` says that another
+    version of the code cut the area's texts into grams.
     """
 
     area: Area
     removed: int
-    respell: bool
+    rebuild: bool
 
 
 class LexiconStore(Protocol):
     """Upkeep of the lexical index. Each call locks its area."""
 
     async def due(self, *, unmerged: int, removed: int) -> Sequence[LexiconWork]:
-        """Returns areas to respell, and those with more than `unmerged` or `removed` chunks."""
+        """Returns areas to rebuild, and those with more than `unmerged` or `removed` chunks."""
 
     async def merge(self, area: Area) -> None:
         """Moves the area's new terms into its postings."""
@@ -90,8 +90,8 @@ class LexiconStore(Protocol):
     async def sweep(self, area: Area) -> None:
         """Removes the records of deleted chunks from the area's postings."""
 
-    async def respell(self, area: Area) -> int | None:
-        """Makes the area's terms again; returns the number of chunks, None without postings."""
+    async def rebuild(self, area: Area) -> int | None:
+        """Rebuilds the area's terms; returns the number of chunks, None without postings."""
 
 
 class ShardStore(Protocol):

@@ -1,4 +1,4 @@
-"""What queries, stores and summaries need from storage and from the LLM proxy, as Protocols."""
+"""Ports of queries, stores and summaries: storage and the LLM proxy."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ScopeReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class ItemCandidate:
     """An item as one arm found it: the best of its chunks.
 
     `score` is the arm's own: dense, cosine similarity (-1..1); lexical, BM25 (≥ 0, compare
@@ -100,7 +100,7 @@ class DenseIndex(Protocol):
 
     async def search(
         self, scope: SearchScope, filters: Filters, question: EmbeddingBatch, limit: int
-    ) -> list[Candidate]:
+    ) -> list[ItemCandidate]:
         """Returns items by falling cosine similarity of their nearest chunk with the one vector.
 
         Searches only vectors of the question's model version. Items with equal texts are one
@@ -116,7 +116,7 @@ class LexicalAnswer:
     a score divided by it is the part of the question that was found.
     """
 
-    candidates: list[Candidate] = field(default_factory=list)
+    candidates: list[ItemCandidate] = field(default_factory=list)
     ceiling: float = 0.0
 
 
@@ -141,7 +141,7 @@ class ItemReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NewMemory:
-    """What a store writes.
+    """A memory to store.
 
     Equal `fingerprint`s are the same memory, and so are equal `idempotency_key`s (both SHA-256).
     `chunks` are the searchable texts.
@@ -210,10 +210,10 @@ class LoggedEvent:
     created_at: datetime
 
 
-class EventLogReader(Protocol):
-    """The short-term tier."""
+class ShortTermReader(Protocol):
+    """Reads the short-term tier, a log of events."""
 
-    async def recent(self, tenant: Tenant, filters: Filters, limit: int) -> list[Candidate]:
+    async def recent(self, tenant: Tenant, filters: Filters, limit: int) -> list[ItemCandidate]:
         """Returns the newest events, newest first."""
 
     async def read(self, tenant: Tenant, channel_id: str | None, limit: int) -> list[LoggedEvent]:
@@ -246,7 +246,7 @@ class SummaryStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the model wrote, and the model's name."""
+    """The model's answer and name."""
 
     content: str
     model: str

@@ -34,7 +34,7 @@ class MemoryArgs(BaseModel):
     """`args` of the application.
 
     `engines_file` is the file that the application `engines` reads; its section `embedder` counts.
-    `max_concurrent` bounds the requests in work per replica; more are answered 503 at once.
+    A replica serves `max_concurrent` requests at a time; more are answered 503 at once.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,7 +71,7 @@ class MemoryReplica:
             self._resources = resources.pop_all()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes the sections of `memory.yaml` that may change while requests are in work."""
+        """Takes the sections of `memory.yaml` that may change while requests are served."""
         await self._runtime.reconfigure(MemorySettings.model_validate(user_config))
 
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook

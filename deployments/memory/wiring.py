@@ -75,7 +75,7 @@ class MemoryRuntime:
         self.cases = self._use_cases(settings)
 
     async def open(self) -> None:
-        """Opens the pools (also while PostgreSQL is away) and starts the background work.
+        """Opens the pools (also while PostgreSQL is unavailable) and starts the background work.
 
         Raises:
             ConfigurationError: the stored vectors are of another model; nothing stays open.

@@ -56,7 +56,7 @@ _LINE: TypeAdapter[ExportedMemory | ExportEnd] = TypeAdapter(ExportedMemory | Ex
 
 @dataclass(frozen=True)
 class MemoryUseCases:
-    """What the routes call; a reload replaces it."""
+    """The use cases behind the routes; a reload replaces them."""
 
     recall: Recall
     remembering: Remembering
@@ -68,7 +68,7 @@ class MemoryUseCases:
 
 @dataclass(frozen=True)
 class MemoryRoutes:
-    """What the routes call. `cases` is looked up at each request."""
+    """How the routes find use cases and health. Both are called at each request."""
 
     cases: Callable[[], MemoryUseCases]
     health: Callable[[], Health]
@@ -102,7 +102,7 @@ def memory_router(routes: MemoryRoutes) -> Router:
         "POST",
         "/query",
         query,
-        summary="What is remembered about a question",
+        summary="Find what is stored about a question",
         response_model=QueryResponse,
         responses=refusals(504),
     )
@@ -123,7 +123,7 @@ def memory_router(routes: MemoryRoutes) -> Router:
     async def summarize(wanted: SummarizeRequest) -> SummarizeResponse:
         return await cases().summarizing.summarize(wanted)
 
-    @router.get("/items", summary="What is stored, newest first")
+    @router.get("/items", summary="Stored memories, newest first")
     async def items(query: Annotated[ItemsFilter, Query()]) -> ItemsPage:
         return await cases().records.page(query)
 
@@ -153,7 +153,7 @@ def _add_admin_routes(router: Router, cases: Callable[[], MemoryUseCases]) -> No
 
     @router.post(
         "/import",
-        summary="Admin: read an export again, for the tenant of the query",
+        summary="Admin: import an export for the tenant of the query",
         responses=refusals(408, 413, 415),
     )
     async def restore(request: Request, tenant: Annotated[Tenant, Query()]) -> ImportResponse:
@@ -166,7 +166,7 @@ def _add_admin_routes(router: Router, cases: Callable[[], MemoryUseCases]) -> No
 
     @router.post(
         "/kb/reindex",
-        summary="Admin: look at the knowledge base now",
+        summary="Admin: index the knowledge base now",
         responses=refusals(409),
     )
     async def reindex(wanted: ReindexRequest) -> ReindexReport:
@@ -208,8 +208,8 @@ async def _import_batches(request: Request) -> AsyncIterator[list[ExportedMemory
             batch = []
     if not ended:
         raise InvalidRequest(
-            f"the export is cut off after line {number}: what came before is imported, the rest is "
-            "missing"
+            f"the export is cut off after line {number}: the memories before it are imported, the "
+            "rest is missing"
         )
     if batch:
         yield batch
@@ -218,7 +218,7 @@ async def _import_batches(request: Request) -> AsyncIterator[list[ExportedMemory
 def _check_count(number: int, announced: int, count: int) -> None:
     if announced != count:
         raise InvalidRequest(
-            f"line {number}: the export should have {announced} memories, but {count} came"
+            f"line {number}: the export should have {announced} memories, but has {count}"
         )
 
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from contracts.memory.ports import Arm, Candidate
+from contracts.memory.ports import Arm, ItemCandidate
 
 BACKGROUND_RANK = 10
 BACKGROUND_SHARE = 0.5
@@ -61,7 +61,7 @@ class FusedItem:
 
 
 def fuse(
-    arms: Mapping[Arm, Sequence[Candidate]],
+    arms: Mapping[Arm, Sequence[ItemCandidate]],
     lexical_ceiling: float,
     *,
     now: datetime,
@@ -102,21 +102,21 @@ def fuse(
     return fused[:limit]
 
 
-def _best(found: Sequence[Candidate]) -> list[Candidate]:
-    first: dict[str, Candidate] = {}
+def _best(found: Sequence[ItemCandidate]) -> list[ItemCandidate]:
+    first: dict[str, ItemCandidate] = {}
     for candidate in found:
         first.setdefault(candidate.id, candidate)
     return list(first.values())
 
 
-def _dense_evidence(found: Sequence[Candidate], unrelated: float) -> dict[str, float]:
+def _dense_evidence(found: Sequence[ItemCandidate], unrelated: float) -> dict[str, float]:
     return {
         candidate.id: _within_unit((candidate.score - unrelated) / (1 - unrelated))
         for candidate in found
     }
 
 
-def _lexical_evidence(found: Sequence[Candidate], ceiling: float) -> dict[str, float]:
+def _lexical_evidence(found: Sequence[ItemCandidate], ceiling: float) -> dict[str, float]:
     if ceiling <= 0:
         return {}
     covered = {candidate.id: _within_unit(candidate.score / ceiling) for candidate in found}
@@ -139,7 +139,7 @@ def _combined(dense: float, lexical: float, settings: FusionSettings) -> float:
     return 1 - (1 - dense) * (1 - settings.lexical_weight * lexical)
 
 
-def _freshness(item: Candidate, now: datetime, settings: FusionSettings) -> float:
+def _freshness(item: ItemCandidate, now: datetime, settings: FusionSettings) -> float:
     age_days = max(0.0, (now - item.created_at).total_seconds() / _DAY_S)
     decay: float = 0.5 ** (age_days / settings.half_life_days)
     return 1 - settings.recency_weight * (1 - decay)

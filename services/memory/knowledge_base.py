@@ -103,7 +103,7 @@ class KnowledgeBase:
     async def forget(self, microdao_id: str) -> dict[str, int]:
         """Removes a microDAO's folders and documents; returns counts by kind.
 
-        The folders go first, so that nothing is indexed again.
+        The folders go first, so that no run indexes them meanwhile.
         """
         async with self._running:
             files = 0

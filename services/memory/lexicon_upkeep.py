@@ -1,4 +1,4 @@
-"""When the lexical index is merged, swept and respelled."""
+"""When the lexical index is merged, swept and rebuilt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LexiconUpkeep:
         self.interval_s = interval_s
 
     async def run(self) -> None:
-        """Respells, merges and sweeps the areas that are due.
+        """Rebuilds, merges and sweeps the areas that are due.
 
         Once a day, and at the start, every area with a deleted chunk is due.
         """
@@ -36,7 +36,7 @@ class LexiconUpkeep:
         due = await self._store.due(unmerged=MERGE_ABOVE, removed=sweep_above)
         for work in due:
             area = work.area
-            if work.respell and (chunks := await self._store.respell(area)) is not None:
+            if work.rebuild and (chunks := await self._store.rebuild(area)) is not None:
                 self._events.emit("memory.lexicon_rebuilt", **area.identity, chunks=chunks)
             await self._store.merge(area)
             if work.removed > sweep_above:

@@ -18,15 +18,15 @@ from contracts.memory.api import Item, QueryRequest, QueryResponse
 from contracts.memory.items import MEMORY_META
 from contracts.memory.ports import (
     Arm,
-    Candidate,
     DenseIndex,
-    EventLogReader,
     Filters,
+    ItemCandidate,
     ItemReader,
     LexicalAnswer,
     LexicalIndex,
     ScopeReader,
     SearchScope,
+    ShortTermReader,
 )
 from services.memory.fusion import FusedItem, FusionSettings, fuse
 
@@ -51,7 +51,7 @@ class Recall:
     scopes: ScopeReader
     dense: DenseIndex
     lexical: LexicalIndex
-    log: EventLogReader
+    log: ShortTermReader
     items: ItemReader
     embedder: Embedder
     events: EventLog
@@ -103,7 +103,7 @@ class Recall:
         filters: Filters,
         scope: asyncio.Task[SearchScope],
         deadline: Deadline,
-    ) -> tuple[dict[Arm, Sequence[Candidate]], dict[Arm, DaarionError], float]:
+    ) -> tuple[dict[Arm, Sequence[ItemCandidate]], dict[Arm, DaarionError], float]:
         """Runs all arms; returns their candidates, the failed arms' errors, the lexical ceiling."""
         dense = asyncio.create_task(self._dense(request, filters, scope, deadline))
         words = asyncio.create_task(self._lexical(request, filters, scope))
@@ -122,7 +122,7 @@ class Recall:
             dense.cancel()
             words.cancel()
         ceiling = lexical.ceiling if isinstance(lexical, LexicalAnswer) else 0.0
-        outcomes: dict[Arm, Sequence[Candidate] | BaseException] = {
+        outcomes: dict[Arm, Sequence[ItemCandidate] | BaseException] = {
             "dense": nearest,
             "lexical": lexical.candidates if isinstance(lexical, LexicalAnswer) else lexical,
             "recent": recent,
@@ -146,7 +146,7 @@ class Recall:
         filters: Filters,
         scope: Awaitable[SearchScope],
         deadline: Deadline,
-    ) -> list[Candidate]:
+    ) -> list[ItemCandidate]:
         budget = Deadline.after(deadline.at_most(self.settings.embed_timeout_s))
         tenant = f"{request.microdao_id}/{request.agent_id}"
         try:
@@ -184,7 +184,7 @@ def _leaf(error: BaseException) -> DaarionError:
     return leaf
 
 
-def _shown_chunks(arms: Mapping[Arm, Sequence[Candidate]]) -> dict[str, int]:
+def _shown_chunks(arms: Mapping[Arm, Sequence[ItemCandidate]]) -> dict[str, int]:
     """Returns the chunk to show by item: the dense arm's, else the lexical arm's."""
     chunks: dict[str, int] = {}
     for arm in ("dense", "lexical"):
@@ -206,7 +206,7 @@ def _distinct(found: Sequence[tuple[FusedItem, Item]]) -> list[tuple[FusedItem, 
 
 
 def _shown(
-    entry: FusedItem, item: Item, arms: Mapping[Arm, Sequence[Candidate]], *, explain: bool
+    entry: FusedItem, item: Item, arms: Mapping[Arm, Sequence[ItemCandidate]], *, explain: bool
 ) -> Item:
     item = item.model_copy(update={"score": round(entry.score, 6), "meta": _with_tier(item, entry)})
     if not explain:

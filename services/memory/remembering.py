@@ -41,7 +41,7 @@ class Remembering:
     async def store(self, request: StoreRequest, idempotency_key: str | None) -> StoreResponse:
         """Returns when the memory is committed, or embedded if the request asks for that.
 
-        An item of a query that is sent back has its id in `meta.memory` and is not stored again.
+        A caller may send back an item of a query: its id is in `meta.memory`, so it is not stored.
 
         Raises:
             InvalidRequest: the idempotency key is blank or too long.

@@ -10,7 +10,7 @@ from contracts.errors import UpstreamInvalidResponse
 from contracts.identity import Tenant
 from contracts.memory.api import MAX_SUMMARY_EVENTS, SummarizeRequest, SummarizeResponse
 from contracts.memory.items import text_of
-from contracts.memory.ports import ChatClient, EventLogReader, LoggedEvent, Summary, SummaryStore
+from contracts.memory.ports import ChatClient, LoggedEvent, ShortTermReader, Summary, SummaryStore
 
 INSTRUCTIONS = (
     "Ти ведеш стислий підсумок подій і розмов спільноти. Онови підсумок: збережи факти, імена, "
@@ -35,7 +35,7 @@ class SummarySettings:
 class Summarizing:
     """The use case behind `POST /summarize`."""
 
-    log: EventLogReader
+    log: ShortTermReader
     summaries: SummaryStore
     model: ChatClient
     settings: SummarySettings

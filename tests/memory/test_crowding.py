@@ -8,7 +8,7 @@ import pytest
 
 from contracts.deadline import Deadline
 from contracts.identity import Tenant
-from contracts.memory.ports import Candidate, Filters
+from contracts.memory.ports import Filters, ItemCandidate
 from tests.support.memory import hashing_embedder
 from tests.support.memory.application import SOFIA, Memory, eventually, succeeded
 from tests.support.memory.hashing_embedder import HashingEmbedder
@@ -53,7 +53,7 @@ async def stored(memory: Memory, texts: Sequence[str], first: int = 0) -> list[s
 
 async def found(
     memory: Memory, embedder: HashingEmbedder, arm: str, filters: Filters
-) -> list[Candidate]:
+) -> list[ItemCandidate]:
     recall = memory.runtime.cases.recall
     scope = await recall.scopes.scope_of(TENANT)
     if arm == "dense":
@@ -120,7 +120,7 @@ async def test_a_long_document_is_one_candidate(
     assert set(OTHERS) < set(contents)
 
 
-async def test_what_two_long_documents_share_is_shown_once_and_both_are_found(
+async def test_a_chunk_of_two_long_documents_is_shown_once_and_both_are_found(
     memory: Memory, embedder: HashingEmbedder
 ):
     """The better document keeps the shared chunk, the other is found by a chunk of its own."""

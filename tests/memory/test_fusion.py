@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.memory.ports import Candidate
+from contracts.memory.ports import ItemCandidate
 from services.memory.fusion import DEFAULT, FusionSettings, fuse
 
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
@@ -17,7 +17,7 @@ def found(*scores, age_days=0.0):
     """Candidates `name: score`, best first."""
     entries = sorted(scores, key=lambda entry: -entry[1])
     return [
-        Candidate(name, score, NOW - timedelta(days=age_days), "conversation")
+        ItemCandidate(name, score, NOW - timedelta(days=age_days), "conversation")
         for name, score in entries
     ]
 
@@ -27,12 +27,12 @@ def order(dense=None, lexical=None, *, ceiling=10.0, settings=TIMELESS, limit=10
     return [entry.id for entry in fuse(arms, ceiling, now=NOW, limit=limit, settings=settings)]
 
 
-def test_a_code_found_in_one_text_lifts_it_over_what_merely_sounds_alike():
+def test_a_code_found_in_one_text_ranks_it_above_similar_texts():
     dense = found(("alike", 0.45), ("near", 0.40), ("right", 0.35))
     assert order(dense, found(("right", 9.0), ("near", 1.0))) == ["right", "alike", "near"]
 
 
-def test_chance_matches_leave_the_dense_order_alone():
+def test_chance_matches_do_not_change_the_dense_order():
     dense = found(("answer", 0.35), ("other", 0.34), ("third", 0.2))
     assert order(dense, found(("third", 0.9), ("other", 0.8), ("answer", 0.1))) == [
         "answer",
@@ -41,7 +41,7 @@ def test_chance_matches_leave_the_dense_order_alone():
     ]
 
 
-def test_what_every_text_has_says_little():
+def test_grams_of_every_text_are_little_evidence():
     """Fifteen texts of one template share half of the question, so that half is no evidence."""
     crowd = [(f"crowd{number}", 5.0) for number in range(15)]
     dense = found(("answer", 0.40), *((name, 0.3) for name, _ in crowd))
@@ -81,7 +81,7 @@ def test_nothing_found_is_no_error():
 
 def test_recent_events_alone_are_found_newest_first():
     recent = [
-        Candidate(str(age), 0.0, NOW - timedelta(days=age), "conversation", tier="short-term")
+        ItemCandidate(str(age), 0.0, NOW - timedelta(days=age), "conversation", tier="short-term")
         for age in (0, 1, 30)
     ]
     assert [entry.id for entry in fuse({"recent": recent}, 0.0, now=NOW, limit=5)] == [
@@ -98,13 +98,13 @@ def test_age_decides_between_equals_and_never_between_unequal_ones():
     assert order(old + fresh, settings=DEFAULT) == ["old", "fresh"]
 
 
-def test_ranks_tell_what_each_arm_said():
+def test_an_item_has_its_rank_in_each_arm():
     arms = {"dense": found(("a", 0.5), ("b", 0.4)), "lexical": found(("b", 9.0))}
     ranks = {entry.id: dict(entry.ranks) for entry in fuse(arms, 10.0, now=NOW, limit=5)}
     assert ranks == {"a": {"dense": 1}, "b": {"dense": 2, "lexical": 1}}
 
 
-def test_an_item_that_came_by_several_chunks_counts_once():
+def test_an_item_found_by_several_chunks_counts_once():
     dense = [*found(("a", 0.5)), *found(("b", 0.4)), *found(("a", 0.3))]
     fused = fuse({"dense": dense}, 0.0, now=NOW, limit=5)
     assert [(entry.id, entry.ranks["dense"]) for entry in fused] == [("a", 1), ("b", 2)]

@@ -15,13 +15,13 @@ def gold():
     return load_gold()
 
 
-def test_it_is_large_enough(gold):
+def test_the_set_is_large_enough(gold):
     answers = {name for query in gold.queries for name in query.relevant}
     assert len(gold.queries) >= 200
     assert len(gold.items) - len(answers) >= 2_000
 
 
-def test_its_slices_are_large_enough(gold):
+def test_every_slice_is_large_enough(gold):
     counted = Counter(name for query in gold.queries for name in query.slices)
     assert counted["no-shared-word"] >= len(gold.queries) / 3
     assert counted["cross"] >= len(gold.queries) / 4
@@ -67,12 +67,12 @@ def test_the_committed_file_is_what_the_sources_give(name, lines):
     assert (FOLDER / f"{name}.jsonl").stat().st_size > 100_000
 
 
-def test_no_slot_is_left_unfilled(gold):
+def test_every_slot_is_filled(gold):
     for item in (*gold.items, *load_gold("second").items):
         assert "{" not in item.text, item.id
 
 
-def test_slices_are_told_by_words(gold):
+def test_slices_are_chosen_by_the_words_of_query_and_answer(gold):
     item = next(item for item in gold.items if item.id == "uk-bees")
     assert slices_of("Куди подіти вулики?", "uk", [item]) == {"uk"}
     assert slices_of("Що роблять з вуликами на даху?", "uk", [item]) == {"uk", "inflected"}

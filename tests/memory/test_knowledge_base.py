@@ -65,7 +65,7 @@ async def hits(
     return (await memory.query(query, tenant, kinds=["kb"]))["items"]
 
 
-async def test_hit_tells_file_heading_and_line(memory: Memory, shared: Path):
+async def test_a_hit_names_file_heading_and_line(memory: Memory, shared: Path):
     (shared / "docs").mkdir()
     (shared / "docs" / "roadmap.md").write_text(ROADMAP, encoding="utf-8")
     assert await reindex(memory) == {"files": 1, "added": 1, "chunks": 3}
@@ -128,7 +128,7 @@ async def test_runs_are_incremental(memory: Memory, shared: Path, embedder: Hash
     assert (await hits(memory, "насіння"))[0]["meta"]["heading"] == "Нове"
 
 
-async def test_what_leads_out_or_cannot_be_read_is_reported_and_not_fatal(
+async def test_links_and_unreadable_files_are_refused_and_do_not_stop_the_run(
     memory: Memory, shared: Path, tmp_path: Path
 ):
     outside = tmp_path / "outside"

@@ -1,4 +1,4 @@
-"""The lexical index in PostgreSQL: merged, swept, respelled, filtered; the log and the queue."""
+"""The lexical index in PostgreSQL: merged, swept, rebuilt, filtered; the log and the queue."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -16,7 +16,7 @@ from backends.memory.records import MemoryStore
 from backends.memory.short_term import EventRetention, ShortTermLog
 from backends.postgres.pool import Database
 from contracts.identity import Tenant
-from contracts.memory.ports import Area, Candidate, Filters, LexicalAnswer, NewMemory
+from contracts.memory.ports import Area, Filters, ItemCandidate, LexicalAnswer, NewMemory
 from services.memory import lexicon_upkeep
 from services.memory.lexicon_upkeep import LexiconUpkeep
 from tests.support.events import RecordedEvents
@@ -168,7 +168,7 @@ async def test_a_single_deleted_memory_leaves_the_postings_within_a_day(
     assert ranked(await search(database, "теплиця для насіння")) == before
 
 
-async def test_terms_of_an_older_spelling_are_made_again(
+async def test_terms_with_an_older_fingerprint_are_rebuilt(
     database: Database, store: MemoryStore, events: RecordedEvents
 ):
     for number in range(300):
@@ -239,7 +239,7 @@ async def test_log_is_read_in_order_per_channel(database: Database, store: Memor
         f"mem-{number:04}" for number in (287, 290, 293, 296, 299)
     ]
     assert [event.memory_id for event in await log.read(SOFIA, None, 2)] == ["mem-0298", "mem-0299"]
-    newest: list[Candidate] = await log.recent(SOFIA, Filters(kinds=("task",)), 2)
+    newest: list[ItemCandidate] = await log.recent(SOFIA, Filters(kinds=("task",)), 2)
     assert [candidate.id for candidate in newest] == ["mem-0290", "mem-0280"]
 
 

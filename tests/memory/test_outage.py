@@ -1,4 +1,4 @@
-"""While PostgreSQL is away: a retryable 503 within two seconds. Afterwards no restart is needed."""
+"""While PostgreSQL is unavailable: a retryable 503 within two seconds. No restart is needed."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -44,7 +44,7 @@ async def timed(name: str, call: Awaitable[httpx.Response]) -> httpx.Response:
     return response
 
 
-async def test_away_and_back(
+async def test_postgresql_stops_and_returns(
     server_folder: Path, tmp_path: Path, embedder: HashingEmbedder, events: RecordedEvents
 ):
     server = PostgresServer(server_folder / "away", durable=False)

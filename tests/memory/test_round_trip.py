@@ -77,7 +77,7 @@ bodies = st.fixed_dictionaries(
     agent="\U0010ffff",
 )
 @given(body=bodies, agent=texts.map("agent:{}".format) | st.just("agent:sofia"))
-async def test_what_is_accepted_is_readable_in_every_way(memory: Memory, body, agent):
+async def test_an_accepted_memory_is_returned_by_every_way_of_reading(memory: Memory, body, agent):
     microdao = f"microdao:{next(TENANTS)}"
     tenant = {"agent_id": agent, "microdao_id": microdao}
     stored = await memory.client.post("/store", content=json.dumps({**body, **tenant}).encode())

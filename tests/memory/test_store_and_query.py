@@ -92,7 +92,7 @@ async def test_simultaneous_stores_of_one_memory_make_one(memory: Memory):
     assert len({answer["id"] for answer in stored}) == 1
 
 
-async def test_what_was_recalled_is_not_stored_as_new(memory: Memory):
+async def test_an_item_of_a_query_is_not_stored_as_new(memory: Memory):
     stored = await memory.store("Каса відкрита до шостої вечора")
     item = (await memory.query("коли зачиняється каса"))["items"][0]
     body = {
@@ -111,7 +111,7 @@ async def test_what_was_recalled_is_not_stored_as_new(memory: Memory):
     assert len(items) == 2
 
 
-async def test_long_text_is_found_by_any_of_its_parts_and_comes_once(memory: Memory):
+async def test_a_long_text_is_found_by_any_of_its_parts_and_shown_once(memory: Memory):
     filler = " ".join(f"Пункт {number} описує звичайний порядок роботи." for number in range(120))
     stored = await memory.store(
         f"{filler} Резервний ключ лежить у зеленій шухляді. {filler}", kind="kb"

@@ -68,7 +68,7 @@ async def summarize(memory: Memory, **fields: object) -> dict[str, object]:
     return succeeded(await memory.post("/summarize", {**SOFIA, **fields}))
 
 
-async def test_summary_tells_its_sources_and_is_kept_until_something_new_arrives(
+async def test_a_summary_names_its_sources_and_is_kept_until_something_new_arrives(
     summing: Memory, proxy: tuple[LLMProxyStandIn, str]
 ):
     llm = proxy[0]
@@ -103,7 +103,7 @@ async def test_summary_tells_its_sources_and_is_kept_until_something_new_arrives
     assert shown.rsplit("Нові записи", 1)[1].count("Подія") == 1
 
 
-async def test_what_was_deleted_leaves_the_summary(
+async def test_a_deleted_memory_is_removed_from_the_summary(
     summing: Memory, proxy: tuple[LLMProxyStandIn, str]
 ):
     stored = await summing.store("Стерти потім", wait=0)
@@ -128,7 +128,7 @@ async def test_only_the_newest_count_and_long_windows_take_several_calls(
     assert all(len(call["messages"][-1]["content"]) < 40_000 for call in proxy[0].calls)
 
 
-async def test_without_a_model_summaries_fail_as_the_proxy_says_and_the_rest_works(
+async def test_summaries_without_a_model_fail_with_the_proxys_error_and_queries_work(
     summing: Memory, proxy: tuple[LLMProxyStandIn, str]
 ):
     await summing.store("Факт")
@@ -145,7 +145,7 @@ async def test_without_a_model_summaries_fail_as_the_proxy_says_and_the_rest_wor
     assert await summing.contents("факт") == ["Факт"]
 
 
-async def test_without_the_proxy(memory: Memory):
+async def test_summaries_fail_without_the_proxy_and_queries_work(memory: Memory):
     await memory.store("Факт")
     response = await memory.post("/summarize", SOFIA)
     assert response.status_code == 503
@@ -153,7 +153,7 @@ async def test_without_the_proxy(memory: Memory):
     assert await memory.contents("факт") == ["Факт"]
 
 
-async def test_through_the_real_proxy(
+async def test_summaries_through_the_real_proxy(
     database_url: str, tmp_path: Path, embedder: HashingEmbedder, events: RecordedEvents
 ):
     """Over HTTP, with a scripted provider: long answers arrive whole, errors keep their type."""

@@ -1,6 +1,6 @@
 """No tenant sees another's memory: over HTTP, in SQL with the service's role, in documents.
 
-The last test takes the policies away and shows that this suite would notice.
+A last test removes the policies and shows that this suite would fail.
 """
 
 from pathlib import Path
@@ -59,7 +59,7 @@ HTTP_STRANGERS = [
 ]
 
 
-async def test_over_http(informed: Memory):
+async def test_no_tenant_reads_another_over_http(informed: Memory):
     secret_id = (await informed.query("таємний код"))["items"][0]["id"]
     for tenant in HTTP_STRANGERS:
         await see_nothing(informed, tenant, secret_id)
@@ -182,7 +182,7 @@ async def test_service_role_is_bound_and_cannot_reach_a_shard_by_its_name(
             await connection.execute("SELECT count(*) FROM agent_memories_common")
 
 
-async def test_without_the_policies_this_suite_would_notice(
+async def test_without_the_policies_other_tenants_rows_are_visible(
     informed: Memory, database_urls: DatabaseUrls
 ):
     async with await psycopg.AsyncConnection.connect(database_urls.owner, autocommit=True) as owner:

@@ -1,6 +1,6 @@
 """Lexical search in PostgreSQL: BM25 over all of a tenant's chunks, exact at any size.
 
-A new chunk's terms lie in `memory_terms` and are searched from there at once. Upkeep merges them
+A new chunk's terms are in `memory_terms` and are searched there at once. Upkeep merges them
 into the buckets of `memory_postings` (merging.py). A search reads the buckets of the question's
 grams, and all terms that are not merged yet.
 """
@@ -28,7 +28,7 @@ from backends.memory.lexicon.postings import (
 )
 from backends.memory.lexicon.scoring import Scored, score
 from backends.postgres.pool import Database
-from contracts.memory.ports import Candidate, Filters, LexicalAnswer, SearchScope
+from contracts.memory.ports import Filters, ItemCandidate, LexicalAnswer, SearchScope
 
 MAX_GRAMS = 128
 """Grams of a question that are looked up; the rest of a longer question is ignored."""
@@ -38,7 +38,7 @@ TIMEOUT_S = 4.0
 THREAD_ABOVE_BYTES = 256 << 10
 BUDGET_BYTES = 2 << 20
 """Postings read per area, about 190,000. The smallest buckets come first: grams over the budget are
-in so many chunks that they tell little."""
+in so many chunks that they distinguish little."""
 
 UNMERGED = sql.SQL(
     "SELECT 0::smallint AS level, 0 AS bucket, terms AS data FROM memory_terms WHERE {area}"
@@ -179,7 +179,7 @@ async def _allowed(connection: Connection, scope: SearchScope, filters: Filters)
 
 async def _candidates(
     connection: Connection, scope: SearchScope, wanted: _Wanted
-) -> list[Candidate]:
+) -> list[ItemCandidate]:
     """Returns the best different items. Chunks deleted since they were indexed have no row."""
     chunks, scores = wanted.scored.chunks, wanted.scored.scores
     narrow, values = conditions(wanted.filters)

@@ -23,7 +23,7 @@ TIMEOUT_S = 60.0
 DUE = """
 SELECT microdao_id, agent_id, shard, removed, lexicon FROM memory_areas AS area
 WHERE lexicon <> %(lexicon)s OR unmerged > %(unmerged)s OR removed > %(removed)s OR %(unmerged)s < (
-    -- While the embedder is away the counter stands still, but terms pile up.
+    -- While the embedder is unavailable the counter does not change, but terms accumulate.
     SELECT count(*) FROM (
         SELECT FROM memory_queue AS queue
         WHERE queue.microdao_id = area.microdao_id AND queue.agent_id = area.agent_id
@@ -44,7 +44,7 @@ DROP_TERMS = """
 DELETE FROM memory_terms
 WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s)
 """
-SPELLED = """
+REBUILT = """
 UPDATE memory_areas SET lexicon = %(lexicon)s, removed = CASE WHEN %(swept)s THEN 0 ELSE removed END
 WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
 """
@@ -55,17 +55,17 @@ class LexiconTables:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._spelling = fingerprint()
+        self._fingerprint = fingerprint()
 
     async def due(self, *, unmerged: int, removed: int) -> list[LexiconWork]:
-        values = {"unmerged": unmerged, "removed": removed, "lexicon": self._spelling}
+        values = {"unmerged": unmerged, "removed": removed, "lexicon": self._fingerprint}
         async with working(self._database) as connection:
             rows = await (await connection.execute(DUE, values)).fetchall()
         return [
             LexiconWork(
                 Area(row["microdao_id"], row["agent_id"], row["shard"]),
                 row["removed"],
-                respell=row["lexicon"] != self._spelling,
+                rebuild=row["lexicon"] != self._fingerprint,
             )
             for row in rows
         ]
@@ -80,7 +80,7 @@ class LexiconTables:
             await lock(connection, area)
             await merging.sweep(connection, area)
 
-    async def respell(self, area: Area) -> int | None:
+    async def rebuild(self, area: Area) -> int | None:
         """Makes the terms between transactions, so nobody waits for that.
 
         Chunks stored meanwhile have new terms already. An area that was never merged was written by
@@ -101,17 +101,17 @@ class LexiconTables:
             await connection.execute(DROP_TERMS, {**area.identity, "chunks": chunks})
             numbers = np.array([row["chunk_no"] for row in alive], np.uint32)
             await merging.replace(connection, area, keep(unpack(b"".join(parts)), numbers))
-            values = {**area.identity, "lexicon": self._spelling, "swept": True}
-            await connection.execute(SPELLED, values)
+            values = {**area.identity, "lexicon": self._fingerprint, "swept": True}
+            await connection.execute(REBUILT, values)
         return len(chunks)
 
     async def _has_postings(self, area: Area) -> bool:
-        """Whether the area was merged before; marks it as spelled by this version if not."""
+        """Whether the area was merged before; records the fingerprint if not."""
         async with working(self._database, area) as connection:
             if await (await connection.execute(HAS_POSTINGS, area.identity)).fetchone() is not None:
                 return True
-            values = {**area.identity, "lexicon": self._spelling, "swept": False}
-            await connection.execute(SPELLED, values)
+            values = {**area.identity, "lexicon": self._fingerprint, "swept": False}
+            await connection.execute(REBUILT, values)
         return False
 
     async def _chunks(self, area: Area, after: int) -> list[dict[str, Any]]:

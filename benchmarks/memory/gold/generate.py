@@ -31,7 +31,7 @@ _SLOT = re.compile(r"\{([A-Za-z]+)(#2)?(?:\.([a-z]+))?\}")
 
 
 def main() -> None:
-    """Writes the files and says what is in them."""
+    """Writes the files and prints how many items and queries they have."""
     for name, lines in (("memory", gold_lines()), ("second", second_lines())):
         path = FOLDER / f"{name}.jsonl"
         path.write_text(
