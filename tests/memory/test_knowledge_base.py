@@ -1,6 +1,7 @@
 """The knowledge base: folders of Markdown and text on disk, searched through the application."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -181,10 +182,12 @@ async def test_one_microdao_alone_and_hostile_names(memory: Memory):
 
 @pytest.fixture
 def cut_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths of files that were parsed."""
+    """The paths of files that were parsed, never on the event loop's thread."""
     paths: list[str] = []
+    loop_thread = threading.get_ident()
 
     def recorded(text: str, path: str, *arguments: Any, **options: Any) -> list[DocumentChunk]:
+        assert threading.get_ident() != loop_thread
         paths.append(path)
         return cutting.cut(text, path, *arguments, **options)
 

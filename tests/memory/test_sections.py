@@ -1,5 +1,7 @@
 """Documents are cut along their headings."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +66,16 @@ def test_a_paragraph_above_a_dividing_line_is_not_a_heading_over_what_follows():
     lines = "a\n" * 50_000 + "==="
     assert sections(lines, markdown=True) == [Section("", 1, lines)]
     assert sections(f"{lines}\nтекст", markdown=True) == [Section("", 1, f"{lines}\nтекст")]
+
+
+def test_parsing_a_list_takes_little_memory():
+    """All tokens of the parser would be a few hundred times the text."""
+    text = "- a\n" * 20_000
+    tracemalloc.start()
+    sections(text, markdown=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * len(text)
 
 
 @given(
