@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import nats
 import nats.errors
 from nats.aio.client import Client
 
@@ -21,6 +20,7 @@ ATTEMPT_TIMEOUT_S = 10
 """Bounds one attempt as a whole: the client library may hang after a failed TLS handshake."""
 RECONNECT_WAIT_S = 1
 DRAIN_TIMEOUT_S = 3
+CLOSE_TIMEOUT_S = 2
 PING_INTERVAL_S = 5
 """A server that leaves two pings unanswered is considered gone; the client reconnects."""
 FLUSH_TIMEOUT_S = 1.0
@@ -66,7 +66,7 @@ class NatsLink:
         return self._client
 
     async def close(self) -> None:
-        """Flushes and closes, within `DRAIN_TIMEOUT_S`."""
+        """Flushes within `DRAIN_TIMEOUT_S`, and closes within `CLOSE_TIMEOUT_S`."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -75,8 +75,7 @@ class NatsLink:
             with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
                 async with asyncio.timeout(DRAIN_TIMEOUT_S):
                     await self._client.flush()
-            with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-                await self._client.close()
+            await _close(self._client)
 
     async def _connect(self) -> None:
         announced = False
@@ -95,8 +94,16 @@ class NatsLink:
 
     async def _attempt(self) -> None:
         if self._client is None:
+            self._client = await self._opened()
+        if self._on_connect is not None:
+            await self._on_connect(self._client)
+        self._prepared = True
+
+    async def _opened(self) -> Client:
+        client = Client()
+        try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
-                self._client = await nats.connect(
+                await client.connect(
                     **_servers(self._url),
                     name=self._name,
                     connect_timeout=CONNECT_TIMEOUT_S,
@@ -108,15 +115,25 @@ class NatsLink:
                     error_cb=self._note_error,
                     disconnected_cb=self._note_disconnected,
                 )
-        if self._on_connect is not None:
-            await self._on_connect(self._client)
-        self._prepared = True
+        except BaseException:  # cancelled, too: the client may be connected half-way
+            await _close(client)
+            raise
+        return client
 
     async def _note_error(self, error: Any) -> None:
         self._events.emit("nats.error", error=type(error).__name__)
 
     async def _note_disconnected(self) -> None:
-        self._events.emit("nats.disconnected")
+        if self._client is not None:  # else there was no connection yet
+            self._events.emit("nats.disconnected")
+
+
+async def _close(client: Client) -> None:
+    """Closes within `CLOSE_TIMEOUT_S`; the library may wait for a failed TLS handshake for ever."""
+    # The library raises errors of many kinds, and asserts that it was connected once.
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await client.close()
 
 
 def _servers(url: str) -> dict[str, Any]:

@@ -69,6 +69,34 @@ async def test_a_failed_handshake_does_not_keep_the_link_from_the_next_server(
             await reached(link)
 
 
+@pytest.mark.parametrize("ended_by", ["the attempt's bound", "close"])
+async def test_a_connection_opened_half_way_is_closed(events, monkeypatch, ended_by):
+    """The server accepts and says nothing."""
+    accepted, ended = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set()
+        await reader.read()
+        ended.set()
+        writer.close()
+
+    if ended_by != "close":
+        monkeypatch.setattr(link_module, "ATTEMPT_TIMEOUT_S", 0.5)
+    # The library's own timeout, which closes its connection, comes later.
+    monkeypatch.setattr(link_module, "CONNECT_TIMEOUT_S", 60)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        link = NatsLink(f"nats://127.0.0.1:{port}", events, name="test")
+        link.start()
+        async with asyncio.timeout(30):
+            await accepted.wait()
+            if ended_by == "close":
+                await link.close()
+            await ended.wait()
+        await link.close()
+    assert events.named("nats.disconnected") == []
+
+
 async def test_our_own_server_is_reached_again_after_it_came_back(server, events):
     link = NatsLink(server.url, events, name="test")
     link.start()
