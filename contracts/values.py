@@ -51,7 +51,6 @@ def now_utc() -> datetime:
     return datetime.now(UTC)
 
 
-PlainText = Annotated[str, AfterValidator(storable)]
 Instant = Annotated[AwareDatetime, AfterValidator(utc)]
 
 

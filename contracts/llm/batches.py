@@ -72,18 +72,6 @@ class BatchPage(BaseModel):
     next_cursor: str | None = None
 
 
-class BatchItemLine(BaseModel):
-    """One line of `GET /batch/{id}/items`.
-
-    `response` is a body of `/proxy`, `error` that of its envelope.
-    """
-
-    custom_id: str
-    status: ItemStatus
-    response: dict[str, object] | None = None
-    error: dict[str, object] | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class NewItem:
     """A request as it is stored: JSON that `services.llm.batches` writes and reads."""

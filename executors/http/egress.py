@@ -114,12 +114,6 @@ class EgressPolicy:
         return [layer for layer in (self.rules, self.ceiling) if layer]
 
 
-def check_rule(rule: EgressRule) -> None:
-    """Raises ValueError if a rule's `cidr` is not a network."""
-    if rule.cidr is not None:
-        ip_network(rule.cidr, strict=False)
-
-
 def _any_names(layer: Sequence[EgressRule], host: str, port: int) -> bool:
     return any(_names(rule, host, port) for rule in layer)
 

@@ -40,10 +40,6 @@ class Health(BaseHTTPRequestHandler):
         pass
 
 
-class Server(HTTPServer):
-    allow_reuse_address = True
-
-
 # Like Ray's daemons it outlives its parent.
 daemon = subprocess.Popen(
     [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
@@ -78,4 +74,4 @@ def reload(*_):
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "--deaf" else stop)
 signal.signal(signal.SIGHUP, reload)
-Server(("127.0.0.1", int(os.environ["DAARION_PORT"])), Health).serve_forever()
+HTTPServer(("127.0.0.1", int(os.environ["DAARION_PORT"])), Health).serve_forever()

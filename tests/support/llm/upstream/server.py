@@ -78,10 +78,6 @@ class ScriptedUpstream:
         return f"http://127.0.0.1:{self._port}/v1"
 
     @property
-    def control_url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/control"
-
-    @property
     def open_calls(self) -> int:
         """Recorded calls that are still being answered."""
         return sum(call.state == "open" for call in self.requests)
