@@ -19,9 +19,9 @@ from contracts.memory.api import Item
 from contracts.tools.api import ToolDefinition, plain_name
 from contracts.workspace.messaging_service import ChannelMessage
 from services.agents.context import Context, window
-from services.agents.envelope import rule, sealed, sealed_schema
 from services.agents.texts import clean, cut, cut_to_tokens
 from services.agents.tool_calls import Reading, WantedCall
+from services.agents.untrusted_text import rule, sealed, sealed_schema
 
 MEMORY_SHARE = 0.4
 """Share of the context tokens that memory may take; the channel gets the rest."""
@@ -150,7 +150,7 @@ class Dialogue:
         return "\n".join(lines)
 
     def _described(self, tool: ToolDefinition, text: str) -> str:
-        """A tool's description; that of an outside (MCP) tool in an envelope."""
+        """A tool's description; that of an outside (MCP) tool in a data block."""
         return sealed(text, self.nonce, _source(tool)) if tool.outside else text
 
     def _background(self) -> str:
@@ -178,7 +178,7 @@ class Dialogue:
         return cut_to_tokens(self.known.context.question.text, tokens)
 
     def _fitting(self, turn: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A turn as it is sent; results under `data` are cut and put in envelopes here."""
+        """A turn as it is sent; results under `data` are cut and put in data blocks here."""
         if "data" not in turn:
             return turn
         chars = max(SHORT_RESULT_CHARS, int(self.blueprint.limits.result_chars * self.scale))
@@ -188,7 +188,7 @@ class Dialogue:
 
 
 def tool_message(call_id: str, source: str, text: str) -> dict[str, Any]:
-    """Returns the turn with the result of a native call; `_fitting` adds the envelope."""
+    """Returns the turn with the result of a native call; `_fitting` adds the data block."""
     return {"role": "tool", "tool_call_id": call_id, "data": [(source, text)]}
 
 

@@ -19,8 +19,8 @@ from contracts.identity import new_id
 from contracts.workspace.messaging_service import MAX_RECENT, Messaging
 from services.agents.channel_tenants import ChannelTenants
 from services.agents.context import is_from_agent, named_trigger, newest_human, trigger_of
-from services.agents.envelope import new_nonce
 from services.agents.run_attempts import RunAttempts
+from services.agents.untrusted_text import new_nonce
 
 ACCEPT_TIMEOUT_S = 10.0
 POLL_EVERY_S = 0.25
@@ -84,7 +84,7 @@ class AgentRuns:
         ]
         upkeep = (
             ("leases", self._settings.lease_s / 3, self._renew, "agents.leases_not_renewed"),
-            ("recovery", self._settings.claim_every_s, self._recover, "agents.claim_failed"),
+            ("resume", self._settings.claim_every_s, self._resume, "agents.claim_failed"),
             ("purge", PURGE_EVERY_S, self._purge, "agents.purge_failed"),
         )
         for name, every_s, once, failed in upkeep:
@@ -278,7 +278,7 @@ class AgentRuns:
         if self._open:
             await self._store.extend(self._owner, list(self._open), self._settings.lease_s)
 
-    async def _recover(self) -> None:
+    async def _resume(self) -> None:
         """Takes over runs with expired leases, as many as can be worked on at once."""
         free = self._settings.max_running - len(self._working) - self._queue.qsize()
         if free <= 0 or self._closing:

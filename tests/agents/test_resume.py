@@ -1,5 +1,5 @@
-"""What a run goes on from after a crash: the same steps, the same tools, the same call ids, and
-everything done once.
+"""A run is resumed after a crash: with the same steps, tools and call ids, and everything is done
+once.
 """
 
 from __future__ import annotations
@@ -244,11 +244,11 @@ async def test_a_defect_in_the_upkeep_is_told_and_ends_nothing(here, tmp_path, m
             "ZeroDivisionError"
         ] * 2
         await until(lambda: health_is(here, 200))
-        (upkeep,) = (task for task in runtime.runs._tasks if task.get_name() == "agents:recovery")
+        (upkeep,) = (task for task in runtime.runs._tasks if task.get_name() == "agents:resume")
         upkeep.cancel()
         await until(lambda: health_is(here, 503))
         checks = (await here.http.get("/internal/agent-runtime/health")).json()["checks"]
-        assert "recovery" in checks["work"]["reason"]
+        assert "resume" in checks["work"]["reason"]
 
 
 async def health_is(here, status):

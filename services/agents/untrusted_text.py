@@ -1,7 +1,7 @@
 """Marks untrusted text in prompts as data, between delimiters that its author cannot guess.
 
 The delimiters contain the run's nonce, which exists only in this run's prompts. A nonce inside an
-untrusted text (a tool may echo the model's words) is removed, so that no text can end its envelope.
+untrusted text (a tool may echo the model's words) is removed, so that no text can end its block.
 """
 
 from __future__ import annotations
@@ -88,19 +88,20 @@ def new_nonce() -> str:
 
 
 def rule(nonce: str) -> str:
-    """Returns the sentence that explains envelopes to the model."""
+    """Returns the sentence that explains data blocks to the model."""
     return RULE.format(nonce=nonce)
 
 
 def sealed(text: str, nonce: str, source: str) -> str:
-    """Returns `text` in an envelope; `source` must be our own text."""
+    """Returns `text` in a data block; `source` must be our own text."""
     return f'<data-{nonce} from="{source}">\n{without(text, nonce)}\n</data-{nonce}>'
 
 
 def sealed_schema(schema: Any, nonce: str, source: str) -> Any:
-    """Returns an untrusted JSON Schema with its free text in envelopes, without unknown keywords.
+    """Returns an untrusted JSON Schema with its free text in data blocks, without unknown
+    keywords.
 
-    A value that could hold a sentence moves into the description, which is in an envelope.
+    A value that could hold a sentence moves into the description, which is in a data block.
     """
     if not isinstance(schema, Mapping):
         return schema if isinstance(schema, bool) else True
