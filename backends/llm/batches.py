@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-from psycopg import sql
 from psycopg.rows import DictRow
 
 from backends.postgres.cursors import read_cursor, write_cursor
@@ -64,20 +63,25 @@ FROM unnest(%(positions)s::integer[], %(custom_ids)s::text[], %(requests)s::text
     AS item (position, custom_id, request)
 """
 # A request whose lease has ended counts as pending.
-PAGE = sql.SQL("""
+ONE = """
 SELECT batches.id, total, succeeded, failed, created_at, cancelled_at, ended_at, (
     SELECT count(*) FROM llm_batch_items AS items
     WHERE items.batch_id = batches.id AND items.state = 'running' AND items.due_at > now()
 ) AS running
 FROM llm_batches AS batches
-WHERE microdao_id = %(microdao_id)s AND {condition}
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s
+"""
+PAGE = """
+SELECT batches.id, total, succeeded, failed, created_at, cancelled_at, ended_at, (
+    SELECT count(*) FROM llm_batch_items AS items
+    WHERE items.batch_id = batches.id AND items.state = 'running' AND items.due_at > now()
+) AS running
+FROM llm_batches AS batches
+WHERE microdao_id = %(microdao_id)s
+  AND (created_at, id) < (%(after_time)s::timestamptz, %(after_id)s::uuid)
 ORDER BY created_at DESC, id DESC LIMIT %(rows)s
-""")
-ONE = PAGE.format(condition=sql.SQL("id = %(id)s"))
-FIRST_PAGE = PAGE.format(condition=sql.SQL("true"))
-NEXT_PAGE = PAGE.format(
-    condition=sql.SQL("(created_at, id) < (%(after_time)s, %(after_id)s::uuid)")
-)
+"""
+FIRST_PAGE = ("infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff")  # after these come all batches
 CANCEL = """
 UPDATE llm_batches SET cancelled_at = now()
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND ended_at IS NULL AND cancelled_at IS NULL
@@ -157,12 +161,12 @@ class PostgresBatches:
             for part in _parts(items):
                 await connection.execute(INSERT_ITEMS, {**values, **part})
             await connection.execute(TURN, values)  # last: claims of the microDAO wait for its row
-            stored = await (await connection.execute(ONE, {**values, "rows": 1})).fetchone()
+            stored = await (await connection.execute(ONE, values)).fetchone()
         assert stored is not None  # it was written above
         return _batch(stored)
 
     async def get(self, microdao_id: str, batch_id: str) -> Batch:
-        values = {"microdao_id": microdao_id, "id": _uuid(batch_id), "rows": 1}
+        values = {"microdao_id": microdao_id, "id": _uuid(batch_id)}
         async with self._database.transaction(microdao_id=microdao_id) as connection:
             row = await (await connection.execute(ONE, values)).fetchone()
         if row is None:
@@ -171,13 +175,15 @@ class PostgresBatches:
 
     async def page(self, microdao_id: str, limit: int, cursor: str | None) -> BatchPage:
         identity = {"of": "llm_batches", "microdao_id": microdao_id}
-        values: dict[str, Any] = {"microdao_id": microdao_id, "rows": limit + 1}
-        if cursor is not None:
-            values["after_time"], values["after_id"] = read_cursor(cursor, identity)
+        after_time, after_id = FIRST_PAGE if cursor is None else read_cursor(cursor, identity)
+        values = {
+            "microdao_id": microdao_id,
+            "after_time": after_time,
+            "after_id": after_id,
+            "rows": limit + 1,
+        }
         async with self._database.transaction(microdao_id=microdao_id) as connection:
-            rows = await (
-                await connection.execute(FIRST_PAGE if cursor is None else NEXT_PAGE, values)
-            ).fetchall()
+            rows = await (await connection.execute(PAGE, values)).fetchall()
         shown = rows[:limit]
         more = len(rows) > limit
         return BatchPage(
