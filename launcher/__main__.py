@@ -15,7 +15,7 @@ from launcher.datadir import DataDir, DataDirLock
 from launcher.readiness import is_ready
 from launcher.reloading import reload_graph
 from launcher.serve import serve_command
-from launcher.supervisor import FAILED, REFUSED, Graph, Supervisor
+from launcher.supervisor import FAILED, REFUSED, GraphCommand, Supervisor
 
 INTERRUPTED = 130
 
@@ -47,15 +47,19 @@ async def _run(options: argparse.Namespace, environment: Environment, console: C
             return await _status(environment, console)
 
 
-def _supervisor(environment: Environment, console: Console, graph: Graph | None) -> Supervisor:
+def _supervisor(
+    environment: Environment, console: Console, graph: GraphCommand | None
+) -> Supervisor:
     return Supervisor(
         environment, console, [sys.executable, "-m", "backends.postgres.migrate"], graph
     )
 
 
-def _graph(config: Path, environment: Environment) -> Graph:
+def _graph(config: Path, environment: Environment) -> GraphCommand:
     config = config.absolute()
-    return Graph(serve_command(config), [config, *sorted(environment.config_dir.glob("*.yaml"))])
+    return GraphCommand(
+        serve_command(config), [config, *sorted(environment.config_dir.glob("*.yaml"))]
+    )
 
 
 async def _status(environment: Environment, console: Console) -> int:

@@ -33,7 +33,7 @@ _STRAY_GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
-class Graph:
+class GraphCommand:
     """What runs beside the stores.
 
     `argv` blocks until SIGTERM; `config_files` are checked before the start, as is `memory_needed`
@@ -59,7 +59,7 @@ class Supervisor:
     environment: Environment
     console: Console
     migrate_argv: Sequence[str]
-    graph: Graph | None
+    graph: GraphCommand | None
     _stop_now: asyncio.Event = field(default_factory=asyncio.Event)
     _serve_started: asyncio.Event = field(default_factory=asyncio.Event)
     _serve: ServeGraph | None = None
@@ -116,7 +116,7 @@ class Supervisor:
             await self._start_graph(self.graph, stack)
         self._record()
 
-    async def _start_graph(self, graph: Graph, stack: AsyncExitStack) -> None:
+    async def _start_graph(self, graph: GraphCommand, stack: AsyncExitStack) -> None:
         instance = await asyncio.to_thread(Instance.create)
         stack.push_async_callback(self._remove_instance, instance)
         await asyncio.to_thread(save, instance, self._data_dir.run / "instance.json")

@@ -33,7 +33,7 @@ from contracts.agents.invocations import AgentInvocation
 from contracts.agents.runs import RunView
 from contracts.errors import ConfigurationError, DaarionError
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
-from deployments.graph.resources import Surroundings
+from deployments.graph.resources import WingEnvironment
 
 # Toolcore lets it call projects.list, and the graph itself has no blueprint for it.
 AGENT = "agent:pm"
@@ -169,8 +169,8 @@ async def measure(environment: Environment, runs: int) -> Times:
     ) as session:
         channel = Channel(session, f"{environment.ingress_url}/internal/messaging")
         await channel.open()
-        surroundings = dataclasses.replace(Surroundings.of(environment), nats_url=None)
-        runtime = AgentRuntime(AgentsArgs(), surroundings, lambda: known, _NoEvents())
+        wing_environment = dataclasses.replace(WingEnvironment.of(environment), nats_url=None)
+        runtime = AgentRuntime(AgentsArgs(), wing_environment, lambda: known, _NoEvents())
         await runtime.open()
         try:
             for number in range(WARM_UP + runs):

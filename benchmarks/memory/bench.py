@@ -47,7 +47,7 @@ from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
 from contracts.memory.api import QueryRequest, StoreRequest
 from contracts.memory.ports import Filters, ItemCandidate
 from deployments.engines.neutral import LanguageParts
-from deployments.graph.resources import Surroundings
+from deployments.graph.resources import WingEnvironment
 from deployments.memory.wiring import MemoryRuntime
 from launcher.postgres import PostgresServer
 
@@ -137,7 +137,7 @@ async def _runtime(embedder: Embedded) -> AsyncIterator[MemoryRuntime]:
             await migrate(urls.owner)
             runtime = MemoryRuntime(
                 settings,
-                Surroundings(urls.service, Path(folder), "http://127.0.0.1:9", None),
+                WingEnvironment(urls.service, Path(folder), "http://127.0.0.1:9", None),
                 embedder,
                 _NoEvents(),
             )

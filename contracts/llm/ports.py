@@ -95,7 +95,7 @@ class Engine(Protocol):
         """Returns the engine's counters; raises EngineUnavailable while it is not ready."""
 
 
-class Router(Protocol):
+class ModelRouter(Protocol):
     """Resolves logical models."""
 
     def route(self, logical_model: str) -> Route:

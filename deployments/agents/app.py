@@ -15,7 +15,7 @@ from configs.stores import find_stores
 from contracts.agents.blueprints import Blueprint
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.replica import access_control, open_event_log
-from deployments.graph.resources import Resources, Surroundings
+from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.base.ingress import Ingress
 
 APPLICATION = "agents"
@@ -25,7 +25,7 @@ DEPLOYMENT = "AgentRuntime"
 class AgentRuntimeReplica:
     """Serves one `AgentRuntime` over HTTP."""
 
-    async def __init__(self, args: AgentsArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
+    async def __init__(self, args: AgentsArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         self._args = args
         self._environment = environment = read_environment()
         self._blueprints: dict[str, Blueprint] = {}
@@ -34,7 +34,7 @@ class AgentRuntimeReplica:
             self._events = open_event_log(environment, APPLICATION, resources=resources)
             self._runtime = resources.closing(
                 AgentRuntime(
-                    args, Surroundings.of(environment), lambda: self._blueprints, self._events
+                    args, WingEnvironment.of(environment), lambda: self._blueprints, self._events
                 )
             )
             self._resources = resources.pop_all()

@@ -32,7 +32,7 @@ from contracts.errors import ConfigurationError
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.replica import access_control, open_event_log
 from deployments.graph.request_heads import BoundedHeads
-from deployments.graph.resources import Resources, Surroundings
+from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.base.ingress import Ingress
 
 PREFIX = "/internal/agent-runtime"
@@ -56,11 +56,13 @@ async def serve(
     environment: Environment, ingress_url: str, listener: socket.socket, args: AgentsArgs
 ) -> None:
     """Runs until a signal asks to stop. Raises ConfigurationError."""
-    surroundings = replace(Surroundings.of(environment), ingress_url=ingress_url)
+    wing_environment = replace(WingEnvironment.of(environment), ingress_url=ingress_url)
     blueprints = load_blueprints(environment.config_dir)
     async with Resources() as resources:
         events = open_event_log(environment, "agents", resources=resources)
-        runtime = resources.closing(AgentRuntime(args, surroundings, lambda: blueprints, events))
+        runtime = resources.closing(
+            AgentRuntime(args, wing_environment, lambda: blueprints, events)
+        )
         await runtime.open()
         ingress = Ingress(
             runtime.router(),
@@ -99,7 +101,8 @@ def main(argv: Sequence[str]) -> int:
         refuse_open_ingress(given.host, environment, f"--host {given.host}")
         with _listener(given.host, given.port) as listener:
             address = listener.getsockname()
-            print(f"agent runtime at http://{address[0]}:{address[1]}{PREFIX}", flush=True)  # noqa: T201  # a command's output
+            url = f"http://{address[0]}:{address[1]}{PREFIX}"
+            print(f"agent runtime at {url}", flush=True)  # noqa: T201  # a command's output
             asyncio.run(
                 serve(
                     environment,

@@ -23,7 +23,7 @@ from configs.messaging import MessagingSettings
 from contracts.agents.blueprints import Blueprint
 from contracts.events import EventLog
 from contracts.health import Health
-from deployments.graph.resources import Resources, Surroundings
+from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.agents import AgentRoutes, agents_router
 from interfaces.nats.agents import AgentNats
 from services.agents.announcements import RunAnnouncements
@@ -64,27 +64,27 @@ class AgentRuntime:
     def __init__(
         self,
         args: AgentsArgs,
-        surroundings: Surroundings,
+        environment: WingEnvironment,
         blueprints: Callable[[], Mapping[str, Blueprint]],
         events: EventLog,
     ) -> None:
         """The caller closes `events`. `blueprints` returns the ones that hold now."""
-        base, secret = surroundings.ingress_url, surroundings.internal_secret
+        base, secret = environment.ingress_url, environment.internal_secret
         self._resources = Resources()
         self._database = Database(
-            surroundings.database_url,
+            environment.database_url,
             events=events,
             limits=PoolLimits(min_size=1, max_size=args.database_connections),
         )
         self._messaging = open_messaging(
-            args.messaging.kind, *args.messaging.place(base, secret, surroundings.lookup)
+            args.messaging.kind, *args.messaging.place(base, secret, environment.lookup)
         )
         self._model = ProxyChatModel(base, secret, patience_s=args.patience_s)
         self._tools = ToolsClient(base, secret, patience_s=args.patience_s)
         self._memory = MemoryClient(base, secret, patience_s=min(args.patience_s, 5.0))
         self._usage_link = (
-            NatsLink(surroundings.nats_url, events, name="agents-usage")
-            if surroundings.nats_url
+            NatsLink(environment.nats_url, events, name="agents-usage")
+            if environment.nats_url
             else None
         )
         self._publisher = NatsPublisher(self._usage_link, events)
@@ -121,8 +121,8 @@ class AgentRuntime:
         self._blueprints = blueprints
         self._nats = AgentNats(self.runs, events)
         self._link = (
-            NatsLink(surroundings.nats_url, events, name="agents", on_connect=self._nats.on_connect)
-            if surroundings.nats_url
+            NatsLink(environment.nats_url, events, name="agents", on_connect=self._nats.on_connect)
+            if environment.nats_url
             else None
         )
         self._monitor = HealthMonitor(self._dependencies())

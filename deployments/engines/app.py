@@ -183,7 +183,7 @@ def _embedder(
         max_ongoing_requests=1_000,
         max_queued_requests=1_000,
         max_constructor_retry_count=3,
-    )("deployments.engines.embedder.Embedder")
+    )("deployments.engines.embedder.LocalEmbedder")
     bound: Application = deployment.bind(settings=settings, source=source)
     return bound
 

@@ -28,14 +28,16 @@ MAX_BATCH_S = 300.0
 BATCH_WAIT_S = 0.001
 
 
-class Embedder:
+class LocalEmbedder:
     """One model with its lanes.
 
     The lanes choose the next batch; `serve.batch` runs and measures it. The model works in a thread
     of its own, so that calls are accepted, ordered and refused meanwhile.
     """
 
-    async def __init__(self, settings: LocalEmbedderSettings, source: str) -> None:  # type: ignore[misc]  # Serve awaits constructors
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, settings: LocalEmbedderSettings, source: str
+    ) -> None:
         self._settings = settings
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         loop = asyncio.get_running_loop()
@@ -144,7 +146,7 @@ class Embedder:
     async def _encode_one(self, item: Waiting) -> None:
         try:
             answer = await self._encode_batch(item)
-        except Exception as error:  # noqa: BLE001  # the caller gets a leaf for anything the library raises
+        except Exception as error:  # noqa: BLE001  # the library may raise anything
             leaf = (
                 error
                 if isinstance(error, DaarionError)
@@ -156,7 +158,9 @@ class Embedder:
         if not item.answer.done():
             item.answer.set_result(answer)
 
-    @serve.batch(max_batch_size=1_024, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator]  # Ray is not typed
+    @serve.batch(  # type: ignore[untyped-decorator]  # Ray is not typed
+        max_batch_size=1_024, batch_wait_timeout_s=BATCH_WAIT_S
+    )
     async def _encode_batch(self, items: list[Waiting]) -> list[tuple[bytes, int]]:
         self._batch_began = time.monotonic()
         try:

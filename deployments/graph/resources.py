@@ -62,7 +62,7 @@ class Reloadable:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class WingEnvironment:
     """Where a wing finds its stores, its files and the other applications.
 
     `ingress_url` and `internal_secret` reach the other applications as any client reaches them.
@@ -79,7 +79,7 @@ class Surroundings:
     proxy_for: Callable[[str], str | None] = field(default=no_proxy, repr=False)
 
     @classmethod
-    def of(cls, environment: Environment) -> Surroundings:
+    def of(cls, environment: Environment) -> WingEnvironment:
         """Raises ConfigurationError when no PostgreSQL is known."""
         stores = find_stores(environment)
         return cls(

@@ -21,7 +21,7 @@ from deployments.engines.app import LOCAL_LLM
 from deployments.engines.embedder_client import open_embedder
 from deployments.engines.llm_client import EngineClient
 from deployments.graph.replica import access_control, open_event_log, tune_interpreter
-from deployments.graph.resources import Resources, Surroundings
+from deployments.graph.resources import Resources, WingEnvironment
 from deployments.llm.limit_authority import AuthorityClient
 from deployments.llm.metrics import LLMMetrics
 from deployments.llm.wiring import LLMPorts, LLMRuntime
@@ -52,7 +52,7 @@ class LLMArgs(BaseModel):
 class LLMReplica:
     """Serves one `LLMRuntime` over HTTP."""
 
-    async def __init__(self, args: LLMArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
+    async def __init__(self, args: LLMArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         tune_interpreter()
         self._args = args
         self._environment = environment = read_environment()
@@ -67,7 +67,7 @@ class LLMReplica:
                 authority=AuthorityClient(),
             )
             self._runtime = resources.closing(
-                LLMRuntime(Surroundings.of(environment), ports, embedder, self._events)
+                LLMRuntime(WingEnvironment.of(environment), ports, embedder, self._events)
             )
             await self._runtime.open()
             self._resources = resources.pop_all()

@@ -30,7 +30,7 @@ from contracts.llm.embeddings import TokenEmbedder
 from contracts.llm.ports import Engine
 from contracts.llm.requests import MAX_TIMEOUT_S, ProxyRequest
 from contracts.llm.routing import Target
-from deployments.graph.resources import Reloadable, Resources, Surroundings
+from deployments.graph.resources import Reloadable, Resources, WingEnvironment
 from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
 from interfaces.http.llm.chat import LLMRoutes, llm_router
 from interfaces.http.llm.embeddings import EmbeddingRoutes, add_embedding_routes
@@ -86,7 +86,7 @@ class LLMRuntime:
 
     def __init__(
         self,
-        surroundings: Surroundings,
+        environment: WingEnvironment,
         ports: LLMPorts,
         embedder: EmbedderSettings,
         events: EventLog,
@@ -97,14 +97,14 @@ class LLMRuntime:
         self._events = events
         self._resources = Resources()
         self._name = uuid.uuid4().hex  # how limits and ledger know this process
-        self._database = Database(surroundings.database_url, events=events, limits=LEDGER_POOL)
+        self._database = Database(environment.database_url, events=events, limits=LEDGER_POOL)
         self._link = self._announcer = None
-        if surroundings.nats_url is not None:
-            self._link = NatsLink(surroundings.nats_url, events, name="llm-usage")
+        if environment.nats_url is not None:
+            self._link = NatsLink(environment.nats_url, events, name="llm-usage")
             self._announcer = UsageAnnouncer(
                 PostgresUsageOutbox(self._database), NatsUsagePublisher(self._link), events
             )
-        self._usage = MappedUsageJournal(surroundings.data_dir / "journal", events, name=self._name)
+        self._usage = MappedUsageJournal(environment.data_dir / "journal", events, name=self._name)
         self._ledger_writer = UsageWriter(
             self._usage,
             PostgresUsageLedger(self._database, events),
@@ -117,12 +117,12 @@ class LLMRuntime:
         )
         self._monitor = HealthMonitor({})
         self._provider_resources = ProviderResources(
-            surroundings.lookup, ports.engine, ProviderSlots(), surroundings.proxy_for
+            environment.lookup, ports.engine, ProviderSlots(), environment.proxy_for
         )
         self._providers = Reloadable(MAX_TIMEOUT_S)
         self._circuits, self._spillover = Circuits(self._emit_circuit), Spillover()
         self._proxy: LLMProxy | None = None
-        self._answers = AnswersRuntime(surroundings.database_url, events)
+        self._answers = AnswersRuntime(environment.database_url, events)
 
     async def open(self) -> None:
         """Opens the pool (also while PostgreSQL is away) and the journal.

@@ -17,7 +17,7 @@ from configs.stores import find_stores
 from configs.yaml_files import load_yaml
 from deployments.engines.embedder_client import open_embedder
 from deployments.graph.replica import access_control, open_event_log
-from deployments.graph.resources import Resources, Surroundings
+from deployments.graph.resources import Resources, WingEnvironment
 from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.memory import UPLOADS, MemoryRoutes, is_admin, memory_router
@@ -46,7 +46,7 @@ class MemoryArgs(BaseModel):
 class MemoryReplica:
     """Serves one `MemoryRuntime` over HTTP."""
 
-    async def __init__(self, args: MemoryArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
+    async def __init__(self, args: MemoryArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         self._args = args
         self._environment = environment = read_environment()
         settings = load_yaml(environment.config_dir / SETTINGS_FILE, MemorySettings)
@@ -55,7 +55,7 @@ class MemoryReplica:
             self._events = open_event_log(environment, APPLICATION, resources=resources)
             embedder = resources.closing(open_embedder(embedder_settings, environment))
             self._runtime = resources.closing(
-                MemoryRuntime(settings, Surroundings.of(environment), embedder, self._events)
+                MemoryRuntime(settings, WingEnvironment.of(environment), embedder, self._events)
             )
             await self._runtime.open()
             self._monitor = resources.closing(

@@ -24,7 +24,7 @@ from contracts.errors import DatabaseUnavailable
 from contracts.events import EventLog
 from contracts.llm.embeddings import Embedder, EmbeddingSpace
 from contracts.memory.background import Upkeep
-from deployments.graph.resources import Reloadable, Resources, Surroundings
+from deployments.graph.resources import Reloadable, Resources, WingEnvironment
 from interfaces.http.memory import MemoryUseCases
 from services.memory.chunking import ChunkSize
 from services.memory.erasing import Erasing
@@ -51,19 +51,19 @@ class MemoryRuntime:
     def __init__(
         self,
         settings: MemorySettings,
-        surroundings: Surroundings,
+        environment: WingEnvironment,
         embedder: Embedder,
         events: EventLog,
     ) -> None:
         """The caller opens and closes `embedder` and `events`."""
         self._settings = settings
-        self._surroundings = surroundings
+        self._environment = environment
         self._embedder = embedder
         self._events = events
         self._resources = Resources()
         self._clients = Reloadable(SUMMARY_S)
-        self.database = Database(surroundings.database_url, events=events, limits=FOREGROUND)
-        self._background = Database(surroundings.database_url, events=events, limits=BACKGROUND)
+        self.database = Database(environment.database_url, events=events, limits=FOREGROUND)
+        self._background = Database(environment.database_url, events=events, limits=BACKGROUND)
         self._leases = DatabaseLeases(self._background)
         self._vectors_checked = False
         lanes = IngestionSettings(lanes=settings.ingestion.lanes, batch=settings.ingestion.batch)
@@ -157,7 +157,7 @@ class MemoryRuntime:
 
     def _knowledge_base(self) -> KnowledgeBase:
         kb = self._settings.knowledge_base
-        shared, microdaos = kb.folders(self._surroundings.data_dir)
+        shared, microdaos = kb.folders(self._environment.data_dir)
         return KnowledgeBase(
             DocumentTables(self._background),
             DocumentFiles(microdaos, kb.max_file_bytes),
@@ -189,8 +189,8 @@ class MemoryRuntime:
     def _llm_client(self, settings: MemorySettings) -> LLMProxyClient:
         summaries = settings.summaries
         return LLMProxyClient(
-            self._surroundings.ingress_url,
-            self._surroundings.internal_secret,
+            self._environment.ingress_url,
+            self._environment.internal_secret,
             model=summaries.model,
             max_tokens=summaries.max_tokens,
         )

@@ -17,7 +17,7 @@ from configs.stores import find_stores
 from configs.tools import ToolsSettings
 from configs.yaml_files import load_yaml
 from deployments.graph.replica import access_control, open_event_log
-from deployments.graph.resources import Resources, Surroundings
+from deployments.graph.resources import Resources, WingEnvironment
 from deployments.tools.metrics import ToolMetrics
 from deployments.tools.python_runner import DEPLOYMENT as RUNNER
 from deployments.tools.python_runner import (
@@ -52,7 +52,9 @@ class ToolsArgs(BaseModel):
 class ToolcoreReplica:
     """Serves one `ToolsRuntime` over HTTP and through its handle."""
 
-    async def __init__(self, args: ToolsArgs, runner: DeploymentHandle) -> None:  # type: ignore[misc]  # Serve awaits constructors
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, args: ToolsArgs, runner: DeploymentHandle
+    ) -> None:
         self._args = args
         self._environment = environment = read_environment()
         async with Resources() as resources:
@@ -60,7 +62,9 @@ class ToolcoreReplica:
                 environment, APPLICATION, [ToolMetrics()], resources=resources
             )
             self._runtime = resources.closing(
-                ToolsRuntime(Surroundings.of(environment), PythonToolClient(runner), self._events)
+                ToolsRuntime(
+                    WingEnvironment.of(environment), PythonToolClient(runner), self._events
+                )
             )
             await self._runtime.open()
             self._resources = resources.pop_all()

@@ -16,7 +16,7 @@ from contracts.errors import ConfigurationError, InvalidRequest
 from contracts.events import EventLog
 from contracts.health import Health
 from contracts.tools.api import MAX_TIMEOUT_S, ToolExecutor
-from deployments.graph.resources import Reloadable, Resources, Surroundings
+from deployments.graph.resources import Reloadable, Resources, WingEnvironment
 from executors.http.executor import HttpToolExecutor
 from executors.mcp.executor import McpToolExecutor
 from executors.mcp.source import McpSource
@@ -28,7 +28,7 @@ from services.tools.application import Toolcore, ToolcoreConfiguration, Toolcore
 from services.tools.calls import ToolCalls
 from services.tools.policy import Policy
 from services.tools.registry import check_definition
-from services.tools.resolution import Resolver
+from services.tools.resolution import DefinitionResolver
 
 
 class PythonExecutor(ToolExecutor, Protocol):
@@ -45,17 +45,17 @@ class ToolsRuntime:
     """
 
     def __init__(
-        self, surroundings: Surroundings, python: PythonExecutor, events: EventLog
+        self, environment: WingEnvironment, python: PythonExecutor, events: EventLog
     ) -> None:
         """The caller opens and closes `python` and `events`."""
-        self._surroundings = surroundings
+        self._environment = environment
         self._python = python
         self._events = events
         self._resources = Resources()
         self._database = Database(
-            surroundings.database_url, events=events, limits=PoolLimits(min_size=1, max_size=8)
+            environment.database_url, events=events, limits=PoolLimits(min_size=1, max_size=8)
         )
-        nats_url = surroundings.nats_url
+        nats_url = environment.nats_url
         self._usage_link = NatsLink(nats_url, events, name="toolcore-usage") if nats_url else None
         self._publisher = NatsPublisher(self._usage_link, events)
         self._ledger = PostgresToolLedger(self._database)
@@ -96,8 +96,8 @@ class ToolsRuntime:
             )
         )
         self._toolcore.registry.interval_s = settings.refresh_s
-        ingress = self._surroundings.ingress_url
-        secrets = ConfiguredSecrets(settings.secrets, self._surroundings.lookup, ingress)
+        ingress = self._environment.ingress_url
+        secrets = ConfiguredSecrets(settings.secrets, self._environment.lookup, ingress)
         ceiling = settings.ceiling(ingress)
         async with Resources() as opened:  # closed if the rest cannot be built
             http = opened.closing(HttpToolExecutor(secrets, self._events, ceiling=ceiling))
@@ -118,8 +118,8 @@ class ToolsRuntime:
         # Calls use the new executors from here on, even if `configure` fails later.
         self._executors.replace([http, mcp])
         await self._toolcore.configure(configuration)
-        if self._link is None and self._surroundings.nats_url and settings.nats.enabled:
-            self._listen(self._surroundings.nats_url, settings.nats)
+        if self._link is None and self._environment.nats_url and settings.nats.enabled:
+            self._listen(self._environment.nats_url, settings.nats)
             await self._watch()
 
     def router(self) -> APIRouter:
@@ -179,9 +179,9 @@ def check_tools(settings: ToolsSettings, ingress_url: str, file: str) -> None:
             raise ConfigurationError(f"{file}: sources.{name}.secrets: {problem}")
 
 
-def tool_resolver(settings: ToolsSettings, ingress_url: str) -> Resolver:
+def tool_resolver(settings: ToolsSettings, ingress_url: str) -> DefinitionResolver:
     """Returns the resolver of definitions from `tools.yaml` and from administrators."""
-    return Resolver(
+    return DefinitionResolver(
         lambda definition: settings.resolve(definition, ingress_url),
         lambda definition: settings.secret_problem(definition, ingress_url),
         settings.python_packages,

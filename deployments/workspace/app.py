@@ -10,7 +10,7 @@ from ray.serve.deployment import Application
 from configs.environment import read_environment
 from configs.stores import find_stores
 from deployments.graph.replica import access_control, open_event_log
-from deployments.graph.resources import Resources, Surroundings
+from deployments.graph.resources import Resources, WingEnvironment
 from deployments.workspace.wiring import WorkspaceArgs, WorkspaceRuntime
 from interfaces.http.base.ingress import Ingress
 
@@ -21,13 +21,13 @@ DEPLOYMENT = "Workspace"
 class WorkspaceReplica:
     """Serves one `WorkspaceRuntime` over HTTP."""
 
-    async def __init__(self, args: WorkspaceArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
+    async def __init__(self, args: WorkspaceArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         self._args = args
         self._environment = environment = read_environment()
         async with Resources() as resources:
             self._events = open_event_log(environment, APPLICATION, resources=resources)
             self._runtime = resources.closing(
-                WorkspaceRuntime(args, Surroundings.of(environment), self._events)
+                WorkspaceRuntime(args, WingEnvironment.of(environment), self._events)
             )
             await self._runtime.open()
             self._resources = resources.pop_all()

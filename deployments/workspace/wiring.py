@@ -19,7 +19,7 @@ from backends.workspace.notices import NatsMessageNotices
 from backends.workspace.outbox import PostgresOutbox
 from backends.workspace.projects import PostgresProjects
 from contracts.events import EventLog
-from deployments.graph.resources import Resources, Surroundings
+from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.base.access import AccessControl
 from interfaces.http.workspace.channels import ChannelRoutes
 from interfaces.http.workspace.projects import WorkspaceRoutes, workspace_router
@@ -51,22 +51,22 @@ class WorkspaceArgs(BaseModel):
 class WorkspaceRuntime:
     """What one process of the workspace runs. Construct it on the event loop, then `open` it."""
 
-    def __init__(self, args: WorkspaceArgs, surroundings: Surroundings, events: EventLog) -> None:
+    def __init__(self, args: WorkspaceArgs, environment: WingEnvironment, events: EventLog) -> None:
         """The caller closes `events`."""
         self._args = args
         self._resources = Resources()
         self._database = Database(
-            surroundings.database_url,
+            environment.database_url,
             events=events,
             limits=PoolLimits(min_size=1, max_size=args.database_connections),
         )
-        nats_url = surroundings.nats_url
+        nats_url = environment.nats_url
         self._link = NatsLink(nats_url, events, name="workspace") if nats_url else None
         self._publisher = NatsPublisher(self._link, events)
         self._channel_events = PostgresChannelEvents(self._database)
         self._outbox = PostgresOutbox(self._database)
         self._feeds = LiveFeeds(self._channel_events, events, max_streams=args.max_streams)
-        self._agents = AgentRuntimeClient(surroundings.ingress_url, surroundings.internal_secret)
+        self._agents = AgentRuntimeClient(environment.ingress_url, environment.internal_secret)
         self._dispatcher = InvocationDispatcher(
             self._outbox,
             self._agents,

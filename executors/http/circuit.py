@@ -21,7 +21,7 @@ class _Circuit:
     probing: bool = False
 
 
-class Circuits:
+class ToolTargetCircuits:
     """The circuits of this process by target; at the bound the least recently used is dropped."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -28,7 +28,7 @@ from contracts.tools.api import (
 )
 from executors.http.answers import RETRYABLE_STATUSES, describe, effect_excluded, error_kind
 from executors.http.body import BodyTooLarge, read_body
-from executors.http.circuit import Circuits
+from executors.http.circuit import ToolTargetCircuits
 from executors.http.connections import Connections, RequestTrace
 from executors.http.egress import EgressDenied, EgressPolicy, HttpTarget, parse_target
 from executors.redaction import Redactor
@@ -81,13 +81,13 @@ class HttpToolExecutor:
         *,
         ceiling: Sequence[EgressRule] = (),
         connections: Connections | None = None,
-        circuits: Circuits | None = None,
+        circuits: ToolTargetCircuits | None = None,
     ) -> None:
         self._secrets = secrets
         self._events = events
         self._ceiling = tuple(ceiling)
         self._connections = connections or Connections()
-        self._circuits = circuits or Circuits()
+        self._circuits = circuits or ToolTargetCircuits()
 
     async def execute(self, execution: Execution) -> Outcome:
         """Calls the tool's target. Being cancelled closes the connection."""

@@ -27,9 +27,9 @@ from executors.python.packages import FunctionTarget, NotRegistered, Packages
 from executors.python.process import (
     CallUnsendable,
     ChildDied,
-    ChildProcess,
     Frame,
     OutputFlood,
+    SandboxedProcess,
     ScratchFull,
 )
 from executors.python.scratch import make_scratch, remove_scratch, sweep_scratch
@@ -175,7 +175,7 @@ class PythonToolExecutor:
 
     async def _run(self, prepared: _Prepared) -> Outcome:
         scratch = make_scratch()
-        child: ChildProcess | None = None
+        child: SandboxedProcess | None = None
         try:
             child = prepared.start(scratch)
             async with asyncio.timeout(prepared.execution.deadline.remaining()):
@@ -200,7 +200,7 @@ class PythonToolExecutor:
         finally:
             await self._ended(child, scratch)
 
-    async def _ended(self, child: ChildProcess | None, scratch: str) -> None:
+    async def _ended(self, child: SandboxedProcess | None, scratch: str) -> None:
         """Ends the child even if the caller is cancelled; only then the slot becomes free."""
         ending = asyncio.ensure_future(_end(child, scratch))
         self._endings.add(ending)
@@ -208,7 +208,7 @@ class PythonToolExecutor:
         await asyncio.shield(ending)
 
 
-async def _end(child: ChildProcess | None, scratch: str) -> None:
+async def _end(child: SandboxedProcess | None, scratch: str) -> None:
     try:
         if child is not None:
             await child.end()
@@ -228,7 +228,7 @@ class _Prepared:
     limits: ChildLimits
     libraries: list[str]
 
-    def start(self, scratch: str) -> ChildProcess:
+    def start(self, scratch: str) -> SandboxedProcess:
         """Starts the child. Raises OSError or CallUnsendable."""
         tool = self.execution.tool
         launch = plan(
@@ -249,7 +249,7 @@ class _Prepared:
             "max_result_bytes": tool.max_result_bytes,
         }
         frame_bytes = tool.max_result_bytes + FRAME_OVERHEAD_BYTES
-        return ChildProcess(
+        return SandboxedProcess(
             launch, call, max_frame_bytes=frame_bytes, scratch_bytes=self.limits.scratch_bytes
         )
 

@@ -47,7 +47,7 @@ class ChildLimits:
 
 @dataclass(frozen=True)
 class Launch:
-    """What `ChildProcess` starts. `{call}` and `{result}` in the command are descriptors."""
+    """What `SandboxedProcess` starts. `{call}` and `{result}` in the command are descriptors."""
 
     command: Sequence[str]
     directory: str

@@ -55,7 +55,7 @@ class ChildDied(Exception):
         self.signal = -code if code < 0 else code - 128 if code > 128 else None
 
 
-class ChildProcess:
+class SandboxedProcess:
     """Starts a child, collects its frame, and leaves nothing behind.
 
     The constructor starts it; it raises OSError or CallUnsendable. The starting thread must live as

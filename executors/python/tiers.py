@@ -14,7 +14,7 @@ import orjson
 from contracts.tools.api import ISOLATION_TIERS, Isolation, IsolationTier
 from executors.python.filters import FilterUnavailable
 from executors.python.launch import ChildLimits, bubblewrap, plan
-from executors.python.process import ChildDied, ChildProcess, OutputFlood, ScratchFull
+from executors.python.process import ChildDied, OutputFlood, SandboxedProcess, ScratchFull
 
 PROBE_TIMEOUT_S = 10.0
 PROBE_LIMITS = ChildLimits(cpu_s=5, memory_bytes=512 << 20, scratch_bytes=1 << 20, open_files=64)
@@ -119,7 +119,7 @@ async def _attempts(
         "variables": {},
         "max_result_bytes": 1 << 16,
     }
-    child = ChildProcess(launch, call, max_frame_bytes=1 << 17, scratch_bytes=1 << 20)
+    child = SandboxedProcess(launch, call, max_frame_bytes=1 << 17, scratch_bytes=1 << 20)
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             frame = await child.frame()

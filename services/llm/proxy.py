@@ -12,14 +12,14 @@ from contracts.events import EventLog
 from contracts.llm.answers import LLMResponse, ProxyResponse, TokenUsage
 from contracts.llm.limits import Limiter
 from contracts.llm.listings import CircuitInfo, ModelInfo, ModelList
-from contracts.llm.ports import ChatProvider, Prices, Router
+from contracts.llm.ports import ChatProvider, ModelRouter, Prices
 from contracts.llm.requests import MAX_TIMEOUT_S, ProxyRequest
 from contracts.llm.routing import Route, Spill, Target
 from contracts.llm.usage import OUTCOME_OK, UsageSink
 from services.llm.accounting import CallAccount, NoPrices, outcome_of
 from services.llm.attempts import RouteAttempts
 from services.llm.circuits import Circuits
-from services.llm.spillover import Candidate, Spillover, order_targets, queue_depth
+from services.llm.spillover import Spillover, TargetCandidate, order_targets, queue_depth
 from services.llm.streams import Begun, OpenStream, begin
 from services.llm.thoughts import reasoning_of, without_thoughts
 
@@ -37,7 +37,7 @@ class LLMProxy:
     they outlive a reload.
     """
 
-    router: Router
+    router: ModelRouter
     providers: Mapping[str, ChatProvider]
     limiter: Limiter
     usage: UsageSink
@@ -167,9 +167,9 @@ class LLMProxy:
         """The targets in the order in which this call should try them."""
         if route.spill is None:
             return route.targets
-        own = [Candidate(target, callable_now=True) for target in route.targets]
+        own = [TargetCandidate(target, callable_now=True) for target in route.targets]
         spill = [
-            Candidate(
+            TargetCandidate(
                 target, self._callable_now(target), self._price(target), self._quota_left(target)
             )
             for target in route.spill.targets

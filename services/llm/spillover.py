@@ -25,7 +25,7 @@ LOW_QUOTA = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class TargetCandidate:
     """A target, and what is known of it; None is unknown.
 
     `price` is in dollars for a million tokens, `quota_left` the share of our quota there.
@@ -38,7 +38,7 @@ class Candidate:
 
 
 def order_targets(
-    own: Sequence[Candidate], spill: Sequence[Candidate], *, busy: bool
+    own: Sequence[TargetCandidate], spill: Sequence[TargetCandidate], *, busy: bool
 ) -> tuple[Target, ...]:
     """Returns every target once, in the order in which they should be tried."""
     others = sorted(spill, key=_by_quota_and_price)
@@ -50,7 +50,7 @@ def order_targets(
     return tuple(found.values())
 
 
-def _by_quota_and_price(candidate: Candidate) -> tuple[bool, float]:
+def _by_quota_and_price(candidate: TargetCandidate) -> tuple[bool, float]:
     is_scarce = candidate.quota_left is not None and candidate.quota_left < LOW_QUOTA
     return is_scarce, math.inf if candidate.price is None else candidate.price
 

@@ -9,7 +9,7 @@ from contracts.tools.api import ToolDefinition
 from services.tools.targets import check_target
 
 
-class Resolver:
+class DefinitionResolver:
     """Implements `Resolve` over the configuration.
 
     `put_bases` resolves bases, and raises ValueError for an unknown one; `secret_problem` returns

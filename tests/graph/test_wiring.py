@@ -16,7 +16,7 @@ from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError
 from contracts.llm.listings import EngineLoad
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
-from deployments.graph.resources import Reloadable, Resources, Surroundings
+from deployments.graph.resources import Reloadable, Resources, WingEnvironment
 from deployments.llm.wiring import LLMPorts, LLMRuntime
 from deployments.memory.wiring import MemoryRuntime
 from deployments.tools.wiring import ToolsRuntime
@@ -59,40 +59,40 @@ class Neighbours:
         pass
 
 
-async def llm(surroundings, events):
+async def llm(environment, events):
     ports = LLMPorts(Neighbours(), HashingEmbedder(), Neighbours())
     settings = RemoteEmbedderSettings.model_validate(EMBEDDER)
-    runtime = LLMRuntime(surroundings, ports, settings, events)
+    runtime = LLMRuntime(environment, ports, settings, events)
     await runtime.open()
     for _ in range(2):
         await runtime.reconfigure(load_yaml(CONFIGS / "llm.yaml", LLMSettings))
     return runtime
 
 
-async def memory(surroundings, events):
+async def memory(environment, events):
     settings = load_yaml(CONFIGS / "memory.yaml", MemorySettings)
-    runtime = MemoryRuntime(settings, surroundings, HashingEmbedder(), events)
+    runtime = MemoryRuntime(settings, environment, HashingEmbedder(), events)
     await runtime.open()
     await runtime.reconfigure(settings)
     return runtime
 
 
-async def tools(surroundings, events):
-    runtime = ToolsRuntime(surroundings, Neighbours(), events)
+async def tools(environment, events):
+    runtime = ToolsRuntime(environment, Neighbours(), events)
     await runtime.open()
     for _ in range(2):
         await runtime.reconfigure(load_yaml(CONFIGS / "tools.yaml", ToolsSettings))
     return runtime
 
 
-async def agents(surroundings, events):
-    runtime = AgentRuntime(AgentsArgs(), surroundings, dict, events)
+async def agents(environment, events):
+    runtime = AgentRuntime(AgentsArgs(), environment, dict, events)
     await runtime.open()
     return runtime
 
 
-async def workspace(surroundings, events):
-    runtime = WorkspaceRuntime(WorkspaceArgs(), surroundings, events)
+async def workspace(environment, events):
+    runtime = WorkspaceRuntime(WorkspaceArgs(), environment, events)
     await runtime.open()
     return runtime
 
@@ -118,10 +118,10 @@ async def test_closing_ends_every_task_and_connection(
     opened, database_url, database_owner_url, events, tmp_path
 ):
     before = asyncio.all_tasks()
-    surroundings = Surroundings(
+    environment = WingEnvironment(
         database_url, tmp_path, "http://127.0.0.1:9", nats_url="nats://127.0.0.1:9"
     )
-    runtime = await opened(surroundings, events)
+    runtime = await opened(environment, events)
     async with asyncio.timeout(30):  # pools connect in the background
         while not await connections(database_owner_url):
             await asyncio.sleep(0.05)
@@ -137,7 +137,7 @@ async def test_an_opening_that_fails_half_way_leaves_nothing_open(
     (tmp_path / "journal").write_text("a file where the folder should be")
     before = asyncio.all_tasks()
     with pytest.raises(ConfigurationError):
-        await llm(Surroundings(database_url, tmp_path, "http://127.0.0.1:9"), events)
+        await llm(WingEnvironment(database_url, tmp_path, "http://127.0.0.1:9"), events)
     await gone(database_owner_url, before)
 
 

@@ -18,7 +18,7 @@ from interfaces.http.base.bodies import read_json
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.base.request_slots import RequestSlot, RequestSlots
 from interfaces.http.base.routing import Router
-from interfaces.http.base.sse import EventStream
+from interfaces.http.base.sse import EventStreamResponse
 from interfaces.http.llm.batches import MAX_SUBMISSIONS, BatchRoutes, add_batch_routes
 from interfaces.http.memory import UPLOADS
 from tests.support.uvicorn_server import JSON, served
@@ -61,7 +61,7 @@ class Served:
         async def close():
             self.ended.set()
 
-        return EventStream(endless(), close)
+        return EventStreamResponse(endless(), close)
 
     @contextlib.asynccontextmanager
     async def begun(self, path, *parts, length=1_000):

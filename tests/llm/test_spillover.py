@@ -6,14 +6,16 @@ from hypothesis import strategies as st
 from contracts.llm.listings import EngineLoad
 from contracts.llm.ports import Condition
 from contracts.llm.routing import Spill, Target, Timeouts
-from services.llm.spillover import Candidate, Spillover, order_targets, queue_depth
+from services.llm.spillover import Spillover, TargetCandidate, order_targets, queue_depth
 
 TIMES = Timeouts(1, 1, 1, 1)
 
 
 def candidates(count):
     one = st.builds(
-        lambda name, callable_now, price: Candidate(Target("p", name, TIMES), callable_now, price),
+        lambda name, callable_now, price: TargetCandidate(
+            Target("p", name, TIMES), callable_now, price
+        ),
         st.sampled_from("abcdefgh"),
         st.booleans(),
         st.none() | st.floats(0, 100),
@@ -55,7 +57,7 @@ def test_busy_calls_go_to_the_cheapest_that_can_be_called(own, spill):
 
 @given(candidates(1), candidates(0), st.booleans())
 def test_without_prices_the_configured_order_stays(own, spill, busy):
-    spill = [Candidate(each.target, True) for each in spill]
+    spill = [TargetCandidate(each.target, True) for each in spill]
     ordered = order_targets(own, spill, busy=busy)
     first, second = (spill, own) if busy else (own, spill)
     assert names(ordered) == "".join(dict.fromkeys(each.target.name for each in (*first, *second)))

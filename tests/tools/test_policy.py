@@ -21,7 +21,7 @@ from executors.mcp.source import tool_id_in
 from interfaces.http.tools import is_admin_route
 from services.tools.policy import Policy
 from services.tools.registry import check_definition, compile_tool
-from services.tools.resolution import Resolver
+from services.tools.resolution import DefinitionResolver
 from tests.support.tools.toolcore import tool
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -212,7 +212,7 @@ def test_admin_routes(method, path, admin):
 def test_the_shipped_file_can_be_served():
     shipped = load_yaml(REPOSITORY / "configs" / "tools.yaml", ToolsSettings)
     here = "http://127.0.0.1:8000"
-    resolve = Resolver(
+    resolve = DefinitionResolver(
         lambda definition: shipped.resolve(definition, here),
         lambda definition: shipped.secret_problem(definition, here),
         ["toolbox"],

@@ -27,7 +27,7 @@ def error_event(error: DaarionError, request_id: str) -> bytes:
     return b"event: error\n" + event(error.envelope(request_id))
 
 
-class EventStream(Response):
+class EventStreamResponse(Response):
     """Sends events as they come.
 
     However the response ends, `close` is awaited: it stops what feeds the events.
@@ -42,7 +42,12 @@ class EventStream(Response):
         self._events = events
         self._close = close
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # the ASGI signature
+    async def __call__(
+        self,
+        scope: Scope,  # noqa: ARG002  # the ASGI signature
+        receive: Receive,  # noqa: ARG002  # the ASGI signature
+        send: Send,
+    ) -> None:
         """Sends the headers at once, then each event in a message of its own."""
         try:
             await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})

@@ -20,7 +20,7 @@ from contracts.llm.usage import UsageFilter, UsagePage
 from interfaces.http.base.errors import JsonResponse, as_leaf
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.routing import Router, refusals
-from interfaces.http.base.sse import EventStream, error_event, event
+from interfaces.http.base.sse import EventStreamResponse, error_event, event
 from services.llm.gateway import ChatGateway
 from services.llm.idempotency import Idempotency
 from services.llm.replay import Answerer, ChatStream
@@ -68,7 +68,7 @@ class LLMRoutes:
         opened = await self.proxy().open_stream(
             body, request_id, credential=request.state.credential
         )
-        return EventStream(_events(opened, request_id), opened.close)
+        return EventStreamResponse(_events(opened, request_id), opened.close)
 
 
 def llm_router(routes: LLMRoutes) -> Router:
@@ -88,7 +88,7 @@ def llm_router(routes: LLMRoutes) -> Router:
         routes.stream,
         summary="The same, token by token as Server-Sent Events",
         status_code=200,
-        response_class=EventStream,
+        response_class=EventStreamResponse,
         responses=refusals(404, 429, *UPSTREAM_ERRORS),
     )
 
@@ -109,7 +109,7 @@ async def _events(opened: ChatStream, request_id: str) -> AsyncGenerator[bytes, 
     try:
         async for item in opened.items():
             yield event(_payload(item, opened.target))
-    except Exception as error:  # noqa: BLE001  # the stream must end in an error event, never in silence
+    except Exception as error:  # noqa: BLE001  # the stream must end in an error event
         yield error_event(as_leaf(error), request_id)
 
 

@@ -25,7 +25,7 @@ from contracts.llm.openai_chat import (
 from interfaces.http.base.errors import JsonResponse, as_leaf
 from interfaces.http.base.identity import caller_of
 from interfaces.http.base.routing import PathId, Router, refusals
-from interfaces.http.base.sse import EventStream, event
+from interfaces.http.base.sse import EventStreamResponse, event
 from interfaces.http.llm.openai_errors import openai_error_body
 from services.llm.gateway import ChatGateway
 from services.llm.replay import ChatStream
@@ -65,7 +65,7 @@ class OpenAIRoutes:
 
 def _streamed(opened: ChatStream, request_id: str, *, include_usage: bool) -> Response:
     writer = ChunkWriter(request_id, opened.target.name, include_usage=include_usage)
-    return EventStream(_chunks(opened, writer, request_id), opened.close)
+    return EventStreamResponse(_chunks(opened, writer, request_id), opened.close)
 
 
 async def _chunks(

@@ -9,7 +9,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from common.tasks import end_tasks
-from interfaces.http.base.sse import EventStream
+from interfaces.http.base.sse import EventStreamResponse
 
 HELLO = b"retry: 1000\n: connected\n\n"
 HEARTBEAT = b": keep-alive\n\n"
@@ -20,7 +20,7 @@ def named_event(name: str, event_id: int, payload: object) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event_id, name.encode(), orjson.dumps(payload))
 
 
-class LiveEvents(EventStream):
+class LiveEvents(EventStreamResponse):
     """Sends events until they end or the client disconnects, which only `receive` reports."""
 
     def __init__(

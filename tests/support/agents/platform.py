@@ -23,7 +23,7 @@ from configs.yaml_files import load_yaml
 from contracts.agents.blueprints import Blueprint
 from contracts.tools.api import Outcome
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
-from deployments.graph.resources import Surroundings
+from deployments.graph.resources import WingEnvironment
 from executors.http.executor import HttpToolExecutor
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
@@ -200,8 +200,8 @@ class Platform:
     async def agents(self, **args: Any):
         """A replica of the agent runtime behind the platform's address."""
         settings = AgentsArgs(**{"claim_every_s": 0.2, "lease_s": 5, "patience_s": 2, **args})
-        surroundings = Surroundings(self.database_url, Path(), self.url, nats_url=self.nats_url)
-        runtime = AgentRuntime(settings, surroundings, lambda: self.blueprints, self.events)
+        environment = WingEnvironment(self.database_url, Path(), self.url, nats_url=self.nats_url)
+        runtime = AgentRuntime(settings, environment, lambda: self.blueprints, self.events)
         await runtime.open()
         before = self.door.apps.get("agents")
         self.door.apps["agents"] = Ingress(

@@ -18,7 +18,7 @@ import uvicorn
 from backends.http.agent_runtime import AgentRuntimeClient
 from contracts.agents.blueprints import Blueprint
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
-from deployments.graph.resources import Surroundings
+from deployments.graph.resources import WingEnvironment
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from services.workspace.dispatching import DispatchLimits
@@ -145,7 +145,7 @@ async def _agents(database_url, door_url, blueprints, listener):
     known = {one["id"]: Blueprint.model_validate(one) for one in blueprints}
     settings = AgentsArgs(lease_s=LEASE_S, claim_every_s=0.2, patience_s=5)
     runtime = AgentRuntime(
-        settings, Surroundings(database_url, Path(), door_url), lambda: known, events
+        settings, WingEnvironment(database_url, Path(), door_url), lambda: known, events
     )
     await runtime.open()
     await _serve(

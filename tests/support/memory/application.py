@@ -14,7 +14,7 @@ from configs.memory import MemorySettings
 from contracts.events import EventLog
 from contracts.health import Health
 from contracts.llm.embeddings import Embedder
-from deployments.graph.resources import Surroundings
+from deployments.graph.resources import WingEnvironment
 from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
@@ -90,7 +90,7 @@ async def memory_application(
     """Opens the application, by default without periodic runs over the knowledge base."""
     settings = settings or MemorySettings.model_validate({"knowledge_base": {"interval_s": 0}})
     runtime = MemoryRuntime(
-        settings, Surroundings(database_url, data_dir, ingress_url, None), embedder, events
+        settings, WingEnvironment(database_url, data_dir, ingress_url, None), embedder, events
     )
     await runtime.open()
     transport = httpx.ASGITransport(ingress(runtime, events, access))

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from configs.engines.embedder import RemoteEmbedderSettings
 from configs.memory import MemorySettings
-from deployments.graph.resources import Surroundings
+from deployments.graph.resources import WingEnvironment
 from deployments.memory.wiring import MemoryRuntime
 from providers.embeddings import OpenAIEmbedder
 from tests.support.events import RecordedEvents
@@ -52,7 +52,10 @@ async def replica(database_url: str, data_dir: Path, port: int, embedder_port: i
     embedder = OpenAIEmbedder(settings, lambda _name: None)
     memory = MemorySettings.model_validate({"knowledge_base": {"interval_s": 0}})
     runtime = MemoryRuntime(
-        memory, Surroundings(database_url, data_dir, "http://127.0.0.1:9", None), embedder, events
+        memory,
+        WingEnvironment(database_url, data_dir, "http://127.0.0.1:9", None),
+        embedder,
+        events,
     )
     await runtime.open()
     await serve(ingress(runtime, events), port)

@@ -20,7 +20,7 @@ from interfaces.http.base.ingress import Ingress
 from interfaces.http.tools import TOOL_ERRORS, ToolRoutes, is_admin_route, tools_router
 from services.tools.application import Toolcore, ToolcoreConfiguration, ToolcorePorts
 from services.tools.policy import Policy
-from services.tools.resolution import Resolver
+from services.tools.resolution import DefinitionResolver
 from tests.support.events import RecordedEvents
 from tests.support.uvicorn_server import JSON
 
@@ -110,7 +110,7 @@ def configuration(given, executors, ingress=INGRESS, sources=None):
         definitions=[given.resolve(definition, ingress) for definition in given.tools],
         executors=executors,
         policy=Policy(given.policy, given.bounds),
-        resolve=Resolver(
+        resolve=DefinitionResolver(
             lambda definition: given.resolve(definition, ingress),
             lambda definition: given.secret_problem(definition, ingress),
             given.python_packages,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from contracts.tools.api import MAX_NAME, TOOL_ID, plain_name
 from executors.http.answers import MAX_REASON_CHARS, describe
-from executors.http.circuit import FIRST_PAUSE_S, MAX_CIRCUITS, THRESHOLD, Circuits
+from executors.http.circuit import FIRST_PAUSE_S, MAX_CIRCUITS, THRESHOLD, ToolTargetCircuits
 from executors.mcp.source import tool_id_in
 from executors.redaction import Redactor
 from executors.results import MAX_DEPTH, InvalidResult, parse_result
@@ -33,7 +33,7 @@ class Clock:
 
 def test_a_circuit_opens_probes_once_and_closes():
     clock = Clock()
-    circuits = Circuits(clock)
+    circuits = ToolTargetCircuits(clock)
     for _ in range(THRESHOLD):
         assert circuits.refused_for_s("t") is None
         circuits.report("t", failed=True)
@@ -55,7 +55,7 @@ def test_a_circuit_opens_probes_once_and_closes():
 
 
 def test_the_number_of_circuits_is_bounded():
-    circuits = Circuits()
+    circuits = ToolTargetCircuits()
     for number in range(MAX_CIRCUITS + 50):
         circuits.report(str(number), failed=True)
     assert len(circuits._circuits) == MAX_CIRCUITS
