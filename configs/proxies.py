@@ -8,7 +8,9 @@ from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from typing import Annotated
 from urllib.parse import SplitResult, quote, urlsplit
-from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed leaves it out
+from urllib.request import (  # type: ignore[attr-defined]  # typeshed leaves it out
+    proxy_bypass_environment,
+)
 
 from pydantic import AfterValidator, BaseModel, StringConstraints, model_validator
 

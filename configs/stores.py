@@ -42,7 +42,8 @@ def login_parameters(url: str) -> dict[str, Any]:
         given = conninfo_to_dict(url)
     if not given:
         raise ConfigurationError(
-            "DATABASE_URL is not a PostgreSQL URL: use postgresql://user:password@host:port/database"
+            "DATABASE_URL is not a PostgreSQL URL: "
+            "use postgresql://user:password@host:port/database"
         )
     if given.get("sslmode") not in {"verify-ca", "verify-full"}:
         given.setdefault(

@@ -27,7 +27,7 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
 def parse_yaml(text: str, model: type[Model], *, name: str) -> Model:
     """As `load_yaml`, for a text; `name` stands for the file in errors."""
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader with one more check
+        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{name}: not valid YAML: {_one_line(error)}") from None
     if not isinstance(content, dict):
@@ -72,7 +72,11 @@ def _one_line(error: yaml.YAMLError) -> str:
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A SafeLoader that refuses duplicate keys; YAML silently takes the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  # the base's signature
+    def construct_mapping(
+        self,
+        node: yaml.MappingNode,
+        deep: bool = False,  # noqa: FBT001, FBT002  # the base's signature
+    ) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

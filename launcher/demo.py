@@ -113,7 +113,8 @@ async def run(graph: IngressClient, agent: str, question: str, project: str) -> 
     microdao = f"microdao:demo-{secrets.token_hex(4)}"
 
     def say(text: str) -> None:
-        print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)  # noqa: T201  # what the command is for
+        seconds = time.monotonic() - started
+        print(f"{seconds:6.1f} s  {text}", flush=True)  # noqa: T201  # its output
 
     new_project = {"name": project, "microdao_id": microdao}
     await graph.call("POST", "/internal/messaging/projects", new_project)
@@ -198,7 +199,8 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    print("the reply names the project" if named else "the reply does NOT name the project")  # noqa: T201
+    verb = "names" if named else "does NOT name"
+    print(f"the reply {verb} the project")  # noqa: T201
     return 0 if named else 1
 
 

@@ -41,7 +41,7 @@ def _check_llm(folder: Path) -> None:
 
 
 def _convert_embedder(model_file: Path, folder: Path) -> None:
-    from modelbuild.embedder import build_embedder  # noqa: PLC0415 - tokenizers and numpy only when needed
+    from modelbuild.embedder import build_embedder  # noqa: PLC0415  # numpy when needed
 
     build_embedder(model_file.read_bytes(), folder)
 

@@ -179,7 +179,8 @@ class OpenAIEmbedder:
     def _vectors(self, payload: object, expected: int) -> tuple[bytes, int]:
         """Puts the rows in the order of their index and checks them."""
         try:
-            rows = sorted(payload["data"], key=lambda row: row["index"])  # type: ignore[index]  # checked by what follows
+            data = payload["data"]  # type: ignore[index]  # checked by what follows
+            rows = sorted(data, key=lambda row: row["index"])
             if [row["index"] for row in rows] != list(range(expected)):
                 raise UpstreamInvalidResponse(f"{_WHO} did not answer one vector per text")
             vectors = [self._unit(row["embedding"]) for row in rows]

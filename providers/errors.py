@@ -217,7 +217,8 @@ _STATUS_BY_WORD = (
     (re.compile(r"overloaded|unavailable|server.?error|internal"), 503),
     (
         re.compile(
-            r"invalid.?(request|arg|param|prompt|input|type|value)|bad.?request|validation|unprocessable"
+            r"invalid.?(request|arg|param|prompt|input|type|value)|bad.?request"
+            r"|validation|unprocessable"
         ),
         400,
     ),

@@ -111,7 +111,7 @@ class MockProtocol(asyncio.Protocol):
         # uvloop's own class does not derive from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the base's signature
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # of the base
         self._transport = None
 
     def data_received(self, data: bytes) -> None:

@@ -73,7 +73,7 @@ class _StreamClient(asyncio.Protocol):
         if self._body.endswith(_END):
             self._note()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the base's signature
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # of the base
         if self._body:
             self._tally.errors += 1
         if not self.closed.done():

@@ -38,7 +38,7 @@ class EmbeddingCache:
         return np.stack([self._known[key] for key in keys])
 
     def _embed(self, missing: dict[str, str], kind: EmbeddingKind) -> None:
-        from deployments.engines.sentence_encoder import SentenceEncoder  # noqa: PLC0415  # loads torch
+        from deployments.engines.sentence_encoder import SentenceEncoder  # noqa: PLC0415  # torch
 
         encoder = SentenceEncoder(
             self._settings, embedder_source(self._settings, self._environment)

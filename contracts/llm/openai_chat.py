@@ -65,7 +65,8 @@ class ChatCompletionRequest(ProxyRequest):
 
     model_config = ConfigDict(extra="allow")
 
-    metadata: Identity | None = None  # type: ignore[assignment]  # OpenAI's clients send none, or keys of their own
+    # OpenAI's clients send none, or keys of their own.
+    metadata: Identity | None = None  # type: ignore[assignment]
     n: Annotated[int, AfterValidator(_only_one)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

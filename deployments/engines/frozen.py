@@ -37,7 +37,7 @@ def freeze(model: SentenceTransformer) -> bool:
         if float((_vectors(model) * expected).sum(axis=1).min()) >= 1 - _TOLERANCE:
             return True
         reason = "other vectors"
-    except Exception as error:  # noqa: BLE001  # tracing may raise anything; the model then runs untraced
+    except Exception as error:  # noqa: BLE001  # whatever it is, the model runs untraced
         reason = type(error).__name__
     _LOG.warning(
         "the embedding model runs without its graph (%s): single texts take longer", reason

@@ -60,7 +60,7 @@ class PlainEngine(CountedEngine):
                     )
                 if text != _DONE:
                     yield text
-        except Exception as error:  # noqa: BLE001  # every failure leaves as a leaf of the error tree
+        except Exception as error:  # noqa: BLE001  # translated, whatever it is
             raise translated(error, structured=structured) from None
         finally:
             await events.aclose()
@@ -70,7 +70,7 @@ class PlainEngine(CountedEngine):
             answer = await self._oai_serving_chat.create_chat_completion(
                 ChatCompletionRequest.model_validate(request)
             )
-        except Exception as error:  # noqa: BLE001  # every failure leaves as a leaf of the error tree
+        except Exception as error:  # noqa: BLE001  # translated, whatever it is
             raise translated(error, structured=is_structured(request)) from None
         if isinstance(answer, ErrorResponse):
             raise translated_response(answer, structured=is_structured(request))

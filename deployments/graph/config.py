@@ -40,7 +40,7 @@ def deploy_config(file: Path, environment: Environment) -> ServeDeploySchema:
     Raises:
         ConfigurationError: the file is missing, no YAML, or no Serve configuration.
     """
-    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415  # Ray reads its variables at import
+    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415  # reads variables
 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))

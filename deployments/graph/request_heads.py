@@ -30,7 +30,9 @@ class BoundedHeads(HttpToolsProtocol):
     _is_in_head = False
     _head_bytes = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+    def connection_made(  # type: ignore[override]  # as in uvicorn
+        self, transport: asyncio.Transport
+    ) -> None:
         super().connection_made(transport)
         connection: socket.socket = transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1_000))

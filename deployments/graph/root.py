@@ -41,7 +41,7 @@ class RootArgs(BaseModel):
 class RootReplica:
     """Serves the health of all applications and their documentation."""
 
-    async def __init__(self, args: RootArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
+    async def __init__(self, args: RootArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         self._environment = environment = read_environment()
         self._prefixes = args.applications
         stores = find_stores(environment)

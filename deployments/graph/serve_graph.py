@@ -199,8 +199,9 @@ class Graph:
             pending = self._settle()
         except (DaarionError, DeployFailed) as error:
             log.error("not reloaded: %s", error)  # noqa: TRY400  # one line, no traceback
-        except Exception as error:  # noqa: BLE001  # no failure of a reload may end the running graph
-            log.error("not reloaded: %s: %s", type(error).__name__, reason(str(error)))  # noqa: TRY400
+        except Exception as error:  # noqa: BLE001  # a reload must not end the graph
+            kind = type(error).__name__
+            log.error("not reloaded: %s: %s", kind, reason(str(error)))  # noqa: TRY400
         else:
             log.info(
                 "reloaded%s", f", but not running yet: {', '.join(pending)}" if pending else ""
@@ -301,11 +302,8 @@ def _semaphores(pid: int) -> set[Path]:
     with suppress(OSError):
         maps = Path(f"/proc/{pid}/maps").read_text()
         inodes = {int(inode) for inode in re.findall(r" (\d+) +/dev/shm/sem\.", maps)}
-        return (
-            {path for path in Path("/dev/shm").glob("sem.mp-*") if path.stat().st_ino in inodes}  # noqa: S108
-            if inodes
-            else set()
-        )
+        files = Path("/dev/shm").glob("sem.mp-*")  # noqa: S108
+        return {path for path in files if path.stat().st_ino in inodes} if inodes else set()
     return set()
 
 

@@ -59,7 +59,7 @@ class PythonRunnerArgs(BaseModel):
 class PythonRunnerReplica:
     """Runs each call in a child process, which ends with the call and with this process."""
 
-    async def __init__(self, args: PythonRunnerArgs) -> None:  # type: ignore[misc]  # Serve awaits constructors
+    async def __init__(self, args: PythonRunnerArgs) -> None:  # type: ignore[misc]  # Serve awaits
         self._args = args
         # Kept over a reload, so that old and new calls together stay within the bound.
         self._slots = asyncio.Semaphore(args.limits().max_concurrent)

@@ -93,7 +93,7 @@ class HealthMonitor:
             reason = f"no answer within {PROBE_TIMEOUT_S:g} s"
         except DaarionError as error:
             reason = error.message
-        except Exception as error:  # noqa: BLE001  # a probe must not end the loop; only the type is shown
+        except Exception as error:  # noqa: BLE001  # a probe must not end the loop
             reason = type(error).__name__
         self._note(name, reason)
 

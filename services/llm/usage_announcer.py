@@ -92,7 +92,7 @@ class UsageAnnouncer:
                         pass
                 except DaarionError:
                     continue
-                except Exception as error:  # noqa: BLE001  # a defect in one turn must not end the announcements
+                except Exception as error:  # noqa: BLE001  # must not end the loop
                     self._events.emit("usage.announcer_failed", exc_info=error)
 
     async def _purge(self) -> bool:

@@ -59,7 +59,7 @@ class SourceKeeper:
             except DaarionError as error:
                 self._events.emit("tools.source_away", source=name, error=error.type)
                 await asyncio.sleep(min(RETRY_S, source.refresh_s))
-            except Exception as error:  # noqa: BLE001  # a stranger's listing must not stop the task
+            except Exception as error:  # noqa: BLE001  # must not end the loop
                 self._events.emit(
                     "tools.source_defect", source=name, error=type(error).__name__, exc_info=error
                 )

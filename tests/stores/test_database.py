@@ -344,7 +344,8 @@ async def test_a_plain_role_of_the_operator_is_taken_as_it_is(
             database_urls,
             sql.SQL("GRANT CONNECT ON DATABASE {} TO app_login").format(name_of(database_urls)),
         )
-        url = f"postgresql://app_login:test@127.0.0.1:{postgres.port}/{psycopg.conninfo.conninfo_to_dict(database_urls.service)['dbname']}"
+        name = psycopg.conninfo.conninfo_to_dict(database_urls.service)["dbname"]
+        url = f"postgresql://app_login:test@127.0.0.1:{postgres.port}/{name}"
         assert await role_in_force(url) == {"login": "app_login", "role": "daarion_service"}
     finally:
         await administer(

@@ -141,14 +141,16 @@ def test_the_shipped_secret_does_not_follow_the_tools_to_another_service():
     assert "ingress alone" in moved.secret_problem(moved.resolve(moved.tools[0], HERE), HERE)
 
 
+PROJECTS = "projects: ingress/internal/messaging/tools"
+ELSEWHERE = "projects: http://projects-service:8000/internal/tools"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({}, None),
         (
-            {
-                "projects: ingress/internal/messaging/tools": "projects: http://projects-service:8000/internal/tools"
-            },
+            {PROJECTS: ELSEWHERE},
             "tools.projects.list",
         ),
         (
@@ -161,7 +163,7 @@ def test_the_shipped_secret_does_not_follow_the_tools_to_another_service():
         ),
         (
             {
-                "projects: ingress/internal/messaging/tools": "projects: http://projects-service:8000/internal/tools",
+                PROJECTS: ELSEWHERE,
                 "secrets:\n": "secrets:\n  projects: {env: P, tools: ['*'], "
                 "hosts: [projects-service], insecure: true}\n",
                 "name: internal,": "name: projects,",

@@ -101,7 +101,7 @@ def drop_privileges(*, visible: bool) -> None:
 def _prefer_for_killing() -> None:
     """Makes this process the first to be killed when the machine runs out of memory, if it can."""
     try:
-        with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123  # pathlib is slow to import
+        with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123  # a slow import
             score.write("1000")
     except OSError:
         return

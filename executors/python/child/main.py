@@ -78,7 +78,7 @@ def _run(call: dict[str, Any]) -> bytes:
         raise Failed("upstream", "the tool ran out of the memory it may use") from None
     except ValueError as error:
         raise Failed("invalid_args", str(error)[:MAX_ERROR_CHARS]) from None
-    except BaseException as error:  # noqa: BLE001  # SystemExit and KeyboardInterrupt of a tool are failures too
+    except BaseException as error:  # noqa: BLE001  # a tool's SystemExit fails, too
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise Failed("upstream", f"{type(error).__name__}: {text}"[:MAX_ERROR_CHARS]) from None
     return _encoded(result, call["max_result_bytes"])

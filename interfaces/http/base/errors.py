@@ -56,7 +56,12 @@ class JsonResponse(Response):
         """Returns the body."""
         return content if isinstance(content, bytes) else orjson.dumps(content)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # the ASGI signature
+    async def __call__(
+        self,
+        scope: Scope,  # noqa: ARG002  # the ASGI signature
+        receive: Receive,  # noqa: ARG002  # the ASGI signature
+        send: Send,
+    ) -> None:
         """Sends the response."""
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}

@@ -54,7 +54,8 @@ class BatchRoutes:
 
     async def submit(self, request: Request) -> Response:
         """`POST /batch`."""
-        slot = RequestSlot(self._slots, request.receive, request._send)  # noqa: SLF001  # this slot only receives
+        send = request._send  # noqa: SLF001  # this slot only receives
+        slot = RequestSlot(self._slots, request.receive, send)
         try:
             await slot.open("POST")
             raw = await read_json(Request(request.scope, slot.receive), MAX_BATCH_BYTES)

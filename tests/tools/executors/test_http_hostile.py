@@ -162,7 +162,8 @@ async def test_a_caller_that_leaves_closes_the_connection(server, events):
     "target",
     ["http://user:pw@127.0.0.1:{port}/ok", "http://2130706433:{port}/ok",
      "http://0x7f.1:{port}/ok", "http://[::ffff:127.0.0.1]:{port}/ok",
-     "http://[::ffff:7f00:1]:{port}/ok", "http://0177.0.0.1:{port}/ok", "http://127.1:{port}/ok", "http://169.254.169.254/latest/meta-data"],
+     "http://[::ffff:7f00:1]:{port}/ok", "http://0177.0.0.1:{port}/ok",
+     "http://127.1:{port}/ok", "http://169.254.169.254/latest/meta-data"],
 )  # fmt: skip
 async def test_disguised_targets_are_denied_without_a_packet(server, events, target):
     async with nothing_survives(server, events) as executor:

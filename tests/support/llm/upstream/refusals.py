@@ -80,7 +80,10 @@ for _status in (400, 402, 403, 404, 408, 409, 413, 422, 500, 502, 503, 504, 529)
 @behaviour
 async def http_401(exchange: UpstreamExchange) -> None:
     """Echoes the whole key, as some providers do."""
-    text = f"Incorrect API key provided: {_key(exchange)}. Manage your keys at https://platform.example.com/account/api-keys."
+    text = (
+        f"Incorrect API key provided: {_key(exchange)}. "
+        "Manage your keys at https://platform.example.com/account/api-keys."
+    )
     await exchange.json(_openai(text, "invalid_request_error", "invalid_api_key"), status=401)
 
 

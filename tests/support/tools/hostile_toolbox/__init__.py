@@ -1,4 +1,5 @@
-# ruff: noqa: PTH101, PTH112, PTH102, PTH104, PTH108, PTH123, PTH208, PTH211, PLC0415, SIM105, RUF005  # as attackers write  # noqa: RUF100
+# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH112, PTH123, PTH208, PTH211  # noqa: RUF100
+# ruff: noqa: PLC0415, SIM105, RUF005  # as attackers write  # noqa: RUF100
 """Tools that try to harm their host. Each is bounded in itself, in case a sandbox fails."""
 
 import asyncio
