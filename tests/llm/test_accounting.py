@@ -82,7 +82,7 @@ def opened(book, asked=None, route=ROUTE, prices=None, *, streamed=True):
     )
 
 
-async def test_what_every_attempt_took_is_its_own_and_the_call_is_their_sum():
+async def test_each_attempt_has_its_own_usage_and_the_call_is_their_sum():
     book = Book()
     account = opened(book)
     await account.reserve(book)
@@ -109,7 +109,7 @@ async def test_what_every_attempt_took_is_its_own_and_the_call_is_their_sum():
     assert book.asked[0][0] == Caller("a", "m", "anonymous")
 
 
-def test_what_was_streamed_is_counted_by_pieces_or_by_its_size():
+def test_streamed_tokens_are_counted_by_pieces_or_by_size():
     for content, pieces, completion in (("a", 10, 10), ("так", 10, 15), ("x" * 400, 2, 200)):
         book = Book()
         account = opened(book)
@@ -164,7 +164,7 @@ def test_an_attempt_whose_provider_told_nothing_is_estimated_where_it_may_have_w
         ("upstream_unavailable", False, 4, None, 0),
     ],
 )
-def test_a_whole_answer_that_nobody_waited_for_is_charged_by_its_time(
+def test_a_whole_answer_that_was_cancelled_is_charged_by_its_time(
     monkeypatch, outcome, worked, seconds, max_tokens, completion
 ):
     book, now = Book(), [1000.0]
@@ -187,8 +187,8 @@ def test_a_broken_stream_took_what_its_provider_told_with_the_last_piece():
     account = opened(book)
     account.attempt(FIRST)
     for tokens in range(1, 4):
-        told = TokenUsage(prompt_tokens=10, completion_tokens=tokens, total_tokens=10 + tokens)
-        account.delta(PIECE.model_copy(update={"usage": told}))
+        reported = TokenUsage(prompt_tokens=10, completion_tokens=tokens, total_tokens=10 + tokens)
+        account.delta(PIECE.model_copy(update={"usage": reported}))
     account.delta(PIECE)
     account.settle("cancelled")
     (record,) = book.records
@@ -206,7 +206,7 @@ def test_an_answer_without_usage_is_accounted_with_its_prompt():
     assert (record.total_tokens, record.estimated) == (record.prompt_tokens + 5, True)
 
 
-async def test_a_call_that_reached_nobody_has_an_event_and_gives_back_what_it_reserved():
+async def test_a_call_without_attempts_has_an_event_and_returns_its_reservation():
     book = Book()
     account = opened(book)
     await account.reserve(book)

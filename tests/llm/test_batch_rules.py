@@ -24,7 +24,7 @@ SETTINGS = WorkerSettings(max_failures=3, backoff_s=5, backoff_max_s=100)
 
 @pytest.mark.parametrize("error", [RateLimited, LimitsUnavailable, Overloaded])
 @pytest.mark.parametrize("failures", [0, 99])
-def test_what_is_no_requests_fault_pauses_the_batch_and_counts_nothing(error, failures):
+def test_refusals_by_limits_and_queues_pause_the_batch_and_count_no_failure(error, failures):
     assert delay_after(error("x", retry_after_s=33), failures, SETTINGS) == Delay(
         33, pause_batch=True
     )
@@ -53,12 +53,12 @@ def test_passing_failures_are_counted_and_tried_again_later_each_time(error, fai
 @pytest.mark.parametrize(
     "error", [ContextLengthExceeded, UnknownModel, UpstreamAuthFailed, Internal, OverLimit]
 )
-def test_what_a_retry_cannot_help_is_the_result(error):
+def test_a_permanent_failure_is_the_result(error):
     assert delay_after(error("x"), 0, SETTINGS) is None
 
 
 @pytest.mark.parametrize("error", [CircuitOpen, EngineUnavailable])
-def test_a_model_that_is_left_alone_delays_its_requests_more_and_more_and_not_for_ever(error):
+def test_an_unavailable_model_delays_its_requests_by_growing_pauses_up_to_a_bound(error):
     assert delay_after(error("x"), 2, SETTINGS) == Delay(5, stalled=True)
     assert delay_after(error("x", retry_after_s=33), 2, SETTINGS, stalled_s=12) == Delay(
         33, stalled=True

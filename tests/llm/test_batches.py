@@ -130,13 +130,13 @@ NO_BATCHES = [
 ]
 
 
-async def test_what_is_no_batch_is_refused_whole(database_url, upstream):
+async def test_an_invalid_batch_is_refused_as_a_whole(database_url, upstream):
     async with llm_replica(database_url, upstream.base_url) as replica:
-        for body, status, told in NO_BATCHES:
+        for body, status, reason in NO_BATCHES:
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             response = await replica.client.post("/batch", content=content)
             assert (response.status_code, response.json()["error"]["retryable"]) == (status, False)
-            assert told in response.json()["error"]["message"]
+            assert reason in response.json()["error"]["message"]
         assert (await replica.client.get("/batch", params=OWN)).json() == {"batches": []}
 
 

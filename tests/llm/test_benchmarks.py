@@ -173,8 +173,8 @@ def test_bounds_are_told_as_met_or_missed():
             "proxy": load(1000),
         },
     }
-    told = [(line.split()[0], line.rpartition(": ")[2]) for line in verdicts(whole, {}, names)[2:]]
-    assert told == [
+    shown = [(line.split()[0], line.rpartition(": ")[2]) for line in verdicts(whole, {}, names)[2:]]
+    assert shown == [
         ("met", "11.11 (at least 10)"),
         ("MISSED", "2.00 (at least 2.5)"),
         ("MISSED", "0.33 (at least 0.35)"),

@@ -70,7 +70,7 @@ def test_two_requests_share_a_key_exactly_when_body_and_microdao_are_equal(
 
 
 @given(bodies)
-def test_who_asks_until_when_and_the_order_of_keys_do_not_matter(body):
+def test_caller_deadline_and_order_of_keys_do_not_change_the_cache_key(body):
     key = cache_key(request(**body))
     assert key == cache_key(
         request(**body, agent="agent:b", channel_id="c", timeout_s=3, cache={"ttl_s": 9})
@@ -98,11 +98,11 @@ def test_only_temperature_zero_is_cached(temperature):
         ({"model_resolved": "other"}, False),
     ],
 )
-def test_what_is_kept(change, kept):
+def test_which_answers_are_cached(change, kept):
     assert is_worth_keeping(ANSWER.model_copy(update=change), request(max_tokens=5), TARGET) is kept
 
 
-def test_what_was_cut_at_a_length_that_the_request_does_not_name_is_not_kept():
+def test_an_answer_cut_at_an_unrequested_length_is_not_cached():
     cut = ANSWER.model_copy(update={"finish_reason": "length"})
     assert not is_worth_keeping(cut, request(), TARGET)
     assert is_worth_keeping(ANSWER, request(), TARGET)

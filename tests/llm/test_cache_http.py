@@ -124,7 +124,7 @@ async def test_an_answer_clipped_by_one_callers_limit_is_given_to_no_other(path)
         assert (await client.post("/proxy", json=of("agent:thrifty"))).json()["cached"] is True
 
 
-async def test_who_waits_for_the_same_answer_does_not_get_it_clipped_by_the_firsts_limit():
+async def test_a_caller_that_shares_a_run_is_not_cut_at_the_leaders_limit():
     clipped = play("slow", wait_s=0.5, text="Half an", finish_reason="length")
     async with with_a_thrifty_agent([clipped, "ok"]) as (client, upstream, load):
         first = asyncio.create_task(client.post("/proxy", json=of("agent:thrifty")))

@@ -123,7 +123,7 @@ def test_a_probe_that_answers_closes_it_before_its_end():
     assert circuit.state(3) == "open", "what becomes of the probe counts like any call"
 
 
-def test_what_began_before_it_opened_says_nothing_afterwards():
+def test_calls_begun_before_the_circuit_opened_do_not_count_afterwards():
     circuit = Circuit(POLICY)
     late = [circuit.enter(0) for _ in range(4)]
     fail(circuit, 1, 3)

@@ -175,7 +175,7 @@ async def test_base64_is_little_endian_float32():
         ({"metadata": {"agent_id": "a\x00b", "microdao_id": "m"}}, 400, "invalid_request"),
     ],
 )
-async def test_bad_requests_are_told_in_openais_shape(change, status, code):
+async def test_bad_requests_are_reported_in_openais_shape(change, status, code):
     async with application() as (client, embedder, _):
         response = await client.post("/v1/embeddings", json={**BODY, **change})
         assert response.status_code == status, response.text
@@ -197,7 +197,7 @@ async def test_bad_requests_are_told_in_openais_shape(change, status, code):
         b'{"input": "\\ud800", "model": "multilingual-e5-small"}',
     ],
 )
-async def test_what_is_no_request_is_a_400(body):
+async def test_invalid_requests_are_a_400(body):
     async with application() as (client, _, _):
         response = await client.post("/v1/embeddings", content=body)
         assert response.status_code == 400

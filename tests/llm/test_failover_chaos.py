@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from tests.support.llm.failover import ANSWER, asking, calls_in_flight, failing_proxy, tell
+from tests.support.llm.failover import ANSWER, asking, call_result, calls_in_flight, failing_proxy
 from tests.support.llm.upstream import ScriptedUpstream, play
 
 CALLS = 120
@@ -82,19 +82,19 @@ async def test_whatever_happens_every_call_ends_once_and_nothing_is_left(seed):
                 <= sum(isinstance(end, asyncio.CancelledError) for end in ends)
             )
             assert "internal" not in settled
-            for told in ends:
-                if isinstance(told, asyncio.CancelledError):
+            for result in ends:
+                if isinstance(result, asyncio.CancelledError):
                     continue
-                assert (told.error is None) == (told.answered_by is not None)
-                if told.error is None and (told.end is None or told.end.written_by is None):
-                    assert told.text == ANSWER, "nothing truncated is a success"
+                assert (result.error is None) == (result.answered_by is not None)
+                if result.error is None and (result.end is None or result.end.written_by is None):
+                    assert result.text == ANSWER, "nothing truncated is a success"
 
 
 async def one_call(proxy, chance, patience_s, dice):
     """Makes one call, and leaves it after `patience_s`."""
     await asyncio.sleep(chance)
     request = asking(dice.choice(list(MODELS)))
-    task = asyncio.create_task(tell(proxy, request, stream=chance < 0.6))
+    task = asyncio.create_task(call_result(proxy, request, stream=chance < 0.6))
     await asyncio.wait([task], timeout=patience_s)
     if not task.done():
         task.cancel()

@@ -12,7 +12,7 @@ import pytest
 from contracts.errors import Overloaded
 from contracts.llm.listings import EngineLoad
 from contracts.llm.ports import Condition
-from tests.support.llm.failover import ANSWER, asking, calls_in_flight, failing_proxy, tell
+from tests.support.llm.failover import ANSWER, asking, call_result, calls_in_flight, failing_proxy
 from tests.support.llm.upstream import ScriptedUpstream, play
 
 ONCE = {"attempts": 1}
@@ -28,7 +28,7 @@ async def opened(proxy, upstream, model="calm-guarded"):
     """Lets `first` fail until its circuit is open."""
     upstream.script("http_500", model="first")
     for _ in range(3):
-        await tell(proxy, asking(model), stream=False)
+        await call_result(proxy, asking(model), stream=False)
     assert circuit_of(proxy, model).state in {"open", "half_open"}
 
 
@@ -39,15 +39,15 @@ async def until_half_open(proxy, model):
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_who_is_down_is_left_alone_and_listed(stream):
+async def test_a_failing_target_is_not_called_and_is_listed_as_unavailable(stream):
     async with (
         ScriptedUpstream() as upstream,
         failing_proxy(upstream, circuit=SLOW, retry=ONCE) as (proxy, _),
     ):
         await opened(proxy, upstream)
         before = upstream.counts["http_500"]
-        told = await tell(proxy, asking("calm-guarded"), stream=stream)
-        assert (told.text, told.answered_by, told.outcomes) == (
+        result = await call_result(proxy, asking("calm-guarded"), stream=stream)
+        assert (result.text, result.answered_by, result.outcomes) == (
             ANSWER,
             "second",
             ["circuit_open", "ok"],
@@ -60,20 +60,20 @@ async def test_who_is_down_is_left_alone_and_listed(stream):
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_when_every_target_is_left_alone_the_caller_learns_when_to_come_back(stream):
+async def test_when_every_circuit_is_open_the_error_says_when_to_retry(stream):
     async with (
         ScriptedUpstream() as upstream,
         failing_proxy(upstream, circuit=SLOW, retry=ONCE) as (proxy, recorder),
     ):
         await opened(proxy, upstream, "calm-alone")
         before = upstream.total
-        told = await tell(proxy, asking("calm-alone"), stream=stream)
-        assert (told.error.type, told.error.status, told.error.retryable) == (
+        result = await call_result(proxy, asking("calm-alone"), stream=stream)
+        assert (result.error.type, result.error.status, result.error.retryable) == (
             "circuit_open",
             503,
             True,
         )
-        assert 500 < told.error.retry_after_s <= 600
+        assert 500 < result.error.retry_after_s <= 600
         assert upstream.total == before
         assert recorder.events[-1]["outcome"] == "circuit_open"
 
@@ -87,14 +87,14 @@ async def test_one_call_probes_and_closes_the_circuit():
         upstream.script(play("slow", wait_s=0.5), model="first")
         await until_half_open(proxy, "calm-guarded")
         before = upstream.counts["slow"]
-        told = await asyncio.gather(
-            *(tell(proxy, asking("calm-guarded"), stream=False) for _ in range(8))
+        result = await asyncio.gather(
+            *(call_result(proxy, asking("calm-guarded"), stream=False) for _ in range(8))
         )
         assert upstream.counts["slow"] == before + 1, "one call alone probes"
-        assert sorted(one.answered_by for one in told) == ["first"] + ["second"] * 7
+        assert sorted(one.answered_by for one in result) == ["first"] + ["second"] * 7
         assert circuit_of(proxy, "calm-guarded").state == "closed"
         upstream.script("ok", model="first")
-        assert (await tell(proxy, asking("calm-guarded"), stream=False)).outcomes == ["ok"]
+        assert (await call_result(proxy, asking("calm-guarded"), stream=False)).outcomes == ["ok"]
 
 
 async def test_a_probe_that_streams_closes_the_circuit_with_its_first_content():
@@ -120,18 +120,18 @@ async def test_a_cancelled_probe_gives_its_place_to_the_next(stream):
         await opened(proxy, upstream)
         upstream.script("silence", model="first")
         await until_half_open(proxy, "calm-guarded")
-        probe = asyncio.create_task(tell(proxy, asking("calm-guarded"), stream=stream))
+        probe = asyncio.create_task(call_result(proxy, asking("calm-guarded"), stream=stream))
         async with asyncio.timeout(30):
             while not upstream.counts["silence"]:
                 await asyncio.sleep(0.01)
-        assert (await tell(proxy, asking("calm-guarded"), stream=stream)).outcomes == [
+        assert (await call_result(proxy, asking("calm-guarded"), stream=stream)).outcomes == [
             "circuit_open",
             "ok",
         ]
         probe.cancel()
         await asyncio.gather(probe, return_exceptions=True)
         upstream.script("ok", model="first")
-        assert (await tell(proxy, asking("calm-guarded"), stream=stream)).outcomes == ["ok"]
+        assert (await call_result(proxy, asking("calm-guarded"), stream=stream)).outcomes == ["ok"]
 
 
 async def test_a_vain_probe_leaves_it_open():
@@ -142,12 +142,12 @@ async def test_a_vain_probe_leaves_it_open():
         await opened(proxy, upstream)
         await until_half_open(proxy, "calm-guarded")
         before = upstream.counts["http_500"]
-        assert (await tell(proxy, asking("calm-guarded"), stream=False)).outcomes == [
+        assert (await call_result(proxy, asking("calm-guarded"), stream=False)).outcomes == [
             "upstream_unavailable",
             "ok",
         ]
         failed_at = time.monotonic()
-        later = (await tell(proxy, asking("calm-guarded"), stream=False)).outcomes
+        later = (await call_result(proxy, asking("calm-guarded"), stream=False)).outcomes
         if time.monotonic() - failed_at < QUICK["cooldown_s"]:
             assert (later, upstream.counts["http_500"]) == (["circuit_open", "ok"], before + 1)
 
@@ -159,11 +159,13 @@ async def test_impatient_callers_and_wrong_requests_open_no_circuit():
     ):
         upstream.script("silence", model="first")
         for stream in (False, True) * 2:
-            told = await tell(proxy, asking("calm-alone", timeout_s=0.1), stream=stream)
-            assert told.error.status == 504
+            result = await call_result(proxy, asking("calm-alone", timeout_s=0.1), stream=stream)
+            assert result.error.status == 504
         for fault in ("http_400", "context_length", "content_filter", "http_422"):
             upstream.script(fault, model="first")
-            assert (await tell(proxy, asking("calm-guarded"), stream=False)).error.status == 400
+            assert (
+                await call_result(proxy, asking("calm-guarded"), stream=False)
+            ).error.status == 400
         assert circuit_of(proxy, "calm-guarded").state == "closed"
 
 
@@ -175,7 +177,8 @@ async def test_a_provider_that_asks_for_a_rest_gets_it_and_then_everybody_may_ca
         upstream.script(play("http_429", retry_after=1), model="first")
         started = time.monotonic()
         outcomes = [
-            (await tell(proxy, asking("calm-guarded"), stream=False)).outcomes for _ in range(4)
+            (await call_result(proxy, asking("calm-guarded"), stream=False)).outcomes
+            for _ in range(4)
         ]
         if time.monotonic() - started < 1:
             assert outcomes == [["upstream_rate_limited", "ok"], *[["circuit_open", "ok"]] * 3]
@@ -185,10 +188,10 @@ async def test_a_provider_that_asks_for_a_rest_gets_it_and_then_everybody_may_ca
         async with asyncio.timeout(30):
             while circuit_of(proxy, "calm-guarded").retry_after_s:
                 await asyncio.sleep(0.02)
-        told = await asyncio.gather(
-            *(tell(proxy, asking("calm-guarded"), stream=False) for _ in range(4))
+        result = await asyncio.gather(
+            *(call_result(proxy, asking("calm-guarded"), stream=False) for _ in range(4))
         )
-        assert [one.answered_by for one in told] == ["first"] * 4
+        assert [one.answered_by for one in result] == ["first"] * 4
 
 
 # --- spill-over
@@ -260,7 +263,7 @@ async def test_calls_spill_over_by_price_and_come_back_when_the_queue_has_draine
     }
 
     async def who():
-        return (await tell(proxy, asking("own"), stream=stream)).answered_by
+        return (await call_result(proxy, asking("own"), stream=stream)).answered_by
 
     async with ScriptedUpstream() as upstream, failing_proxy(upstream, **options) as (proxy, _):
         assert await who() == "third", "no engine is ready; of those that are, the cheapest"
@@ -272,8 +275,8 @@ async def test_calls_spill_over_by_price_and_come_back_when_the_queue_has_draine
         engine.waits(9)
         assert next(row for row in proxy.models().models if row.id == "own").spills_over is True
         upstream.script("http_500", model="third")
-        told = await tell(proxy, asking("own"), stream=stream)
-        assert (told.answered_by, told.outcomes) == (
+        result = await call_result(proxy, asking("own"), stream=stream)
+        assert (result.answered_by, result.outcomes) == (
             "second",
             ["upstream_unavailable", "upstream_unavailable", "ok"],
         )
@@ -292,8 +295,8 @@ async def test_a_full_engine_refuses_and_the_call_spills_over_although_its_last_
         ScriptedUpstream() as upstream,
         failing_proxy(upstream, models=SPILLING, providers=KEYLESS, engine=engine) as (proxy, _),
     ):
-        told = await tell(proxy, asking("own"), stream=stream)
-        assert (told.answered_by, told.outcomes) == ("second", ["overloaded", "ok"])
+        result = await call_result(proxy, asking("own"), stream=stream)
+        assert (result.answered_by, result.outcomes) == ("second", ["overloaded", "ok"])
 
 
 async def test_a_remote_primary_whose_quota_is_used_up_spills_over():
@@ -306,9 +309,9 @@ async def test_a_remote_primary_whose_quota_is_used_up_spills_over():
     }
     async with ScriptedUpstream() as upstream, failing_proxy(upstream, models=models) as (proxy, _):
         upstream.script(play("http_429", retry_after=200), model="first")
-        first = await tell(proxy, asking("bought"), stream=False)
+        first = await call_result(proxy, asking("bought"), stream=False)
         assert (first.answered_by, first.outcomes) == ("second", ["upstream_rate_limited", "ok"])
-        later = await tell(proxy, asking("bought"), stream=False)
+        later = await call_result(proxy, asking("bought"), stream=False)
         assert (later.answered_by, later.outcomes) == ("second", ["ok"])
         assert upstream.counts["http_429"] == 1
 
@@ -327,7 +330,7 @@ async def test_calls_spill_over_to_those_who_have_quota_left(stream):
     options = {"models": SPILLING, "providers": KEYLESS, "engine": engine, "prices": prices}
 
     async def who():
-        return (await tell(proxy, asking("own"), stream=stream)).answered_by
+        return (await call_result(proxy, asking("own"), stream=stream)).answered_by
 
     async with ScriptedUpstream() as upstream, failing_proxy(upstream, **options) as (proxy, _):
         engine.waits(9)
@@ -351,8 +354,8 @@ async def test_a_remote_primary_spills_over_before_it_is_throttled():
         upstream.script(
             play("ok", headers={**left(0), "x-ratelimit-reset-tokens": "400ms"}), model="first"
         )
-        first = await tell(proxy, asking("bought"), stream=False)
-        second = await tell(proxy, asking("bought"), stream=False)
+        first = await call_result(proxy, asking("bought"), stream=False)
+        second = await call_result(proxy, asking("bought"), stream=False)
         assert (first.answered_by, second.answered_by, second.outcomes) == (
             "first",
             "second",
@@ -360,4 +363,4 @@ async def test_a_remote_primary_spills_over_before_it_is_throttled():
         )
         upstream.script("ok", model="first")
         await asyncio.sleep(0.5)
-        assert (await tell(proxy, asking("bought"), stream=False)).answered_by == "first"
+        assert (await call_result(proxy, asking("bought"), stream=False)).answered_by == "first"

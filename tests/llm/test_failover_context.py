@@ -7,7 +7,7 @@ import pytest
 
 from configs.llm.config import LLMSettings
 from providers.routing import RoutingTable
-from tests.support.llm.failover import ANSWER, asking, calls_in_flight, failing_proxy, tell
+from tests.support.llm.failover import ANSWER, asking, call_result, calls_in_flight, failing_proxy
 from tests.support.llm.upstream import ScriptedUpstream, play
 
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -42,8 +42,8 @@ async def test_the_next_target_that_is_known_to_hold_it_answers(refusal, stream)
         failing_proxy(upstream, models=models(None, 500, 200_000)) as (proxy, recorder),
     ):
         upstream.script(refusal, model="first")
-        told = await tell(proxy, asking("m"), stream=stream)
-        assert (told.error, told.text, told.answered_by, told.outcomes) == (
+        result = await call_result(proxy, asking("m"), stream=stream)
+        assert (result.error, result.text, result.answered_by, result.outcomes) == (
             None,
             ANSWER,
             "f2",
@@ -76,8 +76,8 @@ async def test_without_one_the_caller_gets_one_clean_400(contexts, own, fields, 
         failing_proxy(upstream, models=models(*contexts, own=own)) as (proxy, recorder),
     ):
         upstream.script("context_length", model="first")
-        told = await tell(proxy, asking("m", **fields), stream=stream)
-        assert (told.error.type, told.error.status, told.error.retryable, told.text) == (
+        result = await call_result(proxy, asking("m", **fields), stream=stream)
+        assert (result.error.type, result.error.status, result.error.retryable, result.text) == (
             TOO_LONG,
             400,
             False,
@@ -97,7 +97,7 @@ async def test_a_target_that_holds_it_but_has_no_key_leaves_the_400(stream):
         failing_proxy(upstream, models=asked, providers=keyless) as (proxy, _),
     ):
         upstream.script("context_length", model="first")
-        assert (await tell(proxy, asking("m"), stream=stream)).error.status == 400
+        assert (await call_result(proxy, asking("m"), stream=stream)).error.status == 400
 
 
 async def test_an_answer_that_began_is_not_begun_anew_elsewhere():
@@ -108,8 +108,8 @@ async def test_an_answer_that_began_is_not_begun_anew_elsewhere():
             play("error_in_stream", after=2, error={"code": "context_length_exceeded"}),
             model="first",
         )
-        told = await tell(proxy, asking("m"), stream=True)
-        assert (told.error.type, told.end, upstream.total) == (TOO_LONG, None, 1)
+        result = await call_result(proxy, asking("m"), stream=True)
+        assert (result.error.type, result.end, upstream.total) == (TOO_LONG, None, 1)
 
 
 def test_contexts_come_from_the_configuration_the_engine_and_the_price_library():

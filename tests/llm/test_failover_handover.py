@@ -7,7 +7,7 @@ import pytest
 from contracts.llm.listings import EngineLoad
 from contracts.llm.ports import Condition
 from services.llm import attempts, failover
-from tests.support.llm.failover import ANSWER, asking, failing_proxy, tell
+from tests.support.llm.failover import ANSWER, asking, call_result, failing_proxy
 from tests.support.llm.proxy import NoEngine
 from tests.support.llm.upstream import ScriptedUpstream, play
 
@@ -36,10 +36,10 @@ async def test_the_fallback_is_asked_within_the_callers_own_timeout():
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script("silence", model="first")
         request = asking("calm-guarded", timeout_s=6)
-        for told in await asyncio.gather(
-            *(tell(proxy, request, stream=stream) for stream in (False, True))
+        for result in await asyncio.gather(
+            *(call_result(proxy, request, stream=stream) for stream in (False, True))
         ):
-            assert (told.error, told.text, told.answered_by, told.outcomes) == (
+            assert (result.error, result.text, result.answered_by, result.outcomes) == (
                 None,
                 ANSWER,
                 "second",
@@ -55,8 +55,8 @@ async def test_without_a_timeout_of_the_callers_the_configured_silence_is_borne(
         failing_proxy(upstream, models=handing_over()) as (proxy, _),
     ):
         upstream.script("silence", model="first")
-        told = await tell(proxy, asking("m"), stream=stream)
-        assert (told.error, told.text, told.answered_by, told.outcomes) == (
+        result = await call_result(proxy, asking("m"), stream=stream)
+        assert (result.error, result.text, result.answered_by, result.outcomes) == (
             None,
             ANSWER,
             "second",
@@ -79,8 +79,8 @@ async def test_a_stream_without_a_first_token_is_handed_over_and_counts_against_
         failing_proxy(upstream, circuit=TOUCHY, models=models) as (proxy, _),
     ):
         upstream.script(fault, model="first")
-        told = await tell(proxy, asking("m"), stream=True)
-        assert (told.error, told.text, told.answered_by, told.outcomes) == (
+        result = await call_result(proxy, asking("m"), stream=True)
+        assert (result.error, result.text, result.answered_by, result.outcomes) == (
             None,
             ANSWER,
             "second",
@@ -98,8 +98,8 @@ async def test_a_whole_answer_and_a_stream_without_a_fallback_have_their_time(st
     models = {"m": {"provider": "calm", "name": "first", "fallbacks": fallbacks, **QUIET}}
     async with ScriptedUpstream() as upstream, failing_proxy(upstream, models=models) as (proxy, _):
         upstream.script(play("slow", wait_s=0.6), model="first")
-        told = await tell(proxy, asking("m"), stream=stream)
-        assert (told.error, told.text, told.outcomes) == (None, ANSWER, ["ok"])
+        result = await call_result(proxy, asking("m"), stream=stream)
+        assert (result.error, result.text, result.outcomes) == (None, ANSWER, ["ok"])
 
 
 async def test_a_stream_that_began_is_not_handed_over():
@@ -108,13 +108,13 @@ async def test_a_stream_that_began_is_not_handed_over():
         failing_proxy(upstream, models=handing_over(1.0)) as (proxy, _),
     ):
         upstream.script(play("ok", delay_s=0.5), model="first")
-        told = await tell(proxy, asking("m"), stream=True)
-        assert (told.error, told.text, told.outcomes) == (None, ANSWER, ["ok"])
+        result = await call_result(proxy, asking("m"), stream=True)
+        assert (result.error, result.text, result.outcomes) == (None, ANSWER, ["ok"])
 
 
 @BOTH
 @pytest.mark.parametrize("alone", ["nobody else", "the other is away", "the other has no key"])
-async def test_where_nobody_else_can_answer_the_answer_is_waited_for(alone, stream):
+async def test_without_another_ready_target_there_is_no_handover_timeout(alone, stream):
     other = {
         "away": {"provider": "local", "name": "tiny"},
         "keyless": {"provider": "keyless", "name": "x"},
@@ -131,8 +131,8 @@ async def test_where_nobody_else_can_answer_the_answer_is_waited_for(alone, stre
         failing_proxy(upstream, models=models, providers=keyless) as (proxy, _),
     ):
         upstream.script(play("slow", wait_s=0.6), model="first")
-        told = await tell(proxy, asking("m"), stream=stream)
-        assert (told.error, told.text, told.outcomes) == (None, ANSWER, ["ok"])
+        result = await call_result(proxy, asking("m"), stream=stream)
+        assert (result.error, result.text, result.outcomes) == (None, ANSWER, ["ok"])
 
 
 @BOTH
@@ -147,8 +147,8 @@ async def test_a_caller_in_a_hurry_closes_no_provider_to_others(stream):
             ("calm-guarded", {"timeout_s": 0.2}),
             ("m", {}),
         ):
-            told = await tell(proxy, asking(model, **fields), stream=stream)
-            assert (told.error is None) or told.error.status == 504
+            result = await call_result(proxy, asking(model, **fields), stream=stream)
+            assert (result.error is None) or result.error.status == 504
         assert state_of(proxy, "calm-alone") == "closed"
 
 
@@ -161,7 +161,9 @@ async def test_a_deadline_spent_in_silence_counts_against_the_provider(stream, m
         failing_proxy(upstream, circuit=TOUCHY, models=models) as (proxy, _),
     ):
         upstream.script("silence", model="first")
-        assert (await tell(proxy, asking("m", timeout_s=0.4), stream=stream)).error.status == 504
+        assert (
+            await call_result(proxy, asking("m", timeout_s=0.4), stream=stream)
+        ).error.status == 504
         assert state_of(proxy, "m") == "open"
 
 
@@ -173,7 +175,7 @@ async def test_a_stream_that_its_caller_did_not_wait_for_is_no_silence(monkeypat
     ):
         upstream.script(play("ok", text="слово " * 400, delay_s=0.05), model="first")
         assert (
-            await tell(proxy, asking("calm-alone", timeout_s=1), stream=True)
+            await call_result(proxy, asking("calm-alone", timeout_s=1), stream=True)
         ).error.status == 504
         assert state_of(proxy, "calm-alone") == "closed"
 
@@ -198,7 +200,9 @@ async def test_an_engine_that_reports_is_busy_not_silent(monkeypatch):
         ScriptedUpstream() as upstream,
         failing_proxy(upstream, circuit=TOUCHY, models=models, engine=BusyEngine()) as (proxy, _),
     ):
-        assert (await tell(proxy, asking("here", timeout_s=0.4), stream=False)).error.status == 504
+        assert (
+            await call_result(proxy, asking("here", timeout_s=0.4), stream=False)
+        ).error.status == 504
         assert state_of(proxy, "here") == "closed"
 
 
@@ -208,14 +212,14 @@ async def test_a_whole_call_that_is_left_or_cut_off_is_not_free():
         failing_proxy(upstream, retry={"attempts": 1}) as (proxy, recorder),
     ):
         upstream.script("silence", model="first")
-        left = asyncio.create_task(tell(proxy, asking("calm-alone"), stream=False))
+        left = asyncio.create_task(call_result(proxy, asking("calm-alone"), stream=False))
         await upstream.wait_for(requests=1, timeout_s=30)
         await asyncio.sleep(0.1)
         left.cancel()
         await asyncio.gather(left, return_exceptions=True)
         for fault in ("cut", "html", "http_500"):
             upstream.script(fault, model="first")
-            await tell(proxy, asking("calm-alone"), stream=False)
+            await call_result(proxy, asking("calm-alone"), stream=False)
         found = [
             (record.outcome, record.completion_tokens > 0, record.prompt_tokens > 0)
             for record in recorder.records

@@ -6,7 +6,7 @@ to the caller.
 
 import pytest
 
-from tests.support.llm.failover import ANSWER, asking, calls_in_flight, failing_proxy, tell
+from tests.support.llm.failover import ANSWER, asking, call_result, calls_in_flight, failing_proxy
 from tests.support.llm.upstream import ScriptedUpstream, play
 
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -67,10 +67,10 @@ FAULTS = [
 async def test_a_fault_before_the_first_content_is_invisible(fault, provider, expected, stream):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
         upstream.script(fault, model="first")
-        told = await tell(proxy, asking(f"{provider}-guarded"), stream=stream)
-        assert told.error is None
-        assert (told.text, told.answered_by) == (ANSWER, "second")
-        assert_outcomes(told.outcomes, [*expected, "ok"])
+        result = await call_result(proxy, asking(f"{provider}-guarded"), stream=stream)
+        assert result.error is None
+        assert (result.text, result.answered_by) == (ANSWER, "second")
+        assert_outcomes(result.outcomes, [*expected, "ok"])
         calls = [call.model for call in upstream.requests]
         assert calls[-1] == "second"
         if provider == "brisk":  # its time may be up before a busy machine has sent the request
@@ -94,12 +94,12 @@ async def test_a_fault_before_the_first_content_is_invisible(fault, provider, ex
 async def test_without_another_target_the_last_failure_is_told(fault, provider, expected, stream):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
         upstream.script(fault, model="first")
-        told = await tell(proxy, asking(f"{provider}-alone", timeout_s=20), stream=stream)
-        assert (told.text, told.end) == ("", None)
-        assert told.error.type in expected[-1].split(" or ")
-        assert told.error.retry_after_s == fault.options.get("retry_after")
+        result = await call_result(proxy, asking(f"{provider}-alone", timeout_s=20), stream=stream)
+        assert (result.text, result.end) == ("", None)
+        assert result.error.type in expected[-1].split(" or ")
+        assert result.error.retry_after_s == fault.options.get("retry_after")
         assert [call.model for call in upstream.requests] == ["first"] * len(expected)
-        assert recorder.records[-1].outcome == told.error.type
+        assert recorder.records[-1].outcome == result.error.type
         assert calls_in_flight(proxy) == 0
 
 
@@ -116,22 +116,22 @@ ONCE = [
 
 @BOTH
 @pytest.mark.parametrize("fault", ONCE, ids=named)
-async def test_what_fails_once_is_asked_again(fault, stream):
+async def test_a_transient_failure_is_retried(fault, stream):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script(fault, model="first")
-        told = await tell(proxy, asking("calm-alone"), stream=stream)
-        assert (told.error, told.text, told.answered_by) == (None, ANSWER, "first")
-        assert len(told.outcomes) == 2
-        assert told.outcomes[-1] == "ok"
+        result = await call_result(proxy, asking("calm-alone"), stream=stream)
+        assert (result.error, result.text, result.answered_by) == (None, ANSWER, "first")
+        assert len(result.outcomes) == 2
+        assert result.outcomes[-1] == "ok"
 
 
 @BOTH
 async def test_a_flapping_provider_answers_every_call(stream):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script(play("flapping", down=2, up=1), model="first")
-        told = [await tell(proxy, asking("calm-guarded"), stream=stream) for _ in range(6)]
-        assert [one.text for one in told] == [ANSWER] * 6
-        assert [one.answered_by for one in told] == ["second", "first"] * 3
+        result = [await call_result(proxy, asking("calm-guarded"), stream=stream) for _ in range(6)]
+        assert [one.text for one in result] == [ANSWER] * 6
+        assert [one.answered_by for one in result] == ["second", "first"] * 3
 
 
 @BOTH
@@ -144,11 +144,11 @@ async def test_a_flapping_provider_answers_every_call(stream):
         ("http_422", "upstream_rejected"),
     ],
 )
-async def test_what_the_request_is_to_blame_for_is_told_at_once(fault, kind, stream):
+async def test_a_fault_of_the_request_is_reported_at_once(fault, kind, stream):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script(fault, model="first")
-        told = await tell(proxy, asking("calm-guarded"), stream=stream)
-        assert (told.error.type, told.error.status, told.text) == (kind, 400, "")
+        result = await call_result(proxy, asking("calm-guarded"), stream=stream)
+        assert (result.error.type, result.error.status, result.text) == (kind, 400, "")
         assert upstream.total == 1
 
 
@@ -163,17 +163,17 @@ async def test_what_the_request_is_to_blame_for_is_told_at_once(fault, kind, str
     ],
     ids=named,
 )
-async def test_what_is_odd_but_whole_is_an_answer(fault, stream):
+async def test_odd_but_complete_answers_are_accepted(fault, stream):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script(fault, model="first")
-        told = await tell(proxy, asking("calm-guarded"), stream=stream)
-        assert (told.error, told.text, told.answered_by, told.outcomes) == (
+        result = await call_result(proxy, asking("calm-guarded"), stream=stream)
+        assert (result.error, result.text, result.answered_by, result.outcomes) == (
             None,
             ANSWER,
             "first",
             ["ok"],
         )
-        assert not stream or told.end.finish_reason == "stop"
+        assert not stream or result.end.finish_reason == "stop"
 
 
 HALF_WAY = [
@@ -192,13 +192,13 @@ HALF_WAY = [
 async def test_a_stream_that_breaks_after_content_is_never_a_success(fault, provider, expected):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
         upstream.script(fault, model="first")
-        told = await tell(proxy, asking(f"{provider}-guarded"), stream=True)
-        assert (told.text, told.end) == ("Echo: раз", None)
-        assert told.error.type in expected.split(" or ")
+        result = await call_result(proxy, asking(f"{provider}-guarded"), stream=True)
+        assert (result.text, result.end) == ("Echo: раз", None)
+        assert result.error.type in expected.split(" or ")
         assert upstream.total == 1
         (record,) = recorder.records
         assert (record.outcome, record.physical_model, record.estimated) == (
-            told.error.type,
+            result.error.type,
             "first",
             True,
         )
@@ -213,12 +213,12 @@ async def test_a_stream_that_breaks_after_content_is_finished_by_the_next_target
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
         upstream.script(fault, model="first")
         upstream.script(play("ok", text=" два три"), model="second")
-        told = await tell(proxy, asking(f"{provider}-resumed"), stream=True)
-        assert told.error is None
-        assert (told.text, told.answered_by) == (ANSWER, "second")
-        assert told.end.written_by == [f"{provider}/first", "backup/second"]
-        assert_outcomes(told.outcomes, [expected, "ok"])
-        assert (recorder.records[-1].outcome, told.end.finish_reason) == ("ok", "stop")
+        result = await call_result(proxy, asking(f"{provider}-resumed"), stream=True)
+        assert result.error is None
+        assert (result.text, result.answered_by) == (ANSWER, "second")
+        assert result.end.written_by == [f"{provider}/first", "backup/second"]
+        assert_outcomes(result.outcomes, [expected, "ok"])
+        assert (recorder.records[-1].outcome, result.end.finish_reason) == ("ok", "stop")
         asked = upstream.requests[-1].body["messages"]
         assert (asked[-2], asked[-1]["role"]) == (
             {"role": "assistant", "content": "Echo: раз"},
@@ -231,8 +231,8 @@ async def test_a_stream_that_breaks_after_content_is_finished_by_the_next_target
 async def test_a_caller_whose_time_is_up_is_told_so(stream):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script("silence")
-        told = await tell(proxy, asking("calm-alone", timeout_s=0.2), stream=stream)
-        assert (told.error.status, upstream.total) == (504, 1)
+        result = await call_result(proxy, asking("calm-alone", timeout_s=0.2), stream=stream)
+        assert (result.error.status, upstream.total) == (504, 1)
 
 
 @BOTH
@@ -247,8 +247,8 @@ async def test_retry_after_is_waited_for_where_the_other_target_has_no_key(strea
         failing_proxy(upstream, providers=keyless, models=models) as (proxy, _),
     ):
         upstream.script(play("http_429", retry_after=0.3, times=1), model="first")
-        told = await tell(proxy, asking("bare"), stream=stream)
-        assert (told.text, told.outcomes) == (ANSWER, [THROTTLED, "ok"])
+        result = await call_result(proxy, asking("bare"), stream=stream)
+        assert (result.text, result.outcomes) == (ANSWER, [THROTTLED, "ok"])
 
 
 async def test_a_dead_address_is_retried_then_failed_over():
@@ -257,5 +257,5 @@ async def test_a_dead_address_is_retried_then_failed_over():
         models = {"dead": {"provider": "dead", "name": "x", "fallbacks": ["second"]}}
         async with failing_proxy(upstream, providers=dead, models=models) as (proxy, _):
             for stream in (False, True):
-                told = await tell(proxy, asking("dead"), stream=stream)
-                assert (told.text, told.outcomes) == (ANSWER, [GONE, GONE, "ok"])
+                result = await call_result(proxy, asking("dead"), stream=stream)
+                assert (result.text, result.outcomes) == (ANSWER, [GONE, GONE, "ok"])

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from contracts.llm.answers import StreamDelta
-from tests.support.llm.failover import ANSWER, asking, calls_in_flight, failing_proxy, tell
+from tests.support.llm.failover import ANSWER, asking, call_result, calls_in_flight, failing_proxy
 from tests.support.llm.upstream import ScriptedUpstream, play
 
 HALF = play("cut", after=2)
@@ -21,12 +21,14 @@ async def test_the_parts_are_summed_and_each_is_asked_in_its_dialect():
         upstream.script(HALF, model="first")
         upstream.script(play("cut", text=" два три", after=1), model="second")
         upstream.script(part(" три"), model="third")
-        told = await tell(proxy, asking("calm-resumed", max_tokens=10, temperature=0), stream=True)
-        assert (told.error, told.text, told.answered_by) == (None, ANSWER, "third")
-        assert told.end.written_by == ["calm/first", "backup/second", "vllm/third"]
-        assert told.outcomes == ["upstream_invalid_response", "upstream_invalid_response", "ok"]
-        assert told.end.usage.completion_tokens == 3 + 2 + 1
-        assert told.end.usage.estimated
+        result = await call_result(
+            proxy, asking("calm-resumed", max_tokens=10, temperature=0), stream=True
+        )
+        assert (result.error, result.text, result.answered_by) == (None, ANSWER, "third")
+        assert result.end.written_by == ["calm/first", "backup/second", "vllm/third"]
+        assert result.outcomes == ["upstream_invalid_response", "upstream_invalid_response", "ok"]
+        assert result.end.usage.completion_tokens == 3 + 2 + 1
+        assert result.end.usage.estimated
         first, second, third = (call.body for call in upstream.requests)
         assert (first["max_tokens"], second["max_tokens"], third["max_tokens"]) == (10, 8, 7)
         assert {body["temperature"] for body in (first, second, third)} == {0}
@@ -40,11 +42,13 @@ async def test_the_parts_are_summed_and_each_is_asked_in_its_dialect():
 
 
 @pytest.mark.parametrize("rest", [" два три", "  два три", "два три"])
-async def test_what_follows_is_passed_on_as_it_is(rest):
+async def test_a_continuation_is_passed_on_unchanged(rest):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script(HALF, model="first")
         upstream.script(part(rest), model="second")
-        assert (await tell(proxy, asking("calm-resumed"), stream=True)).text == f"Echo: раз{rest}"
+        assert (
+            await call_result(proxy, asking("calm-resumed"), stream=True)
+        ).text == f"Echo: раз{rest}"
 
 
 async def test_white_space_at_the_break_is_written_once():
@@ -52,7 +56,7 @@ async def test_white_space_at_the_break_is_written_once():
         upstream.script(play("ok", text="Echo: раз \n", finish_reason="error"), model="first")
         upstream.script(part(" \nдва три"), model="second")
         assert (
-            await tell(proxy, asking("calm-resumed"), stream=True)
+            await call_result(proxy, asking("calm-resumed"), stream=True)
         ).text == "Echo: раз \nдва три"
         assert upstream.requests[-1].body["messages"][-2]["content"] == "Echo: раз"
 
@@ -73,13 +77,13 @@ REPETITIONS = [
 @pytest.mark.parametrize(
     "anew", REPETITIONS, ids=["all", "all, behind white space", "the end", "nothing"]
 )
-async def test_what_the_next_target_repeats_is_shown_once(anew):
+async def test_text_that_the_next_target_repeats_is_shown_once(anew):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script(BROKEN_OFF, model="first")
         upstream.script(part(anew), model="second")
-        told = await tell(proxy, asking("calm-resumed"), stream=True)
-        assert (told.error, told.text) == (None, LONG)
-        assert told.end.written_by == ["calm/first", "backup/second"]
+        result = await call_result(proxy, asking("calm-resumed"), stream=True)
+        assert (result.error, result.text) == (None, LONG)
+        assert result.end.written_by == ["calm/first", "backup/second"]
 
 
 async def test_an_answer_that_begins_anew_is_finished_by_the_target_behind():
@@ -87,13 +91,13 @@ async def test_an_answer_that_begins_anew_is_finished_by_the_target_behind():
         upstream.script(BROKEN_OFF, model="first")
         upstream.script(part("Столиця України зветься Києвом."), model="second")
         upstream.script(part(" Дніпро тече крізь нього."), model="third")
-        told = await tell(proxy, asking("calm-resumed"), stream=True)
-        assert (told.error, told.text, told.end.written_by) == (
+        result = await call_result(proxy, asking("calm-resumed"), stream=True)
+        assert (result.error, result.text, result.end.written_by) == (
             None,
             LONG,
             ["calm/first", "vllm/third"],
         )
-        assert told.outcomes == ["upstream_invalid_response", "upstream_invalid_response", "ok"]
+        assert result.outcomes == ["upstream_invalid_response", "upstream_invalid_response", "ok"]
         assert recorder.records[-1].attempts == 3
         await upstream.wait_idle(30)
         assert calls_in_flight(proxy) == 0
@@ -120,23 +124,23 @@ async def test_an_answer_that_begins_anew_is_never_a_success(anew):
     ):
         upstream.script(BROKEN_OFF, model="first")
         upstream.script(play("ok", text=anew + " слово" * 500, delay_s=0.01), model="second")
-        told = await tell(proxy, asking("lonely"), stream=True)
-        assert (told.end, told.error.type, told.error.retryable) == (
+        result = await call_result(proxy, asking("lonely"), stream=True)
+        assert (result.end, result.error.type, result.error.retryable) == (
             None,
             "upstream_invalid_response",
             True,
         )
-        assert "began anew" in told.error.message
-        assert told.text.startswith(WRITTEN)
-        assert LONG not in told.text
+        assert "began anew" in result.error.message
+        assert result.text.startswith(WRITTEN)
+        assert LONG not in result.text
         assert [record.outcome for record in recorder.records] == ["upstream_invalid_response"]
         await upstream.wait_for(cancelled=1, timeout_s=30)
         assert calls_in_flight(proxy) == 0
-        await tell(proxy, asking("lonely"), stream=True)
+        await call_result(proxy, asking("lonely"), stream=True)
         assert (
             next(row.circuit.state for row in proxy.models().models if row.id == "second")
             == "closed"
-        ), "who strays is not down"
+        ), "a continuation that starts over does not open the circuit"
 
 
 @pytest.mark.parametrize(
@@ -148,18 +152,22 @@ async def test_an_answer_that_begins_anew_is_never_a_success(anew):
     ],
     ids=["tools", "json", "half a tool call"],
 )
-async def test_what_cannot_be_gone_on_with_ends_in_the_error(fields, fault):
+async def test_streams_that_cannot_be_continued_end_in_the_error(fields, fault):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script(fault, model="first")
-        told = await tell(proxy, asking("calm-resumed", **fields), stream=True)
-        assert (told.error.type, told.end, upstream.total) == ("upstream_invalid_response", None, 1)
+        result = await call_result(proxy, asking("calm-resumed", **fields), stream=True)
+        assert (result.error.type, result.end, upstream.total) == (
+            "upstream_invalid_response",
+            None,
+            1,
+        )
 
 
 async def test_half_a_thought_is_thought_anew():
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script(play("cut", reasoning="Спершу подумаю довго.", after=2), model="first")
-        told = await tell(proxy, asking("calm-resumed"), stream=True)
-        assert (told.error, told.text, told.end.written_by) == (None, ANSWER, None)
+        result = await call_result(proxy, asking("calm-resumed"), stream=True)
+        assert (result.error, result.text, result.end.written_by) == (None, ANSWER, None)
         first, second = (call.body["messages"] for call in upstream.requests)
         assert first == second
 
@@ -169,9 +177,9 @@ async def test_a_target_that_breaks_before_its_first_content_is_passed_over():
         upstream.script(HALF, model="first")
         upstream.script("http_500", model="second")
         upstream.script(part(" два три"), model="third")
-        told = await tell(proxy, asking("calm-resumed"), stream=True)
-        assert (told.text, told.end.written_by) == (ANSWER, ["calm/first", "vllm/third"])
-        assert told.outcomes == [
+        result = await call_result(proxy, asking("calm-resumed"), stream=True)
+        assert (result.text, result.end.written_by) == (ANSWER, ["calm/first", "vllm/third"])
+        assert result.outcomes == [
             "upstream_invalid_response",
             "upstream_unavailable",
             "upstream_unavailable",
@@ -179,7 +187,7 @@ async def test_a_target_that_breaks_before_its_first_content_is_passed_over():
         ]
 
 
-async def test_when_nobody_can_finish_it_the_first_break_is_told():
+async def test_when_no_target_can_finish_it_the_first_error_is_raised():
     models = {
         "lonely": {
             "provider": "calm",
@@ -193,16 +201,16 @@ async def test_when_nobody_can_finish_it_the_first_break_is_told():
         failing_proxy(upstream, models=models) as (proxy, recorder),
     ):
         upstream.script(HALF, model="first")
-        told = await tell(proxy, asking("lonely"), stream=True)
-        assert (told.error.type, told.text, upstream.total) == (
+        result = await call_result(proxy, asking("lonely"), stream=True)
+        assert (result.error.type, result.text, upstream.total) == (
             "upstream_invalid_response",
             "Echo: раз",
             1,
         )
         upstream.script("http_500", model="second")
         upstream.script("http_500", model="third")
-        told = await tell(proxy, asking("calm-resumed"), stream=True)
-        assert (told.error.type, told.text) == ("upstream_invalid_response", "Echo: раз")
+        result = await call_result(proxy, asking("calm-resumed"), stream=True)
+        assert (result.error.type, result.text) == ("upstream_invalid_response", "Echo: раз")
         assert [record.outcome for record in recorder.records] == ["upstream_invalid_response"] * 2
         assert calls_in_flight(proxy) == 0
 
@@ -210,8 +218,8 @@ async def test_when_nobody_can_finish_it_the_first_break_is_told():
 async def test_an_answer_whose_time_is_up_is_not_gone_on_with():
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script(play("stall", after=2), model="first")
-        told = await tell(proxy, asking("calm-resumed", timeout_s=0.5), stream=True)
-        assert (told.error.status, upstream.total) == (504, 1)
+        result = await call_result(proxy, asking("calm-resumed", timeout_s=0.5), stream=True)
+        assert (result.error.status, upstream.total) == (504, 1)
 
 
 @pytest.mark.parametrize("pieces", [[], [StreamDelta(content="Echo: ")]], ids=["nothing", "half"])
@@ -231,8 +239,8 @@ async def test_an_adapter_that_forgets_the_end_is_no_success(pieces):
 
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
         proxy.providers["calm"] = Forgetful()
-        told = await tell(proxy, asking("calm-alone"), stream=True)
-        assert (told.end, told.error.type) == (None, "upstream_invalid_response")
+        result = await call_result(proxy, asking("calm-alone"), stream=True)
+        assert (result.end, result.error.type) == (None, "upstream_invalid_response")
         assert [record.outcome for record in recorder.records] == ["upstream_invalid_response"]
 
 
@@ -255,7 +263,7 @@ PHASES = [
 async def test_leaving_stops_the_upstream_and_settles_once(fault, stream):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
         upstream.script(fault, model="first")
-        task = asyncio.create_task(tell(proxy, asking("calm-resumed"), stream=stream))
+        task = asyncio.create_task(call_result(proxy, asking("calm-resumed"), stream=stream))
         await upstream.wait_for(requests=1, timeout_s=30)
         await asyncio.sleep(0.1)
         assert calls_in_flight(proxy) > 0
@@ -271,7 +279,7 @@ async def test_leaving_while_another_target_takes_over_stops_that_one():
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
         upstream.script(HALF, model="first")
         upstream.script("silence", model="second")
-        task = asyncio.create_task(tell(proxy, asking("calm-resumed"), stream=True))
+        task = asyncio.create_task(call_result(proxy, asking("calm-resumed"), stream=True))
         await upstream.wait_for(requests=2, timeout_s=30)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -284,14 +292,14 @@ async def test_leaving_while_another_target_takes_over_stops_that_one():
         )
 
 
-async def test_leaving_between_two_attempts_calls_nobody_any_more():
+async def test_a_caller_that_leaves_between_attempts_stops_them():
     retry = {"attempts": 3, "backoff_s": 30, "max_backoff_s": 30}
     async with (
         ScriptedUpstream() as upstream,
         failing_proxy(upstream, retry=retry) as (proxy, recorder),
     ):
         upstream.script("http_500")
-        task = asyncio.create_task(tell(proxy, asking("calm-guarded"), stream=False))
+        task = asyncio.create_task(call_result(proxy, asking("calm-guarded"), stream=False))
         await upstream.wait_for(requests=1, timeout_s=30)
         await upstream.wait_idle(30)
         await asyncio.sleep(0.1)

@@ -280,11 +280,11 @@ async def test_limits_are_shown_with_what_is_used_left_and_when_it_is_free_again
     async with running(**limits) as (client, _, _):
         await client.post("/proxy", json=BODY)
 
-        async def told():
+        async def counted_states():
             found = await states(client, agent_id="agent:sofia", microdao_id="microdao:7")
             return found if found["agent.requests_per_minute"]["used"] else None
 
-        found = await until(told)
+        found = await until(counted_states)
         assert set(found) == {
             *(f"agent.{meter}" for meter in limits["agent"]),
             "microdao.requests_per_minute",

@@ -14,7 +14,7 @@ from tests.support.llm.upstream import ScriptedUpstream, play
 
 
 @pytest.mark.parametrize(
-    ("change", "told", "param"),
+    ("change", "reason", "param"),
     [
         ({"n": 2}, "n = 1", "n"),
         ({"n": 0}, "n = 1", "n"),
@@ -37,13 +37,13 @@ from tests.support.llm.upstream import ScriptedUpstream, play
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_bad_requests_are_told_in_openais_shape(change, told, param):
+async def test_bad_requests_are_reported_in_openais_shape(change, reason, param):
     async with running(secret=None) as (url, upstream, _), httpx.AsyncClient() as client:
         response = await client.post(f"{url}/v1/chat/completions", json={**BODY, **change})
         error = response.json()["error"]
         assert response.status_code == (404 if "model" in change else 400)
         assert (error["type"], error["param"]) == ("invalid_request_error", param)
-        assert told in error["message"]
+        assert reason in error["message"]
         assert response.headers["x-should-retry"] == "false"
         assert upstream.total == 0
 

@@ -137,7 +137,7 @@ async def test_a_keyless_primary_is_skipped_and_listed():
 
 
 @pytest.mark.parametrize("refusal", ["context_length", "content_filter", "http_400"])
-async def test_what_the_caller_did_wrong_is_not_tried_elsewhere(refusal):
+async def test_a_fault_of_the_caller_is_not_retried_at_another_target(refusal):
     async with running() as (client, upstream, _):
         upstream.script(refusal, model="first")
         assert (await client.post("/proxy", json={**BODY, "model": "guarded"})).status_code == 400

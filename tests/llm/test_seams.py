@@ -47,7 +47,7 @@ CASES = [
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1_000])
 @pytest.mark.parametrize(("shown", "continuation", "expected"), CASES)
-def test_what_is_repeated_is_left_out_and_what_begins_anew_is_an_error(
+def test_repeated_text_is_left_out_and_starting_over_is_an_error(
     shown, continuation, expected, size
 ):
     assert joined(shown, pieces_of(continuation, size)) == expected
@@ -66,9 +66,7 @@ ROW = "| 0 | 0 | 0 | 0 |"
         (f"{SHOWN} through it. {SHOWN}", f"{SHOWN} past it.", ANEW),
     ],
 )
-def test_who_goes_on_with_the_very_message_may_repeat_rows_but_not_begin_anew(
-    shown, continuation, expected
-):
+def test_a_continued_message_may_repeat_rows_but_not_start_over(shown, continuation, expected):
     assert joined(shown, pieces_of(continuation, 5), in_words=False) == expected
 
 

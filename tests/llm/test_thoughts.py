@@ -1,4 +1,4 @@
-"""What a model thinks, told apart from what it answers, however the text was cut on its way."""
+"""Reasoning is separated from the answer, however the text was cut into pieces."""
 
 from itertools import pairwise
 
@@ -94,7 +94,7 @@ def test_a_thought_at_the_start_never_reaches_the_answer(tag, thought, answer):
         (" " * 300 + "<think>x</think>", " " * 300 + "<think>x</think>", ""),
     ],
 )
-def test_of_a_model_that_nobody_marked_only_the_start_counts(text, content, thought):
+def test_without_a_reasoning_setting_only_tags_at_the_start_count(text, content, thought):
     assert whole_parts(text, reasoning=False)[:2] == (content, thought)
     assert streamed(text, range(len(text)), opened=False) == (content, thought)
 

@@ -87,7 +87,7 @@ def test_replicas_share_the_whole_limit_and_not_one_more():
     assert sum(admitted(world, 1, replica=index % 3) for index in range(150)) in range(95, 101)
 
 
-def test_what_one_replica_does_not_use_another_one_gets_a_moment_later():
+def test_units_that_one_replica_does_not_use_go_to_another_within_seconds():
     world = only("requests_per_minute", 100)
     admitted(world, 3, replica=1)
     for _ in range(3):
@@ -241,13 +241,13 @@ def test_money_of_many_callers_is_kept_in_bounds_and_still_counted(monkeypatch):
     assert {world.book.standing(key, 1_000, world.now, WALL + world.now).used for key in keys} == {
         300
     }
-    world.advance(86_400 / 100)  # nobody spends any more: a replica has nothing more to tell
+    world.advance(86_400 / 100)  # nothing is spent any more, so replicas report nothing
     assert {world.book.standing(key, 1_000, world.now, WALL + world.now).used for key in keys} == {
         300
     }
 
 
-def test_what_dead_replicas_spent_counts_to_the_end_of_the_day_and_their_shares_are_gone_then():
+def test_spending_of_dead_replicas_counts_until_the_day_ends_and_then_their_shares_are_dropped():
     world = only("usd_per_day", 1_000)
     for _ in range(5):
         assert admitted(world, 1, estimate=Estimate(1, 100)) == 1
@@ -278,7 +278,7 @@ def test_an_authority_that_forgets_limits_forgets_who_had_them(monkeypatch):
     assert all(len(replica.keys) <= 10 for replica in world.book._replicas.values())
 
 
-def test_who_cannot_report_spends_nothing_when_its_time_is_over():
+def test_a_replica_that_cannot_report_spends_nothing_after_its_lease():
     world = only("requests_per_minute", 1_000)
     assert admitted(world, 20) == 20
     silent = world.replicas[0]

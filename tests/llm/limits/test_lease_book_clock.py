@@ -58,7 +58,7 @@ def test_a_clock_that_runs_ahead_for_one_call_and_is_set_back_grants_no_budget_t
 
 
 @METERS
-def test_what_was_spent_ahead_of_time_counts_when_that_time_comes(meter):
+def test_spending_under_a_clock_ahead_counts_when_that_period_comes(meter):
     world = money(meter)
     world.wall += 40 * DAY
     assert spend(world, 6) == 6

@@ -125,7 +125,7 @@ async def test_a_refused_call_holds_nothing_of_the_other_limits(open_limiter):
     assert len(await admitted(limiter, 3, Estimate(10))) == 2
 
 
-async def test_what_was_reserved_and_not_spent_comes_back_and_settling_twice_is_settling_once(
+async def test_settling_returns_unspent_units_once(
     open_limiter,
 ):
     limiter = open_limiter(InProcessAuthority(), limits(tokens_per_minute=100, concurrent_calls=2))
@@ -170,7 +170,7 @@ async def test_refusals_do_not_flood_the_authority(open_limiter):
     assert authority.calls <= 6 + 12 * (time.monotonic() - began)
 
 
-async def test_no_limit_asks_nobody(open_limiter):
+async def test_without_limits_the_authority_is_not_asked(open_limiter):
     authority = InProcessAuthority()
     await open_limiter(authority, requests_per_minute(None)).reserve(SOFIA, Estimate())
     assert authority.calls == 0

@@ -145,7 +145,7 @@ def test_an_error_inside_an_answer_keeps_its_class(error, leaf):
         {"base_resp": {"status_code": 0, "status_msg": "success"}},
     ],
 )
-def test_what_reports_no_error(answer):
+def test_bodies_without_an_error(answer):
     assert reported_error(answer) is None
 
 
@@ -160,5 +160,5 @@ def test_what_reports_no_error(answer):
         {"base_resp": {"status_code": 1004, "status_msg": "x"}},
     ],
 )
-def test_what_reports_one(answer):
+def test_bodies_that_report_an_error(answer):
     assert reported_error(answer)

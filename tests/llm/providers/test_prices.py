@@ -73,7 +73,7 @@ def test_a_price_that_depends_on_the_size_of_the_call_is_followed():
         ("gone", "gpt-4.1-mini"),
     ],
 )
-def test_what_is_not_known_is_none_and_never_zero(provider, name):
+def test_an_unknown_price_is_none_and_never_zero(provider, name):
     assert cost(book(), provider, name, 1_000, 1_000) is None
 
 

@@ -49,7 +49,7 @@ def test_the_scarcest_counts(headers, share, seconds):
         {"x-ratelimit-limit-tokens": "5"},
     ],
 )
-def test_what_is_no_number_is_not_known(headers):
+def test_unreadable_quota_headers_are_ignored(headers):
     assert quota_of(headers, 0.0) is None
 
 

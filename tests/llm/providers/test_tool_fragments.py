@@ -151,13 +151,13 @@ def test_fragments(fragments, calls):
     assert all(json.loads(arguments) is not None for _, arguments in found)
 
 
-def test_what_is_as_it_should_be_passes_untouched():
+def test_a_well_formed_fragment_passes_unchanged():
     tools, piece = ToolFragments(), one(0, arguments='{"city')
     tools.feed([one(0, "x", "a", "")])
     assert tools.feed([piece])[0] is piece
 
 
-def test_what_is_no_fragment_is_counted():
+def test_unreadable_fragments_are_counted():
     tools = ToolFragments()
     assert tools.feed(["text", None, 7]) == []
     assert (tools.unreadable, tools.feed("text"), tools.unreadable) == (3, [], 4)

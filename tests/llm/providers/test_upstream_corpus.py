@@ -232,7 +232,7 @@ def check_sent(case: Case, running: Running) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-async def test_what_comes_out(running, case):
+async def test_each_case_gives_the_expected_answer_and_request(running, case):
     for ask in (by_our_routes, by_the_official_client):
         found = await ask(running, case)
         check(case, found)

@@ -52,7 +52,7 @@ def test_numbers_that_are_none_in_json_are_taken():
         b"1" * 5_000,
     ],
 )
-def test_what_is_no_json_is_refused(raw):
+def test_invalid_json_is_refused(raw):
     with pytest.raises(ValueError):
         decoded(raw)
 
@@ -66,7 +66,7 @@ def test_only_short_texts_are_mended():
 
 
 @pytest.mark.parametrize("size", [8, 1_000, MAX_REPAIRED_BYTES])
-def test_what_is_mended_of_one_answer_is_bounded(size):
+def test_repairs_of_one_answer_are_bounded(size):
     texts, text = JsonTexts(), rb'"\ud83d'.ljust(size - 1, b"x") + b'"'
     for _ in range(MAX_REPAIRED_PER_ANSWER // (size + REPAIR_COST)):
         assert texts.decoded(text).startswith("\ufffd")

@@ -23,7 +23,7 @@ def abandoned(calls: RunningCalls, folder: Path) -> RunningCalls:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=60), st.booleans()), max_size=12))
-def test_what_did_not_end_is_found(steps: list[tuple[bytes, bool]]) -> None:
+def test_unfinished_calls_are_found(steps: list[tuple[bytes, bool]]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         calls, running = RunningCalls.create(folder, "calls", slots=4), {}

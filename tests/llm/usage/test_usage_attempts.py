@@ -157,7 +157,7 @@ async def test_usage_by_provider_gives_each_what_it_took(database: Database, tmp
             UsageFilter(start=START, end=END, group_by=("provider",))
         )
     ).rows
-    told = [
+    sums = [
         (
             row.provider,
             row.calls,
@@ -169,7 +169,7 @@ async def test_usage_by_provider_gives_each_what_it_took(database: Database, tmp
         )
         for row in rows
     ]
-    assert told == [
+    assert sums == [
         ("backup", 2, 0, 2, 402, Decimal("0.5"), 0),
         ("openai", 1, 1, 3, 322, Decimal(1), 1),
     ]
@@ -216,7 +216,7 @@ async def test_the_billing_view_has_a_row_for_each_day_subject_and_model(
     ("kind", "subject"),
     [("agent", "agent:sofia"), ("microdao", "microdao:7"), ("credential", "key-1")],
 )
-async def test_what_was_spent_is_read_by_who_recorded_it(
+async def test_spending_is_read_by_recorder(
     database: Database, tmp_path: Any, kind: Any, subject: str
 ) -> None:
     await written(
@@ -246,7 +246,7 @@ async def test_what_was_spent_is_read_by_who_recorded_it(
     }
 
 
-async def test_what_is_written_twice_was_spent_once(database: Database, tmp_path: Any) -> None:
+async def test_a_record_written_twice_is_spent_once(database: Database, tmp_path: Any) -> None:
     record = failed_over()
     for name in ("one", "other"):  # as after a crash between the row and the end of its journal
         await written(database, tmp_path, record, failed_over(), name=name)

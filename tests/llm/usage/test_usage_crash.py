@@ -119,9 +119,11 @@ async def test_every_kept_record_is_in_the_ledger_exactly_once(
     assert sum(number % 50 > 0 for number in lost) <= children, (
         "a call that was recorded is not lost"
     )
-    told = {row["id"]: (row["attempts"], row["attempts"], 1, row["prompt_tokens"]) for row in rows}
+    expected = {
+        row["id"]: (row["attempts"], row["attempts"], 1, row["prompt_tokens"]) for row in rows
+    }
     assert {
         row["id"]: (row["tries"], row["highest"], row["last"], row["tokens"]) for row in tries
-    } == told
+    } == expected
     assert len(found - kept) <= children, "more than the one record in flight at each kill"
     assert list(folder.iterdir()) == []

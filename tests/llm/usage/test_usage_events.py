@@ -183,7 +183,7 @@ async def test_a_nats_that_hangs_does_not_hold_up_the_ledger(
         await until(lambda: len({identifier for identifier, _ in heard}) == 20)
 
 
-async def test_what_one_process_could_not_publish_another_one_does(
+async def test_another_process_publishes_the_messages_left_in_the_outbox(
     database, tmp_path, events, server, heard
 ):
     async with writing(database, tmp_path / "one", "nats://127.0.0.1:9", events) as (writer, _):
@@ -235,7 +235,7 @@ async def test_a_client_that_holds_too_much_already_is_given_no_more(
         await until(lambda: heard)
 
 
-async def test_what_is_too_old_to_be_told_is_forgotten_while_nats_is_away(
+async def test_messages_older_than_a_week_are_dropped_while_nats_is_away(
     database, tmp_path, events, monkeypatch
 ):
     monkeypatch.setattr(usage_announcer, "PURGE_ROWS", 400)

@@ -34,7 +34,7 @@ FROM llm_usage
 
 
 class Load:
-    """Callers that call until they are told to stop, every other one with a stream."""
+    """Callers that call until `stop`, every other one with a stream."""
 
     def __init__(self, client) -> None:
         self._client = client
@@ -90,7 +90,7 @@ async def test_every_call_over_an_outage_is_answered_and_in_the_ledger_once(
                 await server.wait()
                 await load.until_more(ANSWERS)
                 assert writer.statistics().queued >= ANSWERS - CALLERS, (
-                    "without a database the journal keeps what is told"
+                    "without a database the journal keeps the records"
                 )
                 await server.start()
                 await load.until_more(ANSWERS)

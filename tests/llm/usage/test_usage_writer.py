@@ -157,7 +157,7 @@ async def test_calls_that_a_former_version_had_begun_are_accounted(
     assert events.named("usage.calls_lost") == [{"calls": 1}]
 
 
-async def test_a_damaged_page_takes_no_record_but_its_own_and_is_told(
+async def test_a_damaged_page_costs_only_its_own_records_and_is_logged(
     database: Database, tmp_path: Path, events: RecordedEvents
 ) -> None:
     leave(tmp_path, 200)
@@ -172,11 +172,11 @@ async def test_a_damaged_page_takes_no_record_but_its_own_and_is_told(
     rows = len(await stored(database))
     assert 170 < rows < 200
     assert (statistics.written, statistics.queued) == (rows, 0)
-    told = [
+    damages = [
         event["bytes"] for event in events.named("journal.damaged") if event["file"] == left.name
     ]
-    assert sum(told) == statistics.damaged_bytes
-    assert len(told) >= 1
+    assert sum(damages) == statistics.damaged_bytes
+    assert len(damages) >= 1
     assert statistics.damaged_bytes >= 2 * 4096 - 64
 
 
@@ -249,7 +249,7 @@ async def test_a_missing_table_keeps_the_records(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-async def test_a_full_journal_drops_counts_and_tells(
+async def test_a_full_journal_drops_records_and_logs_how_many(
     database: Database, tmp_path: Path, events: RecordedEvents
 ) -> None:
     async with writing(database, tmp_path, replace(SMALL, flush_interval_s=60.0), events) as writer:
@@ -267,7 +267,7 @@ async def test_a_full_journal_drops_counts_and_tells(
     assert sum(event["records"] for event in events.named("usage.dropped")) == statistics.dropped
 
 
-async def test_a_disk_without_room_is_told_and_the_rest_is_kept(
+async def test_a_full_disk_is_logged_and_the_rest_is_kept(
     database: Database, tmp_path: Path, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Journal) -> None:

@@ -94,8 +94,8 @@ def asking(model, **fields):
 
 
 @dataclass
-class Seen:
-    """What a caller received, whole or streamed."""
+class CallResult:
+    """The result of one call as its caller sees it, whole or streamed."""
 
     text: str = ""
     reasoning: str = ""
@@ -109,35 +109,35 @@ class Seen:
         return [attempt.outcome for attempt in self.attempts]
 
 
-async def tell(proxy, request, *, stream):
+async def call_result(proxy, request, *, stream):
     """Makes one call as a route does, and keeps whatever the caller would see."""
-    seen = Seen()
+    result = CallResult()
     try:
         if not stream:
             answer = await proxy.complete(request, "r", credential=ANONYMOUS)
-            seen.text, seen.answered_by, seen.attempts = (
+            result.text, result.answered_by, result.attempts = (
                 answer.content,
                 answer.model_resolved,
                 answer.attempts,
             )
-            return seen
+            return result
         opened = await proxy.open_stream(request, "r", credential=ANONYMOUS)
         try:
             async for item in opened.items():
                 if isinstance(item, StreamEnd):
-                    seen.end, seen.attempts, seen.answered_by = (
+                    result.end, result.attempts, result.answered_by = (
                         item,
                         item.attempts,
                         opened.target.name,
                     )
                 else:
-                    seen.text += item.content or ""
-                    seen.reasoning += item.reasoning or ""
+                    result.text += item.content or ""
+                    result.reasoning += item.reasoning or ""
         finally:
             await opened.close()
     except DaarionError as error:
-        seen.error = error
-    return seen
+        result.error = error
+    return result
 
 
 def calls_in_flight(proxy):

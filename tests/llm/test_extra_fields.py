@@ -1,4 +1,7 @@
-"""Fields that only the upstream knows pass through, bounded, and override no known field."""
+"""Extra fields of a request, which only the upstream knows: bounded, no known one overridden.
+
+Over values alone; `test_proxy_requests_http.py` sends whole requests over HTTP.
+"""
 
 import pytest
 from hypothesis import given
@@ -35,7 +38,7 @@ def test_extra_fields_never_win_over_known_ones(settings, passed, stream):
 @pytest.mark.parametrize(
     "name", ["models", "provider", "route", "api_base", "api_key", "fallbacks", "extra_headers"]
 )
-def test_who_answers_is_the_operators_to_say(name):
+def test_only_the_operator_sets_fields_that_choose_the_target(name):
     passed = {"extra_body": {name: "caller's", "user": "u"}}
     assert chat_body("m", MESSAGES, passed, {}, stream=False) == {
         "model": "m",
@@ -63,7 +66,7 @@ def test_nulls_beside_a_schema_are_left_out():
     }
 
 
-def test_a_request_hands_on_what_it_was_told_to_and_nothing_by_its_body():
+def test_extra_fields_come_from_pass_through_and_not_from_the_body():
     request = ProxyRequest.model_validate(
         {"model": "m", "messages": MESSAGES, "metadata": CALLER, "temperature": 1}
     )
@@ -94,6 +97,6 @@ NESTED.append(NESTED)
     ],
     ids=lambda fields: next(iter(fields)),
 )
-def test_what_is_passed_through_is_bounded_json(fields):
+def test_extra_fields_must_be_bounded_json(fields):
     with pytest.raises(InvalidRequest):
         checked_extra(fields)

@@ -1,4 +1,4 @@
-"""The LLM proxy over HTTP: what requests may hold and what answers do."""
+"""The LLM proxy over HTTP: accepted and refused requests, the upstream body, the answer."""
 
 import json
 import math
@@ -100,7 +100,7 @@ NULLS = {"name": None, "tool_calls": None, "tool_call_id": None, "refusal": None
     ids=str,
 )
 @pytest.mark.parametrize("path", ["/proxy", "/v1/chat/completions"])
-async def test_what_clients_send_beside_the_point_reaches_no_upstream(change, sent, path):
+async def test_empty_and_null_fields_are_not_sent_to_the_upstream(change, sent, path):
     async with running() as (client, upstream, _):
         response = await client.post(path, json={**BODY, **change})
         assert response.status_code == 200, response.text
@@ -147,7 +147,7 @@ async def test_tool_calls_and_reasoning_come_back_apart_from_content():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
@@ -202,13 +202,13 @@ async def test_tool_calls_and_reasoning_come_back_apart_from_content():
     ids=str,
 )
 @pytest.mark.parametrize("path", ["/proxy", "/stream"])
-async def test_bad_input_is_a_400_that_names_the_field(change, told, path):
+async def test_bad_input_is_a_400_that_names_the_field(change, reason, path):
     async with running() as (client, upstream, _):
         raw = json.dumps({**BODY, **change})  # httpx itself would refuse NaN
         error = assert_envelope(
             await client.post(path, content=raw), 400, "invalid_request", retryable=False
         )
-        assert told in error["message"]
+        assert reason in error["message"]
         assert upstream.total == 0
 
 
@@ -233,7 +233,7 @@ async def test_a_body_that_is_no_json_object_is_a_400(raw):
         )
 
 
-async def test_what_clients_keep_on_a_message_is_dropped():
+async def test_response_fields_on_a_message_are_dropped():
     async with running() as (client, upstream, _):
         message = {**MESSAGES[0], "refusal": None, "annotations": []}
         assert (
