@@ -1,4 +1,4 @@
-"""Asks a model to finish an answer that broke off at another one. Pure."""
+"""Builds the request to finish an answer that broke off at another model. Pure."""
 
 from __future__ import annotations
 

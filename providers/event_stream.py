@@ -1,6 +1,4 @@
-"""The events of a streamed answer, as they arrive: where the stream ends, and how long each wait
-may be.
-"""
+"""Reads the events of a streamed answer: finds its end, and bounds how long each wait may be."""
 
 from __future__ import annotations
 

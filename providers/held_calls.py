@@ -1,4 +1,4 @@
-"""What one call holds of its provider, from its slot to the end of the exchange."""
+"""The slot and the exchange that one call holds, and the end of both."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class HeldCall:
         self.exchange: HttpExchange | None = None
 
     def end(self) -> None:
-        """Releases what is held."""
+        """Releases slot and exchange."""
         if self._slots is None:
             return
         slots, self._slots = self._slots, None
@@ -38,7 +38,7 @@ class HeldCall:
         slots.release_on_behalf_of(self._slot)
 
     def handed_over(self) -> HeldCall:
-        """Moves what this one holds to a new owner, who must end it, and returns that."""
+        """Moves slot and exchange to a new owner, which the caller must end, and returns it."""
         assert self._slots is not None
         other = HeldCall(self._slots, self._slot)
         other.exchange, self._slots = self.exchange, None

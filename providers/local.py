@@ -31,7 +31,7 @@ class Provider:
         self._engine = resources.engine
 
     def unavailable_reason(self) -> str | None:
-        """The engine says per call whether it is ready; nothing is known beforehand."""
+        """Returns None: the engine reports per call whether it is ready."""
         return None
 
     def condition(self) -> Condition:
@@ -39,7 +39,7 @@ class Provider:
         return self._engine.condition
 
     def quota_left(self, _target: Target) -> float | None:
-        """The engine has a queue and no quota."""
+        """Returns None: the engine has a queue and no quota."""
         return None
 
     async def chat(

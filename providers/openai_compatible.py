@@ -90,7 +90,7 @@ class Provider:
         return self._fault
 
     def condition(self) -> Condition:
-        """Nothing is known of a remote provider without calling it."""
+        """Returns an empty condition: a remote provider reports nothing between calls."""
         return Condition()
 
     def quota_left(self, target: Target) -> float | None:

@@ -1,4 +1,4 @@
-"""What models cost: as `llm.yaml` says, else as `genai-prices` knows for the provider's address."""
+"""Prices of models: from `llm.yaml`, else from `genai-prices` by the address of the provider."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of our rate limit a provider's headers say is left. Pure.
+"""Reads from a provider's headers how much of our rate limit is left. Pure.
 
 OpenAI, Groq, Azure, Mistral and most gateways send `x-ratelimit-remaining-requests` and `-tokens`,
 and the same with `-limit-` and `-reset-`, per model

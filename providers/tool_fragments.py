@@ -18,7 +18,7 @@ from providers.upstream_json import encoded
 
 MAX_TOOL_CALLS = 1_024
 MAX_NAME_CHARS = 256
-"""The bound of a ToolCall; unbounded, a name in many pieces costs the square of its length."""
+"""The bound of a ToolCall's name: joining one from many pieces costs the square of its length."""
 _KEPT = "extra_content"
 """Gemini's signature of a thought, which must be sent back with the call."""
 _MARKS = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)

@@ -1,4 +1,4 @@
-"""One call's account: its attempts, what each consumed, how the call ended.
+"""Accounts for one call: its attempts, the usage of each, and the outcome of the call.
 
 It is settled once, into one event and one usage record.
 """
@@ -43,13 +43,12 @@ OUTCOME_CANCELLED = "cancelled"
 OUTCOME_INTERNAL = "internal"
 
 GUESSED_TOKENS_PER_S = 50
-"""Assumed writing speed of a provider, for whole answers that were cut off before they were seen.
-"""
+"""Assumed writing speed of a provider, for whole answers that were cut off before they arrived."""
 
 NO_USAGE = TokenUsage()
 
 STREAMED_BYTES_PER_TOKEN = 4
-"""Bytes of UTF-8 per token, where a provider puts several tokens into one piece of a stream."""
+"""Bytes of UTF-8 per token, for providers that put several tokens into one piece of a stream."""
 
 PROVIDER_WORKED = frozenset(
     {OUTCOME_CANCELLED, OUTCOME_INTERNAL, DeadlineExceeded.type, "upstream_timeout"}
@@ -58,10 +57,9 @@ PROVIDER_WORKED = frozenset(
 
 
 class NoPrices:
-    """The Prices port where no price is known."""
+    """Implements Prices: no price is known."""
 
     def cost(self, _target: Target, _usage: TokenUsage) -> Decimal | None:
-        """Returns None."""
         return None
 
 
@@ -120,7 +118,7 @@ class CallAccount:
         self.unreadable_events = 0
 
     async def reserve(self, limiter: Limiter) -> None:
-        """Reserves what the call may take. Raises RateLimited or LimitsUnavailable."""
+        """Reserves the call's estimate. Raises RateLimited, OverLimit or LimitsUnavailable."""
         self._reservation = await limiter.reserve(self.caller, self._estimate)
 
     def options(self) -> ChatOptions:
@@ -134,11 +132,11 @@ class CallAccount:
         return options
 
     def needed_tokens(self) -> int:
-        """About how many tokens a target must hold for prompt and answer."""
+        """Estimated tokens of prompt and answer, which a target's context must hold."""
         return self._estimate.prompt_tokens + completion_tokens(self._request)
 
     def attempt(self, target: Target) -> None:
-        """Notes that `target` is being called."""
+        """Begins an attempt at `target`."""
         if not self._tries:
             prompt = rough_prompt_tokens(self._request)
             lost = self._record(
@@ -155,11 +153,10 @@ class CallAccount:
     def attempt_ended(
         self, outcome: str, usage: TokenUsage | None = None, *, worked: bool = False
     ) -> None:
-        """Ends the running attempt with what the provider reported; does nothing when none is
-        running.
+        """Ends the running attempt with the reported usage; does nothing when none is running.
 
-        Without a report, or where the answer alone could be counted, the usage is completed by an
-        estimate. `worked` says that the provider worked although it sent nothing.
+        A missing report is estimated, and so is the prompt when only the answer was counted.
+        `worked`: the provider worked although it sent nothing.
         """
         running = self._running()
         if running is None:
@@ -167,10 +164,10 @@ class CallAccount:
         running.outcome = outcome
         running.latency_ms = _ms(time.monotonic() - running.started)
         running.usage = (
-            self._whole(usage)
+            self._with_prompt(usage)
             if usage is not None
             else running.so_far
-            or self._guessed(running, worked=worked or outcome in PROVIDER_WORKED)
+            or self._estimated(running, worked=worked or outcome in PROVIDER_WORKED)
         )
         running.cost_usd = self._prices.cost(running.target, running.usage)
         target = running.target
@@ -184,14 +181,13 @@ class CallAccount:
         )
 
     def skipped(self, target: Target, outcome: str) -> None:
-        """Notes a target that was not called because it cannot answer now."""
+        """Lists a target that was not called because it cannot answer now."""
         self.attempts.append(
             Attempt(provider=target.provider, model=target.name, outcome=outcome, latency_ms=0.0)
         )
 
     def delta(self, piece: StreamDelta) -> None:
-        """Counts a streamed piece of the running attempt as at least one token, more where it is
-        long.
+        """Counts a streamed piece of the running attempt: at least one token, more if it is long.
 
         Some pieces hold the usage so far.
         """
@@ -205,7 +201,7 @@ class CallAccount:
         running.so_far = piece.usage or running.so_far
 
     def silent_s(self) -> float:
-        """Seconds since the running attempt began, zero once it sent something."""
+        """Seconds since the running attempt began; zero once it has sent content."""
         running = self._running()
         return 0.0 if running is None or running.deltas else time.monotonic() - running.started
 
@@ -221,7 +217,7 @@ class CallAccount:
     def settle(self, outcome: str) -> None:
         """Ends the running attempt, settles the reservation, and emits the event.
 
-        The record is written only where a provider was called.
+        The record is written only when a provider was called.
         """
         if self._settled:
             return
@@ -250,8 +246,8 @@ class CallAccount:
     def _running(self) -> _Try | None:
         return self._tries[-1] if self._tries and self._tries[-1].outcome is None else None
 
-    def _whole(self, usage: TokenUsage) -> TokenUsage:
-        """Returns the reported usage; the prompt is estimated where only the answer was counted."""
+    def _with_prompt(self, usage: TokenUsage) -> TokenUsage:
+        """Returns the reported usage, with an estimated prompt when only the answer was counted."""
         if not usage.estimated or usage.prompt_tokens:
             return usage
         prompt = self._estimate.prompt_tokens
@@ -259,11 +255,11 @@ class CallAccount:
             update={"prompt_tokens": prompt, "total_tokens": prompt + usage.completion_tokens}
         )
 
-    def _guessed(self, ended: _Try, *, worked: bool) -> TokenUsage:
+    def _estimated(self, ended: _Try, *, worked: bool) -> TokenUsage:
         """Estimates the usage of an attempt that ended without a report.
 
-        Of a stream every piece was seen. A whole answer, or hidden reasoning, is estimated by its
-        duration, up to what was reserved for it.
+        A stream is estimated by its pieces; a whole answer, or hidden reasoning, by its duration,
+        up to the reserved completion.
         """
         if not ended.deltas and not worked:
             return NO_USAGE
@@ -293,7 +289,7 @@ class CallAccount:
         event = record.event()
         if not self._tries:
             event["model"] = event["provider"] = None
-        event["attempts"] = len(self.attempts)  # with those that were skipped
+        event["attempts"] = len(self.attempts)  # including skipped targets
         event["unreadable_events"] = self.unreadable_events
         self._events.emit("llm.call", **event)
 
@@ -314,7 +310,7 @@ class CallAccount:
         )
 
     def _ttft_ms(self) -> float | None:
-        """Milliseconds to the first token that the caller could see."""
+        """Milliseconds to the first token that the caller received."""
         shown = self._tries[-1].first_token_at if self._tries else None
         return None if shown is None else _ms(shown - self._started)
 
@@ -354,7 +350,7 @@ def total_cost(parts: Sequence[tuple[TokenUsage, Decimal | None]]) -> Decimal | 
 
 
 def outcome_of(error: BaseException) -> str:
-    """The stable name of a failure, for events and usage."""
+    """Returns the stable name of a failure, for events and usage."""
     if isinstance(error, DaarionError):
         return error.type
     return OUTCOME_INTERNAL if isinstance(error, Exception) else OUTCOME_CANCELLED
@@ -366,7 +362,7 @@ def _sum_of_known(values: Sequence[int | None]) -> int | None:
 
 
 def _size(piece: StreamDelta) -> int:
-    """UTF-8 bytes of text, reasoning and tool calls, about."""
+    """Returns roughly the UTF-8 bytes of text, reasoning and tool calls."""
     size = sum(
         len(text) if text.isascii() else len(text.encode())
         for text in (piece.content, piece.reasoning, piece.refusal)

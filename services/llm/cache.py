@@ -16,7 +16,7 @@ from contracts.llm.requests import ProxyRequest
 from contracts.llm.routing import Target
 
 ENTRY_BYTES = 512
-"""What an entry takes beside its answer, about."""
+"""Rough size of an entry without its answer."""
 
 _NOT_IN_THE_KEY = frozenset({"metadata", "cache", "timeout_s"})
 _KEY_FIELDS = tuple(name for name in ProxyRequest.model_fields if name not in _NOT_IN_THE_KEY)
@@ -34,16 +34,15 @@ def canonical_body(request: ProxyRequest) -> bytes:
         body["extra_body"] = request.extra_body
     try:
         return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # the only way in which parsed JSON cannot be written
+    except TypeError:  # the only parsed JSON that orjson cannot write
         raise InvalidRequest("a whole number in the request is over 64 bits") from None
 
 
 def cache_key(request: ProxyRequest) -> bytes:
-    """Returns what equal requests of one microDAO share, and nobody else.
+    """Returns the key that only equal requests of one microDAO share.
 
     Raises:
-        InvalidRequest: the request's temperature is not 0, so that its answer is not the same the
-            next time.
+        InvalidRequest: the temperature is not 0, so equal requests have different answers.
     """
     if request.temperature != 0:
         raise InvalidRequest("cache: only for requests with `temperature: 0`")
@@ -54,8 +53,8 @@ def cache_key(request: ProxyRequest) -> bytes:
 def is_clipped(answer: ProxyResponse, request: ProxyRequest) -> bool:
     """Whether an answer was cut at a length that its request does not name.
 
-    Such a length is one caller's own (a limit of tokens or money caps its answers) or the
-    provider's of that moment; one that the request names is part of the key.
+    Such a length comes from the caller's limits of tokens or money, or from the provider; a length
+    that the request names is part of the key.
     """
     return answer.finish_reason == "length" and request.max_tokens is None
 
@@ -86,7 +85,7 @@ class _Entry:
 
 
 class AnswerCache:
-    """Keeps the answers that were used last, up to `max_bytes`, each at most an eighth of that."""
+    """A least-recently-used cache of `max_bytes`; an answer takes at most an eighth of that."""
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max = max_bytes
@@ -98,7 +97,7 @@ class AnswerCache:
         return len(self._entries)
 
     def get(self, key: bytes, max_age_s: float) -> ProxyResponse | None:
-        """Returns the answer if it is younger than `max_age_s` and than what it was stored for."""
+        """Returns the answer if it is younger than `max_age_s` and than its `ttl_s`."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -112,7 +111,7 @@ class AnswerCache:
         return ProxyResponse.model_validate_json(entry.body)
 
     def put(self, key: bytes, answer: ProxyResponse, ttl_s: float) -> None:
-        """Keeps the answer for `ttl_s` seconds, in place of an older one."""
+        """Stores the answer for `ttl_s` seconds, replacing an older one."""
         self._drop(key)
         kept = answer.model_copy(update={"request_id": None, "latency_ms": None, "attempts": None})
         entry = _Entry(orjson.dumps(kept.model_dump(exclude_none=True)), self._clock(), ttl_s)
@@ -124,7 +123,7 @@ class AnswerCache:
             self._drop(next(iter(self._entries)))
 
     def close(self) -> None:
-        """Forgets everything; what calls under way bring later is not kept."""
+        """Drops everything; answers of running calls are not stored any more."""
         self._max = self.size = 0
         self._entries.clear()
 

@@ -1,4 +1,4 @@
-"""Embeddings for callers of the LLM proxy: one logical model, the graph's own embedder."""
+"""Embeddings for callers of the LLM proxy: one logical model, the graph's embedder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """What a call took since `since` (monotonic seconds)."""
+    """The usage of a call that began at `since` (monotonic seconds)."""
 
     usage: TokenUsage
     cost_usd: Decimal | None
@@ -51,8 +51,8 @@ class _Taken:
 class Embeddings:
     """The use case behind `/v1/embeddings`.
 
-    `model` is the logical name that callers give, `target` who makes the vectors and under which
-    name. `limiter` and `prices` are looked up at each call, because a reload replaces them.
+    `model` is the logical name that callers give, `target` the provider and physical model that
+    make the vectors. `limiter` and `prices` are looked up at each call: a reload replaces them.
     """
 
     model: str
@@ -91,7 +91,7 @@ class Embeddings:
         except BaseException as error:
             outcome = outcome_of(error)
             if outcome in PROVIDER_WORKED:
-                used = estimated  # vectors were made, although the caller got none
+                used = estimated  # vectors were made, although the caller received none
             raise
         finally:
             cost = self._cost(used)

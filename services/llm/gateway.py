@@ -1,4 +1,4 @@
-"""The LLM proxy as interfaces call it: cached answers on request, and calls in work counted."""
+"""The LLM proxy as interfaces call it: adds the response cache, and counts running calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ChatGateway(Protocol):
 
 @dataclass(slots=True)
 class Load:
-    """How many calls callers wait for in this process."""
+    """Counts the running calls of this process that a caller waits for."""
 
     calls: int = 0
 
@@ -63,7 +63,7 @@ class Gateway:
     async def complete(
         self, request: ProxyRequest, request_id: str, *, credential: str
     ) -> ProxyResponse:
-        """Returns one whole answer; with `cache`, the one of an equal request where there is one.
+        """Returns one whole answer; with `cache`, that of an equal request if there is one.
 
         Raises:
             InvalidRequest: `cache` without temperature 0.
@@ -78,7 +78,7 @@ class Gateway:
     async def answer(
         self, request: ProxyRequest, request_id: str, *, credential: str
     ) -> ProxyResponse:
-        """As `complete`, for calls that nobody waits for: they are not counted as load."""
+        """As `complete`, for batches: such calls are not counted as load."""
         if request.cache is None:
             return await self._proxy.complete(request, request_id, credential=credential)
         started = time.monotonic()
@@ -118,7 +118,7 @@ class Gateway:
         return self._proxy.models()
 
     def retire(self) -> None:
-        """Stops caching, because a new gateway takes over; calls under way end here."""
+        """Stops caching when a new gateway takes over; running calls end here."""
         self._cache.close()
 
     async def _opened(
@@ -180,7 +180,7 @@ class Gateway:
         *,
         streamed: bool,
     ) -> ProxyResponse:
-        """Counts the request and returns the answer as this caller's.
+        """Counts the request against this caller's limits, and returns the cached answer.
 
         Raises RateLimited or LimitsUnavailable.
         """

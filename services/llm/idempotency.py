@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: one request has one answer, at whichever replica it is repeated."""
+"""`Idempotency-Key`: a repeated request gets the first answer, at any replica."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Recorded:
 
 
 class Idempotency:
-    """Calls that were given a key.
+    """Runs calls with a key.
 
-    The first caller's call runs to its end also when that caller leaves: its answer is what the
-    key's next use is for. Answers and refusals of the request itself settle the key; after any
-    other failure it is free again. `retention_s` is how long an answer is kept.
+    The first call runs to its end even when its caller leaves, so that a repetition finds the
+    answer. Answers and refusals of the request itself settle the key; any other failure frees it.
+    `retention_s` is how long an answer is kept.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class Idempotency:
     async def run(
         self, request: ProxyRequest, key: str, call: Callable[[], Awaitable[ProxyResponse]]
     ) -> Recorded:
-        """Returns the answer stored for the key, after `call` has given it where there is none.
+        """Returns the answer stored for the key; without one, runs `call` and stores its answer.
 
         Raises:
             InvalidRequest: the key is too long, or the stored refusal.
             IdempotencyConflict: the key was used for another request.
-            DeadlineExceeded: the call under way did not end within this caller's deadline.
+            DeadlineExceeded: the running call did not end within this caller's deadline.
             Overloaded: too many such calls run here.
             DatabaseUnavailable: the key cannot be looked up, so nothing was called.
             DaarionError: what `call` raised.
@@ -100,7 +100,7 @@ class Idempotency:
                 answer = await self._started(use, found.token, call)
                 if answer is not None:
                     return Recorded(answer, replayed=False)
-                continue  # another attempt took the key over: what it stores is the answer
+                continue  # another attempt took the key over and stores the answer
             deadline.check()
             await asyncio.sleep(deadline.at_most(pause))
             pause = min(2 * pause, self._times.max_poll_s)
@@ -131,7 +131,7 @@ class Idempotency:
     async def _attempt(
         self, use: KeyUse, token: UUID, call: Callable[[], Awaitable[ProxyResponse]]
     ) -> bytes | None:
-        """Returns the body, or None when the key was lost meanwhile. Raises what `call` raises."""
+        """Returns the body; None when another attempt took the key over. Raises as `call`."""
         try:
             async with self._leased(use, token):
                 answer = await call()
@@ -150,22 +150,22 @@ class Idempotency:
 
     @contextlib.asynccontextmanager
     async def _leased(self, use: KeyUse, token: UUID) -> AsyncIterator[None]:
-        async def tend() -> None:
+        async def renew() -> None:
             while True:
                 await asyncio.sleep(self._times.renew_every_s)
                 with contextlib.suppress(DaarionError):
                     await self._store.extend(use, token, self._times.lease_s)
 
-        tending = asyncio.create_task(tend())
+        renewing = asyncio.create_task(renew())
         try:
             yield
         finally:
-            await end_tasks([tending])
+            await end_tasks([renewing])
 
     async def _settled(self, use: KeyUse, token: UUID, answer: bytes) -> bool:
-        """Stores the answer; returns whether it is the key's.
+        """Stores the answer; returns False when another attempt took the key over.
 
-        An answer that cannot be stored is still its caller's.
+        An answer that cannot be stored is still returned to its caller.
         """
         patience, pause = Deadline.after(self._times.settle_s), 0.2
         while True:
@@ -181,15 +181,15 @@ class Idempotency:
             pause *= 2
 
     async def _release(self, use: KeyUse, token: UUID) -> None:
-        """Best effort: the lease ends in any case."""
+        """Tries to release the key; if that fails, its lease ends anyway."""
         with contextlib.suppress(DaarionError):
             await self._store.release(use, token)
 
 
 def key_use(request: ProxyRequest, key: str) -> KeyUse:
-    """Returns what the key stands for.
+    """Returns the use of a key: its owner, its hash and the request's fingerprint.
 
-    A key belongs to one agent; requests are equal whatever their `timeout_s`.
+    A key belongs to one agent; `timeout_s` is not part of the fingerprint.
 
     Raises:
         InvalidRequest: the key is longer than 1,024 characters.

@@ -1,4 +1,4 @@
-"""The LLM proxy: a logical model in, an answer of whichever target could give it out."""
+"""The LLM proxy: answers a request for a logical model by the first target that can."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from services.llm.thoughts import reasoning_of, without_thoughts
 __all__ = ["LLMProxy", "OpenStream"]
 
 PRICED = TokenUsage(prompt_tokens=750_000, completion_tokens=250_000, total_tokens=1_000_000)
-"""The mix of a million tokens by whose price targets are compared."""
+"""A typical mix of a million tokens, by whose price targets are compared."""
 
 
 @dataclass(frozen=True)
 class LLMProxy:
     """The use cases of the LLM proxy over its ports.
 
-    `circuits` and `spillover` are the replica's memory of its targets: given from outside, so that
-    they outlive a reload.
+    `circuits` and `spillover` hold the replica's state of its targets; they are given from outside
+    because they outlive a reload.
     """
 
     router: ModelRouter
@@ -55,7 +55,7 @@ class LLMProxy:
             UnknownModel: no such logical model.
             RateLimited: a limit of ours is exhausted.
             ModelUnavailable: no target is configured.
-            CircuitOpen: every target is left alone after failures.
+            CircuitOpen: the circuits of all targets are open.
             DaarionError: the leaf of the last target's failure.
         """
         route = self.router.route(request.model)
@@ -82,8 +82,7 @@ class LLMProxy:
     async def open_stream(
         self, request: ProxyRequest, request_id: str, *, credential: str
     ) -> OpenStream:
-        """Returns a stream whose first item has arrived; failures before it have a status of their
-        own.
+        """Returns a stream whose first item has arrived, so that earlier failures can be raised.
 
         The caller must iterate the stream or close it. Raises as `complete`.
         """
@@ -164,7 +163,7 @@ class LLMProxy:
         )
 
     def _targets(self, route: Route) -> Sequence[Target]:
-        """The targets in the order in which this call should try them."""
+        """Returns the targets in the order in which this call should try them."""
         if route.spill is None:
             return route.targets
         own = [TargetCandidate(target, callable_now=True) for target in route.targets]
@@ -202,7 +201,7 @@ class LLMProxy:
 
 
 def _deadline(request: ProxyRequest, route: Route) -> Deadline:
-    """The caller's `timeout_s`, else the time for all targets in turn, waits included."""
+    """Returns the caller's `timeout_s`, else the time for all targets in turn with their waits."""
     if request.timeout_s is not None:
         return Deadline.after(request.timeout_s)
     return Deadline.after(min(route.longest_s, MAX_TIMEOUT_S))

@@ -1,15 +1,15 @@
 """Joins the broken answer of one model and the continuation of another. Pure.
 
-    the continuation begins                         what follows
-    with all that was shown                         that is left out, the rest is shown
-    with the end of what was shown                  the overlap is left out, the rest is shown
-    like what was shown, and then differs           an error: it began anew
-    with a remark, and then like what was shown     an error: it began anew
-    otherwise                                       it is shown
+    the continuation begins with            result
+    the whole shown text                    the repetition is dropped, the rest is shown
+    the end of the shown text               the overlap is dropped, the rest is shown
+    the shown text, and then differs        an error: it started over
+    a remark, and then the shown text       an error: it started over
+    anything else                           it is shown
 
-What was shown cannot be taken back, so an answer that begins anew in other words cannot follow it.
-An endpoint that continues the very message repeats rows and refrains on purpose: there only the
-first two rows apply, from a longer match on.
+Shown text cannot be taken back, so an answer that starts over in other words cannot follow it. An
+endpoint that continues the same message may repeat rows and refrains on purpose: for it only the
+first two rows apply, and they need a longer match.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from __future__ import annotations
 from contracts.errors import UpstreamInvalidResponse
 
 REPEATED = 12
-"""Letters that a continuation has in common with the shown text by more than chance."""
+"""Characters in common with the shown text that are more than chance."""
 REPEATED_IN_PLACE = 48
-"""The same for an endpoint that continues the very message."""
+"""The same for an endpoint that continues the same message."""
 HEAD = 24
 WATCHED = 600
-"""How far into a continuation the first `HEAD` letters of the shown text are looked for."""
+"""Characters of a continuation in which the first `HEAD` of the shown text are searched."""
 TAIL = 2_000
-"""How much of the end of the shown text an overlap may hold."""
+"""The longest overlap with the end of the shown text."""
 
 
 class Seam:
     """Joins the pieces of a continuation to the text that was shown, without trailing white space.
 
-    `in_words` says that the model was asked in words to continue. A piece is held back while it may
-    be a repetition.
+    `in_words`: a message asked the model to continue. A piece is held back while it may be a
+    repetition.
     """
 
     def __init__(self, shown: str, *, in_words: bool) -> None:
@@ -44,9 +44,9 @@ class Seam:
         self._watches = False
 
     def feed(self, piece: str) -> str:
-        """Returns what may be shown by now.
+        """Returns the text that can be shown now.
 
-        Raises UpstreamInvalidResponse where the answer began anew.
+        Raises UpstreamInvalidResponse when the answer started over.
         """
         if self._joined:
             return self._watch(piece)
@@ -59,7 +59,7 @@ class Seam:
         return self._watch(self._join(begun))
 
     def finish(self) -> str:
-        """Returns what was held back. Raises as `feed`."""
+        """Returns the text that was held back. Raises as `feed`."""
         return "" if self._joined else self._watch(self._join(self._held.lstrip()))
 
     def _join(self, begun: str) -> str:
@@ -75,7 +75,7 @@ class Seam:
         if overlap >= max(REPEATED, head):
             return begun[overlap:]
         if head >= (REPEATED if self._in_words else REPEATED_IN_PLACE):
-            raise _began_anew()
+            raise _started_over()
         self._watches = self._in_words and len(self._shown) >= HEAD
         return self._held
 
@@ -94,11 +94,11 @@ class Seam:
             self._watched += text
             self._watches = len(self._watched) < WATCHED
             if self._shown[:HEAD] in self._watched:
-                raise _began_anew()
+                raise _started_over()
         return text
 
 
-def _began_anew() -> UpstreamInvalidResponse:
+def _started_over() -> UpstreamInvalidResponse:
     return UpstreamInvalidResponse(
         "the answer broke off, and the model that was asked to finish it began anew: ask again"
     )

@@ -26,7 +26,7 @@ LOW_QUOTA = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TargetCandidate:
-    """A target, and what is known of it; None is unknown.
+    """A target with its state; None is unknown.
 
     `price` is in dollars for a million tokens, `quota_left` the share of our quota there.
     """
@@ -66,15 +66,13 @@ def queue_depth(condition: Condition) -> float:
 
 
 class Spillover:
-    """Remembers per logical model whether calls spill over, so that they do not flap."""
+    """Remembers which logical models spill over: they stop at a lower depth than they began."""
 
     def __init__(self) -> None:
         self._busy: set[str] = set()
 
     def busy(self, logical_model: str, spill: Spill, depth: float, *, callable_now: bool) -> bool:
-        """Whether the primary target is busy, by the depth of its queue and whether it can be
-        called.
-        """
+        """Whether the primary target is busy: its queue is deep, or it cannot be called."""
         bound = spill.return_depth + 1 if logical_model in self._busy else spill.queue_depth
         is_busy = not callable_now or depth >= bound
         (self._busy.add if is_busy else self._busy.discard)(logical_model)

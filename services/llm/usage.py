@@ -1,4 +1,4 @@
-"""The use case behind `GET /usage`: sensible ranges over the ledger's port."""
+"""The use case behind `GET /usage`: checks the range and asks the ledger."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Announces calls to the billing engine: one `usage.llm` message for each call in the ledger.
 
-A call is announced after its row is written and before the journal forgets its record, so a crash
-in between repeats the message instead of losing it. What the publisher does not take goes to the
-outbox and is published later: the ledger never waits for it.
+A call is announced after its row is written and before the journal drops its record, so a crash in
+between repeats the message instead of losing it. Calls that the publisher refuses go to the outbox
+and are published later: the ledger never waits for the publisher.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from contracts.llm.usage import UsageOutbox, UsagePublisher
 BATCH = 500
 POLL_EVERY_S = 2.0
 AWAY_S = 2.0
-"""How long nothing is published after a failure: a publisher that hangs must not hold up the
-ledger."""
+"""Pause after a failure, because a publisher that hangs must not hold up the ledger."""
 KEEP_DAYS = 7
 PURGE_EVERY_S = 60.0
 PURGE_ROWS = 5_000
 
 
 class UsageAnnouncer:
-    """Publishes calls as they are written; `start` begins to work off the outbox."""
+    """Publishes calls as they are written; once started, also those in the outbox."""
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class UsageAnnouncer:
                     self._events.emit("usage.announcer_failed", exc_info=error)
 
     async def _purge(self) -> bool:
-        """Deletes some of what is too old to be announced; returns whether there may be more."""
+        """Deletes calls older than `KEEP_DAYS`; returns whether there may be more."""
         if time.monotonic() < self._purge_at:
             return False
         expired = await self._outbox.purge(KEEP_DAYS, PURGE_ROWS)

@@ -31,5 +31,5 @@ def add_limit_routes(router: Router, routes: LimitRoutes) -> None:
     )
     async def read(query: Annotated[LimitsFilter, Query()], request: Request) -> Response:
         page = await routes.states.page(query, request.state.credential)
-        # A limit without a window, or without a reset, says so by null.
+        # null: a limit without a window, or without a reset.
         return JsonResponse(page.model_dump(mode="json"))

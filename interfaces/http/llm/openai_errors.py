@@ -37,7 +37,7 @@ def openai_error_body(error: DaarionError, request_id: str) -> dict[str, Any]:
 
 
 def _param(error: DaarionError) -> str | None:
-    """The first field that was wrong, where one was."""
+    """Returns the first invalid field, if any."""
     mistakes = (error.details or {}).get("mistakes")
     return mistakes[0]["field"] or None if mistakes else None
 
