@@ -157,7 +157,7 @@ def refuse(*_, **__):
 async def test_a_reload_that_fails_closes_the_new_providers(
     failing, database_url, events, tmp_path, monkeypatch, recwarn
 ):
-    runtime = await llm(Surroundings(database_url, tmp_path, "http://127.0.0.1:9"), events)
+    runtime = await llm(WingEnvironment(database_url, tmp_path, "http://127.0.0.1:9"), events)
     before, settings = open_sessions(), load_yaml(CONFIGS / "llm.yaml", LLMSettings)
     assert before
     if failing == "an adapter":
@@ -194,7 +194,7 @@ async def test_a_reload_that_fails_closes_the_new_executors_unless_calls_use_the
 
         return Watched
 
-    runtime = await tools(Surroundings(database_url, tmp_path, "http://127.0.0.1:9"), events)
+    runtime = await tools(WingEnvironment(database_url, tmp_path, "http://127.0.0.1:9"), events)
     for kind in (HttpToolExecutor, McpToolExecutor):
         monkeypatch.setattr(f"deployments.tools.wiring.{kind.__name__}", watched(kind))
     monkeypatch.setattr(failing, refuse)
