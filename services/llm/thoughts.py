@@ -24,6 +24,7 @@ OPENINGS = {
 }
 """The opening tags that models are trained to write, each with its closing tag."""
 CLOSINGS = tuple(OPENINGS.values())
+_FIRST_OF_TAGS = ("<", "[")
 MAX_LEAD = 256
 """Characters of white space allowed before the first tag; more is an answer, not held back."""
 
@@ -139,6 +140,8 @@ def reasoning_of(target: Target, messages: Sequence[ChatMessage]) -> Reasoning:
 
 def without_thoughts(answer: LLMResponse, reasoning: Reasoning) -> LLMResponse:
     """Returns the answer with thoughts moved to `reasoning` and without unfinished tool calls."""
+    if not reasoning and not answer.content.lstrip().startswith(_FIRST_OF_TAGS):
+        return answer
     content, thought, unfinished = whole_parts(
         answer.content, False if answer.reasoning else reasoning
     )
