@@ -64,7 +64,8 @@ def refuse_exposed_key(base_url: str | None, api_key_env: str | None, *, insecur
     """
     if api_key_env in OWN_SECRETS:
         raise ValueError(
-            f"api_key_env: {api_key_env} opens this graph: give the endpoint a key of its own"
+            f"api_key_env: {api_key_env} holds a secret of this graph: "
+            "give the endpoint a key of its own"
         )
     if base_url is None or api_key_env is None or insecure:
         return

@@ -146,7 +146,9 @@ def _serve_proxy(value: str | None) -> str:
     proxy = (value or "haproxy").lower()
     if proxy in {"haproxy", "python"}:
         return proxy
-    raise ConfigurationError(f"DAARION_SERVE_PROXY={value!r} is no ingress: give haproxy or python")
+    raise ConfigurationError(
+        f"DAARION_SERVE_PROXY={value!r} is not an ingress: set haproxy or python"
+    )
 
 
 def _hosts(value: str) -> frozenset[str]:
@@ -154,7 +156,7 @@ def _hosts(value: str) -> frozenset[str]:
     for host in hosts:
         if not re.fullmatch(r"[a-z0-9._-]+", host):
             raise ConfigurationError(
-                f"DAARION_ALLOWED_HOSTS: {host!r} is no host name: "
+                f"DAARION_ALLOWED_HOSTS: {host!r} is not a host name: "
                 "give names alone, without scheme and port"
             )
     return hosts

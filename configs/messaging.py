@@ -67,7 +67,7 @@ class MessagingSettings(BaseModel):
             url = self.base_url or ingress_url
             if would_leave(secret, url, ingress_url, lookup):
                 raise ConfigurationError(
-                    f"messaging.secret_env: {self.secret_env} opens this graph: "
+                    f"messaging.secret_env: {self.secret_env} holds a secret of this graph: "
                     "give the messaging-service its own"
                 )
             return url, secret

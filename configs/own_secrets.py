@@ -13,7 +13,7 @@ OWN_SECRETS = ("DAARION_INTERNAL_SECRET", "DAARION_ADMIN_SECRET")
 def would_leave(
     value: str, url: str | None, ingress: str, lookup: Callable[[str], str | None]
 ) -> bool:
-    """Whether `value` opens this graph and `url` is not its ingress.
+    """Whether `value` is a secret of this graph and `url` is not its ingress.
 
     `lookup` reads a variable of the environment.
     """

@@ -55,7 +55,7 @@ class Proxied(BaseModel):
         if self.proxy_auth_env is not None and self.proxy is None:
             raise ValueError("proxy_auth_env: needs `proxy` beside it")
         if self.proxy_auth_env in OWN_SECRETS:
-            raise ValueError(f"proxy_auth_env: {self.proxy_auth_env} opens this graph")
+            raise ValueError(f"proxy_auth_env: {self.proxy_auth_env} holds a secret of this graph")
         return self
 
     def proxy_for(

@@ -64,7 +64,7 @@ class SecretSettings(BaseModel):
     def _own_secrets_stay(self) -> SecretSettings:
         if self.env in OWN_SECRETS and set(self.hosts) - {INGRESS}:
             msg = (
-                f"hosts: {self.env} opens this graph and is sent to `{INGRESS}` alone; "
+                f"hosts: {self.env} is a secret of this graph and is sent only to `{INGRESS}`; "
                 "give other services secrets of their own"
             )
             raise ValueError(msg)
@@ -82,7 +82,7 @@ class SecretSettings(BaseModel):
             return None
         if own:
             return (
-                "opens this graph and is sent to its own ingress alone: "
+                "is a secret of this graph and is sent only to its own ingress: "
                 "give the service a secret of its own"
             )
         if url is None:
@@ -94,7 +94,7 @@ class SecretSettings(BaseModel):
             return "is not for the target's host: name it in the secret's `hosts`"
         if parts.scheme != "https" and not self.insecure:
             return (
-                "is sent over https alone: give an https target, or `insecure: true` to the secret"
+                "is sent only over https: give an https target, or `insecure: true` to the secret"
             )
         return None
 
@@ -278,7 +278,9 @@ class ConfiguredSecrets:
             return None
         problem = known.problem(tool_id, url, self._ingress)
         if problem is None and would_leave(value, url, self._ingress, self._read):
-            problem = "has the value that opens this graph, which is sent to its own ingress alone"
+            problem = (
+                "has the value of this graph's own secret, which is sent only to its own ingress"
+            )
         if problem:
             raise SecretWithheld(f"the secret `{name}` {problem}")
         return value

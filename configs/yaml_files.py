@@ -25,7 +25,7 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
 
 
 def parse_yaml(text: str, model: type[Model], *, name: str) -> Model:
-    """As `load_yaml`, for a text; `name` stands for the file in errors."""
+    """Like `load_yaml`, for a text; `name` is the name of the file in errors."""
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:

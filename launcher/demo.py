@@ -56,7 +56,7 @@ LAST_STEPS = {"stored", "failed"}
 
 
 class DemoError(Exception):
-    """The graph refused, or did not do what it should."""
+    """The graph refused a request, or its answer is not the expected one."""
 
 
 class IngressClient:

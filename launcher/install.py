@@ -39,7 +39,7 @@ class InstallFailed(Exception):
 
 
 class InstallRefused(InstallFailed):
-    """Nothing was installed: the operator has to put something right first."""
+    """Nothing was installed; the message says what the operator must correct first."""
 
 
 class Installer:
@@ -140,7 +140,7 @@ class Installer:
             raise InstallFailed(f"pip finds no torch:\n{found.stderr.strip()}")
         if named and named[1] in re.split(r"[\s,()]+", found.stdout):
             return "cpu"
-        _say("pip finds no CPU build of torch: taking the general one and its CUDA libraries")
+        _say("pip finds no CPU build of torch: installing the general one and its CUDA libraries")
         self._check_disk("general")
         return "general"
 

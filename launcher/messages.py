@@ -1,4 +1,4 @@
-"""The longer texts for the operator: URLs and a first request."""
+"""Texts of several lines for the operator: URLs and a first request."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def check_port(host: str, port: int) -> None:
     """Refuses a busy ingress port, and an address that the graph cannot serve."""
     if host not in HOSTS:
         raise StartRefused(
-            f"DAARION_HOST is {host}, but the graph can listen on {' or '.join(HOSTS)} alone: "
+            f"DAARION_HOST is {host}, but the graph can only listen on {' or '.join(HOSTS)}: "
             "set one of these"
         )
     match bind_error(port, host):

@@ -1,4 +1,4 @@
-"""What is done before the first child starts: data directory, leftovers, checks."""
+"""Prepares the first start of a child: data directory, leftovers, checks."""
 
 from __future__ import annotations
 

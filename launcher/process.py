@@ -116,7 +116,7 @@ class ChildProcess:
         return await self._process.wait() if self._process is not None else 0
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal; ignores that the process has just ended."""
+        """Sends a signal; does nothing if the process has just ended."""
         if self._process is not None and self.running:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)

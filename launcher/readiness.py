@@ -39,7 +39,7 @@ async def until_ready(url: str, say: Callable[[str], None], grace_s: float = _GR
                 return
             works_since = (works_since or loop.time()) if works else None
             if works_since is not None and loop.time() - works_since >= grace_s:
-                say(f"going on without {waiting}")
+                say(f"continuing without {waiting}")
                 return
             if waiting != said or loop.time() - said_at >= _REPEAT_S:
                 said, said_at = waiting, loop.time()

@@ -1,4 +1,4 @@
-"""Files under `run/` that exist while the launcher runs, and say what runs."""
+"""Files under `run/`: what the running launcher has started. A stop removes them."""
 
 from __future__ import annotations
 

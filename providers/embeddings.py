@@ -58,7 +58,7 @@ class OpenAIEmbedder:
 
     Raises:
         ConfigurationError: the variable that `api_key_env` or `proxy_auth_env` names is not set, or
-            opens this graph.
+            holds a secret of this graph.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class OpenAIEmbedder:
                 )
             if opens_graph(key, secret):
                 raise ConfigurationError(
-                    f"engines.yaml: embedder.api_key_env: {settings.api_key_env} opens this "
-                    "graph: give the endpoint a key of its own"
+                    f"engines.yaml: embedder.api_key_env: {settings.api_key_env} holds a secret "
+                    "of this graph: give the endpoint a key of its own"
                 )
             self._headers["Authorization"] = f"Bearer {key}"
         half = settings.max_concurrent // 2

@@ -302,7 +302,7 @@ def _key_fault(
     if not key.isprintable():
         return f"{name} holds a control character"
     return (
-        f"{name} opens this graph: give the provider a key of its own"
+        f"{name} holds a secret of this graph: give the provider a key of its own"
         if opens_graph(key, lookup)
         else None
     )

@@ -154,7 +154,7 @@ class LLMSettings(BaseModel):
             if not self._is_local(model):
                 if not model.name:
                     raise ValueError(
-                        f"models.{name}.name: required: what `{model.provider}` calls the model"
+                        f"models.{name}.name: required: the name of the model at `{model.provider}`"
                     )
             else:
                 if model.name not in {"", served_name}:

@@ -71,7 +71,7 @@ class SpillSettings(BaseModel):
     def _returns_below(self) -> SpillSettings:
         if self.return_depth is not None and self.return_depth >= self.queue_depth:
             raise ValueError(
-                "`return_depth` must be below `queue_depth`, or calls would go to and fro"
+                "`return_depth` must be below `queue_depth`, or calls would switch back and forth"
             )
         return self
 

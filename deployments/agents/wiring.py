@@ -59,7 +59,7 @@ class AgentsArgs(BaseModel):
 
 
 class AgentRuntime:
-    """What one agent runtime's process runs. Construct it on the event loop, then `open` it."""
+    """The parts of one agent runtime process. Construct it on the event loop, then `open` it."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class AgentRuntime:
         blueprints: Callable[[], Mapping[str, Blueprint]],
         events: EventLog,
     ) -> None:
-        """The caller closes `events`. `blueprints` returns the ones that hold now."""
+        """The caller closes `events`. `blueprints` returns the current ones."""
         base, secret = environment.ingress_url, environment.internal_secret
         self._resources = Resources()
         self._database = Database(

@@ -92,7 +92,7 @@ def _overloaded() -> Overloaded:
 
 def _failed(*, structured: bool) -> DaarionError:
     if structured:
-        return InvalidRequest("the engine cannot follow this JSON schema: simplify it")
+        return InvalidRequest("the engine does not support this JSON schema: simplify it")
     return EngineUnavailable(
         "the local engine failed on this request: retry", retry_after_s=RETRY_AFTER_BUSY_S
     )

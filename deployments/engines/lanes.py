@@ -48,7 +48,7 @@ class _Lane:
         return next(iter(self._tenants.values()))[0] if self._tenants else None
 
     def remove(self, tenant: str, gone: set[Waiting]) -> list[Waiting]:
-        """Takes `gone` out of the tenant's queue; returns those that were in it."""
+        """Removes `gone` from the tenant's queue; returns those that were in it."""
         queue = self._tenants.get(tenant, deque())
         removed = [item for item in queue if item in gone]
         if len(removed) == len(queue):

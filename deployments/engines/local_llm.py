@@ -135,17 +135,17 @@ class LocalLLM(LLMServer):  # type: ignore[misc]  # Ray is not typed
         return engine
 
     async def _warm_up(self) -> float:
-        """Generates in every way that callers may ask for; returns the seconds that it took.
+        """Generates once with every kind of request; returns the seconds that it took.
 
-        Only the first answer must succeed: where this model refuses a way, or the machine is too
-        slow, its first callers wait longer and the replica starts all the same.
+        Only the first answer must succeed. If the model refuses a kind of request, or the machine
+        is too slow, the replica starts anyway and its first callers wait longer.
         """
         started = time.monotonic()
         rounds = warm_up_rounds(
             max_num_seqs=self._settings.engine.max_num_seqs,
             calls_tools=self._settings.tool_parser is not None,
         )
-        # This one as a whole answer, all of them as streams.
+        # The first one as a whole answer; then all of them as streams.
         await asyncio.wait_for(self.chat_dict(rounds[0][0]), WARM_UP_TIMEOUT_S)
         try:
             async with asyncio.timeout(WARM_UP_TIMEOUT_S):

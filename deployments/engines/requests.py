@@ -101,7 +101,7 @@ def _bounded_tool(tool: Any, index: int, bounds: StructuredSettings) -> dict[str
 
 
 def _is_forced(tool: dict[str, Any], choice: Any) -> bool:
-    """Whether a grammar will shape this tool's arguments; it shapes no call that is optional."""
+    """Whether a grammar constrains this tool's arguments; it does not for optional calls."""
     if isinstance(choice, dict):
         function = choice.get("function")
         return isinstance(function, dict) and function.get("name") == tool["function"]["name"]

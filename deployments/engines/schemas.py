@@ -1,4 +1,4 @@
-"""Bounds JSON schemas, so that a small model cannot loop inside one value for ever.
+"""Bounds JSON schemas, so that a small model cannot loop inside one value without end.
 
 A bounded schema accepts a subset of the caller's, so an answer satisfies both. Keywords that the
 grammar compiler (xgrammar) silently ignores are refused.
@@ -86,7 +86,7 @@ def refuse_widened(schema: dict[str, Any]) -> None:
         for keyword, why in _widened(part, schema):
             shown = path if len(path) <= _MAX_PATH else f"{path[:_MAX_PATH]}…"
             raise InvalidRequest(
-                f"the engine cannot follow this JSON schema: `{keyword}` at {shown} {why}"
+                f"the engine does not support this JSON schema: `{keyword}` at {shown} {why}"
             )
 
 

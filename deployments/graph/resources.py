@@ -1,4 +1,4 @@
-"""What one process of a wing has open: how it is closed, and what it needs to be opened."""
+"""The open parts of one process of a wing: closing them, and what opening them needs."""
 
 from __future__ import annotations
 

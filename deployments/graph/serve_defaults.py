@@ -67,7 +67,7 @@ def _own_token(file: Path) -> Path:
 
 
 def _haproxy(environment: Environment) -> dict[str, str]:
-    """Private paths: everybody may write where Ray's are, and the socket controls HAProxy."""
+    """Returns private paths: Ray's are writable by all users, and the socket controls HAProxy."""
     directory = (environment.ray_temp_dir or environment.data_dir / "ray") / "haproxy"
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     return {

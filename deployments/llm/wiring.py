@@ -79,7 +79,7 @@ class LLMPorts:
 
 
 class LLMRuntime:
-    """What one process of the LLM proxy runs. Construct it on the event loop, then `open` it.
+    """The parts of one process of the LLM proxy. Construct it on the event loop, then `open` it.
 
     The first `reconfigure` starts the work; no request comes before.
     """
@@ -96,7 +96,7 @@ class LLMRuntime:
         self._embedder = embedder
         self._events = events
         self._resources = Resources()
-        self._name = uuid.uuid4().hex  # how limits and ledger know this process
+        self._name = uuid.uuid4().hex  # identifies this process to limits and ledger
         self._database = Database(environment.database_url, events=events, limits=LEDGER_POOL)
         self._link = self._announcer = None
         if environment.nats_url is not None:

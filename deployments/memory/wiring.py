@@ -46,7 +46,7 @@ SUMMARY_S = 600.0
 
 
 class MemoryRuntime:
-    """What one process of the memory runs. Construct it on the event loop, then `open` it."""
+    """The parts of one process of the memory. Construct it on the event loop, then `open` it."""
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ class PythonExecutor(ToolExecutor, Protocol):
 
 
 class ToolsRuntime:
-    """What one process of Toolcore runs. Construct it on the event loop, then `open` it.
+    """The parts of one process of Toolcore. Construct it on the event loop, then `open` it.
 
     The first `reconfigure` makes it answer; no request comes before.
     """

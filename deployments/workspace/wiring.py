@@ -49,7 +49,7 @@ class WorkspaceArgs(BaseModel):
 
 
 class WorkspaceRuntime:
-    """What one process of the workspace runs. Construct it on the event loop, then `open` it."""
+    """The parts of one process of the workspace. Construct it on the event loop, then `open` it."""
 
     def __init__(self, args: WorkspaceArgs, environment: WingEnvironment, events: EventLog) -> None:
         """The caller closes `events`."""

@@ -88,7 +88,9 @@ async def _refusal(tier: IsolationTier) -> str | None:
             # In its own mount namespace the child may write that file; the host must not see it.
             refused |= {"writing"} if not neighbour.exists() else set()
             let_through |= MUST_REFUSE[tier] - refused
-    return f"the self-test got through: {', '.join(sorted(let_through))}" if let_through else None
+    return (
+        f"the self-test was not stopped: {', '.join(sorted(let_through))}" if let_through else None
+    )
 
 
 def _lay_out(folder: str) -> tuple[Path, str]:

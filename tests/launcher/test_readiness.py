@@ -51,7 +51,7 @@ async def test_waits_until_every_part_is_ready_and_says_what_changes():
 async def test_optional_parts_are_not_awaited_for_long():
     degraded = b'200 OK\r\n\r\n{"status":"degraded","checks":{"b":{"state":"unavailable"}}}'
     said = await said_of(degraded, degraded, grace_s=0.4)
-    assert said == ["waiting for b (unavailable)", "going on without b (unavailable)"]
+    assert said == ["waiting for b (unavailable)", "continuing without b (unavailable)"]
 
 
 async def said_of(*given: bytes, grace_s: float = 60) -> list[str]:

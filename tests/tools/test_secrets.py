@@ -69,11 +69,11 @@ def test_secrets_go_where_their_entries_say(name, target):
 @pytest.mark.parametrize(
     ("name", "target", "said"),
     [
-        ("own", "https://projects-service/internal/tools", "ingress alone"),
-        ("own", "http://127.0.0.1:8001/x", "ingress alone"),
-        ("own", "https://127.0.0.1:8000/x", "ingress alone"),
-        ("own", "http://127.0.0.1:8000@elsewhere.example/x", "ingress alone"),
-        ("admin", "http://localhost.elsewhere.example:8000/x", "ingress alone"),
+        ("own", "https://projects-service/internal/tools", "only to its own ingress"),
+        ("own", "http://127.0.0.1:8001/x", "only to its own ingress"),
+        ("own", "https://127.0.0.1:8000/x", "only to its own ingress"),
+        ("own", "http://127.0.0.1:8000@elsewhere.example/x", "only to its own ingress"),
+        ("admin", "http://localhost.elsewhere.example:8000/x", "only to its own ingress"),
         ("crm", "https://api.crm.example.elsewhere.example/find", "`hosts`"),
         ("crm", "https://crm-cdn.example/find", "`hosts`"),
         ("crm", f"{HERE}/x", "`hosts`"),
@@ -90,13 +90,15 @@ def test_secrets_of_other_tools_python_tools_and_sources():
         "crm", "https://api.crm.example/find", tool_id="mail.send"
     )
     assert secret_problem("crm", "toolbox.text:summary_stats", executor="python") is None
-    assert "ingress alone" in secret_problem("own", "toolbox.text:summary_stats", executor="python")
+    assert "only to its own ingress" in secret_problem(
+        "own", "toolbox.text:summary_stats", executor="python"
+    )
     assert "source" in secret_problem("crm", "crm:find", executor="mcp")
     source = "\nsources: {%s: {url: '%s', secrets: [{name: %s}]}}"
     for name, url, secret, said in [
         ("crm", "https://api.crm.example/mcp", "crm", None),
         ("crm", "https://elsewhere.example/mcp", "crm", "`hosts`"),
-        ("crm", "https://mcp.example/mcp", "own", "ingress alone"),
+        ("crm", "https://mcp.example/mcp", "own", "only to its own ingress"),
         ("mail", "https://api.crm.example/mcp", "crm", "not for this tool"),
         ("crm", "https://api.crm.example/mcp", "nobodys", "not among"),
     ]:
@@ -138,7 +140,9 @@ def test_the_shipped_secret_does_not_follow_the_tools_to_another_service():
     moved = shipped.model_copy(
         update={"bases": {"projects": "http://projects-service:8000/internal/tools"}}
     )
-    assert "ingress alone" in moved.secret_problem(moved.resolve(moved.tools[0], HERE), HERE)
+    assert "only to its own ingress" in moved.secret_problem(
+        moved.resolve(moved.tools[0], HERE), HERE
+    )
 
 
 PROJECTS = "projects: ingress/internal/messaging/tools"
@@ -184,6 +188,6 @@ def test_the_graph_does_not_take_a_file_that_sends_secrets_elsewhere(
     if said is None:
         assert live_config({})["Toolcore"]["tools"]
         return
-    with pytest.raises(ConfigurationError, match="ingress alone") as refused:
+    with pytest.raises(ConfigurationError, match="only to its own ingress") as refused:
         live_config({})
     assert said in refused.value.message

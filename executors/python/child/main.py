@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def confine(sandbox: dict[str, Any]) -> None:
-    """Gives up rights, each step as long as it is still allowed. Raises OSError."""
+    """Gives up rights, in an order in which each step is still allowed. Raises OSError."""
     kernel.die_with_parent(sandbox["parent"])
     kernel.limit(sandbox["limits"])
     tier = sandbox["tier"]

@@ -83,8 +83,9 @@ class AccessControl:
             )
         if is_foreign if origin is None else not self._is_own(origin, host):
             raise Forbidden(
-                "a page of another origin may not call: if a proxy in front rewrites `Host`, or a "
-                "desktop program sends this `Origin`, add its host to DAARION_ALLOWED_HOSTS"
+                "requests of pages of another origin are refused: if a proxy in front rewrites "
+                "`Host`, or a desktop program sends this `Origin`, add its host to "
+                "DAARION_ALLOWED_HOSTS"
             )
         return self._credential(presented[:2], admin=admin) if self.enforced else ANONYMOUS
 

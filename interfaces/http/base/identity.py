@@ -1,4 +1,4 @@
-"""The caller's identity where it stands outside the body: in headers and in the query."""
+"""The caller's identity outside the body: in headers and in the query."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A request takes a slot in work when its whole body is there. As many bodies as there are slots in
 work may be arriving, each under a deadline. When all slots of arriving bodies are taken, the
-slowest body makes room for the newcomer, so slow clients keep nobody out.
+slowest body is ended in favour of the new one, so slow clients do not block others.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class RequestSlots:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
     def unwatch(self, slot: RequestSlot) -> None:
-        """The slot no longer waits for its client."""
+        """Takes the slot out: it no longer waits for its client."""
         self._watched.discard(slot)
 
     def _sweep(self) -> None:
@@ -170,7 +170,7 @@ class RequestSlot:
             raise ClientDisconnect from None
 
     def waited(self, now: float) -> float:
-        """Returns for how many seconds the body has been waited for; to be asked while it is."""
+        """Returns the seconds that the body has been waited for; valid while it still is."""
         return self._waited + now - self._since
 
     def pace(self, now: float) -> float:
@@ -178,7 +178,7 @@ class RequestSlot:
         return self._size / self.waited(now)
 
     def leave(self) -> None:
-        """The request has ended."""
+        """Frees the slot, when the request has ended."""
         self._slots.arriving -= self.is_arriving
         self._slots.working -= self._is_working
 
@@ -224,6 +224,6 @@ class RequestSlot:
 
 def _full() -> Overloaded:
     return Overloaded(
-        "this replica has as many requests as it may take: retry shortly",
+        "this replica is at its limit of requests: retry shortly",
         retry_after_s=RETRY_WHEN_FULL_S,
     )

@@ -63,7 +63,7 @@ class HotRoute(APIRoute):
     """Calls `endpoint(request)`, or `endpoint(request, body)` where the endpoint names a body.
 
     FastAPI's dependencies cost more than our own work on a relayed call, so none is resolved here.
-    They still document the route: a body that the endpoint reads itself stands in a dependency.
+    They still document the route: a dependency declares a body that the endpoint reads itself.
     """
 
     max_body_bytes: ClassVar[int]

@@ -377,7 +377,7 @@ def test_local_models_are_named_by_the_engine_that_serves_them(environment, file
         (
             "name: deepseek-r1, ",
             "",
-            r"models\.deepseek-r1\.name: required: what `deepseek` calls the model",
+            r"models\.deepseek-r1\.name: required: the name of the model at `deepseek`",
         ),
     ],
 )

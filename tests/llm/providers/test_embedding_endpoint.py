@@ -230,10 +230,10 @@ def test_this_graphs_own_secret_is_no_key_of_an_endpoint():
         "dimension": 8,
         "base_url": "https://x/v1",
     }
-    with pytest.raises(ValueError, match="DAARION_INTERNAL_SECRET opens this graph"):
+    with pytest.raises(ValueError, match="DAARION_INTERNAL_SECRET holds a secret of this graph"):
         RemoteEmbedderSettings.model_validate({**values, "api_key_env": "DAARION_INTERNAL_SECRET"})
     settings = RemoteEmbedderSettings.model_validate({**values, "api_key_env": "EMBEDDINGS_KEY"})
-    with pytest.raises(ConfigurationError, match="EMBEDDINGS_KEY opens this graph"):
+    with pytest.raises(ConfigurationError, match="EMBEDDINGS_KEY holds a secret of this graph"):
         OpenAIEmbedder(settings, {"EMBEDDINGS_KEY": "ours", "DAARION_INTERNAL_SECRET": "ours"}.get)
 
 

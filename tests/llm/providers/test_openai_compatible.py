@@ -295,7 +295,7 @@ async def test_the_answers_bound_has_the_providers_name_for_it(make_provider, up
 
 async def test_the_value_that_opens_this_graph_is_sent_to_no_provider(make_provider, upstream):
     provider = make_provider(upstream.base_url, own_secret=KEY)
-    assert "UPSTREAM_KEY opens this graph" in provider.unavailable_reason()
+    assert "UPSTREAM_KEY holds a secret of this graph" in provider.unavailable_reason()
     await call(provider, stream=False)
     assert "authorization" not in upstream.requests[0].headers
 

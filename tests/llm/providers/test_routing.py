@@ -257,7 +257,7 @@ def test_a_key_goes_over_tls_to_this_machine_or_where_the_operator_says_so(provi
                 "providers: {a: {base_url: 'https://h', api_key_env: DAARION_ADMIN_SECRET}}\n"
                 "models: {m: {provider: a, name: x}}"
             ),
-            "providers.a: Value error, api_key_env: DAARION_ADMIN_SECRET opens this graph",
+            "providers.a: Value error, api_key_env: DAARION_ADMIN_SECRET holds a secret of",
         ),
         (
             "providers: {a: {base_url: 'http://h', key: x}}\nmodels: {m: {provider: a, name: x}}",

@@ -178,7 +178,7 @@ async def test_a_runner_that_counts_no_hidden_files_offers_no_landlock(monkeypat
         pytest.skip(host.refusals["landlock"])
     monkeypatch.setattr(process, "stored", lambda *_: 0)
     found = await probe_tiers(("landlock",))
-    assert found.refusals["landlock"] == "the self-test got through: hidden_files"
+    assert found.refusals["landlock"] == "the self-test was not stopped: hidden_files"
 
 
 async def test_a_host_without_the_filters_library_says_so(monkeypatch):
