@@ -15,7 +15,7 @@ from tests.support.llm.upstream import ScriptedUpstream
 
 
 class NoEngine:
-    """Stands where the in-cluster engine would; this adapter never asks it."""
+    """Stands in for the in-cluster engine, which this adapter never calls."""
 
 
 @pytest_asyncio.fixture

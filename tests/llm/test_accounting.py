@@ -1,4 +1,4 @@
-"""Accounting of one call: what each attempt took, what is estimated, what is settled."""
+"""Accounting of one call: usage of each attempt, estimates, the settlement."""
 
 from decimal import Decimal
 
@@ -133,7 +133,7 @@ def test_streamed_tokens_are_counted_by_pieces_or_by_size():
         ("context_length_exceeded", 0, False, 0),
     ],
 )
-def test_an_attempt_whose_provider_told_nothing_is_estimated_where_it_may_have_worked(
+def test_an_attempt_without_a_report_is_estimated_if_the_provider_may_have_worked(
     outcome, pieces, prompt, completion
 ):
     book = Book()
@@ -182,7 +182,7 @@ def test_a_whole_answer_that_was_cancelled_is_charged_by_its_time(
     )
 
 
-def test_a_broken_stream_took_what_its_provider_told_with_the_last_piece():
+def test_a_broken_stream_has_the_usage_of_its_last_piece():
     book = Book()
     account = opened(book)
     account.attempt(FIRST)
@@ -266,7 +266,7 @@ def test_a_cost_is_known_when_that_of_every_token_is():
     assert total_cost([]) is None
 
 
-def test_sums_of_usage_tell_what_is_known():
+def test_sums_of_usage_hold_the_known_counts():
     plain = TokenUsage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
     assert total_usage([]) == TokenUsage()
     assert total_usage([TokenUsage(), USAGE]) == USAGE

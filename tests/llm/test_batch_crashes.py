@@ -95,9 +95,7 @@ async def test_a_result_that_cannot_be_written_at_once_is_written_later(database
         assert upstream.total == 4
 
 
-async def test_an_attempt_whose_claim_or_end_was_lost_on_the_way_is_taken_up_again(
-    database_url, upstream
-):
+async def test_an_attempt_whose_claim_or_result_was_lost_is_repeated(database_url, upstream):
     flaky = {"flaky": {"provider": "backup", "name": "flaky-upstream"}}
     async with llm_replica(
         database_url, upstream.base_url, sections={"batch": {"concurrency": 3}}, **CALM, **flaky

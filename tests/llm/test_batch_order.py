@@ -1,4 +1,4 @@
-"""Which request of which batch is answered next, and what postpones it."""
+"""The order in which requests of batches are answered, and reasons for delay."""
 
 import asyncio
 import collections
@@ -47,7 +47,7 @@ async def test_a_limit_of_ours_postpones_and_fails_nothing(database_url, upstrea
         assert upstream.total == 3
 
 
-async def test_passing_failures_are_tried_again_and_given_up_in_the_end(database_url, upstream):
+async def test_transient_failures_are_retried_up_to_a_bound(database_url, upstream):
     sections = {"batch": {"concurrency": 1, "max_failures": 3}}
     models = {
         "flaky": {"provider": "backup", "name": "flaky"},
@@ -79,7 +79,7 @@ async def test_passing_failures_are_tried_again_and_given_up_in_the_end(database
         )
 
 
-async def test_calls_that_somebody_waits_for_take_all_slots_but_one(database_url, upstream):
+async def test_interactive_calls_take_all_slots_but_one(database_url, upstream):
     async with llm_replica(
         database_url, upstream.base_url, sections={"batch": {"concurrency": 4}}, **CALM
     ) as replica:
@@ -123,7 +123,7 @@ async def test_batches_take_turns(database_url, upstream):
         ] < 100
 
 
-async def test_a_model_that_is_left_alone_holds_up_no_other_and_ends_with_what_it_failed_with(
+async def test_an_open_circuit_delays_no_other_model_and_ends_with_the_last_failure(
     database_url, upstream
 ):
     sections = {"batch": {"concurrency": 1, "max_failures": 50}}

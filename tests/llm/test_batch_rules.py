@@ -1,4 +1,4 @@
-"""When a failed request of a batch is tried again."""
+"""When a failed request of a batch is retried."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_refusals_by_limits_and_queues_pause_the_batch_and_count_no_failure(erro
         (UpstreamRateLimited("x", retry_after_s=5_000), 1, 100),
     ],
 )
-def test_passing_failures_are_counted_and_tried_again_later_each_time(error, failures, seconds):
+def test_transient_failures_are_counted_and_retried_after_growing_pauses(error, failures, seconds):
     assert delay_after(error, failures, SETTINGS) == Delay(seconds, failed=True)
     assert delay_after(error, 2, SETTINGS) is None
 

@@ -160,7 +160,7 @@ async def test_a_microdaos_waiting_requests_are_bounded(database_url, upstream):
         await submit(replica.client, [request("c"), request("d")])
 
 
-async def test_the_largest_batch_is_taken_and_the_event_loop_goes_on_meanwhile(
+async def test_the_largest_batch_is_accepted_without_blocking_the_event_loop(
     database_url, upstream
 ):
     async with llm_replica(
@@ -188,7 +188,7 @@ async def test_the_largest_batch_is_taken_and_the_event_loop_goes_on_meanwhile(
         assert {line["status"] for line in lines} == {"pending"}
 
 
-async def test_cancelling_keeps_results_stops_what_runs_and_begins_nothing_more(
+async def test_cancelling_keeps_results_stops_running_requests_and_starts_no_others(
     database_url, upstream
 ):
     async with llm_replica(

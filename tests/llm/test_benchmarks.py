@@ -158,7 +158,7 @@ def test_medians_ratios_and_the_table():
     ]
 
 
-def test_bounds_are_told_as_met_or_missed():
+def test_bounds_are_shown_as_met_or_missed():
     def load(rate: float, p50: float = 1, p99: float = 2) -> list[Load]:
         return [Load(requests=10, requests_per_s=rate, p50_ms=p50, p99_ms=p99, errors=0)]
 

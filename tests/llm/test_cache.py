@@ -122,7 +122,7 @@ def test_an_answer_lives_as_long_as_both_sides_allow():
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2_000)), max_size=40))
-def test_the_bound_in_bytes_holds_and_what_was_used_last_stays(puts):
+def test_the_bound_in_bytes_holds_and_recently_used_answers_stay(puts):
     cache = AnswerCache(16_000)
     for key, length in puts:
         cache.put(bytes([key]), ANSWER.model_copy(update={"content": "x" * length}), ttl_s=60)
@@ -151,7 +151,7 @@ def test_the_answer_used_longest_ago_goes_first():
 
 
 class Calls:
-    """Calls that wait to be let go."""
+    """Calls that wait until the test releases them."""
 
     def __init__(self):
         self.begun, self.cancelled = 0, 0
@@ -199,7 +199,7 @@ async def test_when_the_leader_leaves_the_others_still_get_their_answer():
     assert (calls.begun, calls.cancelled) == (1, 0)
 
 
-async def test_when_all_have_left_the_run_is_cancelled_and_the_next_one_begins_anew():
+async def test_when_all_callers_have_left_the_run_is_cancelled_and_the_next_starts_another():
     flights, calls = SingleFlight(), Calls()
     tasks = await begin(flights, calls, 3)
     for task in tasks:

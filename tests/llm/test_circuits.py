@@ -90,7 +90,7 @@ def test_by_default_a_provider_that_recovered_is_called_within_ten_seconds(outag
         now += 0.25
 
 
-def test_a_probe_that_is_left_gives_its_place_back():
+def test_a_cancelled_probe_frees_the_circuit_for_another():
     circuit = Circuit(POLICY)
     fail(circuit, 0, 3)
     circuit.enter(2).released(2.5)

@@ -1,4 +1,4 @@
-"""`/v1/embeddings` over HTTP: with the official OpenAI client, and badly asked."""
+"""`/v1/embeddings` over HTTP: with the official OpenAI client, and with invalid requests."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ BODY = {"model": MODEL, "input": "Де ключ?"}
 
 
 class Asked(HashingEmbedder):
-    """Remembers how it was asked."""
+    """Remembers its calls."""
 
     calls = ()
 
@@ -245,7 +245,7 @@ class Dear:
         return Decimal("0.1") * usage.total_tokens
 
 
-async def test_vectors_cost_what_they_are_priced_at_and_money_limits_count_them():
+async def test_vectors_have_a_price_and_count_in_limits_of_money():
     async with application(limits_of=limits(usd_per_day=1), prices=Dear) as (
         client,
         embedder,

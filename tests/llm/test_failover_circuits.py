@@ -1,6 +1,6 @@
 """Circuits and spill-over of a whole proxy.
 
-Failing targets are left alone, probed once, and called again when they recovered.
+Failing targets are not called, then probed once, and called when they have recovered.
 """
 
 import asyncio

@@ -100,7 +100,7 @@ async def test_a_target_that_holds_it_but_has_no_key_leaves_the_400(stream):
         assert (await call_result(proxy, asking("m"), stream=stream)).error.status == 400
 
 
-async def test_an_answer_that_began_is_not_begun_anew_elsewhere():
+async def test_a_begun_answer_is_not_started_over_at_another_target():
     asked = models(200_000)
     asked["m"]["stream_recovery"] = "resume"
     async with ScriptedUpstream() as upstream, failing_proxy(upstream, models=asked) as (proxy, _):

@@ -1,4 +1,4 @@
-"""A silent provider is left in time, and only real silence counts against it."""
+"""Handover from a silent provider in time; only real silence counts against its circuit."""
 
 import asyncio
 
@@ -181,7 +181,7 @@ async def test_a_stream_that_its_caller_did_not_wait_for_is_no_silence(monkeypat
 
 
 class BusyEngine(NoEngine):
-    """An engine that reports, and does not come to the answer in time."""
+    """An engine that reports its load, and is too busy to answer in time."""
 
     condition = Condition(
         load=EngineLoad(

@@ -91,7 +91,7 @@ async def test_a_fault_before_the_first_content_is_invisible(fault, provider, ex
 
 @BOTH
 @pytest.mark.parametrize(("fault", "provider", "expected"), FAULTS, ids=named)
-async def test_without_another_target_the_last_failure_is_told(fault, provider, expected, stream):
+async def test_without_another_target_the_last_failure_is_raised(fault, provider, expected, stream):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
         upstream.script(fault, model="first")
         result = await call_result(proxy, asking(f"{provider}-alone", timeout_s=20), stream=stream)
@@ -228,7 +228,7 @@ async def test_a_stream_that_breaks_after_content_is_finished_by_the_next_target
 
 
 @BOTH
-async def test_a_caller_whose_time_is_up_is_told_so(stream):
+async def test_a_caller_whose_deadline_passes_gets_a_timeout(stream):
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script("silence")
         result = await call_result(proxy, asking("calm-alone", timeout_s=0.2), stream=stream)

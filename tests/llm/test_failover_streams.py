@@ -86,7 +86,7 @@ async def test_text_that_the_next_target_repeats_is_shown_once(anew):
         assert result.end.written_by == ["calm/first", "backup/second"]
 
 
-async def test_an_answer_that_begins_anew_is_finished_by_the_target_behind():
+async def test_when_a_continuation_starts_over_the_next_target_finishes_the_answer():
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, recorder):
         upstream.script(BROKEN_OFF, model="first")
         upstream.script(part("Столиця України зветься Києвом."), model="second")
@@ -108,7 +108,7 @@ async def test_an_answer_that_begins_anew_is_finished_by_the_target_behind():
     ["Столиця України зветься Києвом.", f"Перепрошую! Ось: {LONG}"],
     ids=["other words", "after a remark"],
 )
-async def test_an_answer_that_begins_anew_is_never_a_success(anew):
+async def test_a_continuation_that_starts_over_is_never_a_success(anew):
     models = {
         "lonely": {
             "provider": "calm",
@@ -163,7 +163,7 @@ async def test_streams_that_cannot_be_continued_end_in_the_error(fields, fault):
         )
 
 
-async def test_half_a_thought_is_thought_anew():
+async def test_a_break_within_the_reasoning_starts_the_answer_over():
     async with ScriptedUpstream() as upstream, failing_proxy(upstream) as (proxy, _):
         upstream.script(play("cut", reasoning="Спершу подумаю довго.", after=2), model="first")
         result = await call_result(proxy, asking("calm-resumed"), stream=True)
@@ -223,7 +223,7 @@ async def test_an_answer_whose_time_is_up_is_not_gone_on_with():
 
 
 @pytest.mark.parametrize("pieces", [[], [StreamDelta(content="Echo: ")]], ids=["nothing", "half"])
-async def test_an_adapter_that_forgets_the_end_is_no_success(pieces):
+async def test_a_stream_without_an_end_from_its_adapter_is_a_failure(pieces):
     class Forgetful:
         name = "calm"
 

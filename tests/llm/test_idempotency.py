@@ -175,7 +175,9 @@ async def test_without_the_database_nothing_is_called(database_url, upstream):
         assert (await replica.client.post("/proxy", json=BODY)).status_code == 200
 
 
-async def test_a_key_that_is_too_long_is_refused_and_an_empty_one_is_none(database_url, upstream):
+async def test_a_key_that_is_too_long_is_refused_and_an_empty_one_is_ignored(
+    database_url, upstream
+):
     async with llm_replica(database_url, upstream.base_url) as replica:
         assert (await ask(replica, **{"Idempotency-Key": "x" * 1_025})).status_code == 400
         for _ in range(2):
@@ -186,7 +188,7 @@ async def test_a_key_that_is_too_long_is_refused_and_an_empty_one_is_none(databa
         assert upstream.total == 2
 
 
-async def test_an_attempt_that_lost_its_key_answers_what_was_stored(
+async def test_an_attempt_that_lost_its_key_returns_the_stored_answer(
     database_url, database_owner_url, upstream
 ):
     hasty = IdempotencyTimes(lease_s=0.3, renew_every_s=60.0, poll_every_s=0.02, max_poll_s=0.1)

@@ -123,7 +123,7 @@ async def test_rows_of_a_clock_that_ran_ahead_count_when_their_time_comes(
     await limiter.close()
 
 
-async def test_while_the_ledger_is_away_money_is_refused_and_the_rest_goes_on(
+async def test_without_the_ledger_only_limits_of_money_refuse_calls(
     tmp_path, server_folder, settings
 ):
     async with PostgresServer(server_folder, durable=False) as server:

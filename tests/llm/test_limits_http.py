@@ -36,7 +36,7 @@ PRICES = {
 
 @asynccontextmanager
 async def running(plays="ok", *, secret=None, admin=None, prices=PRICES, **limits):
-    """An application with these limits; yields its client, the upstream and what was recorded."""
+    """An application with these limits; yields its client, the upstream and the recorder."""
     recorder, authority = Recorder(), InProcessAuthority()
     rates = LimitSettings.model_validate({"agent": {}, **limits})
     async with ScriptedUpstream() as upstream:
@@ -88,7 +88,7 @@ def refusal_of(response):
 @pytest.mark.parametrize(
     ("kind", "subject", "other"), [("agent", "agent:sofia", 200), ("microdao", "microdao:7", 200)]
 )
-async def test_a_limit_holds_for_its_subject_alone_and_the_refusal_tells_it(kind, subject, other):
+async def test_a_limit_holds_for_its_subject_alone_and_the_refusal_names_it(kind, subject, other):
     async with running(**{kind: {"requests_per_minute": 2}}) as (client, upstream, recorder):
         assert [(await client.post("/proxy", json=BODY)).status_code for _ in range(2)] == [
             200,
@@ -193,7 +193,7 @@ async def test_calls_at_a_time_are_bounded_and_a_slot_is_free_again_however_a_ca
         await until(admitted)
 
 
-async def test_money_is_reserved_at_the_dearest_target_and_settled_by_the_price_of_who_answered():
+async def test_money_is_reserved_at_the_highest_price_and_settled_at_the_answering_targets():
     async with running(agent={"usd_per_day": 1}) as (client, _, recorder):
         answer = (await client.post("/proxy", json=BODY)).json()
         cost = (
@@ -315,7 +315,7 @@ async def test_a_wrong_question_for_limits_is_a_400(query):
         assert (await client.get(f"/limits{query}")).status_code == 400
 
 
-def test_an_override_inherits_what_it_does_not_say_and_null_switches_off():
+def test_an_override_inherits_unset_limits_and_null_switches_one_off():
     rates = LimitSettings.model_validate(
         {
             "agent": {"requests_per_minute": 10, "tokens_per_minute": 100},
@@ -330,7 +330,7 @@ def test_an_override_inherits_what_it_does_not_say_and_null_switches_off():
 
 
 @pytest.mark.parametrize(("place", "estimated"), [("every_chunk", False), ("final", True)])
-async def test_a_stream_that_breaks_is_accounted_by_what_its_provider_told_else_by_its_pieces(
+async def test_a_broken_stream_is_accounted_by_reported_usage_or_else_by_its_pieces(
     place, estimated
 ):
     async with running(f"cut?after=3&usage={place}") as (client, _, recorder):
@@ -353,9 +353,7 @@ async def test_a_stream_that_breaks_is_accounted_by_what_its_provider_told_else_
     ],
 )
 @pytest.mark.parametrize("path", ["/proxy", "/stream"])
-async def test_an_answer_is_never_longer_than_what_was_set_aside_where_that_counts(
-    limits, sent, path
-):
+async def test_under_a_token_limit_an_answer_is_not_longer_than_its_reservation(limits, sent, path):
     async with running(**limits) as (client, upstream, _):
         unbounded = {name: value for name, value in BODY.items() if name != "max_tokens"}
         assert (await client.post(path, json=unbounded)).status_code == 200

@@ -114,7 +114,7 @@ async def test_other_routes_keep_the_envelope():
         }
 
 
-async def test_a_body_over_the_bound_is_told_in_openais_shape():
+async def test_a_body_over_the_bound_is_refused_in_openais_shape():
     async with running(secret=None) as (url, _, _), httpx.AsyncClient() as client:
         response = await client.post(f"{url}/v1/chat/completions", content=b"x" * (9 << 20))
         assert (response.status_code, response.json()["error"]["code"]) == (
@@ -123,7 +123,7 @@ async def test_a_body_over_the_bound_is_told_in_openais_shape():
         )
 
 
-async def test_a_full_replica_and_a_limit_are_told_in_openais_shape():
+async def test_a_full_replica_and_a_limit_refuse_in_openais_shape():
     async with running("silence", max_concurrent=1) as (url, upstream, _), client_of(url) as client:
         held = asyncio.create_task(client.chat.completions.create(**BODY))
         await upstream.wait_for(requests=1)

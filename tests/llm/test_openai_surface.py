@@ -212,7 +212,7 @@ async def test_models_with_the_official_client():
 REFUSAL = "Вибачте, з цим не допоможу."
 
 
-async def test_a_refusal_is_told_as_one_and_goes_back_as_the_turn_that_it_was():
+async def test_a_refusal_is_returned_as_one_and_can_be_sent_back_as_a_turn():
     async with running(play("ok", refusal=REFUSAL)) as (url, upstream, _), client_of(url) as client:
         answer = await client.chat.completions.create(**BODY)
         message = answer.choices[0].message
@@ -229,7 +229,7 @@ async def test_a_refusal_is_told_as_one_and_goes_back_as_the_turn_that_it_was():
         }
 
 
-async def test_a_streamed_refusal_is_told_as_one():
+async def test_a_streamed_refusal_is_returned_as_one():
     chunks = [
         {"choices": [{"index": 0, "delta": {"refusal": part}, "finish_reason": None}]}
         for part in ("Вибачте, ", "ні.")

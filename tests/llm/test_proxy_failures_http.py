@@ -156,7 +156,7 @@ async def test_the_callers_deadline_holds():
         assert asyncio.get_running_loop().time() - started < 8  # the provider's own bound is 10 s
 
 
-async def test_a_stream_ends_with_usage_and_who_answered():
+async def test_a_stream_ends_with_usage_and_the_answering_target():
     async with running() as (client, _, recorder):
         response = await client.post("/stream", json=BODY)
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -196,7 +196,7 @@ async def test_a_stream_that_breaks_half_way_ends_in_an_error_event(broken):
         assert recorder.records[-1].estimated
 
 
-async def test_a_stream_that_breaks_half_way_is_finished_where_the_model_says_so():
+async def test_a_broken_stream_is_resumed_if_the_route_says_so():
     resumed = {
         "provider": "openai",
         "name": "first",
@@ -223,7 +223,7 @@ async def test_a_stream_that_breaks_half_way_is_finished_where_the_model_says_so
         ]
 
 
-async def test_a_provider_that_is_down_is_left_alone_and_the_caller_told_for_how_long():
+async def test_a_failing_provider_is_not_called_and_the_error_says_for_how_long():
     async with running("http_500") as (client, upstream, _):
         answers = [await client.post("/proxy", json=BODY) for _ in range(6)]
         assert [answer.status_code for answer in answers[:2]] == [502, 502]

@@ -1,4 +1,4 @@
-"""Continuations: repetitions are left out, new beginnings are errors, however it is cut."""
+"""Continuations: repetitions are left out, starting over is an error, however the text is cut."""
 
 import pytest
 from hypothesis import given
@@ -76,7 +76,7 @@ WORDS = st.lists(
 
 
 @given(WORDS.filter(lambda text: text.strip()), WORDS, st.integers(1, 40), st.integers(1, 9))
-def test_an_answer_that_is_given_again_whole_is_shown_once(shown, rest, cut, size):
+def test_an_answer_that_is_repeated_whole_is_shown_once(shown, rest, cut, size):
     whole = f"{shown.strip()} {rest}"
     shown = whole[: min(cut, len(whole) - 1)].strip()
     text = joined(shown, pieces_of(whole.strip(), size))

@@ -76,7 +76,7 @@ def load(waiting, max_running=4):
     )
 
 
-def test_the_queue_is_what_the_engine_said():
+def test_the_queue_depth_is_the_engines_last_report():
     assert queue_depth(load(3)) == 3
     assert queue_depth(Condition("starting")) == math.inf
     assert queue_depth(Condition()) == 0, "of a remote provider nothing is known"

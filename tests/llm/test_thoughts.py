@@ -56,7 +56,7 @@ def test_no_letter_is_invented_and_none_shown_twice(text, opened):
 
 
 @given(st.text(max_size=60).filter(lambda text: not text.lstrip().startswith(("<", "["))))
-def test_an_answer_that_begins_with_words_is_left_as_it_is(text):
+def test_an_answer_that_begins_with_words_is_unchanged(text):
     assert streamed(text + "<think>x</think>", [1, 3, 7], opened=False) == (
         (text + "<think>x</think>", "") if text.strip() else (text[:0], "x")
     )
@@ -114,7 +114,7 @@ def test_a_thought_that_the_prompt_has_opened_needs_no_opening_tag(text, content
     assert streamed(text, range(len(text)), opened=True) == (content, thought)
 
 
-def test_a_closing_tag_alone_tells_of_a_whole_answer_of_a_thinking_model():
+def test_a_closing_tag_alone_ends_the_thought_of_a_reasoning_model():
     assert whole_parts("Хто?</think>Олена.", reasoning=True)[:2] == ("Олена.", "Хто?")
     assert whole_parts("Тег </think>", reasoning=False)[:2] == ("Тег </think>", "")
     for text in ("Олена.", "Теги <think> і </think>."):

@@ -97,7 +97,7 @@ def test_units_that_one_replica_does_not_use_go_to_another_within_seconds():
     assert admitted(world, 150) == 97
 
 
-def test_units_come_back_after_a_minute_and_the_refusal_says_when():
+def test_units_return_after_a_minute_and_the_refusal_says_when():
     world = only("requests_per_minute", 3)
     assert admitted(world, 5) == 3
     (balance,) = [b for b in world.replicas[0].plan(world.limits, world.now) if b.key == REQUESTS]

@@ -86,7 +86,7 @@ def test_also_where_another_authority_granted_it(meter):
     assert spend(world, 20) == 4
 
 
-def test_a_clock_that_is_set_back_over_midnight_goes_on_in_the_day_before():
+def test_a_clock_set_back_over_midnight_continues_the_day_before():
     world = money("usd_per_day")
     midnight = DAY - (world.wall + world.now) % DAY
     world.wall += midnight - 2

@@ -100,7 +100,7 @@ async def test_a_refusal_names_limit_subject_what_is_left_and_when(
     await limiter.reserve(BORYS, estimate)
 
 
-async def test_a_call_that_can_never_be_admitted_is_told_so(open_limiter):
+async def test_a_call_over_the_whole_limit_is_refused_without_a_retry(open_limiter):
     limiter = open_limiter(InProcessAuthority(), limits(tokens_per_minute=100))
     for _ in range(2):  # whatever is left of it
         with pytest.raises(OverLimit, match="ask for less") as caught:
@@ -188,7 +188,7 @@ async def test_an_unreachable_authority_refuses_everyone_and_recovers(open_limit
     assert len(await admitted(limiter, 20)) == 10
 
 
-async def test_a_restarted_authority_is_told_first_and_grants_then(open_limiter):
+async def test_a_restarted_authority_collects_reports_before_it_grants(open_limiter):
     authority = InProcessAuthority(learning_s=0.5)
     limiters = [
         open_limiter(authority, limits(requests_per_minute=20, concurrent_calls=8))
@@ -271,7 +271,7 @@ async def test_other_limits_after_a_reload_hold_at_once_and_nothing_is_forgotten
 
 
 @pytest.mark.parametrize("meter", ["requests_per_minute", "tokens_per_minute", "usd_per_day"])
-async def test_a_smaller_limit_after_a_reload_is_not_exceeded_by_what_was_leased_before(
+async def test_a_smaller_limit_after_a_reload_is_not_exceeded_by_earlier_leases(
     open_limiter, meter
 ):
     of = {
@@ -337,7 +337,7 @@ async def test_a_caller_that_leaves_while_it_waits_holds_nothing(open_limiter):
     await eventually_admitted(limiter)
 
 
-async def test_a_defect_on_the_way_to_the_authority_refuses_is_told_and_passes(events):
+async def test_a_defect_in_one_exchange_refuses_its_calls_is_logged_and_passes(events):
     authority = InProcessAuthority()
     working = authority.exchange
 

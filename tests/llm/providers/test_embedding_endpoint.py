@@ -142,7 +142,7 @@ async def test_no_text_or_too_many_are_refused(count):
         ("cut", UpstreamInvalidResponse),
     ],
 )
-async def test_each_failure_is_its_leaf_and_tells_no_secret(answer, leaf):
+async def test_each_failure_is_its_leaf_and_leaks_no_secret(answer, leaf):
     async with endpoint() as (server, embedder):
         server.answer = answer
         with pytest.raises(leaf) as failure:

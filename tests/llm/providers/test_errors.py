@@ -1,4 +1,4 @@
-"""What callers are shown of an upstream's error text."""
+"""Error texts of upstreams, as callers see them."""
 
 import pytest
 

@@ -182,7 +182,7 @@ async def test_credentials_stand_in_the_environments_url(guarded):
 
 
 @BOTH
-async def test_a_refusal_of_the_proxy_says_so(guarded, upstream, stream):
+async def test_a_refusal_by_the_forward_proxy_names_the_proxy(guarded, upstream, stream):
     async with provider(guarded.base_url, {}, proxy=guarded.proxy_url) as made:
         outcome = await call(made, stream=stream)
         assert_leaf(outcome.error, errors.UpstreamMisconfigured, upstream)
@@ -207,7 +207,7 @@ async def test_plain_http_goes_through_the_proxy_too(guarded, upstream, stream, 
 
 
 @BOTH
-async def test_a_proxy_that_is_away_says_so(upstream, stream):
+async def test_an_unreachable_forward_proxy_is_named(upstream, stream):
     with refused_port() as port:
         proxy = f"http://127.0.0.1:{port}"
         async with provider("https://provider.test/v1", {}, proxy=proxy) as made:

@@ -1,4 +1,4 @@
-"""The adapter of the in-cluster engine: its deadlines, and that whoever leaves it is left by it.
+"""The adapter of the in-cluster engine: its deadlines, and what happens when its caller leaves.
 
 The engine is a scripted generator.
 """
@@ -104,7 +104,7 @@ async def test_leaving_stops_the_generation():
     assert engine.stopped == 1
 
 
-def test_it_goes_on_with_a_message_in_vllms_dialect():
+def test_an_answer_is_continued_in_vllms_dialect():
     messages, options = provider_of(Engine()).continued(QUESTION, "Half", {"max_tokens": 3})
     assert messages[-1] == {"role": "assistant", "content": "Half"}
     assert options["extra_body"]["continue_final_message"] is True

@@ -2,7 +2,7 @@
 sockets.
 
 Each row of the tables is one behaviour of `tests/support/llm/upstream`; where it makes sense it is
-met streaming and not.
+tested streaming and not.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ async def test_usage_keeps_cached_and_reasoning_tokens(provider, upstream, strea
 
 
 @BOTH
-async def test_reasoning_that_is_counted_beside_the_answer_is_part_of_what_was_written(
+async def test_reasoning_counted_beside_the_answer_is_part_of_the_completion(
     provider, upstream, stream
 ):
     usage = {
@@ -300,7 +300,7 @@ async def test_the_value_that_opens_this_graph_is_sent_to_no_provider(make_provi
     assert "authorization" not in upstream.requests[0].headers
 
 
-async def test_without_a_key_it_is_unavailable_by_name_and_sends_none(make_provider, upstream):
+async def test_without_a_key_it_is_unavailable_and_names_the_variable(make_provider, upstream):
     provider = make_provider(upstream.base_url, key=None)
     assert "UPSTREAM_KEY" in provider.unavailable_reason()
     assert make_provider(upstream.base_url).unavailable_reason() is None

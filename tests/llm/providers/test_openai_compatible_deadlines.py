@@ -1,4 +1,4 @@
-"""How long `providers/openai_compatible.py` waits, and that whoever leaves it is left by it too."""
+"""Deadlines of `providers/openai_compatible.py`, and what happens when its caller leaves."""
 
 from __future__ import annotations
 

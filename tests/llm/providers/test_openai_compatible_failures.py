@@ -1,6 +1,4 @@
-"""What `providers/openai_compatible.py` makes of upstreams that fail: by status, by shape, below
-HTTP.
-"""
+"""Errors of `providers/openai_compatible.py` for failing upstreams: status, shape, below HTTP."""
 
 from __future__ import annotations
 
@@ -192,7 +190,7 @@ async def test_a_stream_gives_what_came_before_it_broke(provider, upstream):
 
 
 @BOTH
-async def test_a_flapping_upstream_is_met_as_it_is(provider, upstream, stream):
+async def test_a_flapping_upstream_alternates(provider, upstream, stream):
     upstream.script(play("flapping", down=2, up=1))
     found = [(await call(provider, stream=stream)).error for _ in range(4)]
     assert [type(error) for error in found] == [

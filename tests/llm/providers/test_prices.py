@@ -1,4 +1,4 @@
-"""What a call costs: by the configuration, by the price library, or not known."""
+"""Prices of calls: by the configuration, by the price library, or unknown."""
 
 from decimal import Decimal
 
@@ -46,7 +46,7 @@ def cost(book, provider, name, prompt=0, completion=0, cached=None):
     ("prompt", "completion", "cached"),
     [(1000, 100, 0), (1_000_000, 0, 0), (7, 3, 5), (0, 0, 0), (300_000, 1, 299_999)],
 )
-def test_it_is_what_the_library_says(name, prompt, completion, cached):
+def test_prices_equal_the_librarys(name, prompt, completion, cached):
     from_library = prices._library_cost(
         name, "https://api.openai.com/v1", prompt, cached, completion
     )
@@ -92,7 +92,7 @@ def test_the_configuration_wins_by_logical_model_or_by_provider_and_name():
     assert cost(book(here={"input": 0, "output": 0}), "local", "tiny", 1_000) == 0
 
 
-def test_cached_tokens_cost_as_others_where_nothing_is_said_and_never_more_than_there_are():
+def test_cached_tokens_without_a_price_cost_as_others_and_are_at_most_the_prompt():
     own = book(gpt={"input": 1, "output": 1})
     assert cost(own, "openai", "gpt-4.1-mini", 10, 0, 10) == cost(own, "openai", "gpt-4.1-mini", 10)
     cheap = book(gpt={"input": 1, "output": 1, "cached_input": 0})

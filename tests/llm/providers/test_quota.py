@@ -1,4 +1,4 @@
-"""What is read out of providers' rate limit headers."""
+"""Quotas read from providers' rate limit headers."""
 
 import pytest
 from hypothesis import given

@@ -80,7 +80,7 @@ _CHUNKS = st.fixed_dictionaries(
 
 
 @given(st.lists(_JSON | _CHUNKS, max_size=6))
-def test_a_stream_of_anything_gives_what_can_be_sent_on(chunks):
+def test_any_stream_gives_items_that_can_be_sent_on(chunks):
     parser = StreamParser()
     with contextlib.suppress(DaarionError):
         for chunk in chunks:

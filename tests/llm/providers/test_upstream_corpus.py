@@ -30,7 +30,7 @@ USAGE = {"prompt": "prompt_tokens", "completion": "completion_tokens", "total": 
 
 @dataclass
 class Outcome:
-    """What a caller got, on either surface."""
+    """The answer or error that a caller received, on either surface."""
 
     content: str = ""
     reasoning: str = ""

@@ -1,4 +1,4 @@
-"""The scripted upstream does what its catalogue says: other tests stand on it."""
+"""The scripted upstream does what its catalogue says: other tests depend on it."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ async def test_usage_stands_as_configured(client, upstream, name, usages, in_cho
 @pytest.mark.parametrize(
     "name", ["no_done", "cut_clean", "no_finish_reason", "error_in_stream", "malformed_chunk"]
 )
-async def test_incomplete_streams_end_without_what_they_leave_out(client, upstream, name):
+async def test_incomplete_streams_end_without_the_missing_parts(client, upstream, name):
     _, raw, _ = await post(client, upstream, model=name, stream=True, text="a b c d")
     assert (b"[DONE]" in raw) == (name in {"no_finish_reason", "malformed_chunk"})
     assert (b'"finish_reason": "stop"' in raw) == (name in {"no_done", "malformed_chunk"})
@@ -223,7 +223,7 @@ async def test_garbage_bodies(client, upstream):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 429, 500, 502, 503, 529])
-async def test_refusals_echo_what_must_not_leak(client, upstream, status, stream):
+async def test_scripted_refusals_echo_secrets(client, upstream, status, stream):
     got, raw, _ = await post(client, upstream, model=f"http_{status}", stream=stream)
     assert got == status
     assert "sk-secret-1234567890" in json.loads(raw)["error"]["message"]

@@ -1,4 +1,4 @@
-"""The mapped file of calls in work: what began and did not end is found again."""
+"""The mapped file of calls in work: unfinished calls are found after a crash."""
 
 import tempfile
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_unfinished_calls_are_found(steps: list[tuple[bytes, bool]]) -> None:
         assert files(folder) == []
 
 
-def test_a_file_in_use_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_in_use_is_not_adopted(tmp_path: Path) -> None:
     calls = RunningCalls.create(tmp_path, "calls", slots=2)
     assert RunningCalls.adopt(files(tmp_path)[0]) is None
     assert RunningCalls.adopt(tmp_path / "gone.running") is None

@@ -144,7 +144,9 @@ async def test_a_record_without_attempts_is_its_own_only_one(
     assert [row["recorder"] for row in rows] == ["here", ""]
 
 
-async def test_usage_by_provider_gives_each_what_it_took(database: Database, tmp_path: Any) -> None:
+async def test_usage_by_provider_gives_each_its_own_attempts(
+    database: Database, tmp_path: Any
+) -> None:
     await written(
         database,
         tmp_path,

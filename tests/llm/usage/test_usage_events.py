@@ -35,7 +35,7 @@ async def server(tmp_path):
 
 @pytest.fixture
 async def heard(server):
-    """What a billing engine hears: [(id header, body)]."""
+    """The messages that a billing engine receives: [(id header, body)]."""
     messages = []
 
     async def hear(message):
@@ -138,7 +138,7 @@ async def test_a_settled_call_is_one_message_with_its_attempts(
     ]
 
 
-async def test_while_nats_is_away_the_ledger_goes_on_and_the_messages_come_later(
+async def test_while_nats_is_away_rows_are_written_and_messages_come_later(
     database, tmp_path, events, server, heard
 ):
     await server.stop()

@@ -12,7 +12,7 @@ NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
 
 
 class Reader:
-    """Remembers what it was asked."""
+    """Remembers its queries."""
 
     asked: UsageFilter
 

@@ -139,7 +139,7 @@ async def test_pages_hold_every_group_once(
 
 
 @pytest.mark.parametrize("cursor", ["x", "!!", "bnVsbA==", "W10=", "WzEsMiwzLDRd", "é", "A" * 4096])
-async def test_a_cursor_that_is_none(ledger: PostgresUsageReader, cursor: str) -> None:
+async def test_a_malformed_cursor_is_refused(ledger: PostgresUsageReader, cursor: str) -> None:
     with pytest.raises(InvalidRequest):
         await ledger.query(asked(group_by=("day",), cursor=cursor))
 
