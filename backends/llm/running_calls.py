@@ -1,4 +1,4 @@
-"""Calls in work, in a memory-mapped file, so that the calls of a killed process are accounted for.
+"""Running calls in a memory-mapped file, so that the calls of a killed process are accounted for.
 
     0    magic, 8 bytes
     64   slots of 2 KiB   length u32, crc u32, the call's usage record as JSON; length 0: free

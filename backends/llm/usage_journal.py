@@ -1,4 +1,4 @@
-"""Usage records in mapped files: of ended calls until they are written, of calls in work."""
+"""Keeps usage records in mapped files: of ended calls until written, and of running calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from contracts.llm.usage import NOT_BEGUN, OUTCOME_LOST, UsageRecord
 
 JOURNAL_NAME = "llm-usage"
 BATCHES_PER_SEGMENT = 20
-"""Batches of one segment in a row, so that no segment waits for another."""
+"""Batches in a row from one segment, before the next segment has its turn."""
 
 
 class MappedUsageJournal:
@@ -154,7 +154,7 @@ class MappedUsageJournal:
             self._reported_drops = dropped
 
 
-# What a version before kept of a call in work: these values, in this order, as a JSON array.
+# Earlier versions kept a running call as a JSON array of these values, in this order.
 _FORMER = (
     "recorder", "id", "occurred_at", "request_id", "agent_id", "microdao_id", "channel_id",
     "logical_model", "provider", "physical_model", "prompt_tokens", "streamed", "credential",
@@ -162,7 +162,7 @@ _FORMER = (
 
 
 def _lost_record(begun: bytes) -> bytes:
-    """Returns the record of a call that a dead process had begun, under the id that it has."""
+    """Returns the record of a call that a dead process had begun, with the call's id."""
     if not begun.startswith(b"["):
         return begun
     former = dict(zip(_FORMER, orjson.loads(begun), strict=True))

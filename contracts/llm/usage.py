@@ -275,9 +275,9 @@ class UsageSink(Protocol):
 
 
 class UsageJournal(UsageSink, Protocol):
-    """Keeps records until they are in the ledger. They survive the process; the next one adopts.
+    """Keeps records, as JSON texts, until they are in the ledger.
 
-    Records are read as JSON texts.
+    They survive a killed process: another one adopts them.
     """
 
     @property
@@ -285,7 +285,7 @@ class UsageJournal(UsageSink, Protocol):
         """The number of records that are not delivered, adopted ones included."""
 
     async def open(self) -> None:
-        """Comes before everything else. Raises ConfigurationError: nothing can be kept."""
+        """Must be called first. Raises ConfigurationError: nothing can be kept."""
 
     def batches(self, rows: int) -> Iterator[AbstractContextManager[list[bytes]]]:
         """Yields batches of up to `rows`; one is delivered unless its block raises."""
@@ -299,7 +299,7 @@ class UsageJournal(UsageSink, Protocol):
     async def lost_calls(self) -> Sequence[AbstractAsyncContextManager[list[bytes]]]:
         """Returns what `begin` kept in dead processes, by process; it stays when the block raises.
 
-        To be asked once `adopt` has nothing left: a call that was recorded is not lost.
+        Call it when `adopt` returned False: a call that was recorded is not lost.
         """
 
     async def close(self) -> None:
