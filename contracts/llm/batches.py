@@ -82,7 +82,7 @@ class NewItem:
 
 @dataclass(frozen=True, slots=True)
 class ItemResult:
-    """A stored request with what became of it; `result` is JSON."""
+    """A stored request with its state; `result` is JSON."""
 
     custom_id: str
     status: ItemStatus
@@ -123,14 +123,14 @@ class BatchStore(Protocol):
         """Returns one page, newest first. Raises InvalidRequest for a cursor of another query."""
 
     async def cancel(self, microdao_id: str, batch_id: str) -> Batch:
-        """Ends a batch that is not ended; what has a result keeps it. Raises NotFound."""
+        """Cancels a batch that has not ended; results are kept. Raises NotFound."""
 
     def results(self, microdao_id: str, batch_id: str) -> AsyncIterator[list[ItemResult]]:
-        """Yields every request in the order of submission, some at a time, each as it is then."""
+        """Yields every request in the order of submission, some at a time, in its present state."""
 
 
 class BatchQueue(Protocol):
-    """The waiting requests of all microDAOs, in leases."""
+    """The waiting requests of all microDAOs, claimed under leases."""
 
     async def claim(self, lease_s: float) -> BatchWork | None:
         """Takes a due request: microDAOs in turn, then the batches of each.
@@ -139,7 +139,7 @@ class BatchQueue(Protocol):
         """
 
     async def extend(self, held: Collection[UUID], lease_s: float) -> set[UUID]:
-        """Prolongs the leases of the attempts with these tokens; returns those that still hold."""
+        """Renews the leases of these tokens; returns the tokens whose lease still holds."""
 
     async def finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> bool | None:
         """Writes the result of a running attempt.
@@ -163,4 +163,4 @@ class BatchQueue(Protocol):
         """
 
     async def purge(self, retention_s: float) -> int:
-        """Deletes batches submitted longer ago; returns how many rows went."""
+        """Deletes batches submitted longer ago; returns the number of deleted rows."""

@@ -20,7 +20,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSpace:
-    """What makes vectors comparable: the model version that made them, and their dimension."""
+    """Vectors of one space are comparable: the model version that made them, their dimension."""
 
     model_version: str
     dimension: int
@@ -60,7 +60,7 @@ class EmbeddingBatch:
 
     @property
     def vectors(self) -> list[list[float]]:
-        """All vectors as lists, for those who have no numpy at hand."""
+        """All vectors as lists, for callers without numpy."""
         return [self.row(index) for index in range(len(self))]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What the idempotency keys of LLM calls need from storage.
+"""The storage port of idempotency keys of LLM calls.
 
 Keys and fingerprints are SHA-256 digests.
 """
@@ -47,18 +47,18 @@ class IdempotencyStore(Protocol):
     async def begin(
         self, use: KeyUse, lease_s: float, retention_s: float
     ) -> Granted | Settled | InWork:
-        """Takes the key, or says who has it. Raises IdempotencyConflict: it was used for another
+        """Takes the key, or returns its state. Raises IdempotencyConflict: it was used for another
         request.
         """
 
     async def extend(self, use: KeyUse, token: UUID, lease_s: float) -> bool:
-        """Prolongs the lease; returns whether the key is still this attempt's."""
+        """Renews the lease; returns whether this attempt still holds the key."""
 
     async def settle(self, use: KeyUse, token: UUID, answer: bytes, retention_s: float) -> bool:
-        """Stores the answer for `retention_s`; returns whether the key was still this attempt's."""
+        """Stores the answer for `retention_s`; returns whether this attempt still held the key."""
 
     async def release(self, use: KeyUse, token: UUID) -> None:
-        """Forgets the key, if it is still this attempt's."""
+        """Deletes the key if this attempt still holds it."""
 
     async def purge(self) -> int:
-        """Deletes keys whose time is over; returns how many."""
+        """Deletes expired keys; returns how many."""

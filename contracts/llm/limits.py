@@ -1,4 +1,4 @@
-"""Limits of LLM calls: who is counted, what a call reserves and spends, and how it is asked for.
+"""Limits of LLM calls: their subjects, what a call reserves and spends, and the ports.
 
 Money is counted in whole nano-dollars (10⁻⁹ USD), so that sums are exact.
 """
@@ -23,12 +23,12 @@ Meter = Literal[
 ]
 
 CALENDAR: frozenset[Meter] = frozenset({"usd_per_day", "usd_per_month"})
-"""Meters that begin anew with a UTC day or month, in nano-dollars."""
+"""Meters of a UTC day or month, in nano-dollars."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a call is counted for.
+    """The agent, microDAO and credential that a call counts for.
 
     `credential` is the name of the presented credential, never the secret; `anonymous` where none
     is demanded.
@@ -40,7 +40,7 @@ class Caller:
 
 
 def caller_of(metadata: CallMetadata, credential: str) -> Caller:
-    """Returns the caller whom `metadata` names, under `credential`."""
+    """Returns the caller that `metadata` names, under `credential`."""
     return Caller(metadata.agent_id, metadata.microdao_id, credential)
 
 
@@ -53,19 +53,19 @@ class LimitKey(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """A limit that applies, in its meter's units: requests, tokens, calls or nano-dollars."""
+    """A limit in force, in its meter's units: requests, tokens, calls or nano-dollars."""
 
     key: LimitKey
     amount: int
 
 
 LimitsOf = Callable[[Caller], Sequence[Limit]]
-"""Which limits apply to a caller."""
+"""Returns the limits of a caller."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The most that a call may take, estimated before it; read only where a limit counts it."""
+    """Upper estimate of a call's use; read only where a limit counts it."""
 
     tokens: int = 0
     nano_usd: int = 0
@@ -73,7 +73,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a call took. `requests` is zero where no provider was called."""
+    """A call's use. `requests` is zero where no provider was called."""
 
     requests: int = 1
     tokens: int = 0
@@ -84,10 +84,10 @@ NOTHING = Spent(requests=0)
 
 
 class Reservation(Protocol):
-    """Units that are set aside for one running call."""
+    """Units reserved for one running call."""
 
     def settle(self, spent: Spent) -> None:
-        """Replaces what was set aside by what was spent; further calls do nothing. No I/O, no
+        """Replaces the reserved units by the spent ones; further calls do nothing. No I/O, no
         errors.
         """
 
@@ -96,7 +96,7 @@ class Limiter(Protocol):
     """Admission. Cheap: no database, normally no call at all."""
 
     async def reserve(self, caller: Caller, estimate: Estimate) -> Reservation:
-        """Sets aside one request, one running call, and the estimated tokens and money.
+        """Reserves one request, one running call, and the estimated tokens and money.
 
         Raises:
             RateLimited: a limit would be exceeded; says which one, what is left and when to come

@@ -1,4 +1,4 @@
-"""What the use cases need from the outside, as Protocols.
+"""Ports of the use cases.
 
 Adapters live in providers, backends and deployments.
 """
@@ -22,7 +22,7 @@ from contracts.llm.routing import Route, Target
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Why a call would probably fail now, or None; and the engine's load, where it is known."""
+    """Why a call would probably fail now, or None; and the engine's load, if known."""
 
     not_ready: str | None = None
     load: EngineLoad | None = None
@@ -37,10 +37,10 @@ class ChatProvider(Protocol):
     name: str
 
     def unavailable_reason(self) -> str | None:
-        """Why no call can succeed as things are configured (a missing key), or None."""
+        """Returns why no call can succeed with this configuration (a missing key), or None."""
 
     def condition(self) -> Condition:
-        """What is known without a call, for listings and for spill-over."""
+        """Returns the state that is known without a call, for listings and spill-over."""
 
     def quota_left(self, target: Target) -> float | None:
         """The share (0 to 1) that is left of the provider's own limit for the model; None if
@@ -71,7 +71,7 @@ class ChatProvider(Protocol):
         """Returns the call that asks for the rest of an answer after `text`; None if it cannot."""
 
     async def close(self) -> None:
-        """Releases what the provider holds."""
+        """Releases connections and tasks."""
 
 
 class Engine(Protocol):
@@ -106,7 +106,7 @@ class ModelRouter(Protocol):
 
 
 class Prices(Protocol):
-    """What models cost."""
+    """Prices of models."""
 
     def cost(self, target: Target, usage: TokenUsage) -> Decimal | None:
-        """US dollars for `usage` at this target, or None where no price is known; never a guess."""
+        """Returns US dollars for `usage` at this target; None where no price is known."""

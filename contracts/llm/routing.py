@@ -1,4 +1,4 @@
-"""Where a logical model leads: plain values, made from configuration and read by pure functions."""
+"""Routes of logical models: plain values, made from configuration and read by pure functions."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class CircuitPolicy:
-    """When a target is left alone.
+    """When a target's circuit opens, and for how long.
 
     The circuit opens after `failures` in a row, or once `share` of at least `calls` within
     `window_s` seconds failed. It is probed after `cooldown_s`, which doubles with each failed probe
@@ -105,7 +105,7 @@ class Target:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What is up or down as one: the provider and its name of the model."""
+        """The unit of failure: the provider and its name of the model."""
         return self.provider, self.name
 
 
@@ -148,7 +148,7 @@ class Route:
 
     @cached_property
     def longest_s(self) -> float:
-        """Seconds in which every target has been tried as often as its policy allows."""
+        """Seconds that suffice to try every target as often as its policy allows."""
         return sum(
             target.timeouts.total_s + target.retry.attempts * target.retry.max_backoff_s
             for target in self.every_target

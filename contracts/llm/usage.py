@@ -1,4 +1,4 @@
-"""The usage ledger's wire shapes and ports: what one LLM call consumed, and how it is asked for.
+"""The usage ledger's wire shapes and ports: records of LLM calls, and sums over them.
 
 A record is written once per call and never changed. Contents of prompts and answers are not part of
 it.
@@ -62,13 +62,13 @@ def _aware(value: datetime) -> datetime:
 
 
 _NOT_OF_ATTEMPTS = {"in_attempts": False}
-"""Marks what the rows of a call's attempts do not repeat."""
+"""Marks fields that the rows of a call's attempts do not repeat."""
 _NOT_LOGGED = {"logged": False}
 
 
 @dataclass
 class AttemptRecord:
-    """What one attempt consumed at the model that was called.
+    """The usage of one attempt at a model.
 
     Tokens of a failed or abandoned attempt are those that the provider had charged by then;
     `estimated` marks our own count. `cost_usd` is None where no price is known.
@@ -165,14 +165,14 @@ SHARED_FIELDS = tuple(
     for each in fields(UsageRecord)
     if each.name not in ATTEMPT_FIELDS and each.metadata.get("in_attempts", True)
 )
-"""What the rows of a call's attempts repeat of the call."""
+"""Fields of the call that the rows of its attempts repeat."""
 _COUNTS = attrgetter(*TOKEN_FIELDS, "attempts")
 _LOGGED = tuple(each.name for each in fields(UsageRecord) if each.metadata.get("logged", True))
 _MESSAGE_FIELDS = _names(UsageRecord, "tries", "attempts", "recorder")
 
 
 def tokens_of(usage: TokenUsage) -> dict[str, Any]:
-    """Returns the counts of `usage` as fields of a record, without those that are not known."""
+    """Returns the known counts of `usage` as fields of a record."""
     return {name: value for name, value in usage.__dict__.items() if value is not None}
 
 

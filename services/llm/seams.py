@@ -100,5 +100,5 @@ class Seam:
 
 def _started_over() -> UpstreamInvalidResponse:
     return UpstreamInvalidResponse(
-        "the answer broke off, and the model that was asked to finish it began anew: ask again"
+        "the answer broke off, and the model that was asked to finish it started over: retry"
     )

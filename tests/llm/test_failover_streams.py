@@ -130,7 +130,7 @@ async def test_a_continuation_that_starts_over_is_never_a_success(anew):
             "upstream_invalid_response",
             True,
         )
-        assert "began anew" in result.error.message
+        assert "started over" in result.error.message
         assert result.text.startswith(WRITTEN)
         assert LONG not in result.text
         assert [record.outcome for record in recorder.records] == ["upstream_invalid_response"]

@@ -149,8 +149,8 @@ def _request(index: int, value: object) -> BatchRequest:
             {**mistake, "field": f"requests[{index}].{mistake['field']}".rstrip(".")}
             for mistake in mistakes
         ]
-        told = "; ".join(f"{mistake['field']}: {mistake['problem']}" for mistake in named)
-        raise InvalidRequest(told, details={"mistakes": named}) from None
+        summary = "; ".join(f"{mistake['field']}: {mistake['problem']}" for mistake in named)
+        raise InvalidRequest(summary, details={"mistakes": named}) from None
 
 
 async def _lines(results: AsyncIterator[list[ItemResult]]) -> AsyncIterator[bytes]:
