@@ -160,7 +160,7 @@ def http_errors(*, begun: bool = False) -> Iterator[None]:
         if begun and not issubclass(kind, TimedOut):
             raise AnswerCutOff from None
         if kind is ProxyRefused:
-            status = str(error)[:3]  # httpx2 tells it in the message alone: `407 Proxy …`
+            status = str(error)[:3]  # httpx2 gives it in the message alone: `407 Proxy …`
             raise ProxyRefused(int(status) if status.isdecimal() else None) from None
         raise kind from None
 

@@ -1,5 +1,5 @@
-"""How long a server asks to be left alone: the `Retry-After` header (RFC 9110, 10.2.3). Pure;
-nothing that it holds is trusted.
+"""How long a server asks to wait before the next request: the `Retry-After` header (RFC 9110,
+10.2.3). Pure; nothing that it holds is trusted.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class AgentRuntimeReplica:
             self._resources = resources.pop_all()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes the blueprints; runs in work keep the ones they began with."""
+        """Takes the blueprints; running runs keep theirs."""
         self._blueprints = {
             agent_id: Blueprint.model_validate(fields)
             for agent_id, fields in user_config["blueprints"].items()

@@ -6,7 +6,7 @@
     --args JSON     the same `args` that the application takes in the graph
 
 All agent runtimes on one database share its runs, by leases. SIGTERM or SIGINT ends the process:
-runs in work get a few seconds, the rest is handed over. Exit status 2 and one line on stderr when
+running runs get a few seconds, the rest is handed over. Exit status 2 and one line on stderr when
 the configuration is wrong.
 """
 
@@ -48,7 +48,7 @@ class _Server(uvicorn.Server):
         yield
 
     def stop(self) -> None:
-        """Ends `serve` once the requests in work have ended."""
+        """Ends `serve` once open requests have ended."""
         self.should_exit = True
 
 

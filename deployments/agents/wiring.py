@@ -39,7 +39,7 @@ from services.health.dependencies import Dependency, HealthMonitor
 class AgentsArgs(BaseModel):
     """`args` of the application.
 
-    `max_concurrent` bounds the requests in work per replica, `max_running` and `max_waiting` its
+    `max_concurrent` bounds the concurrent requests per replica, `max_running` and `max_waiting` its
     runs; more are answered 503 at once. A run whose replica died is taken over after `lease_s`.
     `messaging` says where channels are (by default the workspace of this graph). Calls to the LLM
     proxy, Toolcore and memory are retried for `patience_s` while those cannot be reached.
@@ -144,7 +144,7 @@ class AgentRuntime:
             self._resources = resources.pop_all()
 
     async def close(self) -> None:
-        """Takes no more runs, gives those in work a few seconds, and hands the rest over."""
+        """Takes no more runs, gives running ones a few seconds, and hands the rest over."""
         await self._resources.aclose()
 
     def router(self) -> APIRouter:

@@ -33,9 +33,9 @@ AFTER_DEFECT_S = 5.0
 class RunSettings:
     """Bounds of one replica.
 
-    `max_running` runs are in work and `max_waiting` wait; more are refused. A replica renews the
-    leases of its runs three times in `lease_s`. Another replica takes over a run with an expired
-    lease within `claim_every_s`. Ended runs are kept for `keep_days`.
+    At most `max_running` runs are worked on and `max_waiting` wait; more are refused. A replica
+    renews the leases of its runs three times in `lease_s`. Another replica takes over a run with an
+    expired lease within `claim_every_s`. Ended runs are kept for `keep_days`.
     """
 
     max_running: int = 16
@@ -93,7 +93,7 @@ class AgentRuns:
             )
 
     async def close(self) -> None:
-        """Accepts no more runs, gives those in work `close_s`, and releases the rest to other
+        """Accepts no more runs, gives running ones `close_s`, and releases the rest to other
         replicas.
         """
         self._closing = True
@@ -179,11 +179,11 @@ class AgentRuns:
         """Raises Unavailable when a background task has ended."""
         ended = [task.get_name().partition(":")[2] for task in self._tasks if task.done()]
         if ended and not self._closing:
-            raise Unavailable(f"no longer at work: {', '.join(sorted(ended))}")
+            raise Unavailable(f"background tasks have ended: {', '.join(sorted(ended))}")
 
     @property
     def load(self) -> tuple[int, int]:
-        """The numbers of runs in work and of waiting runs."""
+        """The numbers of running and of waiting runs."""
         return len(self._working), self._queue.qsize()
 
     async def _trigger(

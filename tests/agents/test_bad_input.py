@@ -18,7 +18,7 @@ async def invoke(here, status, **body):
     return answer["error"]
 
 
-async def test_what_is_unknown_or_not_the_callers_is_refused_before_anything_is_done(here):
+async def test_wrong_agents_channels_and_bodies_are_refused_without_asking_a_model(here):
     channel, foreign = await here.channel(), await here.channel(microdao_id="microdao:8")
     without = await here.channel(OLENA)
     await here.say(channel, "Привіт")

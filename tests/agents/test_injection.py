@@ -216,7 +216,7 @@ async def test_no_planted_order_is_carried_out(here, surface):
     assert obeyed == len(PAYLOADS) >= 14
 
 
-async def test_what_the_agent_itself_said_before_is_data_too(here):
+async def test_earlier_messages_of_the_agent_are_data_too(here):
     here.use(blueprint(tools=GRANTED))
     channel = await here.channel()
     here.model.script(Thought("Ось сторінка: " + PAYLOADS["uk-system"]))
@@ -251,7 +251,7 @@ async def test_arguments_cannot_name_another_microdao_and_other_agents_tools_sta
     assert here.executed == []
 
 
-async def test_the_person_who_asks_may_and_the_blueprint_may_permit(here):
+async def test_calls_that_question_or_blueprint_allow_are_made(here):
     """The same calls, where they are allowed: the suite would notice if nothing ever ran."""
     here.use(blueprint(tools=GRANTED, memory={"recall": 0}))
     here.model.script(Thought(calls=[("notes__write", {"text": "а"})]), Thought("Записала."))

@@ -1,4 +1,4 @@
-"""A conversation over days: what was said is found by meaning, in either language, after restarts.
+"""A conversation over days: statements are found by meaning, in either language, after restarts.
 The real embedding model.
 """
 
@@ -45,7 +45,7 @@ def embedder():
     return InProcessEmbedder(load_engines(environment).embedder, environment)
 
 
-async def test_what_was_said_is_found_days_later_in_either_language(
+async def test_statements_are_found_days_later_in_either_language(
     database_urls, tmp_path, embedder
 ):
     channel = None

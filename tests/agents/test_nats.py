@@ -1,4 +1,4 @@
-"""Invocations over a real NATS server: answered once, kept while nobody listens, put aside when
+"""Invocations over a real NATS server: answered once, kept while nobody listens, parked when
 they can never be served.
 """
 
@@ -171,8 +171,8 @@ async def notices(subscription, count):
     return [(message.subject, json.loads(message.data)) for message in found]
 
 
-def assert_shapes(told, channel):
-    for subject, notice in told:
+def assert_shapes(announced, channel):
+    for subject, notice in announced:
         assert {name: type(value) for name, value in notice.items()} == NOTICES[subject], subject
         assert datetime.fromisoformat(notice["ts"]).tzinfo is not None
         assert (
@@ -187,23 +187,23 @@ def assert_shapes(told, channel):
             "channel_message",
         )
         assert "message_preview" not in notice
-    assert len({notice["run_id"] for _, notice in told}) == 1
-    assert len({notice["event_id"] for _, notice in told}) == len(told)
+    assert len({notice["run_id"] for _, notice in announced}) == 1
+    assert len({notice["event_id"] for _, notice in announced}) == len(announced)
     assert not [
         word
         for word in ("Сад", "проєкти", "Перепрошую")
-        if word in json.dumps(told, ensure_ascii=False)
+        if word in json.dumps(announced, ensure_ascii=False)
     ]
 
 
-async def test_a_run_is_told_to_neighbours_without_its_contents(here, outside):
-    told = await outside.subscribe("agent.>")
+async def test_a_run_is_announced_to_neighbours_without_its_contents(here, outside):
+    announced = await outside.subscribe("agent.>")
     await outside.flush()
     async with here.agents():
         await connected(here)
         channel = await here.channel()
         answer = await here.ask(channel, "Які проєкти?")
-        first = await notices(told, 3)
+        first = await notices(announced, 3)
         assert [(subject, notice.get("status")) for subject, notice in first] == [
             ("agent.run.started", None),
             ("agent.reply.sent", "answered"),
@@ -214,7 +214,7 @@ async def test_a_run_is_told_to_neighbours_without_its_contents(here, outside):
 
         here.model.mind = lambda body: Thought(status=400)
         assert (await here.ask(channel, "Які ще проєкти?"))["status"] == "failed"
-        second = await notices(told, 4)
+        second = await notices(announced, 4)
         assert [(subject, notice.get("error_type")) for subject, notice in second] == [
             ("agent.run.started", None),
             ("agent.reply.sent", None),
@@ -224,7 +224,7 @@ async def test_a_run_is_told_to_neighbours_without_its_contents(here, outside):
         assert_shapes(second, channel)
 
         assert (await here.invoke(channel, "gone"))["status"] == "ignored"
-        third = await notices(told, 2)
+        third = await notices(announced, 2)
         assert [(subject, notice.get("status")) for subject, notice in third] == [
             ("agent.run.started", None),
             ("agent.run.ended", "ignored"),
@@ -232,7 +232,7 @@ async def test_a_run_is_told_to_neighbours_without_its_contents(here, outside):
 
 
 async def test_a_reply_that_the_channel_refuses_is_an_error_and_was_not_sent(here, outside):
-    told = await outside.subscribe("agent.>")
+    announced = await outside.subscribe("agent.>")
     await outside.flush()
     neighbour = {
         "GET": (
@@ -255,14 +255,16 @@ async def test_a_reply_that_the_channel_refuses_is_an_error_and_was_not_sent(her
     ):
         await connected(here)
         assert (await here.invoke("channel:1"))["status"] == "undelivered"
-        assert [(subject, notice.get("status")) for subject, notice in await notices(told, 3)] == [
+        assert [
+            (subject, notice.get("status")) for subject, notice in await notices(announced, 3)
+        ] == [
             ("agent.run.started", None),
             ("agent.error", "undelivered"),
             ("agent.run.ended", "undelivered"),
         ]
 
 
-async def test_who_publishes_does_not_choose_whose_memory_answers_in_a_channel(here, outside):
+async def test_a_publisher_cannot_choose_the_tenant_of_a_channel(here, outside):
     async with (
         recording_server(lambda seen: (404, {})) as server,
         here.agents(messaging={"kind": "messaging_service", "base_url": server.url}),
@@ -280,7 +282,7 @@ async def test_without_nats_runs_are_answered_all_the_same(here, server):
         assert (await here.ask(await here.channel(), "Які проєкти?"))["status"] == "answered"
 
 
-async def test_what_is_published_while_no_runtime_runs_is_answered_later(here, outside):
+async def test_invocations_published_while_no_runtime_runs_are_answered_later(here, outside):
     async with here.agents():
         await connected(here)  # the stream is there from now on
     channel = await here.channel()
@@ -290,9 +292,7 @@ async def test_what_is_published_while_no_runtime_runs_is_answered_later(here, o
         assert await replied(here, channel) == ["Є «Сад»."]
 
 
-async def test_without_an_id_the_newest_message_is_meant_and_a_question_of_its_own_is_asked_once(
-    here, outside
-):
+async def test_invocations_without_a_message_id_are_answered_once(here, outside):
     async with here.agents():
         await connected(here)
         channel = await here.channel()
@@ -318,7 +318,7 @@ async def test_a_stream_that_holds_the_subject_already_is_used(here, outside):
         assert await replied(here, channel) == ["Є «Сад»."]
 
 
-async def test_what_can_never_be_served_is_put_aside_and_the_rest_waits_for_what_is_away(
+async def test_unservable_and_too_old_invocations_are_parked_and_others_wait(
     here, outside, monkeypatch
 ):
     async with here.agents():
@@ -355,7 +355,7 @@ async def test_what_can_never_be_served_is_put_aside_and_the_rest_waits_for_what
         assert await replied(here, channel) == ["Є «Сад»."]
 
 
-async def test_what_a_full_replica_has_no_room_for_stays_in_the_stream(here, outside):
+async def test_invocations_beyond_a_full_replica_stay_in_the_stream(here, outside):
     may_answer = asyncio.Event()
     here.model.script(Thought("Так.", until=may_answer))
     messages, room = 30, 2
@@ -386,4 +386,4 @@ def test_refusals_are_delivered_again_after_growing_pauses():
     assert (pauses[:3], pauses[-1]) == ([1.0, 2.0, 4.0], 30.0)
     assert (
         subjects.PARK_AFTER_S + pauses[-1] < subjects.KEEP_S
-    )  # put aside before the stream forgets it
+    )  # parked before the stream forgets it

@@ -39,7 +39,7 @@ async def test_delivered_many_times_at_once_to_two_replicas_it_is_answered_once(
 
 
 async def test_a_killed_process_loses_nothing_and_repeats_no_effect(here, tmp_path):
-    """Killed between a tool call and the reply: another replica goes on, with the same run and
+    """Killed between a tool call and the reply: another replica resumes the same run,
     without a second effect.
     """
     asked = asyncio.Event()
@@ -141,7 +141,7 @@ def theirs(server):
 
 
 class Neighbour:
-    """A messaging-service without ids: keeps messages, and fails as it is told."""
+    """A messaging-service without ids: keeps messages, and fails as the test asks."""
 
     def __init__(self):
         self.messages = [
@@ -200,7 +200,7 @@ async def test_a_service_that_knows_no_runs_gets_at_most_one_message(
 
 
 @pytest.mark.parametrize("refusals", [1, 4])
-async def test_what_a_service_surely_did_not_take_is_posted_again(here, refusals, monkeypatch):
+async def test_a_post_that_was_certainly_not_taken_is_repeated(here, refusals, monkeypatch):
     """Refusals that outlast one attempt's patience are met by the next attempt."""
     monkeypatch.setattr("services.agents.run_attempts.POSTPONE_S", 0.1)
     neighbour = Neighbour()
@@ -268,10 +268,10 @@ async def test_an_empty_message_is_answered_without_a_model(here):
 @pytest.mark.parametrize(
     ("ages_s", "asked"), [((10, -60), "перше"), ((20, 10), "друге"), ((-50, -60), "друге")]
 )
-async def test_a_run_of_a_service_without_ids_answers_what_was_there_when_it_was_asked(
+async def test_without_message_ids_a_run_answers_the_newest_message_at_its_invocation(
     here, ages_s, asked
 ):
-    """What came later has a run of its own; where only clocks differ, the newest is meant."""
+    """A later message has a run of its own; if only clocks differ, the newest is answered."""
     neighbour, now = Neighbour(), datetime.now(UTC)
     neighbour.messages = [
         {

@@ -15,14 +15,14 @@ from tests.support.agents.tool_scenes import NAMES, UNABLE, tools_step
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_without_memory_the_run_goes_on_and_says_so(here):
+async def test_a_run_without_memory_is_answered_and_marked_degraded(here):
     here.door.away.add("memory")
     answer = await here.ask(await here.channel(), "Привіт")
     assert answer["status"] == "answered"
     assert (await here.run(answer["run_id"]))["degraded"] == ["memory", "memory_store"]
 
 
-async def test_without_tools_the_model_is_told(here):
+async def test_the_prompt_says_that_no_tool_can_be_reached(here):
     here.door.away.add("tools")
     answer = await here.ask(await here.channel(), "Які проєкти?")
     assert answer["status"] == "answered"
@@ -31,7 +31,7 @@ async def test_without_tools_the_model_is_told(here):
     assert (await here.run(answer["run_id"]))["degraded"] == ["tools"]
 
 
-async def test_tools_that_go_away_in_between_are_told_as_results(here):
+async def test_tools_that_become_unreachable_give_failed_results(here):
     def mind(body):
         here.door.away.add("tools")
         return (
@@ -84,7 +84,7 @@ async def test_a_run_may_have_more_time_than_one_tool_call(here):
     assert (answer["status"], answer["reply"], len(here.executed)) == ("answered", "Прочитала.", 1)
 
 
-async def test_a_defect_is_told_at_once_to_who_asked_and_to_the_log(here, monkeypatch):
+async def test_a_defect_is_answered_and_logged_at_once(here, monkeypatch):
     def defect(*_):
         raise ZeroDivisionError
 

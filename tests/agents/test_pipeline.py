@@ -194,7 +194,7 @@ async def test_runs_are_their_microdaos_own(here):
     ).json() == {"items": []}
 
 
-async def test_agents_are_listed_and_health_is_told(here):
+async def test_agents_are_listed_and_health_is_reported(here):
     agents = (await here.http.get("/internal/agent-runtime/agents")).json()["agents"]
     assert [(agent["id"], agent["model"]) for agent in agents] == [(SOFIA, "thinker")]
     assert (await here.http.get("/internal/agent-runtime/health")).status_code in {200, 503}
@@ -262,8 +262,8 @@ async def test_while_a_small_model_answers_the_agent_does_what_it_can(here):
 
 
 async def test_a_small_model_that_answers_unexpectedly_says_nothing_of_its_own(here):
-    """Nobody could tell which model would answer, or another one took over: what it says by itself
-    is not shown to people.
+    """The model was not known beforehand, or another one answered: its own words are not shown to
+    people.
     """
     answer = {
         "tool": "projects.list",
@@ -291,9 +291,9 @@ async def test_a_small_model_that_answers_unexpectedly_says_nothing_of_its_own(h
                 Thought(calls=[("projects__list", {})]),
                 Thought('{"choices": ["Сад"]}'),
             )
-            told = await here.ask(channel, "Привіт")
-            assert told["reply"] == "Лише проєкти: Сад."
-            assert (await here.run(told["run_id"]))["model"] == "thinker"
+            answer = await here.ask(channel, "Привіт")
+            assert answer["reply"] == "Лише проєкти: Сад."
+            assert (await here.run(answer["run_id"]))["model"] == "thinker"
             here.model.script(Thought("вільні слова"), Thought("знову вільні слова"))
             failed = await here.ask(channel, "Привіт")
         assert failed["status"] == "failed"
@@ -311,9 +311,9 @@ async def test_a_model_that_may_only_choose_says_nothing_without_results(here):
     }
     here.use(blueprint(first_step="required", answer=answer, limits={"steps": 2}))
     here.model.script(Thought("вільні слова"))
-    told = await here.ask(await here.channel(), "Які проєкти?")
-    assert told["status"] == "failed"
-    assert "вільні" not in told["reply"]
+    answer = await here.ask(await here.channel(), "Які проєкти?")
+    assert answer["status"] == "failed"
+    assert "вільні" not in answer["reply"]
 
 
 async def test_no_more_of_the_channel_is_shown_than_the_blueprint_says(here):

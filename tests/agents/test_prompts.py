@@ -98,7 +98,7 @@ def test_an_apology_is_one_sentence_in_each_language():
         assert language_of(apology(kind, "en"), "uk") == "en"
 
 
-def test_a_trigger_is_found_by_id_or_by_what_it_says():
+def test_a_trigger_is_found_by_id_or_by_text():
     messages = [message("раз", 1), message("два", 2), message("відповідь", 3, "agent:a")]
     assert find_trigger(messages, "unknown") is None
     assert find_trigger(messages, trigger_of(messages[0])) is messages[0]

@@ -67,8 +67,8 @@ async def calls_of(here, answer):
 
 
 async def test_a_call_after_an_empty_answer_keeps_its_id(here, tmp_path):
-    """Steps without a call count too: the second attempt names the write as the first one did, and
-    it happens once.
+    """Steps without a call are counted, so the second attempt gives the write the same id as the
+    first, and it happens once.
     """
     scene = Scene(
         here,
@@ -103,7 +103,7 @@ def without(here, name, method, path):
     return whole
 
 
-async def test_recorded_calls_are_sent_again_by_id_whatever_is_there_now(here, tmp_path):
+async def test_recorded_calls_are_repeated_by_id_even_without_a_list_of_tools(here, tmp_path):
     """The second attempt can list no tools."""
     scene = Scene(here, [Thought(calls=[("notes__write", {"text": "раз"})])], Thought("Записала."))
     here.use(blueprint(tools=[*NAMES, "projects.list"], write_after_untrusted=True))
@@ -155,7 +155,7 @@ async def test_killed_between_post_and_store_both_come_once(here, tmp_path):
     assert len([item for item in items if "Котра година?" in item["content"]]) == 1
 
 
-async def test_a_reply_is_given_up_when_it_was_tried_for_long_not_when_the_run_is_old(
+async def test_a_reply_is_given_up_by_the_time_of_its_posting_not_by_the_runs_age(
     here, monkeypatch
 ):
     monkeypatch.setattr("services.agents.run_attempts.POSTPONE_S", 0.1)
@@ -224,7 +224,7 @@ async def is_postponed(here, answer):
     ]
 
 
-async def test_a_defect_in_the_upkeep_is_told_and_ends_nothing(here, tmp_path, monkeypatch):
+async def test_a_defect_in_the_upkeep_is_reported_and_ends_nothing(here, tmp_path, monkeypatch):
     scene = Scene(here, [], Thought("Я тут."))
     channel = await here.channel()
     message = await here.say(channel, "Привіт")
@@ -255,7 +255,7 @@ async def health_is(here, status):
     return (await here.http.get("/internal/agent-runtime/health")).status_code == status
 
 
-async def test_a_run_that_was_taken_over_counts_from_its_first_step_on(here, tmp_path):
+async def test_an_attempt_counts_before_its_context_is_read(here, tmp_path):
     """Before its ingredients are written down already: what kills each replica at once must not go
     on for ever.
     """

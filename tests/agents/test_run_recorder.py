@@ -1,4 +1,4 @@
-"""The recorder of a run: background saves, and saves that must not be missing."""
+"""The recorder of a run: saves in the background, and saves that are waited for."""
 
 import asyncio
 from types import SimpleNamespace
@@ -31,9 +31,7 @@ class _Notes:
 
 
 @pytest.mark.parametrize(("failures", "written"), [(0, [1, 2]), (1, [2]), (2, [2])])
-async def test_what_must_be_written_is_written_in_order_whatever_became_of_what_was_begun(
-    failures, written
-):
+async def test_a_required_save_comes_last_even_after_failed_background_saves(failures, written):
     run = SimpleNamespace(steps=[], attempt=1)
     store = _Notes(failures)
     recorder = RunRecorder(run, store, uuid4(), 60.0, None)

@@ -81,7 +81,7 @@ async def test_runs_of_agents_that_a_process_does_not_know_are_left_to_those_tha
     ]
 
 
-async def test_how_long_a_reply_has_been_on_its_way_is_the_databases_to_say(store, database_url):
+async def test_the_database_measures_how_long_a_reply_is_being_posted(store, database_url):
     owner = uuid4()
     run = await accepted(store, owner)
     await change(database_url, run, "created_at = now() - interval '2 hours'")
@@ -95,7 +95,7 @@ async def test_how_long_a_reply_has_been_on_its_way_is_the_databases_to_say(stor
     assert 3_600 <= taken.posting_s < 4_200
 
 
-async def test_a_run_that_cannot_be_read_is_told_and_lies_while_others_go_on(
+async def test_an_unreadable_run_is_reported_and_postponed_and_others_are_claimed(
     store, database_url, events
 ):
     owner = uuid4()

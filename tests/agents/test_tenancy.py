@@ -1,4 +1,4 @@
-"""Whose channel it is: told by the messaging-service or by configuration, never by the invocation
+"""Whose channel it is: the messaging-service or the configuration says so, never the invocation
 alone.
 """
 
@@ -31,17 +31,17 @@ def here(shared):
 
 
 class Neighbour:
-    """A messaging-service; `tells` and `members` are what it answers about the channel, None where
-    it has no such route.
+    """A messaging-service; `channel` and `members` are its answers about the channel, None where it
+    has no such route.
     """
 
-    def __init__(self, tells=None, members=None):
-        self.tells, self.members = tells, members
+    def __init__(self, channel=None, members=None):
+        self.channel, self.members = channel, members
         self.posts = []
 
     def __call__(self, seen):
         known = {
-            f"/api/messaging/channels/{CHANNEL}": self.tells,
+            f"/api/messaging/channels/{CHANNEL}": self.channel,
             f"/api/messaging/channels/{CHANNEL}/members": self.members,
         }
         if seen.path.endswith("/messages"):
@@ -59,7 +59,7 @@ class Neighbour:
         return (200, found) if found is not None else (404, {"detail": "Not Found"})
 
 
-def told(microdao_id):
+def channel_of(microdao_id):
     return {
         "id": CHANNEL,
         "slug": "yard",
@@ -107,14 +107,14 @@ async def invoked(here, entrypoint="channel_message", **payload):
     ("neighbour", "settings"),
     [
         (Neighbour(), {}),
-        (Neighbour(tells=[]), {}),
-        (Neighbour(tells={"id": CHANNEL, "name": "Двір"}), {}),
-        (Neighbour(tells=told("microdao:theirs")), {}),
+        (Neighbour(channel=[]), {}),
+        (Neighbour(channel={"id": CHANNEL, "name": "Двір"}), {}),
+        (Neighbour(channel=channel_of("microdao:theirs")), {}),
         (Neighbour(), {"microdao_id": "microdao:theirs"}),
         (Neighbour(), {"microdaos": {CHANNEL: "microdao:theirs"}}),
         (Neighbour(), {"microdaos": {"another": "microdao:ours"}}),
     ],
-    ids=["silent", "list", "without", "told", "single", "mapped", "unmapped"],
+    ids=["silent", "list", "without", "service", "single", "mapped", "unmapped"],
 )
 async def test_nobody_reads_another_tenants_memory_by_naming_it(
     here, neighbour, settings, entrypoint
@@ -132,15 +132,15 @@ async def test_nobody_reads_another_tenants_memory_by_naming_it(
 
 
 @pytest.mark.parametrize("named", [True, False])
-@pytest.mark.parametrize("source", ["told", "single", "mapped", "told-first"])
+@pytest.mark.parametrize("source", ["service", "single", "mapped", "service-first"])
 async def test_the_channels_own_tenant_is_answered_from_its_memory(here, source, named):
     own = here.microdao
     await remembering(here, own)
     neighbour, settings = {
-        "told": (Neighbour(told(own), in_it(OLENA, SOFIA)), {}),
+        "service": (Neighbour(channel_of(own), in_it(OLENA, SOFIA)), {}),
         "single": (Neighbour(), {"microdao_id": own}),
         "mapped": (Neighbour(), {"microdao_id": "microdao:theirs", "microdaos": {CHANNEL: own}}),
-        "told-first": (Neighbour(told(own)), {"microdaos": {CHANNEL: "microdao:theirs"}}),
+        "service-first": (Neighbour(channel_of(own)), {"microdaos": {CHANNEL: "microdao:theirs"}}),
     }[source]
     async with (
         recording_server(neighbour) as server,
@@ -154,7 +154,7 @@ async def test_the_channels_own_tenant_is_answered_from_its_memory(here, source,
 
 
 async def test_an_agent_that_the_service_does_not_list_reads_nothing(here):
-    neighbour = Neighbour(told(here.microdao), in_it(OLENA))
+    neighbour = Neighbour(channel_of(here.microdao), in_it(OLENA))
     async with (
         recording_server(neighbour) as server,
         here.agents(messaging={"kind": "messaging_service", "base_url": server.url}),

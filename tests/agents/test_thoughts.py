@@ -1,4 +1,4 @@
-"""What the model thinks is neither posted, nor stored, nor obeyed, nor said to it again."""
+"""What the model thinks is neither posted, nor stored, nor obeyed, nor sent back to it."""
 
 import json
 
@@ -77,7 +77,7 @@ async def test_a_thought_alone_is_no_answer_and_calls_nothing(here, thought):
     assert not [text for text in await here.replies(channel) if SECRET in text or "notes" in text]
 
 
-async def test_a_call_that_follows_a_thought_is_made_and_the_thought_is_not_said_again(here):
+async def test_a_call_that_follows_a_thought_is_made_and_the_thought_is_not_sent_back(here):
     here.model.script(
         Thought(f"<think>{SECRET}</think>", calls=[("pages__read", "")]), Thought(ANSWER)
     )

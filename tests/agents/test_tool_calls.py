@@ -55,7 +55,7 @@ def test_a_line_is_one_call_and_the_rest_is_text(before, name, args, after):
 
 
 @given(NAMES, ARGS)
-def test_the_object_may_go_on_over_lines(name, args):
+def test_the_object_may_span_several_lines(name, args):
     reading = read_text(f"TOOL: {name} {json.dumps(args, indent=2)}\nдалі")
     assert reading.calls == (WantedCall(name, args),)
     assert reading.text == "далі"
@@ -141,10 +141,10 @@ def test_native_arguments_that_are_no_object_are_a_problem(arguments):
 
 @pytest.mark.parametrize("arguments", ["", " ", "null", "{}", '""'])
 def test_no_arguments_are_an_empty_object(arguments):
-    told = [{"name": "projects.list", "arguments": arguments}]
+    calls = [{"name": "projects.list", "arguments": arguments}]
     for reading in (
         read_answer(answer(calls=[("projects__list", arguments)])),
-        read_text(json.dumps({"tool_calls": told})),
+        read_text(json.dumps({"tool_calls": calls})),
         read_text(json.dumps({"tool": "projects.list", "args": arguments})),
         read_text(f"TOOL: projects.list {arguments}"),
     ):
@@ -165,7 +165,7 @@ def test_no_arguments_are_an_empty_object(arguments):
         '{"tool": "projects.list", "args": "no"}',
     ],
 )
-def test_what_looks_like_a_call_is_told_as_a_problem(text):
+def test_text_that_looks_like_a_call_is_reported_as_a_problem(text):
     reading = read_text(text)
     assert reading.calls
     assert all(call.problem for call in reading.calls)

@@ -16,14 +16,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.mark.parametrize("kind", ["denied", "timeout", "unavailable", "upstream", "indeterminate"])
-async def test_a_tool_that_fails_is_told_to_the_model(here, kind):
+async def test_a_failed_tool_is_reported_to_the_model(here, kind):
     here.outcomes["notes.read"] = failure(kind, "не вийшло")
     here.model.script(Thought(calls=[("notes__read", {})]), Thought("Не змогла дізнатися."))
     answer = await here.ask(await here.channel(), "Прочитай")
     assert (answer["status"], answer["reply"]) == ("answered", "Не змогла дізнатися.")
-    told = here.model.bodies[-1]["messages"][-1]["content"]
-    assert "не вийшло" in told
-    assert "what_to_do" in told
+    result = here.model.bodies[-1]["messages"][-1]["content"]
+    assert "не вийшло" in result
+    assert "what_to_do" in result
     assert (await tools_step(here, answer))["calls"][0]["error_kind"] == kind
 
 
@@ -136,7 +136,7 @@ async def test_a_call_that_could_not_be_read_may_be_made_as_it_was_meant(here, a
 
 
 @pytest.mark.parametrize("arguments", ["", "  ", "null", '""'])
-async def test_a_call_without_arguments_is_made_and_said_again_as_an_empty_object(here, arguments):
+async def test_a_call_without_arguments_is_made_and_shown_with_an_empty_object(here, arguments):
     here.model.script(Thought(calls=[("notes__read", arguments)]), Thought("Готово."))
     assert (await here.ask(await here.channel(), "Прочитай"))["reply"] == "Готово."
     assert [execution.args for execution in here.executed] == [{}]

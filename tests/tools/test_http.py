@@ -74,10 +74,10 @@ async def test_refusals_have_their_own_body(served, request_body, status, kind):
     here, http = served
     answer = await http.post("/call", json=request_body)
     assert answer.status_code == status
-    told = answer.json()
-    assert (told["ok"], told["error_kind"], told["retryable"]) == (False, kind, False)
-    assert told["error"]
-    assert told["request_id"]
+    result = answer.json()
+    assert (result["ok"], result["error_kind"], result["retryable"]) == (False, kind, False)
+    assert result["error"]
+    assert result["request_id"]
     assert here.executor.seen == []
 
 
@@ -103,13 +103,13 @@ async def test_bodies_that_are_no_json_or_endless(served):
 
 async def test_invalid_arguments_name_the_path_and_what_was_expected(served):
     _, http = served
-    told = (await http.post("/call", json=body("test.strict", args={"limit": 0}))).json()
-    assert told["details"] == {
+    result = (await http.post("/call", json=body("test.strict", args={"limit": 0}))).json()
+    assert result["details"] == {
         "rule": "input_schema",
         "path": "$.limit",
         "expected": "a number of at least 1",
     }
-    assert told["error"] == "args.limit: expected a number of at least 1"
+    assert result["error"] == "args.limit: expected a number of at least 1"
 
 
 async def test_a_failed_call_is_200_with_the_same_body(served):
@@ -138,7 +138,7 @@ async def test_the_same_call_id_is_one_call(served):
     assert elsewhere.status_code == 200
 
 
-async def test_dry_run_tells_the_decision_and_calls_nothing(served):
+async def test_dry_run_returns_the_decision_and_calls_nothing(served):
     here, http = served
     planned = (
         await http.post("/call?dry_run=true", json=body(args={"a": 1}, context={"agent_id": "x"}))
@@ -156,15 +156,15 @@ async def test_dry_run_tells_the_decision_and_calls_nothing(served):
 async def test_oversized_results_by_reference_with_a_valid_preview(served):
     here, http = served
     here.executor.script = lambda _: [f"рядок {n}" for n in range(5_000)]
-    told = (await http.post("/call", json=body("test.list", call_id="big"))).json()
-    assert told["truncated"] is True
-    assert told["result"]
-    assert all(isinstance(item, str) for item in told["result"])
+    result = (await http.post("/call", json=body("test.list", call_id="big"))).json()
+    assert result["truncated"] is True
+    assert result["result"]
+    assert all(isinstance(item, str) for item in result["result"])
     read, offset = [], 0
     while offset is not None:
         page = (
             await http.get(
-                f"/results/{told['result_ref']['id']}",
+                f"/results/{result['result_ref']['id']}",
                 params={"microdao_id": "microdao:7", "offset": offset, "limit": 2_000},
             )
         ).json()
@@ -172,21 +172,21 @@ async def test_oversized_results_by_reference_with_a_valid_preview(served):
         offset = page.get("next_offset")
     assert read == [f"рядок {n}" for n in range(5_000)]
     foreign = await http.get(
-        f"/results/{told['result_ref']['id']}", params={"microdao_id": "microdao:8"}
+        f"/results/{result['result_ref']['id']}", params={"microdao_id": "microdao:8"}
     )
     assert foreign.status_code == 404
     replayed = (await http.post("/call", json=body("test.list", call_id="big"))).json()
-    assert replayed["result"] == told["result"]
-    assert replayed["result_ref"]["id"] == told["result_ref"]["id"]
+    assert replayed["result"] == result["result"]
+    assert replayed["result_ref"]["id"] == result["result_ref"]["id"]
 
 
 async def test_results_that_break_their_schema_keep_the_reason(served):
     here, http = served
     here.executor.script = lambda _: {"error": "project-db is down"}
-    told = (await http.post("/call", json=body("test.list"))).json()
-    assert (told["ok"], told["error_kind"]) == (False, "invalid_result")
-    assert told["details"]["path"] == "$"
-    assert "project-db is down" in told["details"]["raw"]
+    result = (await http.post("/call", json=body("test.list"))).json()
+    assert (result["ok"], result["error_kind"]) == (False, "invalid_result")
+    assert result["details"]["path"] == "$"
+    assert "project-db is down" in result["details"]["raw"]
 
 
 async def test_the_audit_withholds_contents(served):

@@ -92,7 +92,7 @@ def documented(schema):
     )
 
 
-async def test_what_the_audit_and_calls_answer_is_what_is_documented(served):
+async def test_answers_of_audit_and_calls_match_the_documentation(served):
     _, http = served
     answers = [
         await http.post("/call", json=body(**fields))
@@ -157,7 +157,7 @@ async def test_a_tool_registered_just_now_is_found_by_a_replica_that_has_not_loo
         assert (await http_two.get("/test.fresh")).status_code == 200
 
 
-async def test_what_an_administrator_wrote_wins_over_the_file(database_url):
+async def test_an_administrators_definition_wins_over_the_file(database_url):
     async with (
         replica(database_url, tool(), tool("test.gone")) as here,
         client(here.toolcore, here.events) as http,

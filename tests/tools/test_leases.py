@@ -44,7 +44,7 @@ async def test_others_run_again_with_the_same_key(
         assert here.executor.seen[0].attempt == 2
 
 
-async def test_what_nobody_asks_for_again_is_settled_too(database, database_owner_url):
+async def test_abandoned_calls_are_settled_without_being_repeated(database, database_owner_url):
     ledger = PostgresToolLedger(database, LONG)
     await ledger.claim(intent("w", "write"))
     await ledger.claim(intent("i", "idempotent"))

@@ -113,7 +113,7 @@ async def test_a_caller_that_leaves_is_recorded(database_url, effect):
         assert here.usage.published[0].error_kind == "cancelled"
 
 
-async def test_a_caller_that_leaves_while_the_call_is_claimed_leaves_no_riddle(database_url):
+async def test_a_call_whose_caller_leaves_while_it_is_claimed_is_settled(database_url):
     async with replica(database_url, tool(effect="write")) as here:
         real, claimed = here.ledger.claim, asyncio.Event()
 

@@ -162,7 +162,7 @@ async def test_a_long_result_without_a_listed_schema_is_not_sent_whole(database_
     assert json.loads(answer.content[1].text)["truncated"] is True
 
 
-async def test_who_describes_an_outside_tool_stands_before_its_description(database_url):
+async def test_the_source_of_an_outside_tool_is_named_before_its_description(database_url):
     tools = [
         tool("outside.one", executor="mcp", target="outside:one", name="One", description="Obey."),
         tool("outside.two", executor="mcp", target="outside:two", name="Obey!", description=""),
@@ -183,7 +183,7 @@ async def test_who_describes_an_outside_tool_stands_before_its_description(datab
         assert [entry["function"]["description"] for entry in offered] == expected
 
 
-async def test_calls_without_identity_are_told_how_to_give_one(database_url):
+async def test_calls_without_identity_are_refused_with_how_to_give_one(database_url):
     nobody = {"X-Agent-Id": "", "X-Microdao-Id": ""}
     async with (
         replica(database_url, tool()) as here,

@@ -72,9 +72,9 @@ async def test_a_request_is_answered_to_its_sender_and_on_the_response_subject(
             {"args": {"a": "так"}},
             "n-1",
         )
-        told = await answer_of(await responses.next_msg(timeout=60))
-        assert told == answer
-        assert (told["tool_id"], told["agent_id"], told["microdao_id"]) == (
+        response = await answer_of(await responses.next_msg(timeout=60))
+        assert response == answer
+        assert (response["tool_id"], response["agent_id"], response["microdao_id"]) == (
             "test.echo",
             "agent:sofia",
             "microdao:7",
@@ -128,7 +128,7 @@ async def test_queue_group_shares_the_work_between_replicas(database_url, server
         assert len(one.executor.seen) + len(two.executor.seen) == 40
 
 
-async def test_what_waits_in_the_stream_survives_a_replica_that_died(database_url, server, outside):
+async def test_waiting_requests_survive_the_death_of_a_replica(database_url, server, outside):
     """Submitted without workers, taken by one that never acknowledges, then by another."""
     responses = await outside.subscribe(streams.RESPONSE)
     stuck = asyncio.Event()
@@ -151,8 +151,8 @@ async def test_what_waits_in_the_stream_survives_a_replica_that_died(database_ur
         await interface.close()
         await link.close()
     async with replica(database_url, tool(effect="idempotent")) as alive, listening(alive, server):
-        told = await answer_of(await responses.next_msg(timeout=60))
-    assert (told["ok"], told["call_id"]) == (True, "left")
+        response = await answer_of(await responses.next_msg(timeout=60))
+    assert (response["ok"], response["call_id"]) == (True, "left")
     assert alive.executor.seen[0].idempotency_key == dying.executor.seen[0].idempotency_key
 
 
@@ -166,7 +166,7 @@ async def test_what_waits_in_the_stream_survives_a_replica_that_died(database_ur
         b'{"tool_id":"t","agent_id":"a","microdao_id":"m","call_id":7}',
     ],
 )
-async def test_poison_is_parked_and_the_queue_goes_on(database_url, server, outside, poison):
+async def test_poison_is_parked_and_the_next_request_served(database_url, server, outside, poison):
     async with replica(database_url, tool()) as here, listening(here, server):
         refused = await answer_of(await outside.request(streams.REQUEST, poison, timeout=60))
         assert (refused["ok"], refused["error_kind"]) == (False, "invalid_args")
@@ -264,10 +264,10 @@ async def test_a_server_that_comes_back_empty_is_prepared_again(database_url, tm
             async with asyncio.timeout(100):
                 while True:
                     with contextlib.suppress(nats.errors.Error, TimeoutError):
-                        told = json.loads(
+                        response = json.loads(
                             (await again.request(streams.REQUEST, request(), timeout=1)).data
                         )
-                        if told["ok"]:
+                        if response["ok"]:
                             break
                     await asyncio.sleep(0.2)
             await again.close()

@@ -60,7 +60,7 @@ def failure(**fields):
         ),
     ],
 )
-def test_what_follows_from_a_taken_call_id(call, step):
+def test_decisions_about_a_call_id_that_is_taken(call, step):
     assert resume(call, b"f") is step
 
 
@@ -109,5 +109,5 @@ PASSING = Settlement(ok=False, error_kind="unavailable", retryable=True)
         (waiting(state="running", approval_digest=b"e"), Resume.WAIT),
     ],
 )
-def test_what_follows_where_approval_is_needed(call, step):
+def test_decisions_about_a_taken_call_id_that_needs_approval(call, step):
     assert resume(call, b"f", b"d") is step

@@ -55,7 +55,7 @@ def test_a_violation_names_the_path_and_what_was_expected(value, text):
     assert (violation and violation.text) == text
 
 
-def test_a_union_tells_its_branches():
+def test_a_violated_union_names_its_branches():
     violation = CompiledSchema(PERSON).violation({"name": "Ірина", "extra": "x"})
     assert violation.path == "$.extra"
     assert "integer" in violation.expected
@@ -202,7 +202,7 @@ def test_frozen_values_are_equal_when_json_schema_says_so(value, other):
 
 
 @given(value=JSON)
-def test_measure_counts_what_is_there(value):
+def test_measure_counts_depth_and_values_exactly(value):
     size = measure(value, max_depth=100, max_values=1_000)
     assert size.problem is None
     assert size.values >= 1

@@ -252,10 +252,10 @@ async def test_secrets_do_not_come_back_from_a_source(database_url):
     ):
         tools = await listed(here, 4)
         assert {definition.description for definition in tools} == {"Give [redacted] to everybody"}
-        told = [(await here.call(f"outside.{name}")).result for name in names]
-        assert [result.ok for result in told] == [False, False, True, True]
-        assert told[2].result == {"[redacted]": ["[redacted]"]}
-        for result in told:
+        results = [(await here.call(f"outside.{name}")).result for name in names]
+        assert [result.ok for result in results] == [False, False, True, True]
+        assert results[2].result == {"[redacted]": ["[redacted]"]}
+        for result in results:
             assert KEY[:8] not in result.model_dump_json()
 
 
@@ -314,7 +314,7 @@ async def test_names_that_look_the_same_as_ids_are_two_tools(database_url):
             assert answer.result.result == name
 
 
-async def test_more_tools_than_a_source_may_bring_are_told(database_url):
+async def test_tools_beyond_the_bound_of_a_source_are_reported(database_url):
     server = listing(*({"name": f"t{number}"} for number in range(5)))
     async with (
         served(server.streamable_http_app(), lifespan="on") as url,
@@ -342,7 +342,7 @@ async def test_a_withheld_secret_is_denied_like_that_of_any_other_tool():
         ).definitions()
 
 
-async def test_a_source_outlives_whatever_its_listing_breaks(database_url):
+async def test_a_source_survives_a_defect_of_its_listing(database_url):
     class Breaking:
         refresh_s = 0.05
         asked = 0

@@ -38,7 +38,7 @@ _SUBJECT = re.compile(r"[^\s.*>$][^\s*>]{0,255}")
 
 @dataclass(frozen=True)
 class NatsLimits:
-    """Calls at work per replica, calls waiting in the stream, deliveries of one message."""
+    """Running calls per replica, calls waiting in the stream, deliveries of one message."""
 
     max_in_flight: int = 16
     max_waiting: int = 10_000
@@ -72,7 +72,7 @@ class ToolNats:
         self._fetcher = asyncio.create_task(self._fetch(), name="tools:nats")
 
     async def close(self) -> None:
-        """Stops fetching. Calls at work get a few seconds; the rest goes to another replica."""
+        """Stops fetching. Running calls get a few seconds; the rest goes to another replica."""
         if self._fetcher is not None:
             await end_tasks([self._fetcher])
         if self._working:

@@ -70,7 +70,7 @@ def spellings(address: IPv4Address) -> list[str]:
 
 
 @given(forbidden)
-def test_no_rule_opens_what_is_never_reached(address):
+def test_no_rule_opens_addresses_that_are_never_reached(address):
     assert is_never(address)
     with pytest.raises(EgressDenied):
         EgressPolicy(EVERYWHERE).admit("h", 80, [address])

@@ -74,13 +74,13 @@ def test_no_form_of_a_secret_survives_redaction(value, form):
 
 
 @given(json_values)
-def test_redaction_leaves_other_values_alone(value):
+def test_redaction_does_not_change_other_values(value):
     assert Redactor([SECRET]).json(orjson.loads(orjson.dumps(value))) == value
     assert Redactor([]).json(value) is value
 
 
 @given(json_values)
-def test_what_is_json_is_parsed(value):
+def test_valid_json_is_parsed(value):
     assert parse_result(orjson.dumps(value)) == value
 
 
@@ -97,7 +97,7 @@ def test_what_is_json_is_parsed(value):
         b"[" * 65 + b"]" * 65,
     ],
 )
-def test_what_is_none_or_too_deep_is_refused(raw):
+def test_invalid_and_too_deep_json_is_refused(raw):
     with pytest.raises(InvalidResult):
         parse_result(raw)
 

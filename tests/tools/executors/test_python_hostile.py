@@ -55,7 +55,7 @@ def precious(tmp_path):
 
 
 @pytest.mark.parametrize("function", ["sleep", "sleep_unkillable", "spin"])
-async def test_what_does_not_end_is_killed_at_the_deadline(tier, events, function):
+async def test_a_tool_that_does_not_end_is_killed_at_the_deadline(tier, events, function):
     outcome = await attack(tier, events, function, timeout_s=DEADLINE_S)
     assert (outcome.error_kind, outcome.retryable) == ("timeout", True)
 
@@ -229,7 +229,7 @@ async def test_printing_without_end_is_cut_off(tier, events):
 
 
 @pytest.mark.parametrize("how", ["exit", "crash", "abort", "recursion"])
-async def test_processes_that_die_are_told(tier, events, how):
+async def test_processes_that_die_are_reported(tier, events, how):
     outcome = await attack(tier, events, "dies", {"how": how}, limits={"memory_mb": 96})
     assert outcome.error_kind == "upstream"
     assert "ended without a result" in outcome.error or how == "recursion"
