@@ -111,12 +111,12 @@ class Cluster:
 
 def _cause(output: str) -> str:
     """Returns the line with the reason; initdb describes its clean-up below it."""
-    telling = (
+    reasons = (
         line
         for line in output.splitlines()
         if any(word in line for word in ("FATAL", "error:", "PANIC", "child process"))
     )
-    return next(telling, last_line_of(output)).strip()
+    return next(reasons, last_line_of(output)).strip()
 
 
 def programs() -> Path:

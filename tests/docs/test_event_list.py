@@ -1,4 +1,4 @@
-"""docs/events.md lists every event that the product emits, and every subject on NATS."""
+"""docs/events.md lists every event that the product emits, every metric, every subject on NATS."""
 
 import ast
 import collections
@@ -13,7 +13,7 @@ from contracts.tools.ledger import ToolUsageEvent
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/events.md").read_text()
-EVENTS, MESSAGES = TEXT.split("## Messages on NATS")
+EVENTS, METRICS, MESSAGES = re.split("## Metrics|## Messages on NATS", TEXT)
 OUTSIDE = ("tests/", "benchmarks/")
 SOURCES = {
     name: ast.parse((ROOT / name).read_text())
@@ -108,6 +108,17 @@ def test_the_fields_of_calls_are_those_of_their_records():
     assert listed()["llm.call"] == call.event().keys() | added
     left_out = {"id", "occurred_at", "tool_name"}
     assert listed()["tools.call"] == ToolUsageEvent.model_fields.keys() - left_out
+
+
+def test_the_list_has_every_metric_and_no_other():
+    made = {
+        node.args[0].value
+        for name, tree in SOURCES.items()
+        if name.endswith("/metrics.py")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"Counter", "Histogram"}
+    }
+    assert set(re.findall(r"^\| `(daarion_\w+)`", METRICS, re.MULTILINE)) == made
 
 
 def test_the_list_has_every_subject_and_no_other():

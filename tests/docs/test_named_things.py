@@ -18,7 +18,8 @@ FILE_NAMES = {Path(name).name for name in TRACKED}
 DOCUMENTS = [
     name for name in TRACKED if re.fullmatch(r"(docs/)?[^/]+\.md", name) and name != "CHANGELOG.md"
 ]
-_FILE = re.compile(r"`([\w./-]+\.(?:py|yaml|yml|sh|sql|md|lock))(?:: \w+)?`")
+_FILE = r"`([\w./-]+\.(?:py|yaml|yml|sh|sql|md|lock))(?:: \w+)?`"
+_IN_COMMANDS = r"\btests/[\w/]+\.py\b"
 
 
 def found(pattern, document):
@@ -27,7 +28,7 @@ def found(pattern, document):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_named_files_exist(document):
-    named = found(_FILE, document)
+    named = found(_FILE, document) | found(_IN_COMMANDS, document)
     missing = {name for name in named if "/" in name and not (ROOT / name).exists()}
     assert missing | {name for name in named if "/" not in name and name not in FILE_NAMES} == set()
 
