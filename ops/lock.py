@@ -20,7 +20,7 @@ from packaging.utils import parse_wheel_filename
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "ops" / "locks"
 PYTHONS = ("3.11", "3.12", "3.13")
-GLIBC_MINOR = 36  # Debian 12, on which the image stands
+GLIBC_MINOR = 36  # Debian 12, the base of the image
 TORCH = "2.13.0"
 # What a text engine on a CPU does not use: media codecs, and a compiler for GPUs (1 GB).
 LEFT_OUT = ("torchaudio", "torchcodec", "torchvision", "triton")

@@ -139,7 +139,7 @@ def _local_llm(
     )
     if settings.engine.enforce_eager:
         # vLLM compiles its sampler even so, at the first answer with a temperature: the engine
-        # stands still for half a minute, and dies on a machine without a C++ compiler.
+        # stops for half a minute, and dies on a machine without a C++ compiler.
         variables["TORCH_COMPILE_DISABLE"] = "1"
     # By name: importing the class would load vllm (10 s), which only the replica needs.
     deployment = serve.deployment(

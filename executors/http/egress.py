@@ -95,7 +95,8 @@ class EgressPolicy:
         """Returns the addresses that the tool may connect to.
 
         Raises:
-            EgressDenied: there are none, or one of them is never reached: such a name is hostile.
+            EgressDenied: the policy allows none of them, or one is never reached: such a name is
+                hostile.
         """
         if any(is_never(address) for address in addresses):
             raise EgressDenied("the tool's target resolves to an address that tools never reach")

@@ -60,7 +60,7 @@ class MicrodaoQuery(BaseModel):
 
 
 class TenantRequest(JsonRequest):
-    """A request whose tenant may stand in `X-Microdao-Id` instead of the query's `microdao_id`."""
+    """A request whose tenant may be in `X-Microdao-Id` instead of the query's `microdao_id`."""
 
     @property
     def query_params(self) -> QueryParams:
