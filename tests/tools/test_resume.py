@@ -1,4 +1,4 @@
-"""What follows when a call id is taken: a pure decision over the recorded call."""
+"""How a call continues whose id is taken: a pure decision over the recorded call."""
 
 from __future__ import annotations
 
