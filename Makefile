@@ -30,10 +30,10 @@ run: export DAARION_MODEL := $(or $(MODEL_FOLDER),$(MODEL),$(DAARION_MODEL))
 run: $(GPU_CHECK) models ## install, build the models, start everything (GPU=1: the GPU profile, MODEL=Qwen/Qwen3-4B: another model); Ctrl-C stops it
 	@exec $(BIN)/python -m launcher run --config $(SERVE_CONFIG)
 
-services: models ## PostgreSQL and NATS alone, for a `serve run serve_config.yaml` of your own
+services: models ## only PostgreSQL and NATS, for a `serve run serve_config.yaml` of your own
 	@exec $(BIN)/python -m launcher services
 
-reload: ## the running graph reads its configuration again
+reload: ## make the running graph read its configuration again
 	@$(INSTALLED) || { echo "nothing is installed yet, so nothing is running: start it with make run"; exit 1; }
 	@exec $(BIN)/python -m launcher reload
 
@@ -56,7 +56,7 @@ test: install-dev ## everything a change must pass: models, lint, all tests
 	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --reruns 1 --ignore=tests/graph
 	@$(BIN)/python -m tests.support.graph.offline $(BIN)/python -m pytest --reruns 1 tests/graph
 
-fuzz: install-dev ## a graph of its own, asked by schemathesis what its OpenAPI document allows and what not (ARGS=…), 5 minutes
+fuzz: install-dev ## a graph of its own, to which schemathesis sends requests from its OpenAPI document, valid and invalid ones (ARGS=…), 5 minutes
 	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
 	@exec $(BIN)/python -m tests.graph.fuzz $(ARGS)
 
