@@ -21,7 +21,7 @@ from providers.resources import ProviderResources
 from providers.shapes import StreamParser, chat_body, parse_completion
 
 
-class Provider:
+class LocalProvider:
     """Speaks OpenAI's shapes as plain dicts to the Engine port; aborts if the caller leaves."""
 
     def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
@@ -110,3 +110,7 @@ class Provider:
 
     def _timed_out(self, limit: float) -> UpstreamTimeout:
         return UpstreamTimeout(f"the local engine did not answer within {limit:.3g} s")
+
+
+Provider = LocalProvider
+"""The name that the registry looks up."""

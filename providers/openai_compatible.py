@@ -50,7 +50,7 @@ _EVENT_STREAM = (b"data:", b"event:", b":")
 """How an event stream begins; no JSON text does."""
 
 
-class Provider:
+class OpenAICompatibleProvider:
     """`POST {base_url}/chat/completions` over pooled connections.
 
     Redirects are not followed; answers are bounded to 32 MiB after decompression. At most
@@ -290,6 +290,10 @@ class Provider:
                 yield delta
         for item in self._ended(parser, marked=marked):
             yield item
+
+
+Provider = OpenAICompatibleProvider
+"""The name that the registry looks up."""
 
 
 def _key_fault(

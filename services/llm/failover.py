@@ -1,5 +1,7 @@
 """Decides what follows a failed attempt: a retry, the next target, or raising it. Pure.
 
+Broken streams: see `streams.py`.
+
     failure                                 retry, after            then         circuit
     too long (ContextLengthExceeded)        no                      next target  no
     refused as invalid (InvalidRequest)     no                      raise        no

@@ -21,7 +21,7 @@ from deployments.tools.wiring import ToolsRuntime
 from deployments.workspace.wiring import WorkspaceArgs, WorkspaceRuntime
 from executors.http.executor import HttpToolExecutor
 from executors.mcp.executor import McpToolExecutor
-from providers.openai_compatible import Provider
+from providers.openai_compatible import OpenAICompatibleProvider
 from services.llm.limits.lease_book import LeaseBook
 from tests.support.memory.hashing_embedder import HashingEmbedder
 
@@ -166,7 +166,9 @@ async def test_a_reload_that_fails_closes_the_new_providers(
     built, closed = [], []
     runtime = await llm(WingEnvironment(database_url, tmp_path, "http://127.0.0.1:9"), events)
     settings = load_yaml(CONFIGS / "llm.yaml", LLMSettings)
-    monkeypatch.setattr("providers.openai_compatible.Provider", watched(Provider, built, closed))
+    monkeypatch.setattr(
+        "providers.openai_compatible.Provider", watched(OpenAICompatibleProvider, built, closed)
+    )
     if failing == "an adapter":
         unknown = settings.providers["openai"].model_copy(update={"type": "unknown"})
         providers = {**settings.providers, "last": unknown}

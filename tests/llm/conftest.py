@@ -8,7 +8,7 @@ from typing import Any
 import pytest_asyncio
 
 from configs.llm.config import ProviderSettings
-from providers.openai_compatible import Provider
+from providers.openai_compatible import OpenAICompatibleProvider
 from providers.resources import ProviderResources
 from tests.support.llm.openai_calls import KEY
 from tests.support.llm.upstream import ScriptedUpstream
@@ -25,18 +25,18 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
 
 
 @pytest_asyncio.fixture
-async def make_provider() -> AsyncIterator[Callable[..., Provider]]:
+async def make_provider() -> AsyncIterator[Callable[..., OpenAICompatibleProvider]]:
     """Makes adapters and closes them."""
-    made: list[Provider] = []
+    made: list[OpenAICompatibleProvider] = []
 
     def build(
         base_url: str, *, key: str | None = KEY, own_secret: str | None = None, **settings: Any
-    ) -> Provider:
+    ) -> OpenAICompatibleProvider:
         resources = ProviderResources(
             {"UPSTREAM_KEY": key, "DAARION_INTERNAL_SECRET": own_secret}.get, NoEngine()
         )
         made.append(
-            Provider(
+            OpenAICompatibleProvider(
                 "openai",
                 ProviderSettings(base_url=base_url, api_key_env="UPSTREAM_KEY", **settings),
                 resources,
@@ -50,5 +50,7 @@ async def make_provider() -> AsyncIterator[Callable[..., Provider]]:
 
 
 @pytest_asyncio.fixture
-async def provider(make_provider: Callable[..., Provider], upstream: ScriptedUpstream) -> Provider:
+async def provider(
+    make_provider: Callable[..., OpenAICompatibleProvider], upstream: ScriptedUpstream
+) -> OpenAICompatibleProvider:
     return make_provider(upstream.base_url)

@@ -40,9 +40,12 @@ class UsageQuery(UsageFilter):
 
 @dataclass(frozen=True)
 class LLMRoutes:
-    """The hot endpoints, and what the others call. `proxy` is looked up: a reload replaces it."""
+    """The hot endpoints, and what the others call.
 
-    proxy: Callable[[], ChatGateway]
+    `gateway` is called at each request, because a reload replaces it.
+    """
+
+    gateway: Callable[[], ChatGateway]
     usage: UsageQueries
     health: Callable[[], Health]
     idempotency: Idempotency | None = None
@@ -53,19 +56,19 @@ class LLMRoutes:
         key = request.headers.get("idempotency-key", "").strip()
         if key and self.idempotency is not None:
             recorded = await self.idempotency.run(
-                body, key, lambda: self.proxy().complete(body, request_id, credential=credential)
+                body, key, lambda: self.gateway().complete(body, request_id, credential=credential)
             )
             return JsonResponse(
                 recorded.body,
                 headers={"Idempotent-Replayed": "true"} if recorded.replayed else None,
             )
-        answer = await self.proxy().complete(body, request_id, credential=credential)
+        answer = await self.gateway().complete(body, request_id, credential=credential)
         return JsonResponse(to_json(answer, exclude_none=True))
 
     async def stream(self, request: Request, body: ProxyRequest) -> Response:
         """`POST /stream`."""
         request_id = request.state.request_id
-        opened = await self.proxy().open_stream(
+        opened = await self.gateway().open_stream(
             body, request_id, credential=request.state.credential
         )
         return EventStreamResponse(_events(opened, request_id), opened.close)
@@ -94,7 +97,7 @@ def llm_router(routes: LLMRoutes) -> Router:
 
     @router.get("/models", summary="Logical models, and whether each can answer")
     async def models() -> ModelList:
-        return routes.proxy().models()
+        return routes.gateway().models()
 
     @router.get("/usage", summary="Tokens by agent, microDAO, model, provider and day")
     async def read_usage(query: Annotated[UsageQuery, Query()]) -> UsagePage:

@@ -20,7 +20,7 @@ from contracts import errors
 from contracts.deadline import Deadline
 from contracts.errors import ConfigurationError
 from providers.embeddings import OpenAIEmbedder
-from providers.openai_compatible import Provider
+from providers.openai_compatible import OpenAICompatibleProvider
 from providers.resources import ProviderResources
 from tests.support.llm.forward_proxy import Tap, forward_proxy, server_certificate, tap
 from tests.support.llm.openai_calls import ANSWER, BOTH, FAST, KEY, Outcome, assert_leaf, call
@@ -83,9 +83,9 @@ async def guarded(
 @contextlib.asynccontextmanager
 async def provider(
     base_url: str, variables: dict[str, str], **settings: object
-) -> AsyncIterator[Provider]:
+) -> AsyncIterator[OpenAICompatibleProvider]:
     environment = read_environment({"UPSTREAM_KEY": KEY, **variables})
-    made = Provider(
+    made = OpenAICompatibleProvider(
         "openai",
         ProviderSettings(base_url=base_url, api_key_env="UPSTREAM_KEY", **settings),
         ProviderResources(environment.secret, NoEngine(), proxy_for=environment.proxy_for),

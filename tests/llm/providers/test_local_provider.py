@@ -13,7 +13,7 @@ from contracts.errors import UpstreamInvalidResponse, UpstreamTimeout
 from contracts.llm.answers import StreamEnd
 from contracts.llm.ports import Condition
 from contracts.llm.routing import Target, Timeouts
-from providers.local import Provider
+from providers.local import LocalProvider
 from providers.resources import ProviderResources
 
 CALM = Timeouts(5, 30, 30, 30)
@@ -48,7 +48,7 @@ class Engine:
 
 
 def provider_of(engine):
-    return Provider("local", ProviderSettings(type="local"), ProviderResources({}.get, engine))
+    return LocalProvider("local", ProviderSettings(type="local"), ProviderResources({}.get, engine))
 
 
 async def items_of(engine, timeouts=CALM, deadline_s=30.0):

@@ -14,7 +14,7 @@ from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.llm.answers import LLMResponse, StreamDelta, StreamEnd
 from contracts.llm.routing import Target, Timeouts
-from providers.openai_compatible import Provider
+from providers.openai_compatible import OpenAICompatibleProvider
 from tests.support.llm.upstream import Play, ScriptedUpstream
 
 KEY = "sk-test-K3yTh4tMustN3verL3ak0123456789"
@@ -58,7 +58,7 @@ class Outcome:
 
 
 async def call(
-    provider: Provider,
+    provider: OpenAICompatibleProvider,
     *,
     stream: bool,
     timeouts: Timeouts = CALM,
