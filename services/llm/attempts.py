@@ -30,7 +30,7 @@ from services.llm.failover import (
     blames_target,
     decide_failover,
     fitting_targets,
-    rest_s,
+    pause_s,
     silence_counts_s,
 )
 
@@ -52,9 +52,11 @@ class Served(Generic[T]):
 
 
 class RouteAttempts:
-    """Asks the targets of one call in their order, each as often as its retry policy allows.
+    """Tries the targets of one call in their order, each as often as its retry policy allows.
 
-    `callers_own`: the deadline is the caller's `timeout_s`, not the route's sum of timeouts.
+    `ask` makes the call; this class decides which target it is made to, and how often.
+    `deadline_is_callers`: the deadline is the caller's `timeout_s`, not the route's sum of
+    timeouts.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class RouteAttempts:
         *,
         deadline: Deadline,
         logical_model: str,
-        callers_own: bool = False,
+        deadline_is_callers: bool = False,
     ) -> None:
         self._model = logical_model
         self._remaining = deque(targets)
@@ -74,12 +76,12 @@ class RouteAttempts:
         self._circuits = circuits
         self._account = account
         self.deadline = deadline
-        self._callers_own = callers_own
+        self._deadline_is_callers = deadline_is_callers
         self._handover_s: float | None = None
         self._reasons: dict[str, str] = {}
         self._waits: list[float] = []
 
-    def keep(self, wanted: Callable[[ChatProvider], bool]) -> bool:
+    def keep_targets(self, wanted: Callable[[ChatProvider], bool]) -> bool:
         """Keeps the remaining targets whose provider is wanted; returns whether any remain."""
         self._remaining = deque(
             target for target in self._remaining if wanted(self._providers[target.provider])
@@ -97,10 +99,11 @@ class RouteAttempts:
         """
         failure: DaarionError | None = None
         while self._remaining:
-            outcome = await self._at(self._remaining.popleft(), ask)
+            outcome = await self._try_target(self._remaining.popleft(), ask)
             if isinstance(outcome, Served):
                 return outcome
-            failure = outcome or failure
+            if outcome is not None:
+                failure = outcome
         raise failure or self._no_target()
 
     def can_continue_after(self, error: DaarionError) -> bool:
@@ -120,12 +123,12 @@ class RouteAttempts:
             permit.failed(now)
         else:
             permit.released(now)
-        if seconds := rest_s(error):
-            self._circuits.of(target).rest(now, seconds)
+        if seconds := pause_s(error):
+            self._circuits.of(target).pause_until(now + seconds)
         begun = isinstance(error, UpstreamInvalidResponse) and error.begun
         self._account.attempt_ended(error.type, worked=begun)
 
-    async def _at(self, target: Target, ask: Ask[T]) -> Served[T] | DaarionError | None:
+    async def _try_target(self, target: Target, ask: Ask[T]) -> Served[T] | DaarionError | None:
         """Returns the answer of one target, or its last failure; None when it was not called."""
         provider = self._providers[target.provider]
         if (reason := provider.unavailable_reason()) is not None:
@@ -166,13 +169,15 @@ class RouteAttempts:
         timeouts = configured = target.timeouts
         if not self._remaining or not self._others(ready=True):
             timeouts = configured.alone()
-        elif self._callers_own:
+        elif self._deadline_is_callers:
             timeouts = replace(configured, handover_s=self.deadline.remaining() * HANDOVER_SHARE)
         self._handover_s = timeouts.handover_s
         return target if timeouts is configured else replace(target, timeouts=timeouts)
 
     def _cut_short(self, target: Target) -> bool:
-        """Whether the caller's deadline ended the attempt too early to blame the target."""
+        """Whether the caller's deadline or the handover timeout ended the attempt too early to
+        blame the target. A provider that reports its load is known to be alive.
+        """
         silent_s = self._account.silent_s()
         handed_over = self._handover_s is not None and silent_s >= self._handover_s - PASSED_S
         if self._remaining_s() > 0 and not handed_over:

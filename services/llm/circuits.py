@@ -10,8 +10,8 @@ Pure; time comes in as an argument.
 An open circuit refuses calls to its target; a half-open one lets one call through as a probe. The
 cool-down is counted from the start of the probe that failed, and a probe that hangs blocks the next
 one for at most `max_cooldown_s`. So a target that recovered is called within `max_cooldown_s`,
-whether it had refused calls or never answered them. A target also rests when its provider sent a
-`Retry-After`, until that has passed. State is per replica.
+whether it had refused calls or never answered them. A target is also left alone after its provider
+sent a `Retry-After`, until that has passed. State is per replica.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Circuit:
         self._failed_openings = 0
         self._probe: Permit | None = None
         self._probed_at = float("-inf")
-        self._rests_until = float("-inf")
+        self._paused_until = float("-inf")
 
     def state(self, now: float) -> State:
         """Returns the state; an open circuit whose cool-down is over is half-open."""
@@ -57,17 +57,17 @@ class Circuit:
 
     def wait_s(self, now: float) -> float:
         """Returns the seconds until a call is allowed; zero when it is allowed now."""
-        rest = max(0.0, self._rests_until - now)
+        paused_s = max(0.0, self._paused_until - now)
         if self._state == "closed":
-            return rest
+            return paused_s
         if self._probe is not None and now < self._probed_at + self.policy.max_cooldown_s:
-            return max(rest, PROBE_RETRY_S)
-        return max(rest, self._opened_at + self._cooldown_s() - now)
+            return max(paused_s, PROBE_RETRY_S)
+        return max(paused_s, self._opened_at + self._cooldown_s() - now)
 
     def enter(self, now: float) -> Permit | None:
         """Returns a permit to call the target, which the caller must end; None when not allowed."""
         if self._state == "closed":
-            if now < self._rests_until:
+            if now < self._paused_until:
                 return None
         elif self.wait_s(now) > 0:
             return None
@@ -77,9 +77,9 @@ class Circuit:
             self._state, self._probe, self._probed_at = "half_open", permit, now
         return permit
 
-    def rest(self, now: float, seconds: float) -> None:
-        """Keeps calls away for `seconds`, as the provider asked."""
-        self._rests_until = max(self._rests_until, now + seconds)
+    def pause_until(self, moment: float) -> None:
+        """Keeps calls away until `moment`, as the provider asked."""
+        self._paused_until = max(self._paused_until, moment)
 
     def _alive(self, permit: Permit, now: float) -> None:
         if self._judges(permit):

@@ -6,8 +6,8 @@ Broken streams: see `streams.py`.
     too long (ContextLengthExceeded)        no                      next target  no
     refused as invalid (InvalidRequest)     no                      raise        no
     credentials, model or route refused     no                      next target  failure
-    throttled (UpstreamRateLimited)         Retry-After or backoff  next target  failure, or rests
-    unreachable, 5xx (UpstreamUnavailable)  backoff or Retry-After  next target  failure, or rests
+    throttled (UpstreamRateLimited)         Retry-After or backoff  next target  failure, or pause
+    unreachable, 5xx (UpstreamUnavailable)  backoff or Retry-After  next target  failure, or pause
     garbage (UpstreamInvalidResponse)       backoff                 next target  failure
     silent (UpstreamTimeout)                no                      next target  failure (*)
     engine not ready, full (Unavailable)    no                      next target  no
@@ -16,7 +16,7 @@ Broken streams: see `streams.py`.
     (*) unless cut short, see below
 
 A request that is too long goes only to targets whose context is known to be large enough. After a
-`Retry-After` the target rests until then, which does not count as a failure.
+`Retry-After` the target is left alone until then, which does not count as a failure.
 
 One target is asked at most `retry.attempts` times. A wait must end before the request's deadline,
 and within `retry.max_backoff_s` while another target could answer instead.
@@ -48,8 +48,8 @@ from contracts.errors import (
 )
 from contracts.llm.routing import RetryPolicy, Target, Timeouts
 
-MAX_REST_S = 300.0
-"""The longest rest that a provider's `Retry-After` can ask for."""
+MAX_PAUSE_S = 300.0
+"""The longest pause that a provider's `Retry-After` can ask for."""
 HANDOVER_SHARE = 0.6
 MIN_SILENCE_S = 10.0
 _MAX_DOUBLINGS = 16
@@ -74,8 +74,8 @@ def decide_failover(
 ) -> FailoverDecision:
     """Returns what follows the failure of the `tries`-th attempt at one target.
 
-    `others`: another target could be asked. `remaining_s` is the rest of the request's deadline,
-    `jitter` a random number between 0 and 1 that spreads the waits of many callers.
+    `others`: another target could be asked. `remaining_s`: what remains of the request's deadline.
+    `jitter`: a random number between 0 and 1 that spreads the waits of many callers.
     """
     if remaining_s <= 0 or not isinstance(
         error, UpstreamError | UpstreamTimeout | Unavailable | ContextLengthExceeded
@@ -113,13 +113,13 @@ def blames_target(error: DaarionError, *, cut_short: bool) -> bool:
     return isinstance(error, UpstreamError)
 
 
-def rest_s(error: DaarionError) -> float:
-    """Seconds of rest that the provider asked for, at most `MAX_REST_S`; zero where it did not."""
+def pause_s(error: DaarionError) -> float:
+    """Seconds that the provider asked to be left alone, at most `MAX_PAUSE_S`; else zero."""
     if (
         isinstance(error, UpstreamRateLimited | UpstreamUnavailable)
         and error.retry_after_s is not None
     ):
-        return min(error.retry_after_s, MAX_REST_S)
+        return min(error.retry_after_s, MAX_PAUSE_S)
     return 0.0
 
 

@@ -20,7 +20,7 @@ from services.llm.accounting import CallAccount, NoPrices, outcome_of
 from services.llm.attempts import RouteAttempts
 from services.llm.circuits import Circuits
 from services.llm.spillover import Spillover, TargetCandidate, order_targets, queue_depth
-from services.llm.streams import Begun, OpenStream, begin
+from services.llm.streams import OpenStream, StartedStream, start_stream
 from services.llm.thoughts import reasoning_of, without_thoughts
 
 __all__ = ["LLMProxy", "OpenStream"]
@@ -90,8 +90,10 @@ class LLMProxy:
         account = self._account(request, route, request_id, credential, streamed=True)
         attempts = self._attempts(request, route, account)
 
-        async def ask(provider: ChatProvider, target: Target) -> Begun:
-            return await begin(provider, target, attempts, request.messages, account.options())
+        async def ask(provider: ChatProvider, target: Target) -> StartedStream:
+            return await start_stream(
+                provider, target, attempts, request.messages, account.options()
+            )
 
         try:
             await account.reserve(self.limiter)
@@ -112,8 +114,10 @@ class LLMProxy:
         target, provider = route.primary, self.providers[route.primary.provider]
         condition, circuit, now = provider.condition(), self.circuits.of(target), time.monotonic()
         wait_s = circuit.wait_s(now)
-        resting = f"left alone after failures: retry in {math.ceil(wait_s)} s" if wait_s else None
-        reason = provider.unavailable_reason() or condition.not_ready or resting
+        left_alone = (
+            f"left alone after failures: retry in {math.ceil(wait_s)} s" if wait_s else None
+        )
+        reason = provider.unavailable_reason() or condition.not_ready or left_alone
         return ModelInfo(
             id=route.logical_model,
             provider=target.provider,
@@ -159,7 +163,7 @@ class LLMProxy:
             account,
             deadline=deadline,
             logical_model=name,
-            callers_own=request.timeout_s is not None,
+            deadline_is_callers=request.timeout_s is not None,
         )
 
     def _targets(self, route: Route) -> Sequence[Target]:

@@ -21,11 +21,11 @@ from services.llm.thoughts import reasoning_of, thoughts_apart
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class StartedStream:
     """A provider's stream whose first item has arrived."""
 
     first: StreamItem
-    rest: AsyncIterator[StreamItem]
+    remaining: AsyncIterator[StreamItem]
 
 
 class OpenStream:
@@ -34,14 +34,14 @@ class OpenStream:
     Iterate it once, and close it however that ends: closing settles the call.
 
     With `resumes`, a break after the first content is hidden from the caller: the next target is
-    asked to finish the answer. The joined stream ends in one StreamEnd, with every part's usage
-    and target. Text that the next target repeats is left out; a target that
-    starts over in other words counts as failed.
+    asked to finish the answer. The joined stream ends in one StreamEnd, with every part's usage and
+    target. Text that the next target repeats is left out; a target that starts over in other words
+    counts as failed.
     """
 
     def __init__(
         self,
-        served: Served[Begun],
+        served: Served[StartedStream],
         request: ProxyRequest,
         attempts: RouteAttempts,
         account: CallAccount,
@@ -52,12 +52,13 @@ class OpenStream:
         self._request = request
         self._attempts = attempts
         self._account = account
-        self._written: list[str] | None = [] if resumes and _can_be_resumed(request) else None
-        self._pieces = 0
-        self._tail = ""
+        # None: the answer cannot be resumed.
+        self._answer_parts: list[str] | None = [] if resumes and _can_be_resumed(request) else None
+        self._shown_deltas = 0
+        self._trailing_space = ""
         self._seam: Seam | None = None
-        self._wrote = False  # whether the current part has shown text
-        self._writers: list[Target] = []
+        self._part_has_text = False  # whether the current part has shown text
+        self._earlier_targets: list[Target] = []
         self._ended = False
 
     @property
@@ -72,21 +73,21 @@ class OpenStream:
         """
         try:
             while not self._ended:
-                begun = self._served.result
+                stream = self._served.result
                 try:
-                    for part in self._joined(begun.first):
-                        yield self._seen(part)
-                    async for item in begun.rest:
+                    for part in self._without_repetition(stream.first):
+                        yield self._account_for(part)
+                    async for item in stream.remaining:
                         if self._seam is None:
-                            yield self._seen(item)
+                            yield self._account_for(item)
                             continue
-                        for part in self._joined(item):
-                            yield self._seen(part)
+                        for part in self._without_repetition(item):
+                            yield self._account_for(part)
                     self._check_ended()
                 except DaarionError as error:
-                    await close_if_closable(begun.rest)
+                    await close_if_closable(stream.remaining)
                     self._attempts.failed(self._served.target, self._served.permit, error)
-                    self._served = await self._resumed(error)
+                    self._served = await self._resume(error)
         except Exception as error:
             self._account.settle(outcome_of(error))
             raise
@@ -95,9 +96,9 @@ class OpenStream:
         """Stops the upstream, and settles an unfinished call as cancelled by its caller."""
         self._account.settle(OUTCOME_CANCELLED)
         self._served.permit.released(time.monotonic())
-        await close_if_closable(self._served.result.rest)
+        await close_if_closable(self._served.result.remaining)
 
-    def _joined(self, item: StreamItem) -> Sequence[StreamItem]:
+    def _without_repetition(self, item: StreamItem) -> Sequence[StreamItem]:
         """Returns the item without text that was shown before the break.
 
         Raises UpstreamInvalidResponse when a continuation starts over in other words.
@@ -112,8 +113,8 @@ class OpenStream:
             )
         except UpstreamInvalidResponse:
             self._served.permit.succeeded(time.monotonic())  # the target is up, its answer unusable
-            if self._wrote:
-                self._written = None
+            if self._part_has_text:
+                self._answer_parts = None
             raise
         if isinstance(item, StreamEnd):
             return (StreamDelta(content=text), item) if text else (item,)
@@ -123,41 +124,42 @@ class OpenStream:
         self._account.delta(item)
         return ()
 
-    def _seen(self, item: StreamItem) -> StreamItem:
+    def _account_for(self, item: StreamItem) -> StreamItem:
         if isinstance(item, StreamEnd):
-            return self._last(item)
+            return self._account_for_end(item)
         self._account.delta(item)
-        if self._written is None:
+        if self._answer_parts is None:
             return item
         if item.tool_calls or item.refusal:
-            self._written = None  # another target cannot continue half a tool call or a refusal
+            # Another target cannot continue half a tool call or a refusal.
+            self._answer_parts = None
             return item
-        item = self._without_tail(item)
-        self._pieces += 1
-        self._wrote = self._wrote or bool(item.content)
-        self._written.append(item.content or "")
+        item = self._without_repeated_space(item)
+        self._shown_deltas += 1
+        self._part_has_text = self._part_has_text or bool(item.content)
+        self._answer_parts.append(item.content or "")
         return item
 
-    def _without_tail(self, item: StreamDelta) -> StreamDelta:
-        """Drops white space that the part before had ended with."""
-        if not self._tail or not item.content:
+    def _without_repeated_space(self, item: StreamDelta) -> StreamDelta:
+        """Drops white space with which the broken part had ended."""
+        if not self._trailing_space or not item.content:
             return item
-        tail, self._tail = self._tail, ""
-        return item.model_copy(update={"content": item.content.removeprefix(tail)})
+        space, self._trailing_space = self._trailing_space, ""
+        return item.model_copy(update={"content": item.content.removeprefix(space)})
 
-    def _last(self, item: StreamEnd) -> StreamEnd:
+    def _account_for_end(self, item: StreamEnd) -> StreamEnd:
         self._ended = True
         self._served.permit.succeeded(time.monotonic())
         self._account.unreadable_events += item.unreadable or 0
         self._account.attempt_ended(OUTCOME_OK, item.usage)
         self._account.settle(OUTCOME_OK)
-        writers = [*self._writers, self._served.target]
+        writers = [*self._earlier_targets, self._served.target]
         return StreamEnd(
             finish_reason=item.finish_reason,
-            usage=self._account.usage if self._writers else item.usage,
+            usage=self._account.usage if self._earlier_targets else item.usage,
             attempts=self._account.attempts,
             written_by=[f"{target.provider}/{target.name}" for target in writers]
-            if self._writers
+            if self._earlier_targets
             else None,
         )
 
@@ -167,50 +169,56 @@ class OpenStream:
                 "the provider ended its stream before the answer was complete"
             )
 
-    async def _resumed(self, error: DaarionError) -> Served[Begun]:
+    async def _resume(self, error: DaarionError) -> Served[StartedStream]:
         """Returns the stream that continues this one; raises `error` when no target can."""
-        if self._written is None or not self._attempts.can_continue_after(error):
+        if self._answer_parts is None or not self._attempts.can_continue_after(error):
             raise error
-        text = "".join(self._written)
-        begun, self._tail = text.rstrip(), text[len(text.rstrip()) :]
+        text = "".join(self._answer_parts)
+        partial_answer, self._trailing_space = text.rstrip(), text[len(text.rstrip()) :]
         options = self._remaining_options()
-        if begun and not self._attempts.keep(
-            lambda provider: provider.continued((), begun, options) is not None
+        if partial_answer and not self._attempts.keep_targets(
+            lambda provider: provider.continued((), partial_answer, options) is not None
         ):
             raise error
-        if begun and self._wrote:
-            self._writers.append(self._served.target)
+        if partial_answer and self._part_has_text:
+            self._earlier_targets.append(self._served.target)
 
-        async def ask(provider: ChatProvider, target: Target) -> Begun:
-            asked = provider.continued(self._request.messages, begun, options) if begun else None
-            messages, settings = asked or (self._request.messages, options)
-            self._seam = (
-                Seam(begun, in_words=messages[-1]["role"] != "assistant") if begun else None
+        async def ask(provider: ChatProvider, target: Target) -> StartedStream:
+            continuation = (
+                provider.continued(self._request.messages, partial_answer, options)
+                if partial_answer
+                else None
             )
-            return await begin(provider, target, self._attempts, messages, settings)
+            messages, settings = continuation or (self._request.messages, options)
+            self._seam = (
+                Seam(partial_answer, in_words=messages[-1]["role"] != "assistant")
+                if partial_answer
+                else None
+            )
+            return await start_stream(provider, target, self._attempts, messages, settings)
 
         try:
             served = await self._attempts.serve(ask)
         except DaarionError:
             raise error from None
         served.permit.alive(time.monotonic())
-        self._wrote = False
+        self._part_has_text = False
         return served
 
     def _remaining_options(self) -> ChatOptions:
         options = self._account.options()
         if "max_tokens" in options:
-            options["max_tokens"] = max(1, options["max_tokens"] - self._pieces)
+            options["max_tokens"] = max(1, options["max_tokens"] - self._shown_deltas)
         return options
 
 
-async def begin(
+async def start_stream(
     provider: ChatProvider,
     target: Target,
     attempts: RouteAttempts,
     messages: list[ChatMessage],
     options: ChatOptions,
-) -> Begun:
+) -> StartedStream:
     """Returns a stream of `target` once its first item has arrived.
 
     A role or a keep-alive is not an item. Raises as the provider.
@@ -220,7 +228,7 @@ async def begin(
         reasoning_of(target, messages),
     )
     try:
-        return Begun(await anext(items), items)
+        return StartedStream(await anext(items), items)
     except StopAsyncIteration:
         raise UpstreamInvalidResponse("the provider ended its stream before it answered") from None
 

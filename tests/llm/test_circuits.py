@@ -141,8 +141,8 @@ def test_calls_begun_before_the_circuit_opened_do_not_count_afterwards():
 
 def test_a_rest_that_the_provider_asked_for_needs_no_probe():
     circuit = Circuit(POLICY)
-    circuit.rest(0, 5)
-    circuit.rest(0, 1)
+    circuit.pause_until(5)
+    circuit.pause_until(1)
     assert (circuit.enter(4.9), circuit.wait_s(1), circuit.state(1)) == (None, 4, "closed")
     assert all([circuit.enter(5), circuit.enter(5)])
 
@@ -153,7 +153,7 @@ def test_circuits_are_kept_by_provider_and_model():
         for count in (9, 1)
     )
     circuits = Circuits()
-    circuits.of(calm).rest(0, math.inf)
+    circuits.of(calm).pause_until(math.inf)
     assert circuits.of(hard).enter(0) is None, (
         "another entry for the same model meets the same circuit"
     )
@@ -200,7 +200,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(seconds=st.floats(0, 20))
     def rest(self, seconds):
-        self.circuit.rest(self.now, seconds)
+        self.circuit.pause_until(self.now + seconds)
 
     @invariant()
     def holds(self):

@@ -8,10 +8,10 @@ from contracts import errors
 from contracts.errors import DaarionError
 from contracts.llm.routing import RetryPolicy, Timeouts
 from services.llm.failover import (
-    MAX_REST_S,
+    MAX_PAUSE_S,
     blames_target,
     decide_failover,
-    rest_s,
+    pause_s,
     silence_counts_s,
 )
 
@@ -95,11 +95,11 @@ def test_retry_after_is_honoured_where_it_fits(retry_after, others, remaining, a
 
 def test_a_target_rests_as_long_as_its_provider_asked():
     throttled = errors.UpstreamRateLimited("x", retry_after_s=7)
-    assert (rest_s(throttled), blames_target(throttled, cut_short=False)) == (7, False)
-    assert rest_s(errors.UpstreamUnavailable("x", retry_after_s=86_400)) == MAX_REST_S
+    assert (pause_s(throttled), blames_target(throttled, cut_short=False)) == (7, False)
+    assert pause_s(errors.UpstreamUnavailable("x", retry_after_s=86_400)) == MAX_PAUSE_S
     assert (
-        rest_s(errors.UpstreamRateLimited("x"))
-        == rest_s(errors.Overloaded("x", retry_after_s=1))
+        pause_s(errors.UpstreamRateLimited("x"))
+        == pause_s(errors.Overloaded("x", retry_after_s=1))
         == 0
     )
 
