@@ -166,12 +166,14 @@ class KnowledgeBase:
             if document is not None:  # its indexed text is outdated
                 run.gone[file.path] = document
             return
-        if document is None and (moved := run.moved(file_hash)) is not None:
-            await self._documents.touch(run.microdao_id, moved, file, moved.digest)
-            run.report.moved += 1
-            return
         digest = file_hash + rules(file.path, self._size)
-        if document is not None and document.digest == digest:
+        if document is None and (document := run.moved(file_hash)) is not None:
+            # Its path comes first, because `save` finds a document by its path.
+            await self._documents.touch(run.microdao_id, document, file, document.digest)
+            run.report.moved += 1
+            if document.digest == digest:
+                return
+        elif document is not None and document.digest == digest:
             await self._unchanged(run, document, file, digest)
             return
         tree = "microdao" if run.microdao_id else "shared"
@@ -196,7 +198,7 @@ class KnowledgeBase:
     ) -> None:
         if (document.file, document.digest) != (file, digest):
             await self._documents.touch(run.microdao_id, document, file, digest)
-        run.report.unchanged += 1
+        run.report.unchanged += document.file.path == file.path
 
 
 def _join(report: ReindexReport, other: ReindexReport) -> None:

@@ -206,14 +206,27 @@ async def test_an_unchanged_file_is_not_parsed(
     (shared / "b.md").write_text("# b.md\nінший текст", encoding="utf-8")
     assert await reindex(memory) == {"files": 2, "unchanged": 1, "changed": 1, "chunks": 1}
     assert cut_paths == ["a.md", "b.md", "b.md"]
-    (shared / "a.md").rename(shared / "a.txt")
+    (shared / "b.md").rename(shared / "moved.md")
     assert await reindex(memory) == {"files": 2, "unchanged": 1, "moved": 1}
-    assert await reindex(memory) == {"files": 2, "unchanged": 1, "changed": 1, "chunks": 1}
-    assert cut_paths[3:] == ["a.txt"]  # it is not Markdown any more
+    assert len(cut_paths) == 3
     monkeypatch.setattr(cutting, "VERSION", cutting.VERSION + 1)
     assert await reindex(memory) == {"files": 2, "unchanged": 2}
     assert await reindex(memory) == {"files": 2, "unchanged": 2}
-    assert cut_paths[4:] == ["a.txt", "b.md"]
+    assert cut_paths[3:] == ["a.md", "moved.md"]
+
+
+async def test_a_renamed_file_is_cut_by_the_rules_of_its_new_name(memory: Memory, shared: Path):
+    """Also by a periodic run, which reads a file once for each of its paths and times."""
+    (shared / "a.md").write_text("# Каса\nДо шостої.", encoding="utf-8")
+    await reindex(memory)
+    assert (await hits(memory, "каса"))[0]["meta"]["heading"] == "Каса"
+    (shared / "a.md").rename(shared / "a.txt")
+    await memory.runtime.cases.knowledge.run()
+    (hit,) = await hits(memory, "каса")
+    assert (hit["content"], hit["meta"]["heading"]) == ("# Каса\nДо шостої.", "")
+    assert await reindex(memory) == {"files": 1, "unchanged": 1}
+    (shared / "a.txt").rename(shared / "b.md")
+    assert await reindex(memory) == {"files": 1, "moved": 1, "changed": 1, "chunks": 1}
 
 
 async def test_a_file_of_an_older_release_is_parsed_once(
@@ -227,7 +240,6 @@ async def test_a_file_of_an_older_release_is_parsed_once(
         await connection.execute("UPDATE kb_documents SET hash = substring(hash FOR 32)")
     (shared / "b.md").rename(shared / "c.md")
     assert await reindex(memory) == {"files": 2, "unchanged": 1, "moved": 1}
-    assert await reindex(memory) == {"files": 2, "unchanged": 2}
     assert await reindex(memory) == {"files": 2, "unchanged": 2}
     assert cut_paths[2:] == ["a.md", "c.md"]
 
