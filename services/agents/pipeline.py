@@ -45,10 +45,12 @@ class Pipeline:
 
         When the answering model turns out to need a smaller blueprint (a fallback, say), the run
         begins anew under the blueprint that is fitted to it. A model that may only choose among a
-        tool's results has no words of its own: without results there is no answer.
+        tool's results has no words of its own: if the tool returned an empty list, the reply is the
+        configured `none` text.
 
         Raises:
-            EmptyQuestionError, NothingToAnswerError, NoAnswerError: see there.
+            EmptyQuestionError, NothingToAnswerError: see there.
+            NoAnswerError: no text in all steps; or a model that may only choose got no list.
             RunLostError: another replica has taken the run.
             DaarionError: messaging service, model or database failed, or the deadline passed.
         """
@@ -84,12 +86,13 @@ class _Conversation:
     async def reply(self) -> str:
         """Returns the reply. Raises as `Pipeline.answer`, and ModelTooSmallError."""
         blueprint = self._scope.blueprint
-        last = False
+        force_last = False
         choices: Choices | None = None
         for number in range(blueprint.limits.steps):
+            # A recorded step is never the last: its tool calls were already decided.
             is_recorded = bool(self._recorded)
-            last = not is_recorded and (last or self._is_last(number))
-            answer = await self._next_answer(ModelTurn(number, last, choices))
+            is_last = not is_recorded and (force_last or self._must_end(number))
+            answer = await self._next_answer(ModelTurn(number, is_last, choices))
             if choices is not None:
                 return choices.reply(answer)
             if _is_too_small(blueprint, answer):
@@ -97,13 +100,13 @@ class _Conversation:
                     raise NoAnswerError
                 raise ModelTooSmallError(answer.model_resolved)
             reading = read_answer(answer)
-            if last or (reading.text and not reading.calls):
+            if is_last or (reading.text and not reading.calls):
                 return _reply(blueprint, answer, reading)
             if not reading.calls:
                 self._dialogue.add_remark(answer, reading)
                 continue
             calls = self._toolbox.readable(reading.calls)
-            last = self._toolbox.is_repeat(calls)
+            force_last = self._toolbox.is_repeat(calls)
             outcomes = await self._call(calls, number, is_recorded=is_recorded)
             self._dialogue.add_results(
                 answer, reading, [(outcome.source, outcome.text) for outcome in outcomes]
@@ -139,7 +142,7 @@ class _Conversation:
         self._tainted = True  # the next prompt holds the results
         return outcomes
 
-    def _is_last(self, number: int) -> bool:
+    def _must_end(self, number: int) -> bool:
         """Whether this step gets no tools, so that the run ends in an answer."""
         run, limits = self._scope.run, self._scope.blueprint.limits
         return (
