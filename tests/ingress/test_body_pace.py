@@ -26,7 +26,7 @@ class Client:
     async def send(self, size, after_s):
         """Sends a part; returns for how long the server would have waited for it."""
         self.parts.put_nowait((after_s, b"x" * size))
-        await (self.slot.receive() if self.slot.is_arriving else self.slot.open("POST"))
+        await (self.slot.receive() if self.slot.is_arriving else self.slot.start("POST"))
         if self.slot._first is not None:
             await self.slot.receive()
         return self.waits_until - (self.clock.now - after_s)

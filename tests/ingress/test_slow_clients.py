@@ -283,14 +283,14 @@ async def test_a_stream_that_nobody_reads_ends(here, hasty, events, monkeypatch)
 @pytest.mark.parametrize("also_ours", [False, True])
 async def test_a_cancelled_waiting_request_ends(hasty, also_ours):
     slot = RequestSlot(RequestSlots(1), asyncio.Event().wait, asyncio.Event().wait)
-    task = asyncio.create_task(slot.open("POST"))
+    task = asyncio.create_task(slot.start("POST"))
     await asyncio.sleep(0)
     if also_ours:
-        slot.end()
+        slot.cancel()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    slot.leave()
+    slot.release()
 
 
 async def test_timed_out_requests_leave_no_slot_taken(here, http, hasty):
@@ -298,9 +298,9 @@ async def test_timed_out_requests_leave_no_slot_taken(here, http, hasty):
     for _ in range(MOST * 2):
         slot = RequestSlot(shared, asyncio.Event().wait, asyncio.Event().wait)
         with pytest.raises(RequestTimeout):
-            await slot.open("POST")
-        slot.leave()
-    assert (shared.working, shared.arriving, shared._watched) == (0, 0, set())
+            await slot.start("POST")
+        slot.release()
+    assert (shared.running, shared.arriving, shared._watched) == (0, 0, set())
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ ErrorShape = Callable[[DaarionError, str], Response]
 class Ingress:
     """Wraps one application's router.
 
-    `max_concurrent` bounds the requests in work; further ones are refused at once with 503 and
-    `Retry-After`. A request is in work once its whole body has arrived, see `request_slots`.
+    `max_concurrent` bounds the running requests; further ones are refused at once with 503 and
+    `Retry-After`. A request runs once its whole body has arrived, see `request_slots`.
     `uploads` are paths below the prefix whose bodies may take `UPLOAD_S`. Open paths (health) need
     no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`), or a
     method and a path (`POST /call`), to the shape of every error there and below, including those
@@ -70,11 +70,11 @@ class Ingress:
         self._error_shapes = error_shapes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request; every error is answered in the envelope."""
+        """Serves one request; every error is answered in its route's error shape."""
         if scope["type"] != "http":
             await self._lifespan(scope, receive, send)
             return
-        path = _normalised(scope)
+        path = _normalise_path(scope)
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         slot = RequestSlot(
@@ -92,7 +92,7 @@ class Ingress:
             await self._bounded(scope, slot, self._hot.get((scope["method"], path)))
         except ClientDisconnect:
             return  # the client left in the middle of its request: there is nobody to answer
-        except Exception as error:  # noqa: BLE001  # nothing leaves without the envelope
+        except Exception as error:  # noqa: BLE001  # nothing leaves without an error shape
             await self._refuse(error, scope, slot, request_id)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,20 +110,20 @@ class Ingress:
 
     async def _bounded(self, scope: Scope, slot: RequestSlot, hot: Handler | None) -> None:
         try:
-            await slot.open(scope["method"])
+            await slot.start(scope["method"])
             if hot is None:
                 await self._app(scope, slot.receive, slot.send)
             else:
                 response = await hot(Request(scope, slot.receive))
                 await response(scope, slot.receive, slot.send)
         finally:
-            slot.leave()
+            slot.release()
 
     async def _refuse(
         self, error: Exception, scope: Scope, slot: RequestSlot, request_id: str
     ) -> None:
-        leaf = as_leaf(error)
-        if leaf.status >= 500 and not isinstance(error, DaarionError):
+        api_error = as_leaf(error)
+        if api_error.status >= 500 and not isinstance(error, DaarionError):
             self._events.emit(
                 "http.defect",
                 request_id=request_id,
@@ -134,8 +134,8 @@ class Ingress:
         if slot.has_answer:
             # The status was sent: only a broken connection shows that the body is incomplete.
             raise error
-        response = self._error_shape(scope)(leaf, request_id)
-        if isinstance(leaf, RequestTimeout):
+        response = self._error_shape(scope)(api_error, request_id)
+        if isinstance(api_error, RequestTimeout):
             response.raw_headers.append(
                 (b"connection", b"close")
             )  # the rest of the body is not read
@@ -159,12 +159,13 @@ def _unknown_route() -> NotFound:
     return NotFound("no such route: see /docs")
 
 
-def _normalised(scope: Scope) -> str:
-    """Drops a trailing slash; returns the path below the application's prefix."""
+def _normalise_path(scope: Scope) -> str:
+    """Drops a trailing slash in `scope`; returns the path below the application's prefix."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     trimmed = path.removeprefix(root).rstrip("/")
     scope["path"] = f"{root}{trimmed}" if trimmed or root else "/"
+    # With an `app` in the scope, Starlette raises 404 and 405 instead of answering them itself.
     scope["app"] = scope.get("app", _no_such_route)
     return trimmed or "/"
 

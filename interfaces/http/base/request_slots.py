@@ -1,8 +1,8 @@
-"""Slots of one replica: for requests in work, and for requests whose bodies are arriving.
+"""Slots of one replica: for running requests, and for requests whose bodies are arriving.
 
-A request takes a slot in work when its whole body is there. As many bodies as there are slots in
-work may be arriving, each under a deadline. When all slots of arriving bodies are taken, the
-slowest body is ended in favour of the new one, so slow clients do not block others.
+A request runs, and takes a slot for that, when its whole body is there. As many bodies as requests
+may be arriving, each under a deadline. When all slots of arriving bodies are taken, the slowest
+body is ended in favour of the new one, so slow clients do not block others.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ Result = TypeVar("Result")
 
 
 class RequestSlots:
-    """At most `most` requests in work, and as many whose bodies are arriving."""
+    """At most `most` running requests, and as many whose bodies are arriving."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.working = 0
+        self.running = 0
         self.arriving = 0
         self._watched: set[RequestSlot] = set()
         """Slots that wait for their clients. One timer checks all of them: a timer for each
         request would cost more."""
         self._sweeper: asyncio.TimerHandle | None = None
 
-    def admit(self) -> None:
+    def take_arriving(self) -> None:
         """Takes a slot for a body that arrives; the slowest body makes room if all are taken.
 
-        Raises Overloaded when no body has been arriving for `SPARED_S`.
+        Raises Overloaded when every arriving body is younger than `SPARED_S`.
         """
         if self.arriving >= self.most:
             now = monotonic()
@@ -61,17 +61,17 @@ class RequestSlots:
             slowest = min(slow, key=lambda slot: slot.pace(now), default=None)
             if slowest is None:
                 raise _full()
-            self._end(slowest)
+            self._cancel(slowest)
         self.arriving += 1
 
-    def begin(self) -> None:
-        """Takes a slot in work. Raises Overloaded."""
-        if self.working >= self.most:
+    def take_running(self) -> None:
+        """Takes a slot for a request that runs. Raises Overloaded."""
+        if self.running >= self.most:
             raise _full()
-        self.working += 1
+        self.running += 1
 
     def watch(self, slot: RequestSlot) -> None:
-        """Ends the slot's task when it is due, until `unwatch`."""
+        """Cancels the slot's task when it is due, until `unwatch`."""
         self._watched.add(slot)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
@@ -83,18 +83,18 @@ class RequestSlots:
     def _sweep(self) -> None:
         now = monotonic()
         for slot in [slot for slot in self._watched if slot.due <= now]:
-            self._end(slot)
+            self._cancel(slot)
         self._sweeper = (
             asyncio.get_running_loop().call_later(SWEEP_S, self._sweep) if self._watched else None
         )
 
-    def _end(self, slot: RequestSlot) -> None:
+    def _cancel(self, slot: RequestSlot) -> None:
         self._watched.remove(slot)
-        slot.end()
+        slot.cancel()
 
 
 class RequestSlot:
-    """One request's slot: first among the arriving bodies, then in work.
+    """One request's slot: first among the arriving bodies, then running.
 
     `receive` and `send` are its ASGI callables. `body_s` bounds the time that the client may take
     for its body; time in which the route does not read is not counted.
@@ -103,8 +103,8 @@ class RequestSlot:
     __slots__ = (
         "_body_s",
         "_first",
-        "_is_ended",
-        "_is_working",
+        "_is_cancelled",
+        "_is_running",
         "_receive",
         "_send",
         "_since",
@@ -128,11 +128,11 @@ class RequestSlot:
         self._task: asyncio.Task[object] | None = None
         self._since = self.due = self._waited = 0.0
         self._size = 0
-        self.is_arriving = self._is_working = self._is_ended = False
+        self.is_arriving = self._is_running = self._is_cancelled = False
         self.has_answer = False
         """Whether the answer has begun."""
 
-    async def open(self, method: str) -> None:
+    async def start(self, method: str) -> None:
         """Returns when the first part of the body is there; the rest stays under its deadline.
 
         Raises:
@@ -140,17 +140,17 @@ class RequestSlot:
             RequestTimeout: the body did not arrive in time, or made room for another one.
         """
         if method not in _WITH_BODY:
-            self._begin()
+            self._run()
             return
-        self._slots.admit()
+        self._slots.take_arriving()
         self.is_arriving = True
         self._first = await self._next_part()
 
     async def receive(self) -> Message:
-        """Returns the next part of the body; with the last one the request is in work.
+        """Returns the next part of the body; with the last one the request runs.
 
         Raises:
-            Overloaded: the body is there, but no slot in work is free.
+            Overloaded: the body is there, but as many requests as may be are running.
             RequestTimeout: the body did not arrive in time, or made room for another one.
         """
         if self._first is not None:
@@ -165,7 +165,7 @@ class RequestSlot:
             await self._send(message)
             return
         try:
-            await self._watched(self._send(message), UNREAD_S)
+            await self._with_timeout(self._send(message), UNREAD_S)
         except RequestTimeout:
             raise ClientDisconnect from None
 
@@ -177,41 +177,44 @@ class RequestSlot:
         """Returns the body's bytes per second of waiting."""
         return self._size / self.waited(now)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Frees the slot, when the request has ended."""
         self._slots.arriving -= self.is_arriving
-        self._slots.working -= self._is_working
+        self._slots.running -= self._is_running
 
-    def end(self) -> None:
-        """Ends the task that waits for the client."""
-        self._is_ended = True
+    def cancel(self) -> None:
+        """Cancels the task that waits for the client."""
+        self._is_cancelled = True
         assert self._task is not None  # it is set before the slot is watched
         self._task.cancel()
 
     async def _next_part(self) -> Message:
-        earned = min(self._waited, self._size / BYTES_PER_S) + GRACE_S
-        message = await self._watched(self._receive(), min(earned, self._body_s) - self._waited)
+        # The total of waiting that is allowed: the time that the bytes so far pay for at
+        # BYTES_PER_S, plus the grace. Speed earns no credit.
+        allowed_s = min(self._waited, self._size / BYTES_PER_S) + GRACE_S
+        timeout_s = min(allowed_s, self._body_s) - self._waited
+        message = await self._with_timeout(self._receive(), timeout_s)
         self._waited = self.waited(monotonic())
         self._size += len(message.get("body", b""))
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._slots.arriving -= 1
             self.is_arriving = False
-            self._begin()
+            self._run()
         return message
 
-    def _begin(self) -> None:
-        self._slots.begin()
-        self._is_working = True
+    def _run(self) -> None:
+        self._slots.take_running()
+        self._is_running = True
 
-    async def _watched(self, step: Awaitable[Result], patience_s: float) -> Result:
+    async def _with_timeout(self, step: Awaitable[Result], timeout_s: float) -> Result:
         self._task, self._since = asyncio.current_task(), monotonic()
-        self.due = self._since + patience_s
+        self.due = self._since + timeout_s
         self._slots.watch(self)
         try:
             return await step
         except asyncio.CancelledError:
             # Only our own cancellation becomes a 408: any other is meant to end the task.
-            if self._is_ended and self._task is not None and not self._task.uncancel():
+            if self._is_cancelled and self._task is not None and not self._task.uncancel():
                 raise RequestTimeout(
                     f"the body came too slowly: send at least {BYTES_PER_S} bytes a second and all "
                     f"of it within {self._body_s:g} s; when too many bodies are arriving, the "

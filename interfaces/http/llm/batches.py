@@ -57,13 +57,13 @@ class BatchRoutes:
         send = request._send  # noqa: SLF001  # this slot only receives
         slot = RequestSlot(self._slots, request.receive, send)
         try:
-            await slot.open("POST")
+            await slot.start("POST")
             raw = await read_json(Request(request.scope, slot.receive), MAX_BATCH_BYTES)
             # Off the event loop: thousands of requests take a while to check.
             requests = await asyncio.to_thread(_requests, raw)
             batch = await self.batches().submit(requests, credential=request.state.credential)
         finally:
-            slot.leave()
+            slot.release()
         return JsonResponse(batch.model_dump(mode="json", exclude_none=True), status_code=202)
 
 
