@@ -20,14 +20,8 @@ from contracts.errors import DaarionError, LimitsUnavailable
 from contracts.llm.limits import Limit, LimitKey
 from deployments.graph.replica import open_event_log
 from services.llm.limits.lease_book import LeaseBook
-from services.llm.limits.protocol import (
-    Reply,
-    Report,
-    Standing,
-    period_end,
-    period_of,
-    period_start,
-)
+from services.llm.limits.periods import period_end, period_of, period_start
+from services.llm.limits.protocol import Reply, Report, Standing
 
 PROTOCOL = 3
 """Counted up when the messages change, so that new replicas use an authority of their own."""

@@ -4,7 +4,8 @@
 - `balances`: all balances of a replica; makes its reports and takes the replies.
 - `balance`: a replica's units of one limit.
 - `lease_book`: the authority's side: grants units so that no limit is exceeded.
-- `protocol`: the messages between the two, their constants and calendar periods.
+- `protocol`: the messages between replica and authority, and their constants.
+- `periods`: the calendar periods of limits of money.
 - `windows`: the sliding window over spent units.
 - `states`: the use case behind `GET /limits`.
 """

@@ -18,32 +18,61 @@ free."""
 class Balance:
     """This replica's units of one limit, counted in the limit's meter.
 
-    `stale` units are held by calls that were admitted under a larger limit: they return to the
-    authority, not to the next call.
+    The limit:
+        limit: its amount, by the present configuration.
+        period: the day or month that `spent` counts in; empty for meters without a calendar.
+    Spending, since the replica's start or the beginning of `period`:
+        spent: units spent.
+        sent: `spent` in the last report.
+        acknowledged: `spent` in the last answered report.
+        recent: when they were spent, for meters of a sliding minute.
+        former: `spent` of earlier periods.
+        incarnation: as in a report's line.
+    Units of the lease:
+        free: for further calls.
+        held: reserved by running calls.
+        stale: of these, reserved under a larger limit; they return to the authority, not to the
+            next call.
+    What decides how many to ask for:
+        granted: units of the last grant; 0 after a refusal.
+        since_grant: units taken since then.
+        taken_now: units taken since the last heartbeat.
+        taken_before: units taken between the two heartbeats before.
+        has_request: a report that asks for units is not answered yet.
+    The last answer:
+        left: units that the authority had left.
+        pending: it is still reading the ledger.
+        retry_at: when a retry can succeed.
+        refused_from, refused_until: amounts this large are refused until then without asking;
+            0: none.
     """
 
     key: LimitKey
     limit: int
-    spent: int = 0
-    acknowledged: int = 0
-    sent: int = 0
     period: str = ""
-    held: int = 0
+
+    spent: int = 0
+    sent: int = 0
+    acknowledged: int = 0
+    recent: SlidingWindow | None = None
+    former: dict[str, int] = field(default_factory=dict)
+    incarnation: int = 0
+
     free: int = 0
+    held: int = 0
     stale: int = 0
+
     granted: int = 0
     since_grant: int = 0
-    this_beat: int = 0
-    last_beat: int = 0
+    taken_now: int = 0
+    taken_before: int = 0
+    has_request: bool = False
+
     left: int = 0
-    retry_at: float = 0.0
-    ask_again_at: float = 0.0
-    short_of: int = 0
-    asked: bool = False
     pending: bool = False
-    recent: SlidingWindow | None = None
-    incarnation: int = 0
-    former: dict[str, int] = field(default_factory=dict)
+    retry_at: float = 0.0
+    refused_from: int = 0
+    refused_until: float = 0.0
 
     def enter(self, period: str) -> None:
         """Enters another day or month, or returns to one after the clock was set back.
@@ -55,7 +84,7 @@ class Balance:
         if len(self.former) > FORMER_PERIODS:
             del self.former[next(iter(self.former))]
         self.period, self.spent = period, self.former.pop(period, 0)
-        self.acknowledged = self.sent = self.free = self.short_of = 0
+        self.acknowledged = self.sent = self.free = self.refused_from = 0
 
     def set_limit(self, limit: int) -> None:
         """Takes another limit.
@@ -70,7 +99,7 @@ class Balance:
         """Reserves `units`. A request is spent at once, other units when their call is settled."""
         self.free -= units
         self.since_grant += units
-        self.this_beat += units
+        self.taken_now += units
         if self.key.meter == "requests_per_minute":
             self._spend(units, now)
         else:
@@ -88,7 +117,8 @@ class Balance:
             self.free += 0 if is_stale else reserved
             return
         self._spend(spent, now)
-        self.free = max(0, self.free + min(reserved - spent, 0 if is_stale else reserved))
+        unused = reserved - spent
+        self.free = max(0, self.free + (min(unused, 0) if is_stale else unused))
 
     def is_low(self) -> bool:
         """Whether to ask for more now, before a call has to wait."""
@@ -113,7 +143,7 @@ class Balance:
 
 
 Plan = tuple[Balance, ...]
-"""The balances that a caller's calls draw on."""
+"""A caller's balances, one for each of its limits: a call reserves in all of them."""
 
 
 def amount(balance: Balance, estimate: Estimate) -> int:

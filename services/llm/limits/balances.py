@@ -8,17 +8,8 @@ from dataclasses import dataclass, field
 
 from contracts.llm.limits import CALENDAR, Limit, LimitKey, Spent
 from services.llm.limits.balance import Balance, Plan, spent_units
-from services.llm.limits.protocol import (
-    DAY_S,
-    SLIDING,
-    TTL_S,
-    WINDOW_S,
-    Grant,
-    Line,
-    Reply,
-    Report,
-    period_of,
-)
+from services.llm.limits.periods import DAY_S, period_of
+from services.llm.limits.protocol import SLIDING, TTL_S, WINDOW_S, Grant, Line, Reply, Report
 from services.llm.limits.windows import SlidingWindow
 
 MAX_BALANCES = 50_000
@@ -32,7 +23,7 @@ authority."""
 class Balances:
     """All balances of one replica, and its conversation with the authority.
 
-    A plan is valid until `forgotten` changes, which says that unused balances were dropped.
+    `drops` counts unused balances that were dropped: a plan is valid until it changes.
     """
 
     replica: str
@@ -44,9 +35,10 @@ class Balances:
     peers: tuple[str, ...] = ()
     _balances: OrderedDict[LimitKey, Balance] = field(default_factory=OrderedDict)
     _active: dict[LimitKey, Balance] = field(default_factory=dict)
-    _floor: int = 0
+    # The most that a dropped balance had spent: a new one counts from there, never from less.
+    _spent_floor: int = 0
     _day: float = 0.0
-    forgotten: int = 0
+    drops: int = 0
 
     def plan(self, limits: Iterable[Limit], now: float) -> Plan:
         """Returns the balances behind `limits`."""
@@ -79,26 +71,31 @@ class Balances:
             if self._balances.get(balance.key) is balance:
                 self._active[balance.key] = balance
 
-    def short(self, plan: Plan, amounts: Sequence[int], now: float) -> Balance | None:
+    def recently_refused(self, plan: Plan, amounts: Sequence[int], now: float) -> Balance | None:
         """Returns the first balance that the authority just refused to fill up to its amount."""
         return next(
             (
                 balance
                 for balance, units in zip(plan, amounts, strict=True)
                 if balance.free < units
-                and balance.short_of
-                and units >= balance.short_of
-                and now < balance.ask_again_at
+                and balance.refused_from
+                and units >= balance.refused_from
+                and now < balance.refused_until
             ),
             None,
         )
 
     def report(
-        self, waiting: Sequence[tuple[Plan, Sequence[int]]], now: float, wall: float, *, beat: bool
+        self,
+        waiting: Sequence[tuple[Plan, Sequence[int]]],
+        now: float,
+        wall: float,
+        *,
+        heartbeat: bool,
     ) -> Report:
         """Returns the next report.
 
-        On a `beat` (once a second) it returns units that the last two beats did not need.
+        On a `heartbeat` (once a second) it returns units that the last two of them did not need.
         """
         if now >= self.expires:
             for balance in self._active.values():
@@ -109,7 +106,7 @@ class Balances:
             self._active[key] = balance
         balances = self._balances.values() if self.joining else list(self._active.values())
         lines = [
-            self._line(balance, needs.get(balance.key), now, wall, beat=beat)
+            self._line(balance, needs.get(balance.key), now, wall, heartbeat=heartbeat)
             for balance in balances
         ]
         if self.joining:
@@ -131,7 +128,7 @@ class Balances:
             peers=self.peers,
         )
 
-    def answered(self, report: Report, reply: Reply, asked: float, now: float) -> None:
+    def answered(self, report: Report, reply: Reply, sent_at: float, now: float) -> None:
         """Takes the authority's answer to the last report, never one to an older report."""
         if not reply.known:
             if reply.generation == self.generation:
@@ -140,20 +137,20 @@ class Balances:
                     balance.free = 0
             self.generation, self.joining = reply.generation, True
             return
-        self.joining, self.expires, self.peers = False, asked + TTL_S, reply.peers
+        self.joining, self.expires, self.peers = False, sent_at + TTL_S, reply.peers
         self.learning_until = now + reply.learning_s if reply.learning_s else 0.0
         for line in report.lines:
             known = self._balances.get(line.key)
             if known is not None:
                 known.acknowledged = line.spent if known.period == line.period else 0
-                self._rest(known)
-        asked_under = {line.key: line.limit for line in report.lines}
+                self._retire_if_idle(known)
+        limit_of_request = {line.key: line.limit for line in report.lines}
         for grant in reply.grants:
-            self._take_grant(grant, asked_under[grant.key], now)
+            self._take_grant(grant, limit_of_request[grant.key], now)
 
-    def wants_round(self, plan: Plan) -> bool:
+    def wants_exchange(self, plan: Plan) -> bool:
         """Whether a balance runs low and no further units were asked for."""
-        return any(balance.is_low() and not balance.asked for balance in plan)
+        return any(balance.is_low() and not balance.has_request for balance in plan)
 
     def frees_slot(self, plan: Plan) -> bool:
         """Whether another replica may be waiting for a slot that just became free."""
@@ -162,7 +159,7 @@ class Balances:
     def leave(self) -> None:
         """Makes the next report return every unit that no running call holds."""
         for balance in self._active.values():
-            balance.free = balance.this_beat = balance.last_beat = 0
+            balance.free = balance.taken_now = balance.taken_before = 0
 
     def _line(
         self,
@@ -171,12 +168,12 @@ class Balances:
         now: float,
         wall: float,
         *,
-        beat: bool,
+        heartbeat: bool,
     ) -> Line:
         self._enter_period(balance, wall)
-        if beat:
-            balance.free = min(balance.free, max(balance.this_beat, balance.last_beat))
-            balance.last_beat, balance.this_beat = balance.this_beat, 0
+        if heartbeat:
+            balance.free = min(balance.free, max(balance.taken_now, balance.taken_before))
+            balance.taken_before, balance.taken_now = balance.taken_now, 0
         if needed is None and balance.is_scarce_slot():
             balance.free = 0
         least = need = want = 0
@@ -185,9 +182,10 @@ class Balances:
         if need or balance.is_low():
             want = max(
                 0,
-                2 * min(balance.since_grant, balance.this_beat + balance.last_beat) - balance.free,
+                2 * min(balance.since_grant, balance.taken_now + balance.taken_before)
+                - balance.free,
             )
-            balance.asked = True
+            balance.has_request = True
         balance.sent = balance.spent
         recent = (
             tuple(balance.recent.ages(now)) if self.joining and balance.recent is not None else ()
@@ -207,28 +205,28 @@ class Balances:
             incarnation=balance.incarnation,
         )
 
-    def _take_grant(self, grant: Grant, asked_under: int, now: float) -> None:
+    def _take_grant(self, grant: Grant, limit_of_request: int, now: float) -> None:
         balance = self._balances.get(grant.key)
         if balance is None:
             return
-        if asked_under > balance.limit:
+        if limit_of_request > balance.limit:
             # A reload lowered the limit after the report: return the grant.
-            balance.asked = False
+            balance.has_request = False
             return
-        balance.asked, balance.left, balance.pending = False, grant.left, grant.pending
+        balance.has_request, balance.left, balance.pending = False, grant.left, grant.pending
         balance.free += grant.units
         if grant.units:
-            balance.granted, balance.since_grant, balance.short_of = grant.units, 0, 0
+            balance.granted, balance.since_grant, balance.refused_from = grant.units, 0, 0
             self._active[balance.key] = balance
             return
         balance.granted, balance.retry_at = 0, now + grant.retry_after_s
         closed = grant.pending or now < self.learning_until
-        balance.short_of = balance.free + 1 + (0 if closed else grant.left)
-        balance.ask_again_at = now + min(grant.retry_after_s, REFUSAL_CACHE_S)
+        balance.refused_from = balance.free + 1 + (0 if closed else grant.left)
+        balance.refused_until = now + min(grant.retry_after_s, REFUSAL_CACHE_S)
 
-    def _rest(self, balance: Balance) -> None:
+    def _retire_if_idle(self, balance: Balance) -> None:
         """Stops reporting a balance whose state the authority knows."""
-        balance.asked = False
+        balance.has_request = False
         if not balance.held and not balance.free and balance.spent == balance.acknowledged:
             self._active.pop(balance.key, None)
 
@@ -244,14 +242,14 @@ class Balances:
         if balance is None:
             self._make_room(now)
             meter = limit.key.meter
-            floor = 0 if meter in CALENDAR else self._floor
+            floor = 0 if meter in CALENDAR else self._spent_floor
             balance = Balance(
                 limit.key,
                 limit.amount,
                 spent=floor,
                 acknowledged=floor,
                 sent=floor,
-                incarnation=self.forgotten,
+                incarnation=self.drops,
             )
             self._balances[limit.key] = balance
             if meter in SLIDING:
@@ -279,8 +277,8 @@ class Balances:
                 self._balances.move_to_end(key)
                 continue
             if key.meter not in CALENDAR:
-                self._floor = max(self._floor, oldest.spent)
-            self.forgotten += 1
+                self._spent_floor = max(self._spent_floor, oldest.spent)
+            self.drops += 1
             del self._balances[key]
 
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from contracts.llm.limits import CALENDAR, LimitKey
+from services.llm.limits.periods import period_left_s, period_of
 from services.llm.limits.protocol import (
     GRACE_S,
     HEARTBEAT_S,
@@ -31,8 +32,6 @@ from services.llm.limits.protocol import (
     Report,
     Standing,
     lease_size,
-    period_left_s,
-    period_of,
 )
 from services.llm.limits.windows import SlidingWindow
 
@@ -51,8 +50,8 @@ class _Share:
     """One replica's units of one limit.
 
     `counted` is its spending in the account's calendar period and its present incarnation,
-    `earlier` that of incarnations before. `period` is the period by the replica's clock, `astray`
-    the moment since which that differs from the account's.
+    `earlier` that of incarnations before. `period` is the period by the replica's clock,
+    `other_period_since` the moment since which that differs from the account's.
     """
 
     spent: int = 0
@@ -62,7 +61,7 @@ class _Share:
     held: int = 0
     free: int = 0
     period: str = ""
-    astray: float | None = None
+    other_period_since: float | None = None
 
     @property
     def outstanding(self) -> int:
@@ -119,7 +118,7 @@ class LeaseBook:
         self._learning_s = learning_s
         self._accounts: OrderedDict[LimitKey, _Account] = OrderedDict()
         self._replicas: dict[str, _Replica] = {}
-        self._missing: set[str] = set()
+        self._unjoined_peers: set[str] = set()
         self._unread: set[LimitKey] = set()
 
     def exchange(self, report: Report, now: float, wall: float) -> Reply:
@@ -127,7 +126,7 @@ class LeaseBook:
 
         `now` is monotonic, `wall` the time of day, in seconds.
         """
-        self._bury(now)
+        self._expire_silent(now)
         replica = self._replicas.get(report.replica)
         if report.generation != self.generation or (
             not report.joining and (replica is None or not replica.alive)
@@ -137,7 +136,7 @@ class LeaseBook:
             return Reply(self.generation, known=True, peers=self._peers())
         self._arrive(report, now)
         for line in report.lines:
-            self._note(report, line, now, wall)
+            self._count(report, line, now, wall)
         learning = self.learning_s(now)
         grants = [
             self._grant(report.replica, line, now, wall, learning)
@@ -154,10 +153,9 @@ class LeaseBook:
 
     def learning_s(self, now: float) -> float:
         """Returns the seconds until the book expects to grant; zero once it has learned."""
-        least = self._started + self._learning_s
-        if self._missing:
+        if self._unjoined_peers:
             return max(0.0, self._started + WINDOW_S + LEARNING_S - now)
-        return max(0.0, least - now)
+        return max(0.0, self._started + self._learning_s - now)
 
     def unread(self) -> list[LimitKey]:
         """Returns limits of money whose present period was not yet read from the ledger."""
@@ -176,7 +174,7 @@ class LeaseBook:
 
     def standing(self, key: LimitKey, limit: int, now: float, wall: float) -> Standing:
         """Returns how a limit stands."""
-        self._bury(now)
+        self._expire_silent(now)
         account = self._account(key, now, wall)
         used, reserved = account.used(now), account.outstanding()
         reset: float | None = None
@@ -192,31 +190,24 @@ class LeaseBook:
             replica = self._replicas[report.replica] = _Replica(now, report.number)
         replica.seen, replica.number, replica.alive = now, report.number, True
         if report.joining and now < self._started + WINDOW_S + LEARNING_S:
-            self._missing.update(peer for peer in report.peers if peer not in self._replicas)
-        self._missing.discard(report.replica)
+            self._unjoined_peers.update(peer for peer in report.peers if peer not in self._replicas)
+        self._unjoined_peers.discard(report.replica)
 
-    def _note(self, report: Report, line: Line, now: float, wall: float) -> None:
+    def _count(self, report: Report, line: Line, now: float, wall: float) -> None:
+        """Takes what a line says of one replica's units."""
         account = self._account(line.key, now, wall)
         share = account.shares.get(report.replica)
-        known = share is not None
+        is_new = share is None
         if share is None:
             share = account.shares[report.replica] = _Share(spent=line.acknowledged)
             self._replicas[report.replica].keys.add(line.key)
-        if account.window is not None and (known or not report.joining):
-            account.window.add(now, line.spent - max(share.spent, line.acknowledged))
-        elif account.window is not None:
-            for age, units in line.recent:
-                account.window.add(now - age, units)
+        if account.window is not None:
+            with_recent = is_new and report.joining
+            _count_in_window(account.window, share, line, now, with_recent=with_recent)
         elif line.period == account.period:
-            if line.incarnation > share.incarnation:
-                share.earlier, share.counted = share.earlier + share.counted, 0
-                share.incarnation = line.incarnation
-            share.counted = line.spent if report.joining else max(line.spent, share.counted)
-            share.astray = None
+            _count_in_period(share, line, joining=report.joining)
         else:
-            share.astray = now if share.astray is None else share.astray
-            if share.period == line.period and now - share.astray > SKEW_S:
-                share.earlier += max(0, line.spent - share.spent)
+            _count_other_period(share, line, now)
         share.period = line.period
         share.spent, share.held, share.free = line.spent, line.held, line.free
 
@@ -238,7 +229,7 @@ class LeaseBook:
     def _retry_after_s(
         self, line: Line, account: _Account, left: int, now: float, wall: float
     ) -> float:
-        """Returns when leases of other replicas or the window can return enough units."""
+        """Returns the seconds until a retry can succeed."""
         if line.key.meter in CALENDAR:
             return period_left_s(line.key.meter, wall)
         short = max(1, line.least - left)
@@ -248,18 +239,18 @@ class LeaseBook:
         slid = account.window.free_in_s(short, now)
         return RUNNING_RETRY_S if slid is None else slid
 
-    def _bury(self, now: float) -> None:
+    def _expire_silent(self, now: float) -> None:
         """Counts leases of silent replicas as spent; forgets replicas once their window is over."""
         for name, replica in list(self._replicas.items()):
             if replica.alive and replica.seen + TTL_S + GRACE_S < now:
                 replica.alive = False
-                self._inherit(name, replica)
+                self._count_as_spent(name, replica)
             if not replica.alive and replica.seen + TTL_S + GRACE_S + WINDOW_S < now:
                 self._forget(name, replica)
-        if self._missing and now >= self._started + WINDOW_S + LEARNING_S:
-            self._missing.clear()
+        if self._unjoined_peers and now >= self._started + WINDOW_S + LEARNING_S:
+            self._unjoined_peers.clear()
 
-    def _inherit(self, name: str, replica: _Replica) -> None:
+    def _count_as_spent(self, name: str, replica: _Replica) -> None:
         for key, account, share in self._shares(name, replica):
             if account.window is not None:
                 account.window.add(replica.seen + TTL_S, share.outstanding)
@@ -292,7 +283,7 @@ class LeaseBook:
             if key.meter in CALENDAR:
                 self._unread.add(key)
         elif account.period != period:
-            self._turn(key, account, period)
+            self._enter_period(key, account, period)
         self._accounts.move_to_end(key)
         return account
 
@@ -310,7 +301,7 @@ class LeaseBook:
             for replica in account.shares.keys() & self._replicas.keys():
                 self._replicas[replica].keys.discard(key)
 
-    def _turn(self, key: LimitKey, account: _Account, period: str) -> None:
+    def _enter_period(self, key: LimitKey, account: _Account, period: str) -> None:
         """Enters the next day or month, or an earlier one when the clock was set back.
 
         A period later than all before starts with nothing spent, because this authority sees it
@@ -320,7 +311,12 @@ class LeaseBook:
         """
         former, known = account.former
         account.former = account.period, None if account.ledger is None else account.spent()
-        account.ledger = known if period == former else {} if period > account.latest else None
+        if period == former:
+            account.ledger = known
+        elif period > account.latest:
+            account.ledger = {}
+        else:
+            account.ledger = None
         account.period, account.latest = period, max(period, account.latest)
         self._unread.add(key)
         account.shares = {
@@ -331,3 +327,32 @@ class LeaseBook:
 
     def _peers(self) -> tuple[str, ...]:
         return tuple(self._replicas)
+
+
+def _count_in_window(
+    window: SlidingWindow, share: _Share, line: Line, now: float, *, with_recent: bool
+) -> None:
+    """Adds what was spent since the last report; `with_recent`, the replica's whole window."""
+    if with_recent:
+        for age, units in line.recent:
+            window.add(now - age, units)
+    else:
+        window.add(now, line.spent - max(share.spent, line.acknowledged))
+
+
+def _count_in_period(share: _Share, line: Line, *, joining: bool) -> None:
+    """Takes the replica's sum of the account's period."""
+    if line.incarnation > share.incarnation:
+        share.earlier, share.counted = share.earlier + share.counted, 0
+        share.incarnation = line.incarnation
+    # A joining replica may have been counted as dead, with units that it had not spent.
+    share.counted = line.spent if joining else max(line.spent, share.counted)
+    share.other_period_since = None
+
+
+def _count_other_period(share: _Share, line: Line, now: float) -> None:
+    """Counts spending of another period in the account's once the clocks differ for too long."""
+    if share.other_period_since is None:
+        share.other_period_since = now
+    if share.period == line.period and now - share.other_period_since > SKEW_S:
+        share.earlier += max(0, line.spent - share.spent)

@@ -35,7 +35,7 @@ MAX_PLANS = 50_000
 PATIENCE_S = 1.5
 """How long a call waits while the authority reads spending from the ledger."""
 PENDING_PAUSE_S = 0.05
-MAX_ROUNDS = 32
+MAX_EXCHANGES = 32
 """Exchanges that a call waits for while other calls take the units first."""
 
 _NOUNS = {
@@ -68,7 +68,7 @@ class LeasedLimiter:
         self._limits_of = limits_of
         self._balances = Balances(replica or uuid.uuid4().hex)
         self._plans: OrderedDict[Caller, Plan] = OrderedDict()
-        self._forgotten = 0
+        self._known_drops = 0
         self._waiting: list[tuple[asyncio.Future[None], Plan, Sequence[int]]] = []
         self._wake = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
@@ -91,7 +91,7 @@ class LeasedLimiter:
         _answer(self._waiting, _stopping())
         self._balances.leave()
         with suppress(DaarionError):
-            await self._exchange(beat=True)
+            await self._exchange(heartbeat=True)
 
     async def reserve(self, caller: Caller, estimate: Estimate) -> Reservation:
         """Reserves the estimate in every limit of the caller, or in none.
@@ -102,25 +102,21 @@ class LeasedLimiter:
             LimitsUnavailable: the authority is away, or learns after its restart.
         """
         give_up = time.monotonic() + PATIENCE_S
-        for _ in range(MAX_ROUNDS):
+        for _ in range(MAX_EXCHANGES):
             plan = self._plan(caller)
             amounts = [amount(balance, estimate) for balance in plan]
             now = time.monotonic()
             if not plan or self._balances.take(plan, amounts, now, time.time()):
                 self._look_ahead(plan)
                 return _Reserved(self, plan, amounts)
-            if (
-                over := next(
-                    (pair for pair in zip(plan, amounts, strict=True) if pair[1] > pair[0].limit),
-                    None,
-                )
-            ) is not None:
-                raise _over_limit(*over)
-            if (
-                short := self._balances.short(plan, amounts, now)
-            ) is not None and not await self._worth_waiting(short, now, give_up):
-                raise _refusal(short, amounts[plan.index(short)], now)
-            await self._next_round(plan, amounts)
+            if (too_large := _larger_than_limit(plan, amounts)) is not None:
+                raise _over_limit(*too_large)
+            if (refused := self._balances.recently_refused(plan, amounts, now)) is not None:
+                self._check_learned(now)
+                if not refused.pending:
+                    raise _refusal(refused, amounts[plan.index(refused)], now)
+                await _wait_for_ledger(now, give_up)
+            await self._next_exchange(plan, amounts)
         raise LimitsUnavailable("the limits are contended: retry shortly", retry_after_s=1.0)
 
     def settle(self, plan: Plan, amounts: Sequence[int], spent: Spent) -> None:
@@ -129,25 +125,17 @@ class LeasedLimiter:
         if self._balances.frees_slot(plan):
             self._wake.set()
 
-    async def _worth_waiting(self, short: Balance, now: float, give_up: float) -> bool:
-        """Waits a moment for units that return soon; raises where nothing may be admitted."""
+    def _check_learned(self, now: float) -> None:
+        """Raises LimitsUnavailable while a restarted authority grants nothing yet."""
         if now < self._balances.learning_until:
             wait = max(0.1, self._balances.learning_until - now)
             raise LimitsUnavailable(
                 "the limits are being restored after a restart: retry shortly", retry_after_s=wait
             )
-        if not short.pending:
-            return False
-        if now >= give_up:
-            raise LimitsUnavailable(
-                "what was spent so far cannot be read: retry shortly", retry_after_s=1.0
-            )
-        await asyncio.sleep(PENDING_PAUSE_S)
-        return True
 
     def _plan(self, caller: Caller) -> Plan:
-        if self._forgotten != self._balances.forgotten:
-            self._forgotten = self._balances.forgotten
+        if self._known_drops != self._balances.drops:
+            self._known_drops = self._balances.drops
             self._plans.clear()
         plan = self._plans.get(caller)
         if plan is None:
@@ -159,10 +147,10 @@ class LeasedLimiter:
         return plan
 
     def _look_ahead(self, plan: Plan) -> None:
-        if self._balances.wants_round(plan):
+        if self._balances.wants_exchange(plan):
             self._wake.set()
 
-    async def _next_round(self, plan: Plan, amounts: Sequence[int]) -> None:
+    async def _next_exchange(self, plan: Plan, amounts: Sequence[int]) -> None:
         """Waits for the answer to the next report, which asks for these amounts."""
         self.start()
         answered = asyncio.get_running_loop().create_future()
@@ -171,25 +159,25 @@ class LeasedLimiter:
         await answered
 
     async def _run(self) -> None:
-        next_beat = 0.0
+        next_heartbeat = 0.0
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, next_beat - time.monotonic())):
+                async with asyncio.timeout(max(0.0, next_heartbeat - time.monotonic())):
                     await self._wake.wait()
             self._wake.clear()
-            beat = time.monotonic() >= next_beat
-            if beat:
-                next_beat = time.monotonic() + HEARTBEAT_S
-            await self._serve(beat=beat)
+            heartbeat = time.monotonic() >= next_heartbeat
+            if heartbeat:
+                next_heartbeat = time.monotonic() + HEARTBEAT_S
+            await self._exchange_for_waiting(heartbeat=heartbeat)
 
-    async def _serve(self, *, beat: bool) -> None:
+    async def _exchange_for_waiting(self, *, heartbeat: bool) -> None:
         """Makes one exchange, and gives its outcome to the calls that wait for it."""
-        served, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, []
         failure: DaarionError | None = None
         try:
             await self._exchange(
-                [(plan, amounts) for future, plan, amounts in served if not future.done()],
-                beat=beat,
+                [(plan, amounts) for future, plan, amounts in waiting if not future.done()],
+                heartbeat=heartbeat,
             )
         except DaarionError as error:
             failure = error
@@ -199,12 +187,12 @@ class LeasedLimiter:
             )
             self._emit("limits.turn_failed", exc_info=error)
         except BaseException:
-            _answer(served, _stopping())
+            _answer(waiting, _stopping())
             raise
-        self._note(failure)
-        _answer(served, failure)
+        self._emit_change(failure)
+        _answer(waiting, failure)
 
-    def _note(self, failure: DaarionError | None) -> None:
+    def _emit_change(self, failure: DaarionError | None) -> None:
         if self._away != (failure is not None):
             self._away = failure is not None
             self._emit("limits.away" if self._away else "limits.back")
@@ -214,20 +202,35 @@ class LeasedLimiter:
             self._events.emit(event, **fields)
 
     async def _exchange(
-        self, waiting: Sequence[tuple[Plan, Sequence[int]]] = (), *, beat: bool
+        self, waiting: Sequence[tuple[Plan, Sequence[int]]] = (), *, heartbeat: bool
     ) -> None:
         """Reports and takes the reply; joins first if the authority does not know this replica."""
         for _ in range(3):
-            asked = time.monotonic()
-            report = self._balances.report(waiting, asked, time.time(), beat=beat)
+            sent_at = time.monotonic()
+            report = self._balances.report(waiting, sent_at, time.time(), heartbeat=heartbeat)
             reply = await self._source.exchange(report)
-            self._balances.answered(report, reply, asked, time.monotonic())
+            self._balances.answered(report, reply, sent_at, time.monotonic())
             if reply.known:
                 return
             self._emit("limits.joining", generation=reply.generation)
         raise LimitsUnavailable(
             "the limit authority was replaced twice: retry shortly", retry_after_s=1.0
         )
+
+
+async def _wait_for_ledger(now: float, give_up: float) -> None:
+    """Pauses while the authority reads the ledger. Raises LimitsUnavailable after `give_up`."""
+    if now >= give_up:
+        raise LimitsUnavailable(
+            "what was spent so far cannot be read: retry shortly", retry_after_s=1.0
+        )
+    await asyncio.sleep(PENDING_PAUSE_S)
+
+
+def _larger_than_limit(plan: Plan, amounts: Sequence[int]) -> tuple[Balance, int] | None:
+    """Returns the first balance whose whole limit is less than the call's amount, and that."""
+    pairs = zip(plan, amounts, strict=True)
+    return next((pair for pair in pairs if pair[1] > pair[0].limit), None)
 
 
 class _Reserved:
@@ -247,9 +250,9 @@ class _Reserved:
 
 
 def _answer(
-    served: list[tuple[asyncio.Future[None], Plan, Sequence[int]]], failure: DaarionError | None
+    waiting: list[tuple[asyncio.Future[None], Plan, Sequence[int]]], failure: DaarionError | None
 ) -> None:
-    for future, _, _ in served:
+    for future, _, _ in waiting:
         if future.done():
             continue
         if failure is None:
@@ -262,36 +265,36 @@ def _stopping() -> LimitsUnavailable:
     return LimitsUnavailable("this replica stops: retry", retry_after_s=1.0)
 
 
-def _refusal(short: Balance, needed: int, now: float) -> RateLimited:
-    kind, subject, meter = short.key
-    wait = max(1, math.ceil(short.retry_at - now))
+def _refusal(balance: Balance, units: int, now: float) -> RateLimited:
+    kind, subject, meter = balance.key
+    wait = max(1, math.ceil(balance.retry_at - now))
     scale = NANO_PER_USD if meter in CALENDAR else 1
-    limit, left, asked = (
-        f"{units / scale:g}" for units in (short.limit, short.left + short.free, needed)
+    limit, left, needed = (
+        f"{value / scale:g}" for value in (balance.limit, balance.left + balance.free, units)
     )
     details = {
         "limit": f"{kind}.{meter}",
         "subject": subject,
-        "amount": short.limit / scale if scale > 1 else short.limit,
-        "left": (short.left + short.free) / scale if scale > 1 else short.left + short.free,
-        "needed": needed / scale if scale > 1 else needed,
+        "amount": balance.limit / scale if scale > 1 else balance.limit,
+        "left": (balance.left + balance.free) / scale if scale > 1 else balance.left + balance.free,
+        "needed": units / scale if scale > 1 else units,
     }
     text = (
         f"`{subject}` is at its limit of {limit} {_NOUNS[meter]}: "
-        f"{left} left, {asked} needed; retry in {wait} s"
+        f"{left} left, {needed} needed; retry in {wait} s"
     )
     return RateLimited(text, details=details, retry_after_s=wait)
 
 
-def _over_limit(balance: Balance, needed: int) -> OverLimit:
+def _over_limit(balance: Balance, units: int) -> OverLimit:
     kind, subject, meter = balance.key
     scale = NANO_PER_USD if meter in CALENDAR else 1
-    limit, asked = (units / scale if scale > 1 else units for units in (balance.limit, needed))
+    limit, needed = (value / scale if scale > 1 else value for value in (balance.limit, units))
     text = (
         f"a call of `{subject}` may take at most its limit of {limit:g} {_NOUNS[meter]}, "
-        f"and this one could take {asked:g}: ask for less"
+        f"and this one could take {needed:g}: ask for less"
     )
     return OverLimit(
         text,
-        details={"limit": f"{kind}.{meter}", "subject": subject, "amount": limit, "needed": asked},
+        details={"limit": f"{kind}.{meter}", "subject": subject, "amount": limit, "needed": needed},
     )

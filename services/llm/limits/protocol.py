@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Protocol
 
-from contracts.llm.limits import CALENDAR, Limit, LimitKey, Meter
+from contracts.llm.limits import Limit, LimitKey, Meter
 
 WINDOW_S = 60.0
-DAY_S = 86_400
 TTL_S = 2.0
 """How long a replica may spend its units, from the moment it sent the last report that was
 answered."""
@@ -34,10 +31,10 @@ class Line:
 
     `spent` counts from the replica's start, or from the beginning of the calendar `period`;
     `acknowledged` is its value in the last answered report. `held` is reserved by running calls,
-    `free` is for further calls. Waiting calls need `need` units together, the smallest of them
-    `least`; `want` more are for the next ones. `recent` is sent when joining: pairs of (seconds
-    ago, units spent). A replica that dropped the limit and counts from zero again sends a higher
-    `incarnation`.
+    `free` is for further calls. `need`: units missing for all waiting calls, beyond `free`;
+    `least`: units missing for the smallest of them; `want`: units for the calls after them.
+    `recent` is sent when joining: pairs of (seconds ago, units spent). A replica that dropped the
+    limit and counts from zero again sends a higher `incarnation`.
     """
 
     key: LimitKey
@@ -71,9 +68,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Grants `units`; if they do not cover the smallest need, ask again after `retry_after_s`.
+    """The authority's answer to one line.
 
-    `left` units are neither spent nor outstanding. `pending`: the ledger is still being read.
+    `units` is 0 when the smallest need cannot be met: retry after `retry_after_s`. `left` is what
+    remains after this grant. `pending`: the ledger is still being read.
     """
 
     key: LimitKey
@@ -124,35 +122,3 @@ def lease_size(limit: int, left: int) -> int:
     if left <= 0:
         return 0
     return max(1, min(left // LEASE_FRACTION, math.ceil(limit / LEASES_PER_WINDOW)))
-
-
-def period_of(meter: Meter, wall: float) -> str:
-    """The UTC day or month of the epoch second `wall`; empty for meters without a calendar."""
-    return _period_of_day(meter, int(wall // DAY_S)) if meter in CALENDAR else ""
-
-
-@lru_cache(maxsize=16)
-def _period_of_day(meter: Meter, day: int) -> str:
-    moment = datetime.fromtimestamp(day * DAY_S, UTC)
-    return f"{moment:%Y-%m-%d}" if meter == "usd_per_day" else f"{moment:%Y-%m}"
-
-
-def period_start(meter: Meter, wall: float) -> datetime:
-    """The beginning of that day or month."""
-    day = datetime.fromtimestamp(wall, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return day if meter == "usd_per_day" else day.replace(day=1)
-
-
-def period_end(meter: Meter, wall: float) -> datetime:
-    """The beginning of the next one."""
-    start = period_start(meter, wall)
-    return (
-        start + timedelta(days=1)
-        if meter == "usd_per_day"
-        else (start + timedelta(days=32)).replace(day=1)
-    )
-
-
-def period_left_s(meter: Meter, wall: float) -> float:
-    """Seconds to the end of that day or month."""
-    return period_end(meter, wall).timestamp() - wall

@@ -12,7 +12,7 @@ CELLS_PER_WINDOW = 600
 class SlidingWindow:
     """Units used within the last `window_s` seconds, on a grid of `cells` cells.
 
-    A unit counts to the end of its cell.
+    A unit counts as if used at the end of its cell: at most one cell too long, never too short.
     """
 
     def __init__(self, window_s: float, cells: int = CELLS_PER_WINDOW) -> None:

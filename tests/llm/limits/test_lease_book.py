@@ -8,13 +8,8 @@ from contracts.llm.limits import CALENDAR, Estimate, Limit, LimitKey
 from services.llm.limits import balances
 from services.llm.limits import lease_book as leases
 from services.llm.limits.lease_book import LEARNING_S
-from services.llm.limits.protocol import (
-    GRACE_S,
-    TTL_S,
-    WINDOW_S,
-    lease_size,
-    period_of,
-)
+from services.llm.limits.periods import period_of
+from services.llm.limits.protocol import GRACE_S, TTL_S, WINDOW_S, lease_size
 from tests.support.llm.lease_world import (
     CALLS,
     MONEY,
@@ -93,7 +88,7 @@ def test_units_that_one_replica_does_not_use_go_to_another_within_seconds():
     for _ in range(3):
         world.now += 1
         for replica in world.replicas:
-            world.exchange(replica, beat=True)
+            world.exchange(replica, heartbeat=True)
     assert admitted(world, 150) == 97
 
 
@@ -169,10 +164,10 @@ def test_a_restarted_authority_learns_before_it_grants(key):
 def test_after_a_double_failure_nothing_is_granted_until_the_unknown_is_over():
     world = only("requests_per_minute", 10)
     for replica in world.replicas:
-        world.exchange(replica, beat=True)
+        world.exchange(replica, heartbeat=True)
     assert admitted(world, 10) == 10
     for replica in world.replicas:
-        world.exchange(replica, beat=True)
+        world.exchange(replica, heartbeat=True)
     world.crash(0)
     world.restart()
     for _ in range(60):
@@ -185,9 +180,9 @@ def test_after_a_double_failure_nothing_is_granted_until_the_unknown_is_over():
 def test_a_replica_that_was_taken_for_dead_is_not_counted_twice():
     world = only("requests_per_minute", 100)
     assert admitted(world, 40) == 40
-    world.exchange(world.replicas[0], beat=True)
+    world.exchange(world.replicas[0], heartbeat=True)
     world.now += 10
-    world.exchange(world.replicas[1], beat=True)
+    world.exchange(world.replicas[1], heartbeat=True)
     assert admitted(world, 100) >= 40
     world.check()
 
@@ -222,7 +217,7 @@ def test_a_replica_that_forgets_unused_balances_counts_each_unit_once(monkeypatc
             world.advance(3)
         assert all(9 >= world.book.standing(key, 10, world.now, WALL).used >= 4 for key in keys)
         world.advance(50)
-    assert world.replicas[0].forgotten > 5
+    assert world.replicas[0].drops > 5
 
 
 def test_money_of_many_callers_is_kept_in_bounds_and_still_counted(monkeypatch):
@@ -299,5 +294,5 @@ def test_a_report_whose_answer_was_lost_is_counted_once():
     world = only("requests_per_minute", 1_000)
     assert admitted(world, 20) == 20
     for lost in ("reply", "request", "reply", "no"):
-        world.exchange(world.replicas[0], beat=True, lost=lost)
+        world.exchange(world.replicas[0], heartbeat=True, lost=lost)
     assert world.book.standing(REQUESTS, 1_000, world.now, WALL).used == 20

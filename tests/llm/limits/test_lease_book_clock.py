@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from contracts.llm.limits import Estimate, Limit, LimitKey
 from services.llm.limits.lease_book import SKEW_S
-from services.llm.limits.protocol import period_of
+from services.llm.limits.periods import period_of
 from tests.support.llm.lease_world import World, admitted, only
 
 DAY = 86_400.0
@@ -108,7 +108,7 @@ def test_an_unknown_past_is_read_before_anything_is_granted():
         [(world.replicas[0].plan(world.limits, world.now), [100])],
         world.now,
         world.clock(),
-        beat=True,
+        heartbeat=True,
     )
     (grant,) = world.book.exchange(report, world.now, world.clock()).grants
     assert (grant.units, grant.pending) == (0, True)

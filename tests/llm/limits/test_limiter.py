@@ -6,7 +6,7 @@ import pytest
 from contracts.errors import LimitsUnavailable, OverLimit, RateLimited
 from contracts.llm.limits import NANO_PER_USD, NOTHING, Caller, Estimate, LimitKey, Spent
 from services.llm.limits.limiter import LeasedLimiter
-from services.llm.limits.protocol import period_of
+from services.llm.limits.periods import period_of
 from tests.support.llm.limits import InProcessAuthority, limits, requests_per_minute
 
 SOFIA = Caller("agent:sofia", "microdao:7")

@@ -8,12 +8,8 @@ from contracts.llm.limits import Estimate, Limit, LimitKey, Spent
 from services.llm.limits.balance import amount
 from services.llm.limits.balances import Balances
 from services.llm.limits.lease_book import LEARNING_S, LeaseBook
-from services.llm.limits.protocol import (
-    HEARTBEAT_S,
-    TTL_S,
-    WINDOW_S,
-    period_of,
-)
+from services.llm.limits.periods import period_of
+from services.llm.limits.protocol import HEARTBEAT_S, TTL_S, WINDOW_S
 
 REQUESTS, TOKENS, CALLS, MONEY = (
     LimitKey("agent", "a", meter)
@@ -70,9 +66,9 @@ class World:
             + self.ahead.get("authority" if replica is None else replica.replica, 0.0)
         )
 
-    def exchange(self, replica, waiting=(), *, beat=False, lost="no"):
+    def exchange(self, replica, waiting=(), *, heartbeat=False, lost="no"):
         for _ in range(2):
-            report = replica.report(waiting, self.now, self.clock(replica), beat=beat)
+            report = replica.report(waiting, self.now, self.clock(replica), heartbeat=heartbeat)
             if lost == "request" or replica.replica in self.silent:
                 return
             reply = self.book.exchange(report, self.now, self.clock())
@@ -121,9 +117,9 @@ class World:
         self.replicas[index] = self.born()
 
     def hear(self):
-        """A beat of every replica: what only the dying one knew is beyond what can be promised."""
+        """A heartbeat of every replica: nothing can be promised of what only the dying one knew."""
         for replica in self.replicas:
-            self.exchange(replica, beat=True)
+            self.exchange(replica, heartbeat=True)
 
     def witnessed(self, *, without=None):
         """Whether the replicas that report know of all others that spent something."""

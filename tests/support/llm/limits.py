@@ -6,7 +6,7 @@ import time
 from contracts.errors import LimitsUnavailable
 from contracts.llm.limits import CALENDAR, Limit, LimitKey
 from services.llm.limits.lease_book import LeaseBook
-from services.llm.limits.protocol import period_of
+from services.llm.limits.periods import period_of
 
 
 class InProcessAuthority:
