@@ -105,7 +105,7 @@ class RunningCalls:
         self._mapping[place : place + HEAD.size] = _FREE
         self._free.append(slot)
 
-    def left(self) -> Iterator[bytes]:
+    def unfinished(self) -> Iterator[bytes]:
         """Yields the records of calls that did not end; `damaged` counts the unreadable ones."""
         self.damaged = 0
         for slot in range(self._slots):

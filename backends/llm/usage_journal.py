@@ -121,21 +121,21 @@ class MappedUsageJournal:
 
     @asynccontextmanager
     async def _lost_calls(self, path: Path) -> AsyncIterator[list[bytes]]:
-        left = await asyncio.to_thread(RunningCalls.adopt, path)
-        if left is None:
+        abandoned = await asyncio.to_thread(RunningCalls.adopt, path)
+        if abandoned is None:
             yield []
             return
         written = False
         try:
-            calls = [_lost_record(begun) for begun in left.left()]
+            calls = [_lost_record(begun) for begun in abandoned.unfinished()]
             yield calls
             if calls:
                 self._events.emit("usage.calls_lost", calls=len(calls))
-            if left.damaged:
-                self._events.emit("usage.calls_unreadable", file=path.name, calls=left.damaged)
+            if abandoned.damaged:
+                self._events.emit("usage.calls_unreadable", file=path.name, calls=abandoned.damaged)
             written = True
         finally:
-            await asyncio.to_thread(left.close, delete=written)
+            await asyncio.to_thread(abandoned.close, delete=written)
 
     async def close(self) -> None:
         self._report_drops()

@@ -93,7 +93,7 @@ class LLMRuntime:
     ) -> None:
         """The caller closes `events`."""
         self._ports = ports
-        self._embedder = embedder
+        self._embedder_settings = embedder
         self._events = events
         self._resources = Resources()
         self._name = uuid.uuid4().hex  # identifies this process to limits and ledger
@@ -104,9 +104,11 @@ class LLMRuntime:
             self._announcer = UsageAnnouncer(
                 PostgresUsageOutbox(self._database), NatsUsagePublisher(self._link), events
             )
-        self._usage = MappedUsageJournal(environment.data_dir / "journal", events, name=self._name)
+        self._usage_journal = MappedUsageJournal(
+            environment.data_dir / "journal", events, name=self._name
+        )
         self._ledger_writer = UsageWriter(
-            self._usage,
+            self._usage_journal,
             PostgresUsageLedger(self._database, events),
             events,
             announcer=self._announcer,
@@ -152,20 +154,23 @@ class LLMRuntime:
         async with Resources() as opened:  # closed if the rest cannot be built
             providers = build_providers(settings, self._provider_resources, opened.closing)
             # In threads: both read the price library, which takes a tenth of a second to load.
-            router = await asyncio.to_thread(RoutingTable, settings)
-            prices = PriceBook(settings, urls={self._embedder.type: self._embedder.address})
+            table = await asyncio.to_thread(RoutingTable, settings)
+            prices = PriceBook(
+                settings, urls={self._embedder_settings.type: self._embedder_settings.address}
+            )
             await asyncio.to_thread(prices.warm)
             opened.pop_all()
         self._providers.replace(providers.values())
-        self._circuits.keep(route.primary for route in router.routes())  # each target has its model
+        # Fallbacks are primaries of their own routes, so these are all targets.
+        self._circuits.keep(route.primary for route in table.routes())
         self._limits = settings.limits
         self._limiter.reconfigure(self._limits.of)
         self._limiter.start()
         self._proxy = LLMProxy(
-            router=router,
+            router=table,
             providers=providers,
             limiter=self._limiter,
-            usage=self._usage,
+            usage=self._usage_journal,
             events=self._events,
             prices=prices,
             circuits=self._circuits,
@@ -178,9 +183,9 @@ class LLMRuntime:
 
     def router(self) -> APIRouter:
         """Returns the routes of the application."""
-        answers, embedder = self._answers, self._embedder
-        usage = UsageQueries(PostgresUsageReader(self._database))
-        router = llm_router(LLMRoutes(answers.gateway, usage, self._health, answers.idempotency))
+        answers, embedder = self._answers, self._embedder_settings
+        queries = UsageQueries(PostgresUsageReader(self._database))
+        router = llm_router(LLMRoutes(answers.gateway, queries, self._health, answers.idempotency))
         states = LimitStates(self._ports.authority, lambda: self._limits.of_subject)
         add_limit_routes(router, LimitRoutes(states))
         add_embedding_routes(router, EmbeddingRoutes(self._embeddings()))
@@ -192,12 +197,14 @@ class LLMRuntime:
 
     def _embeddings(self) -> Embeddings:
         return Embeddings(
-            model=self._embedder.served_name,
-            target=embedding_target(self._embedder.type, self._embedder.physical_name),
+            model=self._embedder_settings.served_name,
+            target=embedding_target(
+                self._embedder_settings.type, self._embedder_settings.physical_name
+            ),
             prices=lambda: self._current().prices,
             embedder=self._ports.embedder,
-            limiter=lambda: self._current().limiter,
-            usage=self._usage,
+            limiter=self._limiter,
+            usage=self._usage_journal,
             events=self._events,
         )
 
@@ -258,7 +265,7 @@ class AnswersRuntime:
             self._keys, events, lambda: self._configured().idempotency.retention_h * 3600, times
         )
         self._worker = BatchWorker(
-            self._queue, self._answer, lambda: self._load.calls, events, self._base
+            self._queue, self._complete_uncounted, lambda: self._load.calls, events, self._base
         )
         self.batches = Batches(
             PostgresBatches(self._database),
@@ -303,10 +310,10 @@ class AnswersRuntime:
         assert self._settings is not None  # as above
         return self._settings
 
-    async def _answer(
+    async def _complete_uncounted(
         self, request: ProxyRequest, request_id: str, credential: str
     ) -> ProxyResponse:
-        return await self.gateway().answer(request, request_id, credential=credential)
+        return await self.gateway().complete_uncounted(request, request_id, credential=credential)
 
     async def _purge(self) -> None:
         while True:

@@ -52,13 +52,13 @@ class Embeddings:
     """The use case behind `/v1/embeddings`.
 
     `model` is the logical name that callers give, `target` the provider and physical model that
-    make the vectors. `limiter` and `prices` are looked up at each call: a reload replaces them.
+    make the vectors. `prices` is looked up at each call, because a reload replaces it.
     """
 
     model: str
     target: Target
     embedder: TokenEmbedder
-    limiter: Callable[[], Limiter]
+    limiter: Limiter
     usage: UsageSink
     events: EventLog
     prices: Callable[[], Prices] = NoPrices
@@ -83,7 +83,7 @@ class Embeddings:
         self._check(request)
         estimated = _usage(_estimated_tokens(request), estimated=True)
         expected = Estimate(tokens=estimated.total_tokens, nano_usd=_nano(self._cost(estimated)))
-        reservation = await self.limiter().reserve(caller_of(metadata, credential), expected)
+        reservation = await self.limiter.reserve(caller_of(metadata, credential), expected)
         started, outcome, used = time.monotonic(), OUTCOME_OK, _usage(0)
         try:
             batch = await self._embedded(request, metadata)

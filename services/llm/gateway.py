@@ -17,7 +17,7 @@ from contracts.llm.usage import OUTCOME_OK, UsageRecord
 from services.llm.cache import AnswerCache, cache_key, is_clipped, is_worth_keeping
 from services.llm.proxy import LLMProxy
 from services.llm.replay import Answerer, ChatStream, RecordedStream, ReplayedStream
-from services.llm.single_flight import SingleFlight
+from services.llm.single_flight import SharedResult, SingleFlight
 
 GRACE_S = 0.5
 """Slack, so that the shared run times out first and reports the reason."""
@@ -71,11 +71,11 @@ class Gateway:
         """
         self._load.calls += 1
         try:
-            return await self.answer(request, request_id, credential=credential)
+            return await self.complete_uncounted(request, request_id, credential=credential)
         finally:
             self._load.calls -= 1
 
-    async def answer(
+    async def complete_uncounted(
         self, request: ProxyRequest, request_id: str, *, credential: str
     ) -> ProxyResponse:
         """As `complete`, for batches: such calls are not counted as load."""
@@ -85,10 +85,11 @@ class Gateway:
         key = cache_key(request)
         answer = self._cache.get(key, request.cache.ttl_s)
         if answer is None:
-            answer, own = await self._shared(
+            shared = await self._shared(
                 key, request, request.cache, request_id, credential=credential
             )
-            if own:
+            answer = shared.result
+            if shared.led:
                 return answer
             if is_clipped(answer, request):
                 return await self._proxy.complete(request, request_id, credential=credential)
@@ -152,7 +153,7 @@ class Gateway:
         request_id: str,
         *,
         credential: str,
-    ) -> tuple[ProxyResponse, bool]:
+    ) -> SharedResult[ProxyResponse]:
         async def run() -> ProxyResponse:
             answer = await self._proxy.complete(request, request_id, credential=credential)
             self._keep(key, request, answer, wanted.ttl_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from contracts.errors import DeadlineExceeded, LimitsUnavailable, Overloaded, RateLimited
 
@@ -24,6 +24,13 @@ class _Flight(Generic[T]):
     waiting: int = 0
 
 
+class SharedResult(NamedTuple, Generic[T]):
+    """The result of a run; `led`: this caller's call made it."""
+
+    result: T
+    led: bool
+
+
 class SingleFlight(Generic[T]):
     """Runs one call per key at a time.
 
@@ -39,8 +46,8 @@ class SingleFlight(Generic[T]):
     def __len__(self) -> int:
         return len(self._flights)
 
-    async def run(self, key: bytes, call: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
-        """Returns the result, and whether this caller led the run.
+    async def run(self, key: bytes, call: Callable[[], Awaitable[T]]) -> SharedResult[T]:
+        """Returns the result of the one run for `key`.
 
         Raises what the run raises.
         """
@@ -50,7 +57,7 @@ class SingleFlight(Generic[T]):
             if flight is None:
                 flight = self._begin(key, call)
             try:
-                return await self._result(key, flight), leads
+                return SharedResult(await self._result(key, flight), leads)
             except _OF_THE_LEADER:
                 if leads or turn == MAX_TURNS - 1:
                     raise

@@ -116,7 +116,7 @@ class UsageWriter:
 
     async def _drain(self) -> None:
         for batch in self._journal.batches(BATCH_ROWS):
-            with batch as records:
+            with batch as records:  # leaving the block marks the batch as delivered
                 await self._write(records)
         self._note_success()
 
@@ -129,6 +129,7 @@ class UsageWriter:
                 await asyncio.sleep(min(self._options.flush_interval_s, 0.1))
 
     async def _adopt(self) -> None:
+        # Lost calls come only after the recorded ones: a recorded call is not lost.
         if await self._journal.adopt():
             return
         for process in await self._journal.lost_calls():

@@ -28,7 +28,7 @@ class Named(Protocol):
     def channel_id(self) -> str | None: ...
 
 
-def caller_of(request: Request, metadata: Named | None) -> CallMetadata:
+def call_metadata_of(request: Request, metadata: Named | None) -> CallMetadata:
     """Returns the body's `metadata`, completed by `X-Agent-Id`, `X-Microdao-Id` and `X-Channel-Id`.
 
     Clients of OpenAI send neither: they are `agent:unnamed` of `microdao:unnamed`, whose limits

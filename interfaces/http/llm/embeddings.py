@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from contracts.llm.openai_embeddings import EmbeddingsRequest, EmbeddingsResponse
 from interfaces.http.base.errors import JsonResponse
-from interfaces.http.base.identity import caller_of
+from interfaces.http.base.identity import call_metadata_of
 from interfaces.http.base.routing import Router, refusals
 from services.llm.embeddings import Embeddings
 
@@ -24,7 +24,7 @@ class EmbeddingRoutes:
         """`POST /v1/embeddings`."""
         answer = await self.embeddings.create(
             body,
-            caller_of(request, body.metadata),
+            call_metadata_of(request, body.metadata),
             request.state.request_id,
             credential=request.state.credential,
         )

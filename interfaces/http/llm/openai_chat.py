@@ -23,7 +23,7 @@ from contracts.llm.openai_chat import (
     completion_of,
 )
 from interfaces.http.base.errors import JsonResponse, as_leaf
-from interfaces.http.base.identity import caller_of
+from interfaces.http.base.identity import call_metadata_of
 from interfaces.http.base.routing import PathId, Router, refusals
 from interfaces.http.base.sse import EventStreamResponse, event
 from interfaces.http.llm.openai_errors import openai_error_body
@@ -45,7 +45,7 @@ class OpenAIRoutes:
 
     async def chat(self, request: Request, body: ChatCompletionRequest) -> Response:
         """`POST /v1/chat/completions`."""
-        asked = body.to_proxy(caller_of(request, body.metadata))
+        asked = body.to_proxy(call_metadata_of(request, body.metadata))
         request_id: str = request.state.request_id
         credential: str = request.state.credential
         if body.stream:

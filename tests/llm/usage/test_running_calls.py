@@ -36,7 +36,7 @@ def test_unfinished_calls_are_found(steps: list[tuple[bytes, bool]]) -> None:
             else:
                 running[slot] = record
         adopted = abandoned(calls, folder)
-        assert sorted(adopted.left()) == sorted(running.values())
+        assert sorted(adopted.unfinished()) == sorted(running.values())
         assert adopted.is_empty == (not running)
         adopted.close(delete=True)
         assert files(folder) == []
@@ -69,14 +69,14 @@ def test_damage_takes_only_the_records_that_it_touches(tmp_path: Path) -> None:
     path.write_bytes(data)
     adopted = RunningCalls.adopt(path)
     assert adopted is not None
-    assert len(list(adopted.left())) == 1
+    assert len(list(adopted.unfinished())) == 1
     assert adopted.damaged == 2
     adopted.close(delete=True)
     data[: START + 10] = b"?" * (START + 10)
     path.write_bytes(data)
     adopted = RunningCalls.adopt(path)
     assert adopted is not None
-    assert (list(adopted.left()), adopted.damaged) == ([], 3)
+    assert (list(adopted.unfinished()), adopted.damaged) == ([], 3)
     adopted.close(delete=True)
 
 
@@ -92,7 +92,7 @@ def test_a_lost_head_does_not_take_the_slots_along(tmp_path: Path) -> None:
     adopted = RunningCalls.adopt(path)
     assert adopted is not None
     assert (
-        sorted(adopted.left()) == begun[:6]
+        sorted(adopted.unfinished()) == begun[:6]
     )  # the last slot is taken first: the first page holds the calls 7 and 6
     assert adopted.damaged == 2
     adopted.close(delete=True)
