@@ -26,7 +26,7 @@ MESSAGES_PER_TURN = 25
 """Messages after which other tasks of the event loop run: calls are served beside them."""
 
 
-class NatsUsagePublisher:
+class NatsLLMUsage:
     """Implements UsagePublisher over one connection."""
 
     def __init__(self, link: NatsLink) -> None:

@@ -23,19 +23,20 @@ DRAIN_TIMEOUT_S = 3
 CLOSE_TIMEOUT_S = 2
 PING_INTERVAL_S = 5
 """A server that leaves two pings unanswered is considered gone; the client reconnects."""
-FLUSH_TIMEOUT_S = 1.0
+PENDING_WAIT_S = 1.0
 """Bounds the wait of a publisher while too much is pending; the client's default is unbounded."""
 
 OnConnect = Callable[[Client], Awaitable[None]]
-"""Prepares streams and subscriptions on a new connection; an error leads to another attempt."""
+"""Prepares streams and subscriptions after the first connection; an error leads to another attempt.
+The client restores subscriptions when it reconnects."""
 
 
 class NatsLink:
     """Connects in the background until it succeeds; starting it never waits for NATS.
 
     `url` may name several servers, separated by commas. `?ca=` in the first one names the file of
-    the authority that signs the servers' certificates. TLS then comes before the NATS protocol, so
-    that an impostor in a server's place learns and sends nothing.
+    the authority that signs the servers' certificates. TLS is then negotiated first, so that an
+    impostor sees no credentials.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class NatsLink:
                     max_reconnect_attempts=-1,
                     allow_reconnect=True,
                     ping_interval=PING_INTERVAL_S,
-                    flush_timeout=FLUSH_TIMEOUT_S,
+                    flush_timeout=PENDING_WAIT_S,
                     error_cb=self._note_error,
                     disconnected_cb=self._note_disconnected,
                 )

@@ -34,4 +34,4 @@ class NatsProbe:
         finally:
             writer.close()
         if not greeting.startswith(b"INFO "):
-            raise Unavailable("what answers at the address of NATS is something else")
+            raise Unavailable("the server at NATS_URL is not a NATS server")

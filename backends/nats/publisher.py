@@ -10,14 +10,11 @@ import contextlib
 from collections import deque
 
 import nats.errors
-import orjson
 
 from backends.nats.link import NatsLink
 from contracts.errors import Unavailable
 from contracts.events import EventLog
-from contracts.tools.ledger import ToolUsageEvent
 
-TOOL_USAGE_SUBJECT = "usage.tool"
 MAX_QUEUED = 10_000
 RETRY_S = 1.0
 
@@ -77,14 +74,3 @@ class NatsPublisher:
         if self._dropped:
             self._events.emit("nats.dropped", count=self._dropped)
             self._dropped = 0
-
-
-class NatsToolUsage:
-    """Implements ToolUsage: one `usage.tool` message per ended call."""
-
-    def __init__(self, publisher: NatsPublisher) -> None:
-        self._publisher = publisher
-
-    def publish(self, event: ToolUsageEvent) -> None:
-        """Queues one event. Never blocks and never raises."""
-        self._publisher.publish(TOOL_USAGE_SUBJECT, orjson.dumps(event.message()))

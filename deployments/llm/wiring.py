@@ -14,7 +14,7 @@ from backends.llm.idempotency import PostgresIdempotency
 from backends.llm.usage_journal import MappedUsageJournal
 from backends.llm.usage_ledger import PostgresUsageLedger
 from backends.llm.usage_outbox import PostgresUsageOutbox
-from backends.llm.usage_publisher import NatsUsagePublisher
+from backends.llm.usage_publisher import NatsLLMUsage
 from backends.llm.usage_reader import PostgresUsageReader
 from backends.nats.link import NatsLink
 from backends.postgres.pool import Database, PoolLimits
@@ -102,7 +102,7 @@ class LLMRuntime:
         if environment.nats_url is not None:
             self._link = NatsLink(environment.nats_url, events, name="llm-usage")
             self._announcer = UsageAnnouncer(
-                PostgresUsageOutbox(self._database), NatsUsagePublisher(self._link), events
+                PostgresUsageOutbox(self._database), NatsLLMUsage(self._link), events
             )
         self._usage_journal = MappedUsageJournal(
             environment.data_dir / "journal", events, name=self._name

@@ -7,10 +7,11 @@ from typing import Protocol
 from fastapi import APIRouter
 
 from backends.nats.link import NatsLink
-from backends.nats.publisher import NatsPublisher, NatsToolUsage
+from backends.nats.publisher import NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
 from backends.tools.ledger import LedgerLimits, PostgresToolLedger
 from backends.tools.registry import PostgresToolStore
+from backends.tools.usage import NatsToolUsage
 from configs.tools import ConfiguredSecrets, NatsSettings, ToolsSettings
 from contracts.errors import ConfigurationError, InvalidRequest
 from contracts.events import EventLog

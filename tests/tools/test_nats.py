@@ -10,7 +10,8 @@ import nats
 import pytest
 
 from backends.nats.link import NatsLink
-from backends.nats.publisher import NatsPublisher, NatsToolUsage
+from backends.nats.publisher import NatsPublisher
+from backends.tools.usage import NatsToolUsage
 from contracts.tools.api import Outcome
 from contracts.tools.ledger import ToolUsageEvent
 from interfaces.nats.tools.calls import NatsLimits, ToolNats, streams

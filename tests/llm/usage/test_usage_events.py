@@ -12,7 +12,7 @@ import pytest
 
 from backends.llm import usage_publisher
 from backends.llm.usage_outbox import PostgresUsageOutbox
-from backends.llm.usage_publisher import NatsUsagePublisher
+from backends.llm.usage_publisher import NatsLLMUsage
 from backends.nats.link import NatsLink
 from contracts.llm.usage import AttemptRecord
 from launcher.stores import NatsServer
@@ -53,7 +53,7 @@ async def writing(database, folder, url, events):
     link = NatsLink(url, events, name="test")
     link.start()
     announcer = UsageAnnouncer(
-        PostgresUsageOutbox(database), NatsUsagePublisher(link), events, poll_every_s=0.1
+        PostgresUsageOutbox(database), NatsLLMUsage(link), events, poll_every_s=0.1
     )
     announcer.start()
     writer = LedgerWriter(
