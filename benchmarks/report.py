@@ -135,10 +135,10 @@ def verdicts(
     if 32 in whole:
         rates = {name: middle(found).requests_per_s for name, found in whole[32].items()}
         for name, wanted in (
-            (names.litellm, 10.0),
-            (names.portkey, 1.0),
+            (names.litellm, 13.0),
+            (names.portkey, 1.5),
             (names.relay, 2.5),
-            (names.floor, 0.35),
+            (names.floor, 0.28),
         ):
             if name in rates:
                 times = rates[names.proxy] / rates[name]
