@@ -32,7 +32,7 @@ CUT = "…"
 class WorkspaceMessaging:
     """The workspace behind the ingress. It knows runs, so a repeated post returns the first one."""
 
-    keeps_run_ids = True
+    deduplicates_by_run_id = True
 
     def __init__(self, base_url: str, secret: str | None) -> None:
         self._http = JsonClient(base_url, secret, service=SERVICE)
@@ -106,7 +106,7 @@ class NeighbourMessaging:
     The run's id is sent as Idempotency-Key, for a version of the service that reads it.
     """
 
-    keeps_run_ids = False
+    deduplicates_by_run_id = False
 
     def __init__(self, base_url: str, secret: str | None) -> None:
         self._http = JsonClient(base_url, secret, service=SERVICE)

@@ -114,7 +114,7 @@ class Messaging(Protocol):
     answer) and InvalidRequest (the service refused the request as wrong).
     """
 
-    keeps_run_ids: bool
+    deduplicates_by_run_id: bool
     """Whether repeated posts of one run show one message. Otherwise search the channel before
     posting again.
     """

@@ -18,7 +18,7 @@ from services.agents.context import (
     newest_human,
     window,
 )
-from services.agents.patience import patiently
+from services.agents.retries import retry_for
 from services.agents.scope import EmptyQuestionError, NothingToAnswerError, RunScope
 
 CONTEXT_TIMEOUT_S = 10.0
@@ -69,7 +69,7 @@ class ChannelReader:
     ) -> list[ChannelMessage]:
         """The channel's newest messages, or those before one; retried while the service is away."""
         until = deadline.sooner(CONTEXT_TIMEOUT_S)
-        return await patiently(
+        return await retry_for(
             lambda: self.messaging.recent_messages(channel_id, limit, until, before),
             CONTEXT_TIMEOUT_S,
             (Unavailable,),

@@ -1,8 +1,9 @@
 """Posts the reply into the channel: at most one message per run, whatever fails.
 
-Before the first post the run is saved as `posting`, with its text. A service that keeps run ids
-accepts repeated posts and shows one message. With any other service, a post is repeated only when
-it was certainly not taken; when its outcome is unknown, the message is searched in the channel.
+Before the first post the run is saved as `posting`, with its text. A service that
+deduplicates by run id accepts repeated posts and shows one message. With any other service, a post
+is repeated only when it was certainly not accepted; when its outcome is unknown, the message is
+searched in the channel.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from contracts.errors import (
 )
 from contracts.workspace.messaging_service import MAX_MESSAGE_CHARS, Messaging
 from services.agents.journal import UNPOSTED
-from services.agents.patience import patiently
+from services.agents.retries import retry_for
 from services.agents.run_recorder import RunRecorder
 from services.agents.texts import clean, cut
 
@@ -32,8 +33,8 @@ CLOCK_SKEW = timedelta(seconds=2)
 """How far the messaging service's clock may be behind, and the precision of its times."""
 PREVIEW_CHARS = 40
 
-Refusals = (NotFound, Forbidden, InvalidRequest)
-NotTaken = (Unreachable, RateLimited, Overloaded)
+REFUSALS = (NotFound, Forbidden, InvalidRequest)
+NOT_ACCEPTED = (Unreachable, RateLimited, Overloaded)
 
 
 class PostponedError(Exception):
@@ -68,27 +69,27 @@ class Delivery:
         if run.channel_id is None or run.invocation.entrypoint == "direct":
             return outcome
         await recorder.record_posting()
-        return await self._posted(run, recorder, outcome, is_first=True)
+        return await self._post_and_record(run, recorder, outcome, may_post=True)
 
     async def resume(self, run: Run, recorder: RunRecorder) -> Outcome:
         """Completes a delivery that another replica began. Raises as `deliver`."""
-        is_first = UNPOSTED in run.journal
-        if is_first:
-            await recorder.record_posting_again()
+        may_post = UNPOSTED in run.journal
+        if may_post:
+            await recorder.record_post_retry()
         outcome: Outcome = "failed" if run.error else "answered"
-        return await self._posted(run, recorder, outcome, is_first=is_first)
+        return await self._post_and_record(run, recorder, outcome, may_post=may_post)
 
-    async def _posted(
-        self, run: Run, recorder: RunRecorder, outcome: Outcome, *, is_first: bool
+    async def _post_and_record(
+        self, run: Run, recorder: RunRecorder, outcome: Outcome, *, may_post: bool
     ) -> Outcome:
-        keeps_run_ids = self.messaging.keeps_run_ids
+        deduplicates_by_run_id = self.messaging.deduplicates_by_run_id
         try:
             with recorder.step("reply"):
-                if keeps_run_ids:
+                if deduplicates_by_run_id:
                     await self._post_idempotent(run)
-                elif not await self._post_once(run, recorder, is_first=is_first):
+                elif not await self._post_at_most_once(run, recorder, may_post=may_post):
                     return "indeterminate"
-        except Refusals as error:
+        except REFUSALS as error:
             recorder.record_error(error.type)
             return outcome if outcome == "failed" else "undelivered"
         except DaarionError as error:
@@ -97,7 +98,7 @@ class Delivery:
                     await recorder.save()
                 raise PostponedError from error
             recorder.record_error(error.type)
-            is_absent = keeps_run_ids or UNPOSTED in run.journal
+            is_absent = deduplicates_by_run_id or UNPOSTED in run.journal
             return "undelivered" if is_absent else "indeterminate"
         recorder.show("reply", ok=outcome == "answered")
         return outcome
@@ -106,19 +107,19 @@ class Delivery:
         """Posts under the run's id until the service confirms it. Raises the last failure."""
         await self._post(run, Deadline.after(self.settings.patience_s), retry_on=(DaarionError,))
 
-    async def _post_once(self, run: Run, recorder: RunRecorder, *, is_first: bool) -> bool:
-        """Posts until the message may have been taken; never again in the life of the run.
+    async def _post_at_most_once(self, run: Run, recorder: RunRecorder, *, may_post: bool) -> bool:
+        """Retries while the message was certainly not accepted; otherwise searches for it.
 
         Returns whether the message is known to be in the channel.
         """
-        if is_first:
+        if may_post:
             try:
                 await self._post(
-                    run, Deadline.after(self.settings.patience_s / 2), retry_on=NotTaken
+                    run, Deadline.after(self.settings.patience_s / 2), retry_on=NOT_ACCEPTED
                 )
-            except Refusals:
+            except REFUSALS:
                 raise
-            except NotTaken:
+            except NOT_ACCEPTED:
                 recorder.record_unposted()
                 raise
             except DaarionError:
@@ -151,11 +152,11 @@ class Delivery:
         """Posts; retries on these failures until the deadline. Raises the last failure."""
         channel_id = run.channel_id
         assert channel_id is not None  # only replies to channels are delivered
-        await patiently(
+        await retry_for(
             lambda: self.messaging.post_as_agent(
                 run.agent_id, channel_id, run.reply or "", str(run.id), until
             ),
             until.remaining(),
             retry_on,
-            unless=Refusals,
+            unless=REFUSALS,
         )

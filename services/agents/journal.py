@@ -11,16 +11,16 @@ from contracts.memory.api import Item
 from contracts.tools.api import Effect
 from contracts.workspace.messaging_service import ChannelMessage
 from services.agents.context import Context, Question
-from services.agents.prompt import Known
+from services.agents.prompt import RunInputs
 
-KNOWN = "known"
+RUN_START = "known"
 ANSWER = "answer"
 UNPOSTED = {"is": "unposted"}
 """Every post so far was certainly not taken by the messaging service."""
 
 
 @dataclass(frozen=True)
-class Beginning:
+class RunStart:
     """What a run began with.
 
     `model` is the one that the blueprint was fitted to. `tools` maps the ids of the offered tools
@@ -28,7 +28,7 @@ class Beginning:
     by an outside (MCP) server.
     """
 
-    known: Known
+    inputs: RunInputs
     model: str | None = None
     tools: Mapping[str, Effect] = field(default_factory=dict)
     outside: bool = False
@@ -36,34 +36,34 @@ class Beginning:
     @property
     def tainted(self) -> bool:
         """Whether the first prompt holds untrusted content."""
-        return bool(self.known.memories or self.known.context.earlier or self.outside)
+        return bool(self.inputs.memories or self.inputs.context.earlier or self.outside)
 
 
-def beginning_entry(beginning: Beginning) -> dict[str, Any]:
-    """Returns the journal entry of a beginning."""
-    known = beginning.known
+def start_entry(start: RunStart) -> dict[str, Any]:
+    """Returns the journal entry of a run's start."""
+    inputs = start.inputs
     return {
-        "is": KNOWN,
-        "model": beginning.model,
-        "tools": dict(beginning.tools),
-        "outside": beginning.outside,
-        "question": asdict(known.context.question),
+        "is": RUN_START,
+        "model": start.model,
+        "tools": dict(start.tools),
+        "outside": start.outside,
+        "question": asdict(inputs.context.question),
         "earlier": [
-            message.model_dump(mode="json", exclude_none=True) for message in known.context.earlier
+            message.model_dump(mode="json", exclude_none=True) for message in inputs.context.earlier
         ],
-        "memories": [item.model_dump(mode="json", exclude_none=True) for item in known.memories],
+        "memories": [item.model_dump(mode="json", exclude_none=True) for item in inputs.memories],
     }
 
 
-def beginning_of(journal: Sequence[dict[str, Any]]) -> Beginning | None:
+def start_of(journal: Sequence[dict[str, Any]]) -> RunStart | None:
     """Returns what an earlier attempt began with, None when it had not come that far."""
     for entry in journal:
-        if entry["is"] == KNOWN:
+        if entry["is"] == RUN_START:
             earlier = tuple(ChannelMessage.model_validate(message) for message in entry["earlier"])
             memories = tuple(Item.model_validate(item) for item in entry["memories"])
-            known = Known(Context(Question(**entry["question"]), earlier), memories)
-            return Beginning(
-                known, entry.get("model"), entry.get("tools") or {}, bool(entry.get("outside"))
+            inputs = RunInputs(Context(Question(**entry["question"]), earlier), memories)
+            return RunStart(
+                inputs, entry.get("model"), entry.get("tools") or {}, bool(entry.get("outside"))
             )
     return None
 

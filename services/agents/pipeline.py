@@ -60,7 +60,7 @@ class Pipeline:
             return await _Conversation(self.ports, prepared).reply()
         except ModelTooSmallError as error:
             # Recorded before anything was done; a fitted blueprint cannot be too large again.
-            await scope.recorder.record_refit(replace(prepared.beginning, model=error.model))
+            await scope.recorder.record_refit(replace(prepared.start, model=error.model))
         return await self.answer(scope)
 
 
@@ -68,20 +68,20 @@ class _Conversation:
     """The steps of one run: question to the model, tool calls, next question."""
 
     def __init__(self, ports: PipelinePorts, prepared: Prepared) -> None:
-        scope, beginning, tools = prepared.scope, prepared.beginning, prepared.tools or []
+        scope, start, tools = prepared.scope, prepared.start, prepared.tools or []
         run, blueprint = scope.run, scope.blueprint
         self._scope = scope
         self._model = ports.model
         self._dialogue = Dialogue(
             blueprint,
             run.nonce,
-            replace(beginning.known, tools_away=prepared.tools is None),
+            replace(start.inputs, tools_away=prepared.tools is None),
             tools,
             run.invocation.payload.rewrite_prompt,
         )
-        self._toolbox = Toolbox(blueprint, run, ports.tools, tools, given=beginning.tools)
+        self._toolbox = Toolbox(blueprint, run, ports.tools, tools, recorded_tools=start.tools)
         self._recorded = answers_of(run.journal)
-        self._tainted = beginning.tainted
+        self._tainted = start.tainted
 
     async def reply(self) -> str:
         """Returns the reply. Raises as `Pipeline.answer`, and ModelTooSmallError."""
@@ -105,7 +105,7 @@ class _Conversation:
             if not reading.calls:
                 self._dialogue.add_remark(answer, reading)
                 continue
-            calls = self._toolbox.readable(reading.calls)
+            calls = self._toolbox.without_optional_arguments(reading.calls)
             force_last = self._toolbox.is_repeat(calls)
             outcomes = await self._call(calls, number, is_recorded=is_recorded)
             self._dialogue.add_results(

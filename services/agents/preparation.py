@@ -11,8 +11,8 @@ from contracts.memory.api import MAX_QUERY_CHARS, Item
 from contracts.tools.api import ToolDefinition
 from services.agents.channel_reader import ChannelReader
 from services.agents.context import Context
-from services.agents.journal import Beginning, beginning_of
-from services.agents.prompt import Known
+from services.agents.journal import RunStart, start_of
+from services.agents.prompt import RunInputs
 from services.agents.scope import PipelinePorts, RunScope
 
 LIST_TIMEOUT_S = 10.0
@@ -25,7 +25,7 @@ class Prepared:
     """
 
     scope: RunScope
-    beginning: Beginning
+    start: RunStart
     tools: list[ToolDefinition] | None
 
 
@@ -37,17 +37,17 @@ class Preparation:
 
     async def prepare(self, scope: RunScope) -> Prepared:
         """Raises what `ChannelReader.context` raises; without memory or tools the run goes on."""
-        beginning = beginning_of(scope.run.journal)
-        if beginning is None:
+        start = start_of(scope.run.journal)
+        if start is None:
             model = await self._answering_model(scope)
         else:
-            model = beginning.model
+            model = start.model
         scope = scope.fitted(model)
         tools = asyncio.ensure_future(self._tools(scope))  # beside channel and memory
         try:
-            if beginning is None:
-                beginning = await self._begin(scope, model, tools)
-            return Prepared(scope, beginning, await tools)
+            if start is None:
+                start = await self._begin(scope, model, tools)
+            return Prepared(scope, start, await tools)
         finally:
             tools.cancel()
 
@@ -60,18 +60,18 @@ class Preparation:
 
     async def _begin(
         self, scope: RunScope, model: str | None, tools: Awaitable[list[ToolDefinition] | None]
-    ) -> Beginning:
+    ) -> RunStart:
         context = await ChannelReader(self.ports.messaging).context(scope)
         memories = await self._memories(scope, context)
         listed = await tools or []
-        beginning = Beginning(
-            Known(context, tuple(memories)),
+        start = RunStart(
+            RunInputs(context, tuple(memories)),
             model,
             {tool.id: tool.effect for tool in listed},
             any(tool.outside for tool in listed),
         )
-        scope.recorder.record_beginning(beginning)
-        return beginning
+        scope.recorder.record_run_start(start)
+        return start
 
     async def _memories(self, scope: RunScope, context: Context) -> list[Item]:
         """What memory recalls for the question; nothing when memory is away."""

@@ -49,8 +49,8 @@ NO_TOOLS = (
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is fixed at the beginning of a run. `tools_away`: Toolcore could not be reached."""
+class RunInputs:
+    """What a prompt is made from, fixed when the run starts. `tools_away`: Toolcore could not be reached."""
 
     context: Context
     memories: tuple[Item, ...] = ()
@@ -63,7 +63,7 @@ class Dialogue:
 
     blueprint: Blueprint
     nonce: str
-    known: Known
+    inputs: RunInputs
     tools: Sequence[ToolDefinition]
     addition: str | None = None
     turns: list[Mapping[str, Any]] = field(default_factory=list)
@@ -132,12 +132,12 @@ class Dialogue:
             parts.append(rule(self.nonce))
         if self.tools and not final and blueprint.tool_mode != "native":
             parts.append(self._tool_list())
-        if self.known.tools_away and blueprint.tools:
+        if self.inputs.tools_away and blueprint.tools:
             parts.append(NO_TOOLS)
         return "\n\n".join(parts)
 
     def _has_data(self) -> bool:
-        return bool(self.known.memories or self.known.context.earlier or self.tools)
+        return bool(self.inputs.memories or self.inputs.context.earlier or self.tools)
 
     def _tool_list(self) -> str:
         lines = [HOW_TO_CALL[self.blueprint.tool_mode], "Tools:"]
@@ -155,10 +155,11 @@ class Dialogue:
 
     def _background(self) -> str:
         budget = int(self.blueprint.limits.context_tokens * self.scale)
-        recalled = _memory_text(self.known.memories, int(budget * MEMORY_SHARE))
+        recalled = _memory_text(self.inputs.memories, int(budget * MEMORY_SHARE))
         earlier = _channel_text(
             window(
-                self.known.context.earlier, int(budget * (1 - MEMORY_SHARE)) if recalled else budget
+                self.inputs.context.earlier,
+                int(budget * (1 - MEMORY_SHARE)) if recalled else budget,
             )
         )
         parts = []
@@ -175,7 +176,7 @@ class Dialogue:
             MIN_QUESTION_TOKENS,
             int(self.blueprint.limits.context_tokens * QUESTION_FACTOR * self.scale),
         )
-        return cut_to_tokens(self.known.context.question.text, tokens)
+        return cut_to_tokens(self.inputs.context.question.text, tokens)
 
     def _fitting(self, turn: Mapping[str, Any]) -> Mapping[str, Any]:
         """A turn as it is sent; results under `data` are cut and put in data blocks here."""

@@ -19,10 +19,10 @@ from contracts.events import EventLog
 from contracts.workspace.messaging_service import Messaging
 from services.agents.announcements import RunAnnouncements
 from services.agents.delivery import Delivery, PostponedError
-from services.agents.journal import beginning_of
+from services.agents.journal import start_of
 from services.agents.language import Apology, apology, language_of
 from services.agents.pipeline import Pipeline
-from services.agents.prompt import Known
+from services.agents.prompt import RunInputs
 from services.agents.run_recorder import RunLostError, RunRecorder
 from services.agents.scope import (
     EmptyQuestionError,
@@ -32,9 +32,9 @@ from services.agents.scope import (
 )
 from services.agents.step_feed import StepFeed
 
-MAX_ATTEMPTS = 5
-MAX_DELIVERIES = 500
-"""Attempts of any kind. A delivery ends by time; this bounds failures without a known cause."""
+MAX_ANSWER_ATTEMPTS = 5
+MAX_ATTEMPTS = 500
+"""Bounds runs that keep failing. Deliveries normally end by `DeliverySettings.give_up_s`."""
 STORE_TIMEOUT_S = 10.0
 POSTPONE_S = 5.0
 
@@ -73,8 +73,9 @@ class RunAttempts:
     _closing_feeds: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def work(self, run: Run) -> None:
-        """Brings the run to its end, or leaves it for another attempt. Whatever a run causes is
-        handled here: only defects are raised.
+        """Brings the run to its end, or leaves it for another attempt.
+
+        Expected failures end or postpone the run; only defects are raised.
         """
         started = time.monotonic()
         feed = StepFeed(self.ports.messaging, run)
@@ -108,14 +109,14 @@ class RunAttempts:
     async def _answer_and_deliver(self, run: Run, recorder: RunRecorder) -> Outcome:
         """Answers, delivers, remembers, in this order."""
         blueprint = self.blueprints().get(run.agent_id)
-        if run.attempt > MAX_DELIVERIES:
+        if run.attempt > MAX_ATTEMPTS:
             recorder.record_error("given_up")
             return "undelivered"
         if run.state == "posting":
             outcome = await self.delivery.resume(run, recorder)
         else:
             self.ports.announcements.started(run)
-            await recorder.record_start()
+            await recorder.record_attempt()
             try:
                 text, outcome = await self._answer(run, recorder, blueprint)
             except NothingToAnswerError as nothing:
@@ -138,7 +139,7 @@ class RunAttempts:
         try:
             if blueprint is None:
                 raise NoAnswerError
-            if run.attempt > MAX_ATTEMPTS:
+            if run.attempt > MAX_ANSWER_ATTEMPTS:
                 raise DeadlineExceeded("given up after several attempts")
             deadline = Deadline.after(blueprint.limits.seconds)
             scope = RunScope(run, recorder, blueprint, deadline)
@@ -167,10 +168,10 @@ class RunAttempts:
 
     async def _remember(self, run: Run, recorder: RunRecorder) -> None:
         """Stores question and answer; when memory is away the run ends without it."""
-        known = _known(run)
-        if known is None or not run.reply:
+        inputs = _inputs(run)
+        if inputs is None or not run.reply:
             return
-        question = known.context.question
+        question = inputs.context.question
         exchange = MemoryExchange(
             run.tenant,
             run.channel_id,
@@ -197,14 +198,14 @@ class RunAttempts:
         self.ports.events.emit(event, run_id=str(run.id), attempt=run.attempt, **fields)
 
 
-def _known(run: Run) -> Known | None:
+def _inputs(run: Run) -> RunInputs | None:
     """What the run began with; None before that, or when another version wrote it."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
-        if (beginning := beginning_of(run.journal)) is not None:
-            return beginning.known
+        if (start := start_of(run.journal)) is not None:
+            return start.inputs
     return None
 
 
 def _question_text(run: Run) -> str:
-    known = _known(run)
-    return known.context.question.text if known is not None else run.invocation.payload.text or ""
+    inputs = _inputs(run)
+    return inputs.context.question.text if inputs is not None else run.invocation.payload.text or ""

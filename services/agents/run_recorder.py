@@ -18,8 +18,8 @@ from contracts.errors import (
 )
 from contracts.llm.answers import ProxyResponse
 from contracts.workspace.messaging_service import StepKind
-from services.agents.journal import UNPOSTED, Beginning, answer_entry, beginning_entry
-from services.agents.patience import patiently
+from services.agents.journal import UNPOSTED, RunStart, answer_entry, start_entry
+from services.agents.retries import retry_for
 from services.agents.step_feed import StepFeed
 
 STORE_PATIENCE_S = 8.0
@@ -76,7 +76,7 @@ class RunRecorder:
         """Shows a step to whoever watches the channel. Never blocks and never raises."""
         self._feed.show(kind, **detail)
 
-    async def record_start(self) -> None:
+    async def record_attempt(self) -> None:
         """The attempt begins, without the error of an earlier one. A run that was taken over is
         saved now, so that the attempt counts: a run that kills its replica each time must end.
         """
@@ -88,15 +88,15 @@ class RunRecorder:
         """The pipeline begins: an earlier attempt's calls are repeated and counted again."""
         self._run.tool_calls = 0
 
-    def record_beginning(self, beginning: Beginning) -> None:
+    def record_run_start(self, start: RunStart) -> None:
         """The run's context is complete. It is saved in the background: nothing was done yet."""
-        self._run.journal.append(beginning_entry(beginning))
-        self._run.memory_ids = [item.id for item in beginning.known.memories]
+        self._run.journal.append(start_entry(start))
+        self._run.memory_ids = [item.id for item in start.inputs.memories]
         self.save_soon()
 
-    async def record_refit(self, beginning: Beginning) -> None:
+    async def record_refit(self, start: RunStart) -> None:
         """The run begins anew with a smaller model; saved at once."""
-        self._run.journal[:] = [beginning_entry(beginning)]
+        self._run.journal[:] = [start_entry(start)]
         await self.save()
 
     def record_answer(self, answer: ProxyResponse, duration_ms: float, *, is_reply: bool) -> None:
@@ -148,7 +148,7 @@ class RunRecorder:
         """The messaging service certainly did not take the post."""
         self._run.journal.append(UNPOSTED)
 
-    async def record_posting_again(self) -> None:
+    async def record_post_retry(self) -> None:
         """A post that was certainly not taken is about to be repeated; saved before it is."""
         self._run.journal.remove(UNPOSTED)
         await self.save()
@@ -191,7 +191,7 @@ class RunRecorder:
         return await self._store.note(self._run, self._owner, self._lease_s)
 
     async def _fenced(self, write: Callable[[], Awaitable[bool]]) -> None:
-        if not await patiently(write, STORE_PATIENCE_S):
+        if not await retry_for(write, STORE_PATIENCE_S):
             raise RunLostError
 
 

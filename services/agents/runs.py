@@ -1,4 +1,4 @@
-"""The agent runtime: an invocation becomes a run, and runs are worked on under leases."""
+"""The agent runtime: an invocation becomes a run, and runs are answered under leases."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ class AgentRuns:
         self._channels = channels
         self._owner = attempts.owner
         self._queue: asyncio.Queue[Run] = asyncio.Queue()
-        self._open: dict[UUID, Run] = {}
+        self._accepted: dict[UUID, Run] = {}
         self._reserved = 0
-        self._ended: dict[UUID, asyncio.Event] = {}
-        self._working: dict[UUID, asyncio.Task[None]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._end_signals: dict[UUID, asyncio.Event] = {}
+        self._running_attempts: dict[UUID, asyncio.Task[None]] = {}
+        self._loops: list[asyncio.Task[None]] = []
         self._closing = False
 
     def start(self) -> None:
         """Starts the workers; must be called on the running event loop."""
-        self._tasks = [
+        self._loops = [
             asyncio.create_task(self._work(), name=f"agents:worker-{number}")
             for number in range(self._settings.max_running)
         ]
@@ -88,7 +88,7 @@ class AgentRuns:
             ("purge", PURGE_EVERY_S, self._purge, "agents.purge_failed"),
         )
         for name, every_s, once, failed in upkeep:
-            self._tasks.append(
+            self._loops.append(
                 asyncio.create_task(self._repeat(every_s, once, failed), name=f"agents:{name}")
             )
 
@@ -97,13 +97,13 @@ class AgentRuns:
         replicas.
         """
         self._closing = True
-        if self._working:
-            await asyncio.wait(self._working.values(), timeout=self._settings.close_s)
-        await end_tasks([*self._working.values(), *self._tasks])
-        for ended in self._ended.values():
+        if self._running_attempts:
+            await asyncio.wait(self._running_attempts.values(), timeout=self._settings.close_s)
+        await end_tasks([*self._running_attempts.values(), *self._loops])
+        for ended in self._end_signals.values():
             ended.set()
         await self._attempts.close()
-        for run in list(self._open.values()):
+        for run in list(self._accepted.values()):
             try:
                 await self._store.postpone(run, self._owner, 0.0)
             except DaarionError:  # its lease runs out instead
@@ -132,13 +132,13 @@ class AgentRuns:
             payload = invocation.payload
             trigger_id = payload.message_id or await self._trigger(invocation, trigger, deadline)
             new = NewRun(
-                new_id(),
-                microdao_id,
-                blueprint.id,
-                payload.channel_id,
-                trigger_id,
-                invocation,
-                new_nonce(),
+                id=new_id(),
+                microdao_id=microdao_id,
+                agent_id=blueprint.id,
+                channel_id=payload.channel_id,
+                trigger_id=trigger_id,
+                invocation=invocation,
+                nonce=new_nonce(),
             )
             view, run = await self._store.accept(new, self._owner, self._settings.lease_s)
             if run is not None:
@@ -171,20 +171,20 @@ class AgentRuns:
         """Whether this replica would accept one more run."""
         return (
             not self._closing
-            and len(self._open) + self._reserved
+            and len(self._accepted) + self._reserved
             < self._settings.max_running + self._settings.max_waiting
         )
 
     def check(self) -> None:
         """Raises Unavailable when a background task has ended."""
-        ended = [task.get_name().partition(":")[2] for task in self._tasks if task.done()]
+        ended = [task.get_name().partition(":")[2] for task in self._loops if task.done()]
         if ended and not self._closing:
             raise Unavailable(f"background tasks have ended: {', '.join(sorted(ended))}")
 
     @property
     def load(self) -> tuple[int, int]:
         """The numbers of running and of waiting runs."""
-        return len(self._working), self._queue.qsize()
+        return len(self._running_attempts), self._queue.qsize()
 
     async def _trigger(
         self, invocation: AgentInvocation, trigger: str | None, deadline: Deadline
@@ -218,7 +218,7 @@ class AgentRuns:
         self._reserved += 1
 
     def _enqueue(self, run: Run) -> None:
-        self._open[run.id] = run
+        self._accepted[run.id] = run
         self._queue.put_nowait(run)
 
     async def _ended_view(self, view: RunView, deadline: Deadline) -> RunView:
@@ -226,8 +226,8 @@ class AgentRuns:
         replica is signalled; other replicas' runs are polled.
         """
         while view.finished_at is None and deadline.remaining() > 0 and not self._closing:
-            if view.id in self._open:
-                ended = self._ended.setdefault(view.id, asyncio.Event())
+            if view.id in self._accepted:
+                ended = self._end_signals.setdefault(view.id, asyncio.Event())
                 try:
                     async with asyncio.timeout(deadline.remaining()):
                         await ended.wait()
@@ -242,7 +242,7 @@ class AgentRuns:
         while True:
             run = await self._queue.get()
             task = asyncio.create_task(self._attempts.work(run), name=f"agents:run-{run.id}")
-            self._working[run.id] = task
+            self._running_attempts[run.id] = task
             try:
                 await asyncio.wait([task])
                 if not task.cancelled() and (error := task.exception()) is not None:
@@ -252,11 +252,12 @@ class AgentRuns:
                         error=type(error).__name__,
                         exc_info=error,
                     )
+                # A run cancelled at close stays accepted, so that `close` postpones it.
                 if not self._closing or not task.cancelled():
-                    self._open.pop(run.id, None)
+                    self._accepted.pop(run.id, None)
             finally:
-                self._working.pop(run.id, None)
-                if (ended := self._ended.pop(run.id, None)) is not None:
+                self._running_attempts.pop(run.id, None)
+                if (ended := self._end_signals.pop(run.id, None)) is not None:
                     ended.set()
 
     async def _repeat(
@@ -275,12 +276,12 @@ class AgentRuns:
                 await asyncio.sleep(AFTER_DEFECT_S)
 
     async def _renew(self) -> None:
-        if self._open:
-            await self._store.extend(self._owner, list(self._open), self._settings.lease_s)
+        if self._accepted:
+            await self._store.extend(self._owner, list(self._accepted), self._settings.lease_s)
 
     async def _resume(self) -> None:
         """Takes over runs with expired leases, as many as can be worked on at once."""
-        free = self._settings.max_running - len(self._working) - self._queue.qsize()
+        free = self._settings.max_running - len(self._running_attempts) - self._queue.qsize()
         if free <= 0 or self._closing:
             return
         for run in await self._store.claim(
@@ -289,7 +290,7 @@ class AgentRuns:
             self._events.emit(
                 "agents.run_claimed", run_id=str(run.id), attempt=run.attempt, state=run.state
             )
-            if run.id not in self._open:
+            if run.id not in self._accepted:
                 self._enqueue(run)
 
     async def _purge(self) -> None:

@@ -31,7 +31,7 @@ from services.agents.tool_calls import WantedCall
 NAMES_SHOWN = 20
 NAME_CHARS = 64
 
-WHAT_TO_DO = {
+ADVICE = {
     "denied": "you may not do this; answer without it",
     "invalid_args": "correct the arguments, or answer without this tool",
     "not_found": "use one of your tools, or answer without",
@@ -40,8 +40,18 @@ WHAT_TO_DO = {
     "unavailable": "it cannot be reached now; say so",
     "indeterminate": "it may or may not have happened; do not repeat it, tell the person",
 }
-TOO_MANY = "denied: too many calls; this one was not made"
-OTHERWISE = "answer without it, and say what could not be found out"
+DEFAULT_ADVICE = "answer without it, and say what could not be found out"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a call is not made; both parts are shown to the model."""
+
+    kind: str
+    reason: str
+
+
+TOO_MANY = Refusal("denied", "too many calls; this one was not made")
 
 
 @dataclass(frozen=True)
@@ -68,16 +78,16 @@ class ToolTurn:
 class Toolbox:
     """The tools of one run and the calls that it has made.
 
-    `given` are the tools that the run began with: recorded calls are repeated under the same ids,
-    also when a tool is no longer listed. `made` holds the calls that were made; `asked` also those
-    whose refusal would be the same again.
+    `recorded_tools` are those that the run began with: recorded calls are repeated under the same
+    ids, also when a tool is no longer listed. `made` holds the calls that were made; `asked` also
+    those whose refusal would be the same again.
     """
 
     blueprint: Blueprint
     run: Run
     tools: AgentTools
     allowed: Sequence[ToolDefinition]
-    given: Mapping[str, Effect] = field(default_factory=dict)
+    recorded_tools: Mapping[str, Effect] = field(default_factory=dict)
     made: set[bytes] = field(default_factory=set)
     asked: set[bytes] = field(default_factory=set)
     used: int = 0
@@ -93,7 +103,7 @@ class Toolbox:
         Neighbouring reads run concurrently; a call that changes something runs alone. A call's id
         is made of run, step and place, so a resumed run repeats no effect.
         """
-        effects = {**self._effects, **self.given} if turn.recorded else self._effects
+        effects = {**self._effects, **self.recorded_tools} if turn.recorded else self._effects
         refusals = [
             self._admit(call, place, effects, tainted=turn.tainted)
             for place, call in enumerate(wanted)
@@ -106,23 +116,26 @@ class Toolbox:
         for stage in _stages(changes):
             outcomes += await asyncio.gather(
                 *(
-                    self._one(wanted[place], refusals[place], turn.step, place, deadline)
+                    self._call_one(wanted[place], refusals[place], turn.step, place, deadline)
                     for place in stage
                 )
             )
         return outcomes
 
-    def readable(self, wanted: Sequence[WantedCall]) -> list[WantedCall]:
-        """Returns the calls to make. A model that only chooses among a tool's results fills in
-        optional arguments at random; these are dropped, because a random filter would hide results.
+    def without_optional_arguments(self, wanted: Sequence[WantedCall]) -> list[WantedCall]:
+        """Drops the optional arguments of calls whose results the model only chooses among.
+
+        Such a model fills them in at random, and a random filter would hide results.
         """
         choice = self.blueprint.answer
         return [
-            self._bare(call) if choice is not None and call.tool_id == choice.tool else call
+            self._required_args_only(call)
+            if choice is not None and call.tool_id == choice.tool
+            else call
             for call in wanted
         ]
 
-    def _bare(self, call: WantedCall) -> WantedCall:
+    def _required_args_only(self, call: WantedCall) -> WantedCall:
         tool = next((tool for tool in self.allowed if tool.id == call.tool_id), None)
         required = tool.input_schema.get("required") if tool is not None else None
         kept = required if isinstance(required, list) else []
@@ -136,12 +149,12 @@ class Toolbox:
 
     def may_change(self, wanted: Sequence[WantedCall]) -> bool:
         """Whether one of the calls belongs to a tool that changes something."""
-        effects = {**self._effects, **self.given}
+        effects = {**self._effects, **self.recorded_tools}
         return any(effects.get(call.tool_id, "read") != "read" for call in wanted)
 
     def _admit(
         self, call: WantedCall, place: int, effects: Mapping[str, Effect], *, tainted: bool
-    ) -> str | None:
+    ) -> Refusal | None:
         """The reason why this call is refused, or None; counts the call."""
         refusal = self._refusal(call, place, effects, tainted=tainted)
         if refusal is None:
@@ -153,16 +166,16 @@ class Toolbox:
 
     def _refusal(
         self, call: WantedCall, place: int, effects: Mapping[str, Effect], *, tainted: bool
-    ) -> str | None:
+    ) -> Refusal | None:
         limits = self.blueprint.limits
         if call.problem is not None:
-            return f"invalid_args: {call.problem}"
+            return Refusal("invalid_args", call.problem)
         effect = effects.get(call.tool_id)
         if effect is None:
             names = ", ".join(list(effects)[:NAMES_SHOWN]) or "none"
-            return f"not_found: there is no such tool; yours are: {names}"
+            return Refusal("not_found", f"there is no such tool; yours are: {names}")
         if _fingerprint(call) in self.made:
-            return "conflict: you have made this very call already; its result is above"
+            return Refusal("conflict", "you have made this very call already; its result is above")
         if place >= limits.calls_per_step or self.used >= limits.tool_calls:
             return TOO_MANY
         if (
@@ -170,15 +183,16 @@ class Toolbox:
             and tainted
             and not self.blueprint.may_write_after_untrusted(call.tool_id)
         ):
-            return "denied: this tool changes something, and you have read untrusted material"
+            return Refusal(
+                "denied", "this tool changes something, and you have read untrusted material"
+            )
         return None
 
-    async def _one(
-        self, call: WantedCall, refusal: str | None, step: int, place: int, deadline: Deadline
+    async def _call_one(
+        self, call: WantedCall, refusal: Refusal | None, step: int, place: int, deadline: Deadline
     ) -> CallOutcome:
         if refusal is not None:
-            kind, _, reason = refusal.partition(": ")
-            return _refused(call, kind, reason)
+            return _refused(call, refusal)
         request = ToolCallRequest(
             tool_id=call.tool_id,
             agent_id=self.run.agent_id,
@@ -231,18 +245,18 @@ def _outcome(call: WantedCall, result: ToolCallResult) -> CallOutcome:
     return CallOutcome(f"tool {call.tool_id}", _json(_failure(result.error or kind, kind)), use)
 
 
-def _refused(call: WantedCall, kind: str, reason: str) -> CallOutcome:
+def _refused(call: WantedCall, refusal: Refusal) -> CallOutcome:
     use = ToolUse(
         tool_id=clean(call.tool_id)[:NAME_CHARS] or "unreadable",
         executed=False,
         ok=False,
-        error_kind=kind,
+        error_kind=refusal.kind,
     )
-    return CallOutcome("tools", _json(_failure(reason, kind)), use)
+    return CallOutcome("tools", _json(_failure(refusal.reason, refusal.kind)), use)
 
 
 def _failure(error: str, kind: str) -> dict[str, Any]:
-    return {"ok": False, "error": error, "what_to_do": WHAT_TO_DO.get(kind, OTHERWISE)}
+    return {"ok": False, "error": error, "what_to_do": ADVICE.get(kind, DEFAULT_ADVICE)}
 
 
 def _json(value: Any) -> str:

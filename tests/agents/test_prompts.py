@@ -20,7 +20,13 @@ from services.agents.context import (
     window,
 )
 from services.agents.language import apology, language_of
-from services.agents.prompt import Dialogue, Known, assistant_message, results_message, tool_message
+from services.agents.prompt import (
+    Dialogue,
+    RunInputs,
+    assistant_message,
+    results_message,
+    tool_message,
+)
 from services.agents.texts import clean, cut, cut_to_tokens, tokens_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -51,11 +57,11 @@ def tool(**fields):
     return ToolDefinition.model_validate({**given_fields, **fields})
 
 
-def dialogue(known, **fields):
+def dialogue(inputs, **fields):
     blueprint = Blueprint.model_validate(
         {"id": "agent:a", "name": "A", "model": "m", "instructions": "Ти — А.", **fields}
     )
-    return Dialogue(blueprint, NONCE, known, [tool()])
+    return Dialogue(blueprint, NONCE, inputs, [tool()])
 
 
 @given(st.lists(st.text(min_size=1, max_size=200), max_size=20), st.integers(0, 500))
@@ -124,7 +130,7 @@ def test_channel_and_memory_are_data_and_the_question_stands_alone():
         id="m", kind="conversation", content="Пам'ять", meta={"timestamp": "2026-01-02T03:04:05Z"}
     )
     shown = dialogue(
-        Known(Context(Question("user:olena", "Питання?"), (message("Раніше"),)), (item,))
+        RunInputs(Context(Question("user:olena", "Питання?"), (message("Раніше"),)), (item,))
     ).messages(final=False)
     assert [one["role"] for one in shown] == ["system", "user", "user"]
     assert shown[-1]["content"] == "Питання?"
@@ -141,7 +147,7 @@ def test_channel_and_memory_are_data_and_the_question_stands_alone():
 
 
 def test_results_are_sealed_and_shrink_with_the_prompt():
-    talk = dialogue(Known(Context(Question("u", "?"))), limits={"result_chars": 1_000})
+    talk = dialogue(RunInputs(Context(Question("u", "?"))), limits={"result_chars": 1_000})
     talk.turns += [
         assistant_message(
             "", [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
@@ -168,7 +174,7 @@ def test_the_model_is_not_asked_whose_microdao_it_is():
         "type": "object",
         "properties": {"microdao_id": {"type": "string"}, "status": {"type": "string"}},
     }
-    talk = dialogue(Known(Context(Question("u", "?"))))
+    talk = dialogue(RunInputs(Context(Question("u", "?"))))
     talk.tools = [
         tool(input_schema=schema),
         tool(id="x.y", input_schema={**schema, "required": ["microdao_id"]}),

@@ -13,8 +13,8 @@ from services.agents.context import (
     Context,
     Question,
 )
-from services.agents.journal import Beginning, beginning_entry, beginning_of
-from services.agents.prompt import Dialogue, Known
+from services.agents.journal import RunStart, start_entry, start_of
+from services.agents.prompt import Dialogue, RunInputs
 from services.agents.untrusted_text import new_nonce, sealed, sealed_schema, without
 
 NONCE = "9f3ab81c22d07e41"
@@ -31,11 +31,11 @@ def tool(**fields):
     return ToolDefinition.model_validate({**given_fields, **fields})
 
 
-def dialogue(known, **fields):
+def dialogue(inputs, **fields):
     blueprint = Blueprint.model_validate(
         {"id": "agent:a", "name": "A", "model": "m", "instructions": "Ти — А.", **fields}
     )
-    return Dialogue(blueprint, NONCE, known, [tool()])
+    return Dialogue(blueprint, NONCE, inputs, [tool()])
 
 
 @pytest.mark.parametrize("tool_mode", ["native", "json", "text"])
@@ -55,7 +55,7 @@ def test_the_description_of_an_outside_tool_is_data(tool_mode):
         "required": ["description"],
     }
     talk = dialogue(
-        Known(Context(Question("user:olena", "?"))),
+        RunInputs(Context(Question("user:olena", "?"))),
         tools=["projects.list", "outside.find"],
         tool_mode=tool_mode,
     )
@@ -139,10 +139,10 @@ def test_sentences_in_an_outside_schema_are_sealed_or_left_out(key):
 
 @pytest.mark.parametrize("outside", [True, False])
 def test_a_resumed_run_knows_that_it_was_shown_an_outside_description(outside):
-    begun = Beginning(
-        Known(Context(Question("user:olena", "?"))), "m", {"outside.find": "read"}, outside
+    begun = RunStart(
+        RunInputs(Context(Question("user:olena", "?"))), "m", {"outside.find": "read"}, outside
     )
-    taken_over = beginning_of(json.loads(json.dumps([beginning_entry(begun)])))
+    taken_over = start_of(json.loads(json.dumps([start_entry(begun)])))
     assert taken_over == begun
     assert taken_over.tainted is outside
 

@@ -52,7 +52,7 @@ async def replica(database_url, events):
 async def client(replica):
     made = open_messaging("workspace", replica.url, "inside")
     assert isinstance(made, WorkspaceMessaging)
-    assert made.keeps_run_ids
+    assert made.deduplicates_by_run_id
     yield made
     await made.close()
 
@@ -216,7 +216,7 @@ async def test_the_neighbours_service(neighbour):
     async with recording_server(neighbour) as server:
         client = open_messaging("messaging_service", server.url, "their-secret")
         assert isinstance(client, NeighbourMessaging)
-        assert not client.keeps_run_ids
+        assert not client.deduplicates_by_run_id
         recent = await client.recent_messages("ch-1", 50, deadline())
         assert [message.text for message in recent] == ["перше", "друге", "третє"]
         assert (await client.recent_messages("ch-1", 2, deadline()))[0].text == "друге"

@@ -15,7 +15,7 @@ LONGEST_PAUSE_S = 1.0
 T = TypeVar("T")
 
 
-async def patiently(
+async def retry_for(
     attempt: Callable[[], Awaitable[T]],
     seconds: float,
     on: tuple[type[DaarionError], ...] = (DatabaseUnavailable, Overloaded),
