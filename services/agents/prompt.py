@@ -50,7 +50,10 @@ NO_TOOLS = (
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a prompt is made from, fixed when the run starts. `tools_away`: Toolcore could not be reached."""
+    """What prompts are made from, fixed when the run starts.
+
+    `tools_away`: Toolcore could not be reached.
+    """
 
     context: Context
     memories: tuple[Item, ...] = ()

@@ -20,7 +20,7 @@ from contracts.memory.background import (
     UnreadableFile,
 )
 from services.memory.chunking import ChunkSize
-from services.memory.cutting import cut, rules
+from services.memory.document_chunks import cut, rules
 
 LEASE_S = 600.0
 SHARED = ""
@@ -29,21 +29,22 @@ SHARED = ""
 
 @dataclass
 class _Run:
-    """One run over one tree. `gone` are the documents whose file was not found so far."""
+    """One run over one tree. `missing` are the documents whose file was not found so far."""
 
     microdao_id: str
-    thorough: bool
+    read_all: bool
     known: dict[str, Document]
     files: dict[str, tuple[Path, DocumentFile]] = field(default_factory=dict)
-    gone: dict[str, Document] = field(default_factory=dict)
+    missing: dict[str, Document] = field(default_factory=dict)
     report: ReindexReport = field(default_factory=ReindexReport)
 
     def moved(self, file_hash: bytes) -> Document | None:
-        """Takes a document with this content out of `gone`: its file has another path now."""
+        """Takes a document with this content out of `missing`: its file has another path now."""
         found = next(
-            (path for path, document in self.gone.items() if document.file_hash == file_hash), None
+            (path for path, document in self.missing.items() if document.file_hash == file_hash),
+            None,
         )
-        return self.gone.pop(found) if found is not None else None
+        return self.missing.pop(found) if found is not None else None
 
 
 class KnowledgeBase:
@@ -77,9 +78,10 @@ class KnowledgeBase:
         self.interval_s = interval_s
 
     async def run(self) -> None:
+        # The upkeep runner holds the lease.
         if not self._running.locked():
             async with self._running:
-                await self._every_tree(thorough=False)
+                await self._index_all(read_all=False)
 
     async def reindex(self, microdao_id: str | None) -> ReindexReport:
         """Updates the index from one microDAO's folders, or from all folders.
@@ -94,9 +96,9 @@ class KnowledgeBase:
         async with self._running:
             try:
                 if microdao_id is None:
-                    return await self._every_tree(thorough=True)
+                    return await self._index_all(read_all=True)
                 folders = (await self._folders.of_microdaos()).get(microdao_id, [])
-                return await self._tree(microdao_id, folders, thorough=True)
+                return await self._index_tree(microdao_id, folders, read_all=True)
             finally:
                 await self._leases.release(self.name)
 
@@ -117,30 +119,34 @@ class KnowledgeBase:
             ]
         return {"kb_files": files, "kb_documents": len(documents), "kb_chunks": sum(chunks)}
 
-    async def _every_tree(self, *, thorough: bool) -> ReindexReport:
-        report = await self._tree(SHARED, [self._shared], thorough=thorough)
+    async def _index_all(self, *, read_all: bool) -> ReindexReport:
+        report = await self._index_tree(SHARED, [self._shared], read_all=read_all)
         folders = await self._folders.of_microdaos()
         for microdao_id in sorted({*folders, *await self._documents.trees()} - {SHARED}):
-            tree = await self._tree(microdao_id, folders.get(microdao_id, []), thorough=thorough)
+            tree = await self._index_tree(
+                microdao_id, folders.get(microdao_id, []), read_all=read_all
+            )
             _join(report, tree)
         return report
 
-    async def _tree(
-        self, microdao_id: str, folders: Sequence[Path], *, thorough: bool
+    async def _index_tree(
+        self, microdao_id: str, folders: Sequence[Path], *, read_all: bool
     ) -> ReindexReport:
-        run = _Run(microdao_id, thorough, await self._documents.known(microdao_id))
+        run = _Run(microdao_id, read_all, await self._documents.known(microdao_id))
         for folder in folders:
             found, refused = await self._folders.scan(folder)
             run.report.refused.extend(refused)
             for file in found:
                 run.files.setdefault(file.path, (folder, file))
         run.report.files = len(run.files)
-        run.gone = {path: document for path, document in run.known.items() if path not in run.files}
+        run.missing = {
+            path: document for path, document in run.known.items() if path not in run.files
+        }
         for folder, file in run.files.values():
-            await self._file(run, folder, file)
-        for document in run.gone.values():
+            await self._index_file(run, folder, file)
+        for document in run.missing.values():
             await self._documents.remove(microdao_id, document)
-        run.report.deleted += len(run.gone)
+        run.report.deleted += len(run.missing)
         self._announce(run)
         return run.report
 
@@ -154,17 +160,17 @@ class KnowledgeBase:
                 **report.model_dump(exclude={"ok", "refused"}),
             )
 
-    async def _file(self, run: _Run, folder: Path, file: DocumentFile) -> None:
+    async def _index_file(self, run: _Run, folder: Path, file: DocumentFile) -> None:
         document = run.known.get(file.path)
-        if document is not None and document.file == file and not run.thorough:
+        if document is not None and document.file == file and not run.read_all:
             run.report.unchanged += 1
             return
         try:
             text, file_hash = await self._folders.read(folder, file)
         except UnreadableFile as error:
             run.report.refused.append(RefusedFile(path=file.path, reason=str(error)))
-            if document is not None:  # its indexed text is outdated
-                run.gone[file.path] = document
+            if document is not None:  # no longer readable: remove its indexed text
+                run.missing[file.path] = document
             return
         digest = file_hash + rules(file.path, self._size)
         if document is None and (document := run.moved(file_hash)) is not None:

@@ -35,7 +35,7 @@ class _Heading:
 
     level: int
     title: str
-    underlined: bool
+    is_setext: bool
     begin: int
     end: int
 
@@ -49,8 +49,9 @@ def sections(text: str, *, markdown: bool) -> list[Section]:
     """
     lines = _LINE_END.split(text)
     headings = _headings(lines) if markdown else []
+    # First pass: which headings have text below. A setext heading with none is kept as text.
     above_text = {heading for trail, _ in _cut(lines, headings) for heading in trail}
-    headings = [each for each in headings if each in above_text or not each.underlined]
+    headings = [each for each in headings if each in above_text or not each.is_setext]
     return [section for _, section in _cut(lines, headings)]
 
 
@@ -87,15 +88,15 @@ def _headings(lines: list[str]) -> list[_Heading]:
 
 
 class _HeadingTokens(list[Token]):
-    """Keeps the parser's tokens of headings at the top level.
+    """Keeps the parser's tokens of headings at the top level, and of their titles.
 
-    All tokens of 2 MiB of short list items are a gigabyte, and the garbage collector stops every
-    thread for up to a second while it goes through them.
+    The tokens of a 2 MiB list take 1 GB, and the garbage collector stops every thread for up to a
+    second while it goes through them, so only headings are kept.
     """
 
     def append(self, token: Token) -> None:
-        title = bool(self) and self[-1].type == "heading_open"
-        if title or (token.type == "heading_open" and token.level == 0):
+        is_title = bool(self) and self[-1].type == "heading_open"
+        if is_title or (token.type == "heading_open" and token.level == 0):
             super().append(token)
 
 
