@@ -7,6 +7,7 @@ An operator writes a `ToolDefinition`. A caller sends a `ToolCallRequest`, polic
 
 import re
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import (
@@ -90,6 +91,11 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
+def _network(cidr: str) -> str:
+    ip_network(cidr, strict=False)  # raises ValueError: the rule would match nothing
+    return cidr
+
+
 class EgressRule(BaseModel):
     """Where a tool may connect to. All given parts must match; `host` or `cidr` is required.
 
@@ -105,7 +111,7 @@ class EgressRule(BaseModel):
         None
     )
     port: Port | None = None
-    cidr: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    cidr: Annotated[str, StringConstraints(max_length=64), AfterValidator(_network)] | None = None
 
     @model_validator(mode="after")
     def _names_something(self) -> "EgressRule":

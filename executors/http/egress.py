@@ -128,8 +128,4 @@ def _matches(rule: EgressRule, host: str, port: int, address: Address) -> bool:
         return False
     if rule.cidr is None:
         return is_public(address)
-    try:
-        network = ip_network(rule.cidr, strict=False)
-    except ValueError:
-        return False
-    return address in network  # False for another address family
+    return address in ip_network(rule.cidr, strict=False)  # False for another address family

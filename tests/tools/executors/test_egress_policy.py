@@ -200,6 +200,13 @@ def test_rules_match_by_host_port_and_network_together():
         policy.check(parse_target("https://aexample.org:8443/"))
 
 
+@pytest.mark.parametrize("cidr", ["", "10.0.0.0/33", "10.0.0/8", "10.0.0.0/8/8", "localhost"])
+def test_a_rule_whose_network_is_malformed_is_refused(cidr):
+    """It would match nothing, silently."""
+    with pytest.raises(ValueError, match="cidr"):
+        EgressRule(host="h", cidr=cidr)
+
+
 def test_a_ceiling_narrows_what_a_tool_allows_itself():
     mine, theirs = EgressRule(host="h", cidr="10.0.0.0/8"), EgressRule(cidr="10.1.0.0/16")
     policy = EgressPolicy((mine,), (theirs,))
