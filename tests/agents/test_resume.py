@@ -244,7 +244,7 @@ async def test_a_defect_in_the_upkeep_is_reported_and_ends_nothing(here, tmp_pat
             "ZeroDivisionError"
         ] * 2
         await until(lambda: health_is(here, 200))
-        (upkeep,) = (task for task in runtime.runs._tasks if task.get_name() == "agents:resume")
+        (upkeep,) = (task for task in runtime.runs._loops if task.get_name() == "agents:resume")
         upkeep.cancel()
         await until(lambda: health_is(here, 503))
         checks = (await here.http.get("/internal/agent-runtime/health")).json()["checks"]
