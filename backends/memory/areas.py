@@ -62,7 +62,7 @@ class AreaDirectory:
         self._database = database
 
     async def scope_of(self, tenant: Tenant) -> SearchScope:
-        async with of_tenant(self._database, tenant) as connection:
+        async with tenant_transaction(self._database, tenant) as connection:
             rows = await (await connection.execute(SEEN, identity(tenant))).fetchall()
         areas = [Area(**row) for row in rows]
         if not any(area.agent_id == tenant.agent_id for area in areas):
@@ -93,7 +93,7 @@ def all_of(*parts: sql.Composable | Sequence[sql.Composable]) -> sql.Composed:
 
 
 @asynccontextmanager
-async def of_tenant(
+async def tenant_transaction(
     database: Database, tenant: Tenant, *, timeout_s: float | None = None
 ) -> AsyncIterator[Connection]:
     """A transaction that sees the tenant's rows and the knowledge bases that it may read."""
@@ -104,7 +104,7 @@ async def of_tenant(
 
 
 @asynccontextmanager
-async def working(
+async def background_transaction(
     database: Database, area: Area | None = None, *, timeout_s: float | None = None
 ) -> AsyncIterator[Connection]:
     """A transaction of background work: queue and areas of all tenants, contents of `area` only."""

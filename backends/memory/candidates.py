@@ -21,7 +21,7 @@ DEEPEST = 10_000
 
 # Of equal texts every arm takes the newest. By score each arm would take another one, because the
 # scores of equal texts differ in the last bits.
-DIFFERENT = sql.SQL("""
+DISTINCT_ITEMS = sql.SQL("""
 SELECT id, kind, created_at, chunk_no, agent_id, score, read_chunks FROM (
     SELECT DISTINCT ON (content COLLATE "C") * FROM (
         SELECT DISTINCT ON (id) *, count(*) OVER () AS read_chunks FROM ({chunks}) AS chunks
@@ -46,7 +46,7 @@ def are_enough(rows: Sequence[object], limit: int) -> bool:
 
 
 def candidates_of(rows: Iterable[dict[str, Any]]) -> list[ItemCandidate]:
-    """Returns the rows of DIFFERENT as candidates."""
+    """Returns the rows of DISTINCT_ITEMS as candidates."""
     return [
         ItemCandidate(
             row["id"],

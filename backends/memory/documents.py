@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from backends.memory.areas import SHARED, Connection, lock, working
+from backends.memory.areas import SHARED, Connection, background_transaction, lock
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
 from backends.postgres.pool import Database
@@ -103,13 +103,13 @@ class DocumentTables:
         self._database = database
 
     async def trees(self) -> list[str]:
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             rows = await (await connection.execute(TREES)).fetchall()
         return [row["microdao_id"] for row in rows]
 
     async def known(self, microdao_id: str) -> dict[str, Document]:
         area = Area(microdao_id, SHARED)
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             rows = await (await connection.execute(KNOWN, area.identity)).fetchall()
         return {
             row["path"]: Document(
@@ -121,7 +121,7 @@ class DocumentTables:
     async def chunks(self, microdao_id: str, document: Document) -> list[DocumentChunk]:
         area = Area(microdao_id, SHARED)
         values = {**area.identity, "id": document.id}
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             rows = await (await connection.execute(CHUNKS, values)).fetchall()
         return [DocumentChunk(row["content"], row["meta"]) for row in rows]
 
@@ -137,7 +137,7 @@ class DocumentTables:
         values["created_at"] = datetime.fromtimestamp(min(max(file.modified_ns / 1e9, 0), 4e9), UTC)
         # Before the transaction, so that no connection waits for it.
         counts = await asyncio.to_thread(lambda: [grams(chunk.content) for chunk in chunks])
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
             row = await (await connection.execute(SAVE, values)).fetchone()
             values["id"] = row["id"] if row else None
@@ -154,7 +154,7 @@ class DocumentTables:
     ) -> None:
         area = Area(microdao_id, SHARED)
         values = {**area.identity, **_columns(file, digest), "id": document.id}
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
             await connection.execute(TOUCH, values)
             if file.path != document.file.path:
@@ -163,7 +163,7 @@ class DocumentTables:
     async def remove(self, microdao_id: str, document: Document) -> int:
         area = Area(microdao_id, SHARED)
         values: dict[str, Any] = {**area.identity, "id": document.id}
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
             rows = await (await connection.execute(CHUNKS, values)).fetchall()
             values["numbers"] = [row["chunk_no"] for row in rows]

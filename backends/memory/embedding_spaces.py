@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.memory.areas import Connection, working
+from backends.memory.areas import Connection, background_transaction
 from backends.postgres.pool import Database
 from contracts.llm.embeddings import EmbeddingSpace, check_embedding_space
 from contracts.memory.ports import Area
@@ -60,7 +60,7 @@ class EmbeddingSpaces:
                 `configured` is not complete.
             DatabaseUnavailable: PostgreSQL is unavailable.
         """
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             await connection.execute(LOCK)
             known = {
                 row["model_version"]: row
@@ -85,29 +85,31 @@ class EmbeddingSpaces:
 
     async def begin(self, space: EmbeddingSpace) -> None:
         """Records that re-embedding into `space` has begun."""
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             await connection.execute(ADD, _values(space, searched=False, complete=False))
 
     async def finish(self, space: EmbeddingSpace) -> None:
         """Records that every chunk has a vector of `space`: from now on it may be adopted."""
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             await connection.execute(ADD, _values(space, searched=False, complete=True))
 
     async def forget_others(self) -> None:
         """Removes the records of models that are not searched."""
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             await connection.execute(FORGET)
 
     async def areas(self) -> list[Area]:
         """Returns every area."""
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             rows = await (await connection.execute(AREAS)).fetchall()
         return [Area(**row) for row in rows]
 
     async def catch_up(self, configured: EmbeddingSpace) -> None:
         """Queues chunks without a vector of `configured`; call it after `adopt` returned True."""
         for area in await self.areas():
-            async with working(self._database, area, timeout_s=CHUNK_TIMEOUT_S) as connection:
+            async with background_transaction(
+                self._database, area, timeout_s=CHUNK_TIMEOUT_S
+            ) as connection:
                 await connection.execute(
                     CATCH_UP, {**area.identity, "version": configured.model_version}
                 )

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import orjson
 
-from backends.memory.areas import SHARED, of_tenant, working
+from backends.memory.areas import SHARED, background_transaction, tenant_transaction
 from backends.memory.removal import remove_agent, remove_channel
 from backends.postgres.pool import Database
 from contracts.identity import Tenant, new_id
@@ -30,16 +30,16 @@ class ErasureTables:
         self._database = database
 
     async def agents(self, microdao_id: str) -> list[str]:
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             rows = await (await connection.execute(AGENTS, {"microdao_id": microdao_id})).fetchall()
         return [row["agent_id"] for row in rows if row["agent_id"] != SHARED]
 
     async def erase_channel(self, tenant: Tenant, channel_id: str) -> dict[str, int]:
-        async with of_tenant(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
+        async with tenant_transaction(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
             return await remove_channel(connection, tenant, channel_id)
 
     async def erase_agent(self, area: Area) -> dict[str, int]:
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             return await remove_agent(connection, area)
 
     async def receipt(self, request: EraseRequest, erased: Mapping[str, int]) -> EraseReceipt:

@@ -7,7 +7,7 @@ from typing import Any
 
 from psycopg import sql
 
-from backends.memory.areas import identity, of_tenant, predicate_of
+from backends.memory.areas import identity, predicate_of, tenant_transaction
 from backends.postgres.pool import Database
 from contracts.memory.api import Item
 from contracts.memory.items import described, origin_of, source_of
@@ -44,7 +44,7 @@ class Items:
             for area in scope.areas
         )
         values = {**identity(scope.tenant), "numbers": numbers, "ids": ids}
-        async with of_tenant(self._database, scope.tenant) as connection:
+        async with tenant_transaction(self._database, scope.tenant) as connection:
             rows = await (await connection.execute(statement, values)).fetchall()
         return {row["id"]: _item(row) for row in rows}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from psycopg import sql
 
-from backends.memory.areas import Connection, working
+from backends.memory.areas import Connection, background_transaction
 from backends.memory.vectors import half_vectors
 from backends.postgres.pool import Database
 from contracts.llm.embeddings import EmbeddingBatch
@@ -83,7 +83,7 @@ class EmbeddingQueue:
 
     async def claim(self, limit: int) -> Claim | None:
         """Waits for no lock."""
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             area = await self._next_area(connection)
             if area is None:
                 return None
@@ -91,7 +91,7 @@ class EmbeddingQueue:
                 await connection.execute(CLAIM, {**area.identity, "limit": limit, "lease": LEASE_S})
             ).fetchall()
         chunks = [row["chunk_no"] for row in rows]
-        async with working(self._database, area) as connection:
+        async with background_transaction(self._database, area) as connection:
             texts = await (
                 await connection.execute(CONTENTS, {**area.identity, "chunks": chunks})
             ).fetchall()
@@ -108,17 +108,17 @@ class EmbeddingQueue:
             "version": vectors.model_version,
             "count": len(texts),
         }
-        async with working(self._database, claim.area) as connection:
+        async with background_transaction(self._database, claim.area) as connection:
             await connection.execute(WRITE, values)
             await connection.execute(DONE, values)
             await connection.execute(COUNT, values)
 
     async def release(self, claim: Claim) -> None:
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             await connection.execute(RELEASE, _values(claim))
 
     async def refuse(self, claim: Claim, most: int) -> int:
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             await connection.execute(REFUSE, _values(claim))
             row = await (
                 await connection.execute(GIVE_UP, {**_values(claim), "most": most})

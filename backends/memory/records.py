@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from psycopg import sql
 
-from backends.memory.areas import OWN, Connection, all_of, identity, of_tenant
+from backends.memory.areas import OWN, Connection, all_of, identity, tenant_transaction
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
 from backends.memory.removal import remove_memory
@@ -111,7 +111,7 @@ class MemoryStore:
 
     async def add(self, memory: NewMemory) -> Stored:
         counts = [grams(chunk) for chunk in memory.chunks]
-        async with of_tenant(self._database, memory.tenant) as connection:
+        async with tenant_transaction(self._database, memory.tenant) as connection:
             return await _add(connection, memory, counts)
 
     async def add_all(self, memories: Sequence[NewMemory]) -> int:
@@ -120,7 +120,7 @@ class MemoryStore:
         new = chunks = 0
         # Before the transaction, so that no connection waits for it.
         counted = [[grams(chunk) for chunk in memory.chunks] for memory in memories]
-        async with of_tenant(
+        async with tenant_transaction(
             self._database, memories[0].tenant, timeout_s=BULK_TIMEOUT_S
         ) as connection:
             for memory, counts in zip(memories, counted, strict=True):
@@ -130,13 +130,13 @@ class MemoryStore:
         return new
 
     async def is_indexed(self, tenant: Tenant, memory_id: str) -> bool:
-        async with of_tenant(self._database, tenant) as connection:
+        async with tenant_transaction(self._database, tenant) as connection:
             return await _is_indexed(connection, tenant, memory_id)
 
     async def content_of(
         self, tenant: Tenant, memory_id: str
     ) -> tuple[Kind, Mapping[str, Any]] | None:
-        async with of_tenant(self._database, tenant) as connection:
+        async with tenant_transaction(self._database, tenant) as connection:
             row = await (
                 await connection.execute(ONE, {**identity(tenant), "id": memory_id})
             ).fetchone()
@@ -149,7 +149,7 @@ class MemoryStore:
             values["after_at"], values["after_id"] = read_cursor(items.cursor, query)
             conditions.append(OLDER)
         values["rows"] = items.limit + 1
-        async with of_tenant(self._database, items) as connection:
+        async with tenant_transaction(self._database, items) as connection:
             rows = await (
                 await connection.execute(PAGE.format(where=all_of(conditions)), values)
             ).fetchall()
@@ -159,7 +159,7 @@ class MemoryStore:
         return ItemsPage(items=[_listed(row) for row in shown], next_cursor=cursor)
 
     async def delete(self, tenant: Tenant, memory_id: str) -> bool:
-        async with of_tenant(self._database, tenant) as connection:
+        async with tenant_transaction(self._database, tenant) as connection:
             return await remove_memory(connection, tenant, memory_id)
 
     async def export(self, selection: ExportFilter) -> AsyncIterator[list[ExportedMemory]]:
@@ -167,7 +167,7 @@ class MemoryStore:
         conditions, values = _selected(selection.model_dump(exclude_none=True))
         values["rows"] = EXPORT_PAGE
         while True:
-            async with of_tenant(self._database, selection) as connection:
+            async with tenant_transaction(self._database, selection) as connection:
                 rows = await (
                     await connection.execute(EXPORT.format(where=all_of(conditions)), values)
                 ).fetchall()
@@ -235,8 +235,8 @@ async def _is_indexed(connection: Connection, tenant: Tenant, memory_id: str) ->
 
 def _selected(values: dict[str, Any]) -> tuple[list[sql.Composable], dict[str, Any]]:
     """Returns the tenant predicate and the filters that are set, with their parameters."""
-    narrow = [condition for name, condition in FILTERS.items() if name in values]
-    return [OWN, *narrow], dict(values)
+    where = [condition for name, condition in FILTERS.items() if name in values]
+    return [OWN, *where], dict(values)
 
 
 def _listed(row: Mapping[str, Any]) -> Item:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backends.memory.areas import lock, working
+from backends.memory.areas import background_transaction, lock
 from backends.memory.vectors import half_vectors
 from backends.postgres.pool import Database
 from contracts.llm.embeddings import EmbeddingBatch
@@ -68,7 +68,7 @@ class ReembeddingStore:
     async def lacking(self, area: Area, version: str, after: int, limit: int) -> Claim:
         """Returns the next chunks above number `after` that have no vector of `version`."""
         values = {**area.identity, "version": version, "after": after, "limit": limit}
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             rows = await (await connection.execute(LACKING, values)).fetchall()
         return Claim(area, [PendingChunk(row["chunk_no"], row["content"]) for row in rows])
 
@@ -82,7 +82,7 @@ class ReembeddingStore:
             "vectors": [vector.to_text() for vector in half_vectors(vectors)],
             "count": len(vectors),
         }
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
             await connection.execute(WRITE, values)
             await connection.execute(COUNT, values)
@@ -93,6 +93,6 @@ class ReembeddingStore:
         Returns how many.
         """
         values = {**area.identity, "version": version, "limit": limit}
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
             return (await connection.execute(PRUNE, values)).rowcount

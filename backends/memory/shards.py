@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.memory.areas import Connection, lock, working
+from backends.memory.areas import Connection, background_transaction, lock
 from backends.postgres.pool import Database
 from contracts.memory.ports import Area
 
@@ -55,12 +55,14 @@ class ShardTables:
 
     async def due(self, *, exact_rows: int, remainder: int, grace_s: float) -> list[Area]:
         values = {"exact_rows": exact_rows, "remainder": remainder, "grace_s": grace_s}
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             rows = await (await connection.execute(DUE, values)).fetchall()
         return [Area(**row) for row in rows]
 
     async def open(self, area: Area, *, exact_rows: int, most: int) -> int | None:
-        async with working(self._database, area, timeout_s=MOVE_TIMEOUT_S) as connection:
+        async with background_transaction(
+            self._database, area, timeout_s=MOVE_TIMEOUT_S
+        ) as connection:
             await lock(connection, area)
             if await _recount(connection, area) <= exact_rows:
                 return None
@@ -73,14 +75,18 @@ class ShardTables:
 
     async def move(self, area: Area, most: int) -> int:
         values = {**area.identity, "shard": area.shard, "most": most}
-        async with working(self._database, area, timeout_s=MOVE_TIMEOUT_S) as connection:
+        async with background_transaction(
+            self._database, area, timeout_s=MOVE_TIMEOUT_S
+        ) as connection:
             await lock(connection, area)
             return (await connection.execute(MOVE, values)).rowcount
 
     async def index(self, area: Area) -> None:
         """Counts the rows outside of the shard as well."""
         values = {**area.identity, "shard": area.shard}
-        async with working(self._database, area, timeout_s=INDEX_TIMEOUT_S) as connection:
+        async with background_transaction(
+            self._database, area, timeout_s=INDEX_TIMEOUT_S
+        ) as connection:
             await _recount(connection, area)
             for version in await (await connection.execute(VERSIONS, values)).fetchall():
                 await connection.execute(INDEX, {**version, "shard": area.shard})

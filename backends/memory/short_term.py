@@ -9,7 +9,13 @@ from functools import partial
 
 from psycopg import sql
 
-from backends.memory.areas import OWN, all_of, conditions, of_tenant, working
+from backends.memory.areas import (
+    OWN,
+    all_of,
+    background_transaction,
+    conditions,
+    tenant_transaction,
+)
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
 from contracts.identity import Tenant
@@ -45,11 +51,11 @@ class ShortTermLog:
         self._database = database
 
     async def recent(self, tenant: Tenant, filters: Filters, limit: int) -> list[ItemCandidate]:
-        narrow, values = conditions(filters)
+        where, values = conditions(filters)
         values |= {"microdao_id": tenant.microdao_id, "agent_id": tenant.agent_id, "limit": limit}
-        async with of_tenant(self._database, tenant) as connection:
+        async with tenant_transaction(self._database, tenant) as connection:
             rows = await (
-                await connection.execute(RECENT.format(where=all_of(OWN, narrow)), values)
+                await connection.execute(RECENT.format(where=all_of(OWN, where)), values)
             ).fetchall()
         return [
             ItemCandidate(row["memory_id"], 0.0, row["created_at"], row["kind"], "short-term")
@@ -64,7 +70,7 @@ class ShortTermLog:
             "channel_id": channel_id,
             "limit": limit,
         }
-        async with of_tenant(self._database, tenant) as connection:
+        async with tenant_transaction(self._database, tenant) as connection:
             rows = await (await connection.execute(NEWEST.format(where=where), values)).fetchall()
         return [LoggedEvent(**row) for row in reversed(rows)]
 
@@ -82,7 +88,7 @@ class EventRetention:
     async def run(self) -> None:
         if not self._seconds:
             return
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             areas = await (await connection.execute(AREAS)).fetchall()
         for row in areas:
             await purge_all(
@@ -92,5 +98,7 @@ class EventRetention:
 
     async def _expire_some(self, area: Area) -> int:
         values = {**area.identity, "seconds": self._seconds, "at_most": EXPIRE_AT_ONCE}
-        async with working(self._database, area, timeout_s=EXPIRE_TIMEOUT_S) as connection:
+        async with background_transaction(
+            self._database, area, timeout_s=EXPIRE_TIMEOUT_S
+        ) as connection:
             return (await connection.execute(EXPIRE, values)).rowcount

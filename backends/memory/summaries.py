@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backends.memory.areas import of_tenant
+from backends.memory.areas import tenant_transaction
 from backends.postgres.pool import Database
 from contracts.identity import Tenant
 from contracts.memory.ports import Summary
@@ -39,7 +39,7 @@ class Summaries:
         self._database = database
 
     async def read(self, tenant: Tenant, channel_id: str | None, size: int) -> Summary | None:
-        async with of_tenant(self._database, tenant) as connection:
+        async with tenant_transaction(self._database, tenant) as connection:
             row = await (await connection.execute(READ, _key(tenant, channel_id, size))).fetchone()
         return Summary(**row) if row else None
 
@@ -55,7 +55,7 @@ class Summaries:
             "until": summary.until,
             "model": summary.model,
         }
-        async with of_tenant(self._database, tenant) as connection:
+        async with tenant_transaction(self._database, tenant) as connection:
             await connection.execute(WRITE, values)
 
 

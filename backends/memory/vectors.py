@@ -14,8 +14,15 @@ from pgvector import HalfVector
 from pgvector.psycopg.halfvec import HalfVectorBinaryDumper
 from psycopg import sql
 
-from backends.memory.areas import Connection, all_of, conditions, identity, of_tenant, predicate_of
-from backends.memory.candidates import DIFFERENT, are_enough, candidates_of, depths
+from backends.memory.areas import (
+    Connection,
+    all_of,
+    conditions,
+    identity,
+    predicate_of,
+    tenant_transaction,
+)
+from backends.memory.candidates import DISTINCT_ITEMS, are_enough, candidates_of, depths
 from backends.postgres.pool import Database
 from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.ports import Area, Filters, ItemCandidate, SearchScope
@@ -76,26 +83,29 @@ class VectorStore:
     async def search(
         self, scope: SearchScope, filters: Filters, question: EmbeddingBatch, limit: int
     ) -> list[ItemCandidate]:
-        narrow, values = conditions(filters)
+        where, values = conditions(filters)
         values |= {
             **identity(scope.tenant),
             "question": half_vectors(question)[0],
             "version": question.model_version,
             "limit": limit,
         }
-        async with of_tenant(self._database, scope.tenant, timeout_s=TIMEOUT_S) as connection:
-            approximate = await _approximate(connection, scope.areas, filters, narrow, values)
+        async with tenant_transaction(
+            self._database, scope.tenant, timeout_s=TIMEOUT_S
+        ) as connection:
+            approximate = await _approximate(connection, scope.areas, filters, where, values)
             if approximate:
                 await connection.execute(PREPARE, {"ef": str(max(EF_SEARCH, limit))})
             for depth in depths(limit):
-                statement = dense_statement(scope.areas, approximate, narrow, question.dimension)
+                statement = dense_statement(scope.areas, approximate, where, question.dimension)
                 rows = await (
                     await connection.execute(statement, {**values, "depth": depth})
                 ).fetchall()
                 exhausted = not approximate and (not rows or rows[0]["read_chunks"] < depth)
                 if exhausted or are_enough(rows, limit):
                     break
-                # Many equal vectors have only each other as neighbours: no index finds more.
+                # HNSW found too few different items, because equal vectors are each other's
+                # neighbours: search exactly.
                 approximate = set()
         return candidates_of(rows)
 
@@ -104,37 +114,35 @@ async def _approximate(
     connection: Connection,
     areas: Iterable[Area],
     filters: Filters,
-    narrow: Sequence[sql.Composable],
+    where: Sequence[sql.Composable],
     values: dict[str, Any],
 ) -> set[int]:
     """Returns the shards to search by index: too many of their rows pass the filters to scan."""
     shards = set()
     for area in areas:
-        if area.shard and (
-            not filters.narrow or await _many_pass(connection, area, narrow, values)
-        ):
+        if area.shard and (not filters.is_set or await _many_pass(connection, area, where, values)):
             shards.add(area.shard)
     return shards
 
 
 async def _many_pass(
-    connection: Connection, area: Area, narrow: Sequence[sql.Composable], values: dict[str, Any]
+    connection: Connection, area: Area, where: Sequence[sql.Composable], values: dict[str, Any]
 ) -> bool:
-    statement = PASSING.format(shard=area.shard, where=all_of(predicate_of(area), narrow))
+    statement = PASSING.format(shard=area.shard, where=all_of(predicate_of(area), where))
     most = {"most": EXACT_FILTERED_ROWS + 1}
     row = await (await connection.execute(statement, {**values, **most})).fetchone()
     return row is not None and row["rows"] > EXACT_FILTERED_ROWS
 
 
 def dense_statement(
-    areas: Iterable[Area], approximate: set[int], narrow: Sequence[sql.Composable], dimension: int
+    areas: Iterable[Area], approximate: set[int], where: Sequence[sql.Composable], dimension: int
 ) -> sql.Composed:
     """Returns the search over every shard of `areas`; HNSW indexes are used in `approximate`."""
     branches = [
         (APPROXIMATE if shard in approximate else EXACT).format(
-            shard=shard, where=all_of(predicate_of(area), narrow), dimension=sql.Literal(dimension)
+            shard=shard, where=all_of(predicate_of(area), where), dimension=sql.Literal(dimension)
         )
         for area in areas
         for shard in area.shards
     ]
-    return DIFFERENT.format(chunks=BEST.format(branches=sql.SQL(" UNION ALL ").join(branches)))
+    return DISTINCT_ITEMS.format(chunks=BEST.format(branches=sql.SQL(" UNION ALL ").join(branches)))

@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 import psycopg
 
-from backends.memory.areas import AreaDirectory, working
+from backends.memory.areas import AreaDirectory, background_transaction
 from backends.memory.items import Items
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.index import Lexicon
@@ -224,7 +224,7 @@ class Bench:
         shards = ShardUpkeep(
             ShardTables(self.database), NoEvents(), ShardSettings(), query_timeout_s=-MARGIN_S
         )
-        async with working(self.database, timeout_s=30) as connection:
+        async with background_transaction(self.database, timeout_s=30) as connection:
             rows = await (
                 await connection.execute("SELECT microdao_id, agent_id FROM memory_areas")
             ).fetchall()

@@ -30,7 +30,7 @@ class Filters:
     until: datetime | None = None
 
     @property
-    def narrow(self) -> bool:
+    def is_set(self) -> bool:
         """Whether any filter is set."""
         return any(
             value is not None for value in (self.channel_id, self.kinds, self.since, self.until)

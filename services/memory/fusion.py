@@ -1,4 +1,4 @@
-"""One ranking from the arms' candidates. Pure.
+"""One ranking from the arms' candidates, whatever their tier. Pure.
 
 Each arm's score becomes evidence between 0 and 1 that means the same for every question:
 

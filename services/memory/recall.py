@@ -79,25 +79,27 @@ class Recall:
     ) -> QueryResponse:
         filters = Filters(request.channel_id, request.kinds, request.since, request.until)
         scope = asyncio.create_task(self.scopes.scope_of(request))
-        arms, failures, ceiling = await self._arms(request, filters, scope, deadline)
+        arms, failures, ceiling = await self._search_arms(request, filters, scope, deadline)
         for arm, error in failures.items():
             defect = error.__cause__ if isinstance(error, Internal) else None
             self.events.emit(
                 "memory.arm_down", request_id=request_id, arm=arm, error=error.type, exc_info=defect
             )
-        # Equal texts: at most one from each of two arms, and any number of recent events.
-        most = 2 * request.limit + self.settings.recent + SPARE
-        fused = fuse(arms, ceiling, now=datetime.now(UTC), limit=most, settings=self.fusion)
+        # Up to two copies of a text may come from the two indexes, so twice the limit is read; any
+        # number may come from recent events.
+        read_limit = 2 * request.limit + self.settings.recent + SPARE
+        fused = fuse(arms, ceiling, now=datetime.now(UTC), limit=read_limit, settings=self.fusion)
         chunks = _shown_chunks(arms)
         shown_chunks = {entry.id: chunks.get(entry.id, 0) for entry in fused}
         items = await self.items.read(await scope, shown_chunks)
-        shown = _distinct([(entry, items[entry.id]) for entry in fused if entry.id in items])[
-            : request.limit
+        distinct = _distinct([(entry, items[entry.id]) for entry in fused if entry.id in items])
+        shown = [
+            _shown(entry, item, arms, explain=request.explain)
+            for entry, item in distinct[: request.limit]
         ]
-        found = [_shown(entry, item, arms, explain=request.explain) for entry, item in shown]
-        return QueryResponse(items=found, degraded=sorted(failures) or None)
+        return QueryResponse(items=shown, degraded=sorted(failures) or None)
 
-    async def _arms(
+    async def _search_arms(
         self,
         request: QueryRequest,
         filters: Filters,
@@ -106,7 +108,7 @@ class Recall:
     ) -> tuple[dict[Arm, Sequence[ItemCandidate]], dict[Arm, DaarionError], float]:
         """Runs all arms; returns their candidates, the failed arms' errors, the lexical ceiling."""
         dense = asyncio.create_task(self._dense(request, filters, scope, deadline))
-        words = asyncio.create_task(self._lexical(request, filters, scope))
+        lexical = asyncio.create_task(self._lexical(request, filters, scope))
         try:
             recent, areas = await asyncio.gather(
                 self.log.recent(request, filters, self.settings.recent),
@@ -117,14 +119,14 @@ class Recall:
                 # Nothing answers without the database: do not wait for the embedder.
                 if isinstance(outcome, DatabaseUnavailable):
                     raise outcome
-            nearest, lexical = await asyncio.gather(dense, words, return_exceptions=True)
+            nearest, worded = await asyncio.gather(dense, lexical, return_exceptions=True)
         finally:
             dense.cancel()
-            words.cancel()
-        ceiling = lexical.ceiling if isinstance(lexical, LexicalAnswer) else 0.0
+            lexical.cancel()
+        ceiling = worded.ceiling if isinstance(worded, LexicalAnswer) else 0.0
         outcomes: dict[Arm, Sequence[ItemCandidate] | BaseException] = {
             "dense": nearest,
-            "lexical": lexical.candidates if isinstance(lexical, LexicalAnswer) else lexical,
+            "lexical": worded.candidates if isinstance(worded, LexicalAnswer) else worded,
             "recent": recent,
         }
         failures = {

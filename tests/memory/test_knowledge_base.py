@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from backends.memory.areas import working
+from backends.memory.areas import background_transaction
 from backends.postgres.pool import Database
 from contracts.memory.background import DocumentChunk
 from contracts.memory.ports import Area
@@ -236,7 +236,7 @@ async def test_a_file_of_an_older_release_is_parsed_once(
     for name in ("a.md", "b.md"):
         (shared / name).write_text(f"# {name}\nтекст", encoding="utf-8")
     await reindex(memory)
-    async with working(database, Area("", "")) as connection:
+    async with background_transaction(database, Area("", "")) as connection:
         await connection.execute("UPDATE kb_documents SET hash = substring(hash FOR 32)")
     (shared / "b.md").rename(shared / "c.md")
     assert await reindex(memory) == {"files": 2, "unchanged": 1, "moved": 1}

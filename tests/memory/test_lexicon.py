@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from backends.memory.areas import AreaDirectory, of_tenant
+from backends.memory.areas import AreaDirectory, tenant_transaction
 from backends.memory.lexicon import grams as gram_module
 from backends.memory.lexicon import index, merging
 from backends.memory.lexicon.grams import grams
@@ -85,7 +85,7 @@ def ranked(answer: LexicalAnswer) -> list[tuple[str, float]]:
 
 async def levels(database: Database) -> dict[int, int]:
     """Records by level; 0 are unmerged terms."""
-    async with of_tenant(database, SOFIA) as connection:
+    async with tenant_transaction(database, SOFIA) as connection:
         rows = await (
             await connection.execute(
                 "SELECT level, sum(octet_length(data)) AS size FROM memory_postings "
@@ -246,7 +246,7 @@ async def test_log_is_read_in_order_per_channel(database: Database, store: Memor
 async def test_retention_shortens_the_log_and_leaves_the_memories(
     database: Database, store: MemoryStore
 ):
-    async with of_tenant(database, SOFIA) as connection:
+    async with tenant_transaction(database, SOFIA) as connection:
         await connection.execute(
             "UPDATE memory_events SET recorded_at = now() - interval '10 days' "
             "WHERE memory_id < 'mem-0290'"

@@ -8,7 +8,7 @@ import pytest
 from pgvector import HalfVector
 from psycopg import sql
 
-from backends.memory.areas import AreaDirectory, of_tenant, working
+from backends.memory.areas import AreaDirectory, background_transaction, tenant_transaction
 from backends.memory.removal import remove_agent
 from backends.memory.shards import ShardTables
 from backends.memory.vectors import PREPARE, VectorStore, dense_statement
@@ -117,7 +117,7 @@ def shards(database: Database, events: RecordedEvents) -> ShardUpkeep:
 async def plan(database: Database, tenant: Tenant) -> str:
     """Returns the plan of the statement that a search runs."""
     areas = (await AreaDirectory(database).scope_of(tenant)).areas
-    async with of_tenant(database, tenant) as connection:
+    async with tenant_transaction(database, tenant) as connection:
         approximate = {area.shard for area in areas if area.shard}
         if approximate:
             await connection.execute(PREPARE, {"ef": "200"})
@@ -224,7 +224,7 @@ async def test_new_rows_are_found_before_and_after_they_move(
     assert await recall(database, rows, LARGE, Filters()) >= 0.95
     await shards.run()
     assert await recall(database, rows, LARGE, Filters()) >= 0.95
-    async with of_tenant(database, LARGE) as connection:
+    async with tenant_transaction(database, LARGE) as connection:
         found = await (
             await connection.execute(
                 "SELECT shard = 0 AS common, count(*) AS rows FROM agent_memories GROUP BY 1"
@@ -268,7 +268,7 @@ async def test_erased_tenant_gives_its_shard_back(
     await shards.run()
     shard = await shard_of(database, LARGE)
     area = Area(LARGE.microdao_id, LARGE.agent_id, shard)
-    async with working(database, area, timeout_s=30) as connection:
+    async with background_transaction(database, area, timeout_s=30) as connection:
         erased = await remove_agent(connection, area)
     assert erased["chunks"] == ROWS
     async with await psycopg.AsyncConnection.connect(database_urls.superuser) as connection:

@@ -16,10 +16,18 @@ import numpy as np
 import numpy.typing as npt
 from psycopg import sql
 
-from backends.memory.areas import Connection, all_of, conditions, identity, of_tenant, predicate_of
-from backends.memory.candidates import DEEPEST, DIFFERENT, are_enough, candidates_of, depths
+from backends.memory.areas import (
+    Connection,
+    all_of,
+    conditions,
+    identity,
+    predicate_of,
+    tenant_transaction,
+)
+from backends.memory.candidates import DEEPEST, DISTINCT_ITEMS, are_enough, candidates_of, depths
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import (
+    BUCKET_BITS,
     SUMMARY_BUCKET,
     bucket_of,
     measure,
@@ -39,6 +47,9 @@ THREAD_ABOVE_BYTES = 256 << 10
 BUDGET_BYTES = 2 << 20
 """Postings read per area, about 190,000. The smallest buckets come first: grams over the budget are
 in so many chunks that they distinguish little."""
+
+UNMERGED_LEVEL = 0
+"""Below the levels of merged postings, see `BUCKET_BITS`."""
 
 UNMERGED = sql.SQL(
     "SELECT 0::smallint AS level, 0 AS bucket, terms AS data FROM memory_terms WHERE {area}"
@@ -83,7 +94,9 @@ class Lexicon:
         question = dict(list(grams(query).items())[:MAX_GRAMS])
         if not question:
             return LexicalAnswer()
-        async with of_tenant(self._database, scope.tenant, timeout_s=TIMEOUT_S) as connection:
+        async with tenant_transaction(
+            self._database, scope.tenant, timeout_s=TIMEOUT_S
+        ) as connection:
             rows = await _postings(connection, scope, question)
             allowed = await _allowed(connection, scope, filters)
         size = sum(len(row["data"] or b"") for row in rows)
@@ -94,7 +107,9 @@ class Lexicon:
         )
         if not scored.chunks:
             return LexicalAnswer(ceiling=scored.ceiling)
-        async with of_tenant(self._database, scope.tenant, timeout_s=TIMEOUT_S) as connection:
+        async with tenant_transaction(
+            self._database, scope.tenant, timeout_s=TIMEOUT_S
+        ) as connection:
             wanted = _Wanted(filters, scored, limit)
             candidates = await _candidates(connection, scope, wanted)
         return LexicalAnswer(candidates, scored.ceiling)
@@ -121,7 +136,7 @@ def _scored(
         level, bucket, data = row["level"], row["bucket"], row["data"]
         if data is None:
             skipped.add((level, bucket))
-        elif level == 0:
+        elif level == UNMERGED_LEVEL:
             unmerged.append(bytes(data))
         elif bucket == SUMMARY_BUCKET:
             summaries.append(bytes(data))
@@ -130,13 +145,19 @@ def _scored(
     known = {
         gram: count
         for gram, count in question.items()
-        if not any((level, bucket_of(gram, level)) in skipped for level in (1, 2))
+        if not any((level, bucket_of(gram, level)) in skipped for level in BUCKET_BITS)
     }
     fresh = unpack(b"".join(unmerged))
-    counts = zip(measure(fresh), read_summaries(summaries), strict=True)
-    chunks, length = (sum(pair) for pair in counts)
-    records = np.concatenate([fresh, unpack(b"".join(merged))])
-    return score(records, known, chunks=chunks, length=length, allowed=allowed, limit=DEEPEST)
+    fresh_chunks, fresh_length = measure(fresh)
+    merged_chunks, merged_length = read_summaries(summaries)
+    return score(
+        np.concatenate([fresh, unpack(b"".join(merged))]),
+        known,
+        chunks=fresh_chunks + merged_chunks,
+        length=fresh_length + merged_length,
+        allowed=allowed,
+        limit=DEEPEST,
+    )
 
 
 async def _postings(
@@ -145,7 +166,7 @@ async def _postings(
     """Reads the unmerged terms, and the buckets of the question's grams on both levels."""
     first, second = (
         sql.Literal([SUMMARY_BUCKET, *{bucket_of(gram, level) for gram in question}])
-        for level in (1, 2)
+        for level in BUCKET_BITS
     )
     branches = []
     for area in scope.areas:
@@ -159,13 +180,13 @@ async def _postings(
 
 async def _allowed(connection: Connection, scope: SearchScope, filters: Filters) -> Numbers | None:
     """Returns the chunks that pass the filters; None if all pass, or more than ALLOWED_ROWS."""
-    if not filters.narrow:
+    if not filters.is_set:
         return None
-    narrow, values = conditions(filters)
+    where, values = conditions(filters)
     branches = [
         ALLOWED.format(
             shards=sql.Literal(area.shards),
-            where=all_of(predicate_of(area), narrow),
+            where=all_of(predicate_of(area), where),
             most=ALLOWED_ROWS + 1,
         )
         for area in scope.areas
@@ -182,13 +203,13 @@ async def _candidates(
 ) -> list[ItemCandidate]:
     """Returns the best different items. Chunks deleted since they were indexed have no row."""
     chunks, scores = wanted.scored.chunks, wanted.scored.scores
-    narrow, values = conditions(wanted.filters)
+    where, values = conditions(wanted.filters)
     values |= {**identity(scope.tenant), "limit": wanted.limit}
     branches = [
-        ROWS.format(shards=sql.Literal(area.shards), where=all_of(predicate_of(area), narrow))
+        ROWS.format(shards=sql.Literal(area.shards), where=all_of(predicate_of(area), where))
         for area in scope.areas
     ]
-    statement = DIFFERENT.format(chunks=UNION.join(branches))
+    statement = DISTINCT_ITEMS.format(chunks=UNION.join(branches))
     for depth in depths(wanted.limit):
         scored = {"chunks": chunks[:depth], "scores": scores[:depth]}
         rows = await (await connection.execute(statement, {**values, **scored})).fetchall()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from psycopg import sql
 
-from backends.memory.areas import lock, predicate_of, working
+from backends.memory.areas import background_transaction, lock, predicate_of
 from backends.memory.lexicon import merging
 from backends.memory.lexicon.grams import fingerprint, grams
 from backends.memory.lexicon.postings import keep, pack_terms, unpack
@@ -59,7 +59,7 @@ class LexiconTables:
 
     async def due(self, *, unmerged: int, removed: int) -> list[LexiconWork]:
         values = {"unmerged": unmerged, "removed": removed, "lexicon": self._fingerprint}
-        async with working(self._database) as connection:
+        async with background_transaction(self._database) as connection:
             rows = await (await connection.execute(DUE, values)).fetchall()
         return [
             LexiconWork(
@@ -71,12 +71,12 @@ class LexiconTables:
         ]
 
     async def merge(self, area: Area) -> None:
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
             await merging.merge(connection, area)
 
     async def sweep(self, area: Area) -> None:
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
             await merging.sweep(connection, area)
 
@@ -93,7 +93,7 @@ class LexiconTables:
         while rows := await self._chunks(area, chunks[-1] if chunks else -1):
             parts.append(await asyncio.to_thread(_terms, rows))
             chunks += [row["chunk_no"] for row in rows]
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
             alive = await (
                 await connection.execute(ALIVE.format(area=predicate_of(area)), area.identity)
@@ -107,7 +107,7 @@ class LexiconTables:
 
     async def _has_postings(self, area: Area) -> bool:
         """Whether the area was merged before; records the fingerprint if not."""
-        async with working(self._database, area) as connection:
+        async with background_transaction(self._database, area) as connection:
             if await (await connection.execute(HAS_POSTINGS, area.identity)).fetchone() is not None:
                 return True
             values = {**area.identity, "lexicon": self._fingerprint, "swept": False}
@@ -116,7 +116,7 @@ class LexiconTables:
 
     async def _chunks(self, area: Area, after: int) -> list[dict[str, Any]]:
         values = {**area.identity, "after": after, "most": CHUNKS_AT_ONCE}
-        async with working(self._database, area, timeout_s=TIMEOUT_S) as connection:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             statement = READ.format(area=predicate_of(area))
             return await (await connection.execute(statement, values)).fetchall()
 
