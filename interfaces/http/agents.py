@@ -24,7 +24,7 @@ from services.agents.runs import AgentRuns
 from services.agents.texts import clean
 
 MAX_BODY_BYTES = 1 << 20
-IdempotencyKey = Annotated[
+InvocationKey = Annotated[
     str | None,
     StringConstraints(strip_whitespace=True, max_length=200),
     Header(alias="Idempotency-Key"),
@@ -62,7 +62,7 @@ def agents_router(routes: AgentRoutes) -> Router:
         response: Response,
         *,
         wait: Annotated[Flag, Query()] = True,
-        key: IdempotencyKey = None,
+        key: InvocationKey = None,
     ) -> InvocationAnswer:
         answer = await routes.runs.invoke(
             invocation, wait=wait, trigger=f"key:{clean(key)}" if key else None
