@@ -13,7 +13,7 @@ from launcher import state
 from launcher.console import Console
 from launcher.datadir import DataDir, DataDirLock
 from launcher.readiness import is_ready
-from launcher.reloading import reload_graph
+from launcher.reload_request import reload_graph
 from launcher.serve import serve_command
 from launcher.supervisor import FAILED, REFUSED, GraphCommand, Supervisor
 

@@ -18,10 +18,10 @@ from launcher.console import Console
 from launcher.datadir import DataDir
 from launcher.errors import ServiceFailed
 from launcher.instance import Instance, save
-from launcher.keep_alive import Service, keep_alive
 from launcher.preparation import check_graph, own_data_dir
 from launcher.process import become_subreaper
 from launcher.readiness import until_ready
+from launcher.restarting import Service, keep_alive
 from launcher.serve import ServeGraph
 from launcher.serve_environment import serve_environment
 from launcher.state import Part

@@ -28,9 +28,9 @@ from contracts.tools.api import (
 )
 from executors.http.answers import RETRYABLE_STATUSES, describe, effect_excluded, error_kind
 from executors.http.body import BodyTooLarge, read_body
-from executors.http.circuit import ToolTargetCircuits
 from executors.http.connections import Connections, RequestTrace
 from executors.http.egress import EgressDenied, EgressPolicy, HttpTarget, parse_target
+from executors.http.target_circuit import ToolTargetCircuits
 from executors.redaction import Redactor
 from executors.results import InvalidResult, read_result
 from executors.secrets import UNSENDABLE, NotCalled, find_secrets

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts.tools.api import IsolationTier
-from executors.python import filters
+from executors.python import seccomp
 from executors.python.scratch import MAX_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +107,7 @@ def plan(
         "scratch_bytes": max(limits.scratch_bytes, 4096),  # 0 would mean without a bound
         "scratch_files": MAX_FILES,
         "network": network,
-        "filter": filters.compiled(
+        "filter": seccomp.compiled(
             network=network,
             threads=limits.threads,
             metadata=tier == "bubblewrap",

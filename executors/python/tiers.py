@@ -12,9 +12,9 @@ from pathlib import Path
 import orjson
 
 from contracts.tools.api import ISOLATION_TIERS, Isolation, IsolationTier
-from executors.python.filters import FilterUnavailable
 from executors.python.launch import ChildLimits, bubblewrap, plan
 from executors.python.process import ChildDied, OutputFlood, SandboxedProcess, ScratchFull
+from executors.python.seccomp import FilterUnavailable
 
 PROBE_TIMEOUT_S = 10.0
 PROBE_LIMITS = ChildLimits(cpu_s=5, memory_bytes=512 << 20, scratch_bytes=1 << 20, open_files=64)

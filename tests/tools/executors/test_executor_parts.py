@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from contracts.tools.api import MAX_NAME, TOOL_ID, plain_name
 from executors.http.answers import MAX_REASON_CHARS, describe
-from executors.http.circuit import FIRST_PAUSE_S, MAX_CIRCUITS, THRESHOLD, ToolTargetCircuits
+from executors.http.target_circuit import FIRST_PAUSE_S, MAX_CIRCUITS, THRESHOLD, ToolTargetCircuits
 from executors.mcp.source import tool_id_in
 from executors.redaction import Redactor
 from executors.results import MAX_DEPTH, InvalidResult, parse_result

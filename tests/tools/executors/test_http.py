@@ -7,8 +7,8 @@ import pytest
 from common.http.retry_after import MAX_RETRY_AFTER_S
 from configs.tools import ConfiguredSecrets, SecretSettings
 from executors.http import connections
-from executors.http.circuit import THRESHOLD
 from executors.http.executor import MAX_ATTEMPTS, HttpToolExecutor
+from executors.http.target_circuit import THRESHOLD
 from tests.support.llm.upstream.sockets import refused_port
 from tests.support.tools.executions import definition, execution
 from tests.support.tools.http_executor import LOOPBACK, SECRET, tool

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from contracts.tools.api import ISOLATION_TIERS
-from executors.python import filters, launch, process, tiers
+from executors.python import launch, process, seccomp, tiers
 from executors.python.child import landlock
 from executors.python.executor import PythonToolExecutor
 from executors.python.packages import Packages
@@ -131,7 +131,7 @@ async def test_a_filter_that_lets_everything_through_is_not_believed(monkeypatch
     if "landlock" not in host.available:
         pytest.skip(host.refusals["landlock"])
     monkeypatch.setattr(
-        filters, "compiled", lambda **_granted: struct.pack("HBBI", 6, 0, 0, filters.ALLOW)
+        seccomp, "compiled", lambda **_granted: struct.pack("HBBI", 6, 0, 0, seccomp.ALLOW)
     )
     found = await probe_tiers(("landlock",))
     assert found.available == ()
@@ -151,9 +151,9 @@ async def test_each_of_the_filters_variants_is_tried(monkeypatch, host, grant):
     """One that is too wide where more is granted is found, although the narrow one holds."""
     if "landlock" not in host.available:
         pytest.skip(host.refusals["landlock"])
-    compiled, everything = filters.compiled, struct.pack("HBBI", 6, 0, 0, filters.ALLOW)
+    compiled, everything = seccomp.compiled, struct.pack("HBBI", 6, 0, 0, seccomp.ALLOW)
     monkeypatch.setattr(
-        filters, "compiled", lambda **granted: everything if granted[grant] else compiled(**granted)
+        seccomp, "compiled", lambda **granted: everything if granted[grant] else compiled(**granted)
     )
     found = await probe_tiers(("landlock",))
     assert found.available == ()
@@ -182,8 +182,8 @@ async def test_a_runner_that_counts_no_hidden_files_offers_no_landlock(monkeypat
 
 
 async def test_a_host_without_the_filters_library_says_so(monkeypatch):
-    monkeypatch.setattr(filters, "LIBRARY", "libseccomp.so.0")
-    filters.compiled.cache_clear()
+    monkeypatch.setattr(seccomp, "LIBRARY", "libseccomp.so.0")
+    seccomp.compiled.cache_clear()
     found = await probe_tiers()
     assert found.available == ()
     assert "apt install libseccomp2" in found.refusals["landlock"]

@@ -10,7 +10,7 @@ import pytest
 from launcher import state
 from launcher.console import Console
 from launcher.datadir import DataDir, DataDirLock
-from launcher.reloading import reload_graph
+from launcher.reload_request import reload_graph
 from launcher.state import Part
 
 
