@@ -28,7 +28,7 @@ class IdempotencySettings(BaseModel):
 class BatchSettings(BaseModel):
     """Batches.
 
-    `concurrency` bounds the batch requests in work per replica, less its calls with a waiting
+    `concurrency` bounds the running batch requests per replica, less its calls with a waiting
     caller, but at least one; 0 leaves batches to other replicas. After `max_failures` temporary
     failures a request is given up. `max_waiting` bounds the unfinished requests of one microDAO;
     `retention_days` counts from submission.

@@ -81,8 +81,8 @@ class AgentTools(Protocol):
 class RunStore(Protocol):
     """Stores runs. Raises DatabaseUnavailable while the database is away.
 
-    Every write to a run in work names its `owner` and returns False when another replica has taken
-    the run over.
+    Every write to an unfinished run names its `owner` and returns False when another replica has
+    taken the run over.
     """
 
     async def accept(self, new: NewRun, owner: UUID, lease_s: float) -> tuple[RunView, Run | None]:
@@ -108,7 +108,7 @@ class RunStore(Protocol):
         """
 
     async def extend(self, owner: UUID, runs: Sequence[UUID], lease_s: float) -> None:
-        """Renews the leases of runs in work."""
+        """Renews the leases of unfinished runs."""
 
     async def find(self, microdao_id: str, run_id: UUID) -> RunView | None:
         """Returns one run of this microDAO, None when there is no such run."""

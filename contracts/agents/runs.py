@@ -1,4 +1,4 @@
-"""Runs: one answer to one triggering message, in work and as `GET /runs` shows it."""
+"""Runs: one answer to one triggering message, as it runs and as `GET /runs` shows it."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class NewRun:
 
 @dataclass
 class Run:
-    """A run in work.
+    """A run in progress.
 
     `journal` holds what another replica needs to resume it: the beginning and the model's answers.
     `claimed`: this replica took it over. `posting_since` is when its reply was first about to be

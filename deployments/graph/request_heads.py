@@ -20,7 +20,7 @@ UNREAD_S = 60.0
 
 
 class BoundedHeads(HttpToolsProtocol):
-    """Aborts a connection that has no request in work and sends no whole head for `HEAD_S`.
+    """Aborts a connection that has no running request and sends no whole head for `HEAD_S`.
 
     Between two requests uvicorn's own bound holds. Aborted, not closed: closing would wait until
     the client has read what was sent to it.

@@ -39,7 +39,7 @@ SETTINGS_FILE = "tools.yaml"
 class ToolsArgs(BaseModel):
     """`args` of the application.
 
-    `max_concurrent` bounds the requests in work per replica; more are answered 503 at once.
+    `max_concurrent` bounds the running requests per replica; more are answered 503 at once.
     `python` bounds the runner.
     """
 

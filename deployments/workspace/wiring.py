@@ -33,7 +33,7 @@ from services.workspace.tools import WorkspaceTools
 class WorkspaceArgs(BaseModel):
     """`args` of the application.
 
-    `max_concurrent` bounds the requests in work per replica, event streams among them; more are
+    `max_concurrent` bounds the running requests per replica, event streams among them; more are
     answered 503 at once. `max_streams` bounds the event streams. With `invoke_agents` a human's
     message invokes the agents of its channel; an invocation that the agent runtime has not accepted
     after `give_up_after_s` is given up.

@@ -56,7 +56,7 @@ def test_a_death_while_writing_leaves_no_token(tmp_path, monkeypatch):
 @pytest.mark.parametrize("file", ["serve_config.yaml", "configs/serve.gpu.yaml"])
 def test_serves_own_bounds_lie_above_what_an_ingress_may_hold(file):
     """An ingress refuses requests beyond its bounds in the envelope, before Serve refuses them. It
-    holds `max_concurrent` requests in work and as many arriving bodies.
+    holds `max_concurrent` running requests and as many arriving bodies.
     """
     bounded = [
         each
