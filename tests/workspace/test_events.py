@@ -177,7 +177,7 @@ async def test_a_watcher_that_goes_away_leaves_nothing_behind(http, replica):
         assert replica.feeds.watchers == 1
     await eventually(lambda: replica.feeds.watchers == 0)
     assert replica.feeds._feeds == {}
-    assert replica.app._slots.working == 0
+    assert replica.app._slots.running == 0
 
 
 async def test_one_stream_too_many_is_refused_and_a_place_comes_back(http, database_url, events):
