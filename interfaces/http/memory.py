@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import orjson
-from fastapi import Query, Response
+from fastapi import Depends, Query, Response
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
@@ -39,7 +39,7 @@ from contracts.memory.ports import MemoryRecords
 from interfaces.http.base.bodies import require_lines
 from interfaces.http.base.errors import JsonResponse, NdjsonResponse, invalid_body
 from interfaces.http.base.health import add_health_routes
-from interfaces.http.base.routing import PathId, Router, refusals
+from interfaces.http.base.routing import PathId, Router, documented_key, refusals
 from services.memory.erasing import Erasing
 from services.memory.knowledge_base import KnowledgeBase
 from services.memory.recall import Recall
@@ -112,6 +112,7 @@ def memory_router(routes: MemoryRoutes) -> Router:
         store,
         summary="Remember something",
         response_model=StoreResponse,
+        dependencies=[Depends(documented_key)],
         responses=refusals(409),
     )
 

@@ -90,7 +90,8 @@ class Batches:
         Raises NotFound.
         """
         batch = await self.store.cancel(microdao_id, batch_id)
-        self.events.emit("llm.batch_cancelled", batch_id=batch.id, microdao_id=microdao_id)
+        if batch.status != "completed":
+            self.events.emit("llm.batch_cancelled", batch_id=batch.id, microdao_id=microdao_id)
         return batch
 
     async def results(self, microdao_id: str, batch_id: str) -> AsyncIterator[list[ItemResult]]:

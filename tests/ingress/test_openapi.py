@@ -35,6 +35,12 @@ def test_each_operation_describes_the_parameters_in_its_path(document):
         assert described == set(re.findall(r"\{(\w+)\}", name)), name
 
 
+@pytest.mark.parametrize("path", ["/internal/llm/proxy", "/internal/agent-memory/store"])
+def test_hot_routes_describe_the_key_that_they_read_themselves(document, path):
+    described = operations(document)[f"POST {path}"]["parameters"]
+    assert [(it["name"], it["in"]) for it in described] == [("Idempotency-Key", "header")]
+
+
 def test_operation_ids_are_unique(document):
     ids = [operation["operationId"] for operation in operations(document).values()]
     assert len(ids) == len(set(ids))

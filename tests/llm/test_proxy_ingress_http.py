@@ -87,6 +87,23 @@ async def test_unknown_routes_answer_in_the_envelope(method, path, status):
         assert response.json()["error"]["type"] in {"not_found", "method_not_allowed"}
 
 
+async def test_a_wrong_method_names_all_that_the_path_takes():
+    async with running() as (client, _, _):
+        for path, methods in (("/models", "GET"), ("/proxy", "POST")):
+            response = await client.patch(path)
+            assert (response.status_code, response.headers["Allow"]) == (405, methods)
+            assert response.json()["error"]["message"].endswith(f"allowed: {methods}")
+
+
+async def test_a_null_body_is_refused_as_null():
+    async with running() as (client, _, _):
+        response = await client.post(
+            "/proxy", content=b"null", headers={"Content-Type": "application/json"}
+        )
+        assert_envelope(response, 400, "invalid_request", retryable=False)
+        assert response.json()["error"]["message"] == "the body is null: send a JSON object"
+
+
 async def test_a_trailing_slash_changes_nothing():
     async with running() as (client, _, _):
         assert (await client.post("/proxy/", json=BODY)).status_code == 200

@@ -38,7 +38,7 @@ class JsonRequest(Request):
         if raw and not raw.isspace():
             self._raw, self._value = raw, parse_json(raw)
             if self._value is None:  # FastAPI takes it for no body
-                raise InvalidRequest("the body is null: send a JSON object")
+                raise _null()
         elif is_required:
             raise _empty()
 
@@ -75,6 +75,8 @@ async def read_model(
     body = await read_json(request, max_bytes)
     if not body or body.isspace():
         raise _empty()
+    if body == b"null":
+        raise _null()
     return model.model_validate_json(body)
 
 
@@ -143,6 +145,10 @@ def _announced(headers: Iterable[tuple[bytes, bytes]]) -> int:
 
 def _empty() -> InvalidRequest:
     return InvalidRequest("the body is empty: send a JSON object")
+
+
+def _null() -> InvalidRequest:
+    return InvalidRequest("the body is null: send a JSON object")
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:

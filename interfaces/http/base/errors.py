@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from contracts.errors import DaarionError, Internal, InvalidRequest, MethodNotAllowed, NotFound
+from contracts.errors import DaarionError, Internal, InvalidRequest, NotFound
 
 JSON = "application/json"
 _CONTENT_TYPE = (b"content-type", JSON.encode())
@@ -91,12 +91,8 @@ def as_leaf(error: Exception) -> DaarionError:
         return _wrong_fields([{**it, "loc": it["loc"][1:]} for it in error.errors()])
     if isinstance(error, ValidationError):
         return invalid_body(error)
-    if isinstance(error, HTTPException):
-        if error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "")
-            return MethodNotAllowed(f"this route does not take that method; allowed: {allowed}")
-        if error.status_code == 404:
-            return NotFound("no such route: see /docs")
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return NotFound("no such route: see /docs")
     return Internal("an internal error; its details are in the log under this request id")
 
 

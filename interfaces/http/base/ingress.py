@@ -11,11 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
-from contracts.errors import DaarionError, NotFound, RequestTimeout
+from contracts.errors import DaarionError, MethodNotAllowed, NotFound, RequestTimeout
 from contracts.events import EventLog
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.errors import as_leaf, error_response
@@ -58,7 +60,7 @@ class Ingress:
         error_shapes: Mapping[str, ErrorShape] = MappingProxyType({}),
     ) -> None:
         router.default = _no_such_route
-        self._app: ASGIApp = router
+        self._app = router
         self._hot = fixed_handlers(router)
         self._access = access
         self._events = events
@@ -122,7 +124,8 @@ class Ingress:
     async def _refuse(
         self, error: Exception, scope: Scope, slot: RequestSlot, request_id: str
     ) -> None:
-        api_error = as_leaf(error)
+        allowed = _methods(self._app, scope) if _is_wrong_method(error) else None
+        api_error = as_leaf(error) if allowed is None else _wrong_method(allowed)
         if api_error.status >= 500 and not isinstance(error, DaarionError):
             self._events.emit(
                 "http.defect",
@@ -139,6 +142,8 @@ class Ingress:
             response.raw_headers.append(
                 (b"connection", b"close")
             )  # the rest of the body is not read
+        if allowed is not None:
+            response.raw_headers.append((b"allow", allowed.encode()))
         await response(scope, slot.receive, slot.send)
 
     def _error_shape(self, scope: Scope) -> ErrorShape:
@@ -157,6 +162,21 @@ async def _no_such_route(scope: Scope, _receive: Receive, _send: Send) -> None:
 
 def _unknown_route() -> NotFound:
     return NotFound("no such route: see /docs")
+
+
+def _is_wrong_method(error: Exception) -> bool:
+    return isinstance(error, HTTPException) and error.status_code == 405
+
+
+def _methods(router: APIRouter, scope: Scope) -> str:
+    """Returns the methods of every route with this path; Starlette names those of the first."""
+    routes = [route for route in router.routes if isinstance(route, Route)]
+    found = [route.methods or () for route in routes if route.matches(scope)[0] is not Match.NONE]
+    return ", ".join(sorted(set().union(*found)))
+
+
+def _wrong_method(allowed: str) -> MethodNotAllowed:
+    return MethodNotAllowed(f"this route does not take that method; allowed: {allowed}")
 
 
 def _normalise_path(scope: Scope) -> str:

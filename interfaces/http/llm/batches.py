@@ -125,8 +125,8 @@ def _requests(raw: bytes) -> list[BatchRequest]:
     """Returns the checked requests. Raises InvalidRequest that names the first wrong one."""
     try:
         body = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        raise InvalidRequest("the body is not valid JSON") from None
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"not valid JSON: {error}") from None
     if not isinstance(body, dict) or not isinstance(body.get("requests"), list):
         raise InvalidRequest('send {"requests": […]}')
     unknown = sorted(set(body) - {"requests"})

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import field_validator
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -19,7 +19,7 @@ from contracts.llm.requests import ProxyRequest
 from contracts.llm.usage import UsageFilter, UsagePage
 from interfaces.http.base.errors import JsonResponse, as_leaf
 from interfaces.http.base.health import add_health_routes
-from interfaces.http.base.routing import Router, refusals
+from interfaces.http.base.routing import Router, documented_key, refusals
 from interfaces.http.base.sse import EventStreamResponse, error_event, event
 from services.llm.gateway import ChatGateway
 from services.llm.idempotency import Idempotency
@@ -83,6 +83,7 @@ def llm_router(routes: LLMRoutes) -> Router:
         routes.complete,
         summary="Ask a logical model for one whole answer",
         response_model=ProxyResponse,
+        dependencies=[Depends(documented_key)],
         responses=refusals(404, 409, 429, *UPSTREAM_ERRORS),
     )
     router.hot(
