@@ -65,6 +65,13 @@ async def test_definitions_that_cannot_be_served_are_refused(served, wrong):
     assert answer.json()["error"]["message"]
 
 
+async def test_a_wrong_method_names_the_methods_of_every_route_with_the_path(served):
+    _, http = served
+    answer = await http.patch("/test.any")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "DELETE, GET, PUT")
+    assert answer.json()["error"]["message"].endswith("allowed: DELETE, GET, PUT")
+
+
 async def test_a_tool_named_call_is_refused_in_the_general_shape(served):
     """Only `POST /call` answers in the body of a call."""
     _, http = served
