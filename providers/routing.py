@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from common.circuit import CircuitPolicy
 from configs.llm.config import LLMSettings, ModelSettings
 from configs.llm.failover import (
     DEFAULT_CIRCUIT,
@@ -14,7 +15,7 @@ from configs.llm.failover import (
     TimeoutSettings,
 )
 from contracts.errors import UnknownModel
-from contracts.llm.routing import CircuitPolicy, RetryPolicy, Route, Spill, Target, Timeouts
+from contracts.llm.routing import RetryPolicy, Route, Spill, Target, Timeouts
 from providers.prices import context_tokens
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
+from common.circuit import CircuitPolicy
+
 StreamRecovery = Literal["error", "resume"]
 Reasoning = Literal["opened"] | bool
 """Whether a model thinks before it answers; `opened`: its prompt opens the thought, so that the
@@ -65,23 +67,6 @@ class RetryPolicy:
     attempts: int = 2
     backoff_s: float = 0.25
     max_backoff_s: float = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class CircuitPolicy:
-    """When a target's circuit opens, and for how long.
-
-    The circuit opens after `failures` in a row, or once `share` of at least `calls` within
-    `window_s` seconds failed. It is probed after `cooldown_s`, which doubles with each failed probe
-    up to `max_cooldown_s`.
-    """
-
-    failures: int = 5
-    share: float = 0.5
-    calls: int = 20
-    window_s: float = 30.0
-    cooldown_s: float = 5.0
-    max_cooldown_s: float = 8.0
 
 
 @dataclass(frozen=True, slots=True)

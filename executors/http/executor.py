@@ -81,13 +81,12 @@ class HttpToolExecutor:
         *,
         ceiling: Sequence[EgressRule] = (),
         connections: Connections | None = None,
-        circuits: ToolTargetCircuits | None = None,
     ) -> None:
         self._secrets = secrets
         self._events = events
         self._ceiling = tuple(ceiling)
         self._connections = connections or Connections()
-        self._circuits = circuits or ToolTargetCircuits()
+        self._circuits = ToolTargetCircuits()
 
     async def execute(self, execution: Execution) -> Outcome:
         """Calls the tool's target. Being cancelled closes the connection."""
@@ -136,22 +135,20 @@ class HttpToolExecutor:
 
     async def _guarded(self, request: _Request) -> _Attempt:
         """One attempt inside the target's circuit."""
-        key = str(request.target.url)
-        wait = self._circuits.refused_for_s(key)
-        if wait is not None:
+        circuit = self._circuits.of(str(request.target.url))
+        permit = circuit.enter(time.monotonic())
+        if permit is None:
+            wait = circuit.wait_s(time.monotonic())
             error = "the tool's server failed repeatedly and is not called for a while: retry later"
             refused = NotCalled("unavailable", error).outcome()
             return _Attempt(replace(refused, retryable=True, details={"retry_after_s": wait}))
+        failed = None
         try:
             attempt = await self._bounded(request)
-        except BaseException:
-            self._circuits.forget(key)
-            raise
-        if attempt.target_failed is None:
-            self._circuits.forget(key)
-        else:
-            self._circuits.report(key, failed=attempt.target_failed)
-        return attempt
+            failed = attempt.target_failed
+            return attempt
+        finally:
+            permit.finish(time.monotonic(), failed=failed)
 
     async def _bounded(self, request: _Request) -> _Attempt:
         trace = RequestTrace()

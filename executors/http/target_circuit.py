@@ -1,68 +1,30 @@
-"""A circuit per target: failures in a row open it, calls then fail at once, a probe closes it."""
+"""The circuits of this process, one for each target of a tool."""
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
 
-THRESHOLD = 5
-FIRST_PAUSE_S = 5.0
-LONGEST_PAUSE_S = 60.0
+from cachetools import LRUCache
+
+from common.circuit import Circuit, CircuitPolicy
+
+POLICY = CircuitPolicy(failures=5, share=math.inf, cooldown_s=5.0, max_cooldown_s=60.0)
+"""Failures in a row alone open it: few tools are called often enough for a share of failures."""
 MAX_CIRCUITS = 1_024
 
 
-@dataclass(slots=True)
-class _Circuit:
-    failures: int = 0
-    open_until: float = 0.0
-    pause_s: float = FIRST_PAUSE_S
-    probing: bool = False
-
-
 class ToolTargetCircuits:
-    """The circuits of this process by target; at the bound the least recently used is dropped."""
+    """Circuits by target; at the bound the least recently used is dropped."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._circuits: OrderedDict[str, _Circuit] = OrderedDict()
+    def __init__(self) -> None:
+        self._circuits = LRUCache[str, Circuit](MAX_CIRCUITS)
 
-    def refused_for_s(self, target: str) -> float | None:
-        """Returns the seconds until the next probe, or None if a call may go out.
+    def __len__(self) -> int:
+        return len(self._circuits)
 
-        After None, `report` or `forget` must follow.
-        """
-        circuit = self._of(target)
-        if circuit.failures < THRESHOLD:
-            return None
-        remaining = circuit.open_until - self._clock()
-        if remaining > 0 or circuit.probing:
-            return max(remaining, 1.0)
-        circuit.probing = True
-        return None
-
-    def report(self, target: str, *, failed: bool) -> None:
-        """Records how a call ended. A failed probe doubles the pause."""
-        circuit = self._of(target)
-        if not failed:
-            self._circuits.pop(target, None)
-            return
-        circuit.failures += 1
-        if circuit.failures < THRESHOLD:
-            return
-        if circuit.probing:
-            circuit.pause_s = min(2 * circuit.pause_s, LONGEST_PAUSE_S)
-        circuit.probing = False
-        circuit.open_until = self._clock() + circuit.pause_s
-
-    def forget(self, target: str) -> None:
-        """Records a call that says nothing about the target: it was cancelled, or refused here."""
-        self._of(target).probing = False
-
-    def _of(self, target: str) -> _Circuit:
-        circuit = self._circuits.setdefault(target, _Circuit())
-        self._circuits.move_to_end(target)
-        while len(self._circuits) > MAX_CIRCUITS:
-            self._circuits.popitem(last=False)
+    def of(self, target: str) -> Circuit:
+        """Returns the circuit of `target`."""
+        circuit = self._circuits.get(target)
+        if circuit is None:
+            circuit = self._circuits[target] = Circuit(POLICY)
         return circuit

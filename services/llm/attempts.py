@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from common.circuit import Permit
 from contracts.deadline import Deadline
 from contracts.errors import (
     CircuitOpen,
@@ -23,7 +24,7 @@ from contracts.errors import (
 from contracts.llm.ports import ChatProvider
 from contracts.llm.routing import RetryPolicy, Target
 from services.llm.accounting import CallAccount
-from services.llm.circuits import Circuits, Permit
+from services.llm.circuits import Circuits
 from services.llm.failover import (
     HANDOVER_SHARE,
     FailoverDecision,

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from common.circuit import Circuit, CircuitPolicy
 from configs.llm.failover import DEFAULT_CIRCUIT
-from contracts.llm.routing import CircuitPolicy, Target, Timeouts
-from services.llm.circuits import Circuit, Circuits
+from contracts.llm.routing import Target, Timeouts
+from services.llm.circuits import Circuits
 
 POLICY = CircuitPolicy(failures=3, share=0.5, calls=10, window_s=10, cooldown_s=2, max_cooldown_s=7)
 

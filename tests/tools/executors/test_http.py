@@ -8,7 +8,7 @@ from common.http.retry_after import MAX_RETRY_AFTER_S
 from configs.tools import ConfiguredSecrets, SecretSettings
 from executors.http import connections
 from executors.http.executor import MAX_ATTEMPTS, HttpToolExecutor
-from executors.http.target_circuit import THRESHOLD
+from executors.http.target_circuit import POLICY
 from tests.support.llm.upstream.sockets import refused_port
 from tests.support.tools.executions import definition, execution
 from tests.support.tools.http_executor import LOOPBACK, SECRET, tool
@@ -215,12 +215,12 @@ async def test_a_refused_connection_leaves_no_doubt_about_the_effect(executor):
 
 async def test_the_circuit_opens_and_calls_nobody(server, executor):
     broken = tool(server, "/defect")
-    for _ in range(THRESHOLD):
+    for _ in range(POLICY.failures):
         await executor.execute(execution(broken))
     outcome = await executor.execute(execution(broken))
     assert (outcome.error_kind, outcome.retryable, outcome.attempts) == ("unavailable", True, 0)
     assert outcome.details["retry_after_s"] > 0
-    assert len(server.calls) == THRESHOLD
+    assert len(server.calls) == POLICY.failures
     assert (await executor.execute(execution(tool(server, "/ok")))).ok
 
 

@@ -1,10 +1,14 @@
-"""Listings of outside MCP servers: filtered entry by entry, no longer than requested."""
+"""Listings of outside MCP servers: filtered entry by entry, no longer than requested; ids."""
 
 from types import SimpleNamespace
 
+from hypothesis import given
+from hypothesis import strategies as st
 from mcp_types import JSONRPCResponse
 
+from contracts.tools.api import MAX_NAME, TOOL_ID, plain_name
 from executors.mcp.listing import MAX_UNREADABLE, ListingFilter
+from executors.mcp.source import tool_id_in
 
 GOOD = {"inputSchema": {"type": "object"}}
 
@@ -38,3 +42,10 @@ def test_a_page_of_nonsense_is_given_up():
         [{"name": "one", **GOOD}, *[7] * (MAX_UNREADABLE + 1), {"name": "two", **GOOD}]
     )
     assert (kept, len(listings.unreadable), listings.given_up) == (["one"], MAX_UNREADABLE, True)
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_ids_of_outside_tools_depend_on_their_names_alone_and_differ(one, two):
+    assert TOOL_ID.fullmatch(tool_id_in("outside", one))
+    assert len(plain_name(tool_id_in("outside", one))) <= MAX_NAME
+    assert (tool_id_in("outside", one) == tool_id_in("outside", two)) is (one == two)
