@@ -5,11 +5,10 @@ time.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 from common.tasks import close_if_closable
 from contracts.errors import UpstreamInvalidResponse
-from contracts.llm.answers import LLMResponse, StreamEnd, StreamItem, join_fragment
+from contracts.llm.answers import AnswerParts, LLMResponse, StreamEnd, StreamItem
 from providers.shapes import whole_answer
 from providers.tool_fragments import parse_tool_calls
 
@@ -21,32 +20,20 @@ async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
         UpstreamInvalidResponse: tool calls are incomplete, or a value is over a bound of ours.
         DaarionError: as the stream.
     """
-    content: list[str] = []
-    reasoning: list[str] = []
-    refusal: list[str] = []
-    calls: dict[int, dict[str, Any]] = {}
+    parts = AnswerParts()
     end: StreamEnd | None = None
     try:
         async for item in items:
             if isinstance(item, StreamEnd):
                 end = item
-                continue
-            content.append(item.content or "")
-            reasoning.append(item.reasoning or "")
-            refusal.append(item.refusal or "")
-            for fragment in item.tool_calls or ():
-                join_fragment(calls, fragment)
+            else:
+                parts.add(item)
     finally:
         await close_if_closable(items)
     if end is None:
         raise UpstreamInvalidResponse(
             "the provider ended its stream before the answer was complete"
         )
-    return whole_answer(
-        content="".join(content),
-        usage=end.usage,
-        finish_reason=end.finish_reason,
-        tool_calls=parse_tool_calls([calls[index] for index in sorted(calls)]),
-        reasoning="".join(reasoning) or None,
-        refusal="".join(refusal) or None,
-    )
+    fields = parts.fields(end)
+    fields["tool_calls"] = parse_tool_calls(fields["tool_calls"])
+    return whole_answer(**fields)

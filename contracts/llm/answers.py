@@ -85,22 +85,6 @@ class StreamDelta(BaseModel):
     usage: TokenUsage | None = None
 
 
-def join_fragment(calls: dict[int, dict[str, Any]], fragment: dict[str, Any]) -> None:
-    """Adds a fragment of a StreamDelta to the call that it names by its index."""
-    call = calls.get(fragment["index"])
-    if call is None:
-        call = calls[fragment["index"]] = {
-            key: value for key, value in fragment.items() if key != "index"
-        }
-        call["function"] = {"name": "", "arguments": ""}
-    function = call["function"]
-    for part, piece in fragment["function"].items():
-        # A string that only a local variable refers to grows in place.
-        text, function[part] = function[part], ""
-        text += piece
-        function[part] = text
-
-
 class StreamEnd(BaseModel):
     """The regular end of a stream. A provider that ends without it was cut off.
 
@@ -118,3 +102,48 @@ class StreamEnd(BaseModel):
 
 
 StreamItem = StreamDelta | StreamEnd
+
+
+class AnswerParts:
+    """Joins the deltas of one stream to a whole answer."""
+
+    def __init__(self) -> None:
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._refusal: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
+
+    def add(self, delta: StreamDelta) -> None:
+        """Adds the next delta."""
+        self._content.append(delta.content or "")
+        self._reasoning.append(delta.reasoning or "")
+        self._refusal.append(delta.refusal or "")
+        for fragment in delta.tool_calls or ():
+            _join_fragment(self._calls, fragment)
+
+    def fields(self, end: StreamEnd) -> dict[str, Any]:
+        """Returns the fields of an LLMResponse; tool calls are not validated."""
+        return {
+            "content": "".join(self._content),
+            "usage": end.usage,
+            "finish_reason": end.finish_reason,
+            "tool_calls": [self._calls[index] for index in sorted(self._calls)] or None,
+            "reasoning": "".join(self._reasoning) or None,
+            "refusal": "".join(self._refusal) or None,
+        }
+
+
+def _join_fragment(calls: dict[int, dict[str, Any]], fragment: dict[str, Any]) -> None:
+    """Adds a fragment of a StreamDelta to the call that it names by its index."""
+    call = calls.get(fragment["index"])
+    if call is None:
+        call = calls[fragment["index"]] = {
+            key: value for key, value in fragment.items() if key != "index"
+        }
+        call["function"] = {"name": "", "arguments": ""}
+    function = call["function"]
+    for part, piece in fragment["function"].items():
+        # A string that only a local variable refers to grows in place.
+        text, function[part] = function[part], ""
+        text += piece
+        function[part] = text

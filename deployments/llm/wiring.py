@@ -18,6 +18,7 @@ from backends.llm.usage_publisher import NatsLLMUsage
 from backends.llm.usage_reader import PostgresUsageReader
 from backends.nats.link import NatsLink
 from backends.postgres.pool import Database, PoolLimits
+from common.circuit import State
 from common.tasks import end_tasks
 from configs.engines.embedder import EmbedderSettings
 from configs.llm.config import LLMSettings
@@ -43,7 +44,8 @@ from providers.routing import RoutingTable
 from services.health.dependencies import Dependency, HealthMonitor
 from services.llm.batches import Batches, BatchWorker, WorkerSettings
 from services.llm.cache import AnswerCache
-from services.llm.circuits import Circuits, State
+from services.llm.cached_answers import CachedAnswers
+from services.llm.circuits import Circuits
 from services.llm.embeddings import Embeddings, embedding_target
 from services.llm.gateway import Gateway, Load
 from services.llm.idempotency import Idempotency, IdempotencyTimes
@@ -256,7 +258,7 @@ class AnswersRuntime:
         self._resources = Resources()
         self._database = Database(database_url, events=events, limits=ANSWERS_POOL)
         self._settings: LLMSettings | None = None
-        self._gateway: Gateway | None = None
+        self._cached: CachedAnswers | None = None
         self._load = Load()
         self._keys = PostgresIdempotency(self._database)
         self._queue = PostgresBatchQueue(self._database)
@@ -277,9 +279,10 @@ class AnswersRuntime:
     def reconfigure(self, settings: LLMSettings, proxy: LLMProxy) -> None:
         """Takes new routes and settings, and forgets cached answers."""
         self._settings = settings
-        if self._gateway is not None:
-            self._gateway.retire()
-        self._gateway = Gateway(proxy, AnswerCache(settings.cache.max_bytes), self._load)
+        if self._cached is not None:
+            self._cached.retire()
+        self._cached = CachedAnswers(proxy, AnswerCache(settings.cache.max_bytes))
+        self._gateway = Gateway(self._cached, self._load)
         self._worker.settings = replace(
             self._base,
             concurrency=settings.batch.concurrency,
@@ -302,18 +305,18 @@ class AnswersRuntime:
         await self._resources.aclose()
 
     def gateway(self) -> Gateway:
-        """The gateway as it is configured now."""
-        assert self._gateway is not None  # Serve reconfigures before it sends requests
+        """The gateway as it is configured now; Serve reconfigures before it sends requests."""
         return self._gateway
 
     def _configured(self) -> LLMSettings:
-        assert self._settings is not None  # as above
+        assert self._settings is not None  # set before requests come
         return self._settings
 
     async def _complete_uncounted(
         self, request: ProxyRequest, request_id: str, credential: str
     ) -> ProxyResponse:
-        return await self.gateway().complete_uncounted(request, request_id, credential=credential)
+        assert self._cached is not None  # set before the worker starts
+        return await self._cached.complete(request, request_id, credential=credential)
 
     async def _purge(self) -> None:
         while True:

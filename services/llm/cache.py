@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
+from cachetools import TLRUCache
 
 from contracts.errors import InvalidRequest
 from contracts.llm.answers import ProxyResponse
@@ -73,61 +73,50 @@ def is_worth_keeping(answer: ProxyResponse, request: ProxyRequest, preferred: Ta
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     body: bytes
     stored: float
     ttl_s: float
-
-    @property
-    def size(self) -> int:
-        return len(self.body) + ENTRY_BYTES
 
 
 class AnswerCache:
     """A least-recently-used cache of `max_bytes`; an answer takes at most an eighth of that."""
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._max = max_bytes
+        self._max_entry = max_bytes // 8
         self._clock = clock
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        self.size = 0
+        self._entries = TLRUCache[bytes, _Entry, float](
+            max_bytes, lambda _key, entry, now: now + entry.ttl_s, clock, _size
+        )
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def size(self) -> float:
+        """The bytes that answers take."""
+        return self._entries.currsize
+
     def get(self, key: bytes, max_age_s: float) -> ProxyResponse | None:
         """Returns the answer if it is younger than `max_age_s` and than its `ttl_s`."""
         entry = self._entries.get(key)
-        if entry is None:
+        if entry is None or self._clock() - entry.stored >= max_age_s:
             return None
-        age = self._clock() - entry.stored
-        if age >= entry.ttl_s:
-            self._drop(key)
-            return None
-        if age >= max_age_s:
-            return None
-        self._entries.move_to_end(key)
         return ProxyResponse.model_validate_json(entry.body)
 
     def put(self, key: bytes, answer: ProxyResponse, ttl_s: float) -> None:
         """Stores the answer for `ttl_s` seconds, replacing an older one."""
-        self._drop(key)
+        self._entries.pop(key, None)
         kept = answer.model_copy(update={"request_id": None, "latency_ms": None, "attempts": None})
         entry = _Entry(orjson.dumps(kept.model_dump(exclude_none=True)), self._clock(), ttl_s)
-        if entry.size > self._max // 8:
-            return
-        self._entries[key] = entry
-        self.size += entry.size
-        while self.size > self._max:
-            self._drop(next(iter(self._entries)))
+        if _size(entry) <= self._max_entry:
+            self._entries[key] = entry
 
     def close(self) -> None:
         """Drops everything; answers of running calls are not stored any more."""
-        self._max = self.size = 0
+        self._max_entry = 0
         self._entries.clear()
 
-    def _drop(self, key: bytes) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self.size -= entry.size
+
+def _size(entry: _Entry) -> int:
+    return len(entry.body) + ENTRY_BYTES

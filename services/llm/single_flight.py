@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from contracts.errors import DeadlineExceeded, LimitsUnavailable, Overloaded, RateLimited
 
@@ -24,13 +24,6 @@ class _Flight(Generic[T]):
     waiting: int = 0
 
 
-class SharedResult(NamedTuple, Generic[T]):
-    """The result of a run; `led`: this caller's call made it."""
-
-    result: T
-    led: bool
-
-
 class SingleFlight(Generic[T]):
     """Runs one call per key at a time.
 
@@ -46,46 +39,35 @@ class SingleFlight(Generic[T]):
     def __len__(self) -> int:
         return len(self._flights)
 
-    async def run(self, key: bytes, call: Callable[[], Awaitable[T]]) -> SharedResult[T]:
-        """Returns the result of the one run for `key`.
+    async def run(self, key: bytes, call: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+        """Returns the result of the one run for `key`, and whether this caller led it.
 
         Raises what the run raises.
         """
-        for turn in range(MAX_TURNS):
-            flight = self._flights.get(key)
-            leads = flight is None
-            if flight is None:
-                flight = self._begin(key, call)
+        turn = 0
+        while True:
+            turn += 1
+            flight, leads = self._flights.get(key), False
+            if flight is None or flight.task.done():
+                flight, leads = _Flight(asyncio.create_task(call())), True
+                self._flights[key] = flight
+            flight.waiting += 1
             try:
-                return SharedResult(await self._result(key, flight), leads)
+                return await asyncio.shield(flight.task), leads
             except _OF_THE_LEADER:
-                if leads or turn == MAX_TURNS - 1:
+                if leads or turn == MAX_TURNS:
                     raise
-        raise AssertionError  # the last turn returns or raises
+            finally:
+                flight.waiting -= 1
+                if not flight.waiting:
+                    await self._end(key, flight)
 
-    def _begin(self, key: bytes, call: Callable[[], Awaitable[T]]) -> _Flight[T]:
-        flight = _Flight(asyncio.create_task(_run(call)))
-        self._flights[key] = flight
-        flight.task.add_done_callback(lambda _: self._land(key, flight))
-        return flight
-
-    async def _result(self, key: bytes, flight: _Flight[T]) -> T:
-        flight.waiting += 1
-        try:
-            return await asyncio.shield(flight.task)
-        finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                self._land(key, flight)
-                flight.task.cancel()
-                await asyncio.wait({flight.task})
-
-    def _land(self, key: bytes, flight: _Flight[T]) -> None:
+    async def _end(self, key: bytes, flight: _Flight[T]) -> None:
+        """Forgets a run that nobody waits for; one that is not done is cancelled."""
         if self._flights.get(key) is flight:
             del self._flights[key]
-        if flight.task.done() and not flight.task.cancelled():
-            flight.task.exception()  # read here, because every caller may have left
-
-
-async def _run(call: Callable[[], Awaitable[T]]) -> T:
-    return await call()
+        if not flight.task.done():  # a caller whose run has failed leads the next one at once
+            flight.task.cancel()
+            await asyncio.gather(flight.task, return_exceptions=True)
+        elif not flight.task.cancelled():
+            flight.task.exception()  # read here, because every caller may have left just now

@@ -8,6 +8,7 @@ import pytest
 
 from contracts.llm.limits import Limit, LimitKey
 from services.llm.cache import AnswerCache
+from services.llm.cached_answers import CachedAnswers
 from services.llm.gateway import Gateway, Load
 from services.llm.limits.limiter import LeasedLimiter
 from tests.support.llm.limits import InProcessAuthority
@@ -33,7 +34,9 @@ async def running(plays="ok", **options):
     ):
         upstream.script(plays)
         load = Load()
-        async with client_of(Gateway(proxy, AnswerCache(1 << 20), load), recorder) as client:
+        async with client_of(
+            Gateway(CachedAnswers(proxy, AnswerCache(1 << 20)), load), recorder
+        ) as client:
             yield client, upstream, recorder, load
 
 
@@ -99,7 +102,8 @@ async def with_a_thrifty_agent(plays):
         limiter = LeasedLimiter(InProcessAuthority(), only_the_thrifty)
         load = Load()
         async with client_of(
-            Gateway(replace(proxy, limiter=limiter), AnswerCache(1 << 20), load), recorder
+            Gateway(CachedAnswers(replace(proxy, limiter=limiter), AnswerCache(1 << 20)), load),
+            recorder,
         ) as client:
             yield client, upstream, load
         await limiter.close()

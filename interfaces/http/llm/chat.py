@@ -21,9 +21,8 @@ from interfaces.http.base.errors import JsonResponse, as_leaf
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.routing import Router, documented_key, refusals
 from interfaces.http.base.sse import EventStreamResponse, error_event, event
-from services.llm.gateway import ChatGateway
+from services.llm.gateway import Answerer, ChatGateway, ChatStream
 from services.llm.idempotency import Idempotency
-from services.llm.replay import Answerer, ChatStream
 from services.llm.usage import UsageQueries
 
 UPSTREAM_ERRORS = (502, 503, 504)

@@ -27,8 +27,7 @@ from interfaces.http.base.identity import call_metadata_of
 from interfaces.http.base.routing import PathId, Router, refusals
 from interfaces.http.base.sse import EventStreamResponse, event
 from interfaces.http.llm.openai_errors import openai_error_body
-from services.llm.gateway import ChatGateway
-from services.llm.replay import ChatStream
+from services.llm.gateway import ChatGateway, ChatStream
 
 DONE = b"data: [DONE]\n\n"
 

@@ -1,0 +1,197 @@
+"""The response cache around the LLM proxy, for requests that ask for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+
+from contracts.errors import DeadlineExceeded
+from contracts.llm.answers import AnswerParts, ProxyResponse, StreamDelta, StreamEnd, StreamItem
+from contracts.llm.limits import Estimate, Spent, caller_of
+from contracts.llm.listings import ModelList
+from contracts.llm.requests import ProxyRequest
+from contracts.llm.usage import OUTCOME_OK, UsageRecord
+from services.llm.cache import AnswerCache, cache_key, is_clipped, is_worth_keeping
+from services.llm.gateway import Answerer, ChatStream, KeptTarget, WrappedStream
+from services.llm.proxy import LLMProxy
+from services.llm.single_flight import SingleFlight
+
+GRACE_S = 0.5
+"""Slack, so that the shared run times out first and reports the reason."""
+MAX_RECORDED_BYTES = 8 << 20
+"""The items of a longer stream are not joined, so its answer is not kept."""
+
+
+class CachedAnswers:
+    """Keeps whole answers, and shares running calls for them. Implements ChatGateway.
+
+    An answer from the cache counts as a request of its caller and takes no tokens.
+    """
+
+    def __init__(self, proxy: LLMProxy, cache: AnswerCache) -> None:
+        self._proxy = proxy
+        self._cache = cache
+        self._flights: SingleFlight[ProxyResponse] = SingleFlight()
+
+    async def complete(
+        self, request: ProxyRequest, request_id: str, *, credential: str
+    ) -> ProxyResponse:
+        """Returns one whole answer; with `cache`, that of an equal request if there is one.
+
+        Raises:
+            InvalidRequest: `cache` without temperature 0.
+            DaarionError: as the proxy.
+        """
+        if request.cache is None:
+            return await self._proxy.complete(request, request_id, credential=credential)
+        started, key = time.monotonic(), cache_key(request)
+        answer = self._cache.get(key, request.cache.ttl_s)
+        if answer is None:
+            ask = partial(self._proxy.complete, request, request_id, credential=credential)
+            answer, led = await self._shared(key, request, ask)
+            if led:
+                return answer
+            if is_clipped(answer, request):
+                return await ask()
+        return await self._reused(answer, request, request_id, credential, started)
+
+    async def open_stream(
+        self, request: ProxyRequest, request_id: str, *, credential: str
+    ) -> ChatStream:
+        """Returns a stream; with `cache`, a cached answer as one piece. Raises as `complete`."""
+        if request.cache is None:
+            return await self._proxy.open_stream(request, request_id, credential=credential)
+        started, key = time.monotonic(), cache_key(request)
+        answer = self._cache.get(key, request.cache.ttl_s)
+        if answer is not None:
+            await self._reused(answer, request, request_id, credential, started, streamed=True)
+            return _ReplayedStream(answer)
+        opened = await self._proxy.open_stream(request, request_id, credential=credential)
+        return WrappedStream(opened, _recorded(opened, partial(self._keep, key, request)))
+
+    def models(self) -> ModelList:
+        """Returns every logical model with its availability."""
+        return self._proxy.models()
+
+    def retire(self) -> None:
+        """Stops caching when another instance takes over; running calls end here."""
+        self._cache.close()
+
+    async def _shared(
+        self,
+        key: bytes,
+        request: ProxyRequest,
+        ask: Callable[[], Coroutine[Any, Any, ProxyResponse]],
+    ) -> tuple[ProxyResponse, bool]:
+        """Returns the answer of the one call for `key`, and whether it is this caller's own."""
+
+        async def run() -> ProxyResponse:
+            answer = await ask()
+            self._keep(key, request, answer)
+            return answer
+
+        try:
+            async with asyncio.timeout(request.timeout_s and request.timeout_s + GRACE_S):
+                return await self._flights.run(key, run)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"no answer within {request.timeout_s:g} s: raise `timeout_s`, or ask for less"
+            ) from None
+
+    def _keep(self, key: bytes, request: ProxyRequest, answer: ProxyResponse) -> None:
+        preferred = self._proxy.router.route(request.model).primary
+        if request.cache is not None and is_worth_keeping(answer, request, preferred):
+            self._cache.put(key, answer, request.cache.ttl_s)
+
+    async def _reused(
+        self,
+        answer: ProxyResponse,
+        request: ProxyRequest,
+        request_id: str,
+        credential: str,
+        started: float,
+        *,
+        streamed: bool = False,
+    ) -> ProxyResponse:
+        """Counts the request against its caller's limits, and returns the answer as its own.
+
+        Raises RateLimited or LimitsUnavailable.
+        """
+        caller = caller_of(request.metadata, credential)
+        (await self._proxy.limiter.reserve(caller, Estimate())).settle(Spent(requests=1))
+        latency = round((time.monotonic() - started) * 1000, 3)
+        record = UsageRecord(
+            request_id=request_id,
+            agent_id=caller.agent_id,
+            microdao_id=caller.microdao_id,
+            channel_id=request.metadata.channel_id,
+            logical_model=request.model,
+            provider=answer.provider,
+            physical_model=answer.model_resolved,
+            outcome=OUTCOME_OK,
+            streamed=streamed,
+            latency_ms=latency,
+            attempts=0,
+        )
+        self._proxy.events.emit("llm.call", **record.event(), cached=True)
+        own = {"cached": True, "request_id": request_id, "latency_ms": latency, "attempts": None}
+        return answer.model_copy(update=own)
+
+
+class _ReplayedStream:
+    """A cached answer as a stream: one delta, then the end."""
+
+    def __init__(self, answer: ProxyResponse) -> None:
+        self._answer = answer
+        self.target: Answerer = KeptTarget(answer.provider, answer.model_resolved)
+
+    async def items(self) -> AsyncIterator[StreamItem]:
+        """Yields one delta, unless the answer is empty, and the end."""
+        answer = self._answer
+        fragments = [{"index": index, **call} for index, call in enumerate(answer.tool_calls or [])]
+        if answer.content or answer.reasoning_content or fragments:  # a refusal is never cached
+            yield StreamDelta(
+                content=answer.content or None,
+                reasoning=answer.reasoning_content,
+                tool_calls=fragments or None,
+            )
+        yield StreamEnd(
+            finish_reason=answer.finish_reason or "stop", usage=answer.usage, cached=True
+        )
+
+    async def close(self) -> None:
+        """Does nothing: there is no upstream."""
+
+
+async def _recorded(
+    opened: ChatStream, keep: Callable[[ProxyResponse], None]
+) -> AsyncIterator[StreamItem]:
+    """Yields the items of `opened`; at its regular end the whole answer is passed to `keep`."""
+    parts, size = AnswerParts(), 0
+    async for item in opened.items():
+        size += len(item.model_dump_json(exclude_none=True))
+        if size <= MAX_RECORDED_BYTES:
+            if isinstance(item, StreamDelta):
+                parts.add(item)
+            elif (answer := _whole(parts, item, opened.target)) is not None:
+                keep(answer)
+        yield item
+
+
+def _whole(parts: AnswerParts, end: StreamEnd, target: Answerer) -> ProxyResponse | None:
+    """Returns the answer of a stream; None if its tool calls are unreadable."""
+    fields = parts.fields(end)
+    try:
+        return ProxyResponse(
+            **fields,
+            reasoning_content=fields["reasoning"],
+            provider=target.provider,
+            model_resolved=target.name,
+        )
+    except ValidationError:
+        return None
