@@ -1,32 +1,17 @@
-"""What the agent pipeline needs: a chat model, memory, tools, and a store of runs."""
+"""What the agent pipeline needs: memory, tools, and a store of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Protocol
 from uuid import UUID
 
 from contracts.agents.runs import NewRun, Outcome, Run, RunPage, RunQuery, RunView
 from contracts.deadline import Deadline
 from contracts.identity import Tenant
-from contracts.llm.answers import ProxyResponse
-from contracts.llm.messages import ToolSpec
 from contracts.memory.api import Item
 from contracts.tools.api import ToolCallRequest, ToolCallResult, ToolDefinition
-
-
-@dataclass(frozen=True)
-class ModelRequest:
-    """One question to the model. With a `schema` the answer is a JSON text of that shape."""
-
-    model: str
-    messages: Sequence[Mapping[str, Any]]
-    max_tokens: int
-    tools: Sequence[ToolSpec] = ()
-    tool_choice: Literal["auto", "required"] | None = None
-    schema: Mapping[str, Any] | None = None
-    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,21 +24,6 @@ class MemoryExchange:
     agent_reply: str = field(repr=False)
     key: str
     meta: Mapping[str, str] = field(default_factory=dict)
-
-
-class ChatModel(Protocol):
-    """The LLM proxy."""
-
-    async def chat(
-        self, request: ModelRequest, tenant: Tenant, channel_id: str | None, deadline: Deadline
-    ) -> ProxyResponse:
-        """Returns the model's answer.
-
-        Raises leaves of the error tree; ContextLengthExceeded when the prompt is too long.
-        """
-
-    async def answering(self, logical_model: str, deadline: Deadline) -> str | None:
-        """Returns the provider's name of the model that would answer now, None when unknown."""
 
 
 class AgentMemory(Protocol):

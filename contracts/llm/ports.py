@@ -5,17 +5,18 @@ Adapters live in providers, backends and deployments.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from typing_extensions import Unpack
 
 from contracts.deadline import Deadline
-from contracts.llm.answers import LLMResponse, StreamItem, TokenUsage
+from contracts.identity import Tenant
+from contracts.llm.answers import LLMResponse, ProxyResponse, StreamItem, TokenUsage
 from contracts.llm.listings import EngineLoad
-from contracts.llm.messages import ChatMessage
+from contracts.llm.messages import ChatMessage, ToolSpec
 from contracts.llm.requests import ChatOptions
 from contracts.llm.routing import Route, Target
 
@@ -110,3 +111,31 @@ class Prices(Protocol):
 
     def cost(self, target: Target, usage: TokenUsage) -> Decimal | None:
         """Returns US dollars for `usage` at this target; None where no price is known."""
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """One question to the model. With a `schema` the answer is a JSON text of that shape."""
+
+    model: str
+    messages: Sequence[Mapping[str, Any]]
+    max_tokens: int
+    tools: Sequence[ToolSpec] = ()
+    tool_choice: Literal["auto", "required"] | None = None
+    schema: Mapping[str, Any] | None = None
+    temperature: float | None = None
+
+
+class ChatModel(Protocol):
+    """The LLM proxy as other services call it."""
+
+    async def chat(
+        self, request: ModelRequest, tenant: Tenant, channel_id: str | None, deadline: Deadline
+    ) -> ProxyResponse:
+        """Returns the model's answer.
+
+        Raises leaves of the error tree; ContextLengthExceeded when the prompt is too long.
+        """
+
+    async def answering(self, logical_model: str, deadline: Deadline) -> str | None:
+        """Returns the provider's name of the model that would answer now, None when unknown."""

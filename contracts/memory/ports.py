@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from contracts.deadline import Deadline
 from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.administration import ExportedMemory, ExportFilter
@@ -242,24 +241,3 @@ class SummaryStore(Protocol):
         self, tenant: Tenant, channel_id: str | None, size: int, summary: Summary
     ) -> None:
         """Replaces the last summary, unless one of the new one's sources was deleted meanwhile."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """The model's answer and name."""
-
-    content: str
-    model: str
-
-
-class ChatClient(Protocol):
-    """The LLM proxy."""
-
-    async def complete(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        tenant: Tenant,
-        channel_id: str | None,
-        deadline: Deadline,
-    ) -> Completion:
-        """Returns the model's answer. Raises the proxy's error, or Unavailable."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from backends.agents.notices import NatsAgentNotices
 from backends.agents.runs import PostgresRuns
 from backends.agents.usage import NatsAgentUsage
-from backends.http.chat import ProxyChatModel
+from backends.http.llm import LLMProxyClient
 from backends.http.memory import MemoryClient
 from backends.http.messaging import open_messaging
 from backends.http.tools import ToolsClient
@@ -79,7 +79,7 @@ class AgentRuntime:
         self._messaging = open_messaging(
             args.messaging.kind, *args.messaging.place(base, secret, environment.lookup)
         )
-        self._model = ProxyChatModel(base, secret, patience_s=args.patience_s)
+        self._model = LLMProxyClient(base, secret, patience_s=args.patience_s)
         self._tools = ToolsClient(base, secret, patience_s=args.patience_s)
         self._memory = MemoryClient(base, secret, patience_s=min(args.patience_s, 5.0))
         self._usage_link = (

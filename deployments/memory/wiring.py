@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.http.summaries import LLMProxyClient
+from backends.http.llm import LLMProxyClient
 from backends.memory.areas import AreaDirectory
 from backends.memory.document_files import DocumentFiles
 from backends.memory.documents import DocumentTables
@@ -24,7 +24,7 @@ from contracts.errors import DatabaseUnavailable
 from contracts.events import EventLog
 from contracts.llm.embeddings import Embedder, EmbeddingSpace
 from contracts.memory.background import Upkeep
-from deployments.graph.resources import Reloadable, Resources, WingEnvironment
+from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.memory import MemoryUseCases
 from services.memory.chunking import ChunkSize
 from services.memory.erasing import Erasing
@@ -41,8 +41,6 @@ from services.memory.upkeep import UpkeepRunner
 # Two pools: neither queries nor background work can take all connections from the other.
 FOREGROUND = PoolLimits(min_size=2, max_size=12)
 BACKGROUND = PoolLimits(min_size=1, max_size=4, statement_timeout_s=5.0)
-SUMMARY_S = 600.0
-"""The longest `timeout_s` of a summary."""
 
 
 class MemoryRuntime:
@@ -61,7 +59,7 @@ class MemoryRuntime:
         self._embedder = embedder
         self._events = events
         self._resources = Resources()
-        self._clients = Reloadable(SUMMARY_S)
+        self._llm = LLMProxyClient(environment.ingress_url, environment.internal_secret)
         self.database = Database(environment.database_url, events=events, limits=FOREGROUND)
         self._background = Database(environment.database_url, events=events, limits=BACKGROUND)
         self._leases = DatabaseLeases(self._background)
@@ -81,7 +79,7 @@ class MemoryRuntime:
             ConfigurationError: the stored vectors are of another model; nothing stays open.
         """
         async with Resources() as resources:
-            resources.closing(self._clients)
+            resources.closing(self._llm)
             await resources.closing(self._background).open()
             await resources.closing(self.database).open()
             try:
@@ -128,9 +126,6 @@ class MemoryRuntime:
             ShortTermLog(self.database),
         )
         scopes = AreaDirectory(self.database)
-        summaries = settings.summaries
-        llm = self._llm_client(settings)
-        self._clients.replace([llm])
         return MemoryUseCases(
             recall=Recall(
                 scopes=scopes,
@@ -147,8 +142,8 @@ class MemoryRuntime:
             summarizing=Summarizing(
                 log,
                 Summaries(self.database),
-                llm,
-                SummarySettings(**summaries.model_dump(exclude={"model", "max_tokens"})),
+                self._llm,
+                SummarySettings(**settings.summaries.model_dump()),
             ),
             records=records,
             erasing=Erasing(ErasureTables(self._background), self._knowledge),
@@ -185,15 +180,6 @@ class MemoryRuntime:
             EventRetention(self._background, settings.short_term.retention_days),
         ]
         return [*jobs, self._knowledge] if settings.knowledge_base.interval_s else jobs
-
-    def _llm_client(self, settings: MemorySettings) -> LLMProxyClient:
-        summaries = settings.summaries
-        return LLMProxyClient(
-            self._environment.ingress_url,
-            self._environment.internal_secret,
-            model=summaries.model,
-            max_tokens=summaries.max_tokens,
-        )
 
 
 def _fusion(settings: MemorySettings) -> FusionSettings:

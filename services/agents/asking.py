@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from contracts.agents.ports import ChatModel, ModelRequest
 from contracts.errors import ContextLengthExceeded
 from contracts.llm.answers import ProxyResponse
+from contracts.llm.ports import ChatModel, ModelRequest
 from services.agents.choices import Choices
 from services.agents.prompt import Dialogue
 from services.agents.scope import RunScope

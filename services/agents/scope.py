@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from contracts.agents.blueprints import Blueprint
-from contracts.agents.ports import AgentMemory, AgentTools, ChatModel
+from contracts.agents.ports import AgentMemory, AgentTools
 from contracts.agents.runs import Run
 from contracts.deadline import Deadline
+from contracts.llm.ports import ChatModel
 from contracts.workspace.messaging_service import Messaging
 from services.agents.run_recorder import RunRecorder
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse
 from contracts.identity import Tenant
+from contracts.llm.ports import ChatModel, ModelRequest
 from contracts.memory.api import MAX_SUMMARY_EVENTS, SummarizeRequest, SummarizeResponse
 from contracts.memory.items import text_of
-from contracts.memory.ports import ChatClient, LoggedEvent, ShortTermReader, Summary, SummaryStore
+from contracts.memory.ports import LoggedEvent, ShortTermReader, Summary, SummaryStore
 
 INSTRUCTIONS = (
     "Ти ведеш стислий підсумок подій і розмов спільноти. Онови підсумок: збережи факти, імена, "
@@ -23,12 +24,16 @@ NEW = "Нові записи:\n{events}"
 
 @dataclass(frozen=True, slots=True)
 class SummarySettings:
-    """Most characters of events per call and of one event; sentences; seconds for the whole."""
+    """The model, and bounds: tokens of an answer, characters of events per call and of one event,
+    sentences, seconds for the whole.
+    """
 
-    prompt_chars: int = 3_000
-    event_chars: int = 800
-    sentences: int = 8
-    timeout_s: float = 120.0
+    model: str
+    max_tokens: int
+    prompt_chars: int
+    event_chars: int
+    sentences: int
+    timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Summarizing:
 
     log: ShortTermReader
     summaries: SummaryStore
-    model: ChatClient
+    model: ChatModel
     settings: SummarySettings
 
     async def summarize(self, request: SummarizeRequest) -> SummarizeResponse:
@@ -88,13 +93,14 @@ class Summarizing:
         system = INSTRUCTIONS.format(sentences=self.settings.sentences)
         user = (SO_FAR.format(summary=summary) if summary else "") + NEW.format(events=part)
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        answer = await self.model.complete(messages, tenant, channel_id, deadline)
+        asked = ModelRequest(self.settings.model, messages, self.settings.max_tokens)
+        answer = await self.model.chat(asked, tenant, channel_id, deadline)
         text = answer.content.strip()
         if not text:  # it must not replace the summary so far
             raise UpstreamInvalidResponse(
                 "the model sent an empty summary: retry, or configure another model"
             )
-        return text, answer.model
+        return text, answer.model_resolved
 
     def _parts(self, events: Sequence[LoggedEvent]) -> Iterator[str]:
         """Yields the events as text, up to `prompt_chars` at a time."""

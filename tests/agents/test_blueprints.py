@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from backends.http.chat import first_available
+from backends.http.llm import first_available
 from configs.agents import load_blueprints
 from configs.environment import REPOSITORY
 from contracts.agents.blueprints import Blueprint

@@ -1,4 +1,4 @@
-"""The ChatModel port: calls the LLM proxy through the ingress, as any agent-runtime does."""
+"""The ChatModel port: calls the LLM proxy through the ingress, as any other service does."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from backends.http.client import JsonClient
 from backends.http.patient_requests import ask
-from contracts.agents.ports import ModelRequest
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, UpstreamInvalidResponse
 from contracts.identity import Tenant
 from contracts.llm.answers import ProxyResponse
 from contracts.llm.listings import ModelInfo, ModelList
+from contracts.llm.ports import ModelRequest
 
 PATH = "/internal/llm/proxy"
 MODELS_PATH = "/internal/llm/models"
@@ -24,10 +24,10 @@ MODELS_FRESH_S = 10.0
 SERVICE = "the LLM proxy"
 
 
-class ProxyChatModel:
+class LLMProxyClient:
     """Calls the LLM proxy, retrying for `patience_s` while it is unavailable."""
 
-    def __init__(self, base_url: str, secret: str | None, *, patience_s: float) -> None:
+    def __init__(self, base_url: str, secret: str | None, *, patience_s: float = 0.0) -> None:
         self._http = JsonClient(base_url, secret, service=SERVICE)
         self._patience_s = patience_s
         self._models: dict[str, ModelInfo] = {}
