@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve.deployment import Application
 
 from backends.http.application_health import ApplicationHealth
-from backends.nats.probe import NatsProbe
+from backends.nats.link import NatsLink
 from backends.postgres.pool import Database, PoolLimits
 from common.http.client import open_client
 from configs.environment import read_environment
@@ -58,7 +58,9 @@ class RootReplica:
             }
             probes = {"database": Dependency(database.ping)}
             if stores.nats_url:
-                probes["nats"] = Dependency(NatsProbe(stores.nats_url).probe, required=False)
+                link = resources.closing(NatsLink(stores.nats_url, self._events, name=APPLICATION))
+                link.start()
+                probes["nats"] = Dependency(link.probe, required=False)
             self._health = resources.closing(GraphHealth(applications, probes))
             self._health.start()
             self._resources = resources.pop_all()
