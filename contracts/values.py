@@ -28,6 +28,13 @@ def storable(value: str) -> str:
     return value
 
 
+def not_blank(value: str) -> str:
+    """Returns `value`. Raises ValueError for white space alone."""
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
 def storable_text(value: str) -> str:
     """Returns `value` without NUL and lone surrogates, cut at `MAX_TEXT` characters.
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from backends.http.client import JsonAnswer, JsonClient
+from backends.http.patient_requests import ask
 from contracts.deadline import Deadline
 from contracts.errors import Overloaded, UpstreamInvalidResponse
 from contracts.workspace.messaging_service import (
@@ -55,16 +56,11 @@ class WorkspaceMessaging:
         """Posts a reply of the agent. Raises DaarionError."""
         path = f"/internal/messaging/agents/{quote(agent_id, safe='')}/post-to-channel"
         body = {"channel_id": channel_id, "text": text, "run_id": run_id}
-        answer = await self._http.request("POST", path, deadline, body=body)
-        if not answer.ok:
-            raise self._http.refusal(answer)
-        return _posted(answer, channel_id)
+        return _posted(await ask(self._http, path, deadline, body=body), channel_id)
 
     async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
         """Returns the channel. Raises DaarionError."""
-        answer = await self._http.request("GET", self._channel(channel_id), deadline)
-        if not answer.ok:
-            raise self._http.refusal(answer)
+        answer = await ask(self._http, self._channel(channel_id), deadline, method="GET")
         try:
             return ChannelInfo.model_validate(answer.body)
         except ValidationError:
@@ -84,11 +80,7 @@ class WorkspaceMessaging:
             "run_id": run_id,
             "steps": [step.model_dump() for step in steps],
         }
-        answer = await self._http.request(
-            "POST", f"{self._channel(channel_id)}/run-steps", deadline, body=body
-        )
-        if not answer.ok:
-            raise self._http.refusal(answer)
+        await ask(self._http, f"{self._channel(channel_id)}/run-steps", deadline, body=body)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -210,11 +202,8 @@ async def _recent(
     http: JsonClient, path: str, limit: int, deadline: Deadline, before: str | None
 ) -> list[ChannelMessage]:
     limit = min(max(limit, 1), MAX_RECENT)
-    answer = await http.request(
-        "GET", path, deadline, params={"limit": limit, **({"before": before} if before else {})}
-    )
-    if not answer.ok:
-        raise http.refusal(answer)
+    params: dict[str, str | int] = {"limit": limit, **({"before": before} if before else {})}
+    answer = await ask(http, path, deadline, method="GET", params=params)
     if not isinstance(answer.body, list):
         raise UpstreamInvalidResponse(f"{SERVICE} did not answer with a list of messages")
     read = [message for message in map(_message, answer.body) if message is not None]

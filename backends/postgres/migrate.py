@@ -22,7 +22,7 @@ from psycopg.rows import DictRow, dict_row
 
 from backends.postgres.connection import conninfo
 from backends.postgres.errors import translate
-from backends.postgres.roles import SERVICE_ROLE, set_role_right
+from backends.postgres.roles import SERVICE_ROLE, role_facts
 from configs.environment import read_environment
 from contracts.errors import ConfigurationError, DaarionError, DatabaseUnavailable
 
@@ -204,10 +204,10 @@ async def _prepare(connection: psycopg.AsyncConnection[DictRow]) -> None:
 
 
 async def _ensure_service_role(connection: psycopg.AsyncConnection[DictRow]) -> None:
-    facts = await _role_facts(connection)
+    facts = await role_facts(connection, ROLE_FACTS)
     if not facts["present"]:
         await _create_service_role(connection, facts["name"])
-        facts = await _role_facts(connection)
+        facts = await role_facts(connection, ROLE_FACTS)
     if facts["too_strong"]:
         raise ConfigurationError(
             f"the role {SERVICE_ROLE} must be neither superuser nor able to bypass row security "
@@ -215,16 +215,6 @@ async def _ensure_service_role(connection: psycopg.AsyncConnection[DictRow]) -> 
         )
     if not facts["granted"]:
         await _grant_service_role(connection)
-
-
-async def _role_facts(connection: psycopg.AsyncConnection[DictRow]) -> DictRow:
-    facts = await (
-        await connection.execute(
-            ROLE_FACTS, {"service": SERVICE_ROLE, "set_right": set_role_right(connection)}
-        )
-    ).fetchone()
-    assert facts is not None
-    return facts
 
 
 async def _create_service_role(connection: psycopg.AsyncConnection[DictRow], name: str) -> None:

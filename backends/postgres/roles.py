@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import LiteralString
+
 import psycopg
 from psycopg import sql
 from psycopg.rows import DictRow
@@ -36,27 +38,25 @@ async def assume_service_role(connection: psycopg.AsyncConnection[DictRow]) -> N
     Raises:
         ConfigurationError: the role is a superuser, may bypass row security or owns tables.
     """
-    facts = await _facts(connection)
+    facts = await role_facts(connection, ROLE_FACTS)
     if facts["may_step_down"]:
         await connection.execute(SET_ROLE)
-        facts = await _facts(connection)
+        facts = await role_facts(connection, ROLE_FACTS)
     if facts["unbound"] or facts["owns_tables"]:
         raise ConfigurationError(_refusal(facts["name"]))
 
 
-def set_role_right(connection: psycopg.AsyncConnection[DictRow]) -> str:
+def _set_role_right(connection: psycopg.AsyncConnection[DictRow]) -> str:
     """Returns the right that `SET ROLE` needs, in `pg_has_role`'s words. Since PostgreSQL 16
     membership alone is not enough.
     """
     return "SET" if connection.info.server_version >= 160000 else "MEMBER"
 
 
-async def _facts(connection: psycopg.AsyncConnection[DictRow]) -> DictRow:
-    facts = await (
-        await connection.execute(
-            ROLE_FACTS, {"service": SERVICE_ROLE, "set_right": set_role_right(connection)}
-        )
-    ).fetchone()
+async def role_facts(connection: psycopg.AsyncConnection[DictRow], query: LiteralString) -> DictRow:
+    """Returns the row of `query`, which may name the service role and its right."""
+    names = {"service": SERVICE_ROLE, "set_right": _set_role_right(connection)}
+    facts = await (await connection.execute(query, names)).fetchone()
     assert facts is not None
     return facts
 

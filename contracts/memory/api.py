@@ -17,19 +17,12 @@ from contracts.memory.fields import (
     Seconds,
     TenantWithAliases,
 )
-from contracts.values import Instant, storable
+from contracts.values import Instant, not_blank, storable
 
 MAX_QUERY_CHARS = 8_000
 MAX_SUMMARY_EVENTS = 1_000
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-
-
-def _not_blank(value: str) -> str:
-    if not value.strip():
-        msg = "must not be blank"
-        raise ValueError(msg)
-    return value
 
 
 def _at_least_one(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
@@ -53,7 +46,7 @@ class QueryRequest(TenantWithAliases):
         str,
         StringConstraints(min_length=1, max_length=MAX_QUERY_CHARS),
         AfterValidator(storable),
-        AfterValidator(_not_blank),
+        AfterValidator(not_blank),
     ]
     channel_id: Identifier | None = None
     limit: Limit = 5

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from contracts.identity import Identifier
-from contracts.values import storable
+from contracts.values import not_blank, storable
 from contracts.workspace.messaging_service import MAX_MESSAGE_CHARS, MAX_RECENT, SenderType
 
 MAX_PREVIEW_CHARS = 500
@@ -25,18 +25,11 @@ MAX_PREVIEW_CHARS = 500
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
-def _not_blank(value: str) -> str:
-    if not value.strip():
-        msg = "must not be blank"
-        raise ValueError(msg)
-    return value
-
-
 MessageText = Annotated[
     str,
     StringConstraints(max_length=MAX_MESSAGE_CHARS),
     AfterValidator(storable),
-    AfterValidator(_not_blank),
+    AfterValidator(not_blank),
 ]
 
 
