@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from typing import Any
 
+from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from backends.http.client import JsonAnswer, JsonClient
@@ -43,7 +43,7 @@ class ToolsClient:
     def __init__(self, base_url: str, secret: str | None, *, patience_s: float) -> None:
         self._http = JsonClient(base_url, secret, service=SERVICE)
         self._patience_s = patience_s
-        self._kept: OrderedDict[tuple[str, str], tuple[float, list[ToolDefinition]]] = OrderedDict()
+        self._kept = LRUCache[tuple[str, str], tuple[float, list[ToolDefinition]]](MAX_KEPT)
 
     async def allowed(self, tenant: Tenant, deadline: Deadline) -> list[ToolDefinition]:
         """Returns the tools that the agent may call. Raises DaarionError."""
@@ -67,9 +67,6 @@ class ToolsClient:
                 return kept
             raise
         self._kept[key] = (time.monotonic(), found)
-        self._kept.move_to_end(key)
-        while len(self._kept) > MAX_KEPT:
-            self._kept.popitem(last=False)
         return found
 
     async def call(self, request: ToolCallRequest, deadline: Deadline) -> ToolCallResult:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
 from collections.abc import Callable
+
+from cachetools import TTLCache
 
 from contracts.agents.invocations import AgentInvocation
 from contracts.deadline import Deadline
@@ -32,7 +32,7 @@ class ChannelTenants:
     ) -> None:
         self._messaging = messaging
         self._configured = configured
-        self._cache: OrderedDict[str, tuple[float, ChannelInfo]] = OrderedDict()
+        self._cache = TTLCache[str, ChannelInfo, float](MAX_CACHED, CACHE_S)
 
     async def microdao_of(self, invocation: AgentInvocation, deadline: Deadline) -> str:
         """Returns the tenant that the run belongs to.
@@ -70,17 +70,10 @@ class ChannelTenants:
     async def _channel(
         self, channel_id: str, agent_id: str, deadline: Deadline
     ) -> ChannelInfo | None:
-        until, kept = self._cache.get(channel_id, (0.0, None))
-        if (
-            kept is not None
-            and until > time.monotonic()
-            and (kept.members is None or agent_id in kept.members)
-        ):
+        kept = self._cache.get(channel_id)
+        if kept is not None and (kept.members is None or agent_id in kept.members):
             return kept
         info = await self._messaging.channel(channel_id, deadline)
         if info is not None:
-            self._cache[channel_id] = (time.monotonic() + CACHE_S, info)
-            self._cache.move_to_end(channel_id)
-            while len(self._cache) > MAX_CACHED:
-                self._cache.popitem(last=False)
+            self._cache[channel_id] = info
         return info

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from uuid import UUID
+
+from cachetools import LRUCache
 
 from contracts.errors import InvalidRequest, NotFound
 from contracts.identity import Page
@@ -57,7 +58,7 @@ class Channels:
         self._feeds = ports.feeds
         self._notices = ports.notices
         self._wake = ports.wake
-        self._tenants: OrderedDict[UUID, str] = OrderedDict()
+        self._tenants = LRUCache[UUID, str](MAX_REMEMBERED)
 
     async def create(self, channel: NewChannel) -> Channel:
         """Stores a new channel."""
@@ -173,9 +174,6 @@ class Channels:
         tenant = self._tenants.get(channel_id) or await self._channels.tenant(channel_id)
         if tenant is not None:
             self._tenants[channel_id] = tenant
-            self._tenants.move_to_end(channel_id)
-            if len(self._tenants) > MAX_REMEMBERED:
-                self._tenants.popitem(last=False)
         return tenant
 
 
