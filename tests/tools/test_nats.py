@@ -15,6 +15,7 @@ from backends.tools.usage import NatsToolUsage
 from contracts.tools.api import Outcome
 from contracts.tools.ledger import ToolUsageEvent
 from interfaces.nats.tools.calls import NatsLimits, ToolNats, streams
+from interfaces.nats.work_queue import REASON_HEADER, WorkQueue
 from launcher.stores import NatsServer
 from tests.support.llm.usage_engine import ToolUsage
 from tests.support.tools.toolcore import AGENT, client, replica, tool
@@ -139,8 +140,8 @@ async def test_waiting_requests_survive_the_death_of_a_replica(database_url, ser
 
     async with replica(database_url, tool(effect="idempotent", timeout_s=60), script=hang) as dying:
         interface = ToolNats(dying.toolcore.calls, dying.events, NatsLimits())
-        stream = await streams.prepare(outside, 100)
-        acknowledged = await stream.publish(streams.SUBMIT, request(call_id="left"))
+        await WorkQueue(streams.queue_settings(100), pytest.fail).prepare(outside)
+        acknowledged = await outside.jetstream().publish(streams.SUBMIT, request(call_id="left"))
         assert acknowledged.stream == streams.WORK_STREAM
         link = NatsLink(server.url, dying.events, name="dying", on_connect=interface.on_connect)
         link.start()
@@ -178,7 +179,7 @@ async def test_poison_is_parked_and_the_next_request_served(database_url, server
             while (await stream.stream_info(streams.PARKED_STREAM)).state.messages != 1:
                 await asyncio.sleep(0.05)
         parked = await stream.get_msg(streams.PARKED_STREAM, 1)
-        assert (parked.data, parked.headers[streams.REASON_HEADER]) == (poison, "invalid")
+        assert (parked.data, parked.headers[REASON_HEADER]) == (poison, "invalid")
         assert (await stream.stream_info(streams.WORK_STREAM)).state.messages == 0
 
 

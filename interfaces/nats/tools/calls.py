@@ -11,25 +11,21 @@ from typing import Any
 from uuid import uuid4
 
 import nats.errors
-import nats.js.errors
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext
 from pydantic import ValidationError
 
 from common.tasks import end_tasks
 from contracts.events import EventLog
 from contracts.tools.api import ToolCallRequest, ToolCallResult
 from interfaces.nats.tools import streams
+from interfaces.nats.work_queue import WorkQueue, place_of
 from interfaces.tools.answers import call_body, unreadable
 from services.tools.calls import ToolCalls
 from services.tools.outcomes import CallAnswer
 
-FETCH_S = 10.0
-SUBMIT_TIMEOUT_S = 2.0
 BUSY_DELAY_S = 2.0
-RETRY_S = 1.0
 KEEP_ALIVE_S = streams.ACK_WAIT_S / 3
 CLOSE_TIMEOUT_S = 5.0
 PAYLOAD_MARGIN = 4_096
@@ -57,19 +53,21 @@ class ToolNats:
         self._calls = calls
         self._events = events
         self._limits = limits
+        self._queue = WorkQueue(streams.queue_settings(limits.max_waiting), self._fetch_failed)
         self._free = asyncio.Semaphore(limits.max_in_flight)
         self._client: Client | None = None
-        self._stream: JetStreamContext | None = None
         self._fetcher: asyncio.Task[None] | None = None
         self._working: set[asyncio.Task[None]] = set()
 
     async def on_connect(self, client: Client) -> None:
         """Prepares the streams, subscribes and begins to fetch. Raises errors of the library."""
         self._client = client
-        self._stream = await streams.prepare(client, self._limits.max_waiting)
+        await self._queue.prepare(client)
         await client.subscribe(streams.REQUEST, queue=streams.QUEUE_GROUP, cb=self._take)
         await client.flush()  # once this replica reports ready, it listens
-        self._fetcher = asyncio.create_task(self._fetch(), name="tools:nats")
+        self._fetcher = asyncio.create_task(
+            self._queue.work(client, self._room, self._spawn), name="tools:nats"
+        )
 
     async def close(self) -> None:
         """Stops fetching. Running calls get a few seconds; the rest goes to another replica."""
@@ -81,14 +79,11 @@ class ToolNats:
 
     async def _take(self, message: Msg) -> None:
         """Puts a request into the stream; answers at once if the stream is full or away."""
-        assert self._stream is not None
         headers = {streams.REQUEST_ID_HEADER: f"nats-{uuid4().hex}"}
         if message.reply:
             headers[streams.REPLY_HEADER] = message.reply
         try:
-            await self._stream.publish(
-                streams.SUBMIT, message.data, timeout=SUBMIT_TIMEOUT_S, headers=headers
-            )
+            await self._queue.publish(streams.SUBMIT, message.data, headers)
         except (nats.errors.Error, TimeoutError) as error:
             self._events.emit("tools.nats_refused", error=type(error).__name__)
             refusal = ToolCallResult(
@@ -99,32 +94,15 @@ class ToolNats:
             )
             await self._respond(_named(refusal, _fields(message.data)), message.reply)
 
-    async def _fetch(self) -> None:
-        assert self._stream is not None
-        subscription = await self._stream.pull_subscribe_bind(
-            durable=streams.DURABLE, stream=streams.WORK_STREAM
-        )
-        while True:
-            await self._free.acquire()
-            try:
-                (message,) = await subscription.fetch(1, timeout=FETCH_S)
-            except (TimeoutError, nats.errors.TimeoutError):
-                self._free.release()
-            except (nats.errors.Error, nats.js.errors.Error) as error:
-                self._free.release()
-                self._events.emit("tools.nats_fetch_failed", error=type(error).__name__)
-                await asyncio.sleep(RETRY_S)
-                await self._recreate_streams()
-            else:
-                self._spawn(message)
+    async def _room(self) -> None:
+        async with self._free:  # only this fetcher takes slots, so the one seen here stays free
+            pass
 
-    async def _recreate_streams(self) -> None:
-        """Recreates streams and consumer, which a server that restarted empty lacks."""
-        assert self._client is not None
-        with contextlib.suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError):
-            await streams.prepare(self._client, self._limits.max_waiting)
+    def _fetch_failed(self, error: Exception) -> None:
+        self._events.emit("tools.nats_fetch_failed", error=type(error).__name__)
 
-    def _spawn(self, message: Msg) -> None:
+    async def _spawn(self, message: Msg) -> None:
+        await self._free.acquire()
         task = asyncio.create_task(self._work(message))
         self._working.add(task)
         task.add_done_callback(self._done)
@@ -146,7 +124,7 @@ class ToolNats:
     async def _handle(self, message: Msg) -> None:
         headers = message.headers or {}
         request_id, reply_to = (
-            headers.get(streams.REQUEST_ID_HEADER) or f"nats-{_place(message)}",
+            headers.get(streams.REQUEST_ID_HEADER) or f"nats-{place_of(message)}",
             headers.get(streams.REPLY_HEADER),
         )
         try:
@@ -169,7 +147,9 @@ class ToolNats:
             await self._park(message, "deliveries", _named(refusal, request.model_dump()), reply_to)
             return
         # Without a caller's id, the message's place in the stream names the call at every delivery.
-        named = request.model_copy(update={"call_id": request.call_id or f"nats-{_place(message)}"})
+        named = request.model_copy(
+            update={"call_id": request.call_id or f"nats-{place_of(message)}"}
+        )
         reply = await self._calls().call(named, via="nats", request_id=request_id)
         if _may_succeed_later(reply):
             await message.nak(delay=BUSY_DELAY_S)
@@ -183,13 +163,7 @@ class ToolNats:
         self, message: Msg, reason: str, answer: dict[str, Any], reply_to: str | None
     ) -> None:
         """Moves a message that can never be served to the parked stream, and answers its caller."""
-        assert self._stream is not None
-        await self._stream.publish(
-            streams.PARKED,
-            message.data,
-            timeout=SUBMIT_TIMEOUT_S,
-            headers={streams.REASON_HEADER: reason},
-        )
+        await self._queue.park(message, reason)
         self._events.emit(
             "tools.nats_parked", reason=reason, deliveries=message.metadata.num_delivered
         )
@@ -252,9 +226,3 @@ def _fields(data: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return given if isinstance(given, dict) else {}
-
-
-def _place(message: Msg) -> str:
-    """Returns the message's place in the stream, the same at every delivery."""
-    metadata = message.metadata
-    return f"{metadata.timestamp.timestamp():.6f}-{metadata.sequence.stream}"
