@@ -9,6 +9,7 @@ import time
 from anyio import CapacityLimiter
 
 from common.http.errors import HttpError
+from common.tasks import end_tasks
 from providers.transport import HttpExchange
 
 DRAIN_S = 0.05
@@ -59,10 +60,7 @@ class Drain:
 
     async def close(self) -> None:
         """Stops."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
 
 
 async def _drain(held: HeldCall) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import nats.errors
 from nats.aio.client import Client
 
+from common.tasks import end_tasks
 from contracts.errors import Unavailable
 from contracts.events import EventLog
 
@@ -69,9 +70,7 @@ class NatsLink:
     async def close(self) -> None:
         """Flushes within `DRAIN_TIMEOUT_S`, and closes within `CLOSE_TIMEOUT_S`."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_tasks([self._task])
         if self._client is not None:
             with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
                 async with asyncio.timeout(DRAIN_TIMEOUT_S):

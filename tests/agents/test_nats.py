@@ -12,6 +12,7 @@ import nats
 import pytest
 
 from interfaces.nats import agents as subjects
+from interfaces.nats.work_queue import REASON_HEADER
 from launcher.stores import NatsServer
 from tests.support.agents.chain import EARLIER, KNOWN, PROJECT, REPLY, prepare_chain, recall
 from tests.support.agents.platform import OWN, SOFIA, platform
@@ -272,7 +273,7 @@ async def test_a_publisher_cannot_choose_the_tenant_of_a_channel(here, outside):
         await connected(here)
         parked = await outside.jetstream().subscribe(subjects.PARKED)
         await outside.publish(subjects.INVOKE, invocation("channel:1", microdao_id=OWN))
-        assert (await parked.next_msg(timeout=60)).headers[subjects.REASON_HEADER] == "forbidden"
+        assert (await parked.next_msg(timeout=60)).headers[REASON_HEADER] == "forbidden"
     assert here.model.bodies == []
 
 
@@ -334,9 +335,7 @@ async def test_unservable_and_too_old_invocations_are_parked_and_others_wait(
             invocation(channel, message, microdao_id="microdao:8"),
         ):
             await outside.publish(subjects.INVOKE, data)
-        reasons = [
-            (await parked.next_msg(timeout=30)).headers[subjects.REASON_HEADER] for _ in range(4)
-        ]
+        reasons = [(await parked.next_msg(timeout=30)).headers[REASON_HEADER] for _ in range(4)]
         assert sorted(reasons) == ["forbidden", "invalid_request", "invalid_request", "not_found"]
 
         unknown = await here.channel()
@@ -345,7 +344,7 @@ async def test_unservable_and_too_old_invocations_are_parked_and_others_wait(
         here.door.away.add("workspace")
         await outside.publish(subjects.INVOKE, late)
         assert (await parked.next_msg(timeout=30)).headers[
-            subjects.REASON_HEADER
+            REASON_HEADER
         ] == "unavailable"  # too old
         monkeypatch.undo()
         other = invocation(channel, message)
