@@ -384,5 +384,5 @@ def test_refusals_are_delivered_again_after_growing_pauses():
     assert pauses == sorted(pauses)
     assert (pauses[:3], pauses[-1]) == ([1.0, 2.0, 4.0], 30.0)
     assert (
-        subjects.PARK_AFTER_S + pauses[-1] < subjects.KEEP_S
+        subjects.PARK_AFTER_S + pauses[-1] < subjects.QUEUE.keep_s
     )  # parked before the stream forgets it
