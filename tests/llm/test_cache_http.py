@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from contracts.llm.limits import Limit, LimitKey
+from services.llm import cached_answers
 from services.llm.cache import AnswerCache
 from services.llm.cached_answers import CachedAnswers
 from services.llm.gateway import Gateway, Load
@@ -249,6 +250,15 @@ async def test_a_stream_fills_the_cache_and_is_read_from_it():
         assert replayed[-1][1]["cached"] is True
         assert replayed[-1][1]["usage"] == first[-1][1]["usage"]
         assert (upstream.total, len(recorder.records), load.calls) == (1, 1, 0)
+
+
+async def test_a_stream_over_the_bound_passes_and_is_not_kept(monkeypatch):
+    monkeypatch.setattr(cached_answers, "MAX_RECORDED_BYTES", 64)
+    async with running(play("ok", text="Київ " * 40)) as (client, upstream, _, _):
+        streamed = events_of((await client.post("/stream", json=BODY)).text)
+        assert "".join(event.get("delta", "") for _, event in streamed) == "Київ " * 40
+        assert "cached" not in (await client.post("/proxy", json=BODY)).json()
+        assert upstream.total == 2
 
 
 async def test_a_broken_stream_is_not_kept():
