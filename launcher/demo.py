@@ -14,8 +14,10 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from httpx2 import AsyncClient, EventSource
 
 from common.http.client import open_client, read_bounded, requested
 from common.http.errors import HttpError
@@ -53,59 +55,15 @@ MAX_ANSWER_BYTES = 8 << 20
 TIMEOUT_S = 30.0
 WAIT_S = 120.0
 LAST_STEPS = {"stored", "failed"}
+LAST_STEPS_S = 15.0
+"""How long the last steps of a run are awaited, which are shown after its reply."""
 
 
 class DemoError(Exception):
     """The graph refused a request, or its answer is not the expected one."""
 
 
-class IngressClient:
-    """Calls the graph's ingress, directly whatever the environment's proxies."""
-
-    def __init__(self, base_url: str, secret: str | None) -> None:
-        headers = {"Content-Type": "application/json"}
-        self._http = open_client(
-            base_url=base_url, headers=headers | ({"X-Internal-Secret": secret} if secret else {})
-        )
-
-    async def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Returns the answer's JSON. Raises DemoError, HttpError or TimeoutError."""
-        content = None if body is None else json.dumps(body).encode()
-        async with (
-            asyncio.timeout(TIMEOUT_S),
-            requested(self._http, method, path, content=content) as response,
-        ):
-            answer = await read_bounded(response, MAX_ANSWER_BYTES)
-        if not response.is_success:
-            reason = answer[:500].decode("utf-8", "replace")
-            raise DemoError(f"{method} {path} was refused: {response.status_code} {reason}")
-        return json.loads(answer)
-
-    async def events(self, path: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Yields name and data of each event from now on; a keep-alive comment is an event without
-        a name.
-        """
-        async with requested(self._http, "GET", path) as response:
-            if not response.is_success:
-                raise DemoError(f"GET {path} was refused: {response.status_code}")
-            name = "message"
-            async for line in response.aiter_lines():
-                field, _, value = line.partition(": ")
-                if field == "event":
-                    name = value
-                elif field == "data":
-                    yield name, json.loads(value)
-                elif line.startswith(":"):
-                    yield "", {}
-                elif not field:
-                    name = "message"
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._http.aclose()
-
-
-async def run(graph: IngressClient, agent: str, question: str, project: str) -> bool:
+async def run(graph: AsyncClient, agent: str, question: str, project: str) -> bool:
     """Plays the demo; returns whether the reply names the project. Raises DemoError, HttpError or
     TimeoutError.
     """
@@ -113,103 +71,93 @@ async def run(graph: IngressClient, agent: str, question: str, project: str) -> 
     microdao = f"microdao:demo-{secrets.token_hex(4)}"
 
     def say(text: str) -> None:
-        seconds = time.monotonic() - started
-        print(f"{seconds:6.1f} s  {text}", flush=True)  # noqa: T201  # its output
+        print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)  # noqa: T201  # its output
 
-    new_project = {"name": project, "microdao_id": microdao}
-    await graph.call("POST", "/internal/messaging/projects", new_project)
+    await _post(graph, "projects", {"name": project, "microdao_id": microdao})
     say(f"project    «{project}» in {microdao}")
     members = {"name": "demo", "microdao_id": microdao, "members": [PERSON, agent]}
-    channel = (await graph.call("POST", "/internal/messaging/channels", members))["id"]
+    channel = (await _post(graph, "channels", members))["id"]
     say(f"channel    {channel} with {PERSON} and {agent}")
-    path = f"/internal/messaging/channels/{channel}"
-    events = graph.events(f"{path}/events")
-    try:
-        async with asyncio.timeout(WAIT_S):
-            await anext(events)  # it starts with a comment: from here on no event is missed
-            message = {"sender_id": PERSON, "text": question}
-            await graph.call("POST", f"{path}/messages", message)
-            return await _named(events, agent, project, say)
-    except TimeoutError:
-        raise DemoError(f"no reply within {WAIT_S:g} s") from None
-
-
-async def _named(
-    events: AsyncIterator[tuple[str, dict[str, Any]]],
-    agent: str,
-    project: str,
-    say: Callable[[str], None],
-) -> bool:
-    """Shows the channel's events until the agent's run has ended; returns whether its reply names
-    the project.
-    """
+    await _post(graph, f"channels/{channel}/messages", {"sender_id": PERSON, "text": question})
     named: bool | None = None
-    async for name, data in events:
-        kind = data.get("step", data).get("kind")
-        if name == "run.step":
-            say(f"  {_step(data)}")
-        elif name == "message.created":
-            message = data.get("message", data)
-            say(f"message    {message['sender_id']}: {message['body']}")
-            if message["sender_id"] == agent:
-                named = project in message["body"]
-        elif name:
-            say(f"{name} {json.dumps(data, ensure_ascii=False)}")
-        # The last steps of a run are shown after its reply.
-        if named is not None and (kind in LAST_STEPS or not name):
+    try:
+        async with (
+            asyncio.timeout(WAIT_S) as bound,
+            requested(graph, "GET", f"channels/{channel}/events?after=0") as response,
+        ):
+            async for event in EventSource(response):
+                data = json.loads(event.data)
+                say(_line(event.event, data))
+                message, step = data.get("message", data), data.get("step", data)
+                if event.event == "message.created" and message["sender_id"] == agent:
+                    named = project in message["body"]
+                    bound.reschedule(asyncio.get_running_loop().time() + LAST_STEPS_S)
+                if named is not None and step.get("kind") in LAST_STEPS:
+                    return named
+    except TimeoutError:
+        if named is not None:
             return named
-    raise DemoError("the channel's events ended before a reply")
+    raise DemoError("the channel's events ended without a reply")
 
 
-def _step(data: dict[str, Any]) -> str:
-    step = data.get("step", data)
-    detail = ", ".join(
-        f"{key} {value}" for key, value in (step.get("detail") or {}).items() if value is not None
-    )
-    return f"{step.get('kind', '?'):<11} {detail}"
+async def _post(graph: AsyncClient, path: str, body: dict[str, Any]) -> Any:
+    """Returns the answer's JSON. Raises DemoError, HttpError or TimeoutError."""
+    async with asyncio.timeout(TIMEOUT_S), requested(graph, "POST", path, json=body) as response:
+        answer = await read_bounded(response, MAX_ANSWER_BYTES)
+    if not response.is_success:
+        reason = answer[:500].decode("utf-8", "replace")
+        raise DemoError(f"POST {path} was refused: {response.status_code} {reason}")
+    return json.loads(answer)
+
+
+def _line(name: str, data: dict[str, Any]) -> str:
+    message, step = data.get("message", data), data.get("step", data)
+    match name:
+        case "run.step":
+            detail = (step.get("detail") or {}).items()
+            text = ", ".join(f"{key} {value}" for key, value in detail if value is not None)
+            return f"  {step.get('kind', '?'):<11} {text}"
+        case "message.created":
+            return f"message    {message['sender_id']}: {message['body']}"
+        case _:
+            return f"{name} {json.dumps(data, ensure_ascii=False)}"
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="demo", description=__doc__.partition("\n")[0] if __doc__ else None
-    )
+    parser = argparse.ArgumentParser(prog="demo", description="asks the demo agent in a graph")
     parser.add_argument("--agent", default=AGENT)
     parser.add_argument("--question", default=QUESTION)
-    parser.add_argument(
-        "--project",
-        default=f"{secrets.choice(FIRST)} {secrets.choice(SECOND)} {secrets.randbelow(90) + 10}",
-    )
+    name = f"{secrets.choice(FIRST)} {secrets.choice(SECOND)} {secrets.randbelow(90) + 10}"
+    parser.add_argument("--project", default=name)
     parser.add_argument(
         "--ingress", help="by default the one that DAARION_HOST and DAARION_PORT name"
     )
     given = parser.parse_args(argv)
     try:
-        environment = read_environment()
-        base_url = (given.ingress or environment.ingress_url).rstrip("/")
-        secret = environment.internal_secret or environment.admin_secret
-        named = asyncio.run(_play(base_url, secret, given))
+        return asyncio.run(_play(given))
     except (ConfigurationError, DemoError) as error:
         print(f"demo: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    except (HttpError, TimeoutError):
-        print(  # noqa: T201
-            f"demo: no graph answers at {base_url}: start it with `make run` in another terminal, "
-            "or set DAARION_PORT to its port",
-            file=sys.stderr,
-        )
-        return 2
-    verb = "names" if named else "does NOT name"
-    print(f"the reply {verb} the project")  # noqa: T201
+
+
+async def _play(given: argparse.Namespace) -> int:
+    environment = read_environment()
+    ingress = (given.ingress or environment.ingress_url).rstrip("/")
+    secret = environment.internal_secret or environment.admin_secret
+    headers = {"X-Internal-Secret": secret} if secret else {}
+    async with open_client(base_url=f"{ingress}/internal/messaging/", headers=headers) as graph:
+        try:
+            named = await run(graph, given.agent, given.question, given.project)
+        except (HttpError, TimeoutError):
+            print(  # noqa: T201
+                f"demo: no graph answers at {ingress}: start it with `make run` in another "
+                "terminal, or set DAARION_PORT to its port",
+                file=sys.stderr,
+            )
+            return 2
+    print(f"the reply {'names' if named else 'does NOT name'} the project")  # noqa: T201
     return 0 if named else 1
-
-
-async def _play(base_url: str, secret: str | None, given: argparse.Namespace) -> bool:
-    graph = IngressClient(base_url, secret)
-    try:
-        return await run(graph, given.agent, given.question, given.project)
-    finally:
-        await graph.close()
 
 
 if __name__ == "__main__":
