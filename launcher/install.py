@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -52,8 +52,8 @@ class Installer:
     ) -> None:
         self.repository = repository
         self.venv = repository / ".venv"
-        self._run_step = step or run_step
         self.python = self.venv / "bin" / "python"
+        self._run_step = step or run_step
 
     def ensure(self, profile: str, *, project: bool = True) -> None:
         """Installs what `profile` needs and lacks; without `project` the packages alone.
@@ -67,16 +67,15 @@ class Installer:
         if not self._lock("cpu").exists():
             raise InstallRefused(f"ops/locks has no lock files for Python {PYTHON}")
         with self._alone():
-            self._ensure(profile, project=project)
-
-    def _ensure(self, profile: str, *, project: bool) -> None:
-        if not self.satisfied(profile):
-            self._fill(profile)
-        if project and not self._project_stamp().exists():
-            options = ["--no-deps", "--no-build-isolation", "--editable", str(self.repository)]
-            self._step("installing this repository into it", self._pip_install(*options))
-            self._remove_stamps("project")
-            self._project_stamp().touch()
+            self._ensure_venv(FAMILIES[profile])
+            engines = ENGINE_LOCKS[FAMILIES[profile]]
+            if not any(self._lock_stamp(lock).exists() for lock in engines):
+                lock = "gpu" if profile == "gpu" else self._engine_lock()
+                self._install(lock, replaced=engines)
+            if profile == "dev" and not self._lock_stamp("dev").exists():
+                self._install("dev", replaced=["dev"])
+            if project:
+                self._ensure_project()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -92,40 +91,40 @@ class Installer:
         finally:
             os.close(descriptor)
 
-    def satisfied(self, profile: str) -> bool:
-        """Whether the environment was filled from the current lock files of `profile`."""
-        return (
-            self._has_pip()
-            and self._has_engine(profile)
-            and (profile != "dev" or self.lock_stamp("dev").exists())
-        )
+    def _lock(self, lock: str) -> Path:
+        return self.repository / "ops" / "locks" / f"{lock}-{PYTHON}.lock"
 
-    def lock_stamp(self, lock: str) -> Path:
-        return self.venv / f".installed-{lock}-{_digest(self._lock(lock).read_bytes())}"
+    def _lock_stamp(self, lock: str) -> Path:
+        return self._stamp(lock, self._lock(lock).read_bytes())
 
-    def _has_engine(self, profile: str) -> bool:
-        return any(self.lock_stamp(lock).exists() for lock in ENGINE_LOCKS[FAMILIES[profile]])
+    def _stamp(self, kind: str, content: bytes) -> Path:
+        return self.venv / f".installed-{kind}-{hashlib.sha256(content).hexdigest()[:16]}"
 
-    def _fill(self, profile: str) -> None:
-        self._make_venv(FAMILIES[profile])
-        if not self._has_engine(profile):
-            lock = "gpu" if profile == "gpu" else self._engine_lock()
-            for other in ENGINE_LOCKS[FAMILIES[profile]]:  # its packages are about to be replaced
-                self._remove_stamps(other)
-            self._install(lock)
-        if profile == "dev" and not self.lock_stamp("dev").exists():
-            self._remove_stamps("dev")
-            self._install("dev")
-
-    def _install(self, lock: str) -> None:
+    def _install(self, lock: str, replaced: Sequence[str]) -> None:
         file = self._lock(lock)
         count = sum(line[0].isalnum() for line in file.read_text().splitlines())
-        options = ["--no-deps", "--only-binary", ":all:", "--require-hashes"]
-        self._step(
-            f"installing {count} packages from {file.relative_to(self.repository)}",
-            self._pip_install(*options, "--requirement", str(file)),
-        )
-        self.lock_stamp(lock).touch()
+        options = ["--only-binary", ":all:", "--require-hashes", "--requirement", str(file)]
+        title = f"installing {count} packages from {file.relative_to(self.repository)}"
+        self._pip_install(title, options, replaced, self._lock_stamp(lock))
+
+    def _ensure_project(self) -> None:
+        content = tomllib.loads((self.repository / "pyproject.toml").read_text())
+        relevant = [str(self.repository), content["project"], content["tool"]["setuptools"]]
+        stamp = self._stamp("project", json.dumps(relevant, sort_keys=True).encode())
+        if not stamp.exists():
+            options = ["--no-build-isolation", "--editable", str(self.repository)]
+            self._pip_install("installing this repository into it", options, ["project"], stamp)
+
+    def _pip_install(
+        self, title: str, options: list[str], replaced: Sequence[str], stamp: Path
+    ) -> None:
+        """Installs, and marks that with `stamp` in place of the stamps of the kinds `replaced`."""
+        for kind in replaced:
+            for old in self.venv.glob(f".installed-{kind}-*"):
+                old.unlink()
+        pip = [str(self.python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        self._run_step(title, [*pip, "--no-deps", *options], self.repository)
+        stamp.touch()
 
     def _engine_lock(self) -> str:
         """Returns `cpu` where pip finds the build of torch that this lock names, else `general`.
@@ -144,28 +143,28 @@ class Installer:
         self._check_disk("general")
         return "general"
 
-    def _make_venv(self, family: str) -> None:
+    def _ensure_venv(self, family: str) -> None:
+        """Creates the environment if it is not complete, or has the other family's packages."""
         note = self.venv / ".family"
         other = note.exists() and note.read_text() != family
-        if not self._has_pip() or other:
+        # pip comes last into an environment; its folder is of one version of Python.
+        pip = self.venv / "lib" / f"python{PYTHON}" / "site-packages" / "pip" / "__main__.py"
+        if other or not (self.python.exists() and pip.exists()):
             if any(importlib.util.find_spec(module) is None for module in ("venv", "ensurepip")):
                 raise InstallRefused(
                     "this Python has no venv module: "
                     "install it (Debian, Ubuntu: apt install python3-venv)"
                 )
             self._check_disk(family)
-            self._check_unused()
+            if pids := users_of(self.python):
+                raise InstallRefused(
+                    f"a graph runs from {self.venv} (pid {pids[0]}), which must be created anew: "
+                    "stop the graph first"
+                )
             why = " (it held the other set of packages)" if other else ""
-            self._step(
-                f"creating {self.venv.name}{why}",
-                [sys.executable, "-m", "venv", "--clear", str(self.venv)],
-            )
+            command = [sys.executable, "-m", "venv", "--clear", str(self.venv)]
+            self._run_step(f"creating {self.venv.name}{why}", command, self.repository)
         note.write_text(family)
-
-    def _has_pip(self) -> bool:
-        """Whether the environment is complete and of this version of Python: pip comes last."""
-        pip = self.venv / "lib" / f"python{PYTHON}" / "site-packages" / "pip" / "__main__.py"
-        return self.python.exists() and pip.exists()
 
     def _check_disk(self, lock: str) -> None:
         free_gb, needed_gb = shutil.disk_usage(self.repository).free >> 30, _DISK_NEEDED_GB[lock]
@@ -174,36 +173,6 @@ class Installer:
                 f"the installation needs about {needed_gb} GB of disk and {free_gb} GB are free: "
                 "make room"
             )
-
-    def _check_unused(self) -> None:
-        """Refuses to empty an environment that a process runs from."""
-        if pids := users_of(self.python):
-            raise InstallRefused(
-                f"a graph runs from {self.venv} (pid {pids[0]}), which must be created anew: "
-                "stop the graph first"
-            )
-
-    def _pip_install(self, *arguments: str) -> list[str]:
-        pip = [str(self.python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        return [*pip, *arguments]
-
-    def _step(self, title: str, argv: list[str]) -> None:
-        self._run_step(title, argv, self.repository)
-
-    def _remove_stamps(self, kind: str) -> None:
-        for stamp in self.venv.glob(f".installed-{kind}-*"):
-            stamp.unlink()
-
-    def _project_stamp(self) -> Path:
-        content = tomllib.loads((self.repository / "pyproject.toml").read_text())
-        relevant = [str(self.repository), content["project"], content["tool"]["setuptools"]]
-        return (
-            self.venv
-            / f".installed-project-{_digest(json.dumps(relevant, sort_keys=True).encode())}"
-        )
-
-    def _lock(self, lock: str) -> Path:
-        return self.repository / "ops" / "locks" / f"{lock}-{PYTHON}.lock"
 
 
 def users_of(python: Path) -> list[int]:
@@ -260,10 +229,6 @@ def main(arguments: list[str]) -> int:
         _say("interrupted; the next run continues from here")
         return 130
     return 0
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _say(text: str) -> None:
