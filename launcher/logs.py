@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 MAX_BYTES = 20 << 20
@@ -12,13 +15,8 @@ _QUOTED = 200
 
 def begin(log: Path) -> None:
     """Moves the log of the last run aside (`.1` … `.3`, the oldest is dropped)."""
-    if not log.exists() or log.stat().st_size == 0:
-        return
-    for number in range(_GENERATIONS - 1, 0, -1):
-        older = _numbered(log, number)
-        if older.exists():
-            older.replace(_numbered(log, number + 1))
-    log.replace(_numbered(log, 1))
+    if log.exists() and log.stat().st_size > 0:
+        RotatingFileHandler(log, backupCount=_GENERATIONS, delay=True).doRollover()
 
 
 def cut_when_large(log: Path, max_bytes: int = MAX_BYTES) -> bool:
@@ -29,13 +27,12 @@ def cut_when_large(log: Path, max_bytes: int = MAX_BYTES) -> bool:
     """
     if not log.exists() or log.stat().st_size <= max_bytes:
         return False
-    copy = _numbered(log, 1)
+    copy = log.with_name(f"{log.name}.1")
     try:
         shutil.copy2(log, copy)
     except OSError:
         copy.unlink(missing_ok=True)
-    with log.open("r+b") as file:
-        file.truncate(0)
+    os.truncate(log, 0)
     return True
 
 
@@ -47,13 +44,10 @@ def cut_large_ones(folder: Path) -> None:
 
 def last_line(log: Path) -> str:
     """Returns the last line that is not blank, shortened, or an empty string."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 8192))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    return last_line_of(text)
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 8192))
+        return last_line_of(file.read().decode(errors="replace"))
+    return ""
 
 
 def last_line_of(text: str) -> str:
@@ -61,7 +55,3 @@ def last_line_of(text: str) -> str:
     return next(
         (line.strip()[:_QUOTED] for line in reversed(text.splitlines()) if line.strip()), ""
     )
-
-
-def _numbered(log: Path, number: int) -> Path:
-    return log.with_name(f"{log.name}.{number}")
