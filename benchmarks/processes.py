@@ -120,9 +120,7 @@ async def child_on_port(
     (port,) = free_ports(1)
     command = [*argv[:-1], f"{argv[-1]}{port}"] if argv[-1].endswith("=") else [*argv, str(port)]
     log = folder / f"{name}.log"
-    child = ChildProcess(
-        name, Command(command, variables, REPOSITORY), log_file=log, stop_timeout_s=5
-    )
+    child = ChildProcess(name, log, Command(command, variables, REPOSITORY))
     await child.start()
     try:
         await _until(lambda: _accepts(port), child, ready_s, log)
@@ -231,7 +229,7 @@ def _reduced(config: dict[str, Any], replicas: int) -> dict[str, Any]:
 
 async def _until(
     done: Callable[[], Awaitable[bool]],
-    child: ChildProcess | ServeGraph,
+    child: ChildProcess,
     seconds: float,
     log: Path | None = None,
 ) -> None:

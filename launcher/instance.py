@@ -58,24 +58,23 @@ class Instance:
             grpc_ports=free_range(*_GRPC_PORTS, _SLOT, start),
         )
 
+    def holds(self, path: str) -> bool:
+        """Whether the path is in the instance's directory."""
+        return Path(path).is_relative_to(self.directory)
+
     def remove(self) -> None:
-        remove_directory(self.directory)
+        """Removes the directory; refuses any other path than `create` makes."""
+        if self.directory.parent == _SHORT and self.directory.name.startswith(_PREFIX):
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def save(self, file: Path) -> None:
+        """Records the instance, so that the next start can clean up after a killed one."""
+        write_private(file, json.dumps(asdict(self), default=str))
 
 
-def save(instance: Instance, file: Path) -> None:
-    """Records the instance, so that the next start can clean up after a killed one."""
-    write_private(file, json.dumps(asdict(instance) | {"directory": str(instance.directory)}))
-
-
-def leftover(file: Path) -> tuple[str, Path] | None:
-    """Returns marker and directory of the instance recorded in `file`, or None."""
+def leftover(file: Path) -> Instance | None:
+    """Returns the instance recorded in `file`, if any."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         recorded = json.loads(file.read_text())
-        return str(recorded["identity"]), Path(recorded["directory"])
+        return Instance(**recorded | {"directory": Path(recorded["directory"])})
     return None
-
-
-def remove_directory(directory: Path) -> None:
-    """Removes an instance's directory; refuses any other path."""
-    if directory.parent == _SHORT and directory.name.startswith(_PREFIX):
-        shutil.rmtree(directory, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from configs.environment import Environment
 from launcher.datadir import DataDir
 
@@ -10,18 +12,19 @@ _QUESTION = (
     '"messages":[{"role":"user","content":"What is the capital of France?"}],'
     '"temperature":0,"metadata":{"agent_id":"agent:sofia","microdao_id":"microdao:7"}}'
 )
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # recognised here, not bound
 
 
-def base_url(environment: Environment) -> str:
-    """Returns the ingress as seen from this machine."""
-    host = _EVERYWHERE.get(environment.host, environment.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{environment.port}"
+def address(url: str) -> str:
+    """Returns host and port of a URL, without user and password; of several hosts the last."""
+    _, separator, place = url.partition("://")
+    if not separator or "?" in place:  # libpq's own form, or a query: either may have a password
+        return "as configured"
+    return re.split(r"[/#]", place.rpartition("@")[2], maxsplit=1)[0]
 
 
 def graph_ready(environment: Environment) -> str:
     """Returns the URLs and a first request to try."""
-    url = base_url(environment)
+    url = environment.ingress_url
     variable = "DAARION_INTERNAL_SECRET" if environment.internal_secret else "DAARION_ADMIN_SECRET"
     secret = f'-H "X-Internal-Secret: ${variable}" ' if environment.has_secret else ""
     return (

@@ -7,6 +7,7 @@ import json
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from launcher.datadir import write_private
 
@@ -50,38 +51,21 @@ def free_range(first: int, last: int, size: int, start: int = 0) -> tuple[int, i
     If every slot has a busy port, returns the first one tried: its user skips busy ports.
     """
     slots = (last - first + 1) // size
-    bounds = [
-        (first + size * ((start + n) % slots), first + size * ((start + n) % slots) + size - 1)
-        for n in range(slots)
-    ]
-    return next(
-        (slot for slot in bounds if all(is_free(port) for port in range(slot[0], slot[1] + 1))),
-        bounds[0],
-    )
+    starts = [first + size * ((start + n) % slots) for n in range(slots)]
+    free = (each for each in starts if all(is_free(port) for port in range(each, each + size)))
+    chosen = next(free, starts[0])
+    return chosen, chosen + size - 1
 
 
-class StickyPorts:
-    """Ports by name in a JSON file, reused while they are free: URLs stay stable between starts."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def take(self, name: str) -> int:
-        """Returns the recorded port of `name` if it is free, else records another one."""
-        known = self._read()
-        port = known.get(name)
-        if port is None or not is_free(port):
-            known[name] = port = free_ports(1)[0]
-            write_private(self._file, json.dumps(known, indent=1))
-        return port
-
-    def _read(self) -> dict[str, int]:
-        with suppress(OSError, ValueError):
-            content = json.loads(self._file.read_text())
-            if isinstance(content, dict):
-                return {
-                    name: port
-                    for name, port in content.items()
-                    if isinstance(port, int) and 0 < port < 65536
-                }
-        return {}
+def sticky_port(file: Path, name: str) -> int:
+    """Returns the port recorded for `name` in a JSON file if it is free, else records another one:
+    URLs stay stable between starts.
+    """
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        known = dict(json.loads(file.read_text()))
+    port = known.get(name)
+    if not (isinstance(port, int) and 0 < port < 65536 and is_free(port)):
+        known[name] = port = free_ports(1)[0]
+        write_private(file, json.dumps(known, indent=1))
+    return port

@@ -6,18 +6,15 @@ import asyncio
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psycopg
 
-from launcher import logs
 from launcher.cluster import SUPERUSER, Cluster
 from launcher.datadir import DataDir
-from launcher.errors import ServiceFailed, StartRefused
-from launcher.ports import LOOPBACK, StickyPorts
-from launcher.process import ChildProcess
-from launcher.roles import DATABASE, OWNER, SERVICE, Credentials, ensure_database, ensure_roles, url
+from launcher.errors import StartRefused
+from launcher.ports import LOOPBACK, sticky_port
+from launcher.process import ChildProcess, Command
+from launcher.roles import DATABASE, OWNER, SERVICE, ensure_database, ensure_roles, url
 
 _READY_TIMEOUT_S = 60.0  # crash recovery replays the log first
 _SETTINGS = {
@@ -35,6 +32,11 @@ _SETTINGS = {
     "log_timezone": "UTC",
 }
 _EPHEMERAL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_SECRETS = {
+    OWNER: "postgres_owner",
+    SERVICE: "postgres_service",
+    SUPERUSER: "postgres_superuser",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class DatabaseUrls:
     superuser: str
 
 
-class PostgresServer:
+class PostgresServer(ChildProcess):
     """A real PostgreSQL in `data_dir`, owned by this process.
 
     The cluster is `data_dir/postgres`, generated passwords are in `data_dir/secrets`, the log in
@@ -57,75 +59,57 @@ class PostgresServer:
             server.urls.service    # neither superuser nor able to bypass row security
             await server.create_database("another")   # the same three URLs for a further database
 
-    `start` after the process died restarts the server under the same URLs.
+    `port` and `urls` are known once `start` was called. `start` returns when the product's database
+    and roles are usable; after the process died it restarts the server under the same URLs.
 
     Args:
         data_dir: an existing or new folder; only one server at a time may use it.
         durable: False trades crash safety for speed (tests).
     """
 
-    name = "PostgreSQL"
+    stop_signal = signal.SIGINT  # fast: rolls back open transactions
+    stop_timeout_s = 30.0
+    kill_signal = signal.SIGQUIT  # immediate: the next start recovers
 
     def __init__(self, data_dir: Path, *, durable: bool = True) -> None:
         self._data_dir = DataDir(data_dir.absolute())
+        super().__init__("PostgreSQL", self._data_dir.log("postgres"))
+        self.port = 0
         self._cluster = Cluster(self._data_dir.postgres, durable=durable)
-        self._child: ChildProcess | None = None
-        self._port: int | None = None
-        self._credentials: Credentials | None = None
-
-    @property
-    def port(self) -> int:
-        """The port; known once `start` was called."""
-        assert self._port is not None, "start() comes first"
-        return self._port
+        self._passwords: dict[str, str] = {}
 
     @property
     def urls(self) -> DatabaseUrls:
-        """URLs of the product's database; known once `start` was called."""
+        """URLs of the product's database."""
         return self.urls_of(DATABASE)
 
-    @property
-    def pid(self) -> int | None:
-        return self._child.pid if self._child is not None else None
-
     def urls_of(self, database: str) -> DatabaseUrls:
-        assert self._credentials is not None, "start() comes first"
         return DatabaseUrls(
-            owner=url(OWNER, self._credentials.owner, self.port, database),
-            service=url(SERVICE, self._credentials.service, self.port, database),
-            superuser=url(SUPERUSER, self._credentials.superuser, self.port, database),
+            *(url(role, self._passwords[role], self.port, database) for role in _SECRETS)
         )
 
-    async def start(self) -> None:
-        """Starts the server; returns when the product's database and roles are usable.
+    async def prepare(self) -> Command:
+        """Creates the cluster if it is new.
 
         Raises:
-            StartRefused: the folder is of another version, or its superuser password is lost.
-            ServiceFailed: the server did not start; the message has the last line of its log.
+            StartRefused: the folder is of another version.
+            ServiceFailed: the cluster cannot be created.
         """
-        await asyncio.to_thread(self._data_dir.prepare)
-        self._credentials = await asyncio.to_thread(self._read_credentials)
-        await self._cluster.prepare(self._credentials.superuser)
-        if self._port is None:  # a restart keeps the URLs that clients have
-            self._port = await asyncio.to_thread(StickyPorts(self._data_dir.ports).take, "postgres")
-        self._child = ChildProcess(
-            self.name,
-            self._cluster.command(
-                "postgres", "-D", str(self._cluster.path), *self._options(self._port)
-            ),
-            log_file=self._data_dir.log("postgres"),
-            stop_signal=signal.SIGINT,  # fast: rolls back open transactions
-            stop_timeout_s=30.0,
-            kill_signal=signal.SIGQUIT,  # immediate: the next start recovers
-        )
-        await self._child.start()
-        try:
-            await self._wait_until_accepting()
-            await ensure_roles(self.urls_of("postgres").superuser, self._credentials)
-            await self.create_database(DATABASE)
-        except BaseException:
-            await self._child.stop()
-            raise
+        data_dir = self._data_dir
+        await asyncio.to_thread(data_dir.prepare)
+        self._passwords = {role: data_dir.secret(name) for role, name in _SECRETS.items()}
+        await self._cluster.prepare(self._passwords[SUPERUSER])
+        # A restart keeps the URLs that clients have.
+        self.port = self.port or await asyncio.to_thread(sticky_port, data_dir.ports, "postgres")
+        settings = _SETTINGS | {"port": str(self.port)}
+        settings |= {} if self._cluster.durable else _EPHEMERAL
+        options = [part for item in settings.items() for part in ("-c", "=".join(item))]
+        return self._cluster.command("postgres", "-D", str(self._cluster.path), *options)
+
+    async def until_ready(self) -> None:
+        await self.poll(self._accepts, _READY_TIMEOUT_S)
+        await ensure_roles(self.urls_of("postgres").superuser, self._passwords)
+        await self.create_database(DATABASE)
 
     async def create_database(self, name: str) -> DatabaseUrls:
         """Creates a database with the same owner, rights and extension unless it exists."""
@@ -133,61 +117,20 @@ class PostgresServer:
         await ensure_database(self.urls_of("postgres").superuser, urls.superuser, name)
         return urls
 
-    async def wait(self) -> int:
-        return await self._child.wait() if self._child is not None else 0
-
-    async def stop(self, stop_now: asyncio.Event | None = None) -> None:
-        """Shuts down fast; immediately after 30 s, or when `stop_now` is set."""
-        if self._child is not None:
-            await self._child.stop(stop_now)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.stop()
-
-    def _options(self, port: int) -> list[str]:
-        settings = _SETTINGS | {"port": str(port)} | ({} if self._cluster.durable else _EPHEMERAL)
-        return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-
-    def _read_credentials(self) -> Credentials:
-        secret = self._data_dir.secret
-        return Credentials(
-            secret("postgres_superuser"), secret("postgres_owner"), secret("postgres_service")
-        )
-
-    async def _wait_until_accepting(self) -> None:
-        """Waits until the superuser can log in."""
-        assert self._child is not None
-        deadline = asyncio.get_running_loop().time() + _READY_TIMEOUT_S
-        while asyncio.get_running_loop().time() < deadline:
-            try:
-                connection = await psycopg.AsyncConnection.connect(
-                    self.urls_of("postgres").superuser, connect_timeout=5
-                )
-            except psycopg.OperationalError as error:
-                self._refuse_lost_password(error)
-            else:
-                await connection.close()
-                return
-            if not self._child.running:
-                break
-            await asyncio.sleep(0.05)
-        reason = await asyncio.to_thread(logs.last_line, self._child.log_file)
-        raise ServiceFailed(f"PostgreSQL did not start: {reason}")
-
-    def _refuse_lost_password(self, error: psycopg.OperationalError) -> None:
-        # psycopg gives no SQLSTATE for a refused login, only the server's text.
-        if "password authentication failed" in str(error):
-            raise StartRefused(
-                f"the password in {self._data_dir.secrets} is not the one of the cluster in "
-                f"{self._cluster.path}: put the old file back, or move the cluster away to start "
-                "with an empty one"
-            ) from error
+    async def _accepts(self) -> bool:
+        """Whether the superuser can log in. Raises StartRefused if his password is lost."""
+        try:
+            connection = await psycopg.AsyncConnection.connect(
+                self.urls_of("postgres").superuser, connect_timeout=5
+            )
+        except psycopg.OperationalError as error:
+            # psycopg gives no SQLSTATE for a refused login, only the server's text.
+            if "password authentication failed" in str(error):
+                raise StartRefused(
+                    f"the password in {self._data_dir.secrets} is not the one of the cluster in "
+                    f"{self._cluster.path}: put the old file back, or move the cluster away to "
+                    "start with an empty one"
+                ) from error
+            return False
+        await connection.close()
+        return True

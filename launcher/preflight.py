@@ -5,38 +5,49 @@ from __future__ import annotations
 import ctypes
 import errno
 import shutil
-import sys
-from collections.abc import Iterable
-from importlib.util import find_spec
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 import psycopg
 
+from configs.environment import Environment
 from configs.stores import login_parameters
 from contracts.errors import ConfigurationError
-from launcher import nats
 from launcher.errors import StartRefused
+from launcher.nats import greets
 from launcher.ports import bind_error
+from launcher.settings import check_settings
 
 # The graph with the default models takes about 5 GB; with less the kernel kills processes.
 MEMORY_NEEDED = 6 << 30
 DISK_NEEDED = 2 << 30
-# Modules without which nothing can start, and the packages that have them.
-PACKAGES = {
-    "ray": "ray[serve]",
-    "vllm": "vllm",
-    "psycopg": "psycopg",
-    "aiohttp": "aiohttp",
-    "httpx2": "httpx2",
-    "sentence_transformers": "sentence-transformers",
-}
 # HAProxy reaches the replicas at localhost, and they listen on the host of the ingress.
 HOSTS = ("127.0.0.1", "localhost", "0.0.0.0", "::")  # noqa: S104  # recognised here, not bound
 CGROUP = Path("/sys/fs/cgroup")
 # What vLLM and the sandbox of Python tools load and pip does not install, and Debian's packages.
 LIBRARIES = {"libnuma.so.1": "libnuma1", "libseccomp.so.2": "libseccomp2"}
+
+
+def check_graph(environment: Environment, memory_needed: int) -> None:
+    """Checks what the graph needs beside the stores.
+
+    Raises:
+        ConfigurationError: a busy port, a missing library, too little memory, a wrong file.
+    """
+    check_port(environment.host, environment.port)
+    check_libraries()
+    check_memory(available_memory(), memory_needed)
+    check_settings(environment)
+
+
+async def check_stores(environment: Environment) -> None:
+    """Checks the stores that run elsewhere. Raises StartRefused: one of them does not answer."""
+    if environment.database_url is not None:
+        await check_database(environment.database_url)
+    if environment.nats_url is not None:
+        await check_nats(environment.nats_url)
 
 
 def check_port(host: str, port: int) -> None:
@@ -85,17 +96,6 @@ def check_disk(free: int, where: Path, needed: int = DISK_NEEDED) -> None:
         )
 
 
-def check_packages(packages: dict[str, str] | None = None) -> None:
-    """Refuses to start without a package that the graph imports."""
-    wanted = PACKAGES if packages is None else packages
-    missing = [name for module, name in wanted.items() if find_spec(module) is None]
-    if missing:
-        raise StartRefused(
-            f"not installed for {sys.executable}: {', '.join(missing)}: "
-            "run `make run`, which installs from the lock file"
-        )
-
-
 def check_libraries(libraries: dict[str, str] | None = None) -> None:
     """Refuses to start without a system library that a package loads."""
     for file, package in (LIBRARIES if libraries is None else libraries).items():
@@ -106,20 +106,6 @@ def check_libraries(libraries: dict[str, str] | None = None) -> None:
                 f"the system's library {file} is missing: "
                 f"install it (Debian, Ubuntu: apt install {package})"
             ) from None
-
-
-def check_files(paths: Iterable[Path]) -> None:
-    """Refuses a configuration file that cannot be read."""
-    for path in paths:
-        try:
-            path.read_text()
-        except UnicodeDecodeError as error:
-            raise StartRefused(f"the configuration file {path} is not UTF-8 text") from error
-        except OSError as error:
-            raise StartRefused(
-                f"the configuration file {path} cannot be read ({error.strerror}): "
-                "restore it, or set DAARION_CONFIG_DIR"
-            ) from error
 
 
 def available_memory() -> int:
@@ -167,7 +153,7 @@ async def check_nats(url: str) -> None:
         host, port = first.hostname, first.port or 4222
     except ValueError:
         host, port = None, 0
-    if host is None or not await nats.answers(host, port, timeout_s=5.0):
+    if host is None or not await greets(host, port, timeout_s=5.0):
         raise StartRefused(
             "NATS_URL is set, but no NATS server answers there: "
             "correct it, or unset it to have NATS started here"
@@ -176,20 +162,10 @@ async def check_nats(url: str) -> None:
 
 def _by_whom(port: int) -> str:
     """Names the listener if the system shows it (own processes, or to root)."""
-    try:
-        connections = psutil.net_connections("tcp")
-    except (psutil.AccessDenied, OSError):
-        return ""
-    for connection in connections:
-        if (
-            connection.status == psutil.CONN_LISTEN
-            and connection.laddr.port == port
-            and connection.pid
-        ):
-            try:
-                return f" by pid {connection.pid} ({psutil.Process(connection.pid).name()})"
-            except psutil.Error:
-                return ""
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                return f" by pid {connection.pid} ({psutil.Process(connection.pid or 0).name()})"
     return ""
 
 

@@ -11,139 +11,144 @@ import asyncio
 import ctypes
 import os
 import signal
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Self
 
+from launcher import logs
+from launcher.datadir import open_private
 from launcher.errors import ServiceFailed
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-@dataclass(frozen=True)
-class Account:
-    """The system account a child runs as."""
-
-    uid: int
-    gid: int
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_POLL_S = 0.05
+_KILL_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Command:
     """What to run and how.
 
-    `account` None means the launcher's own. The child ignores `ignored_signals` until it installs
-    handlers of its own.
+    `account` (user id, group id) None means the launcher's own. The child ignores
+    `ignored_signals` until it installs handlers of its own.
     """
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: Path
-    account: Account | None = None
+    account: tuple[int, int] | None = None
     ignored_signals: Sequence[signal.Signals] = ()
 
 
 def become_subreaper() -> None:
-    """Makes this process the parent of orphaned descendants, so that it finds them. Linux only."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    """Makes this process the parent of orphaned descendants, so that it can collect them."""
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class ChildProcess:
-    """One long-running child.
+    """One long-running child; `start` after it has ended starts it again.
+
+    A subclass says with `prepare` what to run, and with `until_ready` when it can be used.
 
     Args:
         name: what the operator reads, e.g. `PostgreSQL`.
-        command: what to run.
         log_file: takes its output, appended.
-        stop_signal: asks it to end; the kernel sends it, too, when the launcher dies.
-        stop_timeout_s: the wait in `stop` before `kill_signal`.
-        kill_signal: ends it at once.
+        command: what to run, where no subclass says it.
     """
 
-    def __init__(
-        self,
-        name: str,
-        command: Command,
-        *,
-        log_file: Path,
-        stop_signal: signal.Signals = signal.SIGTERM,
-        stop_timeout_s: float = 10.0,
-        kill_signal: signal.Signals = signal.SIGKILL,
-    ) -> None:
+    stop_signal = signal.SIGTERM
+    """Asks it to end; the kernel sends it, too, when the launcher dies."""
+    stop_timeout_s = 10.0
+    """The wait in `stop` before `kill_signal`."""
+    kill_signal = signal.SIGKILL
+    """Ends it at once."""
+
+    def __init__(self, name: str, log_file: Path, command: Command | None = None) -> None:
         self.name = name
         self.log_file = log_file
         self._command = command
-        self._stop_signal = stop_signal
-        self._stop_timeout_s = stop_timeout_s
-        self._kill_signal = kill_signal
         self._process: asyncio.subprocess.Process | None = None
 
     @property
     def pid(self) -> int | None:
         """The process id, None while it does not run."""
-        return self._process.pid if self._process is not None and self.running else None
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
 
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.returncode is None
+    async def prepare(self) -> Command:
+        """Returns what to run. Raises StartRefused or ServiceFailed."""
+        assert self._command is not None
+        return self._command
+
+    async def until_ready(self) -> None:
+        """Returns when the started child can be used. Raises StartRefused or ServiceFailed."""
 
     async def start(self) -> None:
-        """Starts the child.
+        """Starts the child and waits until it is ready; stops it if that fails.
 
         Raises:
-            ServiceFailed: the program cannot be executed.
+            StartRefused: the machine or what an earlier run left cannot run it.
+            ServiceFailed: it cannot be executed, or does not become ready.
         """
-        log = await asyncio.to_thread(_open_log, self.log_file)
         try:
-            self._process = await _spawn(
-                self._command,
-                stdout=log,
-                stderr=asyncio.subprocess.STDOUT,
-                death_signal=self._stop_signal,
-            )
+            command = await self.prepare()
+            with open(self.log_file, "ab", opener=open_private) as log:  # noqa: ASYNC230
+                self._process = await _spawn(command, log, death_signal=self.stop_signal)
         except OSError as error:
             raise ServiceFailed(f"{self.name} cannot be started: {error.strerror}") from error
-        finally:
-            os.close(log)
+        try:
+            await self.until_ready()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def poll(self, is_ready: Callable[[], Awaitable[bool]], timeout_s: float) -> None:
+        """Waits for `is_ready`. Raises ServiceFailed when the child ends before or time is up."""
+        deadline = time.monotonic() + timeout_s
+        while not await is_ready():
+            if self.pid is None or time.monotonic() > deadline:
+                last = await asyncio.to_thread(logs.last_line, self.log_file)
+                raise ServiceFailed(f"{self.name} did not start: {last}")
+            await asyncio.sleep(_POLL_S)
 
     async def wait(self) -> int:
         """Returns the exit status (negative: a signal) when it has ended; 0 if it never ran."""
         return await self._process.wait() if self._process is not None else 0
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal; does nothing if the process has just ended."""
-        if self._process is not None and self.running:
+        """Sends a signal; does nothing if the process does not run."""
+        if self._process is not None and self.pid is not None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
-    async def stop(self, stop_now: asyncio.Event | None = None) -> None:
-        """Asks it to end; kills it after `stop_timeout_s`, or when `stop_now` is set."""
-        self.signal(self._stop_signal)
-        if await self._ended_within(self._stop_timeout_s, stop_now):
-            return
-        self.signal(self._kill_signal)
-        if not await self._ended_within(5.0, None):
-            self.signal(signal.SIGKILL)
-            await self.wait()
+    async def stop(self) -> None:
+        """Asks it to end; after `stop_timeout_s` sends `kill_signal`, 5 s later SIGKILL."""
+        for number, timeout_s in (
+            (self.stop_signal, self.stop_timeout_s),
+            (self.kill_signal, _KILL_TIMEOUT_S),
+            (signal.SIGKILL, None),
+        ):
+            self.signal(number)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self.wait()
+                return
 
-    async def _ended_within(self, seconds: float, stop_now: asyncio.Event | None) -> bool:
-        waits = [asyncio.ensure_future(self.wait())]
-        if stop_now is not None:
-            waits.append(asyncio.ensure_future(_when(stop_now)))
-        try:
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        return not self.running
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
 
-async def run_tool(command: Command, *, timeout_s: float) -> tuple[int, str]:
+async def run_tool(
+    command: Command, *, timeout_s: float, stdin: int = asyncio.subprocess.DEVNULL
+) -> tuple[int, str]:
     """Runs a short command; returns its exit status, and stdout and stderr together.
 
     Raises:
@@ -151,12 +156,7 @@ async def run_tool(command: Command, *, timeout_s: float) -> tuple[int, str]:
     """
     name = Path(command.argv[0]).name
     try:
-        process = await _spawn(
-            command,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            death_signal=signal.SIGTERM,
-        )
+        process = await _spawn(command, asyncio.subprocess.PIPE, stdin=stdin)
     except OSError as error:
         raise ServiceFailed(f"{name} cannot be started: {error.strerror}") from error
     try:
@@ -171,50 +171,32 @@ async def run_tool(command: Command, *, timeout_s: float) -> tuple[int, str]:
 
 
 async def _spawn(
-    command: Command, *, stdout: int, stderr: int, death_signal: signal.Signals
+    command: Command,
+    output: int | IO[bytes],
+    *,
+    stdin: int = asyncio.subprocess.DEVNULL,
+    death_signal: signal.Signals = signal.SIGTERM,
 ) -> asyncio.subprocess.Process:
-    account = command.account
-    return await asyncio.create_subprocess_exec(
-        *command.argv,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        env=dict(command.env),
-        cwd=command.cwd,
-        start_new_session=True,
-        user=account.uid if account else None,
-        group=account.gid if account else None,
-        extra_groups=[] if account else None,
-        preexec_fn=_before_exec(death_signal, command.ignored_signals),
-    )
+    account, parent = command.account, os.getpid()
 
-
-def _before_exec(
-    death_signal: signal.Signals, ignored_signals: Sequence[signal.Signals]
-) -> Callable[[], None]:
-    """Returns what the child runs between fork and exec.
-
-    It runs after the change of account, which would clear the death signal.
-    """
-    parent = os.getpid()
-
-    def prepare() -> None:
-        for number in ignored_signals:
+    def before_exec() -> None:
+        # After the change of account, which would clear the death signal.
+        for number in command.ignored_signals:
             signal.signal(number, signal.SIG_IGN)
-        if _LIBC is None:
-            return
         _LIBC.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
         if os.getppid() != parent:  # the launcher died before the call above
             os._exit(1)
 
-    return prepare
-
-
-def _open_log(path: Path) -> int:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-
-
-async def _when(event: asyncio.Event) -> int:
-    await event.wait()
-    return 0
+    return await asyncio.create_subprocess_exec(
+        *command.argv,
+        stdin=stdin,
+        stdout=output,
+        stderr=asyncio.subprocess.STDOUT,
+        env=dict(command.env),
+        cwd=command.cwd,
+        start_new_session=True,
+        user=account[0] if account else None,
+        group=account[1] if account else None,
+        extra_groups=[] if account else None,
+        preexec_fn=before_exec,
+    )

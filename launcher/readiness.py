@@ -71,15 +71,11 @@ def describe(body: Any) -> str:
     checks = body.get("checks") if isinstance(body, dict) else None
     if not isinstance(checks, dict):
         return "the applications (not deployed yet)"
-    missing = [
-        _part(name, check)
+    missing = ", ".join(
+        f"{name} ({check.get('state', 'unknown')}"
+        f"{f': {reason}' if (reason := check.get('reason')) else ''})"
         for name, check in checks.items()
         if isinstance(check, dict) and check.get("state") not in _READY_STATES
-    ]
-    line = " ".join(", ".join(missing).split()) or "the applications"
+    )
+    line = " ".join(missing.split()) or "the applications"
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
-
-
-def _part(name: str, check: dict[str, Any]) -> str:
-    reason = f": {check['reason']}" if check.get("reason") else ""
-    return f"{name} ({check.get('state', 'unknown')}{reason})"

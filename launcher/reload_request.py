@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import re
 import signal
 import time
 from contextlib import suppress
@@ -13,7 +13,7 @@ import psutil
 
 from launcher import state
 from launcher.console import Console
-from launcher.datadir import DataDir, DataDirLock
+from launcher.datadir import DataDir
 
 DONE, FAILED = 0, 1
 _ANSWER_S = 90.0
@@ -22,75 +22,46 @@ _AWAY = (
     "the graph is not running at this moment; its launcher restarts it, with the configuration "
     "as it is then"
 )
-# The graph writes these into its log after a reload.
-_RELOADED, _NOT_RELOADED = "daarion.serve_graph: reloaded", "daarion.serve_graph: not reloaded: "
+# The graph writes one of these into its log after a reload.
+_ANSWER = re.compile(r"daarion\.serve_graph: ((?:not )?reloaded.*)\n")
 
 
 async def reload_graph(data_dir: DataDir, console: Console) -> int:
     """Sends SIGHUP to the running graph and waits for its answer; returns 0, or 1 after printing
     the reason.
     """
-    launcher = DataDirLock(data_dir).holder()
-    parts = state.read_parts(data_dir) if launcher is not None else []
-    serve = next((part for part in parts if part.name == "Serve"), None)
+    serve = state.read_parts(data_dir).get("Serve")
     if serve is None:
         console.plain(f"no graph is running on {data_dir.root}: start it with `make run`")
         return FAILED
-    log = data_dir.log("serve")
-    read = _size(log)
-    if serve.pid is None or not _ask(serve.pid, launcher):
-        console.plain(_AWAY)
-        return FAILED
-    until = time.monotonic() + _ANSWER_S
-    while time.monotonic() < until:
-        await asyncio.sleep(_POLL_S)
-        answer = await asyncio.to_thread(_answer, log, read)
-        if answer is not None:
-            console.plain(answer)
-            return DONE if answer.startswith("reloaded") else FAILED
-        if not _is_child(serve.pid, launcher):
-            console.plain(_AWAY)
-            return FAILED
-    console.plain(
-        f"asked the graph to read its configuration again; it has not answered yet: see {log}"
-    )
-    return FAILED
-
-
-def _ask(pid: int, launcher: int | None) -> bool:
-    """Signals that process if it still is the launcher's child."""
-    with suppress(ProcessLookupError):
-        if _is_child(pid, launcher):
-            os.kill(pid, signal.SIGHUP)
-            return True
-    return False
-
-
-def _is_child(pid: int, launcher: int | None) -> bool:
+    answer = _AWAY
     with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        return bool(process.ppid() == launcher and process.status() != psutil.STATUS_ZOMBIE)
-    return False
+        graph = psutil.Process(serve.pid or 0)  # no process has the id 0
+        if graph.ppid() == data_dir.holder():
+            answer = await _ask(graph, data_dir.log("serve"))
+    console.plain(answer)
+    return DONE if answer.startswith("reloaded") else FAILED
 
 
-def _size(log: Path) -> int:
-    with suppress(OSError):
-        return log.stat().st_size
-    return 0
+async def _ask(graph: psutil.Process, log: Path) -> str:
+    """Returns the graph's answer. Raises psutil.NoSuchProcess when the graph ends before."""
+    read = (await asyncio.to_thread(log.stat)).st_size
+    graph.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + _ANSWER_S
+    while time.monotonic() < deadline:
+        await asyncio.sleep(_POLL_S)
+        if answer := await asyncio.to_thread(_find_answer, log, read):
+            return answer
+        if graph.status() == psutil.STATUS_ZOMBIE:
+            return _AWAY
+    return f"asked the graph to read its configuration again; it has not answered yet: see {log}"
 
 
-def _answer(log: Path, read: int) -> str | None:
+def _find_answer(log: Path, read: int) -> str:
     """Returns the first answer in the log after `read` bytes; a log truncated since is read from
     its start.
     """
-    try:
-        with log.open("rb") as file:
-            file.seek(read if _size(log) >= read else 0)
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        for mark in (_NOT_RELOADED, _RELOADED):
-            if mark in line:
-                return line[line.index(mark) + len("daarion.serve_graph: ") :]
-    return None
+    with log.open("rb") as file:
+        file.seek(read if log.stat().st_size >= read else 0)
+        found = _ANSWER.search(file.read().decode(errors="replace"))
+    return found[1] if found else ""

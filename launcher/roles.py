@@ -8,7 +8,7 @@ The superuser is used for this set-up alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from urllib.parse import quote
 
 import psycopg
@@ -20,32 +20,23 @@ DATABASE = "daarion"
 _PLAIN = sql.SQL("LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION")
 
 
-@dataclass(frozen=True)
-class Credentials:
-    """The generated passwords of the three roles."""
-
-    superuser: str
-    owner: str
-    service: str
-
-
 def url(user: str, password: str, port: int, database: str) -> str:
     """Returns a libpq URL on loopback; by SCRAM the server proves that it knows the password."""
     login = f"{quote(user)}:{quote(password, safe='')}"
     return f"postgresql://{login}@127.0.0.1:{port}/{quote(database)}?require_auth=scram-sha-256"
 
 
-async def ensure_roles(superuser_url: str, credentials: Credentials) -> None:
-    """Creates both roles, or resets their passwords and rights."""
+async def ensure_roles(superuser_url: str, passwords: Mapping[str, str]) -> None:
+    """Creates both roles, or resets their passwords (by role) and rights."""
     async with await psycopg.AsyncConnection.connect(superuser_url, autocommit=True) as connection:
-        for role, password in ((OWNER, credentials.owner), (SERVICE, credentials.service)):
+        for role in (OWNER, SERVICE):
             found = await (
                 await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role])
             ).fetchone()
             verb = sql.SQL("ALTER ROLE") if found else sql.SQL("CREATE ROLE")
             # The verifier is computed here: neither SQL text nor server log has the password.
             verifier = connection.pgconn.encrypt_password(
-                password.encode(), role.encode(), b"scram-sha-256"
+                passwords[role].encode(), role.encode(), b"scram-sha-256"
             ).decode()
             await connection.execute(
                 sql.SQL("{} {} {} PASSWORD {}").format(

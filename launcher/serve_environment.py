@@ -5,12 +5,9 @@ Ray reads these variables before it starts; every process below inherits them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from configs.environment import Environment
 from launcher.instance import MARKER, Instance
 
-PROXY_VARIABLE = "DAARION_SERVE_PROXY"
 _MATH_THREADS = 4
 _PROXY_THREADS = 4
 _RAY_LOG_BYTES = 10 << 20
@@ -42,18 +39,17 @@ def serve_environment(
     inherited = {
         name: value for name, value in environment.variables.items() if name not in _FOREIGN
     }
-    merged = _defaults(cpus) | (_haproxy(cpus) if uses_haproxy(inherited) else {}) | inherited
+    merged = (
+        _defaults(cpus)
+        | (_haproxy(cpus) if environment.serve_proxy == "haproxy" else {})
+        | inherited
+    )
     return (
         merged
         | _own(environment, instance)
         | {"DATABASE_URL": database_url}
         | ({"NATS_URL": nats_url} if nats_url else {})
     )
-
-
-def uses_haproxy(variables: Mapping[str, str]) -> bool:
-    """Whether HAProxy is the ingress: unless the operator set `DAARION_SERVE_PROXY=python`."""
-    return variables.get(PROXY_VARIABLE, "").strip().lower() != "python"
 
 
 def _defaults(cpus: int) -> dict[str, str]:

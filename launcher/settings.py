@@ -16,11 +16,12 @@ from configs.yaml_files import load_yaml
 _MODELS: dict[str, type[BaseModel]] = {
     "llm.yaml": LLMSettings,
     "engines.yaml": EnginesSettings,
+    "engines.gpu.yaml": EnginesSettings,
     "memory.yaml": MemorySettings,
     "tools.yaml": ToolsSettings,
 }
-# Only the GPU profile reads it.
-_OPTIONAL: dict[str, type[BaseModel]] = {"engines.gpu.yaml": EnginesSettings}
+_OPTIONAL = "engines.gpu.yaml"
+"""Only the GPU profile reads it."""
 
 
 def check_settings(environment: Environment) -> None:
@@ -30,10 +31,9 @@ def check_settings(environment: Environment) -> None:
         ConfigurationError: names file, key and reason.
     """
     for name, model in _MODELS.items():
-        load_yaml(environment.config_dir / name, model)
-    for name, model in _OPTIONAL.items():
-        if (environment.config_dir / name).exists():
-            load_yaml(environment.config_dir / name, model)
+        file = environment.config_dir / name
+        if name != _OPTIONAL or file.exists():
+            load_yaml(file, model)
     load_blueprints(environment.config_dir)
     if environment.model is not None:  # the engine would fail a minute later
         find_model(environment.model, DEFAULT_FOLDER, "DAARION_MODEL", environment)

@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from common.tasks import end_tasks
 from configs.environment import REPOSITORY, Environment
 from contracts.errors import ConfigurationError
+from launcher import instance as instances
 from launcher import logs, messages, preflight, ray_logs, state, strays
-from launcher.backoff import FailureWindow
 from launcher.console import Console
-from launcher.datadir import DataDir
-from launcher.errors import ServiceFailed
-from launcher.instance import Instance, save
-from launcher.preparation import check_graph, own_data_dir
-from launcher.process import become_subreaper
+from launcher.datadir import DataDir, write_private
+from launcher.errors import ServiceFailed, StartRefused
+from launcher.instance import Instance
+from launcher.nats import NatsServer
+from launcher.ports import LOOPBACK
+from launcher.postgres import PostgresServer
+from launcher.process import ChildProcess, Command, become_subreaper, run_tool
 from launcher.readiness import until_ready
-from launcher.restarting import Service, keep_alive
+from launcher.restarting import LIMIT, Failures
 from launcher.serve import ServeGraph
 from launcher.serve_environment import serve_environment
 from launcher.state import Part
-from launcher.store_set import StoreSet
 
 STOPPED, FAILED, REFUSED = 0, 1, 2
 _HOUSEKEEPING_S = 5.0
 _STRAY_GRACE_S = 5.0
+_MIGRATION_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
 class GraphCommand:
     """What runs beside the stores.
 
-    `argv` blocks until SIGTERM; `config_files` are checked before the start, as is `memory_needed`
-    (bytes).
+    `argv` blocks until SIGTERM; `memory_needed` (bytes) is checked before the start.
     """
 
     argv: Sequence[str]
-    config_files: Sequence[Path] = ()
     memory_needed: int = preflight.MEMORY_NEEDED
 
 
@@ -60,31 +62,32 @@ class Supervisor:
     console: Console
     migrate_argv: Sequence[str]
     graph: GraphCommand | None
-    _stop_now: asyncio.Event = field(default_factory=asyncio.Event)
-    _serve_started: asyncio.Event = field(default_factory=asyncio.Event)
-    _serve: ServeGraph | None = None
-    _serve_failures: FailureWindow = field(default_factory=FailureWindow)
-    _stop_requested: bool = False
-    _unwinding: bool = False
+    _children: dict[str, ChildProcess] = field(default_factory=dict)
+    _addresses: dict[str, str] = field(default_factory=dict)
+    _instance: Instance | None = None
+    _reported: dict[str, str] = field(default_factory=dict)
     _unrecorded: bool = False
-    _reported: str = ""
+    _stopping: bool = False
+    _at_once: bool = False
 
     def __post_init__(self) -> None:
         self._data_dir = DataDir(self.environment.data_dir)
-        self._stores = StoreSet(
-            self.environment, self._data_dir, self.console, self.migrate_argv, self._stop_now
-        )
+        self._addresses["PostgreSQL"] = messages.address(self.environment.database_url or "")
+        self._addresses["NATS"] = messages.address(self.environment.nats_url or "")
 
     async def run(self) -> int:
         """Runs until a signal, a refusal or a failure; returns the exit status."""
         become_subreaper()
         main = asyncio.ensure_future(self._live())
-        self._handle_signals(main)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
+            asyncio.get_running_loop().add_signal_handler(number, self._interrupted, main)
         try:
             await main
         except asyncio.CancelledError:
             self.console.say("stopped; nothing is left running")
-            return STOPPED
         except ConfigurationError as error:
             self.console.plain(f"refused: {error.message}")
             return REFUSED
@@ -93,184 +96,231 @@ class Supervisor:
             return FAILED
         return STOPPED
 
+    def _interrupted(self, main: asyncio.Future[None]) -> None:
+        """The first signal stops in order; a second one, or one during a stop, kills all."""
+        if self._stopping:
+            self._at_once = True
+            for child in self._children.values():
+                child.signal(child.kill_signal)
+        else:
+            self._stopping = True
+            main.cancel()
+
     async def _live(self) -> None:
         async with AsyncExitStack() as stack:
             try:
                 await self._start(stack)
                 await self._watch()
             finally:
-                self._unwinding = True
+                self._stopping = True
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        lock = await own_data_dir(self._data_dir, self.console.say)
-        stack.callback(lock.release)
-        stack.callback(state.clear, self._data_dir)
+        environment = self.environment
+        await self._own_data_dir(stack)
         if self.graph is not None:
-            await check_graph(self.environment, self.graph.config_files, self.graph.memory_needed)
-        await self._stores.check()
-        stack.push_async_callback(self._end_strays)
-        await self._stores.start(stack)
+            await asyncio.to_thread(preflight.check_graph, environment, self.graph.memory_needed)
+        await preflight.check_stores(environment)
+        if environment.database_url is not None:
+            self.console.say(f"PostgreSQL: using DATABASE_URL ({self._addresses['PostgreSQL']})")
+            database_url = environment.database_url
+            owner_url = environment.secret("DATABASE_OWNER_URL") or database_url
+        else:
+            postgres = PostgresServer(self._data_dir.root)
+            await self._start_store(postgres, stack)
+            database_url, owner_url = postgres.urls.service, postgres.urls.owner
+        await self._migrate(owner_url)
+        if environment.nats_url is not None:
+            self.console.say(f"NATS: using NATS_URL ({self._addresses['NATS']})")
+            nats_url = environment.nats_url
+        else:
+            nats = NatsServer(self._data_dir.root)
+            await self._start_store(nats, stack)
+            nats_url = nats.url
+        urls = {
+            "database_url": database_url,
+            "database_owner_url": owner_url,
+            "nats_url": nats_url,
+        }
+        write_private(self._data_dir.services, json.dumps(urls, indent=1))
         if self.graph is None:
             self.console.plain(messages.stores_ready(self._data_dir))
         else:
-            await self._start_graph(self.graph, stack)
+            await self._start_graph(self.graph, database_url, nats_url, stack)
         self._record()
 
-    async def _start_graph(self, graph: GraphCommand, stack: AsyncExitStack) -> None:
-        instance = await asyncio.to_thread(Instance.create)
-        stack.push_async_callback(self._remove_instance, instance)
-        await asyncio.to_thread(save, instance, self._data_dir.run / "instance.json")
-        await asyncio.to_thread(ray_logs.show, self._data_dir.logs, instance.directory)
+    async def _own_data_dir(self, stack: AsyncExitStack) -> None:
+        """Prepares and locks the data directory, and ends what a killed launcher left.
+
+        Raises:
+            StartRefused: the directory cannot be written, is full, or belongs to a running one.
+        """
+        data_dir = self._data_dir
+        # First, since on a full disk everything else fails for obscure reasons.
+        preflight.check_disk(preflight.free_disk(data_dir.root), data_dir.root)
+        await asyncio.to_thread(data_dir.prepare)
+        stack.enter_context(data_dir.lock())
+        stack.callback(state.clear, data_dir)
+        if (killed := instances.leftover(data_dir.run / "instance.json")) is not None:
+            if left := await asyncio.to_thread(strays.left_by, killed):
+                self.console.say(
+                    f"an earlier run was killed: ending the {len(left)} processes it left"
+                )
+            await asyncio.to_thread(self._remove, killed)
+        for name in ("postgres", "nats", "serve"):
+            await asyncio.to_thread(logs.begin, data_dir.log(name))
+
+    async def _start_store(
+        self, server: PostgresServer | NatsServer, stack: AsyncExitStack
+    ) -> None:
+        self.console.say(f"starting {server.name}")
+        await self._start_child(server, f"stopping {server.name}", stack)
+        self._addresses[server.name] = f"{LOOPBACK}:{server.port}"
+        self.console.say(f"{server.name} is ready on {LOOPBACK}:{server.port}")
+
+    async def _start_child(
+        self, child: ChildProcess, stop_text: str, stack: AsyncExitStack
+    ) -> None:
+        self._children[child.name] = child
+        stack.push_async_callback(self._stop, child, stop_text)
+        await child.start()
+
+    async def _stop(self, child: ChildProcess, text: str) -> None:
+        if child.pid is not None:
+            self.console.say(text)
+        await child.stop()
+
+    async def _migrate(self, owner_url: str) -> None:
+        began = time.monotonic()
+        variables = dict(self.environment.variables) | {"DATABASE_URL": owner_url}
+        status, output = await run_tool(
+            Command(self.migrate_argv, variables, REPOSITORY), timeout_s=_MIGRATION_TIMEOUT_S
+        )
+        if status != 0:
+            raise ServiceFailed(
+                f"the migrations failed: {logs.last_line_of(output) or f'status {status}'}"
+            )
+        self.console.say(f"the database is up to date ({time.monotonic() - began:.1f} s)")
+
+    async def _start_graph(
+        self, graph: GraphCommand, database_url: str, nats_url: str, stack: AsyncExitStack
+    ) -> None:
+        data_dir = self._data_dir
+        instance = self._instance = await asyncio.to_thread(Instance.create)
+        stack.push_async_callback(asyncio.to_thread, self._remove, instance)
+        await asyncio.to_thread(instance.save, data_dir.run / "instance.json")
+        await asyncio.to_thread(ray_logs.show, data_dir.logs, instance.directory)
         variables = serve_environment(
             self.environment,
             instance,
-            database_url=self._stores.database_url,
-            nats_url=self._stores.nats_url,
+            database_url=database_url,
+            nats_url=nats_url,
             cpus=os.cpu_count() or 1,
         )
-        self._serve = ServeGraph(
-            graph.argv, variables, cwd=REPOSITORY, log_file=self._data_dir.log("serve")
-        )
-        stack.push_async_callback(self._stop_serve, self._serve)
+        serve = ServeGraph(graph.argv, variables, cwd=REPOSITORY, log_file=data_dir.log("serve"))
+        self._addresses[serve.name] = self.environment.ingress_url
         self.console.say(
-            f"starting Serve; logs are in {self._data_dir.logs} (serve.log, events/, ray/serve/)"
+            f"starting Serve; logs are in {data_dir.logs} (serve.log, events/, ray/serve/)"
         )
-        await self._serve.start()
+        await self._start_child(serve, "stopping Serve (Ctrl-C again: at once)", stack)
 
     async def _watch(self) -> None:
         """Keeps everything alive until a watcher fails or this is cancelled."""
-        say = self.console.say
-        watchers = [self._housekeeping()]
-        watchers += [
-            keep_alive(
-                store,
-                log=self._data_dir.log(store.name.lower()),
-                say=say,
-                ended=self._record,
-                started=self._record,
-            )
-            for store in self._stores.owned
-        ]
-        if self._serve is not None:
-            watchers.append(
-                keep_alive(
-                    self._serve,
-                    log=self._data_dir.log("serve"),
-                    say=say,
-                    ended=self._record,
-                    died=self._serve_died,
-                    started=self._serve_restarted,
-                    failures=self._serve_failures,
-                    refusal=REFUSED,
-                )
-            )
-            watchers.append(self._announce())
-        tasks = [asyncio.ensure_future(watcher) for watcher in watchers]
+        watchers = [self._keep_alive(child) for child in self._children.values()]
+        tasks = [asyncio.create_task(each) for each in (*watchers, self._housekeeping())]
         try:
             await asyncio.gather(*tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(tasks)
 
-    async def _announce(self) -> None:
-        """Says that the graph is ready, after the start and after each restart."""
-        url = messages.base_url(self.environment)
+    async def _keep_alive(self, child: ChildProcess) -> None:
+        """Restarts the child whenever it ends, after growing delays.
+
+        Raises:
+            StartRefused: the graph refused its configuration; a restart cannot help.
+            ServiceFailed: the graph keeps dying.
+        """
+        failures, reason = Failures(), ""
+        is_graph = isinstance(child, ServeGraph)
         while True:
-            self._serve_started.clear()
-            ready = asyncio.ensure_future(until_ready(f"{url}/health", self.console.say))
-            restarted = asyncio.ensure_future(self._serve_started.wait())
+            began = time.monotonic()
+            announcing = [asyncio.create_task(self._announce(failures))] if is_graph else []
             try:
-                await asyncio.wait((ready, restarted), return_when=asyncio.FIRST_COMPLETED)
-                if ready.done():
-                    self._serve_failures.succeeded()
-                    self.console.say("ready")
-                    self.console.plain(messages.graph_ready(self.environment))
-                    await restarted
+                status = await child.wait()
             finally:
-                ready.cancel()
-                restarted.cancel()
+                await end_tasks(announcing)
+            self._record()
+            last = await asyncio.to_thread(logs.last_line, child.log_file)
+            if is_graph and status == REFUSED:
+                raise StartRefused(f"{child.name} refused to start: {last or child.log_file}")
+            cause = reason or f"{child.name} {_end(status)}{f' ({last})' if last else ''}"
+            now = time.monotonic()
+            delay = failures.add(now, now - began)
+            if is_graph and failures.too_many:
+                raise ServiceFailed(
+                    f"{cause}. That was {LIMIT} times: giving up; {child.log_file} has the reason"
+                )
+            self.console.say(f"{cause}; starting it again in {delay:g} s")
+            await asyncio.sleep(delay)
+            if is_graph:  # what the dead process left would hold the successor's ports
+                await asyncio.to_thread(self._end_strays, self._instance)
+            try:
+                await child.start()
+            except ServiceFailed as error:
+                reason = error.message
+            else:
+                reason = ""
+                self._record()
+
+    async def _announce(self, failures: Failures) -> None:
+        """Says that the graph is ready."""
+        await until_ready(f"{self.environment.ingress_url}/health", self.console.say)
+        failures.succeeded()
+        self.console.say("ready")
+        self.console.plain(messages.graph_ready(self.environment))
 
     async def _housekeeping(self) -> None:
-        reaper = strays.Reaper()
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
-            try:
-                await asyncio.to_thread(reaper.collect)
+            with self._tolerated("housekeeping"):
+                strays.collect_ended([child.pid for child in self._children.values()])
                 await asyncio.to_thread(logs.cut_large_ones, self._data_dir.logs)
-                if self._unrecorded:
-                    self._record()
-            except OSError as error:
-                self._report_failure("housekeeping", error)
-            else:
-                self._reported = ""
+            if self._unrecorded:
+                self._record()
 
-    async def _serve_died(self, _status: int, died_at: float) -> None:
-        """Ends what the dead process left, since it would hold the successor's ports."""
-        left = await asyncio.to_thread(strays.orphans, self._pids(), died_at)
-        await asyncio.to_thread(strays.end, left, _STRAY_GRACE_S)
+    def _end_strays(self, instance: Instance | None) -> None:
+        if instance is not None:
+            strays.end(strays.left_by(instance), 0.0 if self._at_once else _STRAY_GRACE_S)
 
-    def _serve_restarted(self) -> None:
-        self._serve_started.set()
-        self._record()
-
-    async def _remove_instance(self, instance: Instance) -> None:
-        await asyncio.to_thread(ray_logs.keep, self._data_dir.logs, instance.directory)
-        await asyncio.to_thread(instance.remove)
-
-    async def _stop_serve(self, serve: ServeGraph) -> None:
-        if serve.pid is not None:
-            self.console.say("stopping Serve (Ctrl-C again: at once)")
-        await serve.stop(self._stop_now)
-        left = await asyncio.to_thread(strays.orphans, self._pids())
-        await asyncio.to_thread(
-            strays.end, left, 0.0 if self._stop_now.is_set() else _STRAY_GRACE_S
-        )
-
-    async def _end_strays(self) -> None:
-        await asyncio.to_thread(
-            strays.end, await asyncio.to_thread(strays.orphans, ()), _STRAY_GRACE_S
-        )
-
-    def _pids(self) -> list[int]:
-        services: list[Service] = [
-            *self._stores.owned,
-            *([self._serve] if self._serve is not None else []),
-        ]
-        return [service.pid for service in services if service.pid is not None]
+    def _remove(self, instance: Instance) -> None:
+        """Ends what the graph left behind, keeps its logs, and removes its directory."""
+        self._end_strays(instance)
+        ray_logs.keep(self._data_dir.logs, instance.directory)
+        instance.remove()
 
     def _record(self) -> None:
-        parts = self._stores.parts()
-        if self._serve is not None:
-            parts.append(
-                Part(self._serve.name, self._serve.pid, messages.base_url(self.environment))
-            )
-        try:
+        pids = {child.name: child.pid for child in self._children.values()}
+        parts = [Part(name, pids.get(name), address) for name, address in self._addresses.items()]
+        self._unrecorded = True  # on a full disk, for example: housekeeping retries
+        with self._tolerated("recording what runs"):
             state.write_parts(self._data_dir, parts)
             self._unrecorded = False
-        except OSError as error:  # such as a full disk: housekeeping retries
-            self._unrecorded = True
-            self._report_failure("recording what runs", error)
 
-    def _report_failure(self, what: str, error: OSError) -> None:
-        """Reports a failure once, until it works again."""
-        reason = error.strerror or type(error).__name__
-        line = f"{what} failed ({reason}): check {self._data_dir.root}; everything keeps running"
-        if line != self._reported:
-            self._reported = line
-            self.console.say(line)
-
-    def _handle_signals(self, main: asyncio.Future[None]) -> None:
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
-            numbers.append(signal.SIGHUP)
-        for number in numbers:
-            asyncio.get_running_loop().add_signal_handler(number, self._interrupted, main)
-
-    def _interrupted(self, main: asyncio.Future[None]) -> None:
-        """The first signal stops in order; a second one, or one during that, stops at once."""
-        if self._stop_requested or self._unwinding:
-            self._stop_now.set()
+    @contextmanager
+    def _tolerated(self, action: str) -> Iterator[None]:
+        """Reports an OSError once, until the action works again."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            if self._reported.get(action) != reason:
+                self._reported[action] = reason
+                self.console.say(
+                    f"{action} failed ({reason}): check {self._data_dir.root}; "
+                    "everything keeps running"
+                )
         else:
-            main.cancel()
-        self._stop_requested = True
+            self._reported.pop(action, None)
+
+
+def _end(status: int) -> str:
+    return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"

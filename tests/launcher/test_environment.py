@@ -1,9 +1,10 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from configs.environment import read_environment
-from launcher.instance import MARKER, Instance, leftover, remove_directory, save
+from launcher.instance import MARKER, Instance, leftover
 from launcher.serve_environment import serve_environment
 
 INSTANCE = Instance(
@@ -125,8 +126,9 @@ def test_two_instances_share_no_port_or_folder(tmp_path):
         assert len({one.stats_port, one.metrics_port, two.stats_port, two.metrics_port}) == 4
         assert one.directory.stat().st_mode & 0o777 == 0o700
         assert len(str(one.directory)) == len(str(INSTANCE.directory))
-        save(one, tmp_path / "instance.json")
-        assert leftover(tmp_path / "instance.json") == (one.identity, one.directory)
+        one.save(tmp_path / "instance.json")
+        found = leftover(tmp_path / "instance.json")
+        assert (found.identity, found.directory) == (one.identity, one.directory)
     finally:
         one.remove()
         two.remove()
@@ -136,7 +138,7 @@ def test_two_instances_share_no_port_or_folder(tmp_path):
 def test_only_an_instances_own_directory_is_removed(tmp_path):
     for path in (tmp_path, tmp_path / "daarion-x"):
         path.mkdir(exist_ok=True)
-        remove_directory(path)
+        dataclasses.replace(INSTANCE, directory=path).remove()
         assert path.exists()
 
 

@@ -5,24 +5,24 @@ import socket
 
 import pytest
 
-from launcher.ports import StickyPorts, free_ports, free_range, is_free
+from launcher.ports import free_ports, free_range, is_free, sticky_port
 
 
 def test_a_port_is_kept_while_it_is_free(tmp_path):
-    ports = StickyPorts(tmp_path / "ports.json")
-    port = ports.take("postgres")
-    assert StickyPorts(tmp_path / "ports.json").take("postgres") == port
+    file = tmp_path / "ports.json"
+    port = sticky_port(file, "postgres")
+    assert sticky_port(file, "postgres") == port
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
         assert not is_free(port)
-        assert ports.take("postgres") != port
+        assert sticky_port(file, "postgres") != port
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"postgres": "x"}', '{"postgres": 700000}'])
 def test_a_broken_file_is_no_hindrance(tmp_path, content):
     (tmp_path / "ports.json").write_text(content)
-    port = StickyPorts(tmp_path / "ports.json").take("postgres")
+    port = sticky_port(tmp_path / "ports.json", "postgres")
     assert json.loads((tmp_path / "ports.json").read_text()) == {"postgres": port}
 
 

@@ -9,9 +9,9 @@ from configs.environment import read_environment
 from contracts.errors import ConfigurationError
 from launcher import preflight
 from launcher.errors import StartRefused
+from launcher.messages import address
 from launcher.ports import free_ports
 from launcher.settings import check_settings
-from launcher.store_set import _address
 
 
 def refusal(check, *arguments) -> str:
@@ -45,26 +45,6 @@ def test_port():
 
 def test_an_address_of_another_machine():
     assert "DAARION_HOST" in refusal(preflight.check_port, "203.0.113.7", 8000)
-
-
-def test_packages():
-    preflight.check_packages()
-    message = refusal(
-        preflight.check_packages, {"json": "json", "no_such_module": "what-to-install"}
-    )
-    assert "what-to-install" in message
-    assert "json" not in message
-
-
-def test_files(tmp_path):
-    good, bad = tmp_path / "llm.yaml", tmp_path / "tools.yaml"
-    good.write_text("providers: {}")
-    preflight.check_files([good])
-    bad.write_bytes(b"\xff\xfe\x00")
-    assert "tools.yaml is not UTF-8" in refusal(preflight.check_files, [good, bad])
-    assert "absent.yaml cannot be read" in refusal(
-        preflight.check_files, [tmp_path / "absent.yaml"]
-    )
 
 
 async def test_stores_elsewhere():
@@ -113,7 +93,7 @@ def test_memory_is_what_the_container_leaves(tmp_path, monkeypatch):
     ],
 )
 def test_a_store_is_shown_without_its_password(url, shown):
-    assert _address(url) == shown
+    assert address(url) == shown
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "no-such-folder", "{empty}"])

@@ -9,7 +9,7 @@ import pytest
 
 from launcher import state
 from launcher.console import Console
-from launcher.datadir import DataDir, DataDirLock
+from launcher.datadir import DataDir
 from launcher.reload_request import reload_graph
 from launcher.state import Part
 
@@ -17,12 +17,9 @@ from launcher.state import Part
 async def reload(data_dir, pid):
     data_dir.prepare()
     state.write_parts(data_dir, [Part("Serve", pid, "x")])
-    lock, screen = DataDirLock(data_dir), io.StringIO()
-    lock.acquire()
-    try:
+    screen = io.StringIO()
+    with data_dir.lock():
         return await reload_graph(data_dir, Console(screen)), screen.getvalue()
-    finally:
-        lock.release()
 
 
 @pytest.mark.parametrize(
