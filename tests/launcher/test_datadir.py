@@ -1,5 +1,6 @@
 """The data directory: its modes, its lock, and writes on a full disk."""
 
+import asyncio
 import errno
 import fcntl
 import io
@@ -156,14 +157,32 @@ def test_a_full_disk_does_not_end_the_supervisor(tmp_path, monkeypatch):
     )
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", no_room)
-        for _ in range(2):
-            supervisor._record()
-            with supervisor._tolerated("housekeeping"):
-                pass  # works: recording is reported once all the same
+        supervisor._record()
+        supervisor._record()
     assert screen.getvalue().count("No space left on device") == 1  # reported once
     supervisor._record()
     with supervisor._data_dir.lock():
         assert list(state.read_parts(supervisor._data_dir)) == ["PostgreSQL", "NATS"]
+
+
+async def test_housekeeping_reports_a_full_disk_once(tmp_path, monkeypatch):
+    screen, failures = io.StringIO(), []
+    given = read_environment({"DAARION_DATA_DIR": str(tmp_path)})
+    supervisor = Supervisor(given, Console(screen), [], None)
+
+    def fail(*_: object) -> None:
+        failures.append(1)
+        no_room()
+
+    monkeypatch.setattr("launcher.supervisor._HOUSEKEEPING_S", 0.01)
+    monkeypatch.setattr(os, "fsync", fail)
+    supervisor._record()
+    housekeeping = asyncio.create_task(supervisor._housekeeping())
+    async with asyncio.timeout(10):
+        while len(failures) < 4:
+            await asyncio.sleep(0.01)
+    housekeeping.cancel()
+    assert screen.getvalue().count("No space left on device") == 1
 
 
 async def test_a_store_that_cannot_be_prepared_on_a_full_disk_may_be_tried_again(
