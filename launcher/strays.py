@@ -45,9 +45,11 @@ def end(processes: list[psutil.Process], grace_s: float) -> None:
     psutil.wait_procs(alive, timeout=5)
 
 
-def collect_ended(keep: Collection[int | None]) -> None:
-    """Collects orphans that have ended, so that no zombies remain; not the children in `keep`,
-    whose status is awaited elsewhere.
-    """
-    children = psutil.Process().children()
-    psutil.wait_procs([child for child in children if child.pid not in keep], timeout=0)
+def orphans(keep: Collection[int | None]) -> list[psutil.Process]:
+    """Returns the launcher's children but those in `keep`, which it has started itself."""
+    return [child for child in psutil.Process().children() if child.pid not in keep]
+
+
+def collect_ended(processes: list[psutil.Process]) -> None:
+    """Collects those that have ended, so that no zombies remain; does not wait."""
+    psutil.wait_procs(processes, timeout=0)

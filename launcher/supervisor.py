@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import psutil
+
 from common.tasks import end_tasks
 from configs.environment import REPOSITORY, Environment
 from contracts.errors import ConfigurationError
@@ -252,7 +254,7 @@ class Supervisor:
             last = await asyncio.to_thread(logs.last_line, child.log_file)
             if is_graph and status == REFUSED:
                 raise StartRefused(f"{child.name} refused to start: {last or child.log_file}")
-            cause = reason or f"{child.name} {_end(status)}{f' ({last})' if last else ''}"
+            cause = reason or f"{child.name} {_how(status)}{f' ({last})' if last else ''}"
             now = time.monotonic()
             delay = failures.add(now, now - began)
             if is_graph and failures.too_many:
@@ -261,8 +263,10 @@ class Supervisor:
                 )
             self.console.say(f"{cause}; starting it again in {delay:g} s")
             await asyncio.sleep(delay)
-            if is_graph:  # what the dead process left would hold the successor's ports
-                await asyncio.to_thread(self._end_strays, self._instance)
+            if self._instance is not None and is_graph:
+                # What the dead process left would hold its successor's ports.
+                left = await asyncio.to_thread(strays.left_by, self._instance)
+                await asyncio.to_thread(self._end, left)
             try:
                 await child.start()
             except ServiceFailed as error:
@@ -282,18 +286,20 @@ class Supervisor:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             with self._tolerated("housekeeping"):
-                strays.collect_ended([child.pid for child in self._children.values()])
+                strays.collect_ended(self._orphans())
                 await asyncio.to_thread(logs.cut_large_ones, self._data_dir.logs)
             if self._unrecorded:
                 self._record()
 
-    def _end_strays(self, instance: Instance | None) -> None:
-        if instance is not None:
-            strays.end(strays.left_by(instance), 0.0 if self._at_once else _STRAY_GRACE_S)
+    def _orphans(self) -> list[psutil.Process]:
+        return strays.orphans([child.pid for child in self._children.values()])
+
+    def _end(self, processes: list[psutil.Process]) -> None:
+        strays.end(processes, 0.0 if self._at_once else _STRAY_GRACE_S)
 
     def _remove(self, instance: Instance) -> None:
         """Ends what the graph left behind, keeps its logs, and removes its directory."""
-        self._end_strays(instance)
+        self._end([*strays.left_by(instance), *self._orphans()])
         ray_logs.keep(self._data_dir.logs, instance.directory)
         instance.remove()
 
@@ -322,5 +328,5 @@ class Supervisor:
             self._reported.pop(action, None)
 
 
-def _end(status: int) -> str:
+def _how(status: int) -> str:
     return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
