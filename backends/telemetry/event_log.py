@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from backends.journal.mapped_file import lock_abandoned
+from common.file_locks import lock_abandoned
 
 MAX_QUEUED = 20_000
 MAX_FILE_BYTES = 32 << 20
@@ -181,7 +181,7 @@ def _removed(file: Path) -> bool:
         file.unlink(missing_ok=True)
     finally:
         if held is not None:
-            os.close(held[0])
+            os.close(held)
     return True
 
 

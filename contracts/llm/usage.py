@@ -7,8 +7,8 @@ it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -29,8 +29,6 @@ MAX_PAGE = 1000
 OUTCOME_OK = "ok"
 OUTCOME_LOST = "lost"
 """The outcome of a call whose process died before it ended; its tokens are estimated."""
-NOT_BEGUN = -1
-"""The ticket of a call whose beginning was not kept."""
 
 _BILLIONTH = Decimal("1e-9")
 
@@ -262,16 +260,19 @@ class UsagePage(BaseModel):
 
 
 class UsageSink(Protocol):
-    """Where calls are recorded. Both methods return at once, do no I/O and raise nothing."""
+    """Where calls are recorded. Both methods return at once."""
 
     def begin(self, record: UsageRecord) -> int:
         """Keeps the record of a call that begins, to be written if this process dies.
 
-        Returns its ticket.
+        Returns its ticket, for which there is room to record the end.
+
+        Raises:
+            Overloaded: there is no room.
         """
 
-    def record(self, record: UsageRecord, ticket: int = NOT_BEGUN) -> None:
-        """Takes the record of a call that has ended, and drops what `begin` kept under `ticket`."""
+    def record(self, record: UsageRecord, ticket: int) -> None:
+        """Takes the record of the call that has ended, in place of what `begin` kept of it."""
 
 
 class UsageJournal(UsageSink, Protocol):
@@ -287,20 +288,11 @@ class UsageJournal(UsageSink, Protocol):
     async def open(self) -> None:
         """Must be called first. Raises ConfigurationError: nothing can be kept."""
 
-    def batches(self, rows: int) -> Iterator[AbstractContextManager[list[bytes]]]:
-        """Yields batches of up to `rows`; one is delivered unless its block raises."""
+    async def drain(self, rows: int, write: Callable[[list[bytes]], Awaitable[None]]) -> None:
+        """Passes records in batches of up to `rows` to `write`; a batch stays if that raises."""
 
-    async def add_spare(self) -> None:
-        """Makes room for further records, and logs those that found none."""
-
-    async def adopt(self) -> bool:
-        """Takes over the records of dead processes; returns whether any are not delivered yet."""
-
-    async def lost_calls(self) -> Sequence[AbstractAsyncContextManager[list[bytes]]]:
-        """Returns what `begin` kept in dead processes, by process; it stays when the block raises.
-
-        Call it when `adopt` returned False: a call that was recorded is not lost.
-        """
+    async def adopt(self) -> None:
+        """Takes over records of dead processes: of ended calls, then what `begin` kept."""
 
     async def close(self) -> None:
         """Leaves what is not delivered to the next process."""

@@ -11,11 +11,11 @@ from fastapi import APIRouter
 
 from backends.llm.batches import PostgresBatches, PostgresBatchQueue
 from backends.llm.idempotency import PostgresIdempotency
-from backends.llm.usage_journal import MappedUsageJournal
 from backends.llm.usage_ledger import PostgresUsageLedger
 from backends.llm.usage_outbox import PostgresUsageOutbox
 from backends.llm.usage_publisher import NatsLLMUsage
 from backends.llm.usage_reader import PostgresUsageReader
+from backends.llm.usage_spool import UsageSpool
 from backends.nats.link import NatsLink
 from backends.postgres.pool import Database, PoolLimits
 from common.circuit import State
@@ -106,9 +106,7 @@ class LLMRuntime:
             self._announcer = UsageAnnouncer(
                 PostgresUsageOutbox(self._database), NatsLLMUsage(self._link), events
             )
-        self._usage_journal = MappedUsageJournal(
-            environment.data_dir / "journal", events, name=self._name
-        )
+        self._usage_journal = UsageSpool(environment.data_dir / "journal", events, name=self._name)
         self._ledger_writer = UsageWriter(
             self._usage_journal,
             PostgresUsageLedger(self._database, events),

@@ -29,7 +29,6 @@ from contracts.llm.ports import Prices
 from contracts.llm.requests import ChatOptions, ProxyRequest
 from contracts.llm.routing import Route, Target
 from contracts.llm.usage import (
-    NOT_BEGUN,
     OUTCOME_LOST,
     AttemptRecord,
     UsageRecord,
@@ -112,7 +111,7 @@ class CallAccount:
         self._reservation: Reservation | None = None
         self._id = new_id()
         self._occurred_at = now_utc()
-        self._ticket = NOT_BEGUN
+        self._ticket: int | None = None
         self._settled = False
         self.attempts: list[Attempt] = []
         self.unreadable_events = 0
@@ -136,8 +135,8 @@ class CallAccount:
         return self._estimate.prompt_tokens + completion_tokens(self._request)
 
     def attempt(self, target: Target) -> None:
-        """Begins an attempt at `target`."""
-        if not self._tries:
+        """Begins an attempt at `target`. Raises Overloaded: its usage cannot be recorded."""
+        if self._ticket is None:
             prompt = rough_prompt_tokens(self._request)
             lost = self._record(
                 target,
@@ -240,7 +239,7 @@ class CallAccount:
             tries=tuple([_record_of(ended) for ended in self._tries]),
         )
         self._emit(record)
-        if self._tries:
+        if self._ticket is not None:
             self._sink.record(record, self._ticket)
 
     def _running(self) -> _Try | None:

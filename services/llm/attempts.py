@@ -96,6 +96,7 @@ class RouteAttempts:
         Raises:
             ModelUnavailable: no target is configured.
             CircuitOpen: no target can be called now.
+            Overloaded: the call's usage cannot be recorded; no target was called.
             DaarionError: the leaf of the last failure.
         """
         failure: DaarionError | None = None
@@ -140,7 +141,11 @@ class RouteAttempts:
         tries = 0
         while (permit := self._circuits.of(target).enter(time.monotonic())) is not None:
             tries += 1
-            self._account.attempt(target)
+            try:
+                self._account.attempt(target)
+            except DaarionError:
+                permit.released(time.monotonic())
+                raise
             try:
                 return Served(
                     target, permit, await ask(provider, self._with_handover_timeout(target))

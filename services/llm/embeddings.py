@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from contracts.deadline import Deadline
 from contracts.errors import InvalidRequest, UnknownModel
 from contracts.events import EventLog
+from contracts.identity import new_id
 from contracts.llm.answers import TokenUsage
 from contracts.llm.embeddings import EmbeddingBatch, TokenEmbedder
 from contracts.llm.limits import (
@@ -30,21 +32,12 @@ from contracts.llm.openai_embeddings import (
 from contracts.llm.ports import Prices
 from contracts.llm.requests import CallMetadata
 from contracts.llm.routing import Target, Timeouts
-from contracts.llm.usage import OUTCOME_OK, UsageRecord, UsageSink, tokens_of
+from contracts.llm.usage import OUTCOME_LOST, OUTCOME_OK, UsageRecord, UsageSink, tokens_of
+from contracts.values import now_utc
 from services.llm.accounting import PROVIDER_WORKED, NoPrices, outcome_of
 from services.llm.estimates import BYTES_PER_TOKEN
 
 TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """The usage of a call that began at `since` (monotonic seconds)."""
-
-    usage: TokenUsage
-    cost_usd: Decimal | None
-    since: float
-    credential: str
 
 
 @dataclass(frozen=True)
@@ -78,14 +71,18 @@ class Embeddings:
             UnknownModel: another model than the graph's embedder.
             InvalidRequest: `dimensions` that the model does not have, tokens that are not its own.
             RateLimited: a limit of ours is exhausted.
+            Overloaded: the call's usage cannot be recorded.
             Overloaded | EngineUnavailable | DeadlineExceeded: as the embedder.
         """
         self._check(request)
         estimated = _usage(_estimated_tokens(request), estimated=True)
         expected = Estimate(tokens=estimated.total_tokens, nano_usd=_nano(self._cost(estimated)))
         reservation = await self.limiter.reserve(caller_of(metadata, credential), expected)
-        started, outcome, used = time.monotonic(), OUTCOME_OK, _usage(0)
+        call = self._call(metadata, request_id, credential)
+        started, outcome, used, ticket = time.monotonic(), OUTCOME_OK, _usage(0), None
         try:
+            lost = UsageRecord(**call, outcome=OUTCOME_LOST, latency_ms=0.0, **tokens_of(estimated))
+            ticket = self.usage.begin(lost)
             batch = await self._embedded(request, metadata)
             used = _usage(batch.tokens) if batch.tokens else estimated
         except BaseException as error:
@@ -100,7 +97,13 @@ class Embeddings:
                 if used.total_tokens
                 else NOTHING
             )
-            self._settle(metadata, request_id, outcome, _Taken(used, cost, started, credential))
+            latency_ms = round((time.monotonic() - started) * 1000, 3)
+            ended = UsageRecord(
+                **call, outcome=outcome, latency_ms=latency_ms, cost_usd=cost, **tokens_of(used)
+            )
+            self._emit(ended)
+            if ticket is not None:
+                self.usage.record(ended, ticket)
         return self._response(request, batch)
 
     def _cost(self, usage: TokenUsage) -> Decimal | None:
@@ -136,42 +139,33 @@ class Embeddings:
             usage=EmbeddingsUsage(prompt_tokens=batch.tokens, total_tokens=batch.tokens),
         )
 
-    def _settle(self, metadata: CallMetadata, request_id: str, outcome: str, taken: _Taken) -> None:
-        usage, cost, latency_ms = (
-            taken.usage,
-            taken.cost_usd,
-            round((time.monotonic() - taken.since) * 1000, 3),
-        )
-        who = {
+    def _call(self, metadata: CallMetadata, request_id: str, credential: str) -> dict[str, Any]:
+        """Returns the fields of the call's record that are known when it begins."""
+        return {
+            "id": new_id(),
+            "occurred_at": now_utc(),
             "request_id": request_id,
             "agent_id": metadata.agent_id,
             "microdao_id": metadata.microdao_id,
             "channel_id": metadata.channel_id,
+            "credential": credential,
+            "logical_model": self.model,
+            "provider": self.target.provider,
+            "physical_model": self.target.name,
         }
-        spent = {"tokens": usage.total_tokens, "cost_usd": None if cost is None else float(cost)}
+
+    def _emit(self, ended: UsageRecord) -> None:
         self.events.emit(
             "llm.embeddings",
-            **who,
+            request_id=ended.request_id,
+            agent_id=ended.agent_id,
+            microdao_id=ended.microdao_id,
+            channel_id=ended.channel_id,
             model=self.model,
-            **spent,
-            latency_ms=latency_ms,
-            outcome=outcome,
-        )
-        self.usage.record(
-            UsageRecord(
-                request_id=request_id,
-                agent_id=metadata.agent_id,
-                microdao_id=metadata.microdao_id,
-                channel_id=metadata.channel_id,
-                credential=taken.credential,
-                logical_model=self.model,
-                provider=self.target.provider,
-                physical_model=self.target.name,
-                **tokens_of(usage),
-                cost_usd=cost,
-                latency_ms=latency_ms,
-                outcome=outcome,
-            )
+            tokens=ended.total_tokens,
+            cost_usd=None if ended.cost_usd is None else float(ended.cost_usd),
+            latency_ms=ended.latency_ms,
+            outcome=ended.outcome,
         )
 
 

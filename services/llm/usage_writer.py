@@ -22,7 +22,6 @@ class WriterOptions:
 
     flush_interval_s: float = 0.5
     max_backoff_s: float = 2.0
-    upkeep_interval_s: float = 0.1
     adopt_interval_s: float = 15.0
 
 
@@ -63,14 +62,12 @@ class UsageWriter:
             ConfigurationError: the journal cannot be kept.
         """
         await self._journal.open()
-        flush_s, upkeep_s = self._options.flush_interval_s, self._options.upkeep_interval_s
-        adopt_s = self._options.adopt_interval_s
+        flush_s, adopt_s = self._options.flush_interval_s, self._options.adopt_interval_s
         self._tasks = [
             asyncio.create_task(self._forever(self._drain, flush_s, flush_s), name="usage-drain"),
             asyncio.create_task(
-                self._forever(self._journal.add_spare, upkeep_s, upkeep_s), name="usage-spare"
+                self._forever(self._journal.adopt, adopt_s, flush_s), name="usage-adopt"
             ),
-            asyncio.create_task(self._forever(self._adopt, adopt_s, upkeep_s), name="usage-adopt"),
         ]
 
     async def close(self, timeout_s: float = 5.0) -> None:
@@ -115,9 +112,7 @@ class UsageWriter:
         return True
 
     async def _drain(self) -> None:
-        for batch in self._journal.batches(BATCH_ROWS):
-            with batch as records:  # leaving the block marks the batch as delivered
-                await self._write(records)
+        await self._journal.drain(BATCH_ROWS, self._write)
         self._note_success()
 
     async def _drain_all(self) -> None:
@@ -128,17 +123,8 @@ class UsageWriter:
                 self._note_failure(error)
                 await asyncio.sleep(min(self._options.flush_interval_s, 0.1))
 
-    async def _adopt(self) -> None:
-        # Lost calls come only after the recorded ones: a recorded call is not lost.
-        if await self._journal.adopt():
-            return
-        for process in await self._journal.lost_calls():
-            async with process as calls:
-                for start in range(0, len(calls), BATCH_ROWS):
-                    await self._write(calls[start : start + BATCH_ROWS])
-
     async def _write(self, records: list[bytes]) -> None:
-        written = await self._ledger.write(records) if records else []
+        written = await self._ledger.write(records)
         if self._announcer is not None and written:
             await self._announcer.announce(written)
 

@@ -15,8 +15,6 @@ import orjson
 import psycopg
 import pytest
 
-from backends.journal.journal import Journal
-from backends.llm.usage_journal import JOURNAL_NAME
 from backends.llm.usage_reader import PostgresUsageReader
 from backends.llm.usage_spending import SPENT, UsageSpending
 from backends.postgres.migrate import MIGRATIONS, migrate
@@ -25,7 +23,7 @@ from contracts.llm.limits import SubjectKind
 from contracts.llm.usage import AttemptRecord, UsageFilter, UsageRecord
 from launcher.postgres import PostgresServer
 from tests.support.events import RecordedEvents
-from tests.support.llm.ledger_writer import LedgerWriter
+from tests.support.llm.ledger_writer import LedgerWriter, leave_records
 from tests.support.llm.usage import MOMENT, usage_record
 
 START, END = MOMENT - timedelta(days=2), MOMENT + timedelta(days=2)
@@ -120,17 +118,14 @@ async def test_a_record_delivered_twice_has_its_attempts_once(
 async def test_a_record_without_attempts_is_its_own_only_one(
     database: Database, tmp_path: Any
 ) -> None:
-    """Embeddings write such ones, and so did earlier versions, whose journals are still read."""
+    """Embeddings write such ones, and so did earlier versions, whose files are still read."""
     await written(database, tmp_path, usage_record())
     old = {
         key: value
         for key, value in dataclasses.asdict(usage_record()).items()
         if key not in {"tries", "credential"}
     }
-    journal = Journal(tmp_path, JOURNAL_NAME, RecordedEvents())
-    journal.open()
-    assert journal.append(orjson.dumps(old, default=str))
-    journal.close()
+    leave_records(tmp_path, [orjson.dumps(old, default=str)])
     writer = LedgerWriter(database, tmp_path, events=RecordedEvents())
     await writer.start()
     async with asyncio.timeout(30):

@@ -63,9 +63,7 @@ async def kill_and_restart(server: PostgresServer) -> None:
 
 async def drained(writer: LedgerWriter, folder: Path) -> None:
     async with asyncio.timeout(120):
-        while (
-            writer.statistics().queued or len(list(folder.iterdir())) > 3
-        ):  # its own segment, a spare, and its running calls
+        while writer.statistics().queued or len(list(folder.iterdir())) > 1:  # its own file
             await asyncio.sleep(0.05)
 
 

@@ -22,9 +22,7 @@ from tests.support.llm.ledger_writer import LedgerOptions, LedgerWriter
 from tests.support.llm.usage import usage_record
 from tests.support.llm.usage_engine import LlmUsage
 
-QUICK = LedgerOptions(
-    flush_interval_s=0.02, upkeep_interval_s=0.02, adopt_interval_s=0.2, max_backoff_s=0.2
-)
+QUICK = LedgerOptions(flush_interval_s=0.02, adopt_interval_s=0.2, max_backoff_s=0.2)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from configs.llm.config import LLMSettings
 from contracts.errors import EngineUnavailable
 from contracts.health import Health
 from contracts.llm.ports import Condition
-from contracts.llm.usage import NOT_BEGUN
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.chat import LLMRoutes, llm_router
@@ -38,9 +37,9 @@ class Recorder:
         self.events.append({"event": event, **fields})
 
     def begin(self, call):
-        return NOT_BEGUN
+        return 0
 
-    def record(self, record, ticket=NOT_BEGUN):
+    def record(self, record, ticket):
         self.records.append(record)
 
 

@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from backends.postgres.pool import Database
-from contracts.llm.usage import NOT_BEGUN, AttemptRecord
+from contracts.errors import Overloaded
+from contracts.llm.usage import AttemptRecord
 from tests.support.events import RecordedEvents
 from tests.support.llm.ledger_writer import LedgerOptions, LedgerWriter
 from tests.support.llm.usage import usage_record
 
 OPTIONS = LedgerOptions(
-    segment_bytes=64 * 1024,
+    file_bytes=64 * 1024,
     max_bytes=32 * 1024 * 1024,
     flush_interval_s=0.02,
-    upkeep_interval_s=0.01,
     adopt_interval_s=0.1,
     max_backoff_s=0.2,
 )
@@ -50,10 +50,13 @@ async def main(url: str, folder: Path, name: str) -> None:
                 ),
             )
             dropped = writer.statistics().dropped
-            ticket = writer.begin(replace(record, outcome="lost", attempts=1, tries=()))
+            try:
+                ticket = writer.begin(replace(record, outcome="lost", attempts=1, tries=()))
+            except Overloaded:
+                break
             if number % 50:
                 writer.record(record, ticket)
-            if writer.statistics().dropped == dropped and (number % 50 or ticket != NOT_BEGUN):
+            if writer.statistics().dropped == dropped:
                 os.write(1, f"{record.id}\n".encode())
         await asyncio.sleep(random.random() * 0.01)
 
