@@ -85,6 +85,11 @@ class DaarionError(Exception):
         return {"error": body}
 
 
+def is_retryable(error: BaseException) -> bool:
+    """Whether repeating what raised it may succeed."""
+    return isinstance(error, DaarionError) and error.retryable
+
+
 def _rebuild(
     cls: type[DaarionError],
     message: str,
