@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from common.retry import retry
 from contracts.deadline import Deadline
 from contracts.errors import NotFound, Unavailable
 from contracts.workspace.messaging_service import MAX_RECENT, ChannelMessage, Messaging
@@ -18,7 +19,6 @@ from services.agents.context import (
     newest_human,
     window,
 )
-from services.agents.retries import retry_for
 from services.agents.scope import EmptyQuestionError, NothingToAnswerError, RunScope
 
 CONTEXT_TIMEOUT_S = 10.0
@@ -69,10 +69,10 @@ class ChannelReader:
     ) -> list[ChannelMessage]:
         """The channel's newest messages, or those before one; retried while the service is away."""
         until = deadline.sooner(CONTEXT_TIMEOUT_S)
-        return await retry_for(
+        return await retry(
             lambda: self.messaging.recent_messages(channel_id, limit, until, before),
-            CONTEXT_TIMEOUT_S,
-            (Unavailable,),
+            lambda error: isinstance(error, Unavailable),
+            within_s=until.remaining(),
         )
 
     async def _around_trigger(

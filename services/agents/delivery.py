@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from common.retry import retry
 from contracts.agents.runs import Outcome, Run
 from contracts.deadline import Deadline
 from contracts.errors import (
@@ -24,7 +25,6 @@ from contracts.errors import (
 )
 from contracts.workspace.messaging_service import MAX_MESSAGE_CHARS, Messaging
 from services.agents.journal import UNPOSTED
-from services.agents.retries import retry_for
 from services.agents.run_recorder import RunRecorder
 from services.agents.texts import clean, cut
 
@@ -152,11 +152,10 @@ class Delivery:
         """Posts; retries on these failures until the deadline. Raises the last failure."""
         channel_id = run.channel_id
         assert channel_id is not None  # only replies to channels are delivered
-        await retry_for(
+        await retry(
             lambda: self.messaging.post_as_agent(
                 run.agent_id, channel_id, run.reply or "", str(run.id), until
             ),
-            until.remaining(),
-            retry_on,
-            unless=REFUSALS,
+            lambda error: isinstance(error, retry_on) and not isinstance(error, REFUSALS),
+            within_s=until.remaining(),
         )

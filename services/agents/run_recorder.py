@@ -9,17 +9,19 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
+from common.retry import retry
 from contracts.agents.ports import RunStore
 from contracts.agents.runs import Outcome, Run, StepName, StepRecord, ToolUse
 from contracts.errors import (
     DaarionError,
+    DatabaseUnavailable,
     DeadlineExceeded,
     Internal,
+    Overloaded,
 )
 from contracts.llm.answers import ProxyResponse
 from contracts.workspace.messaging_service import StepKind
 from services.agents.journal import UNPOSTED, RunStart, answer_entry, start_entry
-from services.agents.retries import retry_for
 from services.agents.step_feed import StepFeed
 
 STORE_PATIENCE_S = 8.0
@@ -191,7 +193,12 @@ class RunRecorder:
         return await self._store.note(self._run, self._owner, self._lease_s)
 
     async def _fenced(self, write: Callable[[], Awaitable[bool]]) -> None:
-        if not await retry_for(write, STORE_PATIENCE_S):
+        owned = await retry(
+            write,
+            lambda error: isinstance(error, DatabaseUnavailable | Overloaded),
+            within_s=STORE_PATIENCE_S,
+        )
+        if not owned:
             raise RunLostError
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
+from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.invocations import AgentInvocation, InvocationAnswer
@@ -14,7 +15,7 @@ from contracts.agents.ports import RunStore
 from contracts.agents.runs import NewRun, Run, RunView
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, InvalidRequest, NotFound, Overloaded, Unavailable
-from contracts.events import EventLog
+from contracts.events import EventLog, failure_event
 from contracts.identity import new_id
 from contracts.workspace.messaging_service import MAX_RECENT, Messaging
 from services.agents.channel_tenants import ChannelTenants
@@ -26,7 +27,6 @@ ACCEPT_TIMEOUT_S = 10.0
 POLL_EVERY_S = 0.25
 RETRY_WHEN_FULL_S = 2.0
 PURGE_EVERY_S = 3_600.0
-AFTER_DEFECT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ class AgentRuns:
             ("purge", PURGE_EVERY_S, self._purge, "agents.purge_failed"),
         )
         for name, every_s, once, failed in upkeep:
-            self._loops.append(
-                asyncio.create_task(self._repeat(every_s, once, failed), name=f"agents:{name}")
-            )
+            report = failure_event(self._events, failed)
+            self._loops.append(start_periodic(once, every_s, report, name=f"agents:{name}"))
 
     async def close(self) -> None:
         """Accepts no more runs, gives running ones `close_s`, and releases the rest to other
@@ -259,21 +258,6 @@ class AgentRuns:
                 self._running_attempts.pop(run.id, None)
                 if (ended := self._end_signals.pop(run.id, None)) is not None:
                     ended.set()
-
-    async def _repeat(
-        self, every_s: float, once: Callable[[], Awaitable[None]], failed: str
-    ) -> None:
-        """Runs `once` every `every_s`; failures emit `failed` and do not stop the loop."""
-        while True:
-            await asyncio.sleep(every_s)
-            try:
-                await once()
-            except DaarionError as error:
-                self._events.emit(failed, error=error.type)
-            # a defect must not end upkeep that other runs need
-            except Exception as error:  # noqa: BLE001
-                self._events.emit(failed, error=type(error).__name__, exc_info=error)
-                await asyncio.sleep(AFTER_DEFECT_S)
 
     async def _renew(self) -> None:
         if self._accepted:

@@ -237,7 +237,6 @@ async def test_a_defect_in_the_upkeep_is_reported_and_ends_nothing(here, tmp_pat
         return await whole(*arguments)
 
     monkeypatch.setattr(PostgresRuns, "claim", failing)
-    monkeypatch.setattr("services.agents.runs.AFTER_DEFECT_S", 0.1)
     async with here.agents() as runtime:
         assert (await here.invoke(channel, message))["reply"] == "Я тут."
         assert [event["error"] for event in here.events.named("agents.claim_failed")] == [
