@@ -4,16 +4,13 @@ answer.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from backends.http.client import JsonAnswer, JsonClient
+from common.retry import retry
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, Unavailable
-
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 2.0
+from contracts.errors import Unavailable, is_retryable
 
 
 async def ask(
@@ -35,21 +32,17 @@ async def ask(
     Raises:
         DaarionError: the last refusal or failure.
     """
-    until = deadline.sooner(patience_s)
-    pause = FIRST_PAUSE_S
-    while True:
-        refusal: DaarionError
-        try:
-            answer = await http.request(
-                method, path, deadline, body=body, params=params, headers=headers
-            )
-            if answer.ok:
-                return answer
-            refusal = http.refusal(answer)
-        except Unavailable as error:
-            refusal = error
-        wait = max(pause, min(refusal.retry_after_s or 0.0, LONGEST_PAUSE_S))
-        if not (isinstance(refusal, Unavailable) and refusal.retryable) or until.remaining() < wait:
-            raise refusal
-        await asyncio.sleep(wait)
-        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    async def attempt() -> JsonAnswer:
+        answer = await http.request(
+            method, path, deadline, body=body, params=params, headers=headers
+        )
+        if not answer.ok:
+            raise http.refusal(answer)
+        return answer
+
+    return await retry(
+        attempt,
+        lambda error: isinstance(error, Unavailable) and is_retryable(error),
+        within_s=deadline.at_most(patience_s),
+    )

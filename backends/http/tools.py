@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -10,7 +9,8 @@ from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from backends.http.client import JsonAnswer, JsonClient
-from backends.http.patient_requests import FIRST_PAUSE_S, LONGEST_PAUSE_S, ask
+from backends.http.patient_requests import ask
+from common.retry import retry
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, UpstreamInvalidResponse
 from contracts.identity import Tenant
@@ -71,14 +71,12 @@ class ToolsClient:
 
     async def call(self, request: ToolCallRequest, deadline: Deadline) -> ToolCallResult:
         """Returns the call's result, failures included."""
-        until = deadline.sooner(self._patience_s)
-        pause = FIRST_PAUSE_S
-        while True:
-            result, may_repeat = await self._attempt(request, deadline)
-            if not (may_repeat and request.call_id) or until.remaining() < pause:
-                return result
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+        result, _ = await retry(
+            lambda: self._attempt(request, deadline),
+            repeat=lambda answer: answer[1] and request.call_id is not None,
+            within_s=deadline.at_most(self._patience_s),
+        )
+        return result
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ import orjson
 
 from common.http.inflate import Undecodable
 from common.http.retry_after import retry_after_s
+from common.retry import retry
 from contracts.events import EventLog
 from contracts.tools.api import (
     EgressRule,
@@ -36,7 +37,7 @@ from executors.results import InvalidResult, read_result
 from executors.secrets import UNSENDABLE, NotCalled, find_secrets
 
 MAX_ATTEMPTS = 3
-FIRST_PAUSE_S = 0.1
+FIRST_PAUSE_S = 0.2
 MAX_ERROR_BYTES = 64 << 10
 # A timeout counts as the target's failure only after this long: a caller may allow less time.
 SILENCE_S = 1.0
@@ -57,14 +58,14 @@ OWN_HEADERS = frozenset(
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One attempt. `retry`: repeating may help and is harmless; `pause_s` is its Retry-After.
+    """One attempt. `retry`: repeating may help and is harmless.
 
     `target_failed` is None if the attempt says nothing about the target's health.
     """
 
     outcome: Outcome
     retry: bool = False
-    pause_s: float | None = None
+    retry_after_s: float | None = None
     target_failed: bool | None = False
 
 
@@ -117,21 +118,21 @@ class HttpToolExecutor:
         return Outcome(False, error_kind="denied", error=str(denied))
 
     async def _attempts(self, request: _Request) -> Outcome:
-        deadline, attempts = request.execution.deadline, 0
-        while True:
-            attempt = await self._guarded(request)
-            attempts += 1
-            outcome = replace(
-                attempt.outcome, attempts=attempts if attempt.outcome.attempts else attempts - 1
-            )
-            pause = (
-                attempt.pause_s
-                if attempt.pause_s is not None
-                else FIRST_PAUSE_S * 2**attempts * random.uniform(0.5, 1.0)  # noqa: S311
-            )
-            if not attempt.retry or attempts >= MAX_ATTEMPTS or pause >= deadline.remaining():
-                return outcome
-            await asyncio.sleep(pause)
+        made: list[_Attempt] = []
+
+        async def once() -> _Attempt:
+            made.append(await self._guarded(request))
+            return made[-1]
+
+        last = await retry(
+            once,
+            repeat=lambda attempt: attempt.retry and len(made) < MAX_ATTEMPTS,
+            within_s=request.execution.deadline.remaining(),
+            first_s=FIRST_PAUSE_S,
+            longest_s=math.inf,
+        )
+        outcome = last.outcome
+        return replace(outcome, attempts=len(made) if outcome.attempts else len(made) - 1)
 
     async def _guarded(self, request: _Request) -> _Attempt:
         """One attempt inside the target's circuit."""
@@ -304,7 +305,10 @@ async def _refused(
     if pause is not None:
         outcome = replace(outcome, details={"retry_after_s": pause})
     return _Attempt(
-        outcome, retry=retryable and request.repeatable, pause_s=pause, target_failed=status >= 500
+        outcome,
+        retry=retryable and request.repeatable,
+        retry_after_s=pause,
+        target_failed=status >= 500,
     )
 
 
