@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import nats.errors
 from nats.aio.client import Client
 
+from common.retry import retry
 from common.tasks import end_tasks
 from contracts.errors import Unavailable
 from contracts.events import EventLog
@@ -49,7 +50,7 @@ class NatsLink:
         self._on_connect = on_connect
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
-        self._prepared = False
+        self._prepared = self._announced = False
 
     def start(self) -> None:
         """Starts connecting; must be called on the running event loop."""
@@ -78,19 +79,10 @@ class NatsLink:
             await _close(self._client)
 
     async def _connect(self) -> None:
-        announced = False
-        while True:
-            try:
-                await self._attempt()
-            # the client library raises errors of many kinds
-            except Exception as error:  # noqa: BLE001
-                if not announced:
-                    self._events.emit("nats.away", error=type(error).__name__)
-                    announced = True
-                await asyncio.sleep(RECONNECT_WAIT_S)
-            else:
-                self._events.emit("nats.connected")
-                return
+        await retry(
+            self._attempt, self._note_away, first_s=RECONNECT_WAIT_S, longest_s=RECONNECT_WAIT_S
+        )
+        self._events.emit("nats.connected")
 
     async def _attempt(self) -> None:
         if self._client is None:
@@ -119,6 +111,13 @@ class NatsLink:
             await _close(client)
             raise
         return client
+
+    def _note_away(self, error: Exception) -> bool:
+        """Leads to another attempt, whatever failed: the client library raises many errors."""
+        if not self._announced:
+            self._announced = True
+            self._events.emit("nats.away", error=type(error).__name__)
+        return True
 
     async def _note_error(self, error: Any) -> None:
         self._events.emit("nats.error", error=type(error).__name__)

@@ -12,8 +12,10 @@ from collections import deque
 import nats.errors
 
 from backends.nats.link import NatsLink
+from common.periodic import start_periodic
+from common.tasks import end_tasks
 from contracts.errors import Unavailable
-from contracts.events import EventLog
+from contracts.events import EventLog, failure_event
 
 MAX_QUEUED = 10_000
 RETRY_S = 1.0
@@ -33,7 +35,10 @@ class NatsPublisher:
 
     def start(self) -> None:
         """Starts publishing; must be called on the running event loop."""
-        self._task = asyncio.create_task(self._run(), name="nats:publisher")
+        failed = failure_event(self._events, None, defect="nats.publisher_defect")
+        self._task = start_periodic(
+            self._publish_all, RETRY_S, failed, name="nats:publisher", wake=self._wake
+        )
 
     def publish(self, subject: str, payload: bytes) -> None:
         """Queues one message. Never blocks and never raises."""
@@ -47,29 +52,17 @@ class NatsPublisher:
     async def close(self) -> None:
         """Publishes the queue if there is a connection, and stops."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        with contextlib.suppress(Unavailable, nats.errors.Error):
+            await end_tasks([self._task])
+        with contextlib.suppress(Unavailable):
             await self._publish_all()
 
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                await self._publish_all()
-            except (Unavailable, nats.errors.Error):
-                await asyncio.sleep(RETRY_S)
-                self._wake.set()
-
     async def _publish_all(self) -> None:
-        if self._link is None:
-            return
-        client = self._link.client()
-        while self._queue:
+        while self._link is not None and self._queue:
             subject, payload = self._queue[0]
-            await client.publish(subject, payload)
+            try:
+                await self._link.client().publish(subject, payload)
+            except nats.errors.Error as error:
+                raise Unavailable("NATS takes no messages now") from error
             self._queue.popleft()
         if self._dropped:
             self._events.emit("nats.dropped", count=self._dropped)
