@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from dataclasses import dataclass
 
+from common.periodic import start_periodic
+from common.retry import backoff_s
 from common.tasks import end_tasks
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
@@ -21,7 +22,6 @@ ATTEMPT_TIMEOUT_S = 10.0
 LEASE_S = 30.0
 FIRST_DELAY_S = 0.5
 PURGE_EVERY_S = 600.0
-AFTER_DEFECT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,15 @@ class InvocationDispatcher:
     def start(self) -> None:
         """Starts dispatching; must be called on the running event loop."""
         self._tasks = [
-            asyncio.create_task(self._run(), name="workspace:dispatcher"),
-            asyncio.create_task(self._purge(), name="workspace:purge"),
+            start_periodic(
+                self._claim,
+                POLL_EVERY_S,
+                self._failed,
+                name="workspace:dispatcher",
+                at_once=True,
+                wake=self._wake,
+            ),
+            start_periodic(self._purge, PURGE_EVERY_S, self._failed, name="workspace:purge"),
         ]
 
     def wake(self) -> None:
@@ -75,58 +82,29 @@ class InvocationDispatcher:
                 with contextlib.suppress(DaarionError):
                     await self._outbox.retry_later(claimed, "the replica was closed", 0.0)
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._round()
-            except Exception as error:  # noqa: BLE001  # a defect must not end dispatching
-                self._events.emit(
-                    "workspace.dispatch_defect", error=type(error).__name__, exc_info=error
-                )
-                await asyncio.sleep(AFTER_DEFECT_S)
-
-    async def _round(self) -> None:
-        self._wake.clear()
+    async def _claim(self) -> bool:
+        """Attempts what is due; returns whether there may be more, and room for it."""
         free = self._limits.max_concurrent - len(self._working)
-        claimed = await self._claim(free) if free > 0 else 0
-        if claimed < free or free <= 0:
-            await self._pause()
-
-    async def _claim(self, at_most: int) -> int:
-        try:
-            claimed = await self._outbox.claim(at_most, LEASE_S)
-        except DaarionError as error:
-            self._note_away(error)
-            return 0
+        if free <= 0:
+            return False
+        claimed = await self._outbox.claim(free, LEASE_S)
         self._away = False
         for one in claimed:
             task = asyncio.create_task(self._attempt(one))
             self._working[task] = one
             task.add_done_callback(self._done)
-        return len(claimed)
-
-    async def _pause(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(POLL_EVERY_S):
-                await self._wake.wait()
+        return len(claimed) == free
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._working.pop(task, None)
         if len(self._working) == self._limits.max_concurrent - 1:
             self._wake.set()  # there is room for one more
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._events.emit(
-                "workspace.dispatch_defect", error=type(error).__name__, exc_info=error
-            )
+            # With PostgreSQL away, too, the lease expires and the delivery is repeated, which the
+            # runtime recognises.
+            self._failed(error)
 
     async def _attempt(self, claimed: ClaimedInvocation) -> None:
-        try:
-            await self._hand_over(claimed)
-        except DaarionError as error:
-            # PostgreSQL is away. The lease expires; the runtime recognises the repeated delivery.
-            self._note_away(error)
-
-    async def _hand_over(self, claimed: ClaimedInvocation) -> None:
         try:
             await self._invoker.invoke(claimed, Deadline.after(ATTEMPT_TIMEOUT_S))
         except DaarionError as error:
@@ -135,7 +113,8 @@ class InvocationDispatcher:
             await self._outbox.delivered(claimed)
 
     async def _refused(self, claimed: ClaimedInvocation, error: DaarionError) -> None:
-        delay = max(self._delay(claimed.attempts), error.retry_after_s or 0.0)
+        own_s = backoff_s(claimed.attempts, FIRST_DELAY_S, self._limits.max_delay_s)
+        delay = max(own_s, error.retry_after_s or 0.0)
         if error.retryable and claimed.age_s + delay < self._limits.give_up_after_s:
             await self._outbox.retry_later(claimed, error.message, delay)
             return
@@ -149,22 +128,15 @@ class InvocationDispatcher:
             error=error.type,
         )
 
-    def _delay(self, attempts: int) -> float:
-        longest = min(self._limits.max_delay_s, FIRST_DELAY_S * 2 ** min(attempts - 1, 16))
-        return random.uniform(longest / 2, longest)  # noqa: S311  # spreads load, protects nothing
-
     async def _purge(self) -> None:
-        while True:
-            await asyncio.sleep(PURGE_EVERY_S)
-            try:
-                removed = await self._outbox.purge()
-            except DaarionError as error:
-                self._note_away(error)
-            else:
-                if removed:
-                    self._events.emit("workspace.purged", rows=removed)
+        if removed := await self._outbox.purge():
+            self._events.emit("workspace.purged", rows=removed)
 
-    def _note_away(self, error: DaarionError) -> None:
-        if not self._away:
+    def _failed(self, error: BaseException, _seconds: float = 0.0) -> None:
+        if not isinstance(error, DaarionError):
+            self._events.emit(
+                "workspace.dispatch_defect", error=type(error).__name__, exc_info=error
+            )
+        elif not self._away:
             self._away = True
             self._events.emit("workspace.dispatch_away", error=error.type)

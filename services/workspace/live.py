@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from uuid import UUID
 
+from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.errors import DaarionError, Overloaded
 from contracts.events import EventLog
@@ -22,7 +23,6 @@ from contracts.workspace.events import ChannelEvent, ChannelEventStore
 
 POLL_EVERY_S = 0.2
 MIN_PAUSE_S = 0.02
-AFTER_DEFECT_S = 5.0
 MAX_KEPT = 256
 PAGE = 50
 HEARTBEAT_S = 10.0
@@ -86,7 +86,6 @@ class LiveFeeds:
         self._max = max_streams
         self._count = 0
         self._feeds: dict[UUID, _ChannelFeed] = {}
-        self._has_watchers = asyncio.Event()
         self._poll_now = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._away = False
@@ -98,7 +97,9 @@ class LiveFeeds:
 
     def start(self) -> None:
         """Starts polling; must be called on the running event loop."""
-        self._task = asyncio.create_task(self._poll(), name="workspace:live")
+        self._task = start_periodic(
+            self._poll, POLL_EVERY_S, self._failed, name="workspace:live", wake=self._poll_now
+        )
 
     async def close(self) -> None:
         """Stops polling and ends the open streams."""
@@ -148,7 +149,6 @@ class LiveFeeds:
             feed = self._feeds[channel_id] = _ChannelFeed(microdao_id, channel_id, position)
         feed.advance(position)
         feed.watchers.add(wake)
-        self._has_watchers.set()
         return feed
 
     def _leave(self, channel_id: UUID, wake: asyncio.Event) -> None:
@@ -158,8 +158,6 @@ class LiveFeeds:
         feed.watchers.discard(wake)
         if not feed.watchers:
             del self._feeds[channel_id]
-        if not self._feeds:
-            self._has_watchers.clear()
 
     async def _iterate(
         self, feed: _ChannelFeed, position: int, wake: asyncio.Event
@@ -181,32 +179,17 @@ class LiveFeeds:
                 yield None
 
     async def _poll(self) -> None:
-        while True:
-            await self._has_watchers.wait()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_EVERY_S):
-                    await self._poll_now.wait()
-            self._poll_now.clear()
-            try:
-                await self._poll_once()
-            except DaarionError as error:
-                self._note_away(error)
-            # a defect must not end the polling for all watchers
-            except Exception as error:  # noqa: BLE001
-                self._events.emit(
-                    "workspace.live_defect", error=type(error).__name__, exc_info=error
-                )
-                await asyncio.sleep(AFTER_DEFECT_S)
-            else:
-                self._away = False
-            await asyncio.sleep(MIN_PAUSE_S)
-
-    async def _poll_once(self) -> None:
+        if not self._feeds:
+            return
         for channel_id, position in (await self._store.positions(list(self._feeds))).items():
             if channel_id in self._feeds:
                 self._feeds[channel_id].advance(position)
+        self._away = False
+        await asyncio.sleep(MIN_PAUSE_S)  # what this replica adds meanwhile is one more poll
 
-    def _note_away(self, error: DaarionError) -> None:
-        if not self._away:
+    def _failed(self, error: Exception, _seconds: float) -> None:
+        if not isinstance(error, DaarionError):
+            self._events.emit("workspace.live_defect", error=type(error).__name__, exc_info=error)
+        elif not self._away:
             self._away = True
             self._events.emit("workspace.live_failed", error=error.type)
