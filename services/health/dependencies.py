@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
+from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.errors import DaarionError
 from contracts.health import Check, Health, State
@@ -55,7 +57,14 @@ class HealthMonitor:
     def start(self) -> None:
         """Starts probing; must be called on the running event loop."""
         self._tasks = [
-            asyncio.create_task(self._watch(name), name=f"health:{name}")
+            start_periodic(
+                partial(self._probe, name),
+                PROBE_INTERVAL_S,
+                partial(self._failed, name),
+                name=f"health:{name}",
+                at_once=True,
+                retry_s=(PROBE_INTERVAL_UNREADY_S, PROBE_INTERVAL_UNREADY_S),
+            )
             for name in self._dependencies
         ]
 
@@ -78,23 +87,16 @@ class HealthMonitor:
         }
         return summarise(checks)
 
-    async def _watch(self, name: str) -> None:
-        while True:
-            await self._probe(name)
-            ready = self._seen[name].state == "ready"
-            await asyncio.sleep(PROBE_INTERVAL_S if ready else PROBE_INTERVAL_UNREADY_S)
-
     async def _probe(self, name: str) -> None:
-        reason: str | None = None
-        try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                await self._dependencies[name].probe()
-        except TimeoutError:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            await self._dependencies[name].probe()
+        self._note(name, None)
+
+    def _failed(self, name: str, error: Exception, _seconds: float) -> None:
+        if isinstance(error, TimeoutError):
             reason = f"no answer within {PROBE_TIMEOUT_S:g} s"
-        except DaarionError as error:
-            reason = error.message
-        except Exception as error:  # noqa: BLE001  # a probe must not end the loop
-            reason = type(error).__name__
+        else:
+            reason = error.message if isinstance(error, DaarionError) else type(error).__name__
         self._note(name, reason)
 
     def _note(self, name: str, reason: str | None) -> None:
