@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, replace
 
+from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, InvalidRequest
@@ -53,7 +54,15 @@ class IngestionWorker:
     def start(self) -> None:
         """Starts the lanes on the running event loop."""
         self._lanes = [
-            asyncio.create_task(self._lane(), name=f"ingestion:{lane}")
+            start_periodic(
+                self._step,
+                self._settings.poll_s,
+                self._failed,
+                name=f"ingestion:{lane}",
+                at_once=True,
+                wake=self._work,
+                retry_s=(self._settings.backoff_s, self._settings.backoff_max_s),
+            )
             for lane in range(self._settings.lanes)
         ]
 
@@ -71,31 +80,12 @@ class IngestionWorker:
             async with asyncio.timeout(seconds):
                 await self._progress.wait()
 
-    async def _lane(self) -> None:
-        pause = self._settings.backoff_s
-        while True:
-            try:
-                busy = await self._step()
-            except DaarionError as error:
-                self._events.emit("memory.ingestion_waits", error=error.type, seconds=pause)
-            # A defect must not end the lane; its claim returns after the lease.
-            except Exception as error:  # noqa: BLE001
-                self._events.emit(
-                    "memory.ingestion_defect", error=type(error).__name__, exc_info=error
-                )
-            else:
-                pause = self._settings.backoff_s
-                if not busy:
-                    await self._idle()
-                continue
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, self._settings.backoff_max_s)
-
-    async def _idle(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.poll_s):
-                await self._work.wait()
-        self._work.clear()
+    def _failed(self, error: Exception, seconds: float) -> None:
+        """After a defect the claim returns with the end of its lease."""
+        if isinstance(error, DaarionError):
+            self._events.emit("memory.ingestion_waits", error=error.type, seconds=seconds)
+        else:
+            self._events.emit("memory.ingestion_defect", error=type(error).__name__, exc_info=error)
 
     async def _step(self) -> bool:
         """Embeds one claim; returns whether there was one."""

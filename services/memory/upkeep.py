@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+from common.periodic import repeating, start_periodic
 from common.tasks import end_tasks
 from contracts.errors import DaarionError
-from contracts.events import EventLog
+from contracts.events import EventLog, failure_event
 from contracts.memory.background import Leases, Upkeep
 
 LEASE_S = 60.0
@@ -27,38 +29,34 @@ class UpkeepRunner:
     def start(self) -> None:
         """Starts the jobs on the running event loop."""
         self._tasks = [
-            asyncio.create_task(self._repeat(job), name=f"upkeep:{job.name}") for job in self._jobs
+            start_periodic(
+                partial(self._once, job),
+                job.interval_s,
+                self._failed(job),
+                name=f"upkeep:{job.name}",
+                at_once=True,
+            )
+            for job in self._jobs
         ]
 
     async def close(self) -> None:
         """Stops the jobs and releases their leases."""
         await end_tasks(self._tasks)
 
-    async def _repeat(self, job: Upkeep) -> None:
-        while True:
-            try:
-                await self._once(job)
-            except DaarionError as error:
-                self._events.emit("memory.upkeep_failed", job=job.name, error=error.type)
-            except Exception as error:  # noqa: BLE001  # a defect must not end the job
-                self._events.emit(
-                    "memory.upkeep_defect", job=job.name, error=type(error).__name__, exc_info=error
-                )
-            await asyncio.sleep(job.interval_s)
-
     async def _once(self, job: Upkeep) -> None:
         if not await self._leases.acquire(job.name, LEASE_S):
             return
-        renewal = asyncio.create_task(self._renew(job.name))
         try:
-            await job.run()
+            async with repeating(partial(self._renew, job), RENEW_S, self._failed(job)):
+                await job.run()
         finally:
-            renewal.cancel()  # not awaited: this task's own cancellation could get lost there
             with contextlib.suppress(DaarionError):
                 await self._leases.release(job.name)
 
-    async def _renew(self, name: str) -> None:
-        while True:
-            await asyncio.sleep(RENEW_S)
-            with contextlib.suppress(DaarionError):
-                await self._leases.acquire(name, LEASE_S)
+    async def _renew(self, job: Upkeep) -> None:
+        await self._leases.acquire(job.name, LEASE_S)
+
+    def _failed(self, job: Upkeep) -> Callable[[Exception, float], None]:
+        return failure_event(
+            self._events, "memory.upkeep_failed", defect="memory.upkeep_defect", job=job.name
+        )
