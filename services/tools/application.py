@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+from common.retry import retry
 from common.tasks import end_tasks
 from contracts.errors import DaarionError
 from contracts.events import EventLog
@@ -90,10 +92,17 @@ class Toolcore:
         self._catalog = Catalog(self.registry, policy)
         self._admin = ToolAdmin(ports.store, self.registry, configuration.resolve, ports.events)
         await self._stop_syncing()
-        if not await self._sync(configuration.definitions):
-            self._syncing = asyncio.create_task(
-                self._sync_until_done(configuration.definitions), name="tools:sync"
+        sync = partial(self._sync, configuration.definitions)
+        try:
+            await sync()
+        except DaarionError:
+            done = retry(
+                sync,
+                lambda error: isinstance(error, DaarionError),
+                first_s=SYNC_RETRY_S,
+                longest_s=SYNC_RETRY_S,
             )
+            self._syncing = asyncio.create_task(done, name="tools:sync")
         await self._sources.watch(configuration.sources)
 
     def calls(self) -> ToolCalls:
@@ -122,21 +131,11 @@ class Toolcore:
         await self.registry.close()
         await self._recorder.close()
 
-    async def _sync(self, definitions: Sequence[ToolDefinition]) -> bool:
-        try:
-            changes = await self._ports.store.sync(definitions, "file")
-            await self.registry.refresh()
-        except DaarionError:
-            return False
+    async def _sync(self, definitions: Sequence[ToolDefinition]) -> None:
+        changes = await self._ports.store.sync(definitions, "file")
+        await self.registry.refresh()
         if changes:
             self._ports.events.emit("tools.file_synced", changes=changes)
-        return True
-
-    async def _sync_until_done(self, definitions: Sequence[ToolDefinition]) -> None:
-        while True:
-            await asyncio.sleep(SYNC_RETRY_S)
-            if await self._sync(definitions):
-                return
 
     async def _stop_syncing(self) -> None:
         if self._syncing is not None:

@@ -8,18 +8,21 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 from uuid import UUID
 
+from common.periodic import start_periodic
+from common.retry import retry
 from common.tasks import end_tasks
 from contracts.errors import DaarionError, Internal
-from contracts.events import EventLog
+from contracts.events import EventLog, failure_event
 from contracts.tools.api import Decision
 from contracts.tools.ledger import CallIntent, Settlement, ToolLedger, ToolUsage, ToolUsageEvent
 
 T = TypeVar("T")
 Write = Callable[[], Awaitable[UUID | None]]
 
-RETRY_DELAYS_S = (0.05, 0.2, 0.5)
+END_PATIENCE_S = 0.75
+"""How long a caller waits for a ledger that is away, so that its answer is recorded before."""
 LATE_RETRY_S = 2.0
-LATE_ATTEMPTS = 150
+LATE_PATIENCE_S = 300.0
 MAX_LATE = 1_000
 UPKEEP_INTERVAL_S = 5.0
 PURGE_EVERY_S = 600.0
@@ -55,10 +58,13 @@ class ToolRecorder:
 
     def start(self) -> None:
         """Begins to renew leases, to end abandoned calls and to purge the ledger."""
+        failed = failure_event(self._events, None, defect="tools.upkeep_defect")
+        not_purged = failure_event(self._events, "tools.purge_failed")
+        extend_s = self._extend_interval_s
         self._loops = [
-            asyncio.create_task(self._extend_leases(), name="tools:leases"),
-            asyncio.create_task(self._end_abandoned(), name="tools:upkeep"),
-            asyncio.create_task(self._purge(), name="tools:purge"),
+            start_periodic(self._extend_leases, extend_s, failed, name="tools:leases"),
+            start_periodic(self._end_abandoned, UPKEEP_INTERVAL_S, failed, name="tools:upkeep"),
+            start_periodic(self._purge, PURGE_EVERY_S, not_purged, name="tools:purge"),
         ]
 
     async def close(self) -> None:
@@ -146,7 +152,7 @@ class ToolRecorder:
             return record
 
         try:
-            return await _persistently(write)
+            return await retry(write, _may_pass, within_s=END_PATIENCE_S, first_s=0.05)
         except DaarionError as error:
             self._write_late(intent, write, lost=isinstance(error, Internal))
             return intent.id
@@ -161,11 +167,14 @@ class ToolRecorder:
 
     async def _until_written(self, intent: CallIntent, write: Write) -> None:
         try:
-            for _ in range(LATE_ATTEMPTS):
-                await asyncio.sleep(LATE_RETRY_S)
-                with contextlib.suppress(DaarionError):
-                    await write()
-                    return
+            await retry(
+                write,
+                lambda error: isinstance(error, DaarionError),
+                within_s=LATE_PATIENCE_S,
+                first_s=LATE_RETRY_S,
+                longest_s=LATE_RETRY_S,
+            )
+        except DaarionError:
             self._report("tools.end_lost", intent)
         finally:
             self._late -= 1
@@ -180,27 +189,17 @@ class ToolRecorder:
         return task
 
     async def _extend_leases(self) -> None:
-        while True:
-            await asyncio.sleep(self._extend_interval_s)
-            if self._running:
-                with contextlib.suppress(DaarionError):
-                    await self._ledger.extend_leases(tuple(self._running))
+        if self._running:
+            await self._ledger.extend_leases(tuple(self._running))
 
-    async def _end_abandoned(self) -> None:
-        while True:
-            await asyncio.sleep(UPKEEP_INTERVAL_S)
-            with contextlib.suppress(DaarionError):
-                while abandoned := await self._ledger.settle_abandoned():
-                    for event in abandoned:
-                        self._announce(event)
+    async def _end_abandoned(self) -> bool:
+        abandoned = await self._ledger.settle_abandoned()
+        for event in abandoned:
+            self._announce(event)
+        return bool(abandoned)
 
     async def _purge(self) -> None:
-        while True:
-            await asyncio.sleep(PURGE_EVERY_S)
-            try:
-                await self._ledger.purge()
-            except DaarionError as error:
-                self._events.emit("tools.purge_failed", error=error.type)
+        await self._ledger.purge()
 
     def _announce(self, event: ToolUsageEvent) -> None:
         self._usage.publish(event)
@@ -210,12 +209,5 @@ class ToolRecorder:
         )
 
 
-async def _persistently(write: Write) -> UUID | None:
-    for delay in RETRY_DELAYS_S:
-        try:
-            return await write()
-        except Internal:
-            raise
-        except DaarionError:
-            await asyncio.sleep(delay)
-    return await write()
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, DaarionError) and not isinstance(error, Internal)

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.errors import ConfigurationError, DaarionError, InvalidRequest, Unavailable
-from contracts.events import EventLog
+from contracts.events import EventLog, failure_event
 from contracts.tools.api import ToolDefinition, tool_id_of
 from contracts.tools.registry import RegisteredTool, ToolStore
 from services.tools.schemas import CompiledSchema
@@ -95,7 +96,12 @@ class Registry:
         """Loads the registry if the store answers, and begins to poll it."""
         with contextlib.suppress(DaarionError):
             await self.refresh()
-        self._task = asyncio.create_task(self._poll(), name="tools:registry")
+        self._task = start_periodic(
+            self._poll,
+            lambda: self.interval_s,
+            failure_event(self._events, None, defect="tools.upkeep_defect"),
+            name="tools:registry",
+        )
 
     async def close(self) -> None:
         """Stops polling."""
@@ -161,11 +167,7 @@ class Registry:
         return tools
 
     async def _poll(self) -> None:
-        while True:
-            await asyncio.sleep(self.interval_s)
-            try:
-                await self.refresh()
-            except ConfigurationError as error:
-                self._events.emit("tools.registry_refused", reason=error.message)
-            except DaarionError:
-                continue  # the database emits its own events; the next poll retries
+        try:
+            await self.refresh()
+        except ConfigurationError as error:
+            self._events.emit("tools.registry_refused", reason=error.message)

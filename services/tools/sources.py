@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
+from common.periodic import start_periodic
+from common.retry import retry
 from common.tasks import end_tasks
 from contracts.errors import DaarionError
-from contracts.events import EventLog
+from contracts.events import EventLog, failure_event
 from contracts.tools.api import ToolDefinition
 from contracts.tools.registry import ToolStore
 from services.tools.registry import Registry
@@ -39,46 +41,45 @@ class SourceKeeper:
         """Watches these sources instead; disables the tools of all other sources."""
         await self.close()
         self._tasks = [
-            asyncio.create_task(self._keep(name, source), name=f"tools:source:{name}")
+            start_periodic(
+                partial(self._sync, name, source),
+                source.refresh_s,
+                failure_event(
+                    self._events, "tools.source_away", defect="tools.source_defect", source=name
+                ),
+                name=f"tools:source:{name}",
+                at_once=True,
+                retry_s=(min(RETRY_S, source.refresh_s),) * 2,
+            )
             for name, source in sources.items()
         ]
-        self._tasks.append(asyncio.create_task(self._retire(set(sources)), name="tools:sources"))
+        retiring = retry(
+            partial(self._retire, set(sources)),
+            lambda error: isinstance(error, DaarionError),
+            first_s=RETRY_S,
+            longest_s=RETRY_S,
+        )
+        self._tasks.append(asyncio.create_task(retiring, name="tools:sources"))
 
     async def close(self) -> None:
         """Stops watching."""
         await end_tasks(self._tasks)
         self._tasks = []
 
-    async def _keep(self, name: str, source: ToolSource) -> None:
-        while True:
-            try:
-                changes = await self._store.sync(await source.definitions(), "source", name)
-                if changes:
-                    self._events.emit("tools.source_synced", source=name, changes=changes)
-                    await self._registry.refresh()
-            except DaarionError as error:
-                self._events.emit("tools.source_away", source=name, error=error.type)
-                await asyncio.sleep(min(RETRY_S, source.refresh_s))
-            except Exception as error:  # noqa: BLE001  # must not end the loop
-                self._events.emit(
-                    "tools.source_defect", source=name, error=type(error).__name__, exc_info=error
-                )
-                await asyncio.sleep(min(RETRY_S, source.refresh_s))
-            else:
-                await asyncio.sleep(source.refresh_s)
+    async def _sync(self, name: str, source: ToolSource) -> None:
+        changes = await self._store.sync(await source.definitions(), "source", name)
+        if changes:
+            self._events.emit("tools.source_synced", source=name, changes=changes)
+            await self._registry.refresh()
 
     async def _retire(self, known: set[str]) -> None:
         """Disables the tools of sources that the configuration no longer names."""
-        while True:
-            with contextlib.suppress(DaarionError):
-                await self._registry.refresh()
-                brought = {
-                    tool.registered.source
-                    for tool in self._registry.tools()
-                    if tool.registered.origin == "source"
-                }
-                for name in brought - known:
-                    if name is not None:
-                        await self._store.sync([], "source", name)
-                return
-            await asyncio.sleep(RETRY_S)
+        await self._registry.refresh()
+        brought = {
+            tool.registered.source
+            for tool in self._registry.tools()
+            if tool.registered.origin == "source"
+        }
+        for name in brought - known:
+            if name is not None:
+                await self._store.sync([], "source", name)
