@@ -19,12 +19,12 @@ from backends.llm.usage_spool import UsageSpool
 from backends.nats.link import NatsLink
 from backends.postgres.pool import Database, PoolLimits
 from common.circuit import State
+from common.periodic import start_periodic
 from common.tasks import end_tasks
 from configs.engines.embedder import EmbedderSettings
 from configs.llm.config import LLMSettings
 from configs.llm.limits import LimitSettings
-from contracts.errors import DaarionError
-from contracts.events import EventLog
+from contracts.events import EventLog, failure_event
 from contracts.health import Health
 from contracts.llm.answers import ProxyResponse
 from contracts.llm.embeddings import TokenEmbedder
@@ -294,7 +294,10 @@ class AnswersRuntime:
             await resources.closing(self._database).open()
             resources.closing(self.idempotency)
             resources.closing(self._worker).start()
-            purging = asyncio.create_task(self._purge(), name="llm:purge")
+            failed = failure_event(self._events, "llm.purge_failed")
+            purging = start_periodic(
+                self._purge, PURGE_EVERY_S, failed, name="llm:purge", at_once=True
+            )
             resources.push_async_callback(end_tasks, [purging])
             self._resources = resources.pop_all()
 
@@ -317,13 +320,5 @@ class AnswersRuntime:
         return await self._cached.complete(request, request_id, credential=credential)
 
     async def _purge(self) -> None:
-        while True:
-            try:
-                await self._purge_once()
-            except DaarionError as error:
-                self._events.emit("llm.purge_failed", error=error.type)
-            await asyncio.sleep(PURGE_EVERY_S)
-
-    async def _purge_once(self) -> None:
         await self._queue.purge(self._configured().batch.retention_days * 86_400)
         await self._keys.purge()

@@ -11,6 +11,8 @@ from uuid import UUID
 
 import orjson
 
+from common.periodic import repeating
+from common.retry import retry
 from common.tasks import end_tasks
 from contracts.deadline import Deadline
 from contracts.errors import (
@@ -20,8 +22,9 @@ from contracts.errors import (
     InvalidRequest,
     Overloaded,
     UpstreamRejected,
+    is_retryable,
 )
-from contracts.events import EventLog
+from contracts.events import EventLog, failure_event
 from contracts.llm.answers import ProxyResponse
 from contracts.llm.idempotency import Granted, IdempotencyStore, KeyUse, Settled
 from contracts.llm.requests import MAX_TIMEOUT_S, ProxyRequest
@@ -151,34 +154,30 @@ class Idempotency:
     @contextlib.asynccontextmanager
     async def _leased(self, use: KeyUse, token: UUID) -> AsyncIterator[None]:
         async def renew() -> None:
-            while True:
-                await asyncio.sleep(self._times.renew_every_s)
-                with contextlib.suppress(DaarionError):
-                    await self._store.extend(use, token, self._times.lease_s)
+            await self._store.extend(use, token, self._times.lease_s)
 
-        renewing = asyncio.create_task(renew())
-        try:
+        failed = failure_event(
+            self._events, None, defect="llm.idempotency_defect", microdao_id=use.microdao_id
+        )
+        async with repeating(renew, self._times.renew_every_s, failed):
             yield
-        finally:
-            await end_tasks([renewing])
 
     async def _settled(self, use: KeyUse, token: UUID, answer: bytes) -> bool:
         """Stores the answer; returns False when another attempt took the key over.
 
         An answer that cannot be stored is still returned to its caller.
         """
-        patience, pause = Deadline.after(self._times.settle_s), 0.2
-        while True:
-            try:
-                return await self._store.settle(use, token, answer, self._retention_s())
-            except DaarionError as error:
-                if not error.retryable or not patience.remaining():
-                    self._events.emit(
-                        "llm.idempotency_not_stored", microdao_id=use.microdao_id, error=error.type
-                    )
-                    return True
-            await asyncio.sleep(pause)
-            pause *= 2
+        try:
+            return await retry(
+                lambda: self._store.settle(use, token, answer, self._retention_s()),
+                is_retryable,
+                within_s=self._times.settle_s,
+            )
+        except DaarionError as error:
+            self._events.emit(
+                "llm.idempotency_not_stored", microdao_id=use.microdao_id, error=error.type
+            )
+            return True
 
     async def _release(self, use: KeyUse, token: UUID) -> None:
         """Tries to release the key; if that fails, its lease ends anyway."""

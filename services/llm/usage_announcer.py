@@ -14,9 +14,10 @@ from typing import Any
 
 import orjson
 
+from common.periodic import start_periodic
 from common.tasks import end_tasks
-from contracts.errors import DaarionError, Unavailable
-from contracts.events import EventLog
+from contracts.errors import Unavailable
+from contracts.events import EventLog, failure_event
 from contracts.llm.usage import UsageOutbox, UsagePublisher
 
 BATCH = 500
@@ -45,17 +46,28 @@ class UsageAnnouncer:
         self._poll_every_s = poll_every_s
         self._is_away = False
         self._retry_at = 0.0
-        self._purge_at = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Must be called on the running event loop."""
-        self._task = asyncio.create_task(self._run(), name="usage-announcer")
+        # PostgreSQL's absence is an event of the writer's, NATS's of `_published`.
+        failed = failure_event(self._events, None, defect="usage.announcer_failed")
+        poll_s = self._poll_every_s
+        self._loops = [
+            start_periodic(self._work_off, poll_s, failed, name="usage-announcer"),
+            start_periodic(
+                self._purge,
+                PURGE_EVERY_S,
+                failed,
+                name="usage-purge",
+                at_once=True,
+                retry_s=(poll_s, PURGE_EVERY_S),
+            ),
+        ]
 
     async def close(self) -> None:
         """Stops; the outbox waits for the next process."""
-        if self._task is not None:
-            await end_tasks([self._task])
+        await end_tasks(self._loops)
 
     async def announce(self, records: list[bytes]) -> None:
         """Publishes the calls, or puts them into the outbox.
@@ -82,29 +94,12 @@ class UsageAnnouncer:
         self._is_away = False
         return True
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(self._poll_every_s)
-            for turn in (self._purge, self._work_off):
-                try:
-                    while await turn():
-                        pass
-                except DaarionError:
-                    continue
-                except Exception as error:  # noqa: BLE001  # must not end the loop
-                    self._events.emit("usage.announcer_failed", exc_info=error)
-
     async def _purge(self) -> bool:
         """Deletes calls older than `KEEP_DAYS`; returns whether there may be more."""
-        if time.monotonic() < self._purge_at:
-            return False
         expired = await self._outbox.purge(KEEP_DAYS, PURGE_ROWS)
         if expired:
             self._events.emit("usage.events_expired", calls=expired)
-        if expired == PURGE_ROWS:
-            return True
-        self._purge_at = time.monotonic() + PURGE_EVERY_S
-        return False
+        return expired == PURGE_ROWS
 
     async def _work_off(self) -> bool:
         """Publishes a batch of the outbox; returns whether there may be more."""

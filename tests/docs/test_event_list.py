@@ -45,13 +45,35 @@ def emits(tree):
     ]
 
 
+def failure_events(tree):
+    """Returns the calls that name the events of periodic work's failures."""
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "failure_event"
+    ]
+
+
+def failure_fields(call):
+    """Returns the fields of each event that such a call names."""
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    defects = texts(keywords.pop("defect")) if "defect" in keywords else set()
+    failure = {"error", *keywords} | (set() if defects else {"traceback"})
+    return dict.fromkeys(texts(call.args[1]), failure) | {
+        name: {"error", "traceback", *keywords} for name in defects
+    }
+
+
 def names_in(tree):
     """Returns the events of a module. Where one is emitted by a name that is no literal, every
     literal of the module that looks like an event counts.
     """
     found = set()
+    literals = {text for text in texts(tree) if _EVENT.fullmatch(text)}
     for call in emits(tree):
-        found |= texts(call.args[0]) or {text for text in texts(tree) if _EVENT.fullmatch(text)}
+        found |= texts(call.args[0]) or literals
+    for call in failure_events(tree):
+        found |= failure_fields(call).keys() or literals
     for node in ast.walk(tree):  # the event log's own event is a plain dict
         if isinstance(node, ast.Dict):
             pairs = zip(node.keys, node.values, strict=True)
@@ -89,6 +111,9 @@ def test_the_fields_of_an_event_are_listed():
                     open_ended.add(name)
                 renamed = {"traceback" if arg == "exc_info" else arg for arg in given - {None}}
                 fields[name] |= renamed
+        for call in failure_events(tree):
+            for name, given in failure_fields(call).items():
+                fields[name] |= given
     documented = listed()
     assert {name: given - documented[name] for name, given in fields.items()} == {
         name: set() for name in fields

@@ -217,7 +217,7 @@ async def test_the_retention_ends(database_url, database_owner_url, upstream):
             await connection.execute(
                 "UPDATE llm_idempotency SET expires_at = now() - interval '1 second'"
             )
-            await replica.runtime._purge_once()
+            await replica.runtime._purge()
             assert (
                 await (await connection.execute("SELECT count(*) FROM llm_idempotency")).fetchone()
             )[0] == 0
