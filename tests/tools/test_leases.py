@@ -97,3 +97,22 @@ async def test_a_claimed_call_that_nobody_runs_is_not_prolonged_with_the_others(
     await run_out(database_owner_url)
     await ledger.extend_leases([running.id])
     assert [call.call_id for call in await ledger.settle_abandoned()] == ["orphan"]
+
+
+async def test_a_defect_ends_no_background_work(database_url, monkeypatch):
+    monkeypatch.setattr("services.tools.recorder.UPKEEP_INTERVAL_S", 0.05)
+    async with replica(database_url, tool()) as here:
+        real, failures = here.ledger.settle_abandoned, iter([ZeroDivisionError()] * 2)
+        ended = asyncio.Event()
+
+        async def failing():
+            if (failure := next(failures, None)) is not None:
+                raise failure
+            ended.set()
+            return await real()
+
+        here.ledger.settle_abandoned = failing
+        async with asyncio.timeout(60):
+            await ended.wait()
+        defects = here.events.named("tools.upkeep_defect")
+        assert [event["error"] for event in defects] == ["ZeroDivisionError"] * 2
