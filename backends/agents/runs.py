@@ -5,14 +5,15 @@ A replica that finds an expired lease takes the run over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import orjson
 from psycopg.rows import DictRow
 
+from backends.postgres.leases import renew
 from backends.postgres.pages import read_page
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
@@ -30,11 +31,12 @@ UPKEEP_TIMEOUT_S = 5.0
 # The second insert of a trigger waits for the first one's transaction and then finds its row.
 ACCEPT = """
 INSERT INTO agent_runs (
-    id, microdao_id, agent_id, channel_id, trigger_id, invocation, nonce, state, owner, lease_until
+    id, microdao_id, agent_id, channel_id, trigger_id, invocation, nonce, state, leased_by,
+    leased_until
 )
 VALUES (
     %(id)s, %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(trigger_id)s, %(invocation)s,
-    %(nonce)s, 'queued', %(owner)s, now() + make_interval(secs => %(lease_s)s)
+    %(nonce)s, 'queued', %(leased_by)s, now() + make_interval(secs => %(lease_s)s)
 )
 ON CONFLICT ON CONSTRAINT agent_runs_one_per_trigger DO NOTHING
 RETURNING *
@@ -50,9 +52,10 @@ SET state = %(state)s, journal = %(journal)s, steps = %(steps)s, reply = %(reply
     error = %(error)s, memory_ids = %(memory_ids)s, degraded = %(degraded)s, model = %(model)s,
     prompt_tokens = %(prompt_tokens)s, completion_tokens = %(completion_tokens)s,
     tool_calls = %(tool_calls)s, started_at = coalesce(started_at, now()),
-    lease_until = now() + make_interval(secs => %(lease_s)s),
+    leased_until = now() + make_interval(secs => %(lease_s)s),
     posting_since = coalesce(posting_since, CASE WHEN %(state)s = 'posting' THEN now() END)
-WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND leased_by = %(leased_by)s
+    AND state <> 'done'
 RETURNING id
 """
 FINISH = """
@@ -62,20 +65,23 @@ SET state = 'done', outcome = %(outcome)s, journal = '{}', invocation = %(invoca
     degraded = %(degraded)s, model = %(model)s, prompt_tokens = %(prompt_tokens)s,
     completion_tokens = %(completion_tokens)s, tool_calls = %(tool_calls)s,
     started_at = coalesce(started_at, now()), finished_at = now()
-WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND leased_by = %(leased_by)s
+    AND state <> 'done'
 RETURNING id
 """
-POSTPONE = """
-UPDATE agent_runs SET owner = NULL, lease_until = now() + make_interval(secs => %(seconds)s)
-WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND owner = %(owner)s AND state <> 'done'
+RELEASE = """
+UPDATE agent_runs
+SET leased_by = NULL, leased_until = now() + make_interval(secs => %(delay_s)s)
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND leased_by = %(leased_by)s
+    AND state <> 'done'
 RETURNING id
 """
-# The rules of claiming are in the function, see migrations/0010_agent_run_claims.sql.
-CLAIM = """
+# Which runs may be taken is said in the function, see migrations/0014_leases.sql.
+LEASE = """
 SELECT *, extract(epoch FROM now() - posting_since) AS posting_s
-FROM agent_runs_claim(%(owner)s, %(lease_s)s, %(at_most)s, %(agents)s, %(strangers_after)s)
+FROM agent_runs_lease(%(leased_by)s, %(lease_s)s, %(at_most)s, %(agents)s, %(strangers_after)s)
 """
-EXTEND = "SELECT agent_runs_extend(%(owner)s, %(runs)s, %(lease_s)s)"
+RENEW = "SELECT agent_runs_renew(%(leased_by)s, %(held)s, %(lease_s)s) AS held"
 PURGE = "SELECT agent_runs_purge(%(older_than)s, %(at_most)s) AS gone"
 FIND = "SELECT * FROM agent_runs WHERE microdao_id = %(microdao_id)s AND id = %(id)s"
 PAGE = """
@@ -92,13 +98,14 @@ LIMIT %(rows)s
 
 
 class PostgresRuns:
-    """Implements RunStore."""
+    """Implements RunStore for this process."""
 
     def __init__(self, database: Database, events: EventLog) -> None:
         self._database = database
         self._events = events
+        self._leased_by = uuid4()
 
-    async def accept(self, new: NewRun, owner: UUID, lease_s: float) -> tuple[RunView, Run | None]:
+    async def accept(self, new: NewRun, lease_s: float) -> tuple[RunView, Run | None]:
         values = {
             "id": new.id,
             "microdao_id": new.microdao_id,
@@ -107,7 +114,7 @@ class PostgresRuns:
             "trigger_id": new.trigger_id,
             "invocation": new.invocation.model_dump_json(exclude_none=True),
             "nonce": new.nonce,
-            "owner": owner,
+            "leased_by": self._leased_by,
             "lease_s": lease_s,
         }
         async with self._database.transaction(microdao_id=new.microdao_id) as connection:
@@ -119,46 +126,40 @@ class PostgresRuns:
             raise DatabaseUnavailable("the run of this message was just removed: retry")
         return _view(row), None
 
-    async def note(self, run: Run, owner: UUID, lease_s: float) -> bool:
+    async def note(self, run: Run, lease_s: float) -> bool:
         journal = [orjson.dumps(entry).decode() for entry in run.journal]
         return await self._write(
             NOTE,
             run,
-            owner,
             {**_values(run), "state": run.state, "journal": journal, "lease_s": lease_s},
         )
 
-    async def finish(self, run: Run, outcome: Outcome, owner: UUID) -> bool:
+    async def finish(self, run: Run, outcome: Outcome) -> bool:
         bare = run.invocation.payload.model_copy(update={"text": None, "rewrite_prompt": None})
         invocation = run.invocation.model_copy(update={"payload": bare}).model_dump_json(
             exclude_none=True
         )
         return await self._write(
-            FINISH, run, owner, {**_values(run), "outcome": outcome, "invocation": invocation}
+            FINISH, run, {**_values(run), "outcome": outcome, "invocation": invocation}
         )
 
-    async def postpone(self, run: Run, owner: UUID, seconds: float) -> bool:
-        return await self._write(POSTPONE, run, owner, {"seconds": seconds})
+    async def release(self, run: Run, delay_s: float) -> bool:
+        return await self._write(RELEASE, run, {"delay_s": delay_s})
 
-    async def claim(
-        self, owner: UUID, lease_s: float, at_most: int, agents: Sequence[str]
-    ) -> list[Run]:
+    async def lease(self, lease_s: float, at_most: int, agents: Sequence[str]) -> list[Run]:
         values = {
-            "owner": owner,
+            "leased_by": self._leased_by,
             "lease_s": lease_s,
             "at_most": at_most,
             "agents": list(agents),
             "strangers_after": OTHER_AGENTS_AFTER_S,
         }
         async with self._database.transaction() as connection:
-            rows = await (await connection.execute(CLAIM, values)).fetchall()
-        return [run for row in rows if (run := await self._claimed(row, owner)) is not None]
+            rows = await (await connection.execute(LEASE, values)).fetchall()
+        return [run for row in rows if (run := await self._leased(row)) is not None]
 
-    async def extend(self, owner: UUID, runs: Sequence[UUID], lease_s: float) -> None:
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                EXTEND, {"owner": owner, "runs": list(runs), "lease_s": lease_s}
-            )
+    async def renew(self, runs: Collection[UUID], lease_s: float) -> None:
+        await renew(self._database, RENEW, runs, leased_by=self._leased_by, lease_s=lease_s)
 
     async def find(self, microdao_id: str, run_id: UUID) -> RunView | None:
         async with self._database.transaction(microdao_id=microdao_id) as connection:
@@ -184,8 +185,8 @@ class PostgresRuns:
         assert row is not None  # an aggregate
         return int(row["gone"])
 
-    async def _claimed(self, row: DictRow, owner: UUID) -> Run | None:
-        """The run of a claimed row. A row that this version cannot read is released for
+    async def _leased(self, row: DictRow) -> Run | None:
+        """The run of a leased row. A row that this version cannot read is released for
         `UNREADABLE_S`: another version may read it.
         """
         try:
@@ -197,16 +198,16 @@ class PostgresRuns:
             values = {
                 "microdao_id": row["microdao_id"],
                 "id": row["id"],
-                "owner": owner,
-                "seconds": UNREADABLE_S,
+                "leased_by": self._leased_by,
+                "delay_s": UNREADABLE_S,
             }
-            await self._database.run(POSTPONE, values, microdao_id=row["microdao_id"])
+            await self._database.run(RELEASE, values, microdao_id=row["microdao_id"])
             return None
         run.claimed, run.posting_s = True, float(row["posting_s"] or 0.0)
         return run
 
-    async def _write(self, statement: str, run: Run, owner: UUID, values: dict[str, Any]) -> bool:
-        identity = {"microdao_id": run.microdao_id, "id": run.id, "owner": owner}
+    async def _write(self, statement: str, run: Run, values: dict[str, Any]) -> bool:
+        identity = {"microdao_id": run.microdao_id, "id": run.id, "leased_by": self._leased_by}
         return bool(
             await self._database.run(statement, {**values, **identity}, microdao_id=run.microdao_id)
         )

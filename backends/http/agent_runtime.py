@@ -7,7 +7,7 @@ from __future__ import annotations
 from backends.http.client import JsonClient
 from contracts.deadline import Deadline
 from contracts.errors import Unavailable
-from contracts.workspace.invocations import ClaimedInvocation
+from contracts.workspace.invocations import LeasedInvocation
 
 PATH = "/internal/agent-runtime/invocations"
 SERVICE = "the agent runtime"
@@ -21,18 +21,18 @@ class AgentRuntimeClient:
     def __init__(self, base_url: str, secret: str | None) -> None:
         self._http = JsonClient(base_url, secret, service=SERVICE)
 
-    async def invoke(self, claimed: ClaimedInvocation, deadline: Deadline) -> None:
+    async def invoke(self, leased: LeasedInvocation, deadline: Deadline) -> None:
         """Hands one invocation over.
 
         Raises the refusal itself if it concerns this invocation for good; otherwise a retryable
         error. 404 is retryable: an ingress without an agent runtime answers so, too.
         """
         payload = {
-            "channel_id": str(claimed.channel_id),
-            "message_id": str(claimed.message_id),
-            "microdao_id": claimed.microdao_id,
+            "channel_id": str(leased.channel_id),
+            "message_id": str(leased.message_id),
+            "microdao_id": leased.microdao_id,
         }
-        body = {"agent_id": claimed.agent_id, "entrypoint": "channel_message", "payload": payload}
+        body = {"agent_id": leased.agent_id, "entrypoint": "channel_message", "payload": payload}
         answer = await self._http.request(
             "POST", PATH, deadline, body=body, params={"wait": "false"}
         )

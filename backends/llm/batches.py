@@ -1,6 +1,6 @@
 """Batches of LLM calls in PostgreSQL.
 
-Tenants' statements name the tenant and row security checks it; work is claimed by function.
+Tenants' statements name the tenant and row security checks it; work is leased by function.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from weakref import WeakValueDictionary
 
 from psycopg.rows import DictRow
 
-from backends.postgres.cursors import read_cursor, write_cursor
+from backends.postgres.leases import renew
+from backends.postgres.pages import read_page
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
 from contracts.errors import NotFound, OverLimit, RateLimited
@@ -24,6 +25,7 @@ from contracts.llm.batches import (
     BatchPage,
     BatchStatus,
     BatchWork,
+    Delay,
     ItemResult,
     NewItem,
 )
@@ -45,10 +47,10 @@ SELECT coalesce(sum(total - succeeded - failed), 0) AS requests FROM llm_batches
 WHERE microdao_id = %(microdao_id)s AND ended_at IS NULL AND cancelled_at IS NULL
 """
 # Serialises a microDAO's submissions across replicas, so that each counts those before it.
-WAIT_FOR_LOCKS = "SELECT set_config('lock_timeout', %(wait_ms)s, true)"
-ONE_AT_A_TIME = (
-    "SELECT pg_advisory_xact_lock(hashtextextended('llm_batches:' || %(microdao_id)s, 0))"
-)
+ONE_AT_A_TIME = """
+SELECT set_config('lock_timeout', %(wait_ms)s, true),
+       pg_advisory_xact_lock(hashtextextended('llm_batches:' || %(microdao_id)s, 0))
+"""
 TURN = """
 INSERT INTO llm_batch_turns AS turns (microdao_id) VALUES (%(microdao_id)s)
 ON CONFLICT (microdao_id) DO UPDATE SET served_at = turns.served_at
@@ -66,7 +68,7 @@ FROM unnest(%(positions)s::integer[], %(custom_ids)s::text[], %(requests)s::text
 ONE = """
 SELECT batches.id, total, succeeded, failed, created_at, cancelled_at, ended_at, (
     SELECT count(*) FROM llm_batch_items AS items
-    WHERE items.batch_id = batches.id AND items.state = 'running' AND items.due_at > now()
+    WHERE items.batch_id = batches.id AND items.state = 'running' AND items.leased_until > now()
 ) AS running
 FROM llm_batches AS batches
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s
@@ -74,14 +76,15 @@ WHERE microdao_id = %(microdao_id)s AND id = %(id)s
 PAGE = """
 SELECT batches.id, total, succeeded, failed, created_at, cancelled_at, ended_at, (
     SELECT count(*) FROM llm_batch_items AS items
-    WHERE items.batch_id = batches.id AND items.state = 'running' AND items.due_at > now()
+    WHERE items.batch_id = batches.id AND items.state = 'running' AND items.leased_until > now()
 ) AS running
 FROM llm_batches AS batches
 WHERE microdao_id = %(microdao_id)s
-  AND (created_at, id) < (%(after_time)s::timestamptz, %(after_id)s::uuid)
+  AND (created_at, id) < (
+      coalesce(%(after_time)s::timestamptz, 'infinity'::timestamptz), %(after_id)s::uuid
+  )
 ORDER BY created_at DESC, id DESC LIMIT %(rows)s
 """
-FIRST_PAGE = ("infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff")  # after these come all batches
 CANCEL = """
 UPDATE llm_batches SET cancelled_at = now()
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND ended_at IS NULL AND cancelled_at IS NULL
@@ -89,7 +92,7 @@ WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND ended_at IS NULL AND can
 RESULTS = """
 SELECT items.position, items.custom_id, items.result, CASE
     WHEN items.state IN ('succeeded', 'failed') THEN items.state
-    WHEN items.state = 'running' AND items.due_at > now() THEN 'running'
+    WHEN items.state = 'running' AND items.leased_until > now() THEN 'running'
     WHEN batches.cancelled_at IS NOT NULL THEN 'cancelled'
     ELSE 'pending'
 END AS status
@@ -97,15 +100,15 @@ FROM llm_batch_items AS items JOIN llm_batches AS batches ON batches.id = items.
 WHERE items.microdao_id = %(microdao_id)s AND items.batch_id = %(id)s AND items.position > %(after)s
 ORDER BY items.position LIMIT %(rows)s
 """
-CLAIM = "SELECT * FROM llm_batch_claim(%(lease_s)s)"
-EXTEND = "SELECT token FROM llm_batch_extend_leases(%(held)s, %(lease_s)s)"
+LEASE = "SELECT * FROM llm_batch_items_lease(%(lease_s)s)"
+RENEW = "SELECT llm_batch_items_renew(%(held)s, %(lease_s)s) AS held"
 # Drops the request, which is not needed any more and as private as the answer.
 FINISH = """
 WITH ended AS (
     UPDATE llm_batch_items
     SET state = %(state)s, result = %(result)s, ended_at = now(), request = ''
     WHERE microdao_id = %(microdao_id)s AND batch_id = %(id)s AND position = %(position)s
-      AND state = 'running' AND token = %(token)s
+      AND state = 'running' AND leased_by = %(lease)s
     RETURNING 1
 )
 UPDATE llm_batches
@@ -115,18 +118,18 @@ SET succeeded = succeeded + %(succeeded)s,
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND EXISTS (SELECT FROM ended)
 RETURNING ended_at IS NOT NULL AS ended
 """
-PUT_BACK = """
+RELEASE = """
 UPDATE llm_batch_items
 SET state = 'pending', failures = failures + %(failed)s,
-    due_at = now() + make_interval(secs => %(delay_s)s), stalled_since = CASE
+    leased_until = now() + make_interval(secs => %(delay_s)s), stalled_since = CASE
     WHEN %(stalled)s THEN coalesce(stalled_since, now())
     WHEN %(failed)s = 0 THEN stalled_since
 END
 WHERE microdao_id = %(microdao_id)s AND batch_id = %(id)s AND position = %(position)s
-  AND state = 'running' AND token = %(token)s
+  AND state = 'running' AND leased_by = %(lease)s
 """
 PAUSE = """
-UPDATE llm_batches SET resume_at = greatest(resume_at, now() + make_interval(secs => %(delay_s)s))
+UPDATE llm_batches SET resume_at = greatest(resume_at, now() + make_interval(secs => %(pause_s)s))
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s
 """
 PURGE = "SELECT llm_batch_purge(%(retention_s)s, %(at_most)s) AS rows"
@@ -148,11 +151,11 @@ class PostgresBatches:
             "id": new_id(),
             "microdao_id": microdao_id,
             "total": len(items),
+            "wait_ms": str(LOCK_WAIT_MS),
         }
         own = self._submitting.setdefault(microdao_id, asyncio.Lock())
         transaction = self._database.transaction(microdao_id=microdao_id, timeout_s=WRITE_TIMEOUT_S)
         async with own, self._submissions, transaction as connection:
-            await connection.execute(WAIT_FOR_LOCKS, {"wait_ms": str(LOCK_WAIT_MS)})
             await connection.execute(ONE_AT_A_TIME, values)
             row = await (await connection.execute(WAITING, values)).fetchone()
             if row is not None and row["requests"] + len(items) > max_waiting:
@@ -160,7 +163,7 @@ class PostgresBatches:
             await connection.execute(INSERT_BATCH, values)
             for part in _parts(items):
                 await connection.execute(INSERT_ITEMS, {**values, **part})
-            await connection.execute(TURN, values)  # last: claims of the microDAO wait for its row
+            await connection.execute(TURN, values)  # last: leases of the microDAO wait for its row
             stored = await (await connection.execute(ONE, values)).fetchone()
         assert stored is not None  # it was written above
         return _batch(stored)
@@ -174,24 +177,15 @@ class PostgresBatches:
         return _batch(row)
 
     async def page(self, microdao_id: str, limit: int, cursor: str | None) -> BatchPage:
-        identity = {"of": "llm_batches", "microdao_id": microdao_id}
-        after_time, after_id = FIRST_PAGE if cursor is None else read_cursor(cursor, identity)
-        values = {
-            "microdao_id": microdao_id,
-            "after_time": after_time,
-            "after_id": after_id,
-            "rows": limit + 1,
-        }
-        async with self._database.transaction(microdao_id=microdao_id) as connection:
-            rows = await (await connection.execute(PAGE, values)).fetchall()
-        shown = rows[:limit]
-        more = len(rows) > limit
-        return BatchPage(
-            batches=[_batch(row) for row in shown],
-            next_cursor=write_cursor(shown[-1]["created_at"], str(shown[-1]["id"]), identity)
-            if more
-            else None,
+        rows, after = await read_page(
+            self._database,
+            "llm_batches",
+            PAGE,
+            {"microdao_id": microdao_id},
+            limit=limit,
+            cursor=cursor,
         )
+        return BatchPage(batches=[_batch(row) for row in rows], next_cursor=after)
 
     async def cancel(self, microdao_id: str, batch_id: str) -> Batch:
         values = {"microdao_id": microdao_id, "id": _uuid(batch_id)}
@@ -224,27 +218,13 @@ class PostgresBatchQueue:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def claim(self, lease_s: float) -> BatchWork | None:
+    async def lease(self, lease_s: float) -> BatchWork | None:
         async with self._database.transaction() as connection:
-            row = await (await connection.execute(CLAIM, {"lease_s": lease_s})).fetchone()
-        if row is None:
-            return None
-        return BatchWork(
-            row["batch_id"],
-            row["item"],
-            row["microdao_id"],
-            row["request"],
-            row["token"],
-            row["failures"],
-            row["stalled_seconds"],
-        )
+            row = await (await connection.execute(LEASE, {"lease_s": lease_s})).fetchone()
+        return BatchWork(**row) if row else None
 
-    async def extend(self, held: Collection[uuid.UUID], lease_s: float) -> set[uuid.UUID]:
-        async with self._database.transaction() as connection:
-            rows = await (
-                await connection.execute(EXTEND, {"held": list(held), "lease_s": lease_s})
-            ).fetchall()
-        return {row["token"] for row in rows}
+    async def renew(self, held: Collection[uuid.UUID], lease_s: float) -> set[uuid.UUID]:
+        return await renew(self._database, RENEW, held, lease_s=lease_s)
 
     async def finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> bool | None:
         values = {
@@ -259,21 +239,17 @@ class PostgresBatchQueue:
             row = await (await connection.execute(FINISH, values)).fetchone()
         return None if row is None else bool(row["ended"])
 
-    async def put_back(
-        self,
-        work: BatchWork,
-        delay_s: float,
-        *,
-        failed: bool = False,
-        pause_batch: bool = False,
-        stalled: bool = False,
-    ) -> None:
-        values = {**_key(work), "failed": int(failed), "stalled": stalled, "delay_s": delay_s}
+    async def release(self, work: BatchWork, delay: Delay) -> None:
+        values = {
+            **_key(work),
+            "failed": int(delay.failed),
+            "stalled": delay.stalled,
+            "delay_s": 0.0 if delay.pause_batch else delay.seconds,
+            "pause_s": delay.seconds,
+        }
         async with self._database.transaction(microdao_id=work.microdao_id) as connection:
-            await connection.execute(
-                PUT_BACK, {**values, "delay_s": 0.0} if pause_batch else values
-            )
-            if pause_batch:
+            await connection.execute(RELEASE, values)
+            if delay.pause_batch:
                 await connection.execute(PAUSE, values)
 
     async def purge(self, retention_s: float) -> int:
@@ -294,29 +270,23 @@ def _key(work: BatchWork) -> dict[str, Any]:
         "microdao_id": work.microdao_id,
         "id": work.batch_id,
         "position": work.position,
-        "token": work.token,
+        "lease": work.lease,
     }
 
 
 def _parts(items: Sequence[NewItem]) -> Iterator[dict[str, Any]]:
     """Cuts a batch into statements of a bounded size."""
     begin = size = 0
-    for index, item in enumerate(items):
+    for end, item in enumerate(items, start=1):
         size += len(item.request)
-        if size >= BYTES_AT_ONCE or index - begin >= ROWS_AT_ONCE:
-            yield _part(items, begin, index + 1)
-            begin, size = index + 1, 0
-    if begin < len(items):
-        yield _part(items, begin, len(items))
-
-
-def _part(items: Sequence[NewItem], begin: int, end: int) -> dict[str, Any]:
-    part = items[begin:end]
-    return {
-        "positions": list(range(begin, end)),
-        "custom_ids": [item.custom_id for item in part],
-        "requests": [item.request.decode() for item in part],
-    }
+        if size >= BYTES_AT_ONCE or end - begin >= ROWS_AT_ONCE or end == len(items):
+            part = items[begin:end]
+            yield {
+                "positions": list(range(begin, end)),
+                "custom_ids": [item.custom_id for item in part],
+                "requests": [item.request.decode() for item in part],
+            }
+            begin, size = end, 0
 
 
 def _batch(row: DictRow) -> Batch:

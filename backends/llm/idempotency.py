@@ -18,39 +18,43 @@ PURGE_AT_ONCE = 1_000
 
 # Replaces an expired key; an attempt whose lease has ended is replaced only by the same request.
 TAKE = """
-INSERT INTO llm_idempotency AS known (microdao_id, key, fingerprint, token, lease_until, expires_at)
+INSERT INTO llm_idempotency AS known (
+    microdao_id, key, fingerprint, leased_by, leased_until, expires_at
+)
 VALUES (
-    %(microdao_id)s, %(key)s, %(fingerprint)s, %(token)s,
+    %(microdao_id)s, %(key)s, %(fingerprint)s, %(leased_by)s,
     now() + make_interval(secs => %(lease_s)s), now() + make_interval(secs => %(retention_s)s)
 )
 ON CONFLICT (microdao_id, key) DO UPDATE
-SET fingerprint = excluded.fingerprint, token = excluded.token, lease_until = excluded.lease_until,
-    expires_at = excluded.expires_at, answer = NULL
+SET fingerprint = excluded.fingerprint, leased_by = excluded.leased_by,
+    leased_until = excluded.leased_until, expires_at = excluded.expires_at, answer = NULL
 WHERE known.expires_at < now()
    OR (
-       known.answer IS NULL AND known.lease_until < now()
+       known.answer IS NULL AND known.leased_until < now()
        AND known.fingerprint = excluded.fingerprint
    )
-RETURNING token
+RETURNING leased_by
 """
 LOOK = """
 SELECT fingerprint, answer FROM llm_idempotency
 WHERE microdao_id = %(microdao_id)s AND key = %(key)s
 """
-EXTEND = """
-UPDATE llm_idempotency SET lease_until = now() + make_interval(secs => %(lease_s)s)
-WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND token = %(token)s AND answer IS NULL
+RENEW = """
+UPDATE llm_idempotency SET leased_until = now() + make_interval(secs => %(lease_s)s)
+WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND leased_by = %(leased_by)s
+  AND answer IS NULL
 RETURNING 1
 """
 SETTLE = """
 UPDATE llm_idempotency
 SET answer = %(answer)s, expires_at = now() + make_interval(secs => %(retention_s)s)
-WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND token = %(token)s
+WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND leased_by = %(leased_by)s
 RETURNING 1
 """
 RELEASE = """
 DELETE FROM llm_idempotency
-WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND token = %(token)s AND answer IS NULL
+WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND leased_by = %(leased_by)s
+  AND answer IS NULL
 """
 PURGE = "SELECT llm_idempotency_purge(%(at_most)s) AS rows"
 
@@ -64,13 +68,18 @@ class PostgresIdempotency:
     async def begin(
         self, use: KeyUse, lease_s: float, retention_s: float
     ) -> Granted | Settled | InWork:
-        token = uuid.uuid4()
-        values = {**_values(use), "token": token, "lease_s": lease_s, "retention_s": retention_s}
+        lease = uuid.uuid4()
+        values = {
+            **_values(use),
+            "leased_by": lease,
+            "lease_s": lease_s,
+            "retention_s": retention_s,
+        }
         async with self._database.transaction(
             microdao_id=use.microdao_id, timeout_s=WRITE_TIMEOUT_S
         ) as connection:
             if await (await connection.execute(TAKE, values)).fetchone() is not None:
-                return Granted(token)
+                return Granted(lease)
             row = await (await connection.execute(LOOK, values)).fetchone()
         if row is None:
             return InWork()  # it was released at this moment: the caller retries
@@ -81,19 +90,19 @@ class PostgresIdempotency:
             )
         return InWork() if row["answer"] is None else Settled(row["answer"])
 
-    async def extend(self, use: KeyUse, token: uuid.UUID, lease_s: float) -> bool:
-        return await self._changed(use, EXTEND, {"token": token, "lease_s": lease_s})
+    async def renew(self, use: KeyUse, lease: uuid.UUID, lease_s: float) -> bool:
+        return await self._changed(use, RENEW, {"leased_by": lease, "lease_s": lease_s})
 
     async def settle(
-        self, use: KeyUse, token: uuid.UUID, answer: bytes, retention_s: float
+        self, use: KeyUse, lease: uuid.UUID, answer: bytes, retention_s: float
     ) -> bool:
         return await self._changed(
-            use, SETTLE, {"token": token, "answer": answer.decode(), "retention_s": retention_s}
+            use, SETTLE, {"leased_by": lease, "answer": answer.decode(), "retention_s": retention_s}
         )
 
-    async def release(self, use: KeyUse, token: uuid.UUID) -> None:
+    async def release(self, use: KeyUse, lease: uuid.UUID) -> None:
         async with self._database.transaction(microdao_id=use.microdao_id) as connection:
-            await connection.execute(RELEASE, {**_values(use), "token": token})
+            await connection.execute(RELEASE, {**_values(use), "leased_by": lease})
 
     async def purge(self) -> int:
         return await purge_all(self._purge_some, PURGE_AT_ONCE)

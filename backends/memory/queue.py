@@ -15,22 +15,22 @@ from contracts.memory.ports import Area
 
 LEASE_S = 60
 
-# An index-only step to the next area with a chunk that nobody has claimed.
+# A step by the index to the next area with a free chunk.
 NEXT_AREA = sql.SQL("""
 SELECT microdao_id, agent_id FROM memory_queue
-WHERE {start} AND claimed_until < now()
+WHERE {start} AND leased_until < now()
 ORDER BY microdao_id, agent_id LIMIT 1
 """)
 AFTER_LAST = sql.SQL("(microdao_id, agent_id) > (%(microdao_id)s, %(agent_id)s)")
 FROM_START = sql.SQL("true")
 # Materialised: a join may run a sub-select several times, each time with other rows by SKIP LOCKED.
-CLAIM = """
+LEASE = """
 WITH free AS MATERIALIZED (
     SELECT chunk_no FROM memory_queue
-    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND claimed_until < now()
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND leased_until < now()
     ORDER BY chunk_no LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
-UPDATE memory_queue AS queue SET claimed_until = now() + make_interval(secs => %(lease)s)
+UPDATE memory_queue AS queue SET leased_until = now() + make_interval(secs => %(lease_s)s)
 FROM free
 WHERE queue.microdao_id = %(microdao_id)s AND queue.agent_id = %(agent_id)s
   AND queue.chunk_no = free.chunk_no
@@ -58,11 +58,11 @@ ON CONFLICT (microdao_id, agent_id) DO UPDATE SET unsharded = area.unsharded + e
     unmerged = area.unmerged + excluded.unmerged
 """
 RELEASE = """
-UPDATE memory_queue SET claimed_until = '-infinity'
+UPDATE memory_queue SET leased_until = '-infinity'
 WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s)
 """
 REFUSE = """
-UPDATE memory_queue SET claimed_until = '-infinity', refusals = refusals + 1
+UPDATE memory_queue SET leased_until = '-infinity', refusals = refusals + 1
 WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND chunk_no = ANY(%(chunks)s)
 """
 GIVE_UP = """
@@ -81,14 +81,16 @@ class EmbeddingQueue:
         self._database = database
         self._last = Area("", "")
 
-    async def claim(self, limit: int) -> Claim | None:
+    async def lease(self, limit: int) -> Claim | None:
         """Waits for no lock."""
         async with background_transaction(self._database) as connection:
             area = await self._next_area(connection)
             if area is None:
                 return None
             rows = await (
-                await connection.execute(CLAIM, {**area.identity, "limit": limit, "lease": LEASE_S})
+                await connection.execute(
+                    LEASE, {**area.identity, "limit": limit, "lease_s": LEASE_S}
+                )
             ).fetchall()
         chunks = [row["chunk_no"] for row in rows]
         async with background_transaction(self._database, area) as connection:

@@ -98,6 +98,7 @@ BY_SQLSTATE: dict[str, Translation] = {
     "25P03": _AWAY,  # idle in transaction session timeout: the server hung up
     "25P04": _SLOW,  # transaction timeout
     "42703": _SCHEMA,  # undefined column
+    "42883": _SCHEMA,  # undefined function
     "42P01": _SCHEMA,  # undefined table
     "57014": _SLOW,  # query canceled: statement timeout
 }

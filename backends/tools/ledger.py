@@ -7,7 +7,7 @@ came after it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import orjson
 from psycopg.rows import DictRow
 
+from backends.postgres.leases import renew
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
 from backends.tools import statements
@@ -38,7 +39,7 @@ _SETTLED = (
     "duration_ms", "body", "items",
 )  # fmt: skip
 _NOT_YET: dict[str, Any] = dict.fromkeys(
-    ("owner", "lease_s", "ok", "error_kind", "error", "retryable")
+    ("leased_by", "lease_s", "ok", "error_kind", "error", "retryable")
 )
 
 
@@ -59,14 +60,18 @@ class LedgerLimits:
 
 
 class PostgresToolLedger:
-    """Implements the ToolLedger port for one owner, normally this process."""
+    """Implements the ToolLedger port for one holder of leases, normally this process."""
 
     def __init__(
-        self, database: Database, limits: LedgerLimits | None = None, *, owner: UUID | None = None
+        self,
+        database: Database,
+        limits: LedgerLimits | None = None,
+        *,
+        leased_by: UUID | None = None,
     ) -> None:
         self._database = database
         self._limits = limits or LedgerLimits()
-        self._owner = owner or uuid4()
+        self._leased_by = leased_by or uuid4()
 
     def reconfigure(self, limits: LedgerLimits) -> None:
         """Changes the limits for later calls."""
@@ -83,7 +88,7 @@ class PostgresToolLedger:
 
     async def claim(self, intent: CallIntent) -> RecordedCall | None:
         """Records durably that the call begins. Returns None, or the call that holds the id."""
-        return await self._insert(intent, {"state": "running", **self._ownership()})
+        return await self._insert(intent, {"state": "running", **self._lease()})
 
     async def await_approval(self, intent: CallIntent) -> RecordedCall | None:
         """Records that the call waits for approval. Returns None, or the call that holds the id."""
@@ -107,7 +112,7 @@ class PostgresToolLedger:
     async def take_over(self, call: RecordedCall) -> bool:
         """Begins the next attempt of a call; False if another process was faster."""
         return await self._changed(
-            call.microdao_id, statements.TAKE_OVER, {**vars(call), **self._ownership()}
+            call.microdao_id, statements.TAKE_OVER, {**vars(call), **self._lease()}
         )
 
     async def settle(
@@ -135,12 +140,9 @@ class PostgresToolLedger:
         }
         return await self._changed(microdao_id, statements.DECIDE_APPROVAL, values)
 
-    async def extend_leases(self, records: Sequence[UUID]) -> None:
+    async def renew(self, records: Collection[UUID]) -> None:
         """Renews the leases of calls that this process runs."""
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                statements.EXTEND_LEASES, {**self._ownership(), "records": list(records)}
-            )
+        await renew(self._database, statements.RENEW, records, **self._lease())
 
     async def settle_abandoned(self) -> Sequence[ToolUsageEvent]:
         """Ends calls whose owners are gone and returns their events."""
@@ -199,8 +201,8 @@ class PostgresToolLedger:
     async def _changed(self, microdao_id: str, statement: str, values: dict[str, Any]) -> bool:
         return bool(await self._database.run(statement, values, microdao_id=microdao_id))
 
-    def _ownership(self) -> dict[str, Any]:
-        return {"owner": self._owner, "lease_s": self._limits.lease_s}
+    def _lease(self) -> dict[str, Any]:
+        return {"leased_by": self._leased_by, "lease_s": self._limits.lease_s}
 
     def _settled(self, settlement: Settlement) -> dict[str, Any]:
         details = orjson.dumps(settlement.details).decode() if settlement.details else None

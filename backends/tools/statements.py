@@ -7,7 +7,7 @@ beginning of a `write`, which then ends as indeterminate.
 FIND = """
 SELECT calls.id, calls.microdao_id, calls.tool_version, calls.effect, calls.fingerprint,
        calls.state, calls.attempt,
-       calls.state = 'running' AND calls.lease_until < now() AS expired,
+       calls.state = 'running' AND calls.leased_until < now() AS expired,
        calls.approval, calls.approval_digest,
        coalesce(calls.approved_until < now(), true) AS approval_ended,
        results.expires_at AS result_kept_until,
@@ -28,13 +28,13 @@ INSERT = """
 INSERT INTO tool_calls (
     id, microdao_id, call_id, agent_id, channel_id, tool_id, tool_version, effect, via, request_id,
     fingerprint, rule, args, keep_args, context, approval_digest,
-    state, owner, lease_until, ok, error_kind, error, retryable, settled_at
+    state, leased_by, leased_until, ok, error_kind, error, retryable, settled_at
 )
 VALUES (
     %(id)s, %(microdao_id)s, %(call_id)s, %(agent_id)s, %(channel_id)s, %(tool_id)s,
     %(tool_version)s, %(effect)s, %(via)s, %(request_id)s,
     %(fingerprint)s, %(rule)s, %(args)s, %(keep_args)s, %(context)s, %(approval_digest)s,
-    %(state)s, %(owner)s, now() + make_interval(secs => %(lease_s)s),
+    %(state)s, %(leased_by)s, now() + make_interval(secs => %(lease_s)s),
     %(ok)s, %(error_kind)s, %(error)s, %(retryable)s,
     CASE WHEN %(state)s = 'refused' THEN now() END
 )
@@ -45,13 +45,14 @@ RETURNING id, CASE WHEN state = 'refused' OR (state = 'running' AND effect <> 'w
 
 TAKE_OVER = """
 UPDATE tool_calls
-SET state = 'running', owner = %(owner)s, lease_until = now() + make_interval(secs => %(lease_s)s),
+SET state = 'running', leased_by = %(leased_by)s,
+    leased_until = now() + make_interval(secs => %(lease_s)s),
     attempt = attempt + CASE WHEN state = 'awaiting_approval' THEN 0 ELSE 1 END,
     ok = NULL, error_kind = NULL, error = NULL, details = NULL, retryable = NULL,
     effect_possible = NULL, settled_at = NULL, context = NULL
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s
   AND attempt = %(attempt)s AND state = %(state)s
-  AND (state <> 'running' OR lease_until < now())
+  AND (state <> 'running' OR leased_until < now())
   AND (state <> 'awaiting_approval' OR (approval = 'granted' AND approved_until >= now()))
 RETURNING attempt
 """
@@ -123,7 +124,7 @@ WHERE microdao_id = %(microdao_id)s AND call_id = %(call_id)s AND state = 'await
 RETURNING id
 """
 
-EXTEND_LEASES = "SELECT tool_calls_extend_leases(%(owner)s, %(records)s, %(lease_s)s)"
+RENEW = "SELECT tool_calls_renew(%(leased_by)s, %(held)s, %(lease_s)s) AS held"
 SETTLE_ABANDONED = "SELECT * FROM tool_calls_settle_abandoned(%(grace_s)s, %(at_most)s)"
 PURGE = "SELECT tool_calls_purge(make_interval(days => %(days)s), %(at_most)s) AS removed"
 

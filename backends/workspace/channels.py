@@ -88,7 +88,8 @@ VALUES (%(microdao_id)s, %(channel_id)s, %(member_id)s)
 REMOVE_MEMBER = """
 WITH given_up AS (
     UPDATE invocation_outbox
-    SET state = 'failed', reason = 'the agent left the channel', settled_at = now(), owner = NULL
+    SET state = 'failed', reason = 'the agent left the channel', settled_at = now(),
+        leased_by = NULL
     WHERE microdao_id = %(microdao_id)s AND channel_id = %(channel_id)s
         AND agent_id = %(member_id)s AND state = 'pending'
 )

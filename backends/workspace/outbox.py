@@ -13,24 +13,26 @@ from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
 from backends.workspace.events import add_events
 from backends.workspace.locking import digest, lock_channel
-from contracts.workspace.invocations import ClaimedInvocation, Invocation, InvocationQuery
+from contracts.workspace.invocations import Invocation, InvocationQuery, LeasedInvocation
 
 MAX_REASON_CHARS = 500
 KEEP_DAYS = 7
 PURGE_ROWS = 5_000
 PURGE_TIMEOUT_S = 10.0
 
-CLAIM = "SELECT * FROM messaging_claim_invocations(%(owner)s, %(at_most)s, %(lease)s)"
+LEASE = "SELECT * FROM invocation_outbox_lease(%(leased_by)s, %(lease_s)s, %(at_most)s)"
 SETTLE = """
 UPDATE invocation_outbox
-SET state = %(state)s, reason = %(reason)s, owner = NULL, settled_at = now()
-WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND state = 'pending' AND owner = %(owner)s
+SET state = %(state)s, reason = %(reason)s, leased_by = NULL, settled_at = now()
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND leased_by = %(leased_by)s
+    AND state = 'pending'
 RETURNING 1 AS settled
 """
-RETRY_LATER = """
+RELEASE = """
 UPDATE invocation_outbox
-SET reason = %(reason)s, owner = NULL, due_at = now() + make_interval(secs => %(delay)s)
-WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND state = 'pending' AND owner = %(owner)s
+SET reason = %(reason)s, leased_by = NULL, leased_until = now() + make_interval(secs => %(delay_s)s)
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND leased_by = %(leased_by)s
+    AND state = 'pending'
 """
 OF_CHANNEL = """
 SELECT * FROM invocation_outbox
@@ -47,41 +49,41 @@ class PostgresOutbox:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._owner = uuid.uuid4()
+        self._leased_by = uuid.uuid4()
 
-    async def claim(self, at_most: int, lease_s: float) -> Sequence[ClaimedInvocation]:
-        values = {"owner": self._owner, "at_most": at_most, "lease": lease_s}
+    async def lease(self, at_most: int, lease_s: float) -> Sequence[LeasedInvocation]:
+        values = {"leased_by": self._leased_by, "at_most": at_most, "lease_s": lease_s}
         async with self._database.transaction() as connection:
-            rows = await (await connection.execute(CLAIM, values)).fetchall()
-        return [ClaimedInvocation(**row) for row in rows]
+            rows = await (await connection.execute(LEASE, values)).fetchall()
+        return [LeasedInvocation(**row) for row in rows]
 
-    async def delivered(self, claimed: ClaimedInvocation) -> None:
-        values = self._values(claimed, state="delivered", reason=None)
-        async with self._database.transaction(microdao_id=claimed.microdao_id) as connection:
+    async def delivered(self, leased: LeasedInvocation) -> None:
+        values = self._values(leased, state="delivered", reason=None)
+        async with self._database.transaction(microdao_id=leased.microdao_id) as connection:
             await connection.execute(SETTLE, values)
 
-    async def retry_later(self, claimed: ClaimedInvocation, reason: str, delay_s: float) -> None:
-        values = self._values(claimed, reason=reason[:MAX_REASON_CHARS], delay=delay_s)
-        async with self._database.transaction(microdao_id=claimed.microdao_id) as connection:
-            await connection.execute(RETRY_LATER, values)
+    async def release(self, leased: LeasedInvocation, reason: str, delay_s: float) -> None:
+        values = self._values(leased, reason=reason[:MAX_REASON_CHARS], delay_s=delay_s)
+        async with self._database.transaction(microdao_id=leased.microdao_id) as connection:
+            await connection.execute(RELEASE, values)
 
-    async def failed(self, claimed: ClaimedInvocation, reason: str) -> None:
+    async def failed(self, leased: LeasedInvocation, reason: str) -> None:
         reason = reason[:MAX_REASON_CHARS]
-        values = self._values(claimed, state="failed", reason=reason, channel_id=claimed.channel_id)
+        values = self._values(leased, state="failed", reason=reason, channel_id=leased.channel_id)
         payload = {
-            "message_id": claimed.message_id,
-            "agent_id": claimed.agent_id,
-            "attempts": claimed.attempts,
+            "message_id": leased.message_id,
+            "agent_id": leased.agent_id,
+            "attempts": leased.attempts,
             "reason": reason,
         }
-        async with self._database.transaction(microdao_id=claimed.microdao_id) as connection:
+        async with self._database.transaction(microdao_id=leased.microdao_id) as connection:
             await lock_channel(connection, values)
             if await (await connection.execute(SETTLE, values)).fetchone() is not None:
                 await add_events(
                     connection,
                     values,
                     "invocation.failed",
-                    {digest("failed", str(claimed.id)): payload},
+                    {digest("failed", str(leased.id)): payload},
                 )
 
     async def invocations(
@@ -107,5 +109,10 @@ class PostgresOutbox:
             ).fetchone()
         return int(row["removed"]) if row else 0
 
-    def _values(self, claimed: ClaimedInvocation, **more: Any) -> dict[str, Any]:
-        return {"microdao_id": claimed.microdao_id, "id": claimed.id, "owner": self._owner, **more}
+    def _values(self, leased: LeasedInvocation, **more: Any) -> dict[str, Any]:
+        return {
+            "microdao_id": leased.microdao_id,
+            "id": leased.id,
+            "leased_by": self._leased_by,
+            **more,
+        }

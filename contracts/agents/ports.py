@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
@@ -51,25 +51,22 @@ class AgentTools(Protocol):
 class RunStore(Protocol):
     """Stores runs. Raises DatabaseUnavailable while the database is away.
 
-    Every write to an unfinished run names its `owner` and returns False when another replica has
-    taken the run over.
+    A write to an unfinished run returns False when another replica has taken the run over.
     """
 
-    async def accept(self, new: NewRun, owner: UUID, lease_s: float) -> tuple[RunView, Run | None]:
-        """Records a run; returns None for the Run when the trigger has a run already."""
+    async def accept(self, new: NewRun, lease_s: float) -> tuple[RunView, Run | None]:
+        """Records a run and leases it; None for the Run when the trigger has a run already."""
 
-    async def note(self, run: Run, owner: UUID, lease_s: float) -> bool:
+    async def note(self, run: Run, lease_s: float) -> bool:
         """Writes the run's journal, steps, counts and state, and renews its lease."""
 
-    async def finish(self, run: Run, outcome: Outcome, owner: UUID) -> bool:
+    async def finish(self, run: Run, outcome: Outcome) -> bool:
         """Ends the run and removes its journal and the question."""
 
-    async def postpone(self, run: Run, owner: UUID, seconds: float) -> bool:
-        """Releases the run; any replica may take it after `seconds`."""
+    async def release(self, run: Run, delay_s: float) -> bool:
+        """Ends the lease; any replica may take the run after `delay_s`."""
 
-    async def claim(
-        self, owner: UUID, lease_s: float, at_most: int, agents: Sequence[str]
-    ) -> list[Run]:
+    async def lease(self, lease_s: float, at_most: int, agents: Sequence[str]) -> list[Run]:
         """Takes over runs with expired leases, of every microDAO: those of `agents`, and those of
         other agents once nobody has taken them for long.
 
@@ -77,7 +74,7 @@ class RunStore(Protocol):
         reported as events.
         """
 
-    async def extend(self, owner: UUID, runs: Sequence[UUID], lease_s: float) -> None:
+    async def renew(self, runs: Collection[UUID], lease_s: float) -> None:
         """Renews the leases of unfinished runs."""
 
     async def find(self, microdao_id: str, run_id: UUID) -> RunView | None:

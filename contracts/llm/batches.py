@@ -91,7 +91,7 @@ class ItemResult:
 
 @dataclass(frozen=True, slots=True)
 class BatchWork:
-    """A claimed request. Once another attempt has begun, this one's `token` can change nothing.
+    """A leased request. Once another attempt has begun, this one's `lease` can change nothing.
 
     `stalled_s` is for how many seconds its model has been left alone at every try; else zero.
     """
@@ -100,9 +100,22 @@ class BatchWork:
     position: int
     microdao_id: str
     request: str
-    token: UUID
+    lease: UUID
     failures: int
     stalled_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """The request has no result yet: it, or its whole batch, is due again after `seconds`.
+
+    `failed` counts a failure. `stalled` starts `stalled_s`, which the next failure ends.
+    """
+
+    seconds: float
+    failed: bool = False
+    pause_batch: bool = False
+    stalled: bool = False
 
 
 class BatchStore(Protocol):
@@ -130,16 +143,16 @@ class BatchStore(Protocol):
 
 
 class BatchQueue(Protocol):
-    """The waiting requests of all microDAOs, claimed under leases."""
+    """The waiting requests of all microDAOs, answered under leases."""
 
-    async def claim(self, lease_s: float) -> BatchWork | None:
-        """Takes a due request: microDAOs in turn, then the batches of each.
+    async def lease(self, lease_s: float) -> BatchWork | None:
+        """Leases a due request: microDAOs in turn, then the batches of each.
 
         A request whose lease was over comes back with one failure more.
         """
 
-    async def extend(self, held: Collection[UUID], lease_s: float) -> set[UUID]:
-        """Renews the leases of these tokens; returns the tokens whose lease still holds."""
+    async def renew(self, held: Collection[UUID], lease_s: float) -> set[UUID]:
+        """Renews these leases; returns those that still hold."""
 
     async def finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> bool | None:
         """Writes the result of a running attempt.
@@ -147,20 +160,8 @@ class BatchQueue(Protocol):
         Returns whether the batch ended with it, or None when the attempt was over.
         """
 
-    async def put_back(
-        self,
-        work: BatchWork,
-        delay_s: float,
-        *,
-        failed: bool = False,
-        pause_batch: bool = False,
-        stalled: bool = False,
-    ) -> None:
-        """Ends an attempt without a result: the request, or its whole batch, is due after
-        `delay_s`.
-
-        `failed` counts a failure. `stalled` starts `stalled_s`, which the next failure ends.
-        """
+    async def release(self, work: BatchWork, delay: Delay) -> None:
+        """Ends an attempt without a result."""
 
     async def purge(self, retention_s: float) -> int:
         """Deletes batches submitted longer ago; returns the number of deleted rows."""

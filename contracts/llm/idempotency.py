@@ -21,9 +21,9 @@ class KeyUse:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The key is this caller's: `token` names the attempt, which alone may settle or release it."""
+    """The key is this caller's: only this `lease` may renew, settle or release it."""
 
-    token: UUID
+    lease: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,13 @@ class IdempotencyStore(Protocol):
         request.
         """
 
-    async def extend(self, use: KeyUse, token: UUID, lease_s: float) -> bool:
+    async def renew(self, use: KeyUse, lease: UUID, lease_s: float) -> bool:
         """Renews the lease; returns whether this attempt still holds the key."""
 
-    async def settle(self, use: KeyUse, token: UUID, answer: bytes, retention_s: float) -> bool:
+    async def settle(self, use: KeyUse, lease: UUID, answer: bytes, retention_s: float) -> bool:
         """Stores the answer for `retention_s`; returns whether this attempt still held the key."""
 
-    async def release(self, use: KeyUse, token: UUID) -> None:
+    async def release(self, use: KeyUse, lease: UUID) -> None:
         """Deletes the key if this attempt still holds it."""
 
     async def purge(self) -> int:

@@ -23,10 +23,10 @@ class Upkeep(Protocol):
         """Does the work that is due."""
 
 
-class Leases(Protocol):
+class JobLeases(Protocol):
     """Mutual exclusion between processes, limited in time."""
 
-    async def acquire(self, name: str, seconds: float) -> bool:
+    async def lease(self, name: str, lease_s: float) -> bool:
         """Takes or renews the lease; False while another process holds it."""
 
     async def release(self, name: str) -> None:
@@ -50,16 +50,16 @@ class Claim:
 
 
 class IngestionQueue(Protocol):
-    """Chunks that wait for their embedding. A dead process's claims return after their lease."""
+    """Chunks that wait for their embedding. A dead process's chunks return after their lease."""
 
-    async def claim(self, limit: int) -> Claim | None:
-        """Returns chunks of the next area in turn, or None while nothing waits."""
+    async def lease(self, limit: int) -> Claim | None:
+        """Leases chunks of the next area in turn; None while nothing waits."""
 
     async def finish(self, claim: Claim, vectors: EmbeddingBatch) -> None:
         """Writes the vectors and removes the chunks from the queue, atomically and idempotently."""
 
     async def release(self, claim: Claim) -> None:
-        """Ends the claim, so that the chunks can be claimed."""
+        """Ends the lease, so that the chunks can be leased again."""
 
     async def refuse(self, claim: Claim, most: int) -> int:
         """Counts a refusal per chunk and drops chunks with `most` of them; returns how many."""

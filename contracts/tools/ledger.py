@@ -4,7 +4,7 @@ A call is `refused` by policy, or `awaiting_approval`, then `running`, then `set
 names one call within its microDAO; a refused call does not take the name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -246,7 +246,7 @@ class ToolLedger(Protocol):
         A call whose grant has expired waits for one, too.
         """
 
-    async def extend_leases(self, records: Sequence[UUID]) -> None:
+    async def renew(self, records: Collection[UUID]) -> None:
         """Renews the leases of calls that this process runs."""
 
     async def settle_abandoned(self) -> Sequence[ToolUsageEvent]:

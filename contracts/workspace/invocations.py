@@ -44,7 +44,7 @@ class Invocation(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimedInvocation:
+class LeasedInvocation:
     """An invocation that this process has leased. `age_s` is the time since its message."""
 
     id: UUID
@@ -59,16 +59,16 @@ class ClaimedInvocation:
 class Outbox(Protocol):
     """Stores invocations until they are delivered. Raises DatabaseUnavailable."""
 
-    async def claim(self, at_most: int, lease_s: float) -> Sequence[ClaimedInvocation]:
+    async def lease(self, at_most: int, lease_s: float) -> Sequence[LeasedInvocation]:
         """Leases up to `at_most` due invocations to this process for `lease_s`."""
 
-    async def delivered(self, claimed: ClaimedInvocation) -> None:
+    async def delivered(self, leased: LeasedInvocation) -> None:
         """Marks the invocation as delivered."""
 
-    async def retry_later(self, claimed: ClaimedInvocation, reason: str, delay_s: float) -> None:
+    async def release(self, leased: LeasedInvocation, reason: str, delay_s: float) -> None:
         """Releases the invocation; it is due again after `delay_s`."""
 
-    async def failed(self, claimed: ClaimedInvocation, reason: str) -> None:
+    async def failed(self, leased: LeasedInvocation, reason: str) -> None:
         """Gives the invocation up and adds an event to its channel."""
 
     async def purge(self) -> int:
@@ -83,5 +83,5 @@ class Outbox(Protocol):
 class AgentInvoker(Protocol):
     """Calls the agent runtime."""
 
-    async def invoke(self, claimed: ClaimedInvocation, deadline: Deadline) -> None:
+    async def invoke(self, leased: LeasedInvocation, deadline: Deadline) -> None:
         """Delivers an invocation. Raises leaves of the error tree, `retryable` or not."""

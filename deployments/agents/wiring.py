@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Annotated
-from uuid import uuid4
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
@@ -98,7 +97,6 @@ class AgentRuntime:
             Pipeline(PipelinePorts(self._messaging, self._memory, self._model, self._tools)),
             Delivery(self._messaging, DeliverySettings(patience_s=0.6 * args.lease_s)),
             blueprints,
-            owner=uuid4(),
             lease_s=args.lease_s,
         )
         settings = RunSettings(

@@ -17,7 +17,7 @@ from backends.memory.shards import ShardTables
 from backends.memory.short_term import EventRetention, ShortTermLog
 from backends.memory.summaries import Summaries
 from backends.memory.vectors import VectorStore
-from backends.postgres.leases import DatabaseLeases
+from backends.postgres.leases import DatabaseJobLeases
 from backends.postgres.pool import Database, PoolLimits
 from configs.memory import MemorySettings
 from contracts.errors import DatabaseUnavailable
@@ -62,7 +62,7 @@ class MemoryRuntime:
         self._llm = LLMProxyClient(environment.ingress_url, environment.internal_secret)
         self.database = Database(environment.database_url, events=events, limits=FOREGROUND)
         self._background = Database(environment.database_url, events=events, limits=BACKGROUND)
-        self._leases = DatabaseLeases(self._background)
+        self._leases = DatabaseJobLeases(self._background)
         self._vectors_checked = False
         lanes = IngestionSettings(lanes=settings.ingestion.lanes, batch=settings.ingestion.batch)
         self.worker = IngestionWorker(EmbeddingQueue(self._background), embedder, events, lanes)

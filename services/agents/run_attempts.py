@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from uuid import UUID
 
 from common.tasks import end_tasks
 from contracts.agents.blueprints import Blueprint
@@ -62,13 +61,12 @@ class AttemptPorts:
 
 @dataclass(frozen=True)
 class RunAttempts:
-    """Works on runs in the name of `owner`."""
+    """Works on runs that this process has leased."""
 
     ports: AttemptPorts
     pipeline: Pipeline
     delivery: Delivery
     blueprints: Callable[[], Mapping[str, Blueprint]]
-    owner: UUID
     lease_s: float
     _closing_feeds: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -79,7 +77,7 @@ class RunAttempts:
         """
         started = time.monotonic()
         feed = StepFeed(self.ports.messaging, run)
-        recorder = RunRecorder(run, self.ports.store, self.owner, self.lease_s, feed)
+        recorder = RunRecorder(run, self.ports.store, self.lease_s, feed)
         try:
             outcome = await self._answer_and_deliver(run, recorder)
             await recorder.finish(outcome)
@@ -190,7 +188,7 @@ class RunAttempts:
 
     async def _postpone(self, run: Run, recorder: RunRecorder) -> None:
         try:
-            await recorder.postpone(POSTPONE_S)
+            await recorder.release(POSTPONE_S)
         except DaarionError as error:  # its lease runs out instead
             self._emit("agents.run_left", run, error=error.type)
 

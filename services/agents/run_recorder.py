@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from uuid import UUID
 
 from common.retry import retry
 from contracts.agents.ports import RunStore
@@ -32,19 +31,16 @@ class RunLostError(Exception):
 
 
 class RunRecorder:
-    """The only writer of what one run contains; `AgentRuns` accepts, claims and purges its row.
+    """The only writer of what one run contains; `AgentRuns` accepts, leases and purges its row.
 
     Pipeline and delivery read the `Run` and report here what happened; the recorder asks nothing of
     them. Every write to the store is fenced: it raises RunLostError once another replica owns the
     run, and DatabaseUnavailable when PostgreSQL stays away.
     """
 
-    def __init__(
-        self, run: Run, store: RunStore, owner: UUID, lease_s: float, feed: StepFeed
-    ) -> None:
+    def __init__(self, run: Run, store: RunStore, lease_s: float, feed: StepFeed) -> None:
         self._run = run
         self._store = store
-        self._owner = owner
         self._lease_s = lease_s
         self._feed = feed
         self._saving: asyncio.Task[bool] | None = None
@@ -158,7 +154,7 @@ class RunRecorder:
     async def save(self) -> None:
         """Writes the run and waits."""
         await self.settle()
-        await self._fenced(lambda: self._store.note(self._run, self._owner, self._lease_s))
+        await self._fenced(lambda: self._store.note(self._run, self._lease_s))
 
     def save_soon(self) -> None:
         """Saves in the background, for what may be lost until something is changed."""
@@ -180,17 +176,17 @@ class RunRecorder:
     async def finish(self, outcome: Outcome) -> None:
         """Ends the run."""
         await self.settle()
-        await self._fenced(lambda: self._store.finish(self._run, outcome, self._owner))
+        await self._fenced(lambda: self._store.finish(self._run, outcome))
 
-    async def postpone(self, seconds: float) -> None:
-        """Gives the run back; any replica may take it after `seconds`."""
-        await self._store.postpone(self._run, self._owner, seconds)
+    async def release(self, delay_s: float) -> None:
+        """Gives the run back; any replica may take it after `delay_s`."""
+        await self._store.release(self._run, delay_s)
 
     async def _note_after(self, earlier: asyncio.Task[bool] | None) -> bool:
         """Writes the run, never beside an earlier write: the older one must not come last."""
         if earlier is not None:
             await _ended(earlier)
-        return await self._store.note(self._run, self._owner, self._lease_s)
+        return await self._store.note(self._run, self._lease_s)
 
     async def _fenced(self, write: Callable[[], Awaitable[bool]]) -> None:
         owned = await retry(

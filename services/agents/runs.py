@@ -67,7 +67,6 @@ class AgentRuns:
         self._blueprints = blueprints
         self._settings = settings
         self._channels = channels
-        self._owner = attempts.owner
         self._queue: asyncio.Queue[Run] = asyncio.Queue()
         self._accepted: dict[UUID, Run] = {}
         self._reserved = 0
@@ -104,7 +103,7 @@ class AgentRuns:
         await self._attempts.close()
         for run in list(self._accepted.values()):
             try:
-                await self._store.postpone(run, self._owner, 0.0)
+                await self._store.release(run, 0.0)
             except DaarionError:  # its lease runs out instead
                 break
 
@@ -139,7 +138,7 @@ class AgentRuns:
                 invocation=invocation,
                 nonce=new_nonce(),
             )
-            view, run = await self._store.accept(new, self._owner, self._settings.lease_s)
+            view, run = await self._store.accept(new, self._settings.lease_s)
             if run is not None:
                 self._enqueue(run)
         finally:
@@ -261,16 +260,14 @@ class AgentRuns:
 
     async def _renew(self) -> None:
         if self._accepted:
-            await self._store.extend(self._owner, list(self._accepted), self._settings.lease_s)
+            await self._store.renew(self._accepted, self._settings.lease_s)
 
     async def _resume(self) -> None:
         """Takes over runs with expired leases, as many as can be worked on at once."""
         free = self._settings.max_running - len(self._running_attempts) - self._queue.qsize()
         if free <= 0 or self._closing:
             return
-        for run in await self._store.claim(
-            self._owner, self._settings.lease_s, free, list(self._blueprints())
-        ):
+        for run in await self._store.lease(self._settings.lease_s, free, list(self._blueprints())):
             self._events.emit(
                 "agents.run_claimed", run_id=str(run.id), attempt=run.attempt, state=run.state
             )

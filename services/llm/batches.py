@@ -7,7 +7,7 @@ import contextlib
 import copy
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -36,6 +36,7 @@ from contracts.llm.batches import (
     BatchRequest,
     BatchStore,
     BatchWork,
+    Delay,
     ItemResult,
     NewItem,
 )
@@ -121,16 +122,6 @@ class WorkerSettings:
     stall_limit_s: float = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Delay:
-    """The request has no result yet: it, or its whole batch, is due again after `seconds`."""
-
-    seconds: float
-    failed: bool = False
-    pause_batch: bool = False
-    stalled: bool = False
-
-
 def delay_after(
     error: DaarionError, failures: int, settings: WorkerSettings, stalled_s: float = 0.0
 ) -> Delay | None:
@@ -157,7 +148,7 @@ def delay_after(
 
 
 class BatchWorker:
-    """Answers claimed requests in one process; another process finishes those it leaves.
+    """Answers leased requests in one process; another process finishes those it leaves.
 
     `answer` runs one call, given the request, its id and the credential. `in_work` returns how many
     interactive calls this replica serves now.
@@ -189,7 +180,7 @@ class BatchWorker:
         ]
 
     async def close(self) -> None:
-        """Stops, and puts unfinished requests back."""
+        """Stops, and gives unfinished requests back."""
         await end_tasks(self._loops)
         await end_tasks(list(self._running.values()))
 
@@ -224,16 +215,16 @@ class BatchWorker:
         return min(most, max(1, most - self._in_work())) - len(self._running)
 
     async def _begin_next(self) -> bool:
-        work = await self._queue.claim(self.settings.lease_s)
+        work = await self._queue.lease(self.settings.lease_s)
         if work is None:
             return False
         task = asyncio.create_task(self._run(work), name=f"batch:{work.batch_id}:{work.position}")
-        self._running[work.token] = task
-        task.add_done_callback(lambda _: self._ended(work.token))
+        self._running[work.lease] = task
+        task.add_done_callback(lambda _: self._ended(work.lease))
         return True
 
-    def _ended(self, token: UUID) -> None:
-        self._running.pop(token, None)
+    def _ended(self, lease: UUID) -> None:
+        self._running.pop(lease, None)
         self.wake()
 
     async def _pause(self) -> None:
@@ -250,11 +241,11 @@ class BatchWorker:
             if not held:
                 continue
             try:
-                kept = await self._queue.extend(held, self.settings.lease_s)
+                kept = await self._queue.renew(held, self.settings.lease_s)
             except DaarionError:
                 continue  # if a lease ends meanwhile, a request runs twice but has one result
-            for token in held - kept:
-                if (task := self._running.get(token)) is not None:
+            for lease in held - kept:
+                if (task := self._running.get(lease)) is not None:
                     task.cancel()
 
     async def _run(self, work: BatchWork) -> None:
@@ -263,7 +254,7 @@ class BatchWorker:
             if result is not None:
                 await self._finish(work, result, succeeded=succeeded)
         except asyncio.CancelledError:
-            await self._put_back(work, Delay(0.0))
+            await self._release(work, Delay(0.0))
             raise
         except Exception as error:  # noqa: BLE001  # the lease ends, which counts as a failure
             self._events.emit(
@@ -274,7 +265,7 @@ class BatchWorker:
             )
 
     async def _result(self, work: BatchWork) -> tuple[bytes | None, bool]:
-        """Returns the result and whether it is an answer; None once the request was put back."""
+        """Returns the result and whether it is an answer; None once the request was given back."""
         request_id = f"batch-{work.batch_id}-{work.position}"
         request, credential = _restored(work.request)
         try:
@@ -291,7 +282,7 @@ class BatchWorker:
                 request.model in self._last_failures or len(self._last_failures) < MAX_REMEMBERED
             ):
                 self._last_failures[request.model] = copy.copy(error)  # without its traceback
-            await self._put_back(work, delay)
+            await self._release(work, delay)
             return None, False
         return orjson.dumps(answer.model_dump(exclude_none=True)), True
 
@@ -319,16 +310,10 @@ class BatchWorker:
                     )
                 return
 
-    async def _put_back(self, work: BatchWork, delay: Delay) -> None:
-        """Tries to put the request back; if that fails, its lease ends anyway."""
+    async def _release(self, work: BatchWork, delay: Delay) -> None:
+        """Tries to give the request back; if that fails, its lease ends anyway."""
         with contextlib.suppress(DaarionError):
-            await self._queue.put_back(
-                work,
-                _jittered(delay.seconds),
-                failed=delay.failed,
-                pause_batch=delay.pause_batch,
-                stalled=delay.stalled,
-            )
+            await self._queue.release(work, replace(delay, seconds=_jittered(delay.seconds)))
 
 
 def _jittered(seconds: float) -> float:

@@ -100,7 +100,7 @@ class Idempotency:
             if isinstance(found, Settled):
                 return Recorded(_read(found.answer), replayed=True)
             if isinstance(found, Granted):
-                answer = await self._started(use, found.token, call)
+                answer = await self._started(use, found.lease, call)
                 if answer is not None:
                     return Recorded(answer, replayed=False)
                 continue  # another attempt took the key over and stores the answer
@@ -113,15 +113,15 @@ class Idempotency:
         await end_tasks(self._running)
 
     async def _started(
-        self, use: KeyUse, token: UUID, call: Callable[[], Awaitable[ProxyResponse]]
+        self, use: KeyUse, lease: UUID, call: Callable[[], Awaitable[ProxyResponse]]
     ) -> bytes | None:
         if len(self._running) >= MAX_RUNNING:
-            await self._release(use, token)
+            await self._release(use, lease)
             raise Overloaded(
                 "this replica runs as many calls with an Idempotency-Key as it may: retry shortly",
                 retry_after_s=1.0,
             )
-        task = asyncio.create_task(self._attempt(use, token, call))
+        task = asyncio.create_task(self._attempt(use, lease, call))
         self._running.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
@@ -132,29 +132,29 @@ class Idempotency:
             task.exception()  # read here, because its caller may have left
 
     async def _attempt(
-        self, use: KeyUse, token: UUID, call: Callable[[], Awaitable[ProxyResponse]]
+        self, use: KeyUse, lease: UUID, call: Callable[[], Awaitable[ProxyResponse]]
     ) -> bytes | None:
         """Returns the body; None when another attempt took the key over. Raises as `call`."""
         try:
-            async with self._leased(use, token):
+            async with self._leased(use, lease):
                 answer = await call()
         except InvalidRequest as refusal:
-            await self._settled(use, token, orjson.dumps({"refusal": _refusal(refusal)}))
+            await self._settled(use, lease, orjson.dumps({"refusal": _refusal(refusal)}))
             raise
         except BaseException:
-            await self._release(use, token)
+            await self._release(use, lease)
             raise
         body = orjson.dumps(answer.model_dump(exclude_none=True))
         return (
             body
-            if await self._settled(use, token, orjson.dumps({"answer": orjson.Fragment(body)}))
+            if await self._settled(use, lease, orjson.dumps({"answer": orjson.Fragment(body)}))
             else None
         )
 
     @contextlib.asynccontextmanager
-    async def _leased(self, use: KeyUse, token: UUID) -> AsyncIterator[None]:
+    async def _leased(self, use: KeyUse, lease: UUID) -> AsyncIterator[None]:
         async def renew() -> None:
-            await self._store.extend(use, token, self._times.lease_s)
+            await self._store.renew(use, lease, self._times.lease_s)
 
         failed = failure_event(
             self._events, None, defect="llm.idempotency_defect", microdao_id=use.microdao_id
@@ -162,14 +162,14 @@ class Idempotency:
         async with repeating(renew, self._times.renew_every_s, failed):
             yield
 
-    async def _settled(self, use: KeyUse, token: UUID, answer: bytes) -> bool:
+    async def _settled(self, use: KeyUse, lease: UUID, answer: bytes) -> bool:
         """Stores the answer; returns False when another attempt took the key over.
 
         An answer that cannot be stored is still returned to its caller.
         """
         try:
             return await retry(
-                lambda: self._store.settle(use, token, answer, self._retention_s()),
+                lambda: self._store.settle(use, lease, answer, self._retention_s()),
                 is_retryable,
                 within_s=self._times.settle_s,
             )
@@ -179,10 +179,10 @@ class Idempotency:
             )
             return True
 
-    async def _release(self, use: KeyUse, token: UUID) -> None:
+    async def _release(self, use: KeyUse, lease: UUID) -> None:
         """Tries to release the key; if that fails, its lease ends anyway."""
         with contextlib.suppress(DaarionError):
-            await self._store.release(use, token)
+            await self._store.release(use, lease)
 
 
 def key_use(request: ProxyRequest, key: str) -> KeyUse:

@@ -22,7 +22,7 @@ class IngestionSettings:
     """`lanes` of `batch` chunks; an idle lane polls every `poll_s` for other processes' stores.
 
     After a failure a lane waits `backoff_s`, doubled each time up to `backoff_max_s`.
-    `embed_timeout_s` must be shorter than a claim's lease.
+    `embed_timeout_s` must be shorter than a lease.
     """
 
     lanes: int = 2
@@ -89,7 +89,7 @@ class IngestionWorker:
 
     async def _step(self) -> bool:
         """Embeds one claim; returns whether there was one."""
-        claim = await self._queue.claim(self._settings.batch)
+        claim = await self._queue.lease(self._settings.batch)
         if claim is None:
             return False
         if claim.chunks:

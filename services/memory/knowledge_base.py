@@ -16,7 +16,7 @@ from contracts.memory.background import (
     DocumentFile,
     DocumentFolders,
     DocumentStore,
-    Leases,
+    JobLeases,
     UnreadableFile,
 )
 from services.memory.chunking import ChunkSize
@@ -61,7 +61,7 @@ class KnowledgeBase:
         self,
         documents: DocumentStore,
         folders: DocumentFolders,
-        leases: Leases,
+        leases: JobLeases,
         events: EventLog,
         *,
         shared: Path,
@@ -89,7 +89,7 @@ class KnowledgeBase:
         Raises:
             Conflict: another run is in progress.
         """
-        if self._running.locked() or not await self._leases.acquire(self.name, LEASE_S):
+        if self._running.locked() or not await self._leases.lease(self.name, LEASE_S):
             raise Conflict(
                 "the knowledge base is being indexed: retry in a moment", retry_after_s=2
             )

@@ -11,7 +11,7 @@ from common.periodic import repeating, start_periodic
 from common.tasks import end_tasks
 from contracts.errors import DaarionError
 from contracts.events import EventLog, failure_event
-from contracts.memory.background import Leases, Upkeep
+from contracts.memory.background import JobLeases, Upkeep
 
 LEASE_S = 60.0
 RENEW_S = 20.0
@@ -20,7 +20,7 @@ RENEW_S = 20.0
 class UpkeepRunner:
     """One task per job. Failures are emitted and do not stop the job."""
 
-    def __init__(self, jobs: Sequence[Upkeep], leases: Leases, events: EventLog) -> None:
+    def __init__(self, jobs: Sequence[Upkeep], leases: JobLeases, events: EventLog) -> None:
         self._jobs = jobs
         self._leases = leases
         self._events = events
@@ -44,7 +44,7 @@ class UpkeepRunner:
         await end_tasks(self._tasks)
 
     async def _once(self, job: Upkeep) -> None:
-        if not await self._leases.acquire(job.name, LEASE_S):
+        if not await self._leases.lease(job.name, LEASE_S):
             return
         try:
             async with repeating(partial(self._renew, job), RENEW_S, self._failed(job)):
@@ -54,7 +54,7 @@ class UpkeepRunner:
                 await self._leases.release(job.name)
 
     async def _renew(self, job: Upkeep) -> None:
-        await self._leases.acquire(job.name, LEASE_S)
+        await self._leases.lease(job.name, LEASE_S)
 
     def _failed(self, job: Upkeep) -> Callable[[Exception, float], None]:
         return failure_event(

@@ -45,12 +45,12 @@ class ToolRecorder:
         usage: ToolUsage,
         events: EventLog,
         *,
-        extend_interval_s: float = 2.0,
+        renew_every_s: float = 2.0,
     ) -> None:
         self._ledger = ledger
         self._usage = usage
         self._events = events
-        self._extend_interval_s = extend_interval_s
+        self._renew_every_s = renew_every_s
         self._running: set[UUID] = set()
         self._writing: set[asyncio.Task[Any]] = set()
         self._late = 0
@@ -60,9 +60,9 @@ class ToolRecorder:
         """Begins to renew leases, to end abandoned calls and to purge the ledger."""
         failed = failure_event(self._events, None, defect="tools.upkeep_defect")
         not_purged = failure_event(self._events, "tools.purge_failed")
-        extend_s = self._extend_interval_s
+        renew_s = self._renew_every_s
         self._loops = [
-            start_periodic(self._extend_leases, extend_s, failed, name="tools:leases"),
+            start_periodic(self._renew_leases, renew_s, failed, name="tools:leases"),
             start_periodic(self._end_abandoned, UPKEEP_INTERVAL_S, failed, name="tools:upkeep"),
             start_periodic(self._purge, PURGE_EVERY_S, not_purged, name="tools:purge"),
         ]
@@ -188,9 +188,9 @@ class ToolRecorder:
         task.add_done_callback(self._writing.discard)
         return task
 
-    async def _extend_leases(self) -> None:
+    async def _renew_leases(self) -> None:
         if self._running:
-            await self._ledger.extend_leases(tuple(self._running))
+            await self._ledger.renew(tuple(self._running))
 
     async def _end_abandoned(self) -> bool:
         abandoned = await self._ledger.settle_abandoned()

@@ -15,7 +15,7 @@ from common.tasks import end_tasks
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.events import EventLog
-from contracts.workspace.invocations import AgentInvoker, ClaimedInvocation, Outbox
+from contracts.workspace.invocations import AgentInvoker, LeasedInvocation, Outbox
 
 POLL_EVERY_S = 1.0
 ATTEMPT_TIMEOUT_S = 10.0
@@ -48,7 +48,7 @@ class InvocationDispatcher:
         self._events = events
         self._limits = limits
         self._wake = asyncio.Event()
-        self._working: dict[asyncio.Task[None], ClaimedInvocation] = {}
+        self._working: dict[asyncio.Task[None], LeasedInvocation] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._away = False
 
@@ -80,14 +80,14 @@ class InvocationDispatcher:
             if task.cancelled():
                 # While PostgreSQL is away nothing is released: the lease expires.
                 with contextlib.suppress(DaarionError):
-                    await self._outbox.retry_later(claimed, "the replica was closed", 0.0)
+                    await self._outbox.release(claimed, "the replica was closed", 0.0)
 
     async def _claim(self) -> bool:
         """Attempts what is due; returns whether there may be more, and room for it."""
         free = self._limits.max_concurrent - len(self._working)
         if free <= 0:
             return False
-        claimed = await self._outbox.claim(free, LEASE_S)
+        claimed = await self._outbox.lease(free, LEASE_S)
         self._away = False
         for one in claimed:
             task = asyncio.create_task(self._attempt(one))
@@ -104,7 +104,7 @@ class InvocationDispatcher:
             # runtime recognises.
             self._failed(error)
 
-    async def _attempt(self, claimed: ClaimedInvocation) -> None:
+    async def _attempt(self, claimed: LeasedInvocation) -> None:
         try:
             await self._invoker.invoke(claimed, Deadline.after(ATTEMPT_TIMEOUT_S))
         except DaarionError as error:
@@ -112,11 +112,11 @@ class InvocationDispatcher:
         else:
             await self._outbox.delivered(claimed)
 
-    async def _refused(self, claimed: ClaimedInvocation, error: DaarionError) -> None:
+    async def _refused(self, claimed: LeasedInvocation, error: DaarionError) -> None:
         own_s = backoff_s(claimed.attempts, FIRST_DELAY_S, self._limits.max_delay_s)
         delay = max(own_s, error.retry_after_s or 0.0)
         if error.retryable and claimed.age_s + delay < self._limits.give_up_after_s:
-            await self._outbox.retry_later(claimed, error.message, delay)
+            await self._outbox.release(claimed, error.message, delay)
             return
         await self._outbox.failed(claimed, error.message)
         self._events.emit(

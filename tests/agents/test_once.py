@@ -125,7 +125,7 @@ async def test_killed_while_posting_the_reply_comes_once(here):
         await connection.execute("SELECT set_config('daarion.microdao_id', %s, false)", (OWN,))
         await connection.execute(
             "UPDATE agent_runs SET state = 'posting', outcome = NULL, finished_at = NULL, "
-            "lease_until = now() - interval '1 second'"
+            "leased_until = now() - interval '1 second'"
         )
     async with here.agents():
 

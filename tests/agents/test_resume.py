@@ -164,7 +164,7 @@ async def test_a_reply_is_given_up_by_the_time_of_its_posting_not_by_the_runs_ag
         old, tried = [await here.ask(channel, f"Питання {number}") for number in range(2)]
     lapsed = (
         "state = 'posting', outcome = NULL, finished_at = NULL, "
-        "lease_until = now() - interval '1 second'"
+        "leased_until = now() - interval '1 second'"
     )
     for run, column in ((old, "created_at"), (tried, "posting_since")):
         await change(here, run, f"{lapsed}, {column} = now() - interval '1 hour'")
@@ -196,7 +196,7 @@ async def test_the_error_of_a_run_is_that_of_its_latest_attempt(here, model, end
         here,
         answer,
         "state = 'running', outcome = NULL, finished_at = NULL, posting_since = NULL, reply = NULL,"
-        " steps = '{}', lease_until = now() - interval '1 second'",
+        " steps = '{}', leased_until = now() - interval '1 second'",
     )
     async with here.agents(lease_s=1):
         await until(lambda: is_ended(here, answer))
@@ -229,14 +229,14 @@ async def test_a_defect_in_the_upkeep_is_reported_and_ends_nothing(here, tmp_pat
     channel = await here.channel()
     message = await here.say(channel, "Привіт")
     await killed(here, tmp_path, channel, message, scene.hangs)
-    whole, failures = PostgresRuns.claim, iter([ZeroDivisionError()] * 2)
+    whole, failures = PostgresRuns.lease, iter([ZeroDivisionError()] * 2)
 
     async def failing(*arguments):
         if (failure := next(failures, None)) is not None:
             raise failure
         return await whole(*arguments)
 
-    monkeypatch.setattr(PostgresRuns, "claim", failing)
+    monkeypatch.setattr(PostgresRuns, "lease", failing)
     async with here.agents() as runtime:
         assert (await here.invoke(channel, message))["reply"] == "Я тут."
         assert [event["error"] for event in here.events.named("agents.claim_failed")] == [

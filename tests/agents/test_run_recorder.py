@@ -2,7 +2,6 @@
 
 import asyncio
 from types import SimpleNamespace
-from uuid import uuid4
 
 import pytest
 
@@ -19,7 +18,7 @@ class _Notes:
         self._failures = failures
         self._pause_s = 0.03
 
-    async def note(self, run, owner, lease_s) -> bool:
+    async def note(self, run, lease_s) -> bool:
         steps = len(run.steps)
         self._pause_s /= 3
         await asyncio.sleep(self._pause_s)
@@ -34,7 +33,7 @@ class _Notes:
 async def test_a_required_save_comes_last_even_after_failed_background_saves(failures, written):
     run = SimpleNamespace(steps=[], attempt=1)
     store = _Notes(failures)
-    recorder = RunRecorder(run, store, uuid4(), 60.0, None)
+    recorder = RunRecorder(run, store, 60.0, None)
     for _ in range(2):
         run.steps.append(StepRecord(kind="llm"))
         recorder.save_soon()

@@ -34,14 +34,13 @@ async def store(database_url, events):
     await database.close()
 
 
-async def accepted(store, owner, *, agent=SOFIA, lease_s=LAPSED_S):
+async def accepted(store, *, agent=SOFIA, lease_s=LAPSED_S):
     payload = {"channel_id": "channel:1", "text": "Привіт"}
     invocation = AgentInvocation.model_validate(
         {"agent_id": agent, "entrypoint": "cron", "payload": payload}
     )
     _, run = await store.accept(
         NewRun(new_id(), OWN, agent, "channel:1", uuid4().hex, invocation, "nonce"),
-        owner,
         lease_s,
     )
     return run
@@ -56,54 +55,48 @@ async def change(url, run, assignment):
 
 
 async def test_an_attempt_counts_once_its_work_began(store):
-    owner = uuid4()
-    run = await accepted(store, owner)
+    run = await accepted(store)
     for _ in range(3):  # replicas that died before they came to it
-        (taken,) = await store.claim(owner, LAPSED_S, 10, [SOFIA])
+        (taken,) = await store.lease(LAPSED_S, 10, [SOFIA])
         assert (taken.id, taken.attempt, taken.claimed) == (run.id, 1, True)
-    assert await store.note(taken, owner, LAPSED_S)
+    assert await store.note(taken, LAPSED_S)
     assert [
-        taken.attempt for _ in range(2) for taken in await store.claim(owner, LAPSED_S, 10, [SOFIA])
+        taken.attempt for _ in range(2) for taken in await store.lease(LAPSED_S, 10, [SOFIA])
     ] == [2, 3]
 
 
 async def test_runs_of_agents_that_a_process_does_not_know_are_left_to_those_that_do(
     store, database_url
 ):
-    owner = uuid4()
-    run = await accepted(store, owner)
-    assert await store.claim(owner, LAPSED_S, 10, ["agent:other"]) == []
+    run = await accepted(store)
+    assert await store.lease(LAPSED_S, 10, ["agent:other"]) == []
     await change(
-        database_url, run, f"lease_until = now() - interval '{OTHER_AGENTS_AFTER_S + 60} seconds'"
+        database_url, run, f"leased_until = now() - interval '{OTHER_AGENTS_AFTER_S + 60} seconds'"
     )
-    assert [taken.id for taken in await store.claim(owner, LAPSED_S, 10, ["agent:other"])] == [
-        run.id
-    ]
+    assert [taken.id for taken in await store.lease(LAPSED_S, 10, ["agent:other"])] == [run.id]
 
 
 async def test_the_database_measures_how_long_a_reply_is_being_posted(store, database_url):
-    owner = uuid4()
-    run = await accepted(store, owner)
+    run = await accepted(store)
     await change(database_url, run, "created_at = now() - interval '2 hours'")
     run.state, run.reply = "posting", "Так."
-    assert await store.note(run, owner, LAPSED_S)
-    (taken,) = await store.claim(owner, LAPSED_S, 10, [SOFIA])
+    assert await store.note(run, LAPSED_S)
+    (taken,) = await store.lease(LAPSED_S, 10, [SOFIA])
     assert taken.posting_s < 600
     await change(database_url, run, "posting_since = now() - interval '1 hour'")
-    assert await store.note(taken, owner, LAPSED_S)  # another attempt does not begin anew
-    (taken,) = await store.claim(owner, LAPSED_S, 10, [SOFIA])
+    assert await store.note(taken, LAPSED_S)  # another attempt does not begin anew
+    (taken,) = await store.lease(LAPSED_S, 10, [SOFIA])
     assert 3_600 <= taken.posting_s < 4_200
 
 
 async def test_an_unreadable_run_is_reported_and_postponed_and_others_are_claimed(
     store, database_url, events
 ):
-    owner = uuid4()
-    unreadable, whole = await accepted(store, owner), await accepted(store, owner)
+    unreadable, whole = await accepted(store), await accepted(store)
     await change(database_url, unreadable, "journal = '{no json}'")
-    assert [taken.id for taken in await store.claim(owner, HELD_S, 10, [SOFIA])] == [whole.id]
+    assert [taken.id for taken in await store.lease(HELD_S, 10, [SOFIA])] == [whole.id]
     assert [event["run_id"] for event in events.named("agents.run_unreadable")] == [
         str(unreadable.id)
     ]
     await change(database_url, unreadable, "journal = '{}'")
-    assert await store.claim(owner, HELD_S, 10, [SOFIA]) == []
+    assert await store.lease(HELD_S, 10, [SOFIA]) == []

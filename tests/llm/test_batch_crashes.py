@@ -101,22 +101,22 @@ async def test_an_attempt_whose_claim_or_result_was_lost_is_repeated(database_ur
         database_url, upstream.base_url, sections={"batch": {"concurrency": 3}}, **CALM, **flaky
     ) as replica:
         queue = replica.runtime._worker._queue
-        claim, put_back, lost = queue.claim, queue.put_back, set()
+        lease, release, lost = queue.lease, queue.release, set()
 
-        async def claim_whose_answer_is_lost(lease_s):
-            work = await claim(lease_s)
-            if work is not None and work.position == 1 and "claim" not in lost:
-                lost.add("claim")
+        async def lease_whose_answer_is_lost(lease_s):
+            work = await lease(lease_s)
+            if work is not None and work.position == 1 and "lease" not in lost:
+                lost.add("lease")
                 raise DatabaseUnavailable("the connection broke during the commit")
             return work
 
-        async def put_back_that_is_lost(*arguments, **keywords):
-            if "put_back" not in lost:
-                lost.add("put_back")
+        async def release_that_is_lost(*arguments):
+            if "release" not in lost:
+                lost.add("release")
                 raise DatabaseUnavailable("away")
-            await put_back(*arguments, **keywords)
+            await release(*arguments)
 
-        queue.claim, queue.put_back = claim_whose_answer_is_lost, put_back_that_is_lost
+        queue.lease, queue.release = lease_whose_answer_is_lost, release_that_is_lost
         upstream.script("silence", model="m")
         upstream.script(play("truncated_json", times=4), model="flaky-upstream")
         requests = [
@@ -132,4 +132,4 @@ async def test_an_attempt_whose_claim_or_result_was_lost_is_repeated(database_ur
                 if counts["succeeded"] == 3:
                     break
                 await asyncio.sleep(0.05)
-        assert (counts["running"], lost) == (1, {"claim", "put_back"})
+        assert (counts["running"], lost) == (1, {"lease", "release"})

@@ -167,13 +167,13 @@ async def test_many_batches_give_a_microdao_no_more_turns_than_one(database_url,
         ]
         await submit(replica.client, other)
         queue = replica.runtime._queue
-        claimed = [(await queue.claim(60.0)) for _ in range(10)]
+        claimed = [(await queue.lease(60.0)) for _ in range(10)]
         assert collections.Counter(work.microdao_id for work in claimed) == {
             "microdao:7": 5,
             "microdao:8": 5,
         }
         assert len({work.batch_id for work in claimed if work.microdao_id == "microdao:7"}) == 5
-        rest = [(await queue.claim(60.0)) for _ in range(16)]
+        rest = [(await queue.lease(60.0)) for _ in range(16)]
         assert (sum(work is not None for work in rest), rest[-1]) == (15, None)
 
 
@@ -197,6 +197,6 @@ async def test_the_turn_of_a_microdao_goes_with_its_last_batch_and_comes_with_it
 
         assert await turns() == 1
         await replica.client.delete(f"/batch/{batch}", params=OWN)
-        assert (await turns(), await queue.claim(1.0)) == (0, None)
+        assert (await turns(), await queue.lease(1.0)) == (0, None)
         await submit(replica.client, [request("a")])
-        assert (await turns(), (await queue.claim(1.0)).microdao_id) == (1, "microdao:7")
+        assert (await turns(), (await queue.lease(1.0)).microdao_id) == (1, "microdao:7")

@@ -17,7 +17,8 @@ from contracts.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from services.llm.batches import Delay, WorkerSettings, delay_after
+from contracts.llm.batches import Delay
+from services.llm.batches import WorkerSettings, delay_after
 
 SETTINGS = WorkerSettings(max_failures=3, backoff_s=5, backoff_max_s=100)
 

@@ -264,12 +264,12 @@ async def test_a_claim_holds_no_more_than_asked_and_no_chunk_twice(
     first, second = EmbeddingQueue(database), EmbeddingQueue(database)
     claimed: list[int] = []
     for queue in (first, second, first, second):
-        claim = await queue.claim(16)
+        claim = await queue.lease(16)
         assert claim is not None
         assert len(claim.chunks) == 16
         claimed += [chunk.chunk_no for chunk in claim.chunks]
     assert len(set(claimed)) == 64
     await second.release(claim)
-    again = await first.claim(16)
+    again = await first.lease(16)
     assert again is not None
     assert {chunk.chunk_no for chunk in again.chunks} == set(claimed[-16:])

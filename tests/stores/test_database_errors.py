@@ -77,6 +77,7 @@ def test_every_error_becomes_a_leaf_without_foreign_text(error: type[Exception])
         (psycopg_errors.SerializationFailure, DatabaseUnavailable),
         (psycopg_errors.LockNotAvailable, DatabaseUnavailable),
         (psycopg_errors.UndefinedTable, DatabaseUnavailable),
+        (psycopg_errors.UndefinedFunction, DatabaseUnavailable),
         (psycopg_errors.InvalidPassword, DatabaseUnavailable),
         (psycopg_errors.QueryCanceled, DeadlineExceeded),
         (psycopg_errors.UniqueViolation, Conflict),

@@ -44,7 +44,7 @@ SELECT id, microdao_id, '1', started_at + interval '1 day' FROM tool_calls
 AGENT_RUNS = f"""
 INSERT INTO agent_runs (
     id, microdao_id, agent_id, channel_id, trigger_id, invocation, nonce, state, outcome,
-    lease_until, finished_at
+    leased_until, finished_at
 )
 SELECT
     gen_random_uuid(), 'microdao:7', 'agent:sofia', '', n, '{{}}', '', 'done', 'answered', now(),
@@ -52,7 +52,9 @@ SELECT
 FROM {ROWS}
 """
 KEYS = f"""
-INSERT INTO llm_idempotency (microdao_id, key, fingerprint, token, lease_until, answer, expires_at)
+INSERT INTO llm_idempotency (
+    microdao_id, key, fingerprint, leased_by, leased_until, answer, expires_at
+)
 SELECT
     'microdao:7', int4send(n::integer), '', gen_random_uuid(), now(), '',
     {WHEN} + interval '1 hour'

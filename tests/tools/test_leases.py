@@ -61,7 +61,7 @@ async def test_a_lease_that_is_prolonged_is_not_over(database, database_owner_ur
     claimed = intent("mine")
     await ledger.claim(claimed)
     await run_out(database_owner_url)
-    await ledger.extend_leases([claimed.id])
+    await ledger.renew([claimed.id])
     assert await other.settle_abandoned() == []
     assert await ledger.settle("microdao:7", claimed.id, 1, Settlement(ok=True, body="1"))
 
@@ -95,7 +95,7 @@ async def test_a_claimed_call_that_nobody_runs_is_not_prolonged_with_the_others(
     for each in (orphan, running):
         await ledger.claim(each)
     await run_out(database_owner_url)
-    await ledger.extend_leases([running.id])
+    await ledger.renew([running.id])
     assert [call.call_id for call in await ledger.settle_abandoned()] == ["orphan"]
 
 

@@ -16,7 +16,7 @@ from backends.http.agent_runtime import AgentRuntimeClient
 from backends.workspace.outbox import PostgresOutbox
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
-from contracts.workspace.invocations import ClaimedInvocation
+from contracts.workspace.invocations import LeasedInvocation
 from services.workspace import dispatching
 from services.workspace.dispatching import DispatchLimits
 from tests.support.agents.runtime import recording_server
@@ -233,8 +233,8 @@ async def test_an_attempt_whose_replica_died_is_made_again(database_url, databas
     ):
         channel = await make(http, OLENA, SOFIA)
         await say(http, channel)
-    (claimed,) = await dead.claim(10, 1.0)
-    assert await PostgresOutbox(database).claim(10, 1.0) == []
+    (claimed,) = await dead.lease(10, 1.0)
+    assert await PostgresOutbox(database).lease(10, 1.0) == []
     async with (
         recording_server() as runtime,
         dispatching_workspace(database_url, runtime.url) as replica,
@@ -330,7 +330,7 @@ async def test_the_invoker_keeps_its_deadline(database_url):
         await asyncio.sleep(5)
         return 202, {}
 
-    claimed = ClaimedInvocation(uuid4(), OWN, uuid4(), uuid4(), SOFIA, 1, 0.0)
+    claimed = LeasedInvocation(uuid4(), OWN, uuid4(), uuid4(), SOFIA, 1, 0.0)
     async with recording_server(late) as runtime:
         client = AgentRuntimeClient(runtime.url, None)
         with pytest.raises(DaarionError) as refused:

@@ -37,7 +37,7 @@ async def run_out(owner_url):
     """Ends every lease, as time would."""
     async with await psycopg.AsyncConnection.connect(owner_url, autocommit=True) as owner:
         changed = await owner.execute(
-            "UPDATE tool_calls SET lease_until = now() - interval '1 minute' "
+            "UPDATE tool_calls SET leased_until = now() - interval '1 minute' "
             "WHERE state = 'running'"
         )
     assert changed.rowcount > 0
