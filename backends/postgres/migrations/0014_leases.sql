@@ -89,7 +89,8 @@ $$;
 
 -- One due item of the microDAO that was served longest ago, of its batch that was served longest ago. An item whose lease is
 -- over counts a failure. At most one row of llm_batches and then one of llm_batch_turns is locked, and always after the item's:
--- no two of these statements can wait for each other.
+-- no two of these statements can wait for each other. Sub-selects with a limit, not EXISTS, which is planned as a join with
+-- every waiting item: they end at the first hit.
 CREATE FUNCTION llm_batch_items_lease(seconds double precision)
 RETURNS TABLE (
     batch_id uuid, "position" integer, microdao_id text, request text, lease uuid, failures integer, stalled_s double precision
@@ -101,14 +102,16 @@ DECLARE
 BEGIN
     FOR tenant IN
         SELECT turns.microdao_id FROM llm_batch_turns AS turns
-        WHERE EXISTS (
-            SELECT FROM llm_batches AS batches
+        WHERE (
+            SELECT true FROM llm_batches AS batches
             WHERE batches.microdao_id = turns.microdao_id
               AND batches.ended_at IS NULL AND batches.cancelled_at IS NULL AND batches.resume_at <= now()
-              AND EXISTS (
-                  SELECT FROM llm_batch_items AS items
+              AND (
+                  SELECT true FROM llm_batch_items AS items
                   WHERE items.batch_id = batches.id AND items.state IN ('pending', 'running') AND items.leased_until <= now()
+                  LIMIT 1
               )
+            LIMIT 1
         )
         ORDER BY turns.served_at
         LIMIT 8
@@ -117,9 +120,10 @@ BEGIN
             SELECT batches.id FROM llm_batches AS batches
             WHERE batches.microdao_id = tenant
               AND batches.ended_at IS NULL AND batches.cancelled_at IS NULL AND batches.resume_at <= now()
-              AND EXISTS (
-                  SELECT FROM llm_batch_items AS items
+              AND (
+                  SELECT true FROM llm_batch_items AS items
                   WHERE items.batch_id = batches.id AND items.state IN ('pending', 'running') AND items.leased_until <= now()
+                  LIMIT 1
               )
             ORDER BY batches.served_at
             LIMIT 8
