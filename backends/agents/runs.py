@@ -16,17 +16,15 @@ from psycopg.rows import DictRow
 from backends.postgres.leases import renew
 from backends.postgres.pages import read_page
 from backends.postgres.pool import Database
-from backends.postgres.purging import purge_all
+from backends.postgres.purging import purge
 from contracts.agents.invocations import AgentInvocation
 from contracts.agents.runs import NewRun, Outcome, Run, RunPage, RunQuery, RunView, StepRecord
 from contracts.errors import DatabaseUnavailable
 from contracts.events import EventLog
 
-PURGE_ROWS = 1_000
 OTHER_AGENTS_AFTER_S = 600.0
 """A run of an agent that this process does not know is left that long to those who know it."""
 UNREADABLE_S = 600.0
-UPKEEP_TIMEOUT_S = 5.0
 
 # The second insert of a trigger waits for the first one's transaction and then finds its row.
 ACCEPT = """
@@ -82,7 +80,7 @@ SELECT *, extract(epoch FROM now() - posting_since) AS posting_s
 FROM agent_runs_lease(%(leased_by)s, %(lease_s)s, %(at_most)s, %(agents)s, %(strangers_after)s)
 """
 RENEW = "SELECT agent_runs_renew(%(leased_by)s, %(held)s, %(lease_s)s) AS held"
-PURGE = "SELECT agent_runs_purge(%(older_than)s, %(at_most)s) AS gone"
+PURGE = "SELECT agent_runs_purge(%(older_than)s, %(at_most)s) AS removed"
 FIND = "SELECT * FROM agent_runs WHERE microdao_id = %(microdao_id)s AND id = %(id)s"
 PAGE = """
 SELECT * FROM agent_runs
@@ -176,14 +174,7 @@ class PostgresRuns:
         return RunPage(items=[_view(row, with_steps=False) for row in rows], next_cursor=cursor)
 
     async def purge(self, days: float) -> int:
-        return await purge_all(lambda: self._purge_some(days), PURGE_ROWS)
-
-    async def _purge_some(self, days: float) -> int:
-        values = {"older_than": timedelta(days=days), "at_most": PURGE_ROWS}
-        async with self._database.transaction(timeout_s=UPKEEP_TIMEOUT_S) as connection:
-            row = await (await connection.execute(PURGE, values)).fetchone()
-        assert row is not None  # an aggregate
-        return int(row["gone"])
+        return await purge(self._database, PURGE, older_than=timedelta(days=days))
 
     async def _leased(self, row: DictRow) -> Run | None:
         """The run of a leased row. A row that this version cannot read is released for

@@ -16,7 +16,7 @@ from psycopg.rows import DictRow
 from backends.postgres.leases import renew
 from backends.postgres.pages import read_page
 from backends.postgres.pool import Database
-from backends.postgres.purging import purge_all
+from backends.postgres.purging import purge
 from contracts.errors import NotFound, OverLimit, RateLimited
 from contracts.identity import new_id
 from contracts.llm.batches import (
@@ -38,7 +38,6 @@ SUBMISSIONS_AT_ONCE = 2
 ROWS_AT_ONCE = 500
 BYTES_AT_ONCE = 1 << 20
 RESULTS_AT_ONCE = 32
-PURGE_AT_ONCE = 1_000
 RETRY_WHEN_FULL_S = 60.0
 WAITING_LIMIT = "microdao.batch_requests_waiting"
 
@@ -132,7 +131,7 @@ PAUSE = """
 UPDATE llm_batches SET resume_at = greatest(resume_at, now() + make_interval(secs => %(pause_s)s))
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s
 """
-PURGE = "SELECT llm_batch_purge(%(retention_s)s, %(at_most)s) AS rows"
+PURGE = "SELECT llm_batch_purge(%(retention_s)s, %(at_most)s) AS removed"
 
 
 class PostgresBatches:
@@ -253,16 +252,7 @@ class PostgresBatchQueue:
                 await connection.execute(PAUSE, values)
 
     async def purge(self, retention_s: float) -> int:
-        return await purge_all(lambda: self._purge_some(retention_s), PURGE_AT_ONCE)
-
-    async def _purge_some(self, retention_s: float) -> int:
-        async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
-            row = await (
-                await connection.execute(
-                    PURGE, {"retention_s": retention_s, "at_most": PURGE_AT_ONCE}
-                )
-            ).fetchone()
-        return int(row["rows"]) if row else 0
+        return await purge(self._database, PURGE, retention_s=retention_s)
 
 
 def _key(work: BatchWork) -> dict[str, Any]:

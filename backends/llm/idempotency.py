@@ -9,12 +9,11 @@ import uuid
 from typing import Any, LiteralString
 
 from backends.postgres.pool import Database
-from backends.postgres.purging import purge_all
+from backends.postgres.purging import purge
 from contracts.errors import IdempotencyConflict
 from contracts.llm.idempotency import Granted, InWork, KeyUse, Settled
 
 WRITE_TIMEOUT_S = 10.0
-PURGE_AT_ONCE = 1_000
 
 # Replaces an expired key; an attempt whose lease has ended is replaced only by the same request.
 TAKE = """
@@ -56,7 +55,7 @@ DELETE FROM llm_idempotency
 WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND leased_by = %(leased_by)s
   AND answer IS NULL
 """
-PURGE = "SELECT llm_idempotency_purge(%(at_most)s) AS rows"
+PURGE = "SELECT llm_idempotency_purge(%(at_most)s) AS removed"
 
 
 class PostgresIdempotency:
@@ -105,12 +104,7 @@ class PostgresIdempotency:
             await connection.execute(RELEASE, {**_values(use), "leased_by": lease})
 
     async def purge(self) -> int:
-        return await purge_all(self._purge_some, PURGE_AT_ONCE)
-
-    async def _purge_some(self) -> int:
-        async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
-            row = await (await connection.execute(PURGE, {"at_most": PURGE_AT_ONCE})).fetchone()
-        return int(row["rows"]) if row else 0
+        return await purge(self._database, PURGE)
 
     async def _changed(self, use: KeyUse, statement: LiteralString, values: dict[str, Any]) -> bool:
         async with self._database.transaction(

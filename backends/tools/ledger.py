@@ -17,7 +17,7 @@ from psycopg.rows import DictRow
 
 from backends.postgres.leases import renew
 from backends.postgres.pool import Database
-from backends.postgres.purging import purge_all
+from backends.postgres.purging import purge
 from backends.tools import statements
 from contracts.errors import DatabaseUnavailable
 from contracts.tools.api import Decision
@@ -48,7 +48,7 @@ class LedgerLimits:
     """Bounds of the ledger, most in seconds.
 
     `lease_s` is a lease, `grace_s` the time after it before a call counts as abandoned; `batch`
-    rows are changed per upkeep.
+    abandoned calls are ended at a time.
     """
 
     lease_s: float = 8.0
@@ -153,13 +153,7 @@ class PostgresToolLedger:
 
     async def purge(self) -> int:
         """Removes results and calls that have expired; returns the number of rows."""
-        return await purge_all(self._purge_some, self._limits.batch)
-
-    async def _purge_some(self) -> int:
-        values = {"days": self._limits.keep_calls_days, "at_most": self._limits.batch}
-        async with self._database.transaction(timeout_s=SLOW_TIMEOUT_S) as connection:
-            row = await (await connection.execute(statements.PURGE, values)).fetchone()
-        return int(row["removed"]) if row else 0
+        return await purge(self._database, statements.PURGE, days=self._limits.keep_calls_days)
 
     async def list_calls(self, wanted: CallFilter, *, show_waiting_args: bool = False) -> CallPage:
         """Returns a page of the audit."""

@@ -10,15 +10,13 @@ from typing import Any
 from uuid import UUID
 
 from backends.postgres.pool import Database
-from backends.postgres.purging import purge_all
+from backends.postgres.purging import purge
 from backends.workspace.events import add_events
 from backends.workspace.locking import digest, lock_channel
 from contracts.workspace.invocations import Invocation, InvocationQuery, LeasedInvocation
 
 MAX_REASON_CHARS = 500
 KEEP_DAYS = 7
-PURGE_ROWS = 5_000
-PURGE_TIMEOUT_S = 10.0
 
 LEASE = "SELECT * FROM invocation_outbox_lease(%(leased_by)s, %(lease_s)s, %(at_most)s)"
 SETTLE = """
@@ -41,7 +39,7 @@ WHERE microdao_id = %(microdao_id)s AND channel_id = %(channel_id)s
 ORDER BY created_at DESC, id
 LIMIT %(limit)s
 """
-PURGE = "SELECT messaging_purge(make_interval(days => %(days)s), %(rows)s) AS removed"
+PURGE = "SELECT messaging_purge(make_interval(days => %(days)s), %(at_most)s) AS removed"
 
 
 class PostgresOutbox:
@@ -100,14 +98,7 @@ class PostgresOutbox:
         return [Invocation.model_validate(row) for row in rows]
 
     async def purge(self) -> int:
-        return await purge_all(self._purge_some, PURGE_ROWS)
-
-    async def _purge_some(self) -> int:
-        async with self._database.transaction(timeout_s=PURGE_TIMEOUT_S) as connection:
-            row = await (
-                await connection.execute(PURGE, {"days": KEEP_DAYS, "rows": PURGE_ROWS})
-            ).fetchone()
-        return int(row["removed"]) if row else 0
+        return await purge(self._database, PURGE, days=KEEP_DAYS)
 
     def _values(self, leased: LeasedInvocation, **more: Any) -> dict[str, Any]:
         return {
