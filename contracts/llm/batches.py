@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    StringConstraints,
+)
 
 from contracts.identity import Identifier
 from contracts.llm.requests import ProxyRequest
@@ -26,12 +33,23 @@ class BatchRequest(ProxyRequest):
     custom_id: Identifier
 
 
+def _bounded(given: Any) -> Any:
+    if isinstance(given, list) and not 1 <= len(given) <= MAX_REQUESTS:
+        raise ValueError(f"from 1 to {MAX_REQUESTS} in a batch, but there are {len(given)}")
+    return given
+
+
 class NewBatch(BaseModel):
-    """Body of `POST /batch`. All requests are of one microDAO."""
+    """Body of `POST /batch`. All requests are of one microDAO; the first wrong one is named."""
 
     model_config = ConfigDict(extra="forbid")
 
-    requests: Annotated[list[BatchRequest], Field(min_length=1, max_length=MAX_REQUESTS)]
+    requests: Annotated[
+        list[BatchRequest],
+        FailFast(),
+        Field(min_length=1, max_length=MAX_REQUESTS),
+        BeforeValidator(_bounded),
+    ]
 
 
 class BatchCounts(BaseModel):

@@ -26,7 +26,7 @@ from deployments.llm.limit_authority import AuthorityClient
 from deployments.llm.metrics import LLMMetrics
 from deployments.llm.wiring import LLMPorts, LLMRuntime
 from interfaces.http.base.ingress import Ingress
-from interfaces.http.llm.openai_errors import OPENAI_ERRORS
+from interfaces.http.llm.openai import OPENAI_ERRORS
 from providers.registry import check_types
 
 APPLICATION = "llm"

@@ -33,10 +33,8 @@ from contracts.llm.requests import MAX_TIMEOUT_S, ProxyRequest
 from contracts.llm.routing import Target
 from deployments.graph.resources import Reloadable, Resources, WingEnvironment
 from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
-from interfaces.http.llm.chat import LLMRoutes, llm_router
-from interfaces.http.llm.embeddings import EmbeddingRoutes, add_embedding_routes
-from interfaces.http.llm.limits import LimitRoutes, add_limit_routes
-from interfaces.http.llm.openai_chat import OpenAIRoutes, add_openai_routes
+from interfaces.http.llm.chat import LLMRoutes, add_limit_routes, llm_router
+from interfaces.http.llm.openai import OpenAIRoutes, add_embedding_routes, add_openai_routes
 from providers.prices import PriceBook
 from providers.registry import build_providers
 from providers.resources import ProviderResources, ProviderSlots
@@ -186,9 +184,10 @@ class LLMRuntime:
         answers, embedder = self._answers, self._embedder_settings
         queries = UsageQueries(PostgresUsageReader(self._database))
         router = llm_router(LLMRoutes(answers.gateway, queries, self._health, answers.idempotency))
-        states = LimitStates(self._ports.authority, lambda: self._limits.of_subject)
-        add_limit_routes(router, LimitRoutes(states))
-        add_embedding_routes(router, EmbeddingRoutes(self._embeddings()))
+        add_limit_routes(
+            router, LimitStates(self._ports.authority, lambda: self._limits.of_subject)
+        )
+        add_embedding_routes(router, self._embeddings())
         add_openai_routes(
             router, OpenAIRoutes(answers.gateway, (embedder.served_name, embedder.type))
         )

@@ -20,7 +20,7 @@ from deployments.graph.replica import access_control, open_event_log
 from deployments.graph.resources import Resources, WingEnvironment
 from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.ingress import Ingress
-from interfaces.http.memory import UPLOADS, MemoryRoutes, is_admin, memory_router
+from interfaces.http.memory import UPLOADS, is_admin, memory_router
 from services.health.dependencies import Dependency, HealthMonitor
 
 APPLICATION = "memory"
@@ -77,7 +77,7 @@ class MemoryReplica:
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
         """Returns the ASGI application of this replica."""
         return Ingress(
-            memory_router(MemoryRoutes(lambda: self._runtime.cases, self._monitor.health)),
+            memory_router(lambda: self._runtime.cases, self._monitor.health),
             access_control(self._environment),
             self._events,
             max_concurrent=self._args.max_concurrent,

@@ -66,14 +66,6 @@ class MemoryUseCases:
     knowledge: KnowledgeBase
 
 
-@dataclass(frozen=True)
-class MemoryRoutes:
-    """How the routes find use cases and health. Both are called at each request."""
-
-    cases: Callable[[], MemoryUseCases]
-    health: Callable[[], Health]
-
-
 def is_admin(method: str, path: str) -> bool:
     """Whether a route of this application needs the admin secret."""
     return (method, path) in {
@@ -85,9 +77,9 @@ def is_admin(method: str, path: str) -> bool:
     }
 
 
-def memory_router(routes: MemoryRoutes) -> Router:
-    """Returns the router of the application."""
-    router, cases = Router(MAX_BODY_BYTES), routes.cases
+def memory_router(cases: Callable[[], MemoryUseCases], health: Callable[[], Health]) -> Router:
+    """Returns the router of the application. `cases` and `health` are called at each request."""
+    router = Router(MAX_BODY_BYTES)
 
     async def query(request: Request, question: QueryRequest) -> Response:
         answer = await cases().recall.query(question, request.state.request_id)
@@ -133,7 +125,7 @@ def memory_router(routes: MemoryRoutes) -> Router:
         return await cases().remembering.forget(tenant, item_id)
 
     _add_admin_routes(router, cases)
-    add_health_routes(router, routes.health)
+    add_health_routes(router, health)
     return router
 
 

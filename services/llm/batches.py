@@ -13,6 +13,8 @@ from uuid import UUID
 
 import orjson
 
+from common.periodic import start_periodic
+from common.retry import retry
 from common.tasks import end_tasks
 from contracts.errors import (
     CircuitOpen,
@@ -26,12 +28,12 @@ from contracts.errors import (
     Overloaded,
     RateLimited,
     UpstreamRateLimited,
+    is_retryable,
 )
-from contracts.events import EventLog
+from contracts.events import EventLog, failure_event
 from contracts.llm.answers import ProxyResponse
 from contracts.llm.batches import (
     Batch,
-    BatchPage,
     BatchQueue,
     BatchRequest,
     BatchStore,
@@ -48,6 +50,7 @@ _PAUSES_BATCH = (RateLimited, LimitsUnavailable, Overloaded, DatabaseUnavailable
 _DELAYS_MODEL = (CircuitOpen, EngineUnavailable)
 """The circuit is open or the engine starts: delays requests of that model, up to a bound."""
 MAX_REMEMBERED = 1_000
+MAX_PAUSE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,6 @@ class Batches:
         )
         self.wake()
         return batch
-
-    async def get(self, microdao_id: str, batch_id: str) -> Batch:
-        """Returns one batch. Raises NotFound."""
-        return await self.store.get(microdao_id, batch_id)
-
-    async def page(self, microdao_id: str, limit: int, cursor: str | None) -> BatchPage:
-        """Returns the microDAO's batches, newest first."""
-        return await self.store.page(microdao_id, limit, cursor)
 
     async def cancel(self, microdao_id: str, batch_id: str) -> Batch:
         """Cancels a batch: waiting requests never start, running ones are stopped within seconds.
@@ -174,9 +169,24 @@ class BatchWorker:
 
     def start(self) -> None:
         """Starts to work, on the running event loop."""
+        poll_s = self.settings.poll_every_s
         self._loops = [
-            asyncio.create_task(self._dispatch(), name="batches"),
-            asyncio.create_task(self._renew_leases(), name="batches:leases"),
+            start_periodic(
+                self._begin_next,
+                poll_s,
+                self._failed,
+                name="batches",
+                at_once=True,
+                wake=self._changed,
+                retry_s=(poll_s, MAX_PAUSE_S),
+            ),
+            start_periodic(
+                self._renew_leases,
+                self.settings.renew_every_s,
+                # If a lease ends meanwhile, a request runs twice but has one result.
+                failure_event(self._events, None, defect="llm.batch_defect"),
+                name="batches:leases",
+            ),
         ]
 
     async def close(self) -> None:
@@ -188,23 +198,11 @@ class BatchWorker:
         """Wakes the worker: there may be work, or room for it."""
         self._changed.set()
 
-    async def _dispatch(self) -> None:
-        pause = self.settings.poll_every_s
-        while True:
-            try:
-                begun = self._free() > 0 and await self._begin_next()
-            except DaarionError as error:
-                self._events.emit("llm.batch_waits", error=error.type, seconds=pause)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 15.0)
-                continue
-            except Exception as error:  # noqa: BLE001  # a defect must not end the loop
-                self._events.emit("llm.batch_defect", error=type(error).__name__, exc_info=error)
-                await asyncio.sleep(15.0)
-                continue
-            pause = self.settings.poll_every_s
-            if not begun:
-                await self._pause()
+    def _failed(self, error: Exception, seconds: float) -> None:
+        if isinstance(error, DaarionError):
+            self._events.emit("llm.batch_waits", error=error.type, seconds=seconds)
+        else:
+            self._events.emit("llm.batch_defect", error=type(error).__name__, exc_info=error)
 
     def _free(self) -> int:
         """Returns the free slots.
@@ -215,7 +213,8 @@ class BatchWorker:
         return min(most, max(1, most - self._in_work())) - len(self._running)
 
     async def _begin_next(self) -> bool:
-        work = await self._queue.lease(self.settings.lease_s)
+        """Begins a request where there is room and work; returns whether there was."""
+        work = await self._queue.lease(self.settings.lease_s) if self._free() > 0 else None
         if work is None:
             return False
         task = asyncio.create_task(self._run(work), name=f"batch:{work.batch_id}:{work.position}")
@@ -227,26 +226,13 @@ class BatchWorker:
         self._running.pop(lease, None)
         self.wake()
 
-    async def _pause(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_jittered(self.settings.poll_every_s)):
-                await self._changed.wait()
-        self._changed.clear()
-
     async def _renew_leases(self) -> None:
         """Renews the leases; cancels tasks whose lease is lost or whose batch was cancelled."""
-        while True:
-            await asyncio.sleep(self.settings.renew_every_s)
-            held = set(self._running)
-            if not held:
-                continue
-            try:
-                kept = await self._queue.renew(held, self.settings.lease_s)
-            except DaarionError:
-                continue  # if a lease ends meanwhile, a request runs twice but has one result
-            for lease in held - kept:
-                if (task := self._running.get(lease)) is not None:
-                    task.cancel()
+        held = set(self._running)
+        kept = await self._queue.renew(held, self.settings.lease_s) if held else held
+        for lease in held - kept:
+            if (task := self._running.get(lease)) is not None:
+                task.cancel()
 
     async def _run(self, work: BatchWork) -> None:
         try:
@@ -292,23 +278,18 @@ class BatchWorker:
 
     async def _finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> None:
         """Writes the result, retrying while the database is away; it counts if the lease holds."""
-        pause = 0.5
-        while True:
-            try:
-                ended = await self._queue.finish(work, result, succeeded=succeeded)
-            except DaarionError as error:
-                if not error.retryable:
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 10.0)
-            else:
-                if ended:
-                    self._events.emit(
-                        "llm.batch_ended",
-                        batch_id=f"batch-{work.batch_id}",
-                        microdao_id=work.microdao_id,
-                    )
-                return
+        ended = await retry(
+            lambda: self._queue.finish(work, result, succeeded=succeeded),
+            is_retryable,
+            first_s=0.5,
+            longest_s=10.0,
+        )
+        if ended:
+            self._events.emit(
+                "llm.batch_ended",
+                batch_id=f"batch-{work.batch_id}",
+                microdao_id=work.microdao_id,
+            )
 
     async def _release(self, work: BatchWork, delay: Delay) -> None:
         """Tries to give the request back; if that fails, its lease ends anyway."""
@@ -322,14 +303,7 @@ def _jittered(seconds: float) -> float:
 
 
 def _prepared(requests: Sequence[BatchRequest], credential: str) -> tuple[str, list[NewItem]]:
-    microdao_id = _checked(requests)
-    return microdao_id, [
-        NewItem(request.custom_id, _stored(request, credential)) for request in requests
-    ]
-
-
-def _checked(requests: Sequence[BatchRequest]) -> str:
-    """Returns the one microDAO of all requests."""
+    """Returns the one microDAO of all requests, and them as they are stored."""
     microdao_id = requests[0].metadata.microdao_id
     seen: dict[str, int] = {}
     for index, request in enumerate(requests):
@@ -345,7 +319,8 @@ def _checked(requests: Sequence[BatchRequest]) -> str:
             )
         if request.cache is not None:
             cache_key(request)
-    return microdao_id
+    items = [NewItem(request.custom_id, _stored(request, credential)) for request in requests]
+    return microdao_id, items
 
 
 def _stored(request: BatchRequest, credential: str) -> bytes:

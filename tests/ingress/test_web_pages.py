@@ -14,8 +14,8 @@ from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.graph import surface
 from interfaces.http.graph.openapi import build_openapi
 from interfaces.http.graph.root import OPEN_PATHS, root_router
-from interfaces.http.llm.openai_errors import OPENAI_ERRORS
-from interfaces.http.memory import MemoryRoutes, memory_router
+from interfaces.http.llm.openai import OPENAI_ERRORS
+from interfaces.http.memory import memory_router
 from interfaces.http.tools import TOOL_ERRORS, ToolRoutes, tools_router
 from tests.support.uvicorn_server import JSON, served
 
@@ -291,7 +291,7 @@ async def test_public_routes_answer_under_any_host_and_origin(events):
         open_paths=HEALTH_PATHS | OPEN_PATHS,
     )
     memory = Ingress(
-        memory_router(MemoryRoutes(Untouched(), lambda: Health(status="ready"))),
+        memory_router(Untouched(), lambda: Health(status="ready")),
         AccessControl(None, None),
         events,
         max_concurrent=5,

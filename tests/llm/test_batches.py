@@ -104,7 +104,7 @@ async def test_the_list_is_paged_newest_first(database_url, upstream):
 NO_BATCHES = [
     (b"", 400, "JSON"),
     (b"{", 400, "JSON"),
-    (b"[]", 400, "requests"),
+    (b"[]", 400, "an object"),
     (b'{"requests": {}}', 400, "requests"),
     (b'{"requests": []}', 400, "from 1 to 10000"),
     ({"requests": [request("a")], "priority": 1}, 400, "priority"),

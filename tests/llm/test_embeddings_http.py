@@ -15,8 +15,7 @@ from contracts.errors import EngineUnavailable, Overloaded
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.base.routing import Router
-from interfaces.http.llm.embeddings import EmbeddingRoutes, add_embedding_routes
-from interfaces.http.llm.openai_errors import OPENAI_ERRORS
+from interfaces.http.llm.openai import OPENAI_ERRORS, add_embedding_routes
 from services.llm.accounting import NoPrices
 from services.llm.embeddings import Embeddings, embedding_target
 from services.llm.limits.limiter import LeasedLimiter
@@ -56,7 +55,7 @@ async def application(*, limit=None, limits_of=None, secret=None, embedder=None,
         prices,
     )
     router = Router()
-    add_embedding_routes(router, EmbeddingRoutes(use_case))
+    add_embedding_routes(router, use_case)
     ingress = Ingress(
         router, AccessControl(secret, None), recorder, max_concurrent=10, error_shapes=OPENAI_ERRORS
     )

@@ -11,8 +11,7 @@ from configs.llm.limits import LimitSettings
 from contracts.health import Health
 from interfaces.http.base.access import AccessControl, credential_name
 from interfaces.http.base.ingress import Ingress
-from interfaces.http.llm.chat import LLMRoutes, llm_router
-from interfaces.http.llm.limits import LimitRoutes, add_limit_routes
+from interfaces.http.llm.chat import LLMRoutes, add_limit_routes, llm_router
 from providers.prices import PriceBook
 from providers.registry import build_providers
 from providers.resources import ProviderResources
@@ -53,7 +52,7 @@ async def running(plays="ok", *, secret=None, admin=None, prices=PRICES, **limit
             RoutingTable(config), providers, limiter, recorder, recorder, PriceBook(config)
         )
         router = llm_router(LLMRoutes(lambda: proxy, None, lambda: Health(status="starting")))
-        add_limit_routes(router, LimitRoutes(LimitStates(authority, lambda: rates.of_subject)))
+        add_limit_routes(router, LimitStates(authority, lambda: rates.of_subject))
         ingress = Ingress(router, AccessControl(secret, admin), recorder, max_concurrent=100)
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(ingress), base_url="http://localhost"

@@ -77,10 +77,15 @@ class NdjsonResponse(StreamingResponse):
 
 def error_response(error: DaarionError, request_id: str) -> JsonResponse:
     """Returns the envelope with the leaf's status and, where it is known, `Retry-After`."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    return JsonResponse(error.envelope(request_id), status_code=error.status, headers=headers)
+    return JsonResponse(
+        error.envelope(request_id), status_code=error.status, headers=retry_headers(error)
+    )
+
+
+def retry_headers(error: DaarionError) -> dict[str, str]:
+    """Returns `Retry-After` in whole seconds, where it is known."""
+    wait_s = error.retry_after_s
+    return {} if wait_s is None else {"Retry-After": str(max(1, math.ceil(wait_s)))}
 
 
 def as_leaf(error: Exception) -> DaarionError:

@@ -13,11 +13,9 @@ from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.routing import Router, refusals
 from interfaces.http.graph.root import root_router
 from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
-from interfaces.http.llm.chat import LLMRoutes, llm_router
-from interfaces.http.llm.embeddings import EmbeddingRoutes, add_embedding_routes
-from interfaces.http.llm.limits import LimitRoutes, add_limit_routes
-from interfaces.http.llm.openai_chat import OpenAIRoutes, add_openai_routes
-from interfaces.http.memory import MemoryRoutes, memory_router
+from interfaces.http.llm.chat import LLMRoutes, add_limit_routes, llm_router
+from interfaces.http.llm.openai import OpenAIRoutes, add_embedding_routes, add_openai_routes
+from interfaces.http.memory import memory_router
 from interfaces.http.tools import MCP_PATH, ToolRoutes, tools_router
 from interfaces.http.workspace.channels import ChannelRoutes
 from interfaces.http.workspace.projects import WorkspaceRoutes, workspace_router
@@ -37,8 +35,8 @@ async def _described() -> Response:
 
 def _llm() -> Router:
     router = llm_router(LLMRoutes(_NOTHING, _NOTHING, _health))
-    add_embedding_routes(router, EmbeddingRoutes(_NOTHING))
-    add_limit_routes(router, LimitRoutes(_NOTHING))
+    add_embedding_routes(router, _NOTHING)
+    add_limit_routes(router, _NOTHING)
     add_openai_routes(router, OpenAIRoutes(_NOTHING))
     add_batch_routes(router, BatchRoutes(_NOTHING))
     return router
@@ -65,7 +63,7 @@ _ROUTERS: dict[str, Callable[[], Router]] = {
         WorkspaceRoutes(_NOTHING, _NOTHING, _NOTHING, _health), ChannelRoutes(_NOTHING, _NOTHING)
     ),
     "agents": lambda: agents_router(AgentRoutes(_NOTHING, _NOTHING, dict, _health)),
-    "memory": lambda: memory_router(MemoryRoutes(_NOTHING, _health)),
+    "memory": lambda: memory_router(_NOTHING, _health),
     "llm": _llm,
 }
 

@@ -12,11 +12,9 @@ from fastapi import Depends, Query, Response
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from contracts.errors import InvalidRequest
 from contracts.identity import Identifier
 from contracts.llm.batches import (
     MAX_BATCH_BYTES,
-    MAX_REQUESTS,
     Batch,
     BatchFilter,
     BatchPage,
@@ -88,7 +86,7 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
 
     @batch.get("/batch", summary="A microDAO's batches, newest first", dependencies=one)
     async def page(query: Annotated[BatchQuery, Query()]) -> BatchPage:
-        return await batches().page(query.microdao_id, query.limit, query.cursor)
+        return await batches().store.page(query.microdao_id, query.limit, query.cursor)
 
     @batch.get(
         "/batch/{batch_id}",
@@ -97,7 +95,7 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
         responses=refusals(404),
     )
     async def get(batch_id: PathId, query: Microdao) -> Batch:
-        return await batches().get(query.microdao_id, batch_id)
+        return await batches().store.get(query.microdao_id, batch_id)
 
     @batch.get(
         "/batch/{batch_id}/items",
@@ -124,33 +122,9 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
 def _requests(raw: bytes) -> list[BatchRequest]:
     """Returns the checked requests. Raises InvalidRequest that names the first wrong one."""
     try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"not valid JSON: {error}") from None
-    if not isinstance(body, dict) or not isinstance(body.get("requests"), list):
-        raise InvalidRequest('send {"requests": […]}')
-    unknown = sorted(set(body) - {"requests"})
-    if unknown:
-        raise InvalidRequest(f"{unknown[0][:100]}: unknown field")
-    listed: list[Any] = body["requests"]
-    if not 1 <= len(listed) <= MAX_REQUESTS:
-        raise InvalidRequest(
-            f"requests: from 1 to {MAX_REQUESTS} in a batch, but there are {len(listed)}"
-        )
-    return [_request(index, value) for index, value in enumerate(listed)]
-
-
-def _request(index: int, value: object) -> BatchRequest:
-    try:
-        return BatchRequest.model_validate(value)
+        return NewBatch.model_validate_json(raw).requests
     except ValidationError as error:
-        mistakes = (invalid_body(error).details or {})["mistakes"]
-        named = [
-            {**mistake, "field": f"requests[{index}].{mistake['field']}".rstrip(".")}
-            for mistake in mistakes
-        ]
-        summary = "; ".join(f"{mistake['field']}: {mistake['problem']}" for mistake in named)
-        raise InvalidRequest(summary, details={"mistakes": named}) from None
+        raise invalid_body(error) from None
 
 
 async def _lines(results: AsyncIterator[list[ItemResult]]) -> AsyncIterator[bytes]:

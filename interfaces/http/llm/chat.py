@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from contracts.health import Health
 from contracts.llm.answers import ProxyResponse, StreamEnd, StreamItem
+from contracts.llm.limits import LimitsFilter, LimitsPage
 from contracts.llm.listings import ModelList
 from contracts.llm.requests import ProxyRequest
 from contracts.llm.usage import UsageFilter, UsagePage
@@ -23,6 +24,7 @@ from interfaces.http.base.routing import Router, documented_key, refusals
 from interfaces.http.base.sse import EventStreamResponse, error_event, event
 from services.llm.gateway import Answerer, ChatGateway, ChatStream
 from services.llm.idempotency import Idempotency
+from services.llm.limits.states import LimitStates
 from services.llm.usage import UsageQueries
 
 UPSTREAM_ERRORS = (502, 503, 504)
@@ -107,6 +109,20 @@ def llm_router(routes: LLMRoutes) -> Router:
     return router
 
 
+def add_limit_routes(router: Router, states: LimitStates) -> None:
+    """Adds the route of limits."""
+
+    @router.get(
+        "/limits",
+        summary="Limits of an agent, a microDAO and the presented credential: used, left, reset",
+        response_model=LimitsPage,
+    )
+    async def read(query: Annotated[LimitsFilter, Query()], request: Request) -> Response:
+        page = await states.page(query, request.state.credential)
+        # null: a limit without a window, or without a reset.
+        return JsonResponse(page.model_dump(mode="json"))
+
+
 async def _events(opened: ChatStream, request_id: str) -> AsyncGenerator[bytes, None]:
     """Yields one event per item; a later failure becomes an `error` event with the envelope."""
     try:
@@ -118,19 +134,8 @@ async def _events(opened: ChatStream, request_id: str) -> AsyncGenerator[bytes, 
 
 def _payload(item: StreamItem, target: Answerer) -> dict[str, Any]:
     if isinstance(item, StreamEnd):
-        last: dict[str, Any] = {"usage": item.usage.model_dump(exclude_none=True)}
-        last |= {
-            "provider": target.provider,
-            "model_resolved": target.name,
-            "finish_reason": item.finish_reason,
-        }
-        if item.attempts is not None:
-            last["attempts"] = [attempt.model_dump() for attempt in item.attempts]
-        if item.written_by is not None:
-            last["written_by"] = item.written_by
-        if item.cached:
-            last["cached"] = True
-        return last
+        answered_by = {"provider": target.provider, "model_resolved": target.name}
+        return item.model_dump(exclude_none=True) | answered_by
     named = {
         "delta": item.content,
         "reasoning_delta": item.reasoning,

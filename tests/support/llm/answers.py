@@ -14,8 +14,7 @@ from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
 from interfaces.http.llm.chat import LLMRoutes, llm_router
-from interfaces.http.llm.openai_chat import OpenAIRoutes, add_openai_routes
-from interfaces.http.llm.openai_errors import OPENAI_ERRORS
+from interfaces.http.llm.openai import OPENAI_ERRORS, OpenAIRoutes, add_openai_routes
 from services.llm.batches import WorkerSettings
 from services.llm.idempotency import IdempotencyTimes
 from tests.support.llm.proxy import proxy_over, settings

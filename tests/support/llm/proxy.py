@@ -13,8 +13,7 @@ from contracts.llm.ports import Condition
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.chat import LLMRoutes, llm_router
-from interfaces.http.llm.openai_chat import OpenAIRoutes, add_openai_routes
-from interfaces.http.llm.openai_errors import OPENAI_ERRORS
+from interfaces.http.llm.openai import OPENAI_ERRORS, OpenAIRoutes, add_openai_routes
 from providers.registry import build_providers
 from providers.resources import ProviderResources
 from providers.routing import RoutingTable

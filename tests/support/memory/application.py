@@ -18,7 +18,7 @@ from deployments.graph.resources import WingEnvironment
 from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
-from interfaces.http.memory import MemoryRoutes, is_admin, memory_router
+from interfaces.http.memory import is_admin, memory_router
 from tests.support.uvicorn_server import JSON
 
 SOFIA = {"agent_id": "agent:sofia", "microdao_id": "microdao:7"}
@@ -66,9 +66,8 @@ def succeeded(response: httpx.Response) -> Any:
 def ingress(
     runtime: MemoryRuntime, events: EventLog, access: AccessControl | None = None
 ) -> Ingress:
-    routes = MemoryRoutes(lambda: runtime.cases, lambda: Health(status="ready"))
     return Ingress(
-        memory_router(routes),
+        memory_router(lambda: runtime.cases, lambda: Health(status="ready")),
         access or AccessControl(None, None),
         events,
         max_concurrent=500,

@@ -1,17 +1,15 @@
-"""`/v1/chat/completions` and `/v1/models` of the LLM proxy, in OpenAI's shapes.
-
-The ingress gives errors OpenAI's shape, as on every route below `/v1`.
-"""
+"""The routes below `/v1` of the LLM proxy, in OpenAI's shapes: chat, models, embeddings, errors."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from contracts.errors import UnknownModel
+from contracts.errors import DaarionError, Forbidden, RateLimited, Unauthorized, UnknownModel
 from contracts.llm.answers import StreamEnd
 from contracts.llm.openai_chat import (
     ChatCompletion,
@@ -22,11 +20,12 @@ from contracts.llm.openai_chat import (
     cards_of,
     completion_of,
 )
-from interfaces.http.base.errors import JsonResponse, as_leaf
+from contracts.llm.openai_embeddings import EmbeddingsRequest, EmbeddingsResponse
+from interfaces.http.base.errors import JsonResponse, as_leaf, retry_headers
 from interfaces.http.base.identity import call_metadata_of
 from interfaces.http.base.routing import PathId, Router, refusals
 from interfaces.http.base.sse import EventStreamResponse, event
-from interfaces.http.llm.openai_errors import openai_error_body
+from services.llm.embeddings import Embeddings
 from services.llm.gateway import ChatGateway, ChatStream
 
 DONE = b"data: [DONE]\n\n"
@@ -114,3 +113,68 @@ def add_openai_routes(router: Router, routes: OpenAIRoutes) -> None:
             if card.id == model_id:
                 return card
         raise UnknownModel(f"no such model; there are: {', '.join(card.id for card in cards)}")
+
+
+def add_embedding_routes(router: Router, embeddings: Embeddings) -> None:
+    """Adds the route of vectors."""
+
+    async def create(request: Request, body: EmbeddingsRequest) -> Response:
+        answer = await embeddings.create(
+            body,
+            call_metadata_of(request, body.metadata),
+            request.state.request_id,
+            credential=request.state.credential,
+        )
+        return JsonResponse(answer.model_dump())
+
+    router.hot(
+        "POST",
+        "/v1/embeddings",
+        create,
+        summary="Vectors of texts, for OpenAI clients",
+        response_model=EmbeddingsResponse,
+        responses=refusals(404, 429, 502, 504),
+    )
+
+
+def openai_error_response(error: DaarionError, request_id: str) -> JsonResponse:
+    """Returns the body with the leaf's status; headers tell OpenAI's clients whether to retry."""
+    headers = {"x-should-retry": str(error.retryable).lower(), **retry_headers(error)}
+    return JsonResponse(
+        openai_error_body(error, request_id), status_code=error.status, headers=headers
+    )
+
+
+def openai_error_body(error: DaarionError, request_id: str) -> dict[str, Any]:
+    """Returns `{"error": {"message", "type", "param", "code"}}`; `code` is our own type.
+
+    `request_id`, `retryable` and `details` stand beside them, as in the envelope.
+    """
+    body: dict[str, Any] = {
+        "message": error.message,
+        "type": _type(error),
+        "param": _param(error),
+        "code": error.type,
+    }
+    body |= {"retryable": error.retryable, "request_id": request_id}
+    if error.details:
+        body["details"] = error.details
+    return {"error": body}
+
+
+def _param(error: DaarionError) -> str | None:
+    """Returns the first invalid field, if any."""
+    mistakes = (error.details or {}).get("mistakes")
+    return mistakes[0]["field"] or None if mistakes else None
+
+
+def _type(error: DaarionError) -> str:
+    if isinstance(error, Unauthorized | Forbidden):
+        return "authentication_error"
+    if isinstance(error, RateLimited):
+        return "rate_limit_error"
+    return "invalid_request_error" if error.status < 500 else "server_error"
+
+
+OPENAI_ERRORS = {"/v1": openai_error_response}
+"""For the ingress: everything below `/v1` answers its errors in this shape."""
