@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
 import math
-import sys
-from array import array
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx2
+import numpy as np
+import numpy.typing as npt
 import orjson
+from anyio import CapacityLimiter
 
 from common.http.client import open_client, read_bounded, requested
 from common.http.errors import HttpError
@@ -27,13 +27,11 @@ from contracts.errors import (
     DaarionError,
     InvalidRequest,
     Overloaded,
-    UpstreamAuthFailed,
     UpstreamInvalidResponse,
     UpstreamMisconfigured,
     UpstreamRateLimited,
     UpstreamRejected,
     UpstreamTimeout,
-    UpstreamUnavailable,
 )
 from contracts.llm.embeddings import (
     FLOAT_BYTES,
@@ -42,7 +40,7 @@ from contracts.llm.embeddings import (
     EmbeddingInput,
     EmbeddingKind,
 )
-from providers.errors import error_for_failure
+from providers.errors import error_for_failure, error_for_status
 
 MAX_ANSWER_BYTES = 64 << 20
 PROBE_S = 10.0
@@ -84,10 +82,9 @@ class OpenAIEmbedder:
             self._headers["Authorization"] = f"Bearer {key}"
         half = settings.max_concurrent // 2
         self._slots = {
-            "query": asyncio.Semaphore(half),
-            "passage": asyncio.Semaphore(settings.max_concurrent - half),
+            "query": CapacityLimiter(half),
+            "passage": CapacityLimiter(settings.max_concurrent - half),
         }
-        self._waiting = 0
         self._client = open_client(
             headers={"User-Agent": "daarion-serve (embedder)"},
             proxy=settings.proxy_for(self._url, secret, proxy_for),
@@ -136,31 +133,20 @@ class OpenAIEmbedder:
         }
         if self._settings.ask_dimensions:
             body["dimensions"] = self.dimension
+        waiting = sum(slots.statistics().tasks_waiting for slots in self._slots.values())
+        if waiting >= self._settings.max_waiting:
+            raise Overloaded(
+                "too many calls wait for the embeddings endpoint: retry shortly", retry_after_s=1.0
+            )
         limit = deadline.at_most(self._settings.timeout_s)
         try:
-            async with asyncio.timeout(limit), self._slot(kind):
+            async with asyncio.timeout(limit), self._slots[kind]:
                 payload = await self._post({**body, **self._settings.extra_body})
         except TimeoutError:
             raise UpstreamTimeout(f"{_WHO} did not answer in time") from None
         except HttpError as error:
             raise error_for_failure(_WHO, error, MAX_ANSWER_BYTES) from None
         return self._vectors(payload, len(texts))
-
-    @contextlib.asynccontextmanager
-    async def _slot(self, kind: EmbeddingKind) -> AsyncIterator[None]:
-        if self._waiting >= self._settings.max_waiting:
-            raise Overloaded(
-                "too many calls wait for the embeddings endpoint: retry shortly", retry_after_s=1.0
-            )
-        self._waiting += 1
-        try:
-            await self._slots[kind].acquire()
-        finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._slots[kind].release()
 
     async def _post(self, body: dict[str, Any]) -> object:
         sent = orjson.dumps(body)
@@ -189,19 +175,16 @@ class OpenAIEmbedder:
         return b"".join(vectors), _tokens(payload)
 
     def _unit(self, embedding: object) -> bytes:
-        values = _little_endian(embedding)
-        if len(values) != self.dimension:
+        values = _numbers(embedding)
+        if values.shape != (self.dimension,):
             raise UpstreamMisconfigured(
-                f"{_WHO} returns vectors of {len(values)} numbers where embedder.dimension says "
+                f"{_WHO} returns vectors of {values.size} numbers where embedder.dimension says "
                 f"{self.dimension}: correct the configuration"
             )
-        length = math.sqrt(math.fsum(value * value for value in values))
+        length = float(np.linalg.norm(values))
         if not math.isfinite(length) or length == 0:
             raise UpstreamInvalidResponse(f"{_WHO} answered with a vector of length zero")
-        unit = array("f", (value / length for value in values))
-        if sys.byteorder == "big":
-            unit.byteswap()
-        return unit.tobytes()
+        return (values / length).astype("<f4").tobytes()
 
 
 def _prefixed(given: EmbeddingInput, prefix: str) -> EmbeddingInput:
@@ -214,19 +197,15 @@ def _prefixed(given: EmbeddingInput, prefix: str) -> EmbeddingInput:
     return given
 
 
-def _little_endian(embedding: object) -> array[float]:
+def _numbers(embedding: object) -> npt.NDArray[np.float64]:
     """Decodes base64 of float32, or a list of numbers from endpoints that ignore the format."""
-    values: array[float] = array("f")
     if isinstance(embedding, str):
         raw = base64.b64decode(embedding, validate=True)
-        values.frombytes(raw[: len(raw) // FLOAT_BYTES * FLOAT_BYTES])
-        if sys.byteorder == "big":
-            values.byteswap()
-    elif isinstance(embedding, list):
-        values.extend(embedding)
-    else:
+        whole = raw[: len(raw) // FLOAT_BYTES * FLOAT_BYTES]
+        return np.frombuffer(whole, "<f4").astype(np.float64)
+    if not isinstance(embedding, list):
         raise TypeError
-    return values
+    return np.asarray(embedding, np.float64)
 
 
 def _tokens(payload: Any) -> int:
@@ -237,23 +216,15 @@ def _tokens(payload: Any) -> int:
 
 def _refusal(response: httpx2.Response) -> DaarionError:
     status = response.status_code
-    if status in {401, 402, 403}:
-        return UpstreamAuthFailed(f"{_WHO} refused the configured credentials (status {status})")
-    if status == 404:
-        return UpstreamMisconfigured(
-            f"{_WHO} does not know the configured model or route (status 404)"
-        )
-    if status in {429, 503}:
-        return UpstreamRateLimited(
-            f"{_WHO} limits our requests (status {status})",
-            retry_after_s=retry_after_s(response.headers.get("Retry-After")),
-        )
-    if status == 408:
-        return UpstreamTimeout(f"{_WHO} reported a timeout (status 408)")
-    if 400 <= status < 500:
-        return UpstreamRejected(f"{_WHO} refused the texts (status {status}): shorten them")
     if 300 <= status < 400:
         return UpstreamMisconfigured(
             f"{_WHO} redirects (status {status}), which is not followed: correct embedder.base_url"
         )
-    return UpstreamUnavailable(f"{_WHO} failed (status {status})")
+    if status in {400, 413, 422}:
+        return UpstreamRejected(f"{_WHO} refused the texts (status {status}): shorten them")
+    if status == 503:
+        return UpstreamRateLimited(
+            f"{_WHO} limits our requests (status {status})",
+            retry_after_s=retry_after_s(response.headers.get("Retry-After")),
+        )
+    return error_for_status(_WHO, status, response.headers, None)

@@ -83,10 +83,20 @@ _PRIVATE = (
 )
 
 
+_BY_STATUS: Mapping[int, tuple[type[DaarionError], str]] = {
+    401: (UpstreamAuthFailed, "refused the configured credentials"),
+    402: (UpstreamAuthFailed, "requires payment for the configured credentials"),
+    403: (UpstreamAuthFailed, "refused the configured credentials"),
+    404: (UpstreamMisconfigured, "does not know the configured model or route"),
+    408: (UpstreamTimeout, "reported a timeout"),
+    429: (UpstreamRateLimited, "limits our requests"),
+}
+
+
 def error_for_status(
-    provider: str, status: int, headers: Mapping[str, str], payload: object, key: str | None = None
+    who: str, status: int, headers: Mapping[str, str], payload: object, key: str | None = None
 ) -> DaarionError:
-    """Returns the error for a non-200 answer.
+    """Returns the error for a non-200 answer of `who`.
 
     `headers` are looked up in lower case; `payload` is the decoded JSON body, or None. Provider
     texts are shown only for refusals that the caller can act on, without keys (`key` is the one we
@@ -94,39 +104,23 @@ def error_for_status(
     """
     code, text = _code_and_text(payload)
     retry_after = retry_after_s(headers.get("retry-after"), headers.get("retry-after-ms"))
-    if status == 403 and (refusal := _moderation(provider, code, text, key)) is not None:
+    if status == 403 and (refusal := _moderation(who, code, text, key)) is not None:
         return refusal
-    if status in {401, 403}:
-        return UpstreamAuthFailed(
-            f"provider `{provider}` refused the configured credentials (status {status})"
-        )
-    if status == 402:
-        return UpstreamAuthFailed(
-            f"provider `{provider}` requires payment for the configured credentials (status 402)"
-        )
     if status == 429 and "insufficient_quota" in code:
-        return UpstreamAuthFailed(
-            f"provider `{provider}` says that the account's quota is used up (status 429)"
-        )
-    if status == 429:
-        return UpstreamRateLimited(
-            f"provider `{provider}` limits our requests (status 429)", retry_after_s=retry_after
-        )
-    if status == 408:
-        return UpstreamTimeout(f"provider `{provider}` reported a timeout (status 408)")
-    if status == 404:
-        return UpstreamMisconfigured(
-            f"provider `{provider}` does not know the configured model or route (status 404)"
+        return UpstreamAuthFailed(f"{who} says that the account's quota is used up (status 429)")
+    if (known := _BY_STATUS.get(status)) is not None:
+        leaf, words = known
+        return leaf(
+            f"{who} {words} (status {status})", retry_after_s=retry_after if status == 429 else None
         )
     if 400 <= status < 500:
-        return _refusal(provider, status, "context_length" if status == 413 else code, text, key)
-    if status >= 500:
-        return UpstreamUnavailable(
-            f"provider `{provider}` failed (status {status})", retry_after_s=retry_after
+        code = "context_length" if status == 413 else code
+        return _content_refusal(who, code, text, key) or UpstreamRejected(
+            f"{who} refused the request (status {status}){_tail(text, key)}"
         )
-    return UpstreamInvalidResponse(
-        f"provider `{provider}` answered with unexpected status {status}"
-    )
+    if status >= 500:
+        return UpstreamUnavailable(f"{who} failed (status {status})", retry_after_s=retry_after)
+    return UpstreamInvalidResponse(f"{who} answered with unexpected status {status}")
 
 
 def error_for_failure(
@@ -191,21 +185,19 @@ def reported_error(answer: Mapping[str, Any]) -> object:
     return None
 
 
-def in_band_error(
-    error: object, key: str | None = None, provider: str | None = None
-) -> DaarionError:
+def in_band_error(error: object, key: str | None = None, who: str = "the provider") -> DaarionError:
     """Returns the error for an error object that came with status 200 or inside a stream.
 
     Its status is inferred from `code` or `type`, and without either from the wording.
     """
     payload = {"error": error}
     code, text = _code_and_text(payload)
-    if (refusal := _content_refusal(_named(provider), code, text, key)) is not None:
+    if (refusal := _content_refusal(who, code, text, key)) is not None:
         return refusal
     status = _status_of(error, code, text)
     if status is None:
-        return UpstreamInvalidResponse(f"{_named(provider)} reported an error inside its answer")
-    return error_for_status(provider or "unnamed", status, {}, payload, key)
+        return UpstreamInvalidResponse(f"{who} reported an error inside its answer")
+    return error_for_status(who, status, {}, payload, key)
 
 
 _STATUS_BY_WORD = (
@@ -240,40 +232,32 @@ def _status_of(error: object, code: str, text: str) -> int | None:
     return status if code.strip() or status in _KNOWN_BY_WORDING else None
 
 
-def _named(provider: str | None) -> str:
-    return f"provider `{provider}`" if provider else "the provider"
-
-
-def _refusal(provider: str, status: int, code: str, text: str, key: str | None) -> DaarionError:
-    shown = clean(text, key)
-    tail = f": {shown}" if shown else ""
-    return _content_refusal(f"provider `{provider}`", code, text, key) or UpstreamRejected(
-        f"provider `{provider}` refused the request (status {status}){tail}"
-    )
-
-
-def _moderation(provider: str, code: str, text: str, key: str | None) -> DaarionError | None:
+def _moderation(who: str, code: str, text: str, key: str | None) -> DaarionError | None:
     """Returns the error for a 403 about this request's content, which must not count against the
     provider.
     """
     if _ACCOUNT.search(text):
         return None
-    refusal = _content_refusal(f"provider `{provider}`", code, text, key)
+    refusal = _content_refusal(who, code, text, key)
     return refusal if isinstance(refusal, ContentFiltered) else None
 
 
-def _content_refusal(provider: str, code: str, text: str, key: str | None) -> DaarionError | None:
+def _content_refusal(who: str, code: str, text: str, key: str | None) -> DaarionError | None:
     """Returns the error for content that is too long or unwanted, by code or wording; else None."""
-    shown = clean(text, key)
-    tail = f": {shown}" if shown else ""
+    tail = _tail(text, key)
     if _CONTEXT_CODE.search(code) or ("rate_limit" not in code and _CONTEXT.search(text)):
         return ContextLengthExceeded(
             "the request does not fit the model's context: "
             f"shorten the messages or lower max_tokens{tail}"
         )
     if _FILTER.search(code) or _FILTER.search(text):
-        return ContentFiltered(f"{provider} refused the content by its policy{tail}")
+        return ContentFiltered(f"{who} refused the content by its policy{tail}")
     return None
+
+
+def _tail(text: str, key: str | None) -> str:
+    shown = clean(text, key)
+    return f": {shown}" if shown else ""
 
 
 def clean(text: str, key: str | None = None) -> str:

@@ -232,11 +232,11 @@ class OpenAICompatibleProvider:
                 payload = (
                     None if body.lstrip().startswith(b"<") else body.decode("utf-8", "replace")
                 )
-        return error_for_status(self.name, exchange.status, exchange.headers, payload, self._key)
+        return error_for_status(self._who, exchange.status, exchange.headers, payload, self._key)
 
     def _reported(self, error: object) -> DaarionError:
         """Returns the error for one inside an answer, without our key."""
-        return in_band_error(error, self._key, self.name)
+        return in_band_error(error, self._key, self._who)
 
     def _delta(self, parser: StreamParser, payload: bytes) -> StreamDelta | None:
         """Returns what one event adds to the answer. Raises the error that it reports."""

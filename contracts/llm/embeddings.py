@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from array import array
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -56,27 +55,7 @@ class EmbeddingBatch:
 
     def row(self, index: int) -> list[float]:
         """Returns one vector."""
-        return _floats(self.row_bytes(index)).tolist()
-
-    @property
-    def vectors(self) -> list[list[float]]:
-        """All vectors as lists, for callers without numpy."""
-        return [self.row(index) for index in range(len(self))]
-
-    @classmethod
-    def from_vectors(
-        cls, vectors: Sequence[Sequence[float]], model_version: str, dimension: int, tokens: int = 0
-    ) -> EmbeddingBatch:
-        """Packs plain vectors. Raises ValueError when one has not `dimension` numbers."""
-        packed = array("f")
-        for vector in vectors:
-            if len(vector) != dimension:
-                msg = f"a vector of {len(vector)} numbers where {dimension} are expected"
-                raise ValueError(msg)
-            packed.extend(vector)
-        if sys.byteorder == "big":
-            packed.byteswap()
-        return cls(packed.tobytes(), dimension, model_version, tokens)
+        return list(struct.unpack(f"<{self.dimension}f", self.row_bytes(index)))
 
 
 class Embedder(Protocol):
@@ -141,11 +120,3 @@ def check_embedding_space(recorded: EmbeddingSpace | None, configured: Embedding
         f"`{configured.model_version}` ({configured.dimension}): "
         "set the embedder back to the former, or re-embed into the new one first"
     )
-
-
-def _floats(data: bytes) -> array[float]:
-    values: array[float] = array("f")
-    values.frombytes(data)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values

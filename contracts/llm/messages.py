@@ -36,14 +36,14 @@ def _as_text(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
 
 
-def _encodable(value: str) -> str:
+def encodable(value: str) -> str:
+    """Returns `value`. Raises ValueError for a lone surrogate."""
     if not value.isascii() and _SURROGATE.search(value):
-        msg = "holds a lone surrogate, which is not valid UTF-8"
-        raise ValueError(msg)
+        raise ValueError("holds a lone surrogate, which is not valid UTF-8")
     return value
 
 
-Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidator(_encodable)]
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidator(encodable)]
 _STRICT = ConfigDict(extra="forbid")
 _LENIENT = ConfigDict(extra="allow")
 _DROPPING = ConfigDict(extra="ignore")

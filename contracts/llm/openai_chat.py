@@ -25,8 +25,7 @@ _NOT_GIVEN = {
 
 def _only_one(value: int) -> int:
     if value != 1:
-        msg = "one choice a request: send n = 1, or leave the field out"
-        raise ValueError(msg)
+        raise ValueError("one choice a request: send n = 1, or leave the field out")
     return value
 
 
@@ -76,11 +75,9 @@ class ChatCompletionRequest(ProxyRequest):
     def _answerable(self) -> ChatCompletionRequest:
         for name, value in (self.model_extra or {}).items():
             if value and name in _NOT_GIVEN:
-                msg = f"{name}: {_NOT_GIVEN[name]}"
-                raise ValueError(msg)
+                raise ValueError(f"{name}: {_NOT_GIVEN[name]}")
         if self.stream_options is not None and not self.stream:
-            msg = "stream_options: only with `stream: true`"
-            raise ValueError(msg)
+            raise ValueError("stream_options: only with `stream: true`")
         return self
 
     def to_proxy(self, caller: CallMetadata) -> ProxyRequest:

@@ -8,35 +8,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from contracts.llm.embeddings import MAX_TEXTS_PER_CALL, EmbeddingInput, EmbeddingKind
+from contracts.llm.messages import encodable
 from contracts.llm.openai_chat import Identity
+from contracts.values import not_blank
 
 MAX_INPUT_CHARS = 100_000
 MAX_INPUT_TOKENS = 8_192
-
-_LENIENT = ConfigDict(extra="ignore")
-
-
-def _encodable(value: str) -> str:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        msg = "holds a lone surrogate, which is not valid UTF-8"
-        raise ValueError(msg) from None
-    return value
-
-
-def _not_empty(value: str) -> str:
-    if not value.strip():
-        msg = "must not be empty"
-        raise ValueError(msg)
-    return value
 
 
 InputText = Annotated[
     str,
     StringConstraints(max_length=MAX_INPUT_CHARS),
-    AfterValidator(_encodable),
-    AfterValidator(_not_empty),
+    AfterValidator(encodable),
+    AfterValidator(not_blank),
 ]
 
 InputTokens = Annotated[
@@ -56,7 +40,7 @@ class EmbeddingsRequest(BaseModel):
     that OpenAI adds are ignored.
     """
 
-    model_config = _LENIENT
+    model_config = ConfigDict(extra="ignore")
 
     input: (
         InputText

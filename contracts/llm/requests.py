@@ -96,8 +96,9 @@ class ProxyRequest(BaseModel):
         if self.response_format and (self.response_format["type"] == "json_schema") != (
             "json_schema" in self.response_format
         ):
-            msg = "response_format: `json_schema` goes with type `json_schema`, and only with it"
-            raise ValueError(msg)
+            raise ValueError(
+                "response_format: `json_schema` goes with type `json_schema`, and only with it"
+            )
         return self
 
     def _tidy_tools(self) -> None:
@@ -138,14 +139,11 @@ def _check_message(index: int, message: ChatMessage) -> None:
         if message.get("content") is None and refusal:
             message["content"] = refusal
     if message.get("content") is None and not message.get("tool_calls"):
-        msg = f"messages[{index}].content: required unless the message has tool_calls"
-        raise ValueError(msg)
+        raise ValueError(f"messages[{index}].content: required unless the message has tool_calls")
     if message["role"] == "tool" and not message.get("tool_call_id"):
-        msg = f"messages[{index}].tool_call_id: required for role `tool`"
-        raise ValueError(msg)
+        raise ValueError(f"messages[{index}].tool_call_id: required for role `tool`")
     if message.get("tool_calls") and message["role"] != "assistant":
-        msg = f"messages[{index}].tool_calls: only role `assistant` may have them"
-        raise ValueError(msg)
+        raise ValueError(f"messages[{index}].tool_calls: only role `assistant` may have them")
     if not isinstance(content := message.get("content"), str):
         _check_numbers(f"messages[{index}].content", content)
     _check_numbers(f"messages[{index}].tool_calls", message.get("tool_calls"))
@@ -162,12 +160,10 @@ def _check_tool_choice(tools: list[ToolSpec] | None, choice: str | NamedToolChoi
         return
     names = [tool["function"]["name"] for tool in tools or []]
     if not names:
-        msg = "tool_choice: needs `tools`"
-        raise ValueError(msg)
+        raise ValueError("tool_choice: needs `tools`")
     if isinstance(choice, dict) and choice["function"]["name"] not in names:
         chosen = choice["function"]["name"]
-        msg = f"tool_choice: `{chosen}` is not among the tools: {', '.join(names)}"
-        raise ValueError(msg)
+        raise ValueError(f"tool_choice: `{chosen}` is not among the tools: {', '.join(names)}")
 
 
 def checked_extra(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,7 @@ class EraseRequest(BaseModel):
     @model_validator(mode="after")
     def _channel_of_an_agent(self) -> EraseRequest:
         if self.channel_id is not None and self.agent_id is None:
-            msg = "channel_id: needs agent_id"
-            raise ValueError(msg)
+            raise ValueError("channel_id: needs agent_id")
         return self
 
 

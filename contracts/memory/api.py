@@ -27,8 +27,7 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 def _at_least_one(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
     if not kinds:
-        msg = "give at least one kind, or leave it out for all"
-        raise ValueError(msg)
+        raise ValueError("give at least one kind, or leave it out for all")
     return kinds
 
 

@@ -38,8 +38,9 @@ def _small_meta(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
 def _full_content(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     _check_json(value, MAX_CONTENT_CHARS)
     if not any(text.strip() for text in texts_of(value)):
-        msg = "holds no text: give {user_message, agent_reply}, {text} or an object with text in it"
-        raise ValueError(msg)
+        raise ValueError(
+            "holds no text: give {user_message, agent_reply}, {text} or an object with text in it"
+        )
     return value
 
 
@@ -65,11 +66,9 @@ def _check_json(value: JsonValue, max_chars: int) -> None:
         item, depth = pending.pop()
         remaining -= _cost(item)
         if remaining < 0:
-            msg = f"is over {max_chars} characters"
-            raise ValueError(msg)
+            raise ValueError(f"is over {max_chars} characters")
         if depth > MAX_DEPTH:
-            msg = f"is nested deeper than {MAX_DEPTH} levels"
-            raise ValueError(msg)
+            raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
         if isinstance(item, dict):
             pending.extend((part, depth + 1) for pair in item.items() for part in pair)
         elif isinstance(item, list):
@@ -80,11 +79,9 @@ def _cost(item: JsonValue) -> int:
     if isinstance(item, str):
         return len(storable(item)) + 2
     if isinstance(item, int) and not isinstance(item, bool) and not -(2**63) <= item < 2**64:
-        msg = "holds an integer of more than 64 bits: send it as a text"
-        raise ValueError(msg)
+        raise ValueError("holds an integer of more than 64 bits: send it as a text")
     if isinstance(item, float) and not math.isfinite(item):
-        msg = "holds a number that is not finite"
-        raise ValueError(msg)
+        raise ValueError("holds a number that is not finite")
     return 4
 
 
@@ -121,8 +118,9 @@ class TenantWithAliases(Tenant):
                 continue
             # repr, because 1 == True in Python, but not in JSON.
             if fields.get(name) is not None and repr(fields[name]) != repr(value):
-                msg = f"{alias}: another name of `{name}`, and the values differ: send one of them"
-                raise ValueError(msg)
+                raise ValueError(
+                    f"{alias}: another name of `{name}`, and the values differ: send one of them"
+                )
             fields[name] = value
         return fields
 

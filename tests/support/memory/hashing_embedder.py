@@ -7,6 +7,8 @@ import math
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, EngineUnavailable
 from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
@@ -42,9 +44,8 @@ class HashingEmbedder:
             await self.gate.wait()
             self.tenants.append(tenant)
             self.passages += len(texts)
-        return EmbeddingBatch.from_vectors(
-            [vector(text, self.dimension) for text in texts], self.model_version, self.dimension
-        )
+        vectors = np.array([vector(text, self.dimension) for text in texts], "<f4")
+        return EmbeddingBatch(vectors.tobytes(), self.dimension, self.model_version)
 
     def go_away(self) -> None:
         self.away = EngineUnavailable("the embedder is away: retry")
