@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.abc import Query
 from psycopg.rows import DictRow
 
 from backends.postgres.pool import Database
@@ -62,8 +63,7 @@ class AreaDirectory:
         self._database = database
 
     async def scope_of(self, tenant: Tenant) -> SearchScope:
-        async with tenant_transaction(self._database, tenant) as connection:
-            rows = await (await connection.execute(SEEN, identity(tenant))).fetchall()
+        rows = await tenant_rows(self._database, tenant, SEEN, identity(tenant))
         areas = [Area(**row) for row in rows]
         if not any(area.agent_id == tenant.agent_id for area in areas):
             areas.append(Area(tenant.microdao_id, tenant.agent_id))
@@ -114,6 +114,32 @@ async def background_transaction(
     ) as connection:
         await connection.execute(WORK_WITHOUT_TENANT)
         yield connection
+
+
+async def tenant_rows(
+    database: Database,
+    tenant: Tenant,
+    statement: Query,
+    values: Mapping[str, Any],
+    *,
+    timeout_s: float | None = None,
+) -> list[DictRow]:
+    """Returns the rows of one statement in `tenant_transaction`."""
+    async with tenant_transaction(database, tenant, timeout_s=timeout_s) as connection:
+        return await (await connection.execute(statement, values)).fetchall()
+
+
+async def background_rows(
+    database: Database,
+    statement: Query,
+    values: Mapping[str, Any] | None = None,
+    area: Area | None = None,
+    *,
+    timeout_s: float | None = None,
+) -> list[DictRow]:
+    """Returns the rows of one statement in `background_transaction`."""
+    async with background_transaction(database, area, timeout_s=timeout_s) as connection:
+        return await (await connection.execute(statement, values)).fetchall()
 
 
 async def lock(connection: Connection, area: Area) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 
 import orjson
 
-from backends.memory.areas import SHARED, Connection, background_transaction, lock
+from backends.memory.areas import (
+    SHARED,
+    Connection,
+    background_rows,
+    background_transaction,
+    lock,
+)
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
 from backends.postgres.pool import Database
@@ -103,14 +109,13 @@ class DocumentTables:
         self._database = database
 
     async def trees(self) -> list[str]:
-        async with background_transaction(self._database) as connection:
-            rows = await (await connection.execute(TREES)).fetchall()
-        return [row["microdao_id"] for row in rows]
+        return [row["microdao_id"] for row in await background_rows(self._database, TREES)]
 
     async def known(self, microdao_id: str) -> dict[str, Document]:
         area = Area(microdao_id, SHARED)
-        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
-            rows = await (await connection.execute(KNOWN, area.identity)).fetchall()
+        rows = await background_rows(
+            self._database, KNOWN, area.identity, area, timeout_s=TIMEOUT_S
+        )
         return {
             row["path"]: Document(
                 row["id"], DocumentFile(row["path"], row["size"], row["modified_ns"]), row["hash"]
@@ -121,8 +126,7 @@ class DocumentTables:
     async def chunks(self, microdao_id: str, document: Document) -> list[DocumentChunk]:
         area = Area(microdao_id, SHARED)
         values = {**area.identity, "id": document.id}
-        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
-            rows = await (await connection.execute(CHUNKS, values)).fetchall()
+        rows = await background_rows(self._database, CHUNKS, values, area, timeout_s=TIMEOUT_S)
         return [DocumentChunk(row["content"], row["meta"]) for row in rows]
 
     async def save(

@@ -7,7 +7,7 @@ from typing import Any
 
 from psycopg import sql
 
-from backends.memory.areas import identity, predicate_of, tenant_transaction
+from backends.memory.areas import identity, predicate_of, tenant_rows
 from backends.postgres.pool import Database
 from contracts.memory.api import Item
 from contracts.memory.items import described, origin_of, source_of
@@ -44,8 +44,7 @@ class Items:
             for area in scope.areas
         )
         values = {**identity(scope.tenant), "numbers": numbers, "ids": ids}
-        async with tenant_transaction(self._database, scope.tenant) as connection:
-            rows = await (await connection.execute(statement, values)).fetchall()
+        rows = await tenant_rows(self._database, scope.tenant, statement, values)
         return {row["id"]: _item(row) for row in rows}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from psycopg import sql
 
-from backends.memory.areas import OWN, Connection, all_of, identity, tenant_transaction
+from backends.memory.areas import OWN, Connection, all_of, identity, tenant_rows, tenant_transaction
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
 from backends.memory.removal import remove_memory
@@ -18,7 +18,6 @@ from contracts.errors import Conflict
 from contracts.identity import Tenant
 from contracts.memory.administration import ExportedMemory, ExportFilter
 from contracts.memory.api import Item, ItemsFilter, ItemsPage
-from contracts.memory.fields import Kind
 from contracts.memory.items import described, origin_of, source_of, text_of
 from contracts.memory.ports import NewMemory, Stored
 
@@ -77,7 +76,7 @@ SELECT EXISTS (
 ) AS waiting
 """
 ONE = """
-SELECT kind, content FROM memories
+SELECT content FROM memories
 WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND id = %(id)s
 """
 UNMERGED = """
@@ -133,14 +132,10 @@ class MemoryStore:
         async with tenant_transaction(self._database, tenant) as connection:
             return await _is_indexed(connection, tenant, memory_id)
 
-    async def content_of(
-        self, tenant: Tenant, memory_id: str
-    ) -> tuple[Kind, Mapping[str, Any]] | None:
-        async with tenant_transaction(self._database, tenant) as connection:
-            row = await (
-                await connection.execute(ONE, {**identity(tenant), "id": memory_id})
-            ).fetchone()
-        return (row["kind"], row["content"]) if row else None
+    async def content_of(self, tenant: Tenant, memory_id: str) -> Mapping[str, Any] | None:
+        values = {**identity(tenant), "id": memory_id}
+        rows = await tenant_rows(self._database, tenant, ONE, values)
+        return rows[0]["content"] if rows else None
 
     async def page(self, items: ItemsFilter) -> ItemsPage:
         conditions, values = _selected(items.model_dump(exclude_none=True))
@@ -149,10 +144,8 @@ class MemoryStore:
             values["after_at"], values["after_id"] = read_cursor(items.cursor, query)
             conditions.append(OLDER)
         values["rows"] = items.limit + 1
-        async with tenant_transaction(self._database, items) as connection:
-            rows = await (
-                await connection.execute(PAGE.format(where=all_of(conditions)), values)
-            ).fetchall()
+        statement = PAGE.format(where=all_of(conditions))
+        rows = await tenant_rows(self._database, items, statement, values)
         shown = rows[: items.limit]
         more = len(rows) > items.limit
         cursor = write_cursor(shown[-1]["created_at"], shown[-1]["id"], query) if more else None
@@ -167,10 +160,8 @@ class MemoryStore:
         conditions, values = _selected(selection.model_dump(exclude_none=True))
         values["rows"] = EXPORT_PAGE
         while True:
-            async with tenant_transaction(self._database, selection) as connection:
-                rows = await (
-                    await connection.execute(EXPORT.format(where=all_of(conditions)), values)
-                ).fetchall()
+            statement = EXPORT.format(where=all_of(conditions))
+            rows = await tenant_rows(self._database, selection, statement, values)
             if rows:
                 yield [ExportedMemory(**row) for row in rows]
             if len(rows) < EXPORT_PAGE:

@@ -1,15 +1,30 @@
-"""Removes memories from every tier, in the caller's transaction."""
+"""Removes memories from every tier: one, or all of an agent or a channel, with a receipt."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 from psycopg import sql
 
-from backends.memory.areas import OWN, Connection, lock
+from backends.memory.areas import (
+    OWN,
+    SHARED,
+    Connection,
+    background_rows,
+    background_transaction,
+    lock,
+    tenant_transaction,
+)
 from backends.memory.lexicon.merging import sweep
-from contracts.identity import Tenant
+from backends.postgres.pool import Database
+from contracts.identity import Tenant, new_id
+from contracts.memory.administration import EraseReceipt, EraseRequest
 from contracts.memory.ports import Area
+
+TIMEOUT_S = 120.0
 
 CHUNKS = sql.SQL("""
 WITH gone AS (DELETE FROM agent_memories WHERE {tenant} AND {which} RETURNING chunk_no),
@@ -32,6 +47,12 @@ FORGET_AREA = (
 )
 DROP_SHARD = "SELECT memory_drop_shard(%(microdao_id)s, %(agent_id)s)"
 
+AGENTS = "SELECT agent_id FROM memory_areas WHERE microdao_id = %(microdao_id)s"
+RECEIPT = """
+INSERT INTO memory_erasures (id, microdao_id, agent_id, channel_id, erased)
+VALUES (%(id)s, %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(erased)s) RETURNING at
+"""
+
 ALL = sql.SQL("true")
 ONE = sql.SQL("id = %(id)s")
 CHANNEL = sql.SQL("channel_id = %(channel_id)s")
@@ -53,36 +74,63 @@ async def remove_memory(connection: Connection, tenant: Tenant, memory_id: str) 
     return True
 
 
-async def remove_channel(connection: Connection, tenant: Tenant, channel_id: str) -> dict[str, int]:
-    """Removes a channel of an agent, merged terms included; returns removed rows by kind."""
-    area = Area(tenant.microdao_id, tenant.agent_id)
-    values = {**area.identity, "channel_id": channel_id}
-    await lock(connection, area)
-    erased = {
-        "memories": await _rows(connection, "memories", CHANNEL, values),
-        "events": await _rows(connection, "memory_events", CHANNEL, values),
-        "summaries": await _rows(connection, "memory_summaries", CHANNEL_OR_ALL, values),
-        "chunks": await _chunks(connection, CHANNEL, values),
-    }
-    await sweep(connection, area)
-    return erased
-
-
 async def remove_agent(connection: Connection, area: Area) -> dict[str, int]:
     """Removes everything of an area; returns removed rows by kind."""
     values: dict[str, Any] = dict(area.identity)
     await lock(connection, area)
-    erased = {
-        "memories": await _rows(connection, "memories", ALL, values),
-        "events": await _rows(connection, "memory_events", ALL, values),
-        "summaries": await _rows(connection, "memory_summaries", ALL, values),
-        "chunks": await _chunks(connection, ALL, values),
-    }
+    erased = await _erase(connection, ALL, ALL, values)
     await _rows(connection, "memory_postings", ALL, values)
     await _rows(connection, "memory_terms", ALL, values)
     await connection.execute(DROP_SHARD, values)
     await connection.execute(FORGET_AREA, values)
     return erased
+
+
+class ErasureTables:
+    """Implements ErasureStore."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def agents(self, microdao_id: str) -> list[str]:
+        rows = await background_rows(self._database, AGENTS, {"microdao_id": microdao_id})
+        return [row["agent_id"] for row in rows if row["agent_id"] != SHARED]
+
+    async def erase_channel(self, tenant: Tenant, channel_id: str) -> dict[str, int]:
+        """Merged terms are removed, too."""
+        area = Area(tenant.microdao_id, tenant.agent_id)
+        values = {**area.identity, "channel_id": channel_id}
+        async with tenant_transaction(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
+            await lock(connection, area)
+            erased = await _erase(connection, CHANNEL, CHANNEL_OR_ALL, values)
+            await sweep(connection, area)
+        return erased
+
+    async def erase_agent(self, area: Area) -> dict[str, int]:
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
+            return await remove_agent(connection, area)
+
+    async def receipt(self, request: EraseRequest, erased: Mapping[str, int]) -> EraseReceipt:
+        values = {
+            **request.model_dump(),
+            "id": f"erasure-{new_id()}",
+            "erased": orjson.dumps(erased).decode(),
+        }
+        async with self._database.transaction(microdao_id=request.microdao_id) as connection:
+            row = await (await connection.execute(RECEIPT, values)).fetchone()
+        at: datetime = row["at"] if row else datetime.now(UTC)
+        return EraseReceipt(id=values["id"], **request.model_dump(), erased=dict(erased), at=at)
+
+
+async def _erase(
+    connection: Connection, which: sql.SQL, summaries: sql.SQL, values: dict[str, Any]
+) -> dict[str, int]:
+    return {
+        "memories": await _rows(connection, "memories", which, values),
+        "events": await _rows(connection, "memory_events", which, values),
+        "summaries": await _rows(connection, "memory_summaries", summaries, values),
+        "chunks": await _chunks(connection, which, values),
+    }
 
 
 async def _rows(connection: Connection, table: str, which: sql.SQL, values: dict[str, Any]) -> int:

@@ -1,13 +1,23 @@
-"""Partitions of large areas, each with an HNSW index."""
+"""Gives large areas a shard of their own with an HNSW index, and moves their new rows there.
+
+Stores never wait for it: new rows always arrive in shard 0. A shard is announced first; rows move
+there only when every query has ended that may not know of it.
+"""
 
 from __future__ import annotations
 
-from backends.memory.areas import Connection, background_transaction, lock
+from dataclasses import dataclass
+
+from backends.memory.areas import Connection, background_rows, background_transaction, lock
 from backends.postgres.pool import Database
+from contracts.events import EventLog
 from contracts.memory.ports import Area
 
 INDEX_TIMEOUT_S = 1_800.0
 MOVE_TIMEOUT_S = 30.0
+MOVE_AT_ONCE = 500
+MARGIN_S = 2.0
+"""Beyond a query's timeout: for its cancellation, and for the announcement's own transaction."""
 
 DUE = """
 SELECT microdao_id, agent_id, shard FROM memory_areas
@@ -47,49 +57,87 @@ WHERE shard = %(shard)s AND microdao_id = %(microdao_id)s AND agent_id = %(agent
 INDEX = "SELECT memory_index_shard(%(shard)s, %(version)s, %(dimension)s)"
 
 
-class ShardTables:
-    """Implements ShardStore."""
+@dataclass(frozen=True, slots=True)
+class ShardSettings:
+    """When an area gets a shard.
 
-    def __init__(self, database: Database) -> None:
+    Up to `exact_rows` an area is scanned exactly. Beyond, it has a shard, and up to `remainder`
+    rows outside of it. There are at most `most` shards; areas that get none are still scanned.
+    """
+
+    exact_rows: int = 10_000
+    remainder: int = 1_000
+    most: int = 200
+
+
+class ShardUpkeep:
+    """Implements Upkeep. A query reads its areas first and ends within `query_timeout_s`."""
+
+    name = "shards"
+
+    def __init__(
+        self,
+        database: Database,
+        events: EventLog,
+        settings: ShardSettings,
+        *,
+        query_timeout_s: float,
+        interval_s: float = 5.0,
+    ) -> None:
         self._database = database
+        self._events = events
+        self._settings = settings
+        self.query_timeout_s = query_timeout_s
+        self.interval_s = interval_s
 
-    async def due(self, *, exact_rows: int, remainder: int, grace_s: float) -> list[Area]:
-        values = {"exact_rows": exact_rows, "remainder": remainder, "grace_s": grace_s}
-        async with background_transaction(self._database) as connection:
-            rows = await (await connection.execute(DUE, values)).fetchall()
-        return [Area(**row) for row in rows]
+    async def run(self) -> None:
+        """Opens, fills and indexes the shards that are due."""
+        values = {
+            "exact_rows": self._settings.exact_rows,
+            "remainder": self._settings.remainder,
+            "grace_s": self.query_timeout_s + MARGIN_S,
+        }
+        for row in await background_rows(self._database, DUE, values):
+            area = Area(**row)
+            await (self._fill(area) if area.shard else self._open(area))
 
-    async def open(self, area: Area, *, exact_rows: int, most: int) -> int | None:
+    async def _open(self, area: Area) -> None:
+        """Creates and announces a shard if the area really has more than `exact_rows` rows."""
+        values = {**area.identity, "most": self._settings.most}
         async with background_transaction(
             self._database, area, timeout_s=MOVE_TIMEOUT_S
         ) as connection:
             await lock(connection, area)
-            if await _recount(connection, area) <= exact_rows:
-                return None
-            values = {**area.identity, "most": most}
+            if await _recount(connection, area) <= self._settings.exact_rows:
+                return
             row = await (await connection.execute(OPEN, values)).fetchone()
-            shard = int(row["shard"] or 0) if row else 0
+            shard = row and row["shard"]
             if shard:
                 await connection.execute(ANNOUNCE, {**area.identity, "shard": shard})
-        return shard
+        if shard:
+            self._events.emit("memory.shard_opened", **area.identity, shard=shard)
+        else:
+            self._events.emit("memory.no_shard_left", **area.identity)
 
-    async def move(self, area: Area, most: int) -> int:
-        values = {**area.identity, "shard": area.shard, "most": most}
+    async def _fill(self, area: Area) -> None:
+        """Moves the area's embedded rows in small transactions, then makes sure of the index."""
+        while await self._move(area) == MOVE_AT_ONCE:
+            pass
+        async with background_transaction(
+            self._database, area, timeout_s=INDEX_TIMEOUT_S
+        ) as connection:
+            await _recount(connection, area)
+            values = {**area.identity, "shard": area.shard}
+            for version in await (await connection.execute(VERSIONS, values)).fetchall():
+                await connection.execute(INDEX, {**version, "shard": area.shard})
+
+    async def _move(self, area: Area) -> int:
+        values = {**area.identity, "shard": area.shard, "most": MOVE_AT_ONCE}
         async with background_transaction(
             self._database, area, timeout_s=MOVE_TIMEOUT_S
         ) as connection:
             await lock(connection, area)
             return (await connection.execute(MOVE, values)).rowcount
-
-    async def index(self, area: Area) -> None:
-        """Counts the rows outside of the shard as well."""
-        values = {**area.identity, "shard": area.shard}
-        async with background_transaction(
-            self._database, area, timeout_s=INDEX_TIMEOUT_S
-        ) as connection:
-            await _recount(connection, area)
-            for version in await (await connection.execute(VERSIONS, values)).fetchall():
-                await connection.execute(INDEX, {**version, "shard": area.shard})
 
 
 async def _recount(connection: Connection, area: Area) -> int:

@@ -12,9 +12,11 @@ from psycopg import sql
 from backends.memory.areas import (
     OWN,
     all_of,
+    background_rows,
     background_transaction,
     conditions,
-    tenant_transaction,
+    identity,
+    tenant_rows,
 )
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge_all
@@ -52,11 +54,9 @@ class ShortTermLog:
 
     async def recent(self, tenant: Tenant, filters: Filters, limit: int) -> list[ItemCandidate]:
         where, values = conditions(filters)
-        values |= {"microdao_id": tenant.microdao_id, "agent_id": tenant.agent_id, "limit": limit}
-        async with tenant_transaction(self._database, tenant) as connection:
-            rows = await (
-                await connection.execute(RECENT.format(where=all_of(OWN, where)), values)
-            ).fetchall()
+        values |= {**identity(tenant), "limit": limit}
+        statement = RECENT.format(where=all_of(OWN, where))
+        rows = await tenant_rows(self._database, tenant, statement, values)
         return [
             ItemCandidate(row["memory_id"], 0.0, row["created_at"], row["kind"], "short-term")
             for row in rows
@@ -64,14 +64,8 @@ class ShortTermLog:
 
     async def read(self, tenant: Tenant, channel_id: str | None, limit: int) -> list[LoggedEvent]:
         where = all_of(OWN, OF_CHANNEL) if channel_id is not None else all_of(OWN)
-        values = {
-            "microdao_id": tenant.microdao_id,
-            "agent_id": tenant.agent_id,
-            "channel_id": channel_id,
-            "limit": limit,
-        }
-        async with tenant_transaction(self._database, tenant) as connection:
-            rows = await (await connection.execute(NEWEST.format(where=where), values)).fetchall()
+        values = {**identity(tenant), "channel_id": channel_id, "limit": limit}
+        rows = await tenant_rows(self._database, tenant, NEWEST.format(where=where), values)
         return [LoggedEvent(**row) for row in reversed(rows)]
 
 
@@ -88,9 +82,7 @@ class EventRetention:
     async def run(self) -> None:
         if not self._seconds:
             return
-        async with background_transaction(self._database) as connection:
-            areas = await (await connection.execute(AREAS)).fetchall()
-        for row in areas:
+        for row in await background_rows(self._database, AREAS):
             await purge_all(
                 partial(self._expire_some, Area(row["microdao_id"], row["agent_id"])),
                 EXPIRE_AT_ONCE,

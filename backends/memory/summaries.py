@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from backends.memory.areas import tenant_transaction
+from backends.memory.areas import identity, tenant_rows, tenant_transaction
 from backends.postgres.pool import Database
 from contracts.identity import Tenant
 from contracts.memory.ports import Summary
@@ -39,31 +40,19 @@ class Summaries:
         self._database = database
 
     async def read(self, tenant: Tenant, channel_id: str | None, size: int) -> Summary | None:
-        async with tenant_transaction(self._database, tenant) as connection:
-            row = await (await connection.execute(READ, _key(tenant, channel_id, size))).fetchone()
-        return Summary(**row) if row else None
+        values = _key(tenant, channel_id, size)
+        rows = await tenant_rows(self._database, tenant, READ, values)
+        return Summary(**rows[0]) if rows else None
 
     async def write(
         self, tenant: Tenant, channel_id: str | None, size: int, summary: Summary
     ) -> None:
-        values = {
-            **_key(tenant, channel_id, size),
-            "text": summary.text.replace("\0", ""),
-            "sources": list(summary.sources),
-            "last_seq": summary.last_seq,
-            "since": summary.since,
-            "until": summary.until,
-            "model": summary.model,
-        }
+        values = _key(tenant, channel_id, size) | asdict(summary)
+        values |= {"text": summary.text.replace("\0", ""), "sources": list(summary.sources)}
         async with tenant_transaction(self._database, tenant) as connection:
             await connection.execute(WRITE, values)
 
 
 def _key(tenant: Tenant, channel_id: str | None, size: int) -> dict[str, Any]:
     channel = channel_id if channel_id is not None else EVERY_CHANNEL
-    return {
-        "microdao_id": tenant.microdao_id,
-        "agent_id": tenant.agent_id,
-        "channel_id": channel,
-        "size": size,
-    }
+    return {**identity(tenant), "channel_id": channel, "size": size}

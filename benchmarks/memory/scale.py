@@ -27,9 +27,10 @@ from backends.memory.areas import AreaDirectory, background_transaction
 from backends.memory.items import Items
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.index import Lexicon
+from backends.memory.lexicon.merging import merge
 from backends.memory.lexicon.postings import pack_terms
-from backends.memory.lexicon.store import LexiconTables
-from backends.memory.shards import ShardTables
+from backends.memory.lexicon.upkeep import LexiconUpkeep
+from backends.memory.shards import MARGIN_S, ShardSettings, ShardUpkeep
 from backends.memory.short_term import ShortTermLog
 from backends.memory.vectors import VectorStore
 from backends.postgres.migrate import migrate
@@ -41,7 +42,6 @@ from contracts.memory.ports import Area, Filters
 from launcher.postgres import PostgresServer
 from services.memory.fusion import DEFAULT
 from services.memory.recall import Recall, RecallSettings
-from services.memory.shards import MARGIN_S, ShardSettings, ShardUpkeep
 
 DIMENSION = 384
 VERSION = "synthetic-1"
@@ -220,17 +220,15 @@ class Bench:
 
     async def upkeep(self) -> None:
         """Runs the product's background work until nothing is due."""
-        lexicon = LexiconTables(self.database)
-        shards = ShardUpkeep(
-            ShardTables(self.database), NoEvents(), ShardSettings(), query_timeout_s=-MARGIN_S
-        )
+        lexicon = LexiconUpkeep(self.database, NoEvents())
+        shards = ShardUpkeep(self.database, NoEvents(), ShardSettings(), query_timeout_s=-MARGIN_S)
         async with background_transaction(self.database, timeout_s=30) as connection:
             rows = await (
                 await connection.execute("SELECT microdao_id, agent_id FROM memory_areas")
             ).fetchall()
         begin = time.perf_counter()
         for row in rows:
-            await lexicon.merge(Area(row["microdao_id"], row["agent_id"]))
+            await lexicon.locked(Area(row["microdao_id"], row["agent_id"]), merge)
         print(f"lexicon merged in {time.perf_counter() - begin:.0f} s", flush=True)
         begin = time.perf_counter()
         await shards.run()  # announces

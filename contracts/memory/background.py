@@ -66,56 +66,6 @@ class IngestionQueue(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LexiconWork:
-    """Upkeep that an area's lexical index needs.
-
-    `removed` counts deleted chunks whose records are still there; `rebuild` says that another
-    version of the code cut the area's texts into grams.
-    """
-
-    area: Area
-    removed: int
-    rebuild: bool
-
-
-class LexiconStore(Protocol):
-    """Upkeep of the lexical index. Each call locks its area."""
-
-    async def due(self, *, unmerged: int, removed: int) -> Sequence[LexiconWork]:
-        """Returns areas to rebuild, and those with more than `unmerged` or `removed` chunks."""
-
-    async def merge(self, area: Area) -> None:
-        """Moves the area's new terms into its postings."""
-
-    async def sweep(self, area: Area) -> None:
-        """Removes the records of deleted chunks from the area's postings."""
-
-    async def rebuild(self, area: Area) -> int | None:
-        """Rebuilds the area's terms; returns the number of chunks, None without postings."""
-
-
-class ShardStore(Protocol):
-    """Partitions of large areas."""
-
-    async def due(self, *, exact_rows: int, remainder: int, grace_s: float) -> Sequence[Area]:
-        """Returns areas without a shard that have more than `exact_rows` rows, and areas with one
-        that have more than `remainder` rows outside of it, announced at least `grace_s` ago.
-        """
-
-    async def open(self, area: Area, *, exact_rows: int, most: int) -> int | None:
-        """Creates and announces a shard if the area really has more than `exact_rows` rows.
-
-        Returns its number; 0 when `most` shards exist, None when the area is too small.
-        """
-
-    async def move(self, area: Area, most: int) -> int:
-        """Moves up to `most` embedded rows into the area's shard; returns how many."""
-
-    async def index(self, area: Area) -> None:
-        """Makes sure that the shard has an HNSW index for each model version in it."""
-
-
-@dataclass(frozen=True, slots=True)
 class DocumentFile:
     """A readable file. `path` is relative to its folder, with `/`."""
 

@@ -183,10 +183,8 @@ class MemoryRecords(Protocol):
     async def is_indexed(self, tenant: Tenant, memory_id: str) -> bool:
         """Whether every chunk has its embedding."""
 
-    async def content_of(
-        self, tenant: Tenant, memory_id: str
-    ) -> tuple[Kind, Mapping[str, Any]] | None:
-        """Returns kind and content, or None for an unknown id."""
+    async def content_of(self, tenant: Tenant, memory_id: str) -> Mapping[str, Any] | None:
+        """Returns the content, or None for an unknown id."""
 
     async def page(self, items: ItemsFilter) -> ItemsPage:
         """Returns memories, newest first. Raises InvalidRequest for another query's cursor."""

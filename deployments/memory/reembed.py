@@ -18,7 +18,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from backends.memory.embedding_spaces import EmbeddingSpaces
-from backends.memory.reembedding import ReembeddingStore
 from backends.postgres.pool import Database, PoolLimits
 from configs.engines.config import load_engines
 from configs.engines.embedder import RemoteEmbedderSettings
@@ -49,35 +48,35 @@ async def reembed(database: Database, embedder: Embedder) -> int:
         DaarionError: the embedder or the database failed; vectors made so far stay.
     """
     space = EmbeddingSpace(embedder.model_version, embedder.dimension)
-    spaces, store = EmbeddingSpaces(database), ReembeddingStore(database)
+    spaces = EmbeddingSpaces(database)
     await spaces.begin(space)
     made = 0
     for area in await spaces.areas():
-        made += await _area(store, area, embedder)
+        made += await _area(spaces, area, embedder)
     await spaces.finish(space)
     return made
 
 
 async def prune(database: Database, version: str) -> int:
     """Removes the vectors of all versions but one; returns how many."""
-    spaces, store = EmbeddingSpaces(database), ReembeddingStore(database)
+    spaces = EmbeddingSpaces(database)
     removed = 0
     for area in await spaces.areas():
-        while gone := await store.prune(area, version, PRUNE_AT_ONCE):
+        while gone := await spaces.prune(area, version, PRUNE_AT_ONCE):
             removed += gone
     await spaces.forget_others()
     return removed
 
 
-async def _area(store: ReembeddingStore, area: Area, embedder: Embedder) -> int:
+async def _area(spaces: EmbeddingSpaces, area: Area, embedder: Embedder) -> int:
     made = after = 0
     while True:
-        claim = await store.lacking(area, embedder.model_version, after, BATCH)
+        claim = await spaces.lacking(area, embedder.model_version, after, BATCH)
         if not claim.chunks:
             return made
         texts = [chunk.content for chunk in claim.chunks]
         tenant = f"{area.microdao_id}/{area.agent_id}"
-        await store.write(
+        await spaces.write(
             claim,
             await embedder.embed(
                 texts, "passage", tenant=tenant, deadline=Deadline.after(EMBED_TIMEOUT_S)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from backends.http.llm import LLMProxyClient
 from backends.memory.areas import AreaDirectory
 from backends.memory.document_files import DocumentFiles
 from backends.memory.documents import DocumentTables
 from backends.memory.embedding_spaces import EmbeddingSpaces
-from backends.memory.erasure import ErasureTables
 from backends.memory.items import Items
 from backends.memory.lexicon.index import Lexicon
-from backends.memory.lexicon.store import LexiconTables
+from backends.memory.lexicon.upkeep import LexiconUpkeep
 from backends.memory.queue import EmbeddingQueue
 from backends.memory.records import MemoryStore
-from backends.memory.shards import ShardTables
+from backends.memory.removal import ErasureTables
+from backends.memory.shards import ShardSettings, ShardUpkeep
 from backends.memory.short_term import EventRetention, ShortTermLog
 from backends.memory.summaries import Summaries
 from backends.memory.vectors import VectorStore
@@ -28,13 +30,11 @@ from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.memory import MemoryUseCases
 from services.memory.chunking import ChunkSize
 from services.memory.erasing import Erasing
-from services.memory.fusion import DEFAULT, FusionSettings
+from services.memory.fusion import DEFAULT
 from services.memory.ingestion import IngestionSettings, IngestionWorker
 from services.memory.knowledge_base import KnowledgeBase
-from services.memory.lexicon_upkeep import LexiconUpkeep
 from services.memory.recall import Recall, RecallSettings
 from services.memory.remembering import Remembering
-from services.memory.shards import ShardSettings, ShardUpkeep
 from services.memory.summarizing import Summarizing, SummarySettings
 from services.memory.upkeep import UpkeepRunner
 
@@ -120,12 +120,8 @@ class MemoryRuntime:
         self.cases = self._use_cases(settings)
 
     def _use_cases(self, settings: MemorySettings) -> MemoryUseCases:
-        records, items, log = (
-            MemoryStore(self.database),
-            Items(self.database),
-            ShortTermLog(self.database),
-        )
-        scopes = AreaDirectory(self.database)
+        records, items = MemoryStore(self.database), Items(self.database)
+        scopes, log = AreaDirectory(self.database), ShortTermLog(self.database)
         return MemoryUseCases(
             recall=Recall(
                 scopes=scopes,
@@ -136,7 +132,7 @@ class MemoryRuntime:
                 embedder=self._embedder,
                 events=self._events,
                 settings=RecallSettings(**settings.query.model_dump()),
-                fusion=_fusion(settings),
+                fusion=replace(DEFAULT, **settings.fusion.model_dump(exclude_none=True)),
             ),
             remembering=Remembering(records, scopes, items, self.worker, self._size),
             summarizing=Summarizing(
@@ -166,7 +162,7 @@ class MemoryRuntime:
     def _shard_upkeep(self) -> ShardUpkeep:
         vectors = self._settings.vectors
         return ShardUpkeep(
-            ShardTables(self._background),
+            self._background,
             self._events,
             ShardSettings(exact_rows=vectors.exact_rows, most=vectors.max_shards),
             query_timeout_s=self._settings.query.timeout_s,
@@ -175,19 +171,8 @@ class MemoryRuntime:
     def _jobs(self) -> list[Upkeep]:
         settings = self._settings
         jobs: list[Upkeep] = [
-            LexiconUpkeep(LexiconTables(self._background), self._events),
+            LexiconUpkeep(self._background, self._events),
             self._shards,
             EventRetention(self._background, settings.short_term.retention_days),
         ]
         return [*jobs, self._knowledge] if settings.knowledge_base.interval_s else jobs
-
-
-def _fusion(settings: MemorySettings) -> FusionSettings:
-    """The measured weights, with the file's overrides."""
-    overrides = settings.fusion.model_dump(exclude_none=True)
-    return FusionSettings(
-        **{
-            name: overrides.get(name, getattr(DEFAULT, name))
-            for name in FusionSettings.__dataclass_fields__
-        }
-    )

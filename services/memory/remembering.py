@@ -119,8 +119,8 @@ class Remembering:
             scope = await self.scopes.scope_of(request)
             item = (await self.items.read(scope, {known: int(number)})).get(known)
             return known if item is not None and item.content == text else None
-        record = await self.records.content_of(request, known)
-        return known if record is not None and text in text_of(record[1]) else None
+        content = await self.records.content_of(request, known)
+        return known if content is not None and text in text_of(content) else None
 
     async def _indexed(self, tenant: Tenant, memory_id: str, seconds: float) -> bool:
         """Waits at most `seconds`. Asks the database: another process may embed the chunks."""

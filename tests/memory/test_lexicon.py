@@ -7,18 +7,17 @@ import pytest
 from backends.memory.areas import AreaDirectory, tenant_transaction
 from backends.memory.lexicon import grams as gram_module
 from backends.memory.lexicon import index, merging
+from backends.memory.lexicon import upkeep as lexicon_upkeep
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.index import Lexicon
 from backends.memory.lexicon.postings import RECORD
-from backends.memory.lexicon.store import LexiconTables
+from backends.memory.lexicon.upkeep import LexiconUpkeep
 from backends.memory.queue import EmbeddingQueue
 from backends.memory.records import MemoryStore
 from backends.memory.short_term import EventRetention, ShortTermLog
 from backends.postgres.pool import Database
 from contracts.identity import Tenant
 from contracts.memory.ports import Area, Filters, ItemCandidate, LexicalAnswer, NewMemory
-from services.memory import lexicon_upkeep
-from services.memory.lexicon_upkeep import LexiconUpkeep
 from tests.support.events import RecordedEvents
 
 SOFIA = Tenant(microdao_id="microdao:7", agent_id="agent:sofia")
@@ -106,12 +105,12 @@ async def test_merging_changes_no_answer(
 ):
     before = await search(database, "теплиця для насіння")
     assert len(before.candidates) == 50
-    upkeep = LexiconUpkeep(LexiconTables(database), events)
+    upkeep = LexiconUpkeep(database, events)
     await upkeep.run()
     assert set(await levels(database)) == {1}
     merged = await search(database, "теплиця для насіння")
     monkeypatch.setattr(merging, "LEVEL_UP_ABOVE", 0)
-    await LexiconTables(database).merge(AREA)
+    await LexiconUpkeep(database, events).locked(AREA, merging.merge)
     assert set(await levels(database)) == {2}
     raised = await search(database, "теплиця для насіння")
     assert ranked(before) == ranked(merged) == ranked(raised)
@@ -123,7 +122,7 @@ async def test_merging_changes_no_answer(
 async def test_deleted_memories_leave_the_postings(
     database: Database, store: MemoryStore, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
 ):
-    upkeep = LexiconUpkeep(LexiconTables(database), events)
+    upkeep = LexiconUpkeep(database, events)
     await upkeep.run()
     held = (await levels(database))[1]
     monkeypatch.setattr(lexicon_upkeep, "SWEEP_ABOVE", 5)
@@ -143,7 +142,7 @@ async def test_deleted_memories_leave_the_postings(
 async def test_deleted_memories_take_no_place_before_they_leave_the_postings(
     database: Database, store: MemoryStore, events: RecordedEvents
 ):
-    await LexiconUpkeep(LexiconTables(database), events).run()
+    await LexiconUpkeep(database, events).run()
     before = [name for name, _ in ranked(await search(database, "теплиця для насіння", limit=300))]
     for name in before[:100]:
         await store.delete(SOFIA, name)
@@ -154,7 +153,7 @@ async def test_deleted_memories_take_no_place_before_they_leave_the_postings(
 async def test_a_single_deleted_memory_leaves_the_postings_within_a_day(
     database: Database, store: MemoryStore, events: RecordedEvents
 ):
-    upkeep = LexiconUpkeep(LexiconTables(database), events)
+    upkeep = LexiconUpkeep(database, events)
     await upkeep.run()
     held = (await levels(database))[1]
     await store.delete(SOFIA, "mem-0007")
@@ -177,11 +176,11 @@ async def test_terms_with_an_older_fingerprint_are_rebuilt(
         older.setattr(gram_module, "_ONE_ALPHABET", {})
         for number, text in enumerate(texts(), 1_000):
             await store.add(remembered(number, text))
-        await LexiconUpkeep(LexiconTables(database), events).run()
+        await LexiconUpkeep(database, events).run()
     assert not (await search(database, "теплиця для насіння")).candidates
     assert not events.named("memory.lexicon_rebuilt")
     await store.delete(SOFIA, "mem-1000")
-    newer = LexiconUpkeep(LexiconTables(database), events)
+    newer = LexiconUpkeep(database, events)
     await newer.run()
     assert events.named("memory.lexicon_rebuilt") == [
         {"microdao_id": "microdao:7", "agent_id": "agent:sofia", "chunks": 299}
@@ -214,7 +213,7 @@ async def test_over_the_budget_the_rarest_grams_answer(
     database: Database, store: MemoryStore, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
 ):
     await store.add(remembered(900, "каса і рідкісний гіацинт"))
-    await LexiconTables(database).merge(AREA)
+    await LexiconUpkeep(database, events).locked(AREA, merging.merge)
     # A level's summary, and the six grams of one word.
     monkeypatch.setattr(index, "BUDGET_BYTES", 80)
     answer = await search(database, "каса гіацинт")
@@ -228,7 +227,7 @@ async def test_terms_are_merged_while_the_embedder_is_away(
     store = MemoryStore(database)
     for number in range(260):
         await store.add(remembered(number, f"каса {number}"))
-    await LexiconUpkeep(LexiconTables(database), events).run()
+    await LexiconUpkeep(database, events).run()
     assert set(await levels(database)) == {1}
 
 

@@ -10,14 +10,13 @@ from psycopg import sql
 
 from backends.memory.areas import AreaDirectory, background_transaction, tenant_transaction
 from backends.memory.removal import remove_agent
-from backends.memory.shards import ShardTables
+from backends.memory.shards import MARGIN_S, ShardSettings, ShardUpkeep
 from backends.memory.vectors import PREPARE, VectorStore, dense_statement
 from backends.postgres.pool import Database
 from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.ports import Area, Filters
 from launcher.postgres import DatabaseUrls
-from services.memory.shards import MARGIN_S, ShardSettings, ShardUpkeep
 from tests.support.events import RecordedEvents
 
 DIMENSION = 64
@@ -111,7 +110,7 @@ async def rows(database_urls: DatabaseUrls) -> Rows:
 def shards(database: Database, events: RecordedEvents) -> ShardUpkeep:
     """Fills a shard as soon as it is announced."""
     settings = ShardSettings(exact_rows=1_000, remainder=100)
-    return ShardUpkeep(ShardTables(database), events, settings, query_timeout_s=-MARGIN_S)
+    return ShardUpkeep(database, events, settings, query_timeout_s=-MARGIN_S)
 
 
 async def plan(database: Database, tenant: Tenant) -> str:
@@ -250,7 +249,7 @@ async def test_a_query_that_began_before_the_announcement_finds_everything(
 ):
     """It searches shard 0 only, so rows stay there until its timeout is over."""
     settings = ShardSettings(exact_rows=1_000, remainder=100)
-    shards = ShardUpkeep(ShardTables(database), events, settings, query_timeout_s=600)
+    shards = ShardUpkeep(database, events, settings, query_timeout_s=600)
     before = await AreaDirectory(database).scope_of(LARGE)
     await shards.run()
     assert await shard_of(database, LARGE) > 0

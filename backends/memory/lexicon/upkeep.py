@@ -1,22 +1,34 @@
-"""Upkeep of the lexical index: which areas are due, and each job as transactions of its own."""
+"""When the lexical index is merged, swept and rebuilt; each job is a transaction of its own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from psycopg import sql
 
-from backends.memory.areas import background_transaction, lock, predicate_of
+from backends.memory.areas import (
+    Connection,
+    background_rows,
+    background_transaction,
+    lock,
+    predicate_of,
+)
 from backends.memory.lexicon import merging
 from backends.memory.lexicon.grams import fingerprint, grams
 from backends.memory.lexicon.postings import keep, pack_terms, unpack
 from backends.postgres.pool import Database
-from contracts.memory.background import LexiconWork
+from contracts.events import EventLog
 from contracts.memory.ports import Area
 
+MERGE_ABOVE = 256
+"""Unmerged chunks of an area; a search reads the terms of all of them."""
+SWEEP_ABOVE = 1_000
+SWEEP_ALL_EVERY_S = 86_400.0
+"""However few chunks of an area were deleted, their terms leave the postings within a day."""
 CHUNKS_AT_ONCE = 500
 TIMEOUT_S = 60.0
 
@@ -50,41 +62,54 @@ WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
 """
 
 
-class LexiconTables:
-    """Implements LexiconStore."""
+class LexiconUpkeep:
+    """Implements Upkeep."""
 
-    def __init__(self, database: Database) -> None:
+    name = "lexicon"
+
+    def __init__(self, database: Database, events: EventLog, interval_s: float = 1.0) -> None:
         self._database = database
+        self._events = events
         self._fingerprint = fingerprint()
+        self._swept_all_at: float | None = None
+        self.interval_s = interval_s
 
-    async def due(self, *, unmerged: int, removed: int) -> list[LexiconWork]:
-        values = {"unmerged": unmerged, "removed": removed, "lexicon": self._fingerprint}
-        async with background_transaction(self._database) as connection:
-            rows = await (await connection.execute(DUE, values)).fetchall()
-        return [
-            LexiconWork(
-                Area(row["microdao_id"], row["agent_id"], row["shard"]),
-                row["removed"],
-                rebuild=row["lexicon"] != self._fingerprint,
-            )
-            for row in rows
-        ]
+    async def run(self) -> None:
+        """Rebuilds, merges and sweeps the areas that are due.
 
-    async def merge(self, area: Area) -> None:
+        Once a day, and at the start, every area with a deleted chunk is due. An area whose texts
+        another version of the code cut into grams is rebuilt.
+        """
+        now = time.monotonic()
+        sweep_all = self._swept_all_at is None or now - self._swept_all_at > SWEEP_ALL_EVERY_S
+        sweep_above = 0 if sweep_all else SWEEP_ABOVE
+        values = {"unmerged": MERGE_ABOVE, "removed": sweep_above, "lexicon": self._fingerprint}
+        due = await background_rows(self._database, DUE, values)
+        for row in due:
+            area = Area(row["microdao_id"], row["agent_id"], row["shard"])
+            is_older = row["lexicon"] != self._fingerprint
+            if is_older and (chunks := await self._rebuild(area)) is not None:
+                self._events.emit("memory.lexicon_rebuilt", **area.identity, chunks=chunks)
+            await self.locked(area, merging.merge)
+            if row["removed"] > sweep_above:
+                await self.locked(area, merging.sweep)
+                self._events.emit("memory.postings_swept", **area.identity)
+        # The statement returns a bounded number of areas: more may have deleted chunks.
+        if sweep_all and not any(row["removed"] for row in due):
+            self._swept_all_at = now
+
+    async def locked(self, area: Area, job: Callable[[Connection, Area], Awaitable[None]]) -> None:
+        """Runs a job of `merging` in a transaction that locks the area."""
         async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
-            await merging.merge(connection, area)
+            await job(connection, area)
 
-    async def sweep(self, area: Area) -> None:
-        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
-            await lock(connection, area)
-            await merging.sweep(connection, area)
+    async def _rebuild(self, area: Area) -> int | None:
+        """Rebuilds the area's terms; returns the number of chunks, None without postings.
 
-    async def rebuild(self, area: Area) -> int | None:
-        """Makes the terms between transactions, so nobody waits for that.
-
-        Chunks stored meanwhile have new terms already. An area that was never merged was written by
-        this version: it is only marked.
+        The terms are made between transactions, so nobody waits for that. Chunks stored meanwhile
+        have new terms already. An area that was never merged was written by this version: it is
+        only marked.
         """
         if not await self._has_postings(area):
             return None
@@ -116,9 +141,8 @@ class LexiconTables:
 
     async def _chunks(self, area: Area, after: int) -> list[dict[str, Any]]:
         values = {**area.identity, "after": after, "most": CHUNKS_AT_ONCE}
-        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
-            statement = READ.format(area=predicate_of(area))
-            return await (await connection.execute(statement, values)).fetchall()
+        statement = READ.format(area=predicate_of(area))
+        return await background_rows(self._database, statement, values, area, timeout_s=TIMEOUT_S)
 
 
 def _terms(rows: Sequence[Mapping[str, Any]]) -> bytes:
