@@ -47,6 +47,11 @@ class StreamClock:
         """Returns the seconds until then."""
         return self._deadline.at_most(self._until.remaining())
 
+    @property
+    def bound_s(self) -> float:
+        """How long the wait may be in all."""
+        return min(self._deadline.seconds, self._until.seconds)
+
 
 class EventStream:
     """Ends at `[DONE]` (then it is `marked`), at the end of the body, or with the grace after the

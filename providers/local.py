@@ -17,6 +17,7 @@ from contracts.llm.ports import Condition
 from contracts.llm.requests import ChatOptions
 from contracts.llm.routing import Target
 from providers.continuation import continued
+from providers.event_stream import StreamClock
 from providers.resources import ProviderResources
 from providers.shapes import StreamParser, chat_body, parse_completion
 
@@ -72,22 +73,18 @@ class LocalProvider:
         body = chat_body(target.name, messages, options, self._extra, stream=True)
         parser = StreamParser()
         chunks = self._engine.stream(body, deadline)
-        deadline = deadline.sooner(target.timeouts.total_s)
-        wait_s = target.timeouts.begin_s()
-        until = Deadline.after(wait_s)
+        clock = StreamClock(target, deadline.sooner(target.timeouts.total_s))
         try:
             while True:
-                limit = deadline.at_most(until.remaining())
                 try:
-                    async with asyncio.timeout(limit):
+                    async with asyncio.timeout(clock.limit_s()):
                         chunk = await anext(chunks)
                 except StopAsyncIteration:
                     break
                 except TimeoutError:
-                    raise self._timed_out(min(wait_s, deadline.seconds)) from None
+                    raise self._timed_out(clock.bound_s) from None
                 if (delta := parser.feed(chunk)) is not None:
-                    wait_s = target.timeouts.idle_s
-                    until = Deadline.after(wait_s)
+                    clock.content()
                     yield delta
         finally:
             await close_if_closable(chunks)

@@ -13,6 +13,7 @@ from anyio import WouldBlock
 from typing_extensions import Unpack
 
 from common.http.errors import HttpError
+from common.tasks import close_if_closable
 from configs.llm.config import Continuation, ProviderSettings
 from configs.own_secrets import opens_graph
 from contracts.deadline import Deadline
@@ -22,20 +23,20 @@ from contracts.errors import (
     Overloaded,
     UpstreamInvalidResponse,
 )
-from contracts.llm.answers import LLMResponse, StreamDelta, StreamEnd, StreamItem
+from contracts.llm.answers import AnswerParts, LLMResponse, StreamDelta, StreamEnd, StreamItem
 from contracts.llm.messages import ChatMessage
 from contracts.llm.ports import Condition
 from contracts.llm.requests import ChatOptions
 from contracts.llm.routing import Target
-from providers.assembly import assembled
 from providers.continuation import continued
 from providers.errors import error_for_failure, error_for_status, in_band_error
 from providers.event_stream import DONE, MAX_ANSWER_BYTES, EventStream, StreamClock
 from providers.held_calls import Drain, HeldCall
 from providers.quota import Quota, quota_of
 from providers.resources import ProviderResources
-from providers.shapes import StreamParser, chat_body, joined, parse_completion
+from providers.shapes import StreamParser, chat_body, joined, parse_completion, whole_answer
 from providers.sse import ErrorEvent, SSEDecoder
+from providers.tool_fragments import parse_tool_calls
 from providers.transport import HttpExchange, Transport
 from providers.upstream_json import decoded
 
@@ -290,6 +291,35 @@ class OpenAICompatibleProvider:
                 yield delta
         for item in self._ended(parser, marked=marked):
             yield item
+
+
+async def assembled(items: AsyncIterator[StreamItem]) -> LLMResponse:
+    """Assembles a whole answer from a stream, so that silence is noticed after first-token or idle
+    time.
+
+    Returns the answer that `items` add up to, and closes them.
+
+    Raises:
+        UpstreamInvalidResponse: tool calls are incomplete, or a value is over a bound of ours.
+        DaarionError: as the stream.
+    """
+    parts = AnswerParts()
+    end: StreamEnd | None = None
+    try:
+        async for item in items:
+            if isinstance(item, StreamEnd):
+                end = item
+            else:
+                parts.add(item)
+    finally:
+        await close_if_closable(items)
+    if end is None:
+        raise UpstreamInvalidResponse(
+            "the provider ended its stream before the answer was complete"
+        )
+    fields = parts.fields(end)
+    fields["tool_calls"] = parse_tool_calls(fields["tool_calls"])
+    return whole_answer(**fields)
 
 
 Provider = OpenAICompatibleProvider

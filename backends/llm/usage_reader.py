@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import date, datetime
 from typing import Any
 
 import orjson
+from anyio import CapacityLimiter
 from psycopg import sql
 
 from backends.postgres.pool import Database
@@ -72,8 +70,7 @@ class PostgresUsageReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._turns = asyncio.Semaphore(AT_ONCE)
-        self._waiting = 0
+        self._turns = CapacityLimiter(AT_ONCE)
 
     async def query(self, usage_filter: UsageFilter) -> UsagePage:
         """Sums up the ledger; `start` and `end` must be set. A cursor keeps the range of its first
@@ -86,8 +83,10 @@ class PostgresUsageReader:
         """
         start, end, after = _continued(usage_filter)
         statement, values = _statement(usage_filter, after)
+        if self._turns.statistics().tasks_waiting >= MAX_WAITING:
+            raise Overloaded("too many usage queries are in work: retry shortly", retry_after_s=1.0)
         async with (
-            self._turn(),
+            self._turns,
             self._database.transaction(timeout_s=QUERY_TIMEOUT_S) as connection,
         ):
             found = await (
@@ -101,20 +100,6 @@ class PostgresUsageReader:
             end=end,
             next_cursor=_cursor(usage_filter, start, end, rows[-1]) if more else None,
         )
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        if self._waiting >= MAX_WAITING:
-            raise Overloaded("too many usage queries are in work: retry shortly", retry_after_s=1.0)
-        self._waiting += 1
-        try:
-            await self._turns.acquire()
-        finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._turns.release()
 
 
 def _statement(

@@ -74,11 +74,11 @@ class Batch(BaseModel):
 
 
 class BatchFilter(BaseModel):
-    """Query string of `GET /batch`: newest first, by pages. A header may name the tenant, too."""
+    """Query string of `GET /batch`: newest first, by pages."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    microdao_id: Identifier | None = None
+    microdao_id: Identifier
     limit: Annotated[int, Field(ge=1, le=200)] = 50
     cursor: Annotated[str, StringConstraints(max_length=2_048)] | None = None
 

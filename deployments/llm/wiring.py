@@ -40,10 +40,10 @@ from providers.registry import build_providers
 from providers.resources import ProviderResources, ProviderSlots
 from providers.routing import RoutingTable
 from services.health.dependencies import Dependency, HealthMonitor
+from services.llm.attempts import Circuits
 from services.llm.batches import Batches, BatchWorker, WorkerSettings
 from services.llm.cache import AnswerCache
 from services.llm.cached_answers import CachedAnswers
-from services.llm.circuits import Circuits
 from services.llm.embeddings import Embeddings, embedding_target
 from services.llm.gateway import Gateway, Load
 from services.llm.idempotency import Idempotency, IdempotencyTimes
@@ -53,8 +53,7 @@ from services.llm.limits.states import LimitStates
 from services.llm.proxy import LLMProxy
 from services.llm.spillover import Spillover
 from services.llm.usage import UsageQueries
-from services.llm.usage_announcer import UsageAnnouncer
-from services.llm.usage_writer import UsageWriter
+from services.llm.usage_writer import UsageAnnouncer, UsageWriter
 
 LEDGER_POOL = PoolLimits(min_size=1, max_size=4)
 # A pool of its own: neither a large batch nor many idempotency keys may hold up the usage ledger.

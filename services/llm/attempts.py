@@ -7,11 +7,12 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, TypeVar
 
-from common.circuit import Permit
+from common.circuit import Circuit, Permit, State
 from contracts.deadline import Deadline
 from contracts.errors import (
     CircuitOpen,
@@ -24,7 +25,6 @@ from contracts.errors import (
 from contracts.llm.ports import ChatProvider
 from contracts.llm.routing import RetryPolicy, Target
 from services.llm.accounting import CallAccount
-from services.llm.circuits import Circuits
 from services.llm.failover import (
     HANDOVER_SHARE,
     FailoverDecision,
@@ -50,6 +50,34 @@ class Served(Generic[T]):
     target: Target
     permit: Permit
     result: T
+
+
+class Circuits:
+    """The circuits of one replica. They outlive a reload of the routes.
+
+    `turned` is called with the target and the new state when a circuit opens or closes.
+    """
+
+    def __init__(
+        self, turned: Callable[[Target, State], None] = lambda _target, _state: None
+    ) -> None:
+        self._turned = turned
+        self._circuits: dict[tuple[str, str], Circuit] = {}
+
+    def of(self, target: Target) -> Circuit:
+        """Returns the circuit of `target`, under the policy that it names."""
+        circuit = self._circuits.get(target.key)
+        if circuit is None:
+            circuit = self._circuits[target.key] = Circuit(
+                target.circuit, partial(self._turned, target)
+            )
+        circuit.policy = target.circuit
+        return circuit
+
+    def keep(self, targets: Iterable[Target]) -> None:
+        """Forgets every circuit but those of `targets`."""
+        keys = {target.key for target in targets}
+        self._circuits = {key: circuit for key, circuit in self._circuits.items() if key in keys}
 
 
 class RouteAttempts:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from contracts.errors import DeadlineExceeded
+from contracts.errors import DeadlineExceeded, LimitsUnavailable, Overloaded, RateLimited
 from contracts.llm.answers import AnswerParts, ProxyResponse, StreamDelta, StreamEnd, StreamItem
 from contracts.llm.limits import Estimate, Spent, caller_of
 from contracts.llm.listings import ModelList
@@ -19,12 +20,75 @@ from contracts.llm.usage import OUTCOME_OK, UsageRecord
 from services.llm.cache import AnswerCache, cache_key, is_clipped, is_worth_keeping
 from services.llm.gateway import Answerer, ChatStream, KeptTarget, WrappedStream
 from services.llm.proxy import LLMProxy
-from services.llm.single_flight import SingleFlight
+
+T = TypeVar("T")
 
 GRACE_S = 0.5
 """Slack, so that the shared run times out first and reports the reason."""
 MAX_RECORDED_BYTES = 8 << 20
 """The items of a longer stream are not joined, so its answer is not kept."""
+
+
+MAX_TURNS = 3
+"""How many runs a caller waits for that fail because of their leaders' limits or deadlines."""
+
+_OF_THE_LEADER = (RateLimited, LimitsUnavailable, DeadlineExceeded, Overloaded)
+"""Failures caused by the leader's limits or deadline, not by the call itself."""
+
+
+@dataclass(slots=True)
+class _Flight(Generic[T]):
+    task: asyncio.Task[T]
+    waiting: int = 0
+
+
+class SingleFlight(Generic[T]):
+    """Runs one call per key at a time.
+
+    The first caller leads: the call runs with its limits and deadline, in a task that no caller
+    owns. When the leader leaves, the others keep waiting for the same run; when all have left, it
+    is cancelled. When the run fails because of the leader's limits or deadline, the next caller
+    leads.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[bytes, _Flight[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    async def run(self, key: bytes, call: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+        """Returns the result of the one run for `key`, and whether this caller led it.
+
+        Raises what the run raises.
+        """
+        turn = 0
+        while True:
+            turn += 1
+            flight, leads = self._flights.get(key), False
+            if flight is None or flight.task.done():
+                flight, leads = _Flight(asyncio.create_task(call())), True
+                self._flights[key] = flight
+            flight.waiting += 1
+            try:
+                return await asyncio.shield(flight.task), leads
+            except _OF_THE_LEADER:
+                if leads or turn == MAX_TURNS:
+                    raise
+            finally:
+                flight.waiting -= 1
+                if not flight.waiting:
+                    await self._end(key, flight)
+
+    async def _end(self, key: bytes, flight: _Flight[T]) -> None:
+        """Forgets a run that nobody waits for; one that is not done is cancelled."""
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        if not flight.task.done():  # a caller whose run has failed leads the next one at once
+            flight.task.cancel()
+            await asyncio.gather(flight.task, return_exceptions=True)
+        elif not flight.task.cancelled():
+            flight.task.exception()  # read here, because every caller may have left just now
 
 
 class CachedAnswers:

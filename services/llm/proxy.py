@@ -17,8 +17,7 @@ from contracts.llm.requests import MAX_TIMEOUT_S, ProxyRequest
 from contracts.llm.routing import Route, Spill, Target
 from contracts.llm.usage import OUTCOME_OK, UsageSink
 from services.llm.accounting import CallAccount, NoPrices, outcome_of
-from services.llm.attempts import RouteAttempts
-from services.llm.circuits import Circuits
+from services.llm.attempts import Circuits, RouteAttempts
 from services.llm.spillover import Spillover, TargetCandidate, order_targets, queue_depth
 from services.llm.streams import OpenStream, StartedStream, start_stream
 from services.llm.thoughts import reasoning_of, without_thoughts
@@ -58,9 +57,7 @@ class LLMProxy:
             CircuitOpen: the circuits of all targets are open.
             DaarionError: the leaf of the last target's failure.
         """
-        route = self.router.route(request.model)
-        account = self._account(request, route, request_id, credential, streamed=False)
-        attempts = self._attempts(request, route, account)
+        _, account, attempts = self._begin(request, request_id, credential, streamed=False)
 
         async def ask(provider: ChatProvider, target: Target) -> LLMResponse:
             answer = await provider.chat(
@@ -86,9 +83,7 @@ class LLMProxy:
 
         The caller must iterate the stream or close it. Raises as `complete`.
         """
-        route = self.router.route(request.model)
-        account = self._account(request, route, request_id, credential, streamed=True)
-        attempts = self._attempts(request, route, account)
+        route, account, attempts = self._begin(request, request_id, credential, streamed=True)
 
         async def ask(provider: ChatProvider, target: Target) -> StartedStream:
             return await start_stream(
@@ -134,16 +129,11 @@ class LLMProxy:
             spills_over=None if route.spill is None else self._is_busy(route, route.spill),
         )
 
-    def _account(
-        self,
-        request: ProxyRequest,
-        route: Route,
-        request_id: str,
-        credential: str,
-        *,
-        streamed: bool,
-    ) -> CallAccount:
-        return CallAccount(
+    def _begin(
+        self, request: ProxyRequest, request_id: str, credential: str, *, streamed: bool
+    ) -> tuple[Route, CallAccount, RouteAttempts]:
+        route = self.router.route(request.model)
+        account = CallAccount(
             request,
             route,
             request_id,
@@ -153,18 +143,16 @@ class LLMProxy:
             sink=self.usage,
             prices=self.prices,
         )
-
-    def _attempts(self, request: ProxyRequest, route: Route, account: CallAccount) -> RouteAttempts:
-        deadline, name = _deadline(request, route), route.logical_model
-        return RouteAttempts(
+        attempts = RouteAttempts(
             self._targets(route),
             self.providers,
             self.circuits,
             account,
-            deadline=deadline,
-            logical_model=name,
+            deadline=_deadline(request, route),
+            logical_model=route.logical_model,
             deadline_is_callers=request.timeout_s is not None,
         )
+        return route, account, attempts
 
     def _targets(self, route: Route) -> Sequence[Target]:
         """Returns the targets in the order in which this call should try them."""

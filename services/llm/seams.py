@@ -71,23 +71,13 @@ class Seam:
         )
         if head == len(self._shown) and (self._in_words or head >= REPEATED):
             return begun[head:]
-        overlap = self._overlap(begun) if self._in_words else 0
-        if overlap >= max(REPEATED, head):
-            return begun[overlap:]
+        repeated = overlap(self._tail, begun) if self._in_words else 0
+        if repeated >= max(REPEATED, head):
+            return begun[repeated:]
         if head >= (REPEATED if self._in_words else REPEATED_IN_PLACE):
             raise _started_over()
         self._watches = self._in_words and len(self._shown) >= HEAD
         return self._held
-
-    def _overlap(self, begun: str) -> int:
-        return next(
-            (
-                size
-                for size in range(min(len(begun), len(self._tail)), 0, -1)
-                if self._tail.endswith(begun[:size])
-            ),
-            0,
-        )
 
     def _watch(self, text: str) -> str:
         if self._watches:
@@ -96,6 +86,12 @@ class Seam:
             if self._shown[:HEAD] in self._watched:
                 raise _started_over()
         return text
+
+
+def overlap(text: str, beginning: str) -> int:
+    """Returns how many characters at the end of `text` may be the start of `beginning`."""
+    sizes = range(min(len(text), len(beginning)), 0, -1)
+    return next((size for size in sizes if text.endswith(beginning[:size])), 0)
 
 
 def _started_over() -> UpstreamInvalidResponse:

@@ -14,6 +14,7 @@ from common.tasks import close_if_closable
 from contracts.llm.answers import LLMResponse, StreamDelta, StreamEnd, StreamItem
 from contracts.llm.messages import ChatMessage
 from contracts.llm.routing import Reasoning, Target
+from services.llm.seams import overlap
 
 OPENINGS = {
     "<think>": "</think>",
@@ -105,7 +106,7 @@ class ThoughtSplitter:
             place, closing = min(ends)
             self.inside, self._thought_before = False, True
             return rest[:place], rest[place + len(closing) :]
-        kept = max(_overlap(rest, closing) for closing in self._closings)
+        kept = max(overlap(rest, closing) for closing in self._closings)
         self._held = rest[len(rest) - kept :]
         return rest[: len(rest) - kept], ""
 
@@ -219,15 +220,3 @@ def _delta(
 
 def _without_calls(finish_reason: str | None) -> str | None:
     return "stop" if finish_reason == "tool_calls" else finish_reason
-
-
-def _overlap(text: str, closing: str) -> int:
-    """Returns how many characters at the end of `text` may be the start of `closing`."""
-    return next(
-        (
-            size
-            for size in range(min(len(text), len(closing) - 1), 0, -1)
-            if text.endswith(closing[:size])
-        ),
-        0,
-    )

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from contracts.errors import InvalidRequest
 from contracts.llm.usage import UsageFilter, UsagePage, UsageReader
+from contracts.values import now_utc
 
 DEFAULT_RANGE = timedelta(hours=24)
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 MAX_RANGE = timedelta(days=400)
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
+@dataclass(frozen=True)
 class UsageQueries:
     """Asks the ledger; without a range for the last 24 hours."""
 
-    def __init__(self, reader: UsageReader, *, now: Callable[[], datetime] = _now) -> None:
-        self._reader = reader
-        self._now = now
+    reader: UsageReader
+    now: Callable[[], datetime] = now_utc
 
     async def query(self, usage_filter: UsageFilter) -> UsagePage:
         """Returns one page of sums.
@@ -32,7 +30,7 @@ class UsageQueries:
                 is foreign.
             DatabaseUnavailable: the ledger cannot be read now.
         """
-        end = usage_filter.end or self._now()
+        end = usage_filter.end or self.now()
         start = usage_filter.start or max(end, EARLIEST) - DEFAULT_RANGE
         if start >= end:
             raise InvalidRequest("start must be before end")
@@ -41,6 +39,4 @@ class UsageQueries:
                 f"the range from start to end is longer than {MAX_RANGE.days} days: "
                 "ask for less at once"
             )
-        return await self._reader.query(
-            usage_filter.model_copy(update={"start": start, "end": end})
-        )
+        return await self.reader.query(usage_filter.model_copy(update={"start": start, "end": end}))

@@ -1,8 +1,19 @@
-"""Cuts a long text into overlapping chunks at paragraphs, sentences or words. Pure."""
+"""Cuts texts, and documents of the knowledge base, into overlapping chunks. Pure."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import PurePath
+
+import markdown_it
+
+from contracts.memory.background import DocumentChunk
+from services.memory.sections import sections
+
+VERSION = 1
+"""Raised whenever `sections`, `chunk` or `cut` cut some document differently."""
+MARKDOWN = frozenset({".md", ".markdown"})
 
 # Better places first: paragraphs, lines, sentences, clauses, words.
 _SEPARATORS = ("\n\n", "\n", ". ", "! ", "? ", "… ", "; ", ", ", " ")
@@ -17,7 +28,10 @@ class ChunkSize:
 
 
 def chunk(text: str, size: ChunkSize) -> list[str]:
-    """Returns the chunks of `text`, each of at most `size.most` characters and none blank."""
+    """Returns the chunks of `text`, each of at most `size.most` characters and none blank.
+
+    It is cut at paragraphs, sentences or words.
+    """
     text = text.strip()
     chunks: list[str] = []
     start = 0
@@ -43,3 +57,27 @@ def _restart(text: str, start: int, end: int, overlap: int) -> int:
     earliest = max(start + 1, end - overlap)
     space = text.find(" ", earliest, end)
     return space + 1 if space >= 0 else end
+
+
+def rules(path: str, size: ChunkSize) -> bytes:
+    """Returns a fingerprint of the rules by which `cut` cuts a file with this path."""
+    rule = (VERSION, markdown_it.__version__, size.most, size.overlap, _is_markdown(path))
+    return hashlib.sha256(repr(rule).encode()).digest()[:8]
+
+
+def cut(text: str, path: str, size: ChunkSize, *, tree: str) -> list[DocumentChunk]:
+    """Returns the chunks of a file, each with the path of headings above it."""
+    chunks = []
+    for section in sections(text, markdown=_is_markdown(path)):
+        position = 0
+        for part in chunk(section.text, size):
+            position = max(section.text.find(part, position), position)
+            line = section.line + section.text.count("\n", 0, position)
+            content = f"{section.heading}\n{part}" if section.heading else part
+            meta = {"path": path, "heading": section.heading, "line": line, "tree": tree}
+            chunks.append(DocumentChunk(content, meta))
+    return chunks
+
+
+def _is_markdown(path: str) -> bool:
+    return PurePath(path).suffix.lower() in MARKDOWN

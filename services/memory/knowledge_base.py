@@ -19,8 +19,7 @@ from contracts.memory.background import (
     JobLeases,
     UnreadableFile,
 )
-from services.memory.chunking import ChunkSize
-from services.memory.document_chunks import cut, rules
+from services.memory.chunking import ChunkSize, cut, rules
 
 LEASE_S = 600.0
 SHARED = ""

@@ -12,7 +12,7 @@ from contracts.llm.answers import ProxyResponse, TokenUsage
 from contracts.llm.requests import ProxyRequest
 from contracts.llm.routing import Target, Timeouts
 from services.llm.cache import ENTRY_BYTES, AnswerCache, cache_key, canonical_body, is_worth_keeping
-from services.llm.single_flight import MAX_TURNS, SingleFlight
+from services.llm.cached_answers import MAX_TURNS, SingleFlight
 
 ANSWER = ProxyResponse(
     content="Київ", usage=TokenUsage(), provider="p", model_resolved="m", finish_reason="stop"

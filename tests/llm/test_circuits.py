@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from common.circuit import Circuit, CircuitPolicy
 from configs.llm.failover import DEFAULT_CIRCUIT
 from contracts.llm.routing import Target, Timeouts
-from services.llm.circuits import Circuits
+from services.llm.attempts import Circuits
 
 POLICY = CircuitPolicy(failures=3, share=0.5, calls=10, window_s=10, cooldown_s=2, max_cooldown_s=7)
 

@@ -2,9 +2,8 @@
 
 import hashlib
 
-from services.memory import document_chunks
-from services.memory.chunking import ChunkSize
-from services.memory.document_chunks import cut, rules
+from services.memory import chunking
+from services.memory.chunking import ChunkSize, cut, rules
 
 SAMPLE = """---
 title: А
@@ -48,7 +47,7 @@ def test_another_cut_has_another_version():
     text = SAMPLE.format(words="слово за словом " * 20, long="довгий " * 30)
     chunks = cut(text, "a.md", ChunkSize(100, 20), tree="shared")
     digest = hashlib.sha256(repr(chunks).encode()).hexdigest()[:16]
-    assert (document_chunks.VERSION, digest) == (1, "68689df70a366d29")
+    assert (chunking.VERSION, digest) == (1, "68689df70a366d29")
 
 
 def test_rules_differ_by_sizes_and_kind_of_file():

@@ -12,7 +12,7 @@ from backends.memory.areas import background_transaction
 from backends.postgres.pool import Database
 from contracts.memory.background import DocumentChunk
 from contracts.memory.ports import Area
-from services.memory import document_chunks, knowledge_base, sections
+from services.memory import chunking, knowledge_base, sections
 from tests.support.memory.application import SOFIA, STRANGER, Memory, eventually, succeeded
 from tests.support.memory.hashing_embedder import HashingEmbedder
 
@@ -189,7 +189,7 @@ def cut_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def recorded(text: str, path: str, *arguments: Any, **options: Any) -> list[DocumentChunk]:
         assert threading.get_ident() != loop_thread
         paths.append(path)
-        return document_chunks.cut(text, path, *arguments, **options)
+        return chunking.cut(text, path, *arguments, **options)
 
     monkeypatch.setattr(knowledge_base, "cut", recorded)
     return paths
@@ -209,7 +209,7 @@ async def test_an_unchanged_file_is_not_parsed(
     (shared / "b.md").rename(shared / "moved.md")
     assert await reindex(memory) == {"files": 2, "unchanged": 1, "moved": 1}
     assert len(cut_paths) == 3
-    monkeypatch.setattr(document_chunks, "VERSION", document_chunks.VERSION + 1)
+    monkeypatch.setattr(chunking, "VERSION", chunking.VERSION + 1)
     assert await reindex(memory) == {"files": 2, "unchanged": 2}
     assert await reindex(memory) == {"files": 2, "unchanged": 2}
     assert cut_paths[3:] == ["a.md", "moved.md"]
@@ -252,7 +252,7 @@ async def test_new_rules_of_cutting_reach_an_unchanged_file_by_a_run_on_call(
     (shared / "plan.md").write_text(text, encoding="utf-8")
     with monkeypatch.context() as older:
         older.setattr(sections, "_MARKDOWN", MarkdownIt("commonmark").disable("lheading"))
-        older.setattr(document_chunks, "VERSION", document_chunks.VERSION - 1)
+        older.setattr(chunking, "VERSION", chunking.VERSION - 1)
         await reindex(memory)
     knowledge = memory.runtime.cases.knowledge
     await embedded(embedder, 2 + 1)

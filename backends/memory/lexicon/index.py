@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -110,18 +109,8 @@ class Lexicon:
         async with tenant_transaction(
             self._database, scope.tenant, timeout_s=TIMEOUT_S
         ) as connection:
-            wanted = _Wanted(filters, scored, limit)
-            candidates = await _candidates(connection, scope, wanted)
+            candidates = await _candidates(connection, scope, filters, scored, limit)
         return LexicalAnswer(candidates, scored.ceiling)
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """Scored chunks, the filters that they still have to pass, and how many items to find."""
-
-    filters: Filters
-    scored: Scored
-    limit: int
 
 
 def _scored(
@@ -199,20 +188,19 @@ async def _allowed(connection: Connection, scope: SearchScope, filters: Filters)
 
 
 async def _candidates(
-    connection: Connection, scope: SearchScope, wanted: _Wanted
+    connection: Connection, scope: SearchScope, filters: Filters, scored: Scored, limit: int
 ) -> list[ItemCandidate]:
     """Returns the best different items. Chunks deleted since they were indexed have no row."""
-    chunks, scores = wanted.scored.chunks, wanted.scored.scores
-    where, values = conditions(wanted.filters)
-    values |= {**identity(scope.tenant), "limit": wanted.limit}
+    where, values = conditions(filters)
+    values |= {**identity(scope.tenant), "limit": limit}
     branches = [
         ROWS.format(shards=sql.Literal(area.shards), where=all_of(predicate_of(area), where))
         for area in scope.areas
     ]
     statement = DISTINCT_ITEMS.format(chunks=UNION.join(branches))
-    for depth in depths(wanted.limit):
-        scored = {"chunks": chunks[:depth], "scores": scores[:depth]}
-        rows = await (await connection.execute(statement, {**values, **scored})).fetchall()
-        if depth >= len(chunks) or are_enough(rows, wanted.limit):
+    for depth in depths(limit):
+        values |= {"chunks": scored.chunks[:depth], "scores": scored.scores[:depth]}
+        rows = await (await connection.execute(statement, values)).fetchall()
+        if depth >= len(scored.chunks) or are_enough(rows, limit):
             break
     return candidates_of(rows)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from contracts.errors import InvalidRequest
 from contracts.identity import Identifier
+from contracts.llm.openai_chat import Identity
 from contracts.llm.requests import CallMetadata
 from interfaces.http.base.bodies import JsonRequest
 
@@ -17,18 +16,7 @@ UNNAMED = "unnamed"
 MICRODAO_HEADER = "x-microdao-id"
 
 
-class Named(Protocol):
-    """What a body may say of its caller; absent values are None."""
-
-    @property
-    def agent_id(self) -> str | None: ...
-    @property
-    def microdao_id(self) -> str | None: ...
-    @property
-    def channel_id(self) -> str | None: ...
-
-
-def call_metadata_of(request: Request, metadata: Named | None) -> CallMetadata:
+def call_metadata_of(request: Request, metadata: Identity | CallMetadata | None) -> CallMetadata:
     """Returns the body's `metadata`, completed by `X-Agent-Id`, `X-Microdao-Id` and `X-Channel-Id`.
 
     Clients of OpenAI send neither: they are `agent:unnamed` of `microdao:unnamed`, whose limits

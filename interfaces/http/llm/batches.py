@@ -12,7 +12,6 @@ from fastapi import Depends, Query, Response
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from contracts.identity import Identifier
 from contracts.llm.batches import (
     MAX_BATCH_BYTES,
     Batch,
@@ -32,12 +31,6 @@ from services.llm.batches import Batches
 MAX_SUBMISSIONS = 4
 """Batches that one replica checks and stores at a time, each in a few hundred megabytes of memory;
 as many bodies, of at most `MAX_BATCH_BYTES`, may be arriving."""
-
-
-class BatchQuery(BatchFilter):
-    """Query of `GET /batch`."""
-
-    microdao_id: Identifier
 
 
 Microdao = Annotated[MicrodaoQuery, Query()]
@@ -85,7 +78,7 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
     )
 
     @batch.get("/batch", summary="A microDAO's batches, newest first", dependencies=one)
-    async def page(query: Annotated[BatchQuery, Query()]) -> BatchPage:
+    async def page(query: Annotated[BatchFilter, Query()]) -> BatchPage:
         return await batches().store.page(query.microdao_id, query.limit, query.cursor)
 
     @batch.get(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from contracts.errors import UpstreamInvalidResponse
 from contracts.llm.answers import StreamDelta, StreamEnd, TokenUsage
-from providers.assembly import assembled
+from providers.openai_compatible import assembled
 
 END = StreamEnd(
     finish_reason="stop", usage=TokenUsage(prompt_tokens=1, completion_tokens=2, total_tokens=3)

@@ -16,8 +16,8 @@ from backends.llm.usage_publisher import NatsLLMUsage
 from backends.nats.link import NatsLink
 from contracts.llm.usage import AttemptRecord
 from launcher.stores import NatsServer
-from services.llm import usage_announcer
-from services.llm.usage_announcer import AWAY_S, UsageAnnouncer
+from services.llm import usage_writer
+from services.llm.usage_writer import AWAY_S, UsageAnnouncer
 from tests.support.llm.ledger_writer import LedgerOptions, LedgerWriter
 from tests.support.llm.usage import usage_record
 from tests.support.llm.usage_engine import LlmUsage
@@ -236,7 +236,7 @@ async def test_a_client_that_holds_too_much_already_is_given_no_more(
 async def test_messages_older_than_a_week_are_dropped_while_nats_is_away(
     database, tmp_path, events, monkeypatch
 ):
-    monkeypatch.setattr(usage_announcer, "PURGE_ROWS", 400)
+    monkeypatch.setattr(usage_writer, "PURGE_ROWS", 400)
     async with database.transaction() as connection:
         await connection.execute(
             "INSERT INTO llm_usage_outbox (id, added_at) "

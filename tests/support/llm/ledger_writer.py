@@ -13,8 +13,7 @@ from backends.llm.usage_spool import FILE_BYTES, MAX_BYTES, SPOOL_NAME, UsageSpo
 from backends.postgres.pool import Database
 from contracts.events import EventLog
 from contracts.llm.usage import UsageRecord
-from services.llm.usage_announcer import UsageAnnouncer
-from services.llm.usage_writer import UsageWriter, WriterOptions
+from services.llm.usage_writer import UsageAnnouncer, UsageWriter, WriterOptions
 
 
 @dataclass(frozen=True)
