@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from contracts.identity import Identifier
-from contracts.llm.answers import ProxyResponse, StreamDelta, StreamEnd, TokenUsage
+from contracts.llm.answers import Attempt, ProxyResponse, StreamDelta, StreamEnd, TokenUsage
 from contracts.llm.listings import ModelInfo
 from contracts.llm.requests import CallMetadata, ProxyRequest
 
@@ -186,15 +186,13 @@ class ModelCards(BaseModel):
 
 def completion_of(answer: ProxyResponse, request_id: str) -> dict[str, Any]:
     """Returns the body of a whole answer, with OpenAI's nulls and without ours."""
-    calls = [dict(call) for call in answer.tool_calls] if answer.tool_calls else None
+    calls = answer.tool_calls or None
     content = answer.content or (None if calls or answer.refusal else "")
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": answer.refusal}
-    if answer.reasoning_content is not None:
-        message["reasoning_content"] = answer.reasoning_content
-    if calls:
-        message["tool_calls"] = calls
+    message = {"role": "assistant", "content": content, "refusal": answer.refusal} | _given(
+        reasoning_content=answer.reasoning_content, tool_calls=calls
+    )
     reason = answer.finish_reason or ("tool_calls" if calls else "stop")
-    body: dict[str, Any] = {
+    return {
         "id": completion_id(request_id),
         "object": "chat.completion",
         "created": int(time.time()),
@@ -202,12 +200,7 @@ def completion_of(answer: ProxyResponse, request_id: str) -> dict[str, Any]:
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
         "usage": usage_of(answer.usage),
         "provider": answer.provider,
-    }
-    if answer.cached is not None:
-        body["cached"] = answer.cached
-    if answer.attempts is not None:
-        body["attempts"] = [attempt.model_dump(exclude_none=True) for attempt in answer.attempts]
-    return body
+    } | _given(cached=answer.cached, attempts=_dumped(answer.attempts))
 
 
 def completion_id(request_id: str) -> str:
@@ -217,18 +210,24 @@ def completion_id(request_id: str) -> str:
 
 def usage_of(usage: TokenUsage) -> dict[str, Any]:
     """Returns OpenAI's `usage` object."""
-    body: dict[str, Any] = {
+    cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
+    return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-    }
-    if usage.cached_tokens is not None:
-        body["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
-    if usage.reasoning_tokens is not None:
-        body["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
-    if usage.estimated:
-        body["estimated"] = True
-    return body
+    } | _given(
+        prompt_tokens_details=None if cached is None else {"cached_tokens": cached},
+        completion_tokens_details=None if reasoning is None else {"reasoning_tokens": reasoning},
+        estimated=usage.estimated or None,
+    )
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _dumped(attempts: list[Attempt] | None) -> list[dict[str, Any]] | None:
+    return None if attempts is None else [attempt.model_dump() for attempt in attempts]
 
 
 class ChunkWriter:
@@ -249,30 +248,25 @@ class ChunkWriter:
 
     def delta(self, delta: StreamDelta) -> dict[str, Any]:
         """The chunk of one piece of the answer."""
-        fields = {
-            "content": delta.content,
-            "reasoning_content": delta.reasoning,
-            "tool_calls": delta.tool_calls,
-            "refusal": delta.refusal,
-        }
-        return self._chunk({name: value for name, value in fields.items() if value is not None})
+        return self._chunk(
+            _given(
+                content=delta.content,
+                reasoning_content=delta.reasoning,
+                tool_calls=delta.tool_calls,
+                refusal=delta.refusal,
+            )
+        )
 
     def last(self, end: StreamEnd, model: str, provider: str) -> list[dict[str, Any]]:
         """The chunk with the finish reason and, where it was asked for, the one with the usage."""
         self._head["model"] = model
-        attempts = (
-            None if end.attempts is None else [attempt.model_dump() for attempt in end.attempts]
+        ours = _given(
+            provider=provider,
+            cached=end.cached,
+            written_by=end.written_by,
+            attempts=_dumped(end.attempts),
         )
-        ours = {
-            "provider": provider,
-            "cached": end.cached,
-            "written_by": end.written_by,
-            "attempts": attempts,
-        }
-        chunks = [
-            self._chunk({}, end.finish_reason)
-            | {name: value for name, value in ours.items() if value is not None}
-        ]
+        chunks = [self._chunk({}, end.finish_reason) | ours]
         if self._include_usage:
             chunks.append({**self._head, "choices": [], "usage": usage_of(end.usage)})
         return chunks

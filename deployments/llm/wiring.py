@@ -45,7 +45,7 @@ from services.llm.batches import Batches, BatchWorker, WorkerSettings
 from services.llm.cache import AnswerCache
 from services.llm.cached_answers import CachedAnswers
 from services.llm.embeddings import Embeddings, embedding_target
-from services.llm.gateway import Gateway, Load
+from services.llm.gateway import Load
 from services.llm.idempotency import Idempotency, IdempotencyTimes
 from services.llm.limits.limiter import LeasedLimiter
 from services.llm.limits.protocol import LeaseSource, StandingSource
@@ -277,8 +277,7 @@ class AnswersRuntime:
         self._settings = settings
         if self._cached is not None:
             self._cached.retire()
-        self._cached = CachedAnswers(proxy, AnswerCache(settings.cache.max_bytes))
-        self._gateway = Gateway(self._cached, self._load)
+        self._cached = CachedAnswers(proxy, AnswerCache(settings.cache.max_bytes), self._load)
         self._worker.settings = replace(
             self._base,
             concurrency=settings.batch.concurrency,
@@ -303,9 +302,10 @@ class AnswersRuntime:
         """Puts unfinished batch requests back and releases the keys of unfinished calls."""
         await self._resources.aclose()
 
-    def gateway(self) -> Gateway:
+    def gateway(self) -> CachedAnswers:
         """The gateway as it is configured now; Serve reconfigures before it sends requests."""
-        return self._gateway
+        assert self._cached is not None
+        return self._cached
 
     def _configured(self) -> LLMSettings:
         assert self._settings is not None  # set before requests come
@@ -314,8 +314,7 @@ class AnswersRuntime:
     async def _complete_uncounted(
         self, request: ProxyRequest, request_id: str, credential: str
     ) -> ProxyResponse:
-        assert self._cached is not None  # set before the worker starts
-        return await self._cached.complete(request, request_id, credential=credential)
+        return await self.gateway().uncounted(request, request_id, credential)
 
     async def _purge(self) -> None:
         await self._queue.purge(self._configured().batch.retention_days * 86_400)

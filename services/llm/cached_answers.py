@@ -18,7 +18,7 @@ from contracts.llm.listings import ModelList
 from contracts.llm.requests import ProxyRequest
 from contracts.llm.usage import OUTCOME_OK, UsageRecord
 from services.llm.cache import AnswerCache, cache_key, is_clipped, is_worth_keeping
-from services.llm.gateway import Answerer, ChatStream, KeptTarget, WrappedStream
+from services.llm.gateway import Answerer, ChatStream, KeptTarget, Load
 from services.llm.proxy import LLMProxy
 
 T = TypeVar("T")
@@ -94,12 +94,14 @@ class SingleFlight(Generic[T]):
 class CachedAnswers:
     """Keeps whole answers, and shares running calls for them. Implements ChatGateway.
 
-    An answer from the cache counts as a request of its caller and takes no tokens.
+    An answer from the cache counts as a request of its caller and takes no tokens. `load` counts
+    the calls; a stream counts until it is closed.
     """
 
-    def __init__(self, proxy: LLMProxy, cache: AnswerCache) -> None:
+    def __init__(self, proxy: LLMProxy, cache: AnswerCache, load: Load) -> None:
         self._proxy = proxy
         self._cache = cache
+        self._load = load
         self._flights: SingleFlight[ProxyResponse] = SingleFlight()
 
     async def complete(
@@ -111,6 +113,16 @@ class CachedAnswers:
             InvalidRequest: `cache` without temperature 0.
             DaarionError: as the proxy.
         """
+        self._load.calls += 1
+        try:
+            return await self.uncounted(request, request_id, credential)
+        finally:
+            self._load.calls -= 1
+
+    async def uncounted(
+        self, request: ProxyRequest, request_id: str, credential: str
+    ) -> ProxyResponse:
+        """As `complete`, for calls that no caller waits for."""
         if request.cache is None:
             return await self._proxy.complete(request, request_id, credential=credential)
         started, key = time.monotonic(), cache_key(request)
@@ -128,15 +140,28 @@ class CachedAnswers:
         self, request: ProxyRequest, request_id: str, *, credential: str
     ) -> ChatStream:
         """Returns a stream; with `cache`, a cached answer as one piece. Raises as `complete`."""
+        self._load.calls += 1
+        try:
+            return _CountedStream(*await self._opened(request, request_id, credential), self._load)
+        except BaseException:
+            self._load.calls -= 1
+            raise
+
+    async def _opened(
+        self, request: ProxyRequest, request_id: str, credential: str
+    ) -> tuple[ChatStream, AsyncIterator[StreamItem]]:
+        """Returns a stream and its items."""
         if request.cache is None:
-            return await self._proxy.open_stream(request, request_id, credential=credential)
+            opened = await self._proxy.open_stream(request, request_id, credential=credential)
+            return opened, opened.items()
         started, key = time.monotonic(), cache_key(request)
         answer = self._cache.get(key, request.cache.ttl_s)
         if answer is not None:
             await self._reused(answer, request, request_id, credential, started, streamed=True)
-            return _ReplayedStream(answer)
+            replayed = _ReplayedStream(answer)
+            return replayed, replayed.items()
         opened = await self._proxy.open_stream(request, request_id, credential=credential)
-        return WrappedStream(opened, _recorded(opened, partial(self._keep, key, request)))
+        return opened, _recorded(opened, partial(self._keep, key, request))
 
     def models(self) -> ModelList:
         """Returns every logical model with its availability."""
@@ -205,6 +230,28 @@ class CachedAnswers:
         self._proxy.events.emit("llm.call", **record.event(), cached=True)
         own = {"cached": True, "request_id": request_id, "latency_ms": latency, "attempts": None}
         return answer.model_copy(update=own)
+
+
+class _CountedStream:
+    """A stream that counts until it is closed."""
+
+    def __init__(self, inner: ChatStream, items: AsyncIterator[StreamItem], load: Load) -> None:
+        self._inner = inner
+        self._items = items
+        self._load: Load | None = load
+
+    @property
+    def target(self) -> Answerer:
+        return self._inner.target
+
+    def items(self) -> AsyncIterator[StreamItem]:
+        return self._items
+
+    async def close(self) -> None:
+        load, self._load = self._load, None
+        if load is not None:
+            load.calls -= 1
+        await self._inner.close()
 
 
 class _ReplayedStream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -42,7 +42,7 @@ class ChatStream(Protocol):
 class ChatGateway(Protocol):
     """Answers, whole or streamed, and the list of models.
 
-    Gateway, CachedAnswers and LLMProxy implement it.
+    CachedAnswers and LLMProxy implement it.
     """
 
     async def complete(
@@ -61,76 +61,6 @@ class ChatGateway(Protocol):
 
 @dataclass(slots=True)
 class Load:
-    """Counts the running calls of this process that a caller waits for."""
+    """How many calls of this process a caller waits for; it outlives a reload."""
 
     calls: int = 0
-
-
-class Gateway:
-    """Counts the calls that callers wait for. Implements ChatGateway around another one.
-
-    `load` is given from outside, so that it outlives a reload.
-    """
-
-    def __init__(self, answers: ChatGateway, load: Load) -> None:
-        self._answers = answers
-        self._load = load
-
-    async def complete(
-        self, request: ProxyRequest, request_id: str, *, credential: str
-    ) -> ProxyResponse:
-        """Returns one whole answer. Raises as the inner gateway."""
-        self._load.calls += 1
-        try:
-            return await self._answers.complete(request, request_id, credential=credential)
-        finally:
-            self._load.calls -= 1
-
-    async def open_stream(
-        self, request: ProxyRequest, request_id: str, *, credential: str
-    ) -> ChatStream:
-        """Returns a stream, which counts until it is closed. Raises as the inner gateway."""
-        self._load.calls += 1
-        try:
-            opened = await self._answers.open_stream(request, request_id, credential=credential)
-        except BaseException:
-            self._load.calls -= 1
-            raise
-        return WrappedStream(opened, closed=self._ended)
-
-    def models(self) -> ModelList:
-        """Returns every logical model with its availability."""
-        return self._answers.models()
-
-    def _ended(self) -> None:
-        self._load.calls -= 1
-
-
-class WrappedStream:
-    """A stream around another one: with its `items` or those given, and `closed` once at its end.
-
-    `closed` is called before the inner stream is closed.
-    """
-
-    def __init__(
-        self,
-        inner: ChatStream,
-        items: AsyncIterator[StreamItem] | None = None,
-        closed: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._inner = inner
-        self._items = items
-        self._closed: Callable[[], None] | None = closed
-
-    @property
-    def target(self) -> Answerer:
-        return self._inner.target
-
-    def items(self) -> AsyncIterator[StreamItem]:
-        return self._inner.items() if self._items is None else self._items
-
-    async def close(self) -> None:
-        closed, self._closed = self._closed, None
-        if closed is not None:
-            closed()
-        await self._inner.close()

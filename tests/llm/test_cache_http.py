@@ -10,7 +10,7 @@ from contracts.llm.limits import Limit, LimitKey
 from services.llm import cached_answers
 from services.llm.cache import AnswerCache
 from services.llm.cached_answers import CachedAnswers
-from services.llm.gateway import Gateway, Load
+from services.llm.gateway import Load
 from services.llm.limits.limiter import LeasedLimiter
 from tests.support.llm.limits import InProcessAuthority
 from tests.support.llm.proxy import CALLER, client_of, proxy_over
@@ -35,9 +35,7 @@ async def running(plays="ok", **options):
     ):
         upstream.script(plays)
         load = Load()
-        async with client_of(
-            Gateway(CachedAnswers(proxy, AnswerCache(1 << 20)), load), recorder
-        ) as client:
+        async with client_of(CachedAnswers(proxy, AnswerCache(1 << 20), load), recorder) as client:
             yield client, upstream, recorder, load
 
 
@@ -103,7 +101,7 @@ async def with_a_thrifty_agent(plays):
         limiter = LeasedLimiter(InProcessAuthority(), only_the_thrifty)
         load = Load()
         async with client_of(
-            Gateway(CachedAnswers(replace(proxy, limiter=limiter), AnswerCache(1 << 20)), load),
+            CachedAnswers(replace(proxy, limiter=limiter), AnswerCache(1 << 20), load),
             recorder,
         ) as client:
             yield client, upstream, load
