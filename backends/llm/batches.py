@@ -15,7 +15,7 @@ from psycopg.rows import DictRow
 
 from backends.postgres.leases import renew
 from backends.postgres.pages import read_page
-from backends.postgres.pool import Database
+from backends.postgres.pool import Database, PostgresAdapter
 from backends.postgres.purging import purge
 from contracts.errors import NotFound, OverLimit, RateLimited
 from contracts.identity import new_id
@@ -211,11 +211,8 @@ class PostgresBatches:
             values["after"] = rows[-1]["position"]
 
 
-class PostgresBatchQueue:
+class PostgresBatchQueue(PostgresAdapter):
     """Implements BatchQueue."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def lease(self, lease_s: float) -> BatchWork | None:
         async with self._database.transaction() as connection:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, LiteralString
 
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from backends.postgres.purging import purge
 from contracts.errors import IdempotencyConflict
 from contracts.llm.idempotency import Granted, InWork, KeyUse, Settled
@@ -58,11 +58,8 @@ WHERE microdao_id = %(microdao_id)s AND key = %(key)s AND leased_by = %(leased_b
 PURGE = "SELECT llm_idempotency_purge(%(at_most)s) AS removed"
 
 
-class PostgresIdempotency:
+class PostgresIdempotency(PostgresAdapter):
     """Implements IdempotencyStore."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def begin(
         self, use: KeyUse, lease_s: float, retention_s: float

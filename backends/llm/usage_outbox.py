@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 
 STATEMENT_TIMEOUT_S = 5.0
 
@@ -27,11 +27,8 @@ WHERE id IN (
 """
 
 
-class PostgresUsageOutbox:
+class PostgresUsageOutbox(PostgresAdapter):
     """Implements UsageOutbox. Every method raises DatabaseUnavailable and DeadlineExceeded."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def add(self, ids: Sequence[str]) -> None:
         """Adds calls by their ids; one that is there already stays."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from contracts.llm.limits import NANO_PER_USD, SubjectKind
 
 TIMEOUT_S = 10.0
@@ -15,11 +15,8 @@ GROUP BY recorder
 """
 
 
-class UsageSpending:
+class UsageSpending(PostgresAdapter):
     """Sums of money."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def spent(
         self, kind: SubjectKind, subject: str, since: datetime, until: datetime

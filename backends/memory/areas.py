@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.abc import Query
 from psycopg.rows import DictRow
 
-from backends.postgres.pool import Database
+from backends.postgres.pool import Database, PostgresAdapter
 from contracts.identity import Tenant
 from contracts.memory.ports import Area, Filters, SearchScope
 
@@ -56,11 +56,8 @@ def identity(tenant: Tenant) -> dict[str, Any]:
     return {"microdao_id": tenant.microdao_id, "agent_id": tenant.agent_id}
 
 
-class AreaDirectory:
+class AreaDirectory(PostgresAdapter):
     """Implements ScopeReader."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def scope_of(self, tenant: Tenant) -> SearchScope:
         rows = await tenant_rows(self._database, tenant, SEEN, identity(tenant))

@@ -19,7 +19,7 @@ from backends.memory.areas import (
 )
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from contracts.memory.background import Document, DocumentChunk, DocumentFile
 from contracts.memory.ports import Area
 
@@ -102,11 +102,8 @@ WHERE microdao_id = %(microdao_id)s AND agent_id = ''
 TREES = "SELECT microdao_id FROM memory_areas WHERE agent_id = ''"
 
 
-class DocumentTables:
+class DocumentTables(PostgresAdapter):
     """Implements DocumentStore."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def trees(self) -> list[str]:
         return [row["microdao_id"] for row in await background_rows(self._database, TREES)]

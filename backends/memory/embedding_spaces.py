@@ -6,7 +6,7 @@ from typing import Any
 
 from backends.memory.areas import background_rows, background_transaction, lock
 from backends.memory.vectors import half_vectors
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from contracts.llm.embeddings import EmbeddingBatch, EmbeddingSpace, check_embedding_space
 from contracts.memory.background import Claim, PendingChunk
 from contracts.memory.ports import Area
@@ -95,14 +95,11 @@ WHERE old.microdao_id = %(microdao_id)s AND old.agent_id = %(agent_id)s AND old.
 """
 
 
-class EmbeddingSpaces:
+class EmbeddingSpaces(PostgresAdapter):
     """Table memory_spaces, and vectors of another model beside those that are searched.
 
     The first model in use is searched from the start.
     """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def adopt(self, configured: EmbeddingSpace) -> bool:
         """Makes `configured` the model whose vectors are searched; returns False if it was already.

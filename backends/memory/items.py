@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import sql
 
 from backends.memory.areas import identity, predicate_of, tenant_rows
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from contracts.memory.api import Item
 from contracts.memory.items import described, origin_of, source_of
 from contracts.memory.ports import SearchScope
@@ -26,11 +26,8 @@ BY_ID = sql.SQL("""
 """)
 
 
-class Items:
+class Items(PostgresAdapter):
     """Implements ItemReader."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def read(self, scope: SearchScope, chunks: Mapping[str, int]) -> dict[str, Item]:
         numbers = [chunk for chunk in chunks.values() if chunk]

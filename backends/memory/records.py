@@ -13,7 +13,7 @@ from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
 from backends.memory.removal import remove_memory
 from backends.postgres.cursors import read_cursor, write_cursor
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from contracts.errors import Conflict
 from contracts.identity import Tenant
 from contracts.memory.administration import ExportedMemory, ExportFilter
@@ -102,11 +102,8 @@ OLDER = sql.SQL("(created_at, id) < (%(after_at)s, %(after_id)s)")
 NEWER = sql.SQL("(created_at, id) > (%(after_at)s, %(after_id)s)")
 
 
-class MemoryStore:
+class MemoryStore(PostgresAdapter):
     """Implements MemoryRecords."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def add(self, memory: NewMemory) -> Stored:
         counts = [grams(chunk) for chunk in memory.chunks]

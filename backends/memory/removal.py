@@ -19,7 +19,7 @@ from backends.memory.areas import (
     tenant_transaction,
 )
 from backends.memory.lexicon.merging import sweep
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from contracts.identity import Tenant, new_id
 from contracts.memory.administration import EraseReceipt, EraseRequest
 from contracts.memory.ports import Area
@@ -86,11 +86,8 @@ async def remove_agent(connection: Connection, area: Area) -> dict[str, int]:
     return erased
 
 
-class ErasureTables:
+class ErasureTables(PostgresAdapter):
     """Implements ErasureStore."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def agents(self, microdao_id: str) -> list[str]:
         rows = await background_rows(self._database, AGENTS, {"microdao_id": microdao_id})

@@ -18,7 +18,7 @@ from backends.memory.areas import (
     identity,
     tenant_rows,
 )
-from backends.postgres.pool import Database
+from backends.postgres.pool import Database, PostgresAdapter
 from backends.postgres.purging import purge_all
 from contracts.identity import Tenant
 from contracts.memory.ports import Area, Filters, ItemCandidate, LoggedEvent
@@ -46,11 +46,8 @@ DAY_S = 86_400.0
 EXPIRE_TIMEOUT_S = 30.0
 
 
-class ShortTermLog:
+class ShortTermLog(PostgresAdapter):
     """Implements ShortTermReader."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def recent(self, tenant: Tenant, filters: Filters, limit: int) -> list[ItemCandidate]:
         where, values = conditions(filters)

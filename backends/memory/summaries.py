@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from backends.memory.areas import identity, tenant_rows, tenant_transaction
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from contracts.identity import Tenant
 from contracts.memory.ports import Summary
 
@@ -33,11 +33,8 @@ SET summary = excluded.summary, sources = excluded.sources, last_seq = excluded.
 EVERY_CHANNEL = ""
 
 
-class Summaries:
+class Summaries(PostgresAdapter):
     """Implements SummaryStore."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def read(self, tenant: Tenant, channel_id: str | None, size: int) -> Summary | None:
         values = _key(tenant, channel_id, size)

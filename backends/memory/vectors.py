@@ -23,7 +23,7 @@ from backends.memory.areas import (
     tenant_transaction,
 )
 from backends.memory.candidates import DISTINCT_ITEMS, are_enough, candidates_of, depths
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.ports import Area, Filters, ItemCandidate, SearchScope
 
@@ -74,11 +74,8 @@ def half_vectors(batch: EmbeddingBatch) -> list[HalfVector]:
     return [HalfVector(row) for row in rows.astype(np.float16)]
 
 
-class VectorStore:
+class VectorStore(PostgresAdapter):
     """Implements DenseIndex."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def search(
         self, scope: SearchScope, filters: Filters, question: EmbeddingBatch, limit: int

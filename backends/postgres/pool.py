@@ -278,5 +278,12 @@ class Database:
             self._events.emit("database.back")
 
 
+class PostgresAdapter:
+    """Implements a port by statements alone: it holds the pool and no state."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+
 def _milliseconds(seconds: float) -> str:
     return str(max(1, round(seconds * 1000)))

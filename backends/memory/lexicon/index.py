@@ -34,7 +34,7 @@ from backends.memory.lexicon.postings import (
     unpack,
 )
 from backends.memory.lexicon.scoring import Scored, score
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from contracts.memory.ports import Filters, ItemCandidate, LexicalAnswer, SearchScope
 
 MAX_GRAMS = 128
@@ -80,11 +80,8 @@ UNION = sql.SQL(" UNION ALL ")
 Numbers = npt.NDArray[np.uint32]
 
 
-class Lexicon:
+class Lexicon(PostgresAdapter):
     """Implements LexicalIndex."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def search(
         self, scope: SearchScope, filters: Filters, query: str, limit: int
