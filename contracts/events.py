@@ -14,19 +14,25 @@ class EventLog(Protocol):
 
 
 def failure_event(
-    events: EventLog, event: str | None, *, defect: str | None = None, **fields: Any
+    events: EventLog,
+    event: str | None,
+    *,
+    defect: str | None = None,
+    with_pause: bool = False,
+    **fields: Any,
 ) -> Callable[[Exception, float], None]:
     """Returns what emits a failed run of periodic work: as `event` with the error's type; other
     exceptions than DaarionError, with traceback, as `defect` if it is given. Without `event` only
-    those are emitted.
+    those are emitted. `with_pause`: `event` has the `seconds` until the next run.
     """
 
-    def emit(error: Exception, _seconds: float) -> None:
+    def emit(error: Exception, seconds: float) -> None:
         if not isinstance(error, DaarionError):
             name = defect or event
             assert name is not None
             events.emit(name, **fields, error=type(error).__name__, exc_info=error)
         elif event is not None:
-            events.emit(event, **fields, error=error.type)
+            pause = {"seconds": seconds} if with_pause else {}
+            events.emit(event, **fields, error=error.type, **pause)
 
     return emit

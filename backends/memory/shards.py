@@ -6,10 +6,9 @@ there only when every query has ended that may not know of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from backends.memory.areas import Connection, background_rows, background_transaction, lock
 from backends.postgres.pool import Database
+from configs.memory import VectorSettings
 from contracts.events import EventLog
 from contracts.memory.ports import Area
 
@@ -57,21 +56,13 @@ WHERE shard = %(shard)s AND microdao_id = %(microdao_id)s AND agent_id = %(agent
 INDEX = "SELECT memory_index_shard(%(shard)s, %(version)s, %(dimension)s)"
 
 
-@dataclass(frozen=True, slots=True)
-class ShardSettings:
-    """When an area gets a shard.
+class ShardUpkeep:
+    """Implements Upkeep.
 
     Up to `exact_rows` an area is scanned exactly. Beyond, it has a shard, and up to `remainder`
-    rows outside of it. There are at most `most` shards; areas that get none are still scanned.
+    rows outside of it. There are at most `max_shards`; areas that get none are still scanned. A
+    query reads its areas first and ends within `query_timeout_s`.
     """
-
-    exact_rows: int = 10_000
-    remainder: int = 1_000
-    most: int = 200
-
-
-class ShardUpkeep:
-    """Implements Upkeep. A query reads its areas first and ends within `query_timeout_s`."""
 
     name = "shards"
 
@@ -79,14 +70,16 @@ class ShardUpkeep:
         self,
         database: Database,
         events: EventLog,
-        settings: ShardSettings,
+        settings: VectorSettings,
         *,
         query_timeout_s: float,
+        remainder: int = 1_000,
         interval_s: float = 5.0,
     ) -> None:
         self._database = database
         self._events = events
         self._settings = settings
+        self._remainder = remainder
         self.query_timeout_s = query_timeout_s
         self.interval_s = interval_s
 
@@ -94,7 +87,7 @@ class ShardUpkeep:
         """Opens, fills and indexes the shards that are due."""
         values = {
             "exact_rows": self._settings.exact_rows,
-            "remainder": self._settings.remainder,
+            "remainder": self._remainder,
             "grace_s": self.query_timeout_s + MARGIN_S,
         }
         for row in await background_rows(self._database, DUE, values):
@@ -103,7 +96,7 @@ class ShardUpkeep:
 
     async def _open(self, area: Area) -> None:
         """Creates and announces a shard if the area really has more than `exact_rows` rows."""
-        values = {**area.identity, "most": self._settings.most}
+        values = {**area.identity, "most": self._settings.max_shards}
         async with background_transaction(
             self._database, area, timeout_s=MOVE_TIMEOUT_S
         ) as connection:

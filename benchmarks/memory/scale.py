@@ -30,11 +30,12 @@ from backends.memory.lexicon.index import Lexicon
 from backends.memory.lexicon.merging import merge
 from backends.memory.lexicon.postings import pack_terms
 from backends.memory.lexicon.upkeep import LexiconUpkeep
-from backends.memory.shards import MARGIN_S, ShardSettings, ShardUpkeep
+from backends.memory.shards import MARGIN_S, ShardUpkeep
 from backends.memory.short_term import ShortTermLog
 from backends.memory.vectors import VectorStore
 from backends.postgres.migrate import migrate
 from backends.postgres.pool import Database
+from configs.memory import VectorSettings
 from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
 from contracts.memory.api import QueryRequest
@@ -221,7 +222,7 @@ class Bench:
     async def upkeep(self) -> None:
         """Runs the product's background work until nothing is due."""
         lexicon = LexiconUpkeep(self.database, NoEvents())
-        shards = ShardUpkeep(self.database, NoEvents(), ShardSettings(), query_timeout_s=-MARGIN_S)
+        shards = ShardUpkeep(self.database, NoEvents(), VectorSettings(), query_timeout_s=-MARGIN_S)
         async with background_transaction(self.database, timeout_s=30) as connection:
             rows = await (
                 await connection.execute("SELECT microdao_id, agent_id FROM memory_areas")

@@ -15,7 +15,7 @@ from backends.memory.lexicon.upkeep import LexiconUpkeep
 from backends.memory.queue import EmbeddingQueue
 from backends.memory.records import MemoryStore
 from backends.memory.removal import ErasureTables
-from backends.memory.shards import ShardSettings, ShardUpkeep
+from backends.memory.shards import ShardUpkeep
 from backends.memory.short_term import EventRetention, ShortTermLog
 from backends.memory.summaries import Summaries
 from backends.memory.vectors import VectorStore
@@ -68,7 +68,12 @@ class MemoryRuntime:
         self.worker = IngestionWorker(EmbeddingQueue(self._background), embedder, events, lanes)
         self._size = ChunkSize(settings.chunks.most, settings.chunks.overlap)
         self._knowledge = self._knowledge_base()
-        self._shards = self._shard_upkeep()
+        self._shards = ShardUpkeep(
+            self._background,
+            events,
+            settings.vectors,
+            query_timeout_s=settings.query.timeout_s,
+        )
         self._upkeep = UpkeepRunner(self._jobs(), self._leases, events)
         self.cases = self._use_cases(settings)
 
@@ -157,15 +162,6 @@ class MemoryRuntime:
             shared=shared,
             interval_s=kb.interval_s,
             size=self._size,
-        )
-
-    def _shard_upkeep(self) -> ShardUpkeep:
-        vectors = self._settings.vectors
-        return ShardUpkeep(
-            self._background,
-            self._events,
-            ShardSettings(exact_rows=vectors.exact_rows, most=vectors.max_shards),
-            query_timeout_s=self._settings.query.timeout_s,
         )
 
     def _jobs(self) -> list[Upkeep]:

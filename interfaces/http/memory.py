@@ -192,7 +192,11 @@ async def _import_batches(request: Request) -> AsyncIterator[list[ExportedMemory
         record = _record(number, line)
         if isinstance(record, ExportEnd):
             ended = True
-            _check_count(number, record.count, count)
+            if record.count != count:
+                raise InvalidRequest(
+                    f"line {number}: the export should have {record.count} memories, but has "
+                    f"{count}"
+                )
             continue
         count += 1
         batch.append(record)
@@ -206,13 +210,6 @@ async def _import_batches(request: Request) -> AsyncIterator[list[ExportedMemory
         )
     if batch:
         yield batch
-
-
-def _check_count(number: int, announced: int, count: int) -> None:
-    if announced != count:
-        raise InvalidRequest(
-            f"line {number}: the export should have {announced} memories, but has {count}"
-        )
 
 
 def _record(number: int, line: bytes) -> ExportedMemory | ExportEnd:

@@ -174,7 +174,9 @@ class BatchWorker:
             start_periodic(
                 self._begin_next,
                 poll_s,
-                self._failed,
+                failure_event(
+                    self._events, "llm.batch_waits", defect="llm.batch_defect", with_pause=True
+                ),
                 name="batches",
                 at_once=True,
                 wake=self._changed,
@@ -197,12 +199,6 @@ class BatchWorker:
     def wake(self) -> None:
         """Wakes the worker: there may be work, or room for it."""
         self._changed.set()
-
-    def _failed(self, error: Exception, seconds: float) -> None:
-        if isinstance(error, DaarionError):
-            self._events.emit("llm.batch_waits", error=error.type, seconds=seconds)
-        else:
-            self._events.emit("llm.batch_defect", error=type(error).__name__, exc_info=error)
 
     def _free(self) -> int:
         """Returns the free slots.
@@ -261,9 +257,9 @@ class BatchWorker:
         except DaarionError as error:
             delay = delay_after(error, work.failures, self.settings, work.stalled_s)
             if delay is None:
-                return orjson.dumps(
-                    self._informative(request.model, error).envelope(request_id)["error"]
-                ), False
+                if isinstance(error, CircuitOpen):  # it explains less than what opened the circuit
+                    error = self._last_failures.get(request.model, error)
+                return orjson.dumps(error.envelope(request_id)["error"]), False
             if delay.failed and (
                 request.model in self._last_failures or len(self._last_failures) < MAX_REMEMBERED
             ):
@@ -271,10 +267,6 @@ class BatchWorker:
             await self._release(work, delay)
             return None, False
         return orjson.dumps(answer.model_dump(exclude_none=True)), True
-
-    def _informative(self, model: str, error: DaarionError) -> DaarionError:
-        """Replaces `CircuitOpen`, which explains little, by the model's last failure here."""
-        return self._last_failures.get(model, error) if isinstance(error, CircuitOpen) else error
 
     async def _finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> None:
         """Writes the result, retrying while the database is away; it counts if the lease holds."""

@@ -10,7 +10,7 @@ from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, InvalidRequest
-from contracts.events import EventLog
+from contracts.events import EventLog, failure_event
 from contracts.llm.embeddings import Embedder
 from contracts.memory.background import Claim, IngestionQueue
 
@@ -53,11 +53,18 @@ class IngestionWorker:
 
     def start(self) -> None:
         """Starts the lanes on the running event loop."""
+        # After a defect the claim returns with the end of its lease.
+        failed = failure_event(
+            self._events,
+            "memory.ingestion_waits",
+            defect="memory.ingestion_defect",
+            with_pause=True,
+        )
         self._lanes = [
             start_periodic(
                 self._step,
                 self._settings.poll_s,
-                self._failed,
+                failed,
                 name=f"ingestion:{lane}",
                 at_once=True,
                 wake=self._work,
@@ -79,13 +86,6 @@ class IngestionWorker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._progress.wait()
-
-    def _failed(self, error: Exception, seconds: float) -> None:
-        """After a defect the claim returns with the end of its lease."""
-        if isinstance(error, DaarionError):
-            self._events.emit("memory.ingestion_waits", error=error.type, seconds=seconds)
-        else:
-            self._events.emit("memory.ingestion_defect", error=type(error).__name__, exc_info=error)
 
     async def _step(self) -> bool:
         """Embeds one claim; returns whether there was one."""

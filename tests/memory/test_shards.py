@@ -10,9 +10,10 @@ from psycopg import sql
 
 from backends.memory.areas import AreaDirectory, background_transaction, tenant_transaction
 from backends.memory.removal import remove_agent
-from backends.memory.shards import MARGIN_S, ShardSettings, ShardUpkeep
+from backends.memory.shards import MARGIN_S, ShardUpkeep
 from backends.memory.vectors import PREPARE, VectorStore, dense_statement
 from backends.postgres.pool import Database
+from configs.memory import VectorSettings
 from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.ports import Area, Filters
@@ -109,8 +110,8 @@ async def rows(database_urls: DatabaseUrls) -> Rows:
 @pytest.fixture
 def shards(database: Database, events: RecordedEvents) -> ShardUpkeep:
     """Fills a shard as soon as it is announced."""
-    settings = ShardSettings(exact_rows=1_000, remainder=100)
-    return ShardUpkeep(database, events, settings, query_timeout_s=-MARGIN_S)
+    settings = VectorSettings(exact_rows=1_000)
+    return ShardUpkeep(database, events, settings, query_timeout_s=-MARGIN_S, remainder=100)
 
 
 async def plan(database: Database, tenant: Tenant) -> str:
@@ -248,8 +249,8 @@ async def test_a_query_that_began_before_the_announcement_finds_everything(
     database: Database, rows: Rows, events: RecordedEvents
 ):
     """It searches shard 0 only, so rows stay there until its timeout is over."""
-    settings = ShardSettings(exact_rows=1_000, remainder=100)
-    shards = ShardUpkeep(database, events, settings, query_timeout_s=600)
+    settings = VectorSettings(exact_rows=1_000)
+    shards = ShardUpkeep(database, events, settings, query_timeout_s=600, remainder=100)
     before = await AreaDirectory(database).scope_of(LARGE)
     await shards.run()
     assert await shard_of(database, LARGE) > 0

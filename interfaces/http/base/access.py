@@ -112,6 +112,14 @@ class AccessControl:
         )
 
 
+def header(headers: Headers, wanted: bytes) -> bytes:
+    """Returns the first header of that name (in lower case), or nothing."""
+    for name, value in headers:
+        if name == wanted:
+            return value
+    return b""
+
+
 @lru_cache(maxsize=8)
 def credential_name(secret: bytes) -> str:
     """Returns the name by which limits and the ledger know a secret.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -10,7 +9,7 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from contracts.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
-from interfaces.http.base.access import Headers
+from interfaces.http.base.access import Headers, header
 
 MAX_BODY_BYTES = 8 << 20
 _LINES = frozenset(
@@ -112,14 +111,12 @@ def require_lines(headers: Headers) -> None:
 
 
 def _media_type(headers: Headers) -> bytes:
-    for name, value in headers:
-        if name == b"content-type":
-            return value.partition(b";")[0].strip().lower()
-    return b""
+    return header(headers, b"content-type").partition(b";")[0].strip().lower()
 
 
 async def _read_bounded(request: Request, max_bytes: int) -> bytes:
-    if _announced(request.scope["headers"]) > max_bytes:
+    announced = header(request.scope["headers"], b"content-length")
+    if announced.isdigit() and int(announced) > max_bytes:
         raise _too_large(max_bytes)
     parts: list[bytes] = []
     size, more = 0, True
@@ -134,13 +131,6 @@ async def _read_bounded(request: Request, max_bytes: int) -> bytes:
             raise _too_large(max_bytes)
         parts.append(chunk)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _announced(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    for name, value in headers:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
 
 
 def _empty() -> InvalidRequest:

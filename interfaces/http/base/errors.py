@@ -44,17 +44,13 @@ class JsonResponse(Response):
     ) -> None:
         self.status_code = status_code
         self.background = None
-        self.body = self.render(content)
+        self.body = content if isinstance(content, bytes) else orjson.dumps(content)
         self.raw_headers = [(b"content-length", b"%d" % len(self.body)), _CONTENT_TYPE]
         if headers:
             self.raw_headers += [
                 (name.lower().encode("latin-1"), value.encode("latin-1"))
                 for name, value in headers.items()
             ]
-
-    def render(self, content: Any) -> bytes:
-        """Returns the body."""
-        return content if isinstance(content, bytes) else orjson.dumps(content)
 
     async def __call__(
         self,

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from contracts.errors import DaarionError, MethodNotAllowed, NotFound, RequestTimeout
 from contracts.events import EventLog
-from interfaces.http.base.access import AccessControl
+from interfaces.http.base.access import AccessControl, header
 from interfaces.http.base.errors import as_leaf, error_response
 from interfaces.http.base.request_slots import BODY_S, UPLOAD_S, RequestSlot, RequestSlots
 from interfaces.http.base.routing import Handler, fixed_handlers
@@ -124,8 +124,12 @@ class Ingress:
     async def _refuse(
         self, error: Exception, scope: Scope, slot: RequestSlot, request_id: str
     ) -> None:
-        allowed = _methods(self._app, scope) if _is_wrong_method(error) else None
-        api_error = as_leaf(error) if allowed is None else _wrong_method(allowed)
+        allowed, api_error = None, as_leaf(error)
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            allowed = _methods(self._app, scope)
+            api_error = MethodNotAllowed(
+                f"this route does not take that method; allowed: {allowed}"
+            )
         if api_error.status >= 500 and not isinstance(error, DaarionError):
             self._events.emit(
                 "http.defect",
@@ -164,19 +168,11 @@ def _unknown_route() -> NotFound:
     return NotFound("no such route: see /docs")
 
 
-def _is_wrong_method(error: Exception) -> bool:
-    return isinstance(error, HTTPException) and error.status_code == 405
-
-
 def _methods(router: APIRouter, scope: Scope) -> str:
     """Returns the methods of every route with this path; Starlette names those of the first."""
     routes = [route for route in router.routes if isinstance(route, Route)]
     found = [route.methods or () for route in routes if route.matches(scope)[0] is not Match.NONE]
     return ", ".join(sorted(set().union(*found)))
-
-
-def _wrong_method(allowed: str) -> MethodNotAllowed:
-    return MethodNotAllowed(f"this route does not take that method; allowed: {allowed}")
 
 
 def _normalise_path(scope: Scope) -> str:
@@ -191,9 +187,5 @@ def _normalise_path(scope: Scope) -> str:
 
 
 def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            given: str = value.decode("latin-1")
-            if _REQUEST_ID.fullmatch(given):
-                return given
-    return uuid.uuid4().hex
+    given = header(scope["headers"], b"x-request-id").decode("latin-1")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
