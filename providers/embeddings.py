@@ -157,10 +157,9 @@ class OpenAIEmbedder:
                 raise _refusal(response)
             content = await read_bounded(response, MAX_ANSWER_BYTES)
         try:
-            payload: object = orjson.loads(content)
+            return orjson.loads(content)
         except orjson.JSONDecodeError:
             raise UpstreamInvalidResponse(f"{_WHO} answered no valid JSON") from None
-        return payload
 
     def _vectors(self, payload: object, expected: int) -> tuple[bytes, int]:
         """Puts the rows in the order of their index and checks them."""

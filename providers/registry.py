@@ -28,7 +28,7 @@ def build_providers(
         ConfigurationError: a `type` that no module implements.
     """
     built = {
-        name: closing(_build(name, provider, resources))
+        name: closing(_adapter(name, provider)(name, provider, resources))
         for name, provider in settings.providers.items()
     }
     resources.slots.keep(built)
@@ -41,11 +41,7 @@ def check_types(settings: LLMSettings) -> None:
         _adapter(name, provider)
 
 
-def _build(name: str, settings: ProviderSettings, resources: ProviderResources) -> ChatProvider:
-    return cast("ChatProvider", _adapter(name, settings)(name, settings, resources))
-
-
-def _adapter(name: str, settings: ProviderSettings) -> Callable[..., object]:
+def _adapter(name: str, settings: ProviderSettings) -> Callable[..., ChatProvider]:
     module_name = f"providers.{settings.type}"
     adapter = (
         getattr(import_module(module_name), "Provider", None) if find_spec(module_name) else None
@@ -55,4 +51,4 @@ def _adapter(name: str, settings: ProviderSettings) -> Callable[..., object]:
             f"llm.yaml: providers.{name}.type: no adapter `{settings.type}` "
             f"(a class `Provider` in providers/{settings.type}.py)"
         )
-    return cast("Callable[..., object]", adapter)
+    return cast("Callable[..., ChatProvider]", adapter)

@@ -39,14 +39,13 @@ class JsonTexts:
                 bounds.
         """
         try:
-            value: object = orjson.loads(payload)
+            return orjson.loads(payload)
         except orjson.JSONDecodeError:
             cost = len(payload) + REPAIR_COST
             if len(payload) > MAX_REPAIRED_BYTES or cost > self._repairable:
                 raise
             self._repairable -= cost
-            value = _repaired(payload)
-        return value
+            return _repaired(payload)
 
 
 def decoded(payload: bytes) -> object:
@@ -60,10 +59,9 @@ def _repaired(payload: bytes) -> object:
         payload.removeprefix(_BOM).decode("utf-8", "replace"),
     )
     try:
-        value: object = json.loads(text, strict=False)
+        return json.loads(text, strict=False)
     except RecursionError:
         raise ValueError("too deep") from None
-    return value
 
 
 def encoded(value: object) -> str:

@@ -1,18 +1,19 @@
-"""Reads the usage ledger: sums by agent, microDAO, model, provider and day, page by page."""
+"""Reads the usage ledger: sums by agent, model or day, page by page; what a subject has spent."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import orjson
 from anyio import CapacityLimiter
 from psycopg import sql
 
-from backends.postgres.pool import Database
+from backends.postgres.pool import Database, PostgresAdapter
 from contracts.errors import InvalidRequest, Overloaded
+from contracts.llm.limits import NANO_PER_USD, SubjectKind
 from contracts.llm.usage import TOKEN_FIELDS, GroupKey, UsageFilter, UsagePage, UsageRow
 
 QUERY_TIMEOUT_S = 10.0
@@ -60,6 +61,11 @@ GROUPED = sql.SQL(
     "GROUP BY {keys} ORDER BY {keys} LIMIT %(rows)s"
 )
 AFTER = sql.SQL("({keys}) > ({values})")
+SPENT = """
+SELECT recorder, sum(cost_usd) AS spent FROM llm_spending
+WHERE kind = %(kind)s AND subject = %(subject)s AND day >= %(since)s AND day < %(until)s
+GROUP BY recorder
+"""
 
 
 class PostgresUsageReader:
@@ -100,6 +106,30 @@ class PostgresUsageReader:
             end=end,
             next_cursor=_cursor(usage_filter, start, end, rows[-1]) if more else None,
         )
+
+
+class UsageSpending(PostgresAdapter):
+    """Sums of money."""
+
+    async def spent(
+        self, kind: SubjectKind, subject: str, since: datetime, until: datetime
+    ) -> dict[str, int]:
+        """Returns the nano-dollars that `subject` spent, by the process that recorded them.
+
+        Counted are the UTC days from that of `since` to the one before that of `until`.
+
+        Raises:
+            DatabaseUnavailable, DeadlineExceeded: the ledger cannot be read now, or not in time.
+        """
+        async with self._database.transaction(timeout_s=QUERY_TIMEOUT_S) as connection:
+            values = {
+                "kind": kind,
+                "subject": subject,
+                "since": since.astimezone(UTC).date(),
+                "until": until.astimezone(UTC).date(),
+            }
+            rows = await (await connection.execute(SPENT, values)).fetchall()
+        return {row["recorder"]: int(row["spent"] * NANO_PER_USD) for row in rows}
 
 
 def _statement(

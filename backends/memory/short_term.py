@@ -1,11 +1,14 @@
-"""The short-term tier: an append-only event log, read per channel in order; retention shortens it.
+"""The short-term tier: an append-only event log, read per channel in order, and its summaries.
 
-The transaction that stores a memory appends its event (records.py), so neither exists alone.
+Retention shortens the log. The transaction that stores a memory appends its event (records.py), so
+neither exists alone.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from psycopg import sql
 
@@ -17,11 +20,12 @@ from backends.memory.areas import (
     conditions,
     identity,
     tenant_rows,
+    tenant_transaction,
 )
 from backends.postgres.pool import Database, PostgresAdapter
 from backends.postgres.purging import purge_all
 from contracts.identity import Tenant
-from contracts.memory.ports import Area, Filters, ItemCandidate, LoggedEvent
+from contracts.memory.ports import Area, Filters, ItemCandidate, LoggedEvent, Summary
 
 RECENT = sql.SQL("""
 SELECT memory_id, kind, created_at FROM memory_events
@@ -41,6 +45,27 @@ DELETE FROM memory_events WHERE seq = ANY (ARRAY(
     ORDER BY recorded_at LIMIT %(at_most)s
 ))
 """
+SUMMARY = """
+SELECT summary AS text, sources, last_seq, since, until, model FROM memory_summaries
+WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND channel_id = %(channel_id)s
+  AND size = %(size)s
+"""
+# Not written if a source was deleted while the model wrote: the summary would bring it back.
+WRITE_SUMMARY = """
+INSERT INTO memory_summaries (
+    microdao_id, agent_id, channel_id, size, summary, sources, last_seq, since, until, model
+)
+SELECT %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(size)s, %(text)s, %(sources)s, %(last_seq)s,
+       %(since)s, %(until)s, %(model)s
+WHERE (
+    SELECT count(*) FROM memories
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s AND id = ANY(%(sources)s)
+) = cardinality(%(sources)s)
+ON CONFLICT (microdao_id, agent_id, channel_id, size) DO UPDATE
+SET summary = excluded.summary, sources = excluded.sources, last_seq = excluded.last_seq,
+    since = excluded.since, until = excluded.until, model = excluded.model, created_at = now()
+"""
+EVERY_CHANNEL = ""
 EXPIRE_AT_ONCE = 5_000
 DAY_S = 86_400.0
 EXPIRE_TIMEOUT_S = 30.0
@@ -91,3 +116,25 @@ class EventRetention:
             self._database, area, timeout_s=EXPIRE_TIMEOUT_S
         ) as connection:
             return (await connection.execute(EXPIRE, values)).rowcount
+
+
+class Summaries(PostgresAdapter):
+    """Implements SummaryStore."""
+
+    async def read(self, tenant: Tenant, channel_id: str | None, size: int) -> Summary | None:
+        values = _key(tenant, channel_id, size)
+        rows = await tenant_rows(self._database, tenant, SUMMARY, values)
+        return Summary(**rows[0]) if rows else None
+
+    async def write(
+        self, tenant: Tenant, channel_id: str | None, size: int, summary: Summary
+    ) -> None:
+        values = _key(tenant, channel_id, size) | asdict(summary)
+        values |= {"text": summary.text.replace("\0", ""), "sources": list(summary.sources)}
+        async with tenant_transaction(self._database, tenant) as connection:
+            await connection.execute(WRITE_SUMMARY, values)
+
+
+def _key(tenant: Tenant, channel_id: str | None, size: int) -> dict[str, Any]:
+    channel = channel_id if channel_id is not None else EVERY_CHANNEL
+    return {**identity(tenant), "channel_id": channel, "size": size}

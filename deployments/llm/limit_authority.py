@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from backends.llm.usage_spending import UsageSpending
+from backends.llm.usage_reader import UsageSpending
 from backends.postgres.pool import Database, PoolLimits
 from configs.environment import read_environment
 from configs.stores import find_stores

@@ -16,8 +16,7 @@ from backends.memory.queue import EmbeddingQueue
 from backends.memory.records import MemoryStore
 from backends.memory.removal import ErasureTables
 from backends.memory.shards import ShardUpkeep
-from backends.memory.short_term import EventRetention, ShortTermLog
-from backends.memory.summaries import Summaries
+from backends.memory.short_term import EventRetention, ShortTermLog, Summaries
 from backends.memory.vectors import VectorStore
 from backends.postgres.leases import DatabaseJobLeases
 from backends.postgres.pool import Database, PoolLimits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -135,11 +135,19 @@ class Idempotency:
         self, use: KeyUse, lease: UUID, call: Callable[[], Awaitable[ProxyResponse]]
     ) -> bytes | None:
         """Returns the body; None when another attempt took the key over. Raises as `call`."""
+
+        async def renew() -> None:
+            await self._store.renew(use, lease, self._times.lease_s)
+
+        failed = failure_event(
+            self._events, None, defect="llm.idempotency_defect", microdao_id=use.microdao_id
+        )
         try:
-            async with self._leased(use, lease):
+            async with repeating(renew, self._times.renew_every_s, failed):
                 answer = await call()
-        except InvalidRequest as refusal:
-            await self._settled(use, lease, orjson.dumps({"refusal": _refusal(refusal)}))
+        except InvalidRequest as error:
+            refusal = {"type": error.type, "message": error.message, "details": error.details}
+            await self._settled(use, lease, orjson.dumps({"refusal": refusal}))
             raise
         except BaseException:
             await self._release(use, lease)
@@ -150,17 +158,6 @@ class Idempotency:
             if await self._settled(use, lease, orjson.dumps({"answer": orjson.Fragment(body)}))
             else None
         )
-
-    @contextlib.asynccontextmanager
-    async def _leased(self, use: KeyUse, lease: UUID) -> AsyncIterator[None]:
-        async def renew() -> None:
-            await self._store.renew(use, lease, self._times.lease_s)
-
-        failed = failure_event(
-            self._events, None, defect="llm.idempotency_defect", microdao_id=use.microdao_id
-        )
-        async with repeating(renew, self._times.renew_every_s, failed):
-            yield
 
     async def _settled(self, use: KeyUse, lease: UUID, answer: bytes) -> bool:
         """Stores the answer; returns False when another attempt took the key over.
@@ -203,10 +200,6 @@ def key_use(request: ProxyRequest, key: str) -> KeyUse:
         hashlib.sha256(owner + key.encode("utf-8", "surrogatepass")).digest(),
         hashlib.sha256(hashlib.sha256(own_fields).digest() + canonical_body(request)).digest(),
     )
-
-
-def _refusal(error: InvalidRequest) -> dict[str, object]:
-    return {"type": error.type, "message": error.message, "details": error.details}
 
 
 def _read(stored: str) -> bytes:

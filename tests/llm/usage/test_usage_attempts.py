@@ -15,8 +15,7 @@ import orjson
 import psycopg
 import pytest
 
-from backends.llm.usage_reader import PostgresUsageReader
-from backends.llm.usage_spending import SPENT, UsageSpending
+from backends.llm.usage_reader import SPENT, PostgresUsageReader, UsageSpending
 from backends.postgres.migrate import MIGRATIONS, migrate
 from backends.postgres.pool import Database
 from contracts.llm.limits import SubjectKind
