@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.abc import Query
+from psycopg.abc import QueryNoTemplate
 from psycopg.rows import DictRow
 
 from backends.postgres.pool import Database, PostgresAdapter
@@ -116,7 +116,7 @@ async def background_transaction(
 async def tenant_rows(
     database: Database,
     tenant: Tenant,
-    statement: Query,
+    statement: QueryNoTemplate,
     values: Mapping[str, Any],
     *,
     timeout_s: float | None = None,
@@ -128,7 +128,7 @@ async def tenant_rows(
 
 async def background_rows(
     database: Database,
-    statement: Query,
+    statement: QueryNoTemplate,
     values: Mapping[str, Any] | None = None,
     area: Area | None = None,
     *,
