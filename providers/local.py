@@ -8,15 +8,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing_extensions import Unpack
 
 from common.tasks import close_if_closable
-from configs.llm.config import Continuation, ProviderSettings
+from configs.llm.config import ProviderSettings
 from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse, UpstreamTimeout
 from contracts.llm.answers import LLMResponse, StreamEnd, StreamItem
 from contracts.llm.messages import ChatMessage
 from contracts.llm.ports import Condition
 from contracts.llm.requests import ChatOptions
-from contracts.llm.routing import Target
-from providers.continuation import continued
+from contracts.llm.routing import Continuation, Target
 from providers.event_stream import StreamClock
 from providers.resources import ProviderResources
 from providers.shapes import StreamParser, chat_body, parse_completion
@@ -28,7 +27,7 @@ class LocalProvider:
     def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
         self.name = name
         self._extra = settings.extra_body
-        self._continuation: Continuation = settings.continuation or "vllm"
+        self.continuation: Continuation = settings.continuation or "vllm"
         self._engine = resources.engine
 
     def unavailable_reason(self) -> str | None:
@@ -95,12 +94,6 @@ class LocalProvider:
         if (last := parser.last_delta()) is not None:
             yield last
         yield StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage())
-
-    def continued(
-        self, messages: Sequence[ChatMessage], text: str, options: ChatOptions
-    ) -> tuple[list[ChatMessage], ChatOptions] | None:
-        """Returns the call that asks for the rest of an answer."""
-        return continued(self._continuation, messages, text, options)
 
     async def close(self) -> None:
         """Holds nothing."""

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from common.http.errors import HttpError
 from common.tasks import close_if_closable
-from configs.llm.config import Continuation, ProviderSettings
+from configs.llm.config import ProviderSettings
 from configs.own_secrets import opens_graph
 from contracts.deadline import Deadline
 from contracts.errors import (
@@ -27,8 +27,7 @@ from contracts.llm.answers import AnswerParts, LLMResponse, StreamDelta, StreamE
 from contracts.llm.messages import ChatMessage
 from contracts.llm.ports import Condition
 from contracts.llm.requests import ChatOptions
-from contracts.llm.routing import Target
-from providers.continuation import continued
+from contracts.llm.routing import Continuation, Target
 from providers.errors import error_for_failure, error_for_status, in_band_error
 from providers.event_stream import DONE, MAX_ANSWER_BYTES, EventStream, StreamClock
 from providers.held_calls import Drain, HeldCall
@@ -64,7 +63,7 @@ class OpenAICompatibleProvider:
         self._who = f"provider `{name}`"
         self._extra = settings.extra_body
         self._max_tokens_field = settings.max_tokens_field
-        self._continuation: Continuation = settings.continuation or "instruct"
+        self.continuation: Continuation = settings.continuation or "instruct"
         self._done_completes = settings.done_completes
         self._streams_all = settings.stream_whole_answers
         self._key = resources.secret(settings.api_key_env) if settings.api_key_env else None
@@ -164,12 +163,6 @@ class OpenAICompatibleProvider:
             raise error_for_failure(self._who, error, MAX_ANSWER_BYTES) from None
         finally:
             held.end()
-
-    def continued(
-        self, messages: Sequence[ChatMessage], text: str, options: ChatOptions
-    ) -> tuple[list[ChatMessage], ChatOptions] | None:
-        """Returns the call that asks for the rest of an answer, in the provider's dialect."""
-        return continued(self._continuation, messages, text, options)
 
     async def close(self) -> None:
         """Closes the connections."""

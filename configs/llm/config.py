@@ -17,13 +17,12 @@ from configs.llm.failover import (
 )
 from configs.llm.limits import LimitSettings, PriceSettings
 from configs.proxies import Proxied
-from contracts.llm.routing import Reasoning, StreamRecovery
+from contracts.llm.routing import Continuation, Reasoning, StreamRecovery
 
 EMBEDDER_TYPES = ("local", "openai_compatible")
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 PricedModel = Annotated[str, StringConstraints(min_length=1, max_length=400)]
-Continuation = Literal["instruct", "vllm", "deepseek", "none"]
 
 
 class ProviderSettings(Proxied, BaseModel):

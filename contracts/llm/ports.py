@@ -18,7 +18,7 @@ from contracts.llm.answers import LLMResponse, ProxyResponse, StreamItem, TokenU
 from contracts.llm.listings import EngineLoad
 from contracts.llm.messages import ChatMessage, ToolSpec
 from contracts.llm.requests import ChatOptions
-from contracts.llm.routing import Route, Target
+from contracts.llm.routing import Continuation, Route, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class ChatProvider(Protocol):
     """
 
     name: str
+    continuation: Continuation
 
     def unavailable_reason(self) -> str | None:
         """Returns why no call can succeed with this configuration (a missing key), or None."""
@@ -65,11 +66,6 @@ class ChatProvider(Protocol):
         **options: Unpack[ChatOptions],
     ) -> AsyncIterator[StreamItem]:
         """Yields deltas, then exactly one StreamEnd; closing the iterator stops the upstream."""
-
-    def continued(
-        self, messages: Sequence[ChatMessage], text: str, options: ChatOptions
-    ) -> tuple[list[ChatMessage], ChatOptions] | None:
-        """Returns the call that asks for the rest of an answer after `text`; None if it cannot."""
 
     async def close(self) -> None:
         """Releases connections and tasks."""

@@ -9,6 +9,8 @@ from typing import Literal
 from common.circuit import CircuitPolicy
 
 StreamRecovery = Literal["error", "resume"]
+Continuation = Literal["instruct", "vllm", "deepseek", "none"]
+"""The dialect in which a provider is asked for the rest of an answer."""
 Reasoning = Literal["opened"] | bool
 """Whether a model thinks before it answers; `opened`: its prompt opens the thought, so that the
 answer begins inside it."""

@@ -16,6 +16,7 @@ from contracts.llm.routing import Target
 from contracts.llm.usage import OUTCOME_OK
 from services.llm.accounting import OUTCOME_CANCELLED, CallAccount, outcome_of
 from services.llm.attempts import RouteAttempts, Served
+from services.llm.continuation import continued
 from services.llm.seams import Seam
 from services.llm.thoughts import reasoning_of, thoughts_apart
 
@@ -177,7 +178,7 @@ class OpenStream:
         partial_answer, self._trailing_space = text.rstrip(), text[len(text.rstrip()) :]
         options = self._remaining_options()
         if partial_answer and not self._attempts.keep_targets(
-            lambda provider: provider.continued((), partial_answer, options) is not None
+            lambda provider: provider.continuation != "none"
         ):
             raise error
         if partial_answer and self._part_has_text:
@@ -185,7 +186,7 @@ class OpenStream:
 
         async def ask(provider: ChatProvider, target: Target) -> StartedStream:
             continuation = (
-                provider.continued(self._request.messages, partial_answer, options)
+                continued(provider.continuation, self._request.messages, partial_answer, options)
                 if partial_answer
                 else None
             )

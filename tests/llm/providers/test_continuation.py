@@ -1,6 +1,6 @@
 import pytest
 
-from providers.continuation import INSTRUCTION, continued
+from services.llm.continuation import INSTRUCTION, continued
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

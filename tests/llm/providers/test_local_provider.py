@@ -15,6 +15,7 @@ from contracts.llm.ports import Condition
 from contracts.llm.routing import Target, Timeouts
 from providers.local import LocalProvider
 from providers.resources import ProviderResources
+from services.llm.continuation import continued
 
 CALM = Timeouts(5, 30, 30, 30)
 QUESTION = [{"role": "user", "content": "hi"}]
@@ -105,6 +106,7 @@ async def test_leaving_stops_the_generation():
 
 
 def test_an_answer_is_continued_in_vllms_dialect():
-    messages, options = provider_of(Engine()).continued(QUESTION, "Half", {"max_tokens": 3})
+    dialect = provider_of(Engine()).continuation
+    messages, options = continued(dialect, QUESTION, "Half", {"max_tokens": 3})
     assert messages[-1] == {"role": "assistant", "content": "Half"}
     assert options["extra_body"]["continue_final_message"] is True

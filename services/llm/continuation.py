@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from configs.llm.config import Continuation
 from contracts.llm.messages import ChatMessage
 from contracts.llm.requests import ChatOptions
+from contracts.llm.routing import Continuation
 
 INSTRUCTION = (
     "The connection broke while you were answering; the text above is what arrived. Go on exactly "
