@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from contracts.memory.administration import RefusedFile
 from contracts.memory.background import DocumentFile, UnreadableFile
-from contracts.values import storable
+from contracts.values import is_storable
 
 SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst"})
 MAX_FILES = 100_000
@@ -49,7 +49,7 @@ def _microdao_folders(root: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for entry in entries:
         microdao_id = unquote(entry.name)
-        if entry.is_dir(follow_symlinks=False) and _is_text(entry.name) and _is_text(microdao_id):
+        if entry.is_dir(follow_symlinks=False) and is_storable(f"{entry.name}{microdao_id}"):
             found.setdefault(microdao_id, []).append(Path(entry.path))
     return found
 
@@ -74,11 +74,10 @@ def _read(root: Path, file: DocumentFile, max_bytes: int) -> tuple[str, bytes]:
     data = _read_bytes(root, file.path, max_bytes)
     try:
         text = data.decode("utf-8-sig")
-        storable(text)
     except UnicodeDecodeError as error:
         raise UnreadableFile(f"not UTF-8 (byte {error.start})") from None
-    except ValueError:
-        raise UnreadableFile("contains NUL characters") from None
+    if not is_storable(text):
+        raise UnreadableFile("contains NUL characters")
     return text, hashlib.sha256(data).digest()
 
 
@@ -106,7 +105,7 @@ def _refusal(entry: os.DirEntry[str], max_bytes: int) -> str | None:
         return "a symbolic link"
     if Path(entry.name).suffix.lower() not in SUFFIXES:
         return ""
-    if not _is_text(entry.name):
+    if not is_storable(entry.name):
         return "its name is not UTF-8"
     try:
         status = entry.stat(follow_symlinks=False)
@@ -149,14 +148,6 @@ def _step(descriptor: int, name: str, flags: int) -> int:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or type(error).__name__).lower()
-
-
-def _is_text(name: str) -> bool:
-    try:
-        storable(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _shown(path: str) -> str:

@@ -136,15 +136,12 @@ class EmbeddingSpaces(PostgresAdapter):
             await connection.execute(ADD, _values(configured, searched=True, complete=True))
             return True
 
-    async def begin(self, space: EmbeddingSpace) -> None:
-        """Records that re-embedding into `space` has begun."""
+    async def note(self, space: EmbeddingSpace, *, complete: bool) -> None:
+        """Records that re-embedding into `space` has begun, or that it is `complete`: every chunk
+        has a vector, and from now on `space` may be adopted.
+        """
         async with background_transaction(self._database) as connection:
-            await connection.execute(ADD, _values(space, searched=False, complete=False))
-
-    async def finish(self, space: EmbeddingSpace) -> None:
-        """Records that every chunk has a vector of `space`: from now on it may be adopted."""
-        async with background_transaction(self._database) as connection:
-            await connection.execute(ADD, _values(space, searched=False, complete=True))
+            await connection.execute(ADD, _values(space, searched=False, complete=complete))
 
     async def forget_others(self) -> None:
         """Removes the records of models that are not searched."""

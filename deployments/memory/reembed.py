@@ -49,11 +49,11 @@ async def reembed(database: Database, embedder: Embedder) -> int:
     """
     space = EmbeddingSpace(embedder.model_version, embedder.dimension)
     spaces = EmbeddingSpaces(database)
-    await spaces.begin(space)
+    await spaces.note(space, complete=False)
     made = 0
     for area in await spaces.areas():
         made += await _area(spaces, area, embedder)
-    await spaces.finish(space)
+    await spaces.note(space, complete=True)
     return made
 
 
