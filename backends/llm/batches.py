@@ -144,8 +144,13 @@ class PostgresBatches:
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:
+        limit = {"limit": WAITING_LIMIT, "subject": microdao_id, "amount": max_waiting}
         if len(items) > max_waiting:
-            raise _over_limit(microdao_id, len(items), max_waiting)
+            raise OverLimit(
+                f"at most {max_waiting} requests of a microDAO wait in batches, these are "
+                f"{len(items)}: submit fewer at once",
+                details={**limit, "needed": len(items)},
+            )
         values: dict[str, Any] = {
             "id": new_id(),
             "microdao_id": microdao_id,
@@ -158,7 +163,13 @@ class PostgresBatches:
             await connection.execute(ONE_AT_A_TIME, values)
             row = await (await connection.execute(WAITING, values)).fetchone()
             if row is not None and row["requests"] + len(items) > max_waiting:
-                raise _too_many(microdao_id, int(row["requests"]), len(items), max_waiting)
+                waiting = int(row["requests"])
+                raise RateLimited(
+                    f"{waiting} requests of this microDAO wait in batches, of {max_waiting} at "
+                    f"most: {len(items)} more do not fit until some are done",
+                    details={**limit, "left": max(0, max_waiting - waiting)},
+                    retry_after_s=RETRY_WHEN_FULL_S,
+                )
             await connection.execute(INSERT_BATCH, values)
             for part in _parts(items):
                 await connection.execute(INSERT_ITEMS, {**values, **part})
@@ -315,25 +326,3 @@ def _uuid(batch_id: str) -> uuid.UUID:
 
 def _unknown() -> NotFound:
     return NotFound("this microDAO has no such batch")
-
-
-def _over_limit(microdao_id: str, asked: int, most: int) -> OverLimit:
-    return OverLimit(
-        f"at most {most} requests of a microDAO wait in batches, these are {asked}: "
-        "submit fewer at once",
-        details={"limit": WAITING_LIMIT, "subject": microdao_id, "amount": most, "needed": asked},
-    )
-
-
-def _too_many(microdao_id: str, waiting: int, asked: int, most: int) -> RateLimited:
-    return RateLimited(
-        f"{waiting} requests of this microDAO wait in batches, of {most} at most: "
-        f"{asked} more do not fit until some are done",
-        details={
-            "limit": WAITING_LIMIT,
-            "subject": microdao_id,
-            "amount": most,
-            "left": max(0, most - waiting),
-        },
-        retry_after_s=RETRY_WHEN_FULL_S,
-    )

@@ -10,7 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, fields
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from operator import attrgetter
 from typing import Annotated, Any, Literal, Protocol
@@ -18,6 +18,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from contracts.errors import InvalidRequest
 from contracts.identity import new_id
 from contracts.llm.answers import TokenUsage
 from contracts.llm.limits import ANONYMOUS
@@ -26,6 +27,9 @@ from contracts.values import MAX_TEXT, Instant, now_utc, storable_text, utc
 MAX_COUNT = 2**53 - 1
 MAX_USD = 1_000_000_000
 MAX_PAGE = 1000
+DEFAULT_RANGE = timedelta(hours=24)
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+MAX_RANGE = timedelta(days=400)
 OUTCOME_OK = "ok"
 OUTCOME_LOST = "lost"
 """The outcome of a call whose process died before it ended; its tokens are estimated."""
@@ -215,6 +219,23 @@ class UsageFilter(BaseModel):
     )
     cursor: str | None = Field(default=None, max_length=4096)
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+
+    def ranged(self, now: datetime) -> UsageFilter:
+        """Returns the filter with a range; without one it is the 24 hours before `now`.
+
+        Raises:
+            InvalidRequest: `start` is not before `end`, or the range is over 400 days.
+        """
+        end = self.end or now
+        start = self.start or max(end, EARLIEST) - DEFAULT_RANGE
+        if start >= end:
+            raise InvalidRequest("start must be before end")
+        if end - start > MAX_RANGE:
+            raise InvalidRequest(
+                f"the range from start to end is longer than {MAX_RANGE.days} days: "
+                "ask for less at once"
+            )
+        return self.model_copy(update={"start": start, "end": end})
 
 
 class UsageRow(BaseModel):

@@ -52,7 +52,6 @@ from services.llm.limits.protocol import LeaseSource, StandingSource
 from services.llm.limits.states import LimitStates
 from services.llm.proxy import LLMProxy
 from services.llm.spillover import Spillover
-from services.llm.usage import UsageQueries
 from services.llm.usage_writer import UsageAnnouncer, UsageWriter
 
 LEDGER_POOL = PoolLimits(min_size=1, max_size=4)
@@ -181,8 +180,8 @@ class LLMRuntime:
     def router(self) -> APIRouter:
         """Returns the routes of the application."""
         answers, embedder = self._answers, self._embedder_settings
-        queries = UsageQueries(PostgresUsageReader(self._database))
-        router = llm_router(LLMRoutes(answers.gateway, queries, self._health, answers.idempotency))
+        usage = PostgresUsageReader(self._database)
+        router = llm_router(LLMRoutes(answers.gateway, usage, self._health, answers.idempotency))
         add_limit_routes(
             router, LimitStates(self._ports.authority, lambda: self._limits.of_subject)
         )

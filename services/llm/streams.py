@@ -84,7 +84,10 @@ class OpenStream:
                             continue
                         for part in self._without_repetition(item):
                             yield self._account_for(part)
-                    self._check_ended()
+                    if not self._ended:
+                        raise UpstreamInvalidResponse(
+                            "the provider ended its stream before the answer was complete"
+                        )
                 except DaarionError as error:
                     await close_if_closable(stream.remaining)
                     self._attempts.failed(self._served.target, self._served.permit, error)
@@ -163,12 +166,6 @@ class OpenStream:
             if self._earlier_targets
             else None,
         )
-
-    def _check_ended(self) -> None:
-        if not self._ended:
-            raise UpstreamInvalidResponse(
-                "the provider ended its stream before the answer was complete"
-            )
 
     async def _resume(self, error: DaarionError) -> Served[StartedStream]:
         """Returns the stream that continues this one; raises `error` when no target can."""

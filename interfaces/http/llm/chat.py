@@ -17,7 +17,8 @@ from contracts.llm.answers import ProxyResponse, StreamEnd, StreamItem
 from contracts.llm.limits import LimitsFilter, LimitsPage
 from contracts.llm.listings import ModelList
 from contracts.llm.requests import ProxyRequest
-from contracts.llm.usage import UsageFilter, UsagePage
+from contracts.llm.usage import UsageFilter, UsagePage, UsageReader
+from contracts.values import now_utc
 from interfaces.http.base.errors import JsonResponse, as_leaf
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.routing import Router, documented_key, refusals
@@ -25,7 +26,6 @@ from interfaces.http.base.sse import EventStreamResponse, error_event, event
 from services.llm.gateway import Answerer, ChatGateway, ChatStream
 from services.llm.idempotency import Idempotency
 from services.llm.limits.states import LimitStates
-from services.llm.usage import UsageQueries
 
 UPSTREAM_ERRORS = (502, 503, 504)
 
@@ -47,7 +47,7 @@ class LLMRoutes:
     """
 
     gateway: Callable[[], ChatGateway]
-    usage: UsageQueries
+    usage: UsageReader
     health: Callable[[], Health]
     idempotency: Idempotency | None = None
 
@@ -103,7 +103,7 @@ def llm_router(routes: LLMRoutes) -> Router:
 
     @router.get("/usage", summary="Tokens by agent, microDAO, model, provider and day")
     async def read_usage(query: Annotated[UsageQuery, Query()]) -> UsagePage:
-        return await routes.usage.query(query)
+        return await routes.usage.query(query.ranged(now_utc()))
 
     add_health_routes(router, routes.health)
     return router
