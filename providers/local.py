@@ -13,7 +13,7 @@ from contracts.deadline import Deadline
 from contracts.errors import UpstreamInvalidResponse, UpstreamTimeout
 from contracts.llm.answers import LLMResponse, StreamEnd, StreamItem
 from contracts.llm.messages import ChatMessage
-from contracts.llm.ports import Condition
+from contracts.llm.ports import ChatProvider, Condition
 from contracts.llm.requests import ChatOptions
 from contracts.llm.routing import Continuation, Target
 from providers.event_stream import StreamClock
@@ -21,8 +21,11 @@ from providers.resources import ProviderResources
 from providers.shapes import StreamParser, chat_body, parse_completion
 
 
-class LocalProvider:
-    """Speaks OpenAI's shapes as plain dicts to the Engine port; aborts if the caller leaves."""
+class LocalProvider(ChatProvider):
+    """Speaks OpenAI's shapes as plain dicts to the Engine port; aborts if the caller leaves.
+
+    The engine reports per call whether it is ready, and has a queue and no quota.
+    """
 
     def __init__(self, name: str, settings: ProviderSettings, resources: ProviderResources) -> None:
         self.name = name
@@ -30,17 +33,9 @@ class LocalProvider:
         self.continuation: Continuation = settings.continuation or "vllm"
         self._engine = resources.engine
 
-    def unavailable_reason(self) -> str | None:
-        """Returns None: the engine reports per call whether it is ready."""
-        return None
-
     def condition(self) -> Condition:
         """Returns what the engine reported last."""
         return self._engine.condition
-
-    def quota_left(self, _target: Target) -> float | None:
-        """Returns None: the engine has a queue and no quota."""
-        return None
 
     async def chat(
         self,
@@ -94,9 +89,6 @@ class LocalProvider:
         if (last := parser.last_delta()) is not None:
             yield last
         yield StreamEnd(finish_reason=parser.finish_reason, usage=parser.final_usage())
-
-    async def close(self) -> None:
-        """Holds nothing."""
 
     def _timed_out(self, limit: float) -> UpstreamTimeout:
         return UpstreamTimeout(f"the local engine did not answer within {limit:.3g} s")

@@ -25,7 +25,7 @@ from contracts.errors import (
 )
 from contracts.llm.answers import AnswerParts, LLMResponse, StreamDelta, StreamEnd, StreamItem
 from contracts.llm.messages import ChatMessage
-from contracts.llm.ports import Condition
+from contracts.llm.ports import ChatProvider
 from contracts.llm.requests import ChatOptions
 from contracts.llm.routing import Continuation, Target
 from providers.errors import error_for_failure, error_for_status, in_band_error
@@ -50,7 +50,7 @@ _EVENT_STREAM = (b"data:", b"event:", b":")
 """How an event stream begins; no JSON text does."""
 
 
-class OpenAICompatibleProvider:
+class OpenAICompatibleProvider(ChatProvider):
     """`POST {base_url}/chat/completions` over pooled connections.
 
     Redirects are not followed; answers are bounded to 32 MiB after decompression. At most
@@ -88,10 +88,6 @@ class OpenAICompatibleProvider:
     def unavailable_reason(self) -> str | None:
         """Names a key that is missing or must not be sent, or a proxy that cannot be used."""
         return self._fault
-
-    def condition(self) -> Condition:
-        """Returns an empty condition: a remote provider reports nothing between calls."""
-        return Condition()
 
     def quota_left(self, target: Target) -> float | None:
         """Returns the share of the rate limit that the last answer's headers gave, until it is

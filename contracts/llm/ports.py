@@ -30,7 +30,7 @@ class Condition:
 
 
 class ChatProvider(Protocol):
-    """One LLM provider.
+    """One LLM provider. Adapters inherit what they have nothing to say about.
 
     Raises leaves of UpstreamError, InvalidRequest, Unavailable or DeadlineExceeded.
     """
@@ -40,14 +40,17 @@ class ChatProvider(Protocol):
 
     def unavailable_reason(self) -> str | None:
         """Returns why no call can succeed with this configuration (a missing key), or None."""
+        return None
 
     def condition(self) -> Condition:
         """Returns the state that is known without a call, for listings and spill-over."""
+        return Condition()
 
-    def quota_left(self, target: Target) -> float | None:
+    def quota_left(self, target: Target) -> float | None:  # noqa: ARG002  # of the model asked
         """The share (0 to 1) that is left of the provider's own limit for the model; None if
         unknown.
         """
+        return None
 
     async def chat(
         self,
