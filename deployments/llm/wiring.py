@@ -218,7 +218,7 @@ class LLMRuntime:
             "database": Dependency(self._database.ping, required=False),
         }
         if settings.uses_local_engine():
-            dependencies["engine"] = Dependency(self._engine_answers)
+            dependencies["engine"] = Dependency(self._ports.engine.stats)
         if self._monitor.names == dependencies.keys():
             return  # a new monitor would look unready until its first probes
         await self._monitor.close()
@@ -230,9 +230,6 @@ class LLMRuntime:
 
     async def _stop_watching(self) -> None:
         await self._monitor.close()
-
-    async def _engine_answers(self) -> None:
-        await self._ports.engine.stats()
 
 
 class AnswersRuntime:

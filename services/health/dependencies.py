@@ -13,7 +13,7 @@ from common.tasks import end_tasks
 from contracts.errors import DaarionError
 from contracts.health import Check, Health, State
 
-Probe = Callable[[], Awaitable[None]]
+Probe = Callable[[], Awaitable[object]]
 """Returns when the dependency answers, else raises; the message of a DaarionError is shown."""
 
 PROBE_INTERVAL_S = 2.0
