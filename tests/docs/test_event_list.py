@@ -58,7 +58,8 @@ def failure_fields(call):
     """Returns the fields of each event that such a call names."""
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     defects = texts(keywords.pop("defect")) if "defect" in keywords else set()
-    failure = {"error", *keywords} | (set() if defects else {"traceback"})
+    paused = {"seconds"} if keywords.pop("with_pause", None) else set()
+    failure = {"error", *keywords} | paused | (set() if defects else {"traceback"})
     return dict.fromkeys(texts(call.args[1]), failure) | {
         name: {"error", "traceback", *keywords} for name in defects
     }
