@@ -8,8 +8,6 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     field_validator,
@@ -18,6 +16,7 @@ from pydantic import (
 
 from configs.endpoints import Url, plain_url
 from configs.own_secrets import OWN_SECRETS, same_origin, would_leave
+from contracts.shapes import Strict
 from contracts.tools.api import (
     Effect,
     EgressRule,
@@ -28,7 +27,6 @@ from contracts.tools.api import (
 )
 from contracts.tools.policy import CallBounds, Pattern, PolicyRules, host_matches, matches
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 _BASE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 INGRESS = "ingress"
 
@@ -45,15 +43,13 @@ HostPattern = Annotated[
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
-class SecretSettings(BaseModel):
+class SecretSettings(Strict):
     """A secret: the environment variable of its value, the tools that may use it, its destinations.
 
     `hosts` are names or addresses, `*.example.com` for subdomains, or `ingress` for this graph
     itself; Python tools need none. A secret is sent over https only (or to the ingress) unless
     `insecure` is true. `<source>.*` names a source's tools.
     """
-
-    model_config = _STRICT
 
     env: EnvironmentName
     tools: Annotated[list[Pattern], Field(min_length=1)]
@@ -99,15 +95,13 @@ class SecretSettings(BaseModel):
         return None
 
 
-class SourceSettings(BaseModel):
+class SourceSettings(Strict):
     """An outside MCP server whose tools join the registry as `<source>.<tool>`.
 
     Its answers are data: the effects of its tools are declared here, by `effect` (all tools) and
     `effects` (by the server's own tool name), not taken from its annotations. `tools` selects the
     tools by pattern. The other fields are as for a tool.
     """
-
-    model_config = _STRICT
 
     url: Url
     tools: list[Pattern] = ["*"]
@@ -121,19 +115,15 @@ class SourceSettings(BaseModel):
     egress: list[EgressRule] = []
 
 
-class LedgerSettings(BaseModel):
+class LedgerSettings(Strict):
     """How long results are kept for replays and reading, and calls for the audit."""
-
-    model_config = _STRICT
 
     keep_results_s: Seconds = 86_400.0
     keep_calls_days: Annotated[int, Field(ge=1, le=3_650)] = 90
 
 
-class NatsSettings(BaseModel):
+class NatsSettings(Strict):
     """Calls over NATS: `max_in_flight` run per replica, `max_waiting` wait in the stream."""
-
-    model_config = _STRICT
 
     enabled: bool = True
     max_in_flight: Annotated[int, Field(ge=1, le=1_000)] = 16
@@ -141,7 +131,7 @@ class NatsSettings(BaseModel):
     max_deliveries: Annotated[int, Field(ge=1, le=100)] = 5
 
 
-class ToolsSettings(BaseModel):
+class ToolsSettings(Strict):
     """`tools.yaml`.
 
     `bases` are prefixes of targets, which name them `{base}`; a base that begins with `ingress` is
@@ -149,8 +139,6 @@ class ToolsSettings(BaseModel):
     own rules widen. `isolation_floor` is the weakest tier that any Python tool runs in; a host
     without it or a stronger one refuses Python tools.
     """
-
-    model_config = _STRICT
 
     tools: list[ToolDefinition]
     bases: dict[str, str] = {}

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from cachetools import LRUCache
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from backends.http.client import JsonAnswer, JsonClient
 from backends.http.patient_requests import ask
@@ -26,8 +26,6 @@ LIST_PATIENCE_S = 5.0
 
 class _Listed(BaseModel):
     """The part of a listing that is read; its rows hold more than definitions."""
-
-    model_config = ConfigDict(extra="ignore")
 
     tools: list[dict[str, Any]]
 

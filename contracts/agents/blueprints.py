@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from contracts.identity import Identifier
+from contracts.shapes import Strict
 from contracts.tools.api import ToolId
 
 ToolMode = Literal["native", "json", "text"]
 Language = Literal["uk", "en"]
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
-
-class RunLimits(BaseModel):
+class RunLimits(Strict):
     """Bounds of one run.
 
     `seconds` covers everything up to the reply; posting it has a bound of its own. `steps` counts
@@ -23,8 +22,6 @@ class RunLimits(BaseModel):
     once they are used up, the next step is the last. `context_tokens` bounds channel and memory in
     a prompt.
     """
-
-    model_config = _STRICT
 
     steps: Annotated[int, Field(ge=1, le=32)] = 6
     tool_calls: Annotated[int, Field(ge=0, le=128)] = 12
@@ -36,10 +33,8 @@ class RunLimits(BaseModel):
     seconds: Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)] = 90.0
 
 
-class BlueprintMemory(BaseModel):
+class BlueprintMemory(Strict):
     """How many items the agent recalls per run, and whether it stores question and answer."""
-
-    model_config = _STRICT
 
     recall: Annotated[int, Field(ge=0, le=50)] = 5
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -47,15 +42,13 @@ class BlueprintMemory(BaseModel):
     timeout_s: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 5.0
 
 
-class AnswerChoice(BaseModel):
+class AnswerChoice(Strict):
     """For a model too small for free text: the agent answers by choosing among a tool's results.
 
     Once `tool` has returned objects, a JSON schema restricts the last step to their values of
     `field`. The reply is `reply` with the chosen values in place of `{choices}`, or `none` when
     there are no values.
     """
-
-    model_config = _STRICT
 
     tool: ToolId
     field: Annotated[str, StringConstraints(min_length=1, max_length=100)]
@@ -70,19 +63,17 @@ class AnswerChoice(BaseModel):
         return self
 
 
-class SmallModel(BaseModel):
+class SmallModel(Strict):
     """How the agent works while one of `models` (the provider's own names) answers: it begins with
     a call of `answer.tool`, has no other tool, and answers by choosing.
     """
-
-    model_config = _STRICT
 
     models: Annotated[list[str], Field(min_length=1, max_length=64)]
     answer: AnswerChoice
     context_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 400
 
 
-class Blueprint(BaseModel):
+class Blueprint(Strict):
     """One agent.
 
     `model` is a logical model of the LLM proxy. The agent may call the tools that both `tools` and
@@ -90,8 +81,6 @@ class Blueprint(BaseModel):
     has read untrusted content (other messages, memory, tool results): all, none, or a list.
     `first_step: required` makes the model begin with a tool call.
     """
-
-    model_config = _STRICT
 
     id: Annotated[Identifier, StringConstraints(pattern=r"^agent:.+$")]
     name: Annotated[str, StringConstraints(min_length=1, max_length=200)]

@@ -8,12 +8,12 @@ from uuid import UUID
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     StringConstraints,
     model_validator,
 )
 
 from contracts.identity import Identifier
+from contracts.shapes import Frozen
 from contracts.values import storable
 
 MAX_QUESTION_CHARS = 200_000
@@ -24,16 +24,12 @@ RunStatus = Literal[
     "queued", "running", "answered", "failed", "ignored", "undelivered", "indeterminate"
 ]
 
-_LENIENT = ConfigDict(extra="ignore", frozen=True)
 
-
-class InvocationPayload(BaseModel):
+class InvocationPayload(Frozen):
     """What happened. Unknown keys are ignored.
 
     `text` is the question of `direct` and `cron`. `rewrite_prompt` is appended to the instructions.
     """
-
-    model_config = _LENIENT
 
     channel_id: Identifier | None = None
     message_id: Identifier | None = None
@@ -49,10 +45,8 @@ class InvocationPayload(BaseModel):
     ) = None
 
 
-class AgentInvocation(BaseModel):
+class AgentInvocation(Frozen):
     """Body of `POST /invocations` and of `router.invoke.agent`. Unknown keys are ignored."""
-
-    model_config = _LENIENT
 
     agent_id: Identifier
     entrypoint: Entrypoint

@@ -10,16 +10,15 @@ from __future__ import annotations
 from typing import ClassVar, Protocol
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime
 
 from contracts.agents.invocations import Entrypoint
 from contracts.agents.runs import Outcome
+from contracts.shapes import Frozen
 
 
-class AgentNotice(BaseModel):
+class AgentNotice(Frozen):
     """Fields of every notice. `channel_id` is null for a run without a channel."""
-
-    model_config = ConfigDict(frozen=True)
 
     subject: ClassVar[str]
 

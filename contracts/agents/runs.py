@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from contracts.agents.invocations import AgentInvocation, Entrypoint, RunStatus
 from contracts.identity import Identifier, Tenant
+from contracts.shapes import Frozen, Strict
 
 MAX_PAGE = 200
 
@@ -19,12 +20,10 @@ StepName = Literal["models", "context", "memory", "tool_list", "llm", "tools", "
 Outcome = Literal["answered", "failed", "ignored", "undelivered", "indeterminate"]
 
 
-class ToolUse(BaseModel):
+class ToolUse(Frozen):
     """One tool call of a step. Toolcore's audit has arguments and results under `call_id`, as far
     as the tool's definition allows.
     """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     tool_id: str
     call_id: str | None = None
@@ -39,8 +38,6 @@ class StepRecord(BaseModel):
     """One step of a run. It began `started_ms` after its attempt; model and token counts belong to
     steps of kind `llm`.
     """
-
-    model_config = ConfigDict(extra="ignore")
 
     kind: StepName
     started_ms: float = 0.0
@@ -84,10 +81,8 @@ class RunView(BaseModel):
     finished_at: datetime | None = None
 
 
-class RunQuery(BaseModel):
+class RunQuery(Strict):
     """Query of `GET /runs`: newest first, one page."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     microdao_id: Identifier
     agent_id: Identifier | None = None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Protocol
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime
 
 from contracts.agents.invocations import Entrypoint
 from contracts.agents.runs import Outcome
+from contracts.shapes import Frozen
 
 TRIGGERS: dict[Entrypoint, str] = {
     "channel_message": "message",
@@ -18,12 +19,10 @@ TRIGGERS: dict[Entrypoint, str] = {
 """The usage engine's words for entrypoints."""
 
 
-class AgentUsageEvent(BaseModel):
+class AgentUsageEvent(Frozen):
     """Published as `usage.agent` when a run ends; `id` is the run's, so that consumers can
     recognise repeats.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     id: UUID
     occurred_at: AwareDatetime

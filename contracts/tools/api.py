@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
     StringConstraints,
@@ -22,6 +21,7 @@ from pydantic import (
 
 from contracts.deadline import Deadline
 from contracts.identity import Identifier
+from contracts.shapes import Frozen, Strict
 
 MAX_TIMEOUT_S = 600.0
 MAX_RESULT_BYTES = 64 * 1024 * 1024
@@ -88,7 +88,6 @@ ToolId = Annotated[
     str, StringConstraints(min_length=1, max_length=MAX_NAME), AfterValidator(_tool_id)
 ]
 Port = Annotated[int, Field(ge=1, le=65_535)]
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 def _network(cidr: str) -> str:
@@ -96,7 +95,7 @@ def _network(cidr: str) -> str:
     return cidr
 
 
-class EgressRule(BaseModel):
+class EgressRule(Strict):
     """Where a tool may connect to. All given parts must match; `host` or `cidr` is required.
 
     `host` is a name or address as written in the target, or `*.example.com` for subdomains. Without
@@ -104,8 +103,6 @@ class EgressRule(BaseModel):
     127.0.0.1/32 or 10.0.0.0/8. Metadata and link-local addresses are never reached, whatever a rule
     says.
     """
-
-    model_config = _STRICT
 
     host: Annotated[str, StringConstraints(min_length=1, max_length=253, to_lower=True)] | None = (
         None
@@ -121,15 +118,13 @@ class EgressRule(BaseModel):
         return self
 
 
-class SecretUse(BaseModel):
+class SecretUse(Strict):
     """A secret that the executor gives to the tool, by its name in the configuration.
 
     The HTTP and MCP executors send `prefix` and the value as `header`; the Python executor sets the
     environment variable `variable` of the child process (default: the name in capitals). A call
     whose secret is not configured is `unavailable`, or goes without it if `required` is false.
     """
-
-    model_config = _STRICT
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z0-9_-]+$")]
     header: Annotated[str, AfterValidator(_header)] = "Authorization"
@@ -138,10 +133,8 @@ class SecretUse(BaseModel):
     required: bool = True
 
 
-class SandboxLimits(BaseModel):
+class SandboxLimits(Strict):
     """Bounds of one child process of the Python executor; the defaults are configured."""
-
-    model_config = _STRICT
 
     cpu_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)] | None = None
     memory_mb: Annotated[int, Field(ge=32, le=65_536)] | None = None
@@ -150,7 +143,7 @@ class SandboxLimits(BaseModel):
     disk_mb: Annotated[int, Field(ge=0, le=65_536)] | None = None
 
 
-class ToolDefinition(BaseModel):
+class ToolDefinition(Strict):
     """One tool.
 
     `target` is an http(s) URL (executor `http`), `module:function` of a registered package
@@ -162,8 +155,6 @@ class ToolDefinition(BaseModel):
     installation's floor, below which no tool runs. `requires_approval: null` leaves it to the
     configuration. `record_args` and `record_result` show contents in the audit.
     """
-
-    model_config = _STRICT
 
     id: ToolId
     name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -193,15 +184,13 @@ class ToolDefinition(BaseModel):
         return self.executor == "mcp"
 
 
-class ToolCallRequest(BaseModel):
+class ToolCallRequest(Strict):
     """Body of `POST /internal/tools/call` and of `tool.request`.
 
     `tool_id` may also be the mapped name (`projects__list`). `args` must be an object; its loose
     type makes any other value an `invalid_args` answer. `timeout_s` may only shorten the tool's
     own.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     tool_id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     agent_id: Identifier
@@ -212,10 +201,8 @@ class ToolCallRequest(BaseModel):
     timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, allow_inf_nan=False)] | None = None
 
 
-class Decision(BaseModel):
+class Decision(Frozen):
     """The pipeline's decision and its rule. `path` and `expected` locate invalid arguments."""
-
-    model_config = ConfigDict(frozen=True)
 
     allowed: bool
     rule: str
@@ -226,10 +213,8 @@ class Decision(BaseModel):
     retryable: bool = False
 
 
-class ResultReference(BaseModel):
+class ResultReference(Frozen):
     """A stored result, to be read page by page: `GET /internal/tools/results/{id}`."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     bytes: int

@@ -11,10 +11,11 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from contracts.identity import new_id
 from contracts.llm.usage import actor
+from contracts.shapes import Frozen, Strict
 from contracts.tools.api import Decision, Effect, ErrorKind, IsolationTier, Outcome
 from contracts.values import Instant, now_utc
 
@@ -105,10 +106,8 @@ class StoredResult:
     expires_at: datetime
 
 
-class CallFilter(BaseModel):
+class CallFilter(Strict):
     """The calls of one microDAO to list, newest first; `cursor` is a former `next_cursor`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     microdao_id: str = Field(min_length=1, max_length=256)
     agent_id: str | None = Field(default=None, max_length=256)
@@ -122,10 +121,8 @@ class CallFilter(BaseModel):
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 100
 
 
-class CallSummary(BaseModel):
+class CallSummary(Frozen):
     """What the audit and the usage event both say of a call."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: UUID
     call_id: str

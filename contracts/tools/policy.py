@@ -2,11 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
+from contracts.shapes import Strict
 from contracts.tools.api import Effect
-
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 def _pattern(value: str) -> str:
@@ -33,19 +32,17 @@ def host_matches(pattern: str, host: str) -> bool:
     return pattern.strip("[]") == host
 
 
-class TenantRule(BaseModel):
+class TenantRule(Strict):
     """What one microDAO may call: `deny` wins over `allow`.
 
     `allow: null` leaves it to the default, `allow: []` allows nothing.
     """
 
-    model_config = _STRICT
-
     allow: list[Pattern] | None = None
     deny: list[Pattern] = []
 
 
-class PolicyRules(BaseModel):
+class PolicyRules(Strict):
     """The operator's rules beside those of each tool.
 
     `default` applies to tools whose definition names no agents and that no tenant rule allows.
@@ -53,8 +50,6 @@ class PolicyRules(BaseModel):
     `require_approval_for` names the effects that need approval unless a definition says otherwise;
     a grant expires after `approval_valid_s` seconds.
     """
-
-    model_config = _STRICT
 
     default: Literal["allow", "deny"] = "allow"
     tenants: dict[Pattern, TenantRule] = {}
@@ -70,10 +65,8 @@ class PolicyRules(BaseModel):
         return None if best is None else (best, self.tenants[best])
 
 
-class CallBounds(BaseModel):
+class CallBounds(Strict):
     """Bounds of what a caller sends: sizes in bytes of JSON text, nesting and number of values."""
-
-    model_config = _STRICT
 
     max_args_bytes: Annotated[int, Field(ge=256, le=8 << 20)] = 256 * 1024
     max_context_bytes: Annotated[int, Field(ge=256, le=8 << 20)] = 64 * 1024

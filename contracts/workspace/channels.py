@@ -6,16 +6,15 @@ from datetime import datetime
 from typing import Annotated, Protocol
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from contracts.identity import Cursor, Identifier, Page
+from contracts.shapes import Frozen, Strict
 from contracts.workspace.fields import Limit, Name
 from contracts.workspace.messaging_service import sender_type
 
 MAX_MEMBERS = 200
 MAX_AGENTS = 20
-
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 def _unique(values: list[str]) -> list[str]:
@@ -26,10 +25,8 @@ def _unique(values: list[str]) -> list[str]:
     return distinct
 
 
-class NewChannel(BaseModel):
+class NewChannel(Strict):
     """Body of `POST /channels`. Members are `user:…` and `agent:…`."""
-
-    model_config = _STRICT
 
     name: Name
     microdao_id: Identifier
@@ -38,10 +35,8 @@ class NewChannel(BaseModel):
     ] = []
 
 
-class Channel(BaseModel):
+class Channel(Frozen):
     """One channel. `members` are in the order in which they joined."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     id: UUID
     microdao_id: str
@@ -50,12 +45,10 @@ class Channel(BaseModel):
     created_at: datetime
 
 
-class ChannelQuery(BaseModel):
+class ChannelQuery(Strict):
     """Query of `GET /channels`: newest first, one page. Without a microDAO it lists the channels of
     all, which needs the admin secret.
     """
-
-    model_config = _STRICT
 
     microdao_id: Identifier | None = None
     member_id: Identifier | None = None
@@ -63,10 +56,8 @@ class ChannelQuery(BaseModel):
     cursor: Cursor | None = None
 
 
-class NewMember(BaseModel):
+class NewMember(Strict):
     """Body of `POST /channels/{id}/members`."""
-
-    model_config = _STRICT
 
     member_id: Identifier
 

@@ -7,33 +7,28 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from contracts.identity import Identifier
+from contracts.shapes import Strict
 from contracts.workspace.messaging_service import RunStep
 
 MAX_STEPS = 50
 
 EventKind = Literal["message.created", "run.step", "invocation.failed"]
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
-
-class EventQuery(BaseModel):
+class EventQuery(Strict):
     """Query of `GET /channels/{id}/events`. `after` is the last event's id, like the header
     `Last-Event-ID`.
     """
-
-    model_config = _STRICT
 
     microdao_id: Identifier | None = None
     after: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
-class RunSteps(BaseModel):
+class RunSteps(Strict):
     """Body of `POST /channels/{id}/run-steps`."""
-
-    model_config = _STRICT
 
     agent_id: Identifier
     run_id: Identifier

@@ -4,20 +4,15 @@ from datetime import date, datetime
 from typing import Literal, Protocol
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
-
 from contracts.identity import Cursor, Identifier, Page
+from contracts.shapes import Frozen, Strict
 from contracts.workspace.fields import Description, Limit, Title
 
 FollowUpStatus = Literal["open", "done"]
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
-
-class NewFollowUp(BaseModel):
+class NewFollowUp(Strict):
     """A follow-up to create. `project_id` must be a project of the same microDAO."""
-
-    model_config = _STRICT
 
     title: Title
     description: Description | None = None
@@ -26,10 +21,8 @@ class NewFollowUp(BaseModel):
     due_date: date | None = None
 
 
-class FollowUp(BaseModel):
+class FollowUp(Frozen):
     """One follow-up. `created_by` is the agent or person who asked for it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: UUID
     microdao_id: str
@@ -43,10 +36,8 @@ class FollowUp(BaseModel):
     created_at: datetime
 
 
-class FollowUpQuery(BaseModel):
+class FollowUpQuery(Strict):
     """Query of `GET /follow-ups`: newest first, one page."""
-
-    model_config = _STRICT
 
     microdao_id: Identifier
     project_id: UUID | None = None

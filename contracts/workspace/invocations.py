@@ -8,29 +8,24 @@ from datetime import datetime
 from typing import Literal, Protocol
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
-
 from contracts.deadline import Deadline
 from contracts.identity import Identifier
+from contracts.shapes import Frozen, Strict
 from contracts.workspace.fields import Limit
 
 InvocationState = Literal["pending", "delivered", "failed"]
 
 
-class InvocationQuery(BaseModel):
+class InvocationQuery(Strict):
     """Query of `GET /channels/{id}/invocations`: newest first."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     microdao_id: Identifier | None = None
     state: InvocationState | None = None
     limit: Limit = 50
 
 
-class Invocation(BaseModel):
+class Invocation(Frozen):
     """One agent that a message has to reach. `reason` says why the last attempt failed."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     id: UUID
     channel_id: UUID

@@ -9,20 +9,17 @@ from uuid import UUID
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     computed_field,
 )
 
 from contracts.identity import Identifier
+from contracts.shapes import Frozen, Strict
 from contracts.values import not_blank, storable
 from contracts.workspace.messaging_service import MAX_MESSAGE_CHARS, MAX_RECENT, SenderType
 
 MAX_PREVIEW_CHARS = 500
-
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 MessageText = Annotated[
@@ -33,32 +30,26 @@ MessageText = Annotated[
 ]
 
 
-class NewMessage(BaseModel):
+class NewMessage(Strict):
     """Body of `POST /channels/{id}/messages`. A message that is sent twice under the client's own
     `message_id` is stored once.
     """
-
-    model_config = _STRICT
 
     sender_id: Identifier
     text: MessageText
     message_id: Identifier | None = None
 
 
-class AgentPost(BaseModel):
+class AgentPost(Frozen):
     """Body or query of `POST /agents/{agent_id}/post-to-channel`. A `run_id` posts one message."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     channel_id: Identifier
     text: MessageText
     run_id: Identifier | None = None
 
 
-class Message(BaseModel):
+class Message(Frozen):
     """One message. `run_id` names the agent's run that posted it."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     id: UUID
     channel_id: UUID
@@ -75,10 +66,8 @@ class Message(BaseModel):
         return self.body[:MAX_PREVIEW_CHARS]
 
 
-class MessageQuery(BaseModel):
+class MessageQuery(Strict):
     """Query of `GET /channels/{id}/messages`. `before` is the id of the caller's oldest message."""
-
-    model_config = _STRICT
 
     microdao_id: Identifier | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_RECENT)] = 50

@@ -14,6 +14,7 @@ from pydantic import AliasChoices, AwareDatetime, BaseModel, BeforeValidator, Co
 
 from contracts.deadline import Deadline
 from contracts.identity import Identifier
+from contracts.shapes import Strict
 
 AGENT_PREFIX = "agent:"
 MAX_MESSAGE_CHARS = 32_000
@@ -90,14 +91,12 @@ class ChannelInfo(BaseModel):
     members: list[str] | None = []
 
 
-class RunStep(BaseModel):
+class RunStep(Strict):
     """One step of a run for the watchers of its channel: names and numbers, never contents.
 
     `index` numbers the steps of a run from 0; a step that is sent twice is shown once. `detail`
     holds, by kind, a tool's id, success, tokens, milliseconds.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     index: Annotated[int, Field(ge=0, le=1_000)]
     kind: StepKind

@@ -4,20 +4,15 @@ from datetime import datetime
 from typing import Literal, Protocol
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
-
 from contracts.identity import Cursor, Identifier, Page
+from contracts.shapes import Frozen, Strict
 from contracts.workspace.fields import Description, Limit, Name
 
 ProjectStatus = Literal["active", "paused", "done"]
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
-
-class NewProject(BaseModel):
+class NewProject(Strict):
     """Body of `POST /projects`."""
-
-    model_config = _STRICT
 
     name: Name
     microdao_id: Identifier
@@ -25,10 +20,8 @@ class NewProject(BaseModel):
     status: ProjectStatus = "active"
 
 
-class Project(BaseModel):
+class Project(Frozen):
     """One project."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: UUID
     microdao_id: str
@@ -38,10 +31,8 @@ class Project(BaseModel):
     created_at: datetime
 
 
-class ProjectQuery(BaseModel):
+class ProjectQuery(Strict):
     """Query of `GET /projects`: newest first, one page."""
-
-    model_config = _STRICT
 
     microdao_id: Identifier
     status: ProjectStatus | None = None

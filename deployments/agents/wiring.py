@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from backends.agents.notices import NatsAgentNotices
 from backends.agents.runs import PostgresRuns
@@ -22,6 +22,7 @@ from configs.messaging import MessagingSettings
 from contracts.agents.blueprints import Blueprint
 from contracts.events import EventLog
 from contracts.health import Health
+from contracts.shapes import Strict
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.agents import AgentRoutes, agents_router
 from interfaces.nats.agents import AgentNats
@@ -35,7 +36,7 @@ from services.agents.scope import PipelinePorts
 from services.health.dependencies import Dependency, HealthMonitor
 
 
-class AgentsArgs(BaseModel):
+class AgentsArgs(Strict):
     """`args` of the application.
 
     `max_concurrent` bounds the concurrent requests per replica, `max_running` and `max_waiting` its
@@ -43,8 +44,6 @@ class AgentsArgs(BaseModel):
     `messaging` says where channels are (by default the workspace of this graph). Calls to the LLM
     proxy, Toolcore and memory are retried for `patience_s` while those cannot be reached.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_concurrent: Annotated[int, Field(ge=1)] = 300
     max_running: Annotated[int, Field(ge=1, le=1_000)] = 16

@@ -7,7 +7,7 @@ Serve inspects `build`'s annotations, so this module must not postpone them
 from typing import Annotated, Any
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray import serve
 from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
@@ -16,6 +16,7 @@ from configs.environment import read_environment
 from configs.stores import find_stores
 from configs.tools import ToolsSettings
 from configs.yaml_files import load_yaml
+from contracts.shapes import Strict
 from deployments.graph.replica import access_control, open_event_log
 from deployments.graph.resources import Resources, WingEnvironment
 from deployments.tools.metrics import ToolMetrics
@@ -36,14 +37,12 @@ DEPLOYMENT = "Toolcore"
 SETTINGS_FILE = "tools.yaml"
 
 
-class ToolsArgs(BaseModel):
+class ToolsArgs(Strict):
     """`args` of the application.
 
     `max_concurrent` bounds the running requests per replica; more are answered 503 at once.
     `python` bounds the runner.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_concurrent: Annotated[int, Field(ge=1)] = 200
     python: PythonRunnerArgs = PythonRunnerArgs()

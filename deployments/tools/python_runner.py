@@ -8,7 +8,7 @@ import sysconfig
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.deployment import Application
@@ -19,6 +19,7 @@ from configs.environment import read_environment
 from configs.tools import ConfiguredSecrets, ToolsSettings
 from contracts.deadline import Deadline
 from contracts.errors import Unavailable
+from contracts.shapes import Strict
 from contracts.tools.api import ISOLATION_TIERS, Execution, IsolationTier, Outcome, ToolDefinition
 from deployments.graph.replica import open_event_log
 from executors.python.executor import PythonLimits, PythonToolExecutor
@@ -30,15 +31,13 @@ DEPLOYMENT = "PythonToolRunner"
 ANSWER_MARGIN_S = 3.0
 
 
-class PythonRunnerArgs(BaseModel):
+class PythonRunnerArgs(Strict):
     """Bounds of one replica.
 
     `max_concurrent` bounds its child processes. `memory_mb`, `disk_mb`, `cpu_s` and `open_files`
     are a tool's defaults, the `most_…` the highest values that a tool may ask for. `tiers` may be
     used where the host offers them. `libraries` lets tools read this installation's site-packages.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_concurrent: Annotated[int, Field(ge=1, le=256)] = 4
     memory_mb: Annotated[int, Field(ge=32)] = 512

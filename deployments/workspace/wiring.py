@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from backends.http.agent_runtime import AgentRuntimeClient
 from backends.nats.link import NatsLink
@@ -19,6 +19,7 @@ from backends.workspace.notices import NatsMessageNotices
 from backends.workspace.outbox import PostgresOutbox
 from backends.workspace.projects import PostgresProjects
 from contracts.events import EventLog
+from contracts.shapes import Strict
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.base.access import AccessControl
 from interfaces.http.workspace.channels import ChannelRoutes
@@ -30,7 +31,7 @@ from services.workspace.live import LiveFeeds
 from services.workspace.tools import WorkspaceTools
 
 
-class WorkspaceArgs(BaseModel):
+class WorkspaceArgs(Strict):
     """`args` of the application.
 
     `max_concurrent` bounds the running requests per replica, event streams among them; more are
@@ -38,8 +39,6 @@ class WorkspaceArgs(BaseModel):
     message invokes the agents of its channel; an invocation that the agent runtime has not accepted
     after `give_up_after_s` is given up.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_concurrent: Annotated[int, Field(ge=2)] = 400
     max_streams: Annotated[int, Field(ge=1)] = 200

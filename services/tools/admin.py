@@ -7,10 +7,11 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from contracts.errors import Conflict, NotFound
 from contracts.events import EventLog
+from contracts.shapes import Strict
 from contracts.tools.api import ToolDefinition
 from contracts.tools.ledger import CallFilter, CallPage, ToolLedger
 from contracts.tools.registry import ToolStore
@@ -23,10 +24,8 @@ Resolve = Callable[[ToolDefinition], ToolDefinition]
 """Resolves the target's bases and checks target and secrets. Raises InvalidRequest."""
 
 
-class ApprovalDecision(BaseModel):
+class ApprovalDecision(Strict):
     """Body of `POST /approvals/{call_id}`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     microdao_id: str = Field(min_length=1, max_length=256)
     granted: bool

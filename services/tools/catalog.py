@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from contracts.errors import NotFound
+from contracts.shapes import Strict
 from contracts.tools.api import plain_name
 from services.tools.policy import Policy
 from services.tools.registry import Registry, Tool
 
 
-class ListRequest(BaseModel):
+class ListRequest(Strict):
     """Query of `GET /internal/tools`.
 
     Without `agent_id` every enabled tool is listed; `microdao_id` applies that tenant's rules.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     agent_id: str | None = Field(default=None, min_length=1, max_length=256)
     microdao_id: str | None = Field(default=None, min_length=1, max_length=256)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from contracts.errors import InvalidRequest
+from contracts.shapes import Strict
 from contracts.tools.ledger import StoredResult
 from services.tools.schemas import CompiledSchema
 
@@ -17,13 +18,11 @@ MAX_PAGE_BYTES = 256 * 1024
 _CUTS = ((100, 2_000), (30, 1_000), (10, 500), (5, 200), (3, 100), (1, 50), (1, 10), (0, 0))
 
 
-class PageRequest(BaseModel):
+class PageRequest(Strict):
     """Query of `GET /results/{id}`.
 
     `offset` and `limit` count an array's items, else characters of the JSON text.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     microdao_id: str = Field(min_length=1, max_length=256)
     offset: int = Field(default=0, ge=0, lt=2**53)
