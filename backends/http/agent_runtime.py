@@ -4,22 +4,20 @@ does.
 
 from __future__ import annotations
 
-from backends.http.client import JsonClient
+from backends.http.client import ServiceClient
 from contracts.deadline import Deadline
 from contracts.errors import Unavailable
 from contracts.workspace.invocations import LeasedInvocation
 
 PATH = "/internal/agent-runtime/invocations"
-SERVICE = "the agent runtime"
 # The runtime has read the invocation and will always refuse it.
 FINAL = frozenset({400, 409, 413, 422})
 
 
-class AgentRuntimeClient:
+class AgentRuntimeClient(ServiceClient):
     """Hands invocations over without waiting for their answers."""
 
-    def __init__(self, base_url: str, secret: str | None) -> None:
-        self._http = JsonClient(base_url, secret, service=SERVICE)
+    service = "the agent runtime"
 
     async def invoke(self, leased: LeasedInvocation, deadline: Deadline) -> None:
         """Hands one invocation over.
@@ -33,16 +31,10 @@ class AgentRuntimeClient:
             "microdao_id": leased.microdao_id,
         }
         body = {"agent_id": leased.agent_id, "entrypoint": "channel_message", "payload": payload}
-        answer = await self._http.request(
-            "POST", PATH, deadline, body=body, params={"wait": "false"}
-        )
+        answer = await self._request("POST", PATH, deadline, body=body, params={"wait": "false"})
         if answer.ok:
             return
-        refusal = self._http.refusal(answer)
+        refusal = self._refusal(answer)
         if answer.status in FINAL or refusal.retryable:
             raise refusal
         raise Unavailable(refusal.message, retry_after_s=refusal.retry_after_s)
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._http.close()

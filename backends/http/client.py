@@ -1,5 +1,5 @@
-"""JSON over HTTP to another service: pooled, with bounded answers, and failures in the product's
-own errors.
+"""JSON over HTTP to another service: pooled, with bounded answers, retries, and failures in the
+product's own errors.
 """
 
 from __future__ import annotations
@@ -7,18 +7,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import orjson
+from pydantic import BaseModel, ValidationError
 
 from common.http.client import open_client, read_bounded, requested
 from common.http.errors import AnswerTooLarge, ConnectFailed, HttpError
 from common.http.retry_after import retry_after_s
+from common.retry import retry
 from contracts import errors
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, Unavailable, Unreachable, UpstreamInvalidResponse
+from contracts.errors import (
+    DaarionError,
+    Unavailable,
+    Unreachable,
+    UpstreamInvalidResponse,
+    is_retryable,
+)
 
 MAX_ANSWER_BYTES = 8 << 20
+
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +45,67 @@ class JsonAnswer:
         return 200 <= self.status < 300
 
 
-class JsonClient:
-    """Calls one service, never through a proxy. `service` names it in errors; `secret` is sent if
-    given.
+class ServiceClient:
+    """Calls one service, never through a proxy; each service has a subclass.
+
+    `service` names it in errors; `secret` is sent if given. `patience_s` is for subclasses: how
+    long they retry what may be repeated.
     """
 
-    def __init__(self, base_url: str, secret: str | None, *, service: str) -> None:
-        self._service = service
+    service: ClassVar[str]
+
+    def __init__(self, base_url: str, secret: str | None, *, patience_s: float = 0.0) -> None:
+        self._patience_s = patience_s
         self._client = open_client(
             base_url=base_url.rstrip("/"), headers={"X-Internal-Secret": secret} if secret else None
         )
 
-    async def request(
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
+
+    async def _ask(
+        self,
+        path: str,
+        deadline: Deadline,
+        *,
+        method: str = "POST",
+        body: Any = None,
+        params: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        patience_s: float = 0.0,
+    ) -> JsonAnswer:
+        """Returns a successful answer.
+
+        Retries for `patience_s` while the service is unreachable or unavailable, so that a replica
+        that dies or restarts costs no answer; the request must be idempotent.
+
+        Raises:
+            DaarionError: the last refusal or failure.
+        """
+
+        async def attempt() -> JsonAnswer:
+            answer = await self._request(
+                method, path, deadline, body=body, params=params, headers=headers
+            )
+            if not answer.ok:
+                raise self._refusal(answer)
+            return answer
+
+        return await retry(
+            attempt,
+            lambda error: isinstance(error, Unavailable) and is_retryable(error),
+            within_s=deadline.at_most(patience_s),
+        )
+
+    def _read(self, answer: JsonAnswer, shape: type[Shape], what: str) -> Shape:
+        """Returns the answer's body. Raises UpstreamInvalidResponse where it is not `what`."""
+        try:
+            return shape.model_validate(answer.body)
+        except ValidationError:
+            raise UpstreamInvalidResponse(f"{self.service} did not answer with {what}") from None
+
+    async def _request(
         self,
         method: str,
         path: str,
@@ -82,35 +141,31 @@ class JsonClient:
             raise deadline.exceeded() from None
         except AnswerTooLarge:
             raise UpstreamInvalidResponse(
-                f"the answer of {self._service} is over {MAX_ANSWER_BYTES >> 20} MiB"
+                f"the answer of {self.service} is over {MAX_ANSWER_BYTES >> 20} MiB"
             ) from None
         except ConnectFailed:
-            raise Unreachable(f"{self._service} cannot be reached: retry") from None
+            raise Unreachable(f"{self.service} cannot be reached: retry") from None
         except HttpError:
-            raise Unavailable(f"{self._service} cannot be reached: retry") from None
+            raise Unavailable(f"{self.service} cannot be reached: retry") from None
         return JsonAnswer(
             response.status_code,
             self._parsed(response.status_code, data),
             retry_after_s(response.headers.get("Retry-After")),
         )
 
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.aclose()
-
-    def refusal(self, answer: JsonAnswer) -> DaarionError:
+    def _refusal(self, answer: JsonAnswer) -> DaarionError:
         """Returns the error that a refusal's envelope names, else one for its status."""
         error = answer.body.get("error") if isinstance(answer.body, dict) else None
         if isinstance(error, dict) and (leaf := LEAVES.get(str(error.get("type")))) is not None:
             return leaf(
-                str(error.get("message", f"{self._service} refused"))[:1_000],
+                str(error.get("message", f"{self.service} refused"))[:1_000],
                 retry_after_s=answer.retry_after_s,
             )
         leaf = _BY_STATUS.get(
             answer.status, Unavailable if answer.status >= 500 else errors.InvalidRequest
         )
         return leaf(
-            f"{self._service} refused with status {answer.status}",
+            f"{self.service} refused with status {answer.status}",
             retry_after_s=answer.retry_after_s,
         )
 
@@ -121,7 +176,7 @@ class JsonClient:
             return orjson.loads(data)
         except orjson.JSONDecodeError:
             if 200 <= status < 300:
-                raise UpstreamInvalidResponse(f"{self._service} did not answer with JSON") from None
+                raise UpstreamInvalidResponse(f"{self.service} did not answer with JSON") from None
             return None
 
 

@@ -6,12 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
-from backends.http.client import JsonClient
-from backends.http.patient_requests import ask
+from backends.http.client import ServiceClient
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, UpstreamInvalidResponse
+from contracts.errors import DaarionError
 from contracts.identity import Tenant
 from contracts.llm.answers import ProxyResponse
 from contracts.llm.listings import ModelInfo, ModelList
@@ -21,15 +18,15 @@ PATH = "/internal/llm/proxy"
 MODELS_PATH = "/internal/llm/models"
 MODELS_TIMEOUT_S = 2.0
 MODELS_FRESH_S = 10.0
-SERVICE = "the LLM proxy"
 
 
-class LLMProxyClient:
+class LLMProxyClient(ServiceClient):
     """Calls the LLM proxy, retrying for `patience_s` while it is unavailable."""
 
+    service = "the LLM proxy"
+
     def __init__(self, base_url: str, secret: str | None, *, patience_s: float = 0.0) -> None:
-        self._http = JsonClient(base_url, secret, service=SERVICE)
-        self._patience_s = patience_s
+        super().__init__(base_url, secret, patience_s=patience_s)
         self._models: dict[str, ModelInfo] = {}
         self._models_until = 0.0
 
@@ -54,11 +51,8 @@ class LLMProxyClient:
             }
         if request.temperature is not None:
             body["temperature"] = request.temperature
-        answer = await ask(self._http, PATH, deadline, body=body, patience_s=self._patience_s)
-        try:
-            return ProxyResponse.model_validate(answer.body)
-        except ValidationError:
-            raise UpstreamInvalidResponse(f"{SERVICE} did not answer with a completion") from None
+        answer = await self._ask(PATH, deadline, body=body, patience_s=self._patience_s)
+        return self._read(answer, ProxyResponse, "a completion")
 
     async def answering(self, logical_model: str, deadline: Deadline) -> str | None:
         """Returns the model that answers for `logical_model`, or None if it is unknown.
@@ -68,21 +62,16 @@ class LLMProxyClient:
         """
         try:
             if time.monotonic() > self._models_until:
-                answer = await ask(
-                    self._http, MODELS_PATH, deadline.sooner(MODELS_TIMEOUT_S), method="GET"
+                answer = await self._ask(
+                    MODELS_PATH, deadline.sooner(MODELS_TIMEOUT_S), method="GET"
                 )
-                self._models = {
-                    model.id: model for model in ModelList.model_validate(answer.body).models
-                }
+                listed = self._read(answer, ModelList, "models")
+                self._models = {model.id: model for model in listed.models}
                 self._models_until = time.monotonic() + MODELS_FRESH_S
-        except (DaarionError, ValidationError):
+        except DaarionError:
             if not self._models:
                 return None
         return first_available(logical_model, self._models)
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._http.close()
 
 
 def first_available(logical_model: str, models: Mapping[str, ModelInfo]) -> str | None:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
-from backends.http.client import JsonClient
-from backends.http.patient_requests import ask
+from backends.http.client import ServiceClient
 from contracts.agents.ports import MemoryExchange
 from contracts.deadline import Deadline
-from contracts.errors import UpstreamInvalidResponse
 from contracts.identity import Tenant
 from contracts.memory.api import Item, QueryResponse, StoreResponse
 
 PREFIX = "/internal/agent-memory"
-SERVICE = "the memory"
 MAX_TEXT_CHARS = 150_000
 
 
-class MemoryClient:
+class MemoryClient(ServiceClient):
     """Recalls and stores. A recall is tried once, since a run can continue without it; a store is
     retried for `patience_s`.
     """
 
-    def __init__(self, base_url: str, secret: str | None, *, patience_s: float) -> None:
-        self._http = JsonClient(base_url, secret, service=SERVICE)
-        self._patience_s = patience_s
+    service = "the memory"
 
     async def recall(
         self, tenant: Tenant, channel_id: str | None, query: str, limit: int, deadline: Deadline
@@ -33,11 +26,8 @@ class MemoryClient:
         body = {**tenant.model_dump(), "query": query, "limit": limit}
         if channel_id is not None:
             body["channel_id"] = channel_id
-        answer = await ask(self._http, f"{PREFIX}/query", deadline, body=body)
-        try:
-            return QueryResponse.model_validate(answer.body).items
-        except ValidationError:
-            raise UpstreamInvalidResponse(f"{SERVICE} did not answer with items") from None
+        answer = await self._ask(f"{PREFIX}/query", deadline, body=body)
+        return self._read(answer, QueryResponse, "items").items
 
     async def remember(self, exchange: MemoryExchange, deadline: Deadline) -> str:
         """Stores one exchange and returns its id. Raises DaarionError."""
@@ -53,19 +43,7 @@ class MemoryClient:
         if exchange.channel_id is not None:
             body["channel_id"] = exchange.channel_id
         headers = {"Idempotency-Key": exchange.key}
-        answer = await ask(
-            self._http,
-            f"{PREFIX}/store",
-            deadline,
-            body=body,
-            headers=headers,
-            patience_s=self._patience_s,
+        answer = await self._ask(
+            f"{PREFIX}/store", deadline, body=body, headers=headers, patience_s=self._patience_s
         )
-        try:
-            return StoreResponse.model_validate(answer.body).id
-        except ValidationError:
-            raise UpstreamInvalidResponse(f"{SERVICE} did not answer with an id") from None
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._http.close()
+        return self._read(answer, StoreResponse, "an id").id

@@ -8,8 +8,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from backends.http.client import JsonAnswer, JsonClient
-from backends.http.patient_requests import ask
+from backends.http.client import JsonAnswer, ServiceClient
 from contracts.deadline import Deadline
 from contracts.errors import Overloaded, UpstreamInvalidResponse
 from contracts.workspace.messaging_service import (
@@ -21,7 +20,6 @@ from contracts.workspace.messaging_service import (
     RunStep,
 )
 
-SERVICE = "the messaging service"
 # Servers and proxies accept URLs of this length.
 MAX_QUERY_TEXT_BYTES = 7_000
 FORM_REFUSED = frozenset({415, 422})
@@ -30,24 +28,36 @@ TRY_LATER = 503
 CUT = "…"
 
 
-class WorkspaceMessaging:
+class _MessagingClient(ServiceClient):
+    """What both adapters read alike."""
+
+    service = "the messaging service"
+
+    async def _recent(
+        self, path: str, limit: int, deadline: Deadline, before: str | None
+    ) -> list[ChannelMessage]:
+        limit = min(max(limit, 1), MAX_RECENT)
+        params: dict[str, str | int] = {"limit": limit, **({"before": before} if before else {})}
+        answer = await self._ask(path, deadline, method="GET", params=params)
+        if not isinstance(answer.body, list):
+            raise UpstreamInvalidResponse(f"{self.service} did not answer with a list of messages")
+        read = [message for message in map(_message, answer.body) if message is not None]
+        if answer.body and not read:
+            raise UpstreamInvalidResponse(f"{self.service} sent no readable messages")
+        return sorted(read, key=lambda message: message.created_at)[-limit:]
+
+
+class WorkspaceMessaging(_MessagingClient):
     """The workspace behind the ingress. It knows runs, so a repeated post returns the first one."""
 
     deduplicates_by_run_id = True
-
-    def __init__(self, base_url: str, secret: str | None) -> None:
-        self._http = JsonClient(base_url, secret, service=SERVICE)
 
     async def recent_messages(
         self, channel_id: str, limit: int, deadline: Deadline, before: ChannelMessage | None = None
     ) -> list[ChannelMessage]:
         """Returns the latest messages, oldest first. Raises DaarionError."""
-        return await _recent(
-            self._http,
-            f"{self._channel(channel_id)}/messages",
-            limit,
-            deadline,
-            before.id if before else None,
+        return await self._recent(
+            f"{self._channel(channel_id)}/messages", limit, deadline, before.id if before else None
         )
 
     async def post_as_agent(
@@ -56,15 +66,12 @@ class WorkspaceMessaging:
         """Posts a reply of the agent. Raises DaarionError."""
         path = f"/internal/messaging/agents/{quote(agent_id, safe='')}/post-to-channel"
         body = {"channel_id": channel_id, "text": text, "run_id": run_id}
-        return _posted(await ask(self._http, path, deadline, body=body), channel_id)
+        return _posted(await self._ask(path, deadline, body=body), channel_id)
 
     async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
         """Returns the channel. Raises DaarionError."""
-        answer = await ask(self._http, self._channel(channel_id), deadline, method="GET")
-        try:
-            return ChannelInfo.model_validate(answer.body)
-        except ValidationError:
-            raise UpstreamInvalidResponse(f"{SERVICE} did not answer with a channel") from None
+        answer = await self._ask(self._channel(channel_id), deadline, method="GET")
+        return self._read(answer, ChannelInfo, "a channel")
 
     async def run_steps(
         self,
@@ -80,18 +87,14 @@ class WorkspaceMessaging:
             "run_id": run_id,
             "steps": [step.model_dump() for step in steps],
         }
-        await ask(self._http, f"{self._channel(channel_id)}/run-steps", deadline, body=body)
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._http.close()
+        await self._ask(f"{self._channel(channel_id)}/run-steps", deadline, body=body)
 
     @staticmethod
     def _channel(channel_id: str) -> str:
         return f"/internal/messaging/channels/{quote(channel_id, safe='')}"
 
 
-class NeighbourMessaging:
+class NeighbourMessaging(_MessagingClient):
     """The neighbours' messaging-service: other URLs, no runs or steps, perhaps posts by query
     parameters.
 
@@ -101,7 +104,7 @@ class NeighbourMessaging:
     deduplicates_by_run_id = False
 
     def __init__(self, base_url: str, secret: str | None) -> None:
-        self._http = JsonClient(base_url, secret, service=SERVICE)
+        super().__init__(base_url, secret)
         self._by_query = False
 
     async def recent_messages(
@@ -110,9 +113,7 @@ class NeighbourMessaging:
         """Returns the latest messages, oldest first. Raises DaarionError."""
         # Its pages start at a time, the workspace's at a message.
         since = before.created_at.isoformat() if before else None
-        return await _recent(
-            self._http, f"{self._channel(channel_id)}/messages", limit, deadline, since
-        )
+        return await self._recent(f"{self._channel(channel_id)}/messages", limit, deadline, since)
 
     async def post_as_agent(
         self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline
@@ -124,7 +125,7 @@ class NeighbourMessaging:
         fields = {"channel_id": channel_id, "text": text}
         headers = {"Idempotency-Key": quote(run_id, safe=":._-")}
         if not self._by_query:
-            answer = await self._http.request("POST", path, deadline, body=fields, headers=headers)
+            answer = await self._request("POST", path, deadline, body=fields, headers=headers)
             if answer.status not in FORM_REFUSED:
                 return self._accepted(answer, channel_id)
         answer = await self._post_by_query(path, fields, headers, deadline)
@@ -150,9 +151,9 @@ class NeighbourMessaging:
 
     async def _get(self, path: str, deadline: Deadline) -> Any:
         """Returns what a route answers, or None if there is no such route."""
-        answer = await self._http.request("GET", path, deadline)
+        answer = await self._request("GET", path, deadline)
         if not answer.ok and answer.status not in NO_SUCH_ROUTE:
-            raise self._http.refusal(answer)
+            raise self._refusal(answer)
         return answer.body if answer.ok else None
 
     @staticmethod
@@ -169,23 +170,19 @@ class NeighbourMessaging:
     ) -> None:
         """Does nothing: the service has no such route."""
 
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._http.close()
-
     async def _post_by_query(
         self, path: str, fields: Mapping[str, str], headers: Mapping[str, str], deadline: Deadline
     ) -> JsonAnswer:
         fitting = {**fields, "text": _cut_to_url(fields["text"])}
-        return await self._http.request("POST", path, deadline, params=fitting, headers=headers)
+        return await self._request("POST", path, deadline, params=fitting, headers=headers)
 
     def _accepted(self, answer: JsonAnswer, channel_id: str) -> PostedMessage:
         if answer.status == TRY_LATER:
             raise Overloaded(
-                f"{SERVICE} is temporarily unavailable", retry_after_s=answer.retry_after_s
+                f"{self.service} is temporarily unavailable", retry_after_s=answer.retry_after_s
             )
         if not answer.ok:
-            raise self._http.refusal(answer)
+            raise self._refusal(answer)
         return _posted(answer, channel_id)
 
 
@@ -196,20 +193,6 @@ def open_messaging(kind: str, base_url: str, secret: str | None) -> Messaging:
         if kind == "workspace"
         else NeighbourMessaging(base_url, secret)
     )
-
-
-async def _recent(
-    http: JsonClient, path: str, limit: int, deadline: Deadline, before: str | None
-) -> list[ChannelMessage]:
-    limit = min(max(limit, 1), MAX_RECENT)
-    params: dict[str, str | int] = {"limit": limit, **({"before": before} if before else {})}
-    answer = await ask(http, path, deadline, method="GET", params=params)
-    if not isinstance(answer.body, list):
-        raise UpstreamInvalidResponse(f"{SERVICE} did not answer with a list of messages")
-    read = [message for message in map(_message, answer.body) if message is not None]
-    if answer.body and not read:
-        raise UpstreamInvalidResponse(f"{SERVICE} sent no readable messages")
-    return sorted(read, key=lambda message: message.created_at)[-limit:]
 
 
 def _cut_to_url(text: str) -> str:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
 from cachetools import LRUCache
 from pydantic import BaseModel, ValidationError
 
-from backends.http.client import JsonAnswer, JsonClient
-from backends.http.patient_requests import ask
+from backends.http.client import JsonAnswer, ServiceClient
 from common.retry import retry
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, UpstreamInvalidResponse
+from contracts.errors import DaarionError
 from contracts.identity import Tenant
 from contracts.tools.api import ErrorKind, ToolCallRequest, ToolCallResult, ToolDefinition
 
 PREFIX = "/internal/tools"
-SERVICE = "Toolcore"
 FRESH_S = 15.0
 STALE_S = 600.0
 MAX_KEPT = 1_000
@@ -30,7 +29,7 @@ class _Listed(BaseModel):
     tools: list[dict[str, Any]]
 
 
-class ToolsClient:
+class ToolsClient(ServiceClient):
     """Lists and calls tools.
 
     Listings are cached for `FRESH_S`, and for `STALE_S` while Toolcore is unavailable; without one,
@@ -38,9 +37,10 @@ class ToolsClient:
     while Toolcore is unavailable or the same call is in progress: it runs once under that id.
     """
 
+    service = "Toolcore"
+
     def __init__(self, base_url: str, secret: str | None, *, patience_s: float) -> None:
-        self._http = JsonClient(base_url, secret, service=SERVICE)
-        self._patience_s = patience_s
+        super().__init__(base_url, secret, patience_s=patience_s)
         self._kept = LRUCache[tuple[str, str], tuple[float, list[ToolDefinition]]](MAX_KEPT)
 
     async def allowed(self, tenant: Tenant, deadline: Deadline) -> list[ToolDefinition]:
@@ -51,15 +51,14 @@ class ToolsClient:
         if age < FRESH_S:
             return kept
         try:
-            answer = await ask(
-                self._http,
+            answer = await self._ask(
                 PREFIX,
                 deadline,
                 method="GET",
                 params=tenant.model_dump(),
                 patience_s=min(self._patience_s, LIST_PATIENCE_S),
             )
-            found = _definitions(answer)
+            found = self._definitions(answer)
         except DaarionError:
             if age < STALE_S:
                 return kept
@@ -76,16 +75,12 @@ class ToolsClient:
         )
         return result
 
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._http.close()
-
     async def _attempt(
         self, request: ToolCallRequest, deadline: Deadline
     ) -> tuple[ToolCallResult, bool]:
         """Calls once; returns the result and whether a retry may help."""
         try:
-            answer = await self._http.request(
+            answer = await self._request(
                 "POST", f"{PREFIX}/call", deadline, body=request.model_dump(exclude_none=True)
             )
         except DaarionError as error:
@@ -102,15 +97,15 @@ class ToolsClient:
             try:
                 result = ToolCallResult.model_validate(answer.body)
             except ValidationError:
-                return _unreadable(request), False
+                return self._unreadable(request), False
             executed = answer.status == 200
             return result, not executed and bool(result.retryable) and result.error_kind in {
                 "unavailable",
                 "conflict",
             }
         if answer.ok:
-            return _unreadable(request), False
-        refusal = self._http.refusal(answer)
+            return self._unreadable(request), False
+        refusal = self._refusal(answer)
         kind = "denied" if answer.status in {401, 403} else "unavailable"
         failed = ToolCallResult(
             ok=False,
@@ -121,28 +116,17 @@ class ToolsClient:
         )
         return failed, refusal.retryable
 
+    def _definitions(self, answer: JsonAnswer) -> list[ToolDefinition]:
+        """Returns the tools of a listing without those that this version cannot read."""
+        found = []
+        for row in self._read(answer, _Listed, "tools").tools:
+            known = {name: row[name] for name in ToolDefinition.model_fields if name in row}
+            with contextlib.suppress(ValidationError):
+                found.append(ToolDefinition.model_validate(known))
+        return found
 
-def _definitions(answer: JsonAnswer) -> list[ToolDefinition]:
-    """Returns the tools of a listing without those that this version cannot read."""
-    try:
-        rows = _Listed.model_validate(answer.body).tools
-    except ValidationError:
-        raise UpstreamInvalidResponse(f"{SERVICE} did not answer with tools") from None
-    found = []
-    for row in rows:
-        try:
-            found.append(
-                ToolDefinition.model_validate(
-                    {name: row[name] for name in ToolDefinition.model_fields if name in row}
-                )
-            )
-        except ValidationError:
-            continue
-    return found
-
-
-def _unreadable(request: ToolCallRequest) -> ToolCallResult:
-    error = f"{SERVICE} did not answer with a result"
-    return ToolCallResult(
-        ok=False, error=error, error_kind="internal", retryable=False, call_id=request.call_id
-    )
+    def _unreadable(self, request: ToolCallRequest) -> ToolCallResult:
+        error = f"{self.service} did not answer with a result"
+        return ToolCallResult(
+            ok=False, error=error, error_kind="internal", retryable=False, call_id=request.call_id
+        )
