@@ -16,7 +16,7 @@ from typing import Any
 from contracts.tools.api import Decision, ToolCallRequest, ToolDefinition
 from contracts.tools.policy import CallBounds, PolicyRules, matches
 from services.tools.registry import Tool
-from services.tools.values import measure
+from services.tools.values import size_problem
 
 TENANT_KEY = "microdao_id"
 UNWRITABLE = Decision(
@@ -80,14 +80,22 @@ class Policy:
             return _refused(
                 "denied", "args.microdao_id", "args.microdao_id is not the caller's microDAO"
             )
-        problem = bounds_problem(args, self.bounds, self.bounds.max_args_bytes)
+        problem = self._size_problem(args, self.bounds.max_args_bytes)
         if problem:
             return _invalid("$", f"arguments within bounds: these are {problem}")
-        problem = bounds_problem(request.context or {}, self.bounds, self.bounds.max_context_bytes)
+        problem = self._size_problem(request.context or {}, self.bounds.max_context_bytes)
         if problem:
             return _invalid("context", f"a context within bounds: this one is {problem}")
         violation = tool.input.violation(args)
         return _invalid(violation.path, violation.expected) if violation else None
+
+    def _size_problem(self, value: Any, max_bytes: int) -> str | None:
+        return size_problem(
+            value,
+            max_depth=self.bounds.max_depth,
+            max_values=self.bounds.max_values,
+            max_bytes=max_bytes,
+        )
 
 
 def agent_rule(tool: ToolDefinition, agent_id: str) -> Decision | None:
@@ -119,14 +127,6 @@ def tenant_rule(rules: PolicyRules, tool_id: str, microdao_id: str) -> Decision 
     return _refused(
         "denied", f"tenants.{pattern}.allow", f"`{tool_id}` is not among the tools of this microDAO"
     )
-
-
-def bounds_problem(value: Any, bounds: CallBounds, max_bytes: int) -> str | None:
-    """Returns the first bound that the value breaks, or None."""
-    size = measure(value, max_depth=bounds.max_depth, max_values=bounds.max_values)
-    if size.problem:
-        return size.problem
-    return f"larger than {max_bytes} bytes" if size.text_bytes > max_bytes else None
 
 
 def _refused(kind: Any, rule: str, reason: str) -> Decision:

@@ -10,35 +10,32 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any
-from urllib.parse import unquote
+from typing import Any
 
 from jsonschema import Draft7Validator, Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.validators import extend
-from pydantic import StringConstraints, TypeAdapter
-from pydantic import ValidationError as PydanticError
 from pydantic_core import SchemaError as PatternError
-from referencing import Registry
+from pydantic_core import SchemaValidator, core_schema
+from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 
 from contracts.errors import InvalidRequest
-from services.tools.values import frozen, measure
+from services.tools.values import frozen, size_problem
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_SCHEMA_DEPTH = 32
 MAX_SCHEMA_VALUES = 4_000
 MAX_PATTERN_CHARS = 1_000
 MAX_ERRORS = 20
-DIALECTS = {
-    "https://json-schema.org/draft/2020-12/schema": Draft202012Validator,
-    "http://json-schema.org/draft-07/schema": Draft7Validator,
-}
+DEFAULT_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+# The library would validate a part that names its dialect without our bounds.
+_OF_THE_ROOT = frozenset({"$id", "$schema"})
 _WITHHELD = (
-    "$id",
+    *_OF_THE_ROOT,
     "$anchor",
     "$dynamicRef",
     "$recursiveRef",
@@ -91,7 +88,9 @@ class Budget:
             raise OutOfBudget
 
 
+# Of the validation that runs in this context: keywords are the same functions for all schemas.
 _budget: ContextVar[Budget] = ContextVar("budget")
+_patterns: ContextVar[Mapping[str, SchemaValidator]] = ContextVar("patterns")
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,9 @@ class CompiledSchema:
             raise InvalidRequest(
                 f"{subject} is not a valid JSON Schema: at {where}: {text}"
             ) from None
-        self._validator = _guarded(dialect, _compile_patterns(schema, subject))(
-            schema, registry=Registry()
-        )
+        self._patterns = _compile_patterns(schema, subject)
+        undeclared = {name: value for name, value in schema.items() if name != "$schema"}
+        self._validator = dialect(undeclared, registry=Registry())
         self._try(subject)
 
     def violation(self, value: Any, budget: Budget | None = None) -> Violation | None:
@@ -131,67 +130,56 @@ class CompiledSchema:
 
         A value whose check exceeds the budget is a violation, too.
         """
-        _budget.set(budget or Budget())
         try:
-            errors = list(itertools.islice(self._validator.iter_errors(value), MAX_ERRORS))
+            errors = self._errors(value, budget or Budget())
         except (OutOfBudget, RecursionError, Unresolvable):
             return Violation(
                 "$",
                 "a value that can be checked within bounds: "
                 "it is too large or too deep for its schema",
             )
-        if not errors:
-            return None
-        return _violation(min(errors, key=_telling))
+        return _violation(min(errors, key=_telling)) if errors else None
 
     def _try(self, subject: str) -> None:
         """Finds references that lead only to themselves."""
         probes: tuple[Any, ...] = ({}, [], "", 0, None)
         for probe in probes:
-            _budget.set(Budget())
             try:
-                list(itertools.islice(self._validator.iter_errors(probe), MAX_ERRORS))
+                self._errors(probe, Budget())
             except (OutOfBudget, RecursionError):
                 raise InvalidRequest(f"{subject} refers to itself without end") from None
             except Unresolvable:
                 raise InvalidRequest(f"{subject} has a $ref that leads nowhere") from None
 
-
-class _Pattern:
-    """A regular expression searched in linear time (Rust's regex, by way of pydantic)."""
-
-    def __init__(self, pattern: str) -> None:
-        self._adapter: TypeAdapter[str] = TypeAdapter(
-            Annotated[str, StringConstraints(pattern=pattern)]
-        )
-
-    def found_in(self, text: str) -> bool:
-        try:
-            self._adapter.validate_python(text)
-        except PydanticError:
-            return False
-        return True
+    def _errors(self, value: Any, budget: Budget) -> list[ValidationError]:
+        _budget.set(budget)
+        _patterns.set(self._patterns)
+        return list(itertools.islice(self._validator.iter_errors(value), MAX_ERRORS))
 
 
 def _check_shape(schema: Any, subject: str) -> None:
     if not isinstance(schema, dict):
         raise InvalidRequest(f"{subject} must be a JSON object")
-    size = measure(schema, max_depth=MAX_SCHEMA_DEPTH, max_values=MAX_SCHEMA_VALUES)
-    if size.problem:
-        raise InvalidRequest(f"{subject} is {size.problem}")
-    if size.text_bytes > MAX_SCHEMA_BYTES:
-        raise InvalidRequest(f"{subject} is over {MAX_SCHEMA_BYTES >> 10} KiB")
+    problem = size_problem(
+        schema,
+        max_depth=MAX_SCHEMA_DEPTH,
+        max_values=MAX_SCHEMA_VALUES,
+        max_bytes=MAX_SCHEMA_BYTES,
+    )
+    if problem:
+        raise InvalidRequest(f"{subject} is {problem}")
     for node in _nodes(schema):
         if isinstance(node.get("$ref"), str):
             _check_reference(schema, node["$ref"], subject)
         for key in _WITHHELD:
-            if isinstance(node.get(key), str) and not (key == "$id" and node is schema):
+            if isinstance(node.get(key), str) and not (key in _OF_THE_ROOT and node is schema):
                 raise InvalidRequest(f"{subject} uses `{key}`, which is not served here")
-        if "unevaluatedProperties" in node and "patternProperties" in node:
-            raise InvalidRequest(
-                f"{subject} combines unevaluatedProperties with patternProperties, "
-                "which is not served here"
-            )
+    # The library would search these patterns itself, also across subschemas, without our bounds.
+    if {"unevaluatedProperties", "patternProperties"} <= set[str]().union(*_nodes(schema)):
+        raise InvalidRequest(
+            f"{subject} combines unevaluatedProperties with patternProperties, "
+            "which is not served here"
+        )
 
 
 def _check_reference(schema: dict[str, Any], reference: str, subject: str) -> None:
@@ -200,24 +188,17 @@ def _check_reference(schema: dict[str, Any], reference: str, subject: str) -> No
             f"{subject} has a $ref to another document: "
             "only references inside it (`#/…`) are followed"
         )
-    node: Any = schema
-    for part in unquote(reference[1:]).split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(node, dict) and key in node:
-            node = node[key]
-        elif isinstance(node, list) and key.isdigit() and int(key) < len(node):
-            node = node[int(key)]
-        else:
-            raise InvalidRequest(f"{subject} has a $ref that leads nowhere")
+    resolver = Registry[Any]().resolver()
+    try:
+        node = Resource.opaque(schema).pointer(reference[1:], resolver).contents
+    except (Unresolvable, ValueError, TypeError):
+        raise InvalidRequest(f"{subject} has a $ref that leads nowhere") from None
     if not isinstance(node, dict | bool):
         raise InvalidRequest(f"{subject} has a $ref that does not point to a schema")
 
 
 def _dialect(schema: dict[str, Any], subject: str) -> Any:
-    named = schema.get("$schema")
-    if named is None:
-        return Draft202012Validator
-    dialect = DIALECTS.get(str(named).rstrip("#"))
+    dialect = DIALECTS.get(str(schema.get("$schema", DEFAULT_DIALECT)).rstrip("#"))
     if dialect is None:
         raise InvalidRequest(
             f"{subject} names a `$schema` that is not served here: "
@@ -238,7 +219,7 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
             pending.extend(node)
 
 
-def _compile_patterns(schema: dict[str, Any], subject: str) -> dict[str, _Pattern]:
+def _compile_patterns(schema: dict[str, Any], subject: str) -> dict[str, SchemaValidator]:
     wanted: set[str] = set()
     for node in _nodes(schema):
         if isinstance(node.get("pattern"), str):
@@ -250,25 +231,14 @@ def _compile_patterns(schema: dict[str, Any], subject: str) -> dict[str, _Patter
         if len(pattern) > MAX_PATTERN_CHARS:
             raise InvalidRequest(f"{subject} has a pattern over {MAX_PATTERN_CHARS} characters")
         try:
-            compiled[pattern] = _Pattern(pattern)
+            # Rust's regular expressions run in linear time.
+            compiled[pattern] = SchemaValidator(core_schema.str_schema(pattern=pattern))
         except PatternError:
             raise InvalidRequest(
                 f"{subject} has a pattern that cannot be run in linear time "
                 "(look-around or back-references)"
             ) from None
     return compiled
-
-
-def _guarded(dialect: Any, patterns: dict[str, _Pattern]) -> Any:
-    """Returns the dialect with a cost per keyword, and linear-time versions of some."""
-    own = {
-        "pattern": _pattern_keyword(patterns),
-        "patternProperties": _pattern_properties_keyword(patterns),
-        "additionalProperties": _additional_properties_keyword(patterns),
-        "uniqueItems": _unique_items,
-    }
-    keywords = {**dialect.VALIDATORS, **own}
-    return extend(dialect, {name: _paid(keyword) for name, keyword in keywords.items()})
 
 
 def _paid(keyword: Keyword) -> Keyword:
@@ -281,54 +251,42 @@ def _paid(keyword: Keyword) -> Keyword:
     return paid
 
 
-def _pattern_keyword(patterns: dict[str, _Pattern]) -> Keyword:
-    def pattern(
-        validator: Any, wanted: str, instance: Any, _schema: Any
-    ) -> Iterator[ValidationError]:
-        if validator.is_type(instance, "string") and not patterns[wanted].found_in(instance):
-            yield ValidationError("does not match the pattern")
-
-    return pattern
+def _is_found(pattern: str, text: str) -> bool:
+    return _patterns.get()[pattern].isinstance_python(text)
 
 
-def _pattern_properties_keyword(patterns: dict[str, _Pattern]) -> Keyword:
-    def pattern_properties(
-        validator: Any, wanted: dict[str, Any], instance: Any, _schema: Any
-    ) -> Iterator[ValidationError]:
-        if not validator.is_type(instance, "object"):
-            return
-        for pattern, subschema in wanted.items():
-            for name, value in instance.items():
-                if patterns[pattern].found_in(name):
-                    yield from validator.descend(value, subschema, path=name, schema_path=pattern)
-
-    return pattern_properties
+def _pattern(validator: Any, wanted: str, instance: Any, _schema: Any) -> Iterator[ValidationError]:
+    if validator.is_type(instance, "string") and not _is_found(wanted, instance):
+        yield ValidationError("does not match the pattern")
 
 
-def _additional_properties_keyword(patterns: dict[str, _Pattern]) -> Keyword:
-    def additional_properties(
-        validator: Any, wanted: Any, instance: Any, schema: dict[str, Any]
-    ) -> Iterator[ValidationError]:
-        if not validator.is_type(instance, "object"):
-            return
-        named, matched = (
-            schema.get("properties", {}),
-            [patterns[pattern] for pattern in schema.get("patternProperties", {})],
-        )
-        extra = [
-            name
-            for name in instance
-            if name not in named and not any(pattern.found_in(name) for pattern in matched)
-        ]
-        if isinstance(wanted, dict):
-            for name in extra:
-                yield from validator.descend(instance[name], wanted, path=name)
-        elif not wanted and extra:
-            yield ValidationError(
-                f"unknown properties: {', '.join(map(_short, sorted(extra)[:5]))}"
-            )
+def _pattern_properties(
+    validator: Any, wanted: dict[str, Any], instance: Any, _schema: Any
+) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "object"):
+        return
+    for pattern, subschema in wanted.items():
+        for name, value in instance.items():
+            if _is_found(pattern, name):
+                yield from validator.descend(value, subschema, path=name, schema_path=pattern)
 
-    return additional_properties
+
+def _additional_properties(
+    validator: Any, wanted: Any, instance: Any, schema: dict[str, Any]
+) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "object"):
+        return
+    named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    extra = [
+        name
+        for name in instance
+        if name not in named and not any(_is_found(pattern, name) for pattern in patterns)
+    ]
+    if isinstance(wanted, dict):
+        for name in extra:
+            yield from validator.descend(instance[name], wanted, path=name)
+    elif not wanted and extra:
+        yield ValidationError(f"unknown properties: {', '.join(map(_short, sorted(extra)[:5]))}")
 
 
 def _unique_items(
@@ -338,6 +296,24 @@ def _unique_items(
         seen = set(map(frozen, instance))
         if len(seen) != len(instance):
             yield ValidationError("items are not unique")
+
+
+def _guarded(dialect: Any) -> Any:
+    """Returns the dialect with a cost per keyword, and linear-time versions of some."""
+    keywords = {
+        **dialect.VALIDATORS,
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+        "uniqueItems": _unique_items,
+    }
+    return extend(dialect, {name: _paid(keyword) for name, keyword in keywords.items()})
+
+
+DIALECTS = {
+    DEFAULT_DIALECT: _guarded(Draft202012Validator),
+    "http://json-schema.org/draft-07/schema": _guarded(Draft7Validator),
+}
 
 
 def _telling(error: ValidationError) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -13,32 +12,27 @@ _MAX_INTEGER = 2**64 - 1
 _MIN_INTEGER = -(2**63)
 
 
-@dataclass(frozen=True)
-class Measure:
-    """The size of a value. `problem` is the first bound that it breaks, or None.
+def size_problem(value: Any, *, max_depth: int, max_values: int, max_bytes: int) -> str | None:
+    """Returns the first bound that a JSON value breaks, or None, in one pass that stops there.
 
-    After a problem the other numbers count only what was measured until then.
+    `max_bytes` bounds about the length of its JSON text; integers must fit in 64 bits.
     """
-
-    values: int
-    depth: int
-    text_bytes: int
-    problem: str | None = None
-
-
-def measure(value: Any, *, max_depth: int, max_values: int) -> Measure:
-    """Measures a JSON value in one pass that stops at the first broken bound."""
     pending: list[tuple[Any, int]] = [(value, 1)]
-    count = deepest = size = 0
+    count = size = 0
     while pending:
         node, depth = pending.pop()
-        count, deepest = count + 1, max(deepest, depth)
+        count += 1
         size += _own_bytes(node)
-        problem = _problem(node, count, depth, max_depth, max_values)
-        if problem:
-            return Measure(count, deepest, size, problem)
+        if depth > max_depth:
+            return f"nested deeper than {max_depth} levels"
+        if count > max_values:
+            return f"made of more than {max_values} values"
+        if size > max_bytes:
+            return f"larger than {max_bytes / 1024:g} KiB"
+        if isinstance(node, int) and not _MIN_INTEGER <= node <= _MAX_INTEGER:
+            return "holding an integer beyond 64 bits"
         pending.extend((child, depth + 1) for child in _children(node))
-    return Measure(count, deepest, size)
+    return None
 
 
 def canonical(value: Any) -> bytes:
@@ -74,13 +68,3 @@ def _own_bytes(node: Any) -> int:
     if isinstance(node, dict):
         return sum(len(key) + 4 for key in node) + 2
     return 2 + len(node) if isinstance(node, list) else 4
-
-
-def _problem(node: Any, count: int, depth: int, max_depth: int, max_values: int) -> str | None:
-    if depth > max_depth:
-        return f"nested deeper than {max_depth} levels"
-    if count > max_values:
-        return f"made of more than {max_values} values"
-    if isinstance(node, int) and not _MIN_INTEGER <= node <= _MAX_INTEGER:
-        return "holding an integer beyond 64 bits"
-    return None

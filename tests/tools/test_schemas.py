@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from contracts.errors import InvalidRequest
 from services.tools.schemas import Budget, CompiledSchema
-from services.tools.values import frozen, measure
+from services.tools.values import frozen, size_problem
 
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 PERSON = {
     "type": "object",
     "properties": {
@@ -80,6 +81,7 @@ def test_a_violated_union_names_its_branches():
         ({"$dynamicRef": "#x"}, "not served"),
         ({"properties": {"a": {"$id": "http://x/"}}}, "not served"),
         ({"$schema": "http://json-schema.org/draft-03/schema"}, "$schema"),
+        ({"properties": {"a": {"$schema": DRAFT_7}}}, "`$schema`, which is not served"),
         ({"type": "strin"}, "not a valid JSON Schema"),
         ({"properties": {"a": {"minimum": "1"}}}, "not a valid JSON Schema"),
         ({"properties": {"a": {"pattern": "(?=a)b"}}}, "linear time"),
@@ -88,6 +90,10 @@ def test_a_violated_union_names_its_branches():
         ({"properties": {"a": {"pattern": "a" * 2_000}}}, "characters"),
         (
             {"unevaluatedProperties": False, "patternProperties": {"a": True}},
+            "unevaluatedProperties",
+        ),
+        (
+            {"unevaluatedProperties": False, "allOf": [{"patternProperties": {"a": True}}]},
             "unevaluatedProperties",
         ),
         ({"description": "x" * 70_000}, "KiB"),
@@ -111,7 +117,7 @@ def test_deep_schemas_are_refused():
 
 def test_draft_7_and_a_top_level_id_are_served():
     schema = {
-        "$schema": "http://json-schema.org/draft-07/schema#",
+        "$schema": DRAFT_7,
         "$id": "https://x/y",
         "items": [{"type": "integer"}],
         "type": "array",
@@ -127,10 +133,19 @@ def test_recursive_schemas_follow_the_value():
     assert tree.violation({"child": {"child": {"x": 1}}}).path == "$.child.child"
 
 
-def test_patterns_that_blow_up_backtracking_engines_do_not():
-    schema = CompiledSchema({"pattern": "^(a+)+$"})
+@pytest.mark.parametrize("dialect", [{}, {"$schema": DRAFT_7}])
+@pytest.mark.parametrize("reference", ["#", "#/properties/a"])
+def test_patterns_that_blow_up_backtracking_engines_do_not(dialect, reference):
+    schema = CompiledSchema(
+        {
+            **dialect,
+            "properties": {"a": {"pattern": "^(a+)+$"}, "b": {"$ref": reference}},
+            "pattern": "^(a+)+$",
+        }
+    )
     started = time.thread_time()
-    assert schema.violation("a" * 50_000 + "!") is not None
+    for value in ("a" * 30 + "!", {"b": "a" * 30 + "!"}, {"a": "a" * 50_000 + "!"}):
+        assert schema.violation(value) is not None
     assert time.thread_time() - started < 1
 
 
@@ -201,17 +216,27 @@ def test_frozen_values_are_equal_when_json_schema_says_so(value, other):
     assert (frozen(value) != frozen(other)) == unique
 
 
+def depth_and_values(value):
+    children = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list):
+        children = ()
+    inner = [depth_and_values(child) for child in children]
+    return 1 + max((depth for depth, _ in inner), default=0), 1 + sum(count for _, count in inner)
+
+
 @given(value=JSON)
-def test_measure_counts_depth_and_values_exactly(value):
-    size = measure(value, max_depth=100, max_values=1_000)
-    assert size.problem is None
-    assert size.values >= 1
-    assert measure(value, max_depth=size.depth, max_values=size.values).problem is None
-    assert size.values == 1 or measure(value, max_depth=100, max_values=size.values - 1).problem
+def test_depth_and_values_are_counted_exactly(value):
+    depth, values = depth_and_values(value)
+    bounds = {"max_depth": depth, "max_values": values, "max_bytes": 1_000}
+    assert size_problem(value, **bounds) is None
+    assert "deeper" in size_problem(value, **bounds | {"max_depth": depth - 1})
+    assert "values" in size_problem(value, **bounds | {"max_values": values - 1})
+    assert "KiB" in size_problem(value, **bounds | {"max_bytes": 1})
 
 
-def test_measure_does_not_recurse():
+def test_a_size_is_found_without_recursion():
     value = []
     for _ in range(100_000):
         value = [value]
-    assert "deeper" in measure(value, max_depth=32, max_values=1_000).problem
+    bounds = {"max_values": 1_000, "max_bytes": 1 << 20}
+    assert "deeper" in size_problem(value, max_depth=32, **bounds)
