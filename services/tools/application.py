@@ -17,11 +17,10 @@ from contracts.tools.registry import ToolStore
 from services.tools.admin import Audit, Resolve, ToolAdmin
 from services.tools.calls import ToolCalls
 from services.tools.catalog import Catalog
-from services.tools.execution import ToolRunner
+from services.tools.execution import ConcurrencySlots, ToolRunner
 from services.tools.policy import Policy
 from services.tools.recorder import ToolRecorder
 from services.tools.registry import Registry
-from services.tools.slots import ConcurrencySlots
 from services.tools.sources import SourceKeeper, ToolSource
 
 SYNC_RETRY_S = 1.0

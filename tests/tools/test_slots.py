@@ -7,7 +7,7 @@ import pytest
 
 from contracts.deadline import Deadline
 from contracts.errors import Overloaded
-from services.tools.slots import ConcurrencySlots
+from services.tools.execution import ConcurrencySlots
 from tests.support.tools.executions import definition
 
 
