@@ -79,49 +79,28 @@ def _cut(value: Any, items: int, characters: int) -> Any:
 
 def page(stored: StoredResult, wanted: PageRequest) -> ResultPage:
     """Returns one page of a stored result. Raises InvalidRequest for an offset beyond its end."""
-    if stored.items is None:
-        return _text_page(stored, wanted)
-    return _item_page(stored, orjson.loads(stored.body), wanted)
-
-
-def _text_page(stored: StoredResult, wanted: PageRequest) -> ResultPage:
-    total = len(stored.body)
-    _check_offset(wanted.offset, total)
-    end = min(total, wanted.offset + (wanted.limit or MAX_PAGE_BYTES))
-    return ResultPage(
-        id=str(stored.id),
-        unit="characters",
-        offset=wanted.offset,
-        total=total,
-        next_offset=end if end < total else None,
-        text=stored.body[wanted.offset : end],
-    )
-
-
-def _item_page(stored: StoredResult, items: list[Any], wanted: PageRequest) -> ResultPage:
-    _check_offset(wanted.offset, len(items))
-    taken = list(_fitting(items[wanted.offset :], wanted.limit or MAX_PAGE_BYTES))
+    whole = stored.body if stored.items is None else orjson.loads(stored.body)
+    if wanted.offset > len(whole):
+        raise InvalidRequest(f"offset is beyond the end: this result has {len(whole)}")
+    rest = whole[wanted.offset : wanted.offset + (wanted.limit or MAX_PAGE_BYTES)]
+    taken = rest if isinstance(rest, str) else list(_fitting(rest))
     end = wanted.offset + len(taken)
     return ResultPage(
         id=str(stored.id),
-        unit="items",
+        unit="characters" if isinstance(taken, str) else "items",
         offset=wanted.offset,
-        total=len(items),
-        next_offset=end if end < len(items) else None,
-        result=taken,
+        total=len(whole),
+        next_offset=end if end < len(whole) else None,
+        result=None if isinstance(taken, str) else taken,
+        text=taken if isinstance(taken, str) else None,
     )
 
 
-def _fitting(items: list[Any], limit: int) -> Iterator[Any]:
-    """Yields at most `limit` items, of MAX_PAGE_BYTES together, but at least one."""
+def _fitting(items: list[Any]) -> Iterator[Any]:
+    """Yields items of MAX_PAGE_BYTES together, but at least one."""
     size = 0
-    for position, item in enumerate(items[:limit]):
+    for position, item in enumerate(items):
         size += len(orjson.dumps(item)) + 1
         if position and size > MAX_PAGE_BYTES:
             return
         yield item
-
-
-def _check_offset(offset: int, total: int) -> None:
-    if offset > total:
-        raise InvalidRequest(f"offset is beyond the end: this result has {total}")
