@@ -21,10 +21,9 @@ from backends.postgres.pool import Database, PoolLimits
 from configs.messaging import MessagingSettings
 from contracts.agents.blueprints import Blueprint
 from contracts.events import EventLog
-from contracts.health import Health
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, WingEnvironment
-from interfaces.http.agents import AgentRoutes, agents_router
+from interfaces.http.agents import agents_router
 from interfaces.nats.agents import AgentNats
 from services.agents.announcements import RunAnnouncements
 from services.agents.channel_tenants import ChannelTenants
@@ -146,10 +145,7 @@ class AgentRuntime:
 
     def router(self) -> APIRouter:
         """Returns the routes of the application."""
-        return agents_router(AgentRoutes(self.runs, self.store, self._blueprints, self._health))
-
-    def _health(self) -> Health:
-        return self._monitor.health()
+        return agents_router(self.runs, self.store, self._blueprints, self._monitor.health)
 
     def _dependencies(self) -> dict[str, Dependency]:
         found = {"database": Dependency(self._database.ping), "work": Dependency(self._work)}

@@ -22,10 +22,10 @@ from contracts.events import EventLog
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.base.access import AccessControl
-from interfaces.http.workspace.channels import ChannelRoutes
-from interfaces.http.workspace.projects import WorkspaceRoutes, workspace_router
+from interfaces.http.workspace.channels import channels_router
+from interfaces.http.workspace.projects import workspace_router
 from services.health.dependencies import Dependency, HealthMonitor
-from services.workspace.channels import ChannelPorts, Channels
+from services.workspace.channels import Channels
 from services.workspace.dispatching import DispatchLimits, InvocationDispatcher
 from services.workspace.live import LiveFeeds
 from services.workspace.tools import WorkspaceTools
@@ -98,7 +98,7 @@ class WorkspaceRuntime:
     def router(self, access: AccessControl) -> APIRouter:
         """Returns the routes of the application."""
         projects, follow_ups = PostgresProjects(self._database), PostgresFollowUps(self._database)
-        ports = ChannelPorts(
+        channels = Channels(
             PostgresChannels(self._database),
             PostgresMessages(self._database),
             self._channel_events,
@@ -107,8 +107,10 @@ class WorkspaceRuntime:
             NatsMessageNotices(self._publisher),
             self._dispatcher.wake,
         )
-        channels = ChannelRoutes(Channels(ports), lambda headers: access.check(headers, admin=True))
-        routes = WorkspaceRoutes(
-            projects, follow_ups, WorkspaceTools(projects, follow_ups), self._monitor.health
+        return workspace_router(
+            channels_router(channels, lambda headers: access.check(headers, admin=True)),
+            projects,
+            follow_ups,
+            WorkspaceTools(projects, follow_ups),
+            self._monitor.health,
         )
-        return workspace_router(routes, channels)

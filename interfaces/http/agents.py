@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
@@ -37,18 +36,15 @@ class AgentList(BaseModel):
     agents: list[Blueprint]
 
 
-@dataclass(frozen=True)
-class AgentRoutes:
-    """What the routes call. Blueprints are looked up at each request: a reload replaces them."""
-
-    runs: AgentRuns
-    store: RunStore
-    blueprints: Callable[[], Mapping[str, Blueprint]]
-    health: Callable[[], Health]
-
-
-def agents_router(routes: AgentRoutes) -> Router:
-    """Returns the router of the application."""
+def agents_router(
+    runs: AgentRuns,
+    store: RunStore,
+    blueprints: Callable[[], Mapping[str, Blueprint]],
+    health: Callable[[], Health],
+) -> Router:
+    """Returns the router of the application. `blueprints` is asked anew at each request: a reload
+    replaces them.
+    """
     router = Router(MAX_BODY_BYTES, TenantRequest)
 
     @router.post(
@@ -64,7 +60,7 @@ def agents_router(routes: AgentRoutes) -> Router:
         wait: Annotated[Flag, Query()] = True,
         key: InvocationKey = None,
     ) -> InvocationAnswer:
-        answer = await routes.runs.invoke(
+        answer = await runs.invoke(
             invocation, wait=wait, trigger=f"key:{clean(key)}" if key else None
         )
         response.status_code = 202 if answer.status in {"queued", "running"} else 200
@@ -72,7 +68,7 @@ def agents_router(routes: AgentRoutes) -> Router:
 
     @router.get("/agents", summary="The agents' blueprints", response_model=AgentList)
     async def list_agents() -> Response:
-        agents = [blueprint.model_dump(mode="json") for blueprint in routes.blueprints().values()]
+        agents = [blueprint.model_dump(mode="json") for blueprint in blueprints().values()]
         return JsonResponse({"agents": agents})
 
     @router.get(
@@ -82,7 +78,7 @@ def agents_router(routes: AgentRoutes) -> Router:
         response_model_exclude={"items": {"__all__": {"steps"}}},
     )
     async def list_runs(query: Annotated[RunQuery, Query()]) -> RunPage:
-        return await routes.store.page(query)
+        return await store.page(query)
 
     @router.get(
         "/runs/{run_id}",
@@ -96,10 +92,10 @@ def agents_router(routes: AgentRoutes) -> Router:
             wanted = UUID(run_id)
         except ValueError:
             raise unknown from None
-        run = await routes.store.find(query.microdao_id, wanted)
+        run = await store.find(query.microdao_id, wanted)
         if run is None:
             raise unknown
         return run
 
-    add_health_routes(router, routes.health)
+    add_health_routes(router, health)
     return router

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from cachetools import LRUCache
@@ -30,47 +30,34 @@ MAX_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True)
-class ChannelPorts:
-    """What the use cases need. `wake` is called when invocations were put into the outbox."""
-
-    channels: ChannelStore
-    messages: MessageStore
-    events: ChannelEventStore
-    outbox: Outbox
-    feeds: LiveFeeds
-    notices: MessageNotices
-    wake: Callable[[], None]
-
-
 class Channels:
     """Creates and reads channels, and posts into them.
 
     `channel_id` is as the caller wrote it; a `microdao_id` that the caller names must be the
     channel's own. Every method raises NotFound for a missing channel and for another microDAO's,
-    and DatabaseUnavailable.
+    and DatabaseUnavailable. `wake` is called when invocations were put into the outbox.
     """
 
-    def __init__(self, ports: ChannelPorts) -> None:
-        self._channels = ports.channels
-        self._messages = ports.messages
-        self._events = ports.events
-        self._outbox = ports.outbox
-        self._feeds = ports.feeds
-        self._notices = ports.notices
-        self._wake = ports.wake
-        self._tenants = LRUCache[UUID, str](MAX_REMEMBERED)
+    channels: ChannelStore
+    stored_messages: MessageStore
+    events: ChannelEventStore
+    outbox: Outbox
+    feeds: LiveFeeds
+    notices: MessageNotices
+    wake: Callable[[], None]
+    _tenants: LRUCache[UUID, str] = field(default_factory=lambda: LRUCache(MAX_REMEMBERED))
 
     async def create(self, channel: NewChannel) -> Channel:
         """Stores a new channel."""
-        return await self._channels.create(channel)
+        return await self.channels.create(channel)
 
     async def page(self, query: ChannelQuery) -> Page[Channel]:
         """Returns one page, newest first. Raises InvalidRequest for a foreign cursor."""
-        return await self._channels.page(query)
+        return await self.channels.page(query)
 
     async def find(self, channel_id: str, microdao_id: str | None) -> Channel:
         """Returns a channel with its members."""
-        return await self._channels.find(*await self._place(channel_id, microdao_id))
+        return await self.channels.find(*await self._place(channel_id, microdao_id))
 
     async def add_member(
         self, channel_id: str, microdao_id: str | None, member: NewMember
@@ -80,16 +67,16 @@ class Channels:
         Raises Conflict when the channel is full.
         """
         place = await self._place(channel_id, microdao_id)
-        added = await self._channels.add_member(*place, member.member_id)
-        return await self._channels.find(*place), added
+        added = await self.channels.add_member(*place, member.member_id)
+        return await self.channels.find(*place), added
 
     async def remove_member(
         self, channel_id: str, microdao_id: str | None, member_id: str
     ) -> Channel:
         """Removes the member, if there is such a one; returns the channel."""
         place = await self._place(channel_id, microdao_id)
-        await self._channels.remove_member(*place, member_id)
-        return await self._channels.find(*place)
+        await self.channels.remove_member(*place, member_id)
+        return await self.channels.find(*place)
 
     async def post(
         self, channel_id: str, microdao_id: str | None, message: NewMessage, key: str | None
@@ -132,13 +119,13 @@ class Channels:
     async def messages(self, channel_id: str, query: MessageQuery) -> list[Message]:
         """Returns messages, newest first."""
         tenant, found = await self._place(channel_id, query.microdao_id)
-        return await self._messages.messages(tenant, found, query.limit, query.before)
+        return await self.stored_messages.messages(tenant, found, query.limit, query.before)
 
     async def add_steps(self, channel_id: str, microdao_id: str | None, steps: RunSteps) -> int:
         """Shows steps of a run to the watchers; returns how many are new. Raises Forbidden."""
         tenant, found = await self._place(channel_id, microdao_id)
-        added = await self._events.add_steps(tenant, found, steps)
-        self._feeds.changed(found)
+        added = await self.events.add_steps(tenant, found, steps)
+        self.feeds.changed(found)
         return added
 
     async def watch(
@@ -146,20 +133,20 @@ class Channels:
     ) -> AbstractAsyncContextManager[AsyncIterator[ChannelEvent | None]]:
         """Returns the channel's live events, as `LiveFeeds.watch`."""
         tenant, found = await self._place(channel_id, query.microdao_id)
-        return self._feeds.watch(tenant, found, query.after)
+        return self.feeds.watch(tenant, found, query.after)
 
     async def invocations(self, channel_id: str, query: InvocationQuery) -> list[Invocation]:
         """Returns the invocations of the channel's messages, newest first."""
         tenant, found = await self._place(channel_id, query.microdao_id)
-        return await self._outbox.invocations(tenant, found, query)
+        return await self.outbox.invocations(tenant, found, query)
 
     async def _stored(self, tenant: str, post: Post) -> tuple[Message, bool]:
-        message, created = await self._messages.post(tenant, post)
+        message, created = await self.stored_messages.post(tenant, post)
         if created:
-            self._feeds.changed(message.channel_id)
-            self._notices.created(tenant, message)
+            self.feeds.changed(message.channel_id)
+            self.notices.created(tenant, message)
             if message.sender_type == "human":
-                self._wake()
+                self.wake()
         return message, created
 
     async def _place(self, channel_id: str, microdao_id: str | None) -> tuple[str, UUID]:
@@ -171,7 +158,7 @@ class Channels:
 
     async def _tenant(self, channel_id: UUID) -> str | None:
         """The channel's microDAO, which never changes and so is cached."""
-        tenant = self._tenants.get(channel_id) or await self._channels.tenant(channel_id)
+        tenant = self._tenants.get(channel_id) or await self.channels.tenant(channel_id)
         if tenant is not None:
             self._tenants[channel_id] = tenant
         return tenant

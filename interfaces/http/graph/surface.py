@@ -8,7 +8,7 @@ from typing import Any, cast
 from starlette.responses import Response
 
 from contracts.health import Health
-from interfaces.http.agents import AgentRoutes, agents_router
+from interfaces.http.agents import agents_router
 from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.routing import Router, refusals
 from interfaces.http.graph.root import root_router
@@ -17,8 +17,8 @@ from interfaces.http.llm.chat import LLMRoutes, add_limit_routes, llm_router
 from interfaces.http.llm.openai import OpenAIRoutes, add_embedding_routes, add_openai_routes
 from interfaces.http.memory import memory_router
 from interfaces.http.tools import MCP_PATH, ToolRoutes, tools_router
-from interfaces.http.workspace.channels import ChannelRoutes
-from interfaces.http.workspace.projects import WorkspaceRoutes, workspace_router
+from interfaces.http.workspace.channels import channels_router
+from interfaces.http.workspace.projects import workspace_router
 
 _JSON = {"description": "As the protocol says", "content": {"application/json": {}}}
 _NOTHING = cast("Any", None)
@@ -60,9 +60,9 @@ def _tools() -> Router:
 _ROUTERS: dict[str, Callable[[], Router]] = {
     "tools": _tools,
     "workspace": lambda: workspace_router(
-        WorkspaceRoutes(_NOTHING, _NOTHING, _NOTHING, _health), ChannelRoutes(_NOTHING, _NOTHING)
+        channels_router(_NOTHING, _NOTHING), _NOTHING, _NOTHING, _NOTHING, _health
     ),
-    "agents": lambda: agents_router(AgentRoutes(_NOTHING, _NOTHING, dict, _health)),
+    "agents": lambda: agents_router(_NOTHING, _NOTHING, dict, _health),
     "memory": lambda: memory_router(_NOTHING, _health),
     "llm": _llm,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Response
@@ -63,22 +62,14 @@ async def _event_query(
 TenantName = Annotated[str | None, Depends(_named_tenant)]
 
 
-@dataclass(frozen=True)
-class ChannelRoutes:
-    """What the routes call.
+def channels_router(channels: Channels, check_admin: Callable[[Headers], object]) -> Router:
+    """Returns the routes of channels, their members, events and invocations.
 
     `check_admin` raises Forbidden or Unauthorized for headers without the admin secret. A channel's
     id names its microDAO; a caller that also names one, in the query or in `X-Microdao-Id`, finds
     only channels of that one.
     """
-
-    channels: Channels
-    check_admin: Callable[[Headers], object]
-
-
-def channels_router(routes: ChannelRoutes) -> Router:
-    """Returns the routes of channels, their members, events and invocations."""
-    router, channels = Router(MAX_BODY_BYTES, TenantRequest), routes.channels
+    router = Router(MAX_BODY_BYTES, TenantRequest)
 
     @router.post("/channels", status_code=201, summary="Create a channel in a microDAO")
     async def create(channel: NewChannel) -> Channel:
@@ -91,7 +82,7 @@ def channels_router(routes: ChannelRoutes) -> Router:
     async def page(query: Annotated[ChannelQuery, Query()], request: Request) -> Page[Channel]:
         if query.microdao_id is None:
             try:
-                routes.check_admin(request.scope["headers"])
+                check_admin(request.scope["headers"])
             except Forbidden:
                 raise Forbidden(
                     "give `microdao_id`, or present the admin secret for channels of all microDAOs"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -15,45 +14,36 @@ from contracts.workspace.projects import NewProject, Project, ProjectQuery, Proj
 from contracts.workspace.tools import ToolBody
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.routing import Router, refusals
-from interfaces.http.workspace.channels import (
-    MAX_BODY_BYTES,
-    ChannelRoutes,
-    IdempotencyKey,
-    channels_router,
-)
+from interfaces.http.workspace.channels import MAX_BODY_BYTES, IdempotencyKey
 from services.workspace.tools import WorkspaceTools
 
 
-@dataclass(frozen=True)
-class WorkspaceRoutes:
-    """What the routes of projects, follow-ups and the tools over them call."""
-
-    projects: ProjectStore
-    follow_ups: FollowUpStore
-    tools: WorkspaceTools
-    health: Callable[[], Health]
-
-
-def workspace_router(routes: WorkspaceRoutes, channels: ChannelRoutes) -> Router:
-    """Returns the router of the application."""
+def workspace_router(
+    channels: Router,
+    projects: ProjectStore,
+    follow_ups: FollowUpStore,
+    tools: WorkspaceTools,
+    health: Callable[[], Health],
+) -> Router:
+    """Returns the router of the application; `channels` holds the routes of its channels."""
     router = Router(MAX_BODY_BYTES)
-    router.include_router(channels_router(channels))
+    router.include_router(channels)
 
     @router.post("/projects", status_code=201, summary="Create a project in a microDAO")
     async def create_project(project: NewProject) -> Project:
-        return await routes.projects.create(project)
+        return await projects.create(project)
 
     @router.get("/projects", summary="A microDAO's projects, newest first")
     async def list_projects(query: Annotated[ProjectQuery, Query()]) -> Page[Project]:
-        return await routes.projects.page(query)
+        return await projects.page(query)
 
     @router.get("/follow-ups", summary="A microDAO's follow-ups, newest first")
     async def list_follow_ups(query: Annotated[FollowUpQuery, Query()]) -> Page[FollowUp]:
-        return await routes.follow_ups.page(query)
+        return await follow_ups.page(query)
 
     @router.post("/tools/projects.list", summary="What the tool projects.list calls")
     async def tool_projects_list(call: ToolBody) -> list[dict[str, Any]]:
-        return await routes.tools.list_projects(call)
+        return await tools.list_projects(call)
 
     @router.post(
         "/tools/followups.create",
@@ -61,7 +51,7 @@ def workspace_router(routes: WorkspaceRoutes, channels: ChannelRoutes) -> Router
         responses=refusals(404, 409),
     )
     async def tool_followups_create(call: ToolBody, key: IdempotencyKey = None) -> dict[str, Any]:
-        return await routes.tools.create_follow_up(call, key or None)
+        return await tools.create_follow_up(call, key or None)
 
-    add_health_routes(router, routes.health)
+    add_health_routes(router, health)
     return router

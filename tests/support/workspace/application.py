@@ -16,9 +16,9 @@ from backends.workspace.projects import PostgresProjects
 from contracts.health import Health
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
-from interfaces.http.workspace.channels import ChannelRoutes
-from interfaces.http.workspace.projects import WorkspaceRoutes, workspace_router
-from services.workspace.channels import ChannelPorts, Channels
+from interfaces.http.workspace.channels import channels_router
+from interfaces.http.workspace.projects import workspace_router
+from services.workspace.channels import Channels
 from services.workspace.dispatching import DispatchLimits, InvocationDispatcher
 from services.workspace.live import LiveFeeds
 from services.workspace.tools import WorkspaceTools
@@ -76,24 +76,20 @@ async def workspace(
     )
     access = AccessControl(*secrets)
     channels = Channels(
-        ChannelPorts(
-            PostgresChannels(database),
-            PostgresMessages(database),
-            channel_events,
-            outbox,
-            feeds,
-            notices,
-            dispatcher.wake if dispatcher else lambda: None,
-        )
+        PostgresChannels(database),
+        PostgresMessages(database),
+        channel_events,
+        outbox,
+        feeds,
+        notices,
+        dispatcher.wake if dispatcher else lambda: None,
     )
     router = workspace_router(
-        WorkspaceRoutes(
-            projects,
-            follow_ups,
-            WorkspaceTools(projects, follow_ups),
-            lambda: Health(status="ready"),
-        ),
-        ChannelRoutes(channels, lambda headers: access.check(headers, admin=True)),
+        channels_router(channels, lambda headers: access.check(headers, admin=True)),
+        projects,
+        follow_ups,
+        WorkspaceTools(projects, follow_ups),
+        lambda: Health(status="ready"),
     )
     app = Ingress(router, access, events, **{"max_concurrent": 200, **ingress})
     feeds.start()
