@@ -53,7 +53,7 @@ class SecretSettings(Strict):
 
     env: EnvironmentName
     tools: Annotated[list[Pattern], Field(min_length=1)]
-    hosts: Annotated[list[HostPattern], Field(max_length=64)] = []
+    hosts: list[HostPattern] = Field(default=[], max_length=64)
     insecure: bool = False
 
     @model_validator(mode="after")
@@ -104,15 +104,15 @@ class SourceSettings(Strict):
     """
 
     url: Url
-    tools: list[Pattern] = ["*"]
+    tools: list[Pattern] = Field(default=["*"])
     effect: Effect = "write"
-    effects: dict[str, Effect] = {}
+    effects: dict[str, Effect] = Field(default={})
     allowed_agents: list[str] | None = None
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
     refresh_s: Annotated[float, Field(ge=1, le=86_400)] = 300.0
     max_tools: Annotated[int, Field(ge=1, le=1_000)] = 200
-    secrets: list[SecretUse] = []
-    egress: list[EgressRule] = []
+    secrets: list[SecretUse] = Field(default=[])
+    egress: list[EgressRule] = Field(default=[])
 
 
 class LedgerSettings(Strict):
@@ -141,15 +141,15 @@ class ToolsSettings(Strict):
     """
 
     tools: list[ToolDefinition]
-    bases: dict[str, str] = {}
+    bases: dict[str, str] = Field(default={})
     policy: PolicyRules = PolicyRules()
     bounds: CallBounds = CallBounds()
-    secrets: dict[str, SecretSettings] = {}
-    sources: dict[Name, SourceSettings] = {}
-    egress: list[EgressRule] = []
+    secrets: dict[str, SecretSettings] = Field(default={})
+    sources: dict[Name, SourceSettings] = Field(default={})
+    egress: list[EgressRule] = Field(default=[])
     python_packages: list[
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
-    ] = ["toolbox"]
+    ] = Field(default=["toolbox"])
     isolation_floor: IsolationTier = "landlock"
     ledger: LedgerSettings = LedgerSettings()
     nats: NatsSettings = NatsSettings()

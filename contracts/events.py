@@ -1,7 +1,7 @@
 """The port of the event log."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from contracts.errors import DaarionError
 
@@ -11,6 +11,15 @@ class EventLog(Protocol):
 
     def emit(self, event: str, **fields: Any) -> None:
         """Queues one event. Never blocks and never raises."""
+
+
+class Published(Protocol):
+    """An event for the outside, with the subject that it is published on."""
+
+    subject: ClassVar[str]
+
+    def message(self) -> dict[str, Any]:
+        """Returns the message, as JSON values."""
 
 
 def failure_event(

@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from dataclasses import dataclass
 
 import nats.errors
+import orjson
 
 from backends.nats.link import NatsLink
 from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.errors import Unavailable
-from contracts.events import EventLog, failure_event
+from contracts.events import EventLog, Published, failure_event
 
 MAX_QUEUED = 10_000
 RETRY_S = 1.0
@@ -67,3 +69,14 @@ class NatsPublisher:
         if self._dropped:
             self._events.emit("nats.dropped", count=self._dropped)
             self._dropped = 0
+
+
+@dataclass(frozen=True)
+class NatsEvents:
+    """Implements ToolUsage, AgentUsage and AgentNotices: one message per event, on its subject."""
+
+    publisher: NatsPublisher
+
+    def publish(self, event: Published) -> None:
+        """Queues one event. Never blocks and never raises."""
+        self.publisher.publish(event.subject, orjson.dumps(event.message()))

@@ -90,7 +90,7 @@ class Blueprint(Strict):
         str, StringConstraints(min_length=1, max_length=50_000, strip_whitespace=True)
     ]
     language: Language = "uk"
-    tools: Annotated[list[ToolId], Field(max_length=128)] = []
+    tools: list[ToolId] = Field(default=[], max_length=128)
     tool_mode: ToolMode = "native"
     first_step: Literal["auto", "required"] = "auto"
     answer: AnswerChoice | None = None

@@ -7,7 +7,7 @@ and `error_type` of `agent.reply.sent` and `agent.error`.
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 from uuid import UUID
 
 from pydantic import AwareDatetime
@@ -29,6 +29,10 @@ class AgentNotice(Frozen):
     microdao_id: str
     channel_id: str | None
     entrypoint: Entrypoint
+
+    def message(self) -> dict[str, Any]:
+        """Returns the message."""
+        return self.model_dump(mode="json")
 
 
 class RunStarted(AgentNotice):

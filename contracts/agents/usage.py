@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from uuid import UUID
 
 from pydantic import AwareDatetime
@@ -23,6 +23,8 @@ class AgentUsageEvent(Frozen):
     """Published as `usage.agent` when a run ends; `id` is the run's, so that consumers can
     recognise repeats.
     """
+
+    subject: ClassVar[str] = "usage.agent"
 
     id: UUID
     occurred_at: AwareDatetime

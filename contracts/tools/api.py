@@ -172,8 +172,8 @@ class ToolDefinition(Strict):
     isolation: Isolation = "auto"
     network: bool = False
     limits: SandboxLimits = SandboxLimits()
-    egress: Annotated[list[EgressRule], Field(max_length=64)] = []
-    secrets: Annotated[list[SecretUse], Field(max_length=16)] = []
+    egress: list[EgressRule] = Field(default=[], max_length=64)
+    secrets: list[SecretUse] = Field(default=[], max_length=16)
     requires_approval: bool | None = None
     record_args: bool = False
     record_result: bool = False

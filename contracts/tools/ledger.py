@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from uuid import UUID
 
 from pydantic import BaseModel, Field
@@ -173,6 +173,8 @@ class CallPage(BaseModel):
 
 class ToolUsageEvent(CallSummary):
     """Published as `usage.tool` once per ended call; repeats have the same `id`, the ledger's."""
+
+    subject: ClassVar[str] = "usage.tool"
 
     occurred_at: datetime = Field(default_factory=now_utc)
     request_id: str | None = None

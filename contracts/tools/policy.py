@@ -39,7 +39,7 @@ class TenantRule(Strict):
     """
 
     allow: list[Pattern] | None = None
-    deny: list[Pattern] = []
+    deny: list[Pattern] = Field(default=[])
 
 
 class PolicyRules(Strict):
@@ -52,8 +52,8 @@ class PolicyRules(Strict):
     """
 
     default: Literal["allow", "deny"] = "allow"
-    tenants: dict[Pattern, TenantRule] = {}
-    require_approval_for: list[Effect] = []
+    tenants: dict[Pattern, TenantRule] = Field(default={})
+    require_approval_for: list[Effect] = Field(default=[])
     approval_valid_s: Annotated[float, Field(ge=1, le=86_400 * 30, allow_inf_nan=False)] = 3_600.0
 
     def of_tenant(self, microdao_id: str) -> tuple[str, TenantRule] | None:

@@ -30,9 +30,9 @@ class NewChannel(Strict):
 
     name: Name
     microdao_id: Identifier
-    members: Annotated[
-        list[Identifier], Field(max_length=MAX_MEMBERS), AfterValidator(_unique)
-    ] = []
+    members: Annotated[list[Identifier], Field(max_length=MAX_MEMBERS), AfterValidator(_unique)] = (
+        Field(default=[])
+    )
 
 
 class Channel(Frozen):

@@ -8,15 +8,13 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import Field
 
-from backends.agents.notices import NatsAgentNotices
 from backends.agents.runs import PostgresRuns
-from backends.agents.usage import NatsAgentUsage
 from backends.http.llm import LLMProxyClient
 from backends.http.memory import MemoryClient
 from backends.http.messaging import open_messaging
 from backends.http.tools import ToolsClient
 from backends.nats.link import NatsLink
-from backends.nats.publisher import NatsPublisher
+from backends.nats.publisher import NatsEvents, NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
 from configs.messaging import MessagingSettings
 from contracts.agents.blueprints import Blueprint
@@ -86,9 +84,8 @@ class AgentRuntime:
         )
         self._publisher = NatsPublisher(self._usage_link, events)
         self.store = PostgresRuns(self._database, events)
-        announcements = RunAnnouncements(
-            NatsAgentUsage(self._publisher), NatsAgentNotices(self._publisher), events
-        )
+        outside = NatsEvents(self._publisher)
+        announcements = RunAnnouncements(outside, outside, events)
         ports = AttemptPorts(self.store, self._messaging, self._memory, announcements, events)
         attempts = RunAttempts(
             ports,

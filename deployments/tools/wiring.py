@@ -7,11 +7,10 @@ from typing import Protocol
 from fastapi import APIRouter
 
 from backends.nats.link import NatsLink
-from backends.nats.publisher import NatsPublisher
+from backends.nats.publisher import NatsEvents, NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
 from backends.tools.ledger import LedgerLimits, PostgresToolLedger
 from backends.tools.registry import PostgresToolStore
-from backends.tools.usage import NatsToolUsage
 from configs.tools import ConfiguredSecrets, NatsSettings, ToolsSettings
 from contracts.errors import ConfigurationError, InvalidRequest
 from contracts.events import EventLog
@@ -62,7 +61,7 @@ class ToolsRuntime:
         self._ledger = PostgresToolLedger(self._database)
         store = PostgresToolStore(self._database, events=events)
         self._toolcore = Toolcore(
-            ToolcorePorts(store, self._ledger, NatsToolUsage(self._publisher), events)
+            ToolcorePorts(store, self._ledger, NatsEvents(self._publisher), events)
         )
         self._mcp = ToolMcpServer(self._toolcore.calls, self._toolcore.catalog)
         self._executors = Reloadable(MAX_TIMEOUT_S)

@@ -10,8 +10,7 @@ import nats
 import pytest
 
 from backends.nats.link import NatsLink
-from backends.nats.publisher import NatsPublisher
-from backends.tools.usage import NatsToolUsage
+from backends.nats.publisher import NatsEvents, NatsPublisher
 from contracts.tools.api import Outcome
 from contracts.tools.ledger import ToolUsageEvent
 from interfaces.nats.tools.calls import NatsLimits, ToolNats, streams
@@ -239,7 +238,7 @@ async def test_usage_events_are_published(database_url, server, outside):
         publisher = NatsPublisher(link, here.events)
         publisher.start()
         link.start()
-        here.toolcore._recorder._usage = NatsToolUsage(publisher)
+        here.toolcore._recorder._usage = NatsEvents(publisher)
         await here.call(call_id="u-1")
         sent = (await heard.next_msg(timeout=60)).data
         event, read = ToolUsageEvent.model_validate_json(sent), ToolUsage.model_validate_json(sent)
