@@ -123,7 +123,9 @@ class LedgerSettings(Strict):
 
 
 class NatsSettings(Strict):
-    """Calls over NATS: `max_in_flight` run per replica, `max_waiting` wait in the stream."""
+    """Calls over NATS: `max_in_flight` run per replica, `max_waiting` wait in the stream, and a
+    message is given up after `max_deliveries`.
+    """
 
     enabled: bool = True
     max_in_flight: Annotated[int, Field(ge=1, le=1_000)] = 16

@@ -98,7 +98,7 @@ class RunPage(BaseModel):
     next_cursor: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class NewRun:
     """A run about to be recorded. `nonce` marks untrusted data in its prompts; only the model may
     see it.
@@ -114,7 +114,7 @@ class NewRun:
 
 
 @dataclass
-class Run:
+class Run(NewRun):
     """A run in progress.
 
     `journal` holds what another replica needs to resume it: the beginning and the model's answers.
@@ -122,13 +122,6 @@ class Run:
     posted; `posting_s` is how many seconds ago that was at the takeover.
     """
 
-    id: UUID
-    microdao_id: str
-    agent_id: str
-    channel_id: str | None
-    trigger_id: str
-    invocation: AgentInvocation
-    nonce: str = field(repr=False)
     state: RunState
     attempt: int
     created_at: datetime

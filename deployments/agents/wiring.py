@@ -19,7 +19,6 @@ from backends.postgres.pool import Database, PoolLimits
 from configs.messaging import MessagingSettings
 from contracts.agents.blueprints import Blueprint
 from contracts.events import EventLog
-from contracts.shapes import Strict
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.agents import agents_router
 from interfaces.nats.agents import AgentNats
@@ -33,21 +32,15 @@ from services.agents.scope import PipelinePorts
 from services.health.dependencies import Dependency, HealthMonitor
 
 
-class AgentsArgs(Strict):
-    """`args` of the application.
+class AgentsArgs(RunSettings):
+    """`args` of the application, beside the bounds of its runs.
 
-    `max_concurrent` bounds the concurrent requests per replica, `max_running` and `max_waiting` its
-    runs; more are answered 503 at once. A run whose replica died is taken over after `lease_s`.
+    `max_concurrent` bounds the concurrent requests per replica; more are answered 503 at once.
     `messaging` says where channels are (by default the workspace of this graph). Calls to the LLM
     proxy, Toolcore and memory are retried for `patience_s` while those cannot be reached.
     """
 
     max_concurrent: Annotated[int, Field(ge=1)] = 300
-    max_running: Annotated[int, Field(ge=1, le=1_000)] = 16
-    max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 500
-    lease_s: Annotated[float, Field(ge=1, le=3_600)] = 15.0
-    claim_every_s: Annotated[float, Field(ge=0.05, le=600)] = 2.0
-    keep_days: Annotated[float, Field(gt=0, le=3_650)] = 90.0
     patience_s: Annotated[float, Field(ge=0, le=300)] = 15.0
     database_connections: Annotated[int, Field(ge=1, le=64)] = 6
     messaging: MessagingSettings = MessagingSettings()
@@ -94,13 +87,6 @@ class AgentRuntime:
             blueprints,
             lease_s=args.lease_s,
         )
-        settings = RunSettings(
-            max_running=args.max_running,
-            max_waiting=args.max_waiting,
-            lease_s=args.lease_s,
-            claim_every_s=args.claim_every_s,
-            keep_days=args.keep_days,
-        )
         channels = ChannelTenants(self._messaging, args.messaging.microdao_of)
         self.runs = AgentRuns(
             self.store,
@@ -109,7 +95,7 @@ class AgentRuntime:
             events,
             channels=channels,
             blueprints=blueprints,
-            settings=settings,
+            settings=args,
         )
         self._blueprints = blueprints
         self._nats = AgentNats(self.runs, events)

@@ -6,9 +6,8 @@
 import asyncio
 import sysconfig
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.deployment import Application
@@ -19,7 +18,6 @@ from configs.environment import read_environment
 from configs.tools import ConfiguredSecrets, ToolsSettings
 from contracts.deadline import Deadline
 from contracts.errors import Unavailable
-from contracts.shapes import Strict
 from contracts.tools.api import ISOLATION_TIERS, Execution, IsolationTier, Outcome, ToolDefinition
 from deployments.graph.replica import open_event_log
 from executors.python.executor import PythonLimits, PythonToolExecutor
@@ -31,28 +29,15 @@ DEPLOYMENT = "PythonToolRunner"
 ANSWER_MARGIN_S = 3.0
 
 
-class PythonRunnerArgs(Strict):
+class PythonRunnerArgs(PythonLimits):
     """Bounds of one replica.
 
-    `max_concurrent` bounds its child processes. `memory_mb`, `disk_mb`, `cpu_s` and `open_files`
-    are a tool's defaults, the `most_…` the highest values that a tool may ask for. `tiers` may be
-    used where the host offers them. `libraries` lets tools read this installation's site-packages.
+    `tiers` may be used where the host offers them. `libraries` lets tools read this installation's
+    site-packages.
     """
 
-    max_concurrent: Annotated[int, Field(ge=1, le=256)] = 4
-    memory_mb: Annotated[int, Field(ge=32)] = 512
-    most_memory_mb: Annotated[int, Field(ge=32)] = 2_048
-    disk_mb: Annotated[int, Field(ge=0)] = 16
-    most_disk_mb: Annotated[int, Field(ge=0)] = 256
-    cpu_s: Annotated[float, Field(gt=0)] = 30.0
-    open_files: Annotated[int, Field(ge=16)] = 64
-    most_open_files: Annotated[int, Field(ge=16)] = 256
     tiers: tuple[IsolationTier, ...] = ISOLATION_TIERS
     libraries: bool = False
-
-    def limits(self) -> PythonLimits:
-        """Returns the executor's bounds."""
-        return PythonLimits(**self.model_dump(exclude={"tiers", "libraries"}))
 
 
 class PythonRunnerReplica:
@@ -61,7 +46,7 @@ class PythonRunnerReplica:
     async def __init__(self, args: PythonRunnerArgs) -> None:  # type: ignore[misc]  # Serve awaits
         self._args = args
         # Kept over a reload, so that old and new calls together stay within the bound.
-        self._slots = asyncio.Semaphore(args.limits().max_concurrent)
+        self._slots = asyncio.Semaphore(args.max_concurrent)
         self._environment = read_environment()
         self._events = open_event_log(self._environment, "python-tools")
         self._tiers = await probe_tiers(args.tiers)
@@ -88,7 +73,7 @@ class PythonRunnerReplica:
                 settings.secrets, self._environment.secret, self._environment.ingress_url
             ),
             self._events,
-            limits=self._args.limits(),
+            limits=self._args,
             libraries=_site_packages() if self._args.libraries else (),
             floor=self._floor,
             slots=self._slots,

@@ -22,7 +22,7 @@ from executors.mcp.executor import McpToolExecutor
 from executors.mcp.source import McpSource
 from interfaces.http.tools import ToolRoutes, tools_router
 from interfaces.mcp.server import ToolMcpServer
-from interfaces.nats.tools.calls import NatsLimits, ToolNats
+from interfaces.nats.tools.calls import ToolNats
 from services.health.dependencies import Dependency, HealthMonitor
 from services.tools.application import Toolcore, ToolcoreConfiguration, ToolcorePorts
 from services.tools.calls import ToolCalls
@@ -136,8 +136,7 @@ class ToolsRuntime:
 
     def _listen(self, nats_url: str, settings: NatsSettings) -> None:
         """Takes calls over NATS; its bounds stay those of the first configuration."""
-        limits = NatsLimits(settings.max_in_flight, settings.max_waiting, settings.max_deliveries)
-        calls = ToolNats(self._toolcore.calls, self._events, limits)
+        calls = ToolNats(self._toolcore.calls, self._events, settings)
         self._link = NatsLink(nats_url, self._events, name="toolcore", on_connect=calls.on_connect)
         self._resources.closing(self._link).start()
         self._resources.closing(calls)

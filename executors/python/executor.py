@@ -11,10 +11,13 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import orjson
+from pydantic import Field
 
 from contracts.events import EventLog
+from contracts.shapes import Strict
 from contracts.tools.api import (
     ErrorKind,
     Execution,
@@ -46,18 +49,21 @@ _OF_TOOLS: frozenset[str] = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class PythonLimits:
-    """Defaults of a call's bounds, and (`most_…`) the highest bounds that a tool may ask for."""
+class PythonLimits(Strict):
+    """Bounds of one runner.
 
-    cpu_s: float = 30.0
-    memory_mb: int = 512
-    open_files: int = 64
-    disk_mb: int = 16
-    most_memory_mb: int = 2_048
-    most_disk_mb: int = 256
-    most_open_files: int = 256
-    max_concurrent: int = 4
+    `max_concurrent` bounds its child processes. `memory_mb`, `disk_mb`, `cpu_s` and `open_files`
+    are a tool's defaults, the `most_…` the highest values that a tool may ask for.
+    """
+
+    max_concurrent: Annotated[int, Field(ge=1, le=256)] = 4
+    memory_mb: Annotated[int, Field(ge=32)] = 512
+    most_memory_mb: Annotated[int, Field(ge=32)] = 2_048
+    disk_mb: Annotated[int, Field(ge=0)] = 16
+    most_disk_mb: Annotated[int, Field(ge=0)] = 256
+    cpu_s: Annotated[float, Field(gt=0)] = 30.0
+    open_files: Annotated[int, Field(ge=16)] = 64
+    most_open_files: Annotated[int, Field(ge=16)] = 256
 
 
 class PythonToolExecutor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import Annotated
 from uuid import UUID, uuid4
+
+from pydantic import Field
 
 from common.periodic import start_periodic
 from common.tasks import end_tasks
@@ -17,6 +19,7 @@ from contracts.deadline import Deadline
 from contracts.errors import DaarionError, InvalidRequest, NotFound, Overloaded, Unavailable
 from contracts.events import EventLog, failure_event
 from contracts.identity import new_id
+from contracts.shapes import Strict
 from contracts.workspace.messaging_service import MAX_RECENT, Messaging
 from services.agents.channel_tenants import ChannelTenants
 from services.agents.context import is_from_agent, named_trigger, newest_human, trigger_of
@@ -27,10 +30,10 @@ ACCEPT_TIMEOUT_S = 10.0
 POLL_EVERY_S = 0.25
 RETRY_WHEN_FULL_S = 2.0
 PURGE_EVERY_S = 3_600.0
+CLOSE_S = 5.0
 
 
-@dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Strict):
     """Bounds of one replica.
 
     At most `max_running` runs are worked on and `max_waiting` wait; more are refused. A replica
@@ -38,12 +41,11 @@ class RunSettings:
     expired lease within `claim_every_s`. Ended runs are kept for `keep_days`.
     """
 
-    max_running: int = 16
-    max_waiting: int = 200
-    lease_s: float = 15.0
-    claim_every_s: float = 2.0
-    close_s: float = 5.0
-    keep_days: float = 90.0
+    max_running: Annotated[int, Field(ge=1, le=1_000)] = 16
+    max_waiting: Annotated[int, Field(ge=0, le=100_000)] = 500
+    lease_s: Annotated[float, Field(ge=1, le=3_600)] = 15.0
+    claim_every_s: Annotated[float, Field(ge=0.05, le=600)] = 2.0
+    keep_days: Annotated[float, Field(gt=0, le=3_650)] = 90.0
 
 
 class AgentRuns:
@@ -91,12 +93,12 @@ class AgentRuns:
             self._loops.append(start_periodic(once, every_s, report, name=f"agents:{name}"))
 
     async def close(self) -> None:
-        """Accepts no more runs, gives running ones `close_s`, and releases the rest to other
+        """Accepts no more runs, gives running ones `CLOSE_S`, and releases the rest to other
         replicas.
         """
         self._closing = True
         if self._running_attempts:
-            await asyncio.wait(self._running_attempts.values(), timeout=self._settings.close_s)
+            await asyncio.wait(self._running_attempts.values(), timeout=CLOSE_S)
         await end_tasks([*self._running_attempts.values(), *self._loops])
         for ended in self._end_signals.values():
             ended.set()

@@ -11,9 +11,10 @@ import pytest
 
 from backends.nats.link import NatsLink
 from backends.nats.publisher import NatsEvents, NatsPublisher
+from configs.tools import NatsSettings
 from contracts.tools.api import Outcome
 from contracts.tools.ledger import ToolUsageEvent
-from interfaces.nats.tools.calls import NatsLimits, ToolNats, streams
+from interfaces.nats.tools.calls import ToolNats, streams
 from interfaces.nats.work_queue import REASON_HEADER, WorkQueue
 from launcher.stores import NatsServer
 from tests.support.llm.usage_engine import ToolUsage
@@ -36,7 +37,7 @@ async def outside(server):
 
 @contextlib.asynccontextmanager
 async def listening(here, server, **limits):
-    interface = ToolNats(here.toolcore.calls, here.events, NatsLimits(**limits))
+    interface = ToolNats(here.toolcore.calls, here.events, NatsSettings(**limits))
     link = NatsLink(server.url, here.events, name="test", on_connect=interface.on_connect)
     link.start()
     async with asyncio.timeout(60):
@@ -138,7 +139,7 @@ async def test_waiting_requests_survive_the_death_of_a_replica(database_url, ser
         await stuck.wait()
 
     async with replica(database_url, tool(effect="idempotent", timeout_s=60), script=hang) as dying:
-        interface = ToolNats(dying.toolcore.calls, dying.events, NatsLimits())
+        interface = ToolNats(dying.toolcore.calls, dying.events, NatsSettings())
         await WorkQueue(streams.queue_settings(100), pytest.fail).prepare(outside)
         acknowledged = await outside.jetstream().publish(streams.SUBMIT, request(call_id="left"))
         assert acknowledged.stream == streams.WORK_STREAM

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +16,7 @@ from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from common.tasks import end_tasks
+from configs.tools import NatsSettings
 from contracts.events import EventLog
 from contracts.tools.api import ToolCallRequest, ToolCallResult
 from interfaces.nats.tools import streams
@@ -32,15 +32,6 @@ PAYLOAD_MARGIN = 4_096
 _SUBJECT = re.compile(r"[^\s.*>$][^\s*>]{0,255}")
 
 
-@dataclass(frozen=True)
-class NatsLimits:
-    """Running calls per replica, calls waiting in the stream, deliveries of one message."""
-
-    max_in_flight: int = 16
-    max_waiting: int = 10_000
-    max_deliveries: int = 5
-
-
 class ToolNats:
     """Takes requests from the queue group into the stream, and runs what the stream holds.
 
@@ -48,7 +39,7 @@ class ToolNats:
     """
 
     def __init__(
-        self, calls: Callable[[], ToolCalls], events: EventLog, limits: NatsLimits
+        self, calls: Callable[[], ToolCalls], events: EventLog, limits: NatsSettings
     ) -> None:
         self._calls = calls
         self._events = events
