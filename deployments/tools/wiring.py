@@ -22,7 +22,7 @@ from executors.mcp.executor import McpToolExecutor
 from executors.mcp.source import McpSource
 from interfaces.http.tools import ToolRoutes, tools_router
 from interfaces.mcp.server import ToolMcpServer
-from interfaces.nats.tools.calls import ToolNats
+from interfaces.nats.tools import ToolNats
 from services.health.dependencies import Dependency, HealthMonitor
 from services.tools.application import Toolcore, ToolcoreConfiguration, ToolcorePorts
 from services.tools.calls import ToolCalls

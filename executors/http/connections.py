@@ -1,20 +1,26 @@
-"""Pooled connections, one pool per egress policy: each is used under the policy it was opened."""
+"""Pooled connections, one pool per egress policy: each is used under the policy it was opened.
+
+The pin: aiohttp connects only to addresses that `CheckedResolver` has checked under the policy.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
 
+from executors.http.addresses import parse_address
 from executors.http.egress import EgressPolicy
-from executors.http.resolver import CheckedResolver, Lookup, system_lookup
+
+Lookup = Callable[[str, int, socket.AddressFamily], Awaitable[list[str]]]
+"""From host, port and family to addresses; raises OSError."""
 
 MAX_POOLS = 128
 MAX_CONNECTIONS = 128
@@ -27,6 +33,58 @@ CAREFUL_KEEPALIVE_S = 1.0
 DNS_CACHE_S = 10
 # Rounds of the event loop: one to poll the sockets, one to notify their connections.
 LOOP_ROUNDS = 2
+
+
+def system_lookup(executor: Executor) -> Lookup:
+    """Returns a look-up by the system's resolver in threads of its own.
+
+    A hanging name server thus blocks no other work.
+    """
+
+    async def lookup(host: str, port: int, family: socket.AddressFamily) -> list[str]:
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(
+            executor, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+        )
+        return [str(sockaddr[0]) for *_, sockaddr in found]
+
+    return lookup
+
+
+class CheckedResolver(AbstractResolver):
+    """Resolves names under one egress policy. `Host` and TLS still use the name."""
+
+    def __init__(self, policy: EgressPolicy, lookup: Lookup) -> None:
+        self._policy = policy
+        self._lookup = lookup
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Returns the checked addresses.
+
+        Raises:
+            EgressDenied: the policy allows none of them.
+            OSError: the name does not resolve.
+        """
+        texts = dict.fromkeys(await self._lookup(host, port, family))
+        addresses = [address for text in texts if (address := parse_address(text)) is not None]
+        if not addresses:
+            raise OSError(None, "the name has no address")
+        return [
+            {
+                "hostname": host,
+                "host": str(address),
+                "port": port,
+                "family": socket.AF_INET if address.version == 4 else socket.AF_INET6,
+                "proto": socket.IPPROTO_TCP,
+                "flags": socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            }
+            for address in self._policy.admit(host.lower().rstrip("."), port, addresses)
+        ]
+
+    async def close(self) -> None:
+        """Holds nothing open."""
 
 
 @dataclass
@@ -42,12 +100,6 @@ class _Pool:
     users: int = 0
 
 
-@dataclass(frozen=True)
-class _Key:
-    policy: EgressPolicy = field(default_factory=EgressPolicy)
-    careful: bool = False
-
-
 class Connections:
     """Sessions by policy. A `careful` one keeps connections for `CAREFUL_KEEPALIVE_S` only.
 
@@ -58,7 +110,7 @@ class Connections:
     def __init__(self, lookup: Lookup | None = None) -> None:
         self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="tool-dns")
         self._lookup = lookup or system_lookup(self._threads)
-        self._pools: OrderedDict[_Key, _Pool] = OrderedDict()
+        self._pools: OrderedDict[tuple[EgressPolicy, bool], _Pool] = OrderedDict()
 
     @asynccontextmanager
     async def session(
@@ -69,7 +121,7 @@ class Connections:
         A `careful` session first lets the event loop read what has arrived, so that a connection
         that the server has closed is known as closed, and not reused.
         """
-        key = _Key(policy, careful)
+        key = (policy, careful)
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = _Pool(

@@ -136,7 +136,7 @@ class HttpToolExecutor:
 
     async def _guarded(self, request: _Request) -> _Attempt:
         """One attempt inside the target's circuit."""
-        circuit = self._circuits.of(str(request.target.url))
+        circuit = self._circuits[str(request.target.url)]
         permit = circuit.enter(time.monotonic())
         if permit is None:
             wait = circuit.wait_s(time.monotonic())

@@ -13,18 +13,12 @@ POLICY = CircuitPolicy(failures=5, share=math.inf, cooldown_s=5.0, max_cooldown_
 MAX_CIRCUITS = 1_024
 
 
-class ToolTargetCircuits:
+class ToolTargetCircuits(LRUCache[str, Circuit]):
     """Circuits by target; at the bound the least recently used is dropped."""
 
     def __init__(self) -> None:
-        self._circuits = LRUCache[str, Circuit](MAX_CIRCUITS)
+        super().__init__(MAX_CIRCUITS)
 
-    def __len__(self) -> int:
-        return len(self._circuits)
-
-    def of(self, target: str) -> Circuit:
-        """Returns the circuit of `target`."""
-        circuit = self._circuits.get(target)
-        if circuit is None:
-            circuit = self._circuits[target] = Circuit(POLICY)
+    def __missing__(self, target: str) -> Circuit:
+        circuit = self[target] = Circuit(POLICY)
         return circuit

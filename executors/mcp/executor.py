@@ -20,7 +20,8 @@ from configs.tools import SourceSettings
 from contracts.events import EventLog
 from contracts.tools.api import EgressRule, Execution, Outcome, SecretSource
 from executors.http.connections import Connections
-from executors.mcp.client import McpClient, McpServer
+from executors.http.egress import EgressPolicy
+from executors.mcp.client import McpClient
 from executors.mcp.transport import EgressRefused
 from executors.redaction import Redactor
 from executors.secrets import NotCalled, find_secrets
@@ -61,8 +62,8 @@ class McpToolExecutor:
         secrets = find_secrets(self._secrets, settings.secrets, f"{source}.*", settings.url)
         headers = {use.header: use.prefix + value for use, value in secrets}
         redactor = Redactor(value for _, value in secrets)
-        server = McpServer(settings.url, headers, tuple(settings.egress), redactor)
-        return McpClient(server, self._connections, self._ceiling, max_bytes=max_bytes)
+        policy = EgressPolicy(tuple(settings.egress), self._ceiling)
+        return McpClient(settings.url, headers, redactor, policy, self._connections, max_bytes)
 
     async def execute(self, execution: Execution) -> Outcome:
         """Calls the tool. Being cancelled closes the connection."""

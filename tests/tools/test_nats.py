@@ -14,7 +14,7 @@ from backends.nats.publisher import NatsEvents, NatsPublisher
 from configs.tools import NatsSettings
 from contracts.tools.api import Outcome
 from contracts.tools.ledger import ToolUsageEvent
-from interfaces.nats.tools.calls import ToolNats, streams
+from interfaces.nats import tools as tool_nats
 from interfaces.nats.work_queue import REASON_HEADER, WorkQueue
 from launcher.stores import NatsServer
 from tests.support.llm.usage_engine import ToolUsage
@@ -37,7 +37,7 @@ async def outside(server):
 
 @contextlib.asynccontextmanager
 async def listening(here, server, **limits):
-    interface = ToolNats(here.toolcore.calls, here.events, NatsSettings(**limits))
+    interface = tool_nats.ToolNats(here.toolcore.calls, here.events, NatsSettings(**limits))
     link = NatsLink(server.url, here.events, name="test", on_connect=interface.on_connect)
     link.start()
     async with asyncio.timeout(60):
@@ -62,11 +62,11 @@ async def answer_of(message):
 async def test_a_request_is_answered_to_its_sender_and_on_the_response_subject(
     database_url, server, outside
 ):
-    responses = await outside.subscribe(streams.RESPONSE)
+    responses = await outside.subscribe(tool_nats.RESPONSE)
     async with replica(database_url, tool()) as here, listening(here, server):
         answer = await answer_of(
             await outside.request(
-                streams.REQUEST, request(args={"a": "так"}, call_id="n-1"), timeout=60
+                tool_nats.REQUEST, request(args={"a": "так"}, call_id="n-1"), timeout=60
             )
         )
         assert (answer["ok"], answer["result"], answer["call_id"]) == (
@@ -85,9 +85,9 @@ async def test_a_request_is_answered_to_its_sender_and_on_the_response_subject(
 
 async def test_refusals_are_answers_too(database_url, server, outside):
     async with replica(database_url, tool(allowed_agents=[])) as here, listening(here, server):
-        denied = await answer_of(await outside.request(streams.REQUEST, request(), timeout=60))
+        denied = await answer_of(await outside.request(tool_nats.REQUEST, request(), timeout=60))
         unknown = await answer_of(
-            await outside.request(streams.REQUEST, request("test.none"), timeout=60)
+            await outside.request(tool_nats.REQUEST, request("test.none"), timeout=60)
         )
     assert (denied["ok"], denied["error_kind"]) == (False, "denied")
     assert unknown["error_kind"] == "not_found"
@@ -100,12 +100,12 @@ async def test_one_call_id_is_one_call_over_http_and_nats(database_url, server, 
         client(here.toolcore, here.events) as http,
     ):
         over_nats = await answer_of(
-            await outside.request(streams.REQUEST, request(call_id="same"), timeout=60)
+            await outside.request(tool_nats.REQUEST, request(call_id="same"), timeout=60)
         )
         over_http = (await http.post("/call", content=request(call_id="same"))).json()
         conflict = await answer_of(
             await outside.request(
-                streams.REQUEST, request(call_id="same", args={"b": 1}), timeout=60
+                tool_nats.REQUEST, request(call_id="same", args={"b": 1}), timeout=60
             )
         )
     assert over_http["replayed"] is True
@@ -122,7 +122,7 @@ async def test_queue_group_shares_the_work_between_replicas(database_url, server
         listening(two, server),
     ):
         calls = [
-            outside.request(streams.REQUEST, request(call_id=f"q-{number}"), timeout=60)
+            outside.request(tool_nats.REQUEST, request(call_id=f"q-{number}"), timeout=60)
             for number in range(40)
         ]
         answers = [await answer_of(message) for message in await asyncio.gather(*calls)]
@@ -132,17 +132,17 @@ async def test_queue_group_shares_the_work_between_replicas(database_url, server
 
 async def test_waiting_requests_survive_the_death_of_a_replica(database_url, server, outside):
     """Submitted without workers, taken by one that never acknowledges, then by another."""
-    responses = await outside.subscribe(streams.RESPONSE)
+    responses = await outside.subscribe(tool_nats.RESPONSE)
     stuck = asyncio.Event()
 
     async def hang(_):
         await stuck.wait()
 
     async with replica(database_url, tool(effect="idempotent", timeout_s=60), script=hang) as dying:
-        interface = ToolNats(dying.toolcore.calls, dying.events, NatsSettings())
-        await WorkQueue(streams.queue_settings(100), pytest.fail).prepare(outside)
-        acknowledged = await outside.jetstream().publish(streams.SUBMIT, request(call_id="left"))
-        assert acknowledged.stream == streams.WORK_STREAM
+        interface = tool_nats.ToolNats(dying.toolcore.calls, dying.events, NatsSettings())
+        await WorkQueue(tool_nats.queue_settings(100), pytest.fail).prepare(outside)
+        acknowledged = await outside.jetstream().publish(tool_nats.SUBMIT, request(call_id="left"))
+        assert acknowledged.stream == tool_nats.WORK_STREAM
         link = NatsLink(server.url, dying.events, name="dying", on_connect=interface.on_connect)
         link.start()
         async with asyncio.timeout(60):
@@ -170,17 +170,17 @@ async def test_waiting_requests_survive_the_death_of_a_replica(database_url, ser
 )
 async def test_poison_is_parked_and_the_next_request_served(database_url, server, outside, poison):
     async with replica(database_url, tool()) as here, listening(here, server):
-        refused = await answer_of(await outside.request(streams.REQUEST, poison, timeout=60))
+        refused = await answer_of(await outside.request(tool_nats.REQUEST, poison, timeout=60))
         assert (refused["ok"], refused["error_kind"]) == (False, "invalid_args")
-        good = await answer_of(await outside.request(streams.REQUEST, request(), timeout=60))
+        good = await answer_of(await outside.request(tool_nats.REQUEST, request(), timeout=60))
         assert good["ok"] is True
         stream = outside.jetstream()
         async with asyncio.timeout(60):
-            while (await stream.stream_info(streams.PARKED_STREAM)).state.messages != 1:
+            while (await stream.stream_info(tool_nats.PARKED_STREAM)).state.messages != 1:
                 await asyncio.sleep(0.05)
-        parked = await stream.get_msg(streams.PARKED_STREAM, 1)
+        parked = await stream.get_msg(tool_nats.PARKED_STREAM, 1)
         assert (parked.data, parked.headers[REASON_HEADER]) == (poison, "invalid")
-        assert (await stream.stream_info(streams.WORK_STREAM)).state.messages == 0
+        assert (await stream.stream_info(tool_nats.WORK_STREAM)).state.messages == 0
 
 
 async def test_a_full_queue_refuses_instead_of_growing(database_url, server, outside):
@@ -196,7 +196,7 @@ async def test_a_full_queue_refuses_instead_of_growing(database_url, server, out
     ):
         calls = [
             asyncio.create_task(
-                outside.request(streams.REQUEST, request(call_id=f"f-{n}"), timeout=60)
+                outside.request(tool_nats.REQUEST, request(call_id=f"f-{n}"), timeout=60)
             )
             for n in range(12)
         ]
@@ -220,7 +220,7 @@ async def test_results_that_nats_cannot_carry_come_by_reference(database_url, se
         listening(here, server),
         client(here.toolcore, here.events) as http,
     ):
-        answer = await answer_of(await outside.request(streams.REQUEST, request(), timeout=60))
+        answer = await answer_of(await outside.request(tool_nats.REQUEST, request(), timeout=60))
         assert (answer["ok"], answer["truncated"]) == (True, True)
         page = (
             await http.get(
@@ -262,12 +262,12 @@ async def test_a_server_that_comes_back_empty_is_prepared_again(database_url, tm
             await first.stop()
             await first.start()
             again = await nats.connect(first.url)
-            await again.jetstream().delete_stream(streams.WORK_STREAM)
+            await again.jetstream().delete_stream(tool_nats.WORK_STREAM)
             async with asyncio.timeout(100):
                 while True:
                     with contextlib.suppress(nats.errors.Error, TimeoutError):
                         response = json.loads(
-                            (await again.request(streams.REQUEST, request(), timeout=1)).data
+                            (await again.request(tool_nats.REQUEST, request(), timeout=1)).data
                         )
                         if response["ok"]:
                             break

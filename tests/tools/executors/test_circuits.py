@@ -5,11 +5,11 @@ from executors.http.target_circuit import MAX_CIRCUITS, POLICY, ToolTargetCircui
 
 def test_a_circuit_opens_probes_once_and_closes():
     circuits, pause_s = ToolTargetCircuits(), POLICY.cooldown_s
-    circuit = circuits.of("t")
+    circuit = circuits["t"]
     for _ in range(POLICY.failures):
         circuit.enter(0).failed(0)
     assert (circuit.enter(0), circuit.wait_s(0)) == (None, pause_s)
-    assert circuits.of("other").enter(0) is not None
+    assert circuits["other"].enter(0) is not None
     now = pause_s
     probe = circuit.enter(now)
     assert circuit.enter(now) is None, "one probe at a time"
@@ -23,7 +23,7 @@ def test_a_circuit_opens_probes_once_and_closes():
 
 
 def test_failures_among_successes_leave_it_closed():
-    circuit = ToolTargetCircuits().of("t")
+    circuit = ToolTargetCircuits()["t"]
     for _ in range(50):
         for _ in range(POLICY.failures - 1):
             circuit.enter(0).failed(0)
@@ -32,7 +32,7 @@ def test_failures_among_successes_leave_it_closed():
 
 
 def test_a_pause_is_at_most_a_minute():
-    circuit, now = ToolTargetCircuits().of("t"), 0.0
+    circuit, now = ToolTargetCircuits()["t"], 0.0
     for _ in range(POLICY.failures):
         circuit.enter(now).failed(now)
     for _ in range(10):
@@ -43,10 +43,10 @@ def test_a_pause_is_at_most_a_minute():
 
 def test_the_number_of_circuits_is_bounded():
     circuits = ToolTargetCircuits()
-    first = circuits.of("0")
+    first = circuits["0"]
     for number in range(MAX_CIRCUITS):
-        assert circuits.of("0") is first
-        circuits.of(str(number))
-    circuits.of("one too many")
+        assert circuits["0"] is first
+        circuits[str(number)]
+    circuits["one too many"]
     assert len(circuits) == MAX_CIRCUITS
-    assert circuits.of("0") is first, "the least recently used went"
+    assert circuits["0"] is first, "the least recently used went"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mcp_types import JSONRPCResponse
 
 from contracts.tools.api import MAX_NAME, TOOL_ID, plain_name
-from executors.mcp.listing import MAX_UNREADABLE, ListingFilter
+from executors.mcp.client import MAX_UNREADABLE, ListingFilter
 from executors.mcp.source import tool_id_in
 
 GOOD = {"inputSchema": {"type": "object"}}

@@ -1,4 +1,11 @@
-"""Tool calls over NATS: delivered at least once, executed once, by the ids in the ledger."""
+"""Tool calls over NATS: delivered at least once, executed once, by the ids in the ledger.
+
+`tool.request` itself is in no stream: JetStream would answer the requester with its own
+acknowledgement before the tool's result. A replica takes a request from the queue group and puts
+it, with the requester's reply subject, on `tool.submit`, which a work-queue stream keeps until a
+worker has acknowledged it. Publishers that want that guarantee from the first hop publish to
+`tool.submit` themselves and get the stream's acknowledgement.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +26,42 @@ from common.tasks import end_tasks
 from configs.tools import NatsSettings
 from contracts.events import EventLog
 from contracts.tools.api import ToolCallRequest, ToolCallResult
-from interfaces.nats.tools import streams
-from interfaces.nats.work_queue import WorkQueue, place_of
+from interfaces.nats.work_queue import QueueSettings, WorkQueue, place_of
 from interfaces.tools.answers import call_body, unreadable
 from services.tools.calls import ToolCalls
 from services.tools.outcomes import CallAnswer
 
+REQUEST = "tool.request"
+RESPONSE = "tool.response"
+SUBMIT = "tool.submit"
+PARKED = "tool.parked"
+QUEUE_GROUP = "toolcore"
+WORK_STREAM = "TOOL_CALLS"
+PARKED_STREAM = "TOOL_PARKED"
+DURABLE = "toolcore"
+REPLY_HEADER = "Daarion-Reply-To"
+REQUEST_ID_HEADER = "Daarion-Request-Id"
+ACK_WAIT_S = 10.0
 BUSY_DELAY_S = 2.0
-KEEP_ALIVE_S = streams.ACK_WAIT_S / 3
+KEEP_ALIVE_S = ACK_WAIT_S / 3
 CLOSE_TIMEOUT_S = 5.0
 PAYLOAD_MARGIN = 4_096
 _SUBJECT = re.compile(r"[^\s.*>$][^\s*>]{0,255}")
+
+
+def queue_settings(max_waiting: int) -> QueueSettings:
+    """Returns the queue of submitted calls."""
+    return QueueSettings(
+        WORK_STREAM,
+        SUBMIT,
+        PARKED_STREAM,
+        PARKED,
+        DURABLE,
+        max_waiting=max_waiting,
+        keep_s=24 * 3_600.0,
+        ack_wait_s=ACK_WAIT_S,
+        max_ack_pending=5_000,
+    )
 
 
 class ToolNats:
@@ -44,7 +76,7 @@ class ToolNats:
         self._calls = calls
         self._events = events
         self._limits = limits
-        self._queue = WorkQueue(streams.queue_settings(limits.max_waiting), self._fetch_failed)
+        self._queue = WorkQueue(queue_settings(limits.max_waiting), self._fetch_failed)
         self._free = asyncio.Semaphore(limits.max_in_flight)
         self._client: Client | None = None
         self._fetcher: asyncio.Task[None] | None = None
@@ -54,7 +86,7 @@ class ToolNats:
         """Prepares the streams, subscribes and begins to fetch. Raises errors of the library."""
         self._client = client
         await self._queue.prepare(client)
-        await client.subscribe(streams.REQUEST, queue=streams.QUEUE_GROUP, cb=self._take)
+        await client.subscribe(REQUEST, queue=QUEUE_GROUP, cb=self._take)
         await client.flush()  # once this replica reports ready, it listens
         self._fetcher = asyncio.create_task(
             self._queue.work(client, self._room, self._spawn), name="tools:nats"
@@ -70,11 +102,11 @@ class ToolNats:
 
     async def _take(self, message: Msg) -> None:
         """Puts a request into the stream; answers at once if the stream is full or away."""
-        headers = {streams.REQUEST_ID_HEADER: f"nats-{uuid4().hex}"}
+        headers = {REQUEST_ID_HEADER: f"nats-{uuid4().hex}"}
         if message.reply:
-            headers[streams.REPLY_HEADER] = message.reply
+            headers[REPLY_HEADER] = message.reply
         try:
-            await self._queue.publish(streams.SUBMIT, message.data, headers)
+            await self._queue.publish(SUBMIT, message.data, headers)
         except (nats.errors.Error, TimeoutError) as error:
             self._events.emit("tools.nats_refused", error=type(error).__name__)
             refusal = ToolCallResult(
@@ -115,8 +147,8 @@ class ToolNats:
     async def _handle(self, message: Msg) -> None:
         headers = message.headers or {}
         request_id, reply_to = (
-            headers.get(streams.REQUEST_ID_HEADER) or f"nats-{place_of(message)}",
-            headers.get(streams.REPLY_HEADER),
+            headers.get(REQUEST_ID_HEADER) or f"nats-{place_of(message)}",
+            headers.get(REPLY_HEADER),
         )
         try:
             request = ToolCallRequest.model_validate_json(message.data)
@@ -165,7 +197,7 @@ class ToolNats:
         """Publishes to `tool.response`, and to the requester if there is one."""
         assert self._client is not None
         body = orjson.dumps(answer)
-        await self._client.publish(streams.RESPONSE, body)
+        await self._client.publish(RESPONSE, body)
         if reply_to and _SUBJECT.fullmatch(reply_to):
             await self._client.publish(reply_to, body)
 
