@@ -1,14 +1,15 @@
-"""Projects of a microDAO: wire shapes and the port of their store."""
+"""Projects and follow-ups of a microDAO, and the tools over them: wire shapes and stores' ports."""
 
-from datetime import datetime
-from typing import Literal, Protocol
+from datetime import date, datetime
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from contracts.identity import Cursor, Identifier, Page
 from contracts.shapes import Frozen, Strict
-from contracts.workspace.fields import Description, Limit, Name
+from contracts.workspace.fields import Description, Limit, Name, Title
 
 ProjectStatus = Literal["active", "paused", "done"]
+FollowUpStatus = Literal["open", "done"]
 
 
 class NewProject(Strict):
@@ -48,3 +49,85 @@ class ProjectStore(Protocol):
 
     async def page(self, query: ProjectQuery) -> Page[Project]:
         """Returns one page, newest first. Raises InvalidRequest for a foreign cursor."""
+
+
+class NewFollowUp(Strict):
+    """A follow-up to create. `project_id` must be a project of the same microDAO."""
+
+    title: Title
+    description: Description | None = None
+    project_id: UUID | None = None
+    assignee: Identifier | None = None
+    due_date: date | None = None
+
+
+class FollowUp(Frozen):
+    """One follow-up. `created_by` is the agent or person who asked for it."""
+
+    id: UUID
+    microdao_id: str
+    title: str
+    description: str | None = None
+    project_id: UUID | None = None
+    assignee: str | None = None
+    due_date: date | None = None
+    status: FollowUpStatus
+    created_by: str
+    created_at: datetime
+
+
+class FollowUpQuery(Strict):
+    """Query of `GET /follow-ups`: newest first, one page."""
+
+    microdao_id: Identifier
+    project_id: UUID | None = None
+    assignee: Identifier | None = None
+    status: FollowUpStatus | None = None
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class FollowUpStore(Protocol):
+    """Stores follow-ups. Raises DatabaseUnavailable while the database is away."""
+
+    async def create(
+        self, microdao_id: str, created_by: str, key: str, follow_up: NewFollowUp
+    ) -> tuple[FollowUp, bool]:
+        """Stores a follow-up once for `key`; the flag tells whether it is new.
+
+        Raises:
+            Conflict: the key belongs to another follow-up.
+            NotFound: the microDAO has no such project.
+        """
+
+    async def page(self, query: FollowUpQuery) -> Page[FollowUp]:
+        """Returns one page, newest first. Raises InvalidRequest for a foreign cursor."""
+
+
+class ToolContext(Frozen):
+    """The caller of a tool, as Toolcore sends it. Further keys are ignored."""
+
+    agent_id: Identifier
+    microdao_id: Identifier
+    call_id: Identifier | None = None
+
+
+class ToolBody(Strict):
+    """What the HTTP executor posts to a tool's target."""
+
+    args: dict[str, Any]
+    context: ToolContext
+
+
+class ListProjectsArgs(Strict):
+    """Arguments of the tool `projects.list`."""
+
+    microdao_id: Identifier | None = None
+    status: ProjectStatus | None = None
+    limit: Limit = 50
+
+
+class CreateFollowUpArgs(NewFollowUp):
+    """Arguments of the tool `followups.create`."""
+
+    microdao_id: Identifier | None = None

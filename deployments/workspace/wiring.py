@@ -13,11 +13,10 @@ from backends.nats.publisher import NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
 from backends.workspace.channels import PostgresChannels
 from backends.workspace.events import PostgresChannelEvents
-from backends.workspace.follow_ups import PostgresFollowUps
 from backends.workspace.messages import PostgresMessages
 from backends.workspace.notices import NatsMessageNotices
 from backends.workspace.outbox import PostgresOutbox
-from backends.workspace.projects import PostgresProjects
+from backends.workspace.projects import PostgresFollowUps, PostgresProjects
 from contracts.events import EventLog
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, WingEnvironment

@@ -7,9 +7,15 @@ from __future__ import annotations
 from typing import Any
 
 from contracts.errors import Forbidden, InvalidRequest
-from contracts.workspace.follow_ups import FollowUpStore, NewFollowUp
-from contracts.workspace.projects import ProjectQuery, ProjectStore
-from contracts.workspace.tools import CreateFollowUpArgs, ListProjectsArgs, ToolBody
+from contracts.workspace.projects import (
+    CreateFollowUpArgs,
+    FollowUpStore,
+    ListProjectsArgs,
+    NewFollowUp,
+    ProjectQuery,
+    ProjectStore,
+    ToolBody,
+)
 
 PROJECT_FIELDS = {"id", "name", "status", "description", "created_at"}
 

@@ -9,9 +9,16 @@ from fastapi import Query
 
 from contracts.health import Health
 from contracts.identity import Page
-from contracts.workspace.follow_ups import FollowUp, FollowUpQuery, FollowUpStore
-from contracts.workspace.projects import NewProject, Project, ProjectQuery, ProjectStore
-from contracts.workspace.tools import ToolBody
+from contracts.workspace.projects import (
+    FollowUp,
+    FollowUpQuery,
+    FollowUpStore,
+    NewProject,
+    Project,
+    ProjectQuery,
+    ProjectStore,
+    ToolBody,
+)
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.routing import Router, refusals
 from interfaces.http.workspace.channels import MAX_BODY_BYTES, IdempotencyKey

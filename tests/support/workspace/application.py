@@ -9,10 +9,9 @@ from typing import Any
 from backends.postgres.pool import Database, PoolLimits
 from backends.workspace.channels import PostgresChannels
 from backends.workspace.events import PostgresChannelEvents
-from backends.workspace.follow_ups import PostgresFollowUps
 from backends.workspace.messages import PostgresMessages
 from backends.workspace.outbox import PostgresOutbox
-from backends.workspace.projects import PostgresProjects
+from backends.workspace.projects import PostgresFollowUps, PostgresProjects
 from contracts.health import Health
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
