@@ -22,6 +22,13 @@ class Published(Protocol):
         """Returns the message, as JSON values."""
 
 
+class Publisher(Protocol):
+    """Where events for the outside are announced."""
+
+    def publish(self, event: Published) -> None:
+        """Queues one event. Never blocks and never raises; what is stored is authoritative."""
+
+
 def failure_event(
     events: EventLog,
     event: str | None,

@@ -73,7 +73,7 @@ class NatsPublisher:
 
 @dataclass(frozen=True)
 class NatsEvents:
-    """Implements ToolUsage, AgentUsage and AgentNotices: one message per event, on its subject."""
+    """Implements Publisher: one message per event, on its subject."""
 
     publisher: NatsPublisher
 

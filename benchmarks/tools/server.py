@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from backends.postgres.pool import Database
 from backends.tools.ledger import PostgresToolLedger
 from backends.tools.registry import PostgresToolStore
+from contracts.events import Published
 from contracts.health import Health
 from contracts.tools.api import EgressRule, ToolDefinition
-from contracts.tools.ledger import ToolUsageEvent
 from contracts.tools.policy import CallBounds, PolicyRules
 from executors.http.executor import HttpToolExecutor
 from interfaces.http.base.access import AccessControl
@@ -45,7 +45,7 @@ class Nowhere:
     def emit(self, _event: str, **_fields: Any) -> None:
         """Drops the event."""
 
-    def publish(self, _event: ToolUsageEvent) -> None:
+    def publish(self, _event: Published) -> None:
         """Drops the event."""
 
     def value(self, _name: str) -> str | None:

@@ -203,13 +203,6 @@ class ToolUsageEvent(CallSummary):
         }
 
 
-class ToolUsage(Protocol):
-    """Where ended calls are announced."""
-
-    def publish(self, event: ToolUsageEvent) -> None:
-        """Queues one event. Never blocks and never raises; the ledger is authoritative."""
-
-
 class ToolLedger(Protocol):
     """Records calls. Every method raises DatabaseUnavailable while the database is away."""
 

@@ -77,8 +77,7 @@ class AgentRuntime:
         )
         self._publisher = NatsPublisher(self._usage_link, events)
         self.store = PostgresRuns(self._database, events)
-        outside = NatsEvents(self._publisher)
-        announcements = RunAnnouncements(outside, outside, events)
+        announcements = RunAnnouncements(NatsEvents(self._publisher), events)
         ports = AttemptPorts(self.store, self._messaging, self._memory, announcements, events)
         attempts = RunAttempts(
             ports,

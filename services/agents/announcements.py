@@ -5,25 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from contracts.agents.notices import (
+from contracts.agents.announcements import (
     AgentError,
     AgentNotice,
-    AgentNotices,
+    AgentUsageEvent,
     ReplySent,
     RunEnded,
     RunStarted,
 )
 from contracts.agents.runs import Outcome, Run
-from contracts.agents.usage import AgentUsage, AgentUsageEvent
-from contracts.events import EventLog
+from contracts.events import EventLog, Publisher
 
 
 @dataclass(frozen=True)
 class RunAnnouncements:
     """Announces what happens to runs. Nothing here blocks or raises."""
 
-    usage: AgentUsage
-    notices: AgentNotices
+    outside: Publisher
     events: EventLog
 
     def started(self, run: Run) -> None:
@@ -38,7 +36,7 @@ class RunAnnouncements:
         """The run has ended."""
         asked = sum(step.kind == "llm" for step in run.steps)
         duration_ms = round(duration_s * 1e3)
-        self.usage.publish(
+        self.outside.publish(
             AgentUsageEvent(
                 id=run.id,
                 occurred_at=datetime.now(UTC),
@@ -86,4 +84,4 @@ class RunAnnouncements:
             "channel_id": run.channel_id,
             "entrypoint": run.invocation.entrypoint,
         }
-        self.notices.publish(kind.model_validate(notice | fields))
+        self.outside.publish(kind.model_validate(notice | fields))

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from contracts.agents.blueprints import Blueprint
 from contracts.deadline import Deadline
+from contracts.errors import ContextLengthExceeded
 from contracts.llm.answers import ProxyResponse
-from services.agents.asking import ModelTurn, ask
+from contracts.llm.ports import ModelRequest
 from services.agents.choices import Choices, choices_of
 from services.agents.journal import answers_of
 from services.agents.preparation import Preparation, Prepared
@@ -22,6 +23,8 @@ from services.agents.texts import CUT
 from services.agents.tool_calls import Reading, WantedCall, read_answer, spoken
 from services.agents.tool_turn import CallOutcome, Toolbox, ToolTurn
 
+SHRINKS = 3
+"""How often a prompt that is too long for the model is halved."""
 LAST_SHARE = 0.25
 """Once less than this share of a run's time remains, the next step is the last."""
 
@@ -92,7 +95,7 @@ class _Conversation:
             # A recorded step is never the last: its tool calls were already decided.
             is_recorded = bool(self._recorded)
             is_last = not is_recorded and (force_last or self._must_end(number))
-            answer = await self._next_answer(ModelTurn(number, is_last, choices))
+            answer = await self._next_answer(number, choices, is_last=is_last)
             if choices is not None:
                 return choices.reply(answer)
             if _is_too_small(blueprint, answer):
@@ -116,11 +119,60 @@ class _Conversation:
                 return choices.settings.none
         raise NoAnswerError
 
-    async def _next_answer(self, turn: ModelTurn) -> ProxyResponse:
-        """The recorded answer of an earlier attempt, else the model's."""
+    async def _next_answer(
+        self, number: int, choices: Choices | None, *, is_last: bool
+    ) -> ProxyResponse:
+        """The recorded answer of an earlier attempt, else the model's; the last one gets no tools,
+        and with `choices` only these may be answered.
+        """
         if self._recorded:
             return self._recorded.pop(0)
-        return await ask(self._model, self._scope, self._dialogue, turn)
+        scope, is_final = self._scope, is_last or choices is not None
+        answer, duration_ms = await self._ask(number, choices, is_final=is_final)
+        reading = read_answer(answer)
+        is_reply = is_final or (bool(reading.text) and not reading.calls)
+        scope.recorder.record_answer(answer, duration_ms, is_reply=is_reply)
+        return answer
+
+    async def _ask(
+        self, number: int, choices: Choices | None, *, is_final: bool
+    ) -> tuple[ProxyResponse, float]:
+        """The model's answer and its milliseconds; a prompt that is too long is shortened.
+
+        Raises what `ChatModel.chat` raises, and DeadlineExceeded.
+        """
+        scope, run = self._scope, self._scope.run
+        for shrinks_left in reversed(range(SHRINKS + 1)):
+            scope.deadline.check()
+            try:
+                with scope.recorder.step("llm") as record:
+                    request = self._request(number, choices, is_final=is_final)
+                    answer = await self._model.chat(
+                        request, run.tenant, run.channel_id, scope.deadline
+                    )
+                    record.model, record.provider = answer.model_resolved, answer.provider
+                    record.prompt_tokens = answer.usage.prompt_tokens
+                    record.completion_tokens = answer.usage.completion_tokens
+                    record.finish_reason = answer.finish_reason
+                break
+            except ContextLengthExceeded:
+                if not shrinks_left:
+                    raise
+                self._dialogue.shrink()
+        return answer, record.duration_ms
+
+    def _request(self, number: int, choices: Choices | None, *, is_final: bool) -> ModelRequest:
+        blueprint, dialogue = self._scope.blueprint, self._dialogue
+        native = blueprint.tool_mode == "native" and bool(dialogue.tools) and not is_final
+        return ModelRequest(
+            model=blueprint.model,
+            messages=dialogue.messages(final=is_final),
+            max_tokens=blueprint.limits.answer_tokens,
+            tools=dialogue.specs() if native else (),
+            tool_choice=(blueprint.first_step if number == 0 else "auto") if native else None,
+            schema=choices.schema() if choices is not None else None,
+            temperature=blueprint.temperature,
+        )
 
     async def _call(
         self, calls: Sequence[WantedCall], number: int, *, is_recorded: bool

@@ -10,9 +10,9 @@ from functools import partial
 from common.retry import retry
 from common.tasks import end_tasks
 from contracts.errors import DaarionError
-from contracts.events import EventLog
+from contracts.events import EventLog, Publisher
 from contracts.tools.api import ToolDefinition, ToolExecutor
-from contracts.tools.ledger import ToolLedger, ToolUsage
+from contracts.tools.ledger import ToolLedger
 from contracts.tools.registry import ToolStore
 from services.tools.admin import Audit, Resolve, ToolAdmin
 from services.tools.calls import ToolCalls
@@ -32,7 +32,7 @@ class ToolcorePorts:
 
     store: ToolStore
     ledger: ToolLedger
-    usage: ToolUsage
+    usage: Publisher
     events: EventLog
 
 

@@ -12,9 +12,9 @@ from common.periodic import start_periodic
 from common.retry import retry
 from common.tasks import end_tasks
 from contracts.errors import DaarionError, Internal
-from contracts.events import EventLog, failure_event
+from contracts.events import EventLog, Publisher, failure_event
 from contracts.tools.api import Decision
-from contracts.tools.ledger import CallIntent, Settlement, ToolLedger, ToolUsage, ToolUsageEvent
+from contracts.tools.ledger import CallIntent, Settlement, ToolLedger, ToolUsageEvent
 
 T = TypeVar("T")
 Write = Callable[[], Awaitable[UUID | None]]
@@ -42,7 +42,7 @@ class ToolRecorder:
     def __init__(
         self,
         ledger: ToolLedger,
-        usage: ToolUsage,
+        usage: Publisher,
         events: EventLog,
         *,
         renew_every_s: float = 2.0,

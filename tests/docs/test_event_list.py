@@ -7,8 +7,7 @@ import subprocess
 from decimal import Decimal
 from pathlib import Path
 
-from contracts.agents.notices import AgentNotice
-from contracts.agents.usage import AgentUsageEvent
+from contracts.agents.announcements import AgentNotice, AgentUsageEvent
 from contracts.llm.usage import UsageRecord
 from contracts.tools.ledger import ToolUsageEvent
 

@@ -8,9 +8,9 @@ from uuid import uuid4
 import orjson
 import pytest
 
+from contracts.agents.announcements import AgentUsageEvent
 from contracts.agents.invocations import Entrypoint
 from contracts.agents.runs import Outcome
-from contracts.agents.usage import AgentUsageEvent
 from contracts.llm.usage import AttemptRecord, UsageRecord, usage_message
 from contracts.tools.api import ErrorKind
 from contracts.tools.ledger import ToolUsageEvent

@@ -72,7 +72,7 @@ class Scripted:
 
 @dataclass
 class UsageEvents:
-    """Implements ToolUsage in memory."""
+    """Implements Publisher in memory."""
 
     published: list = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""Notices about runs on NATS: ids, times and outcomes, never message contents.
+"""What neighbours learn of runs: notices, and usage for the usage engine; never message contents.
 
 Each notice is published once on the subject of its class. When a replica dies, a notice may be lost
 or repeated with the same `event_id`. DAARION's agents-service reads `agent_id`, `channel_id`, `ts`
@@ -7,7 +7,7 @@ and `error_type` of `agent.reply.sent` and `agent.error`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 from uuid import UUID
 
 from pydantic import AwareDatetime
@@ -15,6 +15,13 @@ from pydantic import AwareDatetime
 from contracts.agents.invocations import Entrypoint
 from contracts.agents.runs import Outcome
 from contracts.shapes import Frozen
+
+TRIGGERS: dict[Entrypoint, str] = {
+    "channel_message": "message",
+    "direct": "manual",
+    "cron": "scheduled",
+}
+"""The usage engine's words for entrypoints."""
 
 
 class AgentNotice(Frozen):
@@ -70,8 +77,36 @@ class AgentError(AgentNotice):
     error_type: str
 
 
-class AgentNotices(Protocol):
-    """Publishes notices."""
+class AgentUsageEvent(Frozen):
+    """Published as `usage.agent` when a run ends; `id` is the run's, so that consumers can
+    recognise repeats.
+    """
 
-    def publish(self, notice: AgentNotice) -> None:
-        """Queues one notice. Never blocks and never raises."""
+    subject: ClassVar[str] = "usage.agent"
+
+    id: UUID
+    occurred_at: AwareDatetime
+    agent_id: str
+    microdao_id: str
+    channel_id: str | None
+    entrypoint: Entrypoint
+    outcome: Outcome
+    error: str | None
+    model: str | None
+    steps: int
+    tool_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    duration_ms: int
+
+    def message(self) -> dict[str, Any]:
+        """Returns the message: the fields that DAARION's usage engine requires, and our own."""
+        success = self.outcome in {"answered", "ignored"}
+        return self.model_dump(mode="json") | {
+            "event_id": str(self.id),
+            "timestamp": self.occurred_at.isoformat(),
+            "trigger": TRIGGERS[self.entrypoint],
+            "llm_calls": self.steps,
+            "success": success,
+            "error": None if success else self.error or self.outcome,
+        }
