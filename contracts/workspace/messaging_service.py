@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AliasChoices, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, AwareDatetime, BeforeValidator, Field
 
 from contracts.deadline import Deadline
 from contracts.identity import Identifier
-from contracts.shapes import Strict
+from contracts.shapes import Frozen, Strict
 
 AGENT_PREFIX = "agent:"
 MAX_MESSAGE_CHARS = 32_000
@@ -27,8 +27,6 @@ StepKind = Literal[
 
 Count = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Measure = Annotated[float, Field(allow_inf_nan=False)]
-
-_LENIENT = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 def sender_type(sender_id: str) -> SenderType:
@@ -48,15 +46,13 @@ def _with_zone(value: Any) -> Any:
     return value
 
 
-class ChannelMessage(BaseModel):
+class ChannelMessage(Frozen, populate_by_name=True):
     """One message of a channel.
 
     `text` is the body, or the part of it that the service shows. `id` is None when the service
     knows no ids. `matrix_event_id` is the message's id in Matrix and `run_id` the run that posted
     it, where the service reports them.
     """
-
-    model_config = _LENIENT
 
     id: str | None = Field(default=None, validation_alias=AliasChoices("id", "message_id"))
     matrix_event_id: str | None = None
@@ -69,10 +65,8 @@ class ChannelMessage(BaseModel):
     run_id: str | None = None
 
 
-class PostedMessage(BaseModel):
+class PostedMessage(Frozen, populate_by_name=True):
     """A posted message. `repeated`: this run had posted before; the message is the first one."""
-
-    model_config = _LENIENT
 
     channel_id: str
     id: str | None = Field(default=None, validation_alias=AliasChoices("id", "message_id"))
@@ -80,15 +74,13 @@ class PostedMessage(BaseModel):
     repeated: bool = False
 
 
-class ChannelInfo(BaseModel):
+class ChannelInfo(Frozen):
     """A channel, its tenant and members, None when the service does not report them."""
-
-    model_config = _LENIENT
 
     id: str
     name: str
     microdao_id: Identifier
-    members: list[str] | None = []
+    members: list[str] | None = Field(default=[])
 
 
 class RunStep(Strict):

@@ -26,7 +26,7 @@ from services.agents.announcements import RunAnnouncements
 from services.agents.channel_tenants import ChannelTenants
 from services.agents.delivery import Delivery, DeliverySettings
 from services.agents.pipeline import Pipeline
-from services.agents.run_attempts import AttemptPorts, RunAttempts
+from services.agents.run_attempts import RunAttempts
 from services.agents.runs import AgentRuns, RunSettings
 from services.agents.scope import PipelinePorts
 from services.health.dependencies import Dependency, HealthMonitor
@@ -78,9 +78,11 @@ class AgentRuntime:
         self._publisher = NatsPublisher(self._usage_link, events)
         self.store = PostgresRuns(self._database, events)
         announcements = RunAnnouncements(NatsEvents(self._publisher), events)
-        ports = AttemptPorts(self.store, self._messaging, self._memory, announcements, events)
         attempts = RunAttempts(
-            ports,
+            self.store,
+            self._messaging,
+            self._memory,
+            announcements,
             Pipeline(PipelinePorts(self._messaging, self._memory, self._model, self._tools)),
             Delivery(self._messaging, DeliverySettings(patience_s=0.6 * args.lease_s)),
             blueprints,

@@ -89,17 +89,12 @@ class HttpToolExecutor:
         self._connections = connections or Connections()
         self._circuits = ToolTargetCircuits()
 
-    async def execute(self, execution: Execution) -> Outcome:
-        """Calls the tool's target. Being cancelled closes the connection."""
-        started = time.monotonic()
-        outcome = await self._execute(execution)
-        return replace(outcome, duration_ms=(time.monotonic() - started) * 1000)
-
     async def close(self) -> None:
         """Closes every connection."""
         await self._connections.close()
 
-    async def _execute(self, execution: Execution) -> Outcome:
+    async def execute(self, execution: Execution) -> Outcome:
+        """Calls the tool's target. Being cancelled closes the connection."""
         try:
             policy = EgressPolicy(tuple(execution.tool.egress), self._ceiling)
             target = parse_target(execution.tool.target)

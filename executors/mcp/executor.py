@@ -6,7 +6,6 @@ Deadline, bounds and secrets apply as for any other tool.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -65,17 +64,12 @@ class McpToolExecutor:
         policy = EgressPolicy(tuple(settings.egress), self._ceiling)
         return McpClient(settings.url, headers, redactor, policy, self._connections, max_bytes)
 
-    async def execute(self, execution: Execution) -> Outcome:
-        """Calls the tool. Being cancelled closes the connection."""
-        started = time.monotonic()
-        outcome = await self._execute(execution)
-        return replace(outcome, duration_ms=(time.monotonic() - started) * 1000)
-
     async def close(self) -> None:
         """Closes every connection."""
         await self._connections.close()
 
-    async def _execute(self, execution: Execution) -> Outcome:
+    async def execute(self, execution: Execution) -> Outcome:
+        """Calls the tool. Being cancelled closes the connection."""
         source, _, name = execution.tool.target.partition(":")
         try:
             client = self.client(source, execution.tool.max_result_bytes + MAX_LIST_BYTES)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -102,13 +101,11 @@ class PythonToolExecutor:
 
     async def execute(self, execution: Execution) -> Outcome:
         """Runs the function. Being cancelled kills the child."""
-        started = time.monotonic()
         try:
             prepared = self._prepare(execution)
         except NotCalled as refused:
             return refused.outcome()
-        outcome = await self._in_slot(prepared)
-        return replace(outcome, duration_ms=(time.monotonic() - started) * 1000)
+        return await self._in_slot(prepared)
 
     async def close(self) -> None:
         """Waits for the last children to be gone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from common.tasks import end_tasks
@@ -14,7 +14,6 @@ from contracts.agents.ports import AgentMemory, MemoryExchange, RunStore
 from contracts.agents.runs import Outcome, Run
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal
-from contracts.events import EventLog
 from contracts.workspace.messaging_service import Messaging
 from services.agents.announcements import RunAnnouncements
 from services.agents.delivery import Delivery, PostponedError
@@ -22,14 +21,13 @@ from services.agents.journal import start_of
 from services.agents.language import Apology, apology, language_of
 from services.agents.pipeline import Pipeline
 from services.agents.prompt import RunInputs
-from services.agents.run_recorder import RunLostError, RunRecorder
+from services.agents.run_recorder import RunLostError, RunRecorder, StepFeed
 from services.agents.scope import (
     EmptyQuestionError,
     NoAnswerError,
     NothingToAnswerError,
     RunScope,
 )
-from services.agents.step_feed import StepFeed
 
 MAX_ANSWER_ATTEMPTS = 5
 MAX_ATTEMPTS = 500
@@ -38,32 +36,14 @@ STORE_TIMEOUT_S = 10.0
 POSTPONE_S = 5.0
 
 
-@contextlib.asynccontextmanager
-async def _bounded(deadline: Deadline) -> AsyncIterator[None]:
-    """Cancels the body when the deadline passes. Raises DeadlineExceeded then."""
-    try:
-        async with asyncio.timeout(deadline.remaining()):
-            yield
-    except TimeoutError:
-        raise deadline.exceeded() from None
-
-
 @dataclass(frozen=True)
-class AttemptPorts:
-    """What an attempt needs beside the pipeline and the delivery."""
+class RunAttempts:
+    """Works on runs that this process has leased."""
 
     store: RunStore
     messaging: Messaging
     memory: AgentMemory
     announcements: RunAnnouncements
-    events: EventLog
-
-
-@dataclass(frozen=True)
-class RunAttempts:
-    """Works on runs that this process has leased."""
-
-    ports: AttemptPorts
     pipeline: Pipeline
     delivery: Delivery
     blueprints: Callable[[], Mapping[str, Blueprint]]
@@ -76,12 +56,12 @@ class RunAttempts:
         Expected failures end or postpone the run; only defects are raised.
         """
         started = time.monotonic()
-        feed = StepFeed(self.ports.messaging, run)
-        recorder = RunRecorder(run, self.ports.store, self.lease_s, feed)
+        feed = StepFeed(self.messaging, run)
+        recorder = RunRecorder(run, self.store, self.lease_s, feed)
         try:
             outcome = await self._answer_and_deliver(run, recorder)
             await recorder.finish(outcome)
-            self.ports.announcements.ended(run, outcome, time.monotonic() - started)
+            self.announcements.ended(run, outcome, time.monotonic() - started)
         except RunLostError:
             self._emit("agents.run_lost", run)
         except PostponedError:
@@ -113,7 +93,7 @@ class RunAttempts:
         if run.state == "posting":
             outcome = await self.delivery.resume(run, recorder)
         else:
-            self.ports.announcements.started(run)
+            self.announcements.started(run)
             await recorder.record_attempt()
             try:
                 text, outcome = await self._answer(run, recorder, blueprint)
@@ -124,7 +104,7 @@ class RunAttempts:
             outcome = await self.delivery.deliver(run, recorder, text, outcome)
         is_posted = any(step.kind == "reply" and step.ok for step in run.steps)
         if outcome in {"answered", "failed"} and is_posted:
-            self.ports.announcements.reply_sent(run, outcome)
+            self.announcements.reply_sent(run, outcome)
         if blueprint is not None and outcome == "answered" and blueprint.memory.store:
             await self._remember(run, recorder)
         return outcome
@@ -141,7 +121,7 @@ class RunAttempts:
                 raise DeadlineExceeded("given up after several attempts")
             deadline = Deadline.after(blueprint.limits.seconds)
             scope = RunScope(run, recorder, blueprint, deadline)
-            async with _bounded(deadline):
+            async with asyncio.timeout(deadline.remaining()):
                 return await self.pipeline.answer(scope), "answered"
         except EmptyQuestionError:
             kind, failure = "empty", "empty_message"
@@ -149,14 +129,14 @@ class RunAttempts:
             failure = "no_answer" if blueprint is not None else "unknown_agent"
         except (DatabaseUnavailable, RunLostError, NothingToAnswerError):
             raise
-        except DeadlineExceeded as error:
-            kind, failure = "late", error.type
+        except (DeadlineExceeded, TimeoutError):
+            kind, failure = "late", DeadlineExceeded.type
         except DaarionError as error:
             failure = error.type
         # retrying would repeat the defect while a person waits
         except Exception as error:  # noqa: BLE001
             failure = Internal.type
-            self.ports.events.emit(
+            self.announcements.events.emit(
                 "agents.defect", run_id=str(run.id), error=type(error).__name__, exc_info=error
             )
         recorder.record_error(failure)
@@ -180,7 +160,7 @@ class RunAttempts:
         )
         try:
             with recorder.step("store"):
-                await self.ports.memory.remember(exchange, Deadline.after(STORE_TIMEOUT_S))
+                await self.memory.remember(exchange, Deadline.after(STORE_TIMEOUT_S))
         except DaarionError:
             recorder.record_degraded("memory_store")
         else:
@@ -193,7 +173,7 @@ class RunAttempts:
             self._emit("agents.run_left", run, error=error.type)
 
     def _emit(self, event: str, run: Run, **fields: str) -> None:
-        self.ports.events.emit(event, run_id=str(run.id), attempt=run.attempt, **fields)
+        self.announcements.events.emit(event, run_id=str(run.id), attempt=run.attempt, **fields)
 
 
 def _inputs(run: Run) -> RunInputs | None:

@@ -20,8 +20,7 @@ from services.tools.catalog import Catalog
 from services.tools.execution import ConcurrencySlots, ToolRunner
 from services.tools.policy import Policy
 from services.tools.recorder import ToolRecorder
-from services.tools.registry import Registry
-from services.tools.sources import SourceKeeper, ToolSource
+from services.tools.registry import Registry, SourceKeeper, ToolSource
 
 SYNC_RETRY_S = 1.0
 

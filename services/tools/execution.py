@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyio import CapacityLimiter
 
@@ -95,7 +96,9 @@ class ToolRunner:
                 self._slots.slot(tool, deadline),
                 asyncio.timeout(deadline.remaining() + EXECUTOR_MARGIN_S),
             ):
-                return await executor.execute(execution)
+                started = time.monotonic()
+                outcome = await executor.execute(execution)
+                return replace(outcome, duration_ms=(time.monotonic() - started) * 1000)
         except TimeoutError:
             error = f"no result within {deadline.seconds:g} s"
             return Outcome(

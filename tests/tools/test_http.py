@@ -47,6 +47,7 @@ async def test_call_answers_as_in_the_contract(served):
     assert answer.status_code == 200
     assert answer.json()["ok"] is True
     assert answer.json()["result"] == {"args": {"text": "привіт"}}
+    assert answer.json()["duration_ms"] > 0
     context = here.executor.seen[0].context
     assert context == {**AGENT, "channel_id": "c1", "call_id": answer.json()["call_id"]}
 

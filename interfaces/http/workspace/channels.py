@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
+import orjson
 from fastapi import Depends, Header, Query, Response
 from pydantic import BaseModel, StringConstraints, model_validator
 from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
+from common.tasks import end_tasks
 from contracts.errors import Forbidden
 from contracts.identity import Page
 from contracts.workspace.channels import Channel, ChannelQuery, NewChannel, NewMember
@@ -20,16 +24,41 @@ from interfaces.http.base.access import Headers
 from interfaces.http.base.errors import as_leaf
 from interfaces.http.base.identity import TenantRequest
 from interfaces.http.base.routing import PathId, Router, refusals
-from interfaces.http.base.sse import error_event
-from interfaces.http.workspace.live_events import HEARTBEAT, HELLO, LiveEvents, named_event
+from interfaces.http.base.sse import EventStreamResponse, error_event
 from services.workspace.channels import Channels
 
+HELLO = b"retry: 1000\n: connected\n\n"
+HEARTBEAT = b": keep-alive\n\n"
 MAX_BODY_BYTES = 256 << 10
 IdempotencyKey = Annotated[
     str | None,
     StringConstraints(strip_whitespace=True, max_length=1_024),
     Header(alias="Idempotency-Key"),
 ]
+
+
+def named_event(name: str, event_id: int, payload: object) -> bytes:
+    """Returns one event with a name and the id from which a client resumes."""
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event_id, name.encode(), orjson.dumps(payload))
+
+
+class LiveEvents(EventStreamResponse):
+    """Sends events until they end or the client disconnects, which only `receive` reports."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(super().__call__(scope, receive, send))
+        leaving = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end_tasks([sending, leaving])
+        if not sending.cancelled() and (error := sending.exception()) is not None:
+            raise error
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class AddedSteps(BaseModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from dataclasses import dataclass, field
 
 import httpx
@@ -52,7 +51,6 @@ class Scripted:
 
     async def execute(self, execution):
         self.seen.append(execution)
-        started = time.monotonic()
         answer = (
             self.script(execution)
             if self.script
@@ -60,11 +58,7 @@ class Scripted:
         )
         if asyncio.iscoroutine(answer):
             answer = await answer
-        return (
-            answer
-            if isinstance(answer, Outcome)
-            else Outcome(ok=True, result=answer, duration_ms=(time.monotonic() - started) * 1e3)
-        )
+        return answer if isinstance(answer, Outcome) else Outcome(ok=True, result=answer)
 
     async def close(self):
         return None

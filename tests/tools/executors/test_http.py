@@ -19,7 +19,6 @@ async def test_a_call_carries_args_context_and_the_idempotency_key(server, execu
     assert outcome.ok
     assert outcome.result == [{"id": 1}]
     assert outcome.attempts == 1
-    assert outcome.duration_ms > 0
     call = server.calls[0]
     assert call.body == {
         "args": {"status": "активний"},
