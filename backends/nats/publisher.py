@@ -24,11 +24,11 @@ RETRY_S = 1.0
 
 
 class NatsPublisher:
-    """A bounded queue in front of one connection."""
+    """A bounded queue in front of a connection of its own, `link`."""
 
-    def __init__(self, link: NatsLink | None, events: EventLog) -> None:
-        """Without a `link` (no NATS is configured) messages are dropped."""
-        self._link = link
+    def __init__(self, url: str | None, events: EventLog, *, name: str) -> None:
+        """Without a `url` (no NATS is configured) messages are dropped."""
+        self.link = NatsLink(url, events, name=name) if url else None
         self._events = events
         self._queue: deque[tuple[str, bytes]] = deque(maxlen=MAX_QUEUED)
         self._wake = asyncio.Event()
@@ -36,7 +36,9 @@ class NatsPublisher:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Starts publishing; must be called on the running event loop."""
+        """Starts to connect and to publish; must be called on the running event loop."""
+        if self.link is not None:
+            self.link.start()
         failed = failure_event(self._events, None, defect="nats.publisher_defect")
         self._task = start_periodic(
             self._publish_all, RETRY_S, failed, name="nats:publisher", wake=self._wake
@@ -44,7 +46,7 @@ class NatsPublisher:
 
     def publish(self, subject: str, payload: bytes) -> None:
         """Queues one message. Never blocks and never raises."""
-        if self._link is None:
+        if self.link is None:
             return
         if len(self._queue) == MAX_QUEUED:
             self._dropped += 1
@@ -52,17 +54,19 @@ class NatsPublisher:
         self._wake.set()
 
     async def close(self) -> None:
-        """Publishes the queue if there is a connection, and stops."""
+        """Publishes the queue if there is a connection, and closes it."""
         if self._task is not None:
             await end_tasks([self._task])
         with contextlib.suppress(Unavailable):
             await self._publish_all()
+        if self.link is not None:
+            await self.link.close()
 
     async def _publish_all(self) -> None:
-        while self._link is not None and self._queue:
+        while self.link is not None and self._queue:
             subject, payload = self._queue[0]
             try:
-                await self._link.client().publish(subject, payload)
+                await self.link.client().publish(subject, payload)
             except nats.errors.Error as error:
                 raise Unavailable("NATS takes no messages now") from error
             self._queue.popleft()

@@ -70,12 +70,7 @@ class AgentRuntime:
         self._model = LLMProxyClient(base, secret, patience_s=args.patience_s)
         self._tools = ToolsClient(base, secret, patience_s=args.patience_s)
         self._memory = MemoryClient(base, secret, patience_s=min(args.patience_s, 5.0))
-        self._usage_link = (
-            NatsLink(environment.nats_url, events, name="agents-usage")
-            if environment.nats_url
-            else None
-        )
-        self._publisher = NatsPublisher(self._usage_link, events)
+        self._publisher = NatsPublisher(environment.nats_url, events, name="agents-usage")
         self.store = PostgresRuns(self._database, events)
         announcements = RunAnnouncements(NatsEvents(self._publisher), events)
         attempts = RunAttempts(
@@ -113,8 +108,6 @@ class AgentRuntime:
             await resources.closing(self._database).open()
             for client in (self._messaging, self._model, self._tools, self._memory):
                 resources.closing(client)
-            if self._usage_link is not None:
-                resources.closing(self._usage_link).start()
             resources.closing(self._publisher).start()
             resources.closing(self.runs).start()
             if self._link is not None:

@@ -55,9 +55,7 @@ class ToolsRuntime:
         self._database = Database(
             environment.database_url, events=events, limits=PoolLimits(min_size=1, max_size=8)
         )
-        nats_url = environment.nats_url
-        self._usage_link = NatsLink(nats_url, events, name="toolcore-usage") if nats_url else None
-        self._publisher = NatsPublisher(self._usage_link, events)
+        self._publisher = NatsPublisher(environment.nats_url, events, name="toolcore-usage")
         self._ledger = PostgresToolLedger(self._database)
         store = PostgresToolStore(self._database, events=events)
         self._toolcore = Toolcore(
@@ -73,8 +71,6 @@ class ToolsRuntime:
         async with Resources() as resources:
             await resources.closing(self._database).open()
             resources.closing(self._executors)
-            if self._usage_link is not None:
-                resources.closing(self._usage_link).start()
             resources.closing(self._publisher).start()
             await resources.closing(self._toolcore).start()
             await resources.closing(self._mcp).start()

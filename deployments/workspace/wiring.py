@@ -8,7 +8,6 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from backends.http.agent_runtime import AgentRuntimeClient
-from backends.nats.link import NatsLink
 from backends.nats.publisher import NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
 from backends.workspace.channels import PostgresChannels
@@ -58,9 +57,7 @@ class WorkspaceRuntime:
             events=events,
             limits=PoolLimits(min_size=1, max_size=args.database_connections),
         )
-        nats_url = environment.nats_url
-        self._link = NatsLink(nats_url, events, name="workspace") if nats_url else None
-        self._publisher = NatsPublisher(self._link, events)
+        self._publisher = NatsPublisher(environment.nats_url, events, name="workspace")
         self._channel_events = PostgresChannelEvents(self._database)
         self._outbox = PostgresOutbox(self._database)
         self._feeds = LiveFeeds(self._channel_events, events, max_streams=args.max_streams)
@@ -72,16 +69,14 @@ class WorkspaceRuntime:
             DispatchLimits(give_up_after_s=args.give_up_after_s),
         )
         dependencies = {"database": Dependency(self._database.ping)}
-        if self._link is not None:
-            dependencies["nats"] = Dependency(self._link.probe, required=False)
+        if self._publisher.link is not None:
+            dependencies["nats"] = Dependency(self._publisher.link.probe, required=False)
         self._monitor = HealthMonitor(dependencies)
 
     async def open(self) -> None:
         """Opens the pool (also while PostgreSQL is away) and starts to dispatch."""
         async with Resources() as resources:
             await resources.closing(self._database).open()
-            if self._link is not None:
-                resources.closing(self._link).start()
             resources.closing(self._publisher).start()
             resources.closing(self._agents)
             resources.closing(self._feeds).start()

@@ -235,16 +235,13 @@ async def test_usage_events_are_published(database_url, server, outside):
     heard = await outside.subscribe("usage.tool")
     await outside.flush()
     async with replica(database_url, tool(name="Echo")) as here:
-        link = NatsLink(server.url, here.events, name="usage")
-        publisher = NatsPublisher(link, here.events)
+        publisher = NatsPublisher(server.url, here.events, name="usage")
         publisher.start()
-        link.start()
         here.toolcore._recorder._usage = NatsEvents(publisher)
         await here.call(call_id="u-1")
         sent = (await heard.next_msg(timeout=60)).data
         event, read = ToolUsageEvent.model_validate_json(sent), ToolUsage.model_validate_json(sent)
         await publisher.close()
-        await link.close()
     assert (event.tool_id, event.call_id, event.ok, event.agent_id) == (
         "test.echo",
         "u-1",

@@ -7,7 +7,6 @@ from uuid import uuid4
 import httpx
 import nats
 
-from backends.nats.link import NatsLink
 from backends.nats.publisher import NatsPublisher
 from backends.workspace.notices import MESSAGE_CREATED_SUBJECT, NatsMessageNotices
 from contracts.workspace.messages import Message
@@ -20,10 +19,8 @@ async def test_each_message_is_announced_once_without_its_text(database_url, tmp
         outside = await nats.connect(server.url)
         heard = await outside.subscribe(MESSAGE_CREATED_SUBJECT)
         await outside.flush()
-        link = NatsLink(server.url, events, name="workspace")
-        publisher = NatsPublisher(link, events)
+        publisher = NatsPublisher(server.url, events, name="workspace")
         publisher.start()
-        link.start()
         notices = NatsMessageNotices(publisher)
         async with workspace(database_url, events) as replica:
             replica.notices.created = notices.created
@@ -43,7 +40,6 @@ async def test_each_message_is_announced_once_without_its_text(database_url, tmp
                 await http.post("/agents/agent:sofia/post-to-channel", json=posted)
         notices = [json.loads((await heard.next_msg(timeout=30)).data) for _ in range(2)]
         await publisher.close()
-        await link.close()
         assert heard.pending_msgs == 0
         await outside.close()
     assert notices[0] == {
@@ -62,7 +58,7 @@ async def test_each_message_is_announced_once_without_its_text(database_url, tmp
 
 
 async def test_without_nats_no_notice_is_queued(events):
-    publisher = NatsPublisher(None, events)
+    publisher = NatsPublisher(None, events, name="workspace")
     message = Message(
         id=uuid4(),
         channel_id=uuid4(),
