@@ -160,11 +160,9 @@ class PostgresRuns:
         await renew(self._database, RENEW, runs, leased_by=self._leased_by, lease_s=lease_s)
 
     async def find(self, microdao_id: str, run_id: UUID) -> RunView | None:
-        async with self._database.transaction(microdao_id=microdao_id) as connection:
-            row = await (
-                await connection.execute(FIND, {"microdao_id": microdao_id, "id": run_id})
-            ).fetchone()
-        return _view(row) if row is not None else None
+        values = {"microdao_id": microdao_id, "id": run_id}
+        rows = await self._database.run(FIND, values, microdao_id=microdao_id)
+        return _view(rows[0]) if rows else None
 
     async def page(self, query: RunQuery) -> RunPage:
         filters = query.model_dump(exclude={"limit", "cursor"})

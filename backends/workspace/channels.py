@@ -118,11 +118,10 @@ class PostgresChannels:
 
     async def find(self, microdao_id: str, channel_id: UUID) -> Channel:
         values = {"microdao_id": microdao_id, "channel_id": channel_id}
-        async with self._database.transaction(microdao_id=microdao_id) as connection:
-            row = await (await connection.execute(FIND_CHANNEL, values)).fetchone()
-        if row is None:
+        rows = await self._database.run(FIND_CHANNEL, values, microdao_id=microdao_id)
+        if not rows:
             raise no_such_channel()
-        return Channel.model_validate(row)
+        return Channel.model_validate(rows[0])
 
     async def page(self, query: ChannelQuery) -> Page[Channel]:
         statement = PAGE if query.member_id is None else PAGE_OF_MEMBER

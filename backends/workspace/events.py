@@ -93,8 +93,7 @@ class PostgresChannelEvents:
             "after": after,
             "limit": limit,
         }
-        async with self._database.transaction(microdao_id=microdao_id) as connection:
-            rows = await (await connection.execute(EVENTS_AFTER, values)).fetchall()
+        rows = await self._database.run(EVENTS_AFTER, values, microdao_id=microdao_id)
         return [_event(row) for row in rows]
 
 

@@ -57,13 +57,11 @@ class PostgresOutbox:
 
     async def delivered(self, leased: LeasedInvocation) -> None:
         values = self._values(leased, state="delivered", reason=None)
-        async with self._database.transaction(microdao_id=leased.microdao_id) as connection:
-            await connection.execute(SETTLE, values)
+        await self._database.run(SETTLE, values, microdao_id=leased.microdao_id)
 
     async def release(self, leased: LeasedInvocation, reason: str, delay_s: float) -> None:
         values = self._values(leased, reason=reason[:MAX_REASON_CHARS], delay_s=delay_s)
-        async with self._database.transaction(microdao_id=leased.microdao_id) as connection:
-            await connection.execute(RELEASE, values)
+        await self._database.run(RELEASE, values, microdao_id=leased.microdao_id)
 
     async def failed(self, leased: LeasedInvocation, reason: str) -> None:
         reason = reason[:MAX_REASON_CHARS]
@@ -93,8 +91,7 @@ class PostgresOutbox:
             "state": query.state,
             "limit": query.limit,
         }
-        async with self._database.transaction(microdao_id=microdao_id) as connection:
-            rows = await (await connection.execute(OF_CHANNEL, values)).fetchall()
+        rows = await self._database.run(OF_CHANNEL, values, microdao_id=microdao_id)
         return [Invocation.model_validate(row) for row in rows]
 
     async def purge(self) -> int:
