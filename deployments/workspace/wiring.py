@@ -20,8 +20,7 @@ from contracts.events import EventLog
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.base.access import AccessControl
-from interfaces.http.workspace.channels import channels_router
-from interfaces.http.workspace.projects import workspace_router
+from interfaces.http.workspace import channels_router, workspace_router
 from services.health.dependencies import Dependency, HealthMonitor
 from services.workspace.channels import Channels
 from services.workspace.dispatching import DispatchLimits, InvocationDispatcher

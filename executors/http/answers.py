@@ -1,12 +1,14 @@
-"""From a tool server's HTTP answer to an Outcome. Pure."""
+"""From a tool server's HTTP answer to an Outcome: its bounded body, and what its status means."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import aiohttp
 import orjson
 
+from common.http.inflate import inflated
 from contracts.tools.api import ErrorKind
 
 RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})
@@ -70,3 +72,26 @@ def _reason(body: bytes | bytearray, redact: Callable[[str], str]) -> str | None
         for character in redact(value)[: 4 * MAX_REASON_CHARS]
     )
     return " ".join(printable.split())[:MAX_REASON_CHARS] or None
+
+
+class BodyTooLarge(Exception):
+    """The decoded body is over the bound."""
+
+
+async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytearray:
+    """Returns the decoded body, at most `limit` bytes. The session must not decode by itself.
+
+    Raises:
+        BodyTooLarge: at most one piece beyond the limit was decoded.
+        Undecodable: an encoding that was not requested, or a body that is not valid in it.
+        aiohttp.ClientError: the connection broke.
+    """
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding.strip().lower() == "identity" and (response.content_length or 0) > limit:
+        raise BodyTooLarge
+    body = bytearray()
+    async for piece in inflated(response.content.iter_any(), encoding):
+        if len(body) + len(piece) > limit:
+            raise BodyTooLarge
+        body += piece
+    return body

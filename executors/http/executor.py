@@ -27,8 +27,14 @@ from contracts.tools.api import (
     SecretSource,
     SecretUse,
 )
-from executors.http.answers import RETRYABLE_STATUSES, describe, effect_excluded, error_kind
-from executors.http.body import BodyTooLarge, read_body
+from executors.http.answers import (
+    RETRYABLE_STATUSES,
+    BodyTooLarge,
+    describe,
+    effect_excluded,
+    error_kind,
+    read_body,
+)
 from executors.http.connections import Connections, RequestTrace
 from executors.http.egress import EgressDenied, EgressPolicy, HttpTarget, parse_target
 from executors.http.target_circuit import ToolTargetCircuits

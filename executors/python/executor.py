@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +36,6 @@ from executors.python.process import (
     ScratchFull,
 )
 from executors.python.scratch import make_scratch, remove_scratch, sweep_scratch
-from executors.python.texts import shown_error
 from executors.python.tiers import HostTiers, at_least
 from executors.redaction import Redactor
 from executors.results import InvalidResult, read_result
@@ -46,6 +46,9 @@ FRAME_OVERHEAD_BYTES = 64 << 10
 _OF_TOOLS: frozenset[str] = frozenset(
     {"invalid_args", "upstream", "invalid_result", "too_large", "unavailable"}
 )
+MAX_ERROR_CHARS = 300
+_PATH = re.compile(r"(?<![\w/:])/(?:[\w.@+~-]+/)+[\w.@+~-]*")
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 
 class PythonLimits(Strict):
@@ -296,3 +299,11 @@ class _Prepared:
             effect_possible=possible,
             tier=self.tier,
         )
+
+
+def shown_error(text: str) -> str:
+    """Returns the text on one line, bounded, without file paths and memory addresses."""
+    printable = "".join(
+        character if character.isprintable() else " " for character in text[: 4 * MAX_ERROR_CHARS]
+    )
+    return _ADDRESS.sub("…", _PATH.sub("…", " ".join(printable.split())))[:MAX_ERROR_CHARS]

@@ -25,7 +25,7 @@ from interfaces.tools.answers import call_body, unreadable
 from services.tools.admin import ApprovalDecision, Audit, ToolAdmin
 from services.tools.calls import DryRun, ToolCalls
 from services.tools.catalog import Catalog, ListRequest
-from services.tools.results import PageRequest, ResultPage
+from services.tools.outcomes import PageRequest, ResultPage
 
 MCP_PATH = "/mcp"
 MAX_CALL_BYTES = 2 << 20

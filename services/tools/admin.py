@@ -16,8 +16,8 @@ from contracts.tools.api import ToolDefinition
 from contracts.tools.ledger import CallFilter, CallPage, ToolLedger
 from contracts.tools.registry import ToolStore
 from services.tools.catalog import native_form
+from services.tools.outcomes import PageRequest, ResultPage, page
 from services.tools.registry import Registry, check_definition, compile_tool
-from services.tools.results import PageRequest, ResultPage, page
 from services.tools.values import canonical
 
 Resolve = Callable[[ToolDefinition], ToolDefinition]

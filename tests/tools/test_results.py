@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from contracts.errors import InvalidRequest
 from contracts.tools.ledger import StoredResult
-from services.tools.results import PageRequest, page, preview, to_text
+from services.tools.outcomes import PageRequest, page, preview, to_text
 from services.tools.schemas import CompiledSchema
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -17,8 +17,7 @@ from interfaces.http.llm.chat import LLMRoutes, add_limit_routes, llm_router
 from interfaces.http.llm.openai import OpenAIRoutes, add_embedding_routes, add_openai_routes
 from interfaces.http.memory import memory_router
 from interfaces.http.tools import MCP_PATH, ToolRoutes, tools_router
-from interfaces.http.workspace.channels import channels_router
-from interfaces.http.workspace.projects import workspace_router
+from interfaces.http.workspace import channels_router, workspace_router
 
 _JSON = {"description": "As the protocol says", "content": {"application/json": {}}}
 _NOTHING = cast("Any", None)

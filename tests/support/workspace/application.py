@@ -15,8 +15,7 @@ from backends.workspace.projects import PostgresFollowUps, PostgresProjects
 from contracts.health import Health
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
-from interfaces.http.workspace.channels import channels_router
-from interfaces.http.workspace.projects import workspace_router
+from interfaces.http.workspace import channels_router, workspace_router
 from services.workspace.channels import Channels
 from services.workspace.dispatching import DispatchLimits, InvocationDispatcher
 from services.workspace.live import LiveFeeds

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from common.http.inflate import PIECE_BYTES, Undecodable
-from executors.http.body import BodyTooLarge, read_body
+from executors.http.answers import BodyTooLarge, read_body
 
 
 class Content:
