@@ -59,11 +59,10 @@ class SecretSettings(Strict):
     @model_validator(mode="after")
     def _own_secrets_stay(self) -> SecretSettings:
         if self.env in OWN_SECRETS and set(self.hosts) - {INGRESS}:
-            msg = (
+            raise ValueError(
                 f"hosts: {self.env} is a secret of this graph and is sent only to `{INGRESS}`; "
                 "give other services secrets of their own"
             )
-            raise ValueError(msg)
         return self
 
     def problem(self, tool_id: str, url: str | None, ingress: str) -> str | None:
@@ -170,18 +169,19 @@ class ToolsSettings(Strict):
         seen: set[str] = set()
         for tool in self.tools:
             if tool.id in seen:
-                msg = f"tools: `{tool.id}` is defined twice"
-                raise ValueError(msg)
+                raise ValueError(f"tools: `{tool.id}` is defined twice")
             seen.add(tool.id)
             for base in _BASE.findall(tool.target):
                 if base not in self.bases:
                     known = ", ".join(self.bases) or "there are none"
-                    msg = f"tools.{tool.id}.target: `{base}` is not among bases: {known}"
-                    raise ValueError(msg)
+                    raise ValueError(
+                        f"tools.{tool.id}.target: `{base}` is not among bases: {known}"
+                    )
             unknown = [use.name for use in tool.secrets if use.name not in self.secrets]
             if unknown:
-                msg = f"tools.{tool.id}.secrets: `{unknown[0]}` is not among the configured secrets"
-                raise ValueError(msg)
+                raise ValueError(
+                    f"tools.{tool.id}.secrets: `{unknown[0]}` is not among the configured secrets"
+                )
         return self
 
     def ceiling(self, ingress: str) -> tuple[EgressRule, ...]:
@@ -225,8 +225,7 @@ class ToolsSettings(Strict):
         used = _BASE.findall(definition.target)
         missing = [base for base in used if base not in self.bases]
         if missing:
-            msg = f"target: `{missing[0]}` is not among the configured bases"
-            raise ValueError(msg)
+            raise ValueError(f"target: `{missing[0]}` is not among the configured bases")
         egress = list(definition.egress)
         if any(_on_ingress(self.bases[base]) for base in used):
             egress.append(ingress_rule(ingress))

@@ -58,8 +58,7 @@ class AnswerChoice(Strict):
     @model_validator(mode="after")
     def _has_a_place(self) -> AnswerChoice:
         if "{choices}" not in self.reply:
-            msg = "reply: needs {choices} in it"
-            raise ValueError(msg)
+            raise ValueError("reply: needs {choices} in it")
         return self
 
 
@@ -106,15 +105,12 @@ class Blueprint(Strict):
         granted = self.write_after_untrusted if isinstance(self.write_after_untrusted, list) else []
         unknown = [name for name in granted if name not in self.tools]
         if unknown:
-            msg = f"write_after_untrusted: {', '.join(unknown)} is not among `tools`"
-            raise ValueError(msg)
+            raise ValueError(f"write_after_untrusted: {', '.join(unknown)} is not among `tools`")
         for choice in (self.answer, self.small.answer if self.small is not None else None):
             if choice is not None and choice.tool not in self.tools:
-                msg = f"answer.tool: {choice.tool} is not among `tools`"
-                raise ValueError(msg)
+                raise ValueError(f"answer.tool: {choice.tool} is not among `tools`")
         if self.first_step == "required" and not self.tools:
-            msg = "first_step: `required` needs `tools`"
-            raise ValueError(msg)
+            raise ValueError("first_step: `required` needs `tools`")
         return self
 
     def fitted(self, model: str | None) -> Blueprint:

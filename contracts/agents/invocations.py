@@ -55,11 +55,9 @@ class AgentInvocation(Frozen):
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> AgentInvocation:
         if self.entrypoint == "channel_message" and self.payload.channel_id is None:
-            msg = "payload.channel_id: required for `channel_message`"
-            raise ValueError(msg)
+            raise ValueError("payload.channel_id: required for `channel_message`")
         if self.entrypoint != "channel_message" and not (self.payload.text or "").strip():
-            msg = f"payload.text: required for `{self.entrypoint}`"
-            raise ValueError(msg)
+            raise ValueError(f"payload.text: required for `{self.entrypoint}`")
         return self
 
 

@@ -66,21 +66,18 @@ def tool_id_of(name: str) -> str:
 
 def _tool_id(value: str) -> str:
     if not TOOL_ID.fullmatch(value):
-        msg = (
+        raise ValueError(
             "letters, digits and `-` in segments joined by `.` or a single `_`, "
             "such as projects.list"
         )
-        raise ValueError(msg)
     if len(plain_name(value)) > MAX_NAME:
-        msg = f"longer than {MAX_NAME} characters, a dot counted twice"
-        raise ValueError(msg)
+        raise ValueError(f"longer than {MAX_NAME} characters, a dot counted twice")
     return value
 
 
 def _header(value: str) -> str:
     if not _HEADER.fullmatch(value):
-        msg = "not a header name"
-        raise ValueError(msg)
+        raise ValueError("not a header name")
     return value
 
 
@@ -113,8 +110,7 @@ class EgressRule(Strict):
     @model_validator(mode="after")
     def _names_something(self) -> "EgressRule":
         if self.host is None and self.cidr is None:
-            msg = "an egress rule needs `host` or `cidr`"
-            raise ValueError(msg)
+            raise ValueError("an egress rule needs `host` or `cidr`")
         return self
 
 

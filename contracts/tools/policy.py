@@ -10,8 +10,7 @@ from contracts.tools.api import Effect
 
 def _pattern(value: str) -> str:
     if "*" in value[:-1]:
-        msg = "`*` may only stand at the end"
-        raise ValueError(msg)
+        raise ValueError("`*` may only stand at the end")
     return value
 
 

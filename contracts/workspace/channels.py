@@ -20,8 +20,7 @@ MAX_AGENTS = 20
 def _unique(values: list[str]) -> list[str]:
     distinct = list(dict.fromkeys(values))
     if sum(sender_type(member) == "agent" for member in distinct) > MAX_AGENTS:
-        msg = f"a channel has at most {MAX_AGENTS} agents"
-        raise ValueError(msg)
+        raise ValueError(f"a channel has at most {MAX_AGENTS} agents")
     return distinct
 
 

@@ -37,8 +37,7 @@ class RunSteps(Strict):
     @model_validator(mode="after")
     def _distinct(self) -> RunSteps:
         if len({step.index for step in self.steps}) < len(self.steps):
-            msg = "two steps have the same index"
-            raise ValueError(msg)
+            raise ValueError("two steps have the same index")
         return self
 
 

@@ -1,4 +1,4 @@
-"""HTTP routes of the workspace's channels, below `/internal/messaging`."""
+"""HTTP routes of the workspace, below `/internal/messaging`."""
 
 from __future__ import annotations
 

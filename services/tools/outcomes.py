@@ -1,4 +1,4 @@
-"""From an outcome to its settlement and answer: results are checked, bounded, previewed and paged."""
+"""From an outcome to its settlement and answer; results are checked, bounded, previewed, paged."""
 
 from __future__ import annotations
 
