@@ -24,7 +24,7 @@ from interfaces.http.agents import agents_router
 from interfaces.nats.agents import AgentNats
 from services.agents.announcements import RunAnnouncements
 from services.agents.channel_tenants import ChannelTenants
-from services.agents.delivery import Delivery, DeliverySettings
+from services.agents.delivery import Delivery
 from services.agents.pipeline import Pipeline
 from services.agents.run_attempts import RunAttempts
 from services.agents.runs import AgentRuns, RunSettings
@@ -79,7 +79,7 @@ class AgentRuntime:
             self._memory,
             announcements,
             Pipeline(PipelinePorts(self._messaging, self._memory, self._model, self._tools)),
-            Delivery(self._messaging, DeliverySettings(patience_s=0.6 * args.lease_s)),
+            Delivery(self._messaging, patience_s=0.6 * args.lease_s),
             blueprints,
             lease_s=args.lease_s,
         )

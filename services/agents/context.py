@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from contracts.agents.invocations import AgentInvocation
+from contracts.memory.api import Item
 from contracts.workspace.messaging_service import ChannelMessage, sender_type
 from services.agents.texts import clean, cut_to_tokens, tokens_of
 
@@ -27,10 +28,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Context:
-    """The question and the messages before it, oldest first."""
+    """What prompts are made from, fixed when the run starts: the question, the messages before it,
+    oldest first, and what memory recalled for it.
+    """
 
     question: Question
     earlier: tuple[ChannelMessage, ...] = ()
+    memories: tuple[Item, ...] = ()
 
 
 def newest_human(

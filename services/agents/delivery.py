@@ -42,21 +42,16 @@ class PostponedError(Exception):
 
 
 @dataclass(frozen=True)
-class DeliverySettings:
-    """`patience_s` bounds the retries of one attempt and must be shorter than a lease. A delivery
-    that has failed for `give_up_s` is given up.
+class Delivery:
+    """Posts replies of runs.
+
+    `patience_s` bounds the retries of one attempt and must be shorter than a lease. A delivery that
+    has failed for `give_up_s` is given up.
     """
 
+    messaging: Messaging
     patience_s: float = 10.0
     give_up_s: float = 900.0
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """Posts replies of runs."""
-
-    messaging: Messaging
-    settings: DeliverySettings
 
     async def deliver(
         self, run: Run, recorder: RunRecorder, text: str, outcome: Outcome
@@ -93,7 +88,7 @@ class Delivery:
             recorder.record_error(error.type)
             return outcome if outcome == "failed" else "undelivered"
         except DaarionError as error:
-            if run.posting_s < self.settings.give_up_s:
+            if run.posting_s < self.give_up_s:
                 if UNPOSTED in run.journal:
                     await recorder.save()
                 raise PostponedError from error
@@ -105,7 +100,7 @@ class Delivery:
 
     async def _post_idempotent(self, run: Run) -> None:
         """Posts under the run's id until the service confirms it. Raises the last failure."""
-        await self._post(run, Deadline.after(self.settings.patience_s), retry_on=(DaarionError,))
+        await self._post(run, Deadline.after(self.patience_s), retry_on=(DaarionError,))
 
     async def _post_at_most_once(self, run: Run, recorder: RunRecorder, *, may_post: bool) -> bool:
         """Retries while the message was certainly not accepted; otherwise searches for it.
@@ -114,9 +109,7 @@ class Delivery:
         """
         if may_post:
             try:
-                await self._post(
-                    run, Deadline.after(self.settings.patience_s / 2), retry_on=NOT_ACCEPTED
-                )
+                await self._post(run, Deadline.after(self.patience_s / 2), retry_on=NOT_ACCEPTED)
             except REFUSALS:
                 raise
             except NOT_ACCEPTED:
@@ -126,7 +119,7 @@ class Delivery:
                 pass
             else:
                 return True
-        return await self._is_there(run, Deadline.after(self.settings.patience_s / 2))
+        return await self._is_there(run, Deadline.after(self.patience_s / 2))
 
     async def _is_there(self, run: Run, until: Deadline) -> bool:
         """Searches the newest messages for the reply, of which a service may show only the

@@ -11,7 +11,6 @@ from contracts.memory.api import Item
 from contracts.tools.api import Effect
 from contracts.workspace.messaging_service import ChannelMessage
 from services.agents.context import Context, Question
-from services.agents.prompt import RunInputs
 
 RUN_START = "known"
 ANSWER = "answer"
@@ -28,7 +27,7 @@ class RunStart:
     by an outside (MCP) server.
     """
 
-    inputs: RunInputs
+    context: Context
     model: str | None = None
     tools: Mapping[str, Effect] = field(default_factory=dict)
     outside: bool = False
@@ -36,22 +35,22 @@ class RunStart:
     @property
     def tainted(self) -> bool:
         """Whether the first prompt holds untrusted content."""
-        return bool(self.inputs.memories or self.inputs.context.earlier or self.outside)
+        return bool(self.context.memories or self.context.earlier or self.outside)
 
 
 def start_entry(start: RunStart) -> dict[str, Any]:
     """Returns the journal entry of a run's start."""
-    inputs = start.inputs
+    context = start.context
     return {
         "is": RUN_START,
         "model": start.model,
         "tools": dict(start.tools),
         "outside": start.outside,
-        "question": asdict(inputs.context.question),
+        "question": asdict(context.question),
         "earlier": [
-            message.model_dump(mode="json", exclude_none=True) for message in inputs.context.earlier
+            message.model_dump(mode="json", exclude_none=True) for message in context.earlier
         ],
-        "memories": [item.model_dump(mode="json", exclude_none=True) for item in inputs.memories],
+        "memories": [item.model_dump(mode="json", exclude_none=True) for item in context.memories],
     }
 
 
@@ -61,9 +60,9 @@ def start_of(journal: Sequence[dict[str, Any]]) -> RunStart | None:
         if entry["is"] == RUN_START:
             earlier = tuple(ChannelMessage.model_validate(message) for message in entry["earlier"])
             memories = tuple(Item.model_validate(item) for item in entry["memories"])
-            inputs = RunInputs(Context(Question(**entry["question"]), earlier), memories)
+            context = Context(Question(**entry["question"]), earlier, memories)
             return RunStart(
-                inputs, entry.get("model"), entry.get("tools") or {}, bool(entry.get("outside"))
+                context, entry.get("model"), entry.get("tools") or {}, bool(entry.get("outside"))
             )
     return None
 

@@ -21,7 +21,7 @@ from services.agents.prompt import Dialogue
 from services.agents.scope import NoAnswerError, PipelinePorts, RunScope
 from services.agents.texts import CUT
 from services.agents.tool_calls import Reading, WantedCall, read_answer, spoken
-from services.agents.tool_turn import CallOutcome, Toolbox, ToolTurn
+from services.agents.tool_turn import CallOutcome, Toolbox
 
 SHRINKS = 3
 """How often a prompt that is too long for the model is halved."""
@@ -78,9 +78,10 @@ class _Conversation:
         self._dialogue = Dialogue(
             blueprint,
             run.nonce,
-            replace(start.inputs, tools_away=prepared.tools is None),
+            start.context,
             tools,
             run.invocation.payload.rewrite_prompt,
+            tools_away=prepared.tools is None,
         )
         self._toolbox = Toolbox(blueprint, run, ports.tools, tools, recorded_tools=start.tools)
         self._recorded = answers_of(run.journal)
@@ -181,13 +182,18 @@ class _Conversation:
         recorder, toolbox = self._scope.recorder, self._toolbox
         if not is_recorded and any(tool.outside for tool in toolbox.allowed):
             self._tainted = True
-        turn = ToolTurn(number, self._tainted, is_recorded)
         if toolbox.may_change(calls):
             await recorder.ensure_saved()
         for call in calls:
             recorder.show("tool_call", tool_id=call.tool_id[:64] or None)
         with recorder.step("tools") as record:
-            outcomes = await toolbox.make(calls, turn, self._tools_deadline())
+            outcomes = await toolbox.make(
+                calls,
+                number,
+                self._tools_deadline(),
+                tainted=self._tainted,
+                recorded=is_recorded,
+            )
             record.calls = [outcome.use for outcome in outcomes]
             record.ok = all(use.ok for use in record.calls)
         recorder.record_calls(record.calls)

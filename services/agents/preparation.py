@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from common.retry import retry
@@ -24,7 +24,6 @@ from services.agents.context import (
     window,
 )
 from services.agents.journal import RunStart, start_of
-from services.agents.prompt import RunInputs
 from services.agents.scope import EmptyQuestionError, NothingToAnswerError, PipelinePorts, RunScope
 
 CONTEXT_TIMEOUT_S = 10.0
@@ -170,7 +169,7 @@ class Preparation:
         memories = await self._memories(scope, context)
         listed = await tools or []
         start = RunStart(
-            RunInputs(context, tuple(memories)),
+            replace(context, memories=tuple(memories)),
             model,
             {tool.id: tool.effect for tool in listed},
             any(tool.outside for tool in listed),

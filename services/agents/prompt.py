@@ -48,27 +48,16 @@ NO_TOOLS = (
 )
 
 
-@dataclass(frozen=True)
-class RunInputs:
-    """What prompts are made from, fixed when the run starts.
-
-    `tools_away`: Toolcore could not be reached.
-    """
-
-    context: Context
-    memories: tuple[Item, ...] = ()
-    tools_away: bool = False
-
-
 @dataclass
 class Dialogue:
-    """The run's conversation with its model."""
+    """The run's conversation with its model. `tools_away`: Toolcore could not be reached."""
 
     blueprint: Blueprint
     nonce: str
-    inputs: RunInputs
+    context: Context
     tools: Sequence[ToolDefinition]
     addition: str | None = None
+    tools_away: bool = False
     turns: list[Mapping[str, Any]] = field(default_factory=list)
     scale: float = 1.0
 
@@ -135,12 +124,12 @@ class Dialogue:
             parts.append(rule(self.nonce))
         if self.tools and not final and blueprint.tool_mode != "native":
             parts.append(self._tool_list())
-        if self.inputs.tools_away and blueprint.tools:
+        if self.tools_away and blueprint.tools:
             parts.append(NO_TOOLS)
         return "\n\n".join(parts)
 
     def _has_data(self) -> bool:
-        return bool(self.inputs.memories or self.inputs.context.earlier or self.tools)
+        return bool(self.context.memories or self.context.earlier or self.tools)
 
     def _tool_list(self) -> str:
         lines = [HOW_TO_CALL[self.blueprint.tool_mode], "Tools:"]
@@ -158,10 +147,10 @@ class Dialogue:
 
     def _background(self) -> str:
         budget = int(self.blueprint.limits.context_tokens * self.scale)
-        recalled = _memory_text(self.inputs.memories, int(budget * MEMORY_SHARE))
+        recalled = _memory_text(self.context.memories, int(budget * MEMORY_SHARE))
         earlier = _channel_text(
             window(
-                self.inputs.context.earlier,
+                self.context.earlier,
                 int(budget * (1 - MEMORY_SHARE)) if recalled else budget,
             )
         )
@@ -179,7 +168,7 @@ class Dialogue:
             MIN_QUESTION_TOKENS,
             int(self.blueprint.limits.context_tokens * QUESTION_FACTOR * self.scale),
         )
-        return cut_to_tokens(self.inputs.context.question.text, tokens)
+        return cut_to_tokens(self.context.question.text, tokens)
 
     def _fitting(self, turn: Mapping[str, Any]) -> Mapping[str, Any]:
         """A turn as it is sent; results under `data` are cut and put in data blocks here."""

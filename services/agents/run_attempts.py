@@ -16,11 +16,11 @@ from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal
 from contracts.workspace.messaging_service import Messaging
 from services.agents.announcements import RunAnnouncements
+from services.agents.context import Context
 from services.agents.delivery import Delivery, PostponedError
 from services.agents.journal import start_of
 from services.agents.language import Apology, apology, language_of
 from services.agents.pipeline import Pipeline
-from services.agents.prompt import RunInputs
 from services.agents.run_recorder import RunLostError, RunRecorder, StepFeed
 from services.agents.scope import (
     EmptyQuestionError,
@@ -31,7 +31,7 @@ from services.agents.scope import (
 
 MAX_ANSWER_ATTEMPTS = 5
 MAX_ATTEMPTS = 500
-"""Bounds runs that keep failing. Deliveries normally end by `DeliverySettings.give_up_s`."""
+"""Bounds runs that keep failing. Deliveries normally end by `Delivery.give_up_s`."""
 STORE_TIMEOUT_S = 10.0
 POSTPONE_S = 5.0
 
@@ -146,10 +146,10 @@ class RunAttempts:
 
     async def _remember(self, run: Run, recorder: RunRecorder) -> None:
         """Stores question and answer; when memory is away the run ends without it."""
-        inputs = _inputs(run)
-        if inputs is None or not run.reply:
+        context = _context(run)
+        if context is None or not run.reply:
             return
-        question = inputs.context.question
+        question = context.question
         exchange = MemoryExchange(
             run.tenant,
             run.channel_id,
@@ -176,14 +176,14 @@ class RunAttempts:
         self.announcements.events.emit(event, run_id=str(run.id), attempt=run.attempt, **fields)
 
 
-def _inputs(run: Run) -> RunInputs | None:
+def _context(run: Run) -> Context | None:
     """What the run began with; None before that, or when another version wrote it."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         if (start := start_of(run.journal)) is not None:
-            return start.inputs
+            return start.context
     return None
 
 
 def _question_text(run: Run) -> str:
-    inputs = _inputs(run)
-    return inputs.context.question.text if inputs is not None else run.invocation.payload.text or ""
+    context = _context(run)
+    return context.question.text if context is not None else run.invocation.payload.text or ""

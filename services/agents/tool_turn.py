@@ -63,17 +63,6 @@ class CallOutcome:
     use: ToolUse
 
 
-@dataclass(frozen=True)
-class ToolTurn:
-    """The step of the calls. `step` counts from 0. `tainted`: the run has read untrusted content.
-    `recorded`: an earlier attempt recorded these calls and may have made them.
-    """
-
-    step: int
-    tainted: bool
-    recorded: bool = False
-
-
 @dataclass
 class Toolbox:
     """The tools of one run and the calls that it has made.
@@ -96,17 +85,25 @@ class Toolbox:
         self._effects: Mapping[str, Effect] = {tool.id: tool.effect for tool in self.allowed}
 
     async def make(
-        self, wanted: Sequence[WantedCall], turn: ToolTurn, deadline: Deadline
+        self,
+        wanted: Sequence[WantedCall],
+        step: int,
+        deadline: Deadline,
+        *,
+        tainted: bool,
+        recorded: bool,
     ) -> list[CallOutcome]:
         """Returns one outcome per call, in the calls' order.
+
+        `step` counts from 0. `tainted`: the run has read untrusted content. `recorded`: an earlier
+        attempt recorded these calls and may have made them.
 
         Neighbouring reads run concurrently; a call that changes something runs alone. A call's id
         is made of run, step and place, so a resumed run repeats no effect.
         """
-        effects = {**self._effects, **self.recorded_tools} if turn.recorded else self._effects
+        effects = {**self._effects, **self.recorded_tools} if recorded else self._effects
         refusals = [
-            self._admit(call, place, effects, tainted=turn.tainted)
-            for place, call in enumerate(wanted)
+            self._admit(call, place, effects, tainted=tainted) for place, call in enumerate(wanted)
         ]
         changes = [
             refusal is None and effects[call.tool_id] != "read"
@@ -116,7 +113,7 @@ class Toolbox:
         for stage in _stages(changes):
             outcomes += await asyncio.gather(
                 *(
-                    self._call_one(wanted[place], refusals[place], turn.step, place, deadline)
+                    self._call_one(wanted[place], refusals[place], step, place, deadline)
                     for place in stage
                 )
             )

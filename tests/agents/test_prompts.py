@@ -22,7 +22,6 @@ from services.agents.context import (
 from services.agents.language import apology, language_of
 from services.agents.prompt import (
     Dialogue,
-    RunInputs,
     assistant_message,
     results_message,
     tool_message,
@@ -130,7 +129,7 @@ def test_channel_and_memory_are_data_and_the_question_stands_alone():
         id="m", kind="conversation", content="Пам'ять", meta={"timestamp": "2026-01-02T03:04:05Z"}
     )
     shown = dialogue(
-        RunInputs(Context(Question("user:olena", "Питання?"), (message("Раніше"),)), (item,))
+        Context(Question("user:olena", "Питання?"), (message("Раніше"),), (item,))
     ).messages(final=False)
     assert [one["role"] for one in shown] == ["system", "user", "user"]
     assert shown[-1]["content"] == "Питання?"
@@ -147,7 +146,7 @@ def test_channel_and_memory_are_data_and_the_question_stands_alone():
 
 
 def test_results_are_sealed_and_shrink_with_the_prompt():
-    talk = dialogue(RunInputs(Context(Question("u", "?"))), limits={"result_chars": 1_000})
+    talk = dialogue(Context(Question("u", "?")), limits={"result_chars": 1_000})
     talk.turns += [
         assistant_message(
             "", [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
@@ -174,7 +173,7 @@ def test_the_model_is_not_asked_whose_microdao_it_is():
         "type": "object",
         "properties": {"microdao_id": {"type": "string"}, "status": {"type": "string"}},
     }
-    talk = dialogue(RunInputs(Context(Question("u", "?"))))
+    talk = dialogue(Context(Question("u", "?")))
     talk.tools = [
         tool(input_schema=schema),
         tool(id="x.y", input_schema={**schema, "required": ["microdao_id"]}),

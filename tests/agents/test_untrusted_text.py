@@ -14,7 +14,7 @@ from services.agents.context import (
     Question,
 )
 from services.agents.journal import RunStart, start_entry, start_of
-from services.agents.prompt import Dialogue, RunInputs
+from services.agents.prompt import Dialogue
 from services.agents.untrusted_text import new_nonce, sealed, sealed_schema, without
 
 NONCE = "9f3ab81c22d07e41"
@@ -55,7 +55,7 @@ def test_the_description_of_an_outside_tool_is_data(tool_mode):
         "required": ["description"],
     }
     talk = dialogue(
-        RunInputs(Context(Question("user:olena", "?"))),
+        Context(Question("user:olena", "?")),
         tools=["projects.list", "outside.find"],
         tool_mode=tool_mode,
     )
@@ -139,9 +139,7 @@ def test_sentences_in_an_outside_schema_are_sealed_or_left_out(key):
 
 @pytest.mark.parametrize("outside", [True, False])
 def test_a_resumed_run_knows_that_it_was_shown_an_outside_description(outside):
-    begun = RunStart(
-        RunInputs(Context(Question("user:olena", "?"))), "m", {"outside.find": "read"}, outside
-    )
+    begun = RunStart(Context(Question("user:olena", "?")), "m", {"outside.find": "read"}, outside)
     taken_over = start_of(json.loads(json.dumps([start_entry(begun)])))
     assert taken_over == begun
     assert taken_over.tainted is outside
