@@ -22,7 +22,7 @@ from executors.http.executor import HttpToolExecutor
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.tools import ToolRoutes, is_admin_route, tools_router
-from services.tools.application import Toolcore, ToolcoreConfiguration, ToolcorePorts
+from services.tools.application import Toolcore, ToolcoreConfiguration
 from services.tools.policy import Policy
 
 EFFECTS = ("read", "idempotent", "write")
@@ -73,10 +73,8 @@ async def toolcore(database_url: str, target_url: str) -> ASGIApp:
     nowhere = Nowhere()
     database = Database(database_url, events=nowhere)
     await database.open()
-    ports = ToolcorePorts(
-        PostgresToolStore(database, events=nowhere), PostgresToolLedger(database), nowhere, nowhere
-    )
-    core = Toolcore(ports)
+    store = PostgresToolStore(database, events=nowhere)
+    core = Toolcore(store, PostgresToolLedger(database), nowhere, nowhere)
     await core.start()
     executors = {"http": HttpToolExecutor(nowhere, nowhere)}
     definitions = [_definition(effect, target_url) for effect in EFFECTS]
@@ -88,9 +86,7 @@ async def toolcore(database_url: str, target_url: str) -> ASGIApp:
             lambda definition: definition,
         )
     )
-    routes = ToolRoutes(
-        core.calls, core.catalog, core.admin, core.audit, lambda: Health(status="ready")
-    )
+    routes = ToolRoutes(core, lambda: Health(status="ready"))
     return Ingress(
         tools_router(routes),
         AccessControl(None, None),

@@ -24,7 +24,7 @@ from interfaces.http.tools import ToolRoutes, tools_router
 from interfaces.mcp.server import ToolMcpServer
 from interfaces.nats.tools import ToolNats
 from services.health.dependencies import Dependency, HealthMonitor
-from services.tools.application import Toolcore, ToolcoreConfiguration, ToolcorePorts
+from services.tools.application import Toolcore, ToolcoreConfiguration
 from services.tools.calls import ToolCalls
 from services.tools.policy import Policy
 from services.tools.registry import check_definition
@@ -58,10 +58,8 @@ class ToolsRuntime:
         self._publisher = NatsPublisher(environment.nats_url, events, name="toolcore-usage")
         self._ledger = PostgresToolLedger(self._database)
         store = PostgresToolStore(self._database, events=events)
-        self._toolcore = Toolcore(
-            ToolcorePorts(store, self._ledger, NatsEvents(self._publisher), events)
-        )
-        self._mcp = ToolMcpServer(self._toolcore.calls, self._toolcore.catalog)
+        self._toolcore = Toolcore(store, self._ledger, NatsEvents(self._publisher), events)
+        self._mcp = ToolMcpServer(self._toolcore)
         self._executors = Reloadable(MAX_TIMEOUT_S)
         self._link: NatsLink | None = None
         self._monitor = HealthMonitor({})
@@ -120,11 +118,7 @@ class ToolsRuntime:
 
     def router(self) -> APIRouter:
         """Returns the routes of the application."""
-        toolcore = self._toolcore
-        routes = ToolRoutes(
-            toolcore.calls, toolcore.catalog, toolcore.admin, toolcore.audit, self._health
-        )
-        return tools_router(routes, self._mcp)
+        return tools_router(ToolRoutes(self._toolcore, self._health), self._mcp)
 
     def calls(self) -> ToolCalls:
         """Returns the use case of calls, as it is configured now."""

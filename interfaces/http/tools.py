@@ -22,9 +22,10 @@ from interfaces.http.base.errors import JsonResponse, error_response
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.routing import Flag, PathId, Router, refusals
 from interfaces.tools.answers import call_body, unreadable
-from services.tools.admin import ApprovalDecision, Audit, ToolAdmin
-from services.tools.calls import DryRun, ToolCalls
-from services.tools.catalog import Catalog, ListRequest
+from services.tools.admin import ApprovalDecision
+from services.tools.application import Toolcore
+from services.tools.calls import DryRun
+from services.tools.catalog import ListRequest
 from services.tools.outcomes import PageRequest, ResultPage
 
 MCP_PATH = "/mcp"
@@ -61,10 +62,7 @@ class CallQuery(BaseModel):
 class ToolRoutes:
     """What the routes call. What a reload replaces is looked up at each request."""
 
-    calls: Callable[[], ToolCalls]
-    catalog: Callable[[], Catalog]
-    admin: Callable[[], ToolAdmin]
-    audit: Audit
+    toolcore: Toolcore
     health: Callable[[], Health]
 
     async def call(self, request: Request, wanted: ToolCallRequest) -> Response:
@@ -72,13 +70,13 @@ class ToolRoutes:
         request_id = request.state.request_id
         if CallQuery.model_validate(dict(request.query_params)).dry_run:
             return await self._dry_run(wanted, request_id)
-        reply = await self.calls().call(wanted, via="http", request_id=request_id)
+        reply = await self.toolcore.calls().call(wanted, via="http", request_id=request_id)
         status = 200 if reply.executed else REFUSAL_STATUS.get(reply.result.error_kind, 500)
         return JsonResponse(call_body(reply.result), status_code=status)
 
     async def _dry_run(self, wanted: ToolCallRequest, request_id: str) -> Response:
         try:
-            planned = await self.calls().dry_run(wanted)
+            planned = await self.toolcore.calls().dry_run(wanted)
         except DaarionError as error:
             return call_refusal(error, request_id)
         return JsonResponse({**dry_run_body(planned), "request_id": request_id})
@@ -99,16 +97,16 @@ def tools_router(routes: ToolRoutes, mcp: ASGIApp | None = None) -> Router:
         responses={status: {"model": ToolCallResult} for status in statuses},
     )
     router.include_router(calls)
-    _add_audit_routes(router, routes.audit)
+    _add_audit_routes(router, routes)
     add_health_routes(router, routes.health)
     _add_registry_routes(router, routes)  # after those whose paths look like a tool's id
     return router
 
 
-def _add_audit_routes(router: Router, audit: Audit) -> None:
+def _add_audit_routes(router: Router, routes: ToolRoutes) -> None:
     @router.get("/calls", summary="The audit")
     async def list_calls(query: Annotated[CallFilter, Query()]) -> CallPage:
-        return await audit.calls(query)
+        return await routes.toolcore.audit.calls(query)
 
     @router.get(
         "/results/{id}",
@@ -118,11 +116,11 @@ def _add_audit_routes(router: Router, audit: Audit) -> None:
     async def read_result(
         result_id: Annotated[PathId, Path(alias="id")], query: Annotated[PageRequest, Query()]
     ) -> ResultPage:
-        return await audit.result(result_id, query)
+        return await routes.toolcore.audit.result(result_id, query)
 
     @router.get("/approvals", summary="Calls that wait for approval (admin)")
     async def list_waiting(query: Annotated[CallFilter, Query()]) -> CallPage:
-        return await audit.waiting(query)
+        return await routes.toolcore.audit.waiting(query)
 
     @router.post(
         "/approvals/{call_id}",
@@ -130,22 +128,22 @@ def _add_audit_routes(router: Router, audit: Audit) -> None:
         responses=refusals(409),
     )
     async def decide(call_id: PathId, decision: ApprovalDecision) -> dict[str, bool]:
-        await audit.decide(call_id, decision)
+        await routes.toolcore.audit.decide(call_id, decision)
         return {"ok": True}
 
 
 def _add_registry_routes(router: Router, routes: ToolRoutes) -> None:
     @router.get("", summary="Tools that an agent may call, also as LLM tool definitions")
     async def list_tools(query: Annotated[ListRequest, Query()]) -> dict[str, Any]:
-        return routes.catalog().listing(query)
+        return routes.toolcore.catalog().listing(query)
 
     @router.get("/{tool_id}", summary="One tool", responses=refusals(404))
     async def get_tool(tool_id: PathId) -> dict[str, Any]:
-        return await routes.catalog().one(tool_id)
+        return await routes.toolcore.catalog().one(tool_id)
 
     @router.delete("/{tool_id}", summary="Disable a tool (admin)", responses=refusals(404))
     async def delete_tool(tool_id: PathId) -> dict[str, Any]:
-        return await routes.admin().disable(tool_id)
+        return await routes.toolcore.admin().disable(tool_id)
 
     definitions = Router(MAX_DEFINITION_BYTES, DefinitionRequest)
 
@@ -162,7 +160,7 @@ def _add_registry_routes(router: Router, routes: ToolRoutes) -> None:
         for name in ("input_schema", "output_schema"):
             if mistake := unsendable(getattr(definition, name), name):
                 raise InvalidRequest(mistake)
-        tool, is_new = await routes.admin().put(definition)
+        tool, is_new = await routes.toolcore.admin().put(definition)
         response.status_code = 201 if is_new else 200
         return tool
 
@@ -200,39 +198,31 @@ TOOL_ERRORS = {"POST /call": _call_error}
 
 def dry_run_body(planned: DryRun) -> dict[str, Any]:
     """The decision, and the request as the executor would get it; secrets appear by name only."""
+    decision, execution = planned.decision, planned.execution
     body: dict[str, Any] = {
-        "ok": planned.decision.allowed,
+        "ok": decision.allowed,
         "dry_run": True,
-        "decision": planned.decision.model_dump(exclude_none=True),
+        "decision": decision.model_dump(exclude_none=True),
     }
-    if not planned.decision.allowed:
-        return {
-            **body,
-            "error": planned.decision.reason,
-            "error_kind": planned.decision.error_kind,
-            "retryable": False,
-        }
-    execution, tool = planned.execution, planned.tool
-    if execution is None or tool is None:
-        return body
+    if execution is None:
+        refusal = {"error": decision.reason, "error_kind": decision.error_kind, "retryable": False}
+        return body | refusal
     definition = execution.tool
-    request = {
-        "executor": definition.executor,
-        "target": definition.target,
-        "body": {"args": execution.args, "context": execution.context},
-        "idempotency_key": execution.idempotency_key,
-        "timeout_s": execution.deadline.seconds,
-        "secrets": [use.name for use in definition.secrets],
-        "isolation": definition.isolation if definition.executor == "python" else None,
-    }
-    described = {
-        "id": definition.id,
-        "version": tool.registered.version,
-        "effect": definition.effect,
-    }
     return {
         **body,
-        "tool": described,
+        "tool": {
+            "id": definition.id,
+            "version": planned.tool_version,
+            "effect": definition.effect,
+        },
         "requires_approval": planned.requires_approval,
-        "request": request,
+        "request": {
+            "executor": definition.executor,
+            "target": definition.target,
+            "body": {"args": execution.args, "context": execution.context},
+            "idempotency_key": execution.idempotency_key,
+            "timeout_s": execution.deadline.seconds,
+            "secrets": [use.name for use in definition.secrets],
+            "isolation": definition.isolation if definition.executor == "python" else None,
+        },
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -26,8 +25,8 @@ from contracts.tools.api import ToolCallRequest
 from interfaces.http.base.bodies import require_json
 from interfaces.http.base.errors import invalid_body
 from interfaces.tools.answers import call_body
-from services.tools.calls import ToolCalls
-from services.tools.catalog import Catalog, description_of
+from services.tools.application import Toolcore
+from services.tools.catalog import description_of
 from services.tools.outcomes import CallAnswer
 from services.tools.registry import Tool
 
@@ -50,9 +49,8 @@ Context = Any
 class ToolMcpServer:
     """An ASGI application below the ingress, with a task for the library's sessions."""
 
-    def __init__(self, calls: Callable[[], ToolCalls], catalog: Callable[[], Catalog]) -> None:
-        self._calls = calls
-        self._catalog = catalog
+    def __init__(self, toolcore: Toolcore) -> None:
+        self._toolcore = toolcore
         server: Server[Any] = Server(
             NAME,
             version=VERSION,
@@ -105,7 +103,7 @@ class ToolMcpServer:
     ) -> types.ListToolsResult:
         agent_id, microdao_id = _identity(context)
         try:
-            tools = self._catalog().allowed(agent_id, microdao_id)
+            tools = self._toolcore.catalog().allowed(agent_id, microdao_id)
         except DaarionError as error:
             raise _protocol_error(error) from None
         return types.ListToolsResult(tools=[_described(tool) for tool in tools])
@@ -128,7 +126,9 @@ class ToolMcpServer:
             return _refused(
                 f"{invalid_body(error).message} (identity: headers X-Agent-Id and X-Microdao-Id)"
             )
-        reply = await self._calls().call(request, via="mcp", request_id=_request_id(context))
+        reply = await self._toolcore.calls().call(
+            request, via="mcp", request_id=_request_id(context)
+        )
         return _answer(reply)
 
 

@@ -26,16 +26,6 @@ SYNC_RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
-class ToolcorePorts:
-    """The ports of the use cases."""
-
-    store: ToolStore
-    ledger: ToolLedger
-    usage: Publisher
-    events: EventLog
-
-
-@dataclass(frozen=True)
 class ToolcoreConfiguration:
     """What a reload may replace.
 
@@ -53,12 +43,22 @@ class ToolcoreConfiguration:
 class Toolcore:
     """The use cases that HTTP, NATS and MCP call."""
 
-    def __init__(self, ports: ToolcorePorts, *, refresh_s: float = 1.0) -> None:
-        self._ports = ports
-        self.registry = Registry(ports.store, ports.events, interval_s=refresh_s)
-        self.audit = Audit(ports.ledger, ports.events)
-        self._recorder = ToolRecorder(ports.ledger, ports.usage, ports.events)
-        self._sources = SourceKeeper(ports.store, self.registry, ports.events)
+    def __init__(
+        self,
+        store: ToolStore,
+        ledger: ToolLedger,
+        usage: Publisher,
+        events: EventLog,
+        *,
+        refresh_s: float = 1.0,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._events = events
+        self.registry = Registry(store, events, interval_s=refresh_s)
+        self.audit = Audit(ledger, events)
+        self._recorder = ToolRecorder(ledger, usage, events)
+        self._sources = SourceKeeper(store, self.registry, events)
         self._syncing: asyncio.Task[None] | None = None
         self._slots = ConcurrencySlots()
         self._calls: ToolCalls | None = None
@@ -76,19 +76,18 @@ class Toolcore:
         Writes the file's tools to the registry, and retries that in the background while the
         database is away.
         """
-        ports = self._ports
         policy = configuration.policy
-        runner = ToolRunner(configuration.executors, self._slots, ports.events)
+        runner = ToolRunner(configuration.executors, self._slots, self._events)
         self._calls = ToolCalls(
             self.registry,
             policy,
-            ports.ledger,
+            self._ledger,
             self._recorder,
             runner=runner,
-            events=ports.events,
+            events=self._events,
         )
         self._catalog = Catalog(self.registry, policy)
-        self._admin = ToolAdmin(ports.store, self.registry, configuration.resolve, ports.events)
+        self._admin = ToolAdmin(self._store, self.registry, configuration.resolve, self._events)
         await self._stop_syncing()
         sync = partial(self._sync, configuration.definitions)
         try:
@@ -130,10 +129,10 @@ class Toolcore:
         await self._recorder.close()
 
     async def _sync(self, definitions: Sequence[ToolDefinition]) -> None:
-        changes = await self._ports.store.sync(definitions, "file")
+        changes = await self._store.sync(definitions, "file")
         await self.registry.refresh()
         if changes:
-            self._ports.events.emit("tools.file_synced", changes=changes)
+            self._events.emit("tools.file_synced", changes=changes)
 
     async def _stop_syncing(self) -> None:
         if self._syncing is not None:

@@ -138,9 +138,9 @@ class DryRun:
     """The decision about a call, and what the executor would be given (None when refused)."""
 
     decision: Decision
-    tool: Tool | None
-    execution: Execution | None
-    requires_approval: bool
+    execution: Execution | None = None
+    tool_version: int | None = None
+    requires_approval: bool = False
 
 
 class ToolCalls:
@@ -184,11 +184,11 @@ class ToolCalls:
         tool = await self._registry.find(request.tool_id)
         decision = self._policy.decide(tool, request)
         if tool is None or not decision.allowed:
-            return DryRun(decision, tool, None, requires_approval=False)
+            return DryRun(decision)
         named = request.model_copy(update={"call_id": request.call_id or "call-dry-run"})
         execution = execution_of(tool, named, deadline_of(tool, named))
         needs_approval = self._policy.needs_approval(tool.definition)
-        return DryRun(decision, tool, execution, requires_approval=needs_approval)
+        return DryRun(decision, execution, tool.registered.version, needs_approval)
 
     async def _decided(
         self, request: ToolCallRequest, *, named: bool, via: Via, request_id: str

@@ -314,7 +314,7 @@ class Mcp:
 
 
 async def test_the_mcp_server_is_behind_the_same_checks(events):
-    router = tools_router(ToolRoutes(*[Untouched()] * 4, lambda: Health(status="ready")), Mcp())
+    router = tools_router(ToolRoutes(Untouched(), lambda: Health(status="ready")), Mcp())
     async with client_of(
         Ingress(router, AccessControl(None, None), events, max_concurrent=5)
     ) as client:

@@ -21,7 +21,7 @@ IDENTITY = {"X-Agent-Id": "agent:sofia", "X-Microdao-Id": "microdao:7"}
 
 @contextlib.asynccontextmanager
 async def mcp_served(here, **access):
-    server = ToolMcpServer(here.toolcore.calls, here.toolcore.catalog)
+    server = ToolMcpServer(here.toolcore)
     await server.start()
     async with served(
         asgi(here.toolcore, here.events, mcp=server, **access), root_path=PREFIX

@@ -42,7 +42,7 @@ def _llm() -> Router:
 
 
 def _tools() -> Router:
-    router = tools_router(ToolRoutes(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _health))
+    router = tools_router(ToolRoutes(_NOTHING, _health))
     # An ASGI application of its own, so it has no route of ours to be documented by.
     router.add_api_route(
         MCP_PATH,

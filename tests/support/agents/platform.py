@@ -28,7 +28,7 @@ from executors.http.executor import HttpToolExecutor
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from launcher.postgres import PostgresServer
-from services.tools.application import Toolcore, ToolcorePorts
+from services.tools.application import Toolcore
 from services.workspace.dispatching import DispatchLimits
 from tests.conftest import TEMPLATE, copy_database
 from tests.support.agents.scripted_model import ScriptedModel, Thought
@@ -299,9 +299,7 @@ async def _tools(here: Platform, extra: tuple[dict[str, Any], ...]):
     await database.open()
     ledger = PostgresToolLedger(database, LedgerLimits())
     store = PostgresToolStore(database, events=here.events)
-    toolcore = Toolcore(
-        ToolcorePorts(store, ledger, tool_support.UsageEvents(), here.events), refresh_s=5
-    )
+    toolcore = Toolcore(store, ledger, tool_support.UsageEvents(), here.events, refresh_s=5)
     await toolcore.start()
     await toolcore.configure(
         tool_support.configuration(

@@ -17,7 +17,7 @@ from contracts.tools.api import Execution, Outcome, ToolCallRequest, ToolDefinit
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.tools import TOOL_ERRORS, ToolRoutes, is_admin_route, tools_router
-from services.tools.application import Toolcore, ToolcoreConfiguration, ToolcorePorts
+from services.tools.application import Toolcore, ToolcoreConfiguration
 from services.tools.policy import Policy
 from services.tools.resolution import DefinitionResolver
 from tests.support.events import RecordedEvents
@@ -132,9 +132,8 @@ async def replica(
     await database.open()
     ledger = PostgresToolLedger(database, limits or LedgerLimits())
     store = PostgresToolStore(database, events=events)
-    ports = ToolcorePorts(store, ledger, usage, events)
     executors = executors or {"http": scripted, "python": scripted, "mcp": scripted}
-    toolcore = Toolcore(ports, refresh_s=refresh_s)
+    toolcore = Toolcore(store, ledger, usage, events, refresh_s=refresh_s)
     await toolcore.start()
     await toolcore.configure(
         configuration(
@@ -152,13 +151,7 @@ def asgi(
     toolcore, events, *, internal=None, admin=None, max_concurrent=100, mcp=None, on_shutdown=None
 ):
     """The application's ingress as a replica serves it."""
-    routes = ToolRoutes(
-        toolcore.calls,
-        toolcore.catalog,
-        toolcore.admin,
-        toolcore.audit,
-        lambda: Health(status="ready"),
-    )
+    routes = ToolRoutes(toolcore, lambda: Health(status="ready"))
     return Ingress(
         tools_router(routes, mcp),
         AccessControl(internal, admin),
