@@ -1,12 +1,22 @@
-"""Ends what runs in the background: tasks, and streams of items."""
+"""Starts and ends what runs in the background: tasks, and streams of items."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
 
 RETRY_S = 0.5
+
+T = TypeVar("T")
+
+
+def spawn(work: Coroutine[Any, Any, T], tasks: set[asyncio.Task[T]]) -> asyncio.Task[T]:
+    """Starts `work` and keeps its task in `tasks` until it ends: asyncio itself may lose it."""
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:

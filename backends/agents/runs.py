@@ -18,9 +18,10 @@ from backends.postgres.pages import read_page
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge
 from contracts.agents.invocations import AgentInvocation
-from contracts.agents.runs import NewRun, Outcome, Run, RunPage, RunQuery, RunView, StepRecord
+from contracts.agents.runs import NewRun, Outcome, Run, RunQuery, RunView, StepRecord
 from contracts.errors import DatabaseUnavailable
 from contracts.events import EventLog
+from contracts.identity import Page
 
 OTHER_AGENTS_AFTER_S = 600.0
 """A run of an agent that this process does not know is left that long to those who know it."""
@@ -164,12 +165,12 @@ class PostgresRuns:
         rows = await self._database.run(FIND, values, microdao_id=microdao_id)
         return _view(rows[0]) if rows else None
 
-    async def page(self, query: RunQuery) -> RunPage:
+    async def page(self, query: RunQuery) -> Page[RunView]:
         filters = query.model_dump(exclude={"limit", "cursor"})
         rows, cursor = await read_page(
             self._database, "agent_runs", PAGE, filters, limit=query.limit, cursor=query.cursor
         )
-        return RunPage(items=[_view(row, with_steps=False) for row in rows], next_cursor=cursor)
+        return Page(items=[_view(row, with_steps=False) for row in rows], next_cursor=cursor)
 
     async def purge(self, days: float) -> int:
         return await purge(self._database, PURGE, older_than=timedelta(days=days))

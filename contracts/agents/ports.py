@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
 
-from contracts.agents.runs import NewRun, Outcome, Run, RunPage, RunQuery, RunView
+from contracts.agents.runs import NewRun, Outcome, Run, RunQuery, RunView
 from contracts.deadline import Deadline
-from contracts.identity import Tenant
+from contracts.identity import Page, Tenant
 from contracts.memory.api import Item
 from contracts.tools.api import ToolCallRequest, ToolCallResult, ToolDefinition
 
@@ -80,8 +80,8 @@ class RunStore(Protocol):
     async def find(self, microdao_id: str, run_id: UUID) -> RunView | None:
         """Returns one run of this microDAO, None when there is no such run."""
 
-    async def page(self, query: RunQuery) -> RunPage:
-        """Returns one page. Raises InvalidRequest for a foreign cursor."""
+    async def page(self, query: RunQuery) -> Page[RunView]:
+        """Returns one page, without steps. Raises InvalidRequest for a foreign cursor."""
 
     async def purge(self, days: float) -> int:
         """Removes runs that ended more than `days` ago; returns how many."""

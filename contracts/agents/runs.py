@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
 
 from contracts.agents.invocations import AgentInvocation, Entrypoint, RunStatus
-from contracts.identity import Identifier, Tenant
+from contracts.identity import Cursor, Identifier, Tenant
 from contracts.shapes import Frozen, Strict
 
 MAX_PAGE = 200
@@ -88,14 +88,7 @@ class RunQuery(Strict):
     agent_id: Identifier | None = None
     channel_id: Identifier | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
-    cursor: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
-
-
-class RunPage(BaseModel):
-    """One page of runs, without their steps. `next_cursor` is absent on the last page."""
-
-    items: list[RunView]
-    next_cursor: str | None = None
+    cursor: Cursor | None = None
 
 
 @dataclass

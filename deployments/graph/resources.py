@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from common.tasks import spawn
 from configs.environment import Environment
 from configs.proxies import no_proxy
 from configs.stores import find_stores
@@ -43,9 +44,7 @@ class Reloadable:
         """Takes `parts` in place of the current ones."""
         replaced, self._current = self._current, list(parts)
         if replaced:
-            task = asyncio.create_task(self._close_later(replaced), name="replaced")
-            self._replaced.add(task)
-            task.add_done_callback(self._replaced.discard)
+            spawn(self._close_later(replaced), self._replaced)
 
     async def close(self) -> None:
         """Closes the current adapters and the replaced ones, now."""

@@ -16,6 +16,7 @@ from typing import Annotated
 import orjson
 from pydantic import Field
 
+from common.tasks import spawn
 from contracts.events import EventLog
 from contracts.shapes import Strict
 from contracts.tools.api import (
@@ -208,10 +209,7 @@ class PythonToolExecutor:
 
     async def _ended(self, child: SandboxedProcess | None, scratch: str) -> None:
         """Ends the child even if the caller is cancelled; only then the slot becomes free."""
-        ending = asyncio.ensure_future(_end(child, scratch))
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
-        await asyncio.shield(ending)
+        await asyncio.shield(spawn(_end(child, scratch), self._endings))
 
 
 async def _end(child: SandboxedProcess | None, scratch: str) -> None:

@@ -12,9 +12,10 @@ from pydantic import BaseModel, StringConstraints
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.invocations import AgentInvocation, InvocationAnswer
 from contracts.agents.ports import RunStore
-from contracts.agents.runs import RunPage, RunQuery, RunView
+from contracts.agents.runs import RunQuery, RunView
 from contracts.errors import NotFound
 from contracts.health import Health
+from contracts.identity import Page
 from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.identity import MicrodaoQuery, TenantRequest, one_tenant
@@ -77,7 +78,7 @@ def agents_router(
         dependencies=[Depends(one_tenant)],
         response_model_exclude={"items": {"__all__": {"steps"}}},
     )
-    async def list_runs(query: Annotated[RunQuery, Query()]) -> RunPage:
+    async def list_runs(query: Annotated[RunQuery, Query()]) -> Page[RunView]:
         return await store.page(query)
 
     @router.get(

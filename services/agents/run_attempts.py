@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from common.tasks import end_tasks
+from common.tasks import end_tasks, spawn
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.ports import AgentMemory, MemoryExchange, RunStore
 from contracts.agents.runs import Outcome, Run
@@ -71,18 +71,13 @@ class RunAttempts:
             # The database is away: the lease runs out, and another attempt finds the run.
             self._emit("agents.run_left", run, error=error.type)
         finally:
-            self._close_in_background(feed)
+            # The next run does not wait until this one's last steps are shown.
+            spawn(feed.close(), self._closing_feeds)
             await recorder.settle()
 
     async def close(self) -> None:
         """Drops the steps that were not shown yet."""
         await end_tasks(list(self._closing_feeds))
-
-    def _close_in_background(self, feed: StepFeed) -> None:
-        """The next run does not wait until this one's last steps are shown."""
-        task = asyncio.create_task(feed.close())
-        self._closing_feeds.add(task)
-        task.add_done_callback(self._closing_feeds.discard)
 
     async def _answer_and_deliver(self, run: Run, recorder: RunRecorder) -> Outcome:
         """Answers, delivers, remembers, in this order."""

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from common.periodic import start_periodic
 from common.retry import retry
-from common.tasks import end_tasks
+from common.tasks import end_tasks, spawn
 from contracts.errors import DaarionError, Internal
 from contracts.events import EventLog, Publisher, failure_event
 from contracts.tools.api import Decision
@@ -90,11 +90,11 @@ class ToolRecorder:
         ours: Callable[[T], bool],
     ) -> T:
         """Waits for a claim. If the caller leaves meanwhile, a claim that succeeds is cancelled."""
-        task = self._spawn(work)
+        task = spawn(work, self._writing)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._spawn(self._unclaim(task, intent, attempt, ours))
+            spawn(self._unclaim(task, intent, attempt, ours), self._writing)
             raise
 
     async def _unclaim(
@@ -112,11 +112,11 @@ class ToolRecorder:
         `attempt` numbers the run of a claimed call; None stands for a `read`, which was not
         claimed. Returns the record's id, or None when another end was recorded first.
         """
-        return await asyncio.shield(self._spawn(self._end(intent, settlement, attempt)))
+        return await asyncio.shield(spawn(self._end(intent, settlement, attempt), self._writing))
 
     def end_later(self, intent: CallIntent, settlement: Settlement, attempt: int | None) -> None:
         """Does the same in the background, for a caller that has left."""
-        self._spawn(self._end(intent, settlement, attempt))
+        spawn(self._end(intent, settlement, attempt), self._writing)
 
     async def refuse(self, intent: CallIntent, decision: Decision) -> None:
         """Records a refusal. Without the database the refusal stands, in the event log alone."""
@@ -163,7 +163,7 @@ class ToolRecorder:
         self._report("tools.end_lost" if lost else "tools.end_delayed", intent)
         if not lost:
             self._late += 1
-            self._spawn(self._until_written(intent, write))
+            spawn(self._until_written(intent, write), self._writing)
 
     async def _until_written(self, intent: CallIntent, write: Write) -> None:
         try:
@@ -181,12 +181,6 @@ class ToolRecorder:
 
     def _report(self, event: str, intent: CallIntent) -> None:
         self._events.emit(event, request_id=intent.request_id, tool_id=intent.tool_id)
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
-        return task
 
     async def _renew_leases(self) -> None:
         if self._running:
