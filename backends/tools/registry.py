@@ -58,12 +58,12 @@ class PostgresToolStore:
     async def revision(self) -> int:
         """Returns a number that grows with every change."""
         async with self._database.transaction() as connection:
-            return await _revision(connection, REVISION)
+            return await _revision(connection)
 
     async def load(self) -> tuple[int, Sequence[RegisteredTool]]:
         """Returns the revision and the current version of every tool, without unreadable rows."""
         async with self._database.transaction() as connection:
-            revision = await _revision(connection, REVISION)
+            revision = await _revision(connection)
             rows = await (await connection.execute(CURRENT)).fetchall()
         read = [self._readable(row) for row in rows]
         return revision, [tool for tool in read if tool is not None]
@@ -172,8 +172,8 @@ class PostgresToolStore:
             return None
 
 
-async def _revision(connection: Connection, statement: str) -> int:
-    row = await (await connection.execute(statement)).fetchone()
+async def _revision(connection: Connection) -> int:
+    row = await (await connection.execute(REVISION)).fetchone()
     assert row is not None
     return int(row["revision"])
 

@@ -172,6 +172,8 @@ class HttpToolExecutor:
             limit = request.execution.tool.max_result_bytes
             error = f"the tool's answer is over its limit of {limit} bytes"
             return _Attempt(request.failure("too_large", error, trace))
+        except InvalidResult as invalid:
+            return _Attempt(request.failure("invalid_result", str(invalid), trace))
         except (Undecodable, aiohttp.ContentTypeError):
             error = "the tool's answer is compressed in a way that was not requested"
             return _Attempt(request.failure("invalid_result", error, trace))
@@ -193,7 +195,7 @@ class HttpToolExecutor:
             if not 200 <= response.status < 300:
                 return await _refused(request, response, trace)
             body = await read_body(response, tool.max_result_bytes)
-        return await _answered(request, body, trace)
+        return _Attempt(Outcome(True, result=await read_result(body, request.redactor)))
 
     def _broken(self, request: _Request, error: Exception, trace: RequestTrace) -> _Attempt:
         """Requests that were not sent, or are safe to repeat, may be repeated."""
@@ -311,10 +313,3 @@ async def _refused(
         retry_after_s=pause,
         target_failed=status >= 500,
     )
-
-
-async def _answered(request: _Request, body: bytearray, trace: RequestTrace) -> _Attempt:
-    try:
-        return _Attempt(Outcome(True, result=await read_result(body, request.redactor)))
-    except InvalidResult as error:
-        return _Attempt(request.failure("invalid_result", str(error), trace))

@@ -56,15 +56,14 @@ class Policy:
         by_tenant = None if microdao_id is None else tenant_rule(self.rules, tool.id, microdao_id)
         if by_tenant is not None and not by_tenant.allowed:
             return by_tenant
-        if named is not None or by_tenant is not None:
-            return named or by_tenant or Decision(allowed=True, rule="default")
-        if self.rules.default == "deny":
+        allowed = named or by_tenant
+        if allowed is None and self.rules.default == "deny":
             return _refused(
                 "denied",
                 "default",
                 f"`{tool.id}` names no agents and no rule allows it here; the default is deny",
             )
-        return Decision(allowed=True, rule="default")
+        return allowed or Decision(allowed=True, rule="default")
 
     def needs_approval(self, tool: ToolDefinition) -> bool:
         """Whether a person must agree before a call runs."""
