@@ -44,6 +44,14 @@ class Page(BaseModel, Generic[Item]):
     next_cursor: str | None = None
 
 
+def as_uuid(text: str) -> UUID | None:
+    """Returns the id that a path names; None for a text that is no id, which names nothing."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
 def new_id() -> UUID:
     """Returns a time-ordered unique id (RFC 9562, version 7): an index over ids grows at one end.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -128,7 +128,8 @@ class NeighbourMessaging(_MessagingClient):
             answer = await self._request("POST", path, deadline, body=fields, headers=headers)
             if answer.status not in FORM_REFUSED:
                 return self._accepted(answer, channel_id)
-        answer = await self._post_by_query(path, fields, headers, deadline)
+        fields["text"] = _cut_to_url(text)
+        answer = await self._request("POST", path, deadline, params=fields, headers=headers)
         self._by_query = self._by_query or answer.ok
         return self._accepted(answer, channel_id)
 
@@ -169,12 +170,6 @@ class NeighbourMessaging(_MessagingClient):
         deadline: Deadline,
     ) -> None:
         """Does nothing: the service has no such route."""
-
-    async def _post_by_query(
-        self, path: str, fields: Mapping[str, str], headers: Mapping[str, str], deadline: Deadline
-    ) -> JsonAnswer:
-        fitting = {**fields, "text": _cut_to_url(fields["text"])}
-        return await self._request("POST", path, deadline, params=fitting, headers=headers)
 
     def _accepted(self, answer: JsonAnswer, channel_id: str) -> PostedMessage:
         if answer.status == TRY_LATER:

@@ -88,7 +88,10 @@ class EgressPolicy:
         """Checks the target before anything is resolved. Raises EgressDenied."""
         if target.address is not None:
             self.admit(target.host, target.port, [target.address])
-        elif not all(_any_names(layer, target.host, target.port) for layer in self._layers()):
+        elif not all(
+            any(_names(rule, target.host, target.port) for rule in layer)
+            for layer in self._layers()
+        ):
             raise EgressDenied("the tool's egress rules do not allow its target's host and port")
 
     def admit(self, host: str, port: int, addresses: Sequence[Address]) -> list[Address]:
@@ -113,10 +116,6 @@ class EgressPolicy:
 
     def _layers(self) -> list[tuple[EgressRule, ...]]:
         return [layer for layer in (self.rules, self.ceiling) if layer]
-
-
-def _any_names(layer: Sequence[EgressRule], host: str, port: int) -> bool:
-    return any(_names(rule, host, port) for rule in layer)
 
 
 def _names(rule: EgressRule, host: str, port: int) -> bool:

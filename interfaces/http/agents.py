@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import Depends, Header, Query, Response
 from pydantic import BaseModel, StringConstraints
@@ -15,7 +14,7 @@ from contracts.agents.ports import RunStore
 from contracts.agents.runs import RunQuery, RunView
 from contracts.errors import NotFound
 from contracts.health import Health
-from contracts.identity import Page
+from contracts.identity import Page, as_uuid
 from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.identity import MicrodaoQuery, TenantRequest, one_tenant
@@ -88,14 +87,10 @@ def agents_router(
         responses=refusals(404),
     )
     async def read_run(run_id: PathId, query: Annotated[MicrodaoQuery, Query()]) -> RunView:
-        unknown = NotFound("there is no such run in this microDAO")
-        try:
-            wanted = UUID(run_id)
-        except ValueError:
-            raise unknown from None
-        run = await store.find(query.microdao_id, wanted)
+        wanted = as_uuid(run_id)
+        run = await store.find(query.microdao_id, wanted) if wanted else None
         if run is None:
-            raise unknown
+            raise NotFound("there is no such run in this microDAO")
         return run
 
     add_health_routes(router, health)

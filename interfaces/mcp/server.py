@@ -105,7 +105,7 @@ class ToolMcpServer:
         try:
             tools = self._toolcore.catalog().allowed(agent_id, microdao_id)
         except DaarionError as error:
-            raise _protocol_error(error) from None
+            raise MCPError(types.INTERNAL_ERROR, error.message) from None
         return types.ListToolsResult(tools=[_described(tool) for tool in tools])
 
     async def _call_tool(
@@ -213,7 +213,3 @@ def _refused(error: str) -> types.CallToolResult:
 
 def _text(value: Any) -> types.TextContent:
     return types.TextContent(type="text", text=orjson.dumps(value).decode())
-
-
-def _protocol_error(error: DaarionError) -> Exception:
-    return MCPError(types.INTERNAL_ERROR, error.message)

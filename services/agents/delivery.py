@@ -81,7 +81,8 @@ class Delivery:
         try:
             with recorder.step("reply"):
                 if deduplicates_by_run_id:
-                    await self._post_idempotent(run)
+                    until = Deadline.after(self.patience_s)
+                    await self._post(run, until, retry_on=(DaarionError,))
                 elif not await self._post_at_most_once(run, recorder, may_post=may_post):
                     return "indeterminate"
         except REFUSALS as error:
@@ -97,10 +98,6 @@ class Delivery:
             return "undelivered" if is_absent else "indeterminate"
         recorder.show("reply", ok=outcome == "answered")
         return outcome
-
-    async def _post_idempotent(self, run: Run) -> None:
-        """Posts under the run's id until the service confirms it. Raises the last failure."""
-        await self._post(run, Deadline.after(self.patience_s), retry_on=(DaarionError,))
 
     async def _post_at_most_once(self, run: Run, recorder: RunRecorder, *, may_post: bool) -> bool:
         """Retries while the message was certainly not accepted; otherwise searches for it.

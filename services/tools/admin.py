@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
-from uuid import UUID
 
 from pydantic import Field
 
 from contracts.errors import Conflict, NotFound
 from contracts.events import EventLog
+from contracts.identity import as_uuid
 from contracts.shapes import Strict
 from contracts.tools.api import ToolDefinition
 from contracts.tools.ledger import CallFilter, CallPage, ToolLedger
@@ -106,7 +106,8 @@ class Audit:
 
     async def result(self, result_id: str, wanted: PageRequest) -> ResultPage:
         """Returns a page of a whole result. Raises NotFound if it is unknown or expired."""
-        stored = await self._ledger.read_result(wanted.microdao_id, _uuid(result_id))
+        found = as_uuid(result_id)
+        stored = await self._ledger.read_result(wanted.microdao_id, found) if found else None
         if stored is None:
             raise NotFound("there is no such result in this microDAO, or it is no longer kept")
         return page(stored, wanted)
@@ -114,10 +115,3 @@ class Audit:
 
 def _digest(definition: ToolDefinition) -> str:
     return sha256(canonical(definition.model_dump(mode="json"))).hexdigest()[:16]
-
-
-def _uuid(text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise NotFound("there is no such result") from None

@@ -10,7 +10,7 @@ from uuid import UUID
 from cachetools import LRUCache
 
 from contracts.errors import InvalidRequest, NotFound
-from contracts.identity import Page
+from contracts.identity import Page, as_uuid
 from contracts.workspace.channels import Channel, ChannelQuery, ChannelStore, NewChannel, NewMember
 from contracts.workspace.events import ChannelEvent, ChannelEventStore, EventQuery, RunSteps
 from contracts.workspace.invocations import Invocation, InvocationQuery, Outbox
@@ -150,7 +150,7 @@ class Channels:
         return message, created
 
     async def _place(self, channel_id: str, microdao_id: str | None) -> tuple[str, UUID]:
-        found = _as_uuid(channel_id)
+        found = as_uuid(channel_id)
         tenant = await self._tenant(found) if found is not None else None
         if found is None or tenant is None or microdao_id not in {None, tenant}:
             raise NotFound("no such channel")
@@ -162,10 +162,3 @@ class Channels:
         if tenant is not None:
             self._tenants[channel_id] = tenant
         return tenant
-
-
-def _as_uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
