@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from backends.http.client import JsonAnswer, ServiceClient
+from backends.http.client import ServiceClient
 from contracts.deadline import Deadline
 from contracts.errors import Overloaded, UpstreamInvalidResponse
 from contracts.workspace.messaging_service import (
@@ -16,7 +16,6 @@ from contracts.workspace.messaging_service import (
     ChannelInfo,
     ChannelMessage,
     Messaging,
-    PostedMessage,
     RunStep,
 )
 
@@ -62,11 +61,11 @@ class WorkspaceMessaging(_MessagingClient):
 
     async def post_as_agent(
         self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline
-    ) -> PostedMessage:
+    ) -> None:
         """Posts a reply of the agent. Raises DaarionError."""
         path = f"/internal/messaging/agents/{quote(agent_id, safe='')}/post-to-channel"
         body = {"channel_id": channel_id, "text": text, "run_id": run_id}
-        return _posted(await self._ask(path, deadline, body=body), channel_id)
+        await self._ask(path, deadline, body=body)
 
     async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
         """Returns the channel. Raises DaarionError."""
@@ -117,21 +116,27 @@ class NeighbourMessaging(_MessagingClient):
 
     async def post_as_agent(
         self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline
-    ) -> PostedMessage:
+    ) -> None:
         """Posts a reply. A service that refuses JSON gets query parameters from then on, with long
         texts cut.
         """
         path = f"/internal/agents/{quote(agent_id, safe='')}/post-to-channel"
         fields = {"channel_id": channel_id, "text": text}
         headers = {"Idempotency-Key": quote(run_id, safe=":._-")}
-        if not self._by_query:
+        by_query = self._by_query
+        if not by_query:
             answer = await self._request("POST", path, deadline, body=fields, headers=headers)
-            if answer.status not in FORM_REFUSED:
-                return self._accepted(answer, channel_id)
-        fields["text"] = _cut_to_url(text)
-        answer = await self._request("POST", path, deadline, params=fields, headers=headers)
-        self._by_query = self._by_query or answer.ok
-        return self._accepted(answer, channel_id)
+            by_query = answer.status in FORM_REFUSED
+        if by_query:
+            fields["text"] = _cut_to_url(text)
+            answer = await self._request("POST", path, deadline, params=fields, headers=headers)
+            self._by_query = self._by_query or answer.ok
+        if answer.status == TRY_LATER:
+            raise Overloaded(
+                f"{self.service} is temporarily unavailable", retry_after_s=answer.retry_after_s
+            )
+        if not answer.ok:
+            raise self._refusal(answer)
 
     async def channel(self, channel_id: str, deadline: Deadline) -> ChannelInfo | None:
         """Returns the channel, or None from a service without these routes."""
@@ -171,15 +176,6 @@ class NeighbourMessaging(_MessagingClient):
     ) -> None:
         """Does nothing: the service has no such route."""
 
-    def _accepted(self, answer: JsonAnswer, channel_id: str) -> PostedMessage:
-        if answer.status == TRY_LATER:
-            raise Overloaded(
-                f"{self.service} is temporarily unavailable", retry_after_s=answer.retry_after_s
-            )
-        if not answer.ok:
-            raise self._refusal(answer)
-        return _posted(answer, channel_id)
-
 
 def open_messaging(kind: str, base_url: str, secret: str | None) -> Messaging:
     """Returns the client for `workspace` or `messaging_service`."""
@@ -210,18 +206,3 @@ def _message(given: Any) -> ChannelMessage | None:
         return ChannelMessage.model_validate(given)
     except ValidationError:
         return None
-
-
-def _posted(answer: JsonAnswer, channel_id: str) -> PostedMessage:
-    """Returns the posted message, even if the answer says nothing about it."""
-    body = answer.body if isinstance(answer.body, dict) else {}
-    try:
-        return PostedMessage.model_validate(
-            {
-                **body,
-                "channel_id": channel_id,
-                "repeated": answer.status == 200 and "run_id" in body,
-            }
-        )
-    except ValidationError:
-        return PostedMessage(channel_id=channel_id)

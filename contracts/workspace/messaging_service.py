@@ -65,15 +65,6 @@ class ChannelMessage(Frozen, populate_by_name=True):
     run_id: str | None = None
 
 
-class PostedMessage(Frozen, populate_by_name=True):
-    """A posted message. `repeated`: this run had posted before; the message is the first one."""
-
-    channel_id: str
-    id: str | None = Field(default=None, validation_alias=AliasChoices("id", "message_id"))
-    created_at: Annotated[AwareDatetime | None, BeforeValidator(_with_zone)] = None
-    repeated: bool = False
-
-
 class ChannelInfo(Frozen):
     """A channel, its tenant and members, None when the service does not report them."""
 
@@ -121,7 +112,7 @@ class Messaging(Protocol):
 
     async def post_as_agent(
         self, agent_id: str, channel_id: str, text: str, run_id: str, deadline: Deadline
-    ) -> PostedMessage:
+    ) -> None:
         """Posts a message of at most `MAX_MESSAGE_CHARS` characters.
 
         Raises Unreachable, RateLimited or Overloaded when the message was certainly not taken.

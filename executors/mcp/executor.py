@@ -47,12 +47,6 @@ class McpToolExecutor:
         self._ceiling = ceiling
         self._connections = connections or Connections()
 
-    def reconfigure(
-        self, sources: Mapping[str, SourceSettings], ceiling: tuple[EgressRule, ...]
-    ) -> None:
-        """Changes the sources for later calls."""
-        self._sources, self._ceiling = sources, ceiling
-
     def client(self, source: str, max_bytes: int = MAX_LIST_BYTES) -> McpClient:
         """Returns a client of the source. Raises NotCalled."""
         settings = self._sources.get(source)

@@ -41,11 +41,6 @@ class Packages:
     def __init__(self, names: Iterable[str]) -> None:
         self._paths = {name: _folder(name) for name in names}
 
-    @property
-    def paths(self) -> list[str]:
-        """The packages' folders."""
-        return list(self._paths.values())
-
     def compile(self) -> None:
         """Compiles the packages and the child's modules where it may, so that no call has to."""
         for path in (*self._paths.values(), str(Path(__file__).parent / "child")):

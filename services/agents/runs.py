@@ -181,11 +181,6 @@ class AgentRuns:
         if ended and not self._closing:
             raise Unavailable(f"background tasks have ended: {', '.join(sorted(ended))}")
 
-    @property
-    def load(self) -> tuple[int, int]:
-        """The numbers of running and of waiting runs."""
-        return len(self._running_attempts), self._queue.qsize()
-
     async def _trigger(
         self, invocation: AgentInvocation, trigger: str | None, deadline: Deadline
     ) -> str:

@@ -90,11 +90,6 @@ class LiveFeeds:
         self._task: asyncio.Task[None] | None = None
         self._away = False
 
-    @property
-    def watchers(self) -> int:
-        """How many streams are open."""
-        return self._count
-
     def start(self) -> None:
         """Starts polling; must be called on the running event loop."""
         self._task = start_periodic(

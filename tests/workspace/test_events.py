@@ -174,8 +174,8 @@ async def test_a_watcher_that_goes_away_leaves_nothing_behind(http, replica):
     channel = await make(http, replica)
     async with event_stream(http, place(replica, channel)) as events:
         assert await anext(events) is None
-        assert replica.feeds.watchers == 1
-    await eventually(lambda: replica.feeds.watchers == 0)
+        assert replica.feeds._count == 1
+    await eventually(lambda: replica.feeds._count == 0)
     assert replica.feeds._feeds == {}
     assert replica.app._slots.running == 0
 
@@ -191,7 +191,7 @@ async def test_one_stream_too_many_is_refused_and_a_place_comes_back(http, datab
             assert (refused.status_code, refused.json()["error"]["type"]) == (503, "overloaded")
             assert refused.headers["retry-after"] == "1"
             assert (await http.get(place(replica, channel, "messages"))).status_code == 200
-        await eventually(lambda: replica.feeds.watchers == 0)
+        await eventually(lambda: replica.feeds._count == 0)
         async with event_stream(http, place(replica, channel)) as stream:
             assert await anext(stream) is None
 
