@@ -286,9 +286,6 @@ class ToolExecutor(Protocol):
         A failure of the tool is an outcome, not an exception.
         """
 
-    async def close(self) -> None:
-        """Releases what the executor holds."""
-
 
 class SecretWithheld(Exception):
     """This tool may not use the secret, or not send it there. The text says what to change."""

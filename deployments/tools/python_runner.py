@@ -139,9 +139,6 @@ class PythonToolClient:
                 "see isolation_floor in tools.yaml"
             )
 
-    async def close(self) -> None:
-        """Holds nothing open."""
-
 
 def encode(execution: Execution) -> dict[str, Any]:
     """Returns the call as plain values, with the seconds left in place of the deadline."""

@@ -10,7 +10,6 @@ worker has acknowledged it. Publishers that want that guarantee from the first h
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
+from common.periodic import repeating
 from common.tasks import end_tasks
 from configs.tools import NatsSettings
 from contracts.events import EventLog
@@ -138,11 +138,8 @@ class ToolNats:
 
     async def _work(self, message: Msg) -> None:
         """Handles one delivery, and keeps it from being delivered again meanwhile."""
-        keeper = asyncio.create_task(_keep_alive(message))
-        try:
+        async with repeating(message.in_progress, KEEP_ALIVE_S, lambda *_: None):
             await self._handle(message)
-        finally:
-            keeper.cancel()
 
     async def _handle(self, message: Msg) -> None:
         headers = message.headers or {}
@@ -204,14 +201,6 @@ class ToolNats:
     def _max_payload(self) -> int:
         assert self._client is not None
         return int(self._client.max_payload) - PAYLOAD_MARGIN
-
-
-async def _keep_alive(message: Msg) -> None:
-    """Reports progress, so that a long call is not delivered to another replica."""
-    while True:
-        await asyncio.sleep(KEEP_ALIVE_S)
-        with contextlib.suppress(nats.errors.Error):
-            await message.in_progress()
 
 
 def _may_succeed_later(reply: CallAnswer) -> bool:

@@ -17,7 +17,7 @@ from contracts.tools.ledger import CallFilter, CallPage, ToolLedger
 from contracts.tools.registry import ToolStore
 from services.tools.catalog import native_form
 from services.tools.outcomes import PageRequest, ResultPage, page
-from services.tools.registry import Registry, check_definition, compile_tool
+from services.tools.registry import Registry, check_definition
 from services.tools.values import canonical
 
 Resolve = Callable[[ToolDefinition], ToolDefinition]
@@ -59,7 +59,7 @@ class ToolAdmin:
             digest=_digest(resolved),
         )
         await self._registry.refresh()
-        return native_form(compile_tool(written)), written.version == 1
+        return native_form(written), written.version == 1
 
     async def disable(self, tool_id: str) -> dict[str, Any]:
         """Disables the tool for every way in. Raises NotFound."""

@@ -9,6 +9,7 @@ from pydantic import Field
 from contracts.errors import NotFound
 from contracts.shapes import Strict
 from contracts.tools.api import plain_name
+from contracts.tools.registry import RegisteredTool
 from services.tools.policy import Policy
 from services.tools.registry import Registry, Tool
 
@@ -50,7 +51,7 @@ class Catalog:
         tools = self.allowed(wanted.agent_id, wanted.microdao_id)
         return {
             "tools": [
-                openai_form(tool) if wanted.format == "openai" else native_form(tool)
+                openai_form(tool) if wanted.format == "openai" else native_form(tool.registered)
                 for tool in tools
             ]
         }
@@ -60,19 +61,18 @@ class Catalog:
         tool = await self._registry.find(tool_id)
         if tool is None:
             raise NotFound(f"there is no tool `{tool_id[:64]}`")
-        return native_form(tool)
+        return native_form(tool.registered)
 
 
-def native_form(tool: Tool) -> dict[str, Any]:
+def native_form(registered: RegisteredTool) -> dict[str, Any]:
     """Returns the definition with the registry's data about it."""
-    registered = tool.registered
     return {
-        **tool.definition.model_dump(mode="json"),
+        **registered.definition.model_dump(mode="json"),
         "version": registered.version,
         "enabled": registered.enabled,
         "origin": registered.origin,
         "source": registered.source,
-        "outside": tool.definition.outside,
+        "outside": registered.definition.outside,
         "updated_at": registered.updated_at.isoformat(),
     }
 
