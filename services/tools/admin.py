@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -31,16 +32,14 @@ class ApprovalDecision(Strict):
     granted: bool
 
 
+@dataclass(frozen=True)
 class ToolAdmin:
     """Writes the registry."""
 
-    def __init__(
-        self, store: ToolStore, registry: Registry, resolve: Resolve, events: EventLog
-    ) -> None:
-        self._store = store
-        self._registry = registry
-        self._resolve = resolve
-        self._events = events
+    store: ToolStore
+    registry: Registry
+    resolve: Resolve
+    events: EventLog
 
     async def put(self, definition: ToolDefinition) -> tuple[dict[str, Any], bool]:
         """Adds the tool or its next version; returns it and whether it is new to the registry.
@@ -49,42 +48,42 @@ class ToolAdmin:
             InvalidRequest: schemas, target or secrets that cannot be served.
             DatabaseUnavailable: probably nothing was written.
         """
-        resolved = self._resolve(definition)
+        resolved = self.resolve(definition)
         check_definition(resolved)
-        written = await self._store.put(resolved, "admin")
-        self._events.emit(
+        written = await self.store.put(resolved, "admin")
+        self.events.emit(
             "tools.registered",
             tool_id=resolved.id,
             version=written.version,
             digest=_digest(resolved),
         )
-        await self._registry.refresh()
+        await self.registry.refresh()
         return native_form(written), written.version == 1
 
     async def disable(self, tool_id: str) -> dict[str, Any]:
         """Disables the tool for every way in. Raises NotFound."""
-        written = await self._store.disable(tool_id, "admin")
+        written = await self.store.disable(tool_id, "admin")
         if written is None:
             raise NotFound(f"there is no tool `{tool_id[:64]}`")
-        self._events.emit("tools.disabled", tool_id=tool_id, version=written.version)
-        await self._registry.refresh()
+        self.events.emit("tools.disabled", tool_id=tool_id, version=written.version)
+        await self.registry.refresh()
         return {"id": tool_id, "version": written.version, "enabled": written.enabled}
 
 
+@dataclass(frozen=True)
 class Audit:
     """Reads the ledger, one microDAO at a time, and decides about waiting calls."""
 
-    def __init__(self, ledger: ToolLedger, events: EventLog) -> None:
-        self._ledger = ledger
-        self._events = events
+    ledger: ToolLedger
+    events: EventLog
 
     async def calls(self, wanted: CallFilter) -> CallPage:
         """Returns a page of calls, newest first."""
-        return await self._ledger.list_calls(wanted)
+        return await self.ledger.list_calls(wanted)
 
     async def waiting(self, wanted: CallFilter) -> CallPage:
         """Returns calls that wait for approval, with the arguments and context to be approved."""
-        return await self._ledger.list_calls(
+        return await self.ledger.list_calls(
             wanted.model_copy(update={"state": "awaiting_approval"}), show_waiting_args=True
         )
 
@@ -93,11 +92,11 @@ class Audit:
 
         A granted call runs when its caller repeats it in time.
         """
-        if not await self._ledger.decide_approval(
+        if not await self.ledger.decide_approval(
             decision.microdao_id, call_id, granted=decision.granted
         ):
             raise Conflict("no call of this id waits for a decision in this microDAO")
-        self._events.emit(
+        self.events.emit(
             "tools.approval",
             call_id=call_id,
             microdao_id=decision.microdao_id,
@@ -107,7 +106,7 @@ class Audit:
     async def result(self, result_id: str, wanted: PageRequest) -> ResultPage:
         """Returns a page of a whole result. Raises NotFound if it is unknown or expired."""
         found = as_uuid(result_id)
-        stored = await self._ledger.read_result(wanted.microdao_id, found) if found else None
+        stored = await self.ledger.read_result(wanted.microdao_id, found) if found else None
         if stored is None:
             raise NotFound("there is no such result in this microDAO, or it is no longer kept")
         return page(stored, wanted)

@@ -143,25 +143,16 @@ class DryRun:
     requires_approval: bool = False
 
 
+@dataclass(frozen=True)
 class ToolCalls:
     """Runs tool calls over the registry, the ledger and the executors."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        policy: Policy,
-        ledger: ToolLedger,
-        recorder: ToolRecorder,
-        *,
-        runner: ToolRunner,
-        events: EventLog,
-    ) -> None:
-        self._registry = registry
-        self._policy = policy
-        self._ledger = ledger
-        self._recorder = recorder
-        self._runner = runner
-        self._events = events
+    registry: Registry
+    policy: Policy
+    ledger: ToolLedger
+    recorder: ToolRecorder
+    runner: ToolRunner
+    events: EventLog
 
     async def call(self, request: ToolCallRequest, *, via: Via, request_id: str) -> CallAnswer:
         """Runs one call. Never raises for a refusal or a failure; cancelling it stops the tool.
@@ -181,21 +172,21 @@ class ToolCalls:
 
     async def dry_run(self, request: ToolCallRequest) -> DryRun:
         """Returns the decision and the execution; runs and records nothing. Raises Unavailable."""
-        tool = await self._registry.find(request.tool_id)
-        decision = self._policy.decide(tool, request)
+        tool = await self.registry.find(request.tool_id)
+        decision = self.policy.decide(tool, request)
         if tool is None or not decision.allowed:
             return DryRun(decision)
         named = request.model_copy(update={"call_id": request.call_id or "call-dry-run"})
         execution = execution_of(tool, named, deadline_of(tool, named))
-        needs_approval = self._policy.needs_approval(tool.definition)
+        needs_approval = self.policy.needs_approval(tool.definition)
         return DryRun(decision, execution, tool.registered.version, needs_approval)
 
     async def _decided(
         self, request: ToolCallRequest, *, named: bool, via: Via, request_id: str
     ) -> CallAnswer:
-        tool = await self._registry.find(request.tool_id)
-        decision = self._policy.decide(tool, request)
-        needs_approval = tool is not None and self._policy.needs_approval(tool.definition)
+        tool = await self.registry.find(request.tool_id)
+        decision = self.policy.decide(tool, request)
+        needs_approval = tool is not None and self.policy.needs_approval(tool.definition)
 
         def intent() -> CallIntent:
             return intent_of(
@@ -225,12 +216,12 @@ class ToolCalls:
                     return await self._run(call, call.intent, recorded.attempt + 1)
                 attempt = recorded.attempt + (recorded.state != "awaiting_approval")
                 intent = replace(call.intent, id=recorded.id)
-                if await self._recorder.claim(
-                    self._ledger.take_over(recorded), intent, attempt, bool
+                if await self.recorder.claim(
+                    self.ledger.take_over(recorded), intent, attempt, bool
                 ):
                     return await self._run(call, intent, attempt)
             elif step is Resume.LOST:
-                await self._ledger.settle(
+                await self.ledger.settle(
                     recorded.microdao_id, recorded.id, recorded.attempt, INDETERMINATE
                 )
             elif step is not Resume.WAIT:
@@ -245,14 +236,14 @@ class ToolCalls:
     async def _begin(self, call: AdmittedCall) -> RecordedCall | None:
         """Takes the call id; returns the call that holds it, or None when it is ours."""
         if call.needs_approval:
-            return await self._ledger.await_approval(call.intent) or await self._holder(call.intent)
+            return await self.ledger.await_approval(call.intent) or await self._holder(call.intent)
         if call.claimed:
-            claim = self._ledger.claim(call.intent)
-            return await self._recorder.claim(claim, call.intent, 1, lambda holder: holder is None)
+            claim = self.ledger.claim(call.intent)
+            return await self.recorder.claim(claim, call.intent, 1, lambda holder: holder is None)
         return await self._holder(call.intent) if call.named else None
 
     async def _holder(self, intent: CallIntent) -> RecordedCall | None:
-        return await self._ledger.find(intent.microdao_id, intent.call_id)
+        return await self.ledger.find(intent.microdao_id, intent.call_id)
 
     async def _standing(
         self, call: AdmittedCall, recorded: RecordedCall, step: Resume
@@ -273,15 +264,15 @@ class ToolCalls:
         """Executes and records; the record is written even if the caller leaves meanwhile."""
         execution = execution_of(call.tool, call.request, call.deadline, attempt)
         claimed = attempt if call.claimed else None
-        with self._recorder.lease(intent.id):
+        with self.recorder.lease(intent.id):
             try:
-                outcome = await self._runner.run(execution)
+                outcome = await self.runner.run(execution)
             except asyncio.CancelledError:
                 cancelled = await check_outcome(call.tool, _CANCELLED)
-                self._recorder.end_later(intent, cancelled, claimed)
+                self.recorder.end_later(intent, cancelled, claimed)
                 raise
             settlement = await check_outcome(call.tool, outcome)
-            record = await self._recorder.end(intent, settlement, claimed)
+            record = await self.recorder.end(intent, settlement, claimed)
         return await self._answer(call, intent, settlement, record)
 
     async def _answer(
@@ -297,7 +288,7 @@ class ToolCalls:
         return await self._standing(call, recorded, Resume.REPLAY if step is Resume.RUN else step)
 
     async def _refuse(self, intent: CallIntent, decision: Decision) -> CallAnswer:
-        await self._recorder.refuse(intent, decision)
+        await self.recorder.refuse(intent, decision)
         return refused(decision, intent.tool_id, intent.tool_version)
 
     def _unavailable(self, error: Exception, request_id: str) -> ToolCallResult:
@@ -305,7 +296,7 @@ class ToolCalls:
             return ToolCallResult(
                 ok=False, error=error.message, error_kind="unavailable", retryable=True
             )
-        self._events.emit(
+        self.events.emit(
             "tools.defect", request_id=request_id, error=type(error).__name__, exc_info=error
         )
         text = "an internal error; its details are in the log under this request id"

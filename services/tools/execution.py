@@ -74,26 +74,24 @@ async def _acquired(limiter: CapacityLimiter, tool: ToolDefinition, deadline: De
     return turn
 
 
+@dataclass(frozen=True)
 class ToolRunner:
     """The executors, by the names that definitions use, and the tools' slots."""
 
-    def __init__(
-        self, executors: Mapping[str, ToolExecutor], slots: ConcurrencySlots, events: EventLog
-    ) -> None:
-        self._executors = executors
-        self._slots = slots
-        self._events = events
+    executors: Mapping[str, ToolExecutor]
+    slots: ConcurrencySlots
+    events: EventLog
 
     async def run(self, execution: Execution) -> Outcome:
         """Runs the tool. Never raises but for its own cancellation."""
         tool, deadline = execution.tool, execution.deadline
-        executor = self._executors.get(tool.executor)
+        executor = self.executors.get(tool.executor)
         if executor is None:
             error = f"no executor `{tool.executor}` runs here"
             return Outcome(False, error_kind="unavailable", error=error, retryable=True)
         try:
             async with (
-                self._slots.slot(tool, deadline),
+                self.slots.slot(tool, deadline),
                 asyncio.timeout(deadline.remaining() + EXECUTOR_MARGIN_S),
             ):
                 started = time.monotonic()
@@ -107,7 +105,7 @@ class ToolRunner:
         except Unavailable as away:
             return Outcome(False, error_kind="unavailable", error=away.message, retryable=True)
         except Exception as defect:  # noqa: BLE001  # recorded like any failure
-            self._events.emit(
+            self.events.emit(
                 "tools.executor_defect",
                 tool_id=tool.id,
                 error=type(defect).__name__,
