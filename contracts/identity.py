@@ -6,8 +6,11 @@ import time
 from typing import Annotated, Generic, TypeVar
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
+from contracts.shapes import Frozen, Strict
+
+MAX_PAGE = 200
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -25,16 +28,21 @@ Cursor = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """Where a page begins: the `next_cursor` of the page before it."""
 
 
-class Tenant(BaseModel):
+class Tenant(Frozen):
     """One agent in one microDAO: the owner of memories."""
-
-    model_config = ConfigDict(frozen=True)
 
     microdao_id: Identifier
     agent_id: Identifier
 
 
 Item = TypeVar("Item", bound=BaseModel)
+
+
+class PageQuery(Strict):
+    """The part of a query that asks for one page, of at most `limit` items."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
+    cursor: Cursor | None = None
 
 
 class Page(BaseModel, Generic[Item]):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from contracts.agents.invocations import AgentInvocation, Entrypoint, RunStatus
-from contracts.identity import Cursor, Identifier, Tenant
-from contracts.shapes import Frozen, Strict
-
-MAX_PAGE = 200
+from contracts.identity import Identifier, PageQuery, Tenant
+from contracts.shapes import Frozen
 
 RunState = Literal["queued", "running", "posting", "done"]
 StepName = Literal["models", "context", "memory", "tool_list", "llm", "tools", "reply", "store"]
@@ -81,14 +79,12 @@ class RunView(BaseModel):
     finished_at: datetime | None = None
 
 
-class RunQuery(Strict):
+class RunQuery(PageQuery):
     """Query of `GET /runs`: newest first, one page."""
 
     microdao_id: Identifier
     agent_id: Identifier | None = None
     channel_id: Identifier | None = None
-    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
-    cursor: Cursor | None = None
 
 
 @dataclass

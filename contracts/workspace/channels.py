@@ -8,9 +8,9 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field
 
-from contracts.identity import Cursor, Identifier, Page
+from contracts.identity import Identifier, Page, PageQuery
 from contracts.shapes import Frozen, Strict
-from contracts.workspace.fields import Limit, Name
+from contracts.workspace.fields import Name
 from contracts.workspace.messaging_service import sender_type
 
 MAX_MEMBERS = 200
@@ -44,15 +44,13 @@ class Channel(Frozen):
     created_at: datetime
 
 
-class ChannelQuery(Strict):
+class ChannelQuery(PageQuery):
     """Query of `GET /channels`: newest first, one page. Without a microDAO it lists the channels of
     all, which needs the admin secret.
     """
 
     microdao_id: Identifier | None = None
     member_id: Identifier | None = None
-    limit: Limit = 50
-    cursor: Cursor | None = None
 
 
 class NewMember(Strict):

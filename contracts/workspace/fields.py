@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
 
+from contracts.identity import MAX_PAGE
 from contracts.values import storable
 
-MAX_PAGE = 200
 MAX_NAME = 300
 MAX_DESCRIPTION = 5_000
 

@@ -4,7 +4,7 @@ from datetime import date, datetime
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
-from contracts.identity import Cursor, Identifier, Page
+from contracts.identity import Identifier, Page, PageQuery
 from contracts.shapes import Frozen, Strict
 from contracts.workspace.fields import Description, Limit, Name, Title
 
@@ -32,13 +32,11 @@ class Project(Frozen):
     created_at: datetime
 
 
-class ProjectQuery(Strict):
+class ProjectQuery(PageQuery):
     """Query of `GET /projects`: newest first, one page."""
 
     microdao_id: Identifier
     status: ProjectStatus | None = None
-    limit: Limit = 50
-    cursor: Cursor | None = None
 
 
 class ProjectStore(Protocol):
@@ -76,15 +74,13 @@ class FollowUp(Frozen):
     created_at: datetime
 
 
-class FollowUpQuery(Strict):
+class FollowUpQuery(PageQuery):
     """Query of `GET /follow-ups`: newest first, one page."""
 
     microdao_id: Identifier
     project_id: UUID | None = None
     assignee: Identifier | None = None
     status: FollowUpStatus | None = None
-    limit: Limit = 50
-    cursor: Cursor | None = None
 
 
 class FollowUpStore(Protocol):

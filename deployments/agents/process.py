@@ -47,10 +47,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    def stop(self) -> None:
-        """Ends `serve` once open requests have ended."""
-        self.should_exit = True
-
 
 async def serve(
     environment: Environment, ingress_url: str, listener: socket.socket, args: AgentsArgs
@@ -80,7 +76,7 @@ async def serve(
             )
         )
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, server.stop)
+            asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
         await server.serve(sockets=[listener])
 
 

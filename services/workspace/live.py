@@ -131,11 +131,15 @@ class LiveFeeds:
         wake = asyncio.Event()
         try:
             feed = await self._join(microdao_id, channel_id, wake)
-            start = feed.known if after is None else min(after, feed.known)
-            yield self._iterate(feed, start, wake)
+            try:
+                start = feed.known if after is None else min(after, feed.known)
+                yield self._iterate(feed, start, wake)
+            finally:
+                feed.watchers.discard(wake)
+                if not feed.watchers:
+                    del self._feeds[channel_id]
         finally:
             self._count -= 1
-            self._leave(channel_id, wake)
 
     async def _join(self, microdao_id: str, channel_id: UUID, wake: asyncio.Event) -> _ChannelFeed:
         position = (await self._store.positions([channel_id])).get(channel_id, 0)
@@ -145,14 +149,6 @@ class LiveFeeds:
         feed.advance(position)
         feed.watchers.add(wake)
         return feed
-
-    def _leave(self, channel_id: UUID, wake: asyncio.Event) -> None:
-        feed = self._feeds.get(channel_id)
-        if feed is None:
-            return
-        feed.watchers.discard(wake)
-        if not feed.watchers:
-            del self._feeds[channel_id]
 
     async def _iterate(
         self, feed: _ChannelFeed, position: int, wake: asyncio.Event
