@@ -24,14 +24,11 @@ TRIGGERS: dict[Entrypoint, str] = {
 """The usage engine's words for entrypoints."""
 
 
-class AgentNotice(Frozen):
-    """Fields of every notice. `channel_id` is null for a run without a channel."""
+class AgentEvent(Frozen):
+    """What every event about a run says. `channel_id` is null for a run without a channel."""
 
     subject: ClassVar[str]
 
-    event_id: str
-    ts: AwareDatetime
-    run_id: UUID
     agent_id: str
     microdao_id: str
     channel_id: str | None
@@ -40,6 +37,14 @@ class AgentNotice(Frozen):
     def message(self) -> dict[str, Any]:
         """Returns the message."""
         return self.model_dump(mode="json")
+
+
+class AgentNotice(AgentEvent):
+    """Fields of every notice."""
+
+    event_id: str
+    ts: AwareDatetime
+    run_id: UUID
 
 
 class RunStarted(AgentNotice):
@@ -77,19 +82,15 @@ class AgentError(AgentNotice):
     error_type: str
 
 
-class AgentUsageEvent(Frozen):
+class AgentUsageEvent(AgentEvent):
     """Published as `usage.agent` when a run ends; `id` is the run's, so that consumers can
     recognise repeats.
     """
 
-    subject: ClassVar[str] = "usage.agent"
+    subject = "usage.agent"
 
     id: UUID
     occurred_at: AwareDatetime
-    agent_id: str
-    microdao_id: str
-    channel_id: str | None
-    entrypoint: Entrypoint
     outcome: Outcome
     error: str | None
     model: str | None
@@ -102,7 +103,7 @@ class AgentUsageEvent(Frozen):
     def message(self) -> dict[str, Any]:
         """Returns the message: the fields that DAARION's usage engine requires, and our own."""
         success = self.outcome in {"answered", "ignored"}
-        return self.model_dump(mode="json") | {
+        return super().message() | {
             "event_id": str(self.id),
             "timestamp": self.occurred_at.isoformat(),
             "trigger": TRIGGERS[self.entrypoint],

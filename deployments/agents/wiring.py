@@ -100,7 +100,10 @@ class AgentRuntime:
             if environment.nats_url
             else None
         )
-        self._monitor = HealthMonitor(self._dependencies())
+        dependencies = {"database": Dependency(self._database.ping), "work": Dependency(self._work)}
+        if self._link is not None:
+            dependencies["nats"] = Dependency(self._link.probe, required=False)
+        self._monitor = HealthMonitor(dependencies)
 
     async def open(self) -> None:
         """Opens the pool (also while PostgreSQL is away) and starts to work."""
@@ -123,12 +126,6 @@ class AgentRuntime:
     def router(self) -> APIRouter:
         """Returns the routes of the application."""
         return agents_router(self.runs, self.store, self._blueprints, self._monitor.health)
-
-    def _dependencies(self) -> dict[str, Dependency]:
-        found = {"database": Dependency(self._database.ping), "work": Dependency(self._work)}
-        if self._link is not None:
-            found["nats"] = Dependency(self._link.probe, required=False)
-        return found
 
     async def _work(self) -> None:
         self.runs.check()
