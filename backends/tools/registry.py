@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -28,9 +28,12 @@ CURRENT_ONE = """
 SELECT tool_id, version, enabled, origin, source, definition::text AS definition, updated_at
 FROM tools WHERE tool_id = %(tool_id)s
 """
-OF_ORIGIN = """
+# What a synchronisation may change: the named tools, and all tools of its origin.
+AFFECTED = """
 SELECT tool_id, version, enabled, origin, source, definition::text AS definition, updated_at
-FROM tools WHERE origin = %(origin)s AND source IS NOT DISTINCT FROM %(source)s
+FROM tools
+WHERE tool_id = ANY(%(tool_ids)s)
+    OR (origin = %(origin)s AND source IS NOT DISTINCT FROM %(source)s)
 """
 # Every version is current and history: one statement writes both rows.
 WRITE = """
@@ -110,53 +113,58 @@ class PostgresToolStore:
         self, definitions: Sequence[ToolDefinition], origin: Origin, source: str | None = None
     ) -> int:
         """Makes the tools of this origin and source equal `definitions`; returns the changes."""
+        kept = {definition.id for definition in definitions}
+        values = {"tool_ids": list(kept), "origin": origin, "source": source}
         async with self._database.transaction(timeout_s=WRITE_TIMEOUT_S) as connection:
             await connection.execute(LOCK)
-            changes = 0
-            for definition in definitions:
-                changes += await self._sync_one(connection, definition, origin, source)
-            changes += await self._retire(
-                connection, {definition.id for definition in definitions}, origin, source
-            )
-            if changes:
+            rows = await (await connection.execute(AFFECTED, values)).fetchall()
+            known = {row["tool_id"]: self._readable(row) for row in rows}
+            new = [one for one in definitions if self._is_change(one, known, origin, source)]
+            gone = [
+                tool
+                for tool_id, tool in known.items()
+                if tool is not None
+                and tool.enabled
+                and (tool.origin, tool.source) == (origin, source)
+                and tool_id not in kept
+            ]
+            for definition in new:
+                await _write(
+                    connection,
+                    definition,
+                    known.get(definition.id),
+                    enabled=True,
+                    origin=origin,
+                    source=source,
+                )
+            for tool in gone:
+                await _write(
+                    connection, tool.definition, tool, enabled=False, origin=origin, source=source
+                )
+            if new or gone:
                 await connection.execute(BUMP)
-            return changes
+        return len(new) + len(gone)
 
-    async def _sync_one(
-        self, connection: Connection, definition: ToolDefinition, origin: Origin, source: str | None
-    ) -> int:
-        try:
-            current = await self._current(connection, definition.id)
-        except ValidationError:  # written by another version of this program
-            self._events.emit("tools.unreadable_definition", tool_id=definition.id)
-            return 0
-        if current is not None:
-            if (current.origin, current.source) != (origin, source):
-                if current.origin != "admin":
-                    self._events.emit("tools.name_taken", tool_id=definition.id, by=current.origin)
-                return 0
-            if current.enabled and current.definition == definition:
-                return 0
-        await _write(connection, definition, current, enabled=True, origin=origin, source=source)
-        return 1
-
-    async def _retire(
-        self, connection: Connection, kept: set[str], origin: Origin, source: str | None
-    ) -> int:
-        """Disables the tools that this origin wrote and no longer names."""
-        rows = await (
-            await connection.execute(OF_ORIGIN, {"origin": origin, "source": source})
-        ).fetchall()
-        gone = [
-            tool
-            for row in rows
-            if (tool := self._readable(row)) and tool.enabled and tool.definition.id not in kept
-        ]
-        for tool in gone:
-            await _write(
-                connection, tool.definition, tool, enabled=False, origin=origin, source=source
-            )
-        return len(gone)
+    def _is_change(
+        self,
+        definition: ToolDefinition,
+        known: Mapping[str, RegisteredTool | None],
+        origin: Origin,
+        source: str | None,
+    ) -> bool:
+        """Whether a synchronisation writes this definition; what another origin wrote stays, and
+        so does what another version of this program wrote in a form that is unreadable here.
+        """
+        if definition.id not in known:
+            return True
+        current = known[definition.id]
+        if current is None:
+            return False
+        if (current.origin, current.source) != (origin, source):
+            if current.origin != "admin":
+                self._events.emit("tools.name_taken", tool_id=definition.id, by=current.origin)
+            return False
+        return not current.enabled or current.definition != definition
 
     async def _current(self, connection: Connection, tool_id: str) -> RegisteredTool | None:
         row = await (await connection.execute(CURRENT_ONE, {"tool_id": tool_id})).fetchone()
