@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from common.retry import retry
-from common.tasks import end_tasks
+from common.tasks import end_tasks, spawn
 from contracts.errors import DaarionError
 from contracts.events import EventLog, Publisher
 from contracts.tools.api import ToolDefinition, ToolExecutor
@@ -59,7 +59,7 @@ class Toolcore:
         self.audit = Audit(ledger, events)
         self._recorder = ToolRecorder(ledger, usage, events)
         self._sources = SourceKeeper(store, self.registry, events)
-        self._syncing: asyncio.Task[None] | None = None
+        self._syncing: set[asyncio.Task[None]] = set()
         self._slots = ConcurrencySlots()
         self._calls: ToolCalls | None = None
         self._catalog: Catalog | None = None
@@ -88,7 +88,7 @@ class Toolcore:
         )
         self._catalog = Catalog(self.registry, policy)
         self._admin = ToolAdmin(self._store, self.registry, configuration.resolve, self._events)
-        await self._stop_syncing()
+        await end_tasks(self._syncing)
         sync = partial(self._sync, configuration.definitions)
         try:
             await sync()
@@ -99,7 +99,7 @@ class Toolcore:
                 first_s=SYNC_RETRY_S,
                 longest_s=SYNC_RETRY_S,
             )
-            self._syncing = asyncio.create_task(done, name="tools:sync")
+            spawn(done, self._syncing)
         await self._sources.watch(configuration.sources)
 
     def calls(self) -> ToolCalls:
@@ -123,7 +123,7 @@ class Toolcore:
 
     async def close(self) -> None:
         """Stops the background work; records that are being written get a few seconds."""
-        await self._stop_syncing()
+        await end_tasks(self._syncing)
         await self._sources.close()
         await self.registry.close()
         await self._recorder.close()
@@ -133,8 +133,3 @@ class Toolcore:
         await self.registry.refresh()
         if changes:
             self._events.emit("tools.file_synced", changes=changes)
-
-    async def _stop_syncing(self) -> None:
-        if self._syncing is not None:
-            await end_tasks([self._syncing])
-            self._syncing = None
