@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from backends.http.client import ServiceClient
-from contracts.agents.ports import MemoryExchange
 from contracts.deadline import Deadline
 from contracts.identity import Tenant
 from contracts.memory.api import Item, QueryResponse, StoreResponse
@@ -29,20 +30,26 @@ class MemoryClient(ServiceClient):
         answer = await self._ask(f"{PREFIX}/query", deadline, body=body)
         return self._read(answer, QueryResponse, "items").items
 
-    async def remember(self, exchange: MemoryExchange, deadline: Deadline) -> str:
-        """Stores one exchange and returns its id. Raises DaarionError."""
+    async def remember(
+        self,
+        tenant: Tenant,
+        channel_id: str | None,
+        content: Mapping[str, str],
+        deadline: Deadline,
+        *,
+        key: str,
+        meta: Mapping[str, str],
+    ) -> str:
+        """Stores one conversation and returns its id. Raises DaarionError."""
         body = {
-            **exchange.tenant.model_dump(),
+            **tenant.model_dump(),
             "kind": "conversation",
-            "content": {
-                "user_message": exchange.user_message[:MAX_TEXT_CHARS],
-                "agent_reply": exchange.agent_reply[:MAX_TEXT_CHARS],
-            },
-            "meta": dict(exchange.meta),
+            "content": {name: text[:MAX_TEXT_CHARS] for name, text in content.items()},
+            "meta": dict(meta),
         }
-        if exchange.channel_id is not None:
-            body["channel_id"] = exchange.channel_id
-        headers = {"Idempotency-Key": exchange.key}
+        if channel_id is not None:
+            body["channel_id"] = channel_id
+        headers = {"Idempotency-Key": key}
         answer = await self._ask(
             f"{PREFIX}/store", deadline, body=body, headers=headers, patience_s=self._patience_s
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
 
@@ -14,18 +13,6 @@ from contracts.memory.api import Item
 from contracts.tools.api import ToolCallRequest, ToolCallResult, ToolDefinition
 
 
-@dataclass(frozen=True)
-class MemoryExchange:
-    """Question and answer, as memory keeps them."""
-
-    tenant: Tenant
-    channel_id: str | None
-    user_message: str = field(repr=False)
-    agent_reply: str = field(repr=False)
-    key: str
-    meta: Mapping[str, str] = field(default_factory=dict)
-
-
 class AgentMemory(Protocol):
     """The Memory Orchestrator. Raises leaves of the error tree."""
 
@@ -34,8 +21,17 @@ class AgentMemory(Protocol):
     ) -> list[Item]:
         """Returns the items nearest to `query`, best first."""
 
-    async def remember(self, exchange: MemoryExchange, deadline: Deadline) -> str:
-        """Stores an exchange once per key; returns the memory's id."""
+    async def remember(
+        self,
+        tenant: Tenant,
+        channel_id: str | None,
+        content: Mapping[str, str],
+        deadline: Deadline,
+        *,
+        key: str,
+        meta: Mapping[str, str],
+    ) -> str:
+        """Stores a conversation once per key; returns the memory's id."""
 
 
 class AgentTools(Protocol):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from common.tasks import end_tasks, spawn
 from contracts.agents.blueprints import Blueprint
-from contracts.agents.ports import AgentMemory, MemoryExchange, RunStore
+from contracts.agents.ports import AgentMemory, RunStore
 from contracts.agents.runs import Outcome, Run
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal
@@ -145,17 +145,18 @@ class RunAttempts:
         if context is None or not run.reply:
             return
         question = context.question
-        exchange = MemoryExchange(
-            run.tenant,
-            run.channel_id,
-            question.text,
-            run.reply,
-            f"run-{run.id}",
-            {"run_id": str(run.id), "sender_id": question.sender_id},
-        )
+        content = {"user_message": question.text, "agent_reply": run.reply}
+        meta = {"run_id": str(run.id), "sender_id": question.sender_id}
         try:
             with recorder.step("store"):
-                await self.memory.remember(exchange, Deadline.after(STORE_TIMEOUT_S))
+                await self.memory.remember(
+                    run.tenant,
+                    run.channel_id,
+                    content,
+                    Deadline.after(STORE_TIMEOUT_S),
+                    key=f"run-{run.id}",
+                    meta=meta,
+                )
         except DaarionError:
             recorder.record_degraded("memory_store")
         else:
