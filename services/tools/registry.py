@@ -1,4 +1,6 @@
-"""The registry in a replica: compiled tools in memory, refreshed within a second of a change."""
+"""The registry in a replica: compiled tools in memory, refreshed within a second of a change, and
+the sources that keep their tools in it.
+"""
 
 from __future__ import annotations
 
