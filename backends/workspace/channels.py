@@ -8,7 +8,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from backends.postgres.pages import read_page
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from backends.workspace.locking import is_member, lock_channel, no_such_channel
 from contracts.errors import Conflict
 from contracts.identity import Page, new_id
@@ -99,11 +99,8 @@ RETURNING 1 AS removed
 """
 
 
-class PostgresChannels:
+class PostgresChannels(PostgresAdapter):
     """Implements ChannelStore."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def tenant(self, channel_id: UUID) -> str | None:
         async with self._database.transaction() as connection:

@@ -12,7 +12,7 @@ from uuid import UUID
 import orjson
 from psycopg.rows import DictRow
 
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from backends.workspace.locking import Connection, digest, is_member, lock_channel
 from contracts.errors import Forbidden
 from contracts.workspace.events import ChannelEvent, RunSteps
@@ -59,11 +59,8 @@ LIMIT %(limit)s
 """
 
 
-class PostgresChannelEvents:
+class PostgresChannelEvents(PostgresAdapter):
     """Implements ChannelEventStore."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def add_steps(self, microdao_id: str, channel_id: UUID, steps: RunSteps) -> int:
         run = {"run_id": steps.run_id, "agent_id": steps.agent_id}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from backends.workspace.locking import digest, is_member, lock_channel
 from contracts.errors import Conflict, Forbidden, InvalidRequest
 from contracts.identity import new_id
@@ -59,11 +59,8 @@ LIMIT %(limit)s
 """
 
 
-class PostgresMessages:
+class PostgresMessages(PostgresAdapter):
     """Implements MessageStore."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def post(self, microdao_id: str, post: Post) -> tuple[Message, bool]:
         values = {

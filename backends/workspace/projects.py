@@ -11,7 +11,7 @@ import orjson
 from psycopg.rows import DictRow
 
 from backends.postgres.pages import read_page
-from backends.postgres.pool import Database
+from backends.postgres.pool import PostgresAdapter
 from contracts.errors import Conflict, NotFound
 from contracts.identity import Page, new_id
 from contracts.workspace.projects import (
@@ -70,11 +70,8 @@ LIMIT %(rows)s
 """
 
 
-class PostgresProjects:
+class PostgresProjects(PostgresAdapter):
     """Implements ProjectStore."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def create(self, project: NewProject) -> Project:
         values = {"id": new_id(), **project.model_dump()}
@@ -95,11 +92,8 @@ class PostgresProjects:
         return Page(items=[Project.model_validate(row) for row in rows], next_cursor=cursor)
 
 
-class PostgresFollowUps:
+class PostgresFollowUps(PostgresAdapter):
     """Implements FollowUpStore."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def create(
         self, microdao_id: str, created_by: str, key: str, follow_up: NewFollowUp
