@@ -5,19 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
+from configs.yaml_files import Settings
 
 Seconds = Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Folder = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
 
 
-class QuerySettings(BaseModel):
+class QuerySettings(Settings):
     """How a question is answered; see the comments in the file."""
-
-    model_config = _STRICT
 
     candidates: Annotated[int, Field(ge=10, le=1_000)] = 100
     recent: Annotated[int, Field(ge=0, le=200)] = 20
@@ -25,10 +23,8 @@ class QuerySettings(BaseModel):
     embed_timeout_s: Seconds = 3
 
 
-class FusionWeights(BaseModel):
+class FusionWeights(Settings):
     """Overrides of `services/memory/fusion.py`; absent keys keep the values measured there."""
-
-    model_config = _STRICT
 
     unrelated: Annotated[float, Field(ge=-1, lt=1)] | None = None
     lexical_weight: Share | None = None
@@ -36,10 +32,8 @@ class FusionWeights(BaseModel):
     half_life_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
 
 
-class ChunkSettings(BaseModel):
+class ChunkSettings(Settings):
     """Bounds of a chunk in characters."""
-
-    model_config = _STRICT
 
     most: Annotated[int, Field(ge=100, le=20_000)] = 900
     overlap: Annotated[int, Field(ge=0, le=5_000)] = 120
@@ -51,36 +45,28 @@ class ChunkSettings(BaseModel):
         return self
 
 
-class IngestionLanes(BaseModel):
+class IngestionLanes(Settings):
     """Calls of the embedder at a time per replica, and chunks in each."""
-
-    model_config = _STRICT
 
     lanes: Annotated[int, Field(ge=1, le=64)] = 2
     batch: Annotated[int, Field(ge=1, le=256)] = 16
 
 
-class ShortTermSettings(BaseModel):
+class ShortTermSettings(Settings):
     """The event log."""
-
-    model_config = _STRICT
 
     retention_days: Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)] = 90
 
 
-class VectorSettings(BaseModel):
+class VectorSettings(Settings):
     """When a tenant gets a partition of its own."""
-
-    model_config = _STRICT
 
     exact_rows: Annotated[int, Field(ge=100, le=10_000_000)] = 10_000
     max_shards: Annotated[int, Field(ge=0, le=2_000)] = 200
 
 
-class KnowledgeBaseSettings(BaseModel):
+class KnowledgeBaseSettings(Settings):
     """Folders, relative to the data directory, and how often they are looked at."""
-
-    model_config = _STRICT
 
     shared: Folder = "kb/shared"
     microdao: Folder = "kb/microdao"
@@ -94,10 +80,8 @@ class KnowledgeBaseSettings(BaseModel):
         ).expanduser()
 
 
-class SummarySettingsFile(BaseModel):
+class SummarySettingsFile(Settings):
     """The model that writes summaries, and the bounds of one call."""
-
-    model_config = _STRICT
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = "dagi-local-8b"
     prompt_chars: Annotated[int, Field(ge=500, le=1_000_000)] = 3_000
@@ -107,10 +91,8 @@ class SummarySettingsFile(BaseModel):
     timeout_s: Seconds = 120
 
 
-class MemorySettings(BaseModel):
+class MemorySettings(Settings):
     """`memory.yaml`."""
-
-    model_config = _STRICT
 
     query: QuerySettings = QuerySettings()
     fusion: FusionWeights = FusionWeights()

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from configs.endpoints import BaseUrl
 from configs.own_secrets import would_leave
+from configs.yaml_files import Settings
 from contracts.errors import ConfigurationError
 from contracts.identity import Identifier
 
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
-class MessagingSettings(BaseModel):
+class MessagingSettings(Settings):
     """`kind` is `workspace` (this product's application) or `messaging_service` (the neighbours').
 
     `base_url` is required for `messaging_service`; without it the workspace behind our own ingress
@@ -25,8 +26,6 @@ class MessagingSettings(BaseModel):
     When the service does not report a channel's microDAO, `microdaos` (by channel id) and then
     `microdao_id` apply. An invocation without a channel may name no other than `microdao_id`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["workspace", "messaging_service"] = "workspace"
     base_url: BaseUrl | None = None

@@ -12,11 +12,12 @@ from urllib.request import (  # type: ignore[attr-defined]  # typeshed leaves it
     proxy_bypass_environment,
 )
 
-from pydantic import AfterValidator, BaseModel, StringConstraints, model_validator
+from pydantic import AfterValidator, StringConstraints, model_validator
 
 from common.loopback import is_loopback
 from configs.endpoints import plain_url
 from configs.own_secrets import OWN_SECRETS
+from configs.yaml_files import Settings
 from contracts.errors import ConfigurationError
 
 _PROXY = re.compile(
@@ -38,7 +39,7 @@ def _proxy_url(value: str) -> str:
     return value
 
 
-class Proxied(BaseModel):
+class Proxied(Settings):
     """The forward proxy of one endpoint.
 
     `proxy` is its `http://host:port`, `proxy_auth_env` the variable that holds `user:password`.

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     field_validator,
@@ -17,7 +15,7 @@ from pydantic import (
 from configs.engines.embedder import EmbedderSettings
 from configs.engines.model_source import DEFAULT_MODEL, find_model
 from configs.environment import Environment
-from configs.yaml_files import load_yaml
+from configs.yaml_files import Settings, load_yaml
 from contracts.errors import ConfigurationError
 
 OTHER_MODEL_KV_CACHE_MB = 2_048
@@ -25,7 +23,6 @@ OTHER_MODEL_KV_CACHE_MB = 2_048
 Qwen3-4B takes 144 KiB."""
 DEFAULT_FOLDER = Path("models", "smollm2-135m-instruct")
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 _MANAGED_ARGUMENTS = frozenset({
     "model", "served_model_name", "tokenizer", "dtype", "max_model_len", "max_num_seqs",
     "max_num_queued_reqs", "enforce_eager", "kv_cache_memory_bytes", "gpu_memory_utilization",
@@ -38,10 +35,8 @@ Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
 
 
-class SamplingSettings(BaseModel):
+class SamplingSettings(Settings):
     """Defaults of a request; null takes the model's own from its `generation_config.json`."""
-
-    model_config = _STRICT
 
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
@@ -50,23 +45,19 @@ class SamplingSettings(BaseModel):
     """Bound of an answer in tokens; null: the rest of the context."""
 
 
-class StructuredSettings(BaseModel):
+class StructuredSettings(Settings):
     """Bounds for JSON schemas without, so that a small model cannot loop inside one value.
 
     null adds no bound.
     """
-
-    model_config = _STRICT
 
     max_string_length: Annotated[int, Field(ge=16, le=100_000)] | None = None
     max_items: Annotated[int, Field(ge=1, le=10_000)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
 
 
-class EngineArguments(BaseModel):
+class EngineArguments(Settings):
     """vLLM's engine arguments; `extra` passes further ones through by vLLM's own names."""
-
-    model_config = _STRICT
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: Annotated[int, Field(ge=256)]
@@ -98,15 +89,13 @@ class EngineArguments(BaseModel):
         return self
 
 
-class LocalLLMSettings(BaseModel):
+class LocalLLMSettings(Settings):
     """The chat engine.
 
     `model` is `default` (the folder that `make models` builds), a folder (absolute, or relative to
     the data directory), or a model hub id. `chat_template` is a file beside this one; null takes
     the model's own.
     """
-
-    model_config = _STRICT
 
     model: Text = DEFAULT_MODEL
     served_name: Text
@@ -118,10 +107,8 @@ class LocalLLMSettings(BaseModel):
     engine: EngineArguments
 
 
-class EnginesSettings(BaseModel):
+class EnginesSettings(Settings):
     """`engines.yaml`."""
-
-    model_config = _STRICT
 
     local_llm: LocalLLMSettings
     embedder: EmbedderSettings

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from configs.endpoints import BaseUrl, Headers, refuse_exposed_key
 from configs.engines.model_source import DEFAULT_MODEL, find_model
 from configs.environment import Environment
 from configs.proxies import Proxied
+from configs.yaml_files import Settings
 from contracts.llm.embeddings import MAX_TEXTS_PER_CALL, EmbeddingKind, EmbeddingSpace
 
 NEUTRAL = "+neutral1"
 """Ends the version of language-neutral vectors; counted up when their computation changes."""
 DEFAULT_FOLDER = Path("models", "multilingual-e5-small")
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
@@ -26,10 +26,8 @@ Name = Annotated[
 ]
 
 
-class PrefixSettings(BaseModel):
+class PrefixSettings(Settings):
     """Prefixes of texts, as the model was trained; a blank at the end counts."""
-
-    model_config = _STRICT
 
     query: Annotated[str, StringConstraints(max_length=1_024)] = ""
     passage: Annotated[str, StringConstraints(max_length=1_024)] = ""
@@ -39,22 +37,18 @@ class PrefixSettings(BaseModel):
         return self.query if kind == "query" else self.passage
 
 
-class PassSettings(BaseModel):
+class PassSettings(Settings):
     """Bounds of one pass through the model; a query waits at most for the current pass."""
-
-    model_config = _STRICT
 
     max_texts: Annotated[int, Field(ge=1, le=1_024)] = 32
     max_tokens: Annotated[int, Field(ge=64, le=1_048_576)] = 1_024
 
 
-class QueueSettings(BaseModel):
+class QueueSettings(Settings):
     """Texts that may wait in one replica; more are answered `overloaded`.
 
     Queries go first, but passages get `passage_share` of the work while queries never stop.
     """
-
-    model_config = _STRICT
 
     max_texts: Positive = 4_096
     max_texts_per_tenant: Positive = 1_024
@@ -69,15 +63,13 @@ class QueueSettings(BaseModel):
         return self
 
 
-class _Common(BaseModel):
+class _Common(Settings):
     """Settings of every embedder.
 
     `version` is recorded with each vector: change it whenever the same text would get another
     vector (another model, other weights, prefixes or window). `served_name` is its name at
     `/internal/llm/v1/embeddings`.
     """
-
-    model_config = _STRICT
 
     served_name: Name
     version: Name

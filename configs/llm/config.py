@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from configs.endpoints import BaseUrl, Headers, refuse_exposed_key
-from configs.llm.answers import BatchSettings, CacheSettings, IdempotencySettings
 from configs.llm.failover import (
     CircuitSettings,
     Name,
@@ -17,15 +16,15 @@ from configs.llm.failover import (
 )
 from configs.llm.limits import LimitSettings, PriceSettings
 from configs.proxies import Proxied
+from configs.yaml_files import Settings
 from contracts.llm.routing import Continuation, Reasoning, StreamRecovery
 
 EMBEDDER_TYPES = ("local", "openai_compatible")
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 PricedModel = Annotated[str, StringConstraints(min_length=1, max_length=400)]
 
 
-class ProviderSettings(Proxied, BaseModel):
+class ProviderSettings(Proxied):
     """One provider.
 
     `type` names the adapter, a module of `providers/`. `extra_body` is merged into every request
@@ -38,8 +37,6 @@ class ProviderSettings(Proxied, BaseModel):
     whole answers as streams, so that `first_token_s` and `idle_s` bound their silence.
     `proxy` and `proxy_auth_env`: see Proxied.
     """
-
-    model_config = _STRICT
 
     type: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")] = "openai_compatible"
     base_url: BaseUrl | None = None
@@ -66,7 +63,7 @@ class ProviderSettings(Proxied, BaseModel):
         return self
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(Settings):
     """One logical model: provider, the provider's name for it, logical models to fall back on.
 
     The local engine serves one model, so `name` may be left out there: it is `served_name` in the
@@ -76,8 +73,6 @@ class ModelSettings(BaseModel):
     `context_tokens` bounds prompt and answer together; by default it comes from the engines' file
     or from the price library.
     """
-
-    model_config = _STRICT
 
     provider: Name
     name: Annotated[str, StringConstraints(max_length=256)] = ""
@@ -90,14 +85,39 @@ class ModelSettings(BaseModel):
     context_tokens: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
 
 
-class LLMSettings(BaseModel):
+class CacheSettings(Settings):
+    """The response cache of each replica, for requests that ask for it."""
+
+    max_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 34)] = 64 << 20
+
+
+class IdempotencySettings(Settings):
+    """How long the answer to an `Idempotency-Key` is kept."""
+
+    retention_h: Annotated[float, Field(gt=0, le=24 * 31, allow_inf_nan=False)] = 24.0
+
+
+class BatchSettings(Settings):
+    """Batches.
+
+    `concurrency` bounds the running batch requests per replica, less its calls with a waiting
+    caller, but at least one; 0 leaves batches to other replicas. After `max_failures` temporary
+    failures a request is given up. `max_waiting` bounds the unfinished requests of one microDAO;
+    `retention_days` counts from submission.
+    """
+
+    concurrency: Annotated[int, Field(ge=0, le=256)] = 4
+    max_failures: Annotated[int, Field(ge=1, le=100)] = 5
+    max_waiting: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
+    retention_days: Annotated[float, Field(gt=0, le=365, allow_inf_nan=False)] = 30.0
+
+
+class LLMSettings(Settings):
     """`llm.yaml`.
 
     A key of `prices` is a model of this file, or `<provider>/<the provider's name of the model>`;
     the embedder's provider is its `type` in `engines.yaml`.
     """
-
-    model_config = _STRICT
 
     providers: Annotated[dict[Name, ProviderSettings], Field(min_length=1)]
     models: Annotated[dict[Name, ModelSettings], Field(min_length=1)]

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
+
+from configs.yaml_files import Settings
 
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")
 ]
 Seconds = Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)]
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
-
-class _Inherited(BaseModel):
+class _Inherited(Settings):
     """A group of values; absent ones are inherited: model over provider over file."""
-
-    model_config = _STRICT
 
     def over(self, base: Self) -> Self:
         """Returns these values, with those of `base` for absent ones."""
@@ -54,14 +52,12 @@ class CircuitSettings(_Inherited):
     max_cooldown_s: Seconds | None = None
 
 
-class SpillSettings(BaseModel):
+class SpillSettings(Settings):
     """The logical models that take over while the primary target is busy or cannot be called.
 
     It counts as busy from `queue_depth` waiting calls until they fall to `return_depth` (by default
     to half of `queue_depth`).
     """
-
-    model_config = _STRICT
 
     to: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)]
     queue_depth: Annotated[int, Field(ge=1, le=100_000)]
