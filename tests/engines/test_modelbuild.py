@@ -16,16 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from configs.engines import config, embedder
 from modelbuild.__main__ import main
-from modelbuild.build import Builder
+from modelbuild.build import Builder, exclusive
 from modelbuild.errors import (
     CheckFailed,
     ChecksumMismatch,
     DownloadFailed,
     ModelBuildError,
 )
-from modelbuild.folders import default_model_folders
-from modelbuild.lock import exclusive
 from modelbuild.progress import Progress
 from modelbuild.recipes import RECIPES, Recipe
 from modelbuild.sources import Wheel, fetch_wheel
@@ -307,7 +306,7 @@ def test_model_libraries_are_imported_only_when_needed():
     assert done.stdout.strip() == "[]"
 
 
-def test_folders_are_known_without_a_build(tmp_path: Path):
-    folders = default_model_folders(tmp_path)
-    assert folders.llm == tmp_path / "models" / "smollm2-135m-instruct"
-    assert folders.embedder == tmp_path / "models" / "multilingual-e5-small"
+def test_recipes_fill_the_folders_that_the_engines_load():
+    folders = [Path("models") / recipe.folder for recipe in RECIPES]
+    assert folders == [config.DEFAULT_FOLDER, embedder.DEFAULT_FOLDER]
+    assert [folder.name for folder in folders] == ["smollm2-135m-instruct", "multilingual-e5-small"]

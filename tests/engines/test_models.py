@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modelbuild.folders import ModelFolders, default_model_folders
+from configs.engines import config, embedder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -45,19 +45,14 @@ def data_dir() -> Path:
 
 
 @pytest.fixture
-def copy(data_dir: Path, tmp_path: Path) -> ModelFolders:
-    """Both folders in a data directory of their own.
+def copy(data_dir: Path, tmp_path: Path) -> Path:
+    """The parent of both folders, in a data directory of their own.
 
     Big files are links, so a test replaces files and never edits them.
     """
-    folders = default_model_folders(tmp_path)
-    for source, target in zip(_each(default_model_folders(data_dir)), _each(folders), strict=True):
-        shutil.copytree(source, target, copy_function=_link)
-    return folders
-
-
-def _each(folders: ModelFolders) -> tuple[Path, Path]:
-    return folders.llm, folders.embedder
+    for folder in (config.DEFAULT_FOLDER, embedder.DEFAULT_FOLDER):
+        shutil.copytree(data_dir / folder, tmp_path / folder, copy_function=_link)
+    return tmp_path / "models"
 
 
 def _link(source: str, target: str) -> None:
@@ -98,10 +93,10 @@ def test_finished_models_are_recognised_quickly(data_dir: Path):
     ],
 )
 def test_model_with_other_answers_is_refused(
-    copy: ModelFolders, tmp_path: Path, file: str, value: str, other: str, complaint: str
+    copy: Path, tmp_path: Path, file: str, value: str, other: str, complaint: str
 ):
     # The length is unchanged, so only the check of the answers can detect it.
-    config = copy.llm.parent / file
+    config = copy / file
     content = config.read_text()
     assert value in content
     config.unlink()
@@ -110,4 +105,4 @@ def test_model_with_other_answers_is_refused(
     assert done.returncode == 1
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not (copy.llm.parent / file.split("/", maxsplit=1)[0] / "manifest.json").exists()
+    assert not (copy / file.split("/", maxsplit=1)[0] / "manifest.json").exists()

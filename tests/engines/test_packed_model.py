@@ -154,7 +154,7 @@ def test_tensor_of_another_shape_or_name_is_refused():
         (lambda data: data[:4] + b"\x02" + data[5:], "version"),
         (lambda data: data[:8] + struct.pack("<i", -1) + data[12:], "geometry"),
         (lambda data: data[:-1], "outside the file"),
-        (lambda data: data.replace("▁дім".encode(), b"\xff" * 9), "UTF-8"),
+        (lambda data: data.replace("▁дім".encode(), b"\xff" * 9), "utf-8"),
     ],
 )
 def test_a_damaged_file_has_an_error_of_its_own(damage: Callable[[bytes], bytes], reason: str):
@@ -185,7 +185,8 @@ def test_overwritten_bytes_never_raise_anything_else(at: int, noise: bytes):
 
 
 def test_embedder_folder_from_a_tiny_file(tmp_path: Path):
-    build_embedder(TINY, tmp_path)
+    (tmp_path / "packed").write_bytes(TINY)
+    build_embedder(tmp_path / "packed", tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     assert {array.dtype for array in weights.values()} == {np.dtype(np.float16)}
     assert weights["encoder.layer.0.intermediate.dense.weight"].shape == (WIDE, HIDDEN)
