@@ -26,8 +26,7 @@ from configs.environment import REPOSITORY, read_environment
 from launcher.instance import Instance
 from launcher.ports import free_ports
 from launcher.process import ChildProcess, Command
-from launcher.serve import ServeGraph, serve_command
-from launcher.serve_environment import serve_environment
+from launcher.serve import ServeGraph, serve_command, serve_environment
 from launcher.stores import PostgresServer
 
 KEY = "sk-benchmark"

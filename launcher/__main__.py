@@ -9,7 +9,6 @@ from pathlib import Path
 
 from configs.environment import REPOSITORY, Environment, read_environment
 from contracts.errors import ConfigurationError
-from launcher import state
 from launcher.console import Console
 from launcher.datadir import DataDir
 from launcher.readiness import is_ready
@@ -45,7 +44,7 @@ async def _run(options: argparse.Namespace, environment: Environment, console: C
 
 
 async def _status(environment: Environment, console: Console) -> int:
-    parts = state.read_parts(DataDir(environment.data_dir))
+    parts = DataDir(environment.data_dir).read_parts()
     if not parts:
         console.plain(f"nothing is running on {environment.data_dir}")
         return FAILED

@@ -1,4 +1,4 @@
-"""The data directory: its layout, its lock, and the files in it that only the owner may read.
+"""The data directory: its layout, its lock, what runs there, and files for the owner alone.
 
     <data dir>/            0700 (0711 as root: PostgreSQL's own account must reach its folder)
       postgres/            the cluster
@@ -16,12 +16,14 @@ Folders inside are 0700; whatever holds a password is 0600 from the moment it ex
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher.errors import StartRefused
@@ -36,8 +38,17 @@ _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.05
 
 
+@dataclass(frozen=True)
+class Part:
+    """One started part; `pid` is None for a store that runs elsewhere."""
+
+    name: str
+    pid: int | None
+    address: str
+
+
 class DataDir:
-    """One data directory: paths, passwords, lock."""
+    """One data directory: paths, passwords, lock, and what its launcher has started."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -74,14 +85,7 @@ class DataDir:
 
     def secret(self, name: str) -> str:
         """Returns the password `name`, generated at the first call into a 0600 file."""
-        path = self.secrets / name
-        if not path.exists():
-            temporary = _write_beside(path, secrets.token_urlsafe(32))
-            # Unlike a rename, a link never replaces the password of another process.
-            with suppress(FileExistsError):
-                os.link(temporary, path)
-            temporary.unlink()
-        return path.read_text().strip()
+        return ensure_secret(self.secrets / name).read_text().strip()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -114,6 +118,24 @@ class DataDir:
                 return int(file.read() or 0) or None
         return None
 
+    def write_parts(self, parts: list[Part]) -> None:
+        """Records the running parts, for `status` and `reload`."""
+        content = {"launcher": os.getpid(), "parts": [asdict(part) for part in parts]}
+        write_private(self.run / "state.json", json.dumps(content, indent=1))
+
+    def read_parts(self) -> dict[str, Part]:
+        """Returns the parts of the running launcher by name; ignores the file of a killed one."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if self.holder() is not None:
+                content = json.loads((self.run / "state.json").read_text())
+                return {part["name"]: Part(**part) for part in content["parts"]}
+        return {}
+
+    def clear_run(self) -> None:
+        """Removes every file under `run/`."""
+        for path in self.run.iterdir():
+            path.unlink()
+
 
 def _lock(descriptor: int) -> None:
     """Takes the lock; retries, since `holder` in another process may have it for a moment."""
@@ -126,6 +148,19 @@ def _lock(descriptor: int) -> None:
             time.sleep(_LOCK_PAUSE_S)
         else:
             return
+
+
+def ensure_secret(file: Path) -> Path:
+    """Returns `file`, with a secret generated at the first call. Raises OSError."""
+    if not (file.exists() and file.stat().st_size):
+        whole = _write_beside(file, secrets.token_hex(32))
+        try:
+            os.link(whole, file)  # unlike a rename, this never replaces another process's secret
+        except FileExistsError:
+            if not file.stat().st_size:  # of a version that died before it wrote the secret
+                whole.replace(file)
+        whole.unlink(missing_ok=True)
+    return file
 
 
 def write_private(path: Path, text: str) -> None:

@@ -1,4 +1,9 @@
-"""The children's log files: rotated at each start, cut when they exceed a bound."""
+"""The log files: those of the children, and those of Ray and the replicas in `logs/ray`.
+
+A child's log is rotated at each start, and cut when it exceeds a bound. Ray writes into the
+instance's directory: while the graph runs, `logs/ray` is a link to it; when it has stopped, or was
+found dead, the newest logs are copied there.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,8 @@ from pathlib import Path
 MAX_BYTES = 20 << 20
 _GENERATIONS = 3
 _QUOTED = 200
+RAY_KEPT_BYTES = 50 << 20
+_RAY_SOURCE = Path("ray/session_latest/logs")  # below an instance's directory
 
 
 def begin(log: Path) -> None:
@@ -55,3 +62,33 @@ def last_line_of(text: str) -> str:
     return next(
         (line.strip()[:_QUOTED] for line in reversed(text.splitlines()) if line.strip()), ""
     )
+
+
+def show_ray(logs: Path, instance_directory: Path) -> None:
+    """Links `logs/ray` to the logs of the running instance's newest session."""
+    link = _clear_ray(logs)
+    link.symlink_to(instance_directory / _RAY_SOURCE)
+
+
+def keep_ray(logs: Path, instance_directory: Path, max_bytes: int = RAY_KEPT_BYTES) -> None:
+    """Copies the newest logs of the instance to `logs/ray`, at most `max_bytes` in all."""
+    source, target = (instance_directory / _RAY_SOURCE).resolve(), _clear_ray(logs)
+    target.mkdir(mode=0o700)
+    files = [path for path in source.rglob("*") if path.is_file() and not path.is_symlink()]
+    room = max_bytes
+    for path in sorted(files, key=lambda each: each.stat().st_mtime, reverse=True):
+        room -= path.stat().st_size
+        if room < 0:
+            return
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+
+
+def _clear_ray(logs: Path) -> Path:
+    path = logs / "ray"
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+    return path

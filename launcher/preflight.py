@@ -11,14 +11,21 @@ from urllib.parse import urlsplit
 
 import psutil
 import psycopg
+from pydantic import BaseModel
 
+from configs.agents import load_blueprints
+from configs.engines.config import DEFAULT_FOLDER, EnginesSettings
+from configs.engines.model_source import find_model
 from configs.environment import Environment
+from configs.llm.config import LLMSettings
+from configs.memory import MemorySettings
 from configs.stores import login_parameters
+from configs.tools import ToolsSettings
+from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError
 from launcher.errors import StartRefused
 from launcher.nats import greets
 from launcher.ports import bind_error
-from launcher.settings import check_settings
 
 # The graph with the default models takes about 5 GB; with less the kernel kills processes.
 MEMORY_NEEDED = 6 << 30
@@ -28,6 +35,15 @@ HOSTS = ("127.0.0.1", "localhost", "0.0.0.0", "::")  # noqa: S104  # recognised 
 CGROUP = Path("/sys/fs/cgroup")
 # What vLLM and the sandbox of Python tools load and pip does not install, and Debian's packages.
 LIBRARIES = {"libnuma.so.1": "libnuma1", "libseccomp.so.2": "libseccomp2"}
+_MODELS: dict[str, type[BaseModel]] = {
+    "llm.yaml": LLMSettings,
+    "engines.yaml": EnginesSettings,
+    "engines.gpu.yaml": EnginesSettings,
+    "memory.yaml": MemorySettings,
+    "tools.yaml": ToolsSettings,
+}
+_OPTIONAL = "engines.gpu.yaml"
+"""Only the GPU profile reads it."""
 
 
 def check_graph(environment: Environment, memory_needed: int) -> None:
@@ -106,6 +122,21 @@ def check_libraries(libraries: dict[str, str] | None = None) -> None:
                 f"the system's library {file} is missing: "
                 f"install it (Debian, Ubuntu: apt install {package})"
             ) from None
+
+
+def check_settings(environment: Environment) -> None:
+    """Validates all files; the graph checks what only a deployment knows, such as adapters.
+
+    Raises:
+        ConfigurationError: names file, key and reason.
+    """
+    for name, model in _MODELS.items():
+        file = environment.config_dir / name
+        if name != _OPTIONAL or file.exists():
+            load_yaml(file, model)
+    load_blueprints(environment.config_dir)
+    if environment.model is not None:  # the engine would fail a minute later
+        find_model(environment.model, DEFAULT_FOLDER, "DAARION_MODEL", environment)
 
 
 def available_memory() -> int:

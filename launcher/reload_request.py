@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 
-from launcher import state
 from launcher.console import Console
 from launcher.datadir import DataDir
 
@@ -30,7 +29,7 @@ async def reload_graph(data_dir: DataDir, console: Console) -> int:
     """Sends SIGHUP to the running graph and waits for its answer; returns 0, or 1 after printing
     the reason.
     """
-    serve = state.read_parts(data_dir).get("Serve")
+    serve = data_dir.read_parts().get("Serve")
     if serve is None:
         console.plain(f"no graph is running on {data_dir.root}: start it with `make run`")
         return FAILED

@@ -1,12 +1,8 @@
-"""Processes that a graph left: Ray's daemons, its workers and HAProxy start processes of their own.
-
-The launcher becomes the parent of orphans, and so collects them when they have ended.
-"""
+"""Processes that a graph left: Ray's daemons, its workers and HAProxy start others themselves."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from contextlib import suppress
 
 import psutil
@@ -43,13 +39,3 @@ def end(processes: list[psutil.Process], grace_s: float) -> None:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(alive, timeout=5)
-
-
-def orphans(keep: Collection[int | None]) -> list[psutil.Process]:
-    """Returns the launcher's children but those in `keep`, which it has started itself."""
-    return [child for child in psutil.Process().children() if child.pid not in keep]
-
-
-def collect_ended(processes: list[psutil.Process]) -> None:
-    """Collects those that have ended, so that no zombies remain; does not wait."""
-    psutil.wait_procs(processes, timeout=0)

@@ -17,9 +17,9 @@ from common.tasks import end_tasks
 from configs.environment import REPOSITORY, Environment
 from contracts.errors import ConfigurationError
 from launcher import instance as instances
-from launcher import logs, messages, preflight, ray_logs, state, strays
+from launcher import logs, messages, preflight, strays
 from launcher.console import Console
-from launcher.datadir import DataDir, write_private
+from launcher.datadir import DataDir, Part, write_private
 from launcher.errors import ServiceFailed, StartRefused
 from launcher.instance import Instance
 from launcher.nats import NatsServer
@@ -28,9 +28,7 @@ from launcher.postgres import PostgresServer
 from launcher.process import ChildProcess, Command, become_subreaper, run_tool
 from launcher.readiness import until_ready
 from launcher.restarting import LIMIT, Failures
-from launcher.serve import ServeGraph
-from launcher.serve_environment import serve_environment
-from launcher.state import Part
+from launcher.serve import ServeGraph, serve_environment
 
 STOPPED, FAILED, REFUSED = 0, 1, 2
 _HOUSEKEEPING_S = 5.0
@@ -161,7 +159,7 @@ class Supervisor:
         preflight.check_disk(preflight.free_disk(data_dir.root), data_dir.root)
         await asyncio.to_thread(data_dir.prepare)
         stack.enter_context(data_dir.lock())
-        stack.callback(state.clear, data_dir)
+        stack.callback(data_dir.clear_run)
         if (killed := instances.leftover(data_dir.run / "instance.json")) is not None:
             if left := await asyncio.to_thread(strays.left_by, killed):
                 self.console.say(
@@ -210,7 +208,7 @@ class Supervisor:
         instance = self._instance = await asyncio.to_thread(Instance.create)
         stack.push_async_callback(asyncio.to_thread, self._remove, instance)
         await asyncio.to_thread(instance.save, data_dir.run / "instance.json")
-        await asyncio.to_thread(ray_logs.show, data_dir.logs, instance.directory)
+        await asyncio.to_thread(logs.show_ray, data_dir.logs, instance.directory)
         variables = serve_environment(
             self.environment,
             instance,
@@ -286,13 +284,15 @@ class Supervisor:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             with self._tolerated("housekeeping"):
-                strays.collect_ended(self._orphans())
+                psutil.wait_procs(self._orphans(), timeout=0)  # leaves no zombies
                 await asyncio.to_thread(logs.cut_large_ones, self._data_dir.logs)
             if self._unrecorded:
                 self._record()
 
     def _orphans(self) -> list[psutil.Process]:
-        return strays.orphans([child.pid for child in self._children.values()])
+        """Returns this process's children but those that it has started itself."""
+        own = {child.pid for child in self._children.values()}
+        return [each for each in psutil.Process().children() if each.pid not in own]
 
     def _end(self, processes: list[psutil.Process]) -> None:
         strays.end(processes, 0.0 if self._at_once else _STRAY_GRACE_S)
@@ -300,7 +300,7 @@ class Supervisor:
     def _remove(self, instance: Instance) -> None:
         """Ends what the graph left behind, keeps its logs, and removes its directory."""
         self._end([*strays.left_by(instance), *self._orphans()])
-        ray_logs.keep(self._data_dir.logs, instance.directory)
+        logs.keep_ray(self._data_dir.logs, instance.directory)
         instance.remove()
 
     def _record(self) -> None:
@@ -308,7 +308,7 @@ class Supervisor:
         parts = [Part(name, pids.get(name), address) for name, address in self._addresses.items()]
         self._unrecorded = True  # on a full disk, for example: housekeeping retries
         with self._tolerated("recording what runs"):
-            state.write_parts(self._data_dir, parts)
+            self._data_dir.write_parts(parts)
             self._unrecorded = False
 
     @contextmanager

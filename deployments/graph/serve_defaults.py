@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
-import socket
 from pathlib import Path
 from typing import Any
 
 from configs.environment import Environment
+from launcher.datadir import ensure_secret
+from launcher.ports import free_ports
 
 OBJECT_STORE_BYTES = 256 << 20
 _LOG_BYTES = 10 << 20
@@ -36,7 +36,8 @@ def ray_variables(environment: Environment) -> dict[str, str]:
     ):
         wanted |= {
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(_own_token(environment.data_dir / "ray-token")),
+            # Ray's own, in the home directory, is readable by all.
+            "RAY_AUTH_TOKEN_PATH": str(ensure_secret(environment.data_dir / "ray-token")),
         }
     if environment.serve_proxy == "haproxy":
         wanted |= {
@@ -46,30 +47,11 @@ def ray_variables(environment: Environment) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if environment.secret(name) is None}
 
 
-def _own_token(file: Path) -> Path:
-    """Makes the token for Ray's ports. Ray's own, in the home directory, is readable by all."""
-    if file.exists() and file.stat().st_size:
-        return file
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    whole = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(whole, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        os.write(descriptor, secrets.token_hex(32).encode())
-        try:
-            file.hardlink_to(whole)
-        except FileExistsError:
-            if not file.stat().st_size:  # its process died before it wrote the token
-                whole.replace(file)
-    finally:
-        os.close(descriptor)
-        whole.unlink(missing_ok=True)
-    return file
-
-
 def _haproxy(environment: Environment) -> dict[str, str]:
     """Returns private paths: Ray's are writable by all users, and the socket controls HAProxy."""
     directory = (environment.ray_temp_dir or environment.data_dir / "ray") / "haproxy"
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    http_port, grpc_port = free_ports(2)
     return {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
@@ -82,15 +64,9 @@ def _haproxy(environment: Environment) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "90",
         "DAARION_HAPROXY": haproxy_binary(),
         # Serve's fallback proxy has fixed ports, on which two graphs would collide.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http_port),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc_port),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def haproxy_binary() -> str:

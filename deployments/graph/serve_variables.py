@@ -17,7 +17,7 @@ from configs.environment import Environment, read_environment
 from contracts.errors import ConfigurationError
 from deployments.graph.serve_defaults import ray_variables
 from launcher.instance import MARKER, Instance
-from launcher.serve_environment import serve_environment
+from launcher.serve import serve_environment
 
 # Passwords are not printed: a graph finds the URLs that `make services` left in the data directory.
 _LEFT_OUT = frozenset({MARKER, "DATABASE_URL", "NATS_URL"})

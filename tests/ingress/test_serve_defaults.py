@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from configs.environment import read_environment
-from deployments.graph import serve_defaults
 from deployments.graph.ray_patches import bound_heads
 from deployments.graph.serve_defaults import ray_variables
 from interfaces.http.base import request_slots
@@ -47,7 +46,7 @@ def test_a_death_while_writing_leaves_no_token(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as death:
-        death.setattr(serve_defaults.os, "write", dies)
+        death.setattr(os, "fsync", dies)
         with pytest.raises(KeyboardInterrupt):
             token_of(tmp_path)
     assert not (tmp_path / "ray-token").exists()

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from configs.environment import read_environment
-from launcher import state
 from launcher.console import Console
 from launcher.datadir import DataDir, write_private
 from launcher.errors import ServiceFailed, StartRefused
@@ -162,7 +161,7 @@ def test_a_full_disk_does_not_end_the_supervisor(tmp_path, monkeypatch):
     assert screen.getvalue().count("No space left on device") == 1  # reported once
     supervisor._record()
     with supervisor._data_dir.lock():
-        assert list(state.read_parts(supervisor._data_dir)) == ["PostgreSQL", "NATS"]
+        assert list(supervisor._data_dir.read_parts()) == ["PostgreSQL", "NATS"]
 
 
 async def test_housekeeping_reports_a_full_disk_once(tmp_path, monkeypatch):

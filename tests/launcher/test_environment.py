@@ -5,7 +5,7 @@ import pytest
 
 from configs.environment import read_environment
 from launcher.instance import MARKER, Instance, leftover
-from launcher.serve_environment import serve_environment
+from launcher.serve import serve_environment
 
 INSTANCE = Instance(
     identity="f" * 32,

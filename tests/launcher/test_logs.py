@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from launcher import logs, ray_logs
+from launcher import logs
 
 
 def no_room(*_: object) -> None:
@@ -66,9 +66,9 @@ def test_they_are_found_in_one_place_during_and_after_a_run(tmp_path):
     logs_folder.mkdir()
     (logs_of(instance) / "replica.log").write_text("event")
     for _ in range(2):
-        ray_logs.show(logs_folder, instance)
+        logs.show_ray(logs_folder, instance)
         assert (logs_folder / "ray/serve/replica.log").read_text() == "event"
-        ray_logs.keep(logs_folder, instance)
+        logs.keep_ray(logs_folder, instance)
     instance.rename(tmp_path / "gone")
     assert (logs_folder / "ray/serve/replica.log").read_text() == "event"
     assert mode(logs_folder / "ray") == 0o700
@@ -79,10 +79,10 @@ def test_the_newest_are_kept_within_the_bound(tmp_path):
     for age, name in enumerate(("new", "middle", "old")):
         (folder / name).write_text("x" * 10)
         os.utime(folder / name, (1000 - age, 1000 - age))
-    ray_logs.keep(tmp_path, tmp_path / "instance", max_bytes=25)
+    logs.keep_ray(tmp_path, tmp_path / "instance", max_bytes=25)
     assert sorted(path.name for path in (tmp_path / "ray/serve").iterdir()) == ["middle", "new"]
 
 
 def test_a_missing_log_folder_is_not_a_failure(tmp_path):
-    ray_logs.keep(tmp_path, tmp_path / "nowhere")
+    logs.keep_ray(tmp_path, tmp_path / "nowhere")
     assert list((tmp_path / "ray").iterdir()) == []

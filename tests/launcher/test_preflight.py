@@ -11,7 +11,7 @@ from launcher import preflight
 from launcher.errors import StartRefused
 from launcher.messages import address
 from launcher.ports import free_ports
-from launcher.settings import check_settings
+from launcher.preflight import check_settings
 
 
 def refusal(check, *arguments) -> str:

@@ -7,16 +7,14 @@ import sys
 
 import pytest
 
-from launcher import state
 from launcher.console import Console
-from launcher.datadir import DataDir
+from launcher.datadir import DataDir, Part
 from launcher.reload_request import reload_graph
-from launcher.state import Part
 
 
 async def reload(data_dir, pid):
     data_dir.prepare()
-    state.write_parts(data_dir, [Part("Serve", pid, "x")])
+    data_dir.write_parts([Part("Serve", pid, "x")])
     screen = io.StringIO()
     with data_dir.lock():
         return await reload_graph(data_dir, Console(screen)), screen.getvalue()
@@ -59,6 +57,6 @@ async def test_the_graphs_answer_is_shown(tmp_path, answer, status):
 async def test_without_a_launcher_nothing_is_signalled(tmp_path):
     data_dir, screen = DataDir(tmp_path / "data"), io.StringIO()
     data_dir.prepare()
-    state.write_parts(data_dir, [Part("Serve", os.getpid(), "x")])
+    data_dir.write_parts([Part("Serve", os.getpid(), "x")])
     assert await reload_graph(data_dir, Console(screen)) == 1
     assert "start it with `make run`" in screen.getvalue()

@@ -10,11 +10,10 @@ import pytest
 
 from configs.environment import read_environment
 from contracts.errors import ConfigurationError
-from launcher import messages, state
+from launcher import messages
 from launcher.console import Console
-from launcher.datadir import DataDir
+from launcher.datadir import DataDir, Part
 from launcher.errors import StartRefused
-from launcher.state import Part
 
 
 def test_the_curl_names_the_secret_but_does_not_hold_it():
@@ -52,12 +51,12 @@ def test_a_closed_terminal_is_no_failure():
 def test_parts_are_remembered_and_cleared(tmp_path):
     data_dir = DataDir(tmp_path)
     parts = [Part("PostgreSQL", 1, "127.0.0.1:5432"), Part("NATS", None, "elsewhere:4222")]
-    state.write_parts(data_dir, parts)
-    assert state.read_parts(data_dir) == {}  # of a launcher that was killed
+    data_dir.write_parts(parts)
+    assert data_dir.read_parts() == {}  # of a launcher that was killed
     with data_dir.lock():
-        assert list(state.read_parts(data_dir).values()) == parts
-        state.clear(data_dir)
-        assert state.read_parts(data_dir) == {}
+        assert list(data_dir.read_parts().values()) == parts
+        data_dir.clear_run()
+        assert data_dir.read_parts() == {}
     assert list(data_dir.run.iterdir()) == []
 
 

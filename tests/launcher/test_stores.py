@@ -19,7 +19,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from launcher.errors import StartRefused
-from launcher.roles import SERVICE
+from launcher.postgres import SERVICE
 from launcher.stores import NatsServer, PostgresServer
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ from backends.postgres.pool import Database
 from contracts.errors import DatabaseUnavailable
 from launcher.errors import StartRefused
 from launcher.postgres import DatabaseUrls
+from launcher.postgres import url as own_url
 from launcher.preflight import check_database
-from launcher.roles import url as own_url
 from tests.support.events import RecordedEvents
 from tests.support.stores.impostor import CLEARTEXT, MD5, TRUST, postgres_impostor
 
