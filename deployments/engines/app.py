@@ -4,9 +4,8 @@ Serve inspects `build`'s annotations, so this module must not postpone them
 (`from __future__ import annotations`). Every process of the application imports it: keep it light.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from ray import serve
 from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
@@ -16,59 +15,11 @@ from configs.engines.embedder import EmbedderSettings, RemoteEmbedderSettings, e
 from configs.engines.model_source import is_hub_id
 from configs.environment import Environment, read_environment
 from contracts.errors import ConfigurationError
-from deployments.engines.placement import Placement, process_variables
+from deployments.engines.placement import STRATEGY, EnginesArgs, process_variables
 
 APPLICATION = "engines"
 LOCAL_LLM = "LocalLLM"
 EMBEDDER = "Embedder"
-
-_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
-
-
-class EnginesArgs(BaseModel):
-    """`args` of the application. `settings_file` is a file of the configuration directory.
-
-    `num_gpus` is the share of a GPU that each worker of an engine takes: 0 for a CPU engine, by
-    default 1 where `accelerator_type` is named.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    settings_file: _FileName = "engines.yaml"
-    num_cpus: Annotated[float, Field(gt=0)] = 0.5
-    num_gpus: Annotated[float, Field(ge=0, le=1)] = 0
-    accelerator_type: Annotated[str, StringConstraints(min_length=1)] | None = None
-    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
-    embedder_num_cpus: Annotated[float, Field(gt=0)] = 0.3
-    embedder_num_gpus: Annotated[float, Field(ge=0, le=1)] = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_named_card_is_a_whole_one(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("accelerator_type") is not None:
-            return {"num_gpus": 1, **given}
-        return given
-
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> "EnginesArgs":
-        if self.accelerator_type is not None and not self.num_gpus:
-            raise ValueError(
-                "accelerator_type names a GPU, but num_gpus is 0: "
-                "give a share, or leave accelerator_type out"
-            )
-        if self.tensor_parallel_size > 1 and 0 < self.num_gpus < 1:
-            raise ValueError(
-                "an engine on several GPUs takes whole ones: "
-                "set num_gpus to 1, or tensor_parallel_size to 1"
-            )
-        return self
-
-    @property
-    def placement(self) -> Placement:
-        """Where an engine and its workers run."""
-        return Placement(
-            self.num_cpus, self.num_gpus, self.accelerator_type, self.tensor_parallel_size
-        )
 
 
 class Engines:
@@ -114,7 +65,7 @@ def replica_bundles(args: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
     """
     checked = EnginesArgs.model_validate(args)
     settings = load_engines(read_environment(), checked.settings_file)
-    bundles = {LOCAL_LLM: checked.placement.replica_bundles}
+    bundles = {LOCAL_LLM: checked.replica_bundles}
     if not isinstance(settings.embedder, RemoteEmbedderSettings):
         share = {"CPU": checked.embedder_num_cpus, "GPU": checked.embedder_num_gpus}
         bundles[EMBEDDER] = [share]
@@ -131,7 +82,6 @@ def _local_llm(
             f"share of a GPU, {args.num_gpus}: lower it, or raise num_gpus of the application "
             "`engines`"
         )
-    placement = args.placement
     variables = process_variables(
         threads=settings.engine.threads,
         cache=str(environment.data_dir / "cache" / "vllm"),
@@ -144,15 +94,15 @@ def _local_llm(
     # By name: importing the class would load vllm (10 s), which only the replica needs.
     deployment = serve.deployment(
         name=LOCAL_LLM,
-        ray_actor_options=placement.actor_options(variables),
-        placement_group_bundles=placement.replica_bundles,
-        placement_group_strategy=placement.strategy,
+        ray_actor_options={"num_cpus": args.num_cpus, "runtime_env": {"env_vars": variables}},
+        placement_group_bundles=args.replica_bundles,
+        placement_group_strategy=STRATEGY,
         user_config=_live(settings),
         max_constructor_retry_count=3,
     )("deployments.engines.local_llm.LocalLLM")
     template = template_text(settings, environment)
     bound: Application = deployment.bind(
-        settings=settings, source=source, template=template, placement=placement
+        settings=settings, source=source, template=template, placement=args.placement
     )
     return bound
 

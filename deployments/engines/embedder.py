@@ -1,4 +1,4 @@
-"""The deployment `Embedder`: texts to vectors, batched by Serve, behind two fair lanes.
+"""The deployment `Embedder`: texts to vectors, in batches from two fair lanes.
 
 Callers reach it through its handle (deployments/engines/embedder_client.py) and never import torch.
 """
@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ray import serve
-
 from configs.engines.embedder import LocalEmbedderSettings
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, EngineUnavailable, InvalidRequest
+from contracts.errors import EngineUnavailable, InvalidRequest
 from contracts.llm.embeddings import (
     MAX_TEXTS_PER_CALL,
     EmbeddingBatch,
@@ -25,14 +23,13 @@ from deployments.engines.sentence_encoder import SentenceEncoder
 
 CHARS_PER_TOKEN = 3
 MAX_BATCH_S = 300.0
-BATCH_WAIT_S = 0.001
 
 
 class LocalEmbedder:
     """One model with its lanes.
 
-    The lanes choose the next batch; `serve.batch` runs and measures it. The model works in a thread
-    of its own, so that calls are accepted, ordered and refused meanwhile.
+    The model works in a thread of its own, so that calls are accepted, ordered and refused
+    meanwhile.
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -48,7 +45,6 @@ class LocalEmbedder:
         self._embedded = {"query": 0, "passage": 0}
         self._tokens = 0
         await self._warm_up()
-        self._encode_batch.set_max_batch_size(settings.batch.max_texts)
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     async def embed(
@@ -139,37 +135,29 @@ class LocalEmbedder:
             await self._arrived.wait()
             batch = self._lanes.next_batch()
             if batch:
-                await asyncio.gather(*(self._encode_one(item) for item in batch))
+                await self._answer(batch)
             elif not self._lanes.waiting:
                 self._arrived.clear()
 
-    async def _encode_one(self, item: Waiting) -> None:
-        try:
-            answer = await self._encode_batch(item)
-        except Exception as error:  # noqa: BLE001  # the library may raise anything
-            leaf = (
-                error
-                if isinstance(error, DaarionError)
-                else EngineUnavailable("the embedder failed on this batch: retry")
-            )
-            if not item.answer.done():
-                item.answer.set_exception(leaf)
-            return
-        if not item.answer.done():
-            item.answer.set_result(answer)
-
-    @serve.batch(  # type: ignore[untyped-decorator]  # Ray is not typed
-        max_batch_size=1_024, batch_wait_timeout_s=BATCH_WAIT_S
-    )
-    async def _encode_batch(self, items: list[Waiting]) -> list[tuple[bytes, int]]:
+    async def _answer(self, batch: list[Waiting]) -> None:
+        """Encodes one batch and answers its callers."""
         self._batch_began = time.monotonic()
         try:
-            answers = await self._encoded([item.text for item in items], items[0].kind)
+            answers = await self._encoded([item.text for item in batch], batch[0].kind)
+        except Exception:  # noqa: BLE001  # the library may raise anything
+            for item in batch:
+                if not item.answer.done():
+                    item.answer.set_exception(
+                        EngineUnavailable("the embedder failed on this batch: retry")
+                    )
+            return
         finally:
             self._batch_began = None
-        self._embedded[items[0].kind] += len(items)
+        self._embedded[batch[0].kind] += len(batch)
         self._tokens += sum(count for _, count in answers)
-        return answers
+        for item, answer in zip(batch, answers, strict=True):
+            if not item.answer.done():
+                item.answer.set_result(answer)
 
     async def _encoded(self, texts: list[str], kind: EmbeddingKind) -> list[tuple[bytes, int]]:
         return await asyncio.get_running_loop().run_in_executor(

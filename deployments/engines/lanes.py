@@ -38,8 +38,11 @@ class _Lane:
     def __init__(self) -> None:
         self._tenants: OrderedDict[str, deque[Waiting]] = OrderedDict()
 
-    def __bool__(self) -> bool:
-        return bool(self._tenants)
+    def __len__(self) -> int:
+        return sum(map(len, self._tenants.values()))
+
+    def held_by(self, tenant: str) -> int:
+        return len(self._tenants.get(tenant, ()))
 
     def put(self, item: Waiting) -> None:
         self._tenants.setdefault(item.tenant, deque()).append(item)
@@ -47,24 +50,20 @@ class _Lane:
     def peek(self) -> Waiting | None:
         return next(iter(self._tenants.values()))[0] if self._tenants else None
 
-    def remove(self, tenant: str, gone: set[Waiting]) -> list[Waiting]:
-        """Removes `gone` from the tenant's queue; returns those that were in it."""
-        queue = self._tenants.get(tenant, deque())
-        removed = [item for item in queue if item in gone]
-        if len(removed) == len(queue):
+    def remove(self, tenant: str, gone: set[Waiting]) -> None:
+        """Removes `gone` from the tenant's queue; the tenant keeps its turn."""
+        if kept := deque(item for item in self._tenants.get(tenant, ()) if item not in gone):
+            self._tenants[tenant] = kept
+        else:
             self._tenants.pop(tenant, None)
-        elif removed:
-            self._tenants[tenant] = deque(item for item in queue if item not in gone)
-        return removed
 
-    def pop(self) -> Waiting:
+    def pop(self) -> None:
         tenant, queue = next(iter(self._tenants.items()))
-        item = queue.popleft()
+        queue.popleft()
         if queue:
             self._tenants.move_to_end(tenant)
         else:
             del self._tenants[tenant]
-        return item
 
 
 class FairLanes:
@@ -78,16 +77,20 @@ class FairLanes:
         self._batch = batch
         self._queue = queue
         self._lanes: dict[EmbeddingKind, _Lane] = {"query": _Lane(), "passage": _Lane()}
-        self._held: dict[str, int] = {}
         self._credit = 0.0
-        self.waiting = 0
+
+    @property
+    def waiting(self) -> int:
+        """Texts in both lanes."""
+        return sum(map(len, self._lanes.values()))
 
     def put(self, items: Sequence[Waiting]) -> None:
         """Queues all texts of one call (one tenant, one kind), or none. Raises Overloaded."""
         if not items:
             return
         tenant = items[0].tenant
-        if self._held.get(tenant, 0) + len(items) > self._queue.max_texts_per_tenant:
+        held = sum(lane.held_by(tenant) for lane in self._lanes.values())
+        if held + len(items) > self._queue.max_texts_per_tenant:
             raise Overloaded(
                 "too many texts of this tenant wait to be embedded: retry shortly",
                 retry_after_s=RETRY_WHEN_FULL_S,
@@ -98,15 +101,12 @@ class FairLanes:
             )
         for item in items:
             self._lanes[item.kind].put(item)
-        self._held[tenant] = self._held.get(tenant, 0) + len(items)
-        self.waiting += len(items)
 
     def forget(self, items: Sequence[Waiting]) -> None:
         """Drops the texts of one call that still wait, so that they count towards no bound."""
-        gone = set(items)
-        for lane in self._lanes.values():
-            for item in lane.remove(items[0].tenant, gone) if items else ():
-                self._release(item)
+        if items:
+            for lane in self._lanes.values():
+                lane.remove(items[0].tenant, set(items))
 
     def next_batch(self) -> list[Waiting]:
         """Returns the next texts to embed, all of one kind, and drops those that were given up."""
@@ -119,7 +119,7 @@ class FairLanes:
                     break
                 taken.append(item)
                 tokens += item.cost
-            self._release(lane.pop())
+            lane.pop()
         self._account(kind, tokens)
         return taken
 
@@ -136,11 +136,3 @@ class FairLanes:
         elif self._lanes["passage"]:
             share = self._queue.passage_share
             self._credit += tokens * share / (1 - share)
-
-    def _release(self, item: Waiting) -> None:
-        self.waiting -= 1
-        left = self._held[item.tenant] - 1
-        if left:
-            self._held[item.tenant] = left
-        else:
-            del self._held[item.tenant]

@@ -91,21 +91,16 @@ class EngineClient:
     async def stats(self) -> EngineLoad:
         """Returns the engine's counters. Raises EngineUnavailable while there is no warm engine."""
         try:
-            load = await self._load()
-        except DaarionError as error:
-            self.condition = Condition(error.message)
-            raise
+            stats: dict[str, Any] = await self._handle.found().engine_stats.remote()
+            if not stats["ready"]:
+                raise starting()
+        except Exception as error:  # noqa: BLE001  # whatever Ray raises becomes a leaf
+            leaf = unwrapped(error)
+            self.condition = Condition(leaf.message)
+            raise leaf from None
+        load = EngineLoad(max_running=stats["max_num_seqs"], **stats)
         self.condition = Condition(load=load)
         return load
-
-    async def _load(self) -> EngineLoad:
-        try:
-            stats: dict[str, Any] = await self._handle.found().engine_stats.remote()
-        except Exception as error:  # noqa: BLE001  # whatever Ray raises becomes a leaf
-            raise unwrapped(error) from None
-        if not stats["ready"]:
-            raise starting()
-        return EngineLoad(max_running=stats["max_num_seqs"], **stats)
 
 
 def unwrapped(error: Exception, engine: str = ENGINE) -> DaarionError:

@@ -1,34 +1,61 @@
-"""Where an engine's replica and workers run, and their process environment. No model library."""
+"""The arguments of the application `engines`: where engines run, and with what environment.
+
+Imports no model library.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, StringConstraints, model_validator
+
+from configs.yaml_files import Settings
+
+STRATEGY = "PACK"
+"""Ray's placement strategy: the workers of an engine share a node where they fit."""
 _ACCELERATOR_SHARE = 0.001  # Ray's way to ask for a node of that type
 
 
-@dataclass(frozen=True)
-class Placement:
+_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
+
+
+class Placement(Settings):
     """Resources of one engine.
 
-    `num_cpus` is the replica's own share, `num_gpus` a worker's share of a GPU (0: a CPU engine).
-    `accelerator_type` is one of Ray's names (`L4`, `H100`, …); None takes any GPU.
+    `num_cpus` is the replica's own share, `num_gpus` the share of a GPU that each worker takes: 0
+    for a CPU engine, by default 1 where `accelerator_type` is named (one of Ray's names: `L4`,
+    `H100`, …; None takes any GPU).
     """
 
-    num_cpus: float
-    num_gpus: float = 0
-    accelerator_type: str | None = None
-    tensor_parallel_size: int = 1
+    num_cpus: Annotated[float, Field(gt=0)] = 0.5
+    num_gpus: Annotated[float, Field(ge=0, le=1)] = 0
+    accelerator_type: Annotated[str, StringConstraints(min_length=1)] | None = None
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_named_card_is_a_whole_one(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("accelerator_type") is not None:
+            return {"num_gpus": 1, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Placement:
+        if self.accelerator_type is not None and not self.num_gpus:
+            raise ValueError(
+                "accelerator_type names a GPU, but num_gpus is 0: "
+                "give a share, or leave accelerator_type out"
+            )
+        if self.tensor_parallel_size > 1 and 0 < self.num_gpus < 1:
+            raise ValueError(
+                "an engine on several GPUs takes whole ones: "
+                "set num_gpus to 1, or tensor_parallel_size to 1"
+            )
+        return self
 
     @property
     def on_gpu(self) -> bool:
         return self.num_gpus > 0
-
-    @property
-    def strategy(self) -> str:
-        """Ray's placement strategy: the workers of an engine share a node where they fit."""
-        return "PACK"
 
     @property
     def worker_bundles(self) -> list[dict[str, float]]:
@@ -48,9 +75,18 @@ class Placement:
         first, *others = self.worker_bundles
         return [{"CPU": self.num_cpus, **first}, *others]
 
-    def actor_options(self, variables: dict[str, str]) -> dict[str, Any]:
-        """Ray's options for the replica's process."""
-        return {"num_cpus": self.num_cpus, "runtime_env": {"env_vars": variables}}
+
+class EnginesArgs(Placement):
+    """`args` of the application. `settings_file` is a file of the configuration directory."""
+
+    settings_file: _FileName = "engines.yaml"
+    embedder_num_cpus: Annotated[float, Field(gt=0)] = 0.3
+    embedder_num_gpus: Annotated[float, Field(ge=0, le=1)] = 0
+
+    @property
+    def placement(self) -> Placement:
+        """The chat engine's part: other arguments must not restart it."""
+        return Placement(**self.model_dump(include=set(Placement.model_fields)))
 
 
 def process_variables(*, threads: int | None, cache: str, offline: bool) -> dict[str, str]:

@@ -23,6 +23,7 @@ _SUBSCHEMAS = ("items", "additionalProperties", "unevaluatedItems", "unevaluated
 """`not` and `if` are missing: a bound inside a negation would widen the whole schema."""
 
 _ANY = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
+_KINDS = {type(None): "null", bool: "boolean", int: "integer", str: "string", list: "array"}
 _IGNORED = (
     "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies",
     "contains", "minContains", "maxContains", "uniqueItems", "additionalItems",
@@ -66,12 +67,16 @@ def bound_schema(schema: Any, bounds: StructuredSettings) -> Any:
             would hold up all other requests.
     """
     try:
-        size = len(json.dumps(schema))
+        text = json.dumps(schema)
+        if len(text) > MAX_BYTES:
+            raise InvalidRequest(f"the JSON schema is larger than {MAX_BYTES >> 10} KiB")
+        bounded = json.loads(text)
     except RecursionError:
         raise _too_deep() from None
-    if size > MAX_BYTES:
-        raise InvalidRequest(f"the JSON schema is larger than {MAX_BYTES >> 10} KiB")
-    return _bounded(schema, bounds, 0)
+    for _, part in _parts(bounded, "$"):
+        _bound_string(part, bounds.max_string_length)
+        _bound_array(part, bounds.max_items)
+    return bounded
 
 
 def refuse_widened(schema: dict[str, Any]) -> None:
@@ -90,24 +95,24 @@ def refuse_widened(schema: dict[str, Any]) -> None:
             )
 
 
-def _parts(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields `schema` and every schema inside it, with their paths."""
+def _parts(schema: Any, path: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields `schema` and every schema inside it, with their paths. Raises InvalidRequest."""
+    if depth > MAX_DEPTH:
+        raise _too_deep()
     if not isinstance(schema, dict):
         return
     yield path, schema
-    for key in _SUBSCHEMAS:
-        yield from _parts(schema.get(key), f"{path}.{key}")
+    inner = [(f"{path}.{key}", schema.get(key)) for key in _SUBSCHEMAS]
     for key in _SUBSCHEMA_LISTS:
-        for index, item in enumerate(_list(schema.get(key))):
-            yield from _parts(item, f"{path}.{key}[{index}]")
+        inner += [
+            (f"{path}.{key}[{index}]", item) for index, item in enumerate(_list(schema.get(key)))
+        ]
     for key in _SUBSCHEMA_MAPS:
         for name, item in _dict(schema.get(key)).items():
-            yield from _parts(
-                item,
-                f"{path}.{key}.{name}"
-                if name.isidentifier()
-                else f"{path}.{key}[{json.dumps(name)}]",
-            )
+            step = f".{name}" if name.isidentifier() else f"[{json.dumps(name)}]"
+            inner.append((f"{path}.{key}{step}", item))
+    for place, item in inner:
+        yield from _parts(item, place, depth + 1)
 
 
 def _widened(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -185,21 +190,9 @@ def _kinds(schema: Any, root: dict[str, Any], *, branching: bool = True) -> froz
 
 
 def _kind(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "integer" if value.is_integer() else "number"
-        case str():
-            return "string"
-        case list():
-            return "array"
-        case _:
-            return "object"
+    if isinstance(value, float):
+        return "integer" if value.is_integer() else "number"
+    return _KINDS.get(type(value), "object")
 
 
 def _values(schema: Any) -> frozenset[tuple[str, Any]] | None:
@@ -234,28 +227,6 @@ def _dict(value: Any) -> Mapping[str, Any]:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _bounded(schema: Any, bounds: StructuredSettings, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise _too_deep()
-    if not isinstance(schema, dict):
-        return schema
-    bounded = dict(schema)
-    for key in _SUBSCHEMAS:
-        if key in bounded:
-            bounded[key] = _bounded(bounded[key], bounds, depth + 1)
-    for key in _SUBSCHEMA_LISTS:
-        if isinstance(bounded.get(key), list):
-            bounded[key] = [_bounded(item, bounds, depth + 1) for item in bounded[key]]
-    for key in _SUBSCHEMA_MAPS:
-        if isinstance(bounded.get(key), dict):
-            bounded[key] = {
-                name: _bounded(item, bounds, depth + 1) for name, item in bounded[key].items()
-            }
-    _bound_string(bounded, bounds.max_string_length)
-    _bound_array(bounded, bounds.max_items)
-    return bounded
 
 
 def _bound_string(schema: dict[str, Any], limit: int | None) -> None:

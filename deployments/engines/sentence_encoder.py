@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from configs.engines.embedder import LocalEmbedderSettings
+from configs.engines.embedder import LocalEmbedderSettings, embedder_source
 from configs.engines.model_source import is_hub_id
+from configs.environment import Environment
+from contracts.deadline import Deadline
 from contracts.errors import ConfigurationError, InvalidRequest
-from contracts.llm.embeddings import EmbeddingInput, EmbeddingKind
+from contracts.llm.embeddings import EmbeddingBatch, EmbeddingInput, EmbeddingKind
 from deployments.engines.frozen import freeze
 from deployments.engines.neutral import LanguageParts, Vector
 
@@ -130,6 +133,40 @@ class SentenceEncoder:
             list(prepared), truncation=True, max_length=self._settings.max_tokens, padding=False
         )
         return [len(ids) for ids in encoded["input_ids"]]
+
+
+class InProcessEmbedder:
+    """The Embedder port in this process, for commands that run beside the graph.
+
+    It serves one caller at a time. The constructor loads the model.
+
+    Raises:
+        ConfigurationError: the model cannot be loaded.
+    """
+
+    def __init__(self, settings: LocalEmbedderSettings, environment: Environment) -> None:
+        self._encoder = SentenceEncoder(settings, embedder_source(settings, environment))
+        self.model_version = settings.memory_space.model_version
+        self.dimension = settings.memory_space.dimension
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        kind: EmbeddingKind,
+        *,
+        tenant: str,  # noqa: ARG002  # the port's
+        deadline: Deadline,
+    ) -> EmbeddingBatch:
+        """Returns one vector per text."""
+        deadline.check()
+        encoded = await asyncio.to_thread(self._encoder.encode, texts, kind)
+        vectors = self._encoder.neutral(texts, [vector for vector, _ in encoded])
+        return EmbeddingBatch(
+            b"".join(vectors),
+            self.dimension,
+            self.model_version,
+            sum(count for _, count in encoded),
+        )
 
 
 def _load(settings: LocalEmbedderSettings, source: str, device: str) -> SentenceTransformer:

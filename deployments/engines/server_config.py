@@ -8,7 +8,7 @@ from ray.serve.llm import LLMConfig
 
 from configs.engines.config import LocalLLMSettings
 from configs.engines.model_source import is_hub_id
-from deployments.engines.placement import Placement
+from deployments.engines.placement import STRATEGY, Placement
 from deployments.engines.ray_patches import SkipNodeInitialization
 
 _MIB = 1 << 20
@@ -27,7 +27,7 @@ def llm_config(
         accelerator_config={"kind": "gpu" if placement.on_gpu else "cpu"},
         placement_group_config={
             "bundles": placement.worker_bundles,
-            "strategy": placement.strategy,
+            "strategy": STRATEGY,
         },
         engine_kwargs=engine_kwargs(settings, template, placement),
         # vLLM's own metrics cost CPU at each step; nobody scrapes them on a laptop.

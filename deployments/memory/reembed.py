@@ -94,7 +94,7 @@ async def _embedder(environment: Environment, engines_file: str) -> AsyncIterato
         yield endpoint
         await endpoint.close()
         return
-    from deployments.engines.in_process import InProcessEmbedder  # noqa: PLC0415  # loads torch
+    from deployments.engines.sentence_encoder import InProcessEmbedder  # noqa: PLC0415  # loads torch
 
     yield await asyncio.to_thread(InProcessEmbedder, settings, environment)
 

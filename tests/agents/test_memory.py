@@ -9,7 +9,7 @@ import pytest
 
 from configs.engines.config import load_engines
 from configs.environment import read_environment
-from deployments.engines.in_process import InProcessEmbedder
+from deployments.engines.sentence_encoder import InProcessEmbedder
 from tests.support.agents.platform import OWN, blueprint, platform
 from tests.support.agents.scripted_model import Thought, shown
 

@@ -158,16 +158,18 @@ def test_outside_the_laptop_every_ingress_has_two_replicas():
 def test_gpu_engines_are_placed_with_their_workers(environment):
     arguments = yaml.safe_load(SERVE_FILES[1].read_text())["applications"][0]["args"]
     assert isinstance(build(EnginesArgs(**arguments)), Application)
-    assert Placement(2, 1, "L4", 2).replica_bundles == [
+    large = Placement(num_cpus=2, num_gpus=1, accelerator_type="L4", tensor_parallel_size=2)
+    assert large.replica_bundles == [
         {"CPU": 2, "GPU": 1, "accelerator_type:L4": 0.001},
         {"GPU": 1, "accelerator_type:L4": 0.001},
     ]
-    assert Placement(1, 0.8).replica_bundles == [{"CPU": 1, "GPU": 0.8}]
-    assert Placement(0.5).replica_bundles == [{"CPU": 0.5}]
+    assert Placement(num_cpus=1, num_gpus=0.8).replica_bundles == [{"CPU": 1, "GPU": 0.8}]
+    assert Placement(num_cpus=0.5).replica_bundles == [{"CPU": 0.5}]
 
 
 def test_a_named_card_is_a_whole_one_unless_a_share_is_given():
-    assert EnginesArgs(accelerator_type="L4").placement == Placement(0.5, 1, "L4")
+    whole = Placement(num_cpus=0.5, num_gpus=1, accelerator_type="L4")
+    assert EnginesArgs(accelerator_type="L4", embedder_num_cpus=2).placement == whole
     assert EnginesArgs(accelerator_type="L4", num_gpus=0.5).placement.num_gpus == 0.5
 
 
