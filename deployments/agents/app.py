@@ -14,8 +14,7 @@ from configs.environment import read_environment
 from configs.stores import find_stores
 from contracts.agents.blueprints import Blueprint
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
-from deployments.graph.replica import access_control, open_event_log
-from deployments.graph.resources import Resources, WingEnvironment
+from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
 from interfaces.http.base.ingress import Ingress
 
 APPLICATION = "agents"

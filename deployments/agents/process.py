@@ -30,9 +30,8 @@ from configs.environment import Environment, read_environment, refuse_open_ingre
 from configs.yaml_files import describe
 from contracts.errors import ConfigurationError
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
-from deployments.graph.replica import access_control, open_event_log
 from deployments.graph.request_heads import BoundedHeads
-from deployments.graph.resources import Resources, WingEnvironment
+from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
 from interfaces.http.base.ingress import Ingress
 
 PREFIX = "/internal/agent-runtime"

@@ -9,11 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from configs.environment import Environment
-from configs.yaml_files import describe
+from configs.yaml_files import describe, parse_yaml
 from contracts.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -43,16 +42,10 @@ def deploy_config(file: Path, environment: Environment) -> ServeDeploySchema:
     from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415  # reads variables
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        config = ServeDeploySchema.model_validate(content)
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError(f"{file.name}: cannot be read") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(
-            f"{file.name}: not valid YAML: {str(error).splitlines()[0]}"
-        ) from None
-    except ValidationError as error:
-        raise ConfigurationError(f"{file.name}: {describe(error)}") from None
+    config: ServeDeploySchema = parse_yaml(text, ServeDeploySchema, name=file.name)
     config.http_options.host = environment.host
     config.http_options.port = environment.port
     return config

@@ -6,7 +6,6 @@ Serve inspects `build`'s annotations, so this module must not postpone them
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.deployment import Application
 
@@ -16,12 +15,11 @@ from backends.postgres.pool import Database, PoolLimits
 from common.http.client import open_client
 from configs.environment import read_environment
 from configs.stores import find_stores
-from deployments.graph.replica import access_control, open_event_log
-from deployments.graph.resources import Resources
+from configs.yaml_files import Settings
+from deployments.graph.resources import Resources, access_control, open_event_log
 from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.graph.openapi import build_openapi
 from interfaces.http.graph.root import OPEN_PATHS, root_router
-from interfaces.http.graph.surface import documented_routers
 from services.health.dependencies import Dependency
 from services.health.graph import GraphHealth
 
@@ -30,10 +28,8 @@ DEPLOYMENT = "Root"
 MAX_CONCURRENT = 100
 
 
-class RootArgs(BaseModel):
+class RootArgs(Settings):
     """`args` of the application: route prefixes of the applications whose health counts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     applications: dict[str, str]
 
@@ -78,7 +74,7 @@ class RootReplica:
         )
 
     def _document(self) -> dict[str, Any]:
-        return build_openapi(documented_routers(self._prefixes))
+        return build_openapi(self._prefixes)
 
 
 def build(args: RootArgs) -> Application:

@@ -15,14 +15,16 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from configs.environment import Environment, export, read_environment
-from contracts.errors import ConfigurationError, DaarionError
+from contracts.errors import ConfigurationError, DaarionError, Unavailable
 from deployments.graph.config import deploy_config, with_live_config
 from deployments.graph.node_fit import fit
 from deployments.graph.ray_patches import serve_client
@@ -42,15 +44,8 @@ _CONFIGURATION_ERROR = f"{ConfigurationError.__module__}.{ConfigurationError.__q
 log = logging.getLogger("daarion.serve_graph")
 
 
-class DeployFailed(Exception):
-    """An application cannot be deployed; the message is one line.
-
-    With `refused` its configuration is to blame.
-    """
-
-    def __init__(self, message: str, *, refused: bool = False) -> None:
-        super().__init__(message)
-        self.refused = refused
+class DeployFailed(Unavailable):
+    """The ingress or an application cannot be deployed; the message is one line."""
 
 
 def main(arguments: list[str]) -> int:
@@ -70,9 +65,6 @@ def main(arguments: list[str]) -> int:
     except ConfigurationError as error:
         log.error("%s", error)  # noqa: TRY400  # one line, no traceback
         return REFUSED
-    except DeployFailed as error:
-        log.error("%s", error)  # noqa: TRY400
-        return REFUSED if error.refused else FAILED
     except DaarionError as error:
         log.error("%s", error)  # noqa: TRY400
         return FAILED
@@ -82,41 +74,27 @@ class Signals:
     """Signals to this process: SIGHUP to reload, SIGTERM or SIGINT to stop. None is lost."""
 
     def __init__(self) -> None:
-        self._received: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._stop_asked = False
-        self._reload_asked = False
+        self.stop_asked = False
+        self.reload_asked = False
+        self._arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.listen()
 
     def listen(self) -> None:
         """Installs the handlers; to be repeated after a library has installed its own."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda received, _frame: self._received.put(received))
-
-    def stop_asked(self) -> bool:
-        self._take(0)
-        return self._stop_asked
-
-    def reload_asked(self) -> bool:
-        self._take(0)
-        return self._reload_asked
+            signal.signal(number, self._note)
 
     def wait(self, seconds: float | None) -> None:
         """Returns after `seconds` (None: no bound), or with a new signal."""
-        self._take(seconds)
-
-    def take_reload(self) -> None:
-        """Marks the reload as begun; a later SIGHUP asks for another one."""
-        self._reload_asked = False
-
-    def _take(self, seconds: float | None) -> None:
         with suppress(queue.Empty):
-            number = (
-                self._received.get(timeout=seconds) if seconds != 0 else self._received.get_nowait()
-            )
-            while True:
-                self._stop_asked = self._stop_asked or number != signal.SIGHUP
-                self._reload_asked = self._reload_asked or number == signal.SIGHUP
-                number = self._received.get_nowait()
+            self._arrived.get(timeout=seconds)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self.reload_asked = True
+        else:
+            self.stop_asked = True
+        self._arrived.put(number)
 
 
 class Graph:
@@ -136,11 +114,11 @@ class Graph:
         """
         config = deploy_config(self._file, self._environment)
         with_live_config(config.model_copy(deep=True))  # nothing starts unless all files are right
-        if self._signals.stop_asked():
+        if self._signals.stop_asked:
             return 0
         try:
             self._start(config)
-            if not self._signals.stop_asked():
+            if not self._signals.stop_asked:
                 self._deploy(config)
                 self._come_up()
                 self._block()
@@ -175,29 +153,37 @@ class Graph:
         """Waits until every application runs or a signal asks to stop; a reload waits until then.
 
         Raises:
-            DeployFailed: an application cannot be deployed.
+            ConfigurationError, DeployFailed: an application cannot be deployed.
         """
         started = time.monotonic()
-        while not_running():
-            if self._signals.stop_asked():
-                return
-            self._signals.wait(POLL_S)
-        log.info("all applications run after %.1f s", time.monotonic() - started)
+        self._until_running(lambda: self._signals.stop_asked)
+        if not self._signals.stop_asked:
+            log.info("all applications run after %.1f s", time.monotonic() - started)
 
     def _block(self) -> None:
-        while not self._signals.stop_asked():
-            if self._signals.reload_asked():
-                self._signals.take_reload()
+        while not self._signals.stop_asked:
+            if self._signals.reload_asked:
+                self._signals.reload_asked = False  # a later SIGHUP asks for another reload
                 self._reload()
             else:
                 self._signals.wait(None)
 
     def _reload(self) -> None:
-        """Deploys the file as it is now; a mistake leaves the running graph unchanged."""
+        """Deploys the file as it is now; a mistake leaves the running graph unchanged.
+
+        Waits for the applications at most `SETTLE_S`, or until the next signal.
+        """
         try:
             self._deploy(with_live_config(deploy_config(self._file, self._environment)))
-            pending = self._settle()
-        except (DaarionError, DeployFailed) as error:
+            until = time.monotonic() + SETTLE_S
+            pending = self._until_running(
+                lambda: (
+                    self._signals.stop_asked
+                    or self._signals.reload_asked
+                    or time.monotonic() > until
+                )
+            )
+        except DaarionError as error:
             log.error("not reloaded: %s", error)  # noqa: TRY400  # one line, no traceback
         except Exception as error:  # noqa: BLE001  # a reload must not end the graph
             kind = type(error).__name__
@@ -207,19 +193,9 @@ class Graph:
                 "reloaded%s", f", but not running yet: {', '.join(pending)}" if pending else ""
             )
 
-    def _settle(self) -> list[str]:
-        """Waits until every application runs again, at most `SETTLE_S` or until the next signal.
-
-        Returns those that do not run yet.
-        """
-        until = time.monotonic() + SETTLE_S
-        while pending := not_running():
-            if (
-                self._signals.stop_asked()
-                or self._signals.reload_asked()
-                or time.monotonic() > until
-            ):
-                break
+    def _until_running(self, is_over: Callable[[], bool]) -> list[str]:
+        """Waits until every application runs, or `is_over`; returns those that do not run yet."""
+        while (pending := not_running()) and not is_over():
             self._signals.wait(POLL_S)
         return pending
 
@@ -228,7 +204,8 @@ def not_running() -> list[str]:
     """Returns the applications that do not run yet.
 
     Raises:
-        DeployFailed: one cannot be deployed.
+        ConfigurationError: one cannot be deployed, because of its configuration.
+        DeployFailed: one cannot be deployed for another reason.
     """
     pending = []
     for application in serve_client().list_serve_statuses():
@@ -246,9 +223,8 @@ def not_running() -> list[str]:
                 _CONFIGURATION_ERROR in message
                 for message in (*messages.values(), application.app_status.message)
             )
-            raise DeployFailed(
-                f"application `{name}` cannot be deployed: {reasons}", refused=refused
-            )
+            kind = ConfigurationError if refused else DeployFailed
+            raise kind(f"application `{name}` cannot be deployed: {reasons}")
         if status != "RUNNING":
             pending.append(name)
     return pending

@@ -20,8 +20,13 @@ from deployments.engines.app import APPLICATION as ENGINES
 from deployments.engines.app import LOCAL_LLM
 from deployments.engines.embedder_client import open_embedder
 from deployments.engines.llm_client import EngineClient
-from deployments.graph.replica import access_control, open_event_log, tune_interpreter
-from deployments.graph.resources import Resources, WingEnvironment
+from deployments.graph.resources import (
+    Resources,
+    WingEnvironment,
+    access_control,
+    open_event_log,
+    tune_interpreter,
+)
 from deployments.llm.limit_authority import AuthorityClient
 from deployments.llm.metrics import LLMMetrics
 from deployments.llm.wiring import LLMPorts, LLMRuntime

@@ -18,7 +18,7 @@ from configs.environment import read_environment
 from configs.stores import find_stores
 from contracts.errors import DaarionError, LimitsUnavailable
 from contracts.llm.limits import Limit, LimitKey
-from deployments.graph.replica import open_event_log
+from deployments.graph.resources import open_event_log
 from services.llm.limits.lease_book import LeaseBook
 from services.llm.limits.periods import period_end, period_of, period_start
 from services.llm.limits.protocol import Reply, Report, Standing

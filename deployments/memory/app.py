@@ -16,8 +16,7 @@ from configs.memory import MemorySettings
 from configs.stores import find_stores
 from configs.yaml_files import load_yaml
 from deployments.engines.embedder_client import open_embedder
-from deployments.graph.replica import access_control, open_event_log
-from deployments.graph.resources import Resources, WingEnvironment
+from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
 from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.memory import UPLOADS, is_admin, memory_router

@@ -17,8 +17,7 @@ from configs.stores import find_stores
 from configs.tools import ToolsSettings
 from configs.yaml_files import load_yaml
 from contracts.shapes import Strict
-from deployments.graph.replica import access_control, open_event_log
-from deployments.graph.resources import Resources, WingEnvironment
+from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
 from deployments.tools.metrics import ToolMetrics
 from deployments.tools.python_runner import DEPLOYMENT as RUNNER
 from deployments.tools.python_runner import (

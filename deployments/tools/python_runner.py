@@ -19,7 +19,7 @@ from configs.tools import ConfiguredSecrets, ToolsSettings
 from contracts.deadline import Deadline
 from contracts.errors import Unavailable
 from contracts.tools.api import ISOLATION_TIERS, Execution, IsolationTier, Outcome, ToolDefinition
-from deployments.graph.replica import open_event_log
+from deployments.graph.resources import open_event_log
 from executors.python.executor import PythonLimits, PythonToolExecutor
 from executors.python.packages import Packages
 from executors.python.tiers import probe_tiers

@@ -9,8 +9,7 @@ from ray.serve.deployment import Application
 
 from configs.environment import read_environment
 from configs.stores import find_stores
-from deployments.graph.replica import access_control, open_event_log
-from deployments.graph.resources import Resources, WingEnvironment
+from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
 from deployments.workspace.wiring import WorkspaceArgs, WorkspaceRuntime
 from interfaces.http.base.ingress import Ingress
 
