@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from contracts.health import Check, Health
-from services.health.dependencies import Dependency, HealthMonitor, Probe, summarise
+from services.health.dependencies import Dependency, HealthMonitor, summarise
 
 
 class Application(Protocol):
@@ -18,31 +18,19 @@ class Application(Protocol):
         """Raises when the application is not ready."""
 
 
-class GraphHealth:
+class GraphHealth(HealthMonitor):
     """Aggregates health. Applications' checks appear as `<application>.<check>` and count once."""
 
     def __init__(
         self, applications: Mapping[str, Application], probes: Mapping[str, Dependency]
     ) -> None:
         self._applications = applications
-        probed: dict[str, Probe] = {
-            name: application.probe for name, application in applications.items()
-        }
-        self._monitor = HealthMonitor(
-            {**probes, **{name: Dependency(probe) for name, probe in probed.items()}}
-        )
-
-    def start(self) -> None:
-        """Starts probing."""
-        self._monitor.start()
-
-    async def close(self) -> None:
-        """Stops probing."""
-        await self._monitor.close()
+        own = {name: Dependency(each.probe) for name, each in applications.items()}
+        super().__init__({**probes, **own})
 
     def health(self) -> Health:
         """Returns the latest results."""
-        own = self._monitor.health().checks
+        own = super().health().checks
         reported = {
             f"{name}.{check}": seen
             for name in self._applications

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from interfaces.http.graph.openapi import build_openapi
-from interfaces.http.graph.surface import documented_routers
 from tests.ingress.test_surface import PREFIXES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +42,7 @@ def test_make_targets_and_modules_of_commands_exist(document):
 
 @pytest.fixture(scope="module")
 def routes():
-    return build_openapi(documented_routers(PREFIXES))["paths"]
+    return build_openapi(PREFIXES)["paths"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

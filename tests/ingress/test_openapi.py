@@ -8,13 +8,12 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from interfaces.http.graph.openapi import build_openapi
-from interfaces.http.graph.surface import documented_routers
 from tests.ingress.test_surface import PREFIXES
 
 
 @pytest.fixture(scope="module")
 def document():
-    return build_openapi(documented_routers(PREFIXES))
+    return build_openapi(PREFIXES)
 
 
 def operations(document):

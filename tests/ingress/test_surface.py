@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from interfaces.http.graph.openapi import build_openapi
-from interfaces.http.graph.surface import documented_routers
 
 PREFIXES = {
     "llm": "/internal/llm",
@@ -69,7 +68,7 @@ GET /docs
 
 @pytest.fixture(scope="module")
 def documented() -> set[str]:
-    paths = build_openapi(documented_routers(PREFIXES))["paths"]
+    paths = build_openapi(PREFIXES)["paths"]
     return {
         f"{method.upper()} {_nameless(path)}"
         for path, operations in paths.items()
@@ -90,7 +89,7 @@ def _nameless(path: str) -> str:
     ("route", "name", "other"), [("query", "kinds", "kind_filter"), ("store", "meta", "metadata")]
 )
 def test_other_names_of_memorys_fields_are_documented(route, name, other):
-    document = build_openapi(documented_routers(PREFIXES))
+    document = build_openapi(PREFIXES)
     operation = document["paths"][f"/internal/agent-memory/{route}"]["post"]
     reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
     body = document["components"]["schemas"][reference.rpartition("/")[2]]

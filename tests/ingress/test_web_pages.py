@@ -11,8 +11,8 @@ from contracts.errors import ConfigurationError
 from contracts.health import Health
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
-from interfaces.http.graph import surface
-from interfaces.http.graph.openapi import build_openapi
+from interfaces.http.graph import openapi
+from interfaces.http.graph.openapi import build_openapi, documented_routers
 from interfaces.http.graph.root import OPEN_PATHS, root_router
 from interfaces.http.llm.openai import OPENAI_ERRORS
 from interfaces.http.memory import memory_router
@@ -37,10 +37,10 @@ class Untouched:
 @pytest.fixture
 def applications(monkeypatch, events):
     """Returns every application by name, with no use case behind it, under the given `access`."""
-    monkeypatch.setattr(surface, "_NOTHING", Untouched())
+    monkeypatch.setattr(openapi, "_NOTHING", Untouched())
 
     def made(access=None):
-        routers = surface.documented_routers(PREFIXES)
+        routers = documented_routers(PREFIXES)
         return {
             name: Ingress(
                 router,
@@ -117,9 +117,7 @@ async def test_json_under_each_of_its_types_is_read(applications, media_type):
 
 
 def test_the_refusals_are_in_the_document():
-    document = build_openapi(
-        surface.documented_routers({name: f"/internal/{name}" for name in PREFIXES})
-    )
+    document = build_openapi({name: f"/internal/{name}" for name in PREFIXES})
     for path in (
         "/memory/query",
         "/memory/import",

@@ -11,7 +11,6 @@ import pytest
 
 from executors.http.answers import describe, error_kind
 from interfaces.http.graph.openapi import build_openapi
-from interfaces.http.graph.surface import documented_routers
 from tests.support.uvicorn_server import JSON
 from tests.support.workspace.application import workspace
 
@@ -287,7 +286,7 @@ async def test_row_security_applies_to_every_query(http, database_url):
 
 async def test_health_and_documentation(http):
     assert (await http.get("/health")).status_code == 200
-    document = build_openapi(documented_routers({"workspace": "/internal/messaging"}))
+    document = build_openapi({"workspace": "/internal/messaging"})
     paths = (
         "projects",
         "follow-ups",

@@ -1,16 +1,32 @@
-"""One OpenAPI document for the whole surface, from the applications' routers."""
+"""One OpenAPI document for the whole surface, from the applications' routers.
+
+The routers are made for it: paths and models, with no use case behind them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from fastapi import APIRouter
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from starlette.responses import Response
 
-from interfaces.http.base.routing import ERROR
+from contracts.health import Health
+from interfaces.http.agents import agents_router
+from interfaces.http.base.errors import JsonResponse
+from interfaces.http.base.routing import ERROR, Router, refusals
+from interfaces.http.graph.root import root_router
+from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
+from interfaces.http.llm.chat import LLMRoutes, add_limit_routes, llm_router
+from interfaces.http.llm.openai import OpenAIRoutes, add_embedding_routes, add_openai_routes
+from interfaces.http.memory import memory_router
+from interfaces.http.tools import MCP_PATH, ToolRoutes, tools_router
+from interfaces.http.workspace import channels_router, workspace_router
 
+_JSON = {"description": "As the protocol says", "content": {"application/json": {}}}
+_NOTHING = cast("Any", None)
 _OPENAI = {"$ref": "#/components/responses/OpenAIError"}
 TITLE = "daarion-serve"
 VERSION = "0.1.0"
@@ -45,10 +61,10 @@ _SECURITY = {
 }
 
 
-def build_openapi(applications: Mapping[str, tuple[str, APIRouter]]) -> dict[str, Any]:
-    """Returns the document; `applications` maps a tag to its prefix and router."""
+def build_openapi(prefixes: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the document; `prefixes` maps an application, which is a tag there, to its prefix."""
     surface = APIRouter(generate_unique_id_function=_operation_id)
-    for tag, (prefix, router) in applications.items():
+    for tag, (prefix, router) in documented_routers(prefixes).items():
         surface.include_router(router, prefix=prefix.rstrip("/"), tags=[tag])
     document = get_openapi(
         title=TITLE,
@@ -108,3 +124,55 @@ def _either(answer: dict[str, Any]) -> dict[str, Any]:
 def _schema(answer: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = answer.get("content", {}).get("application/json", {}).get("schema", {})
     return found
+
+
+def _health() -> Health:
+    return Health(status="starting")
+
+
+async def _described() -> Response:
+    """Documents an endpoint that another ASGI application serves; never called."""
+    return Response(status_code=404)
+
+
+def _llm() -> Router:
+    router = llm_router(LLMRoutes(_NOTHING, _NOTHING, _health))
+    add_embedding_routes(router, _NOTHING)
+    add_limit_routes(router, _NOTHING)
+    add_openai_routes(router, OpenAIRoutes(_NOTHING))
+    add_batch_routes(router, BatchRoutes(_NOTHING))
+    return router
+
+
+def _tools() -> Router:
+    router = tools_router(ToolRoutes(_NOTHING, _health))
+    # An ASGI application of its own, so it has no route of ours to be documented by.
+    router.add_api_route(
+        MCP_PATH,
+        _described,
+        methods=["POST"],
+        summary="The tools as an MCP server (streamable HTTP, stateless)",
+        description="The headers X-Agent-Id and X-Microdao-Id name the caller.",
+        response_class=JsonResponse,
+        responses={202: _JSON, 400: _JSON, **refusals(408, 413, 415)},
+    )
+    return router
+
+
+_ROUTERS: dict[str, Callable[[], Router]] = {
+    "tools": _tools,
+    "workspace": lambda: workspace_router(
+        channels_router(_NOTHING, _NOTHING), _NOTHING, _NOTHING, _NOTHING, _health
+    ),
+    "agents": lambda: agents_router(_NOTHING, _NOTHING, dict, _health),
+    "memory": lambda: memory_router(_NOTHING, _health),
+    "llm": _llm,
+}
+
+
+def documented_routers(prefixes: Mapping[str, str]) -> dict[str, tuple[str, Router]]:
+    """Returns prefix and router of the root and of each application in `prefixes` with routes."""
+    found = {
+        name: (prefix, _ROUTERS[name]()) for name, prefix in prefixes.items() if name in _ROUTERS
+    }
+    return {**found, "root": ("/", root_router(_health, dict))}
