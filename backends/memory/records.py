@@ -12,7 +12,7 @@ from backends.memory.areas import OWN, Connection, all_of, identity, tenant_rows
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
 from backends.memory.removal import remove_memory
-from backends.postgres.cursors import read_cursor, write_cursor
+from backends.postgres.pages import read_cursor, write_cursor
 from backends.postgres.pool import PostgresAdapter
 from contracts.errors import Conflict
 from contracts.identity import Tenant

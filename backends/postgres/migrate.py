@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,7 +215,9 @@ async def _ensure_service_role(connection: psycopg.AsyncConnection[DictRow]) -> 
             "or create roles"
         )
     if not facts["granted"]:
-        await _grant_service_role(connection)
+        # For the owner's own login; services with a login of their own do not need it.
+        with suppress(psycopg.errors.InsufficientPrivilege):
+            await connection.execute(GRANT_ROLE)
 
 
 async def _create_service_role(connection: psycopg.AsyncConnection[DictRow], name: str) -> None:
@@ -230,19 +233,6 @@ async def _create_service_role(connection: psycopg.AsyncConnection[DictRow], nam
         ) from error
 
 
-async def _grant_service_role(connection: psycopg.AsyncConnection[DictRow]) -> None:
-    """Lets the owner's login use the service role; services with their own login do not need it."""
-    try:
-        await connection.execute(GRANT_ROLE)
-    except psycopg.errors.InsufficientPrivilege:
-        return
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
 def main() -> int:
     """Runs the migrations; returns the exit code. A refusal is one line."""
     try:
@@ -255,9 +245,8 @@ def main() -> int:
     except DaarionError as error:
         sys.stderr.write(f"migrate: {error.message}\n")
         return 1
-    for name in applied:
-        _say(f"applied {name}")
-    _say("the schema is up to date")
+    sys.stdout.writelines(f"applied {name}\n" for name in applied)
+    sys.stdout.write("the schema is up to date\n")
     return 0
 
 

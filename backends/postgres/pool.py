@@ -59,18 +59,6 @@ class PoolLimits:
     idle_in_transaction_s: float = 10.0
 
 
-@dataclass(frozen=True)
-class PoolStatistics:
-    """Connections of a pool now, and counts since its start."""
-
-    size: int
-    available: int
-    waiting: int
-    requests: int
-    failed_requests: int
-    lost_connections: int
-
-
 class Database:
     """A pool of connections to one database, in a role that is subject to row security.
 
@@ -189,18 +177,6 @@ class Database:
         """Checks that PostgreSQL answers. Raises DatabaseUnavailable within two seconds."""
         async with self.transaction(timeout_s=PING_TIMEOUT_S):
             pass
-
-    def statistics(self) -> PoolStatistics:
-        """Returns the pool's state and counters."""
-        stats = self._pool.get_stats()
-        return PoolStatistics(
-            size=stats.get("pool_size", 0),
-            available=stats.get("pool_available", 0),
-            waiting=stats.get("requests_waiting", 0),
-            requests=stats.get("requests_num", 0),
-            failed_requests=stats.get("requests_errors", 0),
-            lost_connections=stats.get("connections_lost", 0) + stats.get("returns_bad", 0),
-        )
 
     async def _configure(self, connection: BoundedConnection) -> None:
         milliseconds = {

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
@@ -86,17 +87,10 @@ class FileEventLog:
 
     def _batch(self) -> tuple[list[dict[str, Any]], bool]:
         """Waits for an event and takes the queued ones; the flag: the log was closed."""
-        batch: list[dict[str, Any]] = []
-        item = self._queue.get()
-        while item is not None:
-            batch.append(item)
-            if len(batch) >= BATCH:
-                return batch, False
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, False
-        return batch, True
+        items = [self._queue.get()]
+        while items[-1] is not None and len(items) < BATCH and not self._queue.empty():
+            items.append(self._queue.get())
+        return [item for item in items if item is not None], items[-1] is None
 
     def _write(self, batch: list[dict[str, Any]]) -> None:
         """Writes a batch. An error of a listener or a line must not end the thread, because all
@@ -154,17 +148,13 @@ def _prune(directory: Path) -> None:
     """Removes the oldest files of dead processes. Each process writes its own file, so files of
     former replicas would accumulate.
     """
-    for _ in range(2):  # another process may prune at the same time
-        try:
-            files = sorted(directory.glob("*.jsonl*"), key=lambda file: file.stat().st_mtime)
-        except FileNotFoundError:
-            continue
+    with suppress(FileNotFoundError):  # another process prunes at the same time
+        files = sorted(directory.glob("*.jsonl*"), key=lambda file: file.stat().st_mtime)
         excess = len(files) - MAX_FILES
         for file in files:
             if excess <= 0:
                 return
             excess -= _removed(file)
-        return
 
 
 def _removed(file: Path) -> bool:

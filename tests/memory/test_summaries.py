@@ -214,7 +214,8 @@ async def test_no_connection_waits_for_the_model(
         await asyncio.sleep(0.01)
     # A health check may hold a connection for a moment, the summary never does.
     async with asyncio.timeout(30):
-        while (pool := summing.runtime.database.statistics()).available != pool.size:
+        pool = summing.runtime.database._pool
+        while (stats := pool.get_stats())["pool_available"] != stats["pool_size"]:
             await asyncio.sleep(0.01)
     assert not pending.done()
     proxy[0].gate.set()

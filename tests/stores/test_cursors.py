@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from backends.postgres.cursors import read_cursor, write_cursor
+from backends.postgres.pages import read_cursor, write_cursor
 from contracts.errors import InvalidRequest
 
 
