@@ -7,14 +7,14 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
 
-from configs.yaml_files import Settings
+from contracts.shapes import Strict
 
 Seconds = Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Folder = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
 
 
-class QuerySettings(Settings):
+class QuerySettings(Strict):
     """How a question is answered; see the comments in the file."""
 
     candidates: Annotated[int, Field(ge=10, le=1_000)] = 100
@@ -23,7 +23,7 @@ class QuerySettings(Settings):
     embed_timeout_s: Seconds = 3
 
 
-class FusionWeights(Settings):
+class FusionWeights(Strict):
     """Overrides of `services/memory/fusion.py`; absent keys keep the values measured there."""
 
     unrelated: Annotated[float, Field(ge=-1, lt=1)] | None = None
@@ -32,7 +32,7 @@ class FusionWeights(Settings):
     half_life_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
 
 
-class ChunkSettings(Settings):
+class ChunkSettings(Strict):
     """Bounds of a chunk in characters."""
 
     most: Annotated[int, Field(ge=100, le=20_000)] = 900
@@ -45,27 +45,27 @@ class ChunkSettings(Settings):
         return self
 
 
-class IngestionLanes(Settings):
+class IngestionLanes(Strict):
     """Calls of the embedder at a time per replica, and chunks in each."""
 
     lanes: Annotated[int, Field(ge=1, le=64)] = 2
     batch: Annotated[int, Field(ge=1, le=256)] = 16
 
 
-class ShortTermSettings(Settings):
+class ShortTermSettings(Strict):
     """The event log."""
 
     retention_days: Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)] = 90
 
 
-class VectorSettings(Settings):
+class VectorSettings(Strict):
     """When a tenant gets a partition of its own."""
 
     exact_rows: Annotated[int, Field(ge=100, le=10_000_000)] = 10_000
     max_shards: Annotated[int, Field(ge=0, le=2_000)] = 200
 
 
-class KnowledgeBaseSettings(Settings):
+class KnowledgeBaseSettings(Strict):
     """Folders, relative to the data directory, and how often they are looked at."""
 
     shared: Folder = "kb/shared"
@@ -80,7 +80,7 @@ class KnowledgeBaseSettings(Settings):
         ).expanduser()
 
 
-class SummarySettingsFile(Settings):
+class SummarySettingsFile(Strict):
     """The model that writes summaries, and the bounds of one call."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = "dagi-local-8b"
@@ -91,7 +91,7 @@ class SummarySettingsFile(Settings):
     timeout_s: Seconds = 120
 
 
-class MemorySettings(Settings):
+class MemorySettings(Strict):
     """`memory.yaml`."""
 
     query: QuerySettings = QuerySettings()

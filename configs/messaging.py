@@ -9,14 +9,14 @@ from pydantic import Field, StringConstraints, model_validator
 
 from configs.endpoints import BaseUrl
 from configs.own_secrets import would_leave
-from configs.yaml_files import Settings
 from contracts.errors import ConfigurationError
 from contracts.identity import Identifier
+from contracts.shapes import Strict
 
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
-class MessagingSettings(Settings):
+class MessagingSettings(Strict):
     """`kind` is `workspace` (this product's application) or `messaging_service` (the neighbours').
 
     `base_url` is required for `messaging_service`; without it the workspace behind our own ingress

@@ -17,8 +17,8 @@ from pydantic import AfterValidator, StringConstraints, model_validator
 from common.loopback import is_loopback
 from configs.endpoints import plain_url
 from configs.own_secrets import OWN_SECRETS
-from configs.yaml_files import Settings
 from contracts.errors import ConfigurationError
+from contracts.shapes import Strict
 
 _PROXY = re.compile(
     r"http://(?:[^\s/@:]+(?::[^\s/@]*)?@)?(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?/?"
@@ -39,7 +39,7 @@ def _proxy_url(value: str) -> str:
     return value
 
 
-class Proxied(Settings):
+class Proxied(Strict):
     """The forward proxy of one endpoint.
 
     `proxy` is its `http://host:port`, `proxy_auth_env` the variable that holds `user:password`.

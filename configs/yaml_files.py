@@ -6,19 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from contracts.errors import ConfigurationError
 
 MAX_FILE_BYTES = 4 << 20
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class Settings(BaseModel):
-    """A file, or a section of one: an unknown key is a mistake, and the values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def load_yaml(path: Path, model: type[Model]) -> Model:

@@ -15,8 +15,9 @@ from pydantic import (
 from configs.engines.embedder import EmbedderSettings
 from configs.engines.model_source import DEFAULT_MODEL, find_model
 from configs.environment import Environment
-from configs.yaml_files import Settings, load_yaml
+from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError
+from contracts.shapes import Strict
 
 OTHER_MODEL_KV_CACHE_MB = 2_048
 """Holds 4,096 tokens at up to 512 KiB each: 7 billion parameters without grouped queries.
@@ -35,7 +36,7 @@ Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
 
 
-class SamplingSettings(Settings):
+class SamplingSettings(Strict):
     """Defaults of a request; null takes the model's own from its `generation_config.json`."""
 
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
@@ -45,7 +46,7 @@ class SamplingSettings(Settings):
     """Bound of an answer in tokens; null: the rest of the context."""
 
 
-class StructuredSettings(Settings):
+class StructuredSettings(Strict):
     """Bounds for JSON schemas without, so that a small model cannot loop inside one value.
 
     null adds no bound.
@@ -56,7 +57,7 @@ class StructuredSettings(Settings):
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
 
 
-class EngineArguments(Settings):
+class EngineArguments(Strict):
     """vLLM's engine arguments; `extra` passes further ones through by vLLM's own names."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -89,7 +90,7 @@ class EngineArguments(Settings):
         return self
 
 
-class LocalLLMSettings(Settings):
+class LocalLLMSettings(Strict):
     """The chat engine.
 
     `model` is `default` (the folder that `make models` builds), a folder (absolute, or relative to
@@ -107,7 +108,7 @@ class LocalLLMSettings(Settings):
     engine: EngineArguments
 
 
-class EnginesSettings(Settings):
+class EnginesSettings(Strict):
     """`engines.yaml`."""
 
     local_llm: LocalLLMSettings

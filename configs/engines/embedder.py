@@ -11,8 +11,8 @@ from configs.endpoints import BaseUrl, Headers, refuse_exposed_key
 from configs.engines.model_source import DEFAULT_MODEL, find_model
 from configs.environment import Environment
 from configs.proxies import Proxied
-from configs.yaml_files import Settings
 from contracts.llm.embeddings import MAX_TEXTS_PER_CALL, EmbeddingKind, EmbeddingSpace
+from contracts.shapes import Strict
 
 NEUTRAL = "+neutral1"
 """Ends the version of language-neutral vectors; counted up when their computation changes."""
@@ -26,7 +26,7 @@ Name = Annotated[
 ]
 
 
-class PrefixSettings(Settings):
+class PrefixSettings(Strict):
     """Prefixes of texts, as the model was trained; a blank at the end counts."""
 
     query: Annotated[str, StringConstraints(max_length=1_024)] = ""
@@ -37,14 +37,14 @@ class PrefixSettings(Settings):
         return self.query if kind == "query" else self.passage
 
 
-class PassSettings(Settings):
+class PassSettings(Strict):
     """Bounds of one pass through the model; a query waits at most for the current pass."""
 
     max_texts: Annotated[int, Field(ge=1, le=1_024)] = 32
     max_tokens: Annotated[int, Field(ge=64, le=1_048_576)] = 1_024
 
 
-class QueueSettings(Settings):
+class QueueSettings(Strict):
     """Texts that may wait in one replica; more are answered `overloaded`.
 
     Queries go first, but passages get `passage_share` of the work while queries never stop.
@@ -63,7 +63,7 @@ class QueueSettings(Settings):
         return self
 
 
-class _Common(Settings):
+class _Common(Strict):
     """Settings of every embedder.
 
     `version` is recorded with each vector: change it whenever the same text would get another

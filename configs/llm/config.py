@@ -16,8 +16,8 @@ from configs.llm.failover import (
 )
 from configs.llm.limits import LimitSettings, PriceSettings
 from configs.proxies import Proxied
-from configs.yaml_files import Settings
 from contracts.llm.routing import Continuation, Reasoning, StreamRecovery
+from contracts.shapes import Strict
 
 EMBEDDER_TYPES = ("local", "openai_compatible")
 
@@ -63,7 +63,7 @@ class ProviderSettings(Proxied):
         return self
 
 
-class ModelSettings(Settings):
+class ModelSettings(Strict):
     """One logical model: provider, the provider's name for it, logical models to fall back on.
 
     The local engine serves one model, so `name` may be left out there: it is `served_name` in the
@@ -85,19 +85,19 @@ class ModelSettings(Settings):
     context_tokens: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
 
 
-class CacheSettings(Settings):
+class CacheSettings(Strict):
     """The response cache of each replica, for requests that ask for it."""
 
     max_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 34)] = 64 << 20
 
 
-class IdempotencySettings(Settings):
+class IdempotencySettings(Strict):
     """How long the answer to an `Idempotency-Key` is kept."""
 
     retention_h: Annotated[float, Field(gt=0, le=24 * 31, allow_inf_nan=False)] = 24.0
 
 
-class BatchSettings(Settings):
+class BatchSettings(Strict):
     """Batches.
 
     `concurrency` bounds the running batch requests per replica, less its calls with a waiting
@@ -112,7 +112,7 @@ class BatchSettings(Settings):
     retention_days: Annotated[float, Field(gt=0, le=365, allow_inf_nan=False)] = 30.0
 
 
-class LLMSettings(Settings):
+class LLMSettings(Strict):
     """`llm.yaml`.
 
     A key of `prices` is a model of this file, or `<provider>/<the provider's name of the model>`;

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from configs.yaml_files import Settings
+from contracts.shapes import Strict
 
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")
@@ -14,7 +14,7 @@ Name = Annotated[
 Seconds = Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)]
 
 
-class _Inherited(Settings):
+class _Inherited(Strict):
     """A group of values; absent ones are inherited: model over provider over file."""
 
     def over(self, base: Self) -> Self:
@@ -52,7 +52,7 @@ class CircuitSettings(_Inherited):
     max_cooldown_s: Seconds | None = None
 
 
-class SpillSettings(Settings):
+class SpillSettings(Strict):
     """The logical models that take over while the primary target is busy or cannot be called.
 
     It counts as busy from `queue_depth` waiting calls until they fall to `return_depth` (by default

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, model_validator
 
-from configs.yaml_files import Settings
+from contracts.shapes import Strict
 
 STRATEGY = "PACK"
 """Ray's placement strategy: the workers of an engine share a node where they fit."""
@@ -19,7 +19,7 @@ _ACCELERATOR_SHARE = 0.001  # Ray's way to ask for a node of that type
 _FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
 
 
-class Placement(Settings):
+class Placement(Strict):
     """Resources of one engine.
 
     `num_cpus` is the replica's own share, `num_gpus` the share of a GPU that each worker takes: 0

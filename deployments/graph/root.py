@@ -15,7 +15,7 @@ from backends.postgres.pool import Database, PoolLimits
 from common.http.client import open_client
 from configs.environment import read_environment
 from configs.stores import find_stores
-from configs.yaml_files import Settings
+from contracts.shapes import Strict
 from deployments.graph.resources import Resources, access_control, open_event_log
 from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.graph.openapi import build_openapi
@@ -28,7 +28,7 @@ DEPLOYMENT = "Root"
 MAX_CONCURRENT = 100
 
 
-class RootArgs(Settings):
+class RootArgs(Strict):
     """`args` of the application: route prefixes of the applications whose health counts."""
 
     applications: dict[str, str]
