@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,14 +40,7 @@ class RateSettings(BaseModel):
 
     def amounts(self) -> Iterator[tuple[Meter, int]]:
         """Yields every limit that is set, in its meter's units: money in nano-dollars."""
-        meters: tuple[Meter, ...] = (
-            "requests_per_minute",
-            "tokens_per_minute",
-            "concurrent_calls",
-            "usd_per_day",
-            "usd_per_month",
-        )
-        for meter in meters:
+        for meter in get_args(Meter):
             value = getattr(self, meter)
             if value is not None:
                 yield meter, int(value * NANO_PER_USD) if meter in CALENDAR else value
@@ -77,18 +70,12 @@ class LimitSettings(BaseModel):
 
     def of_subject(self, kind: SubjectKind, subject: str) -> list[Limit]:
         """Returns the limits of one subject."""
-        defaults: dict[SubjectKind, RateSettings] = {
-            "agent": self.agent,
-            "microdao": self.microdao,
-            "credential": self.credential,
-        }
-        overrides = {
-            "agent": self.agents,
-            "microdao": self.microdaos,
-            "credential": self.credentials,
+        default, overrides = {
+            "agent": (self.agent, self.agents),
+            "microdao": (self.microdao, self.microdaos),
+            "credential": (self.credential, self.credentials),
         }[kind]
-        override = overrides.get(subject)
-        rates = defaults[kind] if override is None else override.over(defaults[kind])
+        rates = overrides[subject].over(default) if subject in overrides else default
         return [Limit(LimitKey(kind, subject, meter), amount) for meter, amount in rates.amounts()]
 
 

@@ -26,6 +26,11 @@ CALENDAR: frozenset[Meter] = frozenset({"usd_per_day", "usd_per_month"})
 """Meters of a UTC day or month, in nano-dollars."""
 
 
+def shown(meter: Meter, units: int) -> int | float:
+    """Returns `units` as users see them: money in dollars."""
+    return units / NANO_PER_USD if meter in CALENDAR else units
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """The agent, microDAO and credential that a call counts for.

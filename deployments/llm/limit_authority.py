@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
 from collections.abc import Sequence
@@ -20,10 +19,10 @@ from contracts.errors import DaarionError, LimitsUnavailable
 from contracts.llm.limits import Limit, LimitKey
 from deployments.graph.resources import open_event_log
 from services.llm.limits.lease_book import LeaseBook
-from services.llm.limits.periods import period_end, period_of, period_start
+from services.llm.limits.periods import period_bounds, period_of
 from services.llm.limits.protocol import Reply, Report, Standing
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Counted up when the messages change, so that new replicas use an authority of their own."""
 NAME = f"daarion-limits-{PROTOCOL}"
 NAMESPACE = "daarion"
@@ -37,8 +36,7 @@ class LimitAuthority:
 
     def __init__(self) -> None:
         self._book = LeaseBook(uuid.uuid4().hex, time.monotonic())
-        self._reading: set[LimitKey] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._reads: dict[LimitKey, asyncio.Task[None]] = {}
         self._spending: UsageSpending | None = None
         self._readers = asyncio.Semaphore(READERS)
 
@@ -61,27 +59,21 @@ class LimitAuthority:
 
     def _read_ledger(self) -> None:
         for key in self._book.unread():
-            if key not in self._reading:
-                self._reading.add(key)
-                task = asyncio.create_task(self._read(key))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+            if key not in self._reads:
+                self._reads[key] = asyncio.create_task(self._read(key))
 
     async def _read(self, key: LimitKey) -> None:
         """Reads the spending under one limit; after a failure the next request reads again."""
         try:
             async with self._readers:
-                wall = time.time()
-                ledger, period = (
-                    await self._ledger(),
-                    (period_start(key.meter, wall), period_end(key.meter, wall)),
-                )
-                spent = await ledger.spent(key.kind, key.subject, *period)
+                ledger, wall = await self._ledger(), time.time()
+                since, until = period_bounds(key.meter, wall)
+                spent = await ledger.spent(key.kind, key.subject, since, until)
                 self._book.load(key, period_of(key.meter, wall), spent)
         except DaarionError:
             await asyncio.sleep(LEDGER_RETRY_S)
         finally:
-            self._reading.discard(key)
+            del self._reads[key]
 
     async def _ledger(self) -> UsageSpending:
         if self._spending is None:
@@ -105,13 +97,11 @@ class AuthorityClient:
 
     async def exchange(self, report: Report) -> Reply:
         """Reports, and returns leases. Raises LimitsUnavailable without an answer in a second."""
-        reply: Reply = await self._called("exchange", report)
-        return reply
+        return await self._called("exchange", report)  # type: ignore[no-any-return]
 
     async def standing(self, limits: Sequence[Limit]) -> list[Standing]:
         """Returns how limits stand. Raises LimitsUnavailable."""
-        standings: list[Standing] = await self._called("standing", limits)
-        return standings
+        return await self._called("standing", limits)  # type: ignore[no-any-return]
 
     async def ping(self) -> None:
         """Raises LimitsUnavailable while the authority does not answer or grants nothing yet."""
@@ -137,8 +127,6 @@ class AuthorityClient:
 
 def _authority() -> Any:
     """Returns the actor's handle. Blocks: call it in a thread."""
-    with contextlib.suppress(ValueError):
-        return ray.get_actor(NAME, namespace=NAMESPACE)
     return (
         ray.remote(LimitAuthority)
         .options(

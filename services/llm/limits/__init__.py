@@ -6,6 +6,5 @@
 - `lease_book`: the authority's side: grants units so that no limit is exceeded.
 - `protocol`: the messages between replica and authority, and their constants.
 - `periods`: the calendar periods of limits of money.
-- `windows`: the sliding window over spent units.
 - `states`: the use case behind `GET /limits`.
 """

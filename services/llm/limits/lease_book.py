@@ -2,11 +2,11 @@
 
 Pure; time comes in as arguments.
 
-Spent units count for a window (a sliding minute, a calendar day or month). Units that a replica was
-granted and has neither spent nor returned are outstanding and count as well. The book grants only
-the limit minus both, so the limit holds whatever replicas do with their units. Replicas report
-absolute values under growing numbers, so a lost or repeated message changes nothing. A replica that
-is silent for longer than its grants live counts as dead, and its outstanding units as spent.
+Spent units count for a sliding minute or a calendar period. Units that a replica was granted and
+has neither spent nor returned are outstanding and count as well. The book grants only the limit
+minus both, so the limit holds whatever replicas do with their units. Replicas report absolute
+values under growing numbers, so a lost or repeated message changes nothing. A replica that is
+silent for longer than its grants live counts as dead, and its outstanding units as spent.
 
 A new book knows nothing. It learns, and grants nothing, until every replica that spent units within
 the last window has joined and reported them, or that window has passed.
@@ -14,6 +14,7 @@ the last window has joined and reported them, or that window has passed.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,8 +22,10 @@ from dataclasses import dataclass, field
 from contracts.llm.limits import CALENDAR, LimitKey
 from services.llm.limits.periods import period_left_s, period_of
 from services.llm.limits.protocol import (
+    CELL_S,
     GRACE_S,
     HEARTBEAT_S,
+    PERIODS,
     SLIDING,
     TTL_S,
     WINDOW_S,
@@ -33,7 +36,6 @@ from services.llm.limits.protocol import (
     Standing,
     lease_size,
 )
-from services.llm.limits.windows import SlidingWindow
 
 MAX_KEYS = 100_000
 LEARNING_S = TTL_S + GRACE_S
@@ -49,53 +51,83 @@ RUNNING_RETRY_S = 5.0
 class _Share:
     """One replica's units of one limit.
 
-    `counted` is its spending in the account's calendar period and its present incarnation,
-    `earlier` that of incarnations before. `period` is the period by the replica's clock,
-    `other_period_since` the moment since which that differs from the account's.
+    `cells` are the units spent within the last minute by cell of the replica's clock, which is
+    `offset` behind the authority's; `spent` is their sum. `lost` units were outstanding when the
+    replica fell silent, and count as spent until `lost_until`. `other_period_since`: since then
+    the replica's clock has shown another period than the authority's.
     """
 
-    spent: int = 0
-    counted: int = 0
-    earlier: int = 0
-    incarnation: int = 0
     held: int = 0
     free: int = 0
-    period: str = ""
+    cells: dict[int, int] = field(default_factory=dict)
+    spent: int = 0
+    offset: float = 0.0
+    lost: int = 0
+    lost_until: float = 0.0
     other_period_since: float | None = None
 
-    @property
-    def outstanding(self) -> int:
-        return self.held + self.free
+    def spend(self, cell: int, units: int) -> None:
+        """Takes the units spent in a cell."""
+        self.spent += units - self.cells.get(cell, 0)
+        self.cells[cell] = units
+
+    def used(self, now: float) -> int:
+        """Returns the units that count as spent."""
+        expired = (now - self.offset - WINDOW_S) / CELL_S
+        while self.cells and (cell := next(iter(self.cells))) <= expired:
+            self.spent -= self.cells.pop(cell)
+        return self.spent + (self.lost if now < self.lost_until else 0)
+
+    def endings(self, now: float) -> list[tuple[float, int]]:
+        """Returns pairs of (seconds until units stop counting, units)."""
+        self.used(now)
+        shift = self.offset + WINDOW_S - now
+        endings = [(cell * CELL_S + shift, units) for cell, units in self.cells.items()]
+        if now < self.lost_until:
+            endings.append((self.lost_until - now, self.lost))
+        return endings
 
 
 @dataclass(slots=True)
 class _Account:
     """One limit.
 
-    `ledger` is the spending by replica in this period, as read last; None before the first read.
-    `former` is the period before with its spending by replica (None: never read), `latest` the
-    latest period that was entered.
+    Money: `spending` is by period and replica, what was reported or else read from the ledger; of
+    the periods in `read` it is complete, and of those after `unknown_until`, which this book saw
+    from their start.
     """
 
-    period: str
-    window: SlidingWindow | None = None
+    unknown_until: str
+    period: str = ""
     shares: dict[str, _Share] = field(default_factory=dict)
-    ledger: dict[str, int] | None = None
-    former: tuple[str, dict[str, int] | None] = ("", None)
-    latest: str = ""
+    spending: dict[str, dict[str, int]] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
 
-    def spent(self) -> dict[str, int]:
-        """Returns the spending in this period by replica."""
-        spent = dict(self.ledger or {})
-        for replica, share in self.shares.items():
-            spent[replica] = max(share.earlier + share.counted, spent.get(replica, 0))
-        return spent
+    def spent_in(self, period: str) -> dict[str, int]:
+        """Returns the spending in `period` by replica; forgets the least recently used one."""
+        known = self.spending[period] = self.spending.pop(period, {})
+        if len(self.spending) > PERIODS:
+            oldest = next(other for other in self.spending if other != self.period)
+            del self.spending[oldest]
+            self.read.discard(oldest)
+            self.unknown_until = max(self.unknown_until, oldest)
+        return known
+
+    def is_complete(self) -> bool:
+        """Whether all spending of the present period is known."""
+        return not self.period or self.period in self.read or self.period > self.unknown_until
 
     def used(self, now: float) -> int:
-        return sum(self.spent().values()) if self.window is None else self.window.used(now)
+        """Returns the units that count as spent."""
+        spent = sum(share.used(now) for share in self.shares.values())
+        return spent + sum(self.spending.get(self.period, {}).values())
 
     def outstanding(self) -> int:
         return sum(share.held + share.free for share in self.shares.values())
+
+    def endings(self, now: float) -> list[tuple[float, int]]:
+        """Returns in order pairs of (seconds until units stop counting, units)."""
+        return sorted(ending for share in self.shares.values() for ending in share.endings(now))
 
 
 @dataclass(slots=True)
@@ -103,7 +135,6 @@ class _Replica:
     seen: float
     number: int
     alive: bool = True
-    keys: set[LimitKey] = field(default_factory=set)
 
 
 class LeaseBook:
@@ -133,29 +164,21 @@ class LeaseBook:
         ):
             return Reply(self.generation, known=False)
         if replica is not None and report.number <= replica.number:
-            return Reply(self.generation, known=True, peers=self._peers())
+            return Reply(self.generation, known=True, peers=tuple(self._replicas))
         self._arrive(report, now)
         for line in report.lines:
             self._count(report, line, now, wall)
-        learning = self.learning_s(now)
-        grants = [
-            self._grant(report.replica, line, now, wall, learning)
+        grants = {
+            line.key: self._grant(report.replica, line, now, wall)
             for line in report.lines
-            if line.need or line.want
-        ]
-        return Reply(
-            self.generation,
-            known=True,
-            grants=tuple(grants),
-            peers=self._peers(),
-            learning_s=learning,
-        )
+            if line.asks
+        }
+        return Reply(self.generation, known=True, grants=grants, peers=tuple(self._replicas))
 
     def learning_s(self, now: float) -> float:
         """Returns the seconds until the book expects to grant; zero once it has learned."""
-        if self._unjoined_peers:
-            return max(0.0, self._started + WINDOW_S + LEARNING_S - now)
-        return max(0.0, self._started + self._learning_s - now)
+        learns_for = WINDOW_S + LEARNING_S if self._unjoined_peers else self._learning_s
+        return max(0.0, self._started + learns_for - now)
 
     def unread(self) -> list[LimitKey]:
         """Returns limits of money whose present period was not yet read from the ledger."""
@@ -165,11 +188,9 @@ class LeaseBook:
         """Takes the spending by replica that the ledger holds for `key` in `period`."""
         account = self._accounts.get(key)
         if account is not None and account.period == period and key in self._unread:
-            known = account.ledger or {}
-            account.ledger = {
-                replica: max(spent.get(replica, 0), known.get(replica, 0))
-                for replica in {*spent, *known}
-            }
+            for replica, units in spent.items():
+                _raise(account.spent_in(period), replica, units)
+            account.read.add(period)
             self._unread.discard(key)
 
     def standing(self, key: LimitKey, limit: int, now: float, wall: float) -> Standing:
@@ -178,53 +199,54 @@ class LeaseBook:
         account = self._account(key, now, wall)
         used, reserved = account.used(now), account.outstanding()
         reset: float | None = None
-        if account.window is not None:
-            reset = account.window.empty_in_s(now)
+        if key.meter in SLIDING:
+            reset = max((wait for wait, _ in account.endings(now)), default=0.0)
         elif key.meter in CALENDAR:
             reset = period_left_s(key.meter, wall)
         return Standing(key, used, reserved, max(0, limit - used - reserved), reset)
 
     def _arrive(self, report: Report, now: float) -> None:
-        replica = self._replicas.get(report.replica)
-        if replica is None:
-            replica = self._replicas[report.replica] = _Replica(now, report.number)
-        replica.seen, replica.number, replica.alive = now, report.number, True
+        self._replicas[report.replica] = _Replica(now, report.number)
         if report.joining and now < self._started + WINDOW_S + LEARNING_S:
-            self._unjoined_peers.update(peer for peer in report.peers if peer not in self._replicas)
-        self._unjoined_peers.discard(report.replica)
+            self._unjoined_peers.update(report.peers)
+        self._unjoined_peers -= self._replicas.keys()
 
     def _count(self, report: Report, line: Line, now: float, wall: float) -> None:
         """Takes what a line says of one replica's units."""
         account = self._account(line.key, now, wall)
-        share = account.shares.get(report.replica)
-        is_new = share is None
-        if share is None:
-            share = account.shares[report.replica] = _Share(spent=line.acknowledged)
-            self._replicas[report.replica].keys.add(line.key)
-        if account.window is not None:
-            with_recent = is_new and report.joining
-            _count_in_window(account.window, share, line, now, with_recent=with_recent)
-        elif line.period == account.period:
-            _count_in_period(share, line, joining=report.joining)
-        else:
-            _count_other_period(share, line, now)
-        share.period = line.period
-        share.spent, share.held, share.free = line.spent, line.held, line.free
+        share = account.shares.setdefault(report.replica, _Share())
+        share.held, share.free, share.lost = line.held, line.free, 0
+        share.offset = now - report.now
+        more_money = 0
+        for slot, units in line.spent:
+            if isinstance(slot, int):
+                share.spend(slot, units)
+            else:
+                more_money += _raise(account.spent_in(slot), report.replica, units)
+        if line.period == account.period:
+            share.other_period_since = None
+        elif share.other_period_since is None:
+            share.other_period_since = now
+        elif now - share.other_period_since > SKEW_S:
+            # Under a name of its own, because the replica's sum in this period does not hold it.
+            spent, name = account.spent_in(account.period), f"{report.replica}, other clock"
+            _raise(spent, name, spent.get(name, 0) + more_money)
 
-    def _grant(self, replica: str, line: Line, now: float, wall: float, learning: float) -> Grant:
+    def _grant(self, replica: str, line: Line, now: float, wall: float) -> Grant:
         account = self._accounts[line.key]
         left = max(0, line.limit - account.used(now) - account.outstanding())
-        if learning > 0:
-            return Grant(line.key, 0, left, learning)
-        if line.key.meter in CALENDAR and account.ledger is None:
-            return Grant(line.key, 0, left, PENDING_RETRY_S, pending=True)
+        if (learning := self.learning_s(now)) > 0:
+            return Grant(0, left, learning, pending="learning")
+        if not account.is_complete():
+            return Grant(0, left, PENDING_RETRY_S, pending="ledger")
         share = account.shares[replica]
         lease = lease_size(line.limit, left + share.free) - share.free
-        units = min(left, max(line.need, min(line.need + line.want, lease)))
+        units = min(left, max(line.need, lease))
         if units < line.least or units <= 0:
-            return Grant(line.key, 0, left, self._retry_after_s(line, account, left, now, wall))
+            return Grant(0, left, self._retry_after_s(line, account, left, now, wall))
         share.free += units
-        return Grant(line.key, units, left - units)
+        spent = account.spent_in(line.period).get(replica, 0)
+        return Grant(units, left - units, spent=spent)
 
     def _retry_after_s(
         self, line: Line, account: _Account, left: int, now: float, wall: float
@@ -234,55 +256,45 @@ class LeaseBook:
             return period_left_s(line.key.meter, wall)
         short = max(1, line.least - left)
         idle = sum(share.free for share in account.shares.values())
-        if account.window is None or idle >= short:
+        if line.key.meter not in SLIDING or idle >= short:
             return HEARTBEAT_S
-        slid = account.window.free_in_s(short, now)
-        return RUNNING_RETRY_S if slid is None else slid
+        for wait, units in account.endings(now):
+            short -= units
+            if short <= 0:
+                return wait
+        return RUNNING_RETRY_S
 
     def _expire_silent(self, now: float) -> None:
         """Counts leases of silent replicas as spent; forgets replicas once their window is over."""
         for name, replica in list(self._replicas.items()):
             if replica.alive and replica.seen + TTL_S + GRACE_S < now:
                 replica.alive = False
-                self._count_as_spent(name, replica)
-            if not replica.alive and replica.seen + TTL_S + GRACE_S + WINDOW_S < now:
-                self._forget(name, replica)
+                self._lose_leases(name, replica.seen + TTL_S)
+            if replica.seen + TTL_S + GRACE_S + WINDOW_S < now:
+                del self._replicas[name]
+                for account in self._accounts.values():
+                    if not account.period:  # money counts to the end of the period
+                        account.shares.pop(name, None)
         if self._unjoined_peers and now >= self._started + WINDOW_S + LEARNING_S:
             self._unjoined_peers.clear()
 
-    def _count_as_spent(self, name: str, replica: _Replica) -> None:
-        for key, account, share in self._shares(name, replica):
-            if account.window is not None:
-                account.window.add(replica.seen + TTL_S, share.outstanding)
-            elif key.meter in CALENDAR:
-                share.counted += share.outstanding
-            share.held = share.free = 0
-
-    def _forget(self, name: str, replica: _Replica) -> None:
-        for key, account, share in self._shares(name, replica):
-            if key.meter not in CALENDAR or not share.earlier + share.counted:
-                del account.shares[name]
-        del self._replicas[name]
-
-    def _shares(self, name: str, replica: _Replica) -> list[tuple[LimitKey, _Account, _Share]]:
-        accounts = [(key, self._accounts[key]) for key in replica.keys if key in self._accounts]
-        return [
-            (key, account, account.shares[name])
-            for key, account in accounts
-            if name in account.shares
-        ]
+    def _lose_leases(self, name: str, spent_by: float) -> None:
+        """Counts a replica's outstanding units as spent at `spent_by`; slots become free."""
+        for key, account in self._accounts.items():
+            if (share := account.shares.get(name)) is not None:
+                share.lost, share.held, share.free = share.held + share.free, 0, 0
+                if key.meter in CALENDAR:
+                    share.lost_until = math.inf
+                elif key.meter in SLIDING:
+                    share.lost_until = spent_by + WINDOW_S
 
     def _account(self, key: LimitKey, now: float, wall: float) -> _Account:
         period = period_of(key.meter, wall)
         account = self._accounts.get(key)
         if account is None:
             self._make_room(now)
-            account = self._accounts[key] = _Account(
-                period, SlidingWindow(WINDOW_S) if key.meter in SLIDING else None, latest=period
-            )
-            if key.meter in CALENDAR:
-                self._unread.add(key)
-        elif account.period != period:
+            account = self._accounts[key] = _Account(period)
+        if account.period != period:
             self._enter_period(key, account, period)
         self._accounts.move_to_end(key)
         return account
@@ -291,68 +303,28 @@ class LeaseBook:
         """Drops the least recently used limits with no units; at twice the bound, any."""
         while len(self._accounts) >= MAX_KEYS:
             key, account = next(iter(self._accounts.items()))
-            busy = account.outstanding() or (
-                account.window is not None and account.window.used(now)
-            )
+            busy = account.outstanding() or (not account.period and account.used(now))
             if len(self._accounts) < 2 * MAX_KEYS and busy:
                 break
             del self._accounts[key]
             self._unread.discard(key)
-            for replica in account.shares.keys() & self._replicas.keys():
-                self._replicas[replica].keys.discard(key)
 
     def _enter_period(self, key: LimitKey, account: _Account, period: str) -> None:
         """Enters the next day or month, or an earlier one when the clock was set back.
 
-        A period later than all before starts with nothing spent, because this authority sees it
-        from its start. The ledger is still read: an earlier authority whose clock ran ahead may
-        have granted in that period. In any other period nothing is granted until the ledger was
-        read. Spending of replicas forgotten since counts in the period that ends.
+        The ledger is read in any case: an earlier authority whose clock ran ahead may have granted
+        in that period. The leases of silent replicas count in the period that ends.
         """
-        former, known = account.former
-        account.former = account.period, None if account.ledger is None else account.spent()
-        if period == former:
-            account.ledger = known
-        elif period > account.latest:
-            account.ledger = {}
-        else:
-            account.ledger = None
-        account.period, account.latest = period, max(period, account.latest)
+        for name in list(account.shares):
+            if (replica := self._replicas.get(name)) is None or not replica.alive:
+                spent = account.spent_in(account.period)
+                _raise(spent, name, spent.get(name, 0) + account.shares.pop(name).lost)
+        account.period = period
         self._unread.add(key)
-        account.shares = {
-            name: share for name, share in account.shares.items() if name in self._replicas
-        }
-        for share in account.shares.values():
-            share.counted = share.earlier = 0
-
-    def _peers(self) -> tuple[str, ...]:
-        return tuple(self._replicas)
 
 
-def _count_in_window(
-    window: SlidingWindow, share: _Share, line: Line, now: float, *, with_recent: bool
-) -> None:
-    """Adds what was spent since the last report; `with_recent`, the replica's whole window."""
-    if with_recent:
-        for age, units in line.recent:
-            window.add(now - age, units)
-    else:
-        window.add(now, line.spent - max(share.spent, line.acknowledged))
-
-
-def _count_in_period(share: _Share, line: Line, *, joining: bool) -> None:
-    """Takes the replica's sum of the account's period."""
-    if line.incarnation > share.incarnation:
-        share.earlier, share.counted = share.earlier + share.counted, 0
-        share.incarnation = line.incarnation
-    # A joining replica may have been counted as dead, with units that it had not spent.
-    share.counted = line.spent if joining else max(line.spent, share.counted)
-    share.other_period_since = None
-
-
-def _count_other_period(share: _Share, line: Line, now: float) -> None:
-    """Counts spending of another period in the account's once the clocks differ for too long."""
-    if share.other_period_since is None:
-        share.other_period_since = now
-    if share.period == line.period and now - share.other_period_since > SKEW_S:
-        share.earlier += max(0, line.spent - share.spent)
+def _raise(spent: dict[str, int], replica: str, units: int) -> int:
+    """Raises a replica's sum to `units`, and returns by how much."""
+    more = max(0, units - spent.get(replica, 0))
+    spent[replica] = spent.get(replica, 0) + more
+    return more

@@ -18,15 +18,7 @@ from typing import Any
 from common.tasks import end_tasks
 from contracts.errors import DaarionError, LimitsUnavailable, OverLimit, RateLimited
 from contracts.events import EventLog
-from contracts.llm.limits import (
-    CALENDAR,
-    NANO_PER_USD,
-    Caller,
-    Estimate,
-    LimitsOf,
-    Reservation,
-    Spent,
-)
+from contracts.llm.limits import Caller, Estimate, LimitsOf, Reservation, Spent, shown
 from services.llm.limits.balance import Balance, Plan, amount
 from services.llm.limits.balances import Balances
 from services.llm.limits.protocol import HEARTBEAT_S, LeaseSource
@@ -69,13 +61,15 @@ class LeasedLimiter:
         self._balances = Balances(replica or uuid.uuid4().hex)
         self._plans: OrderedDict[Caller, Plan] = OrderedDict()
         self._known_drops = 0
-        self._waiting: list[tuple[asyncio.Future[None], Plan, Sequence[int]]] = []
+        self._waiting: list[tuple[Plan, Sequence[int]]] = []
+        self._turn: asyncio.Future[DaarionError | None]  # ends with the next exchange
         self._wake = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Starts to report, on the running event loop. `reserve` does so as well."""
         if self._pump is None or self._pump.done():
+            self._turn = asyncio.get_running_loop().create_future()
             self._pump = asyncio.create_task(self._run(), name="limiter")
 
     def reconfigure(self, limits_of: LimitsOf) -> None:
@@ -88,7 +82,7 @@ class LeasedLimiter:
         if self._pump is None:
             return
         await end_tasks([self._pump])
-        _answer(self._waiting, _stopping())
+        self._turn.set_result(_stopping())
         self._balances.leave()
         with suppress(DaarionError):
             await self._exchange(heartbeat=True)
@@ -107,31 +101,25 @@ class LeasedLimiter:
             amounts = [amount(balance, estimate) for balance in plan]
             now = time.monotonic()
             if not plan or self._balances.take(plan, amounts, now, time.time()):
-                self._look_ahead(plan)
-                return _Reserved(self, plan, amounts)
+                if self._balances.wants_exchange(plan):
+                    self._wake.set()
+                return _Reserved(self, plan, amounts, now)
             if (too_large := _larger_than_limit(plan, amounts)) is not None:
                 raise _over_limit(*too_large)
             if (refused := self._balances.recently_refused(plan, amounts, now)) is not None:
-                self._check_learned(now)
-                if not refused.pending:
-                    raise _refusal(refused, amounts[plan.index(refused)], now)
-                await _wait_for_ledger(now, give_up)
+                balance, units = refused
+                if not balance.answer.pending:
+                    raise _refusal(balance, units, now)
+                await _wait_until_granting(balance, now, give_up)
             await self._next_exchange(plan, amounts)
         raise LimitsUnavailable("the limits are contended: retry shortly", retry_after_s=1.0)
 
-    def settle(self, plan: Plan, amounts: Sequence[int], spent: Spent) -> None:
+    def settle(self, plan: Plan, amounts: Sequence[int], spent: Spent, taken_at: float) -> None:
         """Settles a reservation; called by the reservation itself."""
-        self._balances.settle(plan, amounts, spent, time.monotonic(), time.time())
+        now, wall = time.monotonic(), time.time()
+        self._balances.settle(plan, amounts, spent, taken_at=taken_at, now=now, wall=wall)
         if self._balances.frees_slot(plan):
             self._wake.set()
-
-    def _check_learned(self, now: float) -> None:
-        """Raises LimitsUnavailable while a restarted authority grants nothing yet."""
-        if now < self._balances.learning_until:
-            wait = max(0.1, self._balances.learning_until - now)
-            raise LimitsUnavailable(
-                "the limits are being restored after a restart: retry shortly", retry_after_s=wait
-            )
 
     def _plan(self, caller: Caller) -> Plan:
         if self._known_drops != self._balances.drops:
@@ -146,17 +134,13 @@ class LeasedLimiter:
             )
         return plan
 
-    def _look_ahead(self, plan: Plan) -> None:
-        if self._balances.wants_exchange(plan):
-            self._wake.set()
-
     async def _next_exchange(self, plan: Plan, amounts: Sequence[int]) -> None:
         """Waits for the answer to the next report, which asks for these amounts."""
         self.start()
-        answered = asyncio.get_running_loop().create_future()
-        self._waiting.append((answered, plan, amounts))
+        self._waiting.append((plan, amounts))
         self._wake.set()
-        await answered
+        if (failure := await asyncio.shield(self._turn)) is not None:
+            raise copy.copy(failure)
 
     async def _run(self) -> None:
         next_heartbeat = 0.0
@@ -173,12 +157,11 @@ class LeasedLimiter:
     async def _exchange_for_waiting(self, *, heartbeat: bool) -> None:
         """Makes one exchange, and gives its outcome to the calls that wait for it."""
         waiting, self._waiting = self._waiting, []
-        failure: DaarionError | None = None
+        turn, self._turn = self._turn, asyncio.get_running_loop().create_future()
+        failure: DaarionError | None = _stopping()
         try:
-            await self._exchange(
-                [(plan, amounts) for future, plan, amounts in waiting if not future.done()],
-                heartbeat=heartbeat,
-            )
+            await self._exchange(waiting, heartbeat=heartbeat)
+            failure = None
         except DaarionError as error:
             failure = error
         except Exception as error:  # noqa: BLE001  # a defect must not end the loop
@@ -186,11 +169,9 @@ class LeasedLimiter:
                 "the limits cannot be kept now: retry shortly", retry_after_s=1.0
             )
             self._emit("limits.turn_failed", exc_info=error)
-        except BaseException:
-            _answer(waiting, _stopping())
-            raise
+        finally:
+            turn.set_result(failure)
         self._emit_change(failure)
-        _answer(waiting, failure)
 
     def _emit_change(self, failure: DaarionError | None) -> None:
         if self._away != (failure is not None):
@@ -206,10 +187,11 @@ class LeasedLimiter:
     ) -> None:
         """Reports and takes the reply; joins first if the authority does not know this replica."""
         for _ in range(3):
-            sent_at = time.monotonic()
-            report = self._balances.report(waiting, sent_at, time.time(), heartbeat=heartbeat)
+            report = self._balances.report(
+                waiting, time.monotonic(), time.time(), heartbeat=heartbeat
+            )
             reply = await self._source.exchange(report)
-            self._balances.answered(report, reply, sent_at, time.monotonic())
+            self._balances.answered(report, reply, time.monotonic())
             if reply.known:
                 return
             self._emit("limits.joining", generation=reply.generation)
@@ -218,8 +200,16 @@ class LeasedLimiter:
         )
 
 
-async def _wait_for_ledger(now: float, give_up: float) -> None:
-    """Pauses while the authority reads the ledger. Raises LimitsUnavailable after `give_up`."""
+async def _wait_until_granting(refused: Balance, now: float, give_up: float) -> None:
+    """Pauses while the authority reads the ledger.
+
+    Raises LimitsUnavailable after `give_up`, and while a restarted authority learns.
+    """
+    if refused.answer.pending == "learning":
+        raise LimitsUnavailable(
+            "the limits are being restored after a restart: retry shortly",
+            retry_after_s=max(0.1, refused.retry_at - now),
+        )
     if now >= give_up:
         raise LimitsUnavailable(
             "what was spent so far cannot be read: retry shortly", retry_after_s=1.0
@@ -236,29 +226,19 @@ def _larger_than_limit(plan: Plan, amounts: Sequence[int]) -> tuple[Balance, int
 class _Reserved:
     """The reservation of one call."""
 
-    __slots__ = ("_amounts", "_limiter", "_plan", "_settled")
+    __slots__ = ("_amounts", "_at", "_limiter", "_plan", "_settled")
 
-    def __init__(self, limiter: LeasedLimiter, plan: Plan, amounts: Sequence[int]) -> None:
-        self._limiter, self._plan, self._amounts = limiter, plan, amounts
+    def __init__(
+        self, limiter: LeasedLimiter, plan: Plan, amounts: Sequence[int], at: float
+    ) -> None:
+        self._limiter, self._plan, self._amounts, self._at = limiter, plan, amounts, at
         self._settled = False
 
     def settle(self, spent: Spent) -> None:
         """Replaces the reservation by what was spent, once."""
         if not self._settled:
             self._settled = True
-            self._limiter.settle(self._plan, self._amounts, spent)
-
-
-def _answer(
-    waiting: list[tuple[asyncio.Future[None], Plan, Sequence[int]]], failure: DaarionError | None
-) -> None:
-    for future, _, _ in waiting:
-        if future.done():
-            continue
-        if failure is None:
-            future.set_result(None)
-        else:
-            future.set_exception(copy.copy(failure))
+            self._limiter.settle(self._plan, self._amounts, spent, self._at)
 
 
 def _stopping() -> LimitsUnavailable:
@@ -268,28 +248,26 @@ def _stopping() -> LimitsUnavailable:
 def _refusal(balance: Balance, units: int, now: float) -> RateLimited:
     kind, subject, meter = balance.key
     wait = max(1, math.ceil(balance.retry_at - now))
-    scale = NANO_PER_USD if meter in CALENDAR else 1
     limit, left, needed = (
-        f"{value / scale:g}" for value in (balance.limit, balance.left + balance.free, units)
+        shown(meter, value) for value in (balance.limit, balance.answer.left + balance.free, units)
+    )
+    text = (
+        f"`{subject}` is at its limit of {limit:g} {_NOUNS[meter]}: "
+        f"{left:g} left, {needed:g} needed; retry in {wait} s"
     )
     details = {
         "limit": f"{kind}.{meter}",
         "subject": subject,
-        "amount": balance.limit / scale if scale > 1 else balance.limit,
-        "left": (balance.left + balance.free) / scale if scale > 1 else balance.left + balance.free,
-        "needed": units / scale if scale > 1 else units,
+        "amount": limit,
+        "left": left,
+        "needed": needed,
     }
-    text = (
-        f"`{subject}` is at its limit of {limit} {_NOUNS[meter]}: "
-        f"{left} left, {needed} needed; retry in {wait} s"
-    )
     return RateLimited(text, details=details, retry_after_s=wait)
 
 
 def _over_limit(balance: Balance, units: int) -> OverLimit:
     kind, subject, meter = balance.key
-    scale = NANO_PER_USD if meter in CALENDAR else 1
-    limit, needed = (value / scale if scale > 1 else value for value in (balance.limit, units))
+    limit, needed = shown(meter, balance.limit), shown(meter, units)
     text = (
         f"a call of `{subject}` may take at most its limit of {limit:g} {_NOUNS[meter]}, "
         f"and this one could take {needed:g}: ask for less"

@@ -21,22 +21,15 @@ def _period_of_day(meter: Meter, day: int) -> str:
     return f"{moment:%Y-%m-%d}" if meter == "usd_per_day" else f"{moment:%Y-%m}"
 
 
-def period_start(meter: Meter, wall: float) -> datetime:
-    """The beginning of that day or month."""
+def period_bounds(meter: Meter, wall: float) -> tuple[datetime, datetime]:
+    """The beginning of that day or month, and of the next one."""
     day = datetime.fromtimestamp(wall, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return day if meter == "usd_per_day" else day.replace(day=1)
-
-
-def period_end(meter: Meter, wall: float) -> datetime:
-    """The beginning of the next one."""
-    start = period_start(meter, wall)
-    return (
-        start + timedelta(days=1)
-        if meter == "usd_per_day"
-        else (start + timedelta(days=32)).replace(day=1)
-    )
+    if meter == "usd_per_day":
+        return day, day + timedelta(days=1)
+    month = day.replace(day=1)
+    return month, (month + timedelta(days=32)).replace(day=1)
 
 
 def period_left_s(meter: Meter, wall: float) -> float:
     """Seconds to the end of that day or month."""
-    return period_end(meter, wall).timestamp() - wall
+    return period_bounds(meter, wall)[1].timestamp() - wall

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from contracts.llm.limits import Limit, LimitKey, Meter
 
 WINDOW_S = 60.0
+CELL_S = 0.5
+"""Spent units count to the end of their cell: at most this much too long, never too short."""
+PERIODS = 5
+"""Days or months that both sides remember, for clocks that are set."""
 TTL_S = 2.0
 """How long a replica may spend its units, from the moment it sent the last report that was
 answered."""
@@ -24,43 +28,48 @@ LEASES_PER_WINDOW = 60
 
 SLIDING: frozenset[Meter] = frozenset({"requests_per_minute", "tokens_per_minute"})
 
+Slot = int | str
+"""What spent units count in: a cell of the replica's monotonic clock, or a UTC day or month."""
+
+
+def cell_of(moment: float) -> int:
+    """Returns the cell of a moment, numbered by its end."""
+    return math.ceil(moment / CELL_S)
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One limit in a replica's report.
 
-    `spent` counts from the replica's start, or from the beginning of the calendar `period`;
-    `acknowledged` is its value in the last answered report. `held` is reserved by running calls,
-    `free` is for further calls. `need`: units missing for all waiting calls, beyond `free`;
-    `least`: units missing for the smallest of them; `want`: units for the calls after them.
-    `recent` is sent when joining: pairs of (seconds ago, units spent). A replica that dropped the
-    limit and counts from zero again sends a higher `incarnation`.
+    `spent` pairs slots with the units spent in them, since the replica's start: all slots that
+    changed since the last answered report, or all that still count when joining. `period` is the
+    present day or month by the replica's clock. `held` is reserved by running calls, `free` is for
+    further calls. `need`: units missing for all waiting calls, beyond `free`; `least`: units
+    missing for the smallest of them. A line that `asks` is answered by a grant.
     """
 
     key: LimitKey
     limit: int
     period: str
-    spent: int
-    acknowledged: int
+    spent: tuple[tuple[Slot, int], ...]
     held: int
     free: int
     least: int = 0
     need: int = 0
-    want: int = 0
-    recent: tuple[tuple[float, int], ...] = ()
-    incarnation: int = 0
+    asks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """A replica's units and needs; `number` grows with every report.
 
-    A `joining` report holds all of the replica's lines.
+    `now` is the replica's monotonic clock. A `joining` report holds all of the replica's lines.
     """
 
     replica: str
     generation: str
     number: int
+    now: float
     lines: tuple[Line, ...]
     joining: bool = False
     peers: tuple[str, ...] = ()
@@ -71,25 +80,25 @@ class Grant:
     """The authority's answer to one line.
 
     `units` is 0 when the smallest need cannot be met: retry after `retry_after_s`. `left` is what
-    remains after this grant. `pending`: the ledger is still being read.
+    remains after this grant, `spent` what this replica spent in the line's period. `pending`: the
+    authority learns what replicas hold, or reads the ledger, and grants nothing yet.
     """
 
-    key: LimitKey
     units: int
     left: int
     retry_after_s: float = 0.0
-    pending: bool = False
+    spent: int = 0
+    pending: Literal["", "learning", "ledger"] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The authority's answer. Unless `known`, join first; for `learning_s` nothing is granted."""
+    """The authority's answer. Unless `known`, join first."""
 
     generation: str
     known: bool
-    grants: tuple[Grant, ...] = ()
+    grants: Mapping[LimitKey, Grant] = field(default_factory=dict)
     peers: tuple[str, ...] = ()
-    learning_s: float = 0.0
 
 
 class LeaseSource(Protocol):

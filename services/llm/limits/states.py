@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from contracts.llm.limits import (
-    CALENDAR,
-    NANO_PER_USD,
     Limit,
     LimitsFilter,
     LimitsPage,
     LimitState,
     Meter,
     SubjectKind,
+    shown,
 )
 from services.llm.limits.protocol import Standing, StandingSource
 
@@ -66,17 +65,13 @@ class LimitStates:
 
 def _state(limit: Limit, standing: Standing) -> LimitState:
     kind, subject, meter = limit.key
-
-    def shown(units: int) -> int | float:
-        return units / NANO_PER_USD if meter in CALENDAR else units
-
     return LimitState(
         limit=f"{kind}.{meter}",
         subject=subject,
         per=_PER[meter],
-        amount=shown(limit.amount),
-        used=shown(standing.used),
-        reserved=shown(standing.reserved),
-        left=shown(standing.left),
+        amount=shown(meter, limit.amount),
+        used=shown(meter, standing.used),
+        reserved=shown(meter, standing.reserved),
+        left=shown(meter, standing.left),
         reset_s=None if standing.reset_s is None else round(standing.reset_s, 1),
     )

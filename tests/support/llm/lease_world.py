@@ -49,14 +49,20 @@ class World:
     reached: dict = field(default_factory=dict)
     wall: float = WALL  # what clocks show at the moment 0
     ahead: dict = field(default_factory=dict)  # by whose clock: how much it differs from the others
+    booted: dict = field(default_factory=dict)  # by replica: what its monotonic clock shows more
 
     def __post_init__(self):
         self.book = LeaseBook("0", self.now - LEARNING_S)
         self.replicas = [self.born() for _ in range(3)]
 
     def born(self):
+        name = f"r{self.births + 1}"
+        self.booted[name] = self.births * 1_000.3
         self.births += 1
-        return Balances(f"r{self.births}")
+        return Balances(name)
+
+    def monotonic(self, replica):
+        return self.now + self.booted[replica.replica]
 
     def clock(self, replica=None):
         """What the clock of a replica shows, or the authority's."""
@@ -68,7 +74,9 @@ class World:
 
     def exchange(self, replica, waiting=(), *, heartbeat=False, lost="no"):
         for _ in range(2):
-            report = replica.report(waiting, self.now, self.clock(replica), heartbeat=heartbeat)
+            report = replica.report(
+                waiting, self.monotonic(replica), self.clock(replica), heartbeat=heartbeat
+            )
             if lost == "request" or replica.replica in self.silent:
                 return
             reply = self.book.exchange(report, self.now, self.clock())
@@ -77,7 +85,7 @@ class World:
                 self.book.load(key, period, self.ledger(key.meter, period))
             if lost == "reply":
                 return
-            replica.answered(report, reply, self.now, self.now)
+            replica.answered(report, reply, self.monotonic(replica))
             if reply.known:
                 self.lapse()
                 self.reached[replica.replica] = self.now
@@ -91,10 +99,11 @@ class World:
         return spent
 
     def call(self, replica, estimate, lost="no"):
-        plan = replica.plan(self.limits, self.now)
+        now = self.monotonic(replica)
+        plan = replica.plan(self.limits, now)
         amounts = [amount(balance, estimate) for balance in plan]
         for _ in range(3):
-            if replica.take(plan, amounts, self.now, self.clock(replica)):
+            if replica.take(plan, amounts, now, self.clock(replica)):
                 self.calls.append(Call(replica.replica, self.now, estimate, plan, amounts))
                 return True
             self.exchange(replica, [(plan, amounts)], lost=lost)
@@ -111,7 +120,15 @@ class World:
                 nano_usd=round(call.estimate.nano_usd * share),
             )
             call.settled_at = self.clock(replica)
-            replica.settle(call.plan, call.amounts, call.spent, self.now, call.settled_at)
+            now = self.monotonic(replica)
+            replica.settle(
+                call.plan,
+                call.amounts,
+                call.spent,
+                taken_at=now - self.now + call.at,
+                now=now,
+                wall=call.settled_at,
+            )
 
     def crash(self, index):
         self.replicas[index] = self.born()
