@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from contracts.llm.limits import CALENDAR, Estimate, Limit, LimitKey
+from contracts.llm.limits import CALENDAR, NOTHING, Estimate, Limit, LimitKey
 from services.llm.limits import balances
 from services.llm.limits import lease_book as leases
 from services.llm.limits.lease_book import LEARNING_S
@@ -220,6 +220,19 @@ def test_a_replica_that_forgets_unused_balances_counts_each_unit_once(monkeypatc
     assert world.replicas[0].drops > 5
 
 
+def test_a_replica_that_forgets_a_balance_within_half_a_second_counts_each_unit_once(monkeypatch):
+    monkeypatch.setattr(balances, "MAX_BALANCES", 1)
+    world = World([])
+    keys = [LimitKey("agent", name, "requests_per_minute") for name in "abc"]
+    for _ in range(2):
+        for key in keys:
+            world.limits = [Limit(key, 10)]
+            assert admitted(world, 4) == 4
+            for _ in range(3):
+                world.hear()
+    assert {world.book.standing(key, 10, world.now, WALL).used for key in keys} == {8}
+
+
 def test_money_of_many_callers_is_kept_in_bounds_and_still_counted(monkeypatch):
     monkeypatch.setattr(balances, "MAX_BALANCES", 5)
     world = World([])
@@ -289,9 +302,47 @@ def test_a_replica_that_cannot_report_spends_nothing_after_its_lease():
     assert admitted(world, 3) == 0
 
 
-def test_a_report_whose_answer_was_lost_is_counted_once():
+@pytest.mark.parametrize(
+    "messages", [("reply", "request", "reply", "no"), ("request", "no"), ("request", "reply")]
+)
+def test_a_report_that_was_lost_or_whose_answer_was_is_counted_once(messages):
     world = only("requests_per_minute", 1_000)
     assert admitted(world, 20) == 20
-    for lost in ("reply", "request", "reply", "no"):
+    for lost in messages:
         world.exchange(world.replicas[0], heartbeat=True, lost=lost)
     assert world.book.standing(REQUESTS, 1_000, world.now, WALL).used == 20
+
+
+@pytest.mark.parametrize("key", [REQUESTS, TOKENS, MONEY], ids=lambda key: key.meter)
+def test_a_silent_replicas_lease_counts_as_spent_until_it_comes_back(key):
+    world = only(key.meter, 1_000)
+    assert admitted(world, 20) == 20
+    for _ in range(20):
+        world.settle(world.replicas[0], 1)
+    leased = world.book.standing(key, 1_000, world.now, WALL + world.now)
+    assert leased.reserved > 0
+    world.silent.add(world.replicas[0].replica)
+    world.advance(10)
+    silent = world.book.standing(key, 1_000, world.now, WALL + world.now)
+    assert (silent.used, silent.reserved) == (leased.used + leased.reserved, 0)
+    world.silent.clear()
+    world.advance(3)
+    back = world.book.standing(key, 1_000, world.now, WALL + world.now)
+    assert (back.used, back.reserved) == (20, 0)
+
+
+def test_a_request_that_no_provider_saw_leaves_the_others_where_they_were():
+    world = only("requests_per_minute", 1_000)
+    (replica, *_) = world.replicas
+    assert admitted(world, 1) == 1
+    world.now += 0.9
+    assert admitted(world, 1) == 1
+    first = world.calls.pop(0)
+    replica.settle(
+        first.plan, first.amounts, NOTHING, taken_at=first.at, now=world.now, wall=world.clock()
+    )
+    world.restart()
+    world.advance(4)
+    assert world.book.standing(REQUESTS, 1_000, world.now, WALL).used == 1
+    world.now = world.calls[0].at + WINDOW_S - 0.01
+    assert world.book.standing(REQUESTS, 1_000, world.now, WALL).used == 1

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from contracts.llm.limits import Estimate, Limit, LimitKey
 from services.llm.limits.lease_book import SKEW_S
 from services.llm.limits.periods import period_of
+from services.llm.limits.protocol import PERIODS
 from tests.support.llm.lease_world import World, admitted, only
 
 DAY = 86_400.0
@@ -112,6 +113,32 @@ def test_an_unknown_past_is_read_before_anything_is_granted():
     )
     (grant,) = world.book.exchange(report, world.now, world.clock()).grants.values()
     assert (grant.units, grant.pending) == (0, "ledger")
+
+
+def test_a_day_that_everyone_forgot_is_read_before_anything_is_granted():
+    world = money("usd_per_day")
+    assert spend(world, 1) == 1
+    world.wall += DAY
+    assert spend(world, 6) == 6
+    for _ in range(PERIODS + 1):
+        world.wall += DAY
+        assert spend(world, 1) == 1
+    world.wall -= (PERIODS + 1) * DAY
+    assert spend(world, 20) == 4
+
+
+def test_a_grant_of_the_day_that_ends_meanwhile_goes_back():
+    world = money("usd_per_day")
+    assert spend(world, 1) == 1
+    replica = world.replicas[0]
+    plan = replica.plan(world.limits, world.now)
+    report = replica.report([(plan, [100])], world.now, world.clock(replica), heartbeat=False)
+    reply = world.book.exchange(report, world.now, world.clock())
+    world.wall += DAY
+    assert not replica.take(plan, [100], world.now, world.clock(replica))
+    replica.answered(report, reply, world.now)
+    assert plan[0].free == 0
+    assert spend(world, 20) == 10
 
 
 @pytest.mark.parametrize("hours", [-24, 24])

@@ -57,7 +57,7 @@ class World:
 
     def born(self):
         name = f"r{self.births + 1}"
-        self.booted[name] = self.births * 1_000.3
+        self.booted[name] = self.births * 200.3 * (-1) ** self.births
         self.births += 1
         return Balances(name)
 
