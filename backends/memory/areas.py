@@ -25,6 +25,7 @@ SELECT microdao_id, agent_id, shard FROM memory_areas
 WHERE (microdao_id = %(microdao_id)s AND agent_id IN (%(agent_id)s, ''))
    OR (microdao_id = '' AND agent_id = '')
 """
+NUMBERS = "SELECT nextval('memory_chunk_no') AS number FROM generate_series(1, %(count)s)"
 WORK_WITHOUT_TENANT = "SELECT set_config('daarion.worker', 'on', true)"
 LOCK = (
     "SELECT pg_advisory_xact_lock(hashtextextended(%(microdao_id)s || chr(1) || %(agent_id)s, 0))"
@@ -137,6 +138,12 @@ async def background_rows(
     """Returns the rows of one statement in `background_transaction`."""
     async with background_transaction(database, area, timeout_s=timeout_s) as connection:
         return await (await connection.execute(statement, values)).fetchall()
+
+
+async def chunk_numbers(connection: Connection, count: int) -> list[int]:
+    """Returns the numbers of new chunks."""
+    rows = await (await connection.execute(NUMBERS, {"count": count})).fetchall()
+    return [row["number"] for row in rows]
 
 
 async def lock(connection: Connection, area: Area) -> None:

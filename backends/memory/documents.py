@@ -15,6 +15,7 @@ from backends.memory.areas import (
     Connection,
     background_rows,
     background_transaction,
+    chunk_numbers,
     lock,
 )
 from backends.memory.lexicon.grams import grams
@@ -48,7 +49,6 @@ SELECT DISTINCT ON (part, chunk_no) chunk_no, content, meta FROM agent_memories
 WHERE microdao_id = %(microdao_id)s AND agent_id = '' AND document_id = %(id)s
 ORDER BY part, chunk_no
 """
-NUMBERS = "SELECT nextval('memory_chunk_no') AS number FROM generate_series(1, %(count)s)"
 ADD = """
 WITH added AS (
     SELECT * FROM unnest(
@@ -215,8 +215,7 @@ async def _add(
     added: Sequence[tuple[int, DocumentChunk, Mapping[str, int]]],
 ) -> None:
     """Inserts (part, chunk, its grams)."""
-    rows = await (await connection.execute(NUMBERS, {"count": len(added)})).fetchall()
-    numbers = [row["number"] for row in rows]
+    numbers = await chunk_numbers(connection, len(added))
     columns = {
         "numbers": numbers,
         "parts": [part for part, _, _ in added],

@@ -8,7 +8,15 @@ from typing import Any
 import orjson
 from psycopg import sql
 
-from backends.memory.areas import OWN, Connection, all_of, identity, tenant_rows, tenant_transaction
+from backends.memory.areas import (
+    OWN,
+    Connection,
+    all_of,
+    chunk_numbers,
+    identity,
+    tenant_rows,
+    tenant_transaction,
+)
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
 from backends.memory.removal import remove_memory
@@ -24,7 +32,6 @@ from contracts.memory.ports import NewMemory, Stored
 EXPORT_PAGE = 200
 BULK_TIMEOUT_S = 30.0
 
-NUMBERS = "SELECT nextval('memory_chunk_no') AS number FROM generate_series(1, %(count)s)"
 # Everything that a store writes; nothing if the memory exists already.
 ADD = """
 WITH new AS (
@@ -171,8 +178,7 @@ class MemoryStore(PostgresAdapter):
 async def _add(
     connection: Connection, memory: NewMemory, counts: Sequence[Mapping[str, int]]
 ) -> Stored:
-    rows = await (await connection.execute(NUMBERS, {"count": len(memory.chunks)})).fetchall()
-    numbers = [row["number"] for row in rows]
+    numbers = await chunk_numbers(connection, len(memory.chunks))
     record = {
         **identity(memory.tenant),
         "id": memory.id,

@@ -55,13 +55,6 @@ PROVIDER_WORKED = frozenset(
 """Outcomes after which the provider may have read the prompt although it sent nothing."""
 
 
-class NoPrices:
-    """Implements Prices: no price is known."""
-
-    def cost(self, _target: Target, _usage: TokenUsage) -> Decimal | None:
-        return None
-
-
 @dataclass(slots=True)
 class _Try:
     """One call of one target, running while `outcome` is None."""

@@ -34,7 +34,7 @@ from contracts.llm.requests import CallMetadata
 from contracts.llm.routing import Target, Timeouts
 from contracts.llm.usage import OUTCOME_LOST, OUTCOME_OK, UsageRecord, UsageSink, tokens_of
 from contracts.values import now_utc
-from services.llm.accounting import PROVIDER_WORKED, NoPrices, outcome_of
+from services.llm.accounting import PROVIDER_WORKED, outcome_of
 from services.llm.estimates import BYTES_PER_TOKEN
 
 TIMEOUT_S = 60.0
@@ -54,7 +54,7 @@ class Embeddings:
     limiter: Limiter
     usage: UsageSink
     events: EventLog
-    prices: Callable[[], Prices] = NoPrices
+    prices: Callable[[], Prices]
     timeout_s: float = TIMEOUT_S
 
     async def create(

@@ -16,7 +16,7 @@ from contracts.llm.ports import ChatProvider, ModelRouter, Prices
 from contracts.llm.requests import MAX_TIMEOUT_S, ProxyRequest
 from contracts.llm.routing import Route, Spill, Target
 from contracts.llm.usage import OUTCOME_OK, UsageSink
-from services.llm.accounting import CallAccount, NoPrices, outcome_of
+from services.llm.accounting import CallAccount, outcome_of
 from services.llm.attempts import Circuits, RouteAttempts
 from services.llm.spillover import Spillover, TargetCandidate, order_targets, queue_depth
 from services.llm.streams import OpenStream, StartedStream, start_stream
@@ -41,7 +41,7 @@ class LLMProxy:
     limiter: Limiter
     usage: UsageSink
     events: EventLog
-    prices: Prices = field(default_factory=NoPrices)
+    prices: Prices
     circuits: Circuits = field(default_factory=Circuits)
     spillover: Spillover = field(default_factory=Spillover)
 

@@ -10,8 +10,9 @@ from contracts.llm.answers import StreamDelta, TokenUsage
 from contracts.llm.limits import Caller, Spent
 from contracts.llm.requests import ProxyRequest
 from contracts.llm.routing import Route, Spill, Target, Timeouts
-from services.llm.accounting import CallAccount, NoPrices, total_cost, total_usage
+from services.llm.accounting import CallAccount, total_cost, total_usage
 from services.llm.estimates import DEFAULT_COMPLETION_TOKENS, CallEstimate, prompt_tokens
+from tests.support.llm.prices import NoPrices
 
 TIMEOUTS = Timeouts(1, 1, 1, 1)
 FIRST, SECOND, DEAR = (Target("openai", name, TIMEOUTS) for name in ("first", "second", "dear"))

@@ -16,10 +16,10 @@ from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.base.routing import Router
 from interfaces.http.llm.openai import OPENAI_ERRORS, add_embedding_routes
-from services.llm.accounting import NoPrices
 from services.llm.embeddings import Embeddings, embedding_target
 from services.llm.limits.limiter import LeasedLimiter
 from tests.support.llm.limits import InProcessAuthority, limits, requests_per_minute
+from tests.support.llm.prices import NoPrices
 from tests.support.llm.proxy import Recorder
 from tests.support.memory.hashing_embedder import HashingEmbedder, vector
 from tests.support.uvicorn_server import JSON

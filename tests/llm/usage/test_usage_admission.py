@@ -14,6 +14,7 @@ from services.llm.embeddings import Embeddings, embedding_target
 from services.llm.limits.limiter import LeasedLimiter
 from tests.support.events import RecordedEvents
 from tests.support.llm.limits import InProcessAuthority, requests_per_minute
+from tests.support.llm.prices import NoPrices
 from tests.support.llm.proxy import CALLER, client_of, proxy_over
 from tests.support.llm.spool import FILE, Ledger, begin_all, drained, opened
 from tests.support.llm.upstream import ScriptedUpstream
@@ -86,7 +87,9 @@ async def test_vectors_are_refused_while_the_spool_is_full(
 
     embedder = Asked()
     limiter = LeasedLimiter(InProcessAuthority(), requests_per_minute(LIMIT))
-    use_case = Embeddings("e5", embedding_target("local", "e5"), embedder, limiter, spool, events)
+    use_case = Embeddings(
+        "e5", embedding_target("local", "e5"), embedder, limiter, spool, events, NoPrices
+    )
     asked = (EmbeddingsRequest(model="e5", input="x"), CallMetadata(**CALLER), "r-1")
     begun = begin_all(spool)
     for _ in range(REFUSALS):

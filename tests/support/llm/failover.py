@@ -14,6 +14,7 @@ from providers.registry import build_providers
 from providers.resources import ProviderResources
 from providers.routing import RoutingTable
 from services.llm.proxy import LLMProxy
+from tests.support.llm.prices import NoPrices
 from tests.support.llm.proxy import CALLER, NoEngine, Recorder
 
 QUESTION = [{"role": "user", "content": "раз два три"}]
@@ -80,8 +81,9 @@ async def failing_proxy(upstream, *, engine=None, prices=None, **options):
     recorder = Recorder()
     config = settings(upstream.base_url, **options)
     providers = build_providers(config, ProviderResources({}.get, engine or NoEngine()))
-    more = {} if prices is None else {"prices": prices}
-    proxy = LLMProxy(RoutingTable(config), providers, NoLimits(), recorder, recorder, **more)
+    proxy = LLMProxy(
+        RoutingTable(config), providers, NoLimits(), recorder, recorder, prices or NoPrices()
+    )
     yield proxy, recorder
     for provider in providers.values():
         await provider.close()

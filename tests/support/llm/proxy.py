@@ -20,6 +20,7 @@ from providers.routing import RoutingTable
 from services.llm.limits.limiter import LeasedLimiter
 from services.llm.proxy import LLMProxy
 from tests.support.llm.limits import requests_per_minute
+from tests.support.llm.prices import NoPrices
 from tests.support.uvicorn_server import JSON
 
 KEY = "sk-secret-0123456789abcdef"
@@ -104,7 +105,10 @@ async def proxy_over(base_url, *, limit=None, source=None, **models):
     keys = {"OPENAI_API_KEY": KEY}
     providers = build_providers(config, ProviderResources(keys.get, NoEngine()))
     limiter = LeasedLimiter(source, requests_per_minute(limit))
-    yield LLMProxy(RoutingTable(config), providers, limiter, recorder, recorder), recorder
+    yield (
+        LLMProxy(RoutingTable(config), providers, limiter, recorder, recorder, NoPrices()),
+        recorder,
+    )
     await limiter.close()
     for provider in providers.values():
         await provider.close()
