@@ -22,6 +22,7 @@ from common.circuit import State
 from common.periodic import start_periodic
 from common.tasks import end_tasks
 from configs.engines.embedder import EmbedderSettings
+from configs.llm.answers import BatchSettings, IdempotencySettings
 from configs.llm.config import LLMSettings
 from configs.llm.limits import LimitSettings
 from contracts.events import EventLog, failure_event
@@ -249,14 +250,14 @@ class AnswersRuntime:
         self._events = events
         self._resources = Resources()
         self._database = Database(database_url, events=events, limits=ANSWERS_POOL)
-        self._settings: LLMSettings | None = None
+        self._batch, self._idempotency = BatchSettings(), IdempotencySettings()
         self._cached: CachedAnswers | None = None
         self._load = Load()
         self._keys = PostgresIdempotency(self._database)
         self._queue = PostgresBatchQueue(self._database)
         self._base = worker or WorkerSettings()
         self.idempotency = Idempotency(
-            self._keys, events, lambda: self._configured().idempotency.retention_h * 3600, times
+            self._keys, events, lambda: self._idempotency.retention_h * 3600, times
         )
         self._worker = BatchWorker(
             self._queue, self._complete_uncounted, lambda: self._load.calls, events, self._base
@@ -265,19 +266,19 @@ class AnswersRuntime:
             PostgresBatches(self._database),
             events,
             self._worker.wake,
-            lambda: self._configured().batch.max_waiting,
+            lambda: self._batch.max_waiting,
         )
 
     def reconfigure(self, settings: LLMSettings, proxy: LLMProxy) -> None:
         """Takes new routes and settings, and forgets cached answers."""
-        self._settings = settings
+        self._batch, self._idempotency = settings.batch, settings.idempotency
         if self._cached is not None:
             self._cached.retire()
         self._cached = CachedAnswers(proxy, AnswerCache(settings.cache.max_bytes), self._load)
         self._worker.settings = replace(
             self._base,
-            concurrency=settings.batch.concurrency,
-            max_failures=settings.batch.max_failures,
+            concurrency=self._batch.concurrency,
+            max_failures=self._batch.max_failures,
         )
         self._worker.wake()
 
@@ -303,15 +304,11 @@ class AnswersRuntime:
         assert self._cached is not None
         return self._cached
 
-    def _configured(self) -> LLMSettings:
-        assert self._settings is not None  # set before requests come
-        return self._settings
-
     async def _complete_uncounted(
         self, request: ProxyRequest, request_id: str, credential: str
     ) -> ProxyResponse:
         return await self.gateway().uncounted(request, request_id, credential)
 
     async def _purge(self) -> None:
-        await self._queue.purge(self._configured().batch.retention_days * 86_400)
+        await self._queue.purge(self._batch.retention_days * 86_400)
         await self._keys.purge()

@@ -176,13 +176,12 @@ class LLMProxy:
 
     def _callable_now(self, target: Target) -> bool:
         provider = self.providers[target.provider]
-        if (
-            provider.unavailable_reason() is not None
-            or provider.condition().not_ready is not None
-            or self._quota_left(target) == 0
-        ):
-            return False
-        return self.circuits.of(target).wait_s(time.monotonic()) <= 0
+        return (
+            provider.unavailable_reason() is None
+            and provider.condition().not_ready is None
+            and self._quota_left(target) != 0
+            and self.circuits.of(target).wait_s(time.monotonic()) <= 0
+        )
 
     def _quota_left(self, target: Target) -> float | None:
         return self.providers[target.provider].quota_left(target)

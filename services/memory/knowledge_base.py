@@ -12,7 +12,6 @@ from contracts.events import EventLog
 from contracts.memory.administration import RefusedFile, ReindexReport
 from contracts.memory.background import (
     Document,
-    DocumentChunk,
     DocumentFile,
     DocumentFolders,
     DocumentStore,
@@ -183,20 +182,16 @@ class KnowledgeBase:
             return
         tree = "microdao" if run.microdao_id else "shared"
         chunks = await asyncio.to_thread(cut, text, file.path, self._size, tree=tree)
-        if document is not None and await self._is_current(run, document, file_hash, chunks):
+        if (
+            document is not None
+            and document.file_hash == file_hash
+            and await self._documents.chunks(run.microdao_id, document) == chunks
+        ):
             await self._unchanged(run, document, file, digest)
             return
         run.report.chunks += await self._documents.save(run.microdao_id, file, digest, chunks)
         run.report.changed += document is not None
         run.report.added += document is None
-
-    async def _is_current(
-        self, run: _Run, document: Document, file_hash: bytes, chunks: Sequence[DocumentChunk]
-    ) -> bool:
-        """Whether content and chunks are as indexed."""
-        if document.file_hash != file_hash:
-            return False
-        return await self._documents.chunks(run.microdao_id, document) == chunks
 
     async def _unchanged(
         self, run: _Run, document: Document, file: DocumentFile, digest: bytes

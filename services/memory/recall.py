@@ -163,8 +163,9 @@ class Recall:
     async def _lexical(
         self, request: QueryRequest, filters: Filters, scope: Awaitable[SearchScope]
     ) -> LexicalAnswer:
-        candidates = self._candidates(request)
-        return await self.lexical.search(await scope, filters, request.query, candidates)
+        return await self.lexical.search(
+            await scope, filters, request.query, self._candidates(request)
+        )
 
     def _candidates(self, request: QueryRequest) -> int:
         """Returns at least twice the limit: an arm may return half of what it is asked for."""

@@ -48,7 +48,8 @@ class OpenAIRoutes:
         credential: str = request.state.credential
         if body.stream:
             opened = await self.gateway().open_stream(asked, request_id, credential=credential)
-            return _streamed(opened, request_id, include_usage=body.include_usage)
+            writer = ChunkWriter(request_id, opened.target.name, include_usage=body.include_usage)
+            return EventStreamResponse(_chunks(opened, writer, request_id), opened.close)
         answer = await self.gateway().complete(asked, request_id, credential=credential)
         return JsonResponse(completion_of(answer, request_id))
 
@@ -59,11 +60,6 @@ class OpenAIRoutes:
     def cards(self) -> ModelCards:
         """Returns the card of each model."""
         return cards_of(self.gateway().models().models, self.embedding_model)
-
-
-def _streamed(opened: ChatStream, request_id: str, *, include_usage: bool) -> Response:
-    writer = ChunkWriter(request_id, opened.target.name, include_usage=include_usage)
-    return EventStreamResponse(_chunks(opened, writer, request_id), opened.close)
 
 
 async def _chunks(
