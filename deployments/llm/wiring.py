@@ -22,8 +22,7 @@ from common.circuit import State
 from common.periodic import start_periodic
 from common.tasks import end_tasks
 from configs.engines.embedder import EmbedderSettings
-from configs.llm.answers import BatchSettings, IdempotencySettings
-from configs.llm.config import LLMSettings
+from configs.llm.config import BatchSettings, IdempotencySettings, LLMSettings
 from configs.llm.limits import LimitSettings
 from contracts.events import EventLog, failure_event
 from contracts.health import Health
