@@ -2,18 +2,17 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from contracts.llm.messages import ToolCall
+from contracts.shapes import Frozen
 
 
-class TokenUsage(BaseModel):
+class TokenUsage(Frozen):
     """Tokens as the provider counted them.
 
     `estimated` marks a count of ours where the provider gave none.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -23,10 +22,8 @@ class TokenUsage(BaseModel):
     estimated: bool | None = None
 
 
-class Attempt(BaseModel):
+class Attempt(Frozen):
     """One try at one target. `outcome` is `ok` or the error's type."""
-
-    model_config = ConfigDict(frozen=True)
 
     provider: str
     model: str

@@ -11,14 +11,13 @@ from uuid import UUID
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     FailFast,
     Field,
-    StringConstraints,
 )
 
-from contracts.identity import Identifier
+from contracts.identity import Identifier, PageQuery
 from contracts.llm.requests import ProxyRequest
+from contracts.shapes import Strict
 
 MAX_REQUESTS = 10_000
 MAX_BATCH_BYTES = 50_000_000
@@ -39,10 +38,8 @@ def _bounded(given: Any) -> Any:
     return given
 
 
-class NewBatch(BaseModel):
+class NewBatch(Strict):
     """Body of `POST /batch`. All requests are of one microDAO; the first wrong one is named."""
-
-    model_config = ConfigDict(extra="forbid")
 
     requests: Annotated[
         list[BatchRequest],
@@ -73,14 +70,10 @@ class Batch(BaseModel):
     ended_at: datetime | None = None
 
 
-class BatchFilter(BaseModel):
+class BatchFilter(PageQuery):
     """Query string of `GET /batch`: newest first, by pages."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     microdao_id: Identifier
-    limit: Annotated[int, Field(ge=1, le=200)] = 50
-    cursor: Annotated[str, StringConstraints(max_length=2_048)] | None = None
 
 
 class BatchPage(BaseModel):

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
+
+from contracts.shapes import Frozen
 
 
-class EngineLoad(BaseModel):
+class EngineLoad(Frozen):
     """What the local engine did a few seconds ago; the counts are totals since its start."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     running: int
     waiting: int
@@ -18,14 +18,12 @@ class EngineLoad(BaseModel):
     generated_tokens: int
 
 
-class CircuitInfo(BaseModel):
+class CircuitInfo(Frozen):
     """What a replica knows about one target.
 
     `closed` is called as usual, `open` left alone, `half_open` probed by one call. `retry_after_s`
     says when it is called next; a closed circuit has it while the provider asked for a rest.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     state: Literal["closed", "open", "half_open"]
     in_flight: int

@@ -12,6 +12,7 @@ from contracts.identity import Identifier
 from contracts.llm.answers import Attempt, ProxyResponse, StreamDelta, StreamEnd, TokenUsage
 from contracts.llm.listings import ModelInfo
 from contracts.llm.requests import CallMetadata, ProxyRequest
+from contracts.shapes import Frozen
 
 # What would change the shape of the answer in a way that an answer of ours cannot have.
 _NOT_GIVEN = {
@@ -35,20 +36,16 @@ NamedId = Annotated[
 """An id that may be missing; clients with a template for `metadata` send it empty."""
 
 
-class Identity(BaseModel):
+class Identity(Frozen):
     """What `metadata` says of the caller; OpenAI's own keys beside it are ignored."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     agent_id: NamedId = None
     microdao_id: NamedId = None
     channel_id: NamedId = None
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Frozen):
     """`include_usage` asks for a further chunk with the usage of the whole call."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     include_usage: bool = False
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from contracts.llm.embeddings import MAX_TEXTS_PER_CALL, EmbeddingInput, EmbeddingKind
 from contracts.llm.messages import encodable
 from contracts.llm.openai_chat import Identity
+from contracts.shapes import Frozen
 from contracts.values import not_blank
 
 MAX_INPUT_CHARS = 100_000
@@ -30,7 +31,7 @@ InputTokens = Annotated[
 _Several = Field(min_length=1, max_length=MAX_TEXTS_PER_CALL)
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Frozen):
     """One text, one array of tokens, or a list of either.
 
     Tokens are those of the model's own tokenizer.
@@ -39,8 +40,6 @@ class EmbeddingsRequest(BaseModel):
     it. Without it a text is a passage. `dimensions` is refused unless it is the model's own. Fields
     that OpenAI adds are ignored.
     """
-
-    model_config = ConfigDict(extra="ignore")
 
     input: (
         InputText

@@ -26,6 +26,7 @@ from contracts.llm.messages import (
     Text,
     ToolSpec,
 )
+from contracts.shapes import Frozen, Strict
 from contracts.values import unsendable
 
 MAX_MESSAGES = 2_000
@@ -34,20 +35,16 @@ MAX_EXTRA_FIELDS = 64
 MAX_EXTRA_BYTES = 256 << 10
 
 
-class CallMetadata(BaseModel):
+class CallMetadata(Frozen):
     """Who asks. Further keys are accepted and ignored; none of it reaches an upstream."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     agent_id: Identifier
     microdao_id: Identifier
     channel_id: Identifier | None = None
 
 
-class CacheRequest(BaseModel):
+class CacheRequest(Strict):
     """Asks for the exact-match response cache: answers live `ttl_s` seconds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     ttl_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 

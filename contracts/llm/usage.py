@@ -16,12 +16,13 @@ from operator import attrgetter
 from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from contracts.errors import InvalidRequest
 from contracts.identity import new_id
 from contracts.llm.answers import TokenUsage
 from contracts.llm.limits import ANONYMOUS
+from contracts.shapes import Frozen, Strict
 from contracts.values import MAX_TEXT, Instant, now_utc, storable_text, utc
 
 MAX_COUNT = 2**53 - 1
@@ -200,13 +201,11 @@ def usage_message(call: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class UsageFilter(BaseModel):
+class UsageFilter(Strict):
     """Which calls to sum up, over `start` ≤ time < `end`, and by what.
 
     Without `group_by` the answer is one row, the total. `cursor` is a former page's `next_cursor`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     agent_id: str | None = Field(default=None, max_length=MAX_TEXT)
     microdao_id: str | None = Field(default=None, max_length=MAX_TEXT)
@@ -238,7 +237,7 @@ class UsageFilter(BaseModel):
         return self.model_copy(update={"start": start, "end": end})
 
 
-class UsageRow(BaseModel):
+class UsageRow(Frozen):
     """Sums over the calls that share the group keys; keys that were not asked for are None.
 
     `model` is the logical model, `day` a day in UTC. Tokens and cost are those of every attempt,
@@ -246,8 +245,6 @@ class UsageRow(BaseModel):
     attempts that have a price and is None where none has; `unpriced` counts attempts that took
     tokens and have no price.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     agent_id: str | None = None
     microdao_id: str | None = None
@@ -266,13 +263,11 @@ class UsageRow(BaseModel):
     unpriced: int = 0
 
 
-class UsagePage(BaseModel):
+class UsagePage(Frozen):
     """Rows in the order of their group keys, and their range.
 
     `next_cursor` is None on the last page.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     rows: list[UsageRow]
     start: datetime

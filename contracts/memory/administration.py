@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     model_validator,
@@ -16,17 +15,14 @@ from pydantic import (
 
 from contracts.identity import Identifier, Tenant
 from contracts.memory.fields import Content, Kind, Meta
+from contracts.shapes import Strict
 from contracts.values import Instant, storable
-
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(storable)]
 
 
-class EraseRequest(BaseModel):
+class EraseRequest(Strict):
     """Body of `POST /erase`: the whole microDAO, one agent of it, or one channel of that agent."""
-
-    model_config = _STRICT
 
     microdao_id: Identifier
     agent_id: Identifier | None = None
@@ -51,18 +47,14 @@ class EraseReceipt(BaseModel):
     at: datetime
 
 
-class ExportFilter(Tenant):
+class ExportFilter(Tenant, Strict):
     """Query string of `GET /export`."""
-
-    model_config = _STRICT
 
     channel_id: Identifier | None = None
 
 
-class ExportedMemory(BaseModel):
+class ExportedMemory(Strict):
     """One line of an export. It has no vectors: an import embeds the text again."""
-
-    model_config = _STRICT
 
     type: Literal["memory"] = "memory"
     id: ItemId
@@ -73,10 +65,8 @@ class ExportedMemory(BaseModel):
     created_at: Instant
 
 
-class ExportEnd(BaseModel):
+class ExportEnd(Strict):
     """The last line of an export; an export without it is truncated."""
-
-    model_config = _STRICT
 
     type: Literal["end"] = "end"
     count: Annotated[int, Field(ge=0)]
@@ -90,10 +80,8 @@ class ImportResponse(BaseModel):
     known: int
 
 
-class ReindexRequest(BaseModel):
+class ReindexRequest(Strict):
     """Body of `POST /kb/reindex`: one microDAO's folder, or every folder."""
-
-    model_config = _STRICT
 
     microdao_id: Identifier | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from contracts.identity import Identifier, Tenant
 from contracts.memory.fields import (
@@ -17,12 +17,11 @@ from contracts.memory.fields import (
     Seconds,
     TenantWithAliases,
 )
+from contracts.shapes import Strict
 from contracts.values import Instant, not_blank, storable
 
 MAX_QUERY_CHARS = 8_000
 MAX_SUMMARY_EVENTS = 1_000
-
-_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 def _at_least_one(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
@@ -38,7 +37,6 @@ class QueryRequest(TenantWithAliases):
     `until` (exclusive) narrow further. `explain` adds each arm's rank and score.
     """
 
-    model_config = _STRICT
     aliases: ClassVar = {"kind_filter": "kinds"}
 
     query: Annotated[
@@ -86,7 +84,6 @@ class StoreRequest(TenantWithAliases):
     `created_at` is when it happened, by default now. `wait_indexed_s` waits for the embedding.
     """
 
-    model_config = _STRICT
     aliases: ClassVar = {"metadata": "meta"}
 
     kind: Kind
@@ -106,10 +103,8 @@ class StoreResponse(BaseModel):
     duplicate: bool | None = None
 
 
-class SummarizeRequest(Tenant):
+class SummarizeRequest(Tenant, Strict):
     """Body of `POST /summarize`: the newest `limit` events of one channel, or of all channels."""
-
-    model_config = _STRICT
 
     channel_id: Identifier | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_SUMMARY_EVENTS)] = 50
@@ -128,10 +123,8 @@ class SummarizeResponse(BaseModel):
     model: str | None = None
 
 
-class ItemsFilter(Tenant):
+class ItemsFilter(Tenant, Strict):
     """Query string of `GET /items`: newest first, page by page."""
-
-    model_config = _STRICT
 
     channel_id: Identifier | None = None
     kind: Kind | None = None

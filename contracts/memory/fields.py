@@ -18,6 +18,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from contracts.identity import Tenant
+from contracts.shapes import Strict
 from contracts.values import storable
 
 Kind = Literal["conversation", "kb", "task", "dao-event"]
@@ -96,7 +97,7 @@ Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]
 
 
-class TenantWithAliases(Tenant):
+class TenantWithAliases(Tenant, Strict):
     """Accepts some fields under a second name as well, which neighbouring services use."""
 
     aliases: ClassVar[Mapping[str, str]] = {}

@@ -6,7 +6,7 @@ Serve inspects `build`'s annotations, so this module must not postpone them
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 from ray import serve
 from ray.serve.deployment import Application
 
@@ -16,6 +16,7 @@ from configs.llm.config import LLMSettings
 from configs.stores import find_stores
 from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError
+from contracts.shapes import Strict
 from deployments.engines.app import APPLICATION as ENGINES
 from deployments.engines.app import LOCAL_LLM
 from deployments.engines.embedder_client import open_embedder
@@ -41,14 +42,12 @@ SETTINGS_FILE = "llm.yaml"
 _FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
 
 
-class LLMArgs(BaseModel):
+class LLMArgs(Strict):
     """`args` of the application.
 
     `engines_file` is the file that the application `engines` reads; its section `embedder` counts.
     `max_concurrent` bounds the calls in work per replica; more are answered 503 at once.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     engines_file: _FileName = "engines.yaml"
     max_concurrent: Annotated[int, Field(ge=1)] = 1_000

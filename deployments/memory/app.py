@@ -6,7 +6,7 @@ Serve inspects `build`'s annotations, so this module must not postpone them
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 from ray import serve
 from ray.serve.deployment import Application
 
@@ -15,6 +15,7 @@ from configs.environment import read_environment
 from configs.memory import MemorySettings
 from configs.stores import find_stores
 from configs.yaml_files import load_yaml
+from contracts.shapes import Strict
 from deployments.engines.embedder_client import open_embedder
 from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
 from deployments.memory.wiring import MemoryRuntime
@@ -29,14 +30,12 @@ SETTINGS_FILE = "memory.yaml"
 _FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
 
 
-class MemoryArgs(BaseModel):
+class MemoryArgs(Strict):
     """`args` of the application.
 
     `engines_file` is the file that the application `engines` reads; its section `embedder` counts.
     A replica serves `max_concurrent` requests at a time; more are answered 503 at once.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     engines_file: _FileName = "engines.yaml"
     max_concurrent: Annotated[int, Field(ge=1)] = 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
@@ -10,6 +9,7 @@ from contracts.errors import InvalidRequest
 from contracts.identity import Identifier
 from contracts.llm.openai_chat import Identity
 from contracts.llm.requests import CallMetadata
+from contracts.shapes import Strict
 from interfaces.http.base.bodies import JsonRequest
 
 UNNAMED = "unnamed"
@@ -39,10 +39,8 @@ def call_metadata_of(request: Request, metadata: Identity | CallMetadata | None)
     )
 
 
-class MicrodaoQuery(BaseModel):
+class MicrodaoQuery(Strict):
     """Query of a route that names one microDAO, or the header `X-Microdao-Id` in its place."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     microdao_id: Identifier
 
