@@ -9,7 +9,7 @@ import time
 from anyio import CapacityLimiter
 
 from common.http.errors import HttpError
-from common.tasks import end_tasks
+from common.tasks import end_tasks, spawn
 from providers.transport import HttpExchange
 
 DRAIN_S = 0.05
@@ -54,9 +54,7 @@ class Drain:
 
     def start(self, held: HeldCall) -> None:
         """Takes over `held` and ends it within `DRAIN_S`."""
-        task = asyncio.create_task(_drain(held), name="drain")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        spawn(_drain(held), self._tasks)
 
     async def close(self) -> None:
         """Stops."""
