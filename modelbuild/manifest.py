@@ -7,26 +7,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from contracts.shapes import Strict
 from modelbuild.sources import Wheel, sha256_of
 
 MANIFEST = "manifest.json"
 
 
-class FileRecord(BaseModel):
+class FileRecord(Strict):
     """One file of the folder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     bytes: int
     sha256: str
 
 
-class Manifest(BaseModel):
+class Manifest(Strict):
     """`files` maps paths relative to the folder to their size and checksum."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     wheel: str
     wheel_sha256: str

@@ -95,24 +95,19 @@ def _pip_download(wheel: Wheel, cache: Path, scratch: Path) -> None:
     ]
     command += ["--platform=manylinux_2_17_x86_64", "--dest", str(scratch), wheel.requirement]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S, check=False
+        subprocess.run(
+            command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S, check=True
         )
-    except subprocess.TimeoutExpired as error:
-        raise DownloadFailed(
-            _advice(wheel, cache, f"pip did not finish in {DOWNLOAD_TIMEOUT_S} s")
-        ) from error
-    if done.returncode:
-        raise DownloadFailed(_advice(wheel, cache, _last_line(done.stderr)))
-    if not (scratch / wheel.filename).exists():
-        raise DownloadFailed(
-            _advice(wheel, cache, f"the package index has no file named {wheel.filename}")
-        )
-    (scratch / wheel.filename).replace(cache / wheel.filename)
-
-
-def _advice(wheel: Wheel, cache: Path, reason: str) -> str:
-    return (
+        (scratch / wheel.filename).replace(cache / wheel.filename)
+    except subprocess.TimeoutExpired:
+        reason = f"pip did not finish in {DOWNLOAD_TIMEOUT_S} s"
+    except subprocess.CalledProcessError as error:
+        reason = _last_line(error.stderr)
+    except FileNotFoundError:
+        reason = f"the package index has no file named {wheel.filename}"
+    else:
+        return
+    raise DownloadFailed(
         f"{wheel.requirement} could not be downloaded ({reason}); "
         f"check the network and pip's index settings and run again, "
         f"or put {wheel.filename} into {cache}"
