@@ -180,11 +180,10 @@ class PostgresBatches:
 
     async def get(self, microdao_id: str, batch_id: str) -> Batch:
         values = {"microdao_id": microdao_id, "id": _uuid(batch_id)}
-        async with self._database.transaction(microdao_id=microdao_id) as connection:
-            row = await (await connection.execute(ONE, values)).fetchone()
-        if row is None:
+        rows = await self._database.run(ONE, values, microdao_id=microdao_id)
+        if not rows:
             raise _unknown()
-        return _batch(row)
+        return _batch(rows[0])
 
     async def page(self, microdao_id: str, limit: int, cursor: str | None) -> BatchPage:
         rows, after = await read_page(
@@ -199,8 +198,7 @@ class PostgresBatches:
 
     async def cancel(self, microdao_id: str, batch_id: str) -> Batch:
         values = {"microdao_id": microdao_id, "id": _uuid(batch_id)}
-        async with self._database.transaction(microdao_id=microdao_id) as connection:
-            await connection.execute(CANCEL, values)
+        await self._database.run(CANCEL, values, microdao_id=microdao_id)
         return await self.get(microdao_id, batch_id)
 
     async def results(self, microdao_id: str, batch_id: str) -> AsyncIterator[list[ItemResult]]:
