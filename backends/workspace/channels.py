@@ -1,16 +1,21 @@
-"""Channels and their members in PostgreSQL.
+"""Channels and their members in PostgreSQL, and what every write to a channel begins with.
 
 Each statement names the tenant, and row security checks it.
 """
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
 from uuid import UUID
+
+import orjson
+import psycopg
+from psycopg.rows import DictRow
 
 from backends.postgres.pages import read_page
 from backends.postgres.pool import PostgresAdapter
-from backends.workspace.locking import is_member, lock_channel, no_such_channel
-from contracts.errors import Conflict
+from contracts.errors import Conflict, NotFound
 from contracts.identity import Page, new_id
 from contracts.workspace.channels import (
     MAX_AGENTS,
@@ -21,6 +26,18 @@ from contracts.workspace.channels import (
 )
 from contracts.workspace.messaging_service import sender_type
 
+Connection = psycopg.AsyncConnection[DictRow]
+
+# Writers of one channel take turns here, so that its positions have no gaps.
+LOCK = """
+SELECT FROM channels
+WHERE microdao_id = %(microdao_id)s AND id = %(channel_id)s
+FOR NO KEY UPDATE
+"""
+IS_MEMBER = """
+SELECT FROM channel_members
+WHERE microdao_id = %(microdao_id)s AND channel_id = %(channel_id)s AND member_id = %(member_id)s
+"""
 TENANT = "SELECT messaging_tenant(%(channel_id)s) AS microdao_id"
 INSERT_CHANNEL = """
 WITH made AS (
@@ -99,6 +116,22 @@ RETURNING 1 AS removed
 """
 
 
+async def lock_channel(connection: Connection, values: dict[str, Any]) -> None:
+    """Locks the channel that `values` name until the transaction ends. Raises NotFound."""
+    if await (await connection.execute(LOCK, values)).fetchone() is None:
+        raise NotFound("no such channel")
+
+
+async def is_member(connection: Connection, values: dict[str, Any]) -> bool:
+    """Returns whether `values["member_id"]` is a member of the channel."""
+    return await (await connection.execute(IS_MEMBER, values)).fetchone() is not None
+
+
+def digest(*parts: str) -> bytes:
+    """Returns a digest of texts that keeps their boundaries."""
+    return hashlib.sha256(orjson.dumps(parts)).digest()
+
+
 class PostgresChannels(PostgresAdapter):
     """Implements ChannelStore."""
 
@@ -117,7 +150,7 @@ class PostgresChannels(PostgresAdapter):
         values = {"microdao_id": microdao_id, "channel_id": channel_id}
         rows = await self._database.run(FIND_CHANNEL, values, microdao_id=microdao_id)
         if not rows:
-            raise no_such_channel()
+            raise NotFound("no such channel")
         return Channel.model_validate(rows[0])
 
     async def page(self, query: ChannelQuery) -> Page[Channel]:

@@ -13,7 +13,7 @@ import orjson
 from psycopg.rows import DictRow
 
 from backends.postgres.pool import PostgresAdapter
-from backends.workspace.locking import Connection, digest, is_member, lock_channel
+from backends.workspace.channels import Connection, digest, is_member, lock_channel
 from contracts.errors import Forbidden
 from contracts.workspace.events import ChannelEvent, RunSteps
 from contracts.workspace.messages import Message

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from backends.postgres.pool import PostgresAdapter
-from backends.workspace.locking import digest, is_member, lock_channel
+from backends.workspace.channels import digest, is_member, lock_channel
 from contracts.errors import Conflict, Forbidden, InvalidRequest
 from contracts.identity import new_id
 from contracts.workspace.messages import Message, Post

@@ -11,8 +11,8 @@ from uuid import UUID
 
 from backends.postgres.pool import Database
 from backends.postgres.purging import purge
+from backends.workspace.channels import digest, lock_channel
 from backends.workspace.events import add_events
-from backends.workspace.locking import digest, lock_channel
 from contracts.workspace.invocations import Invocation, InvocationQuery, LeasedInvocation
 
 MAX_REASON_CHARS = 500

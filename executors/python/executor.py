@@ -27,7 +27,7 @@ from contracts.tools.api import (
     SecretSource,
 )
 from executors.python.launch import ChildLimits, plan
-from executors.python.packages import FunctionTarget, NotRegistered, Packages
+from executors.python.packages import FunctionTarget, Packages
 from executors.python.process import (
     CallUnsendable,
     ChildDied,
@@ -133,10 +133,7 @@ class PythonToolExecutor:
                 "egress rules cannot be enforced for a Python tool: "
                 "make it an HTTP tool, or leave them out",
             )
-        try:
-            target = self._packages.find(tool.target)
-        except NotRegistered as error:
-            raise NotCalled("unavailable", str(error)) from None
+        target = self._packages.find(tool.target)
         variables = self._variables(execution)
         return _Prepared(
             execution,

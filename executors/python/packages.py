@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.errors import ConfigurationError
+from executors.secrets import NotCalled
 
 # Targets and `python_packages` name the shipped package `toolbox`, wherever its folder is.
 _SHIPPED = {"toolbox": Path(__file__).resolve().parents[1] / "toolbox"}
 _TARGET = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z]\w*)", re.ASCII
 )
-
-
-class NotRegistered(Exception):
-    """The target names no function of a registered package; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +44,13 @@ class Packages:
             compileall.compile_dir(path, quiet=2)
 
     def find(self, target: str) -> FunctionTarget:
-        """Returns what `module:function` names. Raises NotRegistered."""
+        """Returns what `module:function` names. Raises NotCalled."""
         match = _TARGET.fullmatch(target)
         if match is None:
-            raise NotRegistered("the tool's target must be `module:function`")
+            raise NotCalled("unavailable", "the tool's target must be `module:function`")
         package = match["module"].partition(".")[0]
         if package not in self._paths:
-            raise NotRegistered(f"the tool's package `{package}` is not registered")
+            raise NotCalled("unavailable", f"the tool's package `{package}` is not registered")
         return FunctionTarget(package, self._paths[package], match["module"], match["function"])
 
 
