@@ -86,6 +86,8 @@ async def run(graph: AsyncClient, agent: str, question: str, project: str) -> bo
             requested(graph, "GET", f"channels/{channel}/events?after=0") as response,
         ):
             async for event in EventSource(response):
+                if not event.data:  # `retry:` alone, or a sign of life
+                    continue
                 data = json.loads(event.data)
                 say(_line(event.event, data))
                 message, step = data.get("message", data), data.get("step", data)

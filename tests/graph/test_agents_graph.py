@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import sys
 import time
 
 import httpx
@@ -61,6 +62,15 @@ async def ready_again(graph):
     """Waits until the graph is ready again."""
     yield
     await asyncio.to_thread(graph.wait_ready)
+
+
+async def test_the_command_of_the_demo_shows_the_reply(graph):
+    command = (sys.executable, "-m", "launcher.demo", "--ingress", graph.url, "--project", "Willow")
+    demo = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(PATIENCE_S):
+        shown, _ = await demo.communicate()
+    assert demo.returncode == 0
+    assert shown.decode().splitlines()[-1] == "the reply names the project"
 
 
 async def test_the_demo_agent_names_the_project_while_its_steps_are_watched(client):
