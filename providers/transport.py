@@ -46,6 +46,8 @@ DNS_CACHE_S = 30
 """How long a name's addresses are cached."""
 HAPPY_EYEBALLS_DELAY_S = 0.25
 """How long one address may delay the next one (RFC 8305)."""
+SHORTEST_CONNECT_S = 0.001
+"""aiohttp takes 0 for no bound at all."""
 LONGEST_WAIT_S = 86_400.0
 """An event loop takes no infinite delay."""
 MAX_HEADER_BYTES = 16 << 10
@@ -153,7 +155,7 @@ class Transport:
     async def _connected(self, connect_s: float, limit_s: float) -> Connection:
         timeout = _connecting(connect_s)
         if limit_s < connect_s:
-            timeout = aiohttp.ClientTimeout(total=None, connect=limit_s)
+            timeout = aiohttp.ClientTimeout(total=None, connect=max(limit_s, SHORTEST_CONNECT_S))
         try:
             return await self._connector.connect(self._request, [], timeout)
         except TimeoutError:

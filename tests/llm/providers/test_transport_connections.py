@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from common.http.errors import (
     ConnectionBroken,
     ConnectTimedOut,
     MalformedAnswer,
+    TimedOut,
 )
 from providers import transport as transport_module
 from providers.transport import Transport
@@ -136,12 +138,19 @@ async def test_an_early_answer_is_returned_and_its_connection_closed() -> None:
         await transport.close()
 
 
-async def failing(url: str, connect_s: float = 5) -> None:
+async def failing(url: str, connect_s: float = 5, limit_s: float = math.inf) -> None:
     transport = Transport(url, {})
     try:
-        await transport.post(b"", connect_s=connect_s)
+        await transport.post(b"", connect_s=connect_s, limit_s=limit_s)
     finally:
         await transport.close()
+
+
+@pytest.mark.parametrize("limit_s", [0, 0.2])
+async def test_a_limit_shorter_than_connecting_may_take_ends_it(limit_s: float) -> None:
+    with hanging_port() as port, pytest.raises(TimedOut):
+        async with asyncio.timeout(3):
+            await failing(f"http://127.0.0.1:{port}/", limit_s=limit_s)
 
 
 async def test_a_refused_a_hanging_and_an_unknown_address() -> None:
