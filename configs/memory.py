@@ -7,20 +7,15 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from contracts.memory.settings import ChunkSettings, QuerySettings, SummarySettings
+from contracts.memory.settings import (
+    ChunkSettings,
+    FusionSettings,
+    QuerySettings,
+    SummarySettings,
+)
 from contracts.shapes import Strict
 
-Share = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Folder = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
-
-
-class FusionWeights(Strict):
-    """Overrides of `services/memory/fusion.py`; absent keys keep the values measured there."""
-
-    unrelated: Annotated[float, Field(ge=-1, lt=1)] | None = None
-    lexical_weight: Share | None = None
-    recency_weight: Annotated[float, Field(ge=0, le=1)] | None = None
-    half_life_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
 
 
 class IngestionLanes(Strict):
@@ -62,7 +57,7 @@ class MemorySettings(Strict):
     """`memory.yaml`."""
 
     query: QuerySettings = QuerySettings()
-    fusion: FusionWeights = FusionWeights()
+    fusion: FusionSettings = FusionSettings()
     chunks: ChunkSettings = ChunkSettings()
     ingestion: IngestionLanes = IngestionLanes()
     short_term: ShortTermSettings = ShortTermSettings()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -18,6 +18,27 @@ class QuerySettings(Strict):
     recent: Annotated[int, Field(ge=0, le=200)] = 20
     timeout_s: Seconds = 8
     embed_timeout_s: Seconds = 3
+
+
+class FusionSettings(Strict):
+    """How `services/memory/fusion.py` scores; null is the measured value, as if left out.
+
+    `unrelated` is the cosine of unrelated texts in the embedder's space; `lexical_weight` the
+    highest score by words alone; `recency_weight` the part of the score that age takes away in the
+    end, half of it within `half_life_days`.
+    """
+
+    unrelated: Annotated[float, Field(ge=-1, lt=1)] = 0.1
+    lexical_weight: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.4
+    recency_weight: Annotated[float, Field(ge=0, le=1)] = 0.02
+    half_life_days: Annotated[float, Field(gt=0, le=36_500)] = 30.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class ChunkSettings(Strict):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from backends.http.llm import LLMProxyClient
 from backends.memory.areas import AreaDirectory
 from backends.memory.document_files import DocumentFiles
@@ -28,7 +26,6 @@ from contracts.memory.background import Upkeep
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.memory import MemoryUseCases
 from services.memory.erasing import Erasing
-from services.memory.fusion import DEFAULT
 from services.memory.ingestion import IngestionSettings, IngestionWorker
 from services.memory.knowledge_base import KnowledgeBase
 from services.memory.recall import Recall
@@ -134,7 +131,7 @@ class MemoryRuntime:
                 embedder=self._embedder,
                 events=self._events,
                 settings=settings.query,
-                fusion=replace(DEFAULT, **settings.fusion.model_dump(exclude_none=True)),
+                fusion=settings.fusion,
             ),
             remembering=Remembering(records, scopes, items, self.worker, self._settings.chunks),
             summarizing=Summarizing(

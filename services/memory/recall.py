@@ -28,8 +28,8 @@ from contracts.memory.ports import (
     SearchScope,
     ShortTermReader,
 )
-from contracts.memory.settings import QuerySettings
-from services.memory.fusion import FusedItem, FusionSettings, fuse
+from contracts.memory.settings import FusionSettings, QuerySettings
+from services.memory.fusion import FusedItem, fuse
 
 SPARE = 10
 """Items read beyond the limit, to replace those that were deleted meanwhile."""
