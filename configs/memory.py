@@ -5,44 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
+from contracts.memory.settings import (
+    ChunkSettings,
+    FusionSettings,
+    QuerySettings,
+    SummarySettings,
+)
 from contracts.shapes import Strict
 
-Seconds = Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Folder = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
-
-
-class QuerySettings(Strict):
-    """How a question is answered; see the comments in the file."""
-
-    candidates: Annotated[int, Field(ge=10, le=1_000)] = 100
-    recent: Annotated[int, Field(ge=0, le=200)] = 20
-    timeout_s: Seconds = 8
-    embed_timeout_s: Seconds = 3
-
-
-class FusionWeights(Strict):
-    """Overrides of `services/memory/fusion.py`; absent keys keep the values measured there."""
-
-    unrelated: Annotated[float, Field(ge=-1, lt=1)] | None = None
-    lexical_weight: Share | None = None
-    recency_weight: Annotated[float, Field(ge=0, le=1)] | None = None
-    half_life_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
-
-
-class ChunkSettings(Strict):
-    """Bounds of a chunk in characters."""
-
-    most: Annotated[int, Field(ge=100, le=20_000)] = 900
-    overlap: Annotated[int, Field(ge=0, le=5_000)] = 120
-
-    @model_validator(mode="after")
-    def _overlap_is_small(self) -> ChunkSettings:
-        if 2 * self.overlap > self.most:
-            raise ValueError("overlap: at most half of `most`")
-        return self
 
 
 class IngestionLanes(Strict):
@@ -80,25 +53,14 @@ class KnowledgeBaseSettings(Strict):
         ).expanduser()
 
 
-class SummarySettingsFile(Strict):
-    """The model that writes summaries, and the bounds of one call."""
-
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = "dagi-local-8b"
-    prompt_chars: Annotated[int, Field(ge=500, le=1_000_000)] = 3_000
-    event_chars: Annotated[int, Field(ge=50, le=100_000)] = 800
-    sentences: Annotated[int, Field(ge=1, le=100)] = 8
-    max_tokens: Annotated[int, Field(ge=16, le=100_000)] = 400
-    timeout_s: Seconds = 120
-
-
 class MemorySettings(Strict):
     """`memory.yaml`."""
 
     query: QuerySettings = QuerySettings()
-    fusion: FusionWeights = FusionWeights()
+    fusion: FusionSettings = FusionSettings()
     chunks: ChunkSettings = ChunkSettings()
     ingestion: IngestionLanes = IngestionLanes()
     short_term: ShortTermSettings = ShortTermSettings()
     vectors: VectorSettings = VectorSettings()
     knowledge_base: KnowledgeBaseSettings = KnowledgeBaseSettings()
-    summaries: SummarySettingsFile = SummarySettingsFile()
+    summaries: SummarySettings = SummarySettings()

@@ -17,7 +17,7 @@ from contracts.llm.ports import ChatProvider, Condition
 from contracts.llm.requests import ChatOptions
 from contracts.llm.routing import Continuation, Target
 from providers.event_stream import StreamClock
-from providers.resources import ProviderResources
+from providers.registry import ProviderResources
 from providers.shapes import StreamParser, chat_body, parse_completion
 
 

@@ -32,7 +32,7 @@ from providers.errors import error_for_failure, error_for_status, in_band_error
 from providers.event_stream import DONE, MAX_ANSWER_BYTES, EventStream, StreamClock
 from providers.held_calls import Drain, HeldCall
 from providers.quota import Quota, quota_of
-from providers.resources import ProviderResources
+from providers.registry import ProviderResources
 from providers.shapes import StreamParser, chat_body, joined, parse_completion, whole_answer
 from providers.sse import ErrorEvent, SSEDecoder
 from providers.tool_fragments import parse_tool_calls

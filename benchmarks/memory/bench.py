@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.memory.lexicon.bm25 import weigh
 from backends.memory.lexicon.grams import words
+from backends.memory.lexicon.scoring import weigh
 from backends.postgres.migrate import migrate
 from benchmarks.memory.bm25 import bm25, length
 from benchmarks.memory.embedding_cache import EmbeddingCache

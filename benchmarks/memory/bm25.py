@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backends.memory.lexicon.bm25 import K1, B, QueryGram
+from backends.memory.lexicon.scoring import K1, B, QueryGram
 
 
 def length(counts: Mapping[str, int]) -> int:

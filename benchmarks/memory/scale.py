@@ -40,9 +40,10 @@ from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
 from contracts.memory.api import QueryRequest
 from contracts.memory.ports import Area, Filters
+from contracts.memory.settings import QuerySettings
 from launcher.postgres import PostgresServer
 from services.memory.fusion import DEFAULT
-from services.memory.recall import Recall, RecallSettings
+from services.memory.recall import Recall
 
 DIMENSION = 384
 VERSION = "synthetic-1"
@@ -207,7 +208,7 @@ class Bench:
         self._recall = Recall(
             scopes=self._scopes, dense=self._dense, lexical=self._lexical,
             log=ShortTermLog(self.database), items=Items(self.database),
-            embedder=self._embedder, events=NoEvents(), settings=RecallSettings(), fusion=DEFAULT,
+            embedder=self._embedder, events=NoEvents(), settings=QuerySettings(), fusion=DEFAULT,
         )  # fmt: skip
         self._next = 1
         self.kept: dict[int, tuple[int, list[str], np.ndarray]] = {}

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from contracts.llm.requests import CallMetadata
+from contracts.shapes import Frozen, Strict
 
 NANO_PER_USD = 1_000_000_000
 ANONYMOUS = "anonymous"
@@ -113,19 +114,17 @@ class Limiter(Protocol):
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 
 
-class LimitsFilter(BaseModel):
+class LimitsFilter(Strict):
     """Whose limits to show: an agent's, a microDAO's, or both.
 
     Those of the presented credential are always shown.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     agent_id: Id | None = None
     microdao_id: Id | None = None
 
 
-class LimitState(BaseModel):
+class LimitState(Frozen):
     """One limit as it stands now.
 
     Amounts are requests, tokens, calls or dollars, by `limit`. `used` has been spent within the
@@ -133,8 +132,6 @@ class LimitState(BaseModel):
     in seconds until all of `used` is free again, if nothing more is spent; it is None for running
     calls, which free their slot when they end.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     limit: str
     subject: str
@@ -146,9 +143,7 @@ class LimitState(BaseModel):
     reset_s: float | None
 
 
-class LimitsPage(BaseModel):
+class LimitsPage(Frozen):
     """Body of `GET /internal/llm/limits`: every limit that applies; what has none is not listed."""
-
-    model_config = ConfigDict(frozen=True)
 
     limits: list[LimitState]

@@ -36,8 +36,7 @@ from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
 from interfaces.http.llm.chat import LLMRoutes, add_limit_routes, llm_router
 from interfaces.http.llm.openai import OpenAIRoutes, add_embedding_routes, add_openai_routes
 from providers.prices import PriceBook
-from providers.registry import build_providers
-from providers.resources import ProviderResources, ProviderSlots
+from providers.registry import ProviderResources, ProviderSlots, build_providers
 from providers.routing import RoutingTable
 from services.health.dependencies import Dependency, HealthMonitor
 from services.llm.attempts import Circuits

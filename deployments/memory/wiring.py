@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from backends.http.llm import LLMProxyClient
 from backends.memory.areas import AreaDirectory
 from backends.memory.document_files import DocumentFiles
@@ -27,14 +25,12 @@ from contracts.llm.embeddings import Embedder, EmbeddingSpace
 from contracts.memory.background import Upkeep
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.memory import MemoryUseCases
-from services.memory.chunking import ChunkSize
 from services.memory.erasing import Erasing
-from services.memory.fusion import DEFAULT
 from services.memory.ingestion import IngestionSettings, IngestionWorker
 from services.memory.knowledge_base import KnowledgeBase
-from services.memory.recall import Recall, RecallSettings
+from services.memory.recall import Recall
 from services.memory.remembering import Remembering
-from services.memory.summarizing import Summarizing, SummarySettings
+from services.memory.summarizing import Summarizing
 from services.memory.upkeep import UpkeepRunner
 
 # Two pools: neither queries nor background work can take all connections from the other.
@@ -65,7 +61,6 @@ class MemoryRuntime:
         self._vectors_checked = False
         lanes = IngestionSettings(lanes=settings.ingestion.lanes, batch=settings.ingestion.batch)
         self.worker = IngestionWorker(EmbeddingQueue(self._background), embedder, events, lanes)
-        self._size = ChunkSize(settings.chunks.most, settings.chunks.overlap)
         self._knowledge = self._knowledge_base()
         self._shards = ShardUpkeep(
             self._background,
@@ -135,15 +130,15 @@ class MemoryRuntime:
                 items=items,
                 embedder=self._embedder,
                 events=self._events,
-                settings=RecallSettings(**settings.query.model_dump()),
-                fusion=replace(DEFAULT, **settings.fusion.model_dump(exclude_none=True)),
+                settings=settings.query,
+                fusion=settings.fusion,
             ),
-            remembering=Remembering(records, scopes, items, self.worker, self._size),
+            remembering=Remembering(records, scopes, items, self.worker, self._settings.chunks),
             summarizing=Summarizing(
                 log,
                 Summaries(self.database),
                 self._llm,
-                SummarySettings(**settings.summaries.model_dump()),
+                settings.summaries,
             ),
             records=records,
             erasing=Erasing(ErasureTables(self._background), self._knowledge),
@@ -160,7 +155,7 @@ class MemoryRuntime:
             self._events,
             shared=shared,
             interval_s=kb.interval_s,
-            size=self._size,
+            size=self._settings.chunks,
         )
 
     def _jobs(self) -> list[Upkeep]:

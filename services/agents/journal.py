@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from contracts.llm.answers import ProxyResponse
-from contracts.memory.api import Item
 from contracts.tools.api import Effect
-from contracts.workspace.messaging_service import ChannelMessage
-from services.agents.context import Context, Question
+from services.agents.context import Context
 
 RUN_START = "known"
 ANSWER = "answer"
@@ -19,7 +19,7 @@ UNPOSTED = {"is": "unposted"}
 
 
 @dataclass(frozen=True)
-class RunStart:
+class RunStart(Context):
     """What a run began with.
 
     `model` is the one that the blueprint was fitted to. `tools` maps the ids of the offered tools
@@ -27,7 +27,6 @@ class RunStart:
     by an outside (MCP) server.
     """
 
-    context: Context
     model: str | None = None
     tools: Mapping[str, Effect] = field(default_factory=dict)
     outside: bool = False
@@ -35,35 +34,22 @@ class RunStart:
     @property
     def tainted(self) -> bool:
         """Whether the first prompt holds untrusted content."""
-        return bool(self.context.memories or self.context.earlier or self.outside)
+        return bool(self.memories or self.earlier or self.outside)
+
+
+_START = TypeAdapter(RunStart)
 
 
 def start_entry(start: RunStart) -> dict[str, Any]:
     """Returns the journal entry of a run's start."""
-    context = start.context
-    return {
-        "is": RUN_START,
-        "model": start.model,
-        "tools": dict(start.tools),
-        "outside": start.outside,
-        "question": asdict(context.question),
-        "earlier": [
-            message.model_dump(mode="json", exclude_none=True) for message in context.earlier
-        ],
-        "memories": [item.model_dump(mode="json", exclude_none=True) for item in context.memories],
-    }
+    return {"is": RUN_START, **_START.dump_python(start, mode="json", exclude_none=True)}
 
 
 def start_of(journal: Sequence[dict[str, Any]]) -> RunStart | None:
     """Returns what an earlier attempt began with, None when it had not come that far."""
     for entry in journal:
         if entry["is"] == RUN_START:
-            earlier = tuple(ChannelMessage.model_validate(message) for message in entry["earlier"])
-            memories = tuple(Item.model_validate(item) for item in entry["memories"])
-            context = Context(Question(**entry["question"]), earlier, memories)
-            return RunStart(
-                context, entry.get("model"), entry.get("tools") or {}, bool(entry.get("outside"))
-            )
+            return _START.validate_python(entry)
     return None
 
 

@@ -78,7 +78,7 @@ class _Conversation:
         self._dialogue = Dialogue(
             blueprint,
             run.nonce,
-            start.context,
+            start,
             tools,
             run.invocation.payload.rewrite_prompt,
             tools_away=prepared.tools is None,

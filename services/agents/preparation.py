@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 from common.retry import retry
@@ -169,7 +169,9 @@ class Preparation:
         memories = await self._memories(scope, context)
         listed = await tools or []
         start = RunStart(
-            replace(context, memories=tuple(memories)),
+            context.question,
+            context.earlier,
+            tuple(memories),
             model,
             {tool.id: tool.effect for tool in listed},
             any(tool.outside for tool in listed),

@@ -16,9 +16,8 @@ from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal
 from contracts.workspace.messaging_service import Messaging
 from services.agents.announcements import RunAnnouncements
-from services.agents.context import Context
 from services.agents.delivery import Delivery, PostponedError
-from services.agents.journal import start_of
+from services.agents.journal import RunStart, start_of
 from services.agents.language import Apology, apology, language_of
 from services.agents.pipeline import Pipeline
 from services.agents.run_recorder import RunLostError, RunRecorder, StepFeed
@@ -141,10 +140,10 @@ class RunAttempts:
 
     async def _remember(self, run: Run, recorder: RunRecorder) -> None:
         """Stores question and answer; when memory is away the run ends without it."""
-        context = _context(run)
-        if context is None or not run.reply:
+        start = _start(run)
+        if start is None or not run.reply:
             return
-        question = context.question
+        question = start.question
         content = {"user_message": question.text, "agent_reply": run.reply}
         meta = {"run_id": str(run.id), "sender_id": question.sender_id}
         try:
@@ -172,14 +171,13 @@ class RunAttempts:
         self.announcements.events.emit(event, run_id=str(run.id), attempt=run.attempt, **fields)
 
 
-def _context(run: Run) -> Context | None:
+def _start(run: Run) -> RunStart | None:
     """What the run began with; None before that, or when another version wrote it."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
-        if (start := start_of(run.journal)) is not None:
-            return start.context
+        return start_of(run.journal)
     return None
 
 
 def _question_text(run: Run) -> str:
-    context = _context(run)
-    return context.question.text if context is not None else run.invocation.payload.text or ""
+    start = _start(run)
+    return start.question.text if start is not None else run.invocation.payload.text or ""

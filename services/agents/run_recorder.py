@@ -147,7 +147,7 @@ class RunRecorder:
     def record_run_start(self, start: RunStart) -> None:
         """The run's context is complete. It is saved in the background: nothing was done yet."""
         self._run.journal.append(start_entry(start))
-        self._run.memory_ids = [item.id for item in start.context.memories]
+        self._run.memory_ids = [item.id for item in start.memories]
         self.save_soon()
 
     async def record_refit(self, start: RunStart) -> None:

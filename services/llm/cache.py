@@ -89,14 +89,6 @@ class AnswerCache:
             max_bytes, lambda _key, entry, now: now + entry.ttl_s, clock, _size
         )
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def size(self) -> float:
-        """The bytes that answers take."""
-        return self._entries.currsize
-
     def get(self, key: bytes, max_age_s: float) -> ProxyResponse | None:
         """Returns the answer if it is younger than `max_age_s` and than its `ttl_s`."""
         entry = self._entries.get(key)

@@ -54,9 +54,6 @@ class SingleFlight(Generic[T]):
     def __init__(self) -> None:
         self._flights: dict[bytes, _Flight[T]] = {}
 
-    def __len__(self) -> int:
-        return len(self._flights)
-
     async def run(self, key: bytes, call: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
         """Returns the result of the one run for `key`, and whether this caller led it.
 

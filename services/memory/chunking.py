@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import PurePath
 
 import markdown_it
 
 from contracts.memory.background import DocumentChunk
+from contracts.memory.settings import ChunkSettings
 from services.memory.sections import sections
 
 VERSION = 1
@@ -19,15 +19,7 @@ MARKDOWN = frozenset({".md", ".markdown"})
 _SEPARATORS = ("\n\n", "\n", ". ", "! ", "? ", "… ", "; ", ", ", " ")
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkSize:
-    """Bounds in characters. A chunk repeats `overlap` characters of the chunk before."""
-
-    most: int
-    overlap: int
-
-
-def chunk(text: str, size: ChunkSize) -> list[str]:
+def chunk(text: str, size: ChunkSettings) -> list[str]:
     """Returns the chunks of `text`, each of at most `size.most` characters and none blank.
 
     It is cut at paragraphs, sentences or words.
@@ -59,13 +51,13 @@ def _restart(text: str, start: int, end: int, overlap: int) -> int:
     return space + 1 if space >= 0 else end
 
 
-def rules(path: str, size: ChunkSize) -> bytes:
+def rules(path: str, size: ChunkSettings) -> bytes:
     """Returns a fingerprint of the rules by which `cut` cuts a file with this path."""
     rule = (VERSION, markdown_it.__version__, size.most, size.overlap, _is_markdown(path))
     return hashlib.sha256(repr(rule).encode()).digest()[:8]
 
 
-def cut(text: str, path: str, size: ChunkSize, *, tree: str) -> list[DocumentChunk]:
+def cut(text: str, path: str, size: ChunkSettings, *, tree: str) -> list[DocumentChunk]:
     """Returns the chunks of a file, each with the path of headings above it."""
     chunks = []
     for section in sections(text, markdown=_is_markdown(path)):

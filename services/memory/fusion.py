@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from contracts.memory.ports import Arm, ItemCandidate
+from contracts.memory.settings import FusionSettings
 
 BACKGROUND_RANK = 10
 BACKGROUND_SHARE = 0.5
@@ -31,21 +32,6 @@ CERTAIN = 0.4
 _DECIDING: tuple[Arm, ...] = ("dense", "lexical", "recent")
 """The arms whose ranks decide between equal scores, in this order."""
 _DAY_S = 86_400.0
-
-
-@dataclass(frozen=True, slots=True)
-class FusionSettings:
-    """Settings for the operator.
-
-    `unrelated` is the cosine of unrelated texts in the embedder's space; `lexical_weight` the
-    highest score by words alone; `recency_weight` the part of the score that age takes away in the
-    end, half of it within `half_life_days`.
-    """
-
-    unrelated: float = 0.1
-    lexical_weight: float = 0.4
-    recency_weight: float = 0.02
-    half_life_days: float = 30.0
 
 
 DEFAULT = FusionSettings()

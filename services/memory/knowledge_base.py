@@ -18,7 +18,8 @@ from contracts.memory.background import (
     JobLeases,
     UnreadableFile,
 )
-from services.memory.chunking import ChunkSize, cut, rules
+from contracts.memory.settings import ChunkSettings
+from services.memory.chunking import cut, rules
 
 LEASE_S = 600.0
 SHARED = ""
@@ -64,7 +65,7 @@ class KnowledgeBase:
         *,
         shared: Path,
         interval_s: float,
-        size: ChunkSize,
+        size: ChunkSettings,
     ) -> None:
         self._documents = documents
         self._folders = folders

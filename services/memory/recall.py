@@ -28,20 +28,11 @@ from contracts.memory.ports import (
     SearchScope,
     ShortTermReader,
 )
-from services.memory.fusion import FusedItem, FusionSettings, fuse
+from contracts.memory.settings import FusionSettings, QuerySettings
+from services.memory.fusion import FusedItem, fuse
 
 SPARE = 10
 """Items read beyond the limit, to replace those that were deleted meanwhile."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecallSettings:
-    """`candidates` per arm; `recent` newest events count as short-term."""
-
-    candidates: int = 100
-    recent: int = 20
-    timeout_s: float = 8.0
-    embed_timeout_s: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class Recall:
     items: ItemReader
     embedder: Embedder
     events: EventLog
-    settings: RecallSettings
+    settings: QuerySettings
     fusion: FusionSettings
 
     async def query(self, request: QueryRequest, request_id: str) -> QueryResponse:

@@ -17,8 +17,9 @@ from contracts.memory.administration import ExportedMemory
 from contracts.memory.api import DeleteResponse, StoreRequest, StoreResponse
 from contracts.memory.items import MEMORY_META, text_of
 from contracts.memory.ports import ItemReader, MemoryRecords, NewMemory, ScopeReader
+from contracts.memory.settings import ChunkSettings
 from contracts.values import is_storable
-from services.memory.chunking import ChunkSize, chunk
+from services.memory.chunking import chunk
 from services.memory.ingestion import IngestionWorker
 
 MAX_KEY_CHARS = 256
@@ -36,7 +37,7 @@ class Remembering:
     scopes: ScopeReader
     items: ItemReader
     worker: IngestionWorker
-    size: ChunkSize
+    size: ChunkSettings
 
     async def store(self, request: StoreRequest, idempotency_key: str | None) -> StoreResponse:
         """Returns when the memory is committed, or embedded if the request asks for that.

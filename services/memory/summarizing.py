@@ -12,6 +12,7 @@ from contracts.llm.ports import ChatModel, ModelRequest
 from contracts.memory.api import MAX_SUMMARY_EVENTS, SummarizeRequest, SummarizeResponse
 from contracts.memory.items import text_of
 from contracts.memory.ports import LoggedEvent, ShortTermReader, Summary, SummaryStore
+from contracts.memory.settings import SummarySettings
 
 INSTRUCTIONS = (
     "Ти ведеш стислий підсумок подій і розмов спільноти. Онови підсумок: збережи факти, імена, "
@@ -20,20 +21,6 @@ INSTRUCTIONS = (
 )
 SO_FAR = "Підсумок досі:\n{summary}\n\n"
 NEW = "Нові записи:\n{events}"
-
-
-@dataclass(frozen=True, slots=True)
-class SummarySettings:
-    """The model, and bounds: tokens of an answer, characters of events per call and of one event,
-    sentences, seconds for the whole.
-    """
-
-    model: str
-    max_tokens: int
-    prompt_chars: int
-    event_chars: int
-    sentences: int
-    timeout_s: float
 
 
 @dataclass(frozen=True)

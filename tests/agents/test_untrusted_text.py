@@ -139,7 +139,7 @@ def test_sentences_in_an_outside_schema_are_sealed_or_left_out(key):
 
 @pytest.mark.parametrize("outside", [True, False])
 def test_a_resumed_run_knows_that_it_was_shown_an_outside_description(outside):
-    begun = RunStart(Context(Question("user:olena", "?")), "m", {"outside.find": "read"}, outside)
+    begun = RunStart(Question("user:olena", "?"), (), (), "m", {"outside.find": "read"}, outside)
     taken_over = start_of(json.loads(json.dumps([start_entry(begun)])))
     assert taken_over == begun
     assert taken_over.tainted is outside

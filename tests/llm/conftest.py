@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from configs.llm.config import ProviderSettings
 from providers.openai_compatible import OpenAICompatibleProvider
-from providers.resources import ProviderResources
+from providers.registry import ProviderResources
 from tests.support.llm.openai_calls import KEY
 from tests.support.llm.upstream import ScriptedUpstream
 

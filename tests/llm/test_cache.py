@@ -118,7 +118,7 @@ def test_an_answer_lives_as_long_as_both_sides_allow():
     assert cache.get(b"k", 60) == ANSWER
     clock.now += 4
     assert cache.get(b"k", 60) is None
-    assert (len(cache), cache.size) == (0, 0)
+    assert (len(cache._entries), cache._entries.currsize) == (0, 0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2_000)), max_size=40))
@@ -126,11 +126,11 @@ def test_the_bound_in_bytes_holds_and_recently_used_answers_stay(puts):
     cache = AnswerCache(16_000)
     for key, length in puts:
         cache.put(bytes([key]), ANSWER.model_copy(update={"content": "x" * length}), ttl_s=60)
-        assert cache.size <= 16_000
+        assert cache._entries.currsize <= 16_000
         small = length + ENTRY_BYTES + 200 <= 2_000
         assert not small or cache.get(bytes([key]), 60).content == "x" * length
     held = [cache.get(bytes([key]), 60) for key in range(10)]
-    assert len(cache) == sum(answer is not None for answer in held)
+    assert len(cache._entries) == sum(answer is not None for answer in held)
 
 
 def test_a_closed_cache_holds_nothing_and_keeps_nothing():
@@ -138,7 +138,12 @@ def test_a_closed_cache_holds_nothing_and_keeps_nothing():
     cache.put(b"k", ANSWER, ttl_s=60)
     cache.close()
     cache.put(b"l", ANSWER, ttl_s=60)
-    assert (len(cache), cache.size, cache.get(b"k", 60), cache.get(b"l", 60)) == (0, 0, None, None)
+    assert (
+        len(cache._entries),
+        cache._entries.currsize,
+        cache.get(b"k", 60),
+        cache.get(b"l", 60),
+    ) == (0, 0, None, None)
 
 
 def test_the_answer_used_longest_ago_goes_first():
@@ -185,7 +190,7 @@ async def test_calls_at_the_same_time_share_one_run():
     calls.gate.set()
     assert sorted(own for _, own in await asyncio.gather(*tasks)) == [False] * 19 + [True]
     assert (await other[0]) == (2, True)
-    assert (calls.begun, len(flights)) == (2, 0)
+    assert (calls.begun, len(flights._flights)) == (2, 0)
 
 
 async def test_when_the_leader_leaves_the_others_still_get_their_answer():
@@ -206,7 +211,7 @@ async def test_when_all_callers_have_left_the_run_is_cancelled_and_the_next_star
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    assert (calls.cancelled, len(flights)) == (1, 0)
+    assert (calls.cancelled, len(flights._flights)) == (1, 0)
     (again,) = await begin(flights, calls, 1)
     calls.gate.set()
     assert await again == (2, True)

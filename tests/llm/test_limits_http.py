@@ -13,8 +13,7 @@ from interfaces.http.base.access import AccessControl, credential_name
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.chat import LLMRoutes, add_limit_routes, llm_router
 from providers.prices import PriceBook
-from providers.registry import build_providers
-from providers.resources import ProviderResources
+from providers.registry import ProviderResources, build_providers
 from providers.routing import RoutingTable
 from services.llm.estimates import DEFAULT_COMPLETION_TOKENS
 from services.llm.limits.limiter import LeasedLimiter

@@ -3,9 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.memory.chunking import ChunkSize, chunk
+from contracts.memory.settings import ChunkSettings
+from services.memory.chunking import chunk
 
-SIZE = ChunkSize(most=100, overlap=20)
+SIZE = ChunkSettings(most=100, overlap=20)
 words = st.text(alphabet="абвгдеєжзиіїклмн'’.,;!? \n", max_size=1_200)
 
 

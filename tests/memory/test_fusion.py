@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.memory.ports import ItemCandidate
-from services.memory.fusion import DEFAULT, FusionSettings, fuse
+from contracts.memory.settings import FusionSettings
+from services.memory.fusion import DEFAULT, fuse
 
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
 TIMELESS = FusionSettings(recency_weight=0.0)

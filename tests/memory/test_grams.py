@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.memory.lexicon.bm25 import K1, MAX_QUERY_GRAMS, ceiling, rarity, weigh
 from backends.memory.lexicon.grams import GRAM, grams, normalise, words
 from backends.memory.lexicon.index import MAX_GRAMS
+from backends.memory.lexicon.scoring import K1, MAX_QUERY_GRAMS, ceiling, rarity, weigh
 from benchmarks.memory.bm25 import bm25, length
 from contracts.memory.api import MAX_QUERY_CHARS
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.memory.lexicon.bm25 import ceiling, weigh
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import (
     RECORD,
@@ -20,7 +19,7 @@ from backends.memory.lexicon.postings import (
     split,
     unpack,
 )
-from backends.memory.lexicon.scoring import Scored, score
+from backends.memory.lexicon.scoring import Scored, ceiling, score, weigh
 from benchmarks.memory.bm25 import bm25, length
 
 

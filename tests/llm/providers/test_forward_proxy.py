@@ -21,7 +21,7 @@ from contracts.deadline import Deadline
 from contracts.errors import ConfigurationError
 from providers.embeddings import OpenAIEmbedder
 from providers.openai_compatible import OpenAICompatibleProvider
-from providers.resources import ProviderResources
+from providers.registry import ProviderResources
 from tests.support.llm.forward_proxy import Tap, forward_proxy, server_certificate, tap
 from tests.support.llm.openai_calls import ANSWER, BOTH, FAST, KEY, Outcome, assert_leaf, call
 from tests.support.llm.proxy import NoEngine

@@ -14,7 +14,7 @@ from contracts.llm.answers import StreamEnd
 from contracts.llm.ports import Condition
 from contracts.llm.routing import Target, Timeouts
 from providers.local import LocalProvider
-from providers.resources import ProviderResources
+from providers.registry import ProviderResources
 from services.llm.continuation import continued
 
 CALM = Timeouts(5, 30, 30, 30)

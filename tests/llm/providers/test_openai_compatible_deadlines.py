@@ -13,8 +13,7 @@ from contracts.deadline import Deadline
 from contracts.llm.answers import StreamDelta
 from contracts.llm.routing import Target
 from providers import event_stream
-from providers.registry import build_providers
-from providers.resources import ProviderResources, ProviderSlots
+from providers.registry import ProviderResources, ProviderSlots, build_providers
 from tests.support.llm.openai_calls import (
     ANSWER,
     BOTH,

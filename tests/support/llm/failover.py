@@ -10,8 +10,7 @@ from contracts.errors import DaarionError
 from contracts.llm.answers import StreamEnd
 from contracts.llm.limits import ANONYMOUS
 from contracts.llm.requests import ProxyRequest
-from providers.registry import build_providers
-from providers.resources import ProviderResources
+from providers.registry import ProviderResources, build_providers
 from providers.routing import RoutingTable
 from services.llm.proxy import LLMProxy
 from tests.support.llm.prices import NoPrices

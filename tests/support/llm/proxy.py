@@ -14,8 +14,7 @@ from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.chat import LLMRoutes, llm_router
 from interfaces.http.llm.openai import OPENAI_ERRORS, OpenAIRoutes, add_openai_routes
-from providers.registry import build_providers
-from providers.resources import ProviderResources
+from providers.registry import ProviderResources, build_providers
 from providers.routing import RoutingTable
 from services.llm.limits.limiter import LeasedLimiter
 from services.llm.proxy import LLMProxy

@@ -1,0 +1,69 @@
+"""Sections of `memory.yaml` that use cases take as they are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints, model_validator
+
+from contracts.shapes import Strict
+
+Seconds = Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)]
+
+
+class QuerySettings(Strict):
+    """How a question is answered: `candidates` per arm, `recent` newest events as short-term."""
+
+    candidates: Annotated[int, Field(ge=10, le=1_000)] = 100
+    recent: Annotated[int, Field(ge=0, le=200)] = 20
+    timeout_s: Seconds = 8
+    embed_timeout_s: Seconds = 3
+
+
+class FusionSettings(Strict):
+    """How `services/memory/fusion.py` scores; null is the measured value, as if left out.
+
+    `unrelated` is the cosine of unrelated texts in the embedder's space; `lexical_weight` the
+    highest score by words alone; `recency_weight` the part of the score that age takes away in the
+    end, half of it within `half_life_days`.
+    """
+
+    unrelated: Annotated[float, Field(ge=-1, lt=1)] = 0.1
+    lexical_weight: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.4
+    recency_weight: Annotated[float, Field(ge=0, le=1)] = 0.02
+    half_life_days: Annotated[float, Field(gt=0, le=36_500)] = 30.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class ChunkSettings(Strict):
+    """Bounds in characters. A chunk repeats `overlap` characters of the chunk before."""
+
+    most: Annotated[int, Field(ge=100, le=20_000)] = 900
+    overlap: Annotated[int, Field(ge=0, le=5_000)] = 120
+
+    @model_validator(mode="after")
+    def _overlap_is_small(self) -> ChunkSettings:
+        if 2 * self.overlap > self.most:
+            raise ValueError("overlap: at most half of `most`")
+        return self
+
+
+class SummarySettings(Strict):
+    """The model, and the bounds of one summary.
+
+    Characters of the events in one call and of one event, sentences and tokens of an answer, and
+    seconds for the whole.
+    """
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = "dagi-local-8b"
+    prompt_chars: Annotated[int, Field(ge=500, le=1_000_000)] = 3_000
+    event_chars: Annotated[int, Field(ge=50, le=100_000)] = 800
+    sentences: Annotated[int, Field(ge=1, le=100)] = 8
+    max_tokens: Annotated[int, Field(ge=16, le=100_000)] = 400
+    timeout_s: Seconds = 120
