@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Annotated, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from contracts.llm.limits import CALENDAR, NANO_PER_USD, Caller, Limit, LimitKey, Meter, SubjectKind
-
-_STRICT = ConfigDict(extra="forbid", frozen=True)
+from contracts.shapes import Strict
 
 SubjectId = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
@@ -19,14 +18,12 @@ Dollars = Annotated[
 ]
 
 
-class RateSettings(BaseModel):
+class RateSettings(Strict):
     """Limits of one subject; null means unlimited. An override inherits what it leaves out.
 
     Tokens are those of prompt and answer together. A minute slides; days and months are those of
     the calendar in UTC.
     """
-
-    model_config = _STRICT
 
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
@@ -46,14 +43,12 @@ class RateSettings(BaseModel):
                 yield meter, int(value * NANO_PER_USD) if meter in CALENDAR else value
 
 
-class LimitSettings(BaseModel):
+class LimitSettings(Strict):
     """Limits by kind of subject: a default for each of a kind, and overrides by id.
 
     A credential's id is the name that `GET /limits` shows; `anonymous` is the id of all calls
     while no secret is required.
     """
-
-    model_config = _STRICT
 
     agent: RateSettings = RateSettings(requests_per_minute=240_000)
     microdao: RateSettings = RateSettings()
@@ -79,10 +74,8 @@ class LimitSettings(BaseModel):
         return [Limit(LimitKey(kind, subject, meter), amount) for meter, amount in rates.amounts()]
 
 
-class PriceSettings(BaseModel):
+class PriceSettings(Strict):
     """Prices in US dollars per million tokens; `cached_input` is by default `input`."""
-
-    model_config = _STRICT
 
     input: Annotated[Decimal, Field(ge=0, le=10**6, allow_inf_nan=False)]
     output: Annotated[Decimal, Field(ge=0, le=10**6, allow_inf_nan=False)]
