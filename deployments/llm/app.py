@@ -19,8 +19,7 @@ from contracts.errors import ConfigurationError
 from contracts.shapes import Strict
 from deployments.engines.app import APPLICATION as ENGINES
 from deployments.engines.app import LOCAL_LLM
-from deployments.engines.embedder_client import open_embedder
-from deployments.engines.llm_client import EngineClient
+from deployments.engines.clients import EngineClient, open_embedder
 from deployments.graph.resources import (
     Resources,
     WingEnvironment,

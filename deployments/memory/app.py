@@ -16,7 +16,7 @@ from configs.memory import MemorySettings
 from configs.stores import find_stores
 from configs.yaml_files import load_yaml
 from contracts.shapes import Strict
-from deployments.engines.embedder_client import open_embedder
+from deployments.engines.clients import open_embedder
 from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
 from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.ingress import Ingress
