@@ -110,9 +110,7 @@ class LLMRuntime:
             announcer=self._announcer,
         )
         self._limits = LimitSettings()
-        self._limiter = LeasedLimiter(
-            ports.authority, self._limits.of, replica=self._name, events=events
-        )
+        self._limiter = LeasedLimiter(ports.authority, self._limits.of, events, replica=self._name)
         self._monitor = HealthMonitor({})
         self._provider_resources = ProviderResources(
             environment.lookup, ports.engine, ProviderSlots(), environment.proxy_for
