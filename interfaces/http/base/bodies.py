@@ -37,9 +37,9 @@ class JsonRequest(Request):
         if raw and not raw.isspace():
             self._raw, self._value = raw, parse_json(raw)
             if self._value is None:  # FastAPI takes it for no body
-                raise _null()
+                raise _no_object("null")
         elif is_required:
-            raise _empty()
+            raise _no_object("empty")
 
     async def body(self) -> bytes:
         """Returns what was read."""
@@ -73,9 +73,9 @@ async def read_model(
     """
     body = await read_json(request, max_bytes)
     if not body or body.isspace():
-        raise _empty()
+        raise _no_object("empty")
     if body == b"null":
-        raise _null()
+        raise _no_object("null")
     return model.model_validate_json(body)
 
 
@@ -133,12 +133,8 @@ async def _read_bounded(request: Request, max_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _empty() -> InvalidRequest:
-    return InvalidRequest("the body is empty: send a JSON object")
-
-
-def _null() -> InvalidRequest:
-    return InvalidRequest("the body is null: send a JSON object")
+def _no_object(found: str) -> InvalidRequest:
+    return InvalidRequest(f"the body is {found}: send a JSON object")
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:
