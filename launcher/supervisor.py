@@ -16,8 +16,8 @@ import psutil
 from common.tasks import end_tasks
 from configs.environment import REPOSITORY, Environment
 from contracts.errors import ConfigurationError
-from launcher import logs, messages, preflight
-from launcher.console import Console
+from launcher import logs, preflight
+from launcher.console import Console, address, graph_ready, stores_ready
 from launcher.datadir import DataDir, Part, write_private
 from launcher.errors import ServiceFailed, StartRefused
 from launcher.instance import Instance, end_processes, leftover
@@ -62,8 +62,8 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self._data_dir = DataDir(self.environment.data_dir)
-        self._addresses["PostgreSQL"] = messages.address(self.environment.database_url or "")
-        self._addresses["NATS"] = messages.address(self.environment.nats_url or "")
+        self._addresses["PostgreSQL"] = address(self.environment.database_url or "")
+        self._addresses["NATS"] = address(self.environment.nats_url or "")
 
     async def run(self) -> int:
         """Runs until a signal, a refusal or a failure; returns the exit status."""
@@ -133,7 +133,7 @@ class Supervisor:
         }
         write_private(self._data_dir.services, json.dumps(urls, indent=1))
         if self.graph_argv is None:
-            self.console.plain(messages.stores_ready(self._data_dir))
+            self.console.plain(stores_ready(self._data_dir))
         else:
             await self._start_graph(self.graph_argv, database_url, nats_url, stack)
         self._record()
@@ -268,7 +268,7 @@ class Supervisor:
         await until_ready(f"{self.environment.ingress_url}/health", self.console.say)
         failures.succeeded()
         self.console.say("ready")
-        self.console.plain(messages.graph_ready(self.environment))
+        self.console.plain(graph_ready(self.environment))
 
     async def _housekeeping(self) -> None:
         while True:

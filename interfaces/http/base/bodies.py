@@ -86,10 +86,25 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
         PayloadTooLarge: over `max_bytes`, whether announced or not.
         UnsupportedMediaType: there is a body, and it was not sent as JSON.
     """
-    body = await _read_bounded(request, max_bytes)
-    if body:
-        require_json(request.scope["headers"])
-    return body
+    headers = request.scope["headers"]
+    announced = header(headers, b"content-length")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(chunk)
+    if size:
+        require_json(headers)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def require_json(headers: Headers) -> None:
@@ -112,25 +127,6 @@ def require_lines(headers: Headers) -> None:
 
 def _media_type(headers: Headers) -> bytes:
     return header(headers, b"content-type").partition(b";")[0].strip().lower()
-
-
-async def _read_bounded(request: Request, max_bytes: int) -> bytes:
-    announced = header(request.scope["headers"], b"content-length")
-    if announced.isdigit() and int(announced) > max_bytes:
-        raise _too_large(max_bytes)
-    parts: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunk: bytes = message.get("body", b"")
-        more = message.get("more_body", False)
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        parts.append(chunk)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _no_object(found: str) -> InvalidRequest:
