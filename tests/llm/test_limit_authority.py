@@ -94,7 +94,7 @@ async def test_a_living_replicas_rows_are_not_counted_twice_by_the_next_authorit
                 except LimitsUnavailable:
                     await asyncio.sleep(0.1)
     await spend(database, tmp_path / "a", 4, recorder="living")
-    limiter._source = LimitAuthority()
+    limiter._authority = LimitAuthority()
     await asyncio.sleep(2)  # what it holds of the old authority is over
     reservations, _ = await admitted(limiter)
     assert len(reservations) == 6
@@ -117,7 +117,7 @@ async def test_rows_of_a_clock_that_ran_ahead_count_when_their_time_comes(
     monkeypatch.setattr("deployments.llm.limit_authority.time.time", later.timestamp)
     monkeypatch.setattr("services.llm.limits.limiter.time.time", later.timestamp)
     async with asyncio.timeout(60):
-        while (await limiter._source.standing(rates.of(SOFIA)))[0].used == 0:
+        while (await limiter._authority.standing(rates.of(SOFIA)))[0].used == 0:
             await asyncio.sleep(0.05)
     assert len((await admitted(limiter))[0]) == 4
     await limiter.close()

@@ -20,7 +20,7 @@ from contracts.events import EventLog
 from contracts.llm.limits import Caller, Estimate, LimitsOf, Reservation, Spent, shown
 from services.llm.limits.balance import Balance, Plan, amount
 from services.llm.limits.balances import Balances
-from services.llm.limits.protocol import HEARTBEAT_S, LeaseSource
+from services.llm.limits.protocol import HEARTBEAT_S, Authority
 
 MAX_PLANS = 50_000
 PATIENCE_S = 1.5
@@ -47,13 +47,13 @@ class LeasedLimiter:
 
     def __init__(
         self,
-        source: LeaseSource,
+        authority: Authority,
         limits_of: LimitsOf,
         events: EventLog,
         *,
         replica: str | None = None,
     ) -> None:
-        self._source = source
+        self._authority = authority
         self._events = events
         self._away = False
         self._limits_of = limits_of
@@ -182,7 +182,7 @@ class LeasedLimiter:
             report = self._balances.report(
                 waiting, time.monotonic(), time.time(), heartbeat=heartbeat
             )
-            reply = await self._source.exchange(report)
+            reply = await self._authority.exchange(report)
             self._balances.answered(report, reply, time.monotonic())
             if reply.known:
                 return
