@@ -25,9 +25,9 @@ from backends.postgres.migrate import migrate
 from configs.environment import REPOSITORY, read_environment
 from launcher.instance import Instance
 from launcher.ports import free_ports
+from launcher.postgres import PostgresServer
 from launcher.process import ChildProcess, Command
 from launcher.serve import ServeGraph, serve_command, serve_environment
-from launcher.stores import PostgresServer
 
 KEY = "sk-benchmark"
 KEY_VARIABLE = "BENCHMARK_UPSTREAM_KEY"

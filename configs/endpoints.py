@@ -1,16 +1,17 @@
-"""Addresses and headers of other services, for providers, the embedder, tools and messaging."""
+"""Addresses and headers of other services, and what keeps this graph's own secrets from them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
 from common.loopback import is_loopback
-from configs.own_secrets import OWN_SECRETS
 
+OWN_SECRETS = ("DAARION_INTERNAL_SECRET", "DAARION_ADMIN_SECRET")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -75,3 +76,30 @@ def refuse_exposed_key(base_url: str | None, api_key_env: str | None, *, insecur
             f"base_url: the key in {api_key_env} would go over plain http:// to another machine: "
             "use https://, or accept that with `insecure: true` in this entry"
         )
+
+
+def would_leave(
+    value: str, url: str | None, ingress: str, lookup: Callable[[str], str | None]
+) -> bool:
+    """Whether `value` is a secret of this graph and `url` is not its ingress.
+
+    `lookup` reads a variable of the environment.
+    """
+    return opens_graph(value, lookup) and not (url is not None and same_origin(url, ingress))
+
+
+def opens_graph(value: str, lookup: Callable[[str], str | None]) -> bool:
+    """Whether `value` is a secret of this graph, whichever variable it was read from."""
+    return value in map(lookup, OWN_SECRETS)
+
+
+def same_origin(url: str, other: str) -> bool:
+    """Whether two URLs share scheme, host and port; all loopback names count as one host."""
+    return _origin(url) == _origin(other)
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, "localhost" if is_loopback(host) else host, port

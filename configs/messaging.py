@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from configs.endpoints import BaseUrl
-from configs.own_secrets import would_leave
+from configs.endpoints import BaseUrl, would_leave
 from contracts.errors import ConfigurationError
 from contracts.identity import Identifier
 from contracts.shapes import Strict

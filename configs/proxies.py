@@ -15,8 +15,7 @@ from urllib.request import (  # type: ignore[attr-defined]  # typeshed leaves it
 from pydantic import AfterValidator, StringConstraints, model_validator
 
 from common.loopback import is_loopback
-from configs.endpoints import plain_url
-from configs.own_secrets import OWN_SECRETS
+from configs.endpoints import OWN_SECRETS, plain_url
 from contracts.errors import ConfigurationError
 from contracts.shapes import Strict
 

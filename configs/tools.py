@@ -14,8 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from configs.endpoints import Url, plain_url
-from configs.own_secrets import OWN_SECRETS, same_origin, would_leave
+from configs.endpoints import OWN_SECRETS, Url, plain_url, same_origin, would_leave
 from contracts.shapes import Strict
 from contracts.tools.api import (
     Effect,

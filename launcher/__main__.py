@@ -14,7 +14,7 @@ from launcher.datadir import DataDir
 from launcher.readiness import is_ready
 from launcher.reload_request import reload_graph
 from launcher.serve import serve_command
-from launcher.supervisor import FAILED, REFUSED, GraphCommand, Supervisor
+from launcher.supervisor import FAILED, REFUSED, Supervisor
 
 INTERRUPTED = 130
 
@@ -38,7 +38,7 @@ async def _run(options: argparse.Namespace, environment: Environment, console: C
             return await reload_graph(DataDir(environment.data_dir), console)
         case "status":
             return await _status(environment, console)
-    graph = GraphCommand(serve_command(options.config)) if options.command == "run" else None
+    graph = serve_command(options.config) if options.command == "run" else None
     migrate = [sys.executable, "-m", "backends.postgres.migrate"]
     return await Supervisor(environment, console, migrate, graph).run()
 

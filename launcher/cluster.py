@@ -22,8 +22,8 @@ from pathlib import Path
 
 import psutil
 
-from launcher import strays
 from launcher.errors import ServiceFailed, StartRefused
+from launcher.instance import end_processes
 from launcher.logs import last_line_of
 from launcher.process import Command, run_tool
 
@@ -151,7 +151,7 @@ def end_leftover(path: Path) -> None:
             family = [*postmaster.children(recursive=True), postmaster]
             postmaster.send_signal(signal.SIGINT)  # fast shutdown
             psutil.wait_procs(family, timeout=15)
-            strays.end(family, 0)
+            end_processes(family, 0)
     file.unlink(missing_ok=True)
 
 

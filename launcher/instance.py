@@ -1,14 +1,21 @@
-"""What separates one graph on this machine from another: marker, short directory, ports."""
+"""What separates one graph on this machine from another: marker, short directory, ports.
+
+By marker and directory its processes are found: Ray's daemons, its workers and HAProxy start others
+themselves, and may outlive the graph.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import psutil
 
 from launcher.datadir import write_private
 from launcher.ports import free_ports, free_range
@@ -58,9 +65,25 @@ class Instance:
             grpc_ports=free_range(*_GRPC_PORTS, _SLOT, start),
         )
 
-    def holds(self, path: str) -> bool:
-        """Whether the path is in the instance's directory."""
-        return Path(path).is_relative_to(self.directory)
+    def processes(self) -> list[psutil.Process]:
+        """Returns every process of the instance, with its descendants.
+
+        Some of Ray's processes overwrite their environment with a title: these are recognised by an
+        open log file in the directory.
+        """
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.pid != os.getpid() and (
+                    process.environ().get(MARKER) == self.identity
+                    or any(
+                        file.mode != "r" and Path(file.path).is_relative_to(self.directory)
+                        for file in process.open_files()
+                    )
+                ):
+                    family = (process, *process.children(recursive=True))
+                    found |= {each.pid: each for each in family}
+        return list(found.values())
 
     def remove(self) -> None:
         """Removes the directory; refuses any other path than `create` makes."""
@@ -78,3 +101,15 @@ def leftover(file: Path) -> Instance | None:
         recorded = json.loads(file.read_text())
         return Instance(**recorded | {"directory": Path(recorded["directory"])})
     return None
+
+
+def end_processes(processes: list[psutil.Process], grace_s: float) -> None:
+    """Terminates all, and kills the rest after `grace_s`. Blocks."""
+    for process in processes:
+        with suppress(psutil.Error):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=grace_s)
+    for process in alive:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)

@@ -16,7 +16,6 @@ from launcher.process import ChildProcess, Command
 
 _MATH_THREADS = 4
 _PROXY_THREADS = 4
-_RAY_LOG_BYTES = 10 << 20
 
 # Would make the child join another cluster instead of starting its own.
 _FOREIGN = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV_HOOK")
@@ -94,8 +93,6 @@ def _defaults(cpus: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(min(cpus, _MATH_THREADS)),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        "RAY_ROTATION_MAX_BYTES": str(_RAY_LOG_BYTES),
-        "RAY_ROTATION_BACKUP_COUNT": "2",
         # A replica leaves HAProxy's list within a second; Ray's 30 s are for cloud load balancers.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     }

@@ -16,12 +16,11 @@ import psutil
 from common.tasks import end_tasks
 from configs.environment import REPOSITORY, Environment
 from contracts.errors import ConfigurationError
-from launcher import instance as instances
-from launcher import logs, messages, preflight, strays
-from launcher.console import Console
+from launcher import logs, preflight
+from launcher.console import Console, address, graph_ready, stores_ready
 from launcher.datadir import DataDir, Part, write_private
 from launcher.errors import ServiceFailed, StartRefused
-from launcher.instance import Instance
+from launcher.instance import Instance, end_processes, leftover
 from launcher.nats import NatsServer
 from launcher.ports import LOOPBACK
 from launcher.postgres import PostgresServer
@@ -36,17 +35,6 @@ _STRAY_GRACE_S = 5.0
 _MIGRATION_TIMEOUT_S = 600.0
 
 
-@dataclass(frozen=True)
-class GraphCommand:
-    """What runs beside the stores.
-
-    `argv` blocks until SIGTERM; `memory_needed` (bytes) is checked before the start.
-    """
-
-    argv: Sequence[str]
-    memory_needed: int = preflight.MEMORY_NEEDED
-
-
 @dataclass
 class Supervisor:
     """Owns everything it starts, and stops it in the opposite order.
@@ -55,13 +43,15 @@ class Supervisor:
         environment: as read from the operator.
         console: shows the progress.
         migrate_argv: migrates the database of `DATABASE_URL`.
-        graph: None starts the stores alone.
+        graph_argv: runs the graph until SIGTERM; None starts the stores alone.
+        memory_needed: bytes that the graph needs, checked before the start.
     """
 
     environment: Environment
     console: Console
     migrate_argv: Sequence[str]
-    graph: GraphCommand | None
+    graph_argv: Sequence[str] | None
+    memory_needed: int = preflight.MEMORY_NEEDED
     _children: dict[str, ChildProcess] = field(default_factory=dict)
     _addresses: dict[str, str] = field(default_factory=dict)
     _instance: Instance | None = None
@@ -72,8 +62,8 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self._data_dir = DataDir(self.environment.data_dir)
-        self._addresses["PostgreSQL"] = messages.address(self.environment.database_url or "")
-        self._addresses["NATS"] = messages.address(self.environment.nats_url or "")
+        self._addresses["PostgreSQL"] = address(self.environment.database_url or "")
+        self._addresses["NATS"] = address(self.environment.nats_url or "")
 
     async def run(self) -> int:
         """Runs until a signal, a refusal or a failure; returns the exit status."""
@@ -117,8 +107,8 @@ class Supervisor:
     async def _start(self, stack: AsyncExitStack) -> None:
         environment = self.environment
         await self._own_data_dir(stack)
-        if self.graph is not None:
-            await asyncio.to_thread(preflight.check_graph, environment, self.graph.memory_needed)
+        if self.graph_argv is not None:
+            await asyncio.to_thread(preflight.check_graph, environment, self.memory_needed)
         await preflight.check_stores(environment)
         if environment.database_url is not None:
             self.console.say(f"PostgreSQL: using DATABASE_URL ({self._addresses['PostgreSQL']})")
@@ -142,10 +132,10 @@ class Supervisor:
             "nats_url": nats_url,
         }
         write_private(self._data_dir.services, json.dumps(urls, indent=1))
-        if self.graph is None:
-            self.console.plain(messages.stores_ready(self._data_dir))
+        if self.graph_argv is None:
+            self.console.plain(stores_ready(self._data_dir))
         else:
-            await self._start_graph(self.graph, database_url, nats_url, stack)
+            await self._start_graph(self.graph_argv, database_url, nats_url, stack)
         self._record()
 
     async def _own_data_dir(self, stack: AsyncExitStack) -> None:
@@ -160,8 +150,8 @@ class Supervisor:
         await asyncio.to_thread(data_dir.prepare)
         stack.enter_context(data_dir.lock())
         stack.callback(data_dir.clear_run)
-        if (killed := instances.leftover(data_dir.run / "instance.json")) is not None:
-            if left := await asyncio.to_thread(strays.left_by, killed):
+        if (killed := leftover(data_dir.run / "instance.json")) is not None:
+            if left := await asyncio.to_thread(killed.processes):
                 self.console.say(
                     f"an earlier run was killed: ending the {len(left)} processes it left"
                 )
@@ -202,7 +192,7 @@ class Supervisor:
         self.console.say(f"the database is up to date ({time.monotonic() - began:.1f} s)")
 
     async def _start_graph(
-        self, graph: GraphCommand, database_url: str, nats_url: str, stack: AsyncExitStack
+        self, argv: Sequence[str], database_url: str, nats_url: str, stack: AsyncExitStack
     ) -> None:
         data_dir = self._data_dir
         instance = self._instance = await asyncio.to_thread(Instance.create)
@@ -216,7 +206,7 @@ class Supervisor:
             nats_url=nats_url,
             cpus=os.cpu_count() or 1,
         )
-        serve = ServeGraph(graph.argv, variables, cwd=REPOSITORY, log_file=data_dir.log("serve"))
+        serve = ServeGraph(argv, variables, cwd=REPOSITORY, log_file=data_dir.log("serve"))
         self._addresses[serve.name] = self.environment.ingress_url
         self.console.say(
             f"starting Serve; logs are in {data_dir.logs} (serve.log, events/, ray/serve/)"
@@ -263,7 +253,7 @@ class Supervisor:
             await asyncio.sleep(delay)
             if self._instance is not None and is_graph:
                 # What the dead process left would hold its successor's ports.
-                left = await asyncio.to_thread(strays.left_by, self._instance)
+                left = await asyncio.to_thread(self._instance.processes)
                 await asyncio.to_thread(self._end, left)
             try:
                 await child.start()
@@ -278,7 +268,7 @@ class Supervisor:
         await until_ready(f"{self.environment.ingress_url}/health", self.console.say)
         failures.succeeded()
         self.console.say("ready")
-        self.console.plain(messages.graph_ready(self.environment))
+        self.console.plain(graph_ready(self.environment))
 
     async def _housekeeping(self) -> None:
         while True:
@@ -295,11 +285,11 @@ class Supervisor:
         return [each for each in psutil.Process().children() if each.pid not in own]
 
     def _end(self, processes: list[psutil.Process]) -> None:
-        strays.end(processes, 0.0 if self._at_once else _STRAY_GRACE_S)
+        end_processes(processes, 0.0 if self._at_once else _STRAY_GRACE_S)
 
     def _remove(self, instance: Instance) -> None:
         """Ends what the graph left behind, keeps its logs, and removes its directory."""
-        self._end([*strays.left_by(instance), *self._orphans()])
+        self._end([*instance.processes(), *self._orphans()])
         logs.keep_ray(self._data_dir.logs, instance.directory)
         instance.remove()
 

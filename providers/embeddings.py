@@ -18,8 +18,8 @@ from anyio import CapacityLimiter
 from common.http.client import open_client, read_bounded, requested
 from common.http.errors import HttpError
 from common.http.retry_after import retry_after_s
+from configs.endpoints import opens_graph
 from configs.engines.embedder import RemoteEmbedderSettings
-from configs.own_secrets import opens_graph
 from configs.proxies import no_proxy
 from contracts.deadline import Deadline
 from contracts.errors import (

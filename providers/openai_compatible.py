@@ -14,8 +14,8 @@ from typing_extensions import Unpack
 
 from common.http.errors import HttpError
 from common.tasks import close_if_closable
+from configs.endpoints import opens_graph
 from configs.llm.config import ProviderSettings
-from configs.own_secrets import opens_graph
 from contracts.deadline import Deadline
 from contracts.errors import (
     ConfigurationError,

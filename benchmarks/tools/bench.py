@@ -29,7 +29,7 @@ from contracts.tools.api import Execution, IsolationTier, ToolDefinition
 from executors.python.executor import PythonLimits, PythonToolExecutor
 from executors.python.packages import Packages
 from executors.python.tiers import HostTiers, probe_tiers
-from launcher.stores import PostgresServer
+from launcher.postgres import PostgresServer
 
 BUDGET_MS = 5.0
 CALLER = {"agent_id": "agent:bench", "microdao_id": "microdao:bench"}

@@ -33,6 +33,8 @@ _MANAGED_ARGUMENTS = frozenset({
 })  # fmt: skip
 
 Positive = Annotated[int, Field(ge=1)]
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
+"""A file of the configuration directory, as `args` of an application name it."""
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
 
 

@@ -1,6 +1,6 @@
 """The deployment `Embedder`: texts to vectors, in batches from two fair lanes.
 
-Callers reach it through its handle (deployments/engines/embedder_client.py) and never import torch.
+Callers reach it through its handle (deployments/engines/clients.py) and never import torch.
 """
 
 import asyncio

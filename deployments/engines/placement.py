@@ -9,14 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, model_validator
 
+from configs.engines.config import FileName
 from contracts.shapes import Strict
 
 STRATEGY = "PACK"
 """Ray's placement strategy: the workers of an engine share a node where they fit."""
 _ACCELERATOR_SHARE = 0.001  # Ray's way to ask for a node of that type
-
-
-_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
 
 
 class Placement(Strict):
@@ -79,7 +77,7 @@ class Placement(Strict):
 class EnginesArgs(Placement):
     """`args` of the application. `settings_file` is a file of the configuration directory."""
 
-    settings_file: _FileName = "engines.yaml"
+    settings_file: FileName = "engines.yaml"
     embedder_num_cpus: Annotated[float, Field(gt=0)] = 0.3
     embedder_num_gpus: Annotated[float, Field(ge=0, le=1)] = 0
 

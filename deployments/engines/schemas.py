@@ -29,29 +29,33 @@ _IGNORED = (
     "contains", "minContains", "maxContains", "uniqueItems", "additionalItems",
     "$dynamicRef", "$recursiveRef",
 )  # fmt: skip
-# The compiler reads the first of these that is present, and no keyword beside it.
+# The compiler reads the first of these that is present, and no assertion beside it.
 _ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
-# The compiler reads these only where it knows the type, from one of the keywords in `_TYPED`.
 _OF_OBJECTS = ("required", "minProperties", "maxProperties", "patternProperties", "propertyNames")
 _OF_ARRAYS = ("minItems", "maxItems")
 _OF_SCALARS = (
     "minLength", "maxLength", "pattern", "format",
     "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
 )  # fmt: skip
-_TYPED = {
-    _OF_OBJECTS: ("type", "properties", "additionalProperties", "unevaluatedProperties"),
-    _OF_ARRAYS: ("type", "items", "prefixItems", "unevaluatedItems"),
-    _OF_SCALARS: ("type",),
+_READ_ONLY_BESIDE = {
+    _OF_OBJECTS: {"type", "properties", "additionalProperties", "unevaluatedProperties"},
+    _OF_ARRAYS: {"type", "items", "prefixItems", "unevaluatedItems"},
+    _OF_SCALARS: {"type"},
 }
-_ASSERTIONS = (
-    *_ALONE,
-    "properties",
-    "prefixItems",
-    *_SUBSCHEMAS,
-    *_OF_OBJECTS,
-    *_OF_ARRAYS,
-    *_OF_SCALARS,
-)
+"""By keywords: those that tell the compiler the type; without one of them it ignores the former."""
+_IGNORED_BESIDE = {
+    (
+        *_ALONE,
+        "properties",
+        "prefixItems",
+        *_SUBSCHEMAS,
+        *_OF_OBJECTS,
+        *_OF_ARRAYS,
+        *_OF_SCALARS,
+    ): _ALONE,
+    ("minLength", "maxLength"): ("pattern", "format"),
+}
+"""By keywords: those beside which the compiler ignores the former."""
 _MAX_PATH = 200
 _MAX_VARIANTS = 32
 """Branches of a `oneOf`; every pair of them is compared."""
@@ -71,11 +75,14 @@ def bound_schema(schema: Any, bounds: StructuredSettings) -> Any:
         if len(text) > MAX_BYTES:
             raise InvalidRequest(f"the JSON schema is larger than {MAX_BYTES >> 10} KiB")
         bounded = json.loads(text)
+        for _, part in _parts(bounded, "$"):
+            # The grammar compiler drops a length beside a pattern or format.
+            if part.keys().isdisjoint({"pattern", "format"}):
+                _bound(part, "string", "Length", bounds.max_string_length)
+            fixed = len(_list(part.get("prefixItems")))
+            _bound(part, "array", "Items", bounds.max_items, fixed)
     except RecursionError:
-        raise _too_deep() from None
-    for _, part in _parts(bounded, "$"):
-        _bound_string(part, bounds.max_string_length)
-        _bound_array(part, bounds.max_items)
+        raise InvalidRequest(f"the JSON schema is nested deeper than {MAX_DEPTH} levels") from None
     return bounded
 
 
@@ -96,9 +103,9 @@ def refuse_widened(schema: dict[str, Any]) -> None:
 
 
 def _parts(schema: Any, path: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields `schema` and every schema inside it, with their paths. Raises InvalidRequest."""
+    """Yields `schema` and every schema inside it, with their paths. Raises RecursionError."""
     if depth > MAX_DEPTH:
-        raise _too_deep()
+        raise RecursionError
     if not isinstance(schema, dict):
         return
     yield path, schema
@@ -128,49 +135,39 @@ def _widened(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[tuple[str
             "oneOf",
             "has branches that `const`, `enum` or `type` do not plainly separate: use `anyOf`",
         )
-    head = next((key for key in _ALONE if key in schema), None)
-    if head is not None:
+    for keywords, others in _IGNORED_BESIDE.items():
         yield from (
-            (key, f"is not supported beside `{head}`")
-            for key in _ASSERTIONS
-            if key in schema and key != head
+            (keyword, f"is not supported beside `{other}`")
+            for keyword in keywords
+            for other in others
+            if keyword in schema and other in schema and keyword != other
         )
-        if "type" in schema and not _kinds({head: schema[head]}, root) <= _kinds(
-            {"type": schema["type"]}, root
-        ):
-            yield "type", f"does not plainly agree with the `{head}` beside it"
-        return
-    for keywords, tellers in _TYPED.items():
+    if "type" in schema and not schema.keys().isdisjoint(_ALONE):
+        typeless = {key: value for key, value in schema.items() if key != "type"}
+        if not _kinds(typeless, root) <= _kinds({"type": schema["type"]}, root):
+            yield "type", "does not plainly agree with the keyword beside it"
+    for keywords, tellers in _READ_ONLY_BESIDE.items():
         if schema.keys().isdisjoint(tellers):
             yield from ((key, "needs a `type` beside it") for key in keywords if key in schema)
     if not _required(schema) <= _dict(schema.get("properties")).keys():
         yield "required", "names what is not in `properties`"
-    if not schema.keys().isdisjoint({"pattern", "format"}):
-        yield from (
-            (key, "is not supported beside `pattern` or `format`")
-            for key in ("minLength", "maxLength")
-            if key in schema
-        )
 
 
 def _disjoint(one: Any, other: Any, root: dict[str, Any]) -> bool:
     """Whether no value can satisfy both, by types, values, or values of a property both require."""
     kinds = _kinds(one, root) & _kinds(other, root)
-    if not kinds:
-        return True
-    values, others = _values(one), _values(other)
-    if values is not None and others is not None:
-        return values.isdisjoint(others)
-    if kinds != {"object"}:
-        return False
-    for name in _required(one) & _required(other):
-        values, others = (
-            _values(_resolved(_dict(branch.get("properties")).get(name), root))
-            for branch in (one, other)
-        )
-        if values is not None and others is not None and values.isdisjoint(others):
-            return True
-    return False
+    pairs = [(one, other)]
+    if kinds == {"object"}:
+        ones, others = (_dict(_dict(each).get("properties")) for each in (one, other))
+        pairs = [
+            (_resolved(ones.get(name), root), _resolved(others.get(name), root))
+            for name in _required(one) & _required(other)
+        ]
+    return not kinds or any(_apart(_values(part), _values(twin)) for part, twin in pairs)
+
+
+def _apart(values: frozenset[Any] | None, others: frozenset[Any] | None) -> bool:
+    return values is not None and others is not None and values.isdisjoint(others)
 
 
 def _kinds(schema: Any, root: dict[str, Any], *, branching: bool = True) -> frozenset[str]:
@@ -229,25 +226,14 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _bound_string(schema: dict[str, Any], limit: int | None) -> None:
-    if limit is None or "string" not in _types(schema):
+def _bound(
+    schema: dict[str, Any], kind: str, measure: str, limit: int | None, least: int = 0
+) -> None:
+    """Sets the `max` of a measure, unless the schema bounds it; never below the caller's `min`."""
+    if limit is None or kind not in _types(schema):
         return
-    # A pattern or format beside a length makes the grammar compiler drop the length.
-    if schema.keys().isdisjoint({"const", "enum", "pattern", "format", "maxLength"}):
-        schema["maxLength"] = max(limit, _count(schema.get("minLength")))
-
-
-def _bound_array(schema: dict[str, Any], limit: int | None) -> None:
-    if limit is None or "array" not in _types(schema):
-        return
-    if schema.keys().isdisjoint({"const", "enum", "maxItems"}):
-        prefix = schema.get("prefixItems")
-        fixed = len(prefix) if isinstance(prefix, list) else 0
-        schema["maxItems"] = max(limit, _count(schema.get("minItems")), fixed)
-
-
-def _too_deep() -> InvalidRequest:
-    return InvalidRequest(f"the JSON schema is nested deeper than {MAX_DEPTH} levels")
+    if schema.keys().isdisjoint({"const", "enum", f"max{measure}"}):
+        schema[f"max{measure}"] = max(limit, _count(schema.get(f"min{measure}")), least)
 
 
 def _types(schema: dict[str, Any]) -> list[Any]:

@@ -104,7 +104,6 @@ def _args_model(builder: Any) -> type[BaseModel] | None:
     """Returns the model by which Serve checks the `args` of a builder; None without one."""
     if not inspect.isfunction(builder):
         return None
-    hints = typing.get_type_hints(builder)
     first = next(iter(inspect.signature(builder).parameters), "")
-    model = hints.get(first)
+    model = typing.get_type_hints(builder).get(first)
     return model if inspect.isclass(model) and issubclass(model, BaseModel) else None

@@ -95,15 +95,11 @@ def _reserved(deployments: list[_Deployment]) -> list[Bundle]:
     return [bundle for each in deployments for bundle in each.bundles * each.replicas]
 
 
-def _needs(bundles: list[Bundle]) -> Counter[str]:
+def _lacking(bundles: list[Bundle], node: Mapping[str, float]) -> dict[str, float]:
+    """Returns by name the needs, of which `node` has too little; GPUs are whole ones."""
     needs: Counter[str] = Counter({"GPU": gpus_needed([b["GPU"] for b in bundles if b.get("GPU")])})
     for bundle in bundles:
         needs.update({name: amount for name, amount in bundle.items() if name != "GPU"})
-    return needs
-
-
-def _lacking(bundles: list[Bundle], node: Mapping[str, float]) -> dict[str, float]:
-    needs = _needs(bundles)
     return {name: n for name, n in needs.items() if n > node.get(name, 0) + _EPSILON}
 
 

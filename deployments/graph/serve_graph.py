@@ -62,12 +62,9 @@ def main(arguments: list[str]) -> int:
         file = Path(arguments[0]).absolute()
         export(ray_variables(environment))
         return Graph(file, environment, signals).run()
-    except ConfigurationError as error:
-        log.error("%s", error)  # noqa: TRY400  # one line, no traceback
-        return REFUSED
     except DaarionError as error:
-        log.error("%s", error)  # noqa: TRY400
-        return FAILED
+        log.error("%s", error)  # noqa: TRY400  # one line, no traceback
+        return REFUSED if isinstance(error, ConfigurationError) else FAILED
 
 
 class Signals:

@@ -6,11 +6,11 @@ Serve inspects `build`'s annotations, so this module must not postpone them
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 from ray import serve
 from ray.serve.deployment import Application
 
-from configs.engines.config import load_engines
+from configs.engines.config import FileName, load_engines
 from configs.environment import read_environment
 from configs.llm.config import LLMSettings
 from configs.stores import find_stores
@@ -19,8 +19,7 @@ from contracts.errors import ConfigurationError
 from contracts.shapes import Strict
 from deployments.engines.app import APPLICATION as ENGINES
 from deployments.engines.app import LOCAL_LLM
-from deployments.engines.embedder_client import open_embedder
-from deployments.engines.llm_client import EngineClient
+from deployments.engines.clients import EngineClient, open_embedder
 from deployments.graph.resources import (
     Resources,
     WingEnvironment,
@@ -39,8 +38,6 @@ APPLICATION = "llm"
 DEPLOYMENT = "LLMProxy"
 SETTINGS_FILE = "llm.yaml"
 
-_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
-
 
 class LLMArgs(Strict):
     """`args` of the application.
@@ -49,7 +46,7 @@ class LLMArgs(Strict):
     `max_concurrent` bounds the calls in work per replica; more are answered 503 at once.
     """
 
-    engines_file: _FileName = "engines.yaml"
+    engines_file: FileName = "engines.yaml"
     max_concurrent: Annotated[int, Field(ge=1)] = 1_000
 
 

@@ -90,7 +90,7 @@ class LimitAuthority:
 
 
 class AuthorityClient:
-    """The LeaseSource port over the actor; the first replica creates it, Ray restarts it."""
+    """The Authority port over the actor; the first replica creates it, Ray restarts it."""
 
     def __init__(self) -> None:
         self._actor: Any = None

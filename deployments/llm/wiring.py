@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from fastapi import APIRouter
 
@@ -47,7 +46,7 @@ from services.llm.embeddings import Embeddings, embedding_target
 from services.llm.gateway import Load
 from services.llm.idempotency import Idempotency, IdempotencyTimes
 from services.llm.limits.limiter import LeasedLimiter
-from services.llm.limits.protocol import LeaseSource, StandingSource
+from services.llm.limits.protocol import Authority
 from services.llm.limits.states import LimitStates
 from services.llm.proxy import LLMProxy
 from services.llm.spillover import Spillover
@@ -57,13 +56,6 @@ LEDGER_POOL = PoolLimits(min_size=1, max_size=4)
 # A pool of its own: neither a large batch nor many idempotency keys may hold up the usage ledger.
 ANSWERS_POOL = PoolLimits(min_size=1, max_size=4, statement_timeout_s=5.0)
 PURGE_EVERY_S = 600.0
-
-
-class Authority(LeaseSource, StandingSource, Protocol):
-    """The limit authority, with its health."""
-
-    async def ping(self) -> None:
-        """Raises LimitsUnavailable while it grants nothing."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +101,7 @@ class LLMRuntime:
             announcer=self._announcer,
         )
         self._limits = LimitSettings()
-        self._limiter = LeasedLimiter(
-            ports.authority, self._limits.of, replica=self._name, events=events
-        )
+        self._limiter = LeasedLimiter(ports.authority, self._limits.of, events, replica=self._name)
         self._monitor = HealthMonitor({})
         self._provider_resources = ProviderResources(
             environment.lookup, ports.engine, ProviderSlots(), environment.proxy_for

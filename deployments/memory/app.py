@@ -6,17 +6,17 @@ Serve inspects `build`'s annotations, so this module must not postpone them
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 from ray import serve
 from ray.serve.deployment import Application
 
-from configs.engines.config import load_engines
+from configs.engines.config import FileName, load_engines
 from configs.environment import read_environment
 from configs.memory import MemorySettings
 from configs.stores import find_stores
 from configs.yaml_files import load_yaml
 from contracts.shapes import Strict
-from deployments.engines.embedder_client import open_embedder
+from deployments.engines.clients import open_embedder
 from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
 from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.ingress import Ingress
@@ -27,8 +27,6 @@ APPLICATION = "memory"
 DEPLOYMENT = "MemoryOrchestrator"
 SETTINGS_FILE = "memory.yaml"
 
-_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
-
 
 class MemoryArgs(Strict):
     """`args` of the application.
@@ -37,7 +35,7 @@ class MemoryArgs(Strict):
     A replica serves `max_concurrent` requests at a time; more are answered 503 at once.
     """
 
-    engines_file: _FileName = "engines.yaml"
+    engines_file: FileName = "engines.yaml"
     max_concurrent: Annotated[int, Field(ge=1)] = 200
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from interfaces.nats import agents as subjects
 from interfaces.nats.work_queue import REASON_HEADER
-from launcher.stores import NatsServer
+from launcher.nats import NatsServer
 from tests.support.agents.chain import EARLIER, KNOWN, PROJECT, REPLY, prepare_chain, recall
 from tests.support.agents.platform import OWN, SOFIA, platform
 from tests.support.agents.runtime import recording_server

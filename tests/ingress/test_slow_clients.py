@@ -300,7 +300,7 @@ async def test_timed_out_requests_leave_no_slot_taken(here, http, hasty):
         with pytest.raises(RequestTimeout):
             await slot.start("POST")
         slot.release()
-    assert (shared.running, shared.arriving, shared._watched) == (0, 0, set())
+    assert (shared.running, shared.arriving, shared.watched) == (0, 0, set())
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from configs.environment import read_environment
 from launcher.console import Console
 from launcher.datadir import DataDir, write_private
 from launcher.errors import ServiceFailed, StartRefused
-from launcher.stores import NatsServer
+from launcher.nats import NatsServer
 from launcher.supervisor import Supervisor
 
 

@@ -8,8 +8,8 @@ import pytest
 from configs.environment import read_environment
 from contracts.errors import ConfigurationError
 from launcher import preflight
+from launcher.console import address
 from launcher.errors import StartRefused
-from launcher.messages import address
 from launcher.ports import free_ports
 from launcher.preflight import check_settings
 

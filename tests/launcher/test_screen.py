@@ -10,18 +10,17 @@ import pytest
 
 from configs.environment import read_environment
 from contracts.errors import ConfigurationError
-from launcher import messages
-from launcher.console import Console
+from launcher.console import Console, graph_ready
 from launcher.datadir import DataDir, Part
 from launcher.errors import StartRefused
 
 
 def test_the_curl_names_the_secret_but_does_not_hold_it():
-    text = messages.graph_ready(read_environment({"DAARION_INTERNAL_SECRET": "s3cret"}))
+    text = graph_ready(read_environment({"DAARION_INTERNAL_SECRET": "s3cret"}))
     assert "$DAARION_INTERNAL_SECRET" in text
     assert "s3cret" not in text
-    assert "X-Internal-Secret" not in messages.graph_ready(read_environment({}))
-    assert "$DAARION_ADMIN_SECRET" in messages.graph_ready(
+    assert "X-Internal-Secret" not in graph_ready(read_environment({}))
+    assert "$DAARION_ADMIN_SECRET" in graph_ready(
         read_environment({"DAARION_ADMIN_SECRET": "s3cret"})
     )
 

@@ -19,8 +19,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from launcher.errors import StartRefused
-from launcher.postgres import SERVICE
-from launcher.stores import NatsServer, PostgresServer
+from launcher.nats import NatsServer
+from launcher.postgres import SERVICE, PostgresServer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -152,7 +152,7 @@ async def test_a_killed_server_comes_back_under_the_same_urls(data_dir):
 
 async def test_a_server_of_a_killed_launcher_is_ended_first(data_dir):
     code = (
-        "import asyncio, sys, pathlib; from launcher.stores import PostgresServer; "
+        "import asyncio, sys, pathlib; from launcher.postgres import PostgresServer; "
         "server = PostgresServer(pathlib.Path(sys.argv[1]), durable=False); "
         "asyncio.run(server.start()); "
         "print(server.pid, flush=True); input()"

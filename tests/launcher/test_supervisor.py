@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from launcher.ports import free_ports
-from launcher.stores import PostgresServer
+from launcher.postgres import PostgresServer
 from tests.support.launcher.supervision import REPOSITORY, Run, alive, ask, running, wait_for
 
 

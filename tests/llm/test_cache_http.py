@@ -12,6 +12,7 @@ from services.llm.cache import AnswerCache
 from services.llm.cached_answers import CachedAnswers
 from services.llm.gateway import Load
 from services.llm.limits.limiter import LeasedLimiter
+from tests.support.events import RecordedEvents
 from tests.support.llm.limits import InProcessAuthority
 from tests.support.llm.proxy import CALLER, client_of, proxy_over
 from tests.support.llm.proxy_http import assert_envelope, events_of
@@ -98,7 +99,7 @@ def only_the_thrifty(caller):
 async def with_a_thrifty_agent(plays):
     async with ScriptedUpstream() as upstream, proxy_over(upstream.base_url) as (proxy, recorder):
         upstream.script(*plays)
-        limiter = LeasedLimiter(InProcessAuthority(), only_the_thrifty)
+        limiter = LeasedLimiter(InProcessAuthority(), only_the_thrifty, RecordedEvents())
         load = Load()
         async with client_of(
             CachedAnswers(replace(proxy, limiter=limiter), AnswerCache(1 << 20), load),

@@ -18,6 +18,7 @@ from interfaces.http.base.routing import Router
 from interfaces.http.llm.openai import OPENAI_ERRORS, add_embedding_routes
 from services.llm.embeddings import Embeddings, embedding_target
 from services.llm.limits.limiter import LeasedLimiter
+from tests.support.events import RecordedEvents
 from tests.support.llm.limits import InProcessAuthority, limits, requests_per_minute
 from tests.support.llm.prices import NoPrices
 from tests.support.llm.proxy import Recorder
@@ -44,7 +45,9 @@ class Asked(HashingEmbedder):
 @asynccontextmanager
 async def application(*, limit=None, limits_of=None, secret=None, embedder=None, prices=NoPrices):
     recorder, embedder = Recorder(), embedder or Asked()
-    limiter = LeasedLimiter(InProcessAuthority(), limits_of or requests_per_minute(limit))
+    limiter = LeasedLimiter(
+        InProcessAuthority(), limits_of or requests_per_minute(limit), RecordedEvents()
+    )
     use_case = Embeddings(
         MODEL,
         embedding_target("local", MODEL),

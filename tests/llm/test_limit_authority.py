@@ -69,7 +69,7 @@ async def test_money_that_others_spent_before_counts_and_a_replicas_own_counts_o
     settings(database_url)
     await spend(database, tmp_path / "a", 3, recorder="dead")
     rates = LimitSettings.model_validate({"agent": {}, kind: {"usd_per_month": 10}})
-    limiter = LeasedLimiter(LimitAuthority(), rates.of, replica="living")
+    limiter = LeasedLimiter(LimitAuthority(), rates.of, RecordedEvents(), replica="living")
     reservations, refusal = await admitted(limiter)
     assert len(reservations) == 7
     assert (refusal.details["limit"], refusal.details["left"]) == (f"{kind}.usd_per_month", 0.0)
@@ -84,7 +84,7 @@ async def test_a_living_replicas_rows_are_not_counted_twice_by_the_next_authorit
 ):
     settings(database_url)
     rates = LimitSettings.model_validate({"agent": {"usd_per_day": 10}})
-    limiter = LeasedLimiter(LimitAuthority(), rates.of, replica="living")
+    limiter = LeasedLimiter(LimitAuthority(), rates.of, RecordedEvents(), replica="living")
     async with asyncio.timeout(60):
         for _ in range(4):
             while True:
@@ -94,7 +94,7 @@ async def test_a_living_replicas_rows_are_not_counted_twice_by_the_next_authorit
                 except LimitsUnavailable:
                     await asyncio.sleep(0.1)
     await spend(database, tmp_path / "a", 4, recorder="living")
-    limiter._source = LimitAuthority()
+    limiter._authority = LimitAuthority()
     await asyncio.sleep(2)  # what it holds of the old authority is over
     reservations, _ = await admitted(limiter)
     assert len(reservations) == 6
@@ -109,7 +109,7 @@ async def test_rows_of_a_clock_that_ran_ahead_count_when_their_time_comes(
     await spend(database, tmp_path / "a", 3, recorder="dead")
     await spend(database, tmp_path / "b", 6, recorder="ahead", occurred_at=later)
     rates = LimitSettings.model_validate({"agent": {"usd_per_month": 10}})
-    limiter = LeasedLimiter(LimitAuthority(), rates.of, replica="living")
+    limiter = LeasedLimiter(LimitAuthority(), rates.of, RecordedEvents(), replica="living")
     now = await admitted(limiter)
     assert len(now[0]) == 7
     for reservation in now[0]:
@@ -117,7 +117,7 @@ async def test_rows_of_a_clock_that_ran_ahead_count_when_their_time_comes(
     monkeypatch.setattr("deployments.llm.limit_authority.time.time", later.timestamp)
     monkeypatch.setattr("services.llm.limits.limiter.time.time", later.timestamp)
     async with asyncio.timeout(60):
-        while (await limiter._source.standing(rates.of(SOFIA)))[0].used == 0:
+        while (await limiter._authority.standing(rates.of(SOFIA)))[0].used == 0:
             await asyncio.sleep(0.05)
     assert len((await admitted(limiter))[0]) == 4
     await limiter.close()
@@ -134,7 +134,7 @@ async def test_without_the_ledger_only_limits_of_money_refuse_calls(
         rates = LimitSettings.model_validate(
             {"agent": {"requests_per_minute": 1000}, "agents": {"agent:sofia": {"usd_per_day": 5}}}
         )
-        limiter = LeasedLimiter(LimitAuthority(), rates.of)
+        limiter = LeasedLimiter(LimitAuthority(), rates.of, RecordedEvents())
         other = Caller("agent:borys", "microdao:7")
         async with asyncio.timeout(60):
             while True:

@@ -19,6 +19,7 @@ from services.llm.estimates import DEFAULT_COMPLETION_TOKENS
 from services.llm.limits.limiter import LeasedLimiter
 from services.llm.limits.states import LimitStates
 from services.llm.proxy import LLMProxy
+from tests.support.events import RecordedEvents
 from tests.support.llm.limits import InProcessAuthority
 from tests.support.llm.proxy import CALLER, KEY, NoEngine, Recorder, settings
 from tests.support.llm.upstream import ScriptedUpstream
@@ -46,7 +47,7 @@ async def running(plays="ok", *, secret=None, admin=None, prices=PRICES, **limit
         providers = build_providers(
             config, ProviderResources({"OPENAI_API_KEY": KEY}.get, NoEngine())
         )
-        limiter = LeasedLimiter(authority, rates.of)
+        limiter = LeasedLimiter(authority, rates.of, RecordedEvents())
         proxy = LLMProxy(
             RoutingTable(config), providers, limiter, recorder, recorder, PriceBook(config)
         )

@@ -12,8 +12,7 @@ import pytest
 from backends.nats import link as link_module
 from backends.nats.link import NatsLink
 from contracts.errors import Unavailable
-from launcher.nats import ensure_certificate
-from launcher.stores import NatsServer
+from launcher.nats import NatsServer, ensure_certificate
 from tests.support.events import RecordedEvents
 from tests.support.stores.impostor import nats_impostor
 

@@ -9,7 +9,7 @@ from nats.js.api import StreamConfig
 
 from common.tasks import end_tasks
 from interfaces.nats.work_queue import REASON_HEADER, QueueSettings, WorkQueue, place_of
-from launcher.stores import NatsServer
+from launcher.nats import NatsServer
 
 SETTINGS = QueueSettings(
     "WORK",

@@ -16,7 +16,7 @@ from contracts.tools.api import Outcome
 from contracts.tools.ledger import ToolUsageEvent
 from interfaces.nats import tools as tool_nats
 from interfaces.nats.work_queue import REASON_HEADER, WorkQueue
-from launcher.stores import NatsServer
+from launcher.nats import NatsServer
 from tests.support.llm.usage_engine import ToolUsage
 from tests.support.tools.toolcore import AGENT, client, replica, tool
 

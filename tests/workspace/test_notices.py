@@ -10,7 +10,7 @@ import nats
 from backends.nats.publisher import NatsPublisher
 from backends.workspace.notices import MESSAGE_CREATED_SUBJECT, NatsMessageNotices
 from contracts.workspace.messages import Message
-from launcher.stores import NatsServer
+from launcher.nats import NatsServer
 from tests.support.workspace.application import workspace
 
 

@@ -37,9 +37,9 @@ class JsonRequest(Request):
         if raw and not raw.isspace():
             self._raw, self._value = raw, parse_json(raw)
             if self._value is None:  # FastAPI takes it for no body
-                raise _null()
+                raise _no_object("null")
         elif is_required:
-            raise _empty()
+            raise _no_object("empty")
 
     async def body(self) -> bytes:
         """Returns what was read."""
@@ -73,9 +73,9 @@ async def read_model(
     """
     body = await read_json(request, max_bytes)
     if not body or body.isspace():
-        raise _empty()
+        raise _no_object("empty")
     if body == b"null":
-        raise _null()
+        raise _no_object("null")
     return model.model_validate_json(body)
 
 
@@ -86,10 +86,25 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
         PayloadTooLarge: over `max_bytes`, whether announced or not.
         UnsupportedMediaType: there is a body, and it was not sent as JSON.
     """
-    body = await _read_bounded(request, max_bytes)
-    if body:
-        require_json(request.scope["headers"])
-    return body
+    headers = request.scope["headers"]
+    announced = header(headers, b"content-length")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(chunk)
+    if size:
+        require_json(headers)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def require_json(headers: Headers) -> None:
@@ -114,31 +129,8 @@ def _media_type(headers: Headers) -> bytes:
     return header(headers, b"content-type").partition(b";")[0].strip().lower()
 
 
-async def _read_bounded(request: Request, max_bytes: int) -> bytes:
-    announced = header(request.scope["headers"], b"content-length")
-    if announced.isdigit() and int(announced) > max_bytes:
-        raise _too_large(max_bytes)
-    parts: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunk: bytes = message.get("body", b"")
-        more = message.get("more_body", False)
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        parts.append(chunk)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _empty() -> InvalidRequest:
-    return InvalidRequest("the body is empty: send a JSON object")
-
-
-def _null() -> InvalidRequest:
-    return InvalidRequest("the body is null: send a JSON object")
+def _no_object(found: str) -> InvalidRequest:
+    return InvalidRequest(f"the body is {found}: send a JSON object")
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:

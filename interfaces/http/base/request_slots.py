@@ -43,7 +43,7 @@ class RequestSlots:
         self.most = most
         self.running = 0
         self.arriving = 0
-        self._watched: set[RequestSlot] = set()
+        self.watched: set[RequestSlot] = set()
         """Slots that wait for their clients. One timer checks all of them: a timer for each
         request would cost more."""
         self._sweeper: asyncio.TimerHandle | None = None
@@ -56,7 +56,7 @@ class RequestSlots:
         if self.arriving >= self.most:
             now = monotonic()
             slow = (
-                each for each in self._watched if each.is_arriving and each.waited(now) >= SPARED_S
+                each for each in self.watched if each.is_arriving and each.waited(now) >= SPARED_S
             )
             slowest = min(slow, key=lambda slot: slot.pace(now), default=None)
             if slowest is None:
@@ -71,25 +71,21 @@ class RequestSlots:
         self.running += 1
 
     def watch(self, slot: RequestSlot) -> None:
-        """Cancels the slot's task when it is due, until `unwatch`."""
-        self._watched.add(slot)
+        """Cancels the slot's task when it is due, until it is taken out of `watched`."""
+        self.watched.add(slot)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
-    def unwatch(self, slot: RequestSlot) -> None:
-        """Takes the slot out: it no longer waits for its client."""
-        self._watched.discard(slot)
-
     def _sweep(self) -> None:
         now = monotonic()
-        for slot in [slot for slot in self._watched if slot.due <= now]:
+        for slot in [slot for slot in self.watched if slot.due <= now]:
             self._cancel(slot)
         self._sweeper = (
-            asyncio.get_running_loop().call_later(SWEEP_S, self._sweep) if self._watched else None
+            asyncio.get_running_loop().call_later(SWEEP_S, self._sweep) if self.watched else None
         )
 
     def _cancel(self, slot: RequestSlot) -> None:
-        self._watched.remove(slot)
+        self.watched.remove(slot)
         slot.cancel()
 
 
@@ -222,7 +218,7 @@ class RequestSlot:
                 ) from None
             raise
         finally:
-            self._slots.unwatch(self)
+            self._slots.watched.discard(self)
 
 
 def _full() -> Overloaded:

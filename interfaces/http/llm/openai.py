@@ -151,8 +151,9 @@ def openai_error_body(error: DaarionError, request_id: str) -> dict[str, Any]:
         "type": _type(error),
         "param": _param(error),
         "code": error.type,
+        "retryable": error.retryable,
+        "request_id": request_id,
     }
-    body |= {"retryable": error.retryable, "request_id": request_id}
     if error.details:
         body["details"] = error.details
     return {"error": body}

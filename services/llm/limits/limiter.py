@@ -13,7 +13,6 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 from common.tasks import end_tasks
 from contracts.errors import DaarionError, LimitsUnavailable, OverLimit, RateLimited
@@ -21,7 +20,7 @@ from contracts.events import EventLog
 from contracts.llm.limits import Caller, Estimate, LimitsOf, Reservation, Spent, shown
 from services.llm.limits.balance import Balance, Plan, amount
 from services.llm.limits.balances import Balances
-from services.llm.limits.protocol import HEARTBEAT_S, LeaseSource
+from services.llm.limits.protocol import HEARTBEAT_S, Authority
 
 MAX_PLANS = 50_000
 PATIENCE_S = 1.5
@@ -48,13 +47,13 @@ class LeasedLimiter:
 
     def __init__(
         self,
-        source: LeaseSource,
+        authority: Authority,
         limits_of: LimitsOf,
+        events: EventLog,
         *,
         replica: str | None = None,
-        events: EventLog | None = None,
     ) -> None:
-        self._source = source
+        self._authority = authority
         self._events = events
         self._away = False
         self._limits_of = limits_of
@@ -168,19 +167,12 @@ class LeasedLimiter:
             failure = LimitsUnavailable(
                 "the limits cannot be kept now: retry shortly", retry_after_s=1.0
             )
-            self._emit("limits.turn_failed", exc_info=error)
+            self._events.emit("limits.turn_failed", exc_info=error)
         finally:
             turn.set_result(failure)
-        self._emit_change(failure)
-
-    def _emit_change(self, failure: DaarionError | None) -> None:
         if self._away != (failure is not None):
             self._away = failure is not None
-            self._emit("limits.away" if self._away else "limits.back")
-
-    def _emit(self, event: str, **fields: Any) -> None:
-        if self._events is not None:
-            self._events.emit(event, **fields)
+            self._events.emit("limits.away" if self._away else "limits.back")
 
     async def _exchange(
         self, waiting: Sequence[tuple[Plan, Sequence[int]]] = (), *, heartbeat: bool
@@ -190,11 +182,11 @@ class LeasedLimiter:
             report = self._balances.report(
                 waiting, time.monotonic(), time.time(), heartbeat=heartbeat
             )
-            reply = await self._source.exchange(report)
+            reply = await self._authority.exchange(report)
             self._balances.answered(report, reply, time.monotonic())
             if reply.known:
                 return
-            self._emit("limits.joining", generation=reply.generation)
+            self._events.emit("limits.joining", generation=reply.generation)
         raise LimitsUnavailable(
             "the limit authority was replaced twice: retry shortly", retry_after_s=1.0
         )

@@ -101,13 +101,6 @@ class Reply:
     peers: tuple[str, ...] = ()
 
 
-class LeaseSource(Protocol):
-    """The authority, wherever it runs."""
-
-    async def exchange(self, report: Report) -> Reply:
-        """Sends a report, returns the reply. Raises LimitsUnavailable: no authority answers."""
-
-
 @dataclass(frozen=True, slots=True)
 class Standing:
     """How a limit stands at the authority; `reset_s` is None where time alone frees nothing."""
@@ -119,11 +112,17 @@ class Standing:
     reset_s: float | None
 
 
-class StandingSource(Protocol):
-    """The authority, asked how limits stand."""
+class Authority(Protocol):
+    """The limit authority, wherever it runs."""
+
+    async def exchange(self, report: Report) -> Reply:
+        """Sends a report, returns the reply. Raises LimitsUnavailable: no authority answers."""
 
     async def standing(self, limits: Sequence[Limit]) -> Sequence[Standing]:
-        """Returns the limits in their order. Raises LimitsUnavailable."""
+        """Returns how limits stand, in their order. Raises LimitsUnavailable."""
+
+    async def ping(self) -> None:
+        """Raises LimitsUnavailable while it grants nothing."""
 
 
 def lease_size(limit: int, left: int) -> int:

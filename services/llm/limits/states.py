@@ -14,7 +14,7 @@ from contracts.llm.limits import (
     SubjectKind,
     shown,
 )
-from services.llm.limits.protocol import Standing, StandingSource
+from services.llm.limits.protocol import Authority, Standing
 
 LimitsOfSubject = Callable[[SubjectKind, str], Sequence[Limit]]
 
@@ -33,8 +33,8 @@ class LimitStates:
     `limits_of` returns the lookup of a subject's limits; it is read per request, for reloads.
     """
 
-    def __init__(self, source: StandingSource, limits_of: Callable[[], LimitsOfSubject]) -> None:
-        self._source = source
+    def __init__(self, authority: Authority, limits_of: Callable[[], LimitsOfSubject]) -> None:
+        self._authority = authority
         self._limits_of = limits_of
 
     async def page(self, wanted: LimitsFilter, credential: str) -> LimitsPage:
@@ -55,7 +55,7 @@ class LimitStates:
             if subject is not None
             for limit in limits_of(kind, subject)
         ]
-        standings = await self._source.standing(limits) if limits else ()
+        standings = await self._authority.standing(limits) if limits else ()
         return LimitsPage(
             limits=[
                 _state(limit, standing) for limit, standing in zip(limits, standings, strict=True)

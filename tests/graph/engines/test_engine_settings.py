@@ -284,7 +284,7 @@ def test_the_reason_of_a_failed_deployment_is_its_last_line():
 
 def test_the_builder_and_its_callers_stay_light():
     program = (
-        "import sys, deployments.engines.app, deployments.engines.llm_client; "
+        "import sys, deployments.engines.app, deployments.engines.clients; "
         "print({'vllm', 'torch', 'ray.llm'} & sys.modules.keys())"
     )
     done = subprocess.run(

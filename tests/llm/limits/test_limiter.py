@@ -7,6 +7,7 @@ from contracts.errors import LimitsUnavailable, OverLimit, RateLimited
 from contracts.llm.limits import NANO_PER_USD, NOTHING, Caller, Estimate, LimitKey, Spent
 from services.llm.limits.limiter import LeasedLimiter
 from services.llm.limits.periods import period_of
+from tests.support.events import RecordedEvents
 from tests.support.llm.limits import InProcessAuthority, limits, requests_per_minute
 
 SOFIA = Caller("agent:sofia", "microdao:7")
@@ -20,7 +21,7 @@ async def open_limiter():
     opened = []
 
     def open_one(authority, limits_of):
-        opened.append(LeasedLimiter(authority, limits_of))
+        opened.append(LeasedLimiter(authority, limits_of, RecordedEvents()))
         return opened[-1]
 
     yield open_one
@@ -345,7 +346,7 @@ async def test_a_defect_in_one_exchange_refuses_its_calls_is_logged_and_passes(e
         raise RuntimeError("defect")
 
     authority.exchange = broken
-    limiter = LeasedLimiter(authority, requests_per_minute(10), events=events)
+    limiter = LeasedLimiter(authority, requests_per_minute(10), events)
     with pytest.raises(LimitsUnavailable):
         await limiter.reserve(SOFIA, CALL)
     authority.exchange = working

@@ -86,7 +86,7 @@ async def test_vectors_are_refused_while_the_spool_is_full(
             return await super().embed(*given, **named)
 
     embedder = Asked()
-    limiter = LeasedLimiter(InProcessAuthority(), requests_per_minute(LIMIT))
+    limiter = LeasedLimiter(InProcessAuthority(), requests_per_minute(LIMIT), RecordedEvents())
     use_case = Embeddings(
         "e5", embedding_target("local", "e5"), embedder, limiter, spool, events, NoPrices
     )

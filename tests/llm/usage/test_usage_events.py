@@ -15,7 +15,7 @@ from backends.llm.usage_outbox import PostgresUsageOutbox
 from backends.llm.usage_publisher import NatsLLMUsage
 from backends.nats.link import NatsLink
 from contracts.llm.usage import AttemptRecord
-from launcher.stores import NatsServer
+from launcher.nats import NatsServer
 from services.llm import usage_writer
 from services.llm.usage_writer import AWAY_S, UsageAnnouncer
 from tests.support.llm.ledger_writer import LedgerOptions, LedgerWriter

@@ -10,7 +10,7 @@ from pathlib import Path
 from configs.environment import REPOSITORY, read_environment
 from launcher.console import Console
 from launcher.serve import serve_command
-from launcher.supervisor import GraphCommand, Supervisor
+from launcher.supervisor import Supervisor
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 MIGRATE = """
@@ -28,9 +28,6 @@ command = (
     if "--real" in sys.argv
     else [sys.executable, str(STAND_IN), *sys.argv[1:]]
 )
-graph = GraphCommand(command, memory_needed=0)
-sys.exit(
-    asyncio.run(
-        Supervisor(read_environment(), Console(), [sys.executable, "-c", MIGRATE], graph).run()
-    )
-)
+migrate = [sys.executable, "-c", MIGRATE]
+supervisor = Supervisor(read_environment(), Console(), migrate, command, memory_needed=0)
+sys.exit(asyncio.run(supervisor.run()))

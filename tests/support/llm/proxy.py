@@ -18,6 +18,7 @@ from providers.registry import ProviderResources, build_providers
 from providers.routing import RoutingTable
 from services.llm.limits.limiter import LeasedLimiter
 from services.llm.proxy import LLMProxy
+from tests.support.events import RecordedEvents
 from tests.support.llm.limits import requests_per_minute
 from tests.support.llm.prices import NoPrices
 from tests.support.uvicorn_server import JSON
@@ -103,7 +104,7 @@ async def proxy_over(base_url, *, limit=None, source=None, **models):
     config = settings(base_url, **models)
     keys = {"OPENAI_API_KEY": KEY}
     providers = build_providers(config, ProviderResources(keys.get, NoEngine()))
-    limiter = LeasedLimiter(source, requests_per_minute(limit))
+    limiter = LeasedLimiter(source, requests_per_minute(limit), RecordedEvents())
     yield (
         LLMProxy(RoutingTable(config), providers, limiter, recorder, recorder, NoPrices()),
         recorder,
