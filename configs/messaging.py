@@ -48,9 +48,9 @@ class MessagingSettings(Strict):
         return self
 
     def place(
-        self, ingress_url: str, own_secret: str | None, lookup: Callable[[str], str | None]
+        self, ingress_url: str, lookup: Callable[[str], str | None]
     ) -> tuple[str, str | None]:
-        """Returns base URL and secret; `lookup` reads a variable of the environment.
+        """Returns base URL and the service's secret; `lookup` reads a variable of the environment.
 
         Raises:
             ConfigurationError: the environment lacks the variable `secret_env`, or its secret would
@@ -69,4 +69,4 @@ class MessagingSettings(Strict):
                     "give the messaging-service its own"
                 )
             return url, secret
-        return (ingress_url, own_secret) if self.base_url is None else (self.base_url, None)
+        return self.base_url or ingress_url, None

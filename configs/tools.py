@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from configs.endpoints import OWN_SECRETS, Url, plain_url, same_origin, would_leave
+from contracts.identity import Pattern, matches
 from contracts.shapes import Strict
 from contracts.tools.api import (
     Effect,
@@ -24,7 +25,7 @@ from contracts.tools.api import (
     SecretWithheld,
     ToolDefinition,
 )
-from contracts.tools.policy import CallBounds, Pattern, PolicyRules, host_matches, matches
+from contracts.tools.policy import CallBounds, PolicyRules, host_matches
 
 _BASE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 INGRESS = "ingress"

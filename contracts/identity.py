@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from typing import Annotated, Generic, TypeVar
 from uuid import UUID
 
@@ -26,6 +27,26 @@ Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256), Aft
 
 Cursor = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """Where a page begins: the `next_cursor` of the page before it."""
+
+
+def _pattern(value: str) -> str:
+    if "*" in value[:-1]:
+        raise ValueError("`*` may only stand at the end")
+    return value
+
+
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_pattern)]
+"""An id, or its beginning followed by `*`."""
+
+
+def matches(pattern: str, value: str) -> bool:
+    """Whether the pattern names `value`."""
+    return value.startswith(pattern[:-1]) if pattern.endswith("*") else value == pattern
+
+
+def matches_any(patterns: Iterable[str], value: str) -> bool:
+    """Whether one of the patterns names `value`."""
+    return any(matches(pattern, value) for pattern in patterns)
 
 
 class Tenant(Frozen):

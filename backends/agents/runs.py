@@ -30,12 +30,12 @@ UNREADABLE_S = 600.0
 # The second insert of a trigger waits for the first one's transaction and then finds its row.
 ACCEPT = """
 INSERT INTO agent_runs (
-    id, microdao_id, agent_id, channel_id, trigger_id, invocation, nonce, state, leased_by,
+    id, microdao_id, agent_id, channel_id, trigger_id, invocation, caller, nonce, state, leased_by,
     leased_until
 )
 VALUES (
     %(id)s, %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(trigger_id)s, %(invocation)s,
-    %(nonce)s, 'queued', %(leased_by)s, now() + make_interval(secs => %(lease_s)s)
+    %(caller)s, %(nonce)s, 'queued', %(leased_by)s, now() + make_interval(secs => %(lease_s)s)
 )
 ON CONFLICT ON CONSTRAINT agent_runs_one_per_trigger DO NOTHING
 RETURNING *
@@ -112,6 +112,7 @@ class PostgresRuns:
             "channel_id": new.channel_id or "",
             "trigger_id": new.trigger_id,
             "invocation": new.invocation.model_dump_json(exclude_none=True),
+            "caller": None if new.caller is None else orjson.dumps(new.caller).decode(),
             "nonce": new.nonce,
             "leased_by": self._leased_by,
             "lease_s": lease_s,
@@ -225,6 +226,7 @@ def _run(row: DictRow) -> Run:
         channel_id=row["channel_id"] or None,
         trigger_id=row["trigger_id"],
         invocation=AgentInvocation.model_validate(row["invocation"]),
+        caller=row["caller"],
         nonce=row["nonce"],
         state=row["state"],
         attempt=row["attempt"],

@@ -5,7 +5,7 @@ product's own errors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -27,6 +27,7 @@ from contracts.errors import (
 )
 
 MAX_ANSWER_BYTES = 8 << 20
+Credentials = Callable[[], Mapping[str, str]]
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
@@ -48,17 +49,16 @@ class JsonAnswer:
 class ServiceClient:
     """Calls one service, never through a proxy; each service has a subclass.
 
-    `service` names it in errors; `secret` is sent if given. `patience_s` is for subclasses: how
-    long they retry what may be repeated.
+    `service` names it in errors; `credentials` returns the headers that present us, at each call.
+    `patience_s` is for subclasses: how long they retry what may be repeated.
     """
 
     service: ClassVar[str]
 
-    def __init__(self, base_url: str, secret: str | None, *, patience_s: float = 0.0) -> None:
+    def __init__(self, base_url: str, credentials: Credentials, *, patience_s: float = 0.0) -> None:
+        self._credentials = credentials
         self._patience_s = patience_s
-        self._client = open_client(
-            base_url=base_url.rstrip("/"), headers={"X-Internal-Secret": secret} if secret else None
-        )
+        self._client = open_client(base_url=base_url.rstrip("/"))
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -120,12 +120,14 @@ class ServiceClient:
         Raises:
             DeadlineExceeded: the answer was not complete in time.
             Unreachable: no connection, so nothing was sent.
-            Unavailable: the connection failed; the request may have been executed.
+            Unavailable: the connection failed (the request may have been executed), or our own
+                credentials are not known yet.
             UpstreamInvalidResponse: a 2xx without JSON, or an answer over 8 MiB.
         """
         deadline.check()
         sent = None if body is None else orjson.dumps(body)
         given = {
+            **self._credentials(),
             **({} if sent is None else {"Content-Type": "application/json"}),
             **(headers or {}),
         }
@@ -184,6 +186,12 @@ def _leaves(root: type[DaarionError]) -> Iterator[type[DaarionError]]:
     for leaf in root.__subclasses__():
         yield leaf
         yield from _leaves(leaf)
+
+
+def presenting(secret: str | None) -> Credentials:
+    """Returns the credentials of a neighbour that knows us by one secret, if by any."""
+    headers = {"X-Internal-Secret": secret} if secret else {}
+    return lambda: headers
 
 
 LEAVES = {leaf.type: leaf for leaf in _leaves(DaarionError)}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from backends.http.client import ServiceClient
+from backends.http.client import Credentials, ServiceClient
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.identity import Tenant
@@ -25,8 +25,8 @@ class LLMProxyClient(ServiceClient):
 
     service = "the LLM proxy"
 
-    def __init__(self, base_url: str, secret: str | None, *, patience_s: float = 0.0) -> None:
-        super().__init__(base_url, secret, patience_s=patience_s)
+    def __init__(self, base_url: str, credentials: Credentials, *, patience_s: float = 0.0) -> None:
+        super().__init__(base_url, credentials, patience_s=patience_s)
         self._models: dict[str, ModelInfo] = {}
         self._models_until = 0.0
 

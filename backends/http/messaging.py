@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from backends.http.client import ServiceClient
+from backends.http.client import Credentials, ServiceClient
 from contracts.deadline import Deadline
 from contracts.errors import Overloaded, UpstreamInvalidResponse
 from contracts.workspace.messaging_service import (
@@ -102,8 +102,8 @@ class NeighbourMessaging(_MessagingClient):
 
     deduplicates_by_run_id = False
 
-    def __init__(self, base_url: str, secret: str | None) -> None:
-        super().__init__(base_url, secret)
+    def __init__(self, base_url: str, credentials: Credentials) -> None:
+        super().__init__(base_url, credentials)
         self._by_query = False
 
     async def recent_messages(
@@ -177,12 +177,12 @@ class NeighbourMessaging(_MessagingClient):
         """Does nothing: the service has no such route."""
 
 
-def open_messaging(kind: str, base_url: str, secret: str | None) -> Messaging:
+def open_messaging(kind: str, base_url: str, credentials: Credentials) -> Messaging:
     """Returns the client for `workspace` or `messaging_service`."""
     return (
-        WorkspaceMessaging(base_url, secret)
+        WorkspaceMessaging(base_url, credentials)
         if kind == "workspace"
-        else NeighbourMessaging(base_url, secret)
+        else NeighbourMessaging(base_url, credentials)
     )
 
 

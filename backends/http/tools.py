@@ -9,8 +9,9 @@ from typing import Any
 from cachetools import LRUCache
 from pydantic import BaseModel, ValidationError
 
-from backends.http.client import JsonAnswer, ServiceClient
+from backends.http.client import Credentials, JsonAnswer, ServiceClient
 from common.retry import retry
+from contracts.access.acting import acting
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.identity import Tenant
@@ -39,13 +40,13 @@ class ToolsClient(ServiceClient):
 
     service = "Toolcore"
 
-    def __init__(self, base_url: str, secret: str | None, *, patience_s: float) -> None:
-        super().__init__(base_url, secret, patience_s=patience_s)
-        self._kept = LRUCache[tuple[str, str], tuple[float, list[ToolDefinition]]](MAX_KEPT)
+    def __init__(self, base_url: str, credentials: Credentials, *, patience_s: float) -> None:
+        super().__init__(base_url, credentials, patience_s=patience_s)
+        self._kept = LRUCache[tuple[str, str, str], tuple[float, list[ToolDefinition]]](MAX_KEPT)
 
     async def allowed(self, tenant: Tenant, deadline: Deadline) -> list[ToolDefinition]:
         """Returns the tools that the agent may call. Raises DaarionError."""
-        key = (tenant.microdao_id, tenant.agent_id)
+        key = (acting().name, tenant.microdao_id, tenant.agent_id)
         at, kept = self._kept.get(key, (0.0, []))
         age = time.monotonic() - at if at else STALE_S
         if age < FRESH_S:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+import orjson
+
 from backends.postgres.pool import PostgresAdapter
 from backends.workspace.channels import digest, is_member, lock_channel
 from contracts.errors import Conflict, Forbidden, InvalidRequest
@@ -39,9 +41,10 @@ WITH moved AS (
     FROM moved
     RETURNING *
 ), queued AS (
-    INSERT INTO invocation_outbox (id, microdao_id, channel_id, message_id, agent_id)
+    INSERT INTO invocation_outbox (id, microdao_id, channel_id, message_id, agent_id, caller)
     SELECT
-        gen_random_uuid(), stored.microdao_id, stored.channel_id, stored.id, member.member_id
+        gen_random_uuid(), stored.microdao_id, stored.channel_id, stored.id, member.member_id,
+        %(caller)s
     FROM stored JOIN channel_members AS member USING (microdao_id, channel_id)
     WHERE stored.sender_type = 'human' AND starts_with(member.member_id, 'agent:')
 )
@@ -73,6 +76,7 @@ class PostgresMessages(PostgresAdapter):
             "run_id": post.run_id,
             "key": None if post.key is None else digest(post.sender_id, post.key),
             "fingerprint": digest(post.sender_id, post.text),
+            "caller": None if post.caller is None else orjson.dumps(post.caller).decode(),
         }
         async with self._database.transaction(microdao_id=microdao_id) as connection:
             await lock_channel(connection, values)

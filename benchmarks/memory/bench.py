@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.access.principals import PostgresPrincipals
 from backends.memory.lexicon.grams import words
 from backends.memory.lexicon.scoring import weigh
 from backends.postgres.migrate import migrate
+from backends.postgres.pool import Database
 from benchmarks.memory.bm25 import bm25, length
 from benchmarks.memory.embedding_cache import EmbeddingCache
 from benchmarks.memory.gold.dataset import GoldItem, GoldSet, load_gold
@@ -50,6 +52,8 @@ from deployments.engines.neutral import LanguageParts
 from deployments.graph.resources import WingEnvironment
 from deployments.memory.wiring import MemoryRuntime
 from launcher.postgres import PostgresServer
+from services.access.authentication import Authentication
+from services.access.directory import Directory
 
 TENANT = Tenant(microdao_id="microdao:gold", agent_id="agent:gold")
 WORDS, OWN, DENSE, LEXICAL, FUSED = (
@@ -135,11 +139,14 @@ async def _runtime(embedder: Embedded) -> AsyncIterator[MemoryRuntime]:
         async with PostgresServer(Path(folder) / "postgres", durable=False) as server:
             urls = await server.create_database("gold")
             await migrate(urls.owner)
+            events = _NoEvents()
+            store = PostgresPrincipals(Database(urls.service, events=events), events)
+            access = Authentication(None, None, Directory(store, events))
             runtime = MemoryRuntime(
                 settings,
-                WingEnvironment(urls.service, Path(folder), "http://127.0.0.1:9", None),
+                WingEnvironment(urls.service, Path(folder), "http://127.0.0.1:9", access),
                 embedder,
-                _NoEvents(),
+                events,
             )
             await runtime.open()
             try:

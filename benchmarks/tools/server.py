@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from backends.access.principals import PostgresPrincipals
 from backends.postgres.pool import Database
 from backends.tools.ledger import PostgresToolLedger
 from backends.tools.registry import PostgresToolStore
@@ -22,6 +23,8 @@ from executors.http.executor import HttpToolExecutor
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.tools import ToolRoutes, is_admin_route, tools_router
+from services.access.authentication import Authentication
+from services.access.directory import Directory
 from services.tools.application import Toolcore, ToolcoreConfiguration
 from services.tools.policy import Policy
 
@@ -86,10 +89,11 @@ async def toolcore(database_url: str, target_url: str) -> ASGIApp:
             lambda definition: definition,
         )
     )
+    directory = Directory(PostgresPrincipals(database, nowhere), nowhere)
     routes = ToolRoutes(core, lambda: Health(status="ready"))
     return Ingress(
         tools_router(routes),
-        AccessControl(None, None),
+        AccessControl(Authentication(None, None, directory)),
         nowhere,
         max_concurrent=500,
         is_admin=is_admin_route,

@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from decimal import Decimal
-from typing import Annotated, get_args
+from typing import Annotated
 
 from pydantic import Field
 
-from contracts.llm.limits import CALENDAR, NANO_PER_USD, Caller, Limit, LimitKey, Meter, SubjectKind
+from contracts.llm.limits import Caller, Limit, LimitKey, RateSettings, SubjectKind
 from contracts.shapes import Strict
 
 SubjectId = Annotated[str, Field(min_length=1, max_length=256)]
-Count = Annotated[int, Field(ge=1, le=10**12)]
-Dollars = Annotated[
-    Decimal, Field(gt=0, le=10**9, max_digits=18, decimal_places=9, allow_inf_nan=False)
-]
-
-
-class RateSettings(Strict):
-    """Limits of one subject; null means unlimited. An override inherits what it leaves out.
-
-    Tokens are those of prompt and answer together. A minute slides; days and months are those of
-    the calendar in UTC.
-    """
-
-    requests_per_minute: Count | None = None
-    tokens_per_minute: Count | None = None
-    concurrent_calls: Count | None = None
-    usd_per_day: Dollars | None = None
-    usd_per_month: Dollars | None = None
-
-    def over(self, base: RateSettings) -> RateSettings:
-        """Returns these limits, with those of `base` for the ones left out."""
-        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
-
-    def amounts(self) -> Iterator[tuple[Meter, int]]:
-        """Yields every limit that is set, in its meter's units: money in nano-dollars."""
-        for meter in get_args(Meter):
-            value = getattr(self, meter)
-            if value is not None:
-                yield meter, int(value * NANO_PER_USD) if meter in CALENDAR else value
 
 
 class LimitSettings(Strict):

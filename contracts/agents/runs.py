@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -89,8 +90,10 @@ class RunQuery(PageQuery):
 
 @dataclass
 class NewRun:
-    """A run about to be recorded. `nonce` marks untrusted data in its prompts; only the model may
-    see it.
+    """A run about to be recorded.
+
+    `caller` are the claims of the principal that it runs for, None for the graph itself. `nonce`
+    marks untrusted data in its prompts; only the model may see it.
     """
 
     id: UUID
@@ -99,6 +102,7 @@ class NewRun:
     channel_id: str | None
     trigger_id: str
     invocation: AgentInvocation
+    caller: Mapping[str, Any] | None = field(repr=False)
     nonce: str = field(repr=False)
 
 

@@ -5,9 +5,10 @@ Money is counted in whole nano-dollars (10⁻⁹ USD), so that sums are exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, Protocol
+from decimal import Decimal
+from typing import Annotated, Literal, NamedTuple, Protocol, get_args
 
 from pydantic import Field
 
@@ -30,6 +31,37 @@ CALENDAR: frozenset[Meter] = frozenset({"usd_per_day", "usd_per_month"})
 def shown(meter: Meter, units: int) -> int | float:
     """Returns `units` as users see them: money in dollars."""
     return units / NANO_PER_USD if meter in CALENDAR else units
+
+
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Dollars = Annotated[
+    Decimal, Field(gt=0, le=10**9, max_digits=18, decimal_places=9, allow_inf_nan=False)
+]
+
+
+class RateSettings(Strict):
+    """Limits of one subject; null means unlimited. An override inherits what it leaves out.
+
+    Tokens are those of prompt and answer together. A minute slides; days and months are those of
+    the calendar in UTC.
+    """
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent_calls: Count | None = None
+    usd_per_day: Dollars | None = None
+    usd_per_month: Dollars | None = None
+
+    def over(self, base: RateSettings) -> RateSettings:
+        """Returns these limits, with those of `base` for the ones left out."""
+        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+    def amounts(self) -> Iterator[tuple[Meter, int]]:
+        """Yields every limit that is set, in its meter's units: money in nano-dollars."""
+        for meter in get_args(Meter):
+            value = getattr(self, meter)
+            if value is not None:
+                yield meter, int(value * NANO_PER_USD) if meter in CALENDAR else value
 
 
 @dataclass(frozen=True, slots=True)

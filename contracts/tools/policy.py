@@ -2,25 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import Field
 
+from contracts.identity import Pattern, matches
 from contracts.shapes import Strict
 from contracts.tools.api import Effect
-
-
-def _pattern(value: str) -> str:
-    if "*" in value[:-1]:
-        raise ValueError("`*` may only stand at the end")
-    return value
-
-
-Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_pattern)]
-"""An id, or its beginning followed by `*`."""
-
-
-def matches(pattern: str, value: str) -> bool:
-    """Whether the pattern names `value`."""
-    return value.startswith(pattern[:-1]) if pattern.endswith("*") else value == pattern
 
 
 def host_matches(pattern: str, host: str) -> bool:

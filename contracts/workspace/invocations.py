@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from contracts.deadline import Deadline
@@ -40,7 +40,9 @@ class Invocation(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class LeasedInvocation:
-    """An invocation that this process has leased. `age_s` is the time since its message."""
+    """An invocation that this process has leased. `age_s` is the time since its message; `caller`
+    are the claims of who posted it, None for the graph itself.
+    """
 
     id: UUID
     microdao_id: str
@@ -49,6 +51,7 @@ class LeasedInvocation:
     agent_id: str
     attempts: int
     age_s: float
+    caller: Mapping[str, Any] | None = None
 
 
 class Outbox(Protocol):

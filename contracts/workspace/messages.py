@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 from uuid import UUID
 
 from pydantic import (
@@ -77,7 +78,8 @@ class MessageQuery(Strict):
 @dataclass(frozen=True, slots=True)
 class Post:
     """A message to store, once per `key` of its sender in the channel. With `lenient` the same key
-    with another text is no Conflict.
+    with another text is no Conflict. `caller` are the claims of who posts: its agents answer for
+    that principal.
     """
 
     channel_id: UUID
@@ -86,6 +88,7 @@ class Post:
     key: str | None = None
     lenient: bool = False
     run_id: str | None = None
+    caller: Mapping[str, Any] | None = None
 
 
 class MessageStore(Protocol):

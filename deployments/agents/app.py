@@ -14,7 +14,13 @@ from configs.environment import read_environment
 from configs.stores import find_stores
 from contracts.agents.blueprints import Blueprint
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
-from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
+from deployments.graph.resources import (
+    Resources,
+    WingEnvironment,
+    access_control,
+    open_access,
+    open_event_log,
+)
 from interfaces.http.base.ingress import Ingress
 
 APPLICATION = "agents"
@@ -31,9 +37,13 @@ class AgentRuntimeReplica:
         self._is_open = False
         async with Resources() as resources:
             self._events = open_event_log(environment, APPLICATION, resources=resources)
+            self._access = await open_access(environment, self._events, resources)
             self._runtime = resources.closing(
                 AgentRuntime(
-                    args, WingEnvironment.of(environment), lambda: self._blueprints, self._events
+                    args,
+                    WingEnvironment.of(environment, self._access),
+                    lambda: self._blueprints,
+                    self._events,
                 )
             )
             self._resources = resources.pop_all()
@@ -52,9 +62,10 @@ class AgentRuntimeReplica:
         """Returns the ASGI application of this replica."""
         return Ingress(
             self._runtime.router(),
-            access_control(self._environment),
+            access_control(self._environment, self._access),
             self._events,
             max_concurrent=self._args.max_concurrent,
+            application=APPLICATION,
             on_shutdown=self._resources.aclose,
         )
 
@@ -68,7 +79,7 @@ def build(args: AgentsArgs) -> Application:
     """
     environment = read_environment()
     find_stores(environment)
-    args.messaging.place(environment.ingress_url, environment.internal_secret, environment.secret)
+    args.messaging.place(environment.ingress_url, environment.secret)
     config = live_config({})[DEPLOYMENT]
     return serve.deployment(
         serve.ingress()(AgentRuntimeReplica), name=DEPLOYMENT, user_config=config

@@ -31,9 +31,16 @@ from configs.yaml_files import describe
 from contracts.errors import ConfigurationError
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.request_heads import BoundedHeads
-from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
+from deployments.graph.resources import (
+    Resources,
+    WingEnvironment,
+    access_control,
+    open_access,
+    open_event_log,
+)
 from interfaces.http.base.ingress import Ingress
 
+APPLICATION = "agents"
 PREFIX = "/internal/agent-runtime"
 STOP_S = 15
 BACKLOG = 1_024
@@ -51,19 +58,21 @@ async def serve(
     environment: Environment, ingress_url: str, listener: socket.socket, args: AgentsArgs
 ) -> None:
     """Runs until a signal asks to stop. Raises ConfigurationError."""
-    wing_environment = replace(WingEnvironment.of(environment), ingress_url=ingress_url)
     blueprints = load_blueprints(environment.config_dir)
     async with Resources() as resources:
-        events = open_event_log(environment, "agents", resources=resources)
+        events = open_event_log(environment, APPLICATION, resources=resources)
+        access = await open_access(environment, events, resources)
+        wing_environment = replace(WingEnvironment.of(environment, access), ingress_url=ingress_url)
         runtime = resources.closing(
             AgentRuntime(args, wing_environment, lambda: blueprints, events)
         )
         await runtime.open()
         ingress = Ingress(
             runtime.router(),
-            access_control(environment),
+            access_control(environment, access),
             events,
             max_concurrent=args.max_concurrent,
+            application=APPLICATION,
         )
         server = _Server(
             uvicorn.Config(

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from backends.agents.runs import PostgresRuns
+from backends.http.client import presenting
 from backends.http.llm import LLMProxyClient
 from backends.http.memory import MemoryClient
 from backends.http.messaging import open_messaging
@@ -16,6 +17,7 @@ from backends.http.tools import ToolsClient
 from backends.nats.link import NatsLink
 from backends.nats.publisher import NatsEvents, NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
+from configs.endpoints import same_origin
 from configs.messaging import MessagingSettings
 from contracts.agents.blueprints import Blueprint
 from contracts.events import EventLog
@@ -57,19 +59,21 @@ class AgentRuntime:
         events: EventLog,
     ) -> None:
         """The caller closes `events`. `blueprints` returns the current ones."""
-        base, secret = environment.ingress_url, environment.internal_secret
+        base, own = environment.ingress_url, environment.access.delegations.current
         self._resources = Resources()
         self._database = Database(
             environment.database_url,
             events=events,
             limits=PoolLimits(min_size=1, max_size=args.database_connections),
         )
+        url, secret = args.messaging.place(base, environment.lookup)
+        is_own = secret is None and same_origin(url, base)
         self._messaging = open_messaging(
-            args.messaging.kind, *args.messaging.place(base, secret, environment.lookup)
+            args.messaging.kind, url, own if is_own else presenting(secret)
         )
-        self._model = LLMProxyClient(base, secret, patience_s=args.patience_s)
-        self._tools = ToolsClient(base, secret, patience_s=args.patience_s)
-        self._memory = MemoryClient(base, secret, patience_s=min(args.patience_s, 5.0))
+        self._model = LLMProxyClient(base, own, patience_s=args.patience_s)
+        self._tools = ToolsClient(base, own, patience_s=args.patience_s)
+        self._memory = MemoryClient(base, own, patience_s=min(args.patience_s, 5.0))
         self._publisher = NatsPublisher(environment.nats_url, events, name="agents-usage")
         self.store = PostgresRuns(self._database, events)
         announcements = RunAnnouncements(NatsEvents(self._publisher), events)
@@ -81,6 +85,7 @@ class AgentRuntime:
             Pipeline(PipelinePorts(self._messaging, self._memory, self._model, self._tools)),
             Delivery(self._messaging, patience_s=0.6 * args.lease_s),
             blueprints,
+            environment.access.directory.claimed,
             lease_s=args.lease_s,
         )
         channels = ChannelTenants(self._messaging, args.messaging.microdao_of)

@@ -12,13 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from backends.access.principals import PostgresPrincipals
+from backends.postgres.pool import Database, PoolLimits
 from backends.telemetry.event_log import FileEventLog, Listener
 from common.tasks import spawn
 from configs.environment import Environment, refuse_open_ingress
 from configs.proxies import no_proxy
 from configs.stores import find_stores
+from contracts.events import EventLog
 from deployments.graph.ray_patches import serve_host
 from interfaces.http.base.access import AccessControl
+from services.access.authentication import Authentication
+from services.access.directory import Directory
 
 COLLECT_AFTER = 20_000
 """New objects before the garbage collector runs. With Python's 700 it ran on every other call and
@@ -77,7 +82,7 @@ class Reloadable:
 class WingEnvironment:
     """Where a wing finds its stores, its files and the other applications.
 
-    `ingress_url` and `internal_secret` reach the other applications as any client reaches them.
+    `ingress_url` reaches the other applications, with the delegations of `access`.
     `lookup` reads a variable of the environment, by the names that the YAML gives. `proxy_for`
     returns the forward proxy for a URL of another machine, if there is one.
     """
@@ -85,20 +90,20 @@ class WingEnvironment:
     database_url: str = field(repr=False)
     data_dir: Path
     ingress_url: str
-    internal_secret: str | None = field(default=None, repr=False)
+    access: Authentication
     nats_url: str | None = field(default=None, repr=False)
     lookup: Callable[[str], str | None] = field(default=lambda _name: None, repr=False)
     proxy_for: Callable[[str], str | None] = field(default=no_proxy, repr=False)
 
     @classmethod
-    def of(cls, environment: Environment) -> WingEnvironment:
+    def of(cls, environment: Environment, access: Authentication) -> WingEnvironment:
         """Raises ConfigurationError when no PostgreSQL is known."""
         stores = find_stores(environment)
         return cls(
             database_url=stores.database_url,
             data_dir=environment.data_dir,
             ingress_url=environment.ingress_url,
-            internal_secret=environment.internal_secret or environment.admin_secret,
+            access=access,
             nats_url=stores.nats_url,
             lookup=environment.secret,
             proxy_for=environment.proxy_for,
@@ -129,8 +134,23 @@ def open_event_log(
     return log
 
 
-def access_control(environment: Environment) -> AccessControl:
-    """Returns the check of this environment's secrets, before the replica listens.
+async def open_access(
+    environment: Environment, events: EventLog, resources: Resources
+) -> Authentication:
+    """Returns what knows this process's callers; it follows the store of principals.
+
+    Raises ConfigurationError when no PostgreSQL is known.
+    """
+    limits = PoolLimits(min_size=1, max_size=1)
+    database = Database(find_stores(environment).database_url, events=events, limits=limits)
+    await resources.closing(database).open()
+    directory = resources.closing(Directory(PostgresPrincipals(database, events), events))
+    await directory.start()
+    return Authentication(environment.internal_secret, environment.admin_secret, directory)
+
+
+def access_control(environment: Environment, access: Authentication) -> AccessControl:
+    """Returns the check of callers, before the replica listens.
 
     Serve knows the address: its own commands deploy the graph without `DAARION_HOST`.
 
@@ -141,6 +161,4 @@ def access_control(environment: Environment) -> AccessControl:
     host = serve_host()
     if host is not None:
         refuse_open_ingress(host, environment, f"Serve's http_options.host {host}")
-    return AccessControl(
-        environment.internal_secret, environment.admin_secret, environment.allowed_hosts
-    )
+    return AccessControl(access, environment.allowed_hosts)

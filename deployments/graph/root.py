@@ -4,19 +4,27 @@ Serve inspects `build`'s annotations, so this module must not postpone them
 (`from __future__ import annotations`).
 """
 
+import asyncio
+from functools import partial
 from typing import Any
 
 from ray import serve
 from ray.serve.deployment import Application
 
+from backends.access.principals import PostgresPrincipals
 from backends.http.application_health import ApplicationHealth
 from backends.nats.link import NatsLink
 from backends.postgres.pool import Database, PoolLimits
 from common.http.client import open_client
+from common.retry import retry
+from common.tasks import end_tasks, spawn
+from configs.access import AccessSettings, contents_of, load_access
 from configs.environment import read_environment
 from configs.stores import find_stores
+from contracts.errors import DaarionError
 from contracts.shapes import Strict
-from deployments.graph.resources import Resources, access_control, open_event_log
+from deployments.graph.resources import Resources, access_control, open_access, open_event_log
+from interfaces.http.access import access_router, is_admin
 from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.graph.openapi import build_openapi
 from interfaces.http.graph.root import OPEN_PATHS, root_router
@@ -26,6 +34,7 @@ from services.health.graph import GraphHealth
 APPLICATION = "root"
 DEPLOYMENT = "Root"
 MAX_CONCURRENT = 100
+APPLY_RETRY_S = 1.0
 
 
 class RootArgs(Strict):
@@ -43,10 +52,14 @@ class RootReplica:
         stores = find_stores(environment)
         async with Resources() as resources:
             self._events = open_event_log(environment, APPLICATION, resources=resources)
+            self._access = await open_access(environment, self._events, resources)
             database = Database(
-                stores.database_url, events=self._events, limits=PoolLimits(min_size=1, max_size=1)
+                stores.database_url, events=self._events, limits=PoolLimits(min_size=1, max_size=2)
             )
             await resources.closing(database).open()
+            self._principals = PostgresPrincipals(database, self._events)
+            self._applying: set[asyncio.Task[None]] = set()
+            resources.push_async_callback(end_tasks, self._applying)
             http = await resources.enter_async_context(open_client())
             applications = {
                 name: ApplicationHealth(http, f"{environment.ingress_url}{prefix}/health")
@@ -61,14 +74,37 @@ class RootReplica:
             self._health.start()
             self._resources = resources.pop_all()
 
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Carries `access.yaml` to the store, from which all replicas read it."""
+        settings = AccessSettings.model_validate(user_config)
+        contents = contents_of(settings, self._environment.secret)
+        await end_tasks(self._applying)
+        apply = partial(self._principals.apply, *contents)
+        try:
+            await apply()
+        except DaarionError:
+            again = retry(
+                apply,
+                lambda error: isinstance(error, DaarionError),
+                first_s=APPLY_RETRY_S,
+                longest_s=APPLY_RETRY_S,
+            )
+            spawn(again, self._applying)
+
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
         """Returns the ASGI application of this replica."""
-        router = root_router(self._health.health, self._document, self._prefixes.values())
+        router = root_router(
+            self._health.health,
+            self._document,
+            self._prefixes.values(),
+            access_router(self._principals),
+        )
         return Ingress(
             router,
-            access_control(self._environment),
+            access_control(self._environment, self._access),
             self._events,
             max_concurrent=MAX_CONCURRENT,
+            is_admin=is_admin,
             open_paths=HEALTH_PATHS | OPEN_PATHS,
             on_shutdown=self._resources.aclose,
         )
@@ -78,6 +114,24 @@ class RootReplica:
 
 
 def build(args: RootArgs) -> Application:
-    """Returns the application's graph. Raises ConfigurationError when no PostgreSQL is known."""
+    """Returns the application's graph.
+
+    Raises:
+        ConfigurationError: `access.yaml` is wrong, or no PostgreSQL is known.
+    """
     find_stores(read_environment())
-    return serve.deployment(serve.ingress()(RootReplica), name=DEPLOYMENT).bind(args)
+    return serve.deployment(
+        serve.ingress()(RootReplica), name=DEPLOYMENT, user_config=live_config({})[DEPLOYMENT]
+    ).bind(args)
+
+
+def live_config(_args: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns each deployment's `user_config` from the files as they are now, for a reload.
+
+    Raises:
+        ConfigurationError: `access.yaml` is wrong, or names a variable that is not set.
+    """
+    environment = read_environment()
+    settings = load_access(environment.config_dir)
+    contents_of(settings, environment.secret)
+    return {DEPLOYMENT: settings.model_dump(mode="json", exclude_unset=True)}

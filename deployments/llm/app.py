@@ -24,6 +24,7 @@ from deployments.graph.resources import (
     Resources,
     WingEnvironment,
     access_control,
+    open_access,
     open_event_log,
     tune_interpreter,
 )
@@ -62,13 +63,16 @@ class LLMReplica:
             self._events = open_event_log(
                 environment, APPLICATION, [LLMMetrics()], resources=resources
             )
+            self._access = await open_access(environment, self._events, resources)
             ports = LLMPorts(
                 engine=EngineClient(LOCAL_LLM, ENGINES),
                 embedder=resources.closing(open_embedder(embedder, environment, own_vectors=True)),
                 authority=AuthorityClient(),
             )
             self._runtime = resources.closing(
-                LLMRuntime(WingEnvironment.of(environment), ports, embedder, self._events)
+                LLMRuntime(
+                    WingEnvironment.of(environment, self._access), ports, embedder, self._events
+                )
             )
             await self._runtime.open()
             self._resources = resources.pop_all()
@@ -81,9 +85,10 @@ class LLMReplica:
         """Returns the ASGI application of this replica."""
         return Ingress(
             self._runtime.router(),
-            access_control(self._environment),
+            access_control(self._environment, self._access),
             self._events,
             max_concurrent=self._args.max_concurrent,
+            application=APPLICATION,
             on_shutdown=self._resources.aclose,
             error_shapes=OPENAI_ERRORS,
         )

@@ -17,7 +17,13 @@ from configs.stores import find_stores
 from configs.yaml_files import load_yaml
 from contracts.shapes import Strict
 from deployments.engines.clients import open_embedder
-from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
+from deployments.graph.resources import (
+    Resources,
+    WingEnvironment,
+    access_control,
+    open_access,
+    open_event_log,
+)
 from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.memory import UPLOADS, is_admin, memory_router
@@ -49,9 +55,12 @@ class MemoryReplica:
         embedder_settings = load_engines(environment, args.engines_file).embedder
         async with Resources() as resources:
             self._events = open_event_log(environment, APPLICATION, resources=resources)
+            self._access = await open_access(environment, self._events, resources)
             embedder = resources.closing(open_embedder(embedder_settings, environment))
             self._runtime = resources.closing(
-                MemoryRuntime(settings, WingEnvironment.of(environment), embedder, self._events)
+                MemoryRuntime(
+                    settings, WingEnvironment.of(environment, self._access), embedder, self._events
+                )
             )
             await self._runtime.open()
             self._monitor = resources.closing(
@@ -74,9 +83,10 @@ class MemoryReplica:
         """Returns the ASGI application of this replica."""
         return Ingress(
             memory_router(lambda: self._runtime.cases, self._monitor.health),
-            access_control(self._environment),
+            access_control(self._environment, self._access),
             self._events,
             max_concurrent=self._args.max_concurrent,
+            application=APPLICATION,
             is_admin=is_admin,
             uploads=UPLOADS,
             on_shutdown=self._resources.aclose,

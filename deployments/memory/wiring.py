@@ -54,7 +54,7 @@ class MemoryRuntime:
         self._embedder = embedder
         self._events = events
         self._resources = Resources()
-        self._llm = LLMProxyClient(environment.ingress_url, environment.internal_secret)
+        self._llm = LLMProxyClient(environment.ingress_url, environment.access.delegations.current)
         self.database = Database(environment.database_url, events=events, limits=FOREGROUND)
         self._background = Database(environment.database_url, events=events, limits=BACKGROUND)
         self._leases = DatabaseJobLeases(self._background)

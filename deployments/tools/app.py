@@ -17,7 +17,13 @@ from configs.stores import find_stores
 from configs.tools import ToolsSettings
 from configs.yaml_files import load_yaml
 from contracts.shapes import Strict
-from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
+from deployments.graph.resources import (
+    Resources,
+    WingEnvironment,
+    access_control,
+    open_access,
+    open_event_log,
+)
 from deployments.tools.metrics import ToolMetrics
 from deployments.tools.python_runner import DEPLOYMENT as RUNNER
 from deployments.tools.python_runner import (
@@ -59,9 +65,12 @@ class ToolcoreReplica:
             self._events = open_event_log(
                 environment, APPLICATION, [ToolMetrics()], resources=resources
             )
+            self._access = await open_access(environment, self._events, resources)
             self._runtime = resources.closing(
                 ToolsRuntime(
-                    WingEnvironment.of(environment), PythonToolClient(runner), self._events
+                    WingEnvironment.of(environment, self._access),
+                    PythonToolClient(runner),
+                    self._events,
                 )
             )
             await self._runtime.open()
@@ -75,9 +84,10 @@ class ToolcoreReplica:
         """Returns the ASGI application of this replica."""
         return Ingress(
             self._runtime.router(),
-            access_control(self._environment),
+            access_control(self._environment, self._access),
             self._events,
             max_concurrent=self._args.max_concurrent,
+            application=APPLICATION,
             is_admin=is_admin_route,
             error_shapes=TOOL_ERRORS,
             on_shutdown=self._resources.aclose,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from fastapi import APIRouter
 
@@ -11,10 +12,13 @@ from backends.nats.publisher import NatsEvents, NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
 from backends.tools.ledger import LedgerLimits, PostgresToolLedger
 from backends.tools.registry import PostgresToolStore
+from configs.endpoints import same_origin
 from configs.tools import ConfiguredSecrets, NatsSettings, ToolsSettings
+from contracts.access.acting import acting
 from contracts.errors import ConfigurationError, InvalidRequest
 from contracts.events import EventLog
 from contracts.health import Health
+from contracts.identity import Tenant
 from contracts.tools.api import MAX_TIMEOUT_S, ToolExecutor
 from deployments.graph.resources import Reloadable, Resources, WingEnvironment
 from executors.http.executor import HttpToolExecutor
@@ -94,7 +98,11 @@ class ToolsRuntime:
         secrets = ConfiguredSecrets(settings.secrets, self._environment.lookup, ingress)
         ceiling = settings.ceiling(ingress)
         async with Resources() as opened:  # closed if the rest cannot be built
-            http = opened.closing(HttpToolExecutor(secrets, self._events, ceiling=ceiling))
+            http = opened.closing(
+                HttpToolExecutor(
+                    secrets, self._events, ceiling=ceiling, own_headers=self._delegated
+                )
+            )
             mcp = opened.closing(
                 McpToolExecutor(settings.sources, secrets, self._events, ceiling=ceiling)
             )
@@ -123,6 +131,12 @@ class ToolsRuntime:
     def calls(self) -> ToolCalls:
         """Returns the use case of calls, as it is configured now."""
         return self._toolcore.calls()
+
+    def _delegated(self, url: str, context: Mapping[str, Any]) -> Mapping[str, str]:
+        if not same_origin(url, self._environment.ingress_url):
+            return {}
+        tenant = Tenant.model_validate(context)
+        return self._environment.access.delegations.headers(acting().narrowed(tenant))
 
     def _listen(self, nats_url: str, settings: NatsSettings) -> None:
         """Takes calls over NATS; its bounds stay those of the first configuration."""

@@ -9,7 +9,13 @@ from ray.serve.deployment import Application
 
 from configs.environment import read_environment
 from configs.stores import find_stores
-from deployments.graph.resources import Resources, WingEnvironment, access_control, open_event_log
+from deployments.graph.resources import (
+    Resources,
+    WingEnvironment,
+    access_control,
+    open_access,
+    open_event_log,
+)
 from deployments.workspace.wiring import WorkspaceArgs, WorkspaceRuntime
 from interfaces.http.base.ingress import Ingress
 
@@ -25,20 +31,21 @@ class WorkspaceReplica:
         self._environment = environment = read_environment()
         async with Resources() as resources:
             self._events = open_event_log(environment, APPLICATION, resources=resources)
+            self._access = await open_access(environment, self._events, resources)
             self._runtime = resources.closing(
-                WorkspaceRuntime(args, WingEnvironment.of(environment), self._events)
+                WorkspaceRuntime(args, WingEnvironment.of(environment, self._access), self._events)
             )
             await self._runtime.open()
             self._resources = resources.pop_all()
 
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
         """Returns the ASGI application of this replica."""
-        access = access_control(self._environment)
         return Ingress(
-            self._runtime.router(access),
-            access,
+            self._runtime.router(),
+            access_control(self._environment, self._access),
             self._events,
             max_concurrent=self._args.max_concurrent,
+            application=APPLICATION,
             on_shutdown=self._resources.aclose,
         )
 

@@ -19,7 +19,6 @@ from backends.workspace.projects import PostgresFollowUps, PostgresProjects
 from contracts.events import EventLog
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, WingEnvironment
-from interfaces.http.base.access import AccessControl
 from interfaces.http.workspace import channels_router, workspace_router
 from services.health.dependencies import Dependency, HealthMonitor
 from services.workspace.channels import Channels
@@ -60,12 +59,15 @@ class WorkspaceRuntime:
         self._channel_events = PostgresChannelEvents(self._database)
         self._outbox = PostgresOutbox(self._database)
         self._feeds = LiveFeeds(self._channel_events, events, max_streams=args.max_streams)
-        self._agents = AgentRuntimeClient(environment.ingress_url, environment.internal_secret)
+        self._agents = AgentRuntimeClient(
+            environment.ingress_url, environment.access.delegations.current
+        )
         self._dispatcher = InvocationDispatcher(
             self._outbox,
             self._agents,
             events,
             DispatchLimits(give_up_after_s=args.give_up_after_s),
+            environment.access.directory.claimed,
         )
         dependencies = {"database": Dependency(self._database.ping)}
         if self._publisher.link is not None:
@@ -88,7 +90,7 @@ class WorkspaceRuntime:
         """Gives back the invocations under way, ends the event streams, then closes the rest."""
         await self._resources.aclose()
 
-    def router(self, access: AccessControl) -> APIRouter:
+    def router(self) -> APIRouter:
         """Returns the routes of the application."""
         projects, follow_ups = PostgresProjects(self._database), PostgresFollowUps(self._database)
         channels = Channels(
@@ -101,7 +103,7 @@ class WorkspaceRuntime:
             self._dispatcher.wake,
         )
         return workspace_router(
-            channels_router(channels, lambda headers: access.check(headers, admin=True)),
+            channels_router(channels),
             projects,
             follow_ups,
             WorkspaceTools(projects, follow_ups),

@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import aiohttp
 import orjson
@@ -62,6 +63,10 @@ OWN_HEADERS = frozenset(
 )
 
 
+OwnHeaders = Callable[[str, Mapping[str, Any]], Mapping[str, str]]
+"""The headers for a URL and the context of a call; none for other servers than our own."""
+
+
 @dataclass(frozen=True)
 class _Attempt:
     """One attempt. `retry`: repeating may help and is harmless.
@@ -79,6 +84,7 @@ class HttpToolExecutor:
     """Implements the ToolExecutor port for `executor: http`.
 
     `ceiling` holds the installation's egress rules, which no tool's own rules can widen.
+    `own_headers` present the call's agent where the target is this graph itself.
     """
 
     def __init__(
@@ -87,11 +93,13 @@ class HttpToolExecutor:
         events: EventLog,
         *,
         ceiling: Sequence[EgressRule] = (),
+        own_headers: OwnHeaders = lambda _url, _context: {},
         connections: Connections | None = None,
     ) -> None:
         self._secrets = secrets
         self._events = events
         self._ceiling = tuple(ceiling)
+        self._own_headers = own_headers
         self._connections = connections or Connections()
         self._circuits = ToolTargetCircuits()
 
@@ -225,14 +233,16 @@ class HttpToolExecutor:
         secrets = find_secrets(
             self._secrets, tool.secrets, tool.id, str(target.url), usable=_can_be_sent
         )
+        own = self._own_headers(str(target.url), execution.context)
         headers = {use.header: use.prefix + value for use, value in secrets} | {
+            **own,
             "Content-Type": "application/json",
             "Accept": "application/json",
             "Accept-Encoding": "identity",
             "User-Agent": USER_AGENT,
             "Idempotency-Key": execution.idempotency_key,
         }
-        return headers, Redactor(value for _, value in secrets)
+        return headers, Redactor([*(value for _, value in secrets), *own.values()])
 
 
 def _can_be_sent(use: SecretUse, value: str) -> bool:

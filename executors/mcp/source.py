@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from configs.tools import SourceSettings
 from contracts.errors import DeadlineExceeded, InvalidRequest, Unavailable, UpstreamError
 from contracts.events import EventLog
+from contracts.identity import matches
 from contracts.tools.api import MAX_NAME, TOOL_ID, ToolDefinition, plain_name
-from contracts.tools.policy import matches
 from executors.mcp.client import ToolListing
 from executors.mcp.executor import McpToolExecutor
 from executors.secrets import NotCalled

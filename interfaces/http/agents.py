@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated
 
-from fastapi import Depends, Header, Query, Response
+from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel, StringConstraints
 
 from contracts.agents.blueprints import Blueprint
@@ -86,10 +86,12 @@ def agents_router(
         dependencies=[Depends(one_tenant)],
         responses=refusals(404),
     )
-    async def read_run(run_id: PathId, query: Annotated[MicrodaoQuery, Query()]) -> RunView:
+    async def read_run(
+        run_id: PathId, query: Annotated[MicrodaoQuery, Query()], request: Request
+    ) -> RunView:
         wanted = as_uuid(run_id)
         run = await store.find(query.microdao_id, wanted) if wanted else None
-        if run is None:
+        if run is None or run.agent_id not in request.state.principal.agents:
             raise NotFound("there is no such run in this microDAO")
         return run
 

@@ -31,7 +31,6 @@ from contracts.workspace.projects import (
     ProjectStore,
     ToolBody,
 )
-from interfaces.http.base.access import Headers
 from interfaces.http.base.errors import as_leaf
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.identity import TenantRequest
@@ -104,12 +103,11 @@ async def _event_query(
 TenantName = Annotated[str | None, Depends(_named_tenant)]
 
 
-def channels_router(channels: Channels, check_admin: Callable[[Headers], object]) -> Router:
+def channels_router(channels: Channels) -> Router:
     """Returns the routes of channels, their members, events and invocations.
 
-    `check_admin` raises Forbidden or Unauthorized for headers without the admin secret. A channel's
-    id names its microDAO; a caller that also names one, in the query or in `X-Microdao-Id`, finds
-    only channels of that one.
+    A channel's id names its microDAO; a caller that also names one, in the query or in
+    `X-Microdao-Id`, finds only channels of that one.
     """
     router = Router(MAX_BODY_BYTES, TenantRequest)
 
@@ -122,13 +120,8 @@ def channels_router(channels: Channels, check_admin: Callable[[Headers], object]
         summary="Channels, newest first; without a microDAO those of all, for administrators",
     )
     async def page(query: Annotated[ChannelQuery, Query()], request: Request) -> Page[Channel]:
-        if query.microdao_id is None:
-            try:
-                check_admin(request.scope["headers"])
-            except Forbidden:
-                raise Forbidden(
-                    "give `microdao_id`, or present the admin secret for channels of all microDAOs"
-                ) from None
+        if query.microdao_id is None and not request.state.principal.is_operator:
+            raise Forbidden("give `microdao_id`: channels of all of them are for operators")
         return await channels.page(query)
 
     @router.get("/channels/{channel_id}", summary="One channel", responses=refusals(404))
@@ -237,6 +230,8 @@ def _add_message_routes(router: Router, channels: Channels) -> None:
         agent_id: PathId,
         request: Request,
         response: Response,
+        *,
+        tenant: TenantName,
         post: AgentPost | None = None,
         key: IdempotencyKey = None,
     ) -> Message:
@@ -244,7 +239,7 @@ def _add_message_routes(router: Router, channels: Channels) -> None:
         stored, is_new = await channels.post_as_agent(
             agent_id,
             post or AgentPost.model_validate(dict(query)),
-            query.get("microdao_id") or None,
+            tenant,
             key or None,
         )
         response.status_code = 201 if is_new else 200

@@ -20,8 +20,9 @@ from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from contracts.errors import DaarionError, MethodNotAllowed, Unavailable
-from contracts.tools.api import ToolCallRequest
+from contracts.access.acting import acting
+from contracts.errors import DaarionError, Forbidden, MethodNotAllowed, Unavailable
+from contracts.tools.api import ErrorKind, ToolCallRequest
 from interfaces.http.base.bodies import require_json
 from interfaces.http.base.errors import invalid_body
 from interfaces.tools.answers import call_body
@@ -101,8 +102,8 @@ class ToolMcpServer:
     async def _list_tools(
         self, context: Context, _params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        agent_id, microdao_id = _identity(context)
         try:
+            agent_id, microdao_id = _identity(context)
             tools = self._toolcore.catalog().allowed(agent_id, microdao_id)
         except DaarionError as error:
             raise MCPError(types.INTERNAL_ERROR, error.message) from None
@@ -111,7 +112,11 @@ class ToolMcpServer:
     async def _call_tool(
         self, context: Context, params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        agent_id, microdao_id = _identity(context)
+        try:
+            agent_id, microdao_id = _identity(context)
+            acting().check(tool_id=params.name)
+        except Forbidden as error:
+            return _refused(error.message, "denied")
         wanted = {
             "tool_id": params.name,
             "agent_id": agent_id,
@@ -133,10 +138,17 @@ class ToolMcpServer:
 
 
 def _identity(context: Context) -> tuple[str | None, str | None]:
-    headers = getattr(context.request, "headers", {})
-    return headers.get(AGENT_HEADER) or _meta(context, "agent_id"), headers.get(
-        MICRODAO_HEADER
-    ) or _meta(context, "microdao_id")
+    """Returns agent and microDAO; where none is named, the only one that the caller has.
+
+    Raises Forbidden for one that the caller may not act as, or in.
+    """
+    principal, headers = acting(), getattr(context.request, "headers", {})
+    agent_id = headers.get(AGENT_HEADER) or _meta(context, "agent_id") or principal.agents.sole
+    microdao_id = (
+        headers.get(MICRODAO_HEADER) or _meta(context, "microdao_id") or principal.microdaos.sole
+    )
+    principal.check(agent_id=agent_id, microdao_id=microdao_id)
+    return agent_id, microdao_id
 
 
 def _meta(context: Context, name: str) -> str | None:
@@ -202,13 +214,9 @@ def _answer(reply: CallAnswer) -> types.CallToolResult:
     )
 
 
-def _refused(error: str) -> types.CallToolResult:
-    return types.CallToolResult(
-        content=[
-            _text({"ok": False, "error": error, "error_kind": "invalid_args", "retryable": False})
-        ],
-        is_error=True,
-    )
+def _refused(error: str, kind: ErrorKind = "invalid_args") -> types.CallToolResult:
+    body = {"ok": False, "error": error, "error_kind": kind, "retryable": False}
+    return types.CallToolResult(content=[_text(body)], is_error=True)
 
 
 def _text(value: Any) -> types.TextContent:

@@ -7,13 +7,22 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from common.tasks import end_tasks, spawn
+from contracts.access.acting import acting_as
+from contracts.access.principals import OURSELVES, Principal
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.ports import AgentMemory, RunStore
 from contracts.agents.runs import Outcome, Run
 from contracts.deadline import Deadline
-from contracts.errors import DaarionError, DatabaseUnavailable, DeadlineExceeded, Internal
+from contracts.errors import (
+    DaarionError,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    Forbidden,
+    Internal,
+)
 from contracts.workspace.messaging_service import Messaging
 from services.agents.announcements import RunAnnouncements
 from services.agents.delivery import Delivery, PostponedError
@@ -37,7 +46,7 @@ POSTPONE_S = 5.0
 
 @dataclass(frozen=True)
 class RunAttempts:
-    """Works on runs that this process has leased."""
+    """Works on runs that this process has leased. `caller_of` reads the claims of their callers."""
 
     store: RunStore
     messaging: Messaging
@@ -46,6 +55,7 @@ class RunAttempts:
     pipeline: Pipeline
     delivery: Delivery
     blueprints: Callable[[], Mapping[str, Blueprint]]
+    caller_of: Callable[[Mapping[str, Any] | None], Principal]
     lease_s: float
     _closing_feeds: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -54,11 +64,23 @@ class RunAttempts:
 
         Expected failures end or postpone the run; only defects are raised.
         """
+        caller, refused = OURSELVES.narrowed(run.tenant), None
+        try:
+            caller = self.caller_of(run.caller)
+        except Forbidden as error:  # an apology says so
+            refused = error
+        except DaarionError as error:
+            self._emit("agents.run_left", run, error=error.type)
+            return
+        with acting_as(caller):
+            await self._work(run, refused)
+
+    async def _work(self, run: Run, refused: Forbidden | None) -> None:
         started = time.monotonic()
         feed = StepFeed(self.messaging, run)
         recorder = RunRecorder(run, self.store, self.lease_s, feed)
         try:
-            outcome = await self._answer_and_deliver(run, recorder)
+            outcome = await self._answer_and_deliver(run, recorder, refused)
             await recorder.finish(outcome)
             self.announcements.ended(run, outcome, time.monotonic() - started)
         except RunLostError:
@@ -78,7 +100,9 @@ class RunAttempts:
         """Drops the steps that were not shown yet."""
         await end_tasks(list(self._closing_feeds))
 
-    async def _answer_and_deliver(self, run: Run, recorder: RunRecorder) -> Outcome:
+    async def _answer_and_deliver(
+        self, run: Run, recorder: RunRecorder, refused: Forbidden | None
+    ) -> Outcome:
         """Answers, delivers, remembers, in this order."""
         blueprint = self.blueprints().get(run.agent_id)
         if run.attempt > MAX_ATTEMPTS:
@@ -90,7 +114,7 @@ class RunAttempts:
             self.announcements.started(run)
             await recorder.record_attempt()
             try:
-                text, outcome = await self._answer(run, recorder, blueprint)
+                text, outcome = await self._answer(run, recorder, blueprint, refused)
             except NothingToAnswerError as nothing:
                 if nothing.error_type is not None:
                     recorder.record_error(nothing.error_type)
@@ -104,11 +128,17 @@ class RunAttempts:
         return outcome
 
     async def _answer(
-        self, run: Run, recorder: RunRecorder, blueprint: Blueprint | None
+        self,
+        run: Run,
+        recorder: RunRecorder,
+        blueprint: Blueprint | None,
+        refused: Forbidden | None,
     ) -> tuple[str, Outcome]:
         """The model's answer, or an apology in its place."""
         kind: Apology = "failed"
         try:
+            if refused is not None:
+                raise refused
             if blueprint is None:
                 raise NoAnswerError
             if run.attempt > MAX_ANSWER_ATTEMPTS:

@@ -11,6 +11,8 @@ from pydantic import Field
 
 from common.periodic import start_periodic
 from common.tasks import end_tasks
+from contracts.access.acting import acting, acting_as
+from contracts.access.principals import OURSELVES
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.invocations import AgentInvocation, InvocationAnswer
 from contracts.agents.ports import RunStore
@@ -18,7 +20,7 @@ from contracts.agents.runs import NewRun, Run, RunView
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, InvalidRequest, NotFound, Overloaded, Unavailable
 from contracts.events import EventLog, failure_event
-from contracts.identity import new_id
+from contracts.identity import Tenant, new_id
 from contracts.shapes import Strict
 from contracts.workspace.messaging_service import MAX_RECENT, Messaging
 from services.agents.channel_tenants import ChannelTenants
@@ -119,7 +121,8 @@ class AgentRuns:
 
         Raises:
             NotFound: no such agent, no such channel, or no message of a person in it.
-            Forbidden: the channel is another microDAO's, or the agent is not in it.
+            Forbidden: the channel is another microDAO's, the agent is not in it, or the caller may
+                not act for them.
             Overloaded: this replica holds as many runs as it may.
             Unavailable: messaging service or database is away. Repeating the invocation is safe:
                 if the run was recorded, the repetition finds it.
@@ -128,9 +131,14 @@ class AgentRuns:
         deadline = Deadline.after(ACCEPT_TIMEOUT_S)
         self._reserve()
         try:
-            microdao_id = await self._channels.microdao_of(invocation, deadline)
-            payload = invocation.payload
-            trigger_id = payload.message_id or await self._trigger(invocation, trigger, deadline)
+            with acting_as(OURSELVES):
+                microdao_id = await self._channels.microdao_of(invocation, deadline)
+            tenant = Tenant(microdao_id=microdao_id, agent_id=blueprint.id)
+            caller, payload = acting().narrowed(tenant), invocation.payload
+            with acting_as(caller):
+                trigger_id = payload.message_id or await self._trigger(
+                    invocation, trigger, deadline
+                )
             new = NewRun(
                 id=new_id(),
                 microdao_id=microdao_id,
@@ -138,6 +146,7 @@ class AgentRuns:
                 channel_id=payload.channel_id,
                 trigger_id=trigger_id,
                 invocation=invocation,
+                caller=caller.claims(),
                 nonce=new_nonce(),
             )
             view, run = await self._store.accept(new, self._settings.lease_s)

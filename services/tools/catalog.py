@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from contracts.access.acting import acting
 from contracts.errors import NotFound
 from contracts.shapes import Strict
 from contracts.tools.api import plain_name
@@ -33,11 +34,12 @@ class Catalog:
         self._policy = policy
 
     def allowed(self, agent_id: str | None, microdao_id: str | None) -> list[Tool]:
-        """Returns the enabled tools that the agent may call (without an agent: all), by id.
+        """Returns the enabled tools that caller and agent (without one: all) may call, by id.
 
         Raises Unavailable until the registry is loaded.
         """
-        tools = list(self._registry.tools())
+        permitted = acting().tools
+        tools = [tool for tool in self._registry.tools() if tool.definition.id in permitted]
         if agent_id is None:
             return tools
         return [

@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from contracts.identity import matches
 from contracts.tools.api import Decision, ToolCallRequest, ToolDefinition
-from contracts.tools.policy import CallBounds, PolicyRules, matches
+from contracts.tools.policy import CallBounds, PolicyRules
 from services.tools.registry import Tool
 from services.tools.values import size_problem
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from cachetools import LRUCache
 
+from contracts.access.acting import acting
 from contracts.errors import InvalidRequest, NotFound
 from contracts.identity import Page, as_uuid
 from contracts.workspace.channels import Channel, ChannelQuery, ChannelStore, NewChannel, NewMember
@@ -89,7 +90,10 @@ class Channels:
         """
         tenant, found = await self._place(channel_id, microdao_id)
         own = f"id:{message.message_id}" if message.message_id else f"key:{key}" if key else None
-        return await self._stored(tenant, Post(found, message.sender_id, message.text, key=own))
+        return await self._stored(
+            tenant,
+            Post(found, message.sender_id, message.text, key=own, caller=acting().claims()),
+        )
 
     async def post_as_agent(
         self, agent_id: str, post: AgentPost, microdao_id: str | None, key: str | None

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from common.periodic import start_periodic
 from common.retry import backoff_s
 from common.tasks import end_tasks
+from contracts.access.acting import acting_as
+from contracts.access.principals import Principal
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.events import EventLog
+from contracts.identity import Tenant
 from contracts.workspace.invocations import AgentInvoker, LeasedInvocation, Outbox
 
 POLL_EVERY_S = 1.0
@@ -36,17 +41,23 @@ class DispatchLimits:
 
 
 class InvocationDispatcher:
-    """Claims due invocations and attempts them. An attempt that is interrupted is repeated once its
-    lease has expired.
+    """Claims due invocations and attempts them for those who posted their messages. An attempt that
+    is interrupted is repeated once its lease has expired.
     """
 
     def __init__(
-        self, outbox: Outbox, invoker: AgentInvoker, events: EventLog, limits: DispatchLimits
+        self,
+        outbox: Outbox,
+        invoker: AgentInvoker,
+        events: EventLog,
+        limits: DispatchLimits,
+        caller_of: Callable[[Mapping[str, Any] | None], Principal],
     ) -> None:
         self._outbox = outbox
         self._invoker = invoker
         self._events = events
         self._limits = limits
+        self._caller_of = caller_of
         self._wake = asyncio.Event()
         self._working: dict[asyncio.Task[None], LeasedInvocation] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -105,8 +116,10 @@ class InvocationDispatcher:
             self._failed(error)
 
     async def _attempt(self, claimed: LeasedInvocation) -> None:
+        tenant = Tenant(microdao_id=claimed.microdao_id, agent_id=claimed.agent_id)
         try:
-            await self._invoker.invoke(claimed, Deadline.after(ATTEMPT_TIMEOUT_S))
+            with acting_as(self._caller_of(claimed.caller).narrowed(tenant)):
+                await self._invoker.invoke(claimed, Deadline.after(ATTEMPT_TIMEOUT_S))
         except DaarionError as error:
             await self._refused(claimed, error)
         else:

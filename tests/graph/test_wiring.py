@@ -23,6 +23,7 @@ from executors.http.executor import HttpToolExecutor
 from executors.mcp.executor import McpToolExecutor
 from providers.openai_compatible import OpenAICompatibleProvider
 from services.llm.limits.lease_book import LeaseBook
+from tests.support.access import fixed_access
 from tests.support.memory.hashing_embedder import HashingEmbedder
 
 CONFIGS = REPOSITORY / "configs"
@@ -118,7 +119,11 @@ async def test_closing_ends_every_task_and_connection(
 ):
     before = asyncio.all_tasks()
     environment = WingEnvironment(
-        database_url, tmp_path, "http://127.0.0.1:9", nats_url="nats://127.0.0.1:9"
+        database_url,
+        tmp_path,
+        "http://127.0.0.1:9",
+        fixed_access(),
+        nats_url="nats://127.0.0.1:9",
     )
     runtime = await opened(environment, events)
     async with asyncio.timeout(30):  # pools connect in the background
@@ -136,7 +141,9 @@ async def test_an_opening_that_fails_half_way_leaves_nothing_open(
     (tmp_path / "journal").write_text("a file where the folder should be")
     before = asyncio.all_tasks()
     with pytest.raises(ConfigurationError):
-        await llm(WingEnvironment(database_url, tmp_path, "http://127.0.0.1:9"), events)
+        await llm(
+            WingEnvironment(database_url, tmp_path, "http://127.0.0.1:9", fixed_access()), events
+        )
     await gone(database_owner_url, before)
 
 
@@ -164,7 +171,9 @@ async def test_a_reload_that_fails_closes_the_new_providers(
     failing, database_url, events, tmp_path, monkeypatch
 ):
     built, closed = [], []
-    runtime = await llm(WingEnvironment(database_url, tmp_path, "http://127.0.0.1:9"), events)
+    runtime = await llm(
+        WingEnvironment(database_url, tmp_path, "http://127.0.0.1:9", fixed_access()), events
+    )
     settings = load_yaml(CONFIGS / "llm.yaml", LLMSettings)
     monkeypatch.setattr(
         "providers.openai_compatible.Provider", watched(OpenAICompatibleProvider, built, closed)
@@ -190,7 +199,9 @@ async def test_a_reload_that_fails_closes_the_new_executors_unless_calls_use_the
     failing, in_use, database_url, events, tmp_path, monkeypatch
 ):
     built, closed = [], []
-    runtime = await tools(WingEnvironment(database_url, tmp_path, "http://127.0.0.1:9"), events)
+    runtime = await tools(
+        WingEnvironment(database_url, tmp_path, "http://127.0.0.1:9", fixed_access()), events
+    )
     for kind in (HttpToolExecutor, McpToolExecutor):
         monkeypatch.setattr(
             f"deployments.tools.wiring.{kind.__name__}", watched(kind, built, closed)

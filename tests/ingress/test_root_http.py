@@ -11,10 +11,10 @@ import pytest
 
 from contracts.health import Health
 from deployments.graph.serve_defaults import haproxy_binary
-from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.graph.root import OPEN_PATHS, root_router
 from launcher.ports import free_ports
+from tests.support.access import access_control
 from tests.support.uvicorn_server import served
 
 LOOPBACK_SCRIPT = Path(__file__).resolve().parents[2] / "deployments/graph/haproxy-loopback.sh"
@@ -104,7 +104,7 @@ async def test_an_application_that_is_not_deployed_yet_is_unavailable_and_anythi
 ):
     router = root_router(lambda: Health(status="starting"), dict, ["/internal/llm"])
     async with (
-        served(Ingress(router, AccessControl(None, None), events, max_concurrent=5)) as url,
+        served(Ingress(router, access_control(), events, max_concurrent=5)) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         for path in ("/internal/llm", "/internal/llm/proxy", "/internal/llm/v1/models"):
@@ -123,7 +123,7 @@ async def test_a_browser_opens_the_documentation_without_the_secret_and_nothing_
     )
     ingress = Ingress(
         router,
-        AccessControl("s3cret", None),
+        access_control("s3cret", None),
         events,
         max_concurrent=5,
         open_paths=HEALTH_PATHS | OPEN_PATHS,

@@ -13,7 +13,6 @@ from contracts.errors import RequestTimeout
 from deployments.graph import request_heads
 from deployments.graph.ray_patches import bound_heads
 from interfaces.http.base import request_slots
-from interfaces.http.base.access import AccessControl
 from interfaces.http.base.bodies import read_json
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.base.request_slots import RequestSlot, RequestSlots
@@ -21,6 +20,7 @@ from interfaces.http.base.routing import Router
 from interfaces.http.base.sse import EventStreamResponse
 from interfaces.http.llm.batches import MAX_SUBMISSIONS, BatchRoutes, add_batch_routes
 from interfaces.http.memory import UPLOADS
+from tests.support.access import access_control
 from tests.support.uvicorn_server import JSON, served
 
 PATIENCE_S = 60
@@ -92,7 +92,7 @@ async def here(events):
     ):
         router.hot(method, path, endpoint)
     async with served(
-        Ingress(router, AccessControl(None, None), events, max_concurrent=MOST)
+        Ingress(router, access_control(), events, max_concurrent=MOST)
     ) as application.url:
         yield application
 
@@ -183,7 +183,7 @@ async def test_slow_submissions_of_batches_do_not_block_others(events, monkeypat
     async with contextlib.AsyncExitStack() as slow, asyncio.timeout(PATIENCE_S):
         application = Served()
         application.url = await slow.enter_async_context(
-            served(Ingress(router, AccessControl(None, None), events, max_concurrent=50))
+            served(Ingress(router, access_control(), events, max_concurrent=50))
         )
         http = await slow.enter_async_context(
             httpx.AsyncClient(base_url=application.url, headers=JSON)
@@ -200,7 +200,7 @@ async def test_an_upload_may_take_longer_than_another_body(events, hasty, monkey
     application, router = Served(), Router()
     for path in ("/whole", *UPLOADS):
         router.hot("POST", path, application.whole)
-    ingress = Ingress(router, AccessControl(None, None), events, max_concurrent=9, uploads=UPLOADS)
+    ingress = Ingress(router, access_control(), events, max_concurrent=9, uploads=UPLOADS)
     monkeypatch.setattr(request_slots, "GRACE_S", 1_000)
     async with (
         served(ingress) as application.url,

@@ -9,7 +9,6 @@ import pytest
 from configs.environment import read_environment
 from contracts.errors import ConfigurationError
 from contracts.health import Health
-from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.graph import openapi
 from interfaces.http.graph.openapi import build_openapi, documented_routers
@@ -17,6 +16,7 @@ from interfaces.http.graph.root import OPEN_PATHS, root_router
 from interfaces.http.llm.openai import OPENAI_ERRORS
 from interfaces.http.memory import memory_router
 from interfaces.http.tools import TOOL_ERRORS, ToolRoutes, tools_router
+from tests.support.access import access_control
 from tests.support.uvicorn_server import JSON, served
 
 PREFIXES = dict.fromkeys(("llm", "memory", "tools", "agents", "workspace"), "")
@@ -44,7 +44,7 @@ def applications(monkeypatch, events):
         return {
             name: Ingress(
                 router,
-                access or AccessControl(None, None),
+                access or access_control(),
                 events,
                 max_concurrent=9,
                 error_shapes=OPENAI_ERRORS | TOOL_ERRORS,
@@ -167,7 +167,7 @@ FOREIGN = [
 async def test_no_route_takes_a_request_for_a_page_of_another_origin(applications, headers, secret):
     """Neither those without a body, which a form can send as well, nor those that read."""
     own = {"x-internal-secret": secret} if secret else {}
-    for name, application in applications(AccessControl(secret, secret)).items():
+    for name, application in applications(access_control(secret, secret)).items():
         async with client_of(application, **headers, **own) as client:
             for method, path in routes_of(application, "POST", "PUT", "DELETE", "GET"):
                 answer = await client.request(
@@ -191,7 +191,7 @@ async def test_the_own_page_and_programs_may_call(applications):
 
 
 async def test_a_listed_host_may_be_another_name_of_the_ingress_or_stand_in_an_origin(applications):
-    every = applications(AccessControl(None, None, {"daarion.example"}))
+    every = applications(access_control(None, None, {"daarion.example"}))
     async with client_of(every["llm"]) as client:
         for headers in (
             {"host": "daarion.example"},
@@ -268,7 +268,7 @@ async def test_every_name_of_loopback_is_accepted(applications, host):
 
 async def test_with_a_secret_any_host_is_accepted(applications):
     """Containers and proxies use names of their own; the secret keeps web pages out."""
-    every = applications(AccessControl("s3cret", None))
+    every = applications(access_control("s3cret", None))
     async with client_of(every["llm"], host="graph:8000") as client:
         assert (await client.post("/proxy", json={})).status_code == 401
         assert (
@@ -283,14 +283,14 @@ async def test_public_routes_answer_under_any_host_and_origin(events):
     router = root_router(lambda: Health(status="ready"), dict)
     root = Ingress(
         router,
-        AccessControl(None, None),
+        access_control(),
         events,
         max_concurrent=5,
         open_paths=HEALTH_PATHS | OPEN_PATHS,
     )
     memory = Ingress(
         memory_router(Untouched(), lambda: Health(status="ready")),
-        AccessControl(None, None),
+        access_control(),
         events,
         max_concurrent=5,
     )
@@ -313,9 +313,7 @@ class Mcp:
 
 async def test_the_mcp_server_is_behind_the_same_checks(events):
     router = tools_router(ToolRoutes(Untouched(), lambda: Health(status="ready")), Mcp())
-    async with client_of(
-        Ingress(router, AccessControl(None, None), events, max_concurrent=5)
-    ) as client:
+    async with client_of(Ingress(router, access_control(), events, max_concurrent=5)) as client:
         for headers, status in (
             ({"origin": "https://evil.example"}, 403),
             ({"host": "evil.example"}, 421),
@@ -328,7 +326,7 @@ async def test_the_mcp_server_is_behind_the_same_checks(events):
 async def test_a_listed_origin_gets_no_permission_for_json(applications):
     """Without these headers a browser sends no JSON for another page and shows it no answer."""
     async with client_of(
-        applications(AccessControl(None, None, {"daarion.example"}))["llm"],
+        applications(access_control(None, None, {"daarion.example"}))["llm"],
         origin="https://daarion.example",
     ) as client:
         asked = await client.options("/proxy", headers={"access-control-request-method": "POST"})

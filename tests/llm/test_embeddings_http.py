@@ -12,12 +12,12 @@ import openai
 import pytest
 
 from contracts.errors import EngineUnavailable, Overloaded
-from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.base.routing import Router
 from interfaces.http.llm.openai import OPENAI_ERRORS, add_embedding_routes
 from services.llm.embeddings import Embeddings, embedding_target
 from services.llm.limits.limiter import LeasedLimiter
+from tests.support.access import access_control
 from tests.support.events import RecordedEvents
 from tests.support.llm.limits import InProcessAuthority, limits, requests_per_minute
 from tests.support.llm.prices import NoPrices
@@ -60,7 +60,11 @@ async def application(*, limit=None, limits_of=None, secret=None, embedder=None,
     router = Router()
     add_embedding_routes(router, use_case)
     ingress = Ingress(
-        router, AccessControl(secret, None), recorder, max_concurrent=10, error_shapes=OPENAI_ERRORS
+        router,
+        access_control(secret, None),
+        recorder,
+        max_concurrent=10,
+        error_shapes=OPENAI_ERRORS,
     )
     transport = httpx.ASGITransport(ingress)
     async with httpx.AsyncClient(

@@ -9,16 +9,17 @@ import pytest
 
 from configs.llm.limits import LimitSettings
 from contracts.health import Health
-from interfaces.http.base.access import AccessControl, credential_name
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.chat import LLMRoutes, add_limit_routes, llm_router
 from providers.prices import PriceBook
 from providers.registry import ProviderResources, build_providers
 from providers.routing import RoutingTable
+from services.access.authentication import credential_name
 from services.llm.estimates import DEFAULT_COMPLETION_TOKENS
 from services.llm.limits.limiter import LeasedLimiter
 from services.llm.limits.states import LimitStates
 from services.llm.proxy import LLMProxy
+from tests.support.access import access_control
 from tests.support.events import RecordedEvents
 from tests.support.llm.limits import InProcessAuthority
 from tests.support.llm.proxy import CALLER, KEY, NoEngine, Recorder, settings
@@ -53,7 +54,7 @@ async def running(plays="ok", *, secret=None, admin=None, prices=PRICES, **limit
         )
         router = llm_router(LLMRoutes(lambda: proxy, None, lambda: Health(status="starting")))
         add_limit_routes(router, LimitStates(authority, lambda: rates.of_subject))
-        ingress = Ingress(router, AccessControl(secret, admin), recorder, max_concurrent=100)
+        ingress = Ingress(router, access_control(secret, admin), recorder, max_concurrent=100)
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(ingress), base_url="http://localhost"
         ) as client:

@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 
 from backends.postgres.pool import Database
 from launcher.postgres import DatabaseUrls
+from tests.support.access import access_control
 from tests.support.events import RecordedEvents
 from tests.support.memory.application import (
     BORYS,
@@ -200,9 +201,8 @@ async def test_without_the_policies_other_tenants_rows_are_visible(
 async def test_admin_routes_need_the_admin_secret(
     database_url: str, tmp_path: Path, embedder: HashingEmbedder, events: RecordedEvents
 ):
-    from interfaces.http.base.access import AccessControl  # noqa: PLC0415
 
-    access = AccessControl("internal", "admin")
+    access = access_control("internal", "admin")
     async with memory_application(
         database_url, tmp_path, embedder, events, access=access
     ) as locked:

@@ -10,6 +10,7 @@ import pytest
 
 from backends.agents.runs import PostgresRuns
 from backends.http.agent_runtime import AgentRuntimeClient
+from backends.http.client import presenting
 from backends.llm.batches import PostgresBatchQueue
 from backends.llm.idempotency import PostgresIdempotency
 from backends.memory.short_term import EventRetention
@@ -177,7 +178,7 @@ async def test_the_workspace_purges_by_itself(
     database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.workspace.dispatching.PURGE_EVERY_S", 0.05)
-    invoker = AgentRuntimeClient("http://127.0.0.1:9", None)
+    invoker = AgentRuntimeClient("http://127.0.0.1:9", presenting(None))
     async with workspace(database_urls.service, None, invoker=invoker, limits=DispatchLimits()):
         async with await psycopg.AsyncConnection.connect(
             database_urls.superuser, autocommit=True

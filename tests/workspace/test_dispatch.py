@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from backends.http.agent_runtime import AgentRuntimeClient
+from backends.http.client import presenting
 from backends.workspace.outbox import PostgresOutbox
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
@@ -46,7 +47,7 @@ def envelope(kind, *, retryable=False):
 
 @contextlib.asynccontextmanager
 async def dispatching_workspace(database_url, url, events=None, secret="s-1", **limits):
-    invoker = AgentRuntimeClient(url, secret)
+    invoker = AgentRuntimeClient(url, presenting(secret))
     try:
         async with (
             workspace(
@@ -332,7 +333,7 @@ async def test_the_invoker_keeps_its_deadline(database_url):
 
     claimed = LeasedInvocation(uuid4(), OWN, uuid4(), uuid4(), SOFIA, 1, 0.0)
     async with recording_server(late) as runtime:
-        client = AgentRuntimeClient(runtime.url, None)
+        client = AgentRuntimeClient(runtime.url, presenting(None))
         with pytest.raises(DaarionError) as refused:
             await client.invoke(claimed, Deadline.after(0.2))
         await client.close()

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from backends.http.client import presenting
 from backends.http.messaging import NeighbourMessaging, WorkspaceMessaging, open_messaging
 from configs.messaging import MessagingSettings
 from contracts.agents.invocations import AgentInvocation
@@ -50,7 +51,7 @@ async def replica(database_url, events):
 
 @pytest.fixture
 async def client(replica):
-    made = open_messaging("workspace", replica.url, "inside")
+    made = open_messaging("workspace", replica.url, presenting("inside"))
     assert isinstance(made, WorkspaceMessaging)
     assert made.deduplicates_by_run_id
     yield made
@@ -121,14 +122,14 @@ async def test_refusals_become_leaves_of_the_error_tree(client, replica, channel
         await client.channel("channel:../../health?x=1#y", deadline())
     with pytest.raises(Forbidden):
         await client.post_as_agent("agent:stranger", channel, "x", "r", deadline())
-    stranger = WorkspaceMessaging(replica.url, None)
+    stranger = WorkspaceMessaging(replica.url, presenting(None))
     with pytest.raises(Unauthorized):
         await stranger.recent_messages(channel, 5, deadline())
     await stranger.close()
 
 
 async def test_a_service_that_is_away_hangs_or_babbles(client):
-    nobody = WorkspaceMessaging("http://127.0.0.1:9", None)
+    nobody = WorkspaceMessaging("http://127.0.0.1:9", presenting(None))
     with pytest.raises(Unavailable):
         await nobody.recent_messages("c", 5, deadline())
     await nobody.close()
@@ -148,7 +149,7 @@ async def test_a_service_that_is_away_hangs_or_babbles(client):
     ]
     for answer, expected in cases:
         async with recording_server(answer) as server:
-            speaking = WorkspaceMessaging(server.url, None)
+            speaking = WorkspaceMessaging(server.url, presenting(None))
             with pytest.raises(expected):
                 await speaking.recent_messages("c", 5, deadline(0.5 if answer is late else SOON))
             await speaking.close()
@@ -214,7 +215,7 @@ def neighbour(request):
 
 async def test_the_neighbours_service(neighbour):
     async with recording_server(neighbour) as server:
-        client = open_messaging("messaging_service", server.url, "their-secret")
+        client = open_messaging("messaging_service", server.url, presenting("their-secret"))
         assert isinstance(client, NeighbourMessaging)
         assert not client.deduplicates_by_run_id
         recent = await client.recent_messages("ch-1", 50, deadline())
@@ -254,7 +255,7 @@ async def test_an_agent_that_was_just_added_is_a_member(before):
         "payload": {"channel_id": "ch-1", "message_id": "m"},
     }
     async with recording_server(answer) as server:
-        client = NeighbourMessaging(server.url, None)
+        client = NeighbourMessaging(server.url, presenting(None))
         channels = ChannelTenants(client, lambda _: None)
         with pytest.raises(Forbidden):
             await channels.microdao_of(AgentInvocation.model_validate(given), deadline())
@@ -274,7 +275,7 @@ async def test_an_odd_member_does_not_hide_whose_channel_it_is():
         return 200, listed if seen.path.endswith("/members") else {"id": "ch-1", "microdao_id": OWN}
 
     async with recording_server(answer) as server:
-        client = NeighbourMessaging(server.url, None)
+        client = NeighbourMessaging(server.url, presenting(None))
         found = await client.channel("ch-1", deadline())
         await client.close()
     assert (found.microdao_id, found.members) == (OWN, [SOFIA])
@@ -284,7 +285,7 @@ async def test_a_long_reply_never_becomes_a_long_url():
     for takes_json in (True, False):
         neighbour = Neighbour(takes_json=takes_json)
         async with recording_server(neighbour) as server:
-            client = NeighbourMessaging(server.url, None)
+            client = NeighbourMessaging(server.url, presenting(None))
             texts = ["ї" * 20_000, "ї" * 1_100, "a b/&…" * 100, "🙂" * 5_000]
             for text in texts:
                 await client.post_as_agent(SOFIA, "ch-1", text, "r", deadline())
@@ -303,12 +304,12 @@ async def test_a_long_reply_never_becomes_a_long_url():
 async def test_refused_and_unreachable_posts_are_distinguished_from_unknown_outcomes():
     for status, expected in ((429, RateLimited), (503, Overloaded), (502, Unavailable)):
         async with recording_server(lambda seen, status=status: (status, {})) as server:
-            client = NeighbourMessaging(server.url, None)
+            client = NeighbourMessaging(server.url, presenting(None))
             with pytest.raises(expected) as raised:
                 await client.post_as_agent(SOFIA, "ch-1", "x", "r", deadline())
             assert type(raised.value) is expected
             await client.close()
-    nobody = NeighbourMessaging("http://127.0.0.1:9", None)
+    nobody = NeighbourMessaging("http://127.0.0.1:9", presenting(None))
     with pytest.raises(Unreachable):
         await nobody.post_as_agent(SOFIA, "ch-1", "x", "r", deadline())
     await nobody.close()
@@ -316,7 +317,7 @@ async def test_refused_and_unreachable_posts_are_distinguished_from_unknown_outc
 
 async def test_a_post_of_unknown_outcome_is_not_repeated_in_the_other_form():
     async with recording_server(lambda seen: (500, {})) as server:
-        client = NeighbourMessaging(server.url, None)
+        client = NeighbourMessaging(server.url, presenting(None))
         with pytest.raises(Unavailable):
             await client.post_as_agent(SOFIA, "ch-1", "x", "r", deadline())
         await client.close()

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from backends.http.agent_runtime import AgentRuntimeClient
+from backends.http.client import presenting
 from backends.postgres.migrate import migrate
 from launcher.postgres import PostgresServer
 from tests.support.agents.runtime import recording_server
@@ -27,7 +28,7 @@ async def own_server(server_folder):
 @pytest.mark.timeout(240)
 async def test_the_database_goes_and_comes_back(own_server, events):
     async with recording_server() as runtime:
-        invoker = AgentRuntimeClient(runtime.url, None)
+        invoker = AgentRuntimeClient(runtime.url, presenting(None))
         async with (
             served_workspace(own_server.urls.service, events, invoker=invoker) as replica,
             httpx.AsyncClient(base_url=f"{replica.url}{PREFIX}", timeout=60) as http,

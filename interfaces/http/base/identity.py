@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
+from contracts.access.principals import Principal
 from contracts.errors import InvalidRequest
 from contracts.identity import Identifier
 from contracts.llm.openai_chat import Identity
@@ -17,26 +18,33 @@ MICRODAO_HEADER = "x-microdao-id"
 
 
 def call_metadata_of(request: Request, metadata: Identity | CallMetadata | None) -> CallMetadata:
-    """Returns the body's `metadata`, completed by `X-Agent-Id`, `X-Microdao-Id` and `X-Channel-Id`.
+    """Returns the body's `metadata`, completed by `X-Agent-Id`, `X-Microdao-Id` and `X-Channel-Id`,
+    then by the only agent and microDAO that the caller has.
 
-    Clients of OpenAI send neither: they are `agent:unnamed` of `microdao:unnamed`, whose limits
+    Clients of OpenAI that send neither are else `agent:unnamed` of `microdao:unnamed`, whose limits
     they share.
 
     Raises:
         ValidationError: an id that is too long or holds control characters.
+        Forbidden: an agent or a microDAO that the caller may not act as, or in.
     """
     if isinstance(metadata, CallMetadata):
         return metadata
+    principal: Principal = request.state.principal
     headers = request.headers
-    return CallMetadata(
+    found = CallMetadata(
         agent_id=(metadata and metadata.agent_id)
         or headers.get("x-agent-id")
+        or principal.agents.sole
         or f"agent:{UNNAMED}",
         microdao_id=(metadata and metadata.microdao_id)
         or headers.get("x-microdao-id")
+        or principal.microdaos.sole
         or f"microdao:{UNNAMED}",
         channel_id=(metadata and metadata.channel_id) or headers.get("x-channel-id") or None,
     )
+    principal.check(agent_id=found.agent_id, microdao_id=found.microdao_id)
+    return found
 
 
 class MicrodaoQuery(Strict):

@@ -17,7 +17,8 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from contracts.errors import DaarionError, MethodNotAllowed, NotFound, RequestTimeout
+from contracts.access.acting import act_as
+from contracts.errors import DaarionError, Forbidden, MethodNotAllowed, NotFound, RequestTimeout
 from contracts.events import EventLog
 from interfaces.http.base.access import AccessControl, header
 from interfaces.http.base.errors import as_leaf, error_response
@@ -29,7 +30,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 HEALTH_PATHS = frozenset({"/health", "/health/live"})
 
 IsAdmin = Callable[[str, str], bool]
-"""Whether a method and path below the prefix need the admin secret."""
+"""Whether a method and path below the prefix are for operators."""
 
 ErrorShape = Callable[[DaarionError, str], Response]
 """Renders an error and the request id as an answer."""
@@ -38,8 +39,9 @@ ErrorShape = Callable[[DaarionError, str], Response]
 class Ingress:
     """Wraps one application's router.
 
-    `max_concurrent` bounds the running requests; further ones are refused at once with 503 and
-    `Retry-After`. A request runs once its whole body has arrived, see `request_slots`.
+    `application` is the name that principals are granted. `max_concurrent` bounds the running
+    requests; further ones are refused at once with 503 and `Retry-After`. A request runs once its
+    whole body has arrived, see `request_slots`.
     `uploads` are paths below the prefix whose bodies may take `UPLOAD_S`. Open paths (health) need
     no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`), or a
     method and a path (`POST /call`), to the shape of every error there and below, including those
@@ -53,6 +55,7 @@ class Ingress:
         events: EventLog,
         *,
         max_concurrent: int,
+        application: str | None = None,
         is_admin: IsAdmin = lambda _method, _path: False,
         open_paths: frozenset[str] = HEALTH_PATHS,
         uploads: frozenset[str] = frozenset(),
@@ -65,6 +68,7 @@ class Ingress:
         self._access = access
         self._events = events
         self._slots = RequestSlots(max_concurrent)
+        self._application = application
         self._is_admin = is_admin
         self._open = open_paths
         self._uploads = uploads
@@ -88,14 +92,23 @@ class Ingress:
             if path in self._open:
                 await self._app(scope, receive, slot.send)
                 return
-            scope["state"]["credential"] = self._access.check(
-                scope["headers"], admin=self._is_admin(scope["method"], path)
-            )
+            self._admit(scope, path)
             await self._bounded(scope, slot, self._hot.get((scope["method"], path)))
         except ClientDisconnect:
             return  # the client left in the middle of its request: there is nobody to answer
         except Exception as error:  # noqa: BLE001  # nothing leaves without an error shape
             await self._refuse(error, scope, slot, request_id)
+
+    def _admit(self, scope: Scope, path: str) -> None:
+        """Finds out who calls. Raises Forbidden for an application or a route not meant for it."""
+        principal = self._access.check(scope["headers"])
+        if self._application is not None:
+            principal.check_application(self._application)
+        if not principal.is_operator and self._is_admin(scope["method"], path):
+            raise Forbidden("this route needs an operator's key, or the admin secret")
+        scope["state"]["principal"] = principal
+        scope["state"]["credential"] = principal.credential
+        act_as(principal)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the server's start and stop; closes websockets, which no application serves."""

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from interfaces.http.base.bodies import MAX_BODY_BYTES, JsonRequest, read_model
+from interfaces.http.base.claims import check_address, check_body, named_in_query
 
 ERROR = {"$ref": "#/components/responses/Error"}
 
@@ -54,12 +55,16 @@ class JsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Any]:
         """Returns FastAPI's own handler behind our reading of the body."""
         handle, body = super().get_route_handler(), self.body_field
+        named = named_in_query(self.dependant)
 
         async def read_and_handle(request: Request) -> Response:
             bounded = self.request_class(request.scope, request.receive)
             if body is not None:
                 is_required = body.field_info.is_required()
                 await bounded.read(self.max_body_bytes, is_required=is_required)
+                check_body(bounded.state.principal, await bounded.json())
+            if named or bounded.path_params:
+                check_address(bounded, named)
             return await handle(bounded)
 
         return read_and_handle
@@ -83,9 +88,9 @@ class HotRoute(APIRoute):
             model: Any = body[0].field_info.annotation
 
             async def read_and_call(request: Request) -> Response:
-                response: Response = await endpoint(
-                    request, await read_model(request, model, max_bytes)
-                )
+                given = await read_model(request, model, max_bytes)
+                check_body(request.state.principal, given)
+                response: Response = await endpoint(request, given)
                 return response
 
             self.handler = read_and_call

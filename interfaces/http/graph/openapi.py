@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from contracts.health import Health
+from interfaces.http.access import access_router
 from interfaces.http.agents import agents_router
 from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.routing import ERROR, Router, refusals
@@ -57,6 +58,7 @@ _REFUSED_BODIES = ("400", "408", "413", "415")
 _FASTAPI_REFUSAL = {"$ref": "#/components/schemas/HTTPValidationError"}
 _SECURITY = {
     "InternalSecret": {"type": "apiKey", "in": "header", "name": "X-Internal-Secret"},
+    "ApiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
     "Bearer": {"type": "http", "scheme": "bearer"},
 }
 
@@ -75,7 +77,7 @@ def build_openapi(prefixes: Mapping[str, str]) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             _describe_refusals(operation, path)
-    document["security"] = [{"InternalSecret": []}, {"Bearer": []}, {}]
+    document["security"] = [{name: []} for name in _SECURITY] + [{}]
     components = document["components"]
     for unused in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(unused, None)
@@ -162,7 +164,7 @@ def _tools() -> Router:
 _ROUTERS: dict[str, Callable[[], Router]] = {
     "tools": _tools,
     "workspace": lambda: workspace_router(
-        channels_router(_NOTHING, _NOTHING), _NOTHING, _NOTHING, _NOTHING, _health
+        channels_router(_NOTHING), _NOTHING, _NOTHING, _NOTHING, _health
     ),
     "agents": lambda: agents_router(_NOTHING, _NOTHING, dict, _health),
     "memory": lambda: memory_router(_NOTHING, _health),
@@ -175,4 +177,5 @@ def documented_routers(prefixes: Mapping[str, str]) -> dict[str, tuple[str, Rout
     found = {
         name: (prefix, _ROUTERS[name]()) for name, prefix in prefixes.items() if name in _ROUTERS
     }
-    return {**found, "root": ("/", root_router(_health, dict))}
+    root = root_router(_health, dict, (), access_router(_NOTHING))
+    return {**found, "root": ("/", root)}

@@ -37,14 +37,17 @@ def root_router(
     health: Callable[[], Health],
     document: Callable[[], dict[str, Any]],
     prefixes: Iterable[str] = (),
+    *routers: Router,
 ) -> Router:
     """Returns the router of the application.
 
-    The page's scripts come from an installed package: no network is needed. Paths below `prefixes`
-    arrive here only while the application there is not deployed yet.
+    `routers` are included. The page's scripts come from an installed package: no network is needed.
+    Paths below `prefixes` arrive here only while the application there is not deployed yet.
     """
     router = Router()
     add_health_routes(router, health)
+    for more in routers:
+        router.include_router(more)
     rendered: list[bytes] = []
 
     @router.get("/", summary="Where to go from here")

@@ -12,6 +12,7 @@ from fastapi import Depends, Query, Response
 from pydantic import ValidationError
 from starlette.requests import Request
 
+from contracts.access.principals import Principal
 from contracts.llm.batches import (
     MAX_BATCH_BYTES,
     Batch,
@@ -22,6 +23,7 @@ from contracts.llm.batches import (
     NewBatch,
 )
 from interfaces.http.base.bodies import read_json
+from interfaces.http.base.claims import check_body
 from interfaces.http.base.errors import JsonResponse, NdjsonResponse, invalid_body
 from interfaces.http.base.identity import MicrodaoQuery, TenantRequest, one_tenant
 from interfaces.http.base.request_slots import RequestSlot, RequestSlots
@@ -51,7 +53,7 @@ class BatchRoutes:
             await slot.start("POST")
             raw = await read_json(Request(request.scope, slot.receive), MAX_BATCH_BYTES)
             # Off the event loop: thousands of requests take a while to check.
-            requests = await asyncio.to_thread(_requests, raw)
+            requests = await asyncio.to_thread(_requests, raw, request.state.principal)
             batch = await self.batches().submit(requests, credential=request.state.credential)
         finally:
             slot.release()
@@ -112,12 +114,18 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
     router.include_router(batch)
 
 
-def _requests(raw: bytes) -> list[BatchRequest]:
-    """Returns the checked requests. Raises InvalidRequest that names the first wrong one."""
+def _requests(raw: bytes, principal: Principal) -> list[BatchRequest]:
+    """Returns the checked requests.
+
+    Raises InvalidRequest that names the first wrong one, or Forbidden as `check_body`.
+    """
     try:
-        return NewBatch.model_validate_json(raw).requests
+        requests = NewBatch.model_validate_json(raw).requests
     except ValidationError as error:
         raise invalid_body(error) from None
+    for request in requests:
+        check_body(principal, request)
+    return requests
 
 
 async def _lines(results: AsyncIterator[list[ItemResult]]) -> AsyncIterator[bytes]:

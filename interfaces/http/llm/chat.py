@@ -12,6 +12,8 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from contracts.access.principals import Principal
+from contracts.errors import Forbidden
 from contracts.health import Health
 from contracts.llm.answers import ProxyResponse, StreamEnd, StreamItem
 from contracts.llm.limits import LimitsFilter, LimitsPage
@@ -98,11 +100,16 @@ def llm_router(routes: LLMRoutes) -> Router:
     )
 
     @router.get("/models", summary="Logical models, and whether each can answer")
-    async def models() -> ModelList:
-        return routes.gateway().models()
+    async def models(request: Request) -> ModelList:
+        principal: Principal = request.state.principal
+        listed = routes.gateway().models().models
+        return ModelList(models=[model for model in listed if model.id in principal.models])
 
     @router.get("/usage", summary="Tokens by agent, microDAO, model, provider and day")
-    async def read_usage(query: Annotated[UsageQuery, Query()]) -> UsagePage:
+    async def read_usage(query: Annotated[UsageQuery, Query()], request: Request) -> UsagePage:
+        principal: Principal = request.state.principal
+        if query.microdao_id is None and not principal.is_operator:
+            raise Forbidden("give `microdao_id`: a sum over all of them is for operators")
         return await routes.usage.query(query.ranged(now_utc()))
 
     add_health_routes(router, routes.health)

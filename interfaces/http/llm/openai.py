@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from contracts.access.principals import Principal
 from contracts.errors import DaarionError, Forbidden, RateLimited, Unauthorized, UnknownModel
 from contracts.llm.answers import StreamEnd
 from contracts.llm.openai_chat import (
@@ -53,13 +54,14 @@ class OpenAIRoutes:
         answer = await self.gateway().complete(asked, request_id, credential=credential)
         return JsonResponse(completion_of(answer, request_id))
 
-    async def models(self, _request: Request) -> Response:
+    async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""
-        return JsonResponse(self.cards().model_dump())
+        return JsonResponse(self.cards(request.state.principal).model_dump())
 
-    def cards(self) -> ModelCards:
-        """Returns the card of each model."""
-        return cards_of(self.gateway().models().models, self.embedding_model)
+    def cards(self, principal: Principal) -> ModelCards:
+        """Returns the card of each model that the caller may ask."""
+        cards = cards_of(self.gateway().models().models, self.embedding_model)
+        return ModelCards(data=[card for card in cards.data if card.id in principal.models])
 
 
 async def _chunks(
@@ -103,8 +105,8 @@ def add_openai_routes(router: Router, routes: OpenAIRoutes) -> None:
         summary="One logical model, for OpenAI clients",
         responses=refusals(404),
     )
-    async def model(model_id: PathId) -> ModelCard:
-        cards = routes.cards().data
+    async def model(model_id: PathId, request: Request) -> ModelCard:
+        cards = routes.cards(request.state.principal).data
         for card in cards:
             if card.id == model_id:
                 return card

@@ -25,12 +25,12 @@ from contracts.tools.api import Outcome
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.resources import WingEnvironment
 from executors.http.executor import HttpToolExecutor
-from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from launcher.postgres import PostgresServer
 from services.tools.application import Toolcore
 from services.workspace.dispatching import DispatchLimits
 from tests.conftest import TEMPLATE, copy_database
+from tests.support.access import access_control, fixed_access
 from tests.support.agents.scripted_model import ScriptedModel, Thought
 from tests.support.events import RecordedEvents
 from tests.support.llm.proxy import ingress_of, proxy_over
@@ -200,12 +200,14 @@ class Platform:
     async def agents(self, **args: Any):
         """A replica of the agent runtime behind the platform's address."""
         settings = AgentsArgs(**{"claim_every_s": 0.2, "lease_s": 5, "patience_s": 2, **args})
-        environment = WingEnvironment(self.database_url, Path(), self.url, nats_url=self.nats_url)
+        environment = WingEnvironment(
+            self.database_url, Path(), self.url, fixed_access(), nats_url=self.nats_url
+        )
         runtime = AgentRuntime(settings, environment, lambda: self.blueprints, self.events)
         await runtime.open()
         before = self.door.apps.get("agents")
         self.door.apps["agents"] = Ingress(
-            runtime.router(), AccessControl(None, None), self.events, max_concurrent=500
+            runtime.router(), access_control(), self.events, max_concurrent=500
         )
         self.runtime = runtime
         try:
@@ -254,7 +256,7 @@ async def platform(
         )
         door.apps["memory"] = memory_ingress(memory.runtime, events)
         door.apps["tools"] = await stack.enter_async_context(_tools(here, tools))
-        invoker = AgentRuntimeClient(url, None) if dispatch else None
+        invoker = AgentRuntimeClient(url, fixed_access().delegations.current) if dispatch else None
         limits = DispatchLimits(max_delay_s=0.2) if dispatch else None
         replica = await stack.enter_async_context(
             workspace(database_url, events, invoker=invoker, limits=limits)

@@ -19,9 +19,9 @@ from backends.http.agent_runtime import AgentRuntimeClient
 from contracts.agents.blueprints import Blueprint
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.resources import WingEnvironment
-from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from services.workspace.dispatching import DispatchLimits
+from tests.support.access import access_control, fixed_access
 from tests.support.events import RecordedEvents
 from tests.support.uvicorn_server import rooted
 from tests.support.workspace.application import workspace
@@ -145,18 +145,21 @@ async def _agents(database_url, door_url, blueprints, listener):
     known = {one["id"]: Blueprint.model_validate(one) for one in blueprints}
     settings = AgentsArgs(lease_s=LEASE_S, claim_every_s=0.2, patience_s=5)
     runtime = AgentRuntime(
-        settings, WingEnvironment(database_url, Path(), door_url), lambda: known, events
+        settings,
+        WingEnvironment(database_url, Path(), door_url, fixed_access()),
+        lambda: known,
+        events,
     )
     await runtime.open()
     await _serve(
-        Ingress(runtime.router(), AccessControl(None, None), events, max_concurrent=500),
+        Ingress(runtime.router(), access_control(), events, max_concurrent=500),
         "agents",
         listener,
     )
 
 
 async def _workspace(database_url, door_url, blueprints, listener):
-    invoker = AgentRuntimeClient(door_url, None)
+    invoker = AgentRuntimeClient(door_url, fixed_access().delegations.current)
     async with workspace(
         database_url, invoker=invoker, limits=DispatchLimits(max_delay_s=0.5)
     ) as replica:

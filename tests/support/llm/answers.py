@@ -10,13 +10,13 @@ import httpx
 
 from contracts.health import Health
 from deployments.llm.wiring import AnswersRuntime
-from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
 from interfaces.http.llm.chat import LLMRoutes, llm_router
 from interfaces.http.llm.openai import OPENAI_ERRORS, OpenAIRoutes, add_openai_routes
 from services.llm.batches import WorkerSettings
 from services.llm.idempotency import IdempotencyTimes
+from tests.support.access import access_control
 from tests.support.llm.proxy import proxy_over, settings
 from tests.support.uvicorn_server import JSON
 
@@ -65,7 +65,7 @@ async def llm_replica(
         add_batch_routes(router, BatchRoutes(lambda: runtime.batches))
         app = Ingress(
             router,
-            AccessControl(secret, None),
+            access_control(secret, None),
             recorder,
             max_concurrent=500,
             error_shapes=OPENAI_ERRORS,

@@ -10,7 +10,6 @@ from configs.llm.config import LLMSettings
 from contracts.errors import EngineUnavailable
 from contracts.health import Health
 from contracts.llm.ports import Condition
-from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.chat import LLMRoutes, llm_router
 from interfaces.http.llm.openai import OPENAI_ERRORS, OpenAIRoutes, add_openai_routes
@@ -18,6 +17,7 @@ from providers.registry import ProviderResources, build_providers
 from providers.routing import RoutingTable
 from services.llm.limits.limiter import LeasedLimiter
 from services.llm.proxy import LLMProxy
+from tests.support.access import access_control
 from tests.support.events import RecordedEvents
 from tests.support.llm.limits import requests_per_minute
 from tests.support.llm.prices import NoPrices
@@ -120,7 +120,7 @@ def ingress_of(proxy, recorder, *, internal=None, admin=None, max_concurrent=100
     add_openai_routes(router, OpenAIRoutes(lambda: proxy, ("embedder", "local")))
     return Ingress(
         router,
-        AccessControl(internal, admin),
+        access_control(internal, admin),
         recorder,
         max_concurrent=max_concurrent,
         error_shapes=OPENAI_ERRORS,

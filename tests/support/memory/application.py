@@ -19,6 +19,7 @@ from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.memory import is_admin, memory_router
+from tests.support.access import access_control, fixed_access
 from tests.support.uvicorn_server import JSON
 
 SOFIA = {"agent_id": "agent:sofia", "microdao_id": "microdao:7"}
@@ -68,7 +69,7 @@ def ingress(
 ) -> Ingress:
     return Ingress(
         memory_router(lambda: runtime.cases, lambda: Health(status="ready")),
-        access or AccessControl(None, None),
+        access or access_control(),
         events,
         max_concurrent=500,
         is_admin=is_admin,
@@ -89,7 +90,10 @@ async def memory_application(
     """Opens the application, by default without periodic runs over the knowledge base."""
     settings = settings or MemorySettings.model_validate({"knowledge_base": {"interval_s": 0}})
     runtime = MemoryRuntime(
-        settings, WingEnvironment(database_url, data_dir, ingress_url, None), embedder, events
+        settings,
+        WingEnvironment(database_url, data_dir, ingress_url, fixed_access()),
+        embedder,
+        events,
     )
     await runtime.open()
     transport = httpx.ASGITransport(ingress(runtime, events, access))

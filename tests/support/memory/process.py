@@ -20,6 +20,7 @@ from configs.memory import MemorySettings
 from deployments.graph.resources import WingEnvironment
 from deployments.memory.wiring import MemoryRuntime
 from providers.embeddings import OpenAIEmbedder
+from tests.support.access import fixed_access
 from tests.support.events import RecordedEvents
 from tests.support.memory.application import ingress
 from tests.support.memory.hashing_embedder import DIMENSION, vector
@@ -53,7 +54,7 @@ async def replica(database_url: str, data_dir: Path, port: int, embedder_port: i
     memory = MemorySettings.model_validate({"knowledge_base": {"interval_s": 0}})
     runtime = MemoryRuntime(
         memory,
-        WingEnvironment(database_url, data_dir, "http://127.0.0.1:9", None),
+        WingEnvironment(database_url, data_dir, "http://127.0.0.1:9", fixed_access()),
         embedder,
         events,
     )

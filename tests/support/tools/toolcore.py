@@ -14,12 +14,12 @@ from backends.tools.registry import PostgresToolStore
 from configs.tools import ToolsSettings
 from contracts.health import Health
 from contracts.tools.api import Execution, Outcome, ToolCallRequest, ToolDefinition
-from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.tools import TOOL_ERRORS, ToolRoutes, is_admin_route, tools_router
 from services.tools.application import Toolcore, ToolcoreConfiguration
 from services.tools.policy import Policy
 from services.tools.resolution import DefinitionResolver
+from tests.support.access import access_control
 from tests.support.events import RecordedEvents
 from tests.support.uvicorn_server import JSON
 
@@ -154,7 +154,7 @@ def asgi(
     routes = ToolRoutes(toolcore, lambda: Health(status="ready"))
     return Ingress(
         tools_router(routes, mcp),
-        AccessControl(internal, admin),
+        access_control(internal, admin),
         events,
         max_concurrent=max_concurrent,
         is_admin=is_admin_route,

@@ -20,6 +20,7 @@ from services.workspace.channels import Channels
 from services.workspace.dispatching import DispatchLimits, InvocationDispatcher
 from services.workspace.live import LiveFeeds
 from services.workspace.tools import WorkspaceTools
+from tests.support.access import fixed_access
 from tests.support.events import RecordedEvents
 from tests.support.uvicorn_server import served
 
@@ -67,12 +68,14 @@ async def workspace(
     projects, follow_ups = PostgresProjects(database), PostgresFollowUps(database)
     channel_events, outbox = PostgresChannelEvents(database), PostgresOutbox(database)
     feeds, notices = LiveFeeds(channel_events, events, max_streams=max_streams), RecordedNotices()
+    access = fixed_access(*secrets)
     dispatcher = (
-        InvocationDispatcher(outbox, invoker, events, limits or DispatchLimits())
+        InvocationDispatcher(
+            outbox, invoker, events, limits or DispatchLimits(), access.directory.claimed
+        )
         if invoker
         else None
     )
-    access = AccessControl(*secrets)
     channels = Channels(
         PostgresChannels(database),
         PostgresMessages(database),
@@ -83,13 +86,13 @@ async def workspace(
         dispatcher.wake if dispatcher else lambda: None,
     )
     router = workspace_router(
-        channels_router(channels, lambda headers: access.check(headers, admin=True)),
+        channels_router(channels),
         projects,
         follow_ups,
         WorkspaceTools(projects, follow_ups),
         lambda: Health(status="ready"),
     )
-    app = Ingress(router, access, events, **{"max_concurrent": 200, **ingress})
+    app = Ingress(router, AccessControl(access), events, **{"max_concurrent": 200, **ingress})
     feeds.start()
     if dispatcher is not None:
         dispatcher.start()

@@ -1,0 +1,88 @@
+"""`access.yaml`: principals to begin with, and how callers may be known otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, StringConstraints, model_validator
+
+from configs.yaml_files import load_yaml
+from contracts.access.keys import MAX_LIVE_KEYS, Label, key_hash
+from contracts.access.principals import Grants, PrincipalName
+from contracts.errors import ConfigurationError
+from contracts.shapes import Strict
+
+SETTINGS_FILE = "access.yaml"
+MIN_KEY_CHARS = 32
+
+
+class FileKey(Strict):
+    """A key by its SHA-256, or by the variable that holds it; never the key itself."""
+
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    env: Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
+    label: Label = ""
+
+    @model_validator(mode="after")
+    def _one(self) -> FileKey:
+        if (self.sha256 is None) == (self.env is None):
+            raise ValueError("give `sha256` or `env`")
+        return self
+
+
+class FilePrincipal(Grants):
+    """A principal with its keys."""
+
+    keys: Annotated[list[FileKey], Field(max_length=MAX_LIVE_KEYS)] = []
+
+
+class AccessSettings(Strict):
+    """The whole file.
+
+    Principals named here are changed here alone; `/internal/access` makes others, and may give
+    these further keys.
+    """
+
+    principals: dict[PrincipalName, FilePrincipal] = {}
+
+
+class FileContents(NamedTuple):
+    """What the store takes: grants by name, keys as principal, label and hash, other sections."""
+
+    principals: Mapping[str, Grants]
+    keys: list[tuple[str, str, bytes]]
+    settings: dict[str, Any]
+
+
+def load_access(config_dir: Path) -> AccessSettings:
+    """Returns the settings. Raises ConfigurationError."""
+    return load_yaml(config_dir / SETTINGS_FILE, AccessSettings)
+
+
+def contents_of(settings: AccessSettings, lookup: Callable[[str], str | None]) -> FileContents:
+    """Returns what is stored of the file; `lookup` reads a variable of the environment.
+
+    Raises:
+        ConfigurationError: a variable is not set, or holds less than `MIN_KEY_CHARS` characters.
+    """
+    principals, keys = {}, []
+    for name, principal in settings.principals.items():
+        fields = principal.model_dump(exclude={"keys"}, exclude_unset=True)
+        principals[name] = Grants.model_validate(fields)
+        keys += [(name, key.label, _hash(name, key, lookup)) for key in principal.keys]
+    others = settings.model_dump(mode="json", exclude={"principals"})
+    return FileContents(principals, keys, others)
+
+
+def _hash(name: str, key: FileKey, lookup: Callable[[str], str | None]) -> bytes:
+    if key.sha256 is not None:
+        return bytes.fromhex(key.sha256)
+    value = lookup(key.env or "")
+    if value is None or len(value) < MIN_KEY_CHARS:
+        raise ConfigurationError(
+            f"{SETTINGS_FILE}: principals.{name}.keys: {key.env} is not set, or has less than "
+            f"{MIN_KEY_CHARS} characters: `make key ARGS=new` prints one"
+        )
+    return key_hash(value.encode())

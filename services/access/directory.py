@@ -1,0 +1,144 @@
+"""What a replica knows of principals: a snapshot that follows the store's revision."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from common.periodic import start_periodic
+from common.tasks import end_tasks
+from contracts.access.keys import PrincipalStore, Snapshot, key_hash
+from contracts.access.principals import BUILT_IN, OURSELVES, Grants, Principal
+from contracts.errors import Forbidden, Unauthorized, Unavailable
+from contracts.events import EventLog, failure_event
+from contracts.identity import Tenant
+
+REFRESH_S = 2.0
+TOUCH_EVERY_S = 30.0
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+class Directory:
+    """Principals by key and by name. A change reaches every replica within `REFRESH_S`.
+
+    While the database is away the last snapshot counts, and keys still expire.
+    """
+
+    def __init__(self, store: PrincipalStore, events: EventLog) -> None:
+        self._store = store
+        self._events = events
+        self._snapshot: Snapshot | None = None
+        self._by_name: dict[str, Principal] = {}
+        self._used: set[UUID] = set()
+        self._touched_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Reads once, if the database answers, and begins to follow."""
+        failed = failure_event(self._events, "access.not_read", defect="access.defect")
+        try:
+            await self.refresh()
+        except Exception as error:  # noqa: BLE001  # the task tries again
+            failed(error, REFRESH_S)
+        self._task = start_periodic(self.refresh, REFRESH_S, failed, name="access:directory")
+
+    async def close(self) -> None:
+        """Stops following."""
+        if self._task is not None:
+            await end_tasks([self._task])
+
+    async def refresh(self) -> None:
+        """Reads what has changed, and records the use of keys. Raises DatabaseUnavailable."""
+        known = self._snapshot
+        if known is None or await self._store.revision() != known.revision:
+            self.take(await self._store.load())
+        if self._used and time.monotonic() - self._touched_at > TOUCH_EVERY_S:
+            used, self._used = self._used, set()
+            self._touched_at = time.monotonic()
+            await self._store.touch(used)
+
+    @property
+    def revision(self) -> int:
+        """The revision that is known; -1 before the first read."""
+        return -1 if self._snapshot is None else self._snapshot.revision
+
+    @property
+    def signing_key(self) -> bytes:
+        """What signs delegations. Raises Unavailable before the first read."""
+        return self._known().signing_key
+
+    def section(self, name: str, model: type[Section]) -> Section | None:
+        """Returns a section of `access.yaml`, if it is given and known already."""
+        found: Any = None if self._snapshot is None else self._snapshot.settings.get(name)
+        return None if found is None else model.model_validate(found)
+
+    def of_key(self, presented: bytes) -> Principal:
+        """Returns the principal of a key.
+
+        Raises:
+            Unauthorized: no live key.
+            Unavailable: before the first read.
+        """
+        key = self._known().keys.get(key_hash(presented))
+        if key is None or (key.expires_at is not None and key.expires_at <= datetime.now(UTC)):
+            raise Unauthorized("this key is unknown, revoked or expired: ask for a new one")
+        self._used.add(key.id)
+        return self.named(key.principal)
+
+    def named(self, name: str, issued: Grants | None = None) -> Principal:
+        """Returns the principal of that name, as it is now.
+
+        `issued` are the grants of one that an identity provider vouched for.
+
+        Raises:
+            Forbidden: there is no such principal any more.
+            Unavailable: before the first read.
+        """
+        if name in BUILT_IN:
+            return BUILT_IN[name]
+        if issued is not None:
+            return Principal(name, issued, name, issued=True)
+        self._known()
+        found = self._by_name.get(name)
+        if found is None:
+            raise Forbidden(f"the principal `{name[:100]}` was withdrawn")
+        return found
+
+    def claimed(self, claims: Mapping[str, Any] | None) -> Principal:
+        """Returns the principal of these `Principal.claims` as it is now; of none, the graph.
+
+        Raises:
+            Forbidden: it was withdrawn, or may no longer act for this agent and microDAO.
+            Unavailable: before the first read.
+        """
+        if claims is None:
+            return OURSELVES
+        grants, tenant = claims.get("grants"), claims.get("tenant")
+        issued = None if grants is None else Grants.model_validate(grants)
+        found = self.named(claims["sub"], issued)
+        found = replace(found, credential=claims.get("credential", found.credential))
+        return found if tenant is None else found.narrowed(Tenant.model_validate(tenant))
+
+    def find(self, name: str) -> Principal | None:
+        """Returns the stored principal of that name, if it is known."""
+        return self._by_name.get(name)
+
+    def _known(self) -> Snapshot:
+        if self._snapshot is None:
+            raise Unavailable("keys cannot be checked yet: retry", retry_after_s=REFRESH_S)
+        return self._snapshot
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Replaces what is known."""
+        self._by_name = {
+            name: Principal(name, grants, name) for name, grants in snapshot.principals.items()
+        }
+        self._snapshot = snapshot

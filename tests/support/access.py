@@ -1,0 +1,62 @@
+"""Callers for tests: what is known of them without a store, and with that of a database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+from uuid import uuid4
+
+from backends.access.principals import PostgresPrincipals
+from backends.postgres.pool import Database, PoolLimits
+from contracts.access.keys import LiveKey, Snapshot, key_hash
+from contracts.access.principals import Grants
+from contracts.events import EventLog
+from interfaces.http.base.access import AccessControl
+from services.access.authentication import Authentication
+from services.access.directory import Directory
+from tests.support.events import RecordedEvents
+
+SIGNING_KEY = b"a key that all processes of the tests share".ljust(64)
+
+
+def fixed_access(
+    internal: str | None = None,
+    admin: str | None = None,
+    *,
+    principals: Mapping[str, Grants] | None = None,
+    keys: Mapping[str, str] | None = None,
+) -> Authentication:
+    """Returns what knows the secrets and these principals; `keys` maps a key to a principal."""
+    directory = Directory(cast("Any", None), RecordedEvents())
+    live = {
+        key_hash(key.encode()): LiveKey(uuid4(), name, None) for key, name in (keys or {}).items()
+    }
+    directory.take(Snapshot(1, principals or {}, live, SIGNING_KEY, {}))
+    return Authentication(internal, admin, directory)
+
+
+def access_control(
+    internal: str | None = None,
+    admin: str | None = None,
+    allowed_hosts: Collection[str] = (),
+    **known: Any,
+) -> AccessControl:
+    """Returns access control over `fixed_access`."""
+    return AccessControl(fixed_access(internal, admin, **known), allowed_hosts)
+
+
+@asynccontextmanager
+async def opened_access(
+    database_url: str, events: EventLog, internal: str | None = None, admin: str | None = None
+) -> AsyncIterator[Authentication]:
+    """Yields what knows the principals of a migrated database."""
+    database = Database(database_url, events=events, limits=PoolLimits(min_size=1, max_size=2))
+    await database.open()
+    directory = Directory(PostgresPrincipals(database, events), events)
+    await directory.start()
+    try:
+        yield Authentication(internal, admin, directory)
+    finally:
+        await directory.close()
+        await database.close()
