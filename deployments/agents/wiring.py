@@ -67,9 +67,8 @@ class AgentRuntime:
             limits=PoolLimits(min_size=1, max_size=args.database_connections),
         )
         url, secret = args.messaging.place(base, environment.lookup)
-        is_own = secret is None and same_origin(url, base)
         self._messaging = open_messaging(
-            args.messaging.kind, url, own if is_own else presenting(secret)
+            args.messaging.kind, url, own if same_origin(url, base) else presenting(secret)
         )
         self._model = LLMProxyClient(base, own, patience_s=args.patience_s)
         self._tools = ToolsClient(base, own, patience_s=args.patience_s)

@@ -327,9 +327,9 @@ async def test_a_post_of_unknown_outcome_is_not_repeated_in_the_other_form():
 def test_where_the_service_is():
     def place(**settings):
         variables = {"THEIRS": "t", "DAARION_INTERNAL_SECRET": "own", "SHARED": "own"}
-        return MessagingSettings(**settings).place("http://127.0.0.1:8123", "own", variables.get)
+        return MessagingSettings(**settings).place("http://127.0.0.1:8123", variables.get)
 
-    assert place() == ("http://127.0.0.1:8123", "own")
+    assert place() == ("http://127.0.0.1:8123", None)
     theirs = {"kind": "messaging_service", "base_url": "https://messaging.example/base/"}
     assert place(**theirs, secret_env="THEIRS") == ("https://messaging.example/base", "t")
     assert place(**theirs) == (
