@@ -2,11 +2,13 @@
 
 A token names the principal and, where it acts for one, the agent and the microDAO. What the
 principal may do is looked up where the token arrives, so a withdrawn principal's tokens end, too.
+Only which applications it may use does not count there: it has not called them itself.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import jwt
 from cachetools import LRUCache
@@ -81,5 +83,7 @@ class Delegations:
         except jwt.PyJWTError:
             raise Unauthorized("this delegation is not valid, or has ended") from None
         found = self._directory.claimed(claims)
+        grants = found.grants.model_copy(update={"applications": None})
+        found = replace(found, grants=grants)
         self._read[token] = found, float(claims["exp"]), self._directory.revision
         return found
