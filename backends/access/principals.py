@@ -86,13 +86,15 @@ UPDATE access_keys
 SET expires_at = least(expires_at, now() + make_interval(secs => %(grace_s)s))
 WHERE principal = %(name)s AND revoked_at IS NULL
 """
+# A key of the file may move to another principal; a revoked one stays revoked.
 ADD_KEY = """
-INSERT INTO access_keys (id, principal, key_hash, hint, label, origin, expires_at)
+INSERT INTO access_keys AS known (id, principal, key_hash, hint, label, origin, expires_at)
 VALUES (
     %(id)s, %(name)s, %(key_hash)s, %(hint)s, %(label)s, %(origin)s,
     now() + make_interval(secs => %(days)s::double precision * 86400)
 )
-ON CONFLICT (key_hash) DO NOTHING
+ON CONFLICT (key_hash) DO UPDATE SET principal = excluded.principal, label = excluded.label
+WHERE (known.origin, excluded.origin) = ('file', 'file')
 RETURNING id, label, hint, created_at, expires_at, last_used_at
 """
 REVOKE = """
@@ -155,7 +157,10 @@ class PostgresPrincipals:
             limit=query.limit,
             cursor=query.cursor,
         )
-        return Page(items=[PrincipalView.model_validate(row) for row in rows], next_cursor=cursor)
+        readable = [row for row in rows if self._grants(row) is not None]
+        return Page(
+            items=[PrincipalView.model_validate(row) for row in readable], next_cursor=cursor
+        )
 
     async def find(self, name: str) -> PrincipalView:
         async with self._database.transaction() as connection:
@@ -244,7 +249,12 @@ async def _view(connection: Connection, name: str) -> PrincipalView:
     row = await (await connection.execute(ONE, {"name": name})).fetchone()
     if row is None:
         raise _unknown()
-    return PrincipalView.model_validate(row)
+    try:
+        return PrincipalView.model_validate(row)
+    except ValidationError:
+        raise Conflict(
+            "this version cannot read what a later one wrote: remove this principal, or replace it"
+        ) from None
 
 
 async def _origin(connection: Connection, name: str) -> str | None:

@@ -116,10 +116,13 @@ class PrincipalStore(Protocol):
         """Records that these keys were used now."""
 
     async def page(self, query: PageQuery) -> Page[PrincipalView]:
-        """Returns one page, by name. Raises InvalidRequest for a foreign cursor."""
+        """Returns one page, newest first, without unreadable rows.
+
+        Raises InvalidRequest for a foreign cursor.
+        """
 
     async def find(self, name: str) -> PrincipalView:
-        """Returns one principal. Raises NotFound."""
+        """Returns one principal. Raises NotFound, or Conflict for an unreadable row."""
 
     async def put(self, name: str, grants: Grants) -> tuple[PrincipalView, bool]:
         """Creates or changes a principal; the flag tells whether it is new.

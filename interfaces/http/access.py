@@ -59,7 +59,7 @@ def access_router(store: PrincipalStore) -> Router:
     @router.get(
         f"{PREFIX}/principals/{{name}}",
         summary="One principal and its live keys (operator)",
-        responses=refusals(404),
+        responses=refusals(404, 409),
     )
     async def find(name: Name) -> PrincipalView:
         return await store.find(name)

@@ -9,13 +9,18 @@ from uuid import uuid4
 
 from backends.access.principals import PostgresPrincipals
 from backends.postgres.pool import Database, PoolLimits
-from contracts.access.keys import LiveKey, Snapshot, key_hash
+from contracts.access.keys import LiveKey, PrincipalStore, Snapshot, key_hash
 from contracts.access.principals import Grants
 from contracts.events import EventLog
+from contracts.health import Health
+from interfaces.http.access import access_router, is_admin
 from interfaces.http.base.access import AccessControl
+from interfaces.http.base.ingress import Ingress
+from interfaces.http.graph.root import root_router
 from services.access.authentication import Authentication
 from services.access.directory import Directory
 from tests.support.events import RecordedEvents
+from tests.support.uvicorn_server import served
 
 SIGNING_KEY = b"a key that all processes of the tests share".ljust(64)
 
@@ -60,3 +65,12 @@ async def opened_access(
     finally:
         await directory.close()
         await database.close()
+
+
+@asynccontextmanager
+async def served_keys(access: Authentication, store: PrincipalStore, events: EventLog) -> Any:
+    """Yields the URL of the root application with the routes of principals and keys."""
+    router = root_router(lambda: Health(status="ready"), dict, [], access_router(store))
+    ingress = Ingress(router, AccessControl(access), events, max_concurrent=20, is_admin=is_admin)
+    async with served(ingress) as url:
+        yield url
