@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, StringConstraints, model_validator
 
 from configs.yaml_files import load_yaml
-from contracts.access.keys import MAX_LIVE_KEYS, Label, key_hash
+from contracts.access.keys import KEY_PREFIX, MAX_LIVE_KEYS, Label, key_hash
 from contracts.access.principals import Grants, PrincipalName
 from contracts.errors import ConfigurationError
 from contracts.shapes import Strict
@@ -65,13 +65,20 @@ def contents_of(settings: AccessSettings, lookup: Callable[[str], str | None]) -
     """Returns what is stored of the file; `lookup` reads a variable of the environment.
 
     Raises:
-        ConfigurationError: a variable is not set, or holds less than `MIN_KEY_CHARS` characters.
+        ConfigurationError: a variable is not set or holds no key of ours, or one key stands twice.
     """
     principals, keys = {}, []
     for name, principal in settings.principals.items():
         fields = principal.model_dump(exclude={"keys"}, exclude_unset=True)
         principals[name] = Grants.model_validate(fields)
         keys += [(name, key.label, _hash(name, key, lookup)) for key in principal.keys]
+    owners: dict[bytes, str] = {}
+    for name, _, hashed in keys:
+        if hashed in owners:
+            raise ConfigurationError(
+                f"{SETTINGS_FILE}: principals.{name}.keys: `{owners[hashed]}` has the same key"
+            )
+        owners[hashed] = name
     others = settings.model_dump(mode="json", exclude={"principals"})
     return FileContents(principals, keys, others)
 
@@ -80,9 +87,9 @@ def _hash(name: str, key: FileKey, lookup: Callable[[str], str | None]) -> bytes
     if key.sha256 is not None:
         return bytes.fromhex(key.sha256)
     value = lookup(key.env or "")
-    if value is None or len(value) < MIN_KEY_CHARS:
+    if value is None or len(value) < MIN_KEY_CHARS or not value.startswith(KEY_PREFIX):
         raise ConfigurationError(
-            f"{SETTINGS_FILE}: principals.{name}.keys: {key.env} is not set, or has less than "
-            f"{MIN_KEY_CHARS} characters: `make key ARGS=new` prints one"
+            f"{SETTINGS_FILE}: principals.{name}.keys: {key.env} is not set, or holds no key "
+            f"`{KEY_PREFIX}…` of {MIN_KEY_CHARS} characters or more: `make key ARGS=new` prints one"
         )
     return key_hash(value.encode())
