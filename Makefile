@@ -19,7 +19,7 @@ PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help gpu-there run services reload status models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo lock sbom clean install install-dev python
+.PHONY: help gpu-there run services reload status models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo key lock sbom clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ agent-runtime: install ## the agent runtime as a plain process beside a running 
 
 demo: install ## ask the demo agent about a project with a random name, in the running graph, and watch it answer
 	@exec $(BIN)/python -m launcher.demo $(ARGS)
+
+key: ## keys of the running graph's callers (ARGS="new NAME --agent ID --microdao ID", ARGS=list, ARGS="rotate NAME", ARGS=--help)
+	@$(INSTALLED) || { echo "nothing is installed yet, so nothing is running: start it with make run" >&2; exit 1; }
+	@exec $(BIN)/python -m launcher.keys $(or $(ARGS),--help)
 
 test: install-dev ## everything a change must pass: models, lint, all tests
 	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
