@@ -31,16 +31,19 @@ class LimitSettings(Strict):
         """Returns every limit that applies to `caller`."""
         found = self.of_subject("agent", caller.agent_id)
         found += self.of_subject("microdao", caller.microdao_id)
-        return found + self.of_subject("credential", caller.credential)
+        return found + self.of_subject("credential", caller.credential, caller.granted)
 
-    def of_subject(self, kind: SubjectKind, subject: str) -> list[Limit]:
-        """Returns the limits of one subject."""
+    def of_subject(
+        self, kind: SubjectKind, subject: str, granted: RateSettings | None = None
+    ) -> list[Limit]:
+        """Returns the limits of one subject; where `granted` has one for a meter, the smaller."""
         default, overrides = {
             "agent": (self.agent, self.agents),
             "microdao": (self.microdao, self.microdaos),
             "credential": (self.credential, self.credentials),
         }[kind]
         rates = overrides[subject].over(default) if subject in overrides else default
+        rates = rates if granted is None else rates.within(granted)
         return [Limit(LimitKey(kind, subject, meter), amount) for meter, amount in rates.amounts()]
 
 

@@ -114,6 +114,12 @@ class Principal:
         return Names(None if self.is_operator else self.grants.tools)
 
     @cached_property
+    def limits(self) -> RateSettings | None:
+        """The limits of its calls together; None where it has no limit of its own."""
+        limits = self.grants.limits
+        return limits if any(limits.amounts()) else None
+
+    @cached_property
     def unrestricted(self) -> bool:
         """Whether it may name every agent, microDAO, model and tool."""
         return all(names.all for names in (self.agents, self.microdaos, self.models, self.tools))

@@ -6,13 +6,12 @@ Money is counted in whole nano-dollars (10⁻⁹ USD), so that sums are exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Annotated, Literal, NamedTuple, Protocol, get_args
 
 from pydantic import Field
 
-from contracts.llm.requests import CallMetadata
 from contracts.shapes import Frozen, Strict
 
 NANO_PER_USD = 1_000_000_000
@@ -56,6 +55,16 @@ class RateSettings(Strict):
         """Returns these limits, with those of `base` for the ones left out."""
         return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
+    def within(self, other: RateSettings) -> RateSettings:
+        """Returns the smaller limit of each meter."""
+        given = {
+            meter: [
+                limit for rates in (self, other) if (limit := getattr(rates, meter)) is not None
+            ]
+            for meter in get_args(Meter)
+        }
+        return RateSettings(**{meter: min(limits) for meter, limits in given.items() if limits})
+
     def amounts(self) -> Iterator[tuple[Meter, int]]:
         """Yields every limit that is set, in its meter's units: money in nano-dollars."""
         for meter in get_args(Meter):
@@ -69,17 +78,13 @@ class Caller:
     """The agent, microDAO and credential that a call counts for.
 
     `credential` is the name of the presented credential, never the secret; `anonymous` where none
-    is demanded.
+    is demanded. `granted` are limits that the principal behind it has of its own, if it has any.
     """
 
     agent_id: str
     microdao_id: str
     credential: str = ANONYMOUS
-
-
-def caller_of(metadata: CallMetadata, credential: str) -> Caller:
-    """Returns the caller that `metadata` names, under `credential`."""
-    return Caller(metadata.agent_id, metadata.microdao_id, credential)
+    granted: RateSettings | None = field(default=None, compare=False)
 
 
 class LimitKey(NamedTuple):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fastapi import APIRouter
 
@@ -23,6 +25,8 @@ from common.tasks import end_tasks
 from configs.engines.embedder import EmbedderSettings
 from configs.llm.config import BatchSettings, IdempotencySettings, LLMSettings
 from configs.llm.limits import LimitSettings
+from contracts.access.acting import acting_as
+from contracts.access.principals import Principal
 from contracts.events import EventLog, failure_event
 from contracts.health import Health
 from contracts.llm.answers import ProxyResponse
@@ -109,7 +113,8 @@ class LLMRuntime:
         self._providers = Reloadable(MAX_TIMEOUT_S)
         self._circuits, self._spillover = Circuits(self._emit_circuit), Spillover()
         self._proxy: LLMProxy | None = None
-        self._answers = AnswersRuntime(environment.database_url, events)
+        caller_of = environment.access.directory.claimed
+        self._answers = AnswersRuntime(environment.database_url, events, caller_of)
 
     async def open(self) -> None:
         """Opens the pool (also while PostgreSQL is away) and the journal.
@@ -224,18 +229,21 @@ class LLMRuntime:
 class AnswersRuntime:
     """Response cache, idempotency keys and batches before the LLM proxy of one replica.
 
-    Construct it on the event loop, `reconfigure` it, then `open` it.
+    Construct it on the event loop, `reconfigure` it, then `open` it. `caller_of` reads the claims
+    of those who submitted batches.
     """
 
     def __init__(
         self,
         database_url: str,
         events: EventLog,
+        caller_of: Callable[[Mapping[str, Any]], Principal],
         *,
         worker: WorkerSettings | None = None,
         times: IdempotencyTimes | None = None,
     ) -> None:
         self._events = events
+        self._caller_of = caller_of
         self._resources = Resources()
         self._database = Database(database_url, events=events, limits=ANSWERS_POOL)
         self._batch, self._idempotency = BatchSettings(), IdempotencySettings()
@@ -293,9 +301,11 @@ class AnswersRuntime:
         return self._cached
 
     async def _complete_uncounted(
-        self, request: ProxyRequest, request_id: str, credential: str
+        self, request: ProxyRequest, request_id: str, claims: Mapping[str, Any]
     ) -> ProxyResponse:
-        return await self.gateway().uncounted(request, request_id, credential)
+        caller = self._caller_of(claims)
+        with acting_as(caller):
+            return await self.gateway().uncounted(request, request_id, caller.credential)
 
     async def _purge(self) -> None:
         await self._queue.purge(self._batch.retention_days * 86_400)

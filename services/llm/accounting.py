@@ -23,7 +23,6 @@ from contracts.llm.limits import (
     Limiter,
     Reservation,
     Spent,
-    caller_of,
 )
 from contracts.llm.ports import Prices
 from contracts.llm.requests import ChatOptions, ProxyRequest
@@ -36,6 +35,7 @@ from contracts.llm.usage import (
     tokens_of,
 )
 from contracts.values import now_utc
+from services.llm.callers import caller_of
 from services.llm.estimates import CallEstimate, completion_tokens, rough_prompt_tokens
 
 OUTCOME_CANCELLED = "cancelled"

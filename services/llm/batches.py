@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import copy
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -16,6 +16,8 @@ import orjson
 from common.periodic import start_periodic
 from common.retry import retry
 from common.tasks import end_tasks
+from contracts.access.acting import acting
+from contracts.access.principals import INTERNAL
 from contracts.errors import (
     CircuitOpen,
     DaarionError,
@@ -63,7 +65,8 @@ class Batches:
     max_waiting: Callable[[], int]
 
     async def submit(self, requests: Sequence[BatchRequest], *, credential: str) -> Batch:
-        """Stores the requests as one batch, to be answered under `credential`.
+        """Stores the requests as one batch, to be answered for the principal at work, under
+        `credential`.
 
         Raises:
             InvalidRequest: a `custom_id` twice, several microDAOs, or `cache` without temperature
@@ -145,14 +148,14 @@ def delay_after(
 class BatchWorker:
     """Answers leased requests in one process; another process finishes those it leaves.
 
-    `answer` runs one call, given the request, its id and the credential. `in_work` returns how many
-    interactive calls this replica serves now.
+    `answer` runs one call, given the request, its id and its caller's claims. `in_work` returns how
+    many interactive calls this replica serves now.
     """
 
     def __init__(
         self,
         queue: BatchQueue,
-        answer: Callable[[ProxyRequest, str, str], Awaitable[ProxyResponse]],
+        answer: Callable[[ProxyRequest, str, Mapping[str, Any]], Awaitable[ProxyResponse]],
         in_work: Callable[[], int],
         events: EventLog,
         settings: WorkerSettings,
@@ -249,11 +252,11 @@ class BatchWorker:
     async def _result(self, work: BatchWork) -> tuple[bytes | None, bool]:
         """Returns the result and whether it is an answer; None once the request was given back."""
         request_id = f"batch-{work.batch_id}-{work.position}"
-        request, credential = _restored(work.request)
+        request, caller = _restored(work.request)
         try:
             if work.failures >= self.settings.max_failures:
                 raise Internal(f"given up after {work.failures} attempts that were cut off")
-            answer = await self._answer(request, request_id, credential)
+            answer = await self._answer(request, request_id, caller)
         except DaarionError as error:
             delay = delay_after(error, work.failures, self.settings, work.stalled_s)
             if delay is None:
@@ -317,10 +320,13 @@ def _prepared(requests: Sequence[BatchRequest], credential: str) -> tuple[str, l
 
 def _stored(request: BatchRequest, credential: str) -> bytes:
     body: dict[str, Any] = request.model_dump(exclude_unset=True, exclude={"custom_id"})
-    return orjson.dumps({"credential": credential, "request": body})
+    caller = {**acting().claims(), "credential": credential}
+    # Former versions read the credential beside the request, and wrote no caller.
+    return orjson.dumps({"credential": credential, "caller": caller, "request": body})
 
 
-def _restored(stored: str) -> tuple[ProxyRequest, str]:
-    """Returns a request and the credential that it was submitted under."""
+def _restored(stored: str) -> tuple[ProxyRequest, Mapping[str, Any]]:
+    """Returns a request and the claims of whoever submitted it."""
     content = orjson.loads(stored)
-    return ProxyRequest.model_validate(content["request"]), content["credential"]
+    caller = content.get("caller", {"sub": INTERNAL, "credential": content["credential"]})
+    return ProxyRequest.model_validate(content["request"]), caller

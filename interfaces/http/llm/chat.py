@@ -125,7 +125,8 @@ def add_limit_routes(router: Router, states: LimitStates) -> None:
         response_model=LimitsPage,
     )
     async def read(query: Annotated[LimitsFilter, Query()], request: Request) -> Response:
-        page = await states.page(query, request.state.credential)
+        principal: Principal = request.state.principal
+        page = await states.page(query, principal.credential, principal.limits)
         # null: a limit without a window, or without a reset.
         return JsonResponse(page.model_dump(mode="json"))
 

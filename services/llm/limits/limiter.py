@@ -17,7 +17,15 @@ from contextlib import suppress
 from common.tasks import end_tasks
 from contracts.errors import DaarionError, LimitsUnavailable, OverLimit, RateLimited
 from contracts.events import EventLog
-from contracts.llm.limits import Caller, Estimate, LimitsOf, Reservation, Spent, shown
+from contracts.llm.limits import (
+    Caller,
+    Estimate,
+    LimitsOf,
+    RateSettings,
+    Reservation,
+    Spent,
+    shown,
+)
 from services.llm.limits.balance import Balance, Plan, amount
 from services.llm.limits.balances import Balances
 from services.llm.limits.protocol import HEARTBEAT_S, Authority
@@ -58,7 +66,7 @@ class LeasedLimiter:
         self._away = False
         self._limits_of = limits_of
         self._balances = Balances(replica or uuid.uuid4().hex)
-        self._plans: OrderedDict[Caller, Plan] = OrderedDict()
+        self._plans: OrderedDict[Caller, tuple[Plan, RateSettings | None]] = OrderedDict()
         self._known_drops = 0
         self._waiting: list[tuple[Plan, Sequence[int]]] = []
         self._turn: asyncio.Future[DaarionError | None]  # ends with the next exchange
@@ -124,13 +132,13 @@ class LeasedLimiter:
         if self._known_drops != self._balances.drops:
             self._known_drops = self._balances.drops
             self._plans.clear()
-        plan = self._plans.get(caller)
-        if plan is None:
+        plan, granted = self._plans.get(caller, (None, None))
+        # By identity: after every change of a principal its limits are taken anew.
+        if plan is None or granted is not caller.granted:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.popitem(last=False)
-            plan = self._plans[caller] = self._balances.plan(
-                self._limits_of(caller), time.monotonic()
-            )
+            plan = self._balances.plan(self._limits_of(caller), time.monotonic())
+            self._plans[caller] = plan, caller.granted
         return plan
 
     async def _next_exchange(self, plan: Plan, amounts: Sequence[int]) -> None:

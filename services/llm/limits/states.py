@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 from contracts.llm.limits import (
     Limit,
@@ -11,12 +11,20 @@ from contracts.llm.limits import (
     LimitsPage,
     LimitState,
     Meter,
+    RateSettings,
     SubjectKind,
     shown,
 )
 from services.llm.limits.protocol import Authority, Standing
 
-LimitsOfSubject = Callable[[SubjectKind, str], Sequence[Limit]]
+
+class LimitsOfSubject(Protocol):
+    """Returns the limits of one subject; `granted` are those that it has of its own."""
+
+    def __call__(
+        self, kind: SubjectKind, subject: str, granted: RateSettings | None = None
+    ) -> Sequence[Limit]: ...
+
 
 _PER: dict[Meter, Literal["minute", "day", "month"] | None] = {
     "requests_per_minute": "minute",
@@ -37,23 +45,27 @@ class LimitStates:
         self._authority = authority
         self._limits_of = limits_of
 
-    async def page(self, wanted: LimitsFilter, credential: str) -> LimitsPage:
+    async def page(
+        self, wanted: LimitsFilter, credential: str, granted: RateSettings | None
+    ) -> LimitsPage:
         """Returns the limits of the wanted agent and microDAO and of the presented credential.
+
+        `granted` are limits that its principal has of its own.
 
         Raises:
             LimitsUnavailable: the authority cannot be reached.
         """
-        subjects: list[tuple[SubjectKind, str | None]] = [
-            ("agent", wanted.agent_id),
-            ("microdao", wanted.microdao_id),
-            ("credential", credential),
+        subjects: list[tuple[SubjectKind, str | None, RateSettings | None]] = [
+            ("agent", wanted.agent_id, None),
+            ("microdao", wanted.microdao_id, None),
+            ("credential", credential, granted),
         ]
         limits_of = self._limits_of()
         limits = [
             limit
-            for kind, subject in subjects
+            for kind, subject, own in subjects
             if subject is not None
-            for limit in limits_of(kind, subject)
+            for limit in limits_of(kind, subject, own)
         ]
         standings = await self._authority.standing(limits) if limits else ()
         return LimitsPage(

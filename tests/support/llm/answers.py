@@ -10,13 +10,14 @@ import httpx
 
 from contracts.health import Health
 from deployments.llm.wiring import AnswersRuntime
+from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
 from interfaces.http.llm.chat import LLMRoutes, llm_router
 from interfaces.http.llm.openai import OPENAI_ERRORS, OpenAIRoutes, add_openai_routes
 from services.llm.batches import WorkerSettings
 from services.llm.idempotency import IdempotencyTimes
-from tests.support.access import access_control
+from tests.support.access import fixed_access
 from tests.support.llm.proxy import proxy_over, settings
 from tests.support.uvicorn_server import JSON
 
@@ -47,14 +48,23 @@ async def llm_replica(
     limit=None,
     source=None,
     secret=None,
+    principals=None,
+    keys=None,
+    limits_of=None,
     **models,
 ):
     """Yields a running replica.
 
     `sections` are of `llm.yaml`: batch, cache, idempotency; other keywords are models.
     """
-    async with proxy_over(base_url, limit=limit, source=source, **models) as (proxy, recorder):
-        runtime = AnswersRuntime(database_url, recorder, worker=worker, times=times)
+    access = fixed_access(secret, None, principals=principals, keys=keys)
+    async with proxy_over(base_url, limit=limit, source=source, limits_of=limits_of, **models) as (
+        proxy,
+        recorder,
+    ):
+        runtime = AnswersRuntime(
+            database_url, recorder, access.directory.claimed, worker=worker, times=times
+        )
         config = settings(base_url, **models).model_dump(mode="json") | (sections or {})
         runtime.reconfigure(type(settings(base_url)).model_validate(config), proxy)
         await runtime.open()
@@ -65,7 +75,7 @@ async def llm_replica(
         add_batch_routes(router, BatchRoutes(lambda: runtime.batches))
         app = Ingress(
             router,
-            access_control(secret, None),
+            AccessControl(access),
             recorder,
             max_concurrent=500,
             error_shapes=OPENAI_ERRORS,

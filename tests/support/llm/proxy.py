@@ -98,13 +98,14 @@ def settings(base_url, **models):
 
 
 @contextlib.asynccontextmanager
-async def proxy_over(base_url, *, limit=None, source=None, **models):
-    """Yields the service and what it recorded."""
+async def proxy_over(base_url, *, limit=None, source=None, limits_of=None, **models):
+    """Yields the service and what it recorded; `limits_of` counts instead of `limit`."""
     recorder = Recorder()
     config = settings(base_url, **models)
     keys = {"OPENAI_API_KEY": KEY}
     providers = build_providers(config, ProviderResources(keys.get, NoEngine()))
-    limiter = LeasedLimiter(source, requests_per_minute(limit), RecordedEvents())
+    limits_of = limits_of or requests_per_minute(limit)
+    limiter = LeasedLimiter(source, limits_of, RecordedEvents())
     yield (
         LLMProxy(RoutingTable(config), providers, limiter, recorder, recorder, NoPrices()),
         recorder,
