@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Annotated, Literal, NamedTuple, Protocol, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from pydantic import Field
 
 from contracts.shapes import Frozen, Strict
+from contracts.values import now_utc
 
 NANO_PER_USD = 1_000_000_000
+WARN_PERCENT = 80
 ANONYMOUS = "anonymous"
 MAX_ID = 256
 
@@ -93,6 +95,37 @@ class LimitKey(NamedTuple):
     kind: SubjectKind
     subject: str
     meter: Meter
+
+
+@dataclass(frozen=True, slots=True)
+class LimitWarning:
+    """A subject has used `WARN_PERCENT` of a limit. Amounts are in the meter's units; `period` is
+    the day or month of a budget, empty for a limit per minute.
+    """
+
+    subject: ClassVar[str] = "limit.warning"
+
+    key: LimitKey
+    amount: int
+    used: int
+    period: str
+
+    def fields(self) -> dict[str, Any]:
+        """Returns what the event and the message say: money in dollars."""
+        kind, subject, meter = self.key
+        return {
+            "limit": f"{kind}.{meter}",
+            "subject": subject,
+            "period": self.period or None,
+            "amount": shown(meter, self.amount),
+            "used": shown(meter, self.used),
+        }
+
+    def message(self) -> dict[str, Any]:
+        """Returns the message. A budget's `event_id` is the same when it is published twice."""
+        now = now_utc().isoformat()
+        parts = ("limit.warning", *self.key, self.amount, self.period or now)
+        return {"event_id": "-".join(map(str, parts)), "ts": now, **self.fields()}
 
 
 class Limit(NamedTuple):

@@ -12,18 +12,21 @@ import ray
 from ray.exceptions import RayError
 
 from backends.llm.usage_reader import UsageSpending
+from backends.nats.publisher import NatsEvents, NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
 from configs.environment import read_environment
 from configs.stores import find_stores
 from contracts.errors import DaarionError, LimitsUnavailable
+from contracts.events import EventLog
 from contracts.llm.limits import Limit, LimitKey
 from deployments.graph.resources import open_event_log
+from deployments.llm.metrics import LLMMetrics
 from services.llm.limits.lease_book import LeaseBook
 from services.llm.limits.periods import period_bounds, period_of
 from services.llm.limits.protocol import Reply, Report, Standing
 
-PROTOCOL = 4
-"""Counted up when the messages change, so that new replicas use an authority of their own."""
+PROTOCOL = 5
+"""Counted up when messages or duties change, so that new replicas use an authority of their own."""
 NAME = f"daarion-limits-{PROTOCOL}"
 NAMESPACE = "daarion"
 CALL_TIMEOUT_S = 1.0
@@ -32,18 +35,26 @@ READERS = 4
 
 
 class LimitAuthority:
-    """Answers from memory; reads earlier spending from the ledger in the background."""
+    """Answers from memory; reads earlier spending from the ledger in the background.
+
+    Warns of limits that are nearly used up: by the event `limits.warning` and on NATS.
+    """
 
     def __init__(self) -> None:
         self._book = LeaseBook(uuid.uuid4().hex, time.monotonic())
         self._reads: dict[LimitKey, asyncio.Task[None]] = {}
         self._spending: UsageSpending | None = None
+        self._outside: tuple[EventLog, NatsEvents] | None = None
         self._readers = asyncio.Semaphore(READERS)
 
     async def exchange(self, report: Report) -> Reply:
         """Takes a replica's report and grants leases."""
         reply = self._book.exchange(report, time.monotonic(), time.time())
         self._read_ledger()
+        for warning in self._book.take_warnings():
+            events, outside = self._open_outside()
+            events.emit("limits.warning", **warning.fields())
+            outside.publish(warning)
         return reply
 
     async def standing(self, limits: Sequence[Limit]) -> list[Standing]:
@@ -77,16 +88,25 @@ class LimitAuthority:
 
     async def _ledger(self) -> UsageSpending:
         if self._spending is None:
-            environment = read_environment()
-            events = open_event_log(environment, "limits")
+            events, _ = self._open_outside()
             database = Database(
-                find_stores(environment).database_url,
+                find_stores(read_environment()).database_url,
                 events=events,
                 limits=PoolLimits(min_size=0, max_size=READERS),
             )
             self._spending = UsageSpending(database)
             await database.open()
         return self._spending
+
+    def _open_outside(self) -> tuple[EventLog, NatsEvents]:
+        """Returns the event log and the publisher; both live as long as the process."""
+        if self._outside is None:
+            environment = read_environment()
+            events = open_event_log(environment, "limits", [LLMMetrics()])
+            publisher = NatsPublisher(find_stores(environment).nats_url, events, name="limits")
+            publisher.start()
+            self._outside = events, NatsEvents(publisher)
+        return self._outside
 
 
 class AuthorityClient:

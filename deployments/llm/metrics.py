@@ -33,7 +33,9 @@ _LATENCY_MS = [
 
 
 class LLMMetrics:
-    """`daarion_llm_*`: calls, tokens, cost and latency by provider and logical model; circuits."""
+    """`daarion_llm_*`: calls, tokens, cost and latency by provider and logical model; circuits;
+    limits that are nearly used up.
+    """
 
     def __init__(self) -> None:
         by_model = ("provider", "logical_model")
@@ -41,6 +43,9 @@ class LLMMetrics:
             "daarion_llm_circuit_turns",
             "Circuits that opened or closed",
             ("provider", "model", "state"),
+        )
+        self._warnings = Counter(
+            "daarion_llm_limit_warnings", "Limits of which four fifths were used", ("limit",)
         )
         self._calls = Counter("daarion_llm_calls", "LLM calls by outcome", (*by_model, "outcome"))
         self._tokens = Counter(
@@ -74,6 +79,8 @@ class LLMMetrics:
                 self._observe(event, {"provider": by_model[0], "logical_model": by_model[1]})
             elif event["event"] == "llm.circuit":
                 self._circuits.inc(1, {key: event[key] for key in ("provider", "model", "state")})
+            elif event["event"] == "limits.warning":
+                self._warnings.inc(1, {"limit": event["limit"]})
         for counter, sums in ((self._calls, calls), (self._tokens, tokens), (self._cost, costs)):
             for values, amount in sums.items():
                 if amount:

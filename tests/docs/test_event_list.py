@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from contracts.agents.announcements import AgentNotice, AgentUsageEvent
+from contracts.llm.limits import LimitWarning
 from contracts.llm.usage import UsageRecord
 from contracts.tools.ledger import ToolUsageEvent
 
@@ -148,7 +149,7 @@ def test_the_list_has_every_metric_and_no_other():
 
 
 def test_the_list_has_every_subject_and_no_other():
-    published = [ToolUsageEvent, AgentUsageEvent, *AgentNotice.__subclasses__()]
+    published = [LimitWarning, ToolUsageEvent, AgentUsageEvent, *AgentNotice.__subclasses__()]
     subjects = {event.subject for event in published}
     for name, tree in SOURCES.items():
         if name.startswith(("interfaces/", "backends/")):

@@ -7,6 +7,8 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import nats
+import orjson
 import pytest
 
 from backends.postgres.migrate import migrate
@@ -14,6 +16,7 @@ from configs.llm.limits import LimitSettings
 from contracts.errors import LimitsUnavailable, RateLimited
 from contracts.llm.limits import NANO_PER_USD, Caller, Estimate, Spent
 from deployments.llm.limit_authority import LimitAuthority
+from launcher.nats import NatsServer
 from launcher.postgres import PostgresServer
 from services.llm.limits.limiter import LeasedLimiter
 from tests.support.events import RecordedEvents
@@ -150,3 +153,42 @@ async def test_without_the_ledger_only_limits_of_money_refuse_calls(
         reservations, _ = await admitted(limiter)
         assert len(reservations) == 5
         await limiter.close()
+
+
+async def test_a_budget_that_is_nearly_spent_is_warned_of_once_in_the_log_and_on_nats(
+    database_url, tmp_path, settings, monkeypatch
+):
+    settings(database_url)
+    async with NatsServer(tmp_path / "nats") as server:
+        monkeypatch.setenv("NATS_URL", server.url)
+        messages, connection = [], await nats.connect(server.url)
+
+        async def hear(message):
+            messages.append(orjson.loads(message.data))
+
+        await connection.subscribe("limit.warning", cb=hear)
+        await connection.flush()
+        rates = LimitSettings.model_validate({"agent": {}, "credential": {"usd_per_day": 10}})
+        limiter = LeasedLimiter(LimitAuthority(), rates.of, RecordedEvents())
+        reservations, _ = await admitted(limiter)
+        for reservation in reservations:
+            reservation.settle(Spent(nano_usd=NANO_PER_USD * 9 // 10))
+        async with asyncio.timeout(60):
+            while not messages:
+                await asyncio.sleep(0.05)
+        await admitted(limiter)  # further reports
+        await connection.flush()
+        await connection.close()
+        await limiter.close()
+    lines = [
+        orjson.loads(line)
+        for file in (tmp_path / "logs" / "events").glob("limits-*.jsonl")
+        for line in file.read_bytes().splitlines()
+    ]
+    [message], [event] = messages, [line for line in lines if line["event"] == "limits.warning"]
+    assert message.pop("event_id").startswith("limit.warning-credential-key-1-usd_per_day-")
+    assert message.pop("ts")
+    assert message["limit"] == "credential.usd_per_day"
+    assert (message["subject"], message["amount"]) == ("key-1", 10.0)
+    assert message["used"] >= 8.0
+    assert message.items() <= event.items()

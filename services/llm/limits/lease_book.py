@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from contracts.llm.limits import CALENDAR, LimitKey
+from contracts.llm.limits import CALENDAR, WARN_PERCENT, LimitKey, LimitWarning
 from services.llm.limits.periods import period_left_s, period_of
 from services.llm.limits.protocol import (
     CELL_S,
@@ -95,6 +95,9 @@ class _Account:
     Money: `spending` is by period and replica, what was reported or else read from the ledger; of
     the periods in `read` it is complete, and of those after `unknown_until`, which this book saw
     from their start.
+
+    `warned` is the period and the limit of the last warning, `warm_until` the end of the window in
+    which a limit per minute was last nearly used up.
     """
 
     unknown_until: str
@@ -102,6 +105,8 @@ class _Account:
     shares: dict[str, _Share] = field(default_factory=dict)
     spending: dict[str, dict[str, int]] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
+    warned: tuple[str, int] = ("", 0)
+    warm_until: float = 0.0
 
     def spent_in(self, period: str) -> dict[str, int]:
         """Returns the spending in `period` by replica; forgets the least recently used one."""
@@ -121,6 +126,20 @@ class _Account:
         """Returns the units that count as spent."""
         spent = sum(share.used(now) for share in self.shares.values())
         return spent + sum(self.spending.get(self.period, {}).values())
+
+    def must_warn(self, used: int, limit: int, now: float) -> bool:
+        """Whether to warn of so many used units: once per period; of a limit per minute, once until
+        it was not nearly used up for a whole window. A larger limit is warned of anew.
+        """
+        if used * 100 < limit * WARN_PERCENT:
+            return False
+        cooled = not self.period and now >= self.warm_until
+        self.warm_until = now + WINDOW_S
+        period, warned_of = self.warned
+        if period == self.period and limit <= warned_of and not cooled:
+            return False
+        self.warned = self.period, limit
+        return True
 
     def outstanding(self) -> int:
         return sum(share.held + share.free for share in self.shares.values())
@@ -151,6 +170,7 @@ class LeaseBook:
         self._replicas: dict[str, _Replica] = {}
         self._unjoined_peers: set[str] = set()
         self._unread: set[LimitKey] = set()
+        self._warnings: list[LimitWarning] = []
 
     def exchange(self, report: Report, now: float, wall: float) -> Reply:
         """Takes a replica's report and grants what it asks for.
@@ -183,6 +203,11 @@ class LeaseBook:
     def unread(self) -> list[LimitKey]:
         """Returns limits of money whose present period was not yet read from the ledger."""
         return list(self._unread)
+
+    def take_warnings(self) -> list[LimitWarning]:
+        """Returns the warnings since the last call."""
+        warnings, self._warnings = self._warnings, []
+        return warnings
 
     def load(self, key: LimitKey, period: str, spent: Mapping[str, int]) -> None:
         """Takes the spending by replica that the ledger holds for `key` in `period`."""
@@ -231,6 +256,11 @@ class LeaseBook:
             # Under a name of its own, because the replica's sum in this period does not hold it.
             spent, name = account.spent_in(account.period), f"{report.replica}, other clock"
             _raise(spent, name, spent.get(name, 0) + more_money)
+        if line.key.meter != "concurrent_calls":  # a state that passes, nothing to be used up
+            used = account.used(now)
+            if account.must_warn(used, line.limit, now):
+                warning = LimitWarning(line.key, line.limit, used, account.period)
+                self._warnings.append(warning)
 
     def _grant(self, replica: str, line: Line, now: float, wall: float) -> Grant:
         account = self._accounts[line.key]
