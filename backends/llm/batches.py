@@ -58,10 +58,14 @@ INSERT_BATCH = (
     "INSERT INTO llm_batches (id, microdao_id, total) VALUES (%(id)s, %(microdao_id)s, %(total)s)"
 )
 INSERT_ITEMS = """
-INSERT INTO llm_batch_items (batch_id, position, microdao_id, custom_id, request)
-SELECT %(id)s, position, %(microdao_id)s, custom_id, request
-FROM unnest(%(positions)s::integer[], %(custom_ids)s::text[], %(requests)s::text[])
-    AS item (position, custom_id, request)
+INSERT INTO llm_batch_items (
+    batch_id, position, microdao_id, custom_id, request, agent_id, channel_id
+)
+SELECT %(id)s, position, %(microdao_id)s, custom_id, request, agent_id, channel_id
+FROM unnest(
+    %(positions)s::integer[], %(custom_ids)s::text[], %(requests)s::text[], %(agent_ids)s::text[],
+    %(channel_ids)s::text[]
+) AS item (position, custom_id, request, agent_id, channel_id)
 """
 # A request whose lease has ended counts as pending.
 ONE = """
@@ -281,6 +285,8 @@ def _parts(items: Sequence[NewItem]) -> Iterator[dict[str, Any]]:
                 "positions": list(range(begin, end)),
                 "custom_ids": [item.custom_id for item in part],
                 "requests": [item.request.decode() for item in part],
+                "agent_ids": [item.agent_id for item in part],
+                "channel_ids": [item.channel_id for item in part],
             }
             begin, size = end, 0
 

@@ -6,6 +6,7 @@ Each statement names the tenant, and row security checks it.
 from __future__ import annotations
 
 import uuid
+from dataclasses import asdict
 from typing import Any, LiteralString
 
 from backends.postgres.pool import PostgresAdapter
@@ -18,14 +19,15 @@ WRITE_TIMEOUT_S = 10.0
 # Replaces an expired key; an attempt whose lease has ended is replaced only by the same request.
 TAKE = """
 INSERT INTO llm_idempotency AS known (
-    microdao_id, key, fingerprint, leased_by, leased_until, expires_at
+    microdao_id, key, fingerprint, agent_id, channel_id, leased_by, leased_until, expires_at
 )
 VALUES (
-    %(microdao_id)s, %(key)s, %(fingerprint)s, %(leased_by)s,
+    %(microdao_id)s, %(key)s, %(fingerprint)s, %(agent_id)s, %(channel_id)s, %(leased_by)s,
     now() + make_interval(secs => %(lease_s)s), now() + make_interval(secs => %(retention_s)s)
 )
 ON CONFLICT (microdao_id, key) DO UPDATE
-SET fingerprint = excluded.fingerprint, leased_by = excluded.leased_by,
+SET fingerprint = excluded.fingerprint, agent_id = excluded.agent_id,
+    channel_id = excluded.channel_id, leased_by = excluded.leased_by,
     leased_until = excluded.leased_until, expires_at = excluded.expires_at, answer = NULL
 WHERE known.expires_at < now()
    OR (
@@ -114,4 +116,4 @@ class PostgresIdempotency(PostgresAdapter):
 
 
 def _values(use: KeyUse) -> dict[str, Any]:
-    return {"microdao_id": use.microdao_id, "key": use.key, "fingerprint": use.fingerprint}
+    return asdict(use)

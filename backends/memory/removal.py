@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +17,6 @@ from backends.memory.areas import (
     background_rows,
     background_transaction,
     lock,
-    tenant_transaction,
 )
 from backends.memory.lexicon.merging import sweep
 from backends.postgres.pool import PostgresAdapter
@@ -25,6 +25,7 @@ from contracts.memory.administration import EraseReceipt, EraseRequest
 from contracts.memory.ports import Area
 
 TIMEOUT_S = 120.0
+PIECE = 5_000
 
 CHUNKS = sql.SQL("""
 WITH gone AS (DELETE FROM agent_memories WHERE {tenant} AND {which} RETURNING chunk_no),
@@ -37,6 +38,11 @@ WITH gone AS (DELETE FROM agent_memories WHERE {tenant} AND {which} RETURNING ch
 SELECT count(DISTINCT chunk_no) AS rows FROM gone
 """)
 ROWS = sql.SQL("DELETE FROM {table} WHERE {tenant} AND {which}")
+# A row that is updated meanwhile is missed: the statements without a limit follow.
+SOME = sql.SQL(
+    "{which} AND ctid = ANY (ARRAY("
+    "SELECT ctid FROM {table} WHERE {tenant} AND {which} LIMIT %(at_most)s))"
+)
 REMOVED = """
 INSERT INTO memory_areas AS area (microdao_id, agent_id, removed)
 VALUES (%(microdao_id)s, %(agent_id)s, %(removed)s)
@@ -93,19 +99,33 @@ class ErasureTables(PostgresAdapter):
         rows = await background_rows(self._database, AGENTS, {"microdao_id": microdao_id})
         return [row["agent_id"] for row in rows if row["agent_id"] != SHARED]
 
-    async def erase_channel(self, tenant: Tenant, channel_id: str) -> dict[str, int]:
+    async def erase(self, area: Area, channel_id: str | None) -> dict[str, int]:
         """Merged terms are removed, too."""
-        area = Area(tenant.microdao_id, tenant.agent_id)
-        values = {**area.identity, "channel_id": channel_id}
-        async with tenant_transaction(self._database, tenant, timeout_s=TIMEOUT_S) as connection:
-            await lock(connection, area)
-            erased = await _erase(connection, CHANNEL, CHANNEL_OR_ALL, values)
-            await sweep(connection, area)
+        values = {**area.identity, "channel_id": channel_id, "at_most": PIECE}
+        which = (ALL, ALL) if channel_id is None else (CHANNEL, CHANNEL_OR_ALL)
+        erased: Counter[str] = Counter()
+        while part := await self._erase_some(area, which, values):
+            erased.update(part)
+        async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
+            if channel_id is None:
+                erased.update(await remove_agent(connection, area))
+            else:
+                await lock(connection, area)
+                erased.update(await _erase(connection, *which, values))
+                if erased["chunks"]:
+                    await sweep(connection, area)
         return erased
 
-    async def erase_agent(self, area: Area) -> dict[str, int]:
+    async def _erase_some(
+        self, area: Area, which: tuple[sql.SQL, sql.SQL], values: dict[str, Any]
+    ) -> Counter[str]:
+        """Removes at most `PIECE` rows of each kind; what it returns is empty at the end."""
         async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
-            return await remove_agent(connection, area)
+            await lock(connection, area)
+            part = Counter(await _erase(connection, *which, values, bounded=True))
+            if part["chunks"]:
+                await connection.execute(REMOVED, {**values, "removed": part["chunks"]})
+        return +part
 
     async def receipt(self, request: EraseRequest, erased: Mapping[str, int]) -> EraseReceipt:
         values = {
@@ -120,22 +140,37 @@ class ErasureTables(PostgresAdapter):
 
 
 async def _erase(
-    connection: Connection, which: sql.SQL, summaries: sql.SQL, values: dict[str, Any]
+    connection: Connection,
+    which: sql.SQL,
+    summaries: sql.SQL,
+    values: dict[str, Any],
+    *,
+    bounded: bool = False,
 ) -> dict[str, int]:
+    def of(table: str, selected: sql.SQL) -> sql.Composable:
+        if not bounded:
+            return selected
+        return SOME.format(table=sql.Identifier(table), tenant=OWN, which=selected)
+
+    async def rows(table: str, selected: sql.SQL) -> int:
+        return await _rows(connection, table, of(table, selected), values)
+
     return {
-        "memories": await _rows(connection, "memories", which, values),
-        "events": await _rows(connection, "memory_events", which, values),
-        "summaries": await _rows(connection, "memory_summaries", summaries, values),
-        "chunks": await _chunks(connection, which, values),
+        "memories": await rows("memories", which),
+        "events": await rows("memory_events", which),
+        "summaries": await rows("memory_summaries", summaries),
+        "chunks": await _chunks(connection, of("agent_memories", which), values),
     }
 
 
-async def _rows(connection: Connection, table: str, which: sql.SQL, values: dict[str, Any]) -> int:
+async def _rows(
+    connection: Connection, table: str, which: sql.Composable, values: dict[str, Any]
+) -> int:
     statement = ROWS.format(table=sql.Identifier(table), tenant=OWN, which=which)
     return (await connection.execute(statement, values)).rowcount
 
 
-async def _chunks(connection: Connection, which: sql.SQL, values: dict[str, Any]) -> int:
+async def _chunks(connection: Connection, which: sql.Composable, values: dict[str, Any]) -> int:
     row = await (
         await connection.execute(CHUNKS.format(tenant=OWN, which=which), values)
     ).fetchone()

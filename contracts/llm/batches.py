@@ -85,10 +85,15 @@ class BatchPage(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """A request as it is stored: JSON that `services.llm.batches` writes and reads."""
+    """A request as it is stored: JSON that `services.llm.batches` writes and reads.
+
+    `agent_id` and `channel_id` say whose it is.
+    """
 
     custom_id: str
     request: bytes
+    agent_id: str
+    channel_id: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ class KeyUse:
     microdao_id: str
     key: bytes
     fingerprint: bytes
+    agent_id: str
+    channel_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

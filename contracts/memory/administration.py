@@ -10,7 +10,6 @@ from pydantic import (
     BaseModel,
     Field,
     StringConstraints,
-    model_validator,
 )
 
 from contracts.identity import Identifier, Tenant
@@ -22,21 +21,20 @@ ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterVa
 
 
 class EraseRequest(Strict):
-    """Body of `POST /erase`: the whole microDAO, one agent of it, or one channel of that agent."""
+    """Body of `POST /erase`: the whole microDAO, one agent or one channel of it, or what is one
+    agent's in one channel.
+    """
 
     microdao_id: Identifier
     agent_id: Identifier | None = None
     channel_id: Identifier | None = None
 
-    @model_validator(mode="after")
-    def _channel_of_an_agent(self) -> EraseRequest:
-        if self.channel_id is not None and self.agent_id is None:
-            raise ValueError("channel_id: needs agent_id")
-        return self
-
 
 class EraseReceipt(BaseModel):
-    """Removed records, counted by kind; the receipt is kept in the database under `id`."""
+    """Removed records, counted by class; the receipt is kept in the database under `id`.
+
+    `kept` says by class what stays, and why.
+    """
 
     ok: Literal[True] = True
     id: str
@@ -44,6 +42,7 @@ class EraseReceipt(BaseModel):
     agent_id: str | None = None
     channel_id: str | None = None
     erased: dict[str, int]
+    kept: dict[str, str] = {}
     at: datetime
 
 

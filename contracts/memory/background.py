@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.administration import EraseReceipt, EraseRequest, RefusedFile
 from contracts.memory.ports import Area
@@ -153,17 +152,21 @@ class DocumentStore(Protocol):
         """Removes a document; returns the number of its chunks."""
 
 
+class RowErasure(Protocol):
+    """Removal of what other wings store."""
+
+    async def erase(self, request: EraseRequest) -> dict[str, int]:
+        """Removes every row that the request selects; returns removed rows by class."""
+
+
 class ErasureStore(Protocol):
-    """Removal of whole tenants and channels."""
+    """Removal of memories of whole tenants and channels."""
 
     async def agents(self, microdao_id: str) -> Sequence[str]:
         """Returns the microDAO's agents that have, or had, memories."""
 
-    async def erase_channel(self, tenant: Tenant, channel_id: str) -> dict[str, int]:
-        """Removes an agent's channel from every tier; returns removed rows by kind."""
-
-    async def erase_agent(self, area: Area) -> dict[str, int]:
-        """Removes an agent from every tier; returns removed rows by kind."""
+    async def erase(self, area: Area, channel_id: str | None) -> dict[str, int]:
+        """Removes an area, or one channel of it, from every tier; returns removed rows by kind."""
 
     async def receipt(self, request: EraseRequest, erased: Mapping[str, int]) -> EraseReceipt:
         """Stores and returns the receipt."""

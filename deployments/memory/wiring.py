@@ -16,6 +16,7 @@ from backends.memory.removal import ErasureTables
 from backends.memory.shards import ShardUpkeep
 from backends.memory.short_term import EventRetention, ShortTermLog, Summaries
 from backends.memory.vectors import VectorStore
+from backends.postgres.erasing import TenantRows
 from backends.postgres.leases import DatabaseJobLeases
 from backends.postgres.pool import Database, PoolLimits
 from configs.memory import MemorySettings
@@ -141,7 +142,9 @@ class MemoryRuntime:
                 settings.summaries,
             ),
             records=records,
-            erasing=Erasing(ErasureTables(self._background), self._knowledge),
+            erasing=Erasing(
+                TenantRows(self._background), ErasureTables(self._background), self._knowledge
+            ),
             knowledge=self._knowledge,
         )
 

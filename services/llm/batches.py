@@ -314,7 +314,15 @@ def _prepared(requests: Sequence[BatchRequest], credential: str) -> tuple[str, l
             )
         if request.cache is not None:
             cache_key(request)
-    items = [NewItem(request.custom_id, _stored(request, credential)) for request in requests]
+    items = [
+        NewItem(
+            request.custom_id,
+            _stored(request, credential),
+            request.metadata.agent_id,
+            request.metadata.channel_id,
+        )
+        for request in requests
+    ]
     return microdao_id, items
 
 

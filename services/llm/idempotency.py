@@ -199,6 +199,8 @@ def key_use(request: ProxyRequest, key: str) -> KeyUse:
         caller.microdao_id,
         hashlib.sha256(owner + key.encode("utf-8", "surrogatepass")).digest(),
         hashlib.sha256(hashlib.sha256(own_fields).digest() + canonical_body(request)).digest(),
+        caller.agent_id,
+        caller.channel_id,
     )
 
 

@@ -5,35 +5,47 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from contracts.identity import Tenant
 from contracts.memory.administration import EraseReceipt, EraseRequest
-from contracts.memory.background import ErasureStore
+from contracts.memory.background import ErasureStore, RowErasure
 from contracts.memory.ports import Area
-from services.memory.knowledge_base import KnowledgeBase
+from services.memory.knowledge_base import SHARED, KnowledgeBase
+
+KEPT = {
+    "usage": "the ledger of calls and costs, which bills refer to: ids and counts, no contents",
+    "audit": "who did what, for those who supervise: ids, no contents",
+    "receipts": "the receipts of erasures: ids and counts",
+    "grants": "principals and settings that name these ids: operators write and remove them",
+    "running": "calls of tools and models that run at this moment: repeat the erasure after them",
+    "queues": "messages in NATS: at most 25 hours until they are taken, refused ones for "
+    "`keep_parked_days`",
+    "caches": "answers that callers asked to cache, in the memory of replicas: for their `ttl_s`, "
+    "at most a day, or until the next reload",
+    "copies": "backups, exports, and what other services store",
+}
+"""What an erasure does not reach, by class, with the reason."""
 
 
 @dataclass(frozen=True)
 class Erasing:
     """The use case behind `POST /erase`."""
 
+    rows: RowErasure
     store: ErasureStore
     knowledge: KnowledgeBase
 
     async def erase(self, request: EraseRequest) -> EraseReceipt:
-        """Removes a microDAO with its knowledge base, an agent, or a channel from every tier.
+        """Removes a microDAO with its knowledge base, an agent or a channel from every wing.
 
-        Each agent is removed in its own transaction. After a failure the same request continues
-        where it stopped.
+        Many transactions of a bounded size do it. After a failure the same request continues where
+        it stopped; what is written meanwhile goes when it is repeated.
         """
-        erased: Counter[str] = Counter()
+        erased = Counter(await self.rows.erase(request))
         microdao_id, agent_id = request.microdao_id, request.agent_id
-        if agent_id is None:
-            for agent in await self.store.agents(microdao_id):
-                erased.update(await self.store.erase_agent(Area(microdao_id, agent)))
+        agents = await self.store.agents(microdao_id) if agent_id is None else [agent_id]
+        for agent in agents:
+            erased.update(await self.store.erase(Area(microdao_id, agent), request.channel_id))
+        if agent_id is None and request.channel_id is None:
             erased.update(await self.knowledge.forget(microdao_id))
-        elif request.channel_id is None:
-            erased.update(await self.store.erase_agent(Area(microdao_id, agent_id)))
-        else:
-            tenant = Tenant(microdao_id=microdao_id, agent_id=agent_id)
-            erased.update(await self.store.erase_channel(tenant, request.channel_id))
-        return await self.store.receipt(request, erased)
+            await self.store.erase(Area(microdao_id, SHARED), None)
+        receipt = await self.store.receipt(request, erased)
+        return receipt.model_copy(update={"kept": KEPT})

@@ -10,10 +10,12 @@ import psycopg
 import pytest
 
 from backends.agents.runs import OTHER_AGENTS_AFTER_S, PostgresRuns
+from backends.postgres.erasing import TenantRows
 from backends.postgres.pool import Database, PoolLimits
 from contracts.agents.invocations import AgentInvocation
 from contracts.agents.runs import NewRun
 from contracts.identity import new_id
+from contracts.memory.administration import EraseRequest
 from tests.support.events import RecordedEvents
 
 OWN, SOFIA = "microdao:7", "agent:sofia"
@@ -100,3 +102,15 @@ async def test_an_unreadable_run_is_reported_and_postponed_and_others_are_claime
     ]
     await change(database_url, unreadable, "journal = '{}'")
     assert await store.lease(HELD_S, 10, [SOFIA]) == []
+
+
+async def test_an_erased_run_is_neither_taken_nor_continued(store, database_url, events):
+    waiting, held = await accepted(store), await accepted(store, lease_s=HELD_S)
+    database = Database(database_url, events=events)
+    await database.open()
+    erased = await TenantRows(database).erase(EraseRequest(microdao_id=OWN, agent_id=SOFIA))
+    await database.close()
+    assert erased["runs"] == 2
+    assert await store.lease(LAPSED_S, 10, [SOFIA]) == []
+    assert not await store.note(held, HELD_S)
+    assert await store.find(OWN, waiting.id) is None

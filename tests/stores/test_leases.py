@@ -109,7 +109,7 @@ async def test_leases_of_an_earlier_version_are_taken_over(earlier: Database) ->
     await queue.release(work, Delay(0.0))
     assert await queue.lease(60.0) is not None
 
-    use = KeyUse("m", b"k", b"f")
+    use = KeyUse("m", b"k", b"f", "agent:sofia")
     assert isinstance(await PostgresIdempotency(earlier).begin(use, 60.0, 60.0), Granted)
 
     claim = await EmbeddingQueue(earlier).lease(10)
