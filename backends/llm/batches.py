@@ -22,6 +22,7 @@ from contracts.identity import new_id
 from contracts.llm.batches import (
     Batch,
     BatchCounts,
+    BatchFilter,
     BatchPage,
     BatchStatus,
     BatchWork,
@@ -55,7 +56,8 @@ INSERT INTO llm_batch_turns AS turns (microdao_id) VALUES (%(microdao_id)s)
 ON CONFLICT (microdao_id) DO UPDATE SET served_at = turns.served_at
 """
 INSERT_BATCH = (
-    "INSERT INTO llm_batches (id, microdao_id, total) VALUES (%(id)s, %(microdao_id)s, %(total)s)"
+    "INSERT INTO llm_batches (id, microdao_id, total, submitter)"
+    " VALUES (%(id)s, %(microdao_id)s, %(total)s, %(submitter)s)"
 )
 INSERT_ITEMS = """
 INSERT INTO llm_batch_items (
@@ -75,6 +77,7 @@ SELECT batches.id, total, succeeded, failed, created_at, cancelled_at, ended_at,
 ) AS running
 FROM llm_batches AS batches
 WHERE microdao_id = %(microdao_id)s AND id = %(id)s
+  AND (%(submitter)s::text IS NULL OR submitter = %(submitter)s)
 """
 PAGE = """
 SELECT batches.id, total, succeeded, failed, created_at, cancelled_at, ended_at, (
@@ -83,6 +86,7 @@ SELECT batches.id, total, succeeded, failed, created_at, cancelled_at, ended_at,
 ) AS running
 FROM llm_batches AS batches
 WHERE microdao_id = %(microdao_id)s
+  AND (%(submitter)s::text IS NULL OR submitter = %(submitter)s)
   AND (created_at, id) < (
       coalesce(%(after_time)s::timestamptz, 'infinity'::timestamptz), %(after_id)s::uuid
   )
@@ -147,7 +151,9 @@ class PostgresBatches:
         # One lock per microDAO: only one of its submissions at a time takes a connection.
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:
+    async def create(
+        self, microdao_id: str, items: Sequence[NewItem], max_waiting: int, submitter: str
+    ) -> Batch:
         limit = {"limit": WAITING_LIMIT, "subject": microdao_id, "amount": max_waiting}
         if len(items) > max_waiting:
             raise OverLimit(
@@ -159,6 +165,7 @@ class PostgresBatches:
             "id": new_id(),
             "microdao_id": microdao_id,
             "total": len(items),
+            "submitter": submitter,
             "wait_ms": str(LOCK_WAIT_MS),
         }
         own = self._submitting.setdefault(microdao_id, asyncio.Lock())
@@ -182,21 +189,21 @@ class PostgresBatches:
         assert stored is not None  # it was written above
         return _batch(stored)
 
-    async def get(self, microdao_id: str, batch_id: str) -> Batch:
-        values = {"microdao_id": microdao_id, "id": _uuid(batch_id)}
+    async def get(self, microdao_id: str, batch_id: str, submitter: str | None = None) -> Batch:
+        values = {"microdao_id": microdao_id, "id": _uuid(batch_id), "submitter": submitter}
         rows = await self._database.run(ONE, values, microdao_id=microdao_id)
         if not rows:
             raise _unknown()
         return _batch(rows[0])
 
-    async def page(self, microdao_id: str, limit: int, cursor: str | None) -> BatchPage:
+    async def page(self, query: BatchFilter, submitter: str | None = None) -> BatchPage:
         rows, after = await read_page(
             self._database,
             "llm_batches",
             PAGE,
-            {"microdao_id": microdao_id},
-            limit=limit,
-            cursor=cursor,
+            {"microdao_id": query.microdao_id, "submitter": submitter},
+            limit=query.limit,
+            cursor=query.cursor,
         )
         return BatchPage(batches=[_batch(row) for row in rows], next_cursor=after)
 

@@ -135,9 +135,14 @@ class Delay:
 
 
 class BatchStore(Protocol):
-    """Batches of one microDAO; those of others do not exist for it."""
+    """Batches of one microDAO; those of others do not exist for it.
 
-    async def create(self, microdao_id: str, items: Sequence[NewItem], max_waiting: int) -> Batch:
+    Neither do those of others than `submitter`, the name of a credential, where one is given.
+    """
+
+    async def create(
+        self, microdao_id: str, items: Sequence[NewItem], max_waiting: int, submitter: str
+    ) -> Batch:
         """Stores a batch whole or not at all.
 
         Raises:
@@ -145,10 +150,10 @@ class BatchStore(Protocol):
             OverLimit: these alone are more than that.
         """
 
-    async def get(self, microdao_id: str, batch_id: str) -> Batch:
+    async def get(self, microdao_id: str, batch_id: str, submitter: str | None = None) -> Batch:
         """Returns one batch. Raises NotFound."""
 
-    async def page(self, microdao_id: str, limit: int, cursor: str | None) -> BatchPage:
+    async def page(self, query: BatchFilter, submitter: str | None = None) -> BatchPage:
         """Returns one page, newest first. Raises InvalidRequest for a cursor of another query."""
 
     async def cancel(self, microdao_id: str, batch_id: str) -> Batch:

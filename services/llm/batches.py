@@ -76,26 +76,29 @@ class Batches:
         """
         # In a thread, because thousands of requests take a while.
         microdao_id, items = await asyncio.to_thread(_prepared, requests, credential)
-        batch = await self.store.create(microdao_id, items, self.max_waiting())
+        batch = await self.store.create(microdao_id, items, self.max_waiting(), credential)
         self.events.emit(
             "llm.batch_submitted", batch_id=batch.id, microdao_id=microdao_id, requests=len(items)
         )
         self.wake()
         return batch
 
-    async def cancel(self, microdao_id: str, batch_id: str) -> Batch:
+    async def cancel(self, microdao_id: str, batch_id: str, submitter: str | None = None) -> Batch:
         """Cancels a batch: waiting requests never start, running ones are stopped within seconds.
 
         Raises NotFound.
         """
+        await self.store.get(microdao_id, batch_id, submitter)
         batch = await self.store.cancel(microdao_id, batch_id)
         if batch.status != "completed":
             self.events.emit("llm.batch_cancelled", batch_id=batch.id, microdao_id=microdao_id)
         return batch
 
-    async def results(self, microdao_id: str, batch_id: str) -> AsyncIterator[list[ItemResult]]:
+    async def results(
+        self, microdao_id: str, batch_id: str, submitter: str | None = None
+    ) -> AsyncIterator[list[ItemResult]]:
         """Returns the results, some at a time. Raises NotFound before the first."""
-        await self.store.get(microdao_id, batch_id)
+        await self.store.get(microdao_id, batch_id, submitter)
         return self.store.results(microdao_id, batch_id)
 
 

@@ -39,6 +39,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON access_principals, access_keys TO daario
 -- Who let a run or an invocation begin; null: the graph itself, or a version without principals.
 ALTER TABLE agent_runs ADD COLUMN caller jsonb;
 ALTER TABLE invocation_outbox ADD COLUMN caller jsonb;
+-- The credential that a batch was submitted with: who may not act as every agent sees its own batches only.
+ALTER TABLE llm_batches ADD COLUMN submitter text;
 
 DROP FUNCTION invocation_outbox_lease(uuid, double precision, integer);
 CREATE FUNCTION invocation_outbox_lease(holder uuid, seconds double precision, at_most integer)

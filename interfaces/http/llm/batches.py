@@ -38,6 +38,15 @@ as many bodies, of at most `MAX_BATCH_BYTES`, may be arriving."""
 Microdao = Annotated[MicrodaoQuery, Query()]
 
 
+async def _own(request: Request) -> str | None:
+    principal: Principal = request.state.principal
+    return None if principal.agents.all else principal.credential
+
+
+Own = Annotated[str | None, Depends(_own)]
+"""Whose batches a caller sees that may not act as every agent: its own."""
+
+
 @dataclass
 class BatchRoutes:
     """What the routes call. `batches` is looked up at each request."""
@@ -80,8 +89,8 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
     )
 
     @batch.get("/batch", summary="A microDAO's batches, newest first", dependencies=one)
-    async def page(query: Annotated[BatchFilter, Query()]) -> BatchPage:
-        return await batches().store.page(query.microdao_id, query.limit, query.cursor)
+    async def page(query: Annotated[BatchFilter, Query()], own: Own) -> BatchPage:
+        return await batches().store.page(query, own)
 
     @batch.get(
         "/batch/{batch_id}",
@@ -89,8 +98,8 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
         dependencies=one,
         responses=refusals(404),
     )
-    async def get(batch_id: PathId, query: Microdao) -> Batch:
-        return await batches().store.get(query.microdao_id, batch_id)
+    async def get(batch_id: PathId, query: Microdao, own: Own) -> Batch:
+        return await batches().store.get(query.microdao_id, batch_id, own)
 
     @batch.get(
         "/batch/{batch_id}/items",
@@ -99,8 +108,8 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
         response_class=NdjsonResponse,
         responses=refusals(404),
     )
-    async def items(batch_id: PathId, query: Microdao) -> Response:
-        return NdjsonResponse(_lines(await batches().results(query.microdao_id, batch_id)))
+    async def items(batch_id: PathId, query: Microdao, own: Own) -> Response:
+        return NdjsonResponse(_lines(await batches().results(query.microdao_id, batch_id, own)))
 
     @batch.delete(
         "/batch/{batch_id}",
@@ -108,8 +117,8 @@ def add_batch_routes(router: Router, routes: BatchRoutes) -> None:
         dependencies=one,
         responses=refusals(404),
     )
-    async def cancel(batch_id: PathId, query: Microdao) -> Batch:
-        return await batches().cancel(query.microdao_id, batch_id)
+    async def cancel(batch_id: PathId, query: Microdao, own: Own) -> Batch:
+        return await batches().cancel(query.microdao_id, batch_id, own)
 
     router.include_router(batch)
 
