@@ -1,5 +1,6 @@
 """Answers of the LLM proxy, whole or streamed, and what providers return to it."""
 
+from decimal import Decimal
 from typing import Any
 
 from pydantic import BaseModel
@@ -35,6 +36,8 @@ class ProxyResponse(BaseModel):
     """Body of a successful `POST /internal/llm/proxy`. Absent optional fields are left out.
 
     `refusal` is what the model said in place of an answer, from providers that tell the two apart.
+    `cost_usd` is that of all attempts, a decimal text; absent where a price is not known, and for
+    an answer from the cache.
     """
 
     content: str
@@ -47,6 +50,7 @@ class ProxyResponse(BaseModel):
     finish_reason: str | None = None
     request_id: str | None = None
     latency_ms: float | None = None
+    cost_usd: Decimal | None = None
     cached: bool | None = None
     attempts: list[Attempt] | None = None
 

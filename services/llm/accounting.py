@@ -108,6 +108,7 @@ class CallAccount:
         self._settled = False
         self.attempts: list[Attempt] = []
         self.unreadable_events = 0
+        self.cost_usd: Decimal | None = None  # once it is settled
 
     async def reserve(self, limiter: Limiter) -> None:
         """Reserves the call's estimate. Raises RateLimited, OverLimit or LimitsUnavailable."""
@@ -231,6 +232,7 @@ class CallAccount:
             attempts=len(self._tries),
             tries=tuple([_record_of(ended) for ended in self._tries]),
         )
+        self.cost_usd = record.cost_usd
         self._emit(record)
         if self._ticket is not None:
             self._sink.record(record, self._ticket)

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+from pydantic_core import to_json
 
 from common.periodic import start_periodic
 from common.retry import retry
@@ -272,7 +273,7 @@ class BatchWorker:
                 self._last_failures[request.model] = copy.copy(error)  # without its traceback
             await self._release(work, delay)
             return None, False
-        return orjson.dumps(answer.model_dump(exclude_none=True)), True
+        return to_json(answer, exclude_none=True), True
 
     async def _finish(self, work: BatchWork, result: bytes, *, succeeded: bool) -> None:
         """Writes the result, retrying while the database is away; it counts if the lease holds."""

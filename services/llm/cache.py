@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import orjson
 from cachetools import TLRUCache
+from pydantic_core import to_json
 
 from contracts.errors import InvalidRequest
 from contracts.llm.answers import ProxyResponse
@@ -100,7 +101,7 @@ class AnswerCache:
         """Stores the answer for `ttl_s` seconds, replacing an older one."""
         self._entries.pop(key, None)
         kept = answer.model_copy(update={"request_id": None, "latency_ms": None, "attempts": None})
-        entry = _Entry(orjson.dumps(kept.model_dump(exclude_none=True)), self._clock(), ttl_s)
+        entry = _Entry(to_json(kept, exclude_none=True), self._clock(), ttl_s)
         if _size(entry) <= self._max_entry:
             self._entries[key] = entry
 

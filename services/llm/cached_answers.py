@@ -226,8 +226,8 @@ class CachedAnswers:
             attempts=0,
         )
         self._proxy.events.emit("llm.call", **record.event(), cached=True)
-        own = {"cached": True, "request_id": request_id, "latency_ms": latency, "attempts": None}
-        return answer.model_copy(update=own)
+        own = {"cached": True, "request_id": request_id, "latency_ms": latency}
+        return answer.model_copy(update=own | {"attempts": None, "cost_usd": None})
 
 
 class _CountedStream:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import orjson
+from pydantic_core import to_json
 
 from common.periodic import repeating
 from common.retry import retry
@@ -152,7 +153,7 @@ class Idempotency:
         except BaseException:
             await self._release(use, lease)
             raise
-        body = orjson.dumps(answer.model_dump(exclude_none=True))
+        body = to_json(answer, exclude_none=True)
         return (
             body
             if await self._settled(use, lease, orjson.dumps({"answer": orjson.Fragment(body)}))

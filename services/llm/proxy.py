@@ -210,5 +210,6 @@ def _response(target: Target, answer: LLMResponse, account: CallAccount) -> Prox
         finish_reason=answer.finish_reason,
         request_id=account.request_id,
         latency_ms=account.latency_ms(),
+        cost_usd=account.cost_usd,
         attempts=account.attempts,
     )

@@ -51,6 +51,7 @@ async def llm_replica(
     principals=None,
     keys=None,
     limits_of=None,
+    prices=None,
     **models,
 ):
     """Yields a running replica.
@@ -58,7 +59,9 @@ async def llm_replica(
     `sections` are of `llm.yaml`: batch, cache, idempotency; other keywords are models.
     """
     access = fixed_access(secret, None, principals=principals, keys=keys)
-    async with proxy_over(base_url, limit=limit, source=source, limits_of=limits_of, **models) as (
+    async with proxy_over(
+        base_url, limit=limit, source=source, limits_of=limits_of, prices=prices, **models
+    ) as (
         proxy,
         recorder,
     ):

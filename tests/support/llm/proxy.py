@@ -13,6 +13,7 @@ from contracts.llm.ports import Condition
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.chat import LLMRoutes, llm_router
 from interfaces.http.llm.openai import OPENAI_ERRORS, OpenAIRoutes, add_openai_routes
+from providers.prices import PriceBook
 from providers.registry import ProviderResources, build_providers
 from providers.routing import RoutingTable
 from services.llm.limits.limiter import LeasedLimiter
@@ -98,16 +99,22 @@ def settings(base_url, **models):
 
 
 @contextlib.asynccontextmanager
-async def proxy_over(base_url, *, limit=None, source=None, limits_of=None, **models):
-    """Yields the service and what it recorded; `limits_of` counts instead of `limit`."""
+async def proxy_over(base_url, *, limit=None, source=None, limits_of=None, prices=None, **models):
+    """Yields the service and what it recorded; `limits_of` counts instead of `limit`, and `prices`
+    are those of `llm.yaml`.
+    """
     recorder = Recorder()
     config = settings(base_url, **models)
+    if prices is not None:
+        given = config.model_dump(exclude_unset=True) | {"prices": prices}
+        config = LLMSettings.model_validate(given)
+    book = NoPrices() if prices is None else PriceBook(config)
     keys = {"OPENAI_API_KEY": KEY}
     providers = build_providers(config, ProviderResources(keys.get, NoEngine()))
     limits_of = limits_of or requests_per_minute(limit)
     limiter = LeasedLimiter(source, limits_of, RecordedEvents())
     yield (
-        LLMProxy(RoutingTable(config), providers, limiter, recorder, recorder, NoPrices()),
+        LLMProxy(RoutingTable(config), providers, limiter, recorder, recorder, book),
         recorder,
     )
     await limiter.close()
