@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from contracts.identity import Identifier
+from contracts.llm.limits import Dollars
 from contracts.shapes import Strict
 from contracts.tools.api import ToolId
 
@@ -19,14 +20,17 @@ class RunLimits(Strict):
 
     `seconds` covers everything up to the reply; posting it has a bound of its own. `steps` counts
     calls of the model; the last one offers no tools. `tokens` counts prompts and answers together;
-    once they are used up, the next step is the last. `context_tokens` bounds channel and memory in
-    a prompt.
+    once they are used up, the next step is the last. So it is with `cost_usd`, the dollars of the
+    model's calls, as far as their prices are known; of this bound and the `max_cost_per_run` of
+    whoever invoked the agent the smaller counts. `context_tokens` bounds channel and memory in a
+    prompt.
     """
 
     steps: Annotated[int, Field(ge=1, le=32)] = 6
     tool_calls: Annotated[int, Field(ge=0, le=128)] = 12
     calls_per_step: Annotated[int, Field(ge=1, le=32)] = 6
     tokens: Annotated[int, Field(ge=100, le=10_000_000)] = 60_000
+    cost_usd: Dollars | None = None
     answer_tokens: Annotated[int, Field(ge=8, le=100_000)] = 800
     context_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 3_000
     result_chars: Annotated[int, Field(ge=100, le=1_000_000)] = 8_000

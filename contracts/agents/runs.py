@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Literal
 from uuid import UUID
 
@@ -34,8 +35,8 @@ class ToolUse(Frozen):
 
 
 class StepRecord(BaseModel):
-    """One step of a run. It began `started_ms` after its attempt; model and token counts belong to
-    steps of kind `llm`.
+    """One step of a run. It began `started_ms` after its attempt; model, token counts and dollars
+    belong to steps of kind `llm`.
     """
 
     kind: StepName
@@ -48,6 +49,7 @@ class StepRecord(BaseModel):
     provider: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cost_usd: Decimal | None = None
     finish_reason: str | None = None
     items: int | None = None
     calls: list[ToolUse] | None = None
@@ -131,6 +133,11 @@ class Run(NewRun):
     claimed: bool = False
     posting_since: datetime | None = None
     posting_s: float = 0.0
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """Dollars of the model's calls in all attempts, as far as their prices are known."""
+        return sum((step.cost_usd or Decimal(0) for step in self.steps), Decimal(0))
 
     @property
     def tenant(self) -> Tenant:

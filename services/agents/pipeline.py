@@ -154,6 +154,7 @@ class _Conversation:
                     record.model, record.provider = answer.model_resolved, answer.provider
                     record.prompt_tokens = answer.usage.prompt_tokens
                     record.completion_tokens = answer.usage.completion_tokens
+                    record.cost_usd = answer.cost_usd
                     record.finish_reason = answer.finish_reason
                 break
             except ContextLengthExceeded:
@@ -207,6 +208,7 @@ class _Conversation:
             number + 1 >= limits.steps
             or (number > 0 and self._toolbox.used >= limits.tool_calls)
             or run.prompt_tokens + run.completion_tokens >= limits.tokens
+            or self._scope.is_cost_used_up()
             or self._scope.deadline.remaining() < LAST_SHARE * limits.seconds
         )
 

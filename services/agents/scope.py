@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from contracts.access.acting import acting
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.ports import AgentMemory, AgentTools
 from contracts.agents.runs import Run
@@ -47,6 +48,11 @@ class RunScope:
     recorder: RunRecorder
     blueprint: Blueprint
     deadline: Deadline
+
+    def is_cost_used_up(self) -> bool:
+        """Whether the run has cost what it may: by its blueprint, or by whom it runs for."""
+        bounds = (self.blueprint.limits.cost_usd, acting().grants.max_cost_per_run)
+        return any(bound is not None and self.run.cost_usd >= bound for bound in bounds)
 
     def fitted(self, model: str | None) -> RunScope:
         """Returns the scope with the blueprint as it is used while `model` answers."""

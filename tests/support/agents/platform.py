@@ -228,10 +228,11 @@ async def platform(
     tools: tuple[dict[str, Any], ...] = (),
     agents: bool = True,
     dispatch: bool = False,
+    prices: dict[str, Any] | None = None,
     **args: Any,
 ):
     """Yields the platform. `tools` are further tools, executed in this process: `outcomes` has
-    results by tool id.
+    results by tool id. `prices` are those of `llm.yaml`.
     """
     events, door, model = RecordedEvents(), Door(), ScriptedModel()
     embedder = embedder or HashingEmbedder()
@@ -249,7 +250,9 @@ async def platform(
                 "timeouts": {"first_token_s": 30, "idle_s": 30, "total_s": 60},
             }
         }
-        proxy, recorder = await stack.enter_async_context(proxy_over(model.base_url, **thinker))
+        proxy, recorder = await stack.enter_async_context(
+            proxy_over(model.base_url, prices=prices, **thinker)
+        )
         door.apps["llm"] = ingress_of(proxy, recorder, max_concurrent=500)
         memory = await stack.enter_async_context(
             memory_application(database_url, folder, embedder, events, ingress_url=url)
