@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, StringConstraints, model_validator
 
 from configs.yaml_files import load_yaml
+from contracts.access.audit import AuditSettings
 from contracts.access.keys import KEY_PREFIX, MAX_LIVE_KEYS, Label, key_hash
 from contracts.access.principals import Grants, PrincipalName
 from contracts.errors import ConfigurationError
@@ -46,6 +47,7 @@ class AccessSettings(Strict):
     """
 
     principals: dict[PrincipalName, FilePrincipal] = {}
+    audit: AuditSettings = AuditSettings()
 
 
 class FileContents(NamedTuple):

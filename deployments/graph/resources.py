@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from backends.access.audit import PostgresAudit
 from backends.access.principals import PostgresPrincipals
 from backends.postgres.pool import Database, PoolLimits
 from backends.telemetry.event_log import FileEventLog, Listener
@@ -19,9 +20,11 @@ from common.tasks import spawn
 from configs.environment import Environment, refuse_open_ingress
 from configs.proxies import no_proxy
 from configs.stores import find_stores
+from contracts.access.audit import AuditSettings
 from contracts.events import EventLog
 from deployments.graph.ray_patches import serve_host
 from interfaces.http.base.access import AccessControl
+from services.access.audit import AuditTrail
 from services.access.authentication import Authentication
 from services.access.directory import Directory
 
@@ -141,12 +144,20 @@ async def open_access(
 
     Raises ConfigurationError when no PostgreSQL is known.
     """
-    limits = PoolLimits(min_size=1, max_size=1)
+    limits = PoolLimits(min_size=1, max_size=2)
     database = Database(find_stores(environment).database_url, events=events, limits=limits)
     await resources.closing(database).open()
     directory = resources.closing(Directory(PostgresPrincipals(database, events), events))
     await directory.start()
-    return Authentication(environment.internal_secret, environment.admin_secret, directory)
+    audit = resources.closing(
+        AuditTrail(
+            PostgresAudit(database), events, lambda: directory.section("audit", AuditSettings)
+        )
+    )
+    audit.start()
+    return Authentication(
+        environment.internal_secret, environment.admin_secret, directory, audit=audit
+    )
 
 
 def access_control(environment: Environment, access: Authentication) -> AccessControl:

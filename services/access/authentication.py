@@ -13,6 +13,7 @@ from contracts.access.keys import KEY_PREFIX
 from contracts.access.principals import ANYONE, OPERATORS, OURSELVES, Principal
 from contracts.errors import Forbidden, Unauthorized
 from services.access import delegations
+from services.access.audit import AuditTrail
 from services.access.delegations import Delegations
 from services.access.directory import Directory
 
@@ -36,7 +37,7 @@ class Authentication:
 
     `internal_secret` opens all but administration, `admin_secret` opens everything. Without any of
     them the graph is open to callers without a key (the ingress then binds loopback); a presented
-    key counts all the same.
+    key counts all the same. `audit` is where this process records what callers did or were refused.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Authentication:
         admin_secret: str | None,
         directory: Directory,
         provider: IdentityProvider | None = None,
+        audit: AuditTrail | None = None,
     ) -> None:
         self.directory = directory
+        self.audit = audit
         self.delegations = Delegations(directory)
         self._provider = provider
         self._internal = _digestible(internal_secret)

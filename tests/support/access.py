@@ -17,6 +17,7 @@ from interfaces.http.access import access_router, is_admin
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.graph.root import root_router
+from services.access.audit import AuditTrail
 from services.access.authentication import Authentication
 from services.access.directory import Directory
 from tests.support.events import RecordedEvents
@@ -31,6 +32,7 @@ def fixed_access(
     *,
     principals: Mapping[str, Grants] | None = None,
     keys: Mapping[str, str] | None = None,
+    audit: AuditTrail | None = None,
 ) -> Authentication:
     """Returns what knows the secrets and these principals; `keys` maps a key to a principal."""
     directory = Directory(cast("Any", None), RecordedEvents())
@@ -38,7 +40,7 @@ def fixed_access(
         key_hash(key.encode()): LiveKey(uuid4(), name, None) for key, name in (keys or {}).items()
     }
     directory.take(Snapshot(1, principals or {}, live, SIGNING_KEY, {}))
-    return Authentication(internal, admin, directory)
+    return Authentication(internal, admin, directory, audit=audit)
 
 
 def access_control(

@@ -1,0 +1,60 @@
+"""The audit trail in PostgreSQL: a table that the service role may only add to and read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import orjson
+
+from backends.postgres.pages import read_page
+from backends.postgres.pool import PostgresAdapter
+from backends.postgres.purging import purge
+from contracts.access.audit import AuditEntry, AuditQuery, AuditRecord
+from contracts.identity import Page
+
+# The database gives the time: the role may not.
+ADD = """
+INSERT INTO audit_log (
+    id, principal, action, object, outcome, request_id, microdao_id, agent_id, count
+)
+SELECT id, principal, action, object, outcome, request_id, microdao_id, agent_id, count
+FROM jsonb_to_recordset(%(records)s::jsonb) AS record (
+    id uuid, principal text, action text, object text, outcome text, request_id text,
+    microdao_id text, agent_id text, count integer
+)
+ON CONFLICT DO NOTHING
+"""
+PAGE = """
+SELECT * FROM audit_log
+WHERE %(microdao_id)s::text IS NULL
+    AND (%(principal)s::text IS NULL OR principal = %(principal)s)
+    AND (%(action)s::text IS NULL OR action = %(action)s)
+    AND created_at >= coalesce(%(since)s::timestamptz, '-infinity')
+    AND created_at < coalesce(%(until)s::timestamptz, 'infinity')
+    AND (created_at, id) < (
+        coalesce(%(after_time)s::timestamptz, 'infinity'),
+        coalesce(%(after_id)s::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+    )
+ORDER BY created_at DESC, id DESC
+LIMIT %(rows)s
+"""
+PURGE = "SELECT audit_log_purge(%(keep_days)s, %(at_most)s) AS removed"
+
+
+class PostgresAudit(PostgresAdapter):
+    """Implements AuditStore."""
+
+    async def add(self, records: Sequence[AuditRecord]) -> None:
+        rows = orjson.dumps([record.model_dump() for record in records]).decode()
+        async with self._database.transaction() as connection:
+            await connection.execute(ADD, {"records": rows})
+
+    async def page(self, query: AuditQuery) -> Page[AuditEntry]:
+        filters = query.model_dump(exclude={"limit", "cursor"}) | {"microdao_id": None}
+        rows, cursor = await read_page(
+            self._database, "audit", PAGE, filters, limit=query.limit, cursor=query.cursor
+        )
+        return Page(items=[AuditEntry.model_validate(row) for row in rows], next_cursor=cursor)
+
+    async def purge(self, keep_days: int) -> None:
+        await purge(self._database, PURGE, keep_days=keep_days)
