@@ -168,18 +168,20 @@ class Principal:
     ) -> None:
         """Raises Forbidden that names the first of these that it may not act as, in, or use."""
         if agent_id is not None and agent_id not in self.agents:
-            raise self._refused("act as", agent_id)
+            raise self._refused("act as", agent_id=agent_id)
         if microdao_id is not None and microdao_id not in self.microdaos:
-            raise self._refused("act in", microdao_id)
+            raise self._refused("act in", microdao_id=microdao_id)
         if model is not None and model not in self.models:
-            raise self._refused("use the model", model)
+            raise self._refused("use the model", model=model)
         if tool_id is not None and tool_id_of(tool_id) not in self.tools:
-            raise self._refused("call the tool", tool_id)
+            raise self._refused("call the tool", tool_id=tool_id)
 
-    def _refused(self, act: str, name: str) -> Forbidden:
+    def _refused(self, act: str, **claim: str) -> Forbidden:
+        shown = {name: value[:_SHOWN_CHARS] for name, value in claim.items()}
         return Forbidden(
-            f"`{self.name}` may not {act} `{name[:_SHOWN_CHARS]}`: "
-            "GET /internal/access/me shows what it may do"
+            f"`{self.name}` may not {act} `{', '.join(shown.values())}`: "
+            "GET /internal/access/me shows what it may do",
+            details=shown,
         )
 
 

@@ -5,12 +5,12 @@ Serve inspects `build`'s annotations, so this module must not postpone them
 """
 
 import asyncio
-from functools import partial
 from typing import Any
 
 from ray import serve
 from ray.serve.deployment import Application
 
+from backends.access.audit import PostgresAudit
 from backends.access.principals import PostgresPrincipals
 from backends.http.application_health import ApplicationHealth
 from backends.nats.link import NatsLink
@@ -18,13 +18,15 @@ from backends.postgres.pool import Database, PoolLimits
 from common.http.client import open_client
 from common.retry import retry
 from common.tasks import end_tasks, spawn
-from configs.access import AccessSettings, contents_of, load_access
+from configs.access import SETTINGS_FILE, AccessSettings, contents_of, load_access
 from configs.environment import read_environment
 from configs.stores import find_stores
+from contracts.access.audit import AuditRecord
+from contracts.access.principals import INTERNAL
 from contracts.errors import DaarionError
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, access_control, open_access, open_event_log
-from interfaces.http.access import access_router, is_admin
+from interfaces.http.access import access_router, audit_router, is_admin
 from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.graph.openapi import build_openapi
 from interfaces.http.graph.root import OPEN_PATHS, root_router
@@ -58,6 +60,7 @@ class RootReplica:
             )
             await resources.closing(database).open()
             self._principals = PostgresPrincipals(database, self._events)
+            self._audit = PostgresAudit(database)
             self._applying: set[asyncio.Task[None]] = set()
             resources.push_async_callback(end_tasks, self._applying)
             http = await resources.enter_async_context(open_client())
@@ -79,7 +82,15 @@ class RootReplica:
         settings = AccessSettings.model_validate(user_config)
         contents = contents_of(settings, self._environment.secret)
         await end_tasks(self._applying)
-        apply = partial(self._principals.apply, *contents)
+        action = AuditRecord(
+            principal=INTERNAL, action="apply", object=SETTINGS_FILE, outcome="started"
+        )
+
+        async def apply() -> None:
+            await self._audit.add([action])
+            await self._principals.apply(*contents)
+            await self._audit.add([action.ended("success")])
+
         try:
             await apply()
         except DaarionError:
@@ -98,6 +109,7 @@ class RootReplica:
             self._document,
             self._prefixes.values(),
             access_router(self._principals),
+            audit_router(self._audit),
         )
         return Ingress(
             router,

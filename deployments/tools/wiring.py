@@ -62,7 +62,13 @@ class ToolsRuntime:
         self._publisher = NatsPublisher(environment.nats_url, events, name="toolcore-usage")
         self._ledger = PostgresToolLedger(self._database)
         store = PostgresToolStore(self._database, events=events)
-        self._toolcore = Toolcore(store, self._ledger, NatsEvents(self._publisher), events)
+        self._toolcore = Toolcore(
+            store,
+            self._ledger,
+            NatsEvents(self._publisher),
+            events,
+            denials=environment.access.audit,
+        )
         self._mcp = ToolMcpServer(self._toolcore)
         self._executors = Reloadable(MAX_TIMEOUT_S)
         self._link: NatsLink | None = None

@@ -1,4 +1,4 @@
-"""Routes of principals and keys, below `/internal/access` of the root application."""
+"""Routes of principals, keys and audit trail, below `/internal/access` of the root application."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel
 
+from contracts.access.audit import AuditEntry, AuditQuery, AuditStore
 from contracts.access.keys import (
     IssuedKey,
     NewKey,
@@ -39,7 +40,7 @@ def is_admin(_method: str, path: str) -> bool:
 
 
 def access_router(store: PrincipalStore) -> Router:
-    """Returns the routes."""
+    """Returns the routes of principals and keys."""
     router = Router()
 
     @router.get(f"{PREFIX}/me", summary="Who the presented key is, and what it may do")
@@ -112,6 +113,17 @@ def access_router(store: PrincipalStore) -> Router:
         if wanted is None:
             raise NotFound("there is no such live key of this principal")
         await store.revoke(name, wanted)
+
+    return router
+
+
+def audit_router(store: AuditStore) -> Router:
+    """Returns the route of the audit trail."""
+    router = Router()
+
+    @router.get(f"{PREFIX}/audit", summary="The audit trail, newest first (operator)")
+    async def page(query: Annotated[AuditQuery, Query()]) -> Page[AuditEntry]:
+        return await store.page(query)
 
     return router
 

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from contracts.access.acting import acting
 from contracts.errors import DaarionError, Forbidden, MethodNotAllowed, Unavailable
 from contracts.tools.api import ErrorKind, ToolCallRequest
+from interfaces.http.base.audit import REFUSED
 from interfaces.http.base.bodies import require_json
 from interfaces.http.base.errors import invalid_body
 from interfaces.tools.answers import call_body
@@ -106,6 +107,7 @@ class ToolMcpServer:
             agent_id, microdao_id = _identity(context)
             tools = self._toolcore.catalog().allowed(agent_id, microdao_id)
         except DaarionError as error:
+            _leave_refused(context, error)
             raise MCPError(types.INTERNAL_ERROR, error.message) from None
         return types.ListToolsResult(tools=[_described(tool) for tool in tools])
 
@@ -116,6 +118,7 @@ class ToolMcpServer:
             agent_id, microdao_id = _identity(context)
             acting().check(tool_id=params.name)
         except Forbidden as error:
+            _leave_refused(context, error)
             return _refused(error.message, "denied")
         wanted = {
             "tool_id": params.name,
@@ -149,6 +152,11 @@ def _identity(context: Context) -> tuple[str | None, str | None]:
     )
     principal.check(agent_id=agent_id, microdao_id=microdao_id)
     return agent_id, microdao_id
+
+
+def _leave_refused(context: Context, error: DaarionError) -> None:
+    """Leaves an error for the ingress, which records refusals: here it is a part of an answer."""
+    setattr(context.request.state, REFUSED, error)
 
 
 def _meta(context: Context, name: str) -> str | None:

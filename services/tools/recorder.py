@@ -11,10 +11,13 @@ from uuid import UUID
 from common.periodic import start_periodic
 from common.retry import retry
 from common.tasks import end_tasks, spawn
+from contracts.access.acting import acting
+from contracts.access.audit import AuditRecord, AuditSink
 from contracts.errors import DaarionError, Internal
 from contracts.events import EventLog, Publisher, failure_event
 from contracts.tools.api import Decision
 from contracts.tools.ledger import CallIntent, Settlement, ToolLedger, ToolUsageEvent
+from services.tools.resume import APPROVAL
 
 T = TypeVar("T")
 Write = Callable[[], Awaitable[UUID | None]]
@@ -46,7 +49,9 @@ class ToolRecorder:
         events: EventLog,
         *,
         renew_every_s: float = 2.0,
+        audit: AuditSink | None = None,
     ) -> None:
+        self._audit = audit
         self._ledger = ledger
         self._usage = usage
         self._events = events
@@ -120,6 +125,9 @@ class ToolRecorder:
 
     async def refuse(self, intent: CallIntent, decision: Decision) -> None:
         """Records a refusal. Without the database the refusal stands, in the event log alone."""
+        # Calls that wait for approval are no refusals, and a rejection is in the trail already.
+        if decision.error_kind == "denied" and decision.rule != APPROVAL:
+            self._note_denial(intent)
         try:
             await self._ledger.refuse(intent, decision)
         except DaarionError as error:
@@ -135,6 +143,20 @@ class ToolRecorder:
             rule=decision.rule,
             error_kind=decision.error_kind,
         )
+
+    def _note_denial(self, intent: CallIntent) -> None:
+        if self._audit is not None:
+            self._audit.note(
+                AuditRecord(
+                    principal=acting().name,
+                    action="call",
+                    object=f"tools/{intent.tool_id}",
+                    outcome="denied",
+                    request_id=intent.request_id,
+                    microdao_id=intent.microdao_id,
+                    agent_id=intent.agent_id,
+                )
+            )
 
     async def _end(
         self, intent: CallIntent, settlement: Settlement, attempt: int | None

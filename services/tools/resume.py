@@ -27,6 +27,8 @@ class Resume(Enum):
     APPROVAL_LAPSED = "approval_lapsed"
 
 
+APPROVAL = "approval"
+"""The rule of calls that wait for an administrator, or were rejected by one."""
 STILL_RUNNING = Decision(
     allowed=False,
     rule="call_id",
@@ -51,7 +53,7 @@ REFUSALS = {
     ),
     Resume.APPROVAL_PENDING: Decision(
         allowed=False,
-        rule="approval",
+        rule=APPROVAL,
         error_kind="denied",
         reason="this call waits for an administrator's approval: "
         "repeat it with the same call_id once it is granted",
@@ -59,14 +61,14 @@ REFUSALS = {
     ),
     Resume.APPROVAL_LAPSED: Decision(
         allowed=False,
-        rule="approval",
+        rule=APPROVAL,
         error_kind="conflict",
         reason="the tool or the context has changed since approval was requested, "
         "or the approval has expired: use a new call_id",
     ),
     Resume.APPROVAL_REJECTED: Decision(
         allowed=False,
-        rule="approval",
+        rule=APPROVAL,
         error_kind="denied",
         reason="an administrator rejected this call",
     ),

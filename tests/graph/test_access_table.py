@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -15,8 +16,12 @@ import pytest
 import pytest_asyncio
 from fastapi.routing import APIRoute
 
+from backends.access.audit import PostgresAudit
+from backends.postgres.pool import Database
+from contracts.access.audit import AuditQuery
 from contracts.access.principals import Grants
 from interfaces.http.graph.openapi import documented_routers
+from services.access.audit import AuditTrail
 from tests.conftest import TEMPLATE, copy_database
 from tests.support.access import fixed_access
 from tests.support.events import RecordedEvents
@@ -151,6 +156,7 @@ TABLE = {
     "GET /docs": OPEN,
     "GET /openapi.json": OPEN,
     "GET /internal/access/me": ANY,
+    "GET /internal/access/audit": OPERATORS,
     "GET /internal/access/principals": OPERATORS,
     "GET /internal/access/principals/{name}": OPERATORS,
     "PUT /internal/access/principals/{name}": OPERATORS,
@@ -191,8 +197,12 @@ def access():
 async def client(access, postgres, tmp_path_factory):
     await copy_database(postgres, TEMPLATE, "access_table")
     url, folder = postgres.urls_of("access_table").service, tmp_path_factory.mktemp("surface")
-    async with surface(url, access, RecordedEvents(), folder) as client:
+    database, events = Database(url, events=RecordedEvents()), RecordedEvents()
+    await database.open()
+    access.audit = AuditTrail(PostgresAudit(database), events, lambda: None)
+    async with surface(url, access, events, folder) as client:
         yield client
+    await database.close()
 
 
 def filled(value: Any, agent: str, microdao: str) -> Any:
@@ -279,6 +289,26 @@ async def test_each_caller_reaches_what_it_may_and_nothing_else(client, access, 
             if not passed:
                 wrong.append((caller, tenant, status, refusal))
     assert wrong == []
+
+
+async def test_every_action_of_an_operator_is_recorded_before_it_is_served(client, access):
+    """Reads are not, except exports; the reason why a request fails makes no difference."""
+    expected = {}
+    for number, name in enumerate(name for name in TABLE if TABLE[name].who == "operators"):
+        (method, path), request_id = name.split(" "), f"audit-{number}"
+        if method != "GET" or path.endswith("/export"):
+            expected[request_id] = name
+        headers = {"X-Internal-Secret": OPERATOR, "x-request-id": request_id}
+        await client.request(method, re.sub(r"\{.*?\}", "x", path), headers=headers)
+    await access.audit.flush()
+    rows = (await access.audit.store.page(AuditQuery(limit=200))).items
+    outcomes = {
+        (row.request_id, row.outcome)
+        for row in rows
+        if row.request_id.startswith("audit-") and row.principal == "operator"
+    }
+    assert {request_id for request_id, outcome in outcomes if outcome == "started"} == set(expected)
+    assert len(outcomes) == 2 * len(expected) > 16  # each has an end
 
 
 @pytest.mark.parametrize("name", sorted(name for name in TABLE if TABLE[name].who == "acting"))

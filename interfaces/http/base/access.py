@@ -31,6 +31,7 @@ class AccessControl:
 
     def __init__(self, authentication: Authentication, allowed_hosts: Collection[str] = ()) -> None:
         self._authentication = authentication
+        self.audit = authentication.audit
         self._allowed_hosts = frozenset(allowed_hosts)
 
     def check(self, headers: Headers) -> Principal:

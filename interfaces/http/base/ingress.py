@@ -18,12 +18,20 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from contracts.access.acting import act_as
-from contracts.errors import DaarionError, Forbidden, MethodNotAllowed, NotFound, RequestTimeout
+from contracts.errors import (
+    DaarionError,
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    RequestTimeout,
+)
 from contracts.events import EventLog
 from interfaces.http.base.access import AccessControl, header
+from interfaces.http.base.audit import REFUSED, action_of, is_audited, refusal_of
 from interfaces.http.base.errors import as_leaf, error_response
 from interfaces.http.base.request_slots import BODY_S, UPLOAD_S, RequestSlot, RequestSlots
 from interfaces.http.base.routing import Handler, fixed_handlers
+from services.access.audit import AuditTrail
 
 MAX_URL_BYTES = 8_192
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -41,7 +49,8 @@ class Ingress:
 
     `application` is the name that principals are granted. `max_concurrent` bounds the running
     requests; further ones are refused at once with 503 and `Retry-After`. A request runs once its
-    whole body has arrived, see `request_slots`.
+    whole body has arrived, see `request_slots`. What operators do is recorded before it is served,
+    and what is refused to callers after, see `audit`.
     `uploads` are paths below the prefix whose bodies may take `UPLOAD_S`. Open paths (health) need
     no credential and are never refused. `error_shapes` maps a path below the prefix (`/v1`), or a
     method and a path (`POST /call`), to the shape of every error there and below, including those
@@ -66,6 +75,7 @@ class Ingress:
         self._app = router
         self._hot = fixed_handlers(router)
         self._access = access
+        self._audit = access.audit
         self._events = events
         self._slots = RequestSlots(max_concurrent)
         self._application = application
@@ -92,23 +102,27 @@ class Ingress:
             if path in self._open:
                 await self._app(scope, receive, slot.send)
                 return
-            self._admit(scope, path)
-            await self._bounded(scope, slot, self._hot.get((scope["method"], path)))
+            audit = self._audit if self._admit(scope, path) else None
+            await self._bounded(scope, slot, self._hot.get((scope["method"], path)), audit)
         except ClientDisconnect:
             return  # the client left in the middle of its request: there is nobody to answer
         except Exception as error:  # noqa: BLE001  # nothing leaves without an error shape
             await self._refuse(error, scope, slot, request_id)
 
-    def _admit(self, scope: Scope, path: str) -> None:
-        """Finds out who calls. Raises Forbidden for an application or a route not meant for it."""
-        principal = self._access.check(scope["headers"])
+    def _admit(self, scope: Scope, path: str) -> bool:
+        """Finds out who calls; returns whether the request must be recorded before it is served.
+
+        Raises Forbidden for an application or a route not meant for the caller.
+        """
+        principal = scope["state"]["principal"] = self._access.check(scope["headers"])
         if self._application is not None:
             principal.check_application(self._application)
-        if not principal.is_operator and self._is_admin(scope["method"], path):
+        is_admin = self._is_admin(scope["method"], path)
+        if is_admin and not principal.is_operator:
             raise Forbidden("this route needs an operator's key, or the admin secret")
-        scope["state"]["principal"] = principal
         scope["state"]["credential"] = principal.credential
         act_as(principal)
+        return is_admin and is_audited(scope["method"], path)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the server's start and stop; closes websockets, which no application serves."""
@@ -123,20 +137,42 @@ class Ingress:
             if message["type"] == "lifespan.shutdown":
                 return
 
-    async def _bounded(self, scope: Scope, slot: RequestSlot, hot: Handler | None) -> None:
+    async def _bounded(
+        self, scope: Scope, slot: RequestSlot, hot: Handler | None, audit: AuditTrail | None
+    ) -> None:
         try:
             await slot.start(scope["method"])
-            if hot is None:
+            if audit is not None:
+                await self._recorded(scope, slot, audit)
+            elif hot is None:
                 await self._app(scope, slot.receive, slot.send)
             else:
                 response = await hot(Request(scope, slot.receive))
                 await response(scope, slot.receive, slot.send)
+            if REFUSED in scope["state"]:
+                self._note_refusal(scope["state"][REFUSED], scope)
         finally:
             slot.release()
+
+    async def _recorded(self, scope: Scope, slot: RequestSlot, audit: AuditTrail) -> None:
+        """Serves an action once it is recorded. Raises DatabaseUnavailable: it is not served."""
+        action = action_of(scope, slot.arrived)
+        await audit.record(action)
+        try:
+            await self._app(scope, slot.receive, slot.send)
+        except Exception:
+            audit.note(action.ended("failure"))
+            raise
+        audit.note(action.ended("success" if slot.status < 400 else "failure"))
+
+    def _note_refusal(self, error: Exception, scope: Scope) -> None:
+        if self._audit is not None and (refusal := refusal_of(scope, error)) is not None:
+            self._audit.note(refusal)
 
     async def _refuse(
         self, error: Exception, scope: Scope, slot: RequestSlot, request_id: str
     ) -> None:
+        self._note_refusal(error, scope)
         allowed, api_error = None, as_leaf(error)
         if isinstance(error, HTTPException) and error.status_code == 405:
             allowed = _methods(self._app, scope)
@@ -151,7 +187,7 @@ class Ingress:
                 error=type(error).__name__,
                 exc_info=error,
             )
-        if slot.has_answer:
+        if slot.status:
             # The status was sent: only a broken connection shows that the body is incomplete.
             raise error
         response = self._error_shape(scope)(api_error, request_id)

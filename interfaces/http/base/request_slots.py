@@ -109,8 +109,8 @@ class RequestSlot:
         "_task",
         "_waited",
         "due",
-        "has_answer",
         "is_arriving",
+        "status",
     )
 
     def __init__(
@@ -125,8 +125,13 @@ class RequestSlot:
         self._since = self.due = self._waited = 0.0
         self._size = 0
         self.is_arriving = self._is_running = self._is_cancelled = False
-        self.has_answer = False
-        """Whether the answer has begun."""
+        self.status = 0
+        """The status of the answer, once that has begun."""
+
+    @property
+    def arrived(self) -> bytes:
+        """The first part of the body, until it is read."""
+        return b"" if self._first is None else self._first.get("body", b"")
 
     async def start(self, method: str) -> None:
         """Returns when the first part of the body is there; the rest stays under its deadline.
@@ -156,7 +161,8 @@ class RequestSlot:
 
     async def send(self, message: Message) -> None:
         """Sends a part of the answer. Raises ClientDisconnect when a stream stays unread."""
-        self.has_answer = self.has_answer or message["type"] == "http.response.start"
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
         if not message.get("more_body", False):
             await self._send(message)
             return

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from backends.access.audit import PostgresAudit
 from backends.access.principals import PostgresPrincipals
 from backends.postgres.pool import Database
 from configs.engines.embedder import RemoteEmbedderSettings
@@ -113,6 +114,7 @@ async def surface(database_url: str, access: Any, events: Any, folder: Path, **s
             "root": _replica(
                 RootReplica,
                 _principals=PostgresPrincipals(database, events),
+                _audit=PostgresAudit(database),
                 _health=health,
                 _prefixes={},
                 **shared,

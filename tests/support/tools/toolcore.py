@@ -124,6 +124,7 @@ async def replica(
     refresh_s=0.2,
     pool=8,
     sources=None,
+    denials=None,
     **fields,
 ):
     """Yields a started Toolcore on this database with these tools."""
@@ -133,7 +134,7 @@ async def replica(
     ledger = PostgresToolLedger(database, limits or LedgerLimits())
     store = PostgresToolStore(database, events=events)
     executors = executors or {"http": scripted, "python": scripted, "mcp": scripted}
-    toolcore = Toolcore(store, ledger, usage, events, refresh_s=refresh_s)
+    toolcore = Toolcore(store, ledger, usage, events, refresh_s=refresh_s, denials=denials)
     await toolcore.start()
     await toolcore.configure(
         configuration(
@@ -148,13 +149,21 @@ async def replica(
 
 
 def asgi(
-    toolcore, events, *, internal=None, admin=None, max_concurrent=100, mcp=None, on_shutdown=None
+    toolcore,
+    events,
+    *,
+    internal=None,
+    admin=None,
+    max_concurrent=100,
+    mcp=None,
+    on_shutdown=None,
+    **known,
 ):
     """The application's ingress as a replica serves it."""
     routes = ToolRoutes(toolcore, lambda: Health(status="ready"))
     return Ingress(
         tools_router(routes, mcp),
-        access_control(internal, admin),
+        access_control(internal, admin, **known),
         events,
         max_concurrent=max_concurrent,
         is_admin=is_admin_route,

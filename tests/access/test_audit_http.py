@@ -1,0 +1,200 @@
+"""What the ingress writes to the audit trail."""
+
+import contextlib
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from backends.access.audit import PostgresAudit
+from backends.postgres.pool import Database
+from contracts.access.audit import AuditQuery
+from contracts.access.principals import Grants
+from contracts.errors import NotFound, RateLimited
+from interfaces.http.access import audit_router
+from interfaces.http.base.ingress import Ingress
+from interfaces.http.base.routing import Router
+from launcher.ports import free_ports
+from services.access.audit import AuditTrail
+from tests.support.access import access_control
+
+ROOT = "/internal/things"
+INTERNAL, ADMIN = "internal-secret-of-tests", "admin-secret-of-tests"
+KEYS = {"dk_olena": "olena", "dk_taras": "taras"}
+PRINCIPALS = {
+    "olena": Grants(kind="operator"),
+    "taras": Grants(agents=["agent:taras"], microdaos=["microdao:7"]),
+}
+SECRET = "words that no trail may hold"
+
+
+class Things:
+    """An application with operator routes, over a trail in PostgreSQL."""
+
+    def __init__(self, database, events, *, internal=INTERNAL, admin=ADMIN):
+        self.store = PostgresAudit(database)
+        self.trail = AuditTrail(self.store, events, lambda: None)
+        access = access_control(internal, admin, principals=PRINCIPALS, keys=KEYS, audit=self.trail)
+        router = Router()
+        router.add_api_route("/things/{name}", self.put, methods=["PUT"])
+        router.add_api_route("/things/{name}", self.delete, methods=["DELETE"])
+        router.add_api_route("/things", self.read, methods=["GET"])
+        router.add_api_route("/export", self.read, methods=["GET"])
+        router.add_api_route("/items", self.items, methods=["GET"])
+        router.include_router(audit_router(self.store))
+        self.ingress = Ingress(
+            router,
+            access,
+            events,
+            max_concurrent=9,
+            is_admin=lambda _method, path: not path.startswith("/items"),
+        )
+        self.seen = None
+
+    async def put(self, name: str, body: dict[str, str]) -> None:
+        self.seen = await self.rows()
+
+    async def delete(self, name: str) -> Response:
+        if name == "unknown":
+            raise NotFound("no such thing")
+        return Response(status_code=409)
+
+    async def read(self) -> list[str]:
+        return []
+
+    async def items(self, microdao_id: str | None = None, agent_id: str | None = None) -> None:
+        pass
+
+    async def rows(self):
+        """The rows, oldest first."""
+        await self.trail.flush()
+        return (await self.store.page(AuditQuery())).items[::-1]
+
+    @contextlib.asynccontextmanager
+    async def client(self, key=None):
+        async def below(scope, receive, send):
+            await self.ingress({**scope, "root_path": ROOT}, receive, send)
+
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(below),
+            base_url=f"http://localhost{ROOT}",
+            headers={"x-request-id": "r-1", **headers},
+        ) as client:
+            yield client
+
+
+@pytest.fixture
+def things(database, events):
+    return Things(database, events)
+
+
+def told(row):
+    """The fields that are given, as one line."""
+    tenant = [each for each in (row.microdao_id, row.agent_id) if each]
+    return " ".join([row.principal, row.action, row.object, row.outcome, *tenant])
+
+
+async def test_an_action_is_recorded_before_it_is_served_and_when_it_has_ended(things):
+    async with things.client("dk_olena") as client:
+        body = {"microdao_id": "microdao:7", "agent_id": "agent:sofia", "text": SECRET}
+        answer = await client.put("/things/one", json=body)
+    assert answer.status_code == 200
+    begun = "olena PUT things/things/one started microdao:7 agent:sofia"
+    assert [told(row) for row in things.seen] == [begun]
+    rows = await things.rows()
+    assert [told(row) for row in rows] == [begun, begun.replace("started", "success")]
+    assert {row.request_id for row in rows} == {"r-1"}
+    for kept in (SECRET, "dk_olena"):
+        assert kept not in "".join(row.model_dump_json() for row in rows)
+
+
+async def test_the_tenant_of_an_action_may_stand_in_the_query(things):
+    async with things.client(ADMIN) as client:
+        assert (await client.get("/export?microdao_id=microdao:7&text=x")).status_code == 200
+    assert [told(row) for row in await things.rows()] == [
+        f"operator GET things/export {outcome} microdao:7" for outcome in ("started", "success")
+    ]
+
+
+@pytest.mark.parametrize(("name", "status"), [("unknown", 404), ("other", 409)])
+async def test_an_action_that_fails_is_recorded_as_failed(things, name, status):
+    async with things.client("dk_olena") as client:
+        assert (await client.delete(f"/things/{name}")).status_code == status
+    assert [row.outcome for row in await things.rows()] == ["started", "failure"]
+
+
+async def test_without_postgresql_no_action_happens_and_reads_go_on(events):
+    [closed] = free_ports(1)
+    away = Database(f"postgresql://nobody@127.0.0.1:{closed}/nothing", events=events)
+    await away.open()
+    things = Things(away, events)
+    try:
+        async with things.client("dk_olena") as client:
+            answer = await client.put("/things/one", json={})
+            assert (answer.status_code, answer.json()["error"]["type"]) == (
+                503,
+                "database_unavailable",
+            )
+            assert things.seen is None
+            assert (await client.get("/things")).status_code == 200
+        async with things.client(INTERNAL) as client:
+            assert (await client.get("/items")).status_code == 200
+            assert (await client.get("/things")).status_code == 403
+    finally:
+        await away.close()
+
+
+async def test_reads_and_other_routes_are_not_recorded(things):
+    async with things.client("dk_olena") as client:
+        for path in ("/things", "/items", "/internal/access/audit"):
+            assert (await client.get(path)).status_code == 200
+    assert await things.rows() == []
+
+
+async def test_what_a_principal_may_not_do_is_recorded(things):
+    async with things.client("dk_taras") as client:
+        for _ in range(3):
+            assert (await client.put("/things/one", json={"text": SECRET})).status_code == 403
+        denied = await client.get("/items?microdao_id=microdao:9")
+    assert denied.status_code == 403
+    assert denied.json()["error"]["details"] == {"microdao_id": "microdao:9"}
+    rows = await things.rows()
+    assert [(told(row), row.count) for row in rows] == [
+        ("taras PUT things/things/one denied", 3),
+        ("taras GET things/items denied microdao:9", 1),
+    ]
+
+
+async def test_refused_logins_are_one_row_whatever_they_ask_for(things):
+    for path, key in (("/items", "dk_none"), ("/things/x", "guess"), ("/no/such", None)):
+        async with things.client(key) as client:
+            assert (await client.get(path)).status_code == 401
+    [row] = await things.rows()
+    assert (told(row), row.count) == ("anonymous login things denied", 3)
+
+
+async def test_logins_that_are_not_even_looked_at_count_as_refused(things, monkeypatch):
+    def check(_headers):
+        raise RateLimited("too many credentials were refused lately")
+
+    monkeypatch.setattr(things.ingress._access, "check", check)
+    async with things.client("guess") as client:
+        assert (await client.get("/items")).status_code == 429
+    assert [told(row) for row in await things.rows()] == ["anonymous login things denied"]
+
+
+async def test_operators_read_the_trail(things):
+    async with things.client("dk_olena") as client:
+        await client.put("/things/one", json={})
+        await things.trail.flush()
+        found = (await client.get("/internal/access/audit?principal=olena&limit=1")).json()
+        assert (found["items"][0]["outcome"], found["items"][0]["count"]) == ("success", 1)
+        span = {"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}
+        mistake = await client.get("/internal/access/audit", params=span)
+    assert (mistake.status_code, mistake.json()["error"]["message"]) == (
+        400,
+        "`since` is later than `until`: exchange them",
+    )
+    async with things.client(INTERNAL) as client:
+        assert (await client.get("/internal/access/audit")).status_code == 403
