@@ -11,6 +11,9 @@ s/^( *)errorfile (502|503|504) .*$/\1http-error status \2 content-type applicati
 # Every request has an id, so that HAProxy's own answers name it.
 s/^( *)# Routes endpoint$/\1http-request set-header X-Request-Id %[uuid()] unless { req.hdr(X-Request-Id) -m found }/
 
+# Serve lists its applications there, to anybody.
+s/^( *)http-request return status .* if routes$/\1http-request return status 404 content-type application\/json hdr X-Request-Id %[req.hdr(x-request-id)] lf-string '{"error":{"type":"not_found","message":"no such route: see \/docs","retryable":false,"request_id":"%[req.hdr(x-request-id),json]"}}' if routes/
+
 # No application matches a path: the graph is still starting, because the one at `/` matches all.
 s/^( *)http-request return status 404 content-type text\/plain lf-string .*$/\1http-request return status 503 content-type application\/json hdr Retry-After 1 hdr X-Request-Id %[req.hdr(x-request-id)] lf-string '{"error":{"type":"unavailable","message":"the graph is starting: retry shortly","retryable":true,"request_id":"%[req.hdr(x-request-id),json]"}}'/
 

@@ -15,12 +15,18 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_S = 10.0
 MAX_HEAD_BYTES = 64 << 10
 """More than HAProxy accepts. Without a bound a client could fill the memory within `HEAD_S`."""
+ROUTES = "/-/routes"
+"""Where Serve lists its applications, to anybody."""
+CLOSED = "/-/closed"
+"""A path of no application."""
 UNREAD_S = 60.0
 """The kernel ends a connection whose client reads nothing of a waiting answer for so long."""
 
 
 class BoundedHeads(HttpToolsProtocol):
     """Aborts a connection that has no running request and sends no whole head for `HEAD_S`.
+
+    It also closes `ROUTES`, which Serve answers itself on every port, before our ingress.
 
     Between two requests uvicorn's own bound holds. Aborted, not closed: closing would wait until
     the client has read what was sent to it.
@@ -60,6 +66,8 @@ class BoundedHeads(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_head = False
         super().on_headers_complete()
+        if self.scope.get("path") == ROUTES:  # the application reads it later, in a task
+            self.scope["path"] = CLOSED
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()

@@ -158,6 +158,7 @@ EDITS = (
     ("bind *:8404", "bind 127.0.0.1:8404"),
     ("# Routes endpoint", "http-request set-header X-Request-Id "),
     ("http-request return status 404 ", "http-request return status 503 "),
+    ("http-request return status 200 ", "http-request return status 404 "),  # `/-/routes`
     ("", "timeout http-request 10s"),  # after `timeout client`
 )
 
@@ -173,6 +174,8 @@ def rendered(folder, *, routes):
             server_state_base=str(folder),
             server_state_file=str(folder / "state"),
             timeout_client_s=90,
+            has_received_routes=True,
+            is_head=True,
         ),
         backends if routes else {},
         str(file),

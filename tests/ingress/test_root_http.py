@@ -8,9 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from uvicorn.protocols.http import auto
 
 from contracts.health import Health
+from deployments.graph.request_heads import BoundedHeads
 from deployments.graph.serve_defaults import haproxy_binary
+from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.graph.root import OPEN_PATHS, root_router
 from launcher.ports import free_ports
@@ -32,6 +35,8 @@ frontend http_frontend
     bind 127.0.0.1:{port}
     # Routes endpoint
     acl routes path -i /-/routes
+    http-request return status 200 content-type application/json \
+string "{{\\"/\\":\\"root\\"}}" if routes
     use_backend dead if {{ path_beg /dead }}
     default_backend default_backend
 backend dead
@@ -84,6 +89,26 @@ async def test_before_any_application_answers_haproxy_says_to_retry(tmp_path, pa
     error = json.loads(answer.content)["error"]
     assert (error["type"], error["retryable"]) == ("unavailable", True)
     assert error["request_id"] == given if given else len(error["request_id"]) == 36
+
+
+@pytest.mark.parametrize("path", ["/-/routes", "/-/ROUTES", "/%2D/routes", "/-/routes?x"])
+async def test_haproxy_tells_nobody_which_applications_there_are(tmp_path, path):
+    with haproxy(tmp_path) as (url, process):
+        answer = await answer_of(f"{url}{path}", process)
+    assert "root" not in answer.text
+    assert answer.status_code == (503 if "%" in path else 404)
+    assert answer.json()["error"]["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("path", ["/-/routes", "/%2d/routes", "/-/routes?x"])
+async def test_no_server_of_serve_does_so_either(monkeypatch, path):
+    async def serve(scope, receive, send):
+        await JsonResponse(scope["path"])(scope, receive, send)
+
+    monkeypatch.setattr(auto, "AutoHTTPProtocol", BoundedHeads)
+    async with served(serve) as url, httpx.AsyncClient() as client:
+        assert (await client.get(f"{url}{path}")).json() == "/-/closed"
+        assert (await client.get(f"{url}/-/healthz")).json() == "/-/healthz"
 
 
 async def test_haproxy_waits_for_a_head_for_a_while(tmp_path):
