@@ -70,9 +70,14 @@ class Environment:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
+    def any_secret(self) -> str | None:
+        """The weakest secret that opens the graph; None where no credential is demanded."""
+        return self.internal_secret or self.admin_secret
+
+    @property
     def has_secret(self) -> bool:
         """Whether any credential is demanded from callers."""
-        return bool(self.internal_secret or self.admin_secret)
+        return bool(self.any_secret)
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:

@@ -52,7 +52,7 @@ async def _status(environment: Environment, console: Console) -> int:
         process = f"pid {part.pid}" if part.pid else "elsewhere"
         console.plain(f"{part.name:<11}{process:<13}{part.address}")
     if (serve := parts.get("Serve")) is not None:
-        waiting = await is_ready(f"{serve.address}/health")
+        waiting = await is_ready(f"{serve.address}/health", environment.any_secret)
         console.plain(f"{'health':<11}{'ready' if waiting is None else f'waiting for {waiting}'}")
     return 0
 

@@ -22,19 +22,21 @@ _GRACE_S = 60.0
 """How long optional parts are awaited once everything else is ready."""
 
 
-async def until_ready(url: str, say: Callable[[str], None], grace_s: float = _GRACE_S) -> None:
+async def until_ready(
+    url: str, secret: str | None, say: Callable[[str], None], grace_s: float = _GRACE_S
+) -> None:
     """Returns once every part behind `url` is ready; says which are not when that changes, and
     every 10 s.
 
     Optional parts are awaited for `grace_s` only; then they are named, and the graph continues
-    without them.
+    without them. The parts are shown to whoever presents `secret`, where one is demanded.
     """
     loop = asyncio.get_running_loop()
     said, said_at = "", -_REPEAT_S
     works_since: float | None = None
     async with open_client() as client:
         while True:
-            works, waiting = await _probe(client, url)
+            works, waiting = await _probe(client, url, secret)
             if waiting is None:
                 return
             works_since = (works_since or loop.time()) if works else None
@@ -47,16 +49,22 @@ async def until_ready(url: str, say: Callable[[str], None], grace_s: float = _GR
             await asyncio.sleep(_POLL_S)
 
 
-async def is_ready(url: str) -> str | None:
+async def is_ready(url: str, secret: str | None) -> str | None:
     """Returns None when every part behind `url` is ready, else which are not."""
     async with open_client() as client:
-        return (await _probe(client, url))[1]
+        return (await _probe(client, url, secret))[1]
 
 
-async def _probe(client: httpx2.AsyncClient, url: str) -> tuple[bool, str | None]:
+async def _probe(
+    client: httpx2.AsyncClient, url: str, secret: str | None
+) -> tuple[bool, str | None]:
     """Returns whether the graph can be used, and which parts are awaited."""
+    headers = {"X-Internal-Secret": secret} if secret else {}
     try:
-        async with asyncio.timeout(_PROBE_S), requested(client, "GET", url) as response:
+        async with (
+            asyncio.timeout(_PROBE_S),
+            requested(client, "GET", url, headers=headers) as response,
+        ):
             body = json.loads(await read_bounded(response, _MAX_BODY_BYTES))
     except (HttpError, TimeoutError, ValueError):
         return False, "the ingress (no answer yet)"

@@ -265,7 +265,8 @@ class Supervisor:
 
     async def _announce(self, failures: Failures) -> None:
         """Says that the graph is ready."""
-        await until_ready(f"{self.environment.ingress_url}/health", self.console.say)
+        url, secret = f"{self.environment.ingress_url}/health", self.environment.any_secret
+        await until_ready(url, secret, self.console.say)
         failures.succeeded()
         self.console.say("ready")
         self.console.plain(graph_ready(self.environment))

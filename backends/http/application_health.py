@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import httpx2
 from pydantic import ValidationError
@@ -17,19 +19,31 @@ MAX_BODY_BYTES = 256 << 10
 
 
 class ApplicationHealth:
-    """The `/health` of one application. `last` is its latest answer, whether ready or not."""
+    """The `/health` of one application. `last` is its latest answer, whether ready or not.
 
-    def __init__(self, client: httpx2.AsyncClient, url: str) -> None:
+    `credential` returns the headers of a call, by which the application shows its checks.
+    """
+
+    def __init__(
+        self,
+        client: httpx2.AsyncClient,
+        url: str,
+        credential: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self._client = client
         self._url = url
+        self._credential = credential
         self.last: Health | None = None
 
     async def probe(self) -> None:
         """Raises Unavailable unless the application says that it is ready."""
+        headers: Mapping[str, str] = {}
+        with suppress(Unavailable):  # before the store was read the status has to do
+            headers = self._credential()
         try:
             async with (
                 asyncio.timeout(TIMEOUT_S),
-                requested(self._client, "GET", self._url) as response,
+                requested(self._client, "GET", self._url, headers=headers) as response,
             ):
                 body = await read_bounded(response, MAX_BODY_BYTES)
             self.last = Health.model_validate_json(body)

@@ -65,7 +65,11 @@ class RootReplica:
             resources.push_async_callback(end_tasks, self._applying)
             http = await resources.enter_async_context(open_client())
             applications = {
-                name: ApplicationHealth(http, f"{environment.ingress_url}{prefix}/health")
+                name: ApplicationHealth(
+                    http,
+                    f"{environment.ingress_url}{prefix}/health",
+                    self._access.delegations.current,
+                )
                 for name, prefix in args.applications.items()
             }
             probes = {"database": Dependency(database.ping)}

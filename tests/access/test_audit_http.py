@@ -1,4 +1,4 @@
-"""What the ingress writes to the audit trail."""
+"""What the ingress writes to the audit trail, and who sees the details of health."""
 
 import contextlib
 
@@ -11,7 +11,9 @@ from backends.postgres.pool import Database
 from contracts.access.audit import AuditQuery
 from contracts.access.principals import Grants
 from contracts.errors import NotFound, RateLimited
+from contracts.health import Check, Health
 from interfaces.http.access import audit_router
+from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.base.routing import Router
 from launcher.ports import free_ports
@@ -26,6 +28,9 @@ PRINCIPALS = {
     "taras": Grants(agents=["agent:taras"], microdaos=["microdao:7"]),
 }
 SECRET = "words that no trail may hold"
+HEALTH = Health(
+    status="degraded", checks={"nats": Check(state="starting", required=False, age_s=1, since_s=2)}
+)
 
 
 class Things:
@@ -41,6 +46,7 @@ class Things:
         router.add_api_route("/things", self.read, methods=["GET"])
         router.add_api_route("/export", self.read, methods=["GET"])
         router.add_api_route("/items", self.items, methods=["GET"])
+        add_health_routes(router, lambda: HEALTH)
         router.include_router(audit_router(self.store))
         self.ingress = Ingress(
             router,
@@ -198,3 +204,26 @@ async def test_operators_read_the_trail(things):
     )
     async with things.client(INTERNAL) as client:
         assert (await client.get("/internal/access/audit")).status_code == 403
+
+
+SHOWN = HEALTH.model_dump(mode="json", exclude_none=True)
+HIDDEN = {"status": "degraded", "checks": {}}
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [(None, HIDDEN), ("guess", HIDDEN), ("dk_taras", SHOWN), (INTERNAL, SHOWN), (ADMIN, SHOWN)],
+    ids=["no credential", "a wrong one", "a key", "the internal secret", "the admin secret"],
+)
+async def test_details_of_health_are_for_those_who_present_a_credential(things, key, shown):
+    async with things.client(key) as client:
+        answer = await client.get("/health")
+        assert (await client.get("/health/live")).json() == {"status": "alive"}
+    assert (answer.status_code, answer.json()) == (200, shown)
+    refused = [told(row) for row in await things.rows()]
+    assert refused == (["anonymous login things denied"] if key == "guess" else [])
+
+
+async def test_without_secrets_everybody_sees_the_details_of_health(database, events):
+    async with Things(database, events, internal=None, admin=None).client() as client:
+        assert (await client.get("/health")).json() == SHOWN

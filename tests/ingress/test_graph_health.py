@@ -4,9 +4,17 @@ import asyncio
 
 import pytest
 
+from backends.http.application_health import ApplicationHealth
+from common.http.client import open_client
 from contracts.errors import Unavailable
 from contracts.health import Check, Health
+from interfaces.http.base.access import AccessControl
+from interfaces.http.base.health import add_health_routes
+from interfaces.http.base.ingress import Ingress
+from interfaces.http.base.routing import Router
 from services.health.graph import GraphHealth
+from tests.support.access import fixed_access
+from tests.support.uvicorn_server import served
 
 
 class Application:
@@ -45,3 +53,21 @@ async def test_the_graphs_status_is_the_worst_of_its_parts(memory, status):
     assert {
         name: check.state for name, check in seen.checks.items() if name.startswith("memory.")
     } == {f"memory.{name}": check.state for name, check in memory.last.checks.items()}
+
+
+async def test_an_application_shows_its_checks_to_whoever_presents_a_delegation(events):
+    access = fixed_access("s3cret")
+    router, seen = Router(), application("degraded", nats="starting").last
+    add_health_routes(router, lambda: seen)
+    ingress = Ingress(router, AccessControl(access), events, max_concurrent=5)
+    async with served(ingress) as url, open_client() as client:
+        known = ApplicationHealth(client, f"{url}/health", access.delegations.current)
+        await known.probe()
+        assert known.last == seen
+        stranger = ApplicationHealth(client, f"{url}/health", keys_are_unknown)
+        await stranger.probe()
+        assert stranger.last == Health(status="degraded")
+
+
+def keys_are_unknown():
+    raise Unavailable("keys cannot be checked yet")

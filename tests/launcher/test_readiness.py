@@ -48,23 +48,33 @@ async def test_waits_until_every_part_is_ready_and_says_what_changes():
     ]
 
 
+async def test_presents_the_secret_because_the_parts_are_shown_to_callers_with_a_credential():
+    heads: list[bytes] = []
+    await said_of(b'200 OK\r\n\r\n{"status":"ready"}', heads=heads)
+    assert b"\r\nx-internal-secret: s3cret\r\n" in heads[0].lower()
+
+
 async def test_optional_parts_are_not_awaited_for_long():
     degraded = b'200 OK\r\n\r\n{"status":"degraded","checks":{"b":{"state":"unavailable"}}}'
     said = await said_of(degraded, degraded, grace_s=0.4)
     assert said == ["waiting for b (unavailable)", "continuing without b (unavailable)"]
 
 
-async def said_of(*given: bytes, grace_s: float = 60) -> list[str]:
+async def said_of(
+    *given: bytes, grace_s: float = 60, heads: list[bytes] | None = None
+) -> list[str]:
     answers = iter(given)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        if heads is not None:
+            heads.append(head)
         writer.write(b"HTTP/1.1 " + next(answers))
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/health"
         said: list[str] = []
-        await asyncio.wait_for(readiness.until_ready(url, said.append, grace_s), 10)
-    assert await readiness.is_ready(url) == "the ingress (no answer yet)"
+        await asyncio.wait_for(readiness.until_ready(url, "s3cret", said.append, grace_s), 10)
+    assert await readiness.is_ready(url, None) == "the ingress (no answer yet)"
     return said

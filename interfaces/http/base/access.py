@@ -16,7 +16,8 @@ Headers = Iterable[tuple[bytes, bytes]]
 MAX_CREDENTIALS = 3
 _SHOWN_CHARS = 100
 _KEY_HEADERS = frozenset({b"x-internal-secret", b"x-api-key"})
-_READ = _KEY_HEADERS | {b"authorization", b"host", b"origin", b"sec-fetch-site"}
+_CREDENTIAL_HEADERS = _KEY_HEADERS | {b"authorization"}
+_READ = _CREDENTIAL_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
 _FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 
 
@@ -88,6 +89,11 @@ def header(headers: Headers, wanted: bytes) -> bytes:
         if name == wanted:
             return value
     return b""
+
+
+def presents_credential(headers: Headers) -> bool:
+    """Whether a request presents a credential, valid or not."""
+    return any(name in _CREDENTIAL_HEADERS for name, _ in headers)
 
 
 @lru_cache(maxsize=256)

@@ -26,7 +26,7 @@ from contracts.errors import (
     RequestTimeout,
 )
 from contracts.events import EventLog
-from interfaces.http.base.access import AccessControl, header
+from interfaces.http.base.access import AccessControl, header, presents_credential
 from interfaces.http.base.audit import REFUSED, action_of, is_audited, refusal_of
 from interfaces.http.base.errors import as_leaf, error_response
 from interfaces.http.base.request_slots import BODY_S, UPLOAD_S, RequestSlot, RequestSlots
@@ -35,7 +35,8 @@ from services.access.audit import AuditTrail
 
 MAX_URL_BYTES = 8_192
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-HEALTH_PATHS = frozenset({"/health", "/health/live"})
+READINESS = "/health"
+HEALTH_PATHS = frozenset({READINESS, "/health/live"})
 
 IsAdmin = Callable[[str, str], bool]
 """Whether a method and path below the prefix are for operators."""
@@ -100,6 +101,7 @@ class Ingress:
             if len(scope["path"]) > MAX_URL_BYTES:
                 raise _unknown_route()
             if path in self._open:
+                scope["state"]["sees_details"] = path == READINESS and self._sees_details(scope)
                 await self._app(scope, receive, slot.send)
                 return
             audit = self._audit if self._admit(scope, path) else None
@@ -123,6 +125,16 @@ class Ingress:
         scope["state"]["credential"] = principal.credential
         act_as(principal)
         return is_admin and is_audited(scope["method"], path)
+
+    def _sees_details(self, scope: Scope) -> bool:
+        """Whether the caller of an open route presents a valid credential, if any is demanded."""
+        try:
+            self._access.check(scope["headers"])
+        except DaarionError as error:
+            if presents_credential(scope["headers"]):  # else it is one of many probes
+                self._note_refusal(error, scope)
+            return False
+        return True
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the server's start and stop; closes websockets, which no application serves."""
