@@ -26,9 +26,10 @@ class IngestionLanes(Strict):
 
 
 class ShortTermSettings(Strict):
-    """The event log."""
+    """How long events and summaries are kept, these since they were last written; 0 for ever."""
 
     retention_days: Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)] = 90
+    summary_retention_days: Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)] = 0
 
 
 class VectorSettings(Strict):

@@ -115,21 +115,25 @@ class SourceSettings(Strict):
 
 
 class LedgerSettings(Strict):
-    """How long results are kept for replays and reading, and calls for the audit."""
+    """How long results are kept for replays and reading, calls for the audit, and versions of tools
+    that newer ones replaced; null keeps these.
+    """
 
     keep_results_s: Seconds = 86_400.0
     keep_calls_days: Annotated[int, Field(ge=1, le=3_650)] = 90
+    keep_versions_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
 
 
 class NatsSettings(Strict):
     """Calls over NATS: `max_in_flight` run per replica, `max_waiting` wait in the stream, and a
-    message is given up after `max_deliveries`.
+    message is given up after `max_deliveries`. Those given up are kept for `keep_parked_days`.
     """
 
     enabled: bool = True
     max_in_flight: Annotated[int, Field(ge=1, le=1_000)] = 16
     max_waiting: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     max_deliveries: Annotated[int, Field(ge=1, le=100)] = 5
+    keep_parked_days: Annotated[float, Field(ge=0.01, le=365)] = 14.0
 
 
 class ToolsSettings(Strict):

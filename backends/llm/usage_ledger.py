@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID
@@ -14,6 +14,7 @@ from psycopg import sql
 
 from backends.postgres.errors import is_about_the_row
 from backends.postgres.pool import Database
+from backends.postgres.purging import purge
 from contracts.errors import DaarionError
 from contracts.events import EventLog
 from contracts.llm.usage import (
@@ -25,6 +26,7 @@ from contracts.llm.usage import (
 )
 
 INSERT_TIMEOUT_S = 5.0
+PURGE = "SELECT llm_usage_purge(%(older_than)s, %(at_most)s) AS removed"
 
 _TYPES: dict[Any, str] = {
     str: "text",
@@ -159,6 +161,10 @@ class PostgresUsageLedger:
                 raise
             return await self._write_one_by_one(records)
         return records
+
+    async def purge(self, days: float) -> int:
+        """Deletes calls and attempts of more than `days` ago; returns the number of rows."""
+        return await purge(self._database, PURGE, older_than=timedelta(days=days))
 
     async def _write_one_by_one(self, records: list[bytes]) -> list[bytes]:
         accepted = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg import sql
 
@@ -37,12 +37,20 @@ WHERE {where} ORDER BY created_at DESC, seq DESC LIMIT %(limit)s
 """)
 OF_CHANNEL = sql.SQL("channel_id = %(channel_id)s")
 AREAS = "SELECT microdao_id, agent_id FROM memory_areas WHERE agent_id <> ''"
-EXPIRE = """
+EXPIRE: LiteralString = """
 DELETE FROM memory_events WHERE seq = ANY (ARRAY(
     SELECT seq FROM memory_events
     WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
       AND recorded_at < now() - make_interval(secs => %(seconds)s)
     ORDER BY recorded_at LIMIT %(at_most)s
+))
+"""
+EXPIRE_SUMMARIES: LiteralString = """
+DELETE FROM memory_summaries WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM memory_summaries
+    WHERE microdao_id = %(microdao_id)s AND agent_id = %(agent_id)s
+      AND created_at < now() - make_interval(secs => %(seconds)s)
+    LIMIT %(at_most)s FOR UPDATE
 ))
 """
 SUMMARY = """
@@ -92,30 +100,37 @@ class ShortTermLog(PostgresAdapter):
 
 
 class EventRetention:
-    """Implements Upkeep: removes events older than `days`, 0 for never. Their memories stay."""
+    """Implements Upkeep: removes events older than `days`, and summaries that were last written
+    more than `summary_days` ago; 0 for never. Their memories stay.
+    """
 
     name = "retention"
 
-    def __init__(self, database: Database, days: float, interval_s: float = 3_600.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        days: float,
+        summary_days: float = 0.0,
+        interval_s: float = 3_600.0,
+    ) -> None:
         self._database = database
-        self._seconds = days * DAY_S
+        self._due = {EXPIRE: days * DAY_S, EXPIRE_SUMMARIES: summary_days * DAY_S}
         self.interval_s = interval_s
 
     async def run(self) -> None:
-        if not self._seconds:
-            return
-        for row in await background_rows(self._database, AREAS):
-            await purge_all(
-                partial(self._expire_some, Area(row["microdao_id"], row["agent_id"])),
-                EXPIRE_AT_ONCE,
-            )
+        due = {statement: seconds for statement, seconds in self._due.items() if seconds}
+        for row in await background_rows(self._database, AREAS) if due else []:
+            area = Area(row["microdao_id"], row["agent_id"])
+            for statement, seconds in due.items():
+                some = partial(self._expire_some, area, statement, seconds)
+                await purge_all(some, EXPIRE_AT_ONCE)
 
-    async def _expire_some(self, area: Area) -> int:
-        values = {**area.identity, "seconds": self._seconds, "at_most": EXPIRE_AT_ONCE}
+    async def _expire_some(self, area: Area, statement: LiteralString, seconds: float) -> int:
+        values = {**area.identity, "seconds": seconds, "at_most": EXPIRE_AT_ONCE}
         async with background_transaction(
             self._database, area, timeout_s=EXPIRE_TIMEOUT_S
         ) as connection:
-            return (await connection.execute(EXPIRE, values)).rowcount
+            return (await connection.execute(statement, values)).rowcount
 
 
 class Summaries(PostgresAdapter):

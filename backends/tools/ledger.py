@@ -55,6 +55,7 @@ class LedgerLimits:
     grace_s: float = 4.0
     keep_results_s: float = 86_400.0
     keep_calls_days: int = 90
+    keep_versions_days: int | None = None
     approval_valid_s: float = 3_600.0
     batch: int = 500
 
@@ -152,8 +153,14 @@ class PostgresToolLedger:
         return [ToolUsageEvent(**row, tool_name=row["tool_id"], ok=False) for row in rows]
 
     async def purge(self) -> int:
-        """Removes results and calls that have expired; returns the number of rows."""
-        return await purge(self._database, statements.PURGE, days=self._limits.keep_calls_days)
+        """Removes results, calls and versions that have expired; returns the number of rows."""
+        limits = self._limits
+        removed = await purge(self._database, statements.PURGE, days=limits.keep_calls_days)
+        if limits.keep_versions_days is None:
+            return removed
+        return removed + await purge(
+            self._database, statements.PURGE_VERSIONS, days=limits.keep_versions_days
+        )
 
     async def list_calls(self, wanted: CallFilter, *, show_waiting_args: bool = False) -> CallPage:
         """Returns a page of the audit."""

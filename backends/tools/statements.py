@@ -127,6 +127,9 @@ RETURNING id
 RENEW = "SELECT tool_calls_renew(%(leased_by)s, %(held)s, %(lease_s)s) AS held"
 SETTLE_ABANDONED = "SELECT * FROM tool_calls_settle_abandoned(%(grace_s)s, %(at_most)s)"
 PURGE = "SELECT tool_calls_purge(make_interval(days => %(days)s), %(at_most)s) AS removed"
+PURGE_VERSIONS = (
+    "SELECT tool_versions_purge(make_interval(days => %(days)s), %(at_most)s) AS removed"
+)
 
 READ_RESULT = """
 SELECT id, body, items, expires_at FROM tool_results

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +17,6 @@ from backends.workspace.events import add_events
 from contracts.workspace.invocations import Invocation, InvocationQuery, LeasedInvocation
 
 MAX_REASON_CHARS = 500
-KEEP_DAYS = 7
 
 LEASE = "SELECT * FROM invocation_outbox_lease(%(leased_by)s, %(lease_s)s, %(at_most)s)"
 SETTLE = """
@@ -39,7 +39,8 @@ WHERE microdao_id = %(microdao_id)s AND channel_id = %(channel_id)s
 ORDER BY created_at DESC, id
 LIMIT %(limit)s
 """
-PURGE = "SELECT messaging_purge(make_interval(days => %(days)s), %(at_most)s) AS removed"
+PURGE = "SELECT messaging_purge(%(older_than)s, %(at_most)s) AS removed"
+PURGE_MESSAGES = "SELECT channel_messages_purge(%(older_than)s, %(at_most)s) AS removed"
 
 
 class PostgresOutbox:
@@ -94,8 +95,12 @@ class PostgresOutbox:
         rows = await self._database.run(OF_CHANNEL, values, microdao_id=microdao_id)
         return [Invocation.model_validate(row) for row in rows]
 
-    async def purge(self) -> int:
-        return await purge(self._database, PURGE, days=KEEP_DAYS)
+    async def purge(self, event_days: float, message_days: float | None) -> int:
+        removed = await purge(self._database, PURGE, older_than=timedelta(days=event_days))
+        if message_days is None:
+            return removed
+        age = timedelta(days=message_days)
+        return removed + await purge(self._database, PURGE_MESSAGES, older_than=age)
 
     def _values(self, leased: LeasedInvocation, **more: Any) -> dict[str, Any]:
         return {

@@ -112,6 +112,12 @@ class BatchSettings(Strict):
     retention_days: Annotated[float, Field(gt=0, le=365, allow_inf_nan=False)] = 30.0
 
 
+class UsageSettings(Strict):
+    """How long the ledger of calls is kept; null keeps it. Sums by day stay 62 days at least."""
+
+    retention_days: Annotated[float, Field(ge=1, le=36_500)] | None = None
+
+
 class LLMSettings(Strict):
     """`llm.yaml`.
 
@@ -129,6 +135,7 @@ class LLMSettings(Strict):
     cache: CacheSettings = CacheSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
     batch: BatchSettings = BatchSettings()
+    usage: UsageSettings = UsageSettings()
 
     @model_validator(mode="after")
     def _references(self) -> LLMSettings:

@@ -248,7 +248,9 @@ class ToolLedger(Protocol):
         """
 
     async def purge(self) -> int:
-        """Removes results and calls that have expired; returns the number of rows."""
+        """Removes results, calls and replaced versions of tools that have expired; returns the
+        number of rows.
+        """
 
     async def list_calls(self, wanted: CallFilter, *, show_waiting_args: bool = False) -> CallPage:
         """Returns a page of the audit."""

@@ -62,4 +62,6 @@ class ChannelEventStore(Protocol):
     async def events(
         self, microdao_id: str, channel_id: UUID, after: int, limit: int
     ) -> list[ChannelEvent]:
-        """Returns events after a position, oldest first. Old steps are purged, messages never."""
+        """Returns events after a position, oldest first. Old steps are purged; messages, too, where
+        that is configured.
+        """

@@ -69,8 +69,11 @@ class Outbox(Protocol):
     async def failed(self, leased: LeasedInvocation, reason: str) -> None:
         """Gives the invocation up and adds an event to its channel."""
 
-    async def purge(self) -> int:
-        """Removes old settled invocations and steps; returns the number of rows."""
+    async def purge(self, event_days: float, message_days: float | None) -> int:
+        """Removes settled invocations and steps, and messages of that age; None keeps these.
+
+        Returns the number of rows.
+        """
 
     async def invocations(
         self, microdao_id: str, channel_id: UUID, query: InvocationQuery

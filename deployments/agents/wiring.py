@@ -40,11 +40,13 @@ class AgentsArgs(RunSettings):
     `max_concurrent` bounds the concurrent requests per replica; more are answered 503 at once.
     `messaging` says where channels are (by default the workspace of this graph). Calls to the LLM
     proxy, Toolcore and memory are retried for `patience_s` while those cannot be reached.
+    Invocations over NATS that can never be served are kept for `keep_parked_days`.
     """
 
     max_concurrent: Annotated[int, Field(ge=1)] = 300
     patience_s: Annotated[float, Field(ge=0, le=300)] = 15.0
     database_connections: Annotated[int, Field(ge=1, le=64)] = 6
+    keep_parked_days: Annotated[float, Field(ge=0.01, le=365)] = 14.0
     messaging: MessagingSettings = MessagingSettings()
 
 
@@ -98,7 +100,7 @@ class AgentRuntime:
             settings=args,
         )
         self._blueprints = blueprints
-        self._nats = AgentNats(self.runs, events)
+        self._nats = AgentNats(self.runs, events, args.keep_parked_days * 86_400.0)
         self._link = (
             NatsLink(environment.nats_url, events, name="agents", on_connect=self._nats.on_connect)
             if environment.nats_url

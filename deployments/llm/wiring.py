@@ -23,7 +23,7 @@ from common.circuit import State
 from common.periodic import start_periodic
 from common.tasks import end_tasks
 from configs.engines.embedder import EmbedderSettings
-from configs.llm.config import BatchSettings, IdempotencySettings, LLMSettings
+from configs.llm.config import BatchSettings, IdempotencySettings, LLMSettings, UsageSettings
 from configs.llm.limits import LimitSettings
 from contracts.access.acting import acting_as
 from contracts.access.principals import Principal
@@ -247,10 +247,12 @@ class AnswersRuntime:
         self._resources = Resources()
         self._database = Database(database_url, events=events, limits=ANSWERS_POOL)
         self._batch, self._idempotency = BatchSettings(), IdempotencySettings()
+        self._usage = UsageSettings()
         self._cached: CachedAnswers | None = None
         self._load = Load()
         self._keys = PostgresIdempotency(self._database)
         self._queue = PostgresBatchQueue(self._database)
+        self._ledger = PostgresUsageLedger(self._database, events)
         self._base = worker or WorkerSettings()
         self.idempotency = Idempotency(
             self._keys, events, lambda: self._idempotency.retention_h * 3600, times
@@ -268,6 +270,7 @@ class AnswersRuntime:
     def reconfigure(self, settings: LLMSettings, proxy: LLMProxy) -> None:
         """Takes new routes and settings, and forgets cached answers."""
         self._batch, self._idempotency = settings.batch, settings.idempotency
+        self._usage = settings.usage
         if self._cached is not None:
             self._cached.retire()
         self._cached = CachedAnswers(proxy, AnswerCache(settings.cache.max_bytes), self._load)
@@ -310,3 +313,5 @@ class AnswersRuntime:
     async def _purge(self) -> None:
         await self._queue.purge(self._batch.retention_days * 86_400)
         await self._keys.purge()
+        if self._usage.retention_days is not None:
+            await self._ledger.purge(self._usage.retention_days)

@@ -166,6 +166,10 @@ class MemoryRuntime:
         jobs: list[Upkeep] = [
             LexiconUpkeep(self._background, self._events),
             self._shards,
-            EventRetention(self._background, settings.short_term.retention_days),
+            EventRetention(
+                self._background,
+                settings.short_term.retention_days,
+                settings.short_term.summary_retention_days,
+            ),
         ]
         return [*jobs, self._knowledge] if settings.knowledge_base.interval_s else jobs

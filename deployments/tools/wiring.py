@@ -96,6 +96,7 @@ class ToolsRuntime:
             LedgerLimits(
                 keep_results_s=settings.ledger.keep_results_s,
                 keep_calls_days=settings.ledger.keep_calls_days,
+                keep_versions_days=settings.ledger.keep_versions_days,
                 approval_valid_s=settings.policy.approval_valid_s,
             )
         )

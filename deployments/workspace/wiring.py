@@ -16,7 +16,9 @@ from backends.workspace.messages import PostgresMessages
 from backends.workspace.notices import NatsMessageNotices
 from backends.workspace.outbox import PostgresOutbox
 from backends.workspace.projects import PostgresFollowUps, PostgresProjects
-from contracts.events import EventLog
+from common.periodic import start_periodic
+from common.tasks import end_tasks
+from contracts.events import EventLog, failure_event
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.workspace import channels_router, workspace_router
@@ -26,6 +28,9 @@ from services.workspace.dispatching import DispatchLimits, InvocationDispatcher
 from services.workspace.live import LiveFeeds
 from services.workspace.tools import WorkspaceTools
 
+PURGE_EVERY_S = 600.0
+KeepDays = Annotated[float, Field(ge=1, le=36_500)]
+
 
 class WorkspaceArgs(Strict):
     """`args` of the application.
@@ -34,6 +39,9 @@ class WorkspaceArgs(Strict):
     answered 503 at once. `max_streams` bounds the event streams. With `invoke_agents` a human's
     message invokes the agents of its channel; an invocation that the agent runtime has not accepted
     after `give_up_after_s` is given up.
+
+    Steps of runs and settled invocations are kept for `keep_events_days`, messages for
+    `keep_messages_days`; null keeps them for ever.
     """
 
     max_concurrent: Annotated[int, Field(ge=2)] = 400
@@ -41,6 +49,8 @@ class WorkspaceArgs(Strict):
     database_connections: Annotated[int, Field(ge=1, le=64)] = 6
     invoke_agents: bool = True
     give_up_after_s: Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)] = 900.0
+    keep_events_days: KeepDays = 7.0
+    keep_messages_days: KeepDays | None = None
 
 
 class WorkspaceRuntime:
@@ -49,6 +59,7 @@ class WorkspaceRuntime:
     def __init__(self, args: WorkspaceArgs, environment: WingEnvironment, events: EventLog) -> None:
         """The caller closes `events`."""
         self._args = args
+        self._events = events
         self._resources = Resources()
         self._database = Database(
             environment.database_url,
@@ -83,6 +94,11 @@ class WorkspaceRuntime:
             resources.closing(self._feeds).start()
             if self._args.invoke_agents:
                 resources.closing(self._dispatcher).start()
+            failed = failure_event(self._events, "workspace.purge_failed")
+            purging = start_periodic(
+                self._purge, PURGE_EVERY_S, failed, name="workspace:purge", at_once=True
+            )
+            resources.push_async_callback(end_tasks, [purging])
             resources.closing(self._monitor).start()
             self._resources = resources.pop_all()
 
@@ -109,3 +125,8 @@ class WorkspaceRuntime:
             WorkspaceTools(projects, follow_ups),
             self._monitor.health,
         )
+
+    async def _purge(self) -> None:
+        args = self._args
+        if removed := await self._outbox.purge(args.keep_events_days, args.keep_messages_days):
+            self._events.emit("workspace.purged", rows=removed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import nats.errors
 from nats.aio.client import Client
@@ -21,7 +22,7 @@ from contracts.agents.invocations import AgentInvocation
 from contracts.errors import DaarionError, InvalidRequest, Unavailable
 from contracts.events import EventLog
 from interfaces.http.base.errors import invalid_body
-from interfaces.nats.work_queue import QueueSettings, WorkQueue, place_of
+from interfaces.nats.work_queue import KEEP_PARKED_S, QueueSettings, WorkQueue, place_of
 from services.agents.runs import AgentRuns
 
 INVOKE = "router.invoke.agent"
@@ -50,12 +51,17 @@ LONGEST_DELAY_S = 30.0
 
 
 class AgentNats:
-    """Takes invocations from the stream; `on_connect` starts it on a new connection."""
+    """Takes invocations from the stream; `on_connect` starts it on a new connection.
 
-    def __init__(self, runs: AgentRuns, events: EventLog) -> None:
+    Those that can never be served are kept for `keep_parked_s`.
+    """
+
+    def __init__(
+        self, runs: AgentRuns, events: EventLog, keep_parked_s: float = KEEP_PARKED_S
+    ) -> None:
         self._runs = runs
         self._events = events
-        self._queue = WorkQueue(QUEUE, self._fetch_failed)
+        self._queue = WorkQueue(replace(QUEUE, keep_parked_s=keep_parked_s), self._fetch_failed)
         self._fetchers: list[asyncio.Task[None]] = []
 
     async def on_connect(self, client: Client) -> None:

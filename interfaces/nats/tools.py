@@ -26,7 +26,7 @@ from common.tasks import end_tasks
 from configs.tools import NatsSettings
 from contracts.events import EventLog
 from contracts.tools.api import ToolCallRequest, ToolCallResult
-from interfaces.nats.work_queue import QueueSettings, WorkQueue, place_of
+from interfaces.nats.work_queue import KEEP_PARKED_S, QueueSettings, WorkQueue, place_of
 from interfaces.tools.answers import call_body, unreadable
 from services.tools.calls import ToolCalls
 from services.tools.outcomes import CallAnswer
@@ -45,11 +45,12 @@ ACK_WAIT_S = 10.0
 BUSY_DELAY_S = 2.0
 KEEP_ALIVE_S = ACK_WAIT_S / 3
 CLOSE_TIMEOUT_S = 5.0
+DAY_S = 86_400.0
 PAYLOAD_MARGIN = 4_096
 _SUBJECT = re.compile(r"[^\s.*>$][^\s*>]{0,255}")
 
 
-def queue_settings(max_waiting: int) -> QueueSettings:
+def queue_settings(max_waiting: int, keep_parked_s: float = KEEP_PARKED_S) -> QueueSettings:
     """Returns the queue of submitted calls."""
     return QueueSettings(
         WORK_STREAM,
@@ -58,9 +59,10 @@ def queue_settings(max_waiting: int) -> QueueSettings:
         PARKED,
         DURABLE,
         max_waiting=max_waiting,
-        keep_s=24 * 3_600.0,
+        keep_s=DAY_S,
         ack_wait_s=ACK_WAIT_S,
         max_ack_pending=5_000,
+        keep_parked_s=keep_parked_s,
     )
 
 
@@ -76,7 +78,8 @@ class ToolNats:
         self._calls = calls
         self._events = events
         self._limits = limits
-        self._queue = WorkQueue(queue_settings(limits.max_waiting), self._fetch_failed)
+        queue = queue_settings(limits.max_waiting, limits.keep_parked_days * DAY_S)
+        self._queue = WorkQueue(queue, self._fetch_failed)
         self._free = asyncio.Semaphore(limits.max_in_flight)
         self._client: Client | None = None
         self._fetcher: asyncio.Task[None] | None = None

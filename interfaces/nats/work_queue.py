@@ -50,6 +50,7 @@ class QueueSettings:
     ack_wait_s: float
     max_ack_pending: int
     filtered: bool = False
+    keep_parked_s: float = KEEP_PARKED_S
 
 
 class WorkQueue:
@@ -88,7 +89,7 @@ class WorkQueue:
             discard=DiscardPolicy.OLD,
             max_msgs=MAX_PARKED,
             max_bytes=MAX_PARKED_BYTES,
-            max_age=KEEP_PARKED_S,
+            max_age=own.keep_parked_s,
             storage=StorageType.FILE,
         )
         for config in (work, parked) if self._stream == own.stream else (parked,):

@@ -26,7 +26,6 @@ POLL_EVERY_S = 1.0
 ATTEMPT_TIMEOUT_S = 10.0
 LEASE_S = 30.0
 FIRST_DELAY_S = 0.5
-PURGE_EVERY_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,6 @@ class InvocationDispatcher:
                 at_once=True,
                 wake=self._wake,
             ),
-            start_periodic(self._purge, PURGE_EVERY_S, self._failed, name="workspace:purge"),
         ]
 
     def wake(self) -> None:
@@ -140,10 +138,6 @@ class InvocationDispatcher:
             attempts=claimed.attempts,
             error=error.type,
         )
-
-    async def _purge(self) -> None:
-        if removed := await self._outbox.purge():
-            self._events.emit("workspace.purged", rows=removed)
 
     def _failed(self, error: BaseException, _seconds: float = 0.0) -> None:
         if not isinstance(error, DaarionError):

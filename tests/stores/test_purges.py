@@ -4,24 +4,25 @@ size.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from backends.agents.runs import PostgresRuns
-from backends.http.agent_runtime import AgentRuntimeClient
-from backends.http.client import presenting
 from backends.llm.batches import PostgresBatchQueue
 from backends.llm.idempotency import PostgresIdempotency
+from backends.llm.usage_ledger import PostgresUsageLedger
 from backends.memory.short_term import EventRetention
 from backends.postgres.pool import Database
-from backends.tools.ledger import PostgresToolLedger
+from backends.tools.ledger import LedgerLimits, PostgresToolLedger
 from backends.workspace.outbox import PostgresOutbox
+from deployments.graph.resources import WingEnvironment
+from deployments.workspace.wiring import WorkspaceArgs, WorkspaceRuntime
 from launcher.postgres import DatabaseUrls
-from services.workspace.dispatching import DispatchLimits
+from tests.support.access import fixed_access
 from tests.support.events import RecordedEvents
 from tests.support.tools.toolcore import replica
-from tests.support.workspace.application import workspace
 
 DUE = 25_000
 KEPT = 500
@@ -81,6 +82,62 @@ BATCH_ITEMS = """
 INSERT INTO llm_batch_items (batch_id, position, microdao_id, custom_id, request)
 SELECT id, n, microdao_id, n, '' FROM llm_batches, generate_series(0, 9) AS n
 """
+USAGE = f"""
+INSERT INTO llm_usage (
+    id, request_id, occurred_at, agent_id, microdao_id, logical_model, provider, physical_model,
+    prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens, latency_ms,
+    outcome, streamed, estimated, attempts
+)
+SELECT
+    gen_random_uuid(), 'r', {WHEN}, 'agent:sofia', 'microdao:7', 'm', 'p', 'm', 1, 1, 2, 0, 0, 1,
+    'ok', false, false, 1
+FROM {ROWS}
+"""
+ATTEMPTS = """
+INSERT INTO llm_attempts (
+    call_id, number, last, request_id, occurred_at, agent_id, microdao_id, credential,
+    logical_model, provider, physical_model, prompt_tokens, completion_tokens, total_tokens,
+    cached_tokens, reasoning_tokens, latency_ms, outcome, call_outcome, streamed, estimated,
+    recorder
+)
+SELECT
+    id, 1, true, 'r', occurred_at, agent_id, microdao_id, 'anonymous', 'm', 'p', 'm', 1, 1, 2, 0, 0,
+    1, 'ok', 'ok', false, false, ''
+FROM llm_usage
+"""
+SPENDING = """
+INSERT INTO llm_spending (kind, subject, day, recorder, cost_usd)
+SELECT 'microdao', 'microdao:7', (now() - make_interval(days => n))::date, '', 1
+FROM generate_series(0, 399) AS n
+"""
+SUMMARIES = f"""
+INSERT INTO memory_summaries (
+    microdao_id, agent_id, channel_id, size, summary, sources, last_seq, created_at
+)
+SELECT 'microdao:7', 'agent:sofia', n, 50, '', '{{}}', 0, {WHEN} FROM {ROWS}
+"""
+MESSAGES = f"""
+INSERT INTO channel_messages (
+    id, microdao_id, channel_id, position, sender_id, sender_type, body, fingerprint, created_at
+)
+SELECT
+    gen_random_uuid(), microdao_id, id, n, 'user:olena', 'human', '', '', {WHEN}
+FROM channels, {ROWS}
+"""
+INVOCATIONS = """
+INSERT INTO invocation_outbox (id, microdao_id, channel_id, message_id, agent_id, state, settled_at)
+SELECT gen_random_uuid(), microdao_id, channel_id, id, 'agent:sofia', 'delivered', now()
+FROM channel_messages
+"""
+TOOL = """
+INSERT INTO tools (tool_id, version, enabled, origin, definition) VALUES
+    ('current', 25500, true, 'admin', '{}'), ('old', 1, true, 'admin', '{}')
+"""
+TOOL_VERSIONS = f"""
+INSERT INTO tool_versions (tool_id, version, enabled, origin, definition, created_at)
+SELECT 'current', n, true, 'admin', '{{}}'::json, {WHEN} FROM {ROWS}
+UNION ALL SELECT 'old', 1, true, 'admin', '{{}}', now() - interval '400 days'
+"""
 TURNS = f"INSERT INTO llm_batch_turns (microdao_id) SELECT 'microdao:' || n FROM {ROWS}"
 
 
@@ -100,12 +157,28 @@ async def purge_batches(database: Database) -> None:
     await PostgresBatchQueue(database).purge(30 * 86_400.0)
 
 
+async def purge_usage(database: Database) -> None:
+    await PostgresUsageLedger(database, RecordedEvents()).purge(30.0)
+
+
 async def purge_events(database: Database) -> None:
     await EventRetention(database, 90.0).run()
 
 
+async def purge_summaries(database: Database) -> None:
+    await EventRetention(database, 0.0, 90.0).run()
+
+
+async def purge_versions(database: Database) -> None:
+    await PostgresToolLedger(database, LedgerLimits(keep_versions_days=90)).purge()
+
+
 async def purge_channels(database: Database) -> None:
-    await PostgresOutbox(database).purge()
+    await PostgresOutbox(database).purge(7.0, None)
+
+
+async def purge_messages(database: Database) -> None:
+    await PostgresOutbox(database).purge(7.0, 90.0)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +194,18 @@ async def purge_channels(database: Database) -> None:
         ),
         ([AREA, EVENTS], purge_events, {"memory_events": KEPT}),
         ([CHANNEL, CHANNEL_EVENTS], purge_channels, {"channel_events": KEPT}),
+        (
+            [USAGE, ATTEMPTS, SPENDING],
+            purge_usage,
+            {"llm_usage": KEPT, "llm_attempts": KEPT, "llm_spending": 63},  # today and 62 days
+        ),
+        ([AREA, EVENTS, SUMMARIES], purge_summaries, {"memory_summaries": KEPT}),
+        (
+            [CHANNEL, MESSAGES, INVOCATIONS],
+            purge_messages,
+            {"channel_messages": KEPT, "invocation_outbox": KEPT},
+        ),
+        ([TOOL, TOOL_VERSIONS], purge_versions, {"tool_versions": KEPT + 1}),
     ],
     ids=[
         "tool calls",
@@ -129,6 +214,10 @@ async def purge_channels(database: Database) -> None:
         "batches",
         "short-term memory",
         "channel events",
+        "usage",
+        "summaries",
+        "messages",
+        "tool versions",
     ],
 )
 async def test_one_run_removes_all_that_is_due(
@@ -175,15 +264,21 @@ async def test_toolcore_purges_by_itself(
 
 
 async def test_the_workspace_purges_by_itself(
-    database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+    database_urls: DatabaseUrls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.workspace.dispatching.PURGE_EVERY_S", 0.05)
-    invoker = AgentRuntimeClient("http://127.0.0.1:9", presenting(None))
-    async with workspace(database_urls.service, None, invoker=invoker, limits=DispatchLimits()):
-        async with await psycopg.AsyncConnection.connect(
-            database_urls.superuser, autocommit=True
-        ) as owner:
-            for statement in (CHANNEL, CHANNEL_EVENTS):
-                await owner.execute(statement)
-        await purged(database_urls.superuser, "channel_events")
-    await invoker.close()
+    """Also one that invokes no agents."""
+    monkeypatch.setattr("deployments.workspace.wiring.PURGE_EVERY_S", 0.05)
+    runtime = WorkspaceRuntime(
+        WorkspaceArgs(invoke_agents=False, keep_messages_days=90),
+        WingEnvironment(database_urls.service, tmp_path, "http://127.0.0.1:9", fixed_access()),
+        RecordedEvents(),
+    )
+    await runtime.open()
+    async with await psycopg.AsyncConnection.connect(
+        database_urls.superuser, autocommit=True
+    ) as owner:
+        for statement in (CHANNEL, CHANNEL_EVENTS, MESSAGES):
+            await owner.execute(statement)
+    for table in ("channel_events", "channel_messages"):
+        await purged(database_urls.superuser, table)
+    await runtime.close()

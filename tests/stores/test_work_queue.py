@@ -66,10 +66,12 @@ async def test_a_message_whose_handling_fails_does_not_end_the_fetching(client):
 
 
 async def test_new_bounds_reach_a_stream_that_exists(client):
-    for settings in (SETTINGS, replace(SETTINGS, max_waiting=7)):
+    for settings in (SETTINGS, replace(SETTINGS, max_waiting=7, keep_parked_s=3_600.0)):
         await WorkQueue(settings, pytest.fail).prepare(client)
     info = await client.jetstream().stream_info(SETTINGS.stream)
     assert info.config.max_msgs == 7
+    parked = await client.jetstream().stream_info(SETTINGS.parked_stream)
+    assert parked.config.max_age == 3_600
 
 
 async def test_a_stream_of_others_that_holds_the_subject_is_used_and_left_as_it_is(client):

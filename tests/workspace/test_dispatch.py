@@ -314,7 +314,7 @@ async def test_old_settled_invocations_are_removed(database_url, database_owner_
         step = {"agent_id": SOFIA, "run_id": "r", "steps": [{"index": 0, "kind": "llm"}]}
         await replica.http.post(f"/channels/{channel}/run-steps", json=step)
         outbox = PostgresOutbox(database)
-        assert await outbox.purge() == 0
+        assert await outbox.purge(7.0, None) == 0
         async with await psycopg.AsyncConnection.connect(database_owner_url) as connection:
             await connection.execute(
                 "UPDATE invocation_outbox SET settled_at = now() - interval '8 days'"
@@ -322,7 +322,7 @@ async def test_old_settled_invocations_are_removed(database_url, database_owner_
             await connection.execute(
                 "UPDATE channel_events SET created_at = now() - interval '8 days'"
             )
-        assert await outbox.purge() == 4
+        assert await outbox.purge(7.0, None) == 4
         assert len((await replica.http.get(f"/channels/{channel}/messages")).json()) == 3
 
 
