@@ -105,11 +105,14 @@ class RunAttempts:
     ) -> Outcome:
         """Answers, delivers, remembers, in this order."""
         blueprint = self.blueprints().get(run.agent_id)
+        # A reply is the graph's own word: who asked for it may be gone when it is posted.
+        own = OURSELVES.narrowed(run.tenant)
         if run.attempt > MAX_ATTEMPTS:
             recorder.record_error("given_up")
             return "undelivered"
         if run.state == "posting":
-            outcome = await self.delivery.resume(run, recorder)
+            with acting_as(own):
+                outcome = await self.delivery.resume(run, recorder)
         else:
             self.announcements.started(run)
             await recorder.record_attempt()
@@ -119,7 +122,8 @@ class RunAttempts:
                 if nothing.error_type is not None:
                     recorder.record_error(nothing.error_type)
                 return "ignored"
-            outcome = await self.delivery.deliver(run, recorder, text, outcome)
+            with acting_as(own):
+                outcome = await self.delivery.deliver(run, recorder, text, outcome)
         is_posted = any(step.kind == "reply" and step.ok for step in run.steps)
         if outcome in {"answered", "failed"} and is_posted:
             self.announcements.reply_sent(run, outcome)

@@ -20,17 +20,21 @@ from backends.tools.registry import PostgresToolStore
 from configs.environment import REPOSITORY, read_environment
 from configs.tools import ConfiguredSecrets, ToolsSettings
 from configs.yaml_files import load_yaml
+from contracts.access.acting import acting
 from contracts.agents.blueprints import Blueprint
+from contracts.identity import Tenant
 from contracts.tools.api import Outcome
 from deployments.agents.wiring import AgentRuntime, AgentsArgs
 from deployments.graph.resources import WingEnvironment
 from executors.http.executor import HttpToolExecutor
+from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from launcher.postgres import PostgresServer
+from services.access.authentication import Authentication
 from services.tools.application import Toolcore
 from services.workspace.dispatching import DispatchLimits
 from tests.conftest import TEMPLATE, copy_database
-from tests.support.access import access_control, fixed_access
+from tests.support.access import fixed_access
 from tests.support.agents.scripted_model import ScriptedModel, Thought
 from tests.support.events import RecordedEvents
 from tests.support.llm.proxy import ingress_of, proxy_over
@@ -104,6 +108,7 @@ class Platform:
     executed: list[Any] = field(default_factory=list)
     runtime: AgentRuntime | None = None
     microdao: str = OWN
+    access: Authentication = field(default_factory=fixed_access)
 
     def fresh(self, *given: Blueprint) -> None:
         """Forgets what earlier tests did: another microDAO, nothing recorded, nothing away."""
@@ -201,13 +206,13 @@ class Platform:
         """A replica of the agent runtime behind the platform's address."""
         settings = AgentsArgs(**{"claim_every_s": 0.2, "lease_s": 5, "patience_s": 2, **args})
         environment = WingEnvironment(
-            self.database_url, Path(), self.url, fixed_access(), nats_url=self.nats_url
+            self.database_url, Path(), self.url, self.access, nats_url=self.nats_url
         )
         runtime = AgentRuntime(settings, environment, lambda: self.blueprints, self.events)
         await runtime.open()
         before = self.door.apps.get("agents")
         self.door.apps["agents"] = Ingress(
-            runtime.router(), access_control(), self.events, max_concurrent=500
+            runtime.router(), AccessControl(self.access), self.events, max_concurrent=500
         )
         self.runtime = runtime
         try:
@@ -229,11 +234,15 @@ async def platform(
     agents: bool = True,
     dispatch: bool = False,
     prices: dict[str, Any] | None = None,
+    access: Authentication | None = None,
     **args: Any,
 ):
     """Yields the platform. `tools` are further tools, executed in this process: `outcomes` has
-    results by tool id. `prices` are those of `llm.yaml`.
+    results by tool id. `prices` are those of `llm.yaml`. `access` knows the callers, by default
+    everybody.
     """
+    access = access or fixed_access()
+    control = AccessControl(access)
     events, door, model = RecordedEvents(), Door(), ScriptedModel()
     embedder = embedder or HashingEmbedder()
     async with contextlib.AsyncExitStack() as stack:
@@ -242,7 +251,9 @@ async def platform(
         http = await stack.enter_async_context(
             httpx.AsyncClient(base_url=url, headers=JSON, timeout=90)
         )
-        here = Platform(url, http, door, model, events, database_url, embedder, nats_url)
+        here = Platform(
+            url, http, door, model, events, database_url, embedder, nats_url, access=access
+        )
         thinker = {
             "thinker": {
                 "provider": "backup",
@@ -253,16 +264,16 @@ async def platform(
         proxy, recorder = await stack.enter_async_context(
             proxy_over(model.base_url, prices=prices, **thinker)
         )
-        door.apps["llm"] = ingress_of(proxy, recorder, max_concurrent=500)
+        door.apps["llm"] = ingress_of(proxy, recorder, max_concurrent=500, access=control)
         memory = await stack.enter_async_context(
             memory_application(database_url, folder, embedder, events, ingress_url=url)
         )
-        door.apps["memory"] = memory_ingress(memory.runtime, events)
+        door.apps["memory"] = memory_ingress(memory.runtime, events, control)
         door.apps["tools"] = await stack.enter_async_context(_tools(here, tools))
-        invoker = AgentRuntimeClient(url, fixed_access().delegations.current) if dispatch else None
+        invoker = AgentRuntimeClient(url, access.delegations.current) if dispatch else None
         limits = DispatchLimits(max_delay_s=0.2) if dispatch else None
         replica = await stack.enter_async_context(
-            workspace(database_url, events, invoker=invoker, limits=limits)
+            workspace(database_url, events, invoker=invoker, limits=limits, access=access)
         )
         door.apps["workspace"] = replica.app
         if invoker is not None:
@@ -298,7 +309,13 @@ async def _tools(here: Platform, extra: tuple[dict[str, Any], ...]):
     more = [tool_support.definition(tool_id=one.pop("id"), **one) for one in map(dict, extra)]
     settings = settings.model_copy(update={"tools": [*settings.tools, *more]})
     secrets = ConfiguredSecrets(settings.secrets, read_environment({}).secret, here.url)
-    remote = HttpToolExecutor(secrets, here.events)
+    remote = HttpToolExecutor(
+        secrets,
+        here.events,
+        own_headers=lambda _url, context: here.access.delegations.headers(
+            acting().narrowed(Tenant.model_validate(context))
+        ),
+    )
     scripted = tool_support.Scripted(outcome)
     database = Database(here.database_url, events=here.events, limits=PoolLimits(max_size=8))
     await database.open()
@@ -312,7 +329,7 @@ async def _tools(here: Platform, extra: tuple[dict[str, Any], ...]):
         )
     )
     try:
-        yield tool_support.asgi(toolcore, here.events)
+        yield tool_support.asgi(toolcore, here.events, access=AccessControl(here.access))
     finally:
         await toolcore.close()
         await remote.close()

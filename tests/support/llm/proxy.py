@@ -122,13 +122,15 @@ async def proxy_over(base_url, *, limit=None, source=None, limits_of=None, price
         await provider.close()
 
 
-def ingress_of(proxy, recorder, *, internal=None, admin=None, max_concurrent=100, usage=None):
-    """Returns the application's ingress."""
+def ingress_of(
+    proxy, recorder, *, internal=None, admin=None, max_concurrent=100, usage=None, access=None
+):
+    """Returns the application's ingress; `access` in place of the secrets."""
     router = llm_router(LLMRoutes(lambda: proxy, usage, lambda: Health(status="starting")))
     add_openai_routes(router, OpenAIRoutes(lambda: proxy, ("embedder", "local")))
     return Ingress(
         router,
-        access_control(internal, admin),
+        access or access_control(internal, admin),
         recorder,
         max_concurrent=max_concurrent,
         error_shapes=OPENAI_ERRORS,

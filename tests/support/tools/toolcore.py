@@ -157,13 +157,14 @@ def asgi(
     max_concurrent=100,
     mcp=None,
     on_shutdown=None,
+    access=None,
     **known,
 ):
-    """The application's ingress as a replica serves it."""
+    """The application's ingress as a replica serves it; `access` in place of the secrets."""
     routes = ToolRoutes(toolcore, lambda: Health(status="ready"))
     return Ingress(
         tools_router(routes, mcp),
-        access_control(internal, admin, **known),
+        access or access_control(internal, admin, **known),
         events,
         max_concurrent=max_concurrent,
         is_admin=is_admin_route,

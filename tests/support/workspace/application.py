@@ -59,16 +59,17 @@ async def workspace(
     limits=None,
     max_streams=50,
     secrets=(None, None),
+    access=None,
     **ingress,
 ):
-    """Yields a replica; with an `invoker` it also dispatches."""
+    """Yields a replica; with an `invoker` it also dispatches. `access` in place of the secrets."""
     events = events or RecordedEvents()
     database = Database(database_url, events=events, limits=PoolLimits(max_size=8))
     await database.open()
     projects, follow_ups = PostgresProjects(database), PostgresFollowUps(database)
     channel_events, outbox = PostgresChannelEvents(database), PostgresOutbox(database)
     feeds, notices = LiveFeeds(channel_events, events, max_streams=max_streams), RecordedNotices()
-    access = fixed_access(*secrets)
+    access = access or fixed_access(*secrets)
     dispatcher = (
         InvocationDispatcher(
             outbox, invoker, events, limits or DispatchLimits(), access.directory.claimed
