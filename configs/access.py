@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from configs.yaml_files import load_yaml
 from contracts.access.audit import AuditSettings
+from contracts.access.identity_provider import IdentityProviderSettings
 from contracts.access.keys import KEY_PREFIX, MAX_LIVE_KEYS, Label, key_hash
 from contracts.access.principals import Grants, PrincipalName
 from contracts.errors import ConfigurationError
@@ -48,6 +49,7 @@ class AccessSettings(Strict):
 
     principals: dict[PrincipalName, FilePrincipal] = {}
     audit: AuditSettings = AuditSettings()
+    identity_provider: IdentityProviderSettings | None = None
 
 
 class FileContents(NamedTuple):

@@ -6,6 +6,7 @@
     │   ├── ContentFiltered          400
     │   └── UpstreamRejected         400  the provider refused this very request
     ├── Unauthorized                 401
+    │   └── CredentialExpired        401  it was valid: the caller needs a new one
     ├── Forbidden                    403
     ├── NotFound                     404
     │   └── UnknownModel             404
@@ -129,6 +130,12 @@ class Unauthorized(DaarionError):
 
     status = 401
     type = "unauthorized"
+
+
+class CredentialExpired(Unauthorized):
+    """The credential was valid, and has expired."""
+
+    type = "credential_expired"
 
 
 class Forbidden(DaarionError):

@@ -17,6 +17,7 @@ from contracts.tools.api import tool_id_of
 
 INTERNAL = "internal"
 OPERATOR = "operator"
+ISSUED_PREFIX = "jwt:"
 _SHOWN_CHARS = 100
 
 Application = Literal["llm", "memory", "tools", "agents", "workspace"]
@@ -24,7 +25,7 @@ PrincipalKind = Literal["service", "agent", "person", "operator"]
 
 
 def _free(name: str) -> str:
-    if name in {ANONYMOUS, INTERNAL, OPERATOR} or name.startswith("key-"):
+    if name in {ANONYMOUS, INTERNAL, OPERATOR} or name.startswith(("key-", ISSUED_PREFIX)):
         raise ValueError("this name is the product's own: choose another")
     return name
 

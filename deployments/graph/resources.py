@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from backends.access.audit import PostgresAudit
+from backends.access.jwks import read_keys
 from backends.access.principals import PostgresPrincipals
 from backends.postgres.pool import Database, PoolLimits
 from backends.telemetry.event_log import FileEventLog, Listener
@@ -27,6 +29,7 @@ from interfaces.http.base.access import AccessControl
 from services.access.audit import AuditTrail
 from services.access.authentication import Authentication
 from services.access.directory import Directory
+from services.access.tokens import Tokens
 
 COLLECT_AFTER = 20_000
 """New objects before the garbage collector runs. With Python's 700 it ran on every other call and
@@ -155,8 +158,10 @@ async def open_access(
         )
     )
     audit.start()
+    tokens = resources.closing(Tokens(directory, partial(read_keys, environment.proxy_for), events))
+    tokens.start()
     return Authentication(
-        environment.internal_secret, environment.admin_secret, directory, audit=audit
+        environment.internal_secret, environment.admin_secret, directory, tokens, audit
     )
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from common.periodic import start_periodic
 from common.tasks import end_tasks
@@ -76,9 +76,16 @@ class Directory:
         return self._known().signing_key
 
     def section(self, name: str, model: type[Section]) -> Section | None:
-        """Returns a section of `access.yaml`, if it is given and known already."""
+        """Returns a section of `access.yaml`, if it is given and known already.
+
+        Raises Unavailable for one that another version wrote.
+        """
         found: Any = None if self._snapshot is None else self._snapshot.settings.get(name)
-        return None if found is None else model.model_validate(found)
+        try:
+            return None if found is None else model.model_validate(found)
+        except ValidationError:
+            message = f"this version cannot read `{name}` of access.yaml: retry"
+            raise Unavailable(message, retry_after_s=REFRESH_S) from None
 
     def of_key(self, presented: bytes) -> Principal:
         """Returns the principal of a key.
@@ -130,6 +137,10 @@ class Directory:
     def find(self, name: str) -> Principal | None:
         """Returns the stored principal of that name, if it is known."""
         return self._by_name.get(name)
+
+    def check_known(self) -> None:
+        """Raises Unavailable before the first read."""
+        self._known()
 
     def _known(self) -> Snapshot:
         if self._snapshot is None:

@@ -1,0 +1,51 @@
+"""The section `identity_provider` of `access.yaml`: whose tokens (JWTs) count, and as what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from common.loopback import is_loopback
+from contracts.access.principals import Grants
+from contracts.identity import Identifier
+from contracts.shapes import Strict
+
+Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
+"""Asymmetric ones alone: `none` proves nothing, and whoever reads an `HS` key can sign with it."""
+
+
+def _trusted(location: str) -> str:
+    parts = urlsplit(location)
+    is_safe = parts.scheme == "https" or (
+        parts.scheme == "http" and is_loopback(parts.hostname or "")
+    )
+    if not location.startswith("/") and (not is_safe or not parts.hostname or "@" in parts.netloc):
+        raise ValueError(
+            "must be an https:// URL without credentials (http:// for loopback alone), or the "
+            "absolute path of a file"
+        )
+    return location
+
+
+class IdentityProviderSettings(Strict):
+    """Whose tokens count, and as what.
+
+    `issuer` and `audience` are compared exactly. `jwks` is where the public keys are: a URL, or a
+    file that every machine of the graph has. Everybody of this provider has `grants`, to which
+    tokens add exact ids of agents and microDAOs; whoever has `operator_role` is an operator. The
+    name of a claim may be a path of nested ones (`realm_access.roles`).
+    """
+
+    issuer: Identifier
+    audience: Annotated[list[Identifier], Field(min_length=1, max_length=100)]
+    jwks: Annotated[str, StringConstraints(max_length=2_048), AfterValidator(_trusted)]
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = get_args(Algorithm)
+    agents_claim: Identifier = "agents"
+    microdaos_claim: Identifier = "microdaos"
+    roles_claim: Identifier = "roles"
+    operator_role: Identifier | None = None
+    grants: Grants = Grants()
