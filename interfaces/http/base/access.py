@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 from common.loopback import is_loopback
 from contracts.access.principals import Principal
-from contracts.errors import Forbidden, MisdirectedRequest
+from contracts.errors import (
+    CredentialExpired,
+    Forbidden,
+    MisdirectedRequest,
+    RateLimited,
+    Unauthorized,
+)
 from services.access.authentication import Authentication
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 MAX_CREDENTIALS = 3
+REFUSED_EVERY_S = 2.0
+REFUSED_BURST_S = 40.0
+"""Refused credentials are answered 401 twenty times at once, and then every two seconds."""
 _SHOWN_CHARS = 100
 _KEY_HEADERS = frozenset({b"x-internal-secret", b"x-api-key"})
 _CREDENTIAL_HEADERS = _KEY_HEADERS | {b"authorization"}
@@ -34,6 +44,7 @@ class AccessControl:
         self._authentication = authentication
         self.audit = authentication.audit
         self._allowed_hosts = frozenset(allowed_hosts)
+        self._refused_until = 0.0
 
     def check(self, headers: Headers) -> Principal:
         """Returns who calls.
@@ -42,6 +53,7 @@ class AccessControl:
             MisdirectedRequest: without a secret configured, for a host that is not allowed.
             Forbidden: for a page of another origin, or for a withdrawn principal.
             Unauthorized: without a valid credential.
+            RateLimited: in place of it, after a burst of refused credentials.
             Unavailable: keys cannot be checked yet.
         """
         host, origin, is_foreign = b"", None, False
@@ -75,7 +87,26 @@ class AccessControl:
                 "`Host`, or a desktop program sends this `Origin`, add its host to "
                 "DAARION_ALLOWED_HOSTS"
             )
-        return self._authentication.principal(presented[:MAX_CREDENTIALS])
+        return self._authenticated(presented[:MAX_CREDENTIALS])
+
+    def _authenticated(self, presented: Sequence[bytes]) -> Principal:
+        try:
+            return self._authentication.principal(presented)
+        except CredentialExpired:
+            raise  # its client waits for this answer, to get a new one
+        except Unauthorized:
+            if not presented:
+                raise
+            # All callers together: docs/decisions/164.
+            now = time.monotonic()
+            wait_s = self._refused_until + REFUSED_EVERY_S - REFUSED_BURST_S - now
+            if wait_s > 0:
+                raise RateLimited(
+                    "too many credentials were refused lately; a valid one is let in at any time",
+                    retry_after_s=wait_s,
+                ) from None
+            self._refused_until = max(self._refused_until, now) + REFUSED_EVERY_S
+            raise
 
     def _is_own(self, origin: bytes, host: bytes) -> bool:
         """Whether an `Origin` is that of `host` or an allowed one; `null` never is."""

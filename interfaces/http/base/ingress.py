@@ -24,6 +24,7 @@ from contracts.errors import (
     MethodNotAllowed,
     NotFound,
     RequestTimeout,
+    Unauthorized,
 )
 from contracts.events import EventLog
 from interfaces.http.base.access import AccessControl, header, presents_credential
@@ -207,6 +208,8 @@ class Ingress:
             response.raw_headers.append(
                 (b"connection", b"close")
             )  # the rest of the body is not read
+        if isinstance(api_error, Unauthorized):
+            response.raw_headers.append((b"www-authenticate", b"Bearer"))
         if allowed is not None:
             response.raw_headers.append((b"allow", allowed.encode()))
         await response(scope, slot.receive, slot.send)
