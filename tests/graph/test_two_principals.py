@@ -196,5 +196,5 @@ async def test_row_security_shows_a_tenant_no_foreign_row(sides, database):
     assert {"agent_runs", "channels", "channel_messages", "llm_batches"} <= filled
 
 
-LEDGERS = {"llm_usage", "llm_attempts"}
+LEDGERS = {"llm_usage", "llm_attempts", "audit_log"}
 """They hold names and numbers of all tenants, no contents; only operators read across tenants."""
