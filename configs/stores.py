@@ -14,6 +14,30 @@ from psycopg.conninfo import conninfo_to_dict
 from configs.environment import Environment
 from contracts.errors import ConfigurationError
 
+# libpq refuses these servers itself, so there is no SQLSTATE, only its text.
+_REFUSED_SERVERS = {
+    "authentication method requirement": (
+        "the server of DATABASE_URL does not use SCRAM for this login: set scram-sha-256 in its "
+        "pg_hba.conf, or, if you trust whoever listens there, name its method in the URL "
+        "(`?require_auth=md5`, `password`, `none` …)"
+    ),
+    "certificate verify failed": (
+        "no authority in sslrootcert of DATABASE_URL has signed the server's certificate, or it "
+        "has expired: name the file of the authority that signed it"
+    ),
+    "does not match host name": (
+        "the certificate of DATABASE_URL's server is for another host: "
+        "name the server in the URL as its certificate does"
+    ),
+    "server does not support SSL": (
+        "the server of DATABASE_URL offers no TLS, which sslmode in the URL demands: "
+        "set `ssl = on` and a certificate there"
+    ),
+    "root certificate file": (
+        "sslrootcert of DATABASE_URL is no readable file of certificates, which sslmode needs: "
+        "name the file of the authority that signed the server's certificate"
+    ),
+}
 SERVICES_FILE = Path("run") / "services.json"
 
 
@@ -50,6 +74,11 @@ def login_parameters(url: str) -> dict[str, Any]:
             "require_auth", "scram-sha-256" if given.get("password") else "scram-sha-256,none"
         )
     return given
+
+
+def why_refused(error: Exception) -> str | None:
+    """Returns why this side refused the server, and what to change; None for another failure."""
+    return next((why for part, why in _REFUSED_SERVERS.items() if part in str(error)), None)
 
 
 def find_stores(environment: Environment) -> Stores:

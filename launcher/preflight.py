@@ -19,7 +19,7 @@ from configs.engines.model_source import find_model
 from configs.environment import Environment
 from configs.llm.config import LLMSettings
 from configs.memory import MemorySettings
-from configs.stores import login_parameters
+from configs.stores import login_parameters, why_refused
 from configs.tools import ToolsSettings
 from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError
@@ -164,14 +164,9 @@ async def check_database(url: str) -> None:
             **{"connect_timeout": 5, **login_parameters(url)}
         )
     except (psycopg.OperationalError, psycopg.ProgrammingError, ConfigurationError) as error:
-        if "authentication method requirement" in str(error):  # it comes without a SQLSTATE
-            raise StartRefused(
-                "the server of DATABASE_URL does not use SCRAM for this login: "
-                "set scram-sha-256 in its pg_hba.conf, or, if you trust whoever listens there, "
-                "name its method in the URL (`?require_auth=md5`, `password`, `none` …)"
-            ) from error
         raise StartRefused(
-            "DATABASE_URL is set, but no login is possible there: "
+            why_refused(error)
+            or "DATABASE_URL is set, but no login is possible there: "
             "correct it, or unset it to have PostgreSQL started here"
         ) from error
     await connection.close()

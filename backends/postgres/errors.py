@@ -10,6 +10,7 @@ from __future__ import annotations
 import psycopg
 from psycopg_pool import TooManyRequests
 
+from configs.stores import why_refused
 from contracts.errors import (
     Conflict,
     DaarionError,
@@ -143,14 +144,8 @@ def _translation(error: Exception) -> Translation:
         return _DEFECT
     if error.sqlstate is not None:
         return BY_SQLSTATE.get(error.sqlstate) or BY_CLASS.get(error.sqlstate[:2], _DEFECT)
-    if "authentication method requirement" in str(error):  # libpq's own refusal has no SQLSTATE
-        return (
-            DatabaseUnavailable,
-            (
-                "the database does not use SCRAM for this login: "
-                "set scram-sha-256 in its pg_hba.conf, or `require_auth` in DATABASE_URL"
-            ),
-        )
+    if (why := why_refused(error)) is not None:
+        return DatabaseUnavailable, why
     if isinstance(error, psycopg.OperationalError):  # the pool's errors and lost connections
         return _AWAY
     if isinstance(error, psycopg.DataError):  # psycopg refused to send a parameter
