@@ -19,7 +19,7 @@ PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help gpu-there run services reload status models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo key lock sbom clean install install-dev python
+.PHONY: help gpu-there run services reload status backup restore models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo key lock sbom clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,13 @@ reload: ## make the running graph read its configuration again
 status: ## one line per running part
 	@$(INSTALLED) || { echo "nothing is installed yet, so nothing is running: start it with make run"; exit 1; }
 	@exec $(BIN)/python -m launcher status
+
+backup: ## everything that cannot be rebuilt in one archive, also while the graph runs (ARGS=file or folder)
+	@$(INSTALLED) || { echo "nothing is installed yet, so there is nothing to back up: start it with make run"; exit 1; }
+	@exec $(BIN)/python -m launcher backup $(ARGS)
+
+restore: install ## fill an empty data directory from such an archive (ARGS=file)
+	@exec $(BIN)/python -m launcher restore $(ARGS)
 
 models: install ## build and check the default model folders (does nothing when they are there)
 	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"

@@ -1,4 +1,4 @@
-"""`python -m launcher run|services|reload|status`."""
+"""`python -m launcher run|services|reload|status|backup|restore`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import asyncio
 import sys
 from pathlib import Path
 
+import psycopg
+
 from configs.environment import REPOSITORY, Environment, read_environment
 from contracts.errors import ConfigurationError
+from launcher.backup import back_up, restore
 from launcher.console import Console
 from launcher.datadir import DataDir
+from launcher.errors import ServiceFailed
 from launcher.readiness import is_ready
 from launcher.reload_request import reload_graph
 from launcher.serve import serve_command
@@ -28,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigurationError as error:
         console.plain(f"refused: {error.message}")
         return REFUSED
+    except ServiceFailed as error:
+        console.plain(f"failed: {error.message}")
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -38,6 +45,8 @@ async def _run(options: argparse.Namespace, environment: Environment, console: C
             return await reload_graph(DataDir(environment.data_dir), console)
         case "status":
             return await _status(environment, console)
+        case "backup" | "restore":
+            return await _archive(options, environment, console)
     graph = serve_command(options.config) if options.command == "run" else None
     migrate = [sys.executable, "-m", "backends.postgres.migrate"]
     return await Supervisor(environment, console, migrate, graph).run()
@@ -54,6 +63,19 @@ async def _status(environment: Environment, console: Console) -> int:
     if (serve := parts.get("Serve")) is not None:
         waiting = await is_ready(f"{serve.address}/health", environment.any_secret)
         console.plain(f"{'health':<11}{'ready' if waiting is None else f'waiting for {waiting}'}")
+    return 0
+
+
+async def _archive(options: argparse.Namespace, environment: Environment, console: Console) -> int:
+    try:
+        if options.command == "backup":
+            file = await back_up(environment, options.file.absolute())
+            console.plain(f"{file} holds every tenant's texts: keep it where only you can read")
+        else:
+            made_at = (await restore(environment, options.file.absolute())).made_at
+            console.plain(f"restored as of {made_at:%Y-%m-%d %H:%M} UTC; start it: make run")
+    except (OSError, psycopg.Error) as error:
+        raise ServiceFailed(str(error).partition("\n")[0]) from error
     return 0
 
 
@@ -75,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         ("status", "one line per running part"),
     ):
         commands.add_parser(name, help=does)
+    for name, does in (
+        ("backup", "everything that cannot be rebuilt, into a file or a new file in a folder"),
+        ("restore", "such a file into an empty data directory"),
+    ):
+        commands.add_parser(name, help=does).add_argument("file", type=Path)
     return parser
 
 

