@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -18,6 +18,8 @@ from contracts.shapes import Strict
 
 SETTINGS_FILE = "access.yaml"
 MIN_KEY_CHARS = 32
+
+BoundSubject = Literal["router.invoke.agent", "tool.request", "tool.submit"]
 
 
 class FileKey(Strict):
@@ -40,6 +42,17 @@ class FilePrincipal(Grants):
     keys: Annotated[list[FileKey], Field(max_length=MAX_LIVE_KEYS)] = []
 
 
+class NatsAccess(Strict):
+    """What the message bus is trusted with.
+
+    `subjects` binds a subject to the principal that its messages without a key act as.
+    `tool_response`: answers of tools are shown to all listeners of `tool.response`.
+    """
+
+    subjects: dict[BoundSubject, PrincipalName | Literal["internal"]] = {}
+    tool_response: bool = False
+
+
 class AccessSettings(Strict):
     """The whole file.
 
@@ -50,6 +63,7 @@ class AccessSettings(Strict):
     principals: dict[PrincipalName, FilePrincipal] = {}
     audit: AuditSettings = AuditSettings()
     identity_provider: IdentityProviderSettings | None = None
+    nats: NatsAccess = NatsAccess()
 
 
 class FileContents(NamedTuple):

@@ -24,6 +24,7 @@ from launcher.ports import LOOPBACK, sticky_port
 from launcher.process import ChildProcess, Command
 
 USER = "daarion"
+ROUTER = "router"
 _READY_TIMEOUT_S = 30.0
 _MEMORY_STORE = "64MB"
 _FILE_STORE = "1GB"
@@ -35,12 +36,13 @@ _BEGINS, _ENDS = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=U
 class NatsServer(ChildProcess):
     """A real NATS server with JetStream in `data_dir`, owned by this process.
 
-    Its store is `data_dir/nats` (at most 1 GB on disk, 64 MB in memory), its generated password is
-    in `data_dir/secrets`, its log in `data_dir/logs`. It listens on 127.0.0.1, on the previous port
-    while that is free, and has no monitoring port. The graph's clients
-    (`backends.nats.link.NatsLink`) check its certificate before they send the password, so another
-    listener on the port does not learn it. `nats.connect(server.url)` does not check: it ignores
-    `?ca=` and speaks plain text.
+    Its store is `data_dir/nats` (at most 1 GB on disk, 64 MB in memory), its generated passwords
+    are in `data_dir/secrets`: `nats` of the graph's own user, `nats_router` of the user `router`,
+    who may publish invocations and nothing else. Its log is in `data_dir/logs`. It listens on
+    127.0.0.1, on the previous port while that is free, and has no monitoring port. The graph's
+    clients (`backends.nats.link.NatsLink`) check its certificate before they send the password, so
+    another listener on the port does not learn it. `nats.connect(server.url)` does not check: it
+    ignores `?ca=` and speaks plain text.
     In tests::
 
         async with NatsServer(tmp_path) as server:
@@ -72,12 +74,12 @@ class NatsServer(ChildProcess):
         await asyncio.to_thread(data_dir.prepare)
         # A restart keeps the URL that clients have.
         self.port = self.port or await asyncio.to_thread(sticky_port, data_dir.ports, "nats")
-        password = data_dir.secret("nats")
+        password, routers = data_dir.secret("nats"), data_dir.secret("nats_router")
         certificate, key = await asyncio.to_thread(ensure_certificate, data_dir.secrets, "nats")
         login, ca = f"{USER}:{quote(password, safe='')}", quote(str(certificate))
         self.url = f"tls://{login}@{LOOPBACK}:{self.port}?ca={ca}"
         config = data_dir.secrets / "nats.conf"
-        write_private(config, self._configuration(password, certificate, key))
+        write_private(config, self._configuration(password, routers, certificate, key))
         argv = [program, "--config", str(config)]
         return Command(argv, {"PATH": "/usr/bin:/bin"}, data_dir.root)
 
@@ -85,19 +87,25 @@ class NatsServer(ChildProcess):
         # JetStream has started before the server listens.
         await self.poll(lambda: greets(LOOPBACK, self.port), _READY_TIMEOUT_S)
 
-    def _configuration(self, password: str, certificate: Path, key: Path) -> str:
+    def _configuration(self, password: str, routers: str, certificate: Path, key: Path) -> str:
         # JSON strings are valid strings of the server's configuration language.
-        listen, user, secret, store, cert_file, key_file = (
+        listen, secret, routers_secret, store, cert_file, key_file = (
             json.dumps(str(value))
             for value in (
-                f"{LOOPBACK}:{self.port}", USER, password, self._data_dir.nats, certificate, key
+                f"{LOOPBACK}:{self.port}", password, routers, self._data_dir.nats, certificate, key
             )
         )  # fmt: skip
         return (
             f"listen: {listen}\n"
             "server_name: daarion\n"
             f"max_payload: {_MAX_PAYLOAD}\n"
-            f"authorization {{ user: {user}, password: {secret} }}\n"
+            "authorization { users: [\n"
+            f"  {{ user: {USER}, password: {secret} }}\n"
+            # A stream acknowledges what is published into it: the router may hear that, on inboxes
+            # of its own, and no answers to others.
+            f"  {{ user: {ROUTER}, password: {routers_secret}, permissions: {{\n"
+            '    publish: ["router.invoke.agent"], subscribe: ["_INBOX.router.>"] } }\n'
+            "] }\n"
             f'tls {{ cert_file: {cert_file}, key_file: {key_file}, handshake_first: "500ms" }}\n'
             "allow_non_tls: true\n"  # for probes that only read the greeting
             f"jetstream {{ store_dir: {store}, max_memory_store: {_MEMORY_STORE}, "

@@ -35,8 +35,11 @@ PrincipalName = Annotated[
 ]
 """The name of a principal; limits and the usage ledger know its calls by it."""
 Patterns = Annotated[list[Pattern], Field(max_length=1_000)]
-Subject = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_*-]+)*(\.>)?$")]
-"""A NATS subject, or a pattern of subjects."""
+Subject = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_-]+(\.([A-Za-z0-9_-]+|\*))*(\.>)?$", max_length=256),
+]
+"""A NATS subject, or a pattern of subjects: `*` is one token, `>` all that follow."""
 
 
 class Grants(Strict):

@@ -24,6 +24,7 @@ from contracts.events import EventLog
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.agents import agents_router
 from interfaces.nats.agents import AgentNats
+from interfaces.nats.senders import Senders
 from services.agents.announcements import RunAnnouncements
 from services.agents.channel_tenants import ChannelTenants
 from services.agents.delivery import Delivery
@@ -100,7 +101,8 @@ class AgentRuntime:
             settings=args,
         )
         self._blueprints = blueprints
-        self._nats = AgentNats(self.runs, events, args.keep_parked_days * 86_400.0)
+        keep_parked_s = args.keep_parked_days * 86_400.0
+        self._nats = AgentNats(self.runs, Senders(environment.access), events, keep_parked_s)
         self._link = (
             NatsLink(environment.nats_url, events, name="agents", on_connect=self._nats.on_connect)
             if environment.nats_url

@@ -26,6 +26,7 @@ from executors.mcp.executor import McpToolExecutor
 from executors.mcp.source import McpSource
 from interfaces.http.tools import ToolRoutes, tools_router
 from interfaces.mcp.server import ToolMcpServer
+from interfaces.nats.senders import Senders
 from interfaces.nats.tools import ToolNats
 from services.health.dependencies import Dependency, HealthMonitor
 from services.tools.application import Toolcore, ToolcoreConfiguration
@@ -147,7 +148,8 @@ class ToolsRuntime:
 
     def _listen(self, nats_url: str, settings: NatsSettings) -> None:
         """Takes calls over NATS; its bounds stay those of the first configuration."""
-        calls = ToolNats(self._toolcore.calls, self._events, settings)
+        senders = Senders(self._environment.access)
+        calls = ToolNats(self._toolcore.calls, senders, self._events, settings)
         self._link = NatsLink(nats_url, self._events, name="toolcore", on_connect=calls.on_connect)
         self._resources.closing(self._link).start()
         self._resources.closing(calls)

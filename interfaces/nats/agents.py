@@ -3,7 +3,8 @@
 The router publishes on `router.invoke.agent` without waiting for an answer, so the subject itself
 is in a stream: invocations that are published while no agent runtime runs are answered later. When
 another stream holds the subject already, the durable consumer is created there. Redelivery does no
-harm: a message is answered once (see `services/agents/runs.py`).
+harm: a message is answered once (see `services/agents/runs.py`). A run acts for the sender, see
+`senders`.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from dataclasses import replace
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from pydantic import ValidationError
 
 from common.tasks import end_tasks
+from contracts.access.acting import acting_as
 from contracts.agents.invocations import AgentInvocation
-from contracts.errors import DaarionError, InvalidRequest, Unavailable
+from contracts.errors import DaarionError, Unavailable
 from contracts.events import EventLog
-from interfaces.http.base.errors import invalid_body
+from interfaces.nats.senders import Senders, read
 from interfaces.nats.work_queue import KEEP_PARKED_S, QueueSettings, WorkQueue, place_of
 from services.agents.runs import AgentRuns
 
+APPLICATION = "agents"
 INVOKE = "router.invoke.agent"
 PARKED = "agent.parked"
 STREAM = "AGENT_INVOCATIONS"
@@ -57,9 +59,14 @@ class AgentNats:
     """
 
     def __init__(
-        self, runs: AgentRuns, events: EventLog, keep_parked_s: float = KEEP_PARKED_S
+        self,
+        runs: AgentRuns,
+        senders: Senders,
+        events: EventLog,
+        keep_parked_s: float = KEEP_PARKED_S,
     ) -> None:
         self._runs = runs
+        self._senders = senders
         self._events = events
         self._queue = WorkQueue(replace(QUEUE, keep_parked_s=keep_parked_s), self._fetch_failed)
         self._fetchers: list[asyncio.Task[None]] = []
@@ -98,14 +105,12 @@ class AgentNats:
 
     async def _take(self, message: Msg) -> None:
         """Records and acknowledges one message, parks it, or leaves it for redelivery."""
-        try:
-            invocation = AgentInvocation.model_validate_json(message.data)
-        except ValidationError as error:
-            await self._park(message, invalid_body(error))
-            return
         metadata = message.metadata
-        try:  # a message without an id is known by its place
-            await self._runs.invoke(invocation, wait=False, trigger=f"nats:{place_of(message)}")
+        try:
+            sender = self._senders.of(message, APPLICATION)
+            invocation = read(message, AgentInvocation, sender)
+            with acting_as(sender):  # a message without an id is known by its place
+                await self._runs.invoke(invocation, wait=False, trigger=f"nats:{place_of(message)}")
         except DaarionError as error:
             if error.retryable and time.time() - metadata.timestamp.timestamp() < PARK_AFTER_S:
                 await message.nak(delay=delay_of(metadata.num_delivered))
@@ -114,9 +119,9 @@ class AgentNats:
         else:
             await message.ack()
 
-    async def _park(self, message: Msg, error: DaarionError | InvalidRequest) -> None:
+    async def _park(self, message: Msg, error: DaarionError) -> None:
         """Moves a message that can never be served to `agent.parked`."""
-        await self._queue.park(message, error.type)
+        await self._queue.park(message, error.type, error.message)
         self._events.emit(
             "agents.nats_parked", reason=error.type, deliveries=message.metadata.num_delivered
         )

@@ -5,12 +5,13 @@ acknowledgement before the tool's result. A replica takes a request from the que
 it, with the requester's reply subject, on `tool.submit`, which a work-queue stream keeps until a
 worker has acknowledged it. Publishers that want that guarantee from the first hop publish to
 `tool.submit` themselves and get the stream's acknowledgement.
+
+A call runs for its sender, see `senders`. In the stream a delegation stands for the sender's key.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -19,18 +20,22 @@ import nats.errors
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from pydantic import ValidationError
 
 from common.periodic import repeating
 from common.tasks import end_tasks
 from configs.tools import NatsSettings
+from contracts.access.acting import acting_as
+from contracts.access.principals import Principal
+from contracts.errors import DaarionError, InvalidRequest, Overloaded
 from contracts.events import EventLog
 from contracts.tools.api import ToolCallRequest, ToolCallResult
+from interfaces.nats.senders import Senders, check_reply, may_reply, read
 from interfaces.nats.work_queue import KEEP_PARKED_S, QueueSettings, WorkQueue, place_of
 from interfaces.tools.answers import call_body, unreadable
 from services.tools.calls import ToolCalls
 from services.tools.outcomes import CallAnswer
 
+APPLICATION = "tools"
 REQUEST = "tool.request"
 RESPONSE = "tool.response"
 SUBMIT = "tool.submit"
@@ -47,7 +52,6 @@ KEEP_ALIVE_S = ACK_WAIT_S / 3
 CLOSE_TIMEOUT_S = 5.0
 DAY_S = 86_400.0
 PAYLOAD_MARGIN = 4_096
-_SUBJECT = re.compile(r"[^\s.*>$][^\s*>]{0,255}")
 
 
 def queue_settings(max_waiting: int, keep_parked_s: float = KEEP_PARKED_S) -> QueueSettings:
@@ -73,9 +77,14 @@ class ToolNats:
     """
 
     def __init__(
-        self, calls: Callable[[], ToolCalls], events: EventLog, limits: NatsSettings
+        self,
+        calls: Callable[[], ToolCalls],
+        senders: Senders,
+        events: EventLog,
+        limits: NatsSettings,
     ) -> None:
         self._calls = calls
+        self._senders = senders
         self._events = events
         self._limits = limits
         queue = queue_settings(limits.max_waiting, limits.keep_parked_days * DAY_S)
@@ -104,21 +113,25 @@ class ToolNats:
         await end_tasks(self._working)
 
     async def _take(self, message: Msg) -> None:
-        """Puts a request into the stream; answers at once if the stream is full or away."""
-        headers = {REQUEST_ID_HEADER: f"nats-{uuid4().hex}"}
+        """Puts a request into the stream; answers at once if its sender may not send it, or the
+        stream is full or away.
+        """
+        headers, sender = {REQUEST_ID_HEADER: f"nats-{uuid4().hex}"}, None
         if message.reply:
             headers[REPLY_HEADER] = message.reply
         try:
+            sender = self._senders.of(message, APPLICATION)
+            check_reply(message.reply, sender)
+            headers |= self._senders.kept(sender, DAY_S)
             await self._queue.publish(SUBMIT, message.data, headers)
-        except (nats.errors.Error, TimeoutError) as error:
-            self._events.emit("tools.nats_refused", error=type(error).__name__)
-            refusal = ToolCallResult(
-                ok=False,
-                error="the queue of tool calls is full or unavailable: retry",
-                error_kind="unavailable",
-                retryable=True,
+        except (nats.errors.Error, TimeoutError, DaarionError) as error:
+            self._events.emit(
+                "tools.nats_refused", error=type(error).__name__, principal=sender and sender.name
             )
-            await self._respond(_named(refusal, _fields(message.data)), message.reply)
+            if not isinstance(error, DaarionError):
+                error = Overloaded("the queue of tool calls is full or unavailable: retry")
+            refusal = _named(unreadable(error), _fields(message.data))
+            await self._respond(refusal, message.reply, sender)
 
     async def _room(self) -> None:
         async with self._free:  # only this fetcher takes slots, so the one seen here stays free
@@ -146,19 +159,19 @@ class ToolNats:
 
     async def _handle(self, message: Msg) -> None:
         headers = message.headers or {}
-        request_id, reply_to = (
-            headers.get(REQUEST_ID_HEADER) or f"nats-{place_of(message)}",
-            headers.get(REPLY_HEADER),
-        )
+        request_id = headers.get(REQUEST_ID_HEADER) or f"nats-{place_of(message)}"
+        reply_to, sender = headers.get(REPLY_HEADER), None
         try:
-            request = ToolCallRequest.model_validate_json(message.data)
-        except ValidationError as error:
-            await self._park(
-                message,
-                "invalid",
-                _named(unreadable(error, request_id), _fields(message.data)),
-                reply_to,
-            )
+            sender = self._senders.of(message, APPLICATION)
+            check_reply(reply_to, sender)
+            request = read(message, ToolCallRequest, sender)
+        except DaarionError as error:
+            if error.retryable:
+                await message.nak(delay=BUSY_DELAY_S)
+                return
+            reason = "invalid" if isinstance(error, InvalidRequest) else error.type
+            refused = _named(unreadable(error, request_id), _fields(message.data))
+            await self._park(message, reason, refused, reply_to, sender)
             return
         if message.metadata.num_delivered > self._limits.max_deliveries:
             refusal = ToolCallResult(
@@ -167,38 +180,52 @@ class ToolNats:
                 error_kind="unavailable",
                 retryable=True,
             )
-            await self._park(message, "deliveries", _named(refusal, request.model_dump()), reply_to)
+            given_up = _named(refusal, request.model_dump())
+            await self._park(message, "deliveries", given_up, reply_to, sender)
             return
         # Without a caller's id, the message's place in the stream names the call at every delivery.
         named = request.model_copy(
             update={"call_id": request.call_id or f"nats-{place_of(message)}"}
         )
-        reply = await self._calls().call(named, via="nats", request_id=request_id)
+        with acting_as(sender):
+            reply = await self._calls().call(named, via="nats", request_id=request_id)
         if _may_succeed_later(reply):
             await message.nak(delay=BUSY_DELAY_S)
             return
-        await self._respond(
-            _named(_fitting(reply, self._max_payload()), named.model_dump()), reply_to
-        )
+        answer = _named(_fitting(reply, self._max_payload()), named.model_dump())
+        await self._respond(answer, reply_to, sender)
         await message.ack()
 
     async def _park(
-        self, message: Msg, reason: str, answer: dict[str, Any], reply_to: str | None
+        self,
+        message: Msg,
+        reason: str,
+        answer: dict[str, Any],
+        reply_to: str | None,
+        sender: Principal | None,
     ) -> None:
         """Moves a message that can never be served to the parked stream, and answers its caller."""
-        await self._queue.park(message, reason)
+        await self._queue.park(message, reason, answer["error"])
         self._events.emit(
-            "tools.nats_parked", reason=reason, deliveries=message.metadata.num_delivered
+            "tools.nats_parked",
+            reason=reason,
+            deliveries=message.metadata.num_delivered,
+            principal=sender and sender.name,
         )
-        await self._respond(answer, reply_to)
+        await self._respond(answer, reply_to, sender)
         await message.term()
 
-    async def _respond(self, answer: dict[str, Any], reply_to: str | None) -> None:
-        """Publishes to `tool.response`, and to the requester if there is one."""
+    async def _respond(
+        self, answer: dict[str, Any], reply_to: str | None, sender: Principal | None
+    ) -> None:
+        """Publishes to the requester, where it may have answers sent, and to `tool.response`, where
+        that is configured.
+        """
         assert self._client is not None
         body = orjson.dumps(answer)
-        await self._client.publish(RESPONSE, body)
-        if reply_to and _SUBJECT.fullmatch(reply_to):
+        if self._senders.settings.tool_response:
+            await self._client.publish(RESPONSE, body)
+        if reply_to and may_reply(reply_to, sender):
             await self._client.publish(reply_to, body)
 
     def _max_payload(self) -> int:

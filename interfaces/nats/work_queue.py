@@ -24,6 +24,7 @@ from nats.js.api import (
 from nats.js.errors import BadRequestError, NotFoundError
 
 REASON_HEADER = "Daarion-Reason"
+ERROR_HEADER = "Daarion-Error"
 MAX_BYTES = 128 << 20
 MAX_PARKED = 10_000
 MAX_PARKED_BYTES = 64 << 20
@@ -140,9 +141,13 @@ class WorkQueue:
         """Stores a message on one of the subjects. Raises the client library's errors."""
         await self._prepared().publish(subject, data, timeout=PUBLISH_TIMEOUT_S, headers=headers)
 
-    async def park(self, message: Msg, reason: str) -> None:
-        """Copies a message that can never be served; the caller ends its delivery."""
-        await self.publish(self._settings.parked_subject, message.data, {REASON_HEADER: reason})
+    async def park(self, message: Msg, reason: str, error: str) -> None:
+        """Copies a message that can never be served, without its headers, which may hold a key.
+
+        `error` is the text that a caller would get. The caller of this ends the delivery.
+        """
+        headers = {REASON_HEADER: reason, ERROR_HEADER: error}
+        await self.publish(self._settings.parked_subject, message.data, headers)
 
     def _prepared(self) -> JetStreamContext:
         assert self._context is not None  # prepared before anything is fetched or published

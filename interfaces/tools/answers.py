@@ -6,7 +6,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from contracts.errors import DaarionError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from contracts.errors import (
+    DaarionError,
+    Forbidden,
+    InvalidRequest,
+    PayloadTooLarge,
+    Unauthorized,
+    UnsupportedMediaType,
+)
 from contracts.tools.api import ErrorKind, ToolCallRequest, ToolCallResult
 from interfaces.http.base.errors import invalid_body
 from services.tools.calls import ToolCalls
@@ -25,11 +32,13 @@ def call_body(result: ToolCallResult) -> dict[str, Any]:
 def unreadable(
     error: ValidationError | DaarionError, request_id: str | None = None
 ) -> ToolCallResult:
-    """Returns the answer to a request that could not be read as a call."""
+    """Returns the answer to a request that could not be read as a call, or is not its sender's."""
     leaf = invalid_body(error) if isinstance(error, ValidationError) else error
     kind: ErrorKind = "invalid_args"
     if isinstance(leaf, PayloadTooLarge):
         kind = "too_large"
+    elif isinstance(leaf, Unauthorized | Forbidden):
+        kind = "denied"
     elif not isinstance(leaf, InvalidRequest | UnsupportedMediaType):
         kind = "unavailable" if leaf.retryable else "internal"
     return ToolCallResult(

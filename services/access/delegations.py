@@ -27,10 +27,14 @@ MAX_REMEMBERED = 4_096
 
 
 class Delegations:
-    """Writes and reads tokens, with a memory of both."""
+    """Writes and reads tokens, with a memory of both.
 
-    def __init__(self, directory: Directory) -> None:
+    Those of an `audience` are read for the same audience alone.
+    """
+
+    def __init__(self, directory: Directory, audience: str | None = None) -> None:
         self._directory = directory
+        self._audience = audience
         self._written: LRUCache[tuple[object, ...], tuple[str, float]] = LRUCache(MAX_REMEMBERED)
         self._read: LRUCache[bytes, tuple[Principal, float, int]] = LRUCache(MAX_REMEMBERED)
 
@@ -53,11 +57,10 @@ class Delegations:
         token, ends = self._written.get(key, ("", 0.0))
         if ends - now < life_s - RENEW_BEFORE_S:
             ends = now + life_s
-            token = PREFIX + jwt.encode(
-                {"iss": ISSUER, "exp": int(ends), **principal.claims()},
-                self._directory.signing_key,
-                ALGORITHM,
-            )
+            claims = {"iss": ISSUER, "exp": int(ends), **principal.claims()}
+            if self._audience is not None:
+                claims["aud"] = self._audience
+            token = PREFIX + jwt.encode(claims, self._directory.signing_key, ALGORITHM)
             self._written[key] = token, ends
         return token
 
@@ -77,6 +80,7 @@ class Delegations:
                 token[len(PREFIX) :],
                 self._directory.signing_key,
                 algorithms=[ALGORITHM],
+                audience=self._audience,
                 issuer=ISSUER,
                 options={"require": ["exp", "sub"]},
             )

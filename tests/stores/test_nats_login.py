@@ -12,7 +12,9 @@ import pytest
 from backends.nats import link as link_module
 from backends.nats.link import NatsLink
 from contracts.errors import Unavailable
-from launcher.nats import NatsServer, ensure_certificate
+from interfaces.nats.agents import INVOKE, QUEUE
+from interfaces.nats.work_queue import WorkQueue
+from launcher.nats import ROUTER, NatsServer, ensure_certificate
 from tests.support.events import RecordedEvents
 from tests.support.stores.impostor import nats_impostor
 
@@ -129,3 +131,48 @@ async def test_a_password_is_wanted_and_the_key_is_private(server, tmp_path):
     await server.stop()
     await server.start()
     assert [path.read_text() for path in files] == before
+
+
+async def test_the_router_may_publish_invocations_and_nothing_else(server, tmp_path):
+    """It logs in with the file that an operator gives it."""
+    secret = tmp_path / "ours" / "secrets" / "nats_router"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    refused, own = [], await nats.connect(server.url)
+
+    async def note(error):
+        refused.append(str(error))
+
+    router = await nats.connect(
+        f"tls://127.0.0.1:{server.port}",
+        user=ROUTER,
+        password=secret.read_text(),
+        tls=ssl.create_default_context(cafile=tmp_path / "ours" / "secrets" / "nats.crt"),
+        tls_handshake_first=True,
+        inbox_prefix=b"_INBOX.router",
+        error_cb=note,
+    )
+    await WorkQueue(QUEUE, pytest.fail).prepare(own)
+    heard = await own.subscribe("*.>")
+    await own.flush()
+    acknowledged = await router.jetstream().publish(INVOKE, b"{}")
+    assert acknowledged.stream == QUEUE.stream
+
+    elsewhere = ["router.invoke.other", "tool.request", "tool.submit", "usage.llm", "_INBOX.x.y"]
+    elsewhere += ["$JS.API.STREAM.PURGE.AGENT_INVOCATIONS", "$JS.API.STREAM.LIST"]
+    for subject in elsewhere:
+        await router.publish(subject, b"{}")
+    for subject in (">", INVOKE, "_INBOX.>", "tool.response"):
+        await router.subscribe(subject)
+    await router.publish(INVOKE, b"last")
+    async with asyncio.timeout(60):
+        while len(refused) < len(elsewhere) + 4:
+            await asyncio.sleep(0.02)
+    assert all("permissions violation" in error for error in refused)
+    arrived = []
+    async with asyncio.timeout(60):
+        while not (arrived and arrived[-1].data == b"last"):
+            arrived.append(await heard.next_msg(timeout=60))
+    assert {message.subject for message in arrived if message.subject[0] != "_"} == {INVOKE}
+    assert (await own.jetstream().stream_info(QUEUE.stream)).state.messages == 2
+    await router.close()
+    await own.close()

@@ -96,7 +96,7 @@ async def test_a_parked_message_keeps_its_text_and_names_the_reason(client):
     queue = WorkQueue(SETTINGS, worker.failures.append)
 
     async def park(message):
-        await queue.park(message, "unreadable")
+        await queue.park(message, "unreadable", "field: required")
         await message.term()
         worker.done.set()
 

@@ -33,13 +33,16 @@ def fixed_access(
     principals: Mapping[str, Grants] | None = None,
     keys: Mapping[str, str] | None = None,
     audit: AuditTrail | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> Authentication:
-    """Returns what knows the secrets and these principals; `keys` maps a key to a principal."""
+    """Returns what knows the secrets, these principals and other sections of `access.yaml`; `keys`
+    maps a key to a principal.
+    """
     directory = Directory(cast("Any", None), RecordedEvents())
     live = {
         key_hash(key.encode()): LiveKey(uuid4(), name, None) for key, name in (keys or {}).items()
     }
-    directory.take(Snapshot(1, principals or {}, live, SIGNING_KEY, {}))
+    directory.take(Snapshot(1, principals or {}, live, SIGNING_KEY, settings or {}))
     return Authentication(internal, admin, directory, audit=audit)
 
 
@@ -76,3 +79,15 @@ async def served_keys(access: Authentication, store: PrincipalStore, events: Eve
     ingress = Ingress(router, AccessControl(access), events, max_concurrent=20, is_admin=is_admin)
     async with served(ingress) as url:
         yield url
+
+
+async def apply_file(
+    access: Authentication,
+    principals: Mapping[str, Grants],
+    keys: Mapping[str, str],
+    **settings: Any,
+) -> None:
+    """Makes this `access.yaml`, and lets `access` read it; `keys` maps a key to a principal."""
+    hashes = [(name, "", key_hash(key.encode())) for key, name in keys.items()]
+    await access.directory._store.apply(principals, hashes, settings)
+    await access.directory.refresh()

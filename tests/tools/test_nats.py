@@ -15,10 +15,15 @@ from configs.tools import NatsSettings
 from contracts.tools.api import Outcome
 from contracts.tools.ledger import ToolUsageEvent
 from interfaces.nats import tools as tool_nats
+from interfaces.nats.senders import Senders
 from interfaces.nats.work_queue import REASON_HEADER, WorkQueue
 from launcher.nats import NatsServer
+from tests.support.access import fixed_access
 from tests.support.llm.usage_engine import ToolUsage
-from tests.support.tools.toolcore import AGENT, client, replica, tool
+from tests.support.tools.nats import answer_of, listening, request
+from tests.support.tools.toolcore import client, replica, tool
+
+PUBLIC = {"nats": {"tool_response": True}}
 
 
 @pytest.fixture
@@ -35,35 +40,12 @@ async def outside(server):
     await connection.close()
 
 
-@contextlib.asynccontextmanager
-async def listening(here, server, **limits):
-    interface = tool_nats.ToolNats(here.toolcore.calls, here.events, NatsSettings(**limits))
-    link = NatsLink(server.url, here.events, name="test", on_connect=interface.on_connect)
-    link.start()
-    async with asyncio.timeout(60):
-        while True:
-            with contextlib.suppress(Exception):
-                await link.probe()
-                break
-            await asyncio.sleep(0.02)
-    yield link
-    await interface.close()
-    await link.close()
-
-
-def request(tool_id="test.echo", **fields):
-    return json.dumps({"tool_id": tool_id, "args": {}, **AGENT, **fields}).encode()
-
-
-async def answer_of(message):
-    return json.loads(message.data)
-
-
 async def test_a_request_is_answered_to_its_sender_and_on_the_response_subject(
     database_url, server, outside
 ):
     responses = await outside.subscribe(tool_nats.RESPONSE)
-    async with replica(database_url, tool()) as here, listening(here, server):
+    access = fixed_access(settings=PUBLIC)
+    async with replica(database_url, tool()) as here, listening(here, server, access):
         answer = await answer_of(
             await outside.request(
                 tool_nats.REQUEST, request(args={"a": "так"}, call_id="n-1"), timeout=60
@@ -139,7 +121,8 @@ async def test_waiting_requests_survive_the_death_of_a_replica(database_url, ser
         await stuck.wait()
 
     async with replica(database_url, tool(effect="idempotent", timeout_s=60), script=hang) as dying:
-        interface = tool_nats.ToolNats(dying.toolcore.calls, dying.events, NatsSettings())
+        senders = Senders(fixed_access())
+        interface = tool_nats.ToolNats(dying.toolcore.calls, senders, dying.events, NatsSettings())
         await WorkQueue(tool_nats.queue_settings(100), pytest.fail).prepare(outside)
         acknowledged = await outside.jetstream().publish(tool_nats.SUBMIT, request(call_id="left"))
         assert acknowledged.stream == tool_nats.WORK_STREAM
@@ -152,7 +135,11 @@ async def test_waiting_requests_survive_the_death_of_a_replica(database_url, ser
             task.cancel()
         await interface.close()
         await link.close()
-    async with replica(database_url, tool(effect="idempotent")) as alive, listening(alive, server):
+    access = fixed_access(settings=PUBLIC)
+    async with (
+        replica(database_url, tool(effect="idempotent")) as alive,
+        listening(alive, server, access),
+    ):
         response = await answer_of(await responses.next_msg(timeout=60))
     assert (response["ok"], response["call_id"]) == (True, "left")
     assert alive.executor.seen[0].idempotency_key == dying.executor.seen[0].idempotency_key

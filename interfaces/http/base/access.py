@@ -26,8 +26,8 @@ REFUSED_BURST_S = 40.0
 """Refused credentials are answered 401 twenty times at once, and then every two seconds."""
 _SHOWN_CHARS = 100
 _KEY_HEADERS = frozenset({b"x-internal-secret", b"x-api-key"})
-_CREDENTIAL_HEADERS = _KEY_HEADERS | {b"authorization"}
-_READ = _CREDENTIAL_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
+CREDENTIAL_HEADERS = _KEY_HEADERS | {b"authorization"}
+_READ = CREDENTIAL_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
 _FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 
 
@@ -124,7 +124,7 @@ def header(headers: Headers, wanted: bytes) -> bytes:
 
 def presents_credential(headers: Headers) -> bool:
     """Whether a request presents a credential, valid or not."""
-    return any(name in _CREDENTIAL_HEADERS for name, _ in headers)
+    return any(name in CREDENTIAL_HEADERS for name, _ in headers)
 
 
 @lru_cache(maxsize=256)
