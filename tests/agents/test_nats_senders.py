@@ -30,7 +30,7 @@ SIGNED = {"Authorization": f"Bearer {KEY}"}
 OTHER = "microdao:8"
 PRINCIPALS = {
     "sofia-bot": Grants(kind="agent", agents=[SOFIA], microdaos=[OWN]),
-    "dagi-router": Grants(agents=["agent:*"], microdaos=[OWN]),
+    "dagi-router": Grants(agents=["agent:*"], microdaos=[OWN], applications=["agents"]),
 }
 
 

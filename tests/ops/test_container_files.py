@@ -210,6 +210,7 @@ def test_no_secret_has_a_default_and_the_example_names_them_all():
         "DAARION_ADMIN_SECRET",
         "POSTGRES_PASSWORD",
         "NATS_PASSWORD",
+        "NATS_ROUTER_PASSWORD",
     }
     assert optional == {
         "DAARION_ALLOWED_HOSTS",
