@@ -3,7 +3,7 @@
 import pytest
 
 from backends.access.principals import PostgresPrincipals
-from configs.access import contents_of, load_access
+from configs.access import NatsAccess, contents_of, load_access
 from contracts.access.keys import NewKey, key_hash, new_key
 from contracts.access.principals import Grants
 from contracts.errors import ConfigurationError, Conflict, NotFound, Unauthorized
@@ -141,3 +141,20 @@ def test_a_wrong_key_is_named_without_its_value(file, key, value, says):
         file.contents(SOFIA.format(key=key))
     assert says in refused.value.message
     assert value is None or value not in refused.value.message
+
+
+async def test_what_the_message_bus_is_trusted_with_reaches_replicas(file):
+    await file.apply("principals: {}")
+    assert file.directory.section("nats", NatsAccess) == NatsAccess()
+    await file.apply("nats: {subjects: {router.invoke.agent: dagi-router, tool.request: internal}}")
+    known = file.directory.section("nats", NatsAccess)
+    assert known.subjects == {"router.invoke.agent": "dagi-router", "tool.request": "internal"}
+    assert known.tool_response is False
+
+
+@pytest.mark.parametrize(
+    "subjects", ["{tool.response: sofia-bot}", "{tool.*: sofia-bot}", "{tool.request: operator}"]
+)
+async def test_a_subject_is_bound_only_where_messages_come_in_and_to_no_operator(file, subjects):
+    with pytest.raises(ConfigurationError, match="nats.subjects"):
+        file.contents(f"nats: {{subjects: {subjects}}}")
