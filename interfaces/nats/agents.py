@@ -105,7 +105,7 @@ class AgentNats:
 
     async def _take(self, message: Msg) -> None:
         """Records and acknowledges one message, parks it, or leaves it for redelivery."""
-        metadata = message.metadata
+        metadata, sender = message.metadata, None
         try:
             sender = self._senders.of(message, APPLICATION)
             invocation = read(message, AgentInvocation, sender)
@@ -115,6 +115,7 @@ class AgentNats:
             if error.retryable and time.time() - metadata.timestamp.timestamp() < PARK_AFTER_S:
                 await message.nak(delay=delay_of(metadata.num_delivered))
             else:
+                self._senders.note_refusal(message, error, sender)
                 await self._park(message, error)
         else:
             await message.ack()

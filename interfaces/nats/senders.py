@@ -8,6 +8,7 @@ then a matter of the NATS server's permissions.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TypeVar
 
@@ -15,9 +16,10 @@ from nats.aio.msg import Msg
 from pydantic import BaseModel, ValidationError
 
 from configs.access import NatsAccess
-from contracts.access.principals import Principal
-from contracts.errors import Forbidden
-from interfaces.http.base.access import CREDENTIAL_HEADERS, AccessControl
+from contracts.access.audit import AuditRecord
+from contracts.access.principals import ANYONE, Principal
+from contracts.errors import DaarionError, Forbidden, Unauthorized
+from interfaces.http.base.access import CREDENTIAL_HEADERS, MAX_CREDENTIALS
 from interfaces.http.base.claims import check_body
 from interfaces.http.base.errors import invalid_body
 from services.access.authentication import Authentication
@@ -33,11 +35,15 @@ _SUBJECT = re.compile(r"[!-)+-=?-~]{1,256}")  # printable, and no pattern
 
 
 class Senders:
-    """Knows senders as the ingress knows callers, by the same authentication."""
+    """Knows senders as the ingress knows callers, by the same authentication.
+
+    Wrong keys are not slowed down here: a message that is not refused at once would come again.
+    """
 
     def __init__(self, authentication: Authentication) -> None:
-        self._access = AccessControl(authentication)
+        self._authentication = authentication
         self._directory = authentication.directory
+        self._audit = authentication.audit
         # What lies in a stream opens nothing but the streams.
         self._kept = Delegations(authentication.directory, _AUDIENCE)
 
@@ -54,18 +60,15 @@ class Senders:
             Forbidden: it may not use the application, or was withdrawn.
             Unavailable: keys cannot be checked yet.
         """
-        headers = {
-            name.lower().encode(): text.encode() for name, text in (message.headers or {}).items()
-        }
-        kept = headers.get(KEPT_HEADER.lower().encode())
-        signed = {name: headers[name] for name in CREDENTIAL_HEADERS.intersection(headers)}
+        headers = message.headers or {}
+        presented = _presented(headers)
         bound = self.settings.subjects.get(message.subject)
-        if kept is not None:
-            sender = self._kept.read(kept)
-        elif bound is not None and not signed:
+        if KEPT_HEADER in headers:
+            sender = self._kept.read(headers[KEPT_HEADER].encode())
+        elif bound is not None and not presented:
             sender = self._directory.named(bound)
         else:
-            sender = self._access.check(signed.items())
+            sender = self._authentication.principal(presented)
         sender.check_application(application)
         return sender
 
@@ -75,6 +78,22 @@ class Senders:
         Raises Unavailable: keys cannot be checked yet.
         """
         return {KEPT_HEADER: self._kept.token(sender, life_s + RENEW_BEFORE_S)}
+
+    def note_refusal(self, message: Msg, error: DaarionError, sender: Principal | None) -> None:
+        """Notes in the audit trail a message that is refused for who its sender is."""
+        if self._audit is None or not isinstance(error, Unauthorized | Forbidden):
+            return
+        named = error.details or {}
+        self._audit.note(
+            AuditRecord(
+                principal=(sender or ANYONE).name,
+                action="publish" if sender else "login",
+                object=message.subject,
+                outcome="denied",
+                microdao_id=named.get("microdao_id"),
+                agent_id=named.get("agent_id"),
+            )
+        )
 
 
 def read(message: Msg, model: type[Body], sender: Principal) -> Body:
@@ -107,6 +126,15 @@ def check_reply(subject: str | None, sender: Principal) -> None:
             f"`{sender.name}` may not have answers sent to `{subject[:_SHOWN_CHARS]}`: use an "
             f"inbox ({INBOXES}), or ask an operator for it in `reply_subjects`"
         )
+
+
+def _presented(headers: Mapping[str, str]) -> list[bytes]:
+    found = []
+    for name, text in headers.items():
+        if name.lower().encode() in CREDENTIAL_HEADERS:
+            scheme, _, key = text.strip().partition(" ")
+            found.append((key if scheme.lower() == "bearer" else text).strip().encode())
+    return found[:MAX_CREDENTIALS]
 
 
 @lru_cache(maxsize=1_024)

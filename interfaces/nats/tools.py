@@ -130,6 +130,7 @@ class ToolNats:
             )
             if not isinstance(error, DaarionError):
                 error = Overloaded("the queue of tool calls is full or unavailable: retry")
+            self._senders.note_refusal(message, error, sender)
             refusal = _named(unreadable(error), _fields(message.data))
             await self._respond(refusal, message.reply, sender)
 
@@ -169,6 +170,7 @@ class ToolNats:
             if error.retryable:
                 await message.nak(delay=BUSY_DELAY_S)
                 return
+            self._senders.note_refusal(message, error, sender)
             reason = "invalid" if isinstance(error, InvalidRequest) else error.type
             refused = _named(unreadable(error, request_id), _fields(message.data))
             await self._park(message, reason, refused, reply_to, sender)

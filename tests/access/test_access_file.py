@@ -156,5 +156,5 @@ async def test_what_the_message_bus_is_trusted_with_reaches_replicas(file):
     "subjects", ["{tool.response: sofia-bot}", "{tool.*: sofia-bot}", "{tool.request: operator}"]
 )
 async def test_a_subject_is_bound_only_where_messages_come_in_and_to_no_operator(file, subjects):
-    with pytest.raises(ConfigurationError, match="nats.subjects"):
+    with pytest.raises(ConfigurationError, match=r"nats\.subjects"):
         file.contents(f"nats: {{subjects: {subjects}}}")

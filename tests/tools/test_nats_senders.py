@@ -11,7 +11,9 @@ import json
 import nats
 import pytest
 
+from backends.access.audit import PostgresAudit
 from contracts.access.acting import acting
+from contracts.access.audit import AuditQuery
 from contracts.access.principals import Grants
 from contracts.errors import Unauthorized
 from contracts.tools.api import Outcome
@@ -19,6 +21,7 @@ from interfaces.nats import tools as tool_nats
 from interfaces.nats.senders import KEPT_HEADER, may_reply
 from interfaces.nats.work_queue import ERROR_HEADER, REASON_HEADER
 from launcher.nats import NatsServer
+from services.access.audit import AuditTrail
 from tests.support.access import apply_file, opened_access
 from tests.support.events import RecordedEvents
 from tests.support.tools.nats import answer_of, listening, request
@@ -267,6 +270,24 @@ async def test_a_bound_subject_acts_as_its_principal(database_url, server, outsi
         assert signed["result"] == "internal"
         wrong = await ask(outside, {"X-Internal-Secret": "guessed"})
         assert wrong["error_kind"] == "denied"
+
+
+async def test_what_is_refused_to_a_sender_is_in_the_audit_trail(
+    database_url, server, outside, access, database
+):
+    access.audit = AuditTrail(PostgresAudit(database), RecordedEvents(), lambda: None)
+    async with replica(database_url, tool()) as here, listening(here, server, access):
+        await ask(outside)
+        for _ in range(2):
+            await ask(outside, SIGNED, microdao_id="microdao:8")
+        await ask(outside, SIGNED, timeout_s=-1)
+    await access.audit.flush()
+    entries = (await access.audit.store.page(AuditQuery())).items
+    fields = ("principal", "action", "object", "outcome", "microdao_id", "count")
+    assert sorted([getattr(entry, name) for name in fields] for entry in entries) == [
+        ["anonymous", "login", tool_nats.REQUEST, "denied", None, 1],
+        ["sofia-bot", "publish", tool_nats.SUBMIT, "denied", "microdao:8", 2],
+    ]
 
 
 def test_reply_subjects_are_matched_as_the_server_matches():
