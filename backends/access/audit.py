@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import orjson
+import psycopg
+from psycopg.rows import DictRow
 
 from backends.postgres.pages import read_page
 from backends.postgres.pool import PostgresAdapter
@@ -41,13 +43,21 @@ LIMIT %(rows)s
 PURGE = "SELECT audit_log_purge(%(keep_days)s, %(at_most)s) AS removed"
 
 
+async def add_records(
+    connection: psycopg.AsyncConnection[DictRow], records: Sequence[AuditRecord]
+) -> None:
+    """Adds records within a transaction."""
+    rows = orjson.dumps([record.model_dump() for record in records]).decode()
+    await connection.execute(ADD, {"records": rows})
+
+
 class PostgresAudit(PostgresAdapter):
     """Implements AuditStore."""
 
     async def add(self, records: Sequence[AuditRecord]) -> None:
-        rows = orjson.dumps([record.model_dump() for record in records]).decode()
-        async with self._database.transaction() as connection:
-            await connection.execute(ADD, {"records": rows})
+        if records:
+            async with self._database.transaction() as connection:
+                await add_records(connection, records)
 
     async def page(self, query: AuditQuery) -> Page[AuditEntry]:
         filters = query.model_dump(exclude={"limit", "cursor"}) | {"microdao_id": None}

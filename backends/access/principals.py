@@ -11,8 +11,10 @@ import psycopg
 from psycopg.rows import DictRow
 from pydantic import ValidationError
 
+from backends.access.audit import add_records
 from backends.postgres.pages import read_page
 from backends.postgres.pool import Database
+from contracts.access.audit import AuditRecord
 from contracts.access.keys import (
     MAX_LIVE_KEYS,
     Key,
@@ -24,7 +26,7 @@ from contracts.access.keys import (
     key_hash,
     key_hint,
 )
-from contracts.access.principals import Grants
+from contracts.access.principals import INTERNAL, Grants
 from contracts.errors import Conflict, NotFound
 from contracts.events import EventLog
 from contracts.identity import Page, PageQuery, new_id
@@ -235,6 +237,8 @@ class PostgresPrincipals:
                     "days": None,
                 }
                 await _add_key(connection, values, "file")
+            applied = {"principal": INTERNAL, "action": "apply", "object": "access.yaml"}
+            await add_records(connection, [AuditRecord(**applied, outcome="success")])
 
     def _grants(self, row: DictRow) -> Grants | None:
         """Returns a row's grants; None, and an event, where this version cannot read them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 
 import httpx2
 from pydantic import ValidationError
@@ -36,10 +35,10 @@ class ApplicationHealth:
         self.last: Health | None = None
 
     async def probe(self) -> None:
-        """Raises Unavailable unless the application says that it is ready."""
-        headers: Mapping[str, str] = {}
-        with suppress(Unavailable):  # before the store was read the status has to do
-            headers = self._credential()
+        """Raises Unavailable unless the application says that it is ready, and before the store of
+        keys was read, without which none is.
+        """
+        headers = self._credential()
         try:
             async with (
                 asyncio.timeout(TIMEOUT_S),

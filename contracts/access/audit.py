@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Literal, Protocol
 from uuid import UUID
@@ -27,8 +27,8 @@ class AuditRecord(Frozen):
     `action` is the method of an HTTP request, `login` for a credential that was refused, `call` for
     a tool, `publish` for a message; `object` is what it was done to: the path below `/internal`, a
     tool, a subject. An administrative action is `started` before it is served, and then `success`
-    or `failure` in a second record of the same request. `count` refusals alike are one record, with
-    the ids of the first one.
+    or `failure`, by its status, in a second record of the same request. `count` refusals alike are
+    one record, with the ids of the first one.
     """
 
     id: UUID = Field(default_factory=new_id)
@@ -73,18 +73,15 @@ class AuditSettings(Strict):
     keep_days: Annotated[int, Field(ge=MIN_KEEP_DAYS, le=3_650)] = 400
 
 
-class AuditSink(Protocol):
-    """Where refusals are noted."""
-
-    def note(self, record: AuditRecord) -> None:
-        """Queues a record. Never blocks and never raises."""
+Note = Callable[[AuditRecord], None]
+"""Queues a record of a refusal. Never blocks and never raises."""
 
 
 class AuditStore(Protocol):
     """Stores records. Raises DatabaseUnavailable while the database is away."""
 
     async def add(self, records: Sequence[AuditRecord]) -> None:
-        """Adds all of them, or none. One that is stored already is passed over."""
+        """Adds all of them, if any, or none. One that is stored already is passed over."""
 
     async def page(self, query: AuditQuery) -> Page[AuditEntry]:
         """Returns one page. Raises InvalidRequest for a foreign cursor."""

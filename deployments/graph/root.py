@@ -5,6 +5,7 @@ Serve inspects `build`'s annotations, so this module must not postpone them
 """
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -18,11 +19,9 @@ from backends.postgres.pool import Database, PoolLimits
 from common.http.client import open_client
 from common.retry import retry
 from common.tasks import end_tasks, spawn
-from configs.access import SETTINGS_FILE, AccessSettings, contents_of, load_access
+from configs.access import AccessSettings, contents_of, load_access
 from configs.environment import read_environment
 from configs.stores import find_stores
-from contracts.access.audit import AuditRecord
-from contracts.access.principals import INTERNAL
 from contracts.errors import DaarionError
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, access_control, open_access, open_event_log
@@ -86,15 +85,7 @@ class RootReplica:
         settings = AccessSettings.model_validate(user_config)
         contents = contents_of(settings, self._environment.secret)
         await end_tasks(self._applying)
-        action = AuditRecord(
-            principal=INTERNAL, action="apply", object=SETTINGS_FILE, outcome="started"
-        )
-
-        async def apply() -> None:
-            await self._audit.add([action])
-            await self._principals.apply(*contents)
-            await self._audit.add([action.ended("success")])
-
+        apply = partial(self._principals.apply, *contents)
         try:
             await apply()
         except DaarionError:

@@ -68,7 +68,7 @@ class ToolsRuntime:
             self._ledger,
             NatsEvents(self._publisher),
             events,
-            denials=environment.access.audit,
+            note=None if (audit := environment.access.audit) is None else audit.note,
         )
         self._mcp = ToolMcpServer(self._toolcore)
         self._executors = Reloadable(MAX_TIMEOUT_S)

@@ -1,9 +1,9 @@
-"""Writes the audit trail of one process: administrative actions at once, refusals in bundles."""
+"""Writes the audit trail of one process: refusals, and how actions of operators ended."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 
 from common.periodic import start_periodic
@@ -16,11 +16,13 @@ FLUSH_S = 5.0
 PURGE_S = 3_600.0
 MAX_DENIALS = 30
 """Different refusals per `FLUSH_S`; a flood of them writes no more than six rows a second."""
-MAX_PENDING = 1_000
 
 
 class AuditTrail:
-    """Adds to the store. `settings` are asked before each purge."""
+    """Queues what need not be stored at once. `settings` are asked before each purge.
+
+    Whoever acts for an operator adds to `store` itself, and does not act when that fails.
+    """
 
     def __init__(
         self, store: AuditStore, events: EventLog, settings: Callable[[], AuditSettings | None]
@@ -28,7 +30,7 @@ class AuditTrail:
         self.store = store
         self._events = events
         self._settings = settings
-        self._pending: dict[tuple[str | None, ...], AuditRecord] = {}
+        self._pending: dict[Hashable, AuditRecord] = {}
         self._dropped = 0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -46,42 +48,34 @@ class AuditTrail:
         with suppress(DaarionError):
             await self.flush()
 
-    async def record(self, record: AuditRecord) -> None:
-        """Returns when the record is stored. Raises DatabaseUnavailable: then do not act."""
-        await self.store.add([record])
-
     def note(self, record: AuditRecord) -> None:
         """Queues a record; refusals of one principal, action and object become one.
 
-        Where the queue is full the record is dropped, and the count is emitted.
+        Where too many refusals wait the record is dropped, and the count is emitted. Ends of
+        actions need no bound: each action was stored before it began.
         """
-        key: tuple[str | None, ...] = (record.principal, record.action, record.object)
         is_denial = record.outcome == "denied"
-        if not is_denial:
-            key = (*key, record.outcome, record.request_id)
+        key = (record.principal, record.action, record.object) if is_denial else record.id
         known = self._pending.get(key)
         if known is not None:
-            count = known.count + record.count
-            self._pending[key] = known.model_copy(update={"count": count})
-        elif len(self._pending) < (MAX_DENIALS if is_denial else MAX_PENDING):
-            self._pending[key] = record
-        else:
+            record = known.model_copy(update={"count": known.count + record.count})
+        elif is_denial and len(self._pending) >= MAX_DENIALS:
             self._dropped += record.count
+            return
+        self._pending[key] = record
 
     async def flush(self) -> None:
         """Writes what was noted. Raises DatabaseUnavailable, and then keeps it."""
+        if self._dropped:
+            self._events.emit("audit.dropped", count=self._dropped)
+            self._dropped = 0
         pending, self._pending = self._pending, {}
         try:
-            if pending:
-                await self.store.add(list(pending.values()))
+            await self.store.add(list(pending.values()))
         except BaseException:
             for record in pending.values():
                 self.note(record)
             raise
-        finally:
-            dropped, self._dropped = self._dropped, 0
-            if dropped:
-                self._events.emit("audit.dropped", count=dropped)
 
     async def _purge(self) -> None:
         await self.store.purge((self._settings() or AuditSettings()).keep_days)

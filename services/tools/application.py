@@ -9,7 +9,7 @@ from functools import partial
 
 from common.retry import retry
 from common.tasks import end_tasks, spawn
-from contracts.access.audit import AuditSink
+from contracts.access.audit import Note
 from contracts.errors import DaarionError
 from contracts.events import EventLog, Publisher
 from contracts.tools.api import ToolDefinition, ToolExecutor
@@ -52,14 +52,14 @@ class Toolcore:
         events: EventLog,
         *,
         refresh_s: float = 1.0,
-        denials: AuditSink | None = None,
+        note: Note | None = None,
     ) -> None:
         self._store = store
         self._ledger = ledger
         self._events = events
         self.registry = Registry(store, events, interval_s=refresh_s)
         self.audit = Audit(ledger, events)
-        self._recorder = ToolRecorder(ledger, usage, events, audit=denials)
+        self._recorder = ToolRecorder(ledger, usage, events, note=note)
         self._sources = SourceKeeper(store, self.registry, events)
         self._syncing: set[asyncio.Task[None]] = set()
         self._slots = ConcurrencySlots()

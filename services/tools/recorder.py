@@ -12,7 +12,7 @@ from common.periodic import start_periodic
 from common.retry import retry
 from common.tasks import end_tasks, spawn
 from contracts.access.acting import acting
-from contracts.access.audit import AuditRecord, AuditSink
+from contracts.access.audit import AuditRecord, Note
 from contracts.errors import DaarionError, Internal
 from contracts.events import EventLog, Publisher, failure_event
 from contracts.tools.api import Decision
@@ -49,9 +49,9 @@ class ToolRecorder:
         events: EventLog,
         *,
         renew_every_s: float = 2.0,
-        audit: AuditSink | None = None,
+        note: Note | None = None,
     ) -> None:
-        self._audit = audit
+        self._note = note
         self._ledger = ledger
         self._usage = usage
         self._events = events
@@ -145,8 +145,8 @@ class ToolRecorder:
         )
 
     def _note_denial(self, intent: CallIntent) -> None:
-        if self._audit is not None:
-            self._audit.note(
+        if self._note is not None:
+            self._note(
                 AuditRecord(
                     principal=acting().name,
                     action="call",

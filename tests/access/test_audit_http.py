@@ -173,9 +173,11 @@ async def test_what_a_principal_may_not_do_is_recorded(things):
 
 
 async def test_refused_logins_are_one_row_whatever_they_ask_for(things):
-    for path, key in (("/items", "dk_none"), ("/things/x", "guess"), ("/no/such", None)):
+    for path, key in (("/items", "dk_none"), ("/things/x", "guess"), ("/no/such", "guess")):
         async with things.client(key) as client:
             assert (await client.get(path)).status_code == 401
+    async with things.client() as client:
+        assert (await client.get("/items")).status_code == 401  # no login at all
     [row] = await things.rows()
     assert (told(row), row.count) == ("anonymous login things denied", 3)
 

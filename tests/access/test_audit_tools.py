@@ -17,15 +17,9 @@ TOOLS = (
 )
 
 
-class Noted(list):
-    """A sink that keeps what it is given."""
-
-    note = list.append
-
-
 async def test_a_call_that_policy_refuses_is_noted_and_one_that_waits_is_not(database_url):
-    noted = Noted()
-    async with replica(database_url, *TOOLS, denials=noted) as here:
+    noted = []
+    async with replica(database_url, *TOOLS, note=noted.append) as here:
         with acting_as(TARAS):
             assert (await here.call("test.private")).result.error_kind == "denied"
             assert (await here.call("test.asks", call_id="c-1")).result.error_kind == "denied"
@@ -45,7 +39,7 @@ async def test_a_call_that_policy_refuses_is_noted_and_one_that_waits_is_not(dat
 
 
 async def test_what_mcp_refuses_to_a_principal_is_noted(database_url, events, monkeypatch):
-    noted = Noted()
+    noted = []
     trail = AuditTrail(None, events, lambda: None)
     monkeypatch.setattr(trail, "note", noted.append)
     known = {"principals": {"taras": GRANTS}, "keys": {"dk_taras": "taras"}, "audit": trail}

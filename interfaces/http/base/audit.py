@@ -14,17 +14,16 @@ from starlette.datastructures import QueryParams
 from starlette.types import Scope
 
 from contracts.access.audit import AuditRecord
-from contracts.access.principals import ANYONE, Principal
+from contracts.access.principals import ANYONE
 from contracts.errors import Forbidden, RateLimited, Unauthorized
+from interfaces.http.base.access import presents_credential
 from interfaces.http.base.claims import TENANT
 
 REFUSED = "refused"
 """Under this name a route leaves in the request's state what it refused in an answer of its own."""
 EXPORT = "/export"
 """A route of operators that ends so takes data out."""
-MAX_READ_BYTES = 64 << 10
 _READS = frozenset({"GET", "HEAD"})
-_PREFIX = "/internal/"
 
 
 def is_audited(method: str, path: str) -> bool:
@@ -35,10 +34,10 @@ def is_audited(method: str, path: str) -> bool:
 def action_of(scope: Scope, body: bytes) -> AuditRecord:
     """Returns the record of a request that is about to be served.
 
-    The tenant is the one that the query names, or else the body, if it is short and has arrived.
+    The tenant is the one that the query names, or else the body, if that arrived in one part.
     """
     named: Any = QueryParams(scope["query_string"])
-    if not any(name in named for name in TENANT) and 0 < len(body) <= MAX_READ_BYTES:
+    if not any(name in named for name in TENANT) and body:
         with suppress(ValueError):
             named = orjson.loads(body)
     return _record(scope, outcome="started", **_tenant(named))
@@ -47,14 +46,14 @@ def action_of(scope: Scope, body: bytes) -> AuditRecord:
 def refusal_of(scope: Scope, error: Exception) -> AuditRecord | None:
     """Returns the record of a request that was refused for who the caller is; None for others.
 
-    A login that failed names the application alone: callers choose paths, and whoever has no
-    credential must not fill the trail with them.
+    A login that failed names the application alone: callers choose paths, and whoever has no valid
+    credential must not fill the trail with them. Without a credential it is no login.
     """
-    if "principal" not in scope["state"] and isinstance(error, Unauthorized | RateLimited):
-        place = scope.get("root_path", "").removeprefix(_PREFIX) or "/"
-        return _record(scope, outcome="denied", action="login", object=place)
     if isinstance(error, Forbidden):
         return _record(scope, outcome="denied", **_tenant(error.details))
+    is_login = "principal" not in scope["state"] and presents_credential(scope["headers"])
+    if is_login and isinstance(error, Unauthorized | RateLimited):
+        return _record(scope, outcome="denied", action="login", object=scope.get("root_path", ""))
     return None
 
 
@@ -64,12 +63,12 @@ def _tenant(named: Any) -> dict[str, str]:
 
 
 def _record(scope: Scope, **fields: Any) -> AuditRecord:
-    state = scope["state"]
-    principal: Principal = state.get("principal", ANYONE)
+    """Returns the record of a request, with `fields` in place of what it says itself."""
     given = {
-        "principal": principal.name,
+        "principal": scope["state"].get("principal", ANYONE).name,
         "action": scope["method"],
-        "object": scope["path"].removeprefix(_PREFIX),
-        "request_id": state["request_id"],
+        "object": scope["path"],
+        "request_id": scope["state"]["request_id"],
+        **fields,
     }
-    return AuditRecord(**(given | fields))
+    return AuditRecord(**{**given, "object": given["object"].removeprefix("/internal/") or "/"})

@@ -27,7 +27,7 @@ from contracts.errors import (
     Unauthorized,
 )
 from contracts.events import EventLog
-from interfaces.http.base.access import AccessControl, header, presents_credential
+from interfaces.http.base.access import AccessControl, header
 from interfaces.http.base.audit import REFUSED, action_of, is_audited, refusal_of
 from interfaces.http.base.errors import as_leaf, error_response
 from interfaces.http.base.request_slots import BODY_S, UPLOAD_S, RequestSlot, RequestSlots
@@ -36,8 +36,7 @@ from services.access.audit import AuditTrail
 
 MAX_URL_BYTES = 8_192
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-READINESS = "/health"
-HEALTH_PATHS = frozenset({READINESS, "/health/live"})
+HEALTH_PATHS = frozenset({"/health", "/health/live"})
 
 IsAdmin = Callable[[str, str], bool]
 """Whether a method and path below the prefix are for operators."""
@@ -102,7 +101,7 @@ class Ingress:
             if len(scope["path"]) > MAX_URL_BYTES:
                 raise _unknown_route()
             if path in self._open:
-                scope["state"]["sees_details"] = path == READINESS and self._sees_details(scope)
+                scope["state"]["sees_details"] = self._sees_details(scope)
                 await self._app(scope, receive, slot.send)
                 return
             audit = self._audit if self._admit(scope, path) else None
@@ -132,8 +131,7 @@ class Ingress:
         try:
             self._access.check(scope["headers"])
         except DaarionError as error:
-            if presents_credential(scope["headers"]):  # else it is one of many probes
-                self._note_refusal(error, scope)
+            self._note_refusal(error, scope)
             return False
         return True
 
@@ -170,13 +168,11 @@ class Ingress:
     async def _recorded(self, scope: Scope, slot: RequestSlot, audit: AuditTrail) -> None:
         """Serves an action once it is recorded. Raises DatabaseUnavailable: it is not served."""
         action = action_of(scope, slot.arrived)
-        await audit.record(action)
+        await audit.store.add([action])
         try:
             await self._app(scope, slot.receive, slot.send)
-        except Exception:
-            audit.note(action.ended("failure"))
-            raise
-        audit.note(action.ended("success" if slot.status < 400 else "failure"))
+        finally:
+            audit.note(action.ended("success" if 0 < slot.status < 400 else "failure"))
 
     def _note_refusal(self, error: Exception, scope: Scope) -> None:
         if self._audit is not None and (refusal := refusal_of(scope, error)) is not None:

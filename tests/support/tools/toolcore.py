@@ -124,7 +124,7 @@ async def replica(
     refresh_s=0.2,
     pool=8,
     sources=None,
-    denials=None,
+    note=None,
     **fields,
 ):
     """Yields a started Toolcore on this database with these tools."""
@@ -134,7 +134,7 @@ async def replica(
     ledger = PostgresToolLedger(database, limits or LedgerLimits())
     store = PostgresToolStore(database, events=events)
     executors = executors or {"http": scripted, "python": scripted, "mcp": scripted}
-    toolcore = Toolcore(store, ledger, usage, events, refresh_s=refresh_s, denials=denials)
+    toolcore = Toolcore(store, ledger, usage, events, refresh_s=refresh_s, note=note)
     await toolcore.start()
     await toolcore.configure(
         configuration(
