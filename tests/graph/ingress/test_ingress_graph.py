@@ -107,3 +107,27 @@ async def test_requests_of_web_pages_are_refused_at_every_port(graph):
             415,
             "unsupported_media_type",
         )
+
+
+async def test_no_port_tells_which_applications_there_are(graph):
+    """Serve would list them at `/-/routes`, to anybody."""
+    async with httpx.AsyncClient(timeout=60) as client:
+        for port in doors(graph):
+            answer = await client.get(f"http://127.0.0.1:{port}/-/routes")
+            assert answer.status_code == 404, (port, answer.text)
+            assert not any(prefix in answer.text for prefix in PREFIXES.values() if prefix), port
+
+
+async def test_what_an_operator_does_is_in_the_audit_trail(graph):
+    async with httpx.AsyncClient(base_url=f"{graph.url}/internal/access", timeout=60) as client:
+        made = await client.put("/principals/audited", json={}, headers={"x-request-id": "audited"})
+        assert made.status_code == 201
+        begun = (await client.get("/audit", params={"action": "PUT"})).json()["items"]
+        assert [
+            (row["principal"], row["object"])
+            for row in begun
+            if row["request_id"] == "audited" and row["outcome"] == "started"
+        ] == [("anonymous", "access/principals/audited")]
+        assert (await client.delete("/principals/audited")).status_code == 204
+        applied = (await client.get("/audit", params={"action": "apply"})).json()["items"]
+        assert applied[-1]["object"] == "access.yaml"
