@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, StringConstraints, model_validator
 
+from configs.endpoints import BaseUrl, opens_graph
 from configs.yaml_files import load_yaml
 from contracts.access.audit import AuditSettings
 from contracts.access.identity_provider import IdentityProviderSettings
@@ -22,11 +23,15 @@ MIN_KEY_CHARS = 32
 BoundSubject = Literal["router.invoke.agent", "tool.request", "tool.submit"]
 
 
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
+"""The name of a variable of the environment."""
+
+
 class FileKey(Strict):
     """A key by its SHA-256, or by the variable that holds it; never the key itself."""
 
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
-    env: Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
+    env: Variable | None = None
     label: Label = ""
 
     @model_validator(mode="after")
@@ -34,6 +39,36 @@ class FileKey(Strict):
         if (self.sha256 is None) == (self.env is None):
             raise ValueError("give `sha256` or `env`")
         return self
+
+
+class PolicyServiceSettings(Strict):
+    """A policy service that is asked as well, before tool calls and invocations of agents.
+
+    A decision is remembered for `cache_s`. If none comes within `timeout_s`, `on_failure` counts.
+    `secret_env` names the variable with the secret by which the service knows us, if it wants one.
+    """
+
+    url: BaseUrl
+    timeout_s: Annotated[float, Field(gt=0, le=30, allow_inf_nan=False)] = 1.0
+    cache_s: Annotated[float, Field(ge=0, le=300, allow_inf_nan=False)] = 5.0
+    on_failure: Literal["deny", "allow"] = "deny"
+    secret_env: Variable | None = None
+
+    def secret(self, lookup: Callable[[str], str | None]) -> str | None:
+        """Returns the secret; `lookup` reads a variable of the environment.
+
+        Raises:
+            ConfigurationError: the variable is not set, or its secret would open this graph.
+        """
+        if self.secret_env is None:
+            return None
+        found = lookup(self.secret_env)
+        if found is None or opens_graph(found, lookup):
+            raise ConfigurationError(
+                f"{SETTINGS_FILE}: policy_service.secret_env: {self.secret_env} is not set, or "
+                "holds a secret of this graph: give the policy service its own"
+            )
+        return found
 
 
 class FilePrincipal(Grants):
@@ -64,6 +99,7 @@ class AccessSettings(Strict):
     audit: AuditSettings = AuditSettings()
     identity_provider: IdentityProviderSettings | None = None
     nats: NatsAccess = NatsAccess()
+    policy_service: PolicyServiceSettings | None = None
 
 
 class FileContents(NamedTuple):
@@ -97,6 +133,8 @@ def contents_of(settings: AccessSettings, lookup: Callable[[str], str | None]) -
                 f"{SETTINGS_FILE}: principals.{name}.keys: `{owners[hashed]}` has the same key"
             )
         owners[hashed] = name
+    if settings.policy_service is not None:
+        settings.policy_service.secret(lookup)
     others = settings.model_dump(mode="json", exclude={"principals"})
     return FileContents(principals, keys, others)
 

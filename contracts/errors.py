@@ -8,6 +8,7 @@
     ├── Unauthorized                 401
     │   └── CredentialExpired        401  it was valid: the caller needs a new one
     ├── Forbidden                    403
+    │   └── PolicyUnavailable        403  the outside policy service gave no decision
     ├── NotFound                     404
     │   └── UnknownModel             404
     ├── MethodNotAllowed             405
@@ -143,6 +144,13 @@ class Forbidden(DaarionError):
 
     status = 403
     type = "forbidden"
+
+
+class PolicyUnavailable(Forbidden):
+    """The outside policy service gave no decision, and what it does not permit is denied."""
+
+    type = "policy_unavailable"
+    retryable = True
 
 
 class NotFound(DaarionError):

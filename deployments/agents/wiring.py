@@ -90,6 +90,7 @@ class AgentRuntime:
             environment.access.directory.claimed,
             lease_s=args.lease_s,
         )
+        self._policy = environment.policy_service(events)
         channels = ChannelTenants(self._messaging, args.messaging.microdao_of)
         self.runs = AgentRuns(
             self.store,
@@ -98,6 +99,7 @@ class AgentRuntime:
             events,
             channels=channels,
             blueprints=blueprints,
+            policy=self._policy,
             settings=args,
         )
         self._blueprints = blueprints
@@ -117,7 +119,13 @@ class AgentRuntime:
         """Opens the pool (also while PostgreSQL is away) and starts to work."""
         async with Resources() as resources:
             await resources.closing(self._database).open()
-            for client in (self._messaging, self._model, self._tools, self._memory):
+            for client in (
+                self._messaging,
+                self._model,
+                self._tools,
+                self._memory,
+                self._policy,
+            ):
                 resources.closing(client)
             resources.closing(self._publisher).start()
             resources.closing(self.runs).start()

@@ -15,20 +15,23 @@ from typing import Protocol, TypeVar
 
 from backends.access.audit import PostgresAudit
 from backends.access.jwks import read_keys
+from backends.access.policy import PolicyServiceClient
 from backends.access.principals import PostgresPrincipals
 from backends.postgres.pool import Database, PoolLimits
 from backends.telemetry.event_log import FileEventLog, Listener
 from common.tasks import spawn
+from configs.access import PolicyServiceSettings
 from configs.environment import Environment, refuse_open_ingress
 from configs.proxies import no_proxy
 from configs.stores import find_stores
 from contracts.access.audit import AuditSettings
+from contracts.errors import Unavailable
 from contracts.events import EventLog
 from deployments.graph.ray_patches import serve_host
 from interfaces.http.base.access import AccessControl
 from services.access.audit import AuditTrail
 from services.access.authentication import Authentication
-from services.access.directory import Directory
+from services.access.directory import REFRESH_S, Directory
 from services.access.tokens import Tokens
 
 COLLECT_AFTER = 20_000
@@ -100,6 +103,17 @@ class WingEnvironment:
     nats_url: str | None = field(default=None, repr=False)
     lookup: Callable[[str], str | None] = field(default=lambda _name: None, repr=False)
     proxy_for: Callable[[str], str | None] = field(default=no_proxy, repr=False)
+
+    def policy_service(self, events: EventLog) -> PolicyServiceClient:
+        """Returns the client of the policy service that `access.yaml` names now, if it does."""
+
+        def settings() -> PolicyServiceSettings | None:
+            directory = self.access.directory
+            if directory.revision < 0:
+                raise Unavailable("policies are not known yet: retry", retry_after_s=REFRESH_S)
+            return directory.section("policy_service", PolicyServiceSettings)
+
+        return PolicyServiceClient(settings, self.lookup, events)
 
     @classmethod
     def of(cls, environment: Environment, access: Authentication) -> WingEnvironment:

@@ -63,12 +63,14 @@ class ToolsRuntime:
         self._publisher = NatsPublisher(environment.nats_url, events, name="toolcore-usage")
         self._ledger = PostgresToolLedger(self._database)
         store = PostgresToolStore(self._database, events=events)
+        self._policy_service = environment.policy_service(events)
         self._toolcore = Toolcore(
             store,
             self._ledger,
             NatsEvents(self._publisher),
             events,
             note=None if (audit := environment.access.audit) is None else audit.note,
+            outside=self._policy_service,
         )
         self._mcp = ToolMcpServer(self._toolcore)
         self._executors = Reloadable(MAX_TIMEOUT_S)
@@ -80,6 +82,7 @@ class ToolsRuntime:
         async with Resources() as resources:
             await resources.closing(self._database).open()
             resources.closing(self._executors)
+            resources.closing(self._policy_service)
             resources.closing(self._publisher).start()
             await resources.closing(self._toolcore).start()
             await resources.closing(self._mcp).start()

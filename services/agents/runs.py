@@ -12,6 +12,7 @@ from pydantic import Field
 from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.access.acting import acting, acting_as
+from contracts.access.policy import PolicyService
 from contracts.access.principals import OURSELVES
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.invocations import AgentInvocation, InvocationAnswer
@@ -62,13 +63,16 @@ class AgentRuns:
         *,
         channels: ChannelTenants,
         blueprints: Callable[[], Mapping[str, Blueprint]],
+        policy: PolicyService,
         settings: RunSettings,
     ) -> None:
+        """`policy` is asked before a run is recorded."""
         self._store = store
         self._messaging = messaging
         self._attempts = attempts
         self._events = events
         self._blueprints = blueprints
+        self._policy = policy
         self._settings = settings
         self._channels = channels
         self._queue: asyncio.Queue[Run] = asyncio.Queue()
@@ -122,7 +126,7 @@ class AgentRuns:
         Raises:
             NotFound: no such agent, no such channel, or no message of a person in it.
             Forbidden: the channel is another microDAO's, the agent is not in it, or the caller may
-                not act for them.
+                not act for them, or the policy service denies it.
             Overloaded: this replica holds as many runs as it may.
             Unavailable: messaging service or database is away. Repeating the invocation is safe:
                 if the run was recorded, the repetition finds it.
@@ -135,6 +139,7 @@ class AgentRuns:
                 microdao_id = await self._channels.microdao_of(invocation, deadline)
             tenant = Tenant(microdao_id=microdao_id, agent_id=blueprint.id)
             caller, payload = acting().narrowed(tenant), invocation.payload
+            await self._policy.check("send_message", ("agent", blueprint.id), tenant)
             with acting_as(caller):
                 trigger_id = payload.message_id or await self._trigger(
                     invocation, trigger, deadline

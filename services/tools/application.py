@@ -10,6 +10,7 @@ from functools import partial
 from common.retry import retry
 from common.tasks import end_tasks, spawn
 from contracts.access.audit import Note
+from contracts.access.policy import PolicyService
 from contracts.errors import DaarionError
 from contracts.events import EventLog, Publisher
 from contracts.tools.api import ToolDefinition, ToolExecutor
@@ -51,12 +52,15 @@ class Toolcore:
         usage: Publisher,
         events: EventLog,
         *,
+        outside: PolicyService | None = None,
         refresh_s: float = 1.0,
         note: Note | None = None,
     ) -> None:
+        """`outside` is asked about calls that the policy allows."""
         self._store = store
         self._ledger = ledger
         self._events = events
+        self._outside = outside
         self.registry = Registry(store, events, interval_s=refresh_s)
         self.audit = Audit(ledger, events)
         self._recorder = ToolRecorder(ledger, usage, events, note=note)
@@ -87,6 +91,7 @@ class Toolcore:
             self._recorder,
             runner=runner,
             events=self._events,
+            outside=self._outside,
         )
         self._catalog = Catalog(self.registry, policy)
         self._admin = ToolAdmin(self._store, self.registry, configuration.resolve, self._events)

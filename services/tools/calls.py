@@ -9,9 +9,11 @@ import asyncio
 from dataclasses import dataclass, replace
 from uuid import UUID, uuid4
 
+from contracts.access.policy import PolicyService
 from contracts.deadline import Deadline
-from contracts.errors import DeadlineExceeded, Unavailable
+from contracts.errors import DeadlineExceeded, Forbidden, Unavailable
 from contracts.events import EventLog
+from contracts.identity import Tenant
 from contracts.tools.api import Decision, Execution, Outcome, ToolCallRequest, ToolCallResult
 from contracts.tools.ledger import CallIntent, RecordedCall, Settlement, ToolLedger, Via
 from contracts.values import storable_text
@@ -145,7 +147,10 @@ class DryRun:
 
 @dataclass(frozen=True)
 class ToolCalls:
-    """Runs tool calls over the registry, the ledger and the executors."""
+    """Runs tool calls over the registry, the ledger and the executors.
+
+    `outside` is asked about calls that `policy` allows.
+    """
 
     registry: Registry
     policy: Policy
@@ -153,6 +158,7 @@ class ToolCalls:
     recorder: ToolRecorder
     runner: ToolRunner
     events: EventLog
+    outside: PolicyService | None = None
 
     async def call(self, request: ToolCallRequest, *, via: Via, request_id: str) -> CallAnswer:
         """Runs one call. Never raises for a refusal or a failure; cancelling it stops the tool.
@@ -173,7 +179,7 @@ class ToolCalls:
     async def dry_run(self, request: ToolCallRequest) -> DryRun:
         """Returns the decision and the execution; runs and records nothing. Raises Unavailable."""
         tool = await self.registry.find(request.tool_id)
-        decision = self.policy.decide(tool, request)
+        decision = await self._decision(tool, request)
         if tool is None or not decision.allowed:
             return DryRun(decision)
         named = request.model_copy(update={"call_id": request.call_id or "call-dry-run"})
@@ -181,11 +187,29 @@ class ToolCalls:
         needs_approval = self.policy.needs_approval(tool.definition)
         return DryRun(decision, execution, tool.registered.version, needs_approval)
 
+    async def _decision(self, tool: Tool | None, request: ToolCallRequest) -> Decision:
+        """Decides by our own rules, then by those of the outside service."""
+        decision = self.policy.decide(tool, request)
+        if tool is None or not decision.allowed or self.outside is None:
+            return decision
+        tenant = Tenant(microdao_id=request.microdao_id, agent_id=request.agent_id)
+        try:
+            await self.outside.check("exec_tool", ("tool", tool.definition.id), tenant)
+        except Forbidden as error:
+            return Decision(
+                allowed=False,
+                rule="policy_service",
+                error_kind="denied",
+                reason=error.message,
+                retryable=error.retryable,
+            )
+        return decision
+
     async def _decided(
         self, request: ToolCallRequest, *, named: bool, via: Via, request_id: str
     ) -> CallAnswer:
         tool = await self.registry.find(request.tool_id)
-        decision = self.policy.decide(tool, request)
+        decision = await self._decision(tool, request)
         needs_approval = tool is not None and self.policy.needs_approval(tool.definition)
 
         def intent() -> CallIntent:

@@ -5,7 +5,8 @@
 3. the tenant's rules, then the default      denied        403
 4. no foreign tenant in the arguments        denied        403
 5. arguments are bounded, and match          invalid_args  422
-6. approval, if the tool needs it            denied        403 (in `calls`, by the ledger)
+6. the outside policy service, if any        denied        403 (in `calls`)
+7. approval, if the tool needs it            denied        403 (in `calls`, by the ledger)
 """
 
 from __future__ import annotations

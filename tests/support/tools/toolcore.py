@@ -125,6 +125,7 @@ async def replica(
     pool=8,
     sources=None,
     note=None,
+    outside=None,
     **fields,
 ):
     """Yields a started Toolcore on this database with these tools."""
@@ -134,7 +135,9 @@ async def replica(
     ledger = PostgresToolLedger(database, limits or LedgerLimits())
     store = PostgresToolStore(database, events=events)
     executors = executors or {"http": scripted, "python": scripted, "mcp": scripted}
-    toolcore = Toolcore(store, ledger, usage, events, refresh_s=refresh_s, note=note)
+    toolcore = Toolcore(
+        store, ledger, usage, events, outside=outside, refresh_s=refresh_s, note=note
+    )
     await toolcore.start()
     await toolcore.configure(
         configuration(
