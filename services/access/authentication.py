@@ -98,7 +98,10 @@ class Authentication:
         if presented.startswith(_KEY):
             return self.directory.of_key(presented)
         if presented.startswith(_DELEGATION):
-            return self.delegations.read(presented)
+            found = self.delegations.read(presented)
+            if found.is_operator and found.name == ANYONE.name and self.enforced:
+                raise Unauthorized("nobody is an operator any more: a secret was set meanwhile")
+            return found
         if self._provider is not None and presented.count(b".") == 2:
             return self._provider.read(presented)
         return None

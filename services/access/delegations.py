@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import jwt
+import orjson
 from cachetools import LRUCache
 
 from contracts.access.acting import acting
@@ -35,7 +36,7 @@ class Delegations:
     def __init__(self, directory: Directory, audience: str | None = None) -> None:
         self._directory = directory
         self._audience = audience
-        self._written: LRUCache[tuple[object, ...], tuple[str, float]] = LRUCache(MAX_REMEMBERED)
+        self._written: LRUCache[tuple[bytes, float], tuple[str, float]] = LRUCache(MAX_REMEMBERED)
         self._read: LRUCache[bytes, tuple[Principal, float, int]] = LRUCache(MAX_REMEMBERED)
 
     def current(self) -> dict[str, str]:
@@ -52,12 +53,12 @@ class Delegations:
         Raises Unavailable before the signing key was read once.
         """
         now = time.time()
-        known = (principal.name, principal.tenant, principal.issued and principal.grants, life_s)
-        key = tuple(map(str, known))
+        claims = principal.claims()
+        key = orjson.dumps(claims), life_s
         token, ends = self._written.get(key, ("", 0.0))
         if ends - now < life_s - RENEW_BEFORE_S:
             ends = now + life_s
-            claims = {"iss": ISSUER, "exp": int(ends), **principal.claims()}
+            claims |= {"iss": ISSUER, "exp": int(ends)}
             if self._audience is not None:
                 claims["aud"] = self._audience
             token = PREFIX + jwt.encode(claims, self._directory.signing_key, ALGORITHM)

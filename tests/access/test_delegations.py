@@ -1,94 +1,92 @@
-"""Calls between our own applications: for whom they are made, and what counts where they arrive."""
+"""Delegations: what one application may tell another about who calls."""
 
+from __future__ import annotations
+
+import jwt
 import pytest
 
-from contracts.access.keys import Snapshot
-from contracts.access.principals import Grants
+from contracts.access.principals import ANYONE, OURSELVES, Grants
 from contracts.errors import Forbidden, Unauthorized
 from contracts.identity import Tenant
-from services.access.delegations import Delegations
-from services.access.directory import Directory
+from services.access.authentication import Authentication
 from tests.support.access import SIGNING_KEY, fixed_access
-from tests.support.events import RecordedEvents
 
-SOFIA = Grants(
-    kind="agent",
-    agents=["agent:sofia", "agent:demo"],
-    microdaos=["microdao:7"],
-    applications=["agents"],
-    models=["gpt-*"],
-)
-KEY = b"dk_the key of the bot of Sofia in this test"
-TENANT = Tenant(microdao_id="microdao:7", agent_id="agent:sofia")
+OWN = Tenant(agent_id="agent:own", microdao_id="microdao:own")
+OTHER = Tenant(agent_id="agent:own", microdao_id="microdao:other")
+GRANTS = Grants(agents=["agent:*"], microdaos=["microdao:own"], models=["one"])
 
 
-@pytest.fixture
-def access():
-    return fixed_access("s3cret", principals={"sofia-bot": SOFIA}, keys={KEY.decode(): "sofia-bot"})
+def presented(access: Authentication, token: str):
+    return access.principal([token.encode()])
 
 
-def delegated(access, principal):
-    return access.principal([access.delegations.token(principal).encode()])
-
-
-def test_applications_count_for_direct_calls_alone_and_everything_else_goes_along(access):
-    direct = access.principal([KEY])
-    direct.check_application("agents")
-    with pytest.raises(Forbidden, match="may not use the application `llm`"):
-        direct.check_application("llm")
-    for found in (delegated(access, direct), delegated(access, direct.narrowed(TENANT))):
-        found.check_application("llm")
-        found.check(agent_id="agent:sofia", microdao_id="microdao:7", model="gpt-4.1-mini")
-        for foreign in (
-            {"agent_id": "agent:foreign"},
-            {"microdao_id": "microdao:8"},
-            {"model": "dagi-local-8b"},
-        ):
-            with pytest.raises(Forbidden):
-                found.check(**foreign)
-
-
-def test_a_run_reaches_one_agent_in_one_microdao(access):
-    found = delegated(access, access.principal([KEY]).narrowed(TENANT))
-    assert (found.name, found.tenant) == ("sofia-bot", TENANT)
-    with pytest.raises(Forbidden, match="act as `agent:demo`"):
-        found.check(agent_id="agent:demo")
-
-
-def test_a_changed_forged_or_ended_token_opens_nothing(access):
-    principal = access.principal([KEY])
-    token = access.delegations.token(principal).encode()
-    forger = Directory(None, RecordedEvents())
-    forger.take(Snapshot(1, {"sofia-bot": SOFIA}, {}, b"guessed".ljust(64), {}))
-    for wrong in (
-        token[:-2],
-        token + b"x",
-        Delegations(forger).token(principal).encode(),
-        access.delegations.token(principal, life_s=-1).encode(),
-    ):
-        with pytest.raises(Unauthorized, match="delegation"):
-            access.principal([wrong])
-
-
-def test_a_token_ends_with_its_principal_and_follows_its_grants(access):
-    principal = access.principal([KEY]).narrowed(TENANT)
-    token = access.delegations.token(principal).encode()
-    assert access.principal([token]).grants.models == ["gpt-*"]
-    changed = SOFIA.model_copy(update={"models": ["dagi-*"]})
-    access.directory.take(Snapshot(2, {"sofia-bot": changed}, {}, SIGNING_KEY, {}))
-    assert access.principal([token]).grants.models == ["dagi-*"]
-    elsewhere = SOFIA.model_copy(update={"microdaos": ["microdao:8"]})
-    access.directory.take(Snapshot(3, {"sofia-bot": elsewhere}, {}, SIGNING_KEY, {}))
-    with pytest.raises(Forbidden, match="act in `microdao:7`"):
-        access.principal([token])
-    access.directory.take(Snapshot(4, {}, {}, SIGNING_KEY, {}))
-    with pytest.raises(Forbidden, match="withdrawn"):
-        access.principal([token])
-
-
-def test_an_operator_acts_for_an_agent_as_less_than_an_operator(access):
-    operator = fixed_access(None, "admin").principal([b"admin"])
-    found = delegated(access, operator.narrowed(TENANT))
-    assert (found.name, found.is_operator) == ("operator", False)
+def test_a_delegation_arrives_as_the_principal_in_its_tenant():
+    access = fixed_access("internal", principals={"one": GRANTS})
+    one = access.directory.named("one").narrowed(OWN)
+    assert presented(access, access.delegations.token(one)) == one
+    assert "agent:else" not in one.agents
+    assert "two" not in one.models  # as of the principal itself
     with pytest.raises(Forbidden):
-        found.check(microdao_id="microdao:8")
+        access.directory.named("one").narrowed(OTHER)
+
+
+def test_two_credentials_of_one_name_have_two_tokens():
+    access = fixed_access("internal", "admin")
+    by_secret = access.principal([b"internal"])
+    assert by_secret.credential != OURSELVES.credential
+    tokens = [access.delegations.token(principal) for principal in (OURSELVES, by_secret)]
+    found = [presented(access, token) for token in tokens]
+    assert [one.credential for one in found] == [OURSELVES.credential, by_secret.credential]
+
+
+def test_an_operator_that_acts_for_an_agent_is_none():
+    access = fixed_access(None, "admin")
+    operator = access.principal([b"admin"])
+    assert operator.is_operator
+    assert not presented(access, access.delegations.token(operator.narrowed(OWN))).is_operator
+
+
+def test_nobody_stays_an_operator_after_a_secret_was_set():
+    open_access, closed = fixed_access(), fixed_access("internal")
+    token = open_access.delegations.token(ANYONE)
+    assert presented(open_access, token).is_operator
+    with pytest.raises(Unauthorized):
+        presented(closed, token)
+    acting = presented(closed, open_access.delegations.token(ANYONE.narrowed(OWN)))
+    assert "microdao:other" not in acting.microdaos
+
+
+def test_a_withdrawn_principal_or_tenant_ends_its_delegations():
+    access = fixed_access("internal", principals={"one": GRANTS})
+    token = access.delegations.token(access.directory.named("one").narrowed(OWN))
+    assert presented(access, token)
+    moved = fixed_access("internal", principals={"one": Grants(agents=["agent:*"])})
+    gone = fixed_access("internal", principals={})
+    for later in (moved, gone):
+        with pytest.raises(Forbidden):
+            presented(later, token)
+
+
+@pytest.mark.parametrize(
+    ("claims", "key", "algorithm"),
+    [
+        ({"sub": "one", "iss": "daarion-serve", "exp": 1}, SIGNING_KEY, "HS256"),
+        ({"sub": "one", "iss": "another", "exp": 2**40}, SIGNING_KEY, "HS256"),
+        ({"sub": "one", "iss": "daarion-serve"}, SIGNING_KEY, "HS256"),
+        ({"iss": "daarion-serve", "exp": 2**40}, SIGNING_KEY, "HS256"),
+        ({"sub": "one", "iss": "daarion-serve", "exp": 2**40}, b"x" * 64, "HS256"),
+        ({"sub": "one", "iss": "daarion-serve", "exp": 2**40}, None, "none"),
+        ({"sub": "one", "iss": "daarion-serve", "exp": 2**40, "aud": "a"}, SIGNING_KEY, "HS256"),
+    ],
+)
+def test_what_we_did_not_sign_for_now_is_refused(claims, key, algorithm):
+    access = fixed_access("internal", principals={"one": GRANTS})
+    token = "dd_" + jwt.encode(claims, key, algorithm)
+    with pytest.raises(Unauthorized):
+        presented(access, token)
+
+
+@pytest.mark.parametrize("token", ["dd_", "dd_x", "dd_a.b.c", "dd_" + "é" * 9, "dk_", "dk_é"])
+def test_garbage_is_refused(token):
+    with pytest.raises(Unauthorized):
+        presented(fixed_access(), token)
