@@ -14,6 +14,7 @@ from contracts.access.audit import AuditSettings
 from contracts.access.identity_provider import IdentityProviderSettings
 from contracts.access.keys import KEY_PREFIX, MAX_LIVE_KEYS, Label, key_hash
 from contracts.access.principals import Grants, PrincipalName
+from contracts.access.quotas import QuotaSettings
 from contracts.errors import ConfigurationError
 from contracts.shapes import Strict
 
@@ -100,6 +101,7 @@ class AccessSettings(Strict):
     identity_provider: IdentityProviderSettings | None = None
     nats: NatsAccess = NatsAccess()
     policy_service: PolicyServiceSettings | None = None
+    quotas: QuotaSettings = QuotaSettings()
 
 
 class FileContents(NamedTuple):

@@ -22,7 +22,7 @@ from backends.memory.lexicon.postings import pack_terms
 from backends.memory.removal import remove_memory
 from backends.postgres.pages import read_cursor, write_cursor
 from backends.postgres.pool import PostgresAdapter
-from contracts.errors import Conflict
+from contracts.errors import Conflict, DaarionError, OverLimit
 from contracts.identity import Tenant
 from contracts.memory.administration import ExportedMemory, ExportFilter
 from contracts.memory.api import Item, ItemsFilter, ItemsPage
@@ -112,12 +112,12 @@ NEWER = sql.SQL("(created_at, id) > (%(after_at)s, %(after_id)s)")
 class MemoryStore(PostgresAdapter):
     """Implements MemoryRecords."""
 
-    async def add(self, memory: NewMemory) -> Stored:
+    async def add(self, memory: NewMemory, refusal: OverLimit | None = None) -> Stored:
         counts = [grams(chunk) for chunk in memory.chunks]
         async with tenant_transaction(self._database, memory.tenant) as connection:
-            return await _add(connection, memory, counts)
+            return await _add(connection, memory, counts, refusal)
 
-    async def add_all(self, memories: Sequence[NewMemory]) -> int:
+    async def add_all(self, memories: Sequence[NewMemory], refusal: OverLimit | None = None) -> int:
         if not memories:
             return 0
         new = chunks = 0
@@ -127,7 +127,7 @@ class MemoryStore(PostgresAdapter):
             self._database, memories[0].tenant, timeout_s=BULK_TIMEOUT_S
         ) as connection:
             for memory, counts in zip(memories, counted, strict=True):
-                if not (await _add(connection, memory, counts)).duplicate:
+                if not (await _add(connection, memory, counts, refusal)).duplicate:
                     new, chunks = new + 1, chunks + len(memory.chunks)
             await connection.execute(UNMERGED, {**identity(memories[0].tenant), "chunks": chunks})
         return new
@@ -176,7 +176,10 @@ class MemoryStore(PostgresAdapter):
 
 
 async def _add(
-    connection: Connection, memory: NewMemory, counts: Sequence[Mapping[str, int]]
+    connection: Connection,
+    memory: NewMemory,
+    counts: Sequence[Mapping[str, int]],
+    refusal: OverLimit | None,
 ) -> Stored:
     numbers = await chunk_numbers(connection, len(memory.chunks))
     record = {
@@ -193,20 +196,24 @@ async def _add(
         "contents": list(memory.chunks),
         "terms": [pack_terms(number, count) for number, count in zip(numbers, counts, strict=True)],
     }
-    row = await (await connection.execute(ADD, record)).fetchone()
-    if row is not None and row["added"]:
-        return Stored(memory.id, duplicate=False, indexed=False)
-    return await _same(connection, memory, record)
+    if refusal is None:
+        row = await (await connection.execute(ADD, record)).fetchone()
+        if row is not None and row["added"]:
+            return Stored(memory.id, duplicate=False, indexed=False)
+    gone = Conflict("this memory was deleted at the same moment: send it again")
+    return await _same(connection, memory, record, refusal or gone)
 
 
-async def _same(connection: Connection, memory: NewMemory, record: dict[str, Any]) -> Stored:
-    """Returns the memory that exists already.
+async def _same(
+    connection: Connection, memory: NewMemory, record: dict[str, Any], missing: DaarionError
+) -> Stored:
+    """Returns the memory that exists already, or raises `missing`.
 
     The conflicting row was committed before the insert gave way to it, so this statement sees it.
     """
     row = await (await connection.execute(FIND_SAME, record)).fetchone()
     if row is None:
-        raise Conflict("this memory was deleted at the same moment: send it again")
+        raise missing
     if (
         memory.idempotency_key is not None
         and row["idempotency_key"] == memory.idempotency_key

@@ -10,8 +10,10 @@ from typing import Any
 from psycopg import sql
 
 from backends.postgres.pool import PostgresAdapter
-from backends.postgres.purging import PURGE_ROWS, PURGE_TIMEOUT_S, purge_all
+from backends.postgres.purging import PURGE_TIMEOUT_S, purge_all
 from contracts.memory.administration import EraseRequest
+
+ERASE_ROWS = 5_000
 
 # First what waits, so that nothing new begins; a row comes before those that it refers to.
 CLASSES = (
@@ -34,7 +36,7 @@ class TenantRows(PostgresAdapter):
     """Implements RowErasure by the functions `erase_<class>` of the schema."""
 
     async def erase(self, request: EraseRequest) -> dict[str, int]:
-        values = {**request.model_dump(), "at_most": PURGE_ROWS}
+        values = {**request.model_dump(), "at_most": ERASE_ROWS}
         return {name: await purge_all(partial(self._some, name, values), 1) for name in CLASSES}
 
     async def _some(self, name: str, values: dict[str, Any]) -> int:

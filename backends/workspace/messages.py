@@ -12,7 +12,7 @@ import orjson
 
 from backends.postgres.pool import PostgresAdapter
 from backends.workspace.channels import digest, is_member, lock_channel
-from contracts.errors import Conflict, Forbidden, InvalidRequest
+from contracts.errors import Conflict, Forbidden, InvalidRequest, OverLimit
 from contracts.identity import new_id
 from contracts.workspace.messages import Message, Post
 from contracts.workspace.messaging_service import sender_type
@@ -65,7 +65,9 @@ LIMIT %(limit)s
 class PostgresMessages(PostgresAdapter):
     """Implements MessageStore."""
 
-    async def post(self, microdao_id: str, post: Post) -> tuple[Message, bool]:
+    async def post(
+        self, microdao_id: str, post: Post, refusal: OverLimit | None = None
+    ) -> tuple[Message, bool]:
         values = {
             "id": new_id(),
             "microdao_id": microdao_id,
@@ -89,6 +91,8 @@ class PostgresMessages(PostgresAdapter):
                 if not post.lenient and bytes(existing["fingerprint"]) != values["fingerprint"]:
                     raise Conflict("this id was used for another message")
                 return Message.model_validate(existing), False
+            if refusal is not None:
+                raise refusal
             row = await (await connection.execute(INSERT_MESSAGE, values)).fetchone()
         return Message.model_validate(row), True
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from contracts.errors import OverLimit
 from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.administration import ExportedMemory, ExportFilter
@@ -170,15 +171,19 @@ class Stored:
 class MemoryRecords(Protocol):
     """Durable memories, and everything that the same transaction derives from them."""
 
-    async def add(self, memory: NewMemory) -> Stored:
+    async def add(self, memory: NewMemory, refusal: OverLimit | None = None) -> Stored:
         """Commits the memory with its event, its chunks and their place in the embedding queue.
 
         Raises:
             Conflict: the idempotency key was used for another content.
+            OverLimit: the `refusal`, unless the memory existed before.
         """
 
-    async def add_all(self, memories: Sequence[NewMemory]) -> int:
-        """Adds memories of one tenant in one transaction; returns how many were new."""
+    async def add_all(self, memories: Sequence[NewMemory], refusal: OverLimit | None = None) -> int:
+        """Adds memories of one tenant in one transaction; returns how many were new.
+
+        Raises the `refusal`, and adds none, unless all existed before.
+        """
 
     async def is_indexed(self, tenant: Tenant, memory_id: str) -> bool:
         """Whether every chunk has its embedding."""

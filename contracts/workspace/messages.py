@@ -15,6 +15,7 @@ from pydantic import (
     computed_field,
 )
 
+from contracts.errors import OverLimit
 from contracts.identity import Identifier
 from contracts.shapes import Frozen, Strict
 from contracts.values import not_blank, storable
@@ -94,7 +95,9 @@ class Post:
 class MessageStore(Protocol):
     """Stores messages. Raises DatabaseUnavailable while the database is away."""
 
-    async def post(self, microdao_id: str, post: Post) -> tuple[Message, bool]:
+    async def post(
+        self, microdao_id: str, post: Post, refusal: OverLimit | None = None
+    ) -> tuple[Message, bool]:
         """Stores a message, and an invocation for each agent of the channel when a person sent it.
 
         Returns the message and whether it is new.
@@ -103,6 +106,7 @@ class MessageStore(Protocol):
             NotFound: no such channel.
             Forbidden: the sender is not a member.
             Conflict: the key belongs to another message.
+            OverLimit: the `refusal`, unless the message is known.
         """
 
     async def messages(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backends.access.storage import PostgresStoredCounts
 from backends.http.llm import LLMProxyClient
 from backends.memory.areas import AreaDirectory
 from backends.memory.document_files import DocumentFiles
@@ -26,6 +27,7 @@ from contracts.llm.embeddings import Embedder, EmbeddingSpace
 from contracts.memory.background import Upkeep
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.memory import MemoryUseCases
+from services.access.quotas import Quotas
 from services.memory.erasing import Erasing
 from services.memory.ingestion import IngestionSettings, IngestionWorker
 from services.memory.knowledge_base import KnowledgeBase
@@ -60,6 +62,7 @@ class MemoryRuntime:
         self._background = Database(environment.database_url, events=events, limits=BACKGROUND)
         self._leases = DatabaseJobLeases(self._background)
         self._vectors_checked = False
+        self._quotas = Quotas(environment.access.directory, PostgresStoredCounts(self._background))
         lanes = IngestionSettings(lanes=settings.ingestion.lanes, batch=settings.ingestion.batch)
         self.worker = IngestionWorker(EmbeddingQueue(self._background), embedder, events, lanes)
         self._knowledge = self._knowledge_base()
@@ -134,7 +137,9 @@ class MemoryRuntime:
                 settings=settings.query,
                 fusion=settings.fusion,
             ),
-            remembering=Remembering(records, scopes, items, self.worker, self._settings.chunks),
+            remembering=Remembering(
+                records, scopes, items, self.worker, self._settings.chunks, self._quotas
+            ),
             summarizing=Summarizing(
                 log,
                 Summaries(self.database),
@@ -159,6 +164,7 @@ class MemoryRuntime:
             shared=shared,
             interval_s=kb.interval_s,
             size=self._settings.chunks,
+            quotas=self._quotas,
         )
 
     def _jobs(self) -> list[Upkeep]:

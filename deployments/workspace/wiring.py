@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import Field
 
+from backends.access.storage import PostgresStoredCounts
 from backends.http.agent_runtime import AgentRuntimeClient
 from backends.nats.publisher import NatsPublisher
 from backends.postgres.pool import Database, PoolLimits
@@ -22,6 +23,7 @@ from contracts.events import EventLog, failure_event
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.workspace import channels_router, workspace_router
+from services.access.quotas import Quotas
 from services.health.dependencies import Dependency, HealthMonitor
 from services.workspace.channels import Channels
 from services.workspace.dispatching import DispatchLimits, InvocationDispatcher
@@ -80,6 +82,7 @@ class WorkspaceRuntime:
             DispatchLimits(give_up_after_s=args.give_up_after_s),
             environment.access.directory.claimed,
         )
+        self._quotas = Quotas(environment.access.directory, PostgresStoredCounts(self._database))
         dependencies = {"database": Dependency(self._database.ping)}
         if self._publisher.link is not None:
             dependencies["nats"] = Dependency(self._publisher.link.probe, required=False)
@@ -117,6 +120,7 @@ class WorkspaceRuntime:
             self._feeds,
             NatsMessageNotices(self._publisher),
             self._dispatcher.wake,
+            self._quotas,
         )
         return workspace_router(
             channels_router(channels),

@@ -105,7 +105,7 @@ def memory_router(cases: Callable[[], MemoryUseCases], health: Callable[[], Heal
         summary="Remember something",
         response_model=StoreResponse,
         dependencies=[Depends(documented_key)],
-        responses=refusals(409),
+        responses=refusals(409, 429),
     )
 
     @router.post(
@@ -147,7 +147,7 @@ def _add_admin_routes(router: Router, cases: Callable[[], MemoryUseCases]) -> No
     @router.post(
         "/import",
         summary="Admin: import an export for the tenant of the query",
-        responses=refusals(408, 413, 415),
+        responses=refusals(408, 413, 415, 429),
     )
     async def restore(request: Request, tenant: Annotated[Tenant, Query()]) -> ImportResponse:
         require_lines(request.scope["headers"])

@@ -191,7 +191,7 @@ def _add_member_routes(router: Router, channels: Channels) -> None:
 
 
 def _add_message_routes(router: Router, channels: Channels) -> None:
-    posted: dict[int | str, dict[str, Any]] = {200: {"model": Message}, **refusals(404, 409)}
+    posted: dict[int | str, dict[str, Any]] = {200: {"model": Message}, **refusals(404, 409, 429)}
 
     @router.post(
         "/channels/{channel_id}/messages",

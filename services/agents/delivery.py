@@ -19,6 +19,7 @@ from contracts.errors import (
     Forbidden,
     InvalidRequest,
     NotFound,
+    OverLimit,
     Overloaded,
     RateLimited,
     Unreachable,
@@ -33,7 +34,7 @@ CLOCK_SKEW = timedelta(seconds=2)
 """How far the messaging service's clock may be behind, and the precision of its times."""
 PREVIEW_CHARS = 40
 
-REFUSALS = (NotFound, Forbidden, InvalidRequest)
+REFUSALS = (NotFound, Forbidden, InvalidRequest, OverLimit)
 NOT_ACCEPTED = (Unreachable, RateLimited, Overloaded)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contracts.access.quotas import StorageQuotas
 from contracts.errors import Conflict
 from contracts.events import EventLog
 from contracts.memory.administration import RefusedFile, ReindexReport
@@ -66,6 +67,7 @@ class KnowledgeBase:
         shared: Path,
         interval_s: float,
         size: ChunkSettings,
+        quotas: StorageQuotas,
     ) -> None:
         self._documents = documents
         self._folders = folders
@@ -73,6 +75,7 @@ class KnowledgeBase:
         self._events = events
         self._shared = shared
         self._size = size
+        self._quotas = quotas
         self._running = asyncio.Lock()
         self.interval_s = interval_s
 
@@ -164,6 +167,10 @@ class KnowledgeBase:
         if document is not None and document.file == file and not run.read_all:
             run.report.unchanged += 1
             return
+        if document is None and self._is_full(run):
+            reason = "over the microDAO's quota of documents: remove some, or raise the quota"
+            run.report.refused.append(RefusedFile(path=file.path, reason=reason))
+            return
         try:
             text, file_hash = await self._folders.read(folder, file)
         except UnreadableFile as error:
@@ -193,6 +200,11 @@ class KnowledgeBase:
         run.report.chunks += await self._documents.save(run.microdao_id, file, digest, chunks)
         run.report.changed += document is not None
         run.report.added += document is None
+
+    def _is_full(self, run: _Run) -> bool:
+        limit = self._quotas.limit("documents", run.microdao_id) if run.microdao_id else None
+        stored = len(run.known) - len(run.missing) + run.report.added
+        return limit is not None and stored >= limit
 
     async def _unchanged(
         self, run: _Run, document: Document, file: DocumentFile, digest: bytes

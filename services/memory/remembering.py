@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from contracts.access.quotas import StorageQuotas
 from contracts.errors import InvalidRequest, NotFound
 from contracts.identity import Tenant, new_id
 from contracts.memory.administration import ExportedMemory
@@ -38,6 +39,7 @@ class Remembering:
     items: ItemReader
     worker: IngestionWorker
     size: ChunkSettings
+    quotas: StorageQuotas
 
     async def store(self, request: StoreRequest, idempotency_key: str | None) -> StoreResponse:
         """Returns when the memory is committed, or embedded if the request asks for that.
@@ -47,18 +49,24 @@ class Remembering:
         Raises:
             InvalidRequest: the idempotency key is blank or too long.
             Conflict: the idempotency key was used for another content.
+            OverLimit: a new memory is over the microDAO's quota.
         """
         known = await self._recalled(request)
         if known is not None:
             return StoreResponse(id=known, indexed=True, duplicate=True)
-        stored = await self.records.add(self._new(request, _key_hash(idempotency_key)))
+        new = self._new(request, _key_hash(idempotency_key))
+        refusal = await self.quotas.refusal("memories", request.microdao_id)
+        stored = await self.records.add(new, refusal)
         if not stored.indexed:
             self.worker.wake()
         indexed = stored.indexed or await self._indexed(request, stored.id, request.wait_indexed_s)
         return StoreResponse(id=stored.id, indexed=indexed, duplicate=stored.duplicate or None)
 
     async def restore(self, tenant: Tenant, memories: Sequence[ExportedMemory]) -> int:
-        """Stores exported memories for `tenant` in one transaction; returns how many were new."""
+        """Stores exported memories for `tenant` in one transaction; returns how many were new.
+
+        Raises OverLimit, and stores none, where they are over the microDAO's quota.
+        """
         new = [
             NewMemory(
                 id=memory.id if memory.id.startswith(PREFIX) else _new_id(),
@@ -76,7 +84,8 @@ class Remembering:
             )
             for memory in memories
         ]
-        added = await self.records.add_all(new)
+        refusal = await self.quotas.refusal("memories", tenant.microdao_id, len(new))
+        added = await self.records.add_all(new, refusal)
         self.worker.wake()
         return added
 

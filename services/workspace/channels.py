@@ -10,6 +10,7 @@ from uuid import UUID
 from cachetools import LRUCache
 
 from contracts.access.acting import acting
+from contracts.access.quotas import StorageQuotas
 from contracts.errors import InvalidRequest, NotFound
 from contracts.identity import Page, as_uuid
 from contracts.workspace.channels import Channel, ChannelQuery, ChannelStore, NewChannel, NewMember
@@ -46,6 +47,7 @@ class Channels:
     feeds: LiveFeeds
     notices: MessageNotices
     wake: Callable[[], None]
+    quotas: StorageQuotas
     _tenants: LRUCache[UUID, str] = field(default_factory=lambda: LRUCache(MAX_REMEMBERED))
 
     async def create(self, channel: NewChannel) -> Channel:
@@ -87,6 +89,7 @@ class Channels:
         Raises:
             Forbidden: the sender is no member.
             Conflict: the id or key belongs to another message.
+            OverLimit: a new message is over the microDAO's quota.
         """
         tenant, found = await self._place(channel_id, microdao_id)
         own = f"id:{message.message_id}" if message.message_id else f"key:{key}" if key else None
@@ -145,7 +148,8 @@ class Channels:
         return await self.outbox.invocations(tenant, found, query)
 
     async def _stored(self, tenant: str, post: Post) -> tuple[Message, bool]:
-        message, created = await self.stored_messages.post(tenant, post)
+        refusal = await self.quotas.refusal("messages", tenant)
+        message, created = await self.stored_messages.post(tenant, post, refusal)
         if created:
             self.feeds.changed(message.channel_id)
             self.notices.created(tenant, message)

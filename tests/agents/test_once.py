@@ -199,6 +199,19 @@ async def test_a_service_that_knows_no_runs_gets_at_most_one_message(
     assert sum(message["sender_id"] == SOFIA for message in neighbour.messages) == shown
 
 
+async def test_a_reply_over_the_quota_of_messages_is_given_up_at_once(here):
+    refusal = {"type": "over_limit", "message": "quota", "retryable": False, "request_id": "r"}
+    neighbour = Neighbour()
+
+    def full(seen):
+        answer = neighbour(seen)
+        return answer if seen.method == "GET" else (429, {"error": refusal})
+
+    async with recording_server(full) as server, here.agents(messaging=theirs(server)):
+        answer = await here.invoke("channel:1", microdao_id=OWN)
+    assert (answer["status"], neighbour.posts) == ("undelivered", 1)
+
+
 @pytest.mark.parametrize("refusals", [1, 4])
 async def test_a_post_that_was_certainly_not_taken_is_repeated(here, refusals, monkeypatch):
     """Refusals that outlast one attempt's patience are met by the next attempt."""

@@ -21,6 +21,7 @@ KEPT = {
     "llm_attempts": "the ledger",
     "llm_spending": "the ledger",
     "memory_erasures": "receipts",
+    "audit_log": "audit",
 }
 """What still names an erased microDAO, as the receipt says."""
 OF_NO_TENANT = {
@@ -168,7 +169,7 @@ async def test_an_agent_is_erased_from_one_channel(memory: Memory, owner: Owner)
 async def test_an_erasure_goes_in_pieces_and_continues_after_a_failure(
     memory: Memory, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("backends.postgres.erasing.PURGE_ROWS", 10)
+    monkeypatch.setattr("backends.postgres.erasing.ERASE_ROWS", 10)
     monkeypatch.setattr("backends.memory.removal.PIECE", 10)
     for number in range(25):
         await memory.store(f"Запис {number}", wait=0)

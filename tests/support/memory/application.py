@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,15 @@ async def memory_application(
     settings: MemorySettings | None = None,
     ingress_url: str = "http://127.0.0.1:9",
     access: AccessControl | None = None,
+    quotas: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Memory]:
     """Opens the application, by default without periodic runs over the knowledge base."""
     settings = settings or MemorySettings.model_validate({"knowledge_base": {"interval_s": 0}})
     runtime = MemoryRuntime(
         settings,
-        WingEnvironment(database_url, data_dir, ingress_url, fixed_access()),
+        WingEnvironment(
+            database_url, data_dir, ingress_url, fixed_access(settings={"quotas": quotas or {}})
+        ),
         embedder,
         events,
     )

@@ -36,6 +36,12 @@ ROWS = (
            ('agent', %(agent_id)s, now()::date, %(id)s, 1)
     """,
     """
+    INSERT INTO audit_log (id, principal, action, object, outcome, microdao_id, agent_id, count)
+    VALUES (
+        %(id)s, 'operator', 'export', %(channel_id)s, 'success', %(microdao_id)s, %(agent_id)s, 1
+    )
+    """,
+    """
     INSERT INTO llm_idempotency (
         microdao_id, key, fingerprint, leased_by, leased_until, answer, expires_at, agent_id,
         channel_id

@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from backends.access.storage import PostgresStoredCounts
 from backends.postgres.pool import Database, PoolLimits
 from backends.workspace.channels import PostgresChannels
 from backends.workspace.events import PostgresChannelEvents
@@ -16,6 +17,7 @@ from contracts.health import Health
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.workspace import channels_router, workspace_router
+from services.access.quotas import Quotas
 from services.workspace.channels import Channels
 from services.workspace.dispatching import DispatchLimits, InvocationDispatcher
 from services.workspace.live import LiveFeeds
@@ -85,6 +87,7 @@ async def workspace(
         feeds,
         notices,
         dispatcher.wake if dispatcher else lambda: None,
+        Quotas(access.directory, PostgresStoredCounts(database)),
     )
     router = workspace_router(
         channels_router(channels),

@@ -1,0 +1,80 @@
+"""Storage quotas, checked against counts that are a few seconds old."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cachetools import LRUCache
+
+from contracts.access.quotas import QuotaSettings, StoredCounts, StoredKind
+from contracts.errors import OverLimit
+from services.access.directory import Directory
+
+COUNT_S = 10.0
+COUNTING_SHARE = 20
+MAX_REMEMBERED = 10_000
+
+
+@dataclass
+class _Counted:
+    """How much is stored, counted up to `limit`, and until when that counts."""
+
+    stored: int = 0
+    limit: int = -1
+    until: float = 0.0
+    counting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Quotas:
+    """Implements StorageQuotas.
+
+    A microDAO with a quota is counted at most every `COUNT_S` seconds, and for a twentieth of the
+    time where counting is slow. In between a replica adds what it stores itself, so a quota is
+    exceeded at most by what other replicas store meanwhile.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        counts: StoredCounts,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._directory = directory
+        self._counts = counts
+        self._clock = clock
+        self._settings = QuotaSettings()
+        self._revision = -1
+        self._counted: LRUCache[tuple[str, str], _Counted] = LRUCache(MAX_REMEMBERED)
+
+    def limit(self, kind: StoredKind, microdao_id: str) -> int | None:
+        if self._revision != self._directory.revision:
+            self._settings = self._directory.section("quotas", QuotaSettings) or QuotaSettings()
+            self._revision = self._directory.revision
+        return self._settings.limit(kind, microdao_id)
+
+    async def refusal(
+        self, kind: Literal["memories", "messages"], microdao_id: str, adding: int = 1
+    ) -> OverLimit | None:
+        limit = self.limit(kind, microdao_id)
+        if limit is None:
+            return None
+        known = self._counted.setdefault((kind, microdao_id), _Counted())
+        async with known.counting:
+            began = self._clock()
+            if known.until <= began or known.limit < limit:
+                known.stored = await self._counts.stored(kind, microdao_id, limit)
+                known.limit = limit
+                ended = self._clock()
+                known.until = ended + max(COUNT_S, COUNTING_SHARE * (ended - began))
+        if known.stored + adding > limit:
+            return OverLimit(
+                f"`{microdao_id}` may store {limit} {kind}: remove some, or raise `quotas` in "
+                "access.yaml; what was removed counts within seconds",
+                details={"limit": f"microdao.{kind}", "subject": microdao_id, "amount": limit},
+            )
+        known.stored += adding
+        return None
