@@ -88,6 +88,7 @@ class Delegations:
         except jwt.PyJWTError:
             raise Unauthorized("this delegation is not valid, or has ended") from None
         found = self._directory.claimed(claims)
+        # It came from an application that the principal may use: a run needs others as well.
         grants = found.grants.model_copy(update={"applications": None})
         found = replace(found, grants=grants)
         self._read[token] = found, float(claims["exp"]), self._directory.revision

@@ -30,6 +30,16 @@ def test_a_delegation_arrives_as_the_principal_in_its_tenant():
         access.directory.named("one").narrowed(OTHER)
 
 
+def test_applications_are_granted_for_calls_of_ones_own():
+    access = fixed_access(
+        "internal", principals={"one": GRANTS.model_copy(update={"applications": ["workspace"]})}
+    )
+    one = access.directory.named("one")
+    with pytest.raises(Forbidden):
+        one.check_application("llm")
+    presented(access, access.delegations.token(one)).check_application("llm")
+
+
 def test_two_credentials_of_one_name_have_two_tokens():
     access = fixed_access("internal", "admin")
     by_secret = access.principal([b"internal"])
