@@ -61,10 +61,8 @@ class PolicyServiceSettings(Strict):
         Raises:
             ConfigurationError: the variable is not set, or its secret would open this graph.
         """
-        if self.secret_env is None:
-            return None
-        found = lookup(self.secret_env)
-        if found is None or opens_graph(found, lookup):
+        found = None if self.secret_env is None else lookup(self.secret_env)
+        if self.secret_env is not None and (found is None or opens_graph(found, lookup)):
             raise ConfigurationError(
                 f"{SETTINGS_FILE}: policy_service.secret_env: {self.secret_env} is not set, or "
                 "holds a secret of this graph: give the policy service its own"

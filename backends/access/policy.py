@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from backends.http.client import ServiceClient, presenting
 from configs.access import PolicyServiceSettings
 from contracts.access.acting import acting
-from contracts.access.policy import Action, PolicyAnswer, ResourceType, policy_question
+from contracts.access.policy import Action, PolicyAnswer, policy_question
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, Forbidden, PolicyUnavailable, UpstreamInvalidResponse
 from contracts.events import EventLog
@@ -20,14 +20,10 @@ from contracts.identity import Tenant
 PATH = "/internal/pdp/evaluate"
 MAX_REMEMBERED = 4_096
 MAX_REASON_CHARS = 200
-RETRY_AFTER_S = 1.0
 
 
 class PolicyServiceClient(ServiceClient):
-    """Asks the service of `settings`, which are read at each question, and what they say counts.
-
-    A failure is emitted once, until the service answers again.
-    """
+    """Asks the service that `settings` name at that moment."""
 
     service = "the policy service"
 
@@ -43,11 +39,8 @@ class PolicyServiceClient(ServiceClient):
         self._lookup = lookup
         self._events = events
         self._answers: LRUCache[bytes, tuple[PolicyAnswer, float]] = LRUCache(MAX_REMEMBERED)
-        self._away = False
 
-    async def check(
-        self, action: Action, resource: tuple[ResourceType, str], tenant: Tenant
-    ) -> None:
+    async def check(self, action: Action, resource: tuple[str, str], tenant: Tenant) -> None:
         settings = self._settings()
         if settings is None:
             return
@@ -58,28 +51,26 @@ class PolicyServiceClient(ServiceClient):
             try:
                 answer = await self._asked(settings, body)
             except DaarionError as error:
-                if not self._away:
-                    self._events.emit("access.policy_away", error=error.type)
-                self._away = True
+                self._events.emit("access.policy_failed", action=action, error=error.type)
                 if settings.on_failure == "allow":
                     return
                 raise PolicyUnavailable(
                     "the policy service gives no decision, so this is denied: retry",
-                    retry_after_s=RETRY_AFTER_S,
+                    retry_after_s=1.0,
                 ) from None
-            if self._away:
-                self._events.emit("access.policy_back")
-            self._away = False
             self._answers[question] = answer, time.monotonic() + settings.cache_s
         if answer.effect == "deny":
-            reason = _clean(answer.reason or "")
-            raise Forbidden("the policy service denies this" + (f": {reason}" if reason else ""))
+            reason = _clean(answer.reason or "") or "it gives no reason"
+            raise Forbidden(f"the policy service denies this: {reason}")
 
     async def _asked(self, settings: PolicyServiceSettings, body: object) -> PolicyAnswer:
         """Returns a decision. Raises DaarionError for anything else."""
-        headers = presenting(settings.secret(self._lookup))()
-        deadline = Deadline.after(settings.timeout_s)
-        answer = await self._ask(settings.url + PATH, deadline, body=body, headers=headers)
+        answer = await self._ask(
+            settings.url + PATH,
+            Deadline.after(settings.timeout_s),
+            body=body,
+            headers=presenting(settings.secret(self._lookup))(),
+        )
         found = self._read(answer, PolicyAnswer, "a decision")
         if found.effect == "permit" and found.obligations:
             raise UpstreamInvalidResponse("the policy service sets obligations: none is known here")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
-from contracts.access.principals import Principal, PrincipalKind
+from contracts.access.principals import Principal
 from contracts.identity import Tenant
 from contracts.shapes import Frozen
 
 Action = Literal["exec_tool", "send_message"]
-ResourceType = Literal["tool", "agent"]
-
-_ACTOR_TYPES: dict[PrincipalKind, str] = {"person": "human", "agent": "agent"}
 
 
 class PolicyAnswer(Frozen):
@@ -25,10 +22,10 @@ class PolicyAnswer(Frozen):
 class PolicyService(Protocol):
     """Decides beside our own rules; without a configured service everything is permitted."""
 
-    async def check(
-        self, action: Action, resource: tuple[ResourceType, str], tenant: Tenant
-    ) -> None:
+    async def check(self, action: Action, resource: tuple[str, str], tenant: Tenant) -> None:
         """Asks whether the principal at work may do this, for an agent in a microDAO.
+
+        `resource` is its type (`tool`, `agent`) and its id.
 
         Raises:
             Forbidden: it may not; the message has the reason.
@@ -38,15 +35,19 @@ class PolicyService(Protocol):
 
 
 def policy_question(
-    principal: Principal, action: Action, resource: tuple[ResourceType, str], tenant: Tenant
+    principal: Principal, action: Action, resource: tuple[str, str], tenant: Tenant
 ) -> dict[str, Any]:
     """Returns the body of `POST /internal/pdp/evaluate`."""
-    named = {name for name in principal.grants.microdaos if not name.endswith("*")}
     return {
         "actor": {
             "actor_id": principal.name,
-            "actor_type": _ACTOR_TYPES.get(principal.grants.kind, "service"),
-            "microdao_ids": sorted(named | {tenant.microdao_id}),
+            "actor_type": {"person": "human", "agent": "agent"}.get(
+                principal.grants.kind, "service"
+            ),
+            "microdao_ids": sorted(
+                {tenant.microdao_id}
+                | {name for name in principal.grants.microdaos if not name.endswith("*")}
+            ),
             "roles": ["operator"] if principal.is_operator else [],
         },
         "action": action,

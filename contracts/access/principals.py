@@ -120,8 +120,7 @@ class Principal:
     @cached_property
     def limits(self) -> RateSettings | None:
         """The limits of its calls together; None where it has no limit of its own."""
-        limits = self.grants.limits
-        return limits if any(limits.amounts()) else None
+        return self.grants.limits if any(self.grants.limits.amounts()) else None
 
     @cached_property
     def unrestricted(self) -> bool:

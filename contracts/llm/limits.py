@@ -112,20 +112,22 @@ class LimitWarning:
 
     def fields(self) -> dict[str, Any]:
         """Returns what the event and the message say: money in dollars."""
-        kind, subject, meter = self.key
         return {
-            "limit": f"{kind}.{meter}",
-            "subject": subject,
+            "limit": f"{self.key.kind}.{self.key.meter}",
+            "subject": self.key.subject,
             "period": self.period or None,
-            "amount": shown(meter, self.amount),
-            "used": shown(meter, self.used),
+            "amount": shown(self.key.meter, self.amount),
+            "used": shown(self.key.meter, self.used),
         }
 
     def message(self) -> dict[str, Any]:
         """Returns the message. A budget's `event_id` is the same when it is published twice."""
         now = now_utc().isoformat()
-        parts = ("limit.warning", *self.key, self.amount, self.period or now)
-        return {"event_id": "-".join(map(str, parts)), "ts": now, **self.fields()}
+        return {
+            "event_id": f"{self.subject}-{'-'.join(self.key)}-{self.amount}-{self.period or now}",
+            "ts": now,
+            **self.fields(),
+        }
 
 
 class Limit(NamedTuple):

@@ -25,13 +25,12 @@ from configs.environment import Environment, refuse_open_ingress
 from configs.proxies import no_proxy
 from configs.stores import find_stores
 from contracts.access.audit import AuditSettings
-from contracts.errors import Unavailable
 from contracts.events import EventLog
 from deployments.graph.ray_patches import serve_host
 from interfaces.http.base.access import AccessControl
 from services.access.audit import AuditTrail
 from services.access.authentication import Authentication
-from services.access.directory import REFRESH_S, Directory
+from services.access.directory import Directory
 from services.access.tokens import Tokens
 
 COLLECT_AFTER = 20_000
@@ -108,10 +107,8 @@ class WingEnvironment:
         """Returns the client of the policy service that `access.yaml` names now, if it does."""
 
         def settings() -> PolicyServiceSettings | None:
-            directory = self.access.directory
-            if directory.revision < 0:
-                raise Unavailable("policies are not known yet: retry", retry_after_s=REFRESH_S)
-            return directory.section("policy_service", PolicyServiceSettings)
+            self.access.directory.check_known()
+            return self.access.directory.section("policy_service", PolicyServiceSettings)
 
         return PolicyServiceClient(settings, self.lookup, events)
 

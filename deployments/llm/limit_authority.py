@@ -88,10 +88,9 @@ class LimitAuthority:
 
     async def _ledger(self) -> UsageSpending:
         if self._spending is None:
-            events, _ = self._open_outside()
             database = Database(
                 find_stores(read_environment()).database_url,
-                events=events,
+                events=self._open_outside()[0],
                 limits=PoolLimits(min_size=0, max_size=READERS),
             )
             self._spending = UsageSpending(database)

@@ -113,8 +113,9 @@ class LLMRuntime:
         self._providers = Reloadable(MAX_TIMEOUT_S)
         self._circuits, self._spillover = Circuits(self._emit_circuit), Spillover()
         self._proxy: LLMProxy | None = None
-        caller_of = environment.access.directory.claimed
-        self._answers = AnswersRuntime(environment.database_url, events, caller_of)
+        self._answers = AnswersRuntime(
+            environment.database_url, events, environment.access.directory.claimed
+        )
 
     async def open(self) -> None:
         """Opens the pool (also while PostgreSQL is away) and the journal.

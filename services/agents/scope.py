@@ -51,8 +51,10 @@ class RunScope:
 
     def is_cost_used_up(self) -> bool:
         """Whether the run has cost what it may: by its blueprint, or by whom it runs for."""
-        bounds = (self.blueprint.limits.cost_usd, acting().grants.max_cost_per_run)
-        return any(bound is not None and self.run.cost_usd >= bound for bound in bounds)
+        return any(
+            bound is not None and self.run.cost_usd >= bound
+            for bound in (self.blueprint.limits.cost_usd, acting().grants.max_cost_per_run)
+        )
 
     def fitted(self, model: str | None) -> RunScope:
         """Returns the scope with the blueprint as it is used while `model` answers."""

@@ -332,9 +332,14 @@ def _prepared(requests: Sequence[BatchRequest], credential: str) -> tuple[str, l
 
 def _stored(request: BatchRequest, credential: str) -> bytes:
     body: dict[str, Any] = request.model_dump(exclude_unset=True, exclude={"custom_id"})
-    caller = {**acting().claims(), "credential": credential}
     # Former versions read the credential beside the request, and wrote no caller.
-    return orjson.dumps({"credential": credential, "caller": caller, "request": body})
+    return orjson.dumps(
+        {
+            "credential": credential,
+            "caller": {**acting().claims(), "credential": credential},
+            "request": body,
+        }
+    )
 
 
 def _restored(stored: str) -> tuple[ProxyRequest, Mapping[str, Any]]:

@@ -192,9 +192,12 @@ class ToolCalls:
         decision = self.policy.decide(tool, request)
         if tool is None or not decision.allowed or self.outside is None:
             return decision
-        tenant = Tenant(microdao_id=request.microdao_id, agent_id=request.agent_id)
         try:
-            await self.outside.check("exec_tool", ("tool", tool.definition.id), tenant)
+            await self.outside.check(
+                "exec_tool",
+                ("tool", tool.definition.id),
+                Tenant(microdao_id=request.microdao_id, agent_id=request.agent_id),
+            )
         except Forbidden as error:
             return Decision(
                 allowed=False,

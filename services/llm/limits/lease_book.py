@@ -133,13 +133,15 @@ class _Account:
         """
         if used * 100 < limit * WARN_PERCENT:
             return False
-        cooled = not self.period and now >= self.warm_until
+        is_new = (
+            self.period != self.warned[0]
+            or limit > self.warned[1]
+            or (not self.period and now >= self.warm_until)
+        )
         self.warm_until = now + WINDOW_S
-        period, warned_of = self.warned
-        if period == self.period and limit <= warned_of and not cooled:
-            return False
-        self.warned = self.period, limit
-        return True
+        if is_new:
+            self.warned = self.period, limit
+        return is_new
 
     def outstanding(self) -> int:
         return sum(share.held + share.free for share in self.shares.values())
@@ -259,8 +261,7 @@ class LeaseBook:
         if line.key.meter != "concurrent_calls":  # a state that passes, nothing to be used up
             used = account.used(now)
             if account.must_warn(used, line.limit, now):
-                warning = LimitWarning(line.key, line.limit, used, account.period)
-                self._warnings.append(warning)
+                self._warnings.append(LimitWarning(line.key, line.limit, used, account.period))
 
     def _grant(self, replica: str, line: Line, now: float, wall: float) -> Grant:
         account = self._accounts[line.key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 from contracts.llm.limits import (
     Limit,
@@ -17,13 +17,8 @@ from contracts.llm.limits import (
 )
 from services.llm.limits.protocol import Authority, Standing
 
-
-class LimitsOfSubject(Protocol):
-    """Returns the limits of one subject; `granted` are those that it has of its own."""
-
-    def __call__(
-        self, kind: SubjectKind, subject: str, granted: RateSettings | None = None
-    ) -> Sequence[Limit]: ...
+LimitsOfSubject = Callable[[SubjectKind, str, RateSettings | None], Sequence[Limit]]
+"""Returns the limits of one subject; the last argument are those that it has of its own."""
 
 
 _PER: dict[Meter, Literal["minute", "day", "month"] | None] = {
