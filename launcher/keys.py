@@ -44,7 +44,7 @@ async def new(graph: AsyncClient, given: argparse.Namespace) -> None:
     if given.name is None:
         key = new_key()
         _say(f"no graph knows this key yet; its SHA-256 is {key_hash(key.encode()).hex()}")
-        _print(key)
+        print(key)
         return
     with suppress(Unknown):
         await _call(graph, "GET", given.name)
@@ -68,12 +68,12 @@ async def change(graph: AsyncClient, given: argparse.Namespace) -> None:
     """Replaces the grants that are named; the others stay."""
     grants, wanted = (await _call(graph, "GET", given.name))["grants"], _grants(given)
     wanted["limits"] = {**grants.get("limits", {}), **wanted.get("limits", {})}
-    _print(_as_yaml(await _call(graph, "PUT", given.name, body={**grants, **wanted})))
+    print(_as_yaml(await _call(graph, "PUT", given.name, body={**grants, **wanted})))
 
 
 async def show(graph: AsyncClient, given: argparse.Namespace) -> None:
     """Prints what a principal may do, and its live keys."""
-    _print(_as_yaml(await _call(graph, "GET", given.name)))
+    print(_as_yaml(await _call(graph, "GET", given.name)))
 
 
 async def list_all(graph: AsyncClient, _given: argparse.Namespace) -> None:
@@ -85,8 +85,8 @@ async def list_all(graph: AsyncClient, _given: argparse.Namespace) -> None:
             used = (
                 f"{key['hint']} used {key.get('last_used_at', 'never')}" for key in view["keys"]
             )
-            kind = view["grants"].get("kind", "service")
-            _print(f"{view['name']:<24} {kind:<9} {view['origin']:<5} {', '.join(used)}")
+            columns = view["name"], view["grants"].get("kind", "service"), view["origin"]
+            print("{:<24} {:<9} {:<5}".format(*columns), ", ".join(used))
         cursor = page.get("next_cursor")
         query = {**query, "cursor": cursor} if cursor else {}
 
@@ -115,10 +115,10 @@ async def remove(graph: AsyncClient, given: argparse.Namespace) -> None:
 async def _issue(graph: AsyncClient, given: argparse.Namespace, route: str, **more: float) -> None:
     body = {"label": given.label, "expires_in_days": given.days, **more}
     issued = await _call(graph, "POST", given.name, route, body=body)
-    _print(issued["key"])
-    ends = issued.get("expires_at", "when it is revoked")
-    _say(f"This key of {given.name} is shown here alone. It ends: {ends}. What it may do:")
+    print(issued["key"])
+    _say(f"This key of {given.name} is shown here alone; what it may do:")
     _say(_as_yaml((await _call(graph, "GET", given.name))["grants"]))
+    _say(f"It ends: {issued.get('expires_at', 'when it is revoked')}")
 
 
 async def _call(
@@ -160,12 +160,8 @@ def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
 
 
-def _print(text: str) -> None:
-    print(text)  # noqa: T201  # the command's output
-
-
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201
+    print(text, file=sys.stderr)
 
 
 _MANY: dict[str, Any] = {"action": "append", "metavar": "ID"}
