@@ -25,10 +25,11 @@ class AuditRecord(Frozen):
     """One action of a principal.
 
     `action` is the method of an HTTP request, `login` for a credential that was refused, `call` for
-    a tool, `publish` for a message; `object` is what it was done to: the path below `/internal`, a
-    tool, a subject. An administrative action is `started` before it is served, and then `success`
-    or `failure`, by its status, in a second record of the same request. `count` refusals alike are
-    one record, with the ids of the first one.
+    a tool, `publish` for a message, `grant` or `reject` for an approval, `apply` for a file;
+    `object` is what it was done to: the path below `/internal`, a tool, a subject. An
+    administrative action is `started` before it is served, and then `success` or `failure`, by its
+    status, in a second record of the same request. `count` refusals alike are one record, with the
+    ids of the first one.
     """
 
     id: UUID = Field(default_factory=new_id)
@@ -74,7 +75,7 @@ class AuditSettings(Strict):
 
 
 Note = Callable[[AuditRecord], None]
-"""Queues a record of a refusal. Never blocks and never raises."""
+"""Queues a record. Never blocks and never raises."""
 
 
 class AuditStore(Protocol):

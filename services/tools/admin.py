@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import Field
 
+from contracts.access.acting import acting
+from contracts.access.audit import AuditRecord, Note
 from contracts.errors import Conflict, NotFound
 from contracts.events import EventLog
 from contracts.identity import as_uuid
@@ -76,6 +78,7 @@ class Audit:
 
     ledger: ToolLedger
     events: EventLog
+    note: Note | None = None
 
     async def calls(self, wanted: CallFilter) -> CallPage:
         """Returns a page of calls, newest first."""
@@ -102,6 +105,16 @@ class Audit:
             microdao_id=decision.microdao_id,
             granted=decision.granted,
         )
+        if self.note is not None:
+            self.note(
+                AuditRecord(
+                    principal=acting().name,
+                    action="grant" if decision.granted else "reject",
+                    object=f"tools/approvals/{call_id}",
+                    outcome="success",
+                    microdao_id=decision.microdao_id,
+                )
+            )
 
     async def result(self, result_id: str, wanted: PageRequest) -> ResultPage:
         """Returns a page of a whole result. Raises NotFound if it is unknown or expired."""

@@ -62,7 +62,7 @@ class Toolcore:
         self._events = events
         self._outside = outside
         self.registry = Registry(store, events, interval_s=refresh_s)
-        self.audit = Audit(ledger, events)
+        self.audit = Audit(ledger, events, note)
         self._recorder = ToolRecorder(ledger, usage, events, note=note)
         self._sources = SourceKeeper(store, self.registry, events)
         self._syncing: set[asyncio.Task[None]] = set()

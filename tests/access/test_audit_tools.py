@@ -1,11 +1,14 @@
 """Tool calls that policy refuses are in the audit trail, whichever way they come."""
 
 import httpx
+import pytest
 
 from contracts.access.acting import acting_as
 from contracts.access.principals import Grants, Principal
+from contracts.errors import Conflict
 from interfaces.mcp.server import ToolMcpServer
 from services.access.audit import AuditTrail
+from services.tools.admin import ApprovalDecision
 from tests.support.tools.toolcore import PREFIX, asgi, replica, tool
 from tests.support.uvicorn_server import served
 
@@ -36,6 +39,22 @@ async def test_a_call_that_policy_refuses_is_noted_and_one_that_waits_is_not(dat
         "agent_id": "agent:sofia",
         "count": 1,
     }
+
+
+async def test_a_decision_about_a_call_is_noted_with_what_was_decided(database_url):
+    noted = []
+    async with replica(database_url, *TOOLS, note=noted.append) as here:
+        for call_id, granted in (("c-1", True), ("c-2", False)):
+            await here.call("test.asks", call_id=call_id)
+            decision = ApprovalDecision(microdao_id="microdao:7", granted=granted)
+            with acting_as(TARAS):
+                await here.toolcore.audit.decide(call_id, decision)
+                with pytest.raises(Conflict):
+                    await here.toolcore.audit.decide(call_id, decision)
+    assert [(row.principal, row.action, row.object, row.microdao_id) for row in noted] == [
+        ("taras", "grant", "tools/approvals/c-1", "microdao:7"),
+        ("taras", "reject", "tools/approvals/c-2", "microdao:7"),
+    ]
 
 
 async def test_what_mcp_refuses_to_a_principal_is_noted(database_url, events, monkeypatch):
