@@ -113,6 +113,18 @@ async def test_principals_of_the_file_are_changed_there_alone_and_may_have_furth
     assert (await file.store.find("other-bot")).origin == "api"
 
 
+async def test_the_file_takes_a_principal_over_with_its_keys(file):
+    await file.store.put("sofia-bot", Grants())
+    issued = new_key()
+    await file.store.add_key("sofia-bot", issued, NewKey())
+    await file.apply("principals: {sofia-bot: {agents: ['agent:sofia']}}")
+    assert await file.opens(issued) == "sofia-bot"
+    view = await file.store.find("sofia-bot")
+    assert (view.origin, view.grants.agents) == ("file", ["agent:sofia"])
+    await file.apply("principals: {}")
+    assert await file.opens(issued) is None
+
+
 async def test_what_did_not_change_keeps_its_times(file):
     file.variables["SOFIA_KEY"] = new_key()
     text = SOFIA.format(key="{env: SOFIA_KEY}")
