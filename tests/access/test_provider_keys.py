@@ -9,7 +9,7 @@ import pytest
 
 from backends.access.jwks import read_keys
 from backends.access.principals import PostgresPrincipals
-from configs.access import contents_of, load_access
+from configs.access import AccessSettings, contents_of, load_access
 from configs.environment import read_environment
 from configs.proxies import no_proxy
 from contracts.errors import Unauthorized, Unavailable, Unreachable
@@ -146,14 +146,20 @@ async def test_a_large_or_hanging_answer_is_given_up(provider, url, monkeypatch)
         await read_keys(no_proxy, url)
     monkeypatch.setattr("backends.access.jwks.TIMEOUT_S", 0.05)
 
-    async def silent(_reader, _writer):
-        await asyncio.sleep(30)
+    ended = asyncio.Event()
 
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    async with server:
+    async def silent(_reader, writer):
+        await ended.wait()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(Unreachable):
-            await read_keys(no_proxy, f"http://127.0.0.1:{port}/certs")
+        try:
+            async with asyncio.timeout(30):  # far more than ours
+                with pytest.raises(Unreachable):
+                    await read_keys(no_proxy, f"http://127.0.0.1:{port}/certs")
+        finally:
+            ended.set()
 
 
 async def test_other_settings_count_at_the_next_token(provider, replica, url):
@@ -216,7 +222,9 @@ async def test_a_process_of_the_graph_follows_the_file(
         with pytest.raises(Unauthorized):
             access.principal([token])
         (tmp_path / "access.yaml").write_text(FILE.replace("URL", url))
-        contents = contents_of(load_access(tmp_path), environment.secret)
+        # Serve carries the file to the application as JSON.
+        carried = load_access(tmp_path).model_dump(mode="json", exclude_unset=True)
+        contents = contents_of(AccessSettings.model_validate(carried), environment.secret)
         await PostgresPrincipals(database, events).apply(*contents)
         async with asyncio.timeout(60):
             while not events.named("access.keys_not_read"):

@@ -9,7 +9,7 @@ from functools import partial
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,6 +144,16 @@ async def test_a_public_key_signs_nothing(known, secret):
     token = forged(head, lambda body: hmac.digest(secret, body, hashlib.sha256))
     with pytest.raises(Unauthorized, match="not valid"):
         tokens.read(token)
+
+
+async def test_a_key_that_the_token_brings_or_names_itself_is_not_looked_at(known):
+    tokens, own = await known(), ed25519.Ed25519PrivateKey.generate()
+    jwk = jwt.get_algorithm_by_name("EdDSA").to_jwk(own.public_key(), as_dict=True)
+    for kid in ("EdDSA", "RS256", "other", None):
+        head = {"alg": "EdDSA", "kid": kid, "jwk": jwk, "jku": "https://evil.example/certs"}
+        head = {name: value for name, value in head.items() if value is not None}
+        with pytest.raises(Unauthorized):
+            tokens.read(forged(head, own.sign))
 
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "", None, ["none"], 7, "RS512", "ES256"])
