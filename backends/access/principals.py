@@ -198,11 +198,11 @@ class PostgresPrincipals:
             await connection.execute(BUMP)
             if await _origin(connection, name) is None:
                 raise _unknown()
+            if isinstance(wanted, Rotation):
+                await connection.execute(RETIRE, {"name": name, "grace_s": wanted.grace_s})
             count = await (await connection.execute(COUNT_LIVE, values)).fetchone()
             if count is not None and count["live"] >= MAX_LIVE_KEYS:
                 raise Conflict(f"`{name}` has {MAX_LIVE_KEYS} live keys: revoke one first")
-            if isinstance(wanted, Rotation):
-                await connection.execute(RETIRE, {"name": name, "grace_s": wanted.grace_s})
             row = await _add_key(connection, values, "api")
         assert row is not None  # a new key has a new hash
         return Key.model_validate(row)
