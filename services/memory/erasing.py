@@ -13,6 +13,7 @@ from services.memory.knowledge_base import SHARED, KnowledgeBase
 KEPT = {
     "usage": "the ledger of calls and costs, which bills refer to: ids and counts, no contents",
     "audit": "who did what, for those who supervise: ids, no contents",
+    "logs": "event logs on disk: ids, no contents, until newer files replace them",
     "receipts": "the receipts of erasures: ids and counts",
     "grants": "principals and settings that name these ids: operators write and remove them",
     "running": "calls of tools and models that run at this moment: repeat the erasure after them",

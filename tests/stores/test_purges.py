@@ -22,6 +22,7 @@ from deployments.workspace.wiring import WorkspaceArgs, WorkspaceRuntime
 from launcher.postgres import DatabaseUrls
 from tests.support.access import fixed_access
 from tests.support.events import RecordedEvents
+from tests.support.llm.answers import llm_replica
 from tests.support.tools.toolcore import replica
 
 DUE = 25_000
@@ -261,6 +262,20 @@ async def test_toolcore_purges_by_itself(
         ) as owner:
             await owner.execute(TOOL_CALLS)
         await purged(database_urls.superuser, "tool_calls")
+
+
+async def test_the_llm_proxy_purges_its_ledger_where_that_is_configured(
+    database_urls: DatabaseUrls,
+) -> None:
+    async with await psycopg.AsyncConnection.connect(
+        database_urls.superuser, autocommit=True
+    ) as owner:
+        for statement in (USAGE, ATTEMPTS):
+            await owner.execute(statement)
+    sections = {"usage": {"retention_days": 30}}
+    async with llm_replica(database_urls.service, "http://127.0.0.1:9", sections=sections):
+        for table in ("llm_usage", "llm_attempts"):
+            await purged(database_urls.superuser, table)
 
 
 async def test_the_workspace_purges_by_itself(
