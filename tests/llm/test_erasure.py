@@ -37,7 +37,9 @@ async def finish_one(queue):
 
 async def test_a_batch_shrinks_by_an_erased_agent_and_ends_with_its_last_request(database):
     batches, queue = PostgresBatches(database), PostgresBatchQueue(database)
-    batch = await batches.create(OWN, items((SOFIA, None), (SOFIA, "c"), (BORYS, None)), 100)
+    batch = await batches.create(
+        OWN, items((SOFIA, None), (SOFIA, "c"), (BORYS, None)), 100, "anonymous"
+    )
     assert [(await finish_one(queue))[1] for _ in range(2)] == [False, False]
     counts = (await batches.get(OWN, batch.id)).counts
     assert (counts.total, counts.succeeded) == (3, 2)
@@ -53,7 +55,7 @@ async def test_a_batch_shrinks_by_an_erased_agent_and_ends_with_its_last_request
 
 async def test_a_request_that_is_answered_while_it_is_erased_leaves_nothing(database):
     batches, queue = PostgresBatches(database), PostgresBatchQueue(database)
-    batch = await batches.create(OWN, items((SOFIA, None), (BORYS, None)), 100)
+    batch = await batches.create(OWN, items((SOFIA, None), (BORYS, None)), 100, "anonymous")
     work = await queue.lease(60.0)
     assert work.position == 0
     assert (await erase(database, agent_id=SOFIA))["batch_requests"] == 1
@@ -85,7 +87,7 @@ async def test_a_key_in_work_stays_so_that_its_call_is_not_made_twice(database):
 async def test_rows_of_an_older_version_go_with_any_agent_of_their_microdao(
     database, database_urls
 ):
-    await PostgresBatches(database).create(OWN, items((SOFIA, None)), 100)
+    await PostgresBatches(database).create(OWN, items((SOFIA, None)), 100, "anonymous")
     async with database.transaction(microdao_id=OWN) as connection:
         await connection.execute("UPDATE llm_batch_items SET agent_id = NULL")
         await connection.execute(
