@@ -15,9 +15,14 @@ MAX_PAGE = 200
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
+def is_plain(value: str) -> bool:
+    """Whether it holds neither control characters nor lone surrogates."""
+    return (value.isascii() and value.isprintable()) or not _FORBIDDEN.search(value)
+
+
 def plain(value: str) -> str:
     """Returns `value`. Raises ValueError where it holds control characters or lone surrogates."""
-    if not (value.isascii() and value.isprintable()) and _FORBIDDEN.search(value):
+    if not is_plain(value):
         raise ValueError("must not hold control characters or lone surrogates")
     return value
 

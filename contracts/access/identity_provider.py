@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StringConstraints
 
 from common.loopback import is_loopback
-from contracts.access.principals import Grants
+from contracts.access.principals import ISSUED_PREFIX, Grants
 from contracts.identity import Identifier
 from contracts.shapes import Strict
 
@@ -49,3 +50,13 @@ class IdentityProviderSettings(Strict):
     roles_claim: Identifier = "roles"
     operator_role: Identifier | None = None
     grants: Grants = Grants()
+
+    @property
+    def prefix(self) -> str:
+        """How the names of this issuer's principals begin."""
+        return f"{ISSUED_PREFIX}{hashlib.sha256(self.issuer.encode()).hexdigest()[:8]}:"
+
+    def vouches_for(self, name: str, grants: Grants) -> bool:
+        """Whether these settings still let such a principal be."""
+        is_operator = grants.kind == "operator"
+        return name.startswith(self.prefix) and not (is_operator and self.operator_role is None)

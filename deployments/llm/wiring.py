@@ -307,7 +307,8 @@ class AnswersRuntime:
     async def _complete_uncounted(
         self, request: ProxyRequest, request_id: str, claims: Mapping[str, Any]
     ) -> ProxyResponse:
-        caller = self._caller_of(claims)
+        caller, tenant = self._caller_of(claims), request.metadata
+        caller.check(agent_id=tenant.agent_id, microdao_id=tenant.microdao_id, model=request.model)
         with acting_as(caller):
             return await self.gateway().uncounted(request, request_id, caller.credential)
 

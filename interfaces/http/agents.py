@@ -66,9 +66,18 @@ def agents_router(
         response.status_code = 202 if answer.status in {"queued", "running"} else 200
         return answer
 
-    @router.get("/agents", summary="The agents' blueprints", response_model=AgentList)
-    async def list_agents() -> Response:
-        agents = [blueprint.model_dump(mode="json") for blueprint in blueprints().values()]
+    @router.get(
+        "/agents",
+        summary="The blueprints of agents that the caller may act as",
+        response_model=AgentList,
+    )
+    async def list_agents(request: Request) -> Response:
+        named = request.state.principal.agents
+        agents = [
+            blueprint.model_dump(mode="json")
+            for blueprint in blueprints().values()
+            if blueprint.id in named
+        ]
         return JsonResponse({"agents": agents})
 
     @router.get(

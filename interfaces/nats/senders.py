@@ -60,11 +60,13 @@ class Senders:
             Forbidden: it may not use the application, or was withdrawn.
             Unavailable: keys cannot be checked yet.
         """
+        self._directory.check_known()  # else no subject would be bound
         headers = message.headers or {}
         presented = _presented(headers)
         bound = self.settings.subjects.get(message.subject)
         if KEPT_HEADER in headers:
-            sender = self._kept.read(headers[KEPT_HEADER].encode())
+            kept = self._kept.read(headers[KEPT_HEADER].encode())
+            sender = self._authentication.still_valid(kept)
         elif bound is not None and not presented:
             sender = self._directory.named(bound)
         else:

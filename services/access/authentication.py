@@ -94,14 +94,17 @@ class Authentication:
             "`x-api-key: <key>`"
         )
 
+    def still_valid(self, delegated: Principal) -> Principal:
+        """Returns `delegated`. Raises Unauthorized where a secret was set since it was written."""
+        if self.enforced and delegated.is_operator and delegated.name == ANYONE.name:
+            raise Unauthorized("nobody is an operator any more: a secret was set meanwhile")
+        return delegated
+
     def _recognised(self, presented: bytes) -> Principal | None:
         if presented.startswith(_KEY):
             return self.directory.of_key(presented)
         if presented.startswith(_DELEGATION):
-            found = self.delegations.read(presented)
-            if found.is_operator and found.name == ANYONE.name and self.enforced:
-                raise Unauthorized("nobody is an operator any more: a secret was set meanwhile")
-            return found
+            return self.still_valid(self.delegations.read(presented))
         if self._provider is not None and presented.count(b".") == 2:
             return self._provider.read(presented)
         return None

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from common.periodic import start_periodic
 from common.tasks import end_tasks
+from contracts.access.identity_provider import IdentityProviderSettings
 from contracts.access.keys import PrincipalStore, Snapshot, key_hash
 from contracts.access.principals import BUILT_IN, OURSELVES, Grants, Principal
 from contracts.errors import Forbidden, Unauthorized, Unavailable
@@ -112,11 +113,14 @@ class Directory:
         if name in BUILT_IN:
             return BUILT_IN[name]
         if issued is not None:
+            provider = self.section("identity_provider", IdentityProviderSettings)
+            if provider is None or not provider.vouches_for(name, issued):
+                raise _withdrawn(name)
             return Principal(name, issued, name, issued=True)
         self._known()
         found = self._by_name.get(name)
         if found is None:
-            raise Forbidden(f"the principal `{name[:100]}` was withdrawn")
+            raise _withdrawn(name)
         return found
 
     def claimed(self, claims: Mapping[str, Any] | None) -> Principal:
@@ -153,3 +157,7 @@ class Directory:
             name: Principal(name, grants, name) for name, grants in snapshot.principals.items()
         }
         self._snapshot = snapshot
+
+
+def _withdrawn(name: str) -> Forbidden:
+    return Forbidden(f"the principal `{name[:100]}` was withdrawn")

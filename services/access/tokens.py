@@ -18,7 +18,7 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.access.identity_provider import IdentityProviderSettings
-from contracts.access.principals import ISSUED_PREFIX, OPERATOR, Grants, Principal
+from contracts.access.principals import OPERATOR, Grants, Principal
 from contracts.errors import CredentialExpired, Unauthorized, Unavailable
 from contracts.events import EventLog, failure_event
 from contracts.identity import Identifier
@@ -161,10 +161,10 @@ def principal_of(claims: Mapping[str, Any], settings: IdentityProviderSettings) 
     for field, path in (("agents", settings.agents_claim), ("microdaos", settings.microdaos_claim)):
         grants[field] = [*grants.get(field, []), *_named(claims, path, _EXACT)]
     subject = claims["sub"]
-    # The readable part is not unique, and says nothing of the issuer.
+    # The readable part is not unique.
     readable = re.sub(r"[^a-z0-9._@-]", "-", subject.lower())[:64]
-    digest = hashlib.sha256(json.dumps([settings.issuer, subject]).encode()).hexdigest()
-    name = f"{ISSUED_PREFIX}{readable}:{digest[:16]}"
+    digest = hashlib.sha256(json.dumps(subject).encode()).hexdigest()
+    name = f"{settings.prefix}{readable}:{digest[:16]}"
     principal = Principal(name, Grants.model_validate(grants), name, issued=True)
     if len(json.dumps(principal.claims())) > MAX_CLAIMS_CHARS:
         raise Unauthorized("this token names too many agents or microDAOs")

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from cachetools import TTLCache
 
+from contracts.access.acting import acting, acting_as
+from contracts.access.principals import OURSELVES
 from contracts.agents.invocations import AgentInvocation
 from contracts.deadline import Deadline
-from contracts.errors import Forbidden, InvalidRequest
+from contracts.errors import Forbidden, InvalidRequest, NotFound
 from contracts.workspace.messaging_service import ChannelInfo, Messaging
 
 CACHE_S = 30.0
@@ -38,7 +40,7 @@ class ChannelTenants:
         """Returns the tenant that the run belongs to.
 
         Raises:
-            NotFound: no such channel.
+            NotFound: no such channel in a microDAO that the caller may act in.
             Forbidden: the channel is another microDAO's or no known one's, or the agent is not a
                 member.
             InvalidRequest: an invocation without a channel names no microDAO.
@@ -55,6 +57,8 @@ class ChannelTenants:
             tenant = self._configured(channel_id) if info is None else info.microdao_id
             if tenant is None:
                 raise Forbidden(UNKNOWN_TENANT)
+            if tenant not in acting().microdaos:
+                raise NotFound("no such channel")
         if named not in {None, tenant}:
             raise Forbidden(
                 "payload.microdao_id: the channel or this runtime is another microDAO's"
@@ -73,7 +77,8 @@ class ChannelTenants:
         kept = self._cache.get(channel_id)
         if kept is not None and (kept.members is None or agent_id in kept.members):
             return kept
-        info = await self._messaging.channel(channel_id, deadline)
+        with acting_as(OURSELVES):  # the caller may not know yet where the channel is
+            info = await self._messaging.channel(channel_id, deadline)
         if info is not None:
             self._cache[channel_id] = info
         return info

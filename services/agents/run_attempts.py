@@ -66,7 +66,7 @@ class RunAttempts:
         """
         caller, refused = OURSELVES.narrowed(run.tenant), None
         try:
-            caller = self.caller_of(run.caller)
+            caller = self.caller_of(run.caller).narrowed(run.tenant)
         except Forbidden as error:  # an apology says so
             refused = error
         except DaarionError as error:

@@ -13,7 +13,6 @@ from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.access.acting import acting, acting_as
 from contracts.access.policy import PolicyService
-from contracts.access.principals import OURSELVES
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.invocations import AgentInvocation, InvocationAnswer
 from contracts.agents.ports import RunStore
@@ -135,8 +134,7 @@ class AgentRuns:
         deadline = Deadline.after(ACCEPT_TIMEOUT_S)
         self._reserve()
         try:
-            with acting_as(OURSELVES):
-                microdao_id = await self._channels.microdao_of(invocation, deadline)
+            microdao_id = await self._channels.microdao_of(invocation, deadline)
             tenant = Tenant(microdao_id=microdao_id, agent_id=blueprint.id)
             caller, payload = acting().narrowed(tenant), invocation.payload
             await self._policy.check("send_message", ("agent", blueprint.id), tenant)

@@ -61,7 +61,7 @@ class Catalog:
     async def one(self, tool_id: str) -> dict[str, Any]:
         """Returns one tool, enabled or not, with its version. Raises NotFound."""
         tool = await self._registry.find(tool_id)
-        if tool is None:
+        if tool is None or tool_id not in acting().tools:
             raise NotFound(f"there is no tool `{tool_id[:64]}`")
         return native_form(tool.registered)
 

@@ -96,7 +96,7 @@ def test_names_are_readable_unique_and_nobody_elses():
     ]
     names = [believed(sub=subject).name for subject in subjects]
     assert len(set(names)) == len(subjects)
-    assert names[0].startswith("jwt:olena:")
+    assert names[0].startswith(f"{SETTINGS.prefix}olena:")
     assert all(name.isascii() and len(name) < 128 for name in names)
     other = SETTINGS.model_copy(update={"issuer": "https://other.example"})
     assert principal_of({"sub": "olena"}, other).name != names[0]

@@ -287,12 +287,17 @@ async def test_a_delegation_outlives_the_token_and_carries_its_grants(known):
     caller = access.principal([PROVIDER.token(agents="agent:sofia", microdaos="microdao:7")])
     restored = access.directory.claimed(json.loads(json.dumps(caller.claims())))
     assert restored == caller
-    change(tokens._directory, None)  # even the provider is gone
     found = access.principal([access.delegations.token(restored).encode()])
     assert (found.name, found.issued) == (caller.name, True)
     found.check(agent_id="agent:sofia", microdao_id="microdao:7", model="gpt-4.1")
     with pytest.raises(Forbidden):
         found.check(microdao_id="microdao:8")
+    change(tokens._directory, section("/keys.json", issuer="https://another.example"))
+    with pytest.raises(Forbidden, match="withdrawn"):
+        access.directory.claimed(caller.claims())
+    change(tokens._directory, None)
+    with pytest.raises(Forbidden, match="withdrawn"):
+        access.directory.claimed(caller.claims())
 
 
 async def test_nothing_is_said_of_a_token_before_principals_are_known():

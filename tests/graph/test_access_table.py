@@ -276,6 +276,20 @@ def expected(name: str, caller: str, tenant: str) -> set[int] | None:
     return None
 
 
+@pytest.mark.parametrize("name", sorted(name for name in TABLE if TABLE[name].who == "operators"))
+@pytest.mark.parametrize("spelling", ["{}%0A", "{}/", "{}//", "{}%00", "{}%0D", "/{}", "{}%2F"])
+async def test_another_spelling_of_an_operators_route_is_no_way_in(client, access, name, spelling):
+    method, path = name.split(" ")
+    path = re.sub(r"\{.*?\}", SOME_ID, path)
+    response = await client.request(
+        method,
+        spelling.format(path),
+        content="{}" if method in {"POST", "PUT"} else None,
+        headers={"Authorization": f"Bearer {KEYS['own']}", "Content-Type": "application/json"},
+    )
+    assert response.status_code in {403, 404}
+
+
 @pytest.mark.parametrize("name", sorted(TABLE))
 async def test_each_caller_reaches_what_it_may_and_nothing_else(client, access, name):
     wrong = []

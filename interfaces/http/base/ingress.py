@@ -27,6 +27,7 @@ from contracts.errors import (
     Unauthorized,
 )
 from contracts.events import EventLog
+from contracts.identity import is_plain
 from interfaces.http.base.access import AccessControl, header
 from interfaces.http.base.audit import REFUSED, action_of, is_audited, refusal_of
 from interfaces.http.base.errors import as_leaf, error_response
@@ -98,7 +99,8 @@ class Ingress:
             self._slots, receive, send, UPLOAD_S if path in self._uploads else BODY_S
         )
         try:
-            if len(scope["path"]) > MAX_URL_BYTES:
+            # A pattern of Starlette ends before a final line feed, an exact comparison does not.
+            if len(scope["path"]) > MAX_URL_BYTES or not is_plain(scope["path"]):
                 raise _unknown_route()
             if path in self._open:
                 scope["state"]["sees_details"] = self._sees_details(scope)
