@@ -20,8 +20,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NAMES = ("ours", "theirs")
 KEYS = {name: f"dk_{name}".ljust(46, "x") for name in NAMES}
+TOOLS = {"ours": None, "theirs": ["text.*"]}
 PRINCIPALS = {
-    name: Grants(agents=[f"agent:{name}", f"user:{name}"], microdaos=[f"microdao:{name}"])
+    name: Grants(
+        agents=[f"agent:{name}", f"user:{name}"], microdaos=[f"microdao:{name}"], tools=TOOLS[name]
+    )
     for name in NAMES
 }
 AGENT = {"name": "One", "model": "dagi-local-8b", "instructions": "Answer."}
@@ -147,6 +150,14 @@ async def test_lists_hold_ones_own_alone(sides):
                 assert secret not in answer.text, path
             foreign = await own.ask("GET", path, microdao_id=other.tenant["microdao_id"])
             assert foreign.status_code == 403, path
+
+
+async def test_lists_of_agents_and_tools_hold_what_a_key_may_use(sides):
+    own, other = sides
+    listed = (await own.ask("GET", "/internal/agent-runtime/agents")).json()["agents"]
+    assert [agent["id"] for agent in listed] == [own.tenant["agent_id"]]
+    for side, status in ((own, 200), (other, 404)):
+        assert (await side.ask("GET", "/internal/tools/projects.list")).status_code == status
 
 
 async def test_a_foreign_agent_or_sender_is_refused_by_name(sides):

@@ -11,11 +11,12 @@ import pytest
 from backends.access.principals import PostgresPrincipals
 from configs.llm.limits import LimitSettings
 from contracts.access.acting import acting_as
+from contracts.access.identity_provider import IdentityProviderSettings
 from contracts.access.keys import Snapshot
 from contracts.access.principals import Grants, Principal
-from contracts.errors import LimitsUnavailable, RateLimited
+from contracts.errors import Forbidden, LimitsUnavailable, RateLimited
 from contracts.llm.limits import NANO_PER_USD, Estimate, Spent
-from contracts.llm.requests import CallMetadata
+from contracts.llm.requests import CallMetadata, ProxyRequest
 from deployments.llm.limit_authority import LimitAuthority
 from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
@@ -27,6 +28,7 @@ from services.llm.limits.limiter import LeasedLimiter
 from services.llm.limits.states import LimitStates
 from tests.support.access import SIGNING_KEY, fixed_access, opened_access
 from tests.support.events import RecordedEvents
+from tests.support.identity_provider import section
 from tests.support.llm.answers import llm_replica
 from tests.support.llm.batches import items_of, request, submit, wait_for
 from tests.support.llm.limits import InProcessAuthority
@@ -36,6 +38,10 @@ from tests.support.llm.upstream import ScriptedUpstream
 KEYS = {"dk_sofia-one": "sofia-bot", "dk_sofia-two": "sofia-bot", "dk_borys": "borys-bot"}
 EVERYWHERE = {"agents": ["*"], "microdaos": ["*"]}
 TOKEN = "eyJhbGciOiJub25lIn0.of-an-outside.provider"
+
+
+PROVIDER = IdentityProviderSettings.model_validate(section("/keys.json"))
+OLENA, PETRO = f"{PROVIDER.prefix}olena", f"{PROVIDER.prefix}petro"
 
 
 def grants(**limits):
@@ -50,7 +56,7 @@ class OneToken:
     """An identity provider that vouches for one person with these grants."""
 
     def __init__(self, given):
-        self.person = Principal("oidc:olena", given, "oidc:olena", issued=True)
+        self.person = Principal(OLENA, given, OLENA, issued=True)
 
     def read(self, token):
         return self.person if token == TOKEN.encode() else None
@@ -60,7 +66,8 @@ class OneToken:
 async def running(*, provider=None, rates=None, **principals):
     """An application that demands a key; yields its client and what knows the callers."""
     settings = LimitSettings.model_validate({"agent": {}, **(rates or {})})
-    known = fixed_access("s" * 32, None, principals=principals, keys=KEYS)
+    provided = {"identity_provider": section("/keys.json")}
+    known = fixed_access("s" * 32, None, principals=principals, keys=KEYS, settings=provided)
     access = Authentication("s" * 32, None, known.directory, provider)
     authority = InProcessAuthority()
     async with (
@@ -153,13 +160,13 @@ async def test_a_person_of_an_identity_provider_has_the_limits_of_its_grants():
     async with running(provider=OneToken(grants(requests_per_minute=1))) as (client, _):
         assert await ask(client, TOKEN) == (200, None)
         assert await ask(client, TOKEN, "agent:other") == (429, "credential.requests_per_minute")
-        assert await shown(client, TOKEN) == {"credential.requests_per_minute": ("oidc:olena", 1)}
+        assert await shown(client, TOKEN) == {"credential.requests_per_minute": (OLENA, 1)}
 
 
 async def test_a_delegation_carries_the_limits_of_its_principal():
     async with running(provider=OneToken(grants(requests_per_minute=1))) as (client, access):
         person = access.principal([TOKEN.encode()])
-        for principal in (person, replace(person, name="oidc:petro", credential="oidc:petro")):
+        for principal in (person, replace(person, name=PETRO, credential=PETRO)):
             token = access.delegations.token(principal)
             assert (await ask(client, token))[0] == 200
             assert (await ask(client, token))[0] == 429
@@ -188,6 +195,18 @@ async def test_a_batch_counts_against_the_limits_of_whoever_submitted_it(databas
             outcomes[key] = item.get("error", {}).get("type")
         assert outcomes == {"dk_sofia-one": "over_limit", "dk_borys": None}
         assert upstream.total == 1
+
+
+async def test_a_queued_batch_ends_where_its_principal_may_no_longer_act_so(database_url):
+    of = {"sofia-bot": Grants(agents=["agent:a"], microdaos=["microdao:7"], models=["one"])}
+    async with llm_replica(database_url, "http://127.0.0.1:9", principals=of, keys=KEYS) as replica:
+        for changed in ({"model": "two"}, {"microdao_id": "microdao:8"}, {"agent_id": "agent:b"}):
+            body = {name: value for name, value in request("one").items() if name != "custom_id"}
+            tenant = {"agent_id": "agent:a", "microdao_id": "microdao:7", **changed}
+            body |= {"model": tenant.pop("model", "one"), "metadata": tenant}
+            queued = ProxyRequest.model_validate(body)
+            with pytest.raises(Forbidden):
+                await replica.runtime._complete_uncounted(queued, "r", {"sub": "sofia-bot"})
 
 
 def test_a_batch_of_a_former_version_is_worked_on_for_the_graph_under_its_credential():
