@@ -25,6 +25,15 @@ async def test_two_replicas_share_one_limit(graph, client):
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert 1 <= int(refused.headers["Retry-After"]) <= 62
 
+    async def warned():
+        return [
+            event["limit"]
+            for event in graph.events("limits")
+            if event["event"] == "limits.warning" and event["subject"] == "agent:strict"
+        ]
+
+    assert await until(warned) == ["agent.requests_per_minute"]
+
 
 async def test_a_killed_limit_authority_learns_what_was_spent_before_it_grants_again(graph, client):
     graph.upstream("ok")
