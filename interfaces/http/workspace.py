@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from common.tasks import end_tasks
+from contracts.access.acting import acting
 from contracts.errors import Forbidden
 from contracts.health import Health
 from contracts.identity import Page
@@ -142,9 +143,10 @@ def channels_router(channels: Channels) -> Router:
     async def watch(
         channel_id: PathId, query: Annotated[EventQuery, Depends(_event_query)], request: Request
     ) -> Response:
+        channel = await channels.find(channel_id, query.microdao_id)
         streams = AsyncExitStack()
         events = await streams.enter_async_context(await channels.watch(channel_id, query))
-        return LiveEvents(_lines(events, request.state.request_id), streams.aclose)
+        return LiveEvents(_lines(events, request, channel.microdao_id), streams.aclose)
 
     @router.post(
         "/channels/{channel_id}/run-steps",
@@ -247,18 +249,22 @@ def _add_message_routes(router: Router, channels: Channels) -> None:
 
 
 async def _lines(
-    events: AsyncIterator[ChannelEvent | None], request_id: str
+    events: AsyncIterator[ChannelEvent | None], request: Request, microdao_id: str
 ) -> AsyncGenerator[bytes, None]:
+    """Ends with an error event, also once the caller may no longer watch this microDAO."""
+    state = request.state
     yield HELLO
     try:
         async for event in events:
+            state.admit(request.scope, request.url.path)
+            acting().check(microdao_id=microdao_id)
             yield (
                 HEARTBEAT
                 if event is None
                 else named_event(event.kind, event.position, event.payload)
             )
     except Exception as error:  # noqa: BLE001  # the stream must end in an error event
-        yield error_event(as_leaf(error), request_id)
+        yield error_event(as_leaf(error), state.request_id)
 
 
 def workspace_router(

@@ -25,7 +25,8 @@ POLL_EVERY_S = 0.2
 MIN_PAUSE_S = 0.02
 MAX_KEPT = 256
 PAGE = 50
-HEARTBEAT_S = 10.0
+HEARTBEAT_S = 2.0
+"""Short, because whether the watcher still may watch is asked at each event and heartbeat."""
 MAX_STREAM_S = 3_600.0
 
 

@@ -125,6 +125,7 @@ class Ingress:
         if is_admin and not principal.is_operator:
             raise Forbidden("this route needs an operator's key, or the admin secret")
         scope["state"]["credential"] = principal.credential
+        scope["state"]["admit"] = self._admit  # for answers that outlive a change of grants
         act_as(principal)
         return is_admin and is_audited(scope["method"], path)
 
