@@ -29,7 +29,8 @@ class AuditRecord(Frozen):
     `object` is what it was done to: the path below `/internal`, a tool, a subject. An
     administrative action is `started` before it is served, and then `success` or `failure`, by its
     status, in a second record of the same request. `count` refusals alike are one record, with the
-    ids of the first one.
+    ids of the first one; so are those of a principal that are too many to be listed, with `*` as
+    action and object.
     """
 
     id: UUID = Field(default_factory=new_id)

@@ -14,8 +14,10 @@ from contracts.events import EventLog, failure_event
 
 FLUSH_S = 5.0
 PURGE_S = 3_600.0
-MAX_DENIALS = 30
-"""Different refusals per `FLUSH_S`; a flood of them writes no more than six rows a second."""
+MAX_DENIALS = 100
+"""Different refusals per `FLUSH_S`; a flood of them writes no more than twenty rows a second."""
+MAX_OF_ONE = 10
+"""Those of one principal; its further ones are one row, whatever they were refused for."""
 
 
 class AuditTrail:
@@ -51,15 +53,23 @@ class AuditTrail:
     def note(self, record: AuditRecord) -> None:
         """Queues a record; refusals of one principal, action and object become one.
 
-        Where too many refusals wait the record is dropped, and the count is emitted. Ends of
-        actions need no bound: each action was stored before it began.
+        Those above `MAX_OF_ONE` become one of the action and object `*`. Where too many refusals
+        wait the record is dropped, and the count is emitted. Ends of actions need no bound: each
+        action was stored before it began.
         """
-        is_denial = record.outcome == "denied"
-        key = (record.principal, record.action, record.object) if is_denial else record.id
+        key: Hashable = record.id
+        denied: list[str] = []
+        if record.outcome == "denied":
+            key = (record.principal, record.action, record.object)
+            waiting = self._pending.values()
+            denied = [each.principal for each in waiting if each.outcome == "denied"]
+            if key not in self._pending and denied.count(record.principal) >= MAX_OF_ONE:
+                rest = {"action": "*", "object": "*", "microdao_id": None, "agent_id": None}
+                record, key = record.model_copy(update=rest), (record.principal, "*", "*")
         known = self._pending.get(key)
         if known is not None:
             record = known.model_copy(update={"count": known.count + record.count})
-        elif is_denial and len(self._pending) >= MAX_DENIALS:
+        elif len(denied) >= MAX_DENIALS:
             self._dropped += record.count
             return
         self._pending[key] = record

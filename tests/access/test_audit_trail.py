@@ -10,7 +10,7 @@ from contracts.access.audit import AuditQuery, AuditRecord, AuditSettings
 from contracts.errors import DatabaseUnavailable
 from deployments.graph.resources import Resources, access_control, open_access
 from services.access import audit
-from services.access.audit import MAX_DENIALS, AuditTrail
+from services.access.audit import MAX_DENIALS, MAX_OF_ONE, AuditTrail
 
 
 class Store:
@@ -56,14 +56,39 @@ async def test_refusals_alike_are_one_record_with_a_count(store, trail):
 
 
 async def test_a_flood_of_refusals_is_cut_counted_and_leaves_room_for_actions(store, trail, events):
+    ended = [denial(outcome="success", request_id=f"r-{each}") for each in range(MAX_DENIALS)]
+    for action in ended:
+        trail.note(action)
     for number in range(10_000):
-        trail.note(denial(f"no/such/{number}"))
+        trail.note(denial(principal=f"taras-{number}"))
     action = denial(outcome="success", request_id="r-1")
     trail.note(action)
     await trail.flush()
-    assert len(store.records) == MAX_DENIALS + 1
+    assert len(store.records) == len(ended) + MAX_DENIALS + 1
     assert store.records[-1] == action
     assert events.events == [("audit.dropped", {"count": 10_000 - MAX_DENIALS})]
+
+
+async def test_a_principal_hides_neither_refusals_of_others_nor_its_own_by_a_flood(
+    store, trail, events
+):
+    flood = [denial(f"agents/{number}", microdao_id="microdao:7") for number in range(1_000)]
+    for record in flood:
+        trail.note(record)
+    other = denial(principal="olena")
+    trail.note(other)
+    store.away = True
+    with pytest.raises(DatabaseUnavailable):
+        await trail.flush()
+    store.away = False
+    trail.note(denial("agents/more"))
+    await trail.flush()
+    assert store.records[:MAX_OF_ONE] == flood[:MAX_OF_ONE]
+    [rest] = [record for record in store.records if record.object == "*"]
+    assert (rest.principal, rest.action, rest.microdao_id) == ("taras", "*", None)
+    assert rest.count == len(flood) - MAX_OF_ONE + 1
+    assert (other in store.records, len(store.records)) == (True, MAX_OF_ONE + 2)
+    assert events.events == []
 
 
 async def test_ends_of_two_actions_stay_two_records(store, trail):
