@@ -4,6 +4,7 @@ import contextlib
 
 import httpx
 import pytest
+from starlette.requests import Request
 from starlette.responses import Response
 
 from backends.access.audit import PostgresAudit
@@ -45,6 +46,7 @@ class Things:
         router.add_api_route("/things/{name}", self.delete, methods=["DELETE"])
         router.add_api_route("/things", self.read, methods=["GET"])
         router.add_api_route("/export", self.read, methods=["GET"])
+        router.add_api_route("/import", self.take, methods=["POST"])
         router.add_api_route("/items", self.items, methods=["GET"])
         add_health_routes(router, lambda: HEALTH)
         router.include_router(audit_router(self.store))
@@ -54,6 +56,7 @@ class Things:
             events,
             max_concurrent=9,
             is_admin=lambda _method, path: not path.startswith("/items"),
+            uploads=frozenset({"/import"}),
         )
         self.seen = None
 
@@ -67,6 +70,9 @@ class Things:
 
     async def read(self) -> list[str]:
         return []
+
+    async def take(self, request: Request) -> None:
+        assert [piece async for piece in request.stream()]
 
     async def items(self, microdao_id: str | None = None, agent_id: str | None = None) -> None:
         pass
@@ -115,12 +121,50 @@ async def test_an_action_is_recorded_before_it_is_served_and_when_it_has_ended(t
         assert kept not in "".join(row.model_dump_json() for row in rows)
 
 
-async def test_the_tenant_of_an_action_may_stand_in_the_query(things):
+@pytest.mark.parametrize(("method", "path"), [("GET", "/export"), ("POST", "/import")])
+async def test_the_tenant_of_an_export_or_import_stands_in_the_query(things, method, path):
     async with things.client(ADMIN) as client:
-        assert (await client.get("/export?microdao_id=microdao:7&text=x")).status_code == 200
+        asked = f"{path}?microdao_id=microdao:7&text=x"
+        content = b'{"microdao_id": "microdao:9"}' if method == "POST" else None
+        assert (await client.request(method, asked, content=content)).status_code == 200
     assert [told(row) for row in await things.rows()] == [
-        f"operator GET things/export {outcome} microdao:7" for outcome in ("started", "success")
+        f"operator {method} things{path} {outcome} microdao:7" for outcome in ("started", "success")
     ]
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"microdao_id": "microdao:7"}', b'{"n": NaN, "microdao_id": "microdao:7"}']
+)
+async def test_an_action_cannot_name_another_tenant_than_the_one_it_is_done_to(things, body):
+    """Neither by a query that the route does not read, nor by a body in pieces."""
+
+    async def pieces():
+        yield body[:9]
+        yield body[9:]
+
+    headers = {"content-type": "application/json"}
+    async with things.client("dk_olena") as client:
+        path = "/things/one?microdao_id=microdao:9"
+        await client.put(path, content=pieces(), headers=headers)
+        await client.delete(path)
+    assert {told(row) for row in await things.rows() if row.outcome == "started"} == {
+        "olena PUT things/things/one started microdao:7",
+        "olena DELETE things/things/one started",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"x" * 9, {"content-type": "text/plain"}, 415),
+        (b"[%s]" % (b"1," * (4 << 20)), {"content-type": "application/json"}, 413),
+    ],
+    ids=["no JSON", "too large"],
+)
+async def test_a_body_that_cannot_be_read_is_not_served(things, content, headers, status):
+    async with things.client("dk_olena") as client:
+        answer = await client.put("/things/one", content=content, headers=headers)
+    assert (answer.status_code, things.seen, await things.rows()) == (status, None, [])
 
 
 @pytest.mark.parametrize(("name", "status"), [("unknown", 404), ("other", 409)])
@@ -180,6 +224,16 @@ async def test_refused_logins_are_one_row_whatever_they_ask_for(things):
         assert (await client.get("/items")).status_code == 401  # no login at all
     [row] = await things.rows()
     assert (told(row), row.count) == ("anonymous login things denied", 3)
+
+
+@pytest.mark.parametrize("key", [None, "dk_olena", "guess"])
+async def test_pages_of_other_origins_are_one_row_whatever_they_ask_for(things, key):
+    async with things.client(key) as client:
+        for method, path in (("GET", "/a"), ("GET", "/b"), ("BREW", "/a"), ("GET", "/health")):
+            answer = await client.request(method, path, headers={"Origin": "http://evil.example"})
+            assert answer.status_code == (200 if path == "/health" else 403)
+    [row] = await things.rows()
+    assert (told(row), row.count) == ("anonymous login things denied", 4)
 
 
 async def test_logins_that_are_not_even_looked_at_count_as_refused(things, monkeypatch):

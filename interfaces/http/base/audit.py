@@ -9,50 +9,54 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-import orjson
 from starlette.datastructures import QueryParams
 from starlette.types import Scope
 
 from contracts.access.audit import AuditRecord
 from contracts.access.principals import ANYONE
-from contracts.errors import Forbidden, RateLimited, Unauthorized
+from contracts.errors import Forbidden, InvalidRequest, RateLimited, Unauthorized
 from interfaces.http.base.access import presents_credential
+from interfaces.http.base.bodies import parse_json
 from interfaces.http.base.claims import TENANT
 
 REFUSED = "refused"
 """Under this name a route leaves in the request's state what it refused in an answer of its own."""
 EXPORT = "/export"
 """A route of operators that ends so takes data out."""
-_READS = frozenset({"GET", "HEAD"})
+READS = frozenset({"GET", "HEAD"})
 
 
 def is_audited(method: str, path: str) -> bool:
     """Whether a request of a route for operators is recorded."""
-    return method not in _READS or path.endswith(EXPORT)
+    return method not in READS or path.endswith(EXPORT)
 
 
-def action_of(scope: Scope, body: bytes) -> AuditRecord:
+def action_of(scope: Scope, body: bytes | None) -> AuditRecord:
     """Returns the record of a request that is about to be served.
 
-    The tenant is the one that the query names, or else the body, if that arrived in one part.
+    The tenant is the one that the body names, as the route will read it. None is the body of a
+    route that reads its tenant from the query.
     """
-    named: Any = QueryParams(scope["query_string"])
-    if not any(name in named for name in TENANT) and body:
-        with suppress(ValueError):
-            named = orjson.loads(body)
+    named: Any = QueryParams(scope["query_string"]) if body is None else None
+    if body:
+        with suppress(InvalidRequest):
+            named = parse_json(body)
     return _record(scope, outcome="started", **_tenant(named))
 
 
 def refusal_of(scope: Scope, error: Exception) -> AuditRecord | None:
     """Returns the record of a request that was refused for who the caller is; None for others.
 
-    A login that failed names the application alone: callers choose paths, and whoever has no valid
-    credential must not fill the trail with them. Without a credential it is no login.
+    Before the caller is known, it names the application alone, as a login that failed: callers
+    choose methods and paths, and must not fill the trail with them. A request without a credential
+    is such a login only where a page of another origin sent it.
     """
-    if isinstance(error, Forbidden):
-        return _record(scope, outcome="denied", **_tenant(error.details))
-    is_login = "principal" not in scope["state"] and presents_credential(scope["headers"])
-    if is_login and isinstance(error, Unauthorized | RateLimited):
+    is_forbidden = isinstance(error, Forbidden)
+    if "principal" in scope["state"]:
+        given = getattr(error, "details", None)
+        return _record(scope, outcome="denied", **_tenant(given)) if is_forbidden else None
+    presented = presents_credential(scope["headers"])
+    if is_forbidden or (presented and isinstance(error, Unauthorized | RateLimited)):
         return _record(scope, outcome="denied", action="login", object=scope.get("root_path", ""))
     return None
 

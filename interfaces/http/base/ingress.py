@@ -29,9 +29,16 @@ from contracts.errors import (
 from contracts.events import EventLog
 from contracts.identity import is_plain
 from interfaces.http.base.access import AccessControl, header
-from interfaces.http.base.audit import REFUSED, action_of, is_audited, refusal_of
+from interfaces.http.base.audit import READS, REFUSED, action_of, is_audited, refusal_of
+from interfaces.http.base.bodies import MAX_BODY_BYTES, read_json
 from interfaces.http.base.errors import as_leaf, error_response
-from interfaces.http.base.request_slots import BODY_S, UPLOAD_S, RequestSlot, RequestSlots
+from interfaces.http.base.request_slots import (
+    BODY_S,
+    UPLOAD_S,
+    WITH_BODY,
+    RequestSlot,
+    RequestSlots,
+)
 from interfaces.http.base.routing import Handler, fixed_handlers
 from services.access.audit import AuditTrail
 
@@ -169,8 +176,22 @@ class Ingress:
             slot.release()
 
     async def _recorded(self, scope: Scope, slot: RequestSlot, audit: AuditTrail) -> None:
-        """Serves an action once it is recorded. Raises DatabaseUnavailable: it is not served."""
-        action = action_of(scope, slot.arrived)
+        """Serves an action once its body is there and it is recorded.
+
+        It is not served, and not recorded, where this raises.
+
+        Raises:
+            DatabaseUnavailable: it cannot be recorded.
+            PayloadTooLarge: its body is too large.
+            UnsupportedMediaType: its body is not JSON.
+        """
+        body: bytes | None = b""
+        if scope["method"] in READS or _below(scope) in self._uploads:
+            body = None
+        elif scope["method"] in WITH_BODY:
+            body = await read_json(Request(scope, slot.receive), MAX_BODY_BYTES)
+            slot.unread(body)
+        action = action_of(scope, body)
         await audit.store.add([action])
         try:
             await self._app(scope, slot.receive, slot.send)
@@ -214,7 +235,7 @@ class Ingress:
         await response(scope, slot.receive, slot.send)
 
     def _error_shape(self, scope: Scope) -> ErrorShape:
-        below = scope["path"].removeprefix(scope.get("root_path", ""))
+        below = _below(scope)
         for route, shape in self._error_shapes.items():
             method, _, path = route.rpartition(" ")
             if method in {"", scope["method"]} and f"{below}/".startswith(f"{path}/"):
@@ -247,6 +268,11 @@ def _normalise_path(scope: Scope) -> str:
     # With an `app` in the scope, Starlette raises 404 and 405 instead of answering them itself.
     scope["app"] = scope.get("app", _no_such_route)
     return trimmed or "/"
+
+
+def _below(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _request_id(scope: Scope) -> str:

@@ -31,7 +31,7 @@ SPARED_S = 1.0
 """A body younger than this does not make room: a client needs a round trip."""
 SWEEP_S = 1.0
 RETRY_WHEN_FULL_S = 1.0
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 Result = TypeVar("Result")
 
@@ -128,11 +128,6 @@ class RequestSlot:
         self.status = 0
         """The status of the answer, once that has begun."""
 
-    @property
-    def arrived(self) -> bytes:
-        """The first part of the body, until it is read."""
-        return b"" if self._first is None else self._first.get("body", b"")
-
     async def start(self, method: str) -> None:
         """Returns when the first part of the body is there; the rest stays under its deadline.
 
@@ -140,7 +135,7 @@ class RequestSlot:
             Overloaded: no slot is free.
             RequestTimeout: the body did not arrive in time, or made room for another one.
         """
-        if method not in _WITH_BODY:
+        if method not in WITH_BODY:
             self._run()
             return
         self._slots.take_arriving()
@@ -158,6 +153,10 @@ class RequestSlot:
             first, self._first = self._first, None
             return first
         return await (self._next_part() if self.is_arriving else self._receive())
+
+    def unread(self, body: bytes) -> None:
+        """Lets the body, all of which was received, be received again."""
+        self._first = {"type": "http.request", "body": body}
 
     async def send(self, message: Message) -> None:
         """Sends a part of the answer. Raises ClientDisconnect when a stream stays unread."""
