@@ -5,12 +5,14 @@ from decimal import Decimal
 
 import pytest
 
-from contracts.access.principals import Grants, Principal
-from tests.support.access import fixed_access
+from contracts.access.keys import Snapshot
+from contracts.access.principals import Grants
+from tests.support.access import SIGNING_KEY, fixed_access
 from tests.support.agents.child import process
 from tests.support.agents.platform import SOFIA, blueprint, extra_tool, platform
 from tests.support.agents.scripted_model import Thought
 
+KEY = "dk_the key of whoever invokes in these tests"
 TOOLS = (extra_tool("notes.write", "write"),)
 A_CENT = {"thinker": {"input": 100, "output": 0}}  # the model counts a hundred tokens of prompt
 
@@ -38,8 +40,9 @@ class Eager:
 
 @pytest.fixture
 async def here(database_url, tmp_path, request):
-    prices = getattr(request, "param", A_CENT)
-    async with platform(database_url, tmp_path, tools=TOOLS, agents=False, prices=prices) as here:
+    options = {"tools": TOOLS, "agents": False, "prices": getattr(request, "param", A_CENT)}
+    access = fixed_access(principals={"olena-web": Grants()}, keys={KEY: "olena-web"})
+    async with platform(database_url, tmp_path, access=access, **options) as here:
         yield here
 
 
@@ -54,8 +57,10 @@ def costs(run):
 async def asked(here, model, *, most=None):
     """Lets a principal invoke the agent, whose `max_cost_per_run` is `most`; returns the run."""
     grants = {"agents": ["*"], "microdaos": ["*"], "max_cost_per_run": most}
-    caller = Principal("oidc:olena", Grants.model_validate(grants), "oidc:olena", issued=True)
-    headers = fixed_access().delegations.headers(caller)
+    directory, known = here.access.directory, {"olena-web": Grants.model_validate(grants)}
+    keys = directory._snapshot.keys
+    directory.take(Snapshot(directory.revision + 1, known, keys, SIGNING_KEY, {}))
+    headers = {"x-api-key": KEY}
     here.model.mind = model
     channel = await here.channel()
     payload = {"channel_id": channel, "message_id": await here.say(channel, "Запиши")}
