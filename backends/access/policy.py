@@ -10,8 +10,8 @@ from cachetools import LRUCache
 
 from backends.http.client import ServiceClient, presenting
 from configs.access import PolicyServiceSettings
-from contracts.access.acting import acting
 from contracts.access.policy import Action, PolicyAnswer, policy_question
+from contracts.access.principals import acting
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, Forbidden, PolicyUnavailable, UpstreamInvalidResponse
 from contracts.events import EventLog

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from backends.http.client import Credentials, JsonAnswer, ServiceClient
 from common.retry import retry
-from contracts.access.acting import acting
+from contracts.access.principals import acting
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.identity import Tenant

@@ -1,8 +1,13 @@
-"""Principals: who calls, and what each of them may do."""
+"""Principals: who calls, what each of them may do, and for whom the present work is done.
+
+Ways in set the principal of their task; clients of our own applications read it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -195,3 +200,25 @@ OPERATORS = Principal(OPERATOR, Grants(kind="operator"), OPERATOR)
 OURSELVES = Principal(INTERNAL, Grants(agents=["*"], microdaos=["*"]), INTERNAL)
 """Whoever presents the internal secret, and this graph in work that nobody asked for."""
 BUILT_IN = {principal.name: principal for principal in (ANYONE, OPERATORS, OURSELVES)}
+
+_PRINCIPAL: ContextVar[Principal] = ContextVar("principal", default=OURSELVES)
+
+
+def acting() -> Principal:
+    """Returns the principal that the present task works for; without one, the graph itself."""
+    return _PRINCIPAL.get()
+
+
+def act_as(principal: Principal) -> None:
+    """Sets the principal for the rest of this task, and for the tasks that it starts."""
+    _PRINCIPAL.set(principal)
+
+
+@contextmanager
+def acting_as(principal: Principal) -> Iterator[None]:
+    """Sets the principal within the block."""
+    before = _PRINCIPAL.set(principal)
+    try:
+        yield
+    finally:
+        _PRINCIPAL.reset(before)

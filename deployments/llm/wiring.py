@@ -25,8 +25,7 @@ from common.tasks import end_tasks
 from configs.engines.embedder import EmbedderSettings
 from configs.llm.config import BatchSettings, IdempotencySettings, LLMSettings, UsageSettings
 from configs.llm.limits import LimitSettings
-from contracts.access.acting import acting_as
-from contracts.access.principals import Principal
+from contracts.access.principals import Principal, acting_as
 from contracts.events import EventLog, failure_event
 from contracts.health import Health
 from contracts.llm.answers import ProxyResponse

@@ -14,7 +14,7 @@ from backends.tools.ledger import LedgerLimits, PostgresToolLedger
 from backends.tools.registry import PostgresToolStore
 from configs.endpoints import same_origin
 from configs.tools import ConfiguredSecrets, NatsSettings, ToolsSettings
-from contracts.access.acting import acting
+from contracts.access.principals import acting
 from contracts.errors import ConfigurationError, InvalidRequest
 from contracts.events import EventLog
 from contracts.health import Health

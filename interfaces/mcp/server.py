@@ -20,7 +20,7 @@ from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from contracts.access.acting import acting
+from contracts.access.principals import acting
 from contracts.errors import DaarionError, Forbidden, MethodNotAllowed, Unavailable
 from contracts.tools.api import ErrorKind, ToolCallRequest
 from interfaces.http.base.audit import REFUSED

@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from common.tasks import end_tasks
-from contracts.access.acting import acting_as
+from contracts.access.principals import acting_as
 from contracts.agents.invocations import AgentInvocation
 from contracts.errors import DaarionError, Unavailable
 from contracts.events import EventLog

@@ -24,8 +24,7 @@ from nats.aio.msg import Msg
 from common.periodic import repeating
 from common.tasks import end_tasks
 from configs.tools import NatsSettings
-from contracts.access.acting import acting_as
-from contracts.access.principals import Principal
+from contracts.access.principals import Principal, acting_as
 from contracts.errors import DaarionError, InvalidRequest, Overloaded
 from contracts.events import EventLog
 from contracts.tools.api import ToolCallRequest, ToolCallResult

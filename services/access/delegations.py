@@ -14,8 +14,7 @@ import jwt
 import orjson
 from cachetools import LRUCache
 
-from contracts.access.acting import acting
-from contracts.access.principals import Principal
+from contracts.access.principals import Principal, acting
 from contracts.errors import Unauthorized
 from services.access.directory import Directory
 

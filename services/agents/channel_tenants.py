@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from cachetools import TTLCache
 
-from contracts.access.acting import acting, acting_as
-from contracts.access.principals import OURSELVES
+from contracts.access.principals import OURSELVES, acting, acting_as
 from contracts.agents.invocations import AgentInvocation
 from contracts.deadline import Deadline
 from contracts.errors import Forbidden, InvalidRequest, NotFound

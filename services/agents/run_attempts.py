@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.tasks import end_tasks, spawn
-from contracts.access.acting import acting_as
-from contracts.access.principals import OURSELVES, Principal
+from contracts.access.principals import OURSELVES, Principal, acting_as
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.ports import AgentMemory, RunStore
 from contracts.agents.runs import Outcome, Run

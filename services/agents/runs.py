@@ -11,8 +11,8 @@ from pydantic import Field
 
 from common.periodic import start_periodic
 from common.tasks import end_tasks
-from contracts.access.acting import acting, acting_as
 from contracts.access.policy import PolicyService
+from contracts.access.principals import acting, acting_as
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.invocations import AgentInvocation, InvocationAnswer
 from contracts.agents.ports import RunStore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from contracts.access.acting import acting
+from contracts.access.principals import acting
 from contracts.agents.blueprints import Blueprint
 from contracts.agents.ports import AgentMemory, AgentTools
 from contracts.agents.runs import Run

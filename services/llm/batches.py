@@ -17,8 +17,7 @@ from pydantic_core import to_json
 from common.periodic import start_periodic
 from common.retry import retry
 from common.tasks import end_tasks
-from contracts.access.acting import acting
-from contracts.access.principals import INTERNAL
+from contracts.access.principals import INTERNAL, acting
 from contracts.errors import (
     CircuitOpen,
     DaarionError,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contracts.access.acting import acting
+from contracts.access.principals import acting
 from contracts.llm.limits import Caller
 from contracts.llm.requests import CallMetadata
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import Field
 
-from contracts.access.acting import acting
 from contracts.access.audit import AuditRecord, Note
+from contracts.access.principals import acting
 from contracts.errors import Conflict, NotFound
 from contracts.events import EventLog
 from contracts.identity import as_uuid

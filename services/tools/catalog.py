@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from contracts.access.acting import acting
+from contracts.access.principals import acting
 from contracts.errors import NotFound
 from contracts.shapes import Strict
 from contracts.tools.api import plain_name

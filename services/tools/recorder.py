@@ -11,8 +11,8 @@ from uuid import UUID
 from common.periodic import start_periodic
 from common.retry import retry
 from common.tasks import end_tasks, spawn
-from contracts.access.acting import acting
 from contracts.access.audit import AuditRecord, Note
+from contracts.access.principals import acting
 from contracts.errors import DaarionError, Internal
 from contracts.events import EventLog, Publisher, failure_event
 from contracts.tools.api import Decision

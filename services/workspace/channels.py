@@ -9,7 +9,7 @@ from uuid import UUID
 
 from cachetools import LRUCache
 
-from contracts.access.acting import acting
+from contracts.access.principals import acting
 from contracts.access.quotas import StorageQuotas
 from contracts.errors import InvalidRequest, NotFound
 from contracts.identity import Page, as_uuid

@@ -14,8 +14,7 @@ from typing import Any
 from common.periodic import start_periodic
 from common.retry import backoff_s
 from common.tasks import end_tasks
-from contracts.access.acting import acting_as
-from contracts.access.principals import Principal
+from contracts.access.principals import Principal, acting_as
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.events import EventLog

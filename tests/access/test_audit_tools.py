@@ -3,8 +3,7 @@
 import httpx
 import pytest
 
-from contracts.access.acting import acting_as
-from contracts.access.principals import Grants, Principal
+from contracts.access.principals import Grants, Principal, acting_as
 from contracts.errors import Conflict
 from interfaces.mcp.server import ToolMcpServer
 from services.access.audit import AuditTrail

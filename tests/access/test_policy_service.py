@@ -4,9 +4,8 @@ import pytest
 
 from backends.access.principals import PostgresPrincipals
 from configs.access import AccessSettings, PolicyServiceSettings, contents_of, load_access
-from contracts.access.acting import acting_as
 from contracts.access.policy import policy_question
-from contracts.access.principals import OPERATORS, OURSELVES, Grants, Principal
+from contracts.access.principals import OPERATORS, OURSELVES, Grants, Principal, acting_as
 from contracts.errors import ConfigurationError, Forbidden, PolicyUnavailable, Unavailable
 from contracts.identity import Tenant
 from deployments.graph.resources import WingEnvironment

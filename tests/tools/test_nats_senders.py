@@ -12,9 +12,8 @@ import nats
 import pytest
 
 from backends.access.audit import PostgresAudit
-from contracts.access.acting import acting
 from contracts.access.audit import AuditQuery
-from contracts.access.principals import Grants
+from contracts.access.principals import Grants, acting
 from contracts.errors import Unauthorized
 from contracts.tools.api import Outcome
 from interfaces.nats import tools as tool_nats

@@ -2,8 +2,7 @@
 
 import pytest
 
-from contracts.access.acting import acting_as
-from contracts.access.principals import Grants, Principal
+from contracts.access.principals import Grants, Principal, acting_as
 from contracts.tools.ledger import CallFilter
 from tests.support.policy_server import AWAY, PERMIT, policy_client, policy_server
 from tests.support.tools.routes import body

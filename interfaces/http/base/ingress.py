@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from contracts.access.acting import act_as
+from contracts.access.principals import act_as
 from contracts.errors import (
     DaarionError,
     Forbidden,

@@ -20,7 +20,7 @@ from backends.tools.registry import PostgresToolStore
 from configs.environment import REPOSITORY, read_environment
 from configs.tools import ConfiguredSecrets, ToolsSettings
 from configs.yaml_files import load_yaml
-from contracts.access.acting import acting
+from contracts.access.principals import acting
 from contracts.agents.blueprints import Blueprint
 from contracts.identity import Tenant
 from contracts.tools.api import Outcome
