@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,19 +19,20 @@ from backends.access.policy import PolicyServiceClient
 from backends.access.principals import PostgresPrincipals
 from backends.postgres.pool import Database, PoolLimits
 from backends.telemetry.event_log import FileEventLog, Listener
-from common.tasks import spawn
+from common.periodic import start_periodic
+from common.tasks import end_tasks, spawn
 from configs.access import PolicyServiceSettings
 from configs.environment import Environment, refuse_open_ingress
 from configs.proxies import no_proxy
 from configs.stores import find_stores
 from contracts.access.audit import AuditSettings
-from contracts.events import EventLog
+from contracts.events import EventLog, failure_event
 from deployments.graph.ray_patches import serve_host
 from interfaces.http.base.access import AccessControl
 from services.access.audit import AuditTrail
 from services.access.authentication import Authentication
 from services.access.directory import Directory
-from services.access.tokens import Tokens
+from services.access.tokens import TICK_S, Tokens
 
 COLLECT_AFTER = 20_000
 """New objects before the garbage collector runs. With Python's 700 it ran on every other call and
@@ -55,6 +56,17 @@ class Resources(AsyncExitStack):
         """Registers `part` and returns it. Comes before its opening, which may fail half-way."""
         self.push_async_callback(part.close)
         return part
+
+    def repeat(
+        self,
+        once: Callable[[], Awaitable[bool | None]],
+        every_s: float,
+        failed: Callable[[Exception, float], None],
+        name: str,
+    ) -> None:
+        """Runs `once` now and every `every_s`, until the parts are closed (`start_periodic`)."""
+        task = start_periodic(once, every_s, failed, name=name, at_once=True)
+        self.push_async_callback(end_tasks, [task])
 
 
 class Reloadable:
@@ -169,8 +181,9 @@ async def open_access(
         )
     )
     audit.start()
-    tokens = resources.closing(Tokens(directory, partial(read_keys, environment.proxy_for), events))
-    tokens.start()
+    tokens = Tokens(directory, partial(read_keys, environment.proxy_for))
+    failed = failure_event(events, "access.keys_not_read", defect="access.defect")
+    resources.repeat(tokens.refresh, TICK_S, failed, "access:tokens")
     return Authentication(
         environment.internal_secret, environment.admin_secret, directory, tokens, audit
     )

@@ -20,8 +20,6 @@ from backends.llm.usage_spool import UsageSpool
 from backends.nats.link import NatsLink
 from backends.postgres.pool import Database, PoolLimits
 from common.circuit import State
-from common.periodic import start_periodic
-from common.tasks import end_tasks
 from configs.engines.embedder import EmbedderSettings
 from configs.llm.config import BatchSettings, IdempotencySettings, LLMSettings, UsageSettings
 from configs.llm.limits import LimitSettings
@@ -288,10 +286,7 @@ class AnswersRuntime:
             resources.closing(self.idempotency)
             resources.closing(self._worker).start()
             failed = failure_event(self._events, "llm.purge_failed")
-            purging = start_periodic(
-                self._purge, PURGE_EVERY_S, failed, name="llm:purge", at_once=True
-            )
-            resources.push_async_callback(end_tasks, [purging])
+            resources.repeat(self._purge, PURGE_EVERY_S, failed, "llm:purge")
             self._resources = resources.pop_all()
 
     async def close(self) -> None:

@@ -17,8 +17,6 @@ from backends.workspace.messages import PostgresMessages
 from backends.workspace.notices import NatsMessageNotices
 from backends.workspace.outbox import PostgresOutbox
 from backends.workspace.projects import PostgresFollowUps, PostgresProjects
-from common.periodic import start_periodic
-from common.tasks import end_tasks
 from contracts.events import EventLog, failure_event
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, WingEnvironment
@@ -98,10 +96,7 @@ class WorkspaceRuntime:
             if self._args.invoke_agents:
                 resources.closing(self._dispatcher).start()
             failed = failure_event(self._events, "workspace.purge_failed")
-            purging = start_periodic(
-                self._purge, PURGE_EVERY_S, failed, name="workspace:purge", at_once=True
-            )
-            resources.push_async_callback(end_tasks, [purging])
+            resources.repeat(self._purge, PURGE_EVERY_S, failed, "workspace:purge")
             resources.closing(self._monitor).start()
             self._resources = resources.pop_all()
 

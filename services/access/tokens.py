@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import re
@@ -15,12 +14,9 @@ import jwt
 from cachetools import LRUCache
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from common.periodic import start_periodic
-from common.tasks import end_tasks
 from contracts.access.identity_provider import IdentityProviderSettings
 from contracts.access.principals import OPERATOR, Grants, Principal
 from contracts.errors import CredentialExpired, Unauthorized, Unavailable
-from contracts.events import EventLog, failure_event
 from contracts.identity import Identifier
 from services.access.directory import Directory
 
@@ -53,32 +49,20 @@ KeySource = Callable[[str], Awaitable[jwt.PyJWKSet]]
 class Tokens:
     """Implements IdentityProvider, as the section `identity_provider` of `access.yaml` says.
 
-    Keys are read in the background, every `KEYS_EVERY_S`, and sooner where a token names one that
-    is unknown. While the provider is away the last keys count. What was verified is remembered
-    until it expires, and at most until keys are read again.
+    `refresh`, which must run every `TICK_S`, reads keys every `KEYS_EVERY_S`, and sooner where a
+    token names one that is unknown. While the provider is away the last keys count. What was
+    verified is remembered until it expires, and at most until keys are read again.
     """
 
-    def __init__(self, directory: Directory, read_keys: KeySource, events: EventLog) -> None:
+    def __init__(self, directory: Directory, read_keys: KeySource) -> None:
         self._directory = directory
         self._read_keys = read_keys
-        self._events = events
         self._revision = -1
         self._settings: IdentityProviderSettings | None = None
         self._keys: dict[str, jwt.PyJWK] = {}
         self._tried_at = 0.0
         self._wanted = True  # before it is time
         self._remembered: LRUCache[bytes, tuple[Principal, float]] = LRUCache(MAX_REMEMBERED)
-        self._tasks: list[asyncio.Task[None]] = []
-
-    def start(self) -> None:
-        """Begins to read the keys, now and from time to time."""
-        failed = failure_event(self._events, "access.keys_not_read", defect="access.defect")
-        name = "access:tokens"
-        self._tasks.append(start_periodic(self.refresh, TICK_S, failed, name=name, at_once=True))
-
-    async def close(self) -> None:
-        """Stops reading."""
-        await end_tasks(self._tasks)
 
     async def refresh(self) -> None:
         """Reads the keys where it is time to. Raises as KeySource."""

@@ -36,7 +36,7 @@ class Replica:
         clock = SimpleNamespace(monotonic=lambda: self.now, time=time.time)
         monkeypatch.setattr("services.access.tokens.time", clock)
         self.directory = directory_with(section(jwks))
-        self.tokens = Tokens(self.directory, partial(read_keys, no_proxy), RecordedEvents())
+        self.tokens = Tokens(self.directory, partial(read_keys, no_proxy))
 
     async def pass_s(self, seconds):
         """Lets time pass and the background take its turn."""

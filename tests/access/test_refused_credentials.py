@@ -168,7 +168,7 @@ async def provider_access(tmp_path):
     file, provider = tmp_path / "keys.json", IdentityProvider()
     file.write_bytes(provider.key_set())
     directory = directory_with(section(str(file)))
-    tokens = Tokens(directory, partial(read_keys, no_proxy), RecordedEvents())
+    tokens = Tokens(directory, partial(read_keys, no_proxy))
     await tokens.refresh()
     return AccessControl(Authentication(SECRET, None, directory, tokens)), provider
 

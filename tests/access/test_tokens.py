@@ -19,7 +19,6 @@ from configs.proxies import no_proxy
 from contracts.errors import CredentialExpired, Forbidden, Unauthorized, Unavailable
 from services.access.authentication import Authentication
 from services.access.tokens import LEEWAY_S, MAX_TOKEN_BYTES, Tokens
-from tests.support.events import RecordedEvents
 from tests.support.identity_provider import (
     AUDIENCE,
     ISSUER,
@@ -42,7 +41,7 @@ async def known(tmp_path):
         file = tmp_path / "keys.json"
         file.write_bytes(key_set or PROVIDER.key_set())
         directory = directory_with(section(str(file), **fields))
-        tokens = Tokens(directory, partial(read_keys, no_proxy), RecordedEvents())
+        tokens = Tokens(directory, partial(read_keys, no_proxy))
         await tokens.refresh()
         return tokens
 
@@ -215,7 +214,7 @@ async def test_a_signature_of_another_key_is_refused(known):
 
 @given(st.binary(max_size=60), st.binary(max_size=60), st.binary(max_size=60))
 def test_no_bytes_break_the_check(first, second, third):
-    tokens = Tokens(directory_with(section("/keys.json")), None, RecordedEvents())
+    tokens = Tokens(directory_with(section("/keys.json")), None)
     tokens._followed()
     tokens._wanted, tokens._tried_at = False, time.monotonic()
     tokens._keys = {"None": jwt.PyJWK(json.loads(PROVIDER.key_set())["keys"][0])}
@@ -238,7 +237,7 @@ NAMES = st.sampled_from(["agents", "microdaos", "realm_access", "sub", "exp", "n
     st.dictionaries(st.sampled_from(["crit", "b64", "typ"]), JSON_VALUES),
 )
 def test_no_signed_claims_break_the_check(claims, head):
-    tokens = Tokens(directory_with(section("/keys.json", **ROLES)), None, RecordedEvents())
+    tokens = Tokens(directory_with(section("/keys.json", **ROLES)), None)
     tokens._followed()
     tokens._keys = {"EdDSA": jwt.PyJWK(json.loads(PROVIDER.key_set())["keys"][-1])}
     body = {"iss": ISSUER, "aud": AUDIENCE, "sub": "olena", "exp": time.time() + 600, **claims}
@@ -304,4 +303,4 @@ async def test_nothing_is_said_of_a_token_before_principals_are_known():
     directory = directory_with(section("/keys.json"))
     directory._snapshot = None
     with pytest.raises(Unavailable):
-        Tokens(directory, None, RecordedEvents()).read(PROVIDER.token())
+        Tokens(directory, None).read(PROVIDER.token())

@@ -14,7 +14,6 @@ from services.access.tokens import Tokens
 from tests.support.agents.platform import SOFIA
 from tests.support.agents.scripted_model import Thought
 from tests.support.agents.tool_scenes import tools_step
-from tests.support.events import RecordedEvents
 from tests.support.identity_provider import IdentityProvider, directory_with, section
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -26,7 +25,7 @@ async def tokens(here, tmp_path):
     file = tmp_path / "keys.json"
     file.write_bytes(IdentityProvider().key_set())
     directory = directory_with(section(str(file), grants={"tools": ["notes.write"]}))
-    tokens = Tokens(directory, partial(read_keys, no_proxy), RecordedEvents())
+    tokens = Tokens(directory, partial(read_keys, no_proxy))
     await tokens.refresh()
     open_door = here.door.apps["agents"]
     here.door.apps["agents"] = Ingress(
