@@ -1,11 +1,11 @@
-"""Erases what all wings store of a microDAO, an agent or a channel, a bounded number of rows per
-transaction.
+"""Erases and counts what all wings store of a microDAO, an agent or a channel, by functions of the
+schema, which see all of it. A transaction erases a bounded number of rows.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from psycopg import sql
 
@@ -29,18 +29,27 @@ CLASSES = (
     "follow_ups",
     "projects",
 )
-ERASE = sql.SQL("SELECT {}(%(microdao_id)s, %(agent_id)s, %(channel_id)s, %(at_most)s) AS removed")
 
 
 class TenantRows(PostgresAdapter):
-    """Implements RowErasure by the functions `erase_<class>` of the schema."""
+    """Implements RowErasure and StoredCounts."""
 
     async def erase(self, request: EraseRequest) -> dict[str, int]:
-        values = {**request.model_dump(), "at_most": ERASE_ROWS}
-        return {name: await purge_all(partial(self._some, name, values), 1) for name in CLASSES}
+        selected = request.microdao_id, request.agent_id, request.channel_id, ERASE_ROWS
+        return {
+            name: await purge_all(partial(self._call, f"erase_{name}", *selected), 1)
+            for name in CLASSES
+        }
 
-    async def _some(self, name: str, values: dict[str, Any]) -> int:
-        statement = ERASE.format(sql.Identifier(f"erase_{name}"))
+    async def stored(
+        self, kind: Literal["memories", "messages"], microdao_id: str, at_most: int
+    ) -> int:
+        return await self._call(f"stored_{kind}", microdao_id, at_most)
+
+    async def _call(self, function: str, *values: Any) -> int:
+        statement = sql.SQL("SELECT {}({}) AS rows").format(
+            sql.Identifier(function), sql.SQL(", ").join([sql.Placeholder()] * len(values))
+        )
         async with self._database.transaction(timeout_s=PURGE_TIMEOUT_S) as connection:
             row = await (await connection.execute(statement, values)).fetchone()
-        return int(row["removed"]) if row else 0
+        return int(row["rows"]) if row else 0

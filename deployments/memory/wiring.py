@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from backends.access.storage import PostgresStoredCounts
 from backends.http.llm import LLMProxyClient
 from backends.memory.areas import AreaDirectory
 from backends.memory.document_files import DocumentFiles
@@ -62,7 +61,7 @@ class MemoryRuntime:
         self._background = Database(environment.database_url, events=events, limits=BACKGROUND)
         self._leases = DatabaseJobLeases(self._background)
         self._vectors_checked = False
-        self._quotas = Quotas(environment.access.directory, PostgresStoredCounts(self._background))
+        self._quotas = Quotas(environment.access.directory, TenantRows(self._background))
         lanes = IngestionSettings(lanes=settings.ingestion.lanes, batch=settings.ingestion.batch)
         self.worker = IngestionWorker(EmbeddingQueue(self._background), embedder, events, lanes)
         self._knowledge = self._knowledge_base()

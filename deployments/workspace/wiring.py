@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import Field
 
-from backends.access.storage import PostgresStoredCounts
 from backends.http.agent_runtime import AgentRuntimeClient
 from backends.nats.publisher import NatsPublisher
+from backends.postgres.erasing import TenantRows
 from backends.postgres.pool import Database, PoolLimits
 from backends.workspace.channels import PostgresChannels
 from backends.workspace.events import PostgresChannelEvents
@@ -80,7 +80,7 @@ class WorkspaceRuntime:
             DispatchLimits(give_up_after_s=args.give_up_after_s),
             environment.access.directory.claimed,
         )
-        self._quotas = Quotas(environment.access.directory, PostgresStoredCounts(self._database))
+        self._quotas = Quotas(environment.access.directory, TenantRows(self._database))
         dependencies = {"database": Dependency(self._database.ping)}
         if self._publisher.link is not None:
             dependencies["nats"] = Dependency(self._publisher.link.probe, required=False)

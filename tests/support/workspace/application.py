@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends.access.storage import PostgresStoredCounts
+from backends.postgres.erasing import TenantRows
 from backends.postgres.pool import Database, PoolLimits
 from backends.workspace.channels import PostgresChannels
 from backends.workspace.events import PostgresChannelEvents
@@ -87,7 +87,7 @@ async def workspace(
         feeds,
         notices,
         dispatcher.wake if dispatcher else lambda: None,
-        Quotas(access.directory, PostgresStoredCounts(database)),
+        Quotas(access.directory, TenantRows(database)),
     )
     router = workspace_router(
         channels_router(channels),
