@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID
@@ -26,7 +26,7 @@ from contracts.llm.usage import (
 )
 
 INSERT_TIMEOUT_S = 5.0
-PURGE = "SELECT llm_usage_purge(%(older_than)s, %(at_most)s) AS removed"
+PURGE = "SELECT llm_usage_purge(%(days)s * interval '1 day', %(at_most)s) AS removed"
 
 _TYPES: dict[Any, str] = {
     str: "text",
@@ -162,9 +162,9 @@ class PostgresUsageLedger:
             return await self._write_one_by_one(records)
         return records
 
-    async def purge(self, days: float) -> int:
-        """Deletes calls and attempts of more than `days` ago; returns the number of rows."""
-        return await purge(self._database, PURGE, older_than=timedelta(days=days))
+    async def purge(self, days: float | None) -> int:
+        """Deletes calls and attempts of more than `days` ago, of None none; returns the number."""
+        return await purge(self._database, PURGE, days=days)
 
     async def _write_one_by_one(self, records: list[bytes]) -> list[bytes]:
         accepted = []

@@ -155,12 +155,9 @@ class PostgresToolLedger:
     async def purge(self) -> int:
         """Removes results, calls and versions that have expired; returns the number of rows."""
         limits = self._limits
-        removed = await purge(self._database, statements.PURGE, days=limits.keep_calls_days)
-        if limits.keep_versions_days is None:
-            return removed
-        return removed + await purge(
-            self._database, statements.PURGE_VERSIONS, days=limits.keep_versions_days
-        )
+        calls = await purge(self._database, statements.PURGE, days=limits.keep_calls_days)
+        versions = statements.PURGE_VERSIONS
+        return calls + await purge(self._database, versions, days=limits.keep_versions_days)
 
     async def list_calls(self, wanted: CallFilter, *, show_waiting_args: bool = False) -> CallPage:
         """Returns a page of the audit."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -39,8 +38,10 @@ WHERE microdao_id = %(microdao_id)s AND channel_id = %(channel_id)s
 ORDER BY created_at DESC, id
 LIMIT %(limit)s
 """
-PURGE = "SELECT messaging_purge(%(older_than)s, %(at_most)s) AS removed"
-PURGE_MESSAGES = "SELECT channel_messages_purge(%(older_than)s, %(at_most)s) AS removed"
+PURGE = "SELECT messaging_purge(%(days)s * interval '1 day', %(at_most)s) AS removed"
+PURGE_MESSAGES = (
+    "SELECT channel_messages_purge(%(days)s * interval '1 day', %(at_most)s) AS removed"
+)
 
 
 class PostgresOutbox:
@@ -96,11 +97,8 @@ class PostgresOutbox:
         return [Invocation.model_validate(row) for row in rows]
 
     async def purge(self, event_days: float, message_days: float | None) -> int:
-        removed = await purge(self._database, PURGE, older_than=timedelta(days=event_days))
-        if message_days is None:
-            return removed
-        age = timedelta(days=message_days)
-        return removed + await purge(self._database, PURGE_MESSAGES, older_than=age)
+        events = await purge(self._database, PURGE, days=event_days)
+        return events + await purge(self._database, PURGE_MESSAGES, days=message_days)
 
     def _values(self, leased: LeasedInvocation, **more: Any) -> dict[str, Any]:
         return {

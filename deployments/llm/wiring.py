@@ -309,5 +309,4 @@ class AnswersRuntime:
     async def _purge(self) -> None:
         await self._queue.purge(self._batch.retention_days * 86_400)
         await self._keys.purge()
-        if self._usage.retention_days is not None:
-            await self._ledger.purge(self._usage.retention_days)
+        await self._ledger.purge(self._usage.retention_days)
