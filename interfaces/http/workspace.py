@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from common.tasks import end_tasks
-from contracts.access.acting import acting
+from contracts.access.principals import acting
 from contracts.errors import Forbidden
 from contracts.health import Health
 from contracts.identity import Page
