@@ -119,7 +119,7 @@ class WingEnvironment:
         """Returns the client of the policy service that `access.yaml` names now, if it does."""
 
         def settings() -> PolicyServiceSettings | None:
-            self.access.directory.check_known()
+            self.access.directory.known()
             return self.access.directory.section("policy_service", PolicyServiceSettings)
 
         return PolicyServiceClient(settings, self.lookup, events)

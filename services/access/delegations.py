@@ -60,7 +60,7 @@ class Delegations:
             claims |= {"iss": ISSUER, "exp": int(ends)}
             if self._audience is not None:
                 claims["aud"] = self._audience
-            token = PREFIX + jwt.encode(claims, self._directory.signing_key, ALGORITHM)
+            token = PREFIX + jwt.encode(claims, self._directory.known().signing_key, ALGORITHM)
             self._written[key] = token, ends
         return token
 
@@ -78,7 +78,7 @@ class Delegations:
         try:
             claims = jwt.decode(
                 token[len(PREFIX) :],
-                self._directory.signing_key,
+                self._directory.known().signing_key,
                 algorithms=[ALGORITHM],
                 audience=self._audience,
                 issuer=ISSUER,

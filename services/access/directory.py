@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,7 +21,6 @@ from contracts.events import EventLog, failure_event
 from contracts.identity import Tenant
 
 REFRESH_S = 2.0
-TOUCH_EVERY_S = 30.0
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -39,7 +37,6 @@ class Directory:
         self._snapshot: Snapshot | None = None
         self._by_name: dict[str, Principal] = {}
         self._used: set[UUID] = set()
-        self._touched_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -58,12 +55,10 @@ class Directory:
 
     async def refresh(self) -> None:
         """Reads what has changed, and records the use of keys. Raises DatabaseUnavailable."""
-        known = self._snapshot
-        if known is None or await self._store.revision() != known.revision:
+        if self._snapshot is None or await self._store.revision() != self._snapshot.revision:
             self.take(await self._store.load())
-        if self._used and time.monotonic() - self._touched_at > TOUCH_EVERY_S:
+        if self._used:
             used, self._used = self._used, set()
-            self._touched_at = time.monotonic()
             await self._store.touch(used)
 
     @property
@@ -71,10 +66,11 @@ class Directory:
         """The revision that is known; -1 before the first read."""
         return -1 if self._snapshot is None else self._snapshot.revision
 
-    @property
-    def signing_key(self) -> bytes:
-        """What signs delegations. Raises Unavailable before the first read."""
-        return self._known().signing_key
+    def known(self) -> Snapshot:
+        """Returns what is known. Raises Unavailable before the first read."""
+        if self._snapshot is None:
+            raise Unavailable("keys cannot be checked yet: retry", retry_after_s=REFRESH_S)
+        return self._snapshot
 
     def section(self, name: str, model: type[Section]) -> Section | None:
         """Returns a section of `access.yaml`, if it is given and known already.
@@ -95,7 +91,7 @@ class Directory:
             Unauthorized: no live key.
             Unavailable: before the first read.
         """
-        key = self._known().keys.get(key_hash(presented))
+        key = self.known().keys.get(key_hash(presented))
         if key is None or (key.expires_at is not None and key.expires_at <= datetime.now(UTC)):
             raise Unauthorized("this key is unknown, revoked or expired: ask for a new one")
         self._used.add(key.id)
@@ -117,11 +113,9 @@ class Directory:
             if provider is None or not provider.vouches_for(name, issued):
                 raise _withdrawn(name)
             return Principal(name, issued, name, issued=True)
-        self._known()
-        found = self._by_name.get(name)
-        if found is None:
+        if name not in self.known().principals:
             raise _withdrawn(name)
-        return found
+        return self._by_name[name]
 
     def claimed(self, claims: Mapping[str, Any] | None) -> Principal:
         """Returns the principal of these `Principal.claims` as it is now; of none, the graph.
@@ -141,15 +135,6 @@ class Directory:
     def find(self, name: str) -> Principal | None:
         """Returns the stored principal of that name, if it is known."""
         return self._by_name.get(name)
-
-    def check_known(self) -> None:
-        """Raises Unavailable before the first read."""
-        self._known()
-
-    def _known(self) -> Snapshot:
-        if self._snapshot is None:
-            raise Unavailable("keys cannot be checked yet: retry", retry_after_s=REFRESH_S)
-        return self._snapshot
 
     def take(self, snapshot: Snapshot) -> None:
         """Replaces what is known."""

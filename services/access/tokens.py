@@ -79,7 +79,7 @@ class Tokens:
     def read(self, token: bytes) -> Principal | None:
         settings = self._followed()
         if settings is None:
-            self._directory.check_known()
+            self._directory.known()
             return None
         if len(token) > MAX_TOKEN_BYTES:
             raise Unauthorized(f"this token has more than {MAX_TOKEN_BYTES} bytes")
