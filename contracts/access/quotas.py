@@ -53,4 +53,9 @@ class StorageQuotas(Protocol):
     async def refusal(
         self, kind: Literal["memories", "messages"], microdao_id: str, adding: int = 1
     ) -> OverLimit | None:
-        """Returns why the microDAO may not store that many more, or None; counts them if it may."""
+        """Returns why the microDAO may not store that many more, or None."""
+
+    def added(
+        self, kind: Literal["memories", "messages"], microdao_id: str, number: int = 1
+    ) -> None:
+        """Counts what was stored: new ones only, neither duplicates nor refused ones."""

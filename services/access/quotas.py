@@ -33,8 +33,8 @@ class Quotas:
     """Implements StorageQuotas.
 
     A microDAO with a quota is counted at most every `COUNT_S` seconds, and for a twentieth of the
-    time where counting is slow. In between a replica adds what it stores itself, so a quota is
-    exceeded at most by what other replicas store meanwhile.
+    time where counting is slow. In between a replica adds what it has stored itself, so a quota is
+    exceeded at most by what other replicas store meanwhile, and by the calls under way.
     """
 
     def __init__(
@@ -76,5 +76,10 @@ class Quotas:
                 "access.yaml; what was removed counts within seconds",
                 details={"limit": f"microdao.{kind}", "subject": microdao_id, "amount": limit},
             )
-        known.stored += adding
         return None
+
+    def added(
+        self, kind: Literal["memories", "messages"], microdao_id: str, number: int = 1
+    ) -> None:
+        if (known := self._counted.get((kind, microdao_id))) is not None:
+            known.stored += number

@@ -57,6 +57,8 @@ class Remembering:
         new = self._new(request, _key_hash(idempotency_key))
         refusal = await self.quotas.refusal("memories", request.microdao_id)
         stored = await self.records.add(new, refusal)
+        if not stored.duplicate:
+            self.quotas.added("memories", request.microdao_id)
         if not stored.indexed:
             self.worker.wake()
         indexed = stored.indexed or await self._indexed(request, stored.id, request.wait_indexed_s)
@@ -86,6 +88,7 @@ class Remembering:
         ]
         refusal = await self.quotas.refusal("memories", tenant.microdao_id, len(new))
         added = await self.records.add_all(new, refusal)
+        self.quotas.added("memories", tenant.microdao_id, added)
         self.worker.wake()
         return added
 

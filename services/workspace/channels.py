@@ -151,6 +151,7 @@ class Channels:
         refusal = await self.quotas.refusal("messages", tenant)
         message, created = await self.stored_messages.post(tenant, post, refusal)
         if created:
+            self.quotas.added("messages", tenant)
             self.feeds.changed(message.channel_id)
             self.notices.created(tenant, message)
             if message.sender_type == "human":

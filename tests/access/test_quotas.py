@@ -36,8 +36,12 @@ def quotas(stored, settings):
 
 
 async def admitted(tested, times):
-    refused = [await tested.refusal("memories", OWN) for _ in range(times)]
-    return sum(refusal is None for refusal in refused)
+    stored = 0
+    for _ in range(times):
+        if await tested.refusal("memories", OWN) is None:
+            tested.added("memories", OWN)
+            stored += 1
+    return stored
 
 
 def test_a_microdaos_own_quota_wins_over_the_default_where_it_is_given():
@@ -64,6 +68,13 @@ async def test_between_two_counts_a_replica_knows_what_it_stores_itself():
     stored.now += COUNT_S
     assert await admitted(tested, 4) == 1
     assert stored.asked == 2
+
+
+async def test_what_was_not_stored_does_not_count():
+    tested = quotas(Stored(stored=3), {"default": {"memories": 5}})
+    for _ in range(10):  # duplicates, or refused by the store
+        assert await tested.refusal("memories", OWN, 2) is None
+    assert await admitted(tested, 4) == 2
 
 
 async def test_callers_at_once_count_once_and_share_what_is_left():

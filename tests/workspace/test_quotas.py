@@ -22,8 +22,8 @@ async def test_a_message_over_the_quota_is_refused_and_a_known_one_is_found(data
             body = {"name": "c", "microdao_id": microdao_id, "members": [OLENA, SOFIA]}
             return (await http.post("/channels", json=body)).json()["id"]
 
-        async def post(place, text, key):
-            body = {"sender_id": OLENA, "text": text, "message_id": key}
+        async def post(place, text, key, sender=OLENA):
+            body = {"sender_id": sender, "text": text, "message_id": key}
             return (await http.post(f"/channels/{place}/messages", json=body)).status_code
 
         first, second, other = [
@@ -32,7 +32,9 @@ async def test_a_message_over_the_quota_is_refused_and_a_known_one_is_found(data
         assert await post(first, "Привіт", "m-1") == 201
         assert await post(second, "Ще", "m-2") == 429  # channels share the quota
         assert await post(first, "Привіт", "m-1") == 200
-        assert [await post(other, text, text) for text in ("1", "2", "3")] == [201, 201, 429]
+        assert await post(other, "1", "1", "user:stranger") == 403  # stores nothing, counts nothing
+        assert [await post(other, "1", "1") for _ in range(3)] == [201, 200, 200]
+        assert [await post(other, text, text) for text in ("2", "3")] == [201, 429]
         reply = {"channel_id": first, "text": "Вітаю", "run_id": "r"}
         refused = await http.post(f"/agents/{SOFIA}/post-to-channel", json=reply)
         assert (refused.status_code, refused.json()["error"]["type"]) == (429, "over_limit")
