@@ -4,6 +4,7 @@ something does not fit.
 
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -62,6 +63,18 @@ async def command(url: str | None) -> tuple[int, str, str]:
         output, errors = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode(), errors.decode()
+
+
+async def test_retention_comes_to_a_large_ledger_without_locking_it(
+    empty: DatabaseUrls, tmp_path: Path
+) -> None:
+    for file in sorted(MIGRATIONS.glob("*.sql"))[:16]:
+        if file.name == "0016_retention.sql":
+            await migrate(empty.owner, directory=tmp_path)
+        shutil.copy(file, tmp_path)
+    async with await psycopg.AsyncConnection.connect(empty.owner) as writer:
+        await writer.execute("LOCK TABLE llm_usage, llm_attempts IN ROW EXCLUSIVE MODE")
+        assert await migrate(empty.owner, directory=tmp_path) == ["0016_retention"]
 
 
 async def test_many_processes_at_once_apply_each_file_once(empty: DatabaseUrls) -> None:

@@ -90,8 +90,8 @@ INSERT INTO llm_usage (
     outcome, streamed, estimated, attempts
 )
 SELECT
-    gen_random_uuid(), 'r', {WHEN}, 'agent:sofia', 'microdao:7', 'm', 'p', 'm', 1, 1, 2, 0, 0, 1,
-    'ok', false, false, 1
+    gen_random_uuid(), 'r', {WHEN}, 'agent:' || n % 7, 'microdao:7', 'm', 'p', 'm', 1, 1, 2, 0, 0,
+    1, 'ok', false, false, 1
 FROM {ROWS}
 """
 ATTEMPTS = """

@@ -6,10 +6,6 @@ ALTER TABLE llm_batch_items ADD COLUMN agent_id text, ADD COLUMN channel_id text
 ALTER TABLE llm_idempotency ADD COLUMN agent_id text, ADD COLUMN channel_id text;
 
 -- Purges take the oldest rows first.
-DROP INDEX llm_usage_by_time;
-CREATE INDEX llm_usage_by_time ON llm_usage (occurred_at);
-DROP INDEX llm_attempts_by_time;
-CREATE INDEX llm_attempts_by_time ON llm_attempts (occurred_at);
 CREATE INDEX channel_messages_by_time ON channel_messages (created_at);
 
 -- The functions below run as the owner, to whom row security applies, too.
@@ -20,6 +16,8 @@ CREATE POLICY counted ON memories FOR SELECT TO CURRENT_USER USING (true);
 
 -- Purges: as in 0011_purges.sql.
 
+-- The ledger's purge goes from agent to agent by their indexes, (agent_id, occurred_at): the ledger is too large to index anew
+-- under a lock, and its BRIN indexes stop excluding blocks once the space of purged rows is used again.
 -- Limits of money read the days of a whole month of llm_spending.
 CREATE FUNCTION llm_usage_purge(older_than interval, at_most integer) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -28,15 +26,33 @@ DECLARE
     calls bigint;
     days bigint;
 BEGIN
-    DELETE FROM llm_attempts WHERE (call_id, number) IN (
-        SELECT call_id, number FROM llm_attempts WHERE occurred_at < now() - older_than
-        ORDER BY occurred_at LIMIT at_most FOR UPDATE SKIP LOCKED
-    );
+    WITH RECURSIVE agents AS (
+        SELECT min(agent_id) AS agent_id FROM llm_attempts
+        UNION ALL
+        SELECT (SELECT min(later.agent_id) FROM llm_attempts AS later WHERE later.agent_id > agents.agent_id)
+        FROM agents WHERE agents.agent_id IS NOT NULL
+    ), old AS MATERIALIZED (
+        SELECT due.* FROM agents CROSS JOIN LATERAL (
+            SELECT call_id, number FROM llm_attempts
+            WHERE llm_attempts.agent_id = agents.agent_id AND occurred_at < now() - older_than
+            ORDER BY occurred_at LIMIT at_most FOR UPDATE SKIP LOCKED
+        ) AS due LIMIT at_most
+    )
+    DELETE FROM llm_attempts WHERE (call_id, number) IN (SELECT call_id, number FROM old);
     GET DIAGNOSTICS attempts = ROW_COUNT;
-    DELETE FROM llm_usage WHERE id IN (
-        SELECT id FROM llm_usage WHERE occurred_at < now() - older_than
-        ORDER BY occurred_at LIMIT at_most FOR UPDATE SKIP LOCKED
-    );
+    WITH RECURSIVE agents AS (
+        SELECT min(agent_id) AS agent_id FROM llm_usage
+        UNION ALL
+        SELECT (SELECT min(later.agent_id) FROM llm_usage AS later WHERE later.agent_id > agents.agent_id)
+        FROM agents WHERE agents.agent_id IS NOT NULL
+    ), old AS MATERIALIZED (
+        SELECT due.* FROM agents CROSS JOIN LATERAL (
+            SELECT id FROM llm_usage
+            WHERE llm_usage.agent_id = agents.agent_id AND occurred_at < now() - older_than
+            ORDER BY occurred_at LIMIT at_most FOR UPDATE SKIP LOCKED
+        ) AS due LIMIT at_most
+    )
+    DELETE FROM llm_usage WHERE id IN (SELECT id FROM old);
     GET DIAGNOSTICS calls = ROW_COUNT;
     DELETE FROM llm_spending WHERE (kind, subject, day, recorder) IN (
         SELECT kind, subject, day, recorder FROM llm_spending
