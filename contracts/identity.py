@@ -79,11 +79,15 @@ class Page(BaseModel, Generic[Item]):
 
 
 def as_uuid(text: str) -> UUID | None:
-    """Returns the id that a path names; None for a text that is no id, which names nothing."""
+    """Returns the id that a path names; None for a text that is no id, which names nothing.
+
+    One id has one spelling: what is stored under an id as text is found, and erased, by it.
+    """
     try:
-        return UUID(text)
+        found = UUID(text)
     except ValueError:
         return None
+    return found if str(found) == text else None
 
 
 def new_id() -> UUID:

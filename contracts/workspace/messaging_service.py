@@ -68,7 +68,7 @@ class ChannelMessage(Frozen, populate_by_name=True):
 class ChannelInfo(Frozen):
     """A channel, its tenant and members, None when the service does not report them."""
 
-    id: str
+    id: Identifier
     name: str
     microdao_id: Identifier
     members: list[str] | None = Field(default=[])

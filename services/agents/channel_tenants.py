@@ -35,8 +35,13 @@ class ChannelTenants:
         self._configured = configured
         self._cache = TTLCache[str, ChannelInfo, float](MAX_CACHED, CACHE_S)
 
-    async def microdao_of(self, invocation: AgentInvocation, deadline: Deadline) -> str:
-        """Returns the tenant that the run belongs to.
+    async def place(
+        self, invocation: AgentInvocation, deadline: Deadline
+    ) -> tuple[str, str | None]:
+        """Returns the microDAO and the channel that the run belongs to.
+
+        The channel's id is as the messaging service reports it, which may also find a channel by
+        another spelling: erasures and duplicates are found by the id. Else it is as invoked.
 
         Raises:
             NotFound: no such channel in a microDAO that the caller may act in.
@@ -68,7 +73,7 @@ class ChannelTenants:
             and invocation.agent_id not in info.members
         ):
             raise Forbidden("the agent is not a member of this channel: add it first")
-        return tenant
+        return tenant, channel_id if info is None else info.id
 
     async def _channel(
         self, channel_id: str, agent_id: str, deadline: Deadline

@@ -134,7 +134,7 @@ class AgentRuns:
         deadline = Deadline.after(ACCEPT_TIMEOUT_S)
         self._reserve()
         try:
-            microdao_id = await self._channels.microdao_of(invocation, deadline)
+            microdao_id, channel_id = await self._channels.place(invocation, deadline)
             tenant = Tenant(microdao_id=microdao_id, agent_id=blueprint.id)
             caller, payload = acting().narrowed(tenant), invocation.payload
             await self._policy.check("send_message", ("agent", blueprint.id), tenant)
@@ -146,7 +146,7 @@ class AgentRuns:
                 id=new_id(),
                 microdao_id=microdao_id,
                 agent_id=blueprint.id,
-                channel_id=payload.channel_id,
+                channel_id=channel_id,
                 trigger_id=trigger_id,
                 invocation=invocation,
                 caller=caller.claims(),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
+from uuid import UUID
 
 from contracts.memory.administration import EraseReceipt, EraseRequest
 from contracts.memory.background import ErasureStore, RowErasure
@@ -38,13 +40,19 @@ class Erasing:
         """Removes a microDAO with its knowledge base, an agent or a channel from every wing.
 
         Many transactions of a bounded size do it. After a failure the same request continues where
-        it stopped; what is written meanwhile goes when it is repeated.
+        it stopped; what is written meanwhile goes when it is repeated. A channel's UUID in another
+        spelling erases what is stored under that one and under the canonical one.
         """
-        erased = Counter(await self.rows.erase(request))
         microdao_id, agent_id = request.microdao_id, request.agent_id
-        agents = await self.store.agents(microdao_id) if agent_id is None else [agent_id]
-        for agent in agents:
-            erased.update(await self.store.erase(Area(microdao_id, agent), request.channel_id))
+        erased, spellings = Counter[str](), {request.channel_id}
+        with suppress(ValueError):
+            spellings.add(str(UUID(request.channel_id or "")))
+        for channel_id in spellings:
+            spelled = request.model_copy(update={"channel_id": channel_id})
+            erased.update(await self.rows.erase(spelled))
+            agents = await self.store.agents(microdao_id) if agent_id is None else [agent_id]
+            for agent in agents:
+                erased.update(await self.store.erase(Area(microdao_id, agent), channel_id))
         if agent_id is None and request.channel_id is None:
             erased.update(await self.knowledge.forget(microdao_id))
             await self.store.erase(Area(microdao_id, SHARED), None)

@@ -55,7 +55,7 @@ class Neighbour:
         if seen.method == "POST":
             self.posts.append(seen.body["text"])
             return 200, {"message_id": "m2"}
-        found = known.get(seen.path)
+        found = known.get(seen.path.replace(CHANNEL.upper(), CHANNEL))  # knows both spellings
         return (200, found) if found is not None else (404, {"detail": "Not Found"})
 
 
@@ -151,6 +151,18 @@ async def test_the_channels_own_tenant_is_answered_from_its_memory(here, source,
         )
     assert (answer["status"], answer["microdao_id"]) == ("answered", own)
     assert neighbour.posts == [f"Бачу: {SECRET}"]
+
+
+async def test_a_channel_in_another_spelling_is_the_channel_that_the_service_reports(here):
+    neighbour = Neighbour(channel_of(here.microdao), in_it(OLENA, SOFIA))
+    async with (
+        recording_server(neighbour) as server,
+        here.agents(messaging={"kind": "messaging_service", "base_url": server.url}),
+    ):
+        first = await invoked(here, channel_id=CHANNEL.upper(), message_id="m1")
+        again = await invoked(here, channel_id=CHANNEL, message_id="m1")
+    assert (first["status"], again["duplicate"]) == ("answered", True)
+    assert (again["run_id"], len(neighbour.posts)) == (first["run_id"], 1)
 
 
 async def test_an_agent_that_the_service_does_not_list_reads_nothing(here):

@@ -1,6 +1,7 @@
 """`POST /erase` reaches what every wing stores, and its receipt says what stays."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from operator import attrgetter
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -137,15 +138,19 @@ async def test_an_erased_agent_leaves_what_is_of_others(memory: Memory, owner: O
     assert await memory.contents("кошторис", BORYS) == ["Факт про кошторис"]
 
 
-async def test_an_erased_channel_is_gone_for_all_its_agents(memory: Memory, owner: Owner):
+@pytest.mark.parametrize("spelled", [str, attrgetter("urn")])
+async def test_an_erased_channel_is_gone_for_all_its_agents(
+    memory: Memory, owner: Owner, spelled: Callable[[UUID], str]
+):
     channel, other = uuid4(), uuid4()
     for tenant in (SOFIA, BORYS):
         await fill(memory, owner, tenant, channel)
     await fill(memory, owner, {**SOFIA, "agent_id": "agent:third"}, other)
+    await memory.store("Як записано", wait=0, channel_id=spelled(channel))
     receipt = succeeded(
-        await memory.post("/erase", {"microdao_id": MICRODAO, "channel_id": str(channel)})
+        await memory.post("/erase", {"microdao_id": MICRODAO, "channel_id": spelled(channel)})
     )
-    assert receipt["erased"]["memories"] == receipt["erased"]["messages"] == 2
+    assert (receipt["erased"]["memories"], receipt["erased"]["messages"]) == (3, 2)
     assert receipt["erased"]["channels"] == 1
     assert receipt["erased"]["follow_ups"] == 0  # they are of no channel
     assert await tables_with(owner, str(channel)) == set(KEPT) - {"llm_spending"}

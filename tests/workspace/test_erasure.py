@@ -43,6 +43,8 @@ async def test_an_erased_channel_takes_and_shows_nothing(http, database):
     channel, other = await make(http), await make(http)
     for place in (channel, other):
         assert (await post(http, place, "Привіт")).status_code == 201
+    for spelling in (channel.upper(), f"urn:uuid:{channel}", f"{{{channel}}}"):
+        assert (await post(http, spelling, "Інакше")).status_code == 404  # ids have one spelling
     erased = await TenantRows(database).erase(EraseRequest(microdao_id=OWN, channel_id=channel))
     assert (erased["channels"], erased["messages"], erased["invocations"]) == (1, 1, 1)
     assert (await post(http, channel, "Ще тут?")).status_code == 404

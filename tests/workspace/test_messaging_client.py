@@ -258,12 +258,11 @@ async def test_an_agent_that_was_just_added_is_a_member(before):
         client = NeighbourMessaging(server.url, presenting(None))
         channels = ChannelTenants(client, lambda _: None)
         with pytest.raises(Forbidden):
-            await channels.microdao_of(AgentInvocation.model_validate(given), deadline())
+            await channels.place(AgentInvocation.model_validate(given), deadline())
         members = [*before, {"member_id": SOFIA}]
         for _ in range(2):
-            assert (
-                await channels.microdao_of(AgentInvocation.model_validate(given), deadline()) == OWN
-            )
+            placed = await channels.place(AgentInvocation.model_validate(given), deadline())
+            assert placed == (OWN, "ch-1")
         await client.close()
     assert len(server.seen) == 4, "what is known of a member is kept"
 
