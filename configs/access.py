@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -102,12 +102,8 @@ class AccessSettings(Strict):
     quotas: QuotaSettings = QuotaSettings()
 
 
-class FileContents(NamedTuple):
-    """What the store takes: grants by name, keys as principal, label and hash, other sections."""
-
-    principals: Mapping[str, Grants]
-    keys: list[tuple[str, str, bytes]]
-    settings: dict[str, Any]
+FileContents = tuple[Mapping[str, Grants], list[tuple[str, str, bytes]], dict[str, Any]]
+"""What the store takes: grants by name, keys as principal, label and hash, other sections."""
 
 
 def load_access(config_dir: Path) -> AccessSettings:
@@ -121,22 +117,22 @@ def contents_of(settings: AccessSettings, lookup: Callable[[str], str | None]) -
     Raises:
         ConfigurationError: a variable is not set or holds no key of ours, or one key stands twice.
     """
-    principals, keys = {}, []
+    principals: dict[str, Grants] = {}
+    keys: dict[bytes, tuple[str, str, bytes]] = {}
     for name, principal in settings.principals.items():
         fields = principal.model_dump(exclude={"keys"}, exclude_unset=True)
         principals[name] = Grants.model_validate(fields)
-        keys += [(name, key.label, _hash(name, key, lookup)) for key in principal.keys]
-    owners: dict[bytes, str] = {}
-    for name, _, hashed in keys:
-        if hashed in owners:
-            raise ConfigurationError(
-                f"{SETTINGS_FILE}: principals.{name}.keys: `{owners[hashed]}` has the same key"
-            )
-        owners[hashed] = name
+        for key in principal.keys:
+            hashed = _hash(name, key, lookup)
+            if hashed in keys:
+                raise ConfigurationError(
+                    f"{SETTINGS_FILE}: principals.{name}.keys: `{keys[hashed][0]}` has the same key"
+                )
+            keys[hashed] = name, key.label, hashed
     if settings.policy_service is not None:
         settings.policy_service.secret(lookup)
     others = settings.model_dump(mode="json", exclude={"principals"})
-    return FileContents(principals, keys, others)
+    return principals, list(keys.values()), others
 
 
 def _hash(name: str, key: FileKey, lookup: Callable[[str], str | None]) -> bytes:
