@@ -12,14 +12,13 @@ from typing import Protocol
 from contracts.access.keys import KEY_PREFIX
 from contracts.access.principals import ANYONE, OPERATORS, OURSELVES, Principal
 from contracts.errors import Forbidden, Unauthorized
-from services.access import delegations
 from services.access.audit import AuditTrail
-from services.access.delegations import Delegations
+from services.access.delegations import PREFIX, Delegations
 from services.access.directory import Directory
 
 NAME_ROUNDS = 50_000
 NAME_DIGITS = 12
-_KEY, _DELEGATION = KEY_PREFIX.encode(), delegations.PREFIX.encode()
+_KEY, _DELEGATION = KEY_PREFIX.encode(), PREFIX.encode()
 
 
 class IdentityProvider(Protocol):
@@ -52,8 +51,8 @@ class Authentication:
         self.audit = audit
         self.delegations = Delegations(directory)
         self._provider = provider
-        self._internal = _digestible(internal_secret)
-        self._admin = _digestible(admin_secret)
+        self._internal = internal_secret.encode() if internal_secret else None
+        self._admin = admin_secret.encode() if admin_secret else None
         self.enforced = bool(self._internal or self._admin)
         # Names are slow to compute: before the first request.
         self._ourselves = _named(OURSELVES, self._internal)
@@ -123,7 +122,3 @@ def credential_name(secret: bytes) -> str:
 def _named(principal: Principal, secret: bytes | None) -> Principal:
     """Returns the principal under the name of its secret."""
     return principal if secret is None else replace(principal, credential=credential_name(secret))
-
-
-def _digestible(secret: str | None) -> bytes | None:
-    return secret.encode() if secret else None
