@@ -17,7 +17,7 @@ from backends.postgres.pool import Database
 from contracts.access.audit import AuditRecord
 from contracts.access.keys import (
     MAX_LIVE_KEYS,
-    Key,
+    IssuedKey,
     LiveKey,
     NewKey,
     PrincipalView,
@@ -25,6 +25,7 @@ from contracts.access.keys import (
     Snapshot,
     key_hash,
     key_hint,
+    new_key,
 )
 from contracts.access.principals import INTERNAL, Grants
 from contracts.errors import Conflict, NotFound
@@ -191,7 +192,8 @@ class PostgresPrincipals:
                 raise Conflict(IN_FILE)
             await connection.execute(DELETE, {"name": name})
 
-    async def add_key(self, name: str, key: str, wanted: NewKey) -> Key:
+    async def add_key(self, name: str, wanted: NewKey) -> IssuedKey:
+        key = new_key()
         values: dict[str, Any] = {
             "name": name,
             "key_hash": key_hash(key.encode()),
@@ -210,7 +212,7 @@ class PostgresPrincipals:
                 raise Conflict(f"`{name}` has {MAX_LIVE_KEYS} live keys: revoke one first")
             row = await _add_key(connection, values, "api")
         assert row is not None  # a new key has a new hash
-        return Key.model_validate(row)
+        return IssuedKey.model_validate({**row, "key": key})
 
     async def revoke(self, name: str, key_id: UUID) -> None:
         values = {"name": name, "key_id": key_id}

@@ -133,8 +133,8 @@ class PrincipalStore(Protocol):
     async def delete(self, name: str) -> None:
         """Removes a principal and its keys. Raises NotFound, or Conflict as `put`."""
 
-    async def add_key(self, name: str, key: str, wanted: NewKey) -> Key:
-        """Stores the hash of a new key; a Rotation also ends the present ones.
+    async def add_key(self, name: str, wanted: NewKey) -> IssuedKey:
+        """Makes a key and stores its hash; a Rotation also ends the present ones.
 
         Raises NotFound, or Conflict when two keys are live.
         """

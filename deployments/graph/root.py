@@ -25,7 +25,7 @@ from configs.stores import find_stores
 from contracts.errors import DaarionError
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, access_control, open_access, open_event_log
-from interfaces.http.access import access_router, audit_router, is_admin
+from interfaces.http.access import access_router, is_admin
 from interfaces.http.base.ingress import HEALTH_PATHS, Ingress
 from interfaces.http.graph.openapi import build_openapi
 from interfaces.http.graph.root import OPEN_PATHS, root_router
@@ -103,8 +103,7 @@ class RootReplica:
             self._health.health,
             self._document,
             self._prefixes.values(),
-            access_router(self._principals),
-            audit_router(self._audit),
+            access_router(self._principals, self._audit),
         )
         return Ingress(
             router,

@@ -8,14 +8,7 @@ from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel
 
 from contracts.access.audit import AuditEntry, AuditQuery, AuditStore
-from contracts.access.keys import (
-    IssuedKey,
-    NewKey,
-    PrincipalStore,
-    PrincipalView,
-    Rotation,
-    new_key,
-)
+from contracts.access.keys import IssuedKey, NewKey, PrincipalStore, PrincipalView, Rotation
 from contracts.access.principals import Grants, Principal, PrincipalName
 from contracts.errors import NotFound
 from contracts.identity import Page, PageQuery, Tenant, as_uuid
@@ -39,19 +32,22 @@ def is_admin(_method: str, path: str) -> bool:
     return path.startswith(PREFIX) and path != f"{PREFIX}/me"
 
 
-def access_router(store: PrincipalStore) -> Router:
-    """Returns the routes of principals and keys."""
+async def me(request: Request) -> Me:
+    """Returns who calls."""
+    principal: Principal = request.state.principal
+    return Me(
+        name=principal.name,
+        credential=principal.credential,
+        grants=principal.grants,
+        acts_for=principal.tenant,
+    )
+
+
+def access_router(store: PrincipalStore, audit: AuditStore) -> Router:
+    """Returns the routes of principals, keys and audit trail."""
     router = Router()
 
-    @router.get(f"{PREFIX}/me", summary="Who the presented key is, and what it may do")
-    async def me(request: Request) -> Me:
-        principal: Principal = request.state.principal
-        return Me(
-            name=principal.name,
-            credential=principal.credential,
-            grants=principal.grants,
-            acts_for=principal.tenant,
-        )
+    router.get(f"{PREFIX}/me", summary="Who the presented key is, and what it may do")(me)
 
     @router.get(f"{PREFIX}/principals", summary="Principals, newest first (operator)")
     async def page(query: Annotated[PageQuery, Query()]) -> Page[PrincipalView]:
@@ -91,7 +87,7 @@ def access_router(store: PrincipalStore) -> Router:
         responses=refusals(404, 409),
     )
     async def issue(name: Name, wanted: NewKey) -> IssuedKey:
-        return await _issued(store, name, wanted)
+        return await store.add_key(name, wanted)
 
     @router.post(
         f"{PREFIX}/principals/{{name}}/rotate",
@@ -100,7 +96,7 @@ def access_router(store: PrincipalStore) -> Router:
         responses=refusals(404, 409),
     )
     async def rotate(name: Name, wanted: Rotation) -> IssuedKey:
-        return await _issued(store, name, wanted)
+        return await store.add_key(name, wanted)
 
     @router.delete(
         f"{PREFIX}/principals/{{name}}/keys/{{key_id}}",
@@ -114,21 +110,8 @@ def access_router(store: PrincipalStore) -> Router:
             raise NotFound("there is no such live key of this principal")
         await store.revoke(name, wanted)
 
-    return router
-
-
-def audit_router(store: AuditStore) -> Router:
-    """Returns the route of the audit trail."""
-    router = Router()
-
     @router.get(f"{PREFIX}/audit", summary="The audit trail, newest first (operator)")
-    async def page(query: Annotated[AuditQuery, Query()]) -> Page[AuditEntry]:
-        return await store.page(query)
+    async def trail(query: Annotated[AuditQuery, Query()]) -> Page[AuditEntry]:
+        return await audit.page(query)
 
     return router
-
-
-async def _issued(store: PrincipalStore, name: str, wanted: NewKey) -> IssuedKey:
-    key = new_key()
-    stored = await store.add_key(name, key, wanted)
-    return IssuedKey(**stored.model_dump(), key=key)

@@ -106,17 +106,15 @@ async def test_principals_of_the_file_are_changed_there_alone_and_may_have_furth
     for change in (file.store.put("sofia-bot", Grants()), file.store.delete("sofia-bot")):
         with pytest.raises(Conflict, match=r"configs/access\.yaml"):
             await change
-    further = new_key()
-    await file.store.add_key("sofia-bot", further, NewKey())
+    further = await file.store.add_key("sofia-bot", NewKey())
     await file.apply(text)
-    assert await file.opens(further) == "sofia-bot"
+    assert await file.opens(further.key) == "sofia-bot"
     assert (await file.store.find("other-bot")).origin == "api"
 
 
 async def test_the_file_takes_a_principal_over_with_its_keys(file):
     await file.store.put("sofia-bot", Grants())
-    issued = new_key()
-    await file.store.add_key("sofia-bot", issued, NewKey())
+    issued = (await file.store.add_key("sofia-bot", NewKey())).key
     await file.apply("principals: {sofia-bot: {agents: ['agent:sofia']}}")
     assert await file.opens(issued) == "sofia-bot"
     view = await file.store.find("sofia-bot")

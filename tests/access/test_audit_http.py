@@ -13,7 +13,7 @@ from contracts.access.audit import AuditQuery
 from contracts.access.principals import Grants
 from contracts.errors import NotFound, RateLimited
 from contracts.health import Check, Health
-from interfaces.http.access import audit_router
+from interfaces.http.access import access_router
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.base.routing import Router
@@ -49,7 +49,7 @@ class Things:
         router.add_api_route("/import", self.take, methods=["POST"])
         router.add_api_route("/items", self.items, methods=["GET"])
         add_health_routes(router, lambda: HEALTH)
-        router.include_router(audit_router(self.store))
+        router.include_router(access_router(None, self.store))
         self.ingress = Ingress(
             router,
             access,

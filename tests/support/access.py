@@ -75,7 +75,7 @@ async def opened_access(
 @asynccontextmanager
 async def served_keys(access: Authentication, store: PrincipalStore, events: EventLog) -> Any:
     """Yields the URL of the root application with the routes of principals and keys."""
-    router = root_router(lambda: Health(status="ready"), dict, [], access_router(store))
+    router = root_router(lambda: Health(status="ready"), dict, [], access_router(store, None))
     ingress = Ingress(router, AccessControl(access), events, max_concurrent=20, is_admin=is_admin)
     async with served(ingress) as url:
         yield url

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from contracts.health import Health
-from interfaces.http.access import access_router, audit_router
+from interfaces.http.access import access_router
 from interfaces.http.agents import agents_router
 from interfaces.http.base.errors import JsonResponse
 from interfaces.http.base.routing import ERROR, Router, refusals
@@ -177,5 +177,5 @@ def documented_routers(prefixes: Mapping[str, str]) -> dict[str, tuple[str, Rout
     found = {
         name: (prefix, _ROUTERS[name]()) for name, prefix in prefixes.items() if name in _ROUTERS
     }
-    root = root_router(_health, dict, (), access_router(_NOTHING), audit_router(_NOTHING))
+    root = root_router(_health, dict, (), access_router(_NOTHING, _NOTHING))
     return {**found, "root": ("/", root)}
