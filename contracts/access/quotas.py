@@ -6,7 +6,6 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
-from contracts.errors import OverLimit
 from contracts.identity import Identifier
 from contracts.shapes import Strict
 
@@ -42,20 +41,3 @@ class StoredCounts(Protocol):
         self, kind: Literal["memories", "messages"], microdao_id: str, at_most: int
     ) -> int:
         """Returns the number, or `at_most` where there are more."""
-
-
-class StorageQuotas(Protocol):
-    """Says what is over a quota."""
-
-    def limit(self, kind: StoredKind, microdao_id: str) -> int | None:
-        """Returns how many the microDAO may store; None is unlimited."""
-
-    async def refusal(
-        self, kind: Literal["memories", "messages"], microdao_id: str, adding: int = 1
-    ) -> OverLimit | None:
-        """Returns why the microDAO may not store that many more, or None."""
-
-    def added(
-        self, kind: Literal["memories", "messages"], microdao_id: str, number: int = 1
-    ) -> None:
-        """Counts what was stored: new ones only, neither duplicates nor refused ones."""

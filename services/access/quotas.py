@@ -30,7 +30,7 @@ class _Counted:
 
 
 class Quotas:
-    """Implements StorageQuotas.
+    """Says what is over a quota.
 
     A microDAO with a quota is counted at most every `COUNT_S` seconds, and for a twentieth of the
     time where counting is slow. In between a replica adds what it has stored itself, so a quota is
@@ -51,6 +51,7 @@ class Quotas:
         self._counted: LRUCache[tuple[str, str], _Counted] = LRUCache(MAX_REMEMBERED)
 
     def limit(self, kind: StoredKind, microdao_id: str) -> int | None:
+        """Returns how many the microDAO may store; None is unlimited."""
         if self._revision != self._directory.revision:
             self._settings = self._directory.section("quotas", QuotaSettings) or QuotaSettings()
             self._revision = self._directory.revision
@@ -59,6 +60,7 @@ class Quotas:
     async def refusal(
         self, kind: Literal["memories", "messages"], microdao_id: str, adding: int = 1
     ) -> OverLimit | None:
+        """Returns why the microDAO may not store that many more, or None."""
         limit = self.limit(kind, microdao_id)
         if limit is None:
             return None
@@ -81,5 +83,6 @@ class Quotas:
     def added(
         self, kind: Literal["memories", "messages"], microdao_id: str, number: int = 1
     ) -> None:
+        """Counts what was stored: new ones only, neither duplicates nor refused ones."""
         if (known := self._counted.get((kind, microdao_id))) is not None:
             known.stored += number

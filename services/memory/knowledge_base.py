@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from contracts.access.quotas import StorageQuotas
 from contracts.errors import Conflict
 from contracts.events import EventLog
 from contracts.memory.administration import RefusedFile, ReindexReport
@@ -20,6 +19,7 @@ from contracts.memory.background import (
     UnreadableFile,
 )
 from contracts.memory.settings import ChunkSettings
+from services.access.quotas import Quotas
 from services.memory.chunking import cut, rules
 
 LEASE_S = 600.0
@@ -67,7 +67,7 @@ class KnowledgeBase:
         shared: Path,
         interval_s: float,
         size: ChunkSettings,
-        quotas: StorageQuotas,
+        quotas: Quotas,
     ) -> None:
         self._documents = documents
         self._folders = folders

@@ -11,7 +11,6 @@ from typing import Any
 
 import orjson
 
-from contracts.access.quotas import StorageQuotas
 from contracts.errors import InvalidRequest, NotFound
 from contracts.identity import Tenant, new_id
 from contracts.memory.administration import ExportedMemory
@@ -20,6 +19,7 @@ from contracts.memory.items import MEMORY_META, text_of
 from contracts.memory.ports import ItemReader, MemoryRecords, NewMemory, ScopeReader
 from contracts.memory.settings import ChunkSettings
 from contracts.values import is_storable
+from services.access.quotas import Quotas
 from services.memory.chunking import chunk
 from services.memory.ingestion import IngestionWorker
 
@@ -39,7 +39,7 @@ class Remembering:
     items: ItemReader
     worker: IngestionWorker
     size: ChunkSettings
-    quotas: StorageQuotas
+    quotas: Quotas
 
     async def store(self, request: StoreRequest, idempotency_key: str | None) -> StoreResponse:
         """Returns when the memory is committed, or embedded if the request asks for that.

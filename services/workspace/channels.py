@@ -10,7 +10,6 @@ from uuid import UUID
 from cachetools import LRUCache
 
 from contracts.access.principals import acting
-from contracts.access.quotas import StorageQuotas
 from contracts.errors import InvalidRequest, NotFound
 from contracts.identity import Page, as_uuid
 from contracts.workspace.channels import Channel, ChannelQuery, ChannelStore, NewChannel, NewMember
@@ -26,6 +25,7 @@ from contracts.workspace.messages import (
     Post,
 )
 from contracts.workspace.messaging_service import AGENT_PREFIX, sender_type
+from services.access.quotas import Quotas
 from services.workspace.live import LiveFeeds
 
 MAX_REMEMBERED = 10_000
@@ -47,7 +47,7 @@ class Channels:
     feeds: LiveFeeds
     notices: MessageNotices
     wake: Callable[[], None]
-    quotas: StorageQuotas
+    quotas: Quotas
     _tenants: LRUCache[UUID, str] = field(default_factory=lambda: LRUCache(MAX_REMEMBERED))
 
     async def create(self, channel: NewChannel) -> Channel:
