@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from contracts.access.principals import acting
 from contracts.errors import DaarionError, DeadlineExceeded
 from contracts.events import EventLog
 from contracts.identity import new_id
@@ -25,7 +26,7 @@ from contracts.llm.limits import (
     Spent,
 )
 from contracts.llm.ports import Prices
-from contracts.llm.requests import ChatOptions, ProxyRequest
+from contracts.llm.requests import CallMetadata, ChatOptions, ProxyRequest
 from contracts.llm.routing import Route, Target
 from contracts.llm.usage import (
     OUTCOME_LOST,
@@ -35,7 +36,6 @@ from contracts.llm.usage import (
     tokens_of,
 )
 from contracts.values import now_utc
-from services.llm.callers import caller_of
 from services.llm.estimates import CallEstimate, completion_tokens, rough_prompt_tokens
 
 OUTCOME_CANCELLED = "cancelled"
@@ -307,6 +307,11 @@ class CallAccount:
         """Milliseconds to the first token that the caller received."""
         shown = self._tries[-1].first_token_at if self._tries else None
         return None if shown is None else _ms(shown - self._started)
+
+
+def caller_of(metadata: CallMetadata, credential: str) -> Caller:
+    """Returns the caller that `metadata` names, with the limits of the principal at work."""
+    return Caller(metadata.agent_id, metadata.microdao_id, credential, acting().limits)
 
 
 def _record_of(ended: _Try) -> AttemptRecord:

@@ -17,8 +17,8 @@ from contracts.llm.limits import Estimate, Spent
 from contracts.llm.listings import ModelList
 from contracts.llm.requests import ProxyRequest
 from contracts.llm.usage import OUTCOME_OK, UsageRecord
+from services.llm.accounting import caller_of
 from services.llm.cache import AnswerCache, cache_key, is_clipped, is_worth_keeping
-from services.llm.callers import caller_of
 from services.llm.gateway import Answerer, ChatStream, KeptTarget, Load
 from services.llm.proxy import LLMProxy
 

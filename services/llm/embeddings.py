@@ -33,8 +33,7 @@ from contracts.llm.requests import CallMetadata
 from contracts.llm.routing import Target, Timeouts
 from contracts.llm.usage import OUTCOME_LOST, OUTCOME_OK, UsageRecord, UsageSink, tokens_of
 from contracts.values import now_utc
-from services.llm.accounting import PROVIDER_WORKED, outcome_of
-from services.llm.callers import caller_of
+from services.llm.accounting import PROVIDER_WORKED, caller_of, outcome_of
 from services.llm.estimates import BYTES_PER_TOKEN
 
 TIMEOUT_S = 60.0

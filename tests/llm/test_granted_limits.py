@@ -21,8 +21,8 @@ from interfaces.http.base.access import AccessControl
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.chat import LLMRoutes, add_limit_routes, llm_router
 from services.access.authentication import Authentication
+from services.llm.accounting import caller_of
 from services.llm.batches import _restored
-from services.llm.callers import caller_of
 from services.llm.limits.limiter import LeasedLimiter
 from services.llm.limits.states import LimitStates
 from tests.support.access import SIGNING_KEY, fixed_access, opened_access
