@@ -3,7 +3,6 @@
 import re
 import secrets
 import time
-from collections.abc import Iterable
 from typing import Annotated, Generic, TypeVar
 from uuid import UUID
 
@@ -47,11 +46,6 @@ Pattern = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterV
 def matches(pattern: str, value: str) -> bool:
     """Whether the pattern names `value`."""
     return value.startswith(pattern[:-1]) if pattern.endswith("*") else value == pattern
-
-
-def matches_any(patterns: Iterable[str], value: str) -> bool:
-    """Whether one of the patterns names `value`."""
-    return any(matches(pattern, value) for pattern in patterns)
 
 
 class Tenant(Frozen):

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from contracts.errors import Forbidden
-from contracts.identity import Pattern, Tenant, matches_any
+from contracts.identity import Pattern, Tenant, matches
 from contracts.llm.limits import ANONYMOUS, Dollars, RateSettings
 from contracts.shapes import Strict
 from contracts.tools.api import tool_id_of
@@ -79,7 +79,11 @@ class Names:
         self._literal = frozenset(self._listed)
 
     def __contains__(self, value: str) -> bool:
-        return self.all or value in self._literal or matches_any(self._listed, value)
+        return (
+            self.all
+            or value in self._literal
+            or any(matches(pattern, value) for pattern in self._listed)
+        )
 
 
 @dataclass(frozen=True)
