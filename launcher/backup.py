@@ -14,7 +14,6 @@ in both, and is counted once when it is read again. In the opposite order it wou
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import stat
@@ -23,7 +22,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
@@ -117,10 +116,9 @@ async def restore(environment: Environment, file: Path) -> Manifest:
             _refuse_used(folder)
         try:
             async with PostgresServer(data_dir.root) as server:
-                with TemporaryFile(dir=data_dir.root) as dump, archive.open(_DUMP) as member:
-                    shutil.copyfileobj(member, dump)
-                    dump.seek(0)
-                    await _run("pg_restore", server.urls.owner, *_RESTORING, stdin=dump.fileno())
+                with TemporaryDirectory(dir=data_dir.root) as draft:
+                    dump = archive.extract(_DUMP, draft)
+                    await _run("pg_restore", server.urls.owner, *_RESTORING, dump)
             _extract(archive, folders)
         except BaseException:
             for folder in (data_dir.postgres, *folders.values()):
@@ -233,16 +231,12 @@ def _refuse_used(folder: Path) -> None:
         )
 
 
-async def _run(
-    program: str, url: str, *options: str, stdin: int = asyncio.subprocess.DEVNULL
-) -> None:
+async def _run(program: str, url: str, *options: str) -> None:
     # The indexes of vectors are built with what the graph gives them, four times the default.
     parameters = {**conninfo_to_dict(url), "options": "-c maintenance_work_mem=256MB"}
     # Every user of this machine can read arguments, and only their owner variables.
     variables = {"PGPASSWORD": str(parameters.pop("password")), "LC_ALL": "C"}
     argv = [str(programs() / program), f"--dbname={make_conninfo('', **parameters)}", *options]
-    status, output = await run_tool(
-        Command(argv, variables, Path("/")), timeout_s=_TIMEOUT_S, stdin=stdin
-    )
+    status, output = await run_tool(Command(argv, variables, Path("/")), timeout_s=_TIMEOUT_S)
     if status != 0:
         raise ServiceFailed(f"{program} failed: {cause(output)}")
