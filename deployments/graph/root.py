@@ -11,11 +11,8 @@ from typing import Any
 from ray import serve
 from ray.serve.deployment import Application
 
-from backends.access.audit import PostgresAudit
-from backends.access.principals import PostgresPrincipals
 from backends.http.application_health import ApplicationHealth
 from backends.nats.link import NatsLink
-from backends.postgres.pool import Database, PoolLimits
 from common.http.client import open_client
 from common.retry import retry
 from common.tasks import end_tasks, spawn
@@ -54,12 +51,8 @@ class RootReplica:
         async with Resources() as resources:
             self._events = open_event_log(environment, APPLICATION, resources=resources)
             self._access = await open_access(environment, self._events, resources)
-            database = Database(
-                stores.database_url, events=self._events, limits=PoolLimits(min_size=1, max_size=2)
-            )
-            await resources.closing(database).open()
-            self._principals = PostgresPrincipals(database, self._events)
-            self._audit = PostgresAudit(database)
+            assert self._access.audit is not None
+            self._principals, self._audit = self._access.directory.store, self._access.audit.store
             self._applying: set[asyncio.Task[None]] = set()
             resources.push_async_callback(end_tasks, self._applying)
             http = await resources.enter_async_context(open_client())
@@ -71,7 +64,7 @@ class RootReplica:
                 )
                 for name, prefix in args.applications.items()
             }
-            probes = {"database": Dependency(database.ping)}
+            probes = {"database": Dependency(self._principals.revision)}
             if stores.nats_url:
                 link = resources.closing(NatsLink(stores.nats_url, self._events, name=APPLICATION))
                 link.start()

@@ -32,7 +32,7 @@ class Directory:
     """
 
     def __init__(self, store: PrincipalStore, events: EventLog) -> None:
-        self._store = store
+        self.store = store
         self._events = events
         self._snapshot: Snapshot | None = None
         self._by_name: dict[str, Principal] = {}
@@ -55,11 +55,11 @@ class Directory:
 
     async def refresh(self) -> None:
         """Reads what has changed, and records the use of keys. Raises DatabaseUnavailable."""
-        if self._snapshot is None or await self._store.revision() != self._snapshot.revision:
-            self.take(await self._store.load())
+        if self._snapshot is None or await self.store.revision() != self._snapshot.revision:
+            self.take(await self.store.load())
         if self._used:
             used, self._used = self._used, set()
-            await self._store.touch(used)
+            await self.store.touch(used)
 
     @property
     def revision(self) -> int:

@@ -89,5 +89,5 @@ async def apply_file(
 ) -> None:
     """Makes this `access.yaml`, and lets `access` read it; `keys` maps a key to a principal."""
     hashes = [(name, "", key_hash(key.encode())) for key, name in keys.items()]
-    await access.directory._store.apply(principals, hashes, settings)
+    await access.directory.store.apply(principals, hashes, settings)
     await access.directory.refresh()

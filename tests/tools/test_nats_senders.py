@@ -148,7 +148,7 @@ async def test_a_principal_of_other_applications_calls_no_tool(
 async def test_a_revoked_key_stops(database_url, server, outside, access):
     async with replica(database_url, tool()) as here, listening(here, server, access):
         assert (await ask(outside, SIGNED))["ok"] is True
-        store = access.directory._store
+        store = access.directory.store
         (key,) = (await store.find("sofia-bot")).keys
         await store.revoke("sofia-bot", key.id)
         async with asyncio.timeout(60):  # the replica polls the store
