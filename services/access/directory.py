@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
@@ -36,6 +36,7 @@ class Directory:
         self._events = events
         self._snapshot: Snapshot | None = None
         self._by_name: dict[str, Principal] = {}
+        self._sections: dict[str, BaseModel | None] = {}
         self._used: set[UUID] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -77,12 +78,14 @@ class Directory:
 
         Raises Unavailable for one that another version wrote.
         """
-        found: Any = None if self._snapshot is None else self._snapshot.settings.get(name)
-        try:
-            return None if found is None else model.model_validate(found)
-        except ValidationError:
-            message = f"this version cannot read `{name}` of access.yaml: retry"
-            raise Unavailable(message, retry_after_s=REFRESH_S) from None
+        if name not in self._sections:
+            found: Any = None if self._snapshot is None else self._snapshot.settings.get(name)
+            try:
+                self._sections[name] = None if found is None else model.model_validate(found)
+            except ValidationError:
+                message = f"this version cannot read `{name}` of access.yaml: retry"
+                raise Unavailable(message, retry_after_s=REFRESH_S) from None
+        return cast("Section | None", self._sections[name])
 
     def of_key(self, presented: bytes) -> Principal:
         """Returns the principal of a key.
@@ -141,7 +144,7 @@ class Directory:
         self._by_name = {
             name: Principal(name, grants, name) for name, grants in snapshot.principals.items()
         }
-        self._snapshot = snapshot
+        self._snapshot, self._sections = snapshot, {}
 
 
 def _withdrawn(name: str) -> Forbidden:

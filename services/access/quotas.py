@@ -46,16 +46,12 @@ class Quotas:
         self._directory = directory
         self._counts = counts
         self._clock = clock
-        self._settings = QuotaSettings()
-        self._revision = -1
         self._counted: LRUCache[tuple[str, str], _Counted] = LRUCache(MAX_REMEMBERED)
 
     def limit(self, kind: StoredKind, microdao_id: str) -> int | None:
         """Returns how many the microDAO may store; None is unlimited."""
-        if self._revision != self._directory.revision:
-            self._settings = self._directory.section("quotas", QuotaSettings) or QuotaSettings()
-            self._revision = self._directory.revision
-        return self._settings.limit(kind, microdao_id)
+        settings = self._directory.section("quotas", QuotaSettings) or QuotaSettings()
+        return settings.limit(kind, microdao_id)
 
     async def refusal(
         self, kind: Literal["memories", "messages"], microdao_id: str, adding: int = 1

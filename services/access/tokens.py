@@ -57,7 +57,6 @@ class Tokens:
     def __init__(self, directory: Directory, read_keys: KeySource) -> None:
         self._directory = directory
         self._read_keys = read_keys
-        self._revision = -1
         self._settings: IdentityProviderSettings | None = None
         self._keys: dict[str, jwt.PyJWK] = {}
         self._tried_at = 0.0
@@ -91,14 +90,12 @@ class Tokens:
         return principal
 
     def _followed(self) -> IdentityProviderSettings | None:
-        """Returns the settings of the directory's present revision. Raises Unavailable."""
-        revision, before = self._directory.revision, self._settings
-        if revision != self._revision:
-            self._settings = self._directory.section("identity_provider", IdentityProviderSettings)
-            self._revision = revision
-            if self._settings != before:
-                self._remembered.clear()
-                self._tried_at, self._wanted = 0.0, True
+        """Returns the directory's present settings. Raises Unavailable."""
+        before = self._settings
+        self._settings = self._directory.section("identity_provider", IdentityProviderSettings)
+        if self._settings is not before and self._settings != before:
+            self._remembered.clear()
+            self._tried_at, self._wanted = 0.0, True
             if not (self._settings and before and self._settings.jwks == before.jwks):
                 self._keys = {}
         return self._settings
