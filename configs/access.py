@@ -10,11 +10,9 @@ from pydantic import Field, StringConstraints, model_validator
 
 from configs.endpoints import BaseUrl, opens_graph
 from configs.yaml_files import load_yaml
-from contracts.access.audit import AuditSettings
-from contracts.access.identity_provider import IdentityProviderSettings
 from contracts.access.keys import KEY_PREFIX, MAX_LIVE_KEYS, Label, key_hash
 from contracts.access.principals import Grants, PrincipalName
-from contracts.access.quotas import QuotaSettings
+from contracts.access.settings import AuditSettings, IdentityProviderSettings, QuotaSettings
 from contracts.errors import ConfigurationError
 from contracts.shapes import Strict
 

@@ -10,11 +10,8 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, model_validator
 
 from contracts.identity import Page, PageQuery, new_id
-from contracts.shapes import Frozen, Strict
+from contracts.shapes import Frozen
 from contracts.values import Instant, storable_text
-
-MIN_KEEP_DAYS = 30
-"""No row is removed before; the database checks it, too."""
 
 AuditOutcome = Literal["started", "success", "failure", "denied"]
 AuditText = Annotated[str, AfterValidator(storable_text)]
@@ -67,12 +64,6 @@ class AuditQuery(PageQuery):
         if self.since is not None and self.until is not None and self.since > self.until:
             raise ValueError("`since` is later than `until`: exchange them")
         return self
-
-
-class AuditSettings(Strict):
-    """The section `audit` of `access.yaml`."""
-
-    keep_days: Annotated[int, Field(ge=MIN_KEEP_DAYS, le=3_650)] = 400
 
 
 Note = Callable[[AuditRecord], None]

@@ -25,7 +25,7 @@ from configs.access import PolicyServiceSettings
 from configs.environment import Environment, refuse_open_ingress
 from configs.proxies import no_proxy
 from configs.stores import find_stores
-from contracts.access.audit import AuditSettings
+from contracts.access.settings import AuditSettings
 from contracts.events import EventLog, failure_event
 from deployments.graph.ray_patches import serve_host
 from interfaces.http.base.access import AccessControl

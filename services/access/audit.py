@@ -8,7 +8,8 @@ from contextlib import suppress
 
 from common.periodic import start_periodic
 from common.tasks import end_tasks
-from contracts.access.audit import AuditRecord, AuditSettings, AuditStore
+from contracts.access.audit import AuditRecord, AuditStore
+from contracts.access.settings import AuditSettings
 from contracts.errors import DaarionError
 from contracts.events import EventLog, failure_event
 

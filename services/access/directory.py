@@ -13,9 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from common.periodic import start_periodic
 from common.tasks import end_tasks
-from contracts.access.identity_provider import IdentityProviderSettings
 from contracts.access.keys import PrincipalStore, Snapshot, key_hash
 from contracts.access.principals import BUILT_IN, OURSELVES, Grants, Principal
+from contracts.access.settings import IdentityProviderSettings
 from contracts.errors import Forbidden, Unauthorized, Unavailable
 from contracts.events import EventLog, failure_event
 from contracts.identity import Tenant

@@ -6,17 +6,26 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from cachetools import LRUCache
 
-from contracts.access.quotas import QuotaSettings, StoredCounts, StoredKind
+from contracts.access.settings import QuotaSettings, StoredKind
 from contracts.errors import OverLimit
 from services.access.directory import Directory
 
 COUNT_S = 10.0
 COUNTING_SHARE = 20
 MAX_REMEMBERED = 10_000
+
+
+class StoredCounts(Protocol):
+    """Counts what a microDAO stores."""
+
+    async def stored(
+        self, kind: Literal["memories", "messages"], microdao_id: str, at_most: int
+    ) -> int:
+        """Returns the number, or `at_most` where there are more."""
 
 
 @dataclass

@@ -14,8 +14,8 @@ import jwt
 from cachetools import LRUCache
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from contracts.access.identity_provider import IdentityProviderSettings
 from contracts.access.principals import OPERATOR, Grants, Principal
+from contracts.access.settings import IdentityProviderSettings
 from contracts.errors import CredentialExpired, Unauthorized, Unavailable
 from contracts.identity import Identifier
 from services.access.directory import Directory

@@ -6,7 +6,8 @@ import pytest
 
 from backends.access.audit import PostgresAudit
 from configs.environment import read_environment
-from contracts.access.audit import AuditQuery, AuditRecord, AuditSettings
+from contracts.access.audit import AuditQuery, AuditRecord
+from contracts.access.settings import AuditSettings
 from contracts.errors import DatabaseUnavailable
 from deployments.graph.resources import Resources, access_control, open_access
 from services.access import audit

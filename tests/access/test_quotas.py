@@ -6,7 +6,7 @@ import pytest
 
 from backends.access.principals import PostgresPrincipals
 from configs.access import contents_of, load_access
-from contracts.access.quotas import QuotaSettings
+from contracts.access.settings import QuotaSettings
 from services.access.directory import Directory
 from services.access.quotas import COUNT_S, Quotas
 from tests.support.access import fixed_access

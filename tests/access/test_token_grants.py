@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from contracts.access.identity_provider import IdentityProviderSettings
+from contracts.access.settings import IdentityProviderSettings
 from contracts.errors import Forbidden, Unauthorized
 from services.access.tokens import principal_of
 from tests.support.access import fixed_access

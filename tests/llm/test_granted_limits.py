@@ -10,9 +10,9 @@ import pytest
 
 from backends.access.principals import PostgresPrincipals
 from configs.llm.limits import LimitSettings
-from contracts.access.identity_provider import IdentityProviderSettings
 from contracts.access.keys import Snapshot
 from contracts.access.principals import Grants, Principal, acting_as
+from contracts.access.settings import IdentityProviderSettings
 from contracts.errors import Forbidden, LimitsUnavailable, RateLimited
 from contracts.llm.limits import NANO_PER_USD, Estimate, Spent
 from contracts.llm.requests import CallMetadata, ProxyRequest

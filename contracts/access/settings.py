@@ -1,4 +1,4 @@
-"""The section `identity_provider` of `access.yaml`: whose tokens (JWTs) count, and as what."""
+"""Sections of `access.yaml` that services read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ from contracts.access.principals import ISSUED_PREFIX, Grants
 from contracts.identity import Identifier
 from contracts.shapes import Strict
 
+MIN_KEEP_DAYS = 30
+"""No row is removed before; the database checks it, too."""
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]
 """Asymmetric ones alone: `none` proves nothing, and whoever reads an `HS` key can sign with it."""
+StoredKind = Literal["memories", "messages", "documents"]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+
+
+class AuditSettings(Strict):
+    """The section `audit`."""
+
+    keep_days: Annotated[int, Field(ge=MIN_KEEP_DAYS, le=3_650)] = 400
 
 
 def _trusted(location: str) -> str:
@@ -33,7 +43,7 @@ def _trusted(location: str) -> str:
 
 
 class IdentityProviderSettings(Strict):
-    """Whose tokens count, and as what.
+    """The section `identity_provider`: whose tokens (JWTs) count, and as what.
 
     `issuer` and `audience` are compared exactly. `jwks` is where the public keys are: a URL, or a
     file that every machine of the graph has. Everybody of this provider has `grants`, to which
@@ -60,3 +70,24 @@ class IdentityProviderSettings(Strict):
         """Whether these settings still let such a principal be."""
         is_operator = grants.kind == "operator"
         return name.startswith(self.prefix) and not (is_operator and self.operator_role is None)
+
+
+class Quota(Strict):
+    """What a microDAO may store; null is unlimited, and for a named microDAO the default."""
+
+    memories: Count | None = None
+    messages: Count | None = None
+    documents: Count | None = None
+
+
+class QuotaSettings(Strict):
+    """The section `quotas`: how much a microDAO may store."""
+
+    default: Quota = Quota()
+    microdaos: dict[Identifier, Quota] = Field(default={}, max_length=100_000)
+
+    def limit(self, kind: StoredKind, microdao_id: str) -> int | None:
+        """Returns how many a microDAO may store; None is unlimited."""
+        own: int | None = getattr(self.microdaos.get(microdao_id), kind, None)
+        default: int | None = getattr(self.default, kind)
+        return default if own is None else own
