@@ -105,8 +105,9 @@ FileContents = tuple[Mapping[str, Grants], list[tuple[str, str, bytes]], dict[st
 
 
 def load_access(config_dir: Path) -> AccessSettings:
-    """Returns the settings. Raises ConfigurationError."""
-    return load_yaml(config_dir / SETTINGS_FILE, AccessSettings)
+    """Returns the settings; without a file the defaults. Raises ConfigurationError."""
+    file = config_dir / SETTINGS_FILE
+    return load_yaml(file, AccessSettings) if file.exists() else AccessSettings()
 
 
 def contents_of(settings: AccessSettings, lookup: Callable[[str], str | None]) -> FileContents:

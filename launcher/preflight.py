@@ -13,6 +13,7 @@ import psutil
 import psycopg
 from pydantic import BaseModel
 
+from configs.access import contents_of, load_access
 from configs.agents import load_blueprints
 from configs.engines.config import DEFAULT_FOLDER, EnginesSettings
 from configs.engines.model_source import find_model
@@ -134,6 +135,7 @@ def check_settings(environment: Environment) -> None:
         file = environment.config_dir / name
         if name != _OPTIONAL or file.exists():
             load_yaml(file, model)
+    contents_of(load_access(environment.config_dir), environment.secret)
     load_blueprints(environment.config_dir)
     if environment.model is not None:  # the engine would fail a minute later
         find_model(environment.model, DEFAULT_FOLDER, "DAARION_MODEL", environment)

@@ -11,11 +11,12 @@ import psycopg
 import pytest
 import pytest_asyncio
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from backends.postgres.migrate import migrate
 from backends.postgres.pool import Database
 from launcher.postgres import DatabaseUrls, PostgresServer
-from tests.support.access import SIGNING_KEY
+from tests.support.access import APPLIED, SIGNING_KEY
 from tests.support.events import RecordedEvents
 
 # Without deadlines, so that a busy machine fails no property; pytest bounds each test.
@@ -40,7 +41,11 @@ async def postgres() -> AsyncIterator[PostgresServer]:
             await migrate(owner)
             async with await psycopg.AsyncConnection.connect(owner) as connection:
                 # Applications of a test that have no directory read and write the same delegations.
-                await connection.execute("UPDATE access_state SET signing_key = %s", (SIGNING_KEY,))
+                # The file counts as applied.
+                await connection.execute(
+                    "UPDATE access_state SET signing_key = %s, settings = %s",
+                    (SIGNING_KEY, Jsonb(APPLIED)),
+                )
             yield server
 
 

@@ -94,15 +94,16 @@ UPDATE access_keys
 SET expires_at = least(expires_at, now() + make_interval(secs => %(grace_s)s))
 WHERE principal = %(name)s AND revoked_at IS NULL
 """
-# A key of the file may move to another principal; a revoked one stays revoked.
+# The file may take a key over, also from another principal; a revoked one stays revoked.
 ADD_KEY = """
 INSERT INTO access_keys AS known (id, principal, key_hash, hint, label, origin, expires_at)
 VALUES (
     %(id)s, %(name)s, %(key_hash)s, %(hint)s, %(label)s, %(origin)s,
     now() + make_interval(secs => %(days)s::double precision * 86400)
 )
-ON CONFLICT (key_hash) DO UPDATE SET principal = excluded.principal, label = excluded.label
-WHERE (known.origin, excluded.origin) = ('file', 'file')
+ON CONFLICT (key_hash) DO UPDATE
+SET principal = excluded.principal, label = excluded.label, origin = excluded.origin
+WHERE excluded.origin = 'file'
 RETURNING id, label, hint, created_at, expires_at, last_used_at
 """
 REVOKE = """

@@ -6,7 +6,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from cachetools import LRUCache
+
 from backends.http.client import Credentials, ServiceClient
+from contracts.access.principals import acting
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.identity import Tenant
@@ -18,6 +21,7 @@ PATH = "/internal/llm/proxy"
 MODELS_PATH = "/internal/llm/models"
 MODELS_TIMEOUT_S = 2.0
 MODELS_FRESH_S = 10.0
+MAX_LISTED = 1_000
 
 
 class LLMProxyClient(ServiceClient):
@@ -27,8 +31,7 @@ class LLMProxyClient(ServiceClient):
 
     def __init__(self, base_url: str, credentials: Credentials, *, patience_s: float = 0.0) -> None:
         super().__init__(base_url, credentials, patience_s=patience_s)
-        self._models: dict[str, ModelInfo] = {}
-        self._models_until = 0.0
+        self._listed = LRUCache[str, tuple[float, dict[str, ModelInfo]]](MAX_LISTED)
 
     async def chat(
         self, request: ModelRequest, tenant: Tenant, channel_id: str | None, deadline: Deadline
@@ -57,21 +60,22 @@ class LLMProxyClient(ServiceClient):
     async def answering(self, logical_model: str, deadline: Deadline) -> str | None:
         """Returns the model that answers for `logical_model`, or None if it is unknown.
 
-        The list of models is cached for `MODELS_FRESH_S`, and longer while the proxy is
-        unavailable.
+        The list of models, which differs between principals, is cached for `MODELS_FRESH_S`, and
+        longer while the proxy is unavailable.
         """
+        until, models = self._listed.get(acting().name, (0.0, {}))
         try:
-            if time.monotonic() > self._models_until:
+            if time.monotonic() > until:
                 answer = await self._ask(
                     MODELS_PATH, deadline.sooner(MODELS_TIMEOUT_S), method="GET"
                 )
                 listed = self._read(answer, ModelList, "models")
-                self._models = {model.id: model for model in listed.models}
-                self._models_until = time.monotonic() + MODELS_FRESH_S
+                models = {model.id: model for model in listed.models}
+                self._listed[acting().name] = time.monotonic() + MODELS_FRESH_S, models
         except DaarionError:
-            if not self._models:
+            if not models:
                 return None
-        return first_available(logical_model, self._models)
+        return first_available(logical_model, models)
 
 
 def first_available(logical_model: str, models: Mapping[str, ModelInfo]) -> str | None:

@@ -119,7 +119,7 @@ class WingEnvironment:
         """Returns the client of the policy service that `access.yaml` names now, if it does."""
 
         def settings() -> PolicyServiceSettings | None:
-            self.access.directory.known()
+            self.access.directory.applied()
             return self.access.directory.section("policy_service", PolicyServiceSettings)
 
         return PolicyServiceClient(settings, self.lookup, events)
@@ -170,7 +170,7 @@ async def open_access(
 
     Raises ConfigurationError when no PostgreSQL is known.
     """
-    limits = PoolLimits(min_size=1, max_size=2)
+    limits = PoolLimits(min_size=1, max_size=4)
     database = Database(find_stores(environment).database_url, events=events, limits=limits)
     await resources.closing(database).open()
     directory = resources.closing(Directory(PostgresPrincipals(database, events), events))

@@ -81,7 +81,8 @@ class RootReplica:
         apply = partial(self._principals.apply, *contents)
         try:
             await apply()
-        except DaarionError:
+        except DaarionError as error:
+            self._events.emit("access.not_applied", error=error.type)
             again = retry(
                 apply,
                 lambda error: isinstance(error, DaarionError),

@@ -67,6 +67,10 @@ OwnHeaders = Callable[[str, Mapping[str, Any]], Mapping[str, str]]
 """The headers for a URL and the context of a call; none for other servers than our own."""
 
 
+CREDENTIAL_HEADERS = frozenset({"authorization", "x-internal-secret", "x-api-key"})
+"""Those that this graph's ingress reads."""
+
+
 @dataclass(frozen=True)
 class _Attempt:
     """One attempt. `retry`: repeating may help and is harmless.
@@ -234,6 +238,8 @@ class HttpToolExecutor:
             self._secrets, tool.secrets, tool.id, str(target.url), usable=_can_be_sent
         )
         own = self._own_headers(str(target.url), execution.context)
+        if own:  # a secret of the graph would open more to the call than its agent may do
+            secrets = [one for one in secrets if one[0].header.lower() not in CREDENTIAL_HEADERS]
         headers = {use.header: use.prefix + value for use, value in secrets} | {
             **own,
             "Content-Type": "application/json",

@@ -60,7 +60,7 @@ class Senders:
             Forbidden: it may not use the application, or was withdrawn.
             Unavailable: keys cannot be checked yet.
         """
-        self._directory.known()  # else no subject would be bound
+        self._directory.applied()  # else no subject would be bound
         headers = message.headers or {}
         presented = _presented(headers)
         bound = self.settings.subjects.get(message.subject)

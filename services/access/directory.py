@@ -67,6 +67,11 @@ class Directory:
         """The revision that is known; -1 before the first read."""
         return -1 if self._snapshot is None else self._snapshot.revision
 
+    def applied(self) -> None:
+        """Raises Unavailable until `access.yaml` has come to the store once, and from there."""
+        if not self.known().settings:
+            raise Unavailable("access.yaml is not known yet: retry", retry_after_s=REFRESH_S)
+
     def known(self) -> Snapshot:
         """Returns what is known. Raises Unavailable before the first read."""
         if self._snapshot is None:

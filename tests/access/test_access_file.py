@@ -3,7 +3,7 @@
 import pytest
 
 from backends.access.principals import PostgresPrincipals
-from configs.access import NatsAccess, contents_of, load_access
+from configs.access import AccessSettings, NatsAccess, contents_of, load_access
 from contracts.access.keys import NewKey, key_hash, new_key
 from contracts.access.principals import Grants
 from contracts.errors import ConfigurationError, Conflict, NotFound, Unauthorized
@@ -87,6 +87,20 @@ async def test_a_revoked_key_stays_revoked_while_the_file_names_it(file):
     await file.apply(text)
     await file.apply(SOFIA.format(key="{env: OTHER_KEY}"))
     assert await file.opens(other) is None
+
+
+async def test_the_file_takes_over_a_key_that_was_made_by_a_route(file):
+    await file.store.put("made", Grants(agents=["agent:made"]))
+    key = file.variables["SOFIA_KEY"] = (await file.store.add_key("made", NewKey())).key
+    assert await file.opens(key) == "made"
+    await file.apply(SOFIA.format(key="{env: SOFIA_KEY}"))
+    assert await file.opens(key) == "sofia-bot"
+    await file.apply("principals: {}")
+    assert await file.opens(key) is None
+
+
+async def test_without_a_file_the_defaults_count(file, tmp_path):
+    assert load_access(tmp_path / "nowhere") == AccessSettings()
 
 
 async def test_a_key_moves_with_its_line_to_another_principal(file):

@@ -2,11 +2,12 @@
 
 import pytest
 
+from contracts.access.keys import Snapshot
 from contracts.access.principals import Grants
 from contracts.errors import Unauthorized, Unavailable
 from services.access.authentication import Authentication
 from services.access.directory import Directory
-from tests.support.access import fixed_access
+from tests.support.access import APPLIED, SIGNING_KEY, fixed_access
 from tests.support.events import RecordedEvents
 
 KEY = "dk_the key of the bot of Sofia in these tests"
@@ -41,6 +42,27 @@ def test_of_several_credentials_the_strongest_valid_one_counts():
         ([wrong, key], "sofia-bot"),
     ):
         assert access.principal(presented).name == name
+
+
+def test_before_the_store_was_read_any_text_is_ignored_while_no_secret_is_set():
+    access = Authentication(None, None, Directory(None, RecordedEvents()), Mute())
+    assert access.principal([b"sk.like.that"]).name == "anonymous"
+
+
+class Mute:
+    """An identity provider that nothing may be asked of."""
+
+    def read(self, token):
+        raise AssertionError(token)
+
+
+def test_before_access_yaml_was_applied_once_nothing_is_said_of_its_sections():
+    directory = Directory(None, RecordedEvents())
+    directory.take(Snapshot(1, {}, {}, SIGNING_KEY, {}))
+    with pytest.raises(Unavailable):
+        directory.applied()
+    directory.take(Snapshot(2, {}, {}, SIGNING_KEY, APPLIED))
+    directory.applied()
 
 
 def test_before_the_store_was_read_once_only_the_secrets_are_known():

@@ -8,7 +8,7 @@ from contracts.access.keys import LiveKey, Snapshot, key_hash
 from contracts.access.principals import Grants
 from contracts.identity import new_id
 from services.agents.language import APOLOGIES
-from tests.support.access import SIGNING_KEY, fixed_access
+from tests.support.access import APPLIED, SIGNING_KEY, fixed_access
 from tests.support.agents.child import until
 from tests.support.agents.platform import OLENA, OWN, SOFIA, blueprint, platform
 from tests.support.agents.scripted_model import Thought
@@ -35,7 +35,7 @@ def knows(here, grants):
     revision = here.access.directory.revision + 1
     known = {} if grants is None else {"olena-web": grants}
     keys = {key_hash(KEY.encode()): LiveKey(new_id(), "olena-web", None)} if known else {}
-    here.access.directory.take(Snapshot(revision, known, keys, SIGNING_KEY, {}))
+    here.access.directory.take(Snapshot(revision, known, keys, SIGNING_KEY, APPLIED))
 
 
 async def last_run(here):

@@ -11,7 +11,7 @@ from contracts.access.principals import Grants
 from interfaces.nats import agents as subjects
 from interfaces.nats.work_queue import REASON_HEADER
 from launcher.nats import NatsServer
-from tests.support.access import SIGNING_KEY, fixed_access
+from tests.support.access import APPLIED, SIGNING_KEY, fixed_access
 from tests.support.agents.platform import OWN, SOFIA, platform
 from tests.support.policy_server import PERMIT, policy_server
 
@@ -90,7 +90,7 @@ async def test_without_a_decision_an_invocation_is_refused_for_now_or_let_throug
     assert await runs(here) == []
     directory, settings = here.access.directory, {"policy_service": section(policies)}
     settings["policy_service"]["on_failure"] = "allow"
-    directory.take(Snapshot(directory.revision + 1, {}, {}, SIGNING_KEY, settings))
+    directory.take(Snapshot(directory.revision + 1, {}, {}, SIGNING_KEY, APPLIED | settings))
     status, answer = await invoked(here, channel, message)
     assert (status, answer["status"]) == (200, "answered")
 

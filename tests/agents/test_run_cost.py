@@ -7,7 +7,7 @@ import pytest
 
 from contracts.access.keys import Snapshot
 from contracts.access.principals import Grants
-from tests.support.access import SIGNING_KEY, fixed_access
+from tests.support.access import APPLIED, SIGNING_KEY, fixed_access
 from tests.support.agents.child import process
 from tests.support.agents.platform import SOFIA, blueprint, extra_tool, platform
 from tests.support.agents.scripted_model import Thought
@@ -59,7 +59,7 @@ async def asked(here, model, *, most=None):
     grants = {"agents": ["*"], "microdaos": ["*"], "max_cost_per_run": most}
     directory, known = here.access.directory, {"olena-web": Grants.model_validate(grants)}
     keys = directory._snapshot.keys
-    directory.take(Snapshot(directory.revision + 1, known, keys, SIGNING_KEY, {}))
+    directory.take(Snapshot(directory.revision + 1, known, keys, SIGNING_KEY, APPLIED))
     headers = {"x-api-key": KEY}
     here.model.mind = model
     channel = await here.channel()

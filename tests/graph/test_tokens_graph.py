@@ -55,7 +55,7 @@ async def test_a_reload_makes_tokens_count_in_every_application_and_nothing_is_k
             settings = yaml.safe_load(original) | {"identity_provider": section(url)}
             file.write_text(yaml.safe_dump(settings))
             graph.reload()
-            await until_all_answer(client, ME, named("jwt:olena:"))
+            await until_all_answer(client, ME, named("jwt:"))
             for route in ROUTES[1:]:
                 await until_all_answer(client, route, refused, **FOREIGN)
                 await until_all_answer(client, route, opened)

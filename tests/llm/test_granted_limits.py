@@ -25,7 +25,7 @@ from services.llm.accounting import caller_of
 from services.llm.batches import _restored
 from services.llm.limits.limiter import LeasedLimiter
 from services.llm.limits.states import LimitStates
-from tests.support.access import SIGNING_KEY, fixed_access, opened_access
+from tests.support.access import APPLIED, SIGNING_KEY, fixed_access, opened_access
 from tests.support.events import RecordedEvents
 from tests.support.identity_provider import section
 from tests.support.llm.answers import llm_replica
@@ -105,7 +105,7 @@ def take(access, **principals):
     """What a change of principals does in each replica, within two seconds."""
     directory = access.directory
     keys = directory._snapshot.keys
-    directory.take(Snapshot(directory.revision + 1, principals, keys, SIGNING_KEY, {}))
+    directory.take(Snapshot(directory.revision + 1, principals, keys, SIGNING_KEY, APPLIED))
 
 
 async def test_all_calls_of_a_principal_share_its_limit_whatever_key_and_agent():

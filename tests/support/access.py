@@ -23,6 +23,8 @@ from services.access.directory import Directory
 from tests.support.events import RecordedEvents
 from tests.support.uvicorn_server import served
 
+APPLIED = {"audit": {"keep_days": 400}}
+"""Of `access.yaml`, once it has come to the store."""
 SIGNING_KEY = b"a key that all processes of the tests share".ljust(64)
 
 
@@ -42,7 +44,9 @@ def fixed_access(
     live = {
         key_hash(key.encode()): LiveKey(uuid4(), name, None) for key, name in (keys or {}).items()
     }
-    directory.take(Snapshot(1, principals or {}, live, SIGNING_KEY, settings or {}))
+    directory.take(
+        Snapshot(1, principals or {}, live, SIGNING_KEY, {**APPLIED, **(settings or {})})
+    )
     return Authentication(internal, admin, directory, audit=audit)
 
 
@@ -89,5 +93,5 @@ async def apply_file(
 ) -> None:
     """Makes this `access.yaml`, and lets `access` read it; `keys` maps a key to a principal."""
     hashes = [(name, "", key_hash(key.encode())) for key, name in keys.items()]
-    await access.directory.store.apply(principals, hashes, settings)
+    await access.directory.store.apply(principals, hashes, APPLIED | settings)
     await access.directory.refresh()

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from contracts.access.keys import Snapshot
 from services.access.directory import Directory
-from tests.support.access import SIGNING_KEY
+from tests.support.access import APPLIED, SIGNING_KEY
 from tests.support.events import RecordedEvents
 from tests.support.uvicorn_server import served
 
@@ -88,4 +88,4 @@ def directory_with(settings: dict[str, Any] | None) -> Directory:
 def change(directory: Directory, settings: dict[str, Any] | None) -> None:
     """Gives the directory another section, as a reload does."""
     known = {} if settings is None else {"identity_provider": settings}
-    directory.take(Snapshot(directory.revision + 1, {}, {}, SIGNING_KEY, known))
+    directory.take(Snapshot(directory.revision + 1, {}, {}, SIGNING_KEY, APPLIED | known))

@@ -10,7 +10,7 @@ from contracts.access.keys import LiveKey, Snapshot, key_hash
 from contracts.access.principals import Grants
 from services.access.directory import REFRESH_S
 from services.workspace.live import HEARTBEAT_S
-from tests.support.access import SIGNING_KEY, fixed_access
+from tests.support.access import APPLIED, SIGNING_KEY, fixed_access
 from tests.support.workspace.application import PREFIX, served_workspace
 from tests.support.workspace.live import event_stream
 
@@ -22,7 +22,7 @@ GRANTS = Grants(agents=["*"], microdaos=["*"])
 def known(revision, *, key=KEY, **grants):
     principals = {"olena": GRANTS.model_copy(update=grants)}
     keys = {key_hash(key.encode()): LiveKey(uuid4(), "olena", None)}
-    return Snapshot(revision, principals, keys, SIGNING_KEY, {})
+    return Snapshot(revision, principals, keys, SIGNING_KEY, APPLIED)
 
 
 @pytest.fixture

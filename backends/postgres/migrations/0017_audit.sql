@@ -14,6 +14,7 @@ CREATE TABLE audit_log (
     count       integer NOT NULL CHECK (count > 0)
 );
 CREATE INDEX audit_log_by_time ON audit_log (created_at, id);
+CREATE INDEX audit_log_by_principal ON audit_log (principal, created_at, id);
 
 GRANT SELECT, INSERT (id, principal, action, object, outcome, request_id, microdao_id, agent_id, count) ON audit_log TO daarion_service;
 

@@ -98,6 +98,23 @@ async def test_a_secret_that_cannot_be_sent_stops_the_call(server, executor, sec
     assert server.calls == []
 
 
+async def test_a_call_of_this_graph_carries_its_agent_and_no_secret_that_would_open_more(
+    server, executor, events
+):
+    uses = [{"name": "crm", "header": name} for name in ("x-api-key", "X-Token")]
+    own = HttpToolExecutor(
+        executor._secrets,
+        events,
+        own_headers=lambda _url, _context: {"Authorization": "Bearer dd_x"},
+    )
+    outcome = await own.execute(execution(tool(server, "/echo", secrets=uses)))
+    sent = server.calls[0].headers
+    assert (sent["authorization"], SECRET in sent["x-token"]) == ("Bearer dd_x", True)
+    assert "x-api-key" not in sent
+    assert outcome.result["headers"]["authorization"] == "[redacted]"
+    await own.close()
+
+
 async def test_a_secret_that_is_not_required_may_be_missing(server, executor):
     assert (
         await executor.execute(
