@@ -17,6 +17,8 @@ from contracts.identity import Page, PageQuery
 from contracts.shapes import Frozen, Strict
 from contracts.values import storable
 
+KEY_HEADERS = frozenset({"x-internal-secret", "x-api-key"})
+CREDENTIAL_HEADERS = KEY_HEADERS | {"authorization"}
 KEY_PREFIX = "dk_"
 MAX_LIVE_KEYS = 2
 _HINT_CHARS = 8

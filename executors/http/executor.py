@@ -19,6 +19,7 @@ import orjson
 from common.http.inflate import Undecodable
 from common.http.retry_after import retry_after_s
 from common.retry import retry
+from contracts.access.keys import CREDENTIAL_HEADERS
 from contracts.events import EventLog
 from contracts.tools.api import (
     EgressRule,
@@ -65,10 +66,6 @@ OWN_HEADERS = frozenset(
 
 OwnHeaders = Callable[[str, Mapping[str, Any]], Mapping[str, str]]
 """The headers for a URL and the context of a call; none for other servers than our own."""
-
-
-CREDENTIAL_HEADERS = frozenset({"authorization", "x-internal-secret", "x-api-key"})
-"""Those that this graph's ingress reads."""
 
 
 @dataclass(frozen=True)

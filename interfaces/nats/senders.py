@@ -17,9 +17,10 @@ from pydantic import BaseModel, ValidationError
 
 from configs.access import NatsAccess
 from contracts.access.audit import AuditRecord
+from contracts.access.keys import CREDENTIAL_HEADERS
 from contracts.access.principals import ANYONE, Principal
 from contracts.errors import DaarionError, Forbidden, Unauthorized
-from interfaces.http.base.access import CREDENTIAL_HEADERS, MAX_CREDENTIALS
+from interfaces.http.base.access import MAX_CREDENTIALS
 from interfaces.http.base.claims import check_body
 from interfaces.http.base.errors import invalid_body
 from services.access.authentication import Authentication
@@ -133,7 +134,7 @@ def check_reply(subject: str | None, sender: Principal) -> None:
 def _presented(headers: Mapping[str, str]) -> list[bytes]:
     found = []
     for name, text in headers.items():
-        if name.lower().encode() in CREDENTIAL_HEADERS:
+        if name.lower() in CREDENTIAL_HEADERS:
             scheme, _, key = text.strip().partition(" ")
             found.append((key if scheme.lower() == "bearer" else text).strip().encode())
     return found[:MAX_CREDENTIALS]

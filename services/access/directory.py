@@ -145,11 +145,17 @@ class Directory:
         return self._by_name.get(name)
 
     def take(self, snapshot: Snapshot) -> None:
-        """Replaces what is known."""
+        """Replaces what is known; what is equal stays the same object, with what it has cached."""
+        before = self._by_name
         self._by_name = {
-            name: Principal(name, grants, name) for name, grants in snapshot.principals.items()
+            name: before[name]
+            if name in before and before[name].grants == grants
+            else Principal(name, grants, name)
+            for name, grants in snapshot.principals.items()
         }
-        self._snapshot, self._sections = snapshot, {}
+        if self._snapshot is None or self._snapshot.settings != snapshot.settings:
+            self._sections = {}
+        self._snapshot = snapshot
 
 
 def _withdrawn(name: str) -> Forbidden:

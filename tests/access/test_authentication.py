@@ -1,10 +1,12 @@
 """Who presents a credential, and what counts before and beside the store of keys."""
 
 import pytest
+from starlette.requests import Request
 
 from contracts.access.keys import Snapshot
-from contracts.access.principals import Grants
-from contracts.errors import Unauthorized, Unavailable
+from contracts.access.principals import Grants, Principal
+from contracts.errors import Forbidden, Unauthorized, Unavailable
+from interfaces.http.base.identity import call_metadata_of
 from services.access.authentication import Authentication
 from services.access.directory import Directory
 from tests.support.access import APPLIED, SIGNING_KEY, fixed_access
@@ -63,6 +65,46 @@ def test_before_access_yaml_was_applied_once_nothing_is_said_of_its_sections():
         directory.applied()
     directory.take(Snapshot(2, {}, {}, SIGNING_KEY, APPLIED))
     directory.applied()
+
+
+def test_a_change_of_one_principal_leaves_the_others_as_they_were():
+    directory = fixed_access(**KNOWN).directory
+    before = directory.named("sofia-bot")
+    known = directory.known()
+    both = {**known.principals, "new-bot": Grants(agents=["agent:new"])}
+    directory.take(Snapshot(2, both, known.keys, SIGNING_KEY, known.settings))
+    assert directory.named("sofia-bot") is before
+    changed = {"sofia-bot": SOFIA.model_copy(update={"agents": ["agent:other"]})}
+    directory.take(Snapshot(3, changed, known.keys, SIGNING_KEY, known.settings))
+    assert "agent:sofia" not in directory.named("sofia-bot").agents
+    assert directory.find("new-bot") is None
+
+
+@pytest.mark.parametrize(
+    ("agents", "headers", "expected"),
+    [
+        (["agent:sofia"], {}, "agent:sofia"),
+        (["agent:*"], {"X-Agent-Id": "agent:x"}, "agent:x"),
+        (["*"], {}, "agent:unnamed"),
+        (["agent:*"], {}, "X-Agent-Id"),
+        (["agent:a", "agent:b"], {}, "X-Agent-Id"),
+        (["agent:a"], {"X-Agent-Id": "agent:x"}, "may not act as `agent:x`"),
+    ],
+)
+def test_an_openai_client_that_names_nobody_is_told_how_to(agents, headers, expected):
+    grants = Grants(agents=agents, microdaos=["microdao:7"])
+    request = Request(
+        {
+            "type": "http",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+            "state": {"principal": Principal("sofia-bot", grants, "sofia-bot")},
+        }
+    )
+    try:
+        found = call_metadata_of(request, None).agent_id
+    except Forbidden as error:
+        found = str(error)
+    assert expected in found
 
 
 def test_before_the_store_was_read_once_only_the_secrets_are_known():

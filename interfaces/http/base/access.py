@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 from common.loopback import is_loopback
+from contracts.access.keys import CREDENTIAL_HEADERS, KEY_HEADERS
 from contracts.access.principals import Principal
 from contracts.errors import (
     CredentialExpired,
@@ -25,9 +26,9 @@ REFUSED_EVERY_S = 2.0
 REFUSED_BURST_S = 40.0
 """Refused credentials are answered 401 twenty times at once, and then every two seconds."""
 _SHOWN_CHARS = 100
-_KEY_HEADERS = frozenset({b"x-internal-secret", b"x-api-key"})
-CREDENTIAL_HEADERS = _KEY_HEADERS | {b"authorization"}
-_READ = CREDENTIAL_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
+_KEY_HEADERS = frozenset(name.encode() for name in KEY_HEADERS)
+_CREDENTIAL_HEADERS = frozenset(name.encode() for name in CREDENTIAL_HEADERS)
+_READ = _CREDENTIAL_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
 _FOREIGN_SITES = frozenset({b"cross-site", b"same-site"})
 
 
@@ -124,7 +125,7 @@ def header(headers: Headers, wanted: bytes) -> bytes:
 
 def presents_credential(headers: Headers) -> bool:
     """Whether a request presents a credential, valid or not."""
-    return any(name in CREDENTIAL_HEADERS for name, _ in headers)
+    return any(name in _CREDENTIAL_HEADERS for name, _ in headers)
 
 
 @lru_cache(maxsize=256)

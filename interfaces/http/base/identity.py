@@ -6,7 +6,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from contracts.access.principals import Principal
-from contracts.errors import InvalidRequest
+from contracts.errors import Forbidden, InvalidRequest
 from contracts.identity import Identifier
 from contracts.llm.openai_chat import Identity
 from contracts.llm.requests import CallMetadata
@@ -32,15 +32,22 @@ def call_metadata_of(request: Request, metadata: Identity | CallMetadata | None)
         return metadata
     principal: Principal = request.state.principal
     headers = request.headers
-    found = CallMetadata(
-        agent_id=(metadata and metadata.agent_id)
-        or headers.get("x-agent-id")
-        or principal.agents.sole
-        or f"agent:{UNNAMED}",
-        microdao_id=(metadata and metadata.microdao_id)
+    agent_id = (
+        (metadata and metadata.agent_id) or headers.get("x-agent-id") or principal.agents.sole
+    )
+    microdao_id = (
+        (metadata and metadata.microdao_id)
         or headers.get("x-microdao-id")
         or principal.microdaos.sole
-        or f"microdao:{UNNAMED}",
+    )
+    if not (agent_id or principal.agents.all) or not (microdao_id or principal.microdaos.all):
+        raise Forbidden(
+            f"`{principal.name}` may not act as everyone everywhere: name agent and microDAO in "
+            "`metadata`, or in the headers X-Agent-Id and X-Microdao-Id"
+        )
+    found = CallMetadata(
+        agent_id=agent_id or f"agent:{UNNAMED}",
+        microdao_id=microdao_id or f"microdao:{UNNAMED}",
         channel_id=(metadata and metadata.channel_id) or headers.get("x-channel-id") or None,
     )
     principal.check(agent_id=found.agent_id, microdao_id=found.microdao_id)

@@ -133,8 +133,8 @@ class LeasedLimiter:
             self._known_drops = self._balances.drops
             self._plans.clear()
         plan, granted = self._plans.get(caller, (None, None))
-        # By identity: after every change of a principal its limits are taken anew.
-        if plan is None or granted is not caller.granted:
+        # After a change of the principal its limits are taken anew.
+        if plan is None or (granted is not caller.granted and granted != caller.granted):
             if len(self._plans) >= MAX_PLANS:
                 self._plans.popitem(last=False)
             plan = self._balances.plan(self._limits_of(caller), time.monotonic())
