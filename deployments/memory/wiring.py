@@ -15,6 +15,7 @@ from backends.memory.records import MemoryStore
 from backends.memory.removal import ErasureTables
 from backends.memory.shards import ShardUpkeep
 from backends.memory.short_term import EventRetention, ShortTermLog, Summaries
+from backends.memory.stats import Statistics
 from backends.memory.vectors import VectorStore
 from backends.postgres.erasing import TenantRows
 from backends.postgres.leases import DatabaseJobLeases
@@ -146,6 +147,7 @@ class MemoryRuntime:
                 settings.summaries,
             ),
             records=records,
+            statistics=Statistics(self.database),
             erasing=Erasing(
                 TenantRows(self._background), ErasureTables(self._background), self._knowledge
             ),

@@ -11,9 +11,9 @@ from fastapi import Depends, Query, Response
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
-from contracts.errors import InvalidRequest, PayloadTooLarge
+from contracts.errors import Forbidden, InvalidRequest, PayloadTooLarge
 from contracts.health import Health
-from contracts.identity import Tenant
+from contracts.identity import Page, Tenant
 from contracts.memory.administration import (
     EraseReceipt,
     EraseRequest,
@@ -36,6 +36,7 @@ from contracts.memory.api import (
     SummarizeResponse,
 )
 from contracts.memory.ports import MemoryRecords
+from contracts.memory.stats import AgentStats, StatsFilter, StatsReader
 from interfaces.http.base.bodies import require_lines
 from interfaces.http.base.errors import JsonResponse, NdjsonResponse, invalid_body
 from interfaces.http.base.health import add_health_routes
@@ -62,6 +63,7 @@ class MemoryUseCases:
     remembering: Remembering
     summarizing: Summarizing
     records: MemoryRecords
+    statistics: StatsReader
     erasing: Erasing
     knowledge: KnowledgeBase
 
@@ -123,6 +125,14 @@ def memory_router(cases: Callable[[], MemoryUseCases], health: Callable[[], Heal
     @router.delete("/items/{item_id}", summary="Forget one memory", responses=refusals(404))
     async def delete(item_id: PathId, tenant: Annotated[Tenant, Query()]) -> DeleteResponse:
         return await cases().remembering.forget(tenant, item_id)
+
+    @router.get(
+        "/stats", summary="What is stored, by agent, tier and kind", responses=refusals(504)
+    )
+    async def stats(request: Request, query: Annotated[StatsFilter, Query()]) -> Page[AgentStats]:
+        if query.microdao_id is None and not request.state.principal.is_operator:
+            raise Forbidden("give `microdao_id`: only operators see all microDAOs together")
+        return await cases().statistics.page(query)
 
     _add_admin_routes(router, cases)
     add_health_routes(router, health)

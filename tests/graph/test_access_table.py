@@ -105,6 +105,7 @@ TABLE = {
     "POST /internal/agent-memory/summarize": Route("acting", {**TENANT, "channel_id": "c"}),
     "GET /internal/agent-memory/items": Route("acting", query=TENANT),
     "DELETE /internal/agent-memory/items/{item_id}": Route("acting", query=TENANT),
+    "GET /internal/agent-memory/stats": Route("acting", query=TENANT),
     "POST /internal/agent-memory/erase": OPERATORS,
     "GET /internal/agent-memory/export": OPERATORS,
     "POST /internal/agent-memory/import": OPERATORS,
