@@ -19,7 +19,7 @@ PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help gpu-there run services reload status backup restore models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale bench-agents soak-agents agent-runtime demo key lock sbom clean install install-dev python
+.PHONY: help gpu-there run services reload status backup restore models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale eval-memory data-there bench-agents soak-agents agent-runtime demo key lock sbom clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ bench-memory: install ## recall and ranking of memory's arms and of their fusion
 bench-memory-scale: install ## recall and latency of memory at 200,000 rows
 	@exec $(BIN)/python -m benchmarks.memory.scale
 
+eval-memory: data-there install ## recall of the running graph's memory on LoCoMo or LongMemEval (DATA=file, ARGS="--limit N --keep")
+	@exec $(BIN)/python -m benchmarks.memory.evaluate "$(DATA)" $(ARGS)
+
 soak-agents: install ## the running graph's agents while replicas are killed: exactly one reply per message
 	@exec $(BIN)/python -m benchmarks.agents.kill
 
@@ -113,6 +116,9 @@ clean: ## remove .venv and caches; the data directory with models and databases 
 	@! test -d .venv || flock --nonblock . true || { echo "an installation into .venv is at work: wait for it, or end it first"; exit 1; }
 	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+data-there: # before anything is installed
+	@test -f "$(DATA)" || { echo "which set? make eval-memory DATA=locomo10.json: a file of LoCoMo or LongMemEval that is here (docs/evaluation.md says where they come from)"; exit 2; }
 
 gpu-there: # before gigabytes are fetched for nothing
 	@compgen -G "/dev/nvidia[0-9]*" >/dev/null || test -e /dev/dxg || { echo "GPU=1 is set, but this machine shows no NVIDIA GPU (no /dev/nvidia0): install its driver, or start it without GPU=1"; exit 2; }
