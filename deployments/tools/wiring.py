@@ -25,7 +25,7 @@ from executors.http.executor import HttpToolExecutor
 from executors.mcp.executor import McpToolExecutor
 from executors.mcp.source import McpSource
 from interfaces.http.tools import ToolRoutes, tools_router
-from interfaces.mcp.server import ToolMcpServer
+from interfaces.mcp.tools import ToolMcpServer
 from interfaces.nats.senders import Senders
 from interfaces.nats.tools import ToolNats
 from services.health.dependencies import Dependency, HealthMonitor

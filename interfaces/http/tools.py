@@ -20,7 +20,7 @@ from contracts.values import unsendable
 from interfaces.http.base.bodies import JsonRequest
 from interfaces.http.base.errors import JsonResponse, error_response
 from interfaces.http.base.health import add_health_routes
-from interfaces.http.base.routing import Flag, PathId, Router, refusals
+from interfaces.http.base.routing import MCP_PATH, Flag, PathId, Router, refusals
 from interfaces.tools.answers import call_body, unreadable
 from services.tools.admin import ApprovalDecision
 from services.tools.application import Toolcore
@@ -28,7 +28,6 @@ from services.tools.calls import DryRun
 from services.tools.catalog import ListRequest
 from services.tools.outcomes import PageRequest, ResultPage
 
-MCP_PATH = "/mcp"
 MAX_CALL_BYTES = 2 << 20
 MAX_DEFINITION_BYTES = 512 << 10
 REFUSAL_STATUS: dict[ErrorKind | None, int] = {

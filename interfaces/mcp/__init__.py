@@ -1,1 +1,1 @@
-"""The registry as an MCP server."""
+"""Applications as MCP servers."""

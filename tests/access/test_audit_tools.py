@@ -5,7 +5,7 @@ import pytest
 
 from contracts.access.principals import Grants, Principal, acting_as
 from contracts.errors import Conflict
-from interfaces.mcp.server import ToolMcpServer
+from interfaces.mcp.tools import ToolMcpServer
 from services.access.audit import AuditTrail
 from services.tools.admin import ApprovalDecision
 from tests.support.tools.toolcore import PREFIX, asgi, replica, tool

@@ -11,7 +11,7 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from contracts.tools.ledger import CallFilter
-from interfaces.mcp.server import ToolMcpServer
+from interfaces.mcp.tools import ToolMcpServer
 from services.tools.catalog import ListRequest
 from tests.support.tools.toolcore import AGENT, PREFIX, asgi, replica, tool
 from tests.support.uvicorn_server import served

@@ -19,6 +19,8 @@ from starlette.responses import Response
 from interfaces.http.base.bodies import MAX_BODY_BYTES, JsonRequest, read_model
 from interfaces.http.base.claims import check_address, check_body, named_in_query
 
+MCP_PATH = "/mcp"
+"""Below the prefix of an application that is an MCP server, too."""
 ERROR = {"$ref": "#/components/responses/Error"}
 
 _FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}

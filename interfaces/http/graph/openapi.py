@@ -17,13 +17,13 @@ from contracts.health import Health
 from interfaces.http.access import access_router
 from interfaces.http.agents import agents_router
 from interfaces.http.base.errors import JsonResponse
-from interfaces.http.base.routing import ERROR, Router, refusals
+from interfaces.http.base.routing import ERROR, MCP_PATH, Router, refusals
 from interfaces.http.graph.root import root_router
 from interfaces.http.llm.batches import BatchRoutes, add_batch_routes
 from interfaces.http.llm.chat import LLMRoutes, add_limit_routes, llm_router
 from interfaces.http.llm.openai import OpenAIRoutes, add_embedding_routes, add_openai_routes
 from interfaces.http.memory import memory_router
-from interfaces.http.tools import MCP_PATH, ToolRoutes, tools_router
+from interfaces.http.tools import ToolRoutes, tools_router
 from interfaces.http.workspace import channels_router, workspace_router
 
 _JSON = {"description": "As the protocol says", "content": {"application/json": {}}}
@@ -146,14 +146,13 @@ def _llm() -> Router:
     return router
 
 
-def _tools() -> Router:
-    router = tools_router(ToolRoutes(_NOTHING, _health))
-    # An ASGI application of its own, so it has no route of ours to be documented by.
+def _with_mcp(router: Router, what: str) -> Router:
+    """Describes the MCP server, which is an ASGI application of its own without a route of ours."""
     router.add_api_route(
         MCP_PATH,
         _described,
         methods=["POST"],
-        summary="The tools as an MCP server (streamable HTTP, stateless)",
+        summary=f"{what} as an MCP server (streamable HTTP, stateless)",
         description="The headers X-Agent-Id and X-Microdao-Id name the caller.",
         response_class=JsonResponse,
         responses={202: _JSON, 400: _JSON, **refusals(408, 413, 415)},
@@ -162,7 +161,7 @@ def _tools() -> Router:
 
 
 _ROUTERS: dict[str, Callable[[], Router]] = {
-    "tools": _tools,
+    "tools": lambda: _with_mcp(tools_router(ToolRoutes(_NOTHING, _health)), "The tools"),
     "workspace": lambda: workspace_router(
         channels_router(_NOTHING), _NOTHING, _NOTHING, _NOTHING, _health
     ),
