@@ -5,19 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    StringConstraints,
-)
+from pydantic import BaseModel, Field
 
 from contracts.identity import Identifier, Tenant
-from contracts.memory.fields import Content, Kind, Meta
+from contracts.memory.fields import Content, ItemId, Kind, Meta
 from contracts.shapes import Strict
-from contracts.values import Instant, storable
-
-ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(storable)]
+from contracts.values import Instant
 
 
 class EraseRequest(Strict):

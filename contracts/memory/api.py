@@ -11,6 +11,7 @@ from contracts.identity import Identifier, Tenant
 from contracts.memory.fields import (
     MAX_WAIT_S,
     Content,
+    ItemId,
     Kind,
     Limit,
     Meta,
@@ -139,6 +140,12 @@ class ItemsPage(BaseModel):
 
     items: list[Item]
     next_cursor: str | None = None
+
+
+class ForgetRequest(Tenant, Strict):
+    """Arguments of the MCP tool `forget`; `DELETE /items/{id}` has them in path and query."""
+
+    id: ItemId
 
 
 class DeleteResponse(BaseModel):

@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     JsonValue,
+    StringConstraints,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -93,6 +94,7 @@ Meta = Annotated[
 ]
 """The caller's own keys; null is the same as no keys."""
 Content = Annotated[dict[str, JsonValue], AfterValidator(_full_content)]
+ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(storable)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]
 

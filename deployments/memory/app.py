@@ -82,7 +82,7 @@ class MemoryReplica:
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
         """Returns the ASGI application of this replica."""
         return Ingress(
-            memory_router(lambda: self._runtime.cases, self._monitor.health),
+            memory_router(lambda: self._runtime.cases, self._monitor.health, self._runtime.mcp),
             access_control(self._environment, self._access),
             self._events,
             max_concurrent=self._args.max_concurrent,

@@ -27,6 +27,7 @@ from contracts.llm.embeddings import Embedder, EmbeddingSpace
 from contracts.memory.background import Upkeep
 from deployments.graph.resources import Resources, WingEnvironment
 from interfaces.http.memory import MemoryUseCases
+from interfaces.mcp.memory import MemoryMcpServer
 from services.access.quotas import Quotas
 from services.memory.erasing import Erasing
 from services.memory.ingestion import IngestionSettings, IngestionWorker
@@ -74,6 +75,7 @@ class MemoryRuntime:
         )
         self._upkeep = UpkeepRunner(self._jobs(), self._leases, events)
         self.cases = self._use_cases(settings)
+        self.mcp = MemoryMcpServer(lambda: self.cases, events)
 
     async def open(self) -> None:
         """Opens the pools (also while PostgreSQL is unavailable) and starts the background work.
@@ -91,6 +93,7 @@ class MemoryRuntime:
                 self._events.emit("memory.vectors_unchecked")
             resources.closing(self.worker).start()
             resources.closing(self._upkeep).start()
+            await resources.closing(self.mcp).start()
             self._resources = resources.pop_all()
 
     async def check_vectors(self) -> None:

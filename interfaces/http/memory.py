@@ -10,6 +10,8 @@ import orjson
 from fastapi import Depends, Query, Response
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from contracts.errors import Forbidden, InvalidRequest, PayloadTooLarge
 from contracts.health import Health
@@ -40,7 +42,7 @@ from contracts.memory.stats import AgentStats, StatsFilter, StatsReader
 from interfaces.http.base.bodies import require_lines
 from interfaces.http.base.errors import JsonResponse, NdjsonResponse, invalid_body
 from interfaces.http.base.health import add_health_routes
-from interfaces.http.base.routing import PathId, Router, documented_key, refusals
+from interfaces.http.base.routing import MCP_PATH, PathId, Router, documented_key, refusals
 from services.memory.erasing import Erasing
 from services.memory.knowledge_base import KnowledgeBase
 from services.memory.recall import Recall
@@ -79,9 +81,16 @@ def is_admin(method: str, path: str) -> bool:
     }
 
 
-def memory_router(cases: Callable[[], MemoryUseCases], health: Callable[[], Health]) -> Router:
-    """Returns the router of the application. `cases` and `health` are called at each request."""
+def memory_router(
+    cases: Callable[[], MemoryUseCases], health: Callable[[], Health], mcp: ASGIApp | None = None
+) -> Router:
+    """Returns the router of the application. `cases` and `health` are called at each request.
+
+    `mcp` serves the memory to MCP clients.
+    """
     router = Router(MAX_BODY_BYTES)
+    if mcp is not None:
+        router.routes.append(Route(MCP_PATH, endpoint=mcp, include_in_schema=False))
 
     async def query(request: Request, question: QueryRequest) -> Response:
         answer = await cases().recall.query(question, request.state.request_id)

@@ -99,7 +99,7 @@ class Remembering:
             or not is_storable(memory_id)
             or not await self.records.delete(tenant, memory_id)
         ):
-            raise NotFound("no such memory: GET /items lists them")
+            raise NotFound("no such memory: list them to see their ids")
         return DeleteResponse(id=memory_id)
 
     def _new(self, request: StoreRequest, key: bytes | None) -> NewMemory:

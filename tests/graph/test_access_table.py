@@ -106,6 +106,7 @@ TABLE = {
     "GET /internal/agent-memory/items": Route("acting", query=TENANT),
     "DELETE /internal/agent-memory/items/{item_id}": Route("acting", query=TENANT),
     "GET /internal/agent-memory/stats": Route("acting", query=TENANT),
+    "POST /internal/agent-memory/mcp": Route("acting", {"name": "list"}, kind="mcp"),
     "POST /internal/agent-memory/erase": OPERATORS,
     "GET /internal/agent-memory/export": OPERATORS,
     "POST /internal/agent-memory/import": OPERATORS,
@@ -119,7 +120,7 @@ TABLE = {
     "GET /internal/tools/{tool_id}": ANY,
     "DELETE /internal/tools/{tool_id}": OPERATORS,
     "PUT /internal/tools/{tool_id}": OPERATORS,
-    "POST /internal/tools/mcp": Route("acting", {}, kind="mcp", uses="tool"),
+    "POST /internal/tools/mcp": Route("acting", {"name": "text.none"}, kind="mcp", uses="tool"),
     "POST /internal/agent-runtime/invocations": Route(
         "acting",
         {"agent_id": "{agent}", "entrypoint": "direct", "payload": {**IN, "text": "x"}},
@@ -221,7 +222,7 @@ async def ask(client, name: str, credential: str | None, tenant: tuple[str, str]
     path = path.replace("{member_id}", "user:1")
     headers = {"Authorization": f"Bearer {credential}"} if credential else {}
     if route.kind == "mcp":
-        return await ask_mcp(client, path, headers, tenant)
+        return await ask_mcp(client, path, headers, tenant, route.body)
     with contextlib.suppress(KeyError):
         headers["Content-Type"] = {"POST": "application/json", "PUT": "application/json"}[method]
     response = await client.request(
@@ -236,8 +237,7 @@ async def ask(client, name: str, credential: str | None, tenant: tuple[str, str]
     return response.status_code
 
 
-async def ask_mcp(client, path, headers, tenant) -> int:
-    call = {"name": "text.none", "arguments": {}}
+async def ask_mcp(client, path, headers, tenant, call) -> int:
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
     response = await client.post(
         path,
@@ -251,8 +251,10 @@ async def ask_mcp(client, path, headers, tenant) -> int:
     )
     if response.status_code != 200:
         return response.status_code
-    answer = json.loads(response.json()["result"]["content"][0]["text"])
-    return 403 if answer["error_kind"] == "denied" else 404
+    result = response.json()["result"]
+    answer = json.loads(result["content"][0]["text"])
+    kind = answer.get("error_kind") or answer.get("error", {}).get("type")
+    return 403 if kind in {"denied", "forbidden"} else 404 if result.get("isError") else 200
 
 
 def expected(name: str, caller: str, tenant: str) -> set[int] | None:

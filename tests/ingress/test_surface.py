@@ -33,6 +33,7 @@ POST /internal/agent-memory/summarize
 GET /internal/agent-memory/items
 DELETE /internal/agent-memory/items/{}
 GET /internal/agent-memory/stats
+POST /internal/agent-memory/mcp
 POST /internal/agent-memory/erase
 GET /internal/agent-memory/export
 POST /internal/agent-memory/import

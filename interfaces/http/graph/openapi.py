@@ -166,7 +166,7 @@ _ROUTERS: dict[str, Callable[[], Router]] = {
         channels_router(_NOTHING), _NOTHING, _NOTHING, _NOTHING, _health
     ),
     "agents": lambda: agents_router(_NOTHING, _NOTHING, dict, _health),
-    "memory": lambda: memory_router(_NOTHING, _health),
+    "memory": lambda: _with_mcp(memory_router(_NOTHING, _health), "The memory"),
     "llm": _llm,
 }
 

@@ -68,7 +68,7 @@ def ingress(
     runtime: MemoryRuntime, events: EventLog, access: AccessControl | None = None
 ) -> Ingress:
     return Ingress(
-        memory_router(lambda: runtime.cases, lambda: Health(status="ready")),
+        memory_router(lambda: runtime.cases, lambda: Health(status="ready"), runtime.mcp),
         access or access_control(),
         events,
         max_concurrent=500,
