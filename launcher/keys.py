@@ -18,11 +18,12 @@ from urllib.parse import quote
 
 import yaml
 from httpx2 import AsyncClient
+from pydantic import ValidationError
 
 from common.http.client import open_client, read_bounded, requested
 from common.http.errors import HttpError
 from configs.environment import read_environment
-from contracts.access.keys import key_hash, new_key
+from contracts.access.keys import NewKey, Rotation, key_hash, new_key
 from contracts.access.principals import Application, Grants, PrincipalKind
 from contracts.errors import ConfigurationError
 from contracts.identity import MAX_PAGE
@@ -46,6 +47,7 @@ async def new(graph: AsyncClient, given: argparse.Namespace) -> None:
         _say(f"no graph knows this key yet; its SHA-256 is {key_hash(key.encode()).hex()}")
         print(key)
         return
+    _key(given)  # before anything is created: a half-made principal would be in the way
     with suppress(Unknown):
         await _call(graph, "GET", given.name)
         raise Refused(f"{given.name} exists: `add` gives it a further key, `change` changes it")
@@ -60,7 +62,7 @@ async def add(graph: AsyncClient, given: argparse.Namespace) -> None:
 
 async def rotate(graph: AsyncClient, given: argparse.Namespace) -> None:
     """Issues a key; the present ones end after the grace period."""
-    await _issue(graph, given, "rotate", grace_s=given.grace_hours * 3_600)
+    await _issue(graph, given, "rotate")
     _say(f"its other keys end within {given.grace_hours:g} hours")
 
 
@@ -112,9 +114,8 @@ async def remove(graph: AsyncClient, given: argparse.Namespace) -> None:
     _say("removed: within five seconds no replica takes its keys")
 
 
-async def _issue(graph: AsyncClient, given: argparse.Namespace, route: str, **more: float) -> None:
-    body = {"label": given.label, "expires_in_days": given.days, **more}
-    issued = await _call(graph, "POST", given.name, route, body=body)
+async def _issue(graph: AsyncClient, given: argparse.Namespace, route: str) -> None:
+    issued = await _call(graph, "POST", given.name, route, body=_key(given))
     print(issued["key"])
     _say(f"This key of {given.name} is shown here alone; what it may do:")
     _say(_as_yaml((await _call(graph, "GET", given.name))["grants"]))
@@ -138,9 +139,23 @@ async def _call(
         reason = " ".join(answer["error"]["message"].split())
     except (ValueError, TypeError, KeyError, AttributeError):
         raise Refused(f"{response.url} answers {response.status_code}: is it a graph?") from None
+    reason = reason.replace("GET /internal/access/principals lists them", "`make key ARGS=list`")
     if response.status_code in {401, 403}:
         reason += "; this command presents DAARION_ADMIN_SECRET of its own environment"
     raise (Unknown if response.status_code == 404 else Refused)(reason)
+
+
+def _key(given: argparse.Namespace) -> dict[str, Any]:
+    """Returns the body that asks for the key. Raises Refused."""
+    wanted: dict[str, Any] = {"label": given.label, "expires_in_days": given.days}
+    model: type[NewKey] = NewKey
+    if "grace_hours" in given:
+        model, wanted["grace_s"] = Rotation, given.grace_hours * 3_600
+    try:
+        return model.model_validate(wanted).model_dump()
+    except ValidationError as error:
+        mistakes = (f"{mistake['loc'][0]}: {mistake['msg']}" for mistake in error.errors())
+        raise Refused("; ".join(mistakes)) from None
 
 
 def _grants(given: argparse.Namespace) -> dict[str, Any]:

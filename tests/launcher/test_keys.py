@@ -153,6 +153,17 @@ async def test_a_removed_principal_is_gone_and_one_of_the_file_is_not_removed_he
     assert "configs/access.yaml" in await key.refused("remove", "from-file")
 
 
+@pytest.mark.parametrize("wrong", ["--days=-1", "--days=nan", f"--label={'x' * 500}"])
+async def test_a_wrong_key_is_refused_before_its_principal_is_made(key, wrong):
+    name = wrong[2:].partition("=")[0]
+    assert name in await key.refused("new", "sofia-bot", "--agent", "agent:first", wrong)
+    assert "make key ARGS=list" in await key.refused("show", "sofia-bot")
+    await key("new", "sofia-bot", *SOFIA)
+    assert (await key.shown("sofia-bot"))["grants"]["agents"] == ["agent:sofia"]
+    assert name in await key.refused("rotate", "sofia-bot", wrong)
+    assert "grace_s" in await key.refused("rotate", "sofia-bot", "--grace-hours=inf")
+
+
 async def test_a_key_for_the_file_needs_no_graph(key, monkeypatch):
     monkeypatch.setenv("DAARION_PORT", str(free_ports(1)[0]))
     made = await key("new")
