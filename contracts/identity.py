@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Generic, TypeVar
 from uuid import UUID
 
@@ -11,6 +12,9 @@ from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 from contracts.shapes import Frozen, Strict
 
 MAX_PAGE = 200
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_LAST_MS = 253_402_300_799_000
+"""The end of the year 9999, the last one that a datetime can hold."""
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -82,6 +86,16 @@ def as_uuid(text: str) -> UUID | None:
     except ValueError:
         return None
     return found if str(found) == text else None
+
+
+def time_of(of: UUID) -> datetime:
+    """Returns the moment, to the millisecond, at which `new_id` gave this id."""
+    return datetime.fromtimestamp(min(of.int >> 80, _LAST_MS) / 1_000, UTC)
+
+
+def first_id(at: datetime) -> UUID:
+    """Returns an id that is above all that `new_id` gave before this moment, and below others."""
+    return UUID(int=max(0, -((_EPOCH - at) // timedelta(milliseconds=1))) << 80)
 
 
 def new_id() -> UUID:

@@ -12,7 +12,7 @@ from backends.postgres.pages import read_page
 from backends.postgres.pool import PostgresAdapter
 from backends.postgres.purging import purge
 from contracts.access.audit import AuditEntry, AuditQuery, AuditRecord
-from contracts.identity import Page
+from contracts.identity import Page, first_id, time_of
 
 # The database gives the time: the role may not.
 ADD = """
@@ -26,18 +26,16 @@ FROM jsonb_to_recordset(%(records)s::jsonb) AS record (
 )
 ON CONFLICT DO NOTHING
 """
+# An id holds the time of the act: a refusal is stored seconds later, or after an outage.
 PAGE = """
-SELECT * FROM audit_log
+SELECT *, created_at AS stored_at FROM audit_log
 WHERE %(microdao_id)s::text IS NULL
     AND (%(principal)s::text IS NULL OR principal = %(principal)s)
     AND (%(action)s::text IS NULL OR action = %(action)s)
-    AND created_at >= coalesce(%(since)s::timestamptz, '-infinity')
-    AND created_at < coalesce(%(until)s::timestamptz, 'infinity')
-    AND (created_at, id) < (
-        coalesce(%(after_time)s::timestamptz, 'infinity'),
-        coalesce(%(after_id)s::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-    )
-ORDER BY created_at DESC, id DESC
+    AND (%(outcome)s::text IS NULL OR outcome = %(outcome)s)
+    AND id >= coalesce(%(since)s::uuid, '00000000-0000-0000-0000-000000000000')
+    AND id < least(%(until)s::uuid, %(after_id)s::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+ORDER BY id DESC
 LIMIT %(rows)s
 """
 PURGE = "SELECT audit_log_purge(%(keep_days)s, %(at_most)s) AS removed"
@@ -60,11 +58,16 @@ class PostgresAudit(PostgresAdapter):
                 await add_records(connection, records)
 
     async def page(self, query: AuditQuery) -> Page[AuditEntry]:
-        filters = query.model_dump(exclude={"limit", "cursor"}) | {"microdao_id": None}
+        filters = query.model_dump(exclude={"limit", "cursor"}) | {
+            "microdao_id": None,
+            "since": query.since and str(first_id(query.since)),
+            "until": query.until and str(first_id(query.until)),
+        }
         rows, cursor = await read_page(
             self._database, "audit", PAGE, filters, limit=query.limit, cursor=query.cursor
         )
-        return Page(items=[AuditEntry.model_validate(row) for row in rows], next_cursor=cursor)
+        items = [AuditEntry(**row | {"created_at": time_of(row["id"])}) for row in rows]
+        return Page(items=items, next_cursor=cursor)
 
     async def purge(self, keep_days: int) -> None:
         await purge(self._database, PURGE, keep_days=keep_days)

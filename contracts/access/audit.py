@@ -23,11 +23,11 @@ class AuditRecord(Frozen):
 
     `action` is the method of an HTTP request, `login` for a credential that was refused, `call` for
     a tool, `publish` for a message, `grant` or `reject` for an approval, `apply` for a file;
-    `object` is what it was done to: the path below `/internal`, a tool, a subject. An
-    administrative action is `started` before it is served, and then `success` or `failure`, by its
-    status, in a second record of the same request. `count` refusals alike are one record, with the
-    ids of the first one; so are those of a principal that are too many to be listed, with `*` as
-    action and object.
+    `object` is what it was done to: the path below `/internal`, a tool, a subject; behind that of a
+    principal, its kind and the names of the grants that it was given. An administrative action is
+    `started` before it is served, and then `success` or `failure`, by its status, in a second
+    record of the same request. `count` refusals alike are one record, with the ids of the first
+    one; so are those of a principal that are too many to be listed, with `*` as action and object.
     """
 
     id: UUID = Field(default_factory=new_id)
@@ -41,14 +41,20 @@ class AuditRecord(Frozen):
     count: int = 1
 
     def ended(self, outcome: AuditOutcome) -> AuditRecord:
-        """Returns the record of the same action's end."""
-        return self.model_copy(update={"id": new_id(), "outcome": outcome})
+        """Returns the record of the same action's end; ids of one millisecond have no order."""
+        end = max(new_id(), UUID(int=self.id.int + 1))
+        return self.model_copy(update={"id": end, "outcome": outcome})
 
 
 class AuditEntry(AuditRecord):
-    """A record that is stored; `created_at` is the database's time."""
+    """A record that is stored.
+
+    `created_at` is when it happened, of refusals alike the first one; `stored_at` is the database's
+    time, which nobody who adds records can choose.
+    """
 
     created_at: datetime
+    stored_at: datetime
 
 
 class AuditQuery(PageQuery):
@@ -56,6 +62,7 @@ class AuditQuery(PageQuery):
 
     principal: AuditText | None = None
     action: AuditText | None = None
+    outcome: AuditOutcome | None = None
     since: Instant | None = None
     until: Instant | None = None
 

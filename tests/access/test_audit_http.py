@@ -195,6 +195,24 @@ async def test_without_postgresql_no_action_happens_and_reads_go_on(events):
         await away.close()
 
 
+@pytest.mark.parametrize(
+    ("grants", "shown"),
+    [
+        ({"kind": "operator", "agents": [SECRET]}, "operator, agents"),
+        ({"models": [SECRET], "limits": {}, SECRET: 1}, "service, models, limits"),
+        ({"kind": SECRET}, "?"),
+        ({"kind": [SECRET]}, "?"),
+        ([SECRET], "service"),
+    ],
+)
+async def test_what_a_principal_is_given_is_recorded_by_name(things, grants, shown):
+    async with things.client("dk_olena") as client:
+        await client.put("/internal/access/principals/boss", json=grants)
+    assert {row.object for row in await things.rows()} == {
+        f"things/internal/access/principals/boss: {shown}"
+    }
+
+
 async def test_reads_and_other_routes_are_not_recorded(things):
     async with things.client("dk_olena") as client:
         for path in ("/things", "/items", "/internal/access/audit"):

@@ -92,6 +92,12 @@ async def test_a_principal_hides_neither_refusals_of_others_nor_its_own_by_a_flo
     assert events.events == []
 
 
+def test_an_end_comes_after_its_beginning_also_within_a_millisecond():
+    for _ in range(200):
+        begun = denial(outcome="started")
+        assert begun.id < begun.ended("success").id
+
+
 async def test_ends_of_two_actions_stay_two_records(store, trail):
     for request_id in ("r-1", "r-2"):
         trail.note(denial(outcome="success", request_id=request_id))

@@ -7,13 +7,13 @@ other routes of operators only read what they also show elsewhere, and consoles 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 from starlette.datastructures import QueryParams
 from starlette.types import Scope
 
 from contracts.access.audit import AuditRecord
-from contracts.access.principals import ANYONE
+from contracts.access.principals import ANYONE, Grants, PrincipalKind
 from contracts.errors import Forbidden, InvalidRequest, RateLimited, Unauthorized
 from interfaces.http.base.access import presents_credential
 from interfaces.http.base.bodies import parse_json
@@ -24,6 +24,9 @@ REFUSED = "refused"
 EXPORT = "/export"
 """A route of operators that ends so takes data out."""
 READS = frozenset({"GET", "HEAD"})
+PRINCIPALS = "/internal/access/principals/"
+KINDS = get_args(PrincipalKind)
+_LISTED = [name for name in Grants.model_fields if name != "kind"]
 
 
 def is_audited(method: str, path: str) -> bool:
@@ -35,13 +38,15 @@ def action_of(scope: Scope, body: bytes | None) -> AuditRecord:
     """Returns the record of a request that is about to be served.
 
     The tenant is the one that the body names, as the route will read it. None is the body of a
-    route that reads its tenant from the query.
+    route that reads its tenant from the query. What a principal is given stands in the object: its
+    kind, and the names of its grants.
     """
     named: Any = QueryParams(scope["query_string"]) if body is None else None
     if body:
         with suppress(InvalidRequest):
             named = parse_json(body)
-    return _record(scope, outcome="started", **_tenant(named))
+    given = _granted(named) if scope["method"] == "PUT" and PRINCIPALS in scope["path"] else ""
+    return _record(scope, outcome="started", object=scope["path"] + given, **_tenant(named))
 
 
 def refusal_of(scope: Scope, error: Exception) -> AuditRecord | None:
@@ -59,6 +64,13 @@ def refusal_of(scope: Scope, error: Exception) -> AuditRecord | None:
     if is_forbidden or (presented and isinstance(error, Unauthorized | RateLimited)):
         return _record(scope, outcome="denied", action="login", object=scope.get("root_path", ""))
     return None
+
+
+def _granted(named: Any) -> str:
+    grants = named if isinstance(named, dict) else {}
+    kind = grants.get("kind", Grants().kind)
+    shown = [kind if kind in KINDS else "?", *(name for name in _LISTED if name in grants)]
+    return f": {', '.join(shown)}"
 
 
 def _tenant(named: Any) -> dict[str, str]:
