@@ -26,6 +26,7 @@ async def refused_in_time(memory: Memory) -> None:
         "items": memory.client.get("/items", params=SOFIA),
         "delete": memory.client.delete("/items/mem-1", params=SOFIA),
         "summarize": memory.post("/summarize", SOFIA),
+        "stats": memory.client.get("/stats", params=SOFIA),
         "export": memory.client.get("/export", params=SOFIA),
     }
     for name, response in zip(
