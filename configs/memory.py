@@ -14,6 +14,7 @@ from contracts.memory.settings import (
     SummarySettings,
 )
 from contracts.shapes import Strict
+from contracts.tools.api import IsolationTier
 
 Folder = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
 
@@ -40,12 +41,19 @@ class VectorSettings(Strict):
 
 
 class KnowledgeBaseSettings(Strict):
-    """Folders, relative to the data directory, and how often they are looked at."""
+    """Folders, relative to the data directory, and how often they are looked at.
+
+    `max_file_bytes` bounds Markdown and text files, and the characters of the text in other files;
+    `max_document_bytes` bounds these files themselves, which are converted in a sandbox of at least
+    `isolation_floor`.
+    """
 
     shared: Folder = "kb/shared"
     microdao: Folder = "kb/microdao"
     interval_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 60
-    max_file_bytes: Annotated[int, Field(ge=1_024, le=256 << 20)] = 2 << 20
+    max_file_bytes: Annotated[int, Field(ge=1_024, le=16 << 20)] = 2 << 20
+    max_document_bytes: Annotated[int, Field(ge=1_024, le=64 << 20)] = 16 << 20
+    isolation_floor: IsolationTier = "landlock"
 
     def folders(self, data_dir: Path) -> tuple[Path, Path]:
         """Returns the shared tree and the folder of the microDAOs' trees."""

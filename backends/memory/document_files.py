@@ -1,4 +1,4 @@
-"""The knowledge base's folders: finds and reads Markdown and text files, inside their tree only."""
+"""The knowledge base's folders: finds and reads documents, inside their tree only."""
 
 from __future__ import annotations
 
@@ -7,34 +7,49 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from contracts.memory.administration import RefusedFile
 from contracts.memory.background import DocumentFile, UnreadableFile
+from contracts.memory.documents import MAX_DOCUMENTS, PLAIN, kind_of
 from contracts.values import is_storable
 
-SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst"})
-MAX_FILES = 100_000
 MAX_REFUSED = 1_000
 
 
 class DocumentFiles:
-    """Implements DocumentFolders for `microdaos`, the folder that holds the microDAOs' folders."""
+    """Implements DocumentFolders for `microdaos`, the folder that holds the microDAOs' folders.
 
-    def __init__(self, microdaos: Path, max_bytes: int) -> None:
+    `plain_bytes` bounds files that are read as they are, `other_bytes` those that are converted.
+    """
+
+    def __init__(self, microdaos: Path, plain_bytes: int, other_bytes: int) -> None:
         self._microdaos = microdaos
-        self._max_bytes = max_bytes
+        self._plain_bytes = plain_bytes
+        self._other_bytes = other_bytes
+
+    def most_bytes(self, path: str) -> int:
+        return self._plain_bytes if kind_of(path) in PLAIN else self._other_bytes
+
+    def home(self, microdao_id: str) -> Path:
+        name = quote(microdao_id, safe="")
+        return self._microdaos / (f"%2E{name[1:]}" if name.startswith(".") else name)
 
     async def of_microdaos(self) -> dict[str, list[Path]]:
         return await asyncio.to_thread(_microdao_folders, self._microdaos)
 
     async def scan(self, folder: Path) -> tuple[list[DocumentFile], list[RefusedFile]]:
-        return await asyncio.to_thread(_scan, folder, self._max_bytes)
+        return await asyncio.to_thread(_scan, folder, self.most_bytes)
 
-    async def read(self, folder: Path, file: DocumentFile) -> tuple[str, bytes]:
-        return await asyncio.to_thread(_read, folder, file, self._max_bytes)
+    async def find(self, folders: Sequence[Path], path: str) -> tuple[Path, DocumentFile] | None:
+        return await asyncio.to_thread(_find, folders, path, self.most_bytes(path))
+
+    async def read(self, folder: Path, file: DocumentFile) -> tuple[bytes, bytes]:
+        data = await asyncio.to_thread(_read, folder, file.path, self.most_bytes(file.path))
+        return data, await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
 
     async def remove(self, folder: Path) -> None:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -54,31 +69,22 @@ def _microdao_folders(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _scan(root: Path, max_bytes: int) -> tuple[list[DocumentFile], list[RefusedFile]]:
+def _scan(
+    root: Path, most_bytes: Callable[[str], int]
+) -> tuple[list[DocumentFile], list[RefusedFile]]:
     files: list[DocumentFile] = []
     refused: list[RefusedFile] = []
-    if root.is_symlink():
+    if os.path.islink(root):  # noqa: PTH114  # never raises
         return [], [RefusedFile(path=".", reason="the folder itself is a symbolic link")]
     for entry in _walk(root):
         path = Path(entry.path).relative_to(root).as_posix()
-        reason = _refusal(entry, max_bytes)
-        if reason is None and len(files) < MAX_FILES:
+        reason = _refusal(entry, most_bytes(entry.name))
+        if reason is None and len(files) < MAX_DOCUMENTS:
             status = entry.stat(follow_symlinks=False)
             files.append(DocumentFile(path, status.st_size, status.st_mtime_ns))
         elif reason != "" and len(refused) < MAX_REFUSED:
             refused.append(RefusedFile(path=_shown(path), reason=reason or "too many files"))
     return files, refused
-
-
-def _read(root: Path, file: DocumentFile, max_bytes: int) -> tuple[str, bytes]:
-    data = _read_bytes(root, file.path, max_bytes)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UnreadableFile(f"not UTF-8 (byte {error.start})") from None
-    if not is_storable(text):
-        raise UnreadableFile("contains NUL characters")
-    return text, hashlib.sha256(data).digest()
 
 
 def _walk(root: Path) -> Iterator[os.DirEntry[str]]:
@@ -103,7 +109,7 @@ def _refusal(entry: os.DirEntry[str], max_bytes: int) -> str | None:
     """Returns None for a readable file, "" for another suffix, else why the file is refused."""
     if entry.is_symlink():
         return "a symbolic link"
-    if Path(entry.name).suffix.lower() not in SUFFIXES:
+    if kind_of(entry.name) is None:
         return ""
     if not is_storable(entry.name):
         return "its name is not UTF-8"
@@ -116,27 +122,44 @@ def _refusal(entry: os.DirEntry[str], max_bytes: int) -> str | None:
     return f"larger than {max_bytes} bytes" if status.st_size > max_bytes else None
 
 
-def _read_bytes(root: Path, path: str, max_bytes: int) -> bytes:
+def _find(folders: Sequence[Path], path: str, max_bytes: int) -> tuple[Path, DocumentFile] | None:
+    for folder in folders:
+        with suppress(OSError), _opened(folder, path) as descriptor:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_size <= max_bytes:
+                return folder, DocumentFile(path, status.st_size, status.st_mtime_ns)
+    return None
+
+
+def _read(root: Path, path: str, max_bytes: int) -> bytes:
+    try:
+        with _opened(root, path) as descriptor:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UnreadableFile("not a regular file")
+            with os.fdopen(os.dup(descriptor), "rb") as file:
+                data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise UnreadableFile(_reason(error)) from None
+    if len(data) > max_bytes:
+        raise UnreadableFile(f"larger than {max_bytes} bytes")
+    return data
+
+
+@contextmanager
+def _opened(root: Path, path: str, flags: int = os.O_NONBLOCK) -> Iterator[int]:
     """Opens the path component by component, none through a symbolic link.
 
     So a file that is replaced by a link after the scan does not lead out of the tree.
     """
+    *folders, name = path.split("/")
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        for part in path.split("/")[:-1]:
+        for part in folders:
             descriptor = _step(descriptor, part, os.O_DIRECTORY)
-        descriptor = _step(descriptor, path.rsplit("/", 1)[-1], os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UnreadableFile("not a regular file")
-        with os.fdopen(os.dup(descriptor), "rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise UnreadableFile(_reason(error)) from None
+        descriptor = _step(descriptor, name, flags)
+        yield descriptor
     finally:
         os.close(descriptor)
-    if len(data) > max_bytes:
-        raise UnreadableFile(f"larger than {max_bytes} bytes")
-    return data
 
 
 def _step(descriptor: int, name: str, flags: int) -> int:

@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, LiteralString
 
 import orjson
 
@@ -29,6 +29,7 @@ TIMEOUT_S = 30.0
 KNOWN = """
 SELECT id, path, hash, size, modified_ns FROM kb_documents WHERE microdao_id = %(microdao_id)s
 """
+FIND = f"{KNOWN} AND path = %(path)s"
 SAVE = """
 INSERT INTO kb_documents (microdao_id, path, hash, size, modified_ns)
 VALUES (%(microdao_id)s, %(path)s, %(hash)s, %(size)s, %(modified_ns)s)
@@ -40,7 +41,10 @@ RETURNING id
 TOUCH = """
 UPDATE kb_documents
 SET path = %(path)s, hash = %(hash)s, size = %(size)s, modified_ns = %(modified_ns)s
-WHERE microdao_id = %(microdao_id)s AND id = %(id)s
+WHERE microdao_id = %(microdao_id)s AND id = %(id)s AND NOT EXISTS (
+    SELECT FROM kb_documents AS other
+    WHERE other.microdao_id = %(microdao_id)s AND other.path = %(path)s AND other.id <> %(id)s
+)
 """
 FORGET = "DELETE FROM kb_documents WHERE microdao_id = %(microdao_id)s AND id = %(id)s"
 # A chunk has a row per model version.
@@ -109,21 +113,14 @@ class DocumentTables(PostgresAdapter):
         return [row["microdao_id"] for row in await background_rows(self._database, TREES)]
 
     async def known(self, microdao_id: str) -> dict[str, Document]:
-        area = Area(microdao_id, SHARED)
-        rows = await background_rows(
-            self._database, KNOWN, area.identity, area, timeout_s=TIMEOUT_S
-        )
-        return {
-            row["path"]: Document(
-                row["id"], DocumentFile(row["path"], row["size"], row["modified_ns"]), row["hash"]
-            )
-            for row in rows
-        }
+        return {row["path"]: _document(row) for row in await self._rows(microdao_id, KNOWN)}
+
+    async def find(self, microdao_id: str, path: str) -> Document | None:
+        rows = await self._rows(microdao_id, FIND, path=path)
+        return _document(rows[0]) if rows else None
 
     async def chunks(self, microdao_id: str, document: Document) -> list[DocumentChunk]:
-        area = Area(microdao_id, SHARED)
-        values = {**area.identity, "id": document.id}
-        rows = await background_rows(self._database, CHUNKS, values, area, timeout_s=TIMEOUT_S)
+        rows = await self._rows(microdao_id, CHUNKS, id=document.id)
         return [DocumentChunk(row["content"], row["meta"]) for row in rows]
 
     async def save(
@@ -152,14 +149,15 @@ class DocumentTables(PostgresAdapter):
 
     async def touch(
         self, microdao_id: str, document: Document, file: DocumentFile, digest: bytes
-    ) -> None:
+    ) -> bool:
         area = Area(microdao_id, SHARED)
         values = {**area.identity, **_columns(file, digest), "id": document.id}
         async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
-            await connection.execute(TOUCH, values)
-            if file.path != document.file.path:
+            found = (await connection.execute(TOUCH, values)).rowcount > 0
+            if found and file.path != document.file.path:
                 await connection.execute(MOVE, values)
+        return found
 
     async def remove(self, microdao_id: str, document: Document) -> int:
         area = Area(microdao_id, SHARED)
@@ -171,6 +169,16 @@ class DocumentTables(PostgresAdapter):
             await connection.execute(REMOVE, values)
             await connection.execute(FORGET, values)
         return len(rows)
+
+    async def _rows(self, microdao_id: str, statement: LiteralString, **values: Any) -> Any:
+        area = Area(microdao_id, SHARED)
+        values |= area.identity
+        return await background_rows(self._database, statement, values, area, timeout_s=TIMEOUT_S)
+
+
+def _document(row: Mapping[str, Any]) -> Document:
+    file = DocumentFile(row["path"], row["size"], row["modified_ns"])
+    return Document(row["id"], file, row["hash"])
 
 
 def _columns(file: DocumentFile, digest: bytes) -> dict[str, Any]:

@@ -86,8 +86,14 @@ class DocumentFolders(Protocol):
     async def scan(self, folder: Path) -> tuple[Sequence[DocumentFile], Sequence[RefusedFile]]:
         """Returns readable and refused files, in order of their path; nothing for no folder."""
 
-    async def read(self, folder: Path, file: DocumentFile) -> tuple[str, bytes]:
-        """Returns the file's text and SHA-256. Raises UnreadableFile."""
+    def home(self, microdao_id: str) -> Path:
+        """Returns the microDAO's folder for uploads, the first of its folders if it exists."""
+
+    async def find(self, folders: Sequence[Path], path: str) -> tuple[Path, DocumentFile] | None:
+        """Returns the readable file of this path, and the first folder that has it."""
+
+    async def read(self, folder: Path, file: DocumentFile) -> tuple[bytes, bytes]:
+        """Returns the file's contents and SHA-256. Raises UnreadableFile."""
 
     async def remove(self, folder: Path) -> None:
         """Deletes the folder with everything in it."""
@@ -128,6 +134,9 @@ class DocumentStore(Protocol):
     async def known(self, microdao_id: str) -> dict[str, Document]:
         """Returns the tree's documents by path."""
 
+    async def find(self, microdao_id: str, path: str) -> Document | None:
+        """Returns the document of this path."""
+
     async def chunks(self, microdao_id: str, document: Document) -> Sequence[DocumentChunk]:
         """Returns the document's chunks in their order."""
 
@@ -145,8 +154,12 @@ class DocumentStore(Protocol):
 
     async def touch(
         self, microdao_id: str, document: Document, file: DocumentFile, digest: bytes
-    ) -> None:
-        """Records a document's new path, size, time or digest; its chunks are the same."""
+    ) -> bool:
+        """Records a document's new path, size, time or digest; its chunks are the same.
+
+        Returns False, and changes nothing, if the document was removed, or another one has that
+        path.
+        """
 
     async def remove(self, microdao_id: str, document: Document) -> int:
         """Removes a document; returns the number of its chunks."""

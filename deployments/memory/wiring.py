@@ -26,10 +26,12 @@ from contracts.events import EventLog
 from contracts.llm.embeddings import Embedder, EmbeddingSpace
 from contracts.memory.background import Upkeep
 from deployments.graph.resources import Resources, WingEnvironment
+from executors.conversion.converter import SandboxedConverter
 from interfaces.http.memory import MemoryUseCases
 from interfaces.mcp.memory import MemoryMcpServer
 from services.access.quotas import Quotas
 from services.memory.erasing import Erasing
+from services.memory.indexing import Indexing
 from services.memory.ingestion import IngestionSettings, IngestionWorker
 from services.memory.knowledge_base import KnowledgeBase
 from services.memory.recall import Recall
@@ -66,6 +68,11 @@ class MemoryRuntime:
         self._quotas = Quotas(environment.access.directory, TenantRows(self._background))
         lanes = IngestionSettings(lanes=settings.ingestion.lanes, batch=settings.ingestion.batch)
         self.worker = IngestionWorker(EmbeddingQueue(self._background), embedder, events, lanes)
+        self._converter = SandboxedConverter(
+            events,
+            characters=settings.knowledge_base.max_file_bytes,
+            floor=settings.knowledge_base.isolation_floor,
+        )
         self._knowledge = self._knowledge_base()
         self._shards = ShardUpkeep(
             self._background,
@@ -85,6 +92,7 @@ class MemoryRuntime:
         """
         async with Resources() as resources:
             resources.closing(self._llm)
+            resources.closing(self._converter)
             await resources.closing(self._background).open()
             await resources.closing(self.database).open()
             try:
@@ -159,16 +167,25 @@ class MemoryRuntime:
 
     def _knowledge_base(self) -> KnowledgeBase:
         kb = self._settings.knowledge_base
-        shared, microdaos = kb.folders(self._environment.data_dir)
+        shared, _ = kb.folders(self._environment.data_dir)
         return KnowledgeBase(
-            DocumentTables(self._background),
-            DocumentFiles(microdaos, kb.max_file_bytes),
+            self._indexing(self._background),
             self._leases,
             self._events,
             shared=shared,
             interval_s=kb.interval_s,
-            size=self._settings.chunks,
             quotas=self._quotas,
+        )
+
+    def _indexing(self, database: Database) -> Indexing:
+        kb = self._settings.knowledge_base
+        _, microdaos = kb.folders(self._environment.data_dir)
+        return Indexing(
+            DocumentTables(database),
+            DocumentFiles(microdaos, kb.max_file_bytes, kb.max_document_bytes),
+            self._converter,
+            self._events,
+            self._settings.chunks,
         )
 
     def _jobs(self) -> list[Upkeep]:

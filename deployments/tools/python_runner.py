@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import sysconfig
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +20,7 @@ from contracts.errors import Unavailable
 from contracts.tools.api import ISOLATION_TIERS, Execution, IsolationTier, Outcome, ToolDefinition
 from deployments.graph.resources import open_event_log
 from executors.python.executor import PythonLimits, PythonToolExecutor
-from executors.python.packages import Packages
+from executors.python.packages import Packages, site_packages
 from executors.python.tiers import probe_tiers
 
 DEPLOYMENT = "PythonToolRunner"
@@ -74,7 +73,7 @@ class PythonRunnerReplica:
             ),
             self._events,
             limits=self._args,
-            libraries=_site_packages() if self._args.libraries else (),
+            libraries=site_packages() if self._args.libraries else (),
             floor=self._floor,
             slots=self._slots,
         )
@@ -164,11 +163,6 @@ def _failed(execution: Execution, kind: Any, error: str) -> Outcome:
     return Outcome(
         False, error_kind=kind, error=error, retryable=kind != "internal", effect_possible=possible
     )
-
-
-def _site_packages() -> list[str]:
-    paths = sysconfig.get_paths()
-    return list(dict.fromkeys([paths["purelib"], paths["platlib"]]))
 
 
 def runner_config(settings: ToolsSettings) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import importlib.util
 import re
+import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from pathlib import Path
 from contracts.errors import ConfigurationError
 from executors.secrets import NotCalled
 
-# Targets and `python_packages` name the shipped package `toolbox`, wherever its folder is.
-_SHIPPED = {"toolbox": Path(__file__).resolve().parents[1] / "toolbox"}
+# Targets and `python_packages` name a shipped package so, wherever its folder is.
+_SHIPPED = {name: Path(__file__).resolve().parents[1] / name for name in ("toolbox", "conversion")}
 _TARGET = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z]\w*)", re.ASCII
 )
@@ -52,6 +53,12 @@ class Packages:
         if package not in self._paths:
             raise NotCalled("unavailable", f"the tool's package `{package}` is not registered")
         return FunctionTarget(package, self._paths[package], match["module"], match["function"])
+
+
+def site_packages() -> list[str]:
+    """Returns the folders of this installation's libraries."""
+    paths = sysconfig.get_paths()
+    return list(dict.fromkeys([paths["purelib"], paths["platlib"]]))
 
 
 def _folder(name: str) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import PurePath
+from collections.abc import Iterator, Sequence
 
 import markdown_it
 
 from contracts.memory.background import DocumentChunk
+from contracts.memory.documents import PLAIN, WITH_MARKDOWN, DocumentPart, kind_of
 from contracts.memory.settings import ChunkSettings
 from services.memory.sections import sections
 
 VERSION = 1
 """Raised whenever `sections`, `chunk` or `cut` cut some document differently."""
-MARKDOWN = frozenset({".md", ".markdown"})
 
 # Better places first: paragraphs, lines, sentences, clauses, words.
 _SEPARATORS = ("\n\n", "\n", ". ", "! ", "? ", "… ", "; ", ", ", " ")
@@ -51,25 +51,28 @@ def _restart(text: str, start: int, end: int, overlap: int) -> int:
     return space + 1 if space >= 0 else end
 
 
-def rules(path: str, size: ChunkSettings) -> bytes:
-    """Returns a fingerprint of the rules by which `cut` cuts a file with this path."""
-    rule = (VERSION, markdown_it.__version__, size.most, size.overlap, _is_markdown(path))
+def rules(path: str, size: ChunkSettings, conversion: str) -> bytes:
+    """Returns a fingerprint of the rules by which a file with this path is converted and cut."""
+    rule: tuple[object, ...] = (VERSION, markdown_it.__version__, size.most, size.overlap)
+    rule += (kind_of(path) in WITH_MARKDOWN, conversion)
     return hashlib.sha256(repr(rule).encode()).digest()[:8]
 
 
-def cut(text: str, path: str, size: ChunkSettings, *, tree: str) -> list[DocumentChunk]:
-    """Returns the chunks of a file, each with the path of headings above it."""
-    chunks = []
-    for section in sections(text, markdown=_is_markdown(path)):
+def cut(
+    parts: Sequence[DocumentPart], path: str, size: ChunkSettings, *, tree: str
+) -> list[DocumentChunk]:
+    """Returns the chunks of a document, each with the path of headings above it."""
+    return [found for part in parts for found in _cut(part, path, size, tree)]
+
+
+def _cut(part: DocumentPart, path: str, size: ChunkSettings, tree: str) -> Iterator[DocumentChunk]:
+    kind = kind_of(path)
+    for section in sections(part.text, markdown=kind in WITH_MARKDOWN):
+        heading = " > ".join(filter(None, (part.heading, section.heading)))
         position = 0
-        for part in chunk(section.text, size):
-            position = max(section.text.find(part, position), position)
+        for text in chunk(section.text, size):
+            position = max(section.text.find(text, position), position)
             line = section.line + section.text.count("\n", 0, position)
-            content = f"{section.heading}\n{part}" if section.heading else part
-            meta = {"path": path, "heading": section.heading, "line": line, "tree": tree}
-            chunks.append(DocumentChunk(content, meta))
-    return chunks
-
-
-def _is_markdown(path: str) -> bool:
-    return PurePath(path).suffix.lower() in MARKDOWN
+            place = {"line": line} if kind in PLAIN else {"page": part.page} if part.page else {}
+            meta = {"path": path, "heading": heading, **place, "tree": tree}
+            yield DocumentChunk(f"{heading}\n{text}" if heading else text, meta)

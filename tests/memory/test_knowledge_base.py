@@ -12,7 +12,7 @@ from backends.memory.areas import background_transaction
 from backends.postgres.pool import Database
 from contracts.memory.background import DocumentChunk
 from contracts.memory.ports import Area
-from services.memory import chunking, knowledge_base, sections
+from services.memory import chunking, indexing, sections
 from tests.support.memory.application import SOFIA, STRANGER, Memory, eventually, succeeded
 from tests.support.memory.hashing_embedder import HashingEmbedder
 
@@ -186,12 +186,12 @@ def cut_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     paths: list[str] = []
     loop_thread = threading.get_ident()
 
-    def recorded(text: str, path: str, *arguments: Any, **options: Any) -> list[DocumentChunk]:
+    def recorded(parts: Any, path: str, *arguments: Any, **options: Any) -> list[DocumentChunk]:
         assert threading.get_ident() != loop_thread
         paths.append(path)
-        return chunking.cut(text, path, *arguments, **options)
+        return chunking.cut(parts, path, *arguments, **options)
 
-    monkeypatch.setattr(knowledge_base, "cut", recorded)
+    monkeypatch.setattr(indexing, "cut", recorded)
     return paths
 
 

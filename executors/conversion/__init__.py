@@ -1,0 +1,1 @@
+"""Conversion of documents of other kinds into text, in a sandboxed child process."""

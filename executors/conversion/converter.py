@@ -1,0 +1,145 @@
+"""Implements DocumentConverter: each file is converted in a child process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import uuid
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from pydantic import TypeAdapter, ValidationError
+
+from configs.tools import ConfiguredSecrets
+from contracts.deadline import Deadline
+from contracts.errors import Unavailable
+from contracts.events import EventLog
+from contracts.memory.background import UnreadableFile
+from contracts.memory.documents import PLAIN, DocumentKind, DocumentPart, kind_of
+from contracts.tools.api import MAX_RESULT_BYTES, Execution, IsolationTier, ToolDefinition
+from contracts.values import is_storable
+from executors.python.executor import PythonLimits, PythonToolExecutor
+from executors.python.packages import Packages, site_packages
+from executors.python.tiers import probe_tiers
+
+TIMEOUT_S = 60.0
+WAIT_S = 60.0
+"""How long a file may wait for its turn, in addition."""
+LIMITS = PythonLimits(
+    max_concurrent=2, memory_mb=1_024, most_memory_mb=1_024, disk_mb=0, cpu_s=TIMEOUT_S
+)
+LIBRARIES: dict[DocumentKind | None, tuple[str, ...]] = {
+    "html": ("html-to-markdown",),
+    "docx": ("html-to-markdown", "mammoth"),
+    "pdf": ("pypdfium2",),
+}
+VERSION = 1
+"""Raised whenever `formats` converts some file differently."""
+_SIGNATURES: dict[DocumentKind | None, bytes] = {"docx": b"PK\x03\x04", "pdf": b"%PDF-"}
+_SIGNED_WITHIN = 1_024
+_TOOL = ToolDefinition(
+    id="documents.convert",
+    name="Conversion of a document",
+    input_schema={},
+    executor="python",
+    target="conversion.formats:convert",
+    timeout_s=TIMEOUT_S + WAIT_S,
+    effect="read",
+    max_result_bytes=MAX_RESULT_BYTES,
+)
+_REASONS = {
+    "timeout": "its conversion takes too long",
+    "too_large": "it holds more text than a document may",
+    "upstream": "its conversion failed: it is damaged or needs too much memory",
+}
+_PARTS = TypeAdapter(list[DocumentPart])
+
+
+class SandboxedConverter:
+    """Decodes plain files here; other files are read in the strongest tier that the host offers,
+    from `floor` up.
+
+    The tiers are tried before the first conversion. All texts of a file together have at most
+    `characters`. At most two conversions run at a time, and others wait.
+    """
+
+    def __init__(
+        self,
+        events: EventLog,
+        *,
+        characters: int,
+        floor: IsolationTier,
+        limits: PythonLimits = LIMITS,
+    ) -> None:
+        self._events = events
+        self._characters = characters
+        self._floor = floor
+        self._limits = limits
+        self._executor: PythonToolExecutor | None = None
+        self._starting = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Waits until the last children are gone."""
+        if self._executor is not None:
+            await self._executor.close()
+
+    def rules(self, path: str) -> str:
+        libraries = LIBRARIES.get(kind_of(path), ())
+        return "".join(f"{name}={version(name)} " for name in libraries) + f"{VERSION}"
+
+    async def convert(self, path: str, data: bytes) -> Sequence[DocumentPart]:
+        kind = kind_of(path)
+        if kind in PLAIN:
+            return [DocumentPart(text=_decoded(data))]
+        if _SIGNATURES.get(kind, b"") not in data[:_SIGNED_WITHIN]:
+            raise UnreadableFile(f"its contents are not those of a {kind} file")
+        executor = await self._started()
+        args = await asyncio.to_thread(self._arguments, kind, data)
+        name = uuid.uuid4().hex
+        outcome = await executor.execute(
+            Execution(_TOOL, args, {}, name, Deadline.after(_TOOL.timeout_s), name)
+        )
+        if outcome.error_kind == "unavailable":
+            raise Unavailable(f"documents cannot be converted now: {outcome.error}")
+        if not outcome.ok:
+            reason = _REASONS.get(outcome.error_kind or "", outcome.error or "")
+            raise UnreadableFile(reason)
+        return self._checked(outcome.result)
+
+    async def _started(self) -> PythonToolExecutor:
+        async with self._starting:
+            if self._executor is None:
+                self._executor = PythonToolExecutor(
+                    Packages(["conversion"]),
+                    await probe_tiers(),
+                    ConfiguredSecrets({}, lambda _name: None, ""),
+                    self._events,
+                    limits=self._limits,
+                    libraries=site_packages(),
+                    floor=self._floor,
+                )
+        return self._executor
+
+    def _arguments(self, kind: DocumentKind | None, data: bytes) -> dict[str, object]:
+        encoded = base64.b64encode(data).decode()
+        return {"kind": kind, "data": encoded, "characters": self._characters}
+
+    def _checked(self, result: object) -> list[DocumentPart]:
+        """The child read a file that may be hostile, so its answer is not trusted either."""
+        try:
+            parts = _PARTS.validate_python(result)
+        except ValidationError:
+            raise UnreadableFile(_REASONS["upstream"]) from None
+        if sum(len(part.text) for part in parts) > self._characters:
+            raise UnreadableFile(_REASONS["too_large"])
+        return parts
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableFile(f"not UTF-8 (byte {error.start})") from None
+    if not is_storable(text):
+        raise UnreadableFile("contains NUL characters")
+    return text

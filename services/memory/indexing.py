@@ -1,0 +1,208 @@
+"""Brings the index of single files up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cachetools import LRUCache
+
+from contracts.errors import Conflict, Unavailable
+from contracts.events import EventLog
+from contracts.memory.administration import RefusedFile, ReindexReport
+from contracts.memory.background import (
+    Document,
+    DocumentFile,
+    DocumentFolders,
+    DocumentStore,
+    UnreadableFile,
+)
+from contracts.memory.documents import (
+    MAX_DOCUMENTS,
+    PLAIN,
+    DocumentConverter,
+    DocumentPart,
+    kind_of,
+)
+from contracts.memory.settings import ChunkSettings
+from services.memory.chunking import cut, rules
+
+ATTEMPTS = 5
+MAX_REMEMBERED = 10_000
+
+
+@dataclass
+class Run:
+    """One run over one tree, or over one file of it.
+
+    `missing` are the documents whose file was not found so far. `converted` holds what was
+    converted before, by the file's SHA-256.
+    """
+
+    microdao_id: str
+    folders: Sequence[Path]
+    read_all: bool
+    known: dict[str, Document]
+    limit: int = MAX_DOCUMENTS
+    files: dict[str, tuple[Path, DocumentFile]] = field(default_factory=dict)
+    missing: dict[str, Document] = field(default_factory=dict)
+    converted: dict[bytes, Sequence[DocumentPart]] = field(default_factory=dict)
+    report: ReindexReport = field(default_factory=ReindexReport)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further document is allowed."""
+        return len(self.known) - len(self.missing) + self.report.added >= self.limit
+
+    def moved(self, file_hash: bytes) -> Document | None:
+        """Takes a document with this content out of `missing`: its file has another path now."""
+        found = next(
+            (path for path, document in self.missing.items() if document.file_hash == file_hash),
+            None,
+        )
+        return self.missing.pop(found) if found is not None else None
+
+    def refuse(self, path: str, reason: str) -> None:
+        """Reports a file as refused."""
+        self.report.refused.append(RefusedFile(path=path, reason=reason))
+
+
+class Indexing:
+    """Makes the rows of a file equal to the file.
+
+    Runs, uploads and deletions of several replicas may write the rows of one file at a time.
+    Whoever has written them looks at the file afterwards, and starts over if it is another one: the
+    last one who writes rows has seen the last file. Nobody waits for a lock meanwhile.
+    """
+
+    def __init__(
+        self,
+        documents: DocumentStore,
+        folders: DocumentFolders,
+        converter: DocumentConverter,
+        events: EventLog,
+        size: ChunkSettings,
+    ) -> None:
+        self.documents = documents
+        self.folders = folders
+        self._converter = converter
+        self._events = events
+        self._size = size
+        self._refused: LRUCache[tuple[str, DocumentFile], str] = LRUCache(MAX_REMEMBERED)
+        """Why files were refused, so that periodic runs do not convert them again and again."""
+
+    async def file(self, run: Run, folder: Path, file: DocumentFile) -> None:
+        """Indexes a file, as `run.report` says then.
+
+        Raises:
+            Conflict: the file changes all the time.
+        """
+        document = run.known.get(file.path)
+        if document is not None and document.file == file and not run.read_all:
+            run.report.unchanged += 1
+            return
+        if await self._bring(run, folder, file, document):
+            await self.settle(run, file.path, (folder, file))
+
+    async def settle(self, run: Run, path: str, seen: tuple[Path, DocumentFile] | None) -> None:
+        """Checks rows that were written for the file as it was `seen`, or removed for none.
+
+        Raises:
+            Conflict: the file changes all the time.
+        """
+        for _ in range(ATTEMPTS):
+            found = await self.folders.find(run.folders, path)
+            if found == seen:
+                return
+            document = await self.documents.find(run.microdao_id, path)
+            if found is not None:
+                await self._bring(run, *found, document)
+                document = run.missing.pop(path, None)
+            if document is not None:
+                await self.documents.remove(run.microdao_id, document)
+            seen = found
+        raise Conflict("the file changes all the time: retry later", retry_after_s=2)
+
+    async def parts(self, path: str, data: bytes) -> Sequence[DocumentPart]:
+        """Converts a file. Raises UnreadableFile and Unavailable."""
+        return await self._converter.convert(path, data)
+
+    async def _bring(
+        self, run: Run, folder: Path, file: DocumentFile, document: Document | None
+    ) -> bool:
+        """Indexes a file once; returns whether rows were written."""
+        if document is None and run.is_full:
+            reason = "over the microDAO's quota of documents: remove some, or raise the quota"
+            run.refuse(file.path, reason)
+            return False
+        try:
+            return await self._index(run, folder, file, document)
+        except UnreadableFile as error:
+            run.refuse(file.path, str(error))
+            if document is not None:  # no longer readable: remove its indexed text
+                run.missing[file.path] = document
+        except Unavailable as error:
+            run.refuse(file.path, error.message)
+        return False
+
+    async def _index(
+        self, run: Run, folder: Path, file: DocumentFile, document: Document | None
+    ) -> bool:
+        began = time.monotonic()
+        if not run.read_all and (reason := self._refused.get((run.microdao_id, file))):
+            raise UnreadableFile(reason)
+        data, file_hash = await self.folders.read(folder, file)
+        digest = file_hash + rules(file.path, self._size, self._converter.rules(file.path))
+        if document is None and (document := run.moved(file_hash)) is not None:
+            # Its path comes first, because `save` finds a document by its path.
+            await self.documents.touch(run.microdao_id, document, file, document.digest)
+            run.report.moved += 1
+            if document.digest == digest:
+                return True
+        elif document is not None and document.digest == digest:
+            return await self._unchanged(run, folder, file, document, digest)
+        parts = run.converted.get(file_hash) or await self._converted(run, file, data)
+        tree = "microdao" if run.microdao_id else "shared"
+        chunks = await asyncio.to_thread(cut, parts, file.path, self._size, tree=tree)
+        if (
+            document is not None
+            and document.file_hash == file_hash
+            and await self.documents.chunks(run.microdao_id, document) == chunks
+        ):
+            return await self._unchanged(run, folder, file, document, digest)
+        added = await self.documents.save(run.microdao_id, file, digest, chunks)
+        run.report.chunks += added
+        run.report.changed += document is not None
+        run.report.added += document is None
+        self._events.emit(
+            "memory.document_indexed",
+            microdao_id=run.microdao_id,
+            version=file_hash.hex(),
+            kind=kind_of(file.path),
+            chunks=len(chunks),
+            new_chunks=added,
+            pages=parts[-1].page,
+            seconds=round(time.monotonic() - began, 3),
+        )
+        return True
+
+    async def _converted(self, run: Run, file: DocumentFile, data: bytes) -> Sequence[DocumentPart]:
+        try:
+            return await self.parts(file.path, data)
+        except UnreadableFile as error:
+            if kind_of(file.path) not in PLAIN:  # which cost next to nothing
+                self._refused[run.microdao_id, file] = str(error)
+            raise
+
+    async def _unchanged(
+        self, run: Run, folder: Path, file: DocumentFile, document: Document, digest: bytes
+    ) -> bool:
+        """Returns whether rows were written."""
+        is_new = (document.file, document.digest) != (file, digest)
+        if is_new and not await self.documents.touch(run.microdao_id, document, file, digest):
+            return await self._index(run, folder, file, None)  # it was removed meanwhile
+        run.report.unchanged += document.file.path == file.path
+        return is_new
