@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from contracts.identity import Identifier
 from contracts.shapes import Strict
@@ -13,34 +13,21 @@ from contracts.shapes import Strict
 Seconds = Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)]
 
 
-def _known_zone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (OSError, ValueError, KeyError):
-        raise ValueError("no known time zone: give an IANA name, such as Europe/Kyiv") from None
-    return name
-
-
-TimeZone = Annotated[
-    str, StringConstraints(min_length=1, max_length=64), AfterValidator(_known_zone)
-]
-
-
 class QuerySettings(Strict):
     """How a question is answered: `candidates` per arm, `recent` newest events as short-term.
 
-    `time_zone` is where "yesterday" in a question begins, `time_zones` the same by microdao_id.
+    `time_zone` says when "yesterday" in a question begins, `time_zones` by microdao_id.
     """
 
     candidates: Annotated[int, Field(ge=10, le=1_000)] = 100
     recent: Annotated[int, Field(ge=0, le=200)] = 20
     timeout_s: Seconds = 8
     embed_timeout_s: Seconds = 3
-    time_zone: TimeZone = "Europe/Kyiv"
-    time_zones: dict[Identifier, TimeZone] = Field(default_factory=dict, max_length=100_000)
+    time_zone: ZoneInfo = ZoneInfo("Europe/Kyiv")
+    time_zones: dict[Identifier, ZoneInfo] = Field(default_factory=dict, max_length=100_000)
 
     def zone_of(self, microdao_id: str) -> ZoneInfo:
-        return ZoneInfo(self.time_zones.get(microdao_id, self.time_zone))
+        return self.time_zones.get(microdao_id, self.time_zone)
 
 
 class FusionSettings(Strict):

@@ -1,29 +1,35 @@
 """Reads the dates in a question, Ukrainian and English, for recall.
 
-A text becomes words, each word a letter for its category (`services/memory/time_words.py`), and one
-regular expression over these letters finds the expressions of time. Expressions side by side ("у
-травні", "торік") are joined, then resolved to days. Days are counted as `date.toordinal` does, and
-spans of them end exclusively.
+A text becomes letters (`services/memory/time_words.py`), and one regular expression over them finds
+the expressions of time. Expressions side by side ("у травні", "торік") are joined, then resolved to
+days. Days are counted as `date.toordinal` does, and spans of them end exclusively.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from datetime import date, datetime, time, timedelta
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from itertools import islice
 from zoneinfo import ZoneInfo
 
-from services.memory.time_words import Value, Word, asks_when, holds_time, read_words
+from services.memory.time_words import Pair, asks_when, holds_time, read_words
 
 __all__ = ["Period", "asks_when", "holds_time", "periods"]
 
 MOST = 4
-"""Periods that are returned of one text; of further expressions none is read."""
-YEARS = range(1970, 2101)
-"""Years that are believed; "before May" begins with the first."""
+"""Periods that are returned of one text; expressions after the first sixteen are not read."""
 
-Span = tuple[int, int]
+Named = dict[str, Pair]
+"""What an expression says of a time:
+
+- `span`: days that are known from today alone (a year, last week)
+- `run`: months of any year, as the first one and their number; `days`: first and last of the month
+- `weekday`: days from Monday, and their number; `unit`: the week, month or year, by its size
+- `relative`: the last (-1) or the next (1) of these
+- `part`: of all this the one with this index, of so many; of 0 means weeks
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,339 +40,236 @@ class Period:
     end: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
-    """What an expression says of a time; the parts that it does not name are None.
-
-    `span`: days that are known from today alone (a year, last week). `run`: months without a year,
-    as first month and their number. `days`: first and last day of the month. `weekday`: days from
-    Monday, and their number. `relative`: last, this or next one of these. `part`: of all this the
-    one with this index, of so many; the number 0 stands for weeks.
-    """
-
-    span: Span | None = None
-    run: Value | None = None
-    days: Span | None = None
-    weekday: Value | None = None
-    relative: int | None = None
-    part: Value | None = None
-
-    def joined(self, other: Named) -> Named | None:
-        """Returns both as one expression, or None where both name the same part."""
-        given = {name: getattr(other, name) for name in self.__slots__}
-        given = {name: value for name, value in given.items() if value is not None}
-        if any(getattr(self, name) is not None for name in given):
-            return None
-        return replace(self, **given)
-
-
-@dataclass(slots=True)
-class Expression:
-    """An expression of time, and where in the letters it begins and ends."""
-
-    named: Named
-    begin: int
-    end: int
-
-
 def periods(text: str, now: datetime, zone: ZoneInfo) -> list[Period]:
     """Returns the periods that `text` names, in its order, at most `MOST`.
 
     A month or a day without its year is the latest one that is not after `now`.
     """
-    words = read_words(text)
-    letters = "".join(word.category for word in words)
-    local = now.astimezone(zone)
-    spans = _spans(_expressions(letters, words, local), letters, local.date().toordinal())
-    found = {
-        span: Period(*(datetime.combine(date.fromordinal(day), time(), zone) for day in span))
-        for span in spans
-        if EARLIEST <= span[0] < span[1] <= LATEST
-    }
-    return list(found.values())[:MOST]
+    letters, values = read_words(text)
+    today = now.astimezone(zone).date().toordinal()
+    spans = [_span(one, letters, today) for one in _expressions(letters, values, today)]
+    found = [
+        Period(*(datetime.combine(date.fromordinal(day), time(), zone) for day in span))
+        for span in dict.fromkeys(spans)
+        if span and EARLIEST <= span[0] < span[1] <= LATEST
+    ]
+    return found[:MOST]
 
 
-# From letters to expressions.
+# From letters to what they name.
 
-NUMBER = "[cng]{1,2}"
-DAY = "(?:c?-?o|n)"
+NUMBER, DAY = "[cng]{1,2}", "(?:c?[ot]|n)"
 ATOM = re.compile(
-    "(?P<date>D)|(?P<short>e)|(?P<relative_day>U[ba]R|R)"
-    f"|(?P<ago>(?:(?:{NUMBER}(?:&hv)?|f|v)[ih]{{0,3}})?[UYO](?:&hv|h?(?:{NUMBER}|f))?A)"
-    f"|(?P<ahead>G(?:{NUMBER})?[UY](?!a))"
-    "|(?P<week_of>[okr]U(?=[ih]{0,2}[MN]))"
-    f"|(?P<rolling>[rk](?:{NUMBER}|f|v)[ih]{{0,2}}[UY]|k[UY])"
-    "|(?P<unit>r[UY]|[jA]U|Ubr)|(?P<night>rL)"
-    f"|(?P<day>(?:{DAY}h?[Td-]h?|(?<=B){DAY}&)?{DAY}[ih]{{0,2}}(?P<month>[MN]))"
-    f"|(?P<month_day>Nh?{DAY}(?:[Td-]h?{DAY}(?![ih]{{0,2}}[MN]))?)"
-    rf"|(?P<left>{DAY}(?=&{DAY}[ih]{{0,2}}[MN]))|(?P<number>{DAY}C|(?<=ih)o(?=[.,]|$))"
-    "|(?P<run>[rk]?[MNS]|[on]Y|Q)|(?P<weekday>[rk]?W)|(?P<year>yY?|q)"
-    "|(?P<half>[ok]v)|(?P<part>(?:(?<=[iFdl])|(?<=[iFdl]h))p|p(?=[MSYqr])|P-?)(?P<whole>[ih]{0,2}[UY])?"
+    "(?P<date>(?<!V)(?<!V.)(?:D|(?<!l)e(?!\\$)))|(?P<relative_day>J[ba]R|R)"
+    f"|(?P<away>(?:(?:{NUMBER}(?:&h?v)?|f|v)[ih]{{0,3}})?[JUYKO](?:&h?v|h?(?:{NUMBER}|f))?A"
+    f"|G(?:{NUMBER}|v)?[JUY](?!a)"
+    f"|(?!(?:r|k)U?i?[MN])[rk](?:{NUMBER}|f|v)[ih]{{0,2}}[JUY]|k[JUYK](?!i?M))"
+    "|(?P<week_of>(?:[ok]U|rUi(?=N))(?=[ih]{0,2}[MN]))"
+    "|(?P<before_last>[UYK]br)|(?P<unit>r[UYK])|(?P<that_week>[jA]U)|(?P<night>rL)"
+    f"|(?P<days>{DAY}h?(?:[Td&-]h?{DAY})?[ih]{{0,2}}[MN]"
+    f"|Nh?{DAY}(?:[Td-]h?{DAY}(?![ih]{{0,2}}[MN]))?|Mt|{DAY}C|(?<=ih)t(?=[.,]|$))"
+    "|(?P<quarter>[on]K)|(?P<run>[rk]?[MNSQ])|(?P<weekday>Wbr|[rk]?W)|(?P<year>yY?)|(?P<this_year>q)"
+    "|(?P<half>[ok]v)|(?P<ten_days>[ok]z)"
+    "|(?P<part>(?:(?<=[iFdlsab])p|(?<=[iFdlsab]h)p|p(?=[MSYqr])|P-?)(?:[ih]{0,2}[UYK])?)"
 )
-GLUE = re.compile("[ihl,]{0,3}")
+GLUE, RANGE = re.compile("[ihl,]{0,3}"), re.compile("[ihl]{0,2}[Td&-][ihl]{0,2}")
+LEAD, TO_NOW = re.compile("((?<![JUY])b|[sadBF])[Fihl]{0,3}$"), re.compile("[ihdT]{0,2}E")
+FINER = {-12: (-1, 12), -6: (-1, 6), -3: (-1, 3), -1: (7, 4), 7: (1, 7), 1: (1, 1), 0: (1, 1)}
+"""The size of the unit that half of a unit is counted in, and how many of them the whole has."""
 
 
-def _expressions(letters: str, words: list[Word], now: datetime) -> list[Expression]:
-    found: list[Expression] = []
-    for match in ATOM.finditer(letters):
-        named = _read(match, words[match.start() : match.end()], now)
-        if named is None:
-            continue
-        if found and GLUE.fullmatch(letters, found[-1].end, match.start()):
-            joined = found[-1].named.joined(named)
-            if joined is not None:
-                found[-1].named, found[-1].end = joined, match.end()
-                continue
-        if len(found) == 2 * MOST:
-            break
-        found.append(Expression(named, match.start(), match.end()))
+@dataclass(slots=True)
+class Expression:
+    """What stands together in a text: one time, or the first and the last of a range."""
+
+    lead: str
+    parts: list[Named]
+    end: int
+
+
+def _expressions(letters: str, values: list[Pair], today: int) -> list[Expression]:
+    found = [Expression("", [{}], -1)]
+    for match in islice(ATOM.finditer(letters), 4 * MOST):
+        named = READERS[match.lastgroup or ""](match[0], values[match.start() : match.end()], today)
+        last = found[-1]
+        gap = "." if last.end < 0 else letters[last.end : match.start()]
+        if GLUE.fullmatch(gap) and not last.parts[-1].keys() & named.keys():
+            last.parts[-1] |= named
+        elif RANGE.fullmatch(gap) and len(last.parts) == 1 and ("&" not in gap or last.lead == "B"):
+            last.parts.append(named)
+        else:
+            lead = LEAD.search(letters, max(0, match.start() - 4), match.start())
+            found.append(Expression(lead[1] if lead else "", [named], 0))
+        found[-1].end = match.end()
     return found
 
 
-def _read(  # noqa: C901, PLR0912
-    match: re.Match[str], words: list[Word], now: datetime
-) -> Named | None:
-    kind = match.lastgroup if match.lastgroup not in {"month", "whole"} else ""
-    kind = kind or ("day" if match["day"] else "part")
-    today = now.date().toordinal()
-    first, last = words[0], words[-1]
-    value, size = first.value, int(last.value[0])
-    relative = int(value[0]) if first.category == "r" else -1 if first.category == "k" else None
-    match kind:
-        case "date":
-            return Named(span=(int(value[0]), int(value[1])))
-        case "short":
-            return Named(run=(value[0], 1), days=(int(value[1]), int(value[1])))
-        case "relative_day":
-            day = today + size + {"b": -1, "a": 1}.get(match[0][1:2], 0)
-            return Named(span=(day, day + 1))
-        case "ago":
-            return Named(span=_ago(match[0], words, now))
-        case "ahead":
-            unit = int(last.value[0])
-            return Named(span=_unit(_moved(today, _number(words)[0], unit), unit))
-        case "week_of":
-            if size != 7 or (first.category == "r" and first.text != "last"):
-                return Named(span=_unit(today, size, relative or 0)) if relative else None
-            return Named(part=(value[0] - 1 if first.category == "o" else -1, 0))
-        case "rolling":
-            if relative == 1:
-                return Named(span=(today + 1, _moved(today, _number(words)[1], size) + 1))
-            return Named(span=(_moved(today, -_number(words)[1], size), today + 1))
-        case "unit":
-            if match[0] == "Ubr":
-                return Named(span=_unit(today, int(value[0]), -2))
-            if size == 1 or (relative is None and size != 7):
-                return None  # "the next day" tells a story, "that day" points into one
-            return Named(span=_unit(today, size, -1 if relative is None else relative))
-        case "night":
-            day = today + min(relative or 0, 0)
-            return Named(span=(day, day + 1))
-        case "day" | "month_day" | "left" | "number":
-            return _days(match[0], words)
-        case "run":
-            if last.category == "Y":
-                months = -size
-                index = int(value[0])
-                if months not in {3, 6} or index > 12 // months:
-                    return None
-                return Named(run=(months * (index - 1) + 1, months))
-            return Named(run=last.value, relative=relative)
-        case "weekday":
-            return Named(weekday=last.value, relative=relative)
-        case "year":
-            year = int(value[0]) + (now.year if first.category == "q" else 0)
-            return Named(span=(_month(12 * year), _month(12 * year + 12)))
-        case "half":
-            half = int(value[0]) - 1 if first.category == "o" else 1
-            return Named(part=(half, 2)) if half < 2 else None
-    if match["whole"] is None:
-        return Named(part=value)
-    if size == 1:
-        return None
-    spans = (_part(_unit(today, size, offset), value) for offset in (0, -1))
-    return Named(span=next(span for span in spans if span[0] <= today))
+def _away(letters: str, values: list[Pair], today: int) -> Named:
+    """Reads "two weeks ago", "in a month", "the last three days", with a few or half of them."""
+    numbered = [*zip(letters, values, strict=True)]
+    size = next(value[0] for letter, value in numbered if letter in "JUYKO")
+    counts = [
+        sum(value[side] for letter, value in numbered if letter in "cngfv") for side in (0, 1)
+    ]
+    half = "v" in letters
+    if not counts[1] and (not half or "&" in letters):
+        counts = [1, 1]  # "a week", "a year and a half"
+    if half or size == -6:
+        size, whole = FINER[size]
+        counts = [count * whole + half * whole // 2 for count in counts]
+    after = letters[0] == "G" or (letters[0] == "r" and values[0][0] > 0)
+    ends = [_moved(today, count if after else -count, size) for count in counts]
+    if letters[0] in "rk":
+        return {"span": (today + 1, ends[1] + 1) if after else (ends[1], today + 1)}
+    units = sorted(_unit(end, size or 1) for end in ends)
+    return {"span": (units[0][0], units[1][1])}
 
 
-def _number(words: list[Word]) -> Value:
-    """Returns the lowest and the highest number of units that the words mean."""
-    for word in words:
-        if word.category == "f":
-            return word.value
-    total = sum(word.value[0] for word in words if word.category in "cngv")
-    letters = {word.category for word in words}
-    if "&" in letters and not letters & set("cng"):
-        total += 1  # "a year and a half"
-    return (total or 1, total or 1)
+def _days(letters: str, values: list[Pair], _: int) -> Named:
+    days = [
+        sum(value[0] for value in values[slice(*found.span())])
+        for found in re.finditer(DAY, letters)
+    ]
+    months = [value for letter, value in zip(letters, values, strict=True) if letter in "MN"]
+    return {"days": (days[0], days[-1])} | ({"run": months[0]} if months else {})
 
 
-def _days(letters: str, words: list[Word]) -> Named | None:
-    """Reads days of a month, two of them as a range, and the month where it stands beside them."""
-    days = [0]
-    for letter, word in zip(letters, words, strict=True):
-        if letter in "Td&-" and not (letter == "-" and days[-1] == 20):
-            days.append(0)
-        elif letter in "con":
-            days[-1] += int(word.value[0])
-    if letters == "o" and not words[0].text[0].isdigit():
-        return None
-    if not 0 < days[0] <= days[-1] <= 31 or (len(days) == 2 and days[0] == days[1]):
-        return None
-    run = next((word.value for word in words if word.category in "MN"), None)
-    return Named(run=run, days=(days[0], days[-1]))
+def _relative(letters: str, values: list[Pair], around: Pair) -> Named:
+    if letters[0] not in "rk":
+        return {"relative": (-2, 0)} if letters.endswith("br") else {}
+    return {"relative": values[0]} if values[0][0] else {"span": around}
 
 
-# From expressions to days.
-
-LEAD = re.compile("([sabdBF])[Fihl]{0,3}$")
-BETWEEN = re.compile("[ihl]{0,2}[Td&-][ihl]{0,2}")
-TO_NOW = re.compile("[ihdT]{0,2}E")
-FINER = {-12: -1, -6: -1, -3: -1, -1: 7, 7: 1, 1: 1}
-"""The unit in which half of a unit ago is meant."""
-
-
-def _spans(  # noqa: C901
-    found: list[Expression], letters: str, today: int
-) -> Iterator[Span]:
-    skip = False
-    for index, one in enumerate(found):
-        if skip:
-            skip = False
-            continue
-        following = found[index + 1] if index + 1 < len(found) else None
-        begin = LEAD.search(letters, max(0, one.begin - 4), one.begin)
-        lead = begin[1] if begin else ""
-        if following and (gap := BETWEEN.fullmatch(letters, one.end, following.begin)):
-            if one.named.days and not (one.named.run or one.named.span):
-                one.named = replace(following.named, days=one.named.days)
-            if "&" not in gap[0] or lead == "B":
-                span = _range(one.named, following.named, today)
-                if span is not None:
-                    skip = True
-                    yield span
-                    continue
-        span = _resolve(one.named, today)
-        if span is None:
-            continue
-        since = lead == "s" or (lead == "F" and letters[one.begin] == "p")
-        if (since or TO_NOW.match(letters, one.end)) and span[0] <= today:
-            yield span[0], today + 1
-        elif lead == "a" and span[1] <= today:
-            yield span[1], today + 1
-        elif lead in {"b", "d"} and span[0] <= today and one.named.weekday is None:
-            yield EARLIEST, span[0]
-        else:
-            yield span
+READERS: dict[str, Callable[[str, list[Pair], int], Named]] = {
+    "date": lambda _, values, __: (
+        {"run": (values[0][1] // 100, 1)}
+        | ({"days": (values[0][1] % 100,) * 2} if values[0][1] % 100 else {})
+        | ({"span": _year(values[0][0])} if values[0][0] else {})
+    ),
+    "relative_day": lambda letters, values, today: {
+        "span": _unit(today + values[-1][0] + {"b": -1, "a": 1}.get(letters[1:2], 0), 1)
+    },
+    "away": _away,
+    "week_of": lambda letters, values, _: {"part": (values[0][0] - (letters[0] == "o"), 0)},
+    "before_last": lambda _, values, today: {"span": _unit(today, values[0][0], -2)},
+    "unit": lambda _, values, today: {"span": _unit(today, values[1][0], values[0][0])},
+    "that_week": lambda _, values, today: {"span": _unit(today, values[1][0], -1)},
+    "night": lambda _, values, today: {"span": _unit(today + min(values[0][0], 0), 1)},
+    "days": _days,
+    "quarter": lambda _, values, __: {
+        "run": (-values[1][0] * (values[0][0] - 1) + 1, -values[1][0])
+    },
+    "run": lambda letters, values, today: (
+        {"run": values[-1]} | _relative(letters, values, _unit(today, -12))
+    ),
+    "weekday": lambda letters, values, today: (
+        {"weekday": values["W" not in letters[:1]]} | _relative(letters, values, _unit(today, 7))
+    ),
+    "year": lambda _, values, __: {"span": _year(values[0][0])},
+    "this_year": lambda _, values, today: {"span": _unit(today, -12, values[0][0])},
+    "half": lambda letters, values, _: {"part": (min(values[0][0], 2) - (letters[0] == "o"), 2)},
+    "ten_days": lambda letters, values, _: {
+        "part": (min(values[0][0], 3) - (letters[0] == "o"), 3)
+    },
+    "part": lambda letters, values, _: (
+        {"part": values[0]} | ({"unit": values[-1]} if letters[-1] in "UYK" else {})
+    ),
+}
 
 
-def _range(left: Named, right: Named, today: int) -> Span | None:
-    """Returns the span from one to the other; a year that only one of them has holds for both."""
-    end = _resolve(right, today)
-    begin = end and _resolve(left, end[0] if left.span is None else today)
-    if begin and end and left.span and right.span is None and end[0] > begin[1]:
-        end = _resolve(replace(right, relative=1), begin[0])
-    return (begin[0], end[1]) if begin and end and begin[0] < end[0] else None
+# From what is named to days.
 
 
-def _resolve(named: Named, today: int) -> Span | None:
-    span = named.span
-    if named.run or named.days or named.weekday:
-        span = _chosen(named, today) or span
-    return _part(span, named.part) if span and named.part else span
+def _span(one: Expression, letters: str, today: int) -> Pair | None:
+    if len(one.parts) == 2:
+        return _range(one.parts, today)
+    (named,) = one.parts
+    if one.lead == "d" and "part" in named:  # "until the end of June" looks ahead
+        named = {"relative": (1, 0)} | named
+    span = _resolve(named, today)
+    if span is None or span[0] > today:
+        return span
+    if one.lead == "s" or (one.lead == "F" and "part" in named) or TO_NOW.match(letters, one.end):
+        return span[0], today + 1
+    if one.lead == "a" and span[1] <= today:
+        return span[1], today + 1
+    if one.lead in {"b", "d"} and span[1] <= today and "weekday" not in named:
+        return EARLIEST, span[0]
+    return span
 
 
-def _chosen(named: Named, today: int) -> Span | None:
-    """Returns which of the occurrences is meant."""
-    all_of_them = list(_occurrences(named, today))
-    meant: Iterator[Span]
-    if named.span is not None:
-        begin, end = named.span
-        meant = (span for span in all_of_them if span[0] < end and span[1] > begin)
-    elif named.relative is None:
-        meant = (span for span in all_of_them if span[0] <= today)
-    elif named.relative > 0:
-        meant = (span for span in reversed(all_of_them) if span[0] > today)
-    elif named.relative < 0:
-        past = [span for span in all_of_them if span[1] <= today]
-        meant = iter(past[-named.relative - 1 :])
+def _range(parts: list[Named], today: int) -> Pair | None:
+    """Returns the span of both ends; a year that only one of them has holds for both."""
+    first, last = parts
+    if "span" in first and "span" not in last:
+        begin = _resolve(first, today)
+        end = begin and _resolve(last | {"relative": (1, 0)}, begin[0])
     else:
-        unit = -12 if named.run else 7
-        begin, end = _unit(today, unit)
-        near = [span for span in all_of_them if begin <= span[0] < end]
-        meant = iter([*(span for span in all_of_them if span[0] <= today < span[1]), *near])
-    return next(meant, None)
+        end = _resolve(last, today)
+        begin = end and _resolve(first, today if "span" in first else end[0])
+    return (begin[0], end[1]) if begin and end else None
 
 
-def _occurrences(named: Named, today: int) -> Iterator[Span]:
-    """Yields the latest first: around today, or within the years of the span."""
-    if not (named.run or named.days):
-        first, length = map(int, named.weekday or (0, 1))
-        begin, end = named.span or (today, today)
-        monday = _unit(begin, 7)[0] + first
-        if end - begin <= 7:
-            yield from ((monday + 7 * n, monday + 7 * n + length) for n in (1, 0, -1, -2))
-        return
-    this = date.fromordinal(today).year
-    newest, oldest = this + 1, this - 8  # as long as there may be no 29 February
-    if named.span is not None:
-        oldest, newest = (date.fromordinal(day).year for day in (named.span[0], named.span[1] - 1))
-    count = int(named.run[1]) if named.run else 1
-    for year in range(newest, oldest - 1, -1):
-        for month in [int(named.run[0])] if named.run else range(12, 0, -1):
-            index = 12 * year + month - 1 - (12 if month + count > 13 else 0)
-            begin, end = _month(index), _month(index + count)
-            if named.days is None:
-                yield begin, end
-            elif named.days[1] <= end - begin:
-                yield begin + named.days[0] - 1, begin + named.days[1]
+def _resolve(named: Named, today: int) -> Pair | None:
+    """Returns which of the times that fit is meant."""
+    span, relative = named.get("span"), named.get("relative", (0, 0))[0]
+    fit = [
+        one
+        for one in _occurrences(named, today)
+        if span is None or (one[0] < span[1] and one[1] > span[0])
+    ]
+    past = [one for one in fit if one[relative < 0] <= today]
+    if relative > 0:
+        return next((one for one in fit if one[0] > today), None)
+    if span and (not past or span[1] <= today):
+        return fit[0] if fit else span
+    return [None, None, *past][relative or -1]
 
 
-def _part(span: Span, part: Value) -> Span:
-    """Returns one of several parts of a span: of months if it has enough, else of days."""
-    begin, end = span
-    index, count = map(int, part)
+def _occurrences(named: Named, today: int) -> list[Pair]:
+    """Returns the times of that name around today or in the given span, the earliest first."""
+    begin, end = named.get("span", (today, today))
+    found = [(begin, end)] if "span" in named else []
+    if "run" in named or "days" in named:
+        month, count = named.get("run", (0, 1))
+        back = 9 if month else 1  # eight years may have no 29 February
+        years = range(date.fromordinal(begin).year - back, date.fromordinal(end).year + 2)
+        indexes = [12 * y + m - 1 for y in years for m in ([month] if month else range(1, 13))]
+        found = [(_month(index), _month(index + count)) for index in indexes]
+        if "days" in named:
+            first, last = named["days"]
+            found = [(one + first - 1, one + last) for one, after in found if last <= after - one]
+    elif "weekday" in named and end - begin <= 7:
+        first, count = named["weekday"]
+        mondays = [_unit(begin, 7, week)[0] for week in range(-4, 2)]
+        found = [(monday + first, monday + first + count) for monday in mondays]
+    elif "unit" in named:
+        found = [_unit(today, named["unit"][0], offset) for offset in (-1, 0)]
+    return [_part(one, named["part"]) for one in found] if "part" in named else found
+
+
+def _part(span: Pair, part: Pair) -> Pair:
+    """Returns one of several parts of a span, of whole months if it is longer than one."""
+    (begin, end), (index, count) = span, part
     if count == 0:
-        return (
-            (begin + 7 * index, min(begin + 7 * index + 7, end)) if index >= 0 else (end - 7, end)
-        )
-    first, after = date.fromordinal(begin), date.fromordinal(end)
-    months = 12 * (after.year - first.year) + after.month - first.month
-    if first.day == after.day == 1 and months >= count:
-        index_of = 12 * first.year + first.month - 1
-        edges = [_month(index_of + months // count * n) for n in range(count)]
-    else:
-        length = 10 if count == 3 and 28 <= end - begin <= 31 else max(1, (end - begin) // count)
-        edges = [begin + length * n for n in range(count)]
-    edges.append(end)
-    return (edges[index], edges[index + 1]) if edges[index] < edges[index + 1] <= end else span
+        return (begin + 7 * index, begin + 7 * index + 7) if index >= 0 else (end - 7, end)
+    length = 10 if count == 3 and 28 <= end - begin <= 31 else (end - begin) / count
+    edges = [begin + int(length * n) for n in range(count)]
+    if end - begin > 31:
+        edges = [_unit(edge + 15, -1)[0] for edge in edges]
+    return (edges[index], [*edges, end][(index + 1) or -1]) if end - begin >= count else span
 
 
-def _ago(letters: str, words: list[Word], now: datetime) -> Span:
-    """Returns the unit of the calendar that lies so many units back, of "a few" all of them."""
-    unit = next(word for word in words if word.category in "UYO")
-    fewest, most = _number(words)
-    today = now.date().toordinal()
-    if "O" in letters:
-        day = (now - timedelta(hours=most * unit.value[0])).date().toordinal()
-        return day, day + 1
-    size = int(unit.value[0])
-    of = FINER[size] if size == -6 or most % 1 else size
-    return _unit(_moved(today, -most, size), of)[0], _unit(_moved(today, -fewest, size), of)[1]
-
-
-def _moved(day: int, number: float, size: int) -> int:
+def _moved(day: int, number: int, size: int) -> int:
     """Returns the day so many units after the given one; a month's last day stays the last."""
     if size > 0:
-        return max(1, day + int(number * size))
-    months = number * -size
+        return max(1, day + number * size)
     at = date.fromordinal(day)
-    index = 12 * at.year + at.month - 1 + int(months)
-    begin = _month(index)
-    within = min(at.day, _month(index + 1) - begin) - 1 + int(months % 1 * 30)
-    return max(1, begin + within)
+    index = 12 * at.year + at.month - 1 - number * size
+    return _month(index) + min(at.day, _month(index + 1) - _month(index)) - 1
 
 
-def _unit(day: int, size: int, offset: int = 0) -> Span:
+def _unit(day: int, size: int, offset: int = 0) -> Pair:
     """Returns the day, week, month, quarter or year around a day, or one before or after it."""
     if size > 0:
         begin = ((day - 1) // size + offset) * size + 1
@@ -376,10 +279,15 @@ def _unit(day: int, size: int, offset: int = 0) -> Span:
     return _month(index), _month(index - size)
 
 
+def _year(year: int) -> Pair:
+    return _month(12 * year), _month(12 * year + 12)
+
+
 def _month(index: int) -> int:
     """Returns the first day of a month, counted from the year 0, within the calendar's bounds."""
-    year, month = divmod(max(12, min(index, 12 * 9_999)), 12)
+    year, month = divmod(max(12, min(index, 12 * 9_998)), 12)
     return date(year, month + 1, 1).toordinal()
 
 
-EARLIEST, LATEST = _month(12 * YEARS.start), _month(12 * YEARS.stop)
+EARLIEST, LATEST = _month(12 * 1970), _month(12 * 2101)
+"""Times outside are not believed; "before May" begins with the first."""

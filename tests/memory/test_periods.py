@@ -1,5 +1,6 @@
 """Dates in questions: which periods they name, and what asks for or holds a time."""
 
+import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from time import process_time
@@ -77,17 +78,16 @@ def test_days_are_those_of_the_zone():
 
 
 def test_a_microdao_may_live_in_another_zone():
-    settings = QuerySettings(time_zones={"overseas": "America/New_York"})
+    settings = QuerySettings.model_validate({"time_zones": {"overseas": "America/New_York"}})
     assert settings.zone_of("overseas") == ZoneInfo("America/New_York")
     assert settings.zone_of("any other") == KYIV
 
 
 @pytest.mark.parametrize("name", ["Kyiv", "+02:00", "../etc/passwd", "/etc/localtime", "Europe"])
-def test_a_zone_that_nobody_knows_is_refused_with_what_to_give(name):
-    with pytest.raises(ValueError, match="give an IANA name, such as Europe/Kyiv"):
-        QuerySettings(time_zone=name)
-    with pytest.raises(ValueError, match="give an IANA name, such as Europe/Kyiv"):
-        QuerySettings(time_zones={"overseas": name})
+def test_a_zone_that_nobody_knows_is_refused(name):
+    for section in ({"time_zone": name}, {"time_zones": {"overseas": name}}):
+        with pytest.raises(ValueError, match=f"invalid timezone: {re.escape(name)}"):
+            QuerySettings.model_validate(section)
 
 
 def test_a_day_on_which_the_clocks_change_has_its_hours():
