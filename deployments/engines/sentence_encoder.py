@@ -42,6 +42,8 @@ class SentenceEncoder:
             torch.set_num_threads(settings.threads)
         self._model = _load(settings, source, device)
         self._model.max_seq_length = settings.max_tokens
+        # Prefixes are the settings' alone: the library would add the model's own to batches.
+        self._model.default_prompt_name = None
         self._max_chars = settings.max_tokens * MAX_CHARS_PER_TOKEN
         dimension = self._model.get_embedding_dimension()
         if dimension != settings.dimension:
