@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, time
+from functools import lru_cache
 from itertools import islice
 from zoneinfo import ZoneInfo
 
@@ -66,9 +67,9 @@ ATOM = re.compile(
     f"|(?!(?:r|k)U?i?[MN])[rk](?:{NUMBER}|f|v)[ih]{{0,2}}[JUY]|k[JUYK](?!i?M))"
     "|(?P<week_of>(?:[ok]U|rUi(?=N))(?=[ih]{0,2}[MN]))"
     "|(?P<before_last>[UYK]br)|(?P<unit>r[UYK])|(?P<that_week>[jA]U)|(?P<night>rL)"
-    f"|(?P<days>{DAY}h?(?:[Td&-]h?{DAY})?[ih]{{0,2}}[MN]"
-    f"|Nh?{DAY}(?:[Td-]h?{DAY}(?![ih]{{0,2}}[MN]))?|Mt|{DAY}C|(?<=ih)t(?=[.,]|$))"
-    "|(?P<quarter>[on]K)|(?P<run>[rk]?[MNSQ])|(?P<weekday>Wbr|[rk]?W)|(?P<year>yY?)|(?P<this_year>q)"
+    f"|(?P<days>(?<!V){DAY}h?(?:[Td&-]h?{DAY})?[ih]{{0,2}}[MN]"
+    f"|N[.h]?{DAY}(?:[Td-]h?{DAY}(?![ih]{{0,2}}[MN]))?|Mt|{DAY}C|(?<=ih)t(?=[.,]|$))"
+    "|(?P<quarter>[on]K)|(?P<run>(?<!X)(?<!Vn)[rk]?[MNSQ])|(?P<weekday>Wbr|(?<!X)[rk]?W)|(?P<year>yY?)|(?P<this_year>q)"
     "|(?P<half>[ok]v)|(?P<ten_days>[ok]z)"
     "|(?P<part>(?:(?<=[iFdlsab])p|(?<=[iFdlsab]h)p|p(?=[MSYqr])|P-?)(?:[ih]{0,2}[UYK])?)"
 )
@@ -232,7 +233,7 @@ def _occurrences(named: Named, today: int) -> list[Pair]:
     found = [(begin, end)] if "span" in named else []
     if "run" in named or "days" in named:
         month, count = named.get("run", (0, 1))
-        back = 9 if month else 1  # eight years may have no 29 February
+        back = 9 if month and "span" not in named else 1  # 29 February may be eight years ago
         years = range(date.fromordinal(begin).year - back, date.fromordinal(end).year + 2)
         indexes = [12 * y + m - 1 for y in years for m in ([month] if month else range(1, 13))]
         found = [(_month(index), _month(index + count)) for index in indexes]
@@ -283,6 +284,7 @@ def _year(year: int) -> Pair:
     return _month(12 * year), _month(12 * year + 12)
 
 
+@lru_cache(1 << 12)
 def _month(index: int) -> int:
     """Returns the first day of a month, counted from the year 0, within the calendar's bounds."""
     year, month = divmod(max(12, min(index, 12 * 9_998)), 12)

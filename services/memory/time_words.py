@@ -14,8 +14,8 @@ A word becomes a letter for its category and a value of two numbers, so that the
 - `n` 1 to 31, `t` 3rd, `g` larger number, `c` number in letters, `o` ordinal in letters
 - `f` a few: lowest and highest number. `C` "числа". `L` part of a day
 - `F` from, `T` to, `d` until, `B` between, `&` and, `s` since, `a` after, `b` before
-- `i` preposition, `l` "at", `h` word that changes nothing. `$` what is counted, `V` what is
-  numbered, `!` what "лютий" stands before as an adjective. `x` other words
+- `i` preposition, `l` "at", `X` every, `h` word that changes nothing. `$` what is counted, `V`
+  what has a number of its own, `!` what "лютий" stands before as an adjective. `x` other words
 
 Doubtful words, which may be a verb, a name, an adjective, a sum, are digits until their neighbours
 decide: `1` Ukrainian month, `2`/`3` English month in small letters/with a capital, `4`/`5` season,
@@ -54,13 +54,13 @@ TABLE: list[tuple[str, Pair, str]] = [
         ("W", (n, 1), row)
         for n, row in enumerate(
             (
-                "понеділ|ок|ка|ку|ком|ки|ків|ках понеділков* monday mondays mon",
-                "вівтор|ок|ка|ку|ком|ки|ків|ках tuesday tuesdays tue tues",
-                "серед|а|и|і|у|ою wednesday wednesdays wed",
-                "четвер||га|гу|гом|зі|ги|гів thursday thursdays thu thur thurs",
-                "пятни|ця|ці|цю|цею|ць friday fridays fri",
-                "субот|а|и|і|у|ою saturday saturdays sat",
-                "неділ|я|і|ю|ею|ь sunday sundays sun",
+                "понеділ|ок|ка|ку|ком|ки|ків|ках понеділков* monday mon",
+                "вівтор|ок|ка|ку|ком|ки|ків|ках tuesday tue tues",
+                "серед|а|и|і|у|ою wednesday wed",
+                "четвер||га|гу|гом|зі|ги|гів thursday thu thur thurs",
+                "пятни|ця|ці|цю|цею|ць friday fri",
+                "субот|а|и|і|у|ою saturday sat",
+                "неділ|я|і|ю|ею|ь sunday sun",
             )
         )
     ),
@@ -181,8 +181,10 @@ TABLE: list[tuple[str, Pair, str]] = [
     ),
     ("l", (0, 0), "о об at"),
     ("h", (0, 0), "the a an зо десь приблизно about весь всього увесь ж же самого самому"),
+    ("X", (0, 0), "кожен кожн* every each"),
     ("!", (0, 0), "мороз|||і|ом холод||і|ом віт|ер|рі|ром ворог||ом вовк||ом звір гнів||і бій бою"),
-    ("V", (0, 0), "версі|я|ї|ю|й version release v пункт||у|і розділ||у|і section chapter ст п ip"),
+    ("V", (0, 0), "версі|я|ї|ю|й version release v пункт||у|і розділ||у|і section chapter ст п"),
+    ("V", (0, 0), "вулиц|я|і|ю|ею вул ip"),
     ("$", (0, 0), "грн грив|ня|ні|ень|нями uah usd eur долар||и|ів євро dollars euros токен||и|ів"),
     ("$", (0, 0), "tokens осіб людей людини людям people users гб мб кг км шт штук рядків слів"),
     ("$", (0, 0), "rows lines words points балів голосів відсотків percent разів метрів літрів"),
@@ -267,16 +269,17 @@ ASKS = re.compile(
     r"\b(?:на котру|о котрій|котра година|котрого|відколи|до коли|як давно|як довго|скільки часу"
     r"|скільки (?:днів|тижнів|місяців|років|годин)"
     r"|як(?:ого|ий|а|им|ої|их|і|у|ому|ій) (?:сьогодні )?(?:числ|дня\b|дні\b|день|дат"
-    r"|рок|роц|рік|місяц|тиж|годин|час)"
+    r"|рок|роц|рік|місяц|тиж|годин|час(?:у|ом|і)?\b)"
     r"|(?:what|which) (?:exact )?(?:time|date|day|month|year|week|season)\b|how long|how often"
     r"|how many (?:minutes|hours|days|weeks|months|years)|since when|(?:і|й|та) коли\b|and when\b)"
     # "Do you remember when …"
-    r"|\b(?:зна|память|памята|нагада|скаж|підкаж|розкаж|дізна|уточн|цікав|зрозумі|покаж|забу|вкаж"
-    r"|know|remember|recall|remind|tell|say|ask|wonder|sure|idea|find|forg)[^.!?;:]{0,60}"
-    r"\b(?:коли|when)\b"
+    r"|\b(?:зна(?:ти|ю|єш|є|єте|ють)\b|память|памята|нагада|скаж|підкаж|розкаж|дізна|уточн|цікав"
+    r"|зрозумі|покаж|забу|вкаж|know|remember|recall|remind|tell|wonder|sure|idea|find out|forg)"
+    r"[^.!?;:]{0,60}\b(?:коли|when)\b"
     # "When …" without another question word in front, and not "when …, what …".
-    rf"|(?:^|[.!?;:])(?:(?!\b(?:{ASKED})\b)[^.!?;:]){{0,80}}\b(?:when(?:s\b|\W*$| (?:exactly )?"
-    r"(?:did|do|does|is|are|was|were|will|would|should|can|could|has|have|had|may|might|shall)\b)"
+    rf"|(?:^|[.!?;:])(?:(?!\b(?:{ASKED})\b)[^.!?;:]){{0,80}}\b"
+    r"(?:when(?:s\b|\W*$| and | (?:exactly )?(?:did|do|does|is|are|was|were|will|would|should"
+    r"|can|could|has|have|had|may|might|shall)\b)"
     r"|коли\b(?!(?:(?!\b(?:каза|сказа|писа|обіця|повідом|згад|виріш|домов|заяв|дізна|зрозумі))"
     rf"[^.?!,]){{1,200}}, (?:то|{ASKED})\b))"
 )
@@ -289,12 +292,9 @@ def asks_when(question: str) -> bool:
 
 
 TIME_WORDS = {form for form, (letter, _) in LEXICON.items() if letter in "MNSWJUYKORq1246"}.union(
-    _spelled(
-        "вранці зранку ввечері увечері вночі уночі опівдні опівночі вдень удень щодня щотижня"
-    ),
-    _spelled(
-        "щотижня щомісяця щороку нещодавно скоро noon midnight daily weekly monthly yearly soon"
-    ),
+    _spelled("вранці зранку ввечері увечері вночі уночі опівдні опівночі вдень удень нещодавно"),
+    _spelled("щодня щотижня щомісяця щороку скоро noon midnight daily weekly monthly yearly soon"),
+    _spelled("mondays tuesdays wednesdays thursdays fridays saturdays sundays"),
     _spelled("ятниц|я|і|ю|ею|ь"),  # after "п’"
 ).difference(_spelled("день day дня днем літ зим зима р рр лютий лютим may march fall"))
 HINTS = frozenset(("о", "об", "may", "march", "fall", "morning", "evening"))
