@@ -56,6 +56,24 @@ def test_every_question_is_read_as_the_set_says(question, now, expected):
     assert read is (question not in MISSES)
 
 
+def test_the_document_shows_what_is_read_and_how_many_questions_there_are():
+    document = (Path(__file__).parents[2] / "docs/retrieval.md").read_text()
+    section = document.split("## Dates in questions")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.+); (.+) \| (\S+) \| (\S+) \|$", section, re.MULTILINE)
+    assert len(rows) >= 12
+    for ukrainian, english, first, last in rows:
+        shown = expected_periods(f"{first}/{last}")
+        assert periods(f"Що було {ukrainian}?", NOW, KYIV) == shown
+        assert periods(f"What happened {english}?", NOW, KYIV) == shown
+    ukrainian, english = (
+        [expected for group in SET["groups"] for expected in group[language].values()]
+        for language in ("Ukrainian", "English")
+    )
+    sizes = f"{len(ukrainian)} Ukrainian and {len(english)} English questions"
+    dateless = f"{(ukrainian + english).count(None)} of them without a period"
+    assert f"{sizes}, {dateless}" in " ".join(section.split())
+
+
 def test_the_set_is_large_enough_and_has_questions_without_dates():
     ukrainian, english = (
         [expected for group in SET["groups"] for expected in group[language].values()]
