@@ -12,10 +12,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from backends.http.client import presenting
 from benchmarks.memory import evaluate as evaluation
 from benchmarks.memory.datasets import DatasetError, Question, read_conversations
 from benchmarks.memory.evaluate import Asked, EvaluatedMemory, evaluate, main, measures, report
+from contracts.errors import Forbidden, Unauthorized
 from launcher.postgres import DatabaseUrls
+from tests.support.access import access_control
 from tests.support.memory.application import Memory, ingress, succeeded
 from tests.support.memory.hashing_embedder import HashingEmbedder
 from tests.support.memory.public_sets import locomo, longmemeval
@@ -260,6 +263,45 @@ async def test_what_was_stored_is_erased_when_the_embedder_stays_away(
     with pytest.raises(evaluation.NotIndexed, match="is the embedder ready"):
         await evaluate(client, read_conversations(files["locomo"]), said.append)
     assert "stored 1 of 1: conv-1" in said
+    assert await stored(database_urls) == 0
+
+
+async def test_what_was_stored_is_erased_when_the_run_is_interrupted(
+    memory: Memory, client: EvaluatedMemory, files, database_urls
+):
+    """Ctrl-C cancels the run, as here when the first conversation is stored."""
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("stored"):
+            run.cancel()
+
+    run = asyncio.create_task(evaluate(client, read_conversations(files["longmemeval"]), say))
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert not any(line.startswith("asked") for line in said)
+    assert await stored(database_urls) == 0
+
+
+async def test_who_may_not_erase_learns_it_before_anything_is_stored(
+    memory: Memory, events, files, database_urls
+):
+    prefix, access = evaluation.PREFIX, access_control("internal", "admin")
+    said: list[str] = []
+    async with served(ingress(memory.runtime, events, access), root_path=prefix) as base:
+        for secret in ("internal", "admin"):
+            client = EvaluatedMemory(base.removesuffix(prefix), presenting(secret))
+            try:
+                if secret == "internal":
+                    with pytest.raises((Unauthorized, Forbidden)):
+                        await evaluate(client, read_conversations(files["locomo"]), said.append)
+                    assert said == []
+                else:
+                    found = await evaluate(client, read_conversations(files["locomo"]), said.append)
+                    assert len(found) == 3
+            finally:
+                await client.close()
     assert await stored(database_urls) == 0
 
 
