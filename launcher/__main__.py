@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import sys
 from pathlib import Path
 
@@ -73,7 +74,8 @@ async def _archive(options: argparse.Namespace, environment: Environment, consol
             console.plain(f"{file} holds every tenant's texts: keep it where only you can read")
         else:
             made_at = (await restore(environment, options.file.absolute())).made_at
-            console.plain(f"restored as of {made_at:%Y-%m-%d %H:%M} UTC; start it: make run")
+            start = f"DAARION_DATA_DIR={shlex.quote(str(environment.data_dir))} make run"
+            console.plain(f"restored as of {made_at:%Y-%m-%d %H:%M} UTC; start it: {start}")
     except (OSError, psycopg.Error) as error:
         raise ServiceFailed(str(error).partition("\n")[0]) from error
     return 0

@@ -74,7 +74,8 @@ async def back_up(environment: Environment, file: Path) -> Path:
         file: an absolute path.
 
     Raises:
-        ConfigurationError: the file exists, there is no database, or it is not of this launcher.
+        ConfigurationError: the file exists or its folder does not, there is no database, or it is
+            not of this launcher.
         ServiceFailed: PostgreSQL or pg_dump failed.
         OSError: a file cannot be read, or the archive cannot be written.
     """
@@ -128,6 +129,11 @@ async def restore(environment: Environment, file: Path) -> Manifest:
 
 
 def _new_file(file: Path, now: datetime) -> Path:
+    folder = file.parent if file.suffix == ".zip" else file
+    if not folder.is_dir():
+        raise StartRefused(
+            f"there is no folder {folder}: create it, or name a file that ends with .zip"
+        )
     target = file / f"daarion-{now:%Y%m%dT%H%M%SZ}.zip" if file.is_dir() else file
     if target.exists():
         raise StartRefused(f"{target} exists: name a new file, or a folder")
@@ -200,6 +206,8 @@ def _unless_gone(error: OSError) -> None:
 
 def _open(file: Path) -> tuple[ZipFile, Manifest]:
     """Reads the whole archive, and checks that this version can restore it."""
+    if not file.is_file():
+        raise StartRefused(f"there is no file {file}: name an archive that `make backup` wrote")
     try:
         archive = ZipFile(file)
         if archive.testzip() is not None or _DUMP not in archive.namelist():
@@ -208,7 +216,7 @@ def _open(file: Path) -> tuple[ZipFile, Manifest]:
         check_history(manifest.migrations, read_migrations(MIGRATIONS))
     except _UNREADABLE as error:
         raise StartRefused(
-            f"{file} is missing, damaged or no archive of a backup that this version can restore: "
+            f"{file} is damaged or no archive of a backup that this version can restore: "
             "name another one, or restore it with the version that made it"
         ) from error
     return archive, manifest

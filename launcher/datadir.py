@@ -3,6 +3,7 @@
     <data dir>/            0700 (0711 as root: PostgreSQL's own account must reach its folder)
       postgres/            the cluster
       nats/                JetStream's store
+      kb/                  the knowledge base's folders
       models/              built by `make models`
       logs/                one bounded file per child
       secrets/             generated passwords, one 0600 file each
@@ -76,6 +77,9 @@ class DataDir:
             _own_root(self.root, 0o711 if os.geteuid() == 0 else 0o700)
             for path in (self.nats, self.root / "models", self.logs, self.secrets, self.run):
                 _private_directory(path, 0o700)
+            for path in (self.root / "kb", self.root / "cache"):
+                if not (path.is_symlink() or path.is_mount()):  # else it may be shared on purpose
+                    _private_directory(path, 0o700)
             (self.run / ".writable").touch()
         except OSError as error:
             raise StartRefused(

@@ -66,7 +66,8 @@ async def test_a_damaged_archive_is_refused(archive, empty, tmp_path):
     ):
         rewritten(archive, tmp_path / f"changed {number}", **changed)
     for file in (*tmp_path.iterdir(), tmp_path / "missing"):
-        with pytest.raises(StartRefused, match="damaged or no archive"):
+        says = "damaged or no archive" if file.exists() else "there is no file"
+        with pytest.raises(StartRefused, match=says):
             await restore(environment_of(empty), file)
         assert not (empty / "postgres").exists(), file
 
@@ -96,6 +97,10 @@ async def test_a_restore_that_fails_leaves_an_empty_directory(archive, empty, tm
 async def test_what_cannot_be_backed_up_is_refused(source, archive, empty, folders):
     with pytest.raises(StartRefused, match=r"archive\.zip exists: name a new file"):
         await back_up(environment_of(source), archive)
+    for missing in ("backups", "backups/a.zip"):
+        with pytest.raises(StartRefused, match=r"there is no folder .*/backups: create it"):
+            await back_up(environment_of(source), folders / missing)
+        assert not (folders / "backups").exists()
     with pytest.raises(StartRefused, match="holds no database: set DAARION_DATA_DIR"):
         await back_up(environment_of(empty), folders / "never.zip")
     elsewhere = environment_of(empty, DATABASE_URL="postgresql://u:p@127.0.0.1:1/x")

@@ -39,15 +39,29 @@ def test_everything_is_closed_to_others(tmp_path):
         data_dir.run,
         data_dir.nats,
         data_dir.root / "models",
+        data_dir.root / "kb",
+        data_dir.root / "cache",
     ):
         assert mode(folder) == 0o700
 
 
-def test_an_open_folder_is_closed(tmp_path):
-    data_dir = DataDir(tmp_path)
-    data_dir.secrets.mkdir(mode=0o755)
-    data_dir.prepare()
-    assert mode(data_dir.secrets) == 0o700
+@pytest.mark.parametrize("name", ["secrets", "kb"])
+def test_an_open_folder_is_closed(tmp_path, name):
+    folder = tmp_path / "data" / name
+    folder.mkdir(parents=True)
+    folder.chmod(0o755)
+    DataDir(tmp_path / "data").prepare()
+    assert mode(folder) == 0o700
+
+
+def test_a_folder_of_documents_elsewhere_keeps_its_mode(tmp_path):
+    shared = tmp_path / "documents"
+    shared.mkdir()
+    shared.chmod(0o755)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/kb").symlink_to(shared)
+    DataDir(tmp_path / "data").prepare()
+    assert mode(shared) == 0o755
 
 
 def test_a_folder_that_cannot_be_made_is_reported_in_one_line(tmp_path):
