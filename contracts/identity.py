@@ -40,6 +40,8 @@ Cursor = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 def _pattern(value: str) -> str:
     if "*" in value[:-1]:
         raise ValueError("`*` may only stand at the end")
+    if value != value.strip():
+        raise ValueError("must not begin or end with a space")
     return value
 
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from contracts.errors import Forbidden
-from contracts.identity import Pattern, Tenant, matches
+from contracts.errors import DaarionError, Forbidden, InvalidRequest
+from contracts.identity import Pattern, Tenant, is_plain, matches
 from contracts.llm.limits import ANONYMOUS, Dollars, RateSettings
 from contracts.shapes import Strict
 from contracts.tools.api import tool_id_of
@@ -23,6 +23,7 @@ from contracts.tools.api import tool_id_of
 INTERNAL = "internal"
 OPERATOR = "operator"
 ISSUED_PREFIX = "jwt:"
+SEE_ME = "GET /internal/access/me shows what it may do"
 _SHOWN_CHARS = 100
 
 Application = Literal["llm", "memory", "tools", "agents", "workspace"]
@@ -74,6 +75,7 @@ class Names:
     def __init__(self, patterns: Iterable[str] | None) -> None:
         listed = None if patterns is None else list(patterns)
         self.all = listed is None or "*" in listed
+        self.none = listed == []
         self.sole = listed[0] if listed and len(listed) == 1 and listed[0][-1] != "*" else None
         self._listed = listed or []
         self._literal = frozenset(self._listed)
@@ -168,7 +170,7 @@ class Principal:
         """Raises Forbidden unless it may use this application."""
         allowed = self.grants.applications
         if allowed is not None and application not in allowed and not self.is_operator:
-            raise Forbidden(f"`{self.name}` may not use the application `{application}`")
+            raise Forbidden(f"`{self.name}` may not use the application `{application}`: {SEE_ME}")
 
     def check(
         self,
@@ -178,7 +180,9 @@ class Principal:
         model: str | None = None,
         tool_id: str | None = None,
     ) -> None:
-        """Raises Forbidden that names the first of these that it may not act as, in, or use."""
+        """Raises Forbidden that names the first of these that it may not act as, in, or use;
+        InvalidRequest where that is no name at all.
+        """
         if agent_id is not None and agent_id not in self.agents:
             raise self._refused("act as", agent_id=agent_id)
         if microdao_id is not None and microdao_id not in self.microdaos:
@@ -188,12 +192,13 @@ class Principal:
         if tool_id is not None and tool_id_of(tool_id) not in self.tools:
             raise self._refused("call the tool", tool_id=tool_id)
 
-    def _refused(self, act: str, **claim: str) -> Forbidden:
+    def _refused(self, act: str, **claim: str) -> DaarionError:
         shown = {name: value[:_SHOWN_CHARS] for name, value in claim.items()}
+        for name, value in claim.items():
+            if not value or not is_plain(value):
+                return InvalidRequest(f"{name}: give 1 to 256 characters, none of them a control")
         return Forbidden(
-            f"`{self.name}` may not {act} `{', '.join(shown.values())}`: "
-            "GET /internal/access/me shows what it may do",
-            details=shown,
+            f"`{self.name}` may not {act} `{', '.join(shown.values())}`: {SEE_ME}", details=shown
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 
 from contracts.llm.embeddings import MAX_TEXTS_PER_CALL, EmbeddingInput, EmbeddingKind
 from contracts.llm.messages import encodable
@@ -28,6 +28,14 @@ InputTokens = Annotated[
     list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]],
     Field(min_length=1, max_length=MAX_INPUT_TOKENS),
 ]
+
+
+def _not_empty(value: Any) -> Any:
+    if value == []:  # each branch of the union would say that it wanted something else
+        raise ValueError("must hold at least one text")
+    return value
+
+
 _Several = Field(min_length=1, max_length=MAX_TEXTS_PER_CALL)
 
 
@@ -41,12 +49,13 @@ class EmbeddingsRequest(Frozen):
     that OpenAI adds are ignored.
     """
 
-    input: (
+    input: Annotated[
         InputText
         | Annotated[list[InputText], _Several]
         | InputTokens
-        | Annotated[list[InputTokens], _Several]
-    )
+        | Annotated[list[InputTokens], _Several],
+        BeforeValidator(_not_empty),
+    ]
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None

@@ -86,8 +86,8 @@ def access_router(store: PrincipalStore, audit: AuditStore) -> Router:
         status_code=201,
         responses=refusals(404, 409),
     )
-    async def issue(name: Name, wanted: NewKey) -> IssuedKey:
-        return await store.add_key(name, wanted)
+    async def issue(name: Name, wanted: NewKey | None = None) -> IssuedKey:
+        return await store.add_key(name, wanted or NewKey())
 
     @router.post(
         f"{PREFIX}/principals/{{name}}/rotate",
@@ -95,8 +95,8 @@ def access_router(store: PrincipalStore, audit: AuditStore) -> Router:
         status_code=201,
         responses=refusals(404, 409),
     )
-    async def rotate(name: Name, wanted: Rotation) -> IssuedKey:
-        return await store.add_key(name, wanted)
+    async def rotate(name: Name, wanted: Rotation | None = None) -> IssuedKey:
+        return await store.add_key(name, wanted or Rotation())
 
     @router.delete(
         f"{PREFIX}/principals/{{name}}/keys/{{key_id}}",

@@ -222,6 +222,8 @@ async def _import_batches(request: Request) -> AsyncIterator[list[ExportedMemory
         if len(batch) == IMPORT_AT_ONCE:
             yield batch
             batch = []
+    if not number:
+        raise InvalidRequest("the body is empty: send the lines of an export")
     if not ended:
         raise InvalidRequest(
             f"the export is cut off after line {number}: the memories before it are imported, the "

@@ -11,8 +11,9 @@ from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 
 from contracts.access.principals import acting
-from contracts.errors import DaarionError, Forbidden
+from contracts.errors import DaarionError, Forbidden, InvalidRequest
 from contracts.tools.api import ErrorKind, ToolCallRequest
+from interfaces.http.base.claims import TENANT
 from interfaces.http.base.errors import invalid_body
 from interfaces.mcp.server import (
     MAX_STRUCTURED_CHARS,
@@ -32,8 +33,8 @@ from services.tools.registry import Tool
 
 NAME = "daarion-tools"
 INSTRUCTIONS = (
-    "Tools of DAARION agents. Send X-Agent-Id and X-Microdao-Id with every request; "
-    "calls run on their behalf."
+    "Tools of DAARION agents. Calls run on behalf of an agent in a microDAO. Unless your key is for "
+    "one of each alone, name them with every request: X-Agent-Id and X-Microdao-Id."
 )
 MAX_BODY_BYTES = 2 << 20
 
@@ -71,20 +72,25 @@ class ToolMcpServer(McpServer):
         except Forbidden as error:
             leave_refused(context, error)
             return _refused(error.message, "denied")
+        except InvalidRequest as error:
+            return _refused(error.message)
         wanted = {
             "tool_id": params.name,
             "agent_id": agent_id,
             "microdao_id": microdao_id,
             "args": params.arguments or {},
         }
+        if missing := [f"`{name}`" for name in TENANT if wanted[name] is None]:
+            return _refused(
+                f"give {' and '.join(missing)}: in the headers X-Agent-Id and X-Microdao-Id, or in "
+                "`_meta`"
+            )
         try:
             request = ToolCallRequest.model_validate(
                 {**wanted, "call_id": meta_of(context, "call_id")}
             )
         except ValidationError as error:
-            return _refused(
-                f"{invalid_body(error).message} (identity: headers X-Agent-Id and X-Microdao-Id)"
-            )
+            return _refused(invalid_body(error).message)
         reply = await self._toolcore.calls().call(
             request, via="mcp", request_id=request_id_of(context)
         )

@@ -19,6 +19,12 @@ from services.access.directory import Directory
 NAME_ROUNDS = 50_000
 NAME_DIGITS = 12
 _KEY, _DELEGATION = KEY_PREFIX.encode(), PREFIX.encode()
+NO_KEY = _KEY
+"""Stands for a credential that looks like a key and is presented as none."""
+_HOW = (
+    "present a key as `Authorization: Bearer <key>`, `X-Internal-Secret: <key>` or "
+    "`x-api-key: <key>`"
+)
 
 
 class IdentityProvider(Protocol):
@@ -88,10 +94,7 @@ class Authentication:
             raise refusal
         if not self.enforced:
             return ANYONE
-        raise Unauthorized(
-            "present a key as `Authorization: Bearer <key>`, `X-Internal-Secret: <key>` or "
-            "`x-api-key: <key>`"
-        )
+        raise Unauthorized(_HOW)
 
     def still_valid(self, delegated: Principal) -> Principal:
         """Returns `delegated`. Raises Unauthorized where a secret was set since it was written."""
@@ -100,6 +103,8 @@ class Authentication:
         return delegated
 
     def _recognised(self, presented: bytes) -> Principal | None:
+        if presented == NO_KEY:
+            raise Unauthorized(_HOW)
         if presented.startswith(_KEY):
             return self.directory.of_key(presented)
         if presented.startswith(_DELEGATION):

@@ -26,6 +26,8 @@ KEPT = {
     "copies": "backups, exports, and what other services store",
 }
 """What an erasure does not reach, by class, with the reason."""
+OF_AGENTS = ("memories", "events", "summaries", "chunks")
+"""Classes that are counted agent by agent: 0 where there is no agent."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Erasing:
         spelling erases what is stored under that one and under the canonical one.
         """
         microdao_id, agent_id = request.microdao_id, request.agent_id
-        erased, spellings = Counter[str](), {request.channel_id}
+        erased, spellings = Counter(dict.fromkeys(OF_AGENTS, 0)), {request.channel_id}
         with suppress(ValueError):
             spellings.add(str(UUID(request.channel_id or "")))
         for channel_id in spellings:

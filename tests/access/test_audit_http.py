@@ -23,8 +23,9 @@ from tests.support.access import access_control
 
 ROOT = "/internal/things"
 INTERNAL, ADMIN = "internal-secret-of-tests", "admin-secret-of-tests"
-KEYS = {"dk_olena": "olena", "dk_taras": "taras"}
+KEYS = {"dk_olena": "olena", "dk_taras": "taras", "dk_none": "nothing"}
 PRINCIPALS = {
+    "nothing": Grants(),
     "olena": Grants(kind="operator"),
     "taras": Grants(agents=["agent:taras"], microdaos=["microdao:7"]),
 }
@@ -234,8 +235,19 @@ async def test_what_a_principal_may_not_do_is_recorded(things):
     ]
 
 
+async def test_who_was_granted_nothing_is_told_so_whatever_is_named(things):
+    async with things.client("dk_none") as client:
+        for path, says in (
+            ("/items", "was granted no `"),
+            ("/items?microdao_id=microdao:7", "GET /internal/access/me"),
+        ):
+            denied = await client.get(path)
+            assert denied.status_code == 403
+            assert says in denied.json()["error"]["message"]
+
+
 async def test_refused_logins_are_one_row_whatever_they_ask_for(things):
-    for path, key in (("/items", "dk_none"), ("/things/x", "guess"), ("/no/such", "guess")):
+    for path, key in (("/items", "dk_wrong"), ("/things/x", "guess"), ("/no/such", "guess")):
         async with things.client(key) as client:
             assert (await client.get(path)).status_code == 401
     async with things.client() as client:

@@ -5,11 +5,11 @@ from starlette.requests import Request
 
 from contracts.access.keys import Snapshot
 from contracts.access.principals import Grants, Principal
-from contracts.errors import Forbidden, Unauthorized, Unavailable
+from contracts.errors import Forbidden, InvalidRequest, Unauthorized, Unavailable
 from interfaces.http.base.identity import call_metadata_of
 from services.access.authentication import Authentication
 from services.access.directory import Directory
-from tests.support.access import APPLIED, SIGNING_KEY, fixed_access
+from tests.support.access import APPLIED, SIGNING_KEY, access_control, fixed_access
 from tests.support.events import RecordedEvents
 
 KEY = "dk_the key of the bot of Sofia in these tests"
@@ -25,6 +25,16 @@ def test_while_no_secret_is_set_a_key_still_bounds_its_caller():
     assert access.principal([KEY.encode()]).grants == SOFIA
     with pytest.raises(Unauthorized, match="unknown, revoked or expired"):
         access.principal([b"dk_guessed"])
+
+
+@pytest.mark.parametrize("value", [KEY, "dk_", "dk_guessed"])
+def test_a_key_without_its_scheme_is_not_taken_for_no_key(value):
+    access = access_control(**KNOWN)
+    with pytest.raises(Unauthorized, match="`Authorization: Bearer <key>`"):
+        access.check([(b"authorization", value.encode())])
+    both = [(b"authorization", value.encode()), (b"x-api-key", KEY.encode())]
+    assert access.check(both).name == "sofia-bot"
+    assert access.check([(b"authorization", b"Basic b2xlbmE6eA==")]).name == "anonymous"
 
 
 def test_with_one_secret_set_every_caller_needs_a_credential():
@@ -78,6 +88,12 @@ def test_a_change_of_one_principal_leaves_the_others_as_they_were():
     directory.take(Snapshot(3, changed, known.keys, SIGNING_KEY, known.settings))
     assert "agent:sofia" not in directory.named("sofia-bot").agents
     assert directory.find("new-bot") is None
+
+
+@pytest.mark.parametrize("agent_id", ["", "agent:\0", "agent:\ud800"])
+def test_what_is_no_name_is_a_mistake_and_no_refusal(agent_id):
+    with pytest.raises(InvalidRequest, match="agent_id: give 1 to 256 characters"):
+        Principal("sofia-bot", SOFIA, "sofia-bot").check(agent_id=agent_id)
 
 
 @pytest.mark.parametrize(

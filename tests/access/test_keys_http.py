@@ -258,6 +258,8 @@ async def test_the_last_use_of_a_key_is_recorded(graph):
         ("principals/jwt:olena:0123456789abcdef", SOFIA, "choose another"),
         (FIRST, {"agents": ["agent:*:x"]}, "may only stand at the end"),
         (FIRST, {"agents": "agent:sofia"}, "agents"),
+        (FIRST, {"agents": [" agent:sofia"]}, "begin or end with a space"),
+        (FIRST, {"microdaos": ["microdao:7 "]}, "begin or end with a space"),
         (FIRST, {"kind": "root"}, "'service', 'agent', 'person' or 'operator'"),
         (FIRST, {"applications": ["billing"]}, "applications"),
         (FIRST, {"agent": ["agent:sofia"]}, "unknown field"),
@@ -267,6 +269,12 @@ async def test_the_last_use_of_a_key_is_recorded(graph):
 )
 async def test_a_wrong_name_or_grant_is_named(graph, path, body, says):
     assert says in await graph.refused(400, "PUT", path, body)
+
+
+async def test_a_key_needs_no_body(graph):
+    await graph.sofia()
+    for path in (SECOND, f"{FIRST}/rotate"):
+        assert (await graph.call("POST", path, status=201))["label"] == ""
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,12 @@ async def test_bad_requests_are_reported_in_openais_shape(change, status, code):
         assert embedder.calls == ()
 
 
+async def test_an_empty_list_is_named_as_such():
+    async with application() as (client, _, _):
+        refused = await client.post("/v1/embeddings", json={**BODY, "input": []})
+        assert refused.json()["error"]["message"] == "input: must hold at least one text"
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -161,7 +161,7 @@ async def test_an_import_names_the_wrong_line(memory: Memory):
         b'"created_at":"2026-01-01T00:00:00Z"}\n'
     )
     bad = {
-        b"": "is cut off after line 0",
+        b"": "the body is empty",
         good: "is cut off after line 1",
         good + b"nonsense\n": "line 2",
         good + b'{"type":"end","count":2}\n': "line 2",

@@ -118,6 +118,7 @@ async def test_no_table_holds_an_erased_microdao_except_the_named_ones(
     assert {"usage", "audit", "receipts", "caches", "queues"} <= set(receipt["kept"])
     repeated = succeeded(await memory.post("/erase", {"microdao_id": MICRODAO}))
     assert set(repeated["erased"].values()) == {0}
+    assert set(repeated["erased"]) == set(receipt["erased"])
     await memory.store("Знову тут", wait=0)
     assert await memory.contents("знову") == ["Знову тут"]
 

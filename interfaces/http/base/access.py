@@ -17,7 +17,7 @@ from contracts.errors import (
     RateLimited,
     Unauthorized,
 )
-from services.access.authentication import Authentication
+from services.access.authentication import NO_KEY, Authentication
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -70,8 +70,8 @@ class AccessControl:
                 origin = value
             elif name == b"sec-fetch-site":
                 is_foreign = value in _FOREIGN_SITES
-            elif value[:7].lower() == b"bearer ":
-                presented.append(value[7:].strip())
+            else:
+                presented += _authorization(value)
         if (
             host
             and not self._authentication.enforced
@@ -121,6 +121,12 @@ def header(headers: Headers, wanted: bytes) -> bytes:
         if name == wanted:
             return value
     return b""
+
+
+def _authorization(value: bytes) -> list[bytes]:
+    if value[:7].lower() == b"bearer ":
+        return [value[7:].strip()]
+    return [NO_KEY] if value.startswith(NO_KEY) else []  # `Bearer` is missing
 
 
 def presents_credential(headers: Headers) -> bool:

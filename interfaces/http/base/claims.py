@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from contracts.access.principals import Principal
+from contracts.access.principals import SEE_ME, Principal
 from contracts.errors import Forbidden
 
 _WITHIN = ("metadata", "payload", "context")
@@ -52,6 +52,9 @@ def check_address(request: Request, named: frozenset[str]) -> None:
         if given:
             principal.check(**{name: given})
         elif not allowed.all:
+            if allowed.none:
+                granted = name.replace("_id", "s")
+                raise Forbidden(f"`{principal.name}` was granted no `{granted}`: {SEE_ME}")
             if allowed.sole is None:
                 raise Forbidden(f"give `{name}`: `{principal.name}` sees only what it may act in")
             missing[name] = allowed.sole
