@@ -25,7 +25,7 @@ from interfaces.tools.answers import call_body, unreadable
 from services.tools.admin import ApprovalDecision
 from services.tools.application import Toolcore
 from services.tools.calls import DryRun
-from services.tools.catalog import ListRequest
+from services.tools.catalog import REGISTRY_FIELDS, ListRequest
 from services.tools.outcomes import PageRequest, ResultPage
 
 MAX_CALL_BYTES = 2 << 20
@@ -35,19 +35,20 @@ REFUSAL_STATUS: dict[ErrorKind | None, int] = {
     "not_found": 404,
     "conflict": 409,
     "invalid_args": 422,
-    "too_large": 422,
+    "too_large": 413,
     "unavailable": 503,
 }
 
 
 class DefinitionRequest(JsonRequest):
-    """A request whose body may leave the tool's id to the path."""
+    """A request whose body may leave the tool's id to the path, and may be what `GET` answered."""
 
     async def json(self) -> Any:
-        """Returns the body, completed by the path."""
+        """Returns the body, completed by the path, without what the registry says of a tool."""
         value = await super().json()
         if isinstance(value, dict):
             value.setdefault("id", self.path_params["tool_id"])
+            return {name: it for name, it in value.items() if name not in REGISTRY_FIELDS}
         return value
 
 
@@ -140,7 +141,11 @@ def _add_registry_routes(router: Router, routes: ToolRoutes) -> None:
     async def get_tool(tool_id: PathId) -> dict[str, Any]:
         return await routes.toolcore.catalog().one(tool_id)
 
-    @router.delete("/{tool_id}", summary="Disable a tool (admin)", responses=refusals(404))
+    @router.delete(
+        "/{tool_id}",
+        summary="Disable a tool until it is put again (admin)",
+        responses=refusals(404),
+    )
     async def delete_tool(tool_id: PathId) -> dict[str, Any]:
         return await routes.toolcore.admin().disable(tool_id)
 
@@ -148,7 +153,9 @@ def _add_registry_routes(router: Router, routes: ToolRoutes) -> None:
 
     @definitions.put(
         "/{tool_id}",
-        summary="Register a tool or its next version (admin); the path may give its id alone",
+        summary="Register or enable a tool, or its next version (admin)",
+        description="The path may give its id alone; what `GET` says of version, origin and state "
+        "is ignored.",
         responses={201: {"model": dict[str, Any]}},
     )
     async def put_tool(

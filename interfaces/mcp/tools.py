@@ -33,8 +33,8 @@ from services.tools.registry import Tool
 
 NAME = "daarion-tools"
 INSTRUCTIONS = (
-    "Tools of DAARION agents. Calls run on behalf of an agent in a microDAO. Unless your key is for "
-    "one of each alone, name them with every request: X-Agent-Id and X-Microdao-Id."
+    "Tools of DAARION agents. Calls run on behalf of an agent in a microDAO: name them with every "
+    "request, in X-Agent-Id and X-Microdao-Id, unless your key is for one of each alone."
 )
 MAX_BODY_BYTES = 2 << 20
 

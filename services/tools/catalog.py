@@ -14,6 +14,9 @@ from contracts.tools.registry import RegisteredTool
 from services.tools.policy import Policy
 from services.tools.registry import Registry, Tool
 
+REGISTRY_FIELDS = frozenset({"version", "enabled", "origin", "source", "outside", "updated_at"})
+"""What `native_form` adds to a definition."""
+
 
 class ListRequest(Strict):
     """Query of `GET /internal/tools`.

@@ -43,7 +43,8 @@ class Policy:
             return _refused(
                 "not_found",
                 "tool",
-                f"there is no tool `{request.tool_id[:64]}`: list them with GET /internal/tools",
+                f"there is no enabled tool `{request.tool_id[:64]}`: list them with "
+                "GET /internal/tools",
             )
         decision = self.access(tool.definition, request.agent_id, request.microdao_id)
         if not decision.allowed:

@@ -26,8 +26,13 @@ async def test_admin_routes_register_change_and_disable(served):
     assert same.json()["version"] == 2
     gone = await http.delete("/test.new")
     assert (gone.status_code, gone.json()["enabled"]) == (200, False)
-    assert (await http.post("/call", json=body("test.new"))).status_code == 404
-    assert (await http.get("/test.new")).json()["enabled"] is False
+    refused = await http.post("/call", json=body("test.new"))
+    assert (refused.status_code, "no enabled tool" in refused.json()["error"]) == (404, True)
+    shown = (await http.get("/test.new")).json()
+    assert (shown["enabled"], shown["version"]) == (False, 3)
+    back = await http.put("/test.new", json=shown)
+    assert (back.status_code, back.json()["enabled"], back.json()["version"]) == (200, True, 4)
+    assert (await http.post("/call", json=body("test.new"))).status_code == 200
     assert (await http.delete("/test.never")).status_code == 404
 
 
