@@ -15,6 +15,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from httpx2 import AsyncClient, EventSource
@@ -108,6 +109,13 @@ async def _post(graph: AsyncClient, path: str, body: dict[str, Any]) -> Any:
         answer = await read_bounded(response, MAX_ANSWER_BYTES)
     if not response.is_success:
         reason = answer[:500].decode("utf-8", "replace")
+        with suppress(ValueError, TypeError, KeyError):
+            reason = json.loads(answer)["error"]["message"]
+        if response.status_code in {401, 403}:
+            reason += (
+                "; this command presents DAARION_INTERNAL_SECRET or DAARION_ADMIN_SECRET of its "
+                "own environment"
+            )
         raise DemoError(f"POST {path} was refused: {response.status_code} {reason}")
     return json.loads(answer)
 

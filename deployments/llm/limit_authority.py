@@ -127,7 +127,7 @@ class AuthorityClient:
         learning_s = await self._called("ping")
         if learning_s > 0:
             raise LimitsUnavailable(
-                "the limit authority was restarted and learns what replicas hold",
+                "the limit authority has just started and learns what replicas hold",
                 retry_after_s=learning_s,
             )
 
