@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
 from contracts.memory.api import QueryRequest, StoreRequest
 from contracts.memory.ports import Filters, ItemCandidate
+from contracts.values import now_utc
 from deployments.engines.neutral import LanguageParts
 from deployments.graph.resources import WingEnvironment
 from deployments.memory.wiring import MemoryRuntime
@@ -125,7 +126,8 @@ async def found_in_postgres(gold: GoldSet, embedder: Embedded) -> Found:
             scope, most = await recall.scopes.scope_of(TENANT), recall.settings.candidates
             nearest = await recall.dense.search(scope, Filters(), question, most)
             alike = await recall.lexical.search(scope, Filters(), query.text, most)
-            answer = await recall.query(request, "bench")
+            asked_at = query.asked_at or now_utc()
+            answer = await replace(recall, clock=lambda at=asked_at: at).query(request, "bench")
             assert not answer.degraded, answer.degraded
             dense[query.id], lexical[query.id] = _ids(nearest, names), _ids(alike.candidates, names)
             fused[query.id] = [names[item.id] for item in answer.items]
@@ -166,6 +168,7 @@ async def _stored(runtime: MemoryRuntime, gold: GoldSet) -> dict[str, str]:
                 kind=item.kind,
                 content=item.content,
                 created_at=item.created_at,
+                channel_id=item.channel_id,
             )
             stored = await runtime.cases.remembering.store(request, None)
         return stored.id, item.id
@@ -231,7 +234,9 @@ def report(name: str, gold: GoldSet, arms: dict[str, dict[str, Quality]]) -> lis
 async def main() -> int:
     """Returns 1 for an unmet demand."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sets", nargs="*", default=["memory", "second"], help="gold sets, by name")
+    parser.add_argument(
+        "sets", nargs="*", default=["memory", "second", "conversations"], help="gold sets, by name"
+    )
     chosen = parser.parse_args().sets
     environment = read_environment()
     settings = load_engines(environment).embedder

@@ -17,6 +17,12 @@ SLICES = {
     "cross": "cross-language",
     "no-shared-word": "no shared word",
     "inflected": "inflected",
+    "plain": "one turn",
+    "follow-up": "follow-up",
+    "speaker": "names a speaker",
+    "date": "names a date",
+    "when": "asks when",
+    "several": "several turns",
 }
 SMALLEST_SLICE = 20
 TOLERANCE = 0.01

@@ -32,6 +32,7 @@ from backends.memory.lexicon.postings import pack_terms
 from backends.memory.lexicon.upkeep import LexiconUpkeep
 from backends.memory.shards import MARGIN_S, ShardUpkeep
 from backends.memory.short_term import ShortTermLog
+from backends.memory.surroundings import SurroundingRows
 from backends.memory.vectors import VectorStore
 from backends.postgres.migrate import migrate
 from backends.postgres.pool import Database
@@ -208,7 +209,8 @@ class Bench:
         self._recall = Recall(
             scopes=self._scopes, dense=self._dense, lexical=self._lexical,
             log=ShortTermLog(self.database), items=Items(self.database),
-            embedder=self._embedder, events=NoEvents(), settings=QuerySettings(), fusion=DEFAULT,
+            embedder=self._embedder, events=NoEvents(), surroundings=SurroundingRows(self.database),
+            settings=QuerySettings(), fusion=DEFAULT,
         )  # fmt: skip
         self._next = 1
         self.kept: dict[int, tuple[int, list[str], np.ndarray]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
 from contracts.identity import Identifier, Tenant
 from contracts.memory.fields import (
@@ -23,6 +23,15 @@ from contracts.values import Instant, not_blank, storable
 
 MAX_QUERY_CHARS = 8_000
 MAX_SUMMARY_EVENTS = 1_000
+SPEAKER_PATTERN = r"^[\p{L}][\p{L}\p{N}_.'’ -]*$"
+"""A name, without a colon: a letter, then letters, digits, blanks and `._'’-`."""
+
+
+Speaker = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=42, pattern=SPEAKER_PATTERN),
+    AfterValidator(storable),
+]
 
 
 def _at_least_one(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
@@ -82,17 +91,32 @@ class QueryResponse(BaseModel):
 class StoreRequest(TenantWithAliases):
     """Body of `POST /store`.
 
-    `created_at` is when it happened, by default now. `wait_indexed_s` waits for the embedding.
+    `speaker` is who says `text` or `user_message`: it is stored in front, as `Name: …`, by which a
+    query knows it. `created_at` is when it happened, by default now. `wait_indexed_s` waits for the
+    embedding.
     """
 
     aliases: ClassVar = {"metadata": "meta"}
 
     kind: Kind
     content: Content
+    speaker: Speaker | None = None
     channel_id: Identifier | None = None
     meta: Meta = Field(default_factory=dict)
     created_at: Instant | None = None
     wait_indexed_s: Seconds = 0.0
+
+    @model_validator(mode="after")
+    def _with_speaker(self) -> StoreRequest:
+        if self.speaker is None:
+            return self
+        for key in ("text", "user_message"):
+            said, begin = self.content.get(key), f"{self.speaker}: "
+            if isinstance(said, str):
+                if not said.startswith(begin):
+                    self.content[key] = begin + said
+                return self
+        raise ValueError("speaker: for a content of {text} or {user_message, agent_reply}")
 
 
 class StoreResponse(BaseModel):

@@ -129,6 +129,41 @@ class LexicalIndex(Protocol):
         """Returns the best items; equal texts and `limit` as in DenseIndex."""
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A turn of a conversation, or a section of a document.
+
+    `group` is its channel or its document. `text` is that of the chunk with the number `chunk`,
+    `cosine` its similarity to the question, None where it has no vector yet.
+    """
+
+    id: str
+    group: str
+    kind: Kind
+    created_at: datetime
+    text: str
+    chunk: int
+    cosine: float | None
+
+
+class Surroundings(Protocol):
+    """Knows what was said before and after."""
+
+    async def around(
+        self,
+        scope: SearchScope,
+        filters: Filters,
+        ids: Sequence[str],
+        question: EmbeddingBatch,
+        gap_s: float,
+    ) -> list[Passage]:
+        """Returns those of `ids` that are turns of a channel or sections of a document, each with
+        up to two neighbours before and after, by group and in order.
+
+        Neighbours pass the filters. Those of a turn were said at most `gap_s` seconds away.
+        """
+
+
 class ItemReader(Protocol):
     """Turns candidates into items."""
 

@@ -16,6 +16,7 @@ from backends.memory.removal import ErasureTables
 from backends.memory.shards import ShardUpkeep
 from backends.memory.short_term import EventRetention, ShortTermLog, Summaries
 from backends.memory.stats import Statistics
+from backends.memory.surroundings import SurroundingRows
 from backends.memory.vectors import VectorStore
 from backends.postgres.erasing import TenantRows
 from backends.postgres.leases import DatabaseJobLeases
@@ -145,6 +146,7 @@ class MemoryRuntime:
                 items=items,
                 embedder=self._embedder,
                 events=self._events,
+                surroundings=SurroundingRows(self.database),
                 settings=settings.query,
                 fusion=settings.fusion,
             ),

@@ -96,10 +96,12 @@ def _best(found: Sequence[ItemCandidate]) -> list[ItemCandidate]:
 
 
 def _dense_evidence(found: Sequence[ItemCandidate], unrelated: float) -> dict[str, float]:
-    return {
-        candidate.id: _within_unit((candidate.score - unrelated) / (1 - unrelated))
-        for candidate in found
-    }
+    return {candidate.id: dense_evidence(candidate.score, unrelated) for candidate in found}
+
+
+def dense_evidence(cosine: float, unrelated: float) -> float:
+    """Returns the cosine above that of unrelated texts, as a part of the distance up to 1."""
+    return _within_unit((cosine - unrelated) / (1 - unrelated))
 
 
 def _lexical_evidence(found: Sequence[ItemCandidate], ceiling: float) -> dict[str, float]:

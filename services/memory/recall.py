@@ -6,14 +6,14 @@ An arm that fails is left out and named in the answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, Internal
 from contracts.events import EventLog
-from contracts.llm.embeddings import Embedder
+from contracts.llm.embeddings import Embedder, EmbeddingBatch
 from contracts.memory.api import Item, QueryRequest, QueryResponse
 from contracts.memory.items import MEMORY_META
 from contracts.memory.ports import (
@@ -24,12 +24,16 @@ from contracts.memory.ports import (
     ItemReader,
     LexicalAnswer,
     LexicalIndex,
+    Passage,
     ScopeReader,
     SearchScope,
     ShortTermReader,
+    Surroundings,
 )
 from contracts.memory.settings import FusionSettings, QuerySettings
+from contracts.values import now_utc
 from services.memory.fusion import FusedItem, fuse
+from services.memory.structure import CENTRES, GAP, asked_of, structured
 
 SPARE = 10
 """Items read beyond the limit, to replace those that were deleted meanwhile."""
@@ -46,8 +50,10 @@ class Recall:
     items: ItemReader
     embedder: Embedder
     events: EventLog
+    surroundings: Surroundings
     settings: QuerySettings
     fusion: FusionSettings
+    clock: Callable[[], datetime] = now_utc
 
     async def query(self, request: QueryRequest, request_id: str) -> QueryResponse:
         """Returns the best items.
@@ -70,7 +76,22 @@ class Recall:
     ) -> QueryResponse:
         filters = Filters(request.channel_id, request.kinds, request.since, request.until)
         scope = asyncio.create_task(self.scopes.scope_of(request))
-        arms, failures, ceiling = await self._search_arms(request, filters, scope, deadline)
+        question = asyncio.create_task(self._embedded(request, deadline))
+        arms, failures, ceiling = await self._search_arms(request, filters, scope, question)
+        now, most = self.clock(), sum(map(len, arms.values()))
+        fused = fuse(arms, ceiling, now=now, limit=most, settings=self.fusion)
+        passages: Sequence[Passage] = ()
+        if "dense" in arms:
+            centres = [entry.id for entry in fused[:CENTRES]]
+            try:
+                passages = await self.surroundings.around(
+                    await scope, filters, centres, question.result(), GAP.total_seconds()
+                )
+            except DaarionError as failure:
+                failures["structure"] = failure
+        zone = self.settings.zone_of(request.microdao_id)
+        asked = asked_of(request.query, min(now, request.until or now), zone, passages)
+        fused = structured(fused, passages, asked, self.fusion)
         for arm, error in failures.items():
             defect = error.__cause__ if isinstance(error, Internal) else None
             self.events.emit(
@@ -78,9 +99,8 @@ class Recall:
             )
         # Up to two copies of a text may come from the two indexes, so twice the limit is read; any
         # number may come from recent events.
-        read_limit = 2 * request.limit + self.settings.recent + SPARE
-        fused = fuse(arms, ceiling, now=datetime.now(UTC), limit=read_limit, settings=self.fusion)
-        chunks = _shown_chunks(arms)
+        fused = fused[: 2 * request.limit + self.settings.recent + SPARE]
+        chunks = {passage.id: passage.chunk for passage in passages} | _shown_chunks(arms)
         shown_chunks = {entry.id: chunks.get(entry.id, 0) for entry in fused}
         items = await self.items.read(await scope, shown_chunks)
         distinct = _distinct([(entry, items[entry.id]) for entry in fused if entry.id in items])
@@ -95,10 +115,10 @@ class Recall:
         request: QueryRequest,
         filters: Filters,
         scope: asyncio.Task[SearchScope],
-        deadline: Deadline,
-    ) -> tuple[dict[Arm, Sequence[ItemCandidate]], dict[Arm, DaarionError], float]:
+        question: asyncio.Task[EmbeddingBatch],
+    ) -> tuple[dict[Arm, Sequence[ItemCandidate]], dict[str, DaarionError], float]:
         """Runs all arms; returns their candidates, the failed arms' errors, the lexical ceiling."""
-        dense = asyncio.create_task(self._dense(request, filters, scope, deadline))
+        dense = asyncio.create_task(self._dense(request, filters, scope, question))
         lexical = asyncio.create_task(self._lexical(request, filters, scope))
         try:
             recent, areas = await asyncio.gather(
@@ -112,6 +132,7 @@ class Recall:
                     raise outcome
             nearest, worded = await asyncio.gather(dense, lexical, return_exceptions=True)
         finally:
+            question.cancel()
             dense.cancel()
             lexical.cancel()
         ceiling = worded.ceiling if isinstance(worded, LexicalAnswer) else 0.0
@@ -120,7 +141,7 @@ class Recall:
             "lexical": worded.candidates if isinstance(worded, LexicalAnswer) else worded,
             "recent": recent,
         }
-        failures = {
+        failures: dict[str, DaarionError] = {
             arm: _leaf(outcome)
             for arm, outcome in outcomes.items()
             if isinstance(outcome, BaseException)
@@ -133,23 +154,27 @@ class Recall:
             ceiling,
         )
 
+    async def _embedded(self, request: QueryRequest, deadline: Deadline) -> EmbeddingBatch:
+        budget = Deadline.after(deadline.at_most(self.settings.embed_timeout_s))
+        tenant = f"{request.microdao_id}/{request.agent_id}"
+        try:
+            async with asyncio.timeout(budget.remaining()):
+                return await self.embedder.embed(
+                    [request.query], "query", tenant=tenant, deadline=budget
+                )
+        except TimeoutError:
+            raise budget.exceeded() from None
+
     async def _dense(
         self,
         request: QueryRequest,
         filters: Filters,
         scope: Awaitable[SearchScope],
-        deadline: Deadline,
+        question: Awaitable[EmbeddingBatch],
     ) -> list[ItemCandidate]:
-        budget = Deadline.after(deadline.at_most(self.settings.embed_timeout_s))
-        tenant = f"{request.microdao_id}/{request.agent_id}"
-        try:
-            async with asyncio.timeout(budget.remaining()):
-                question = await self.embedder.embed(
-                    [request.query], "query", tenant=tenant, deadline=budget
-                )
-        except TimeoutError:
-            raise budget.exceeded() from None
-        return await self.dense.search(await scope, filters, question, self._candidates(request))
+        return await self.dense.search(
+            await scope, filters, await question, self._candidates(request)
+        )
 
     async def _lexical(
         self, request: QueryRequest, filters: Filters, scope: Awaitable[SearchScope]

@@ -12,6 +12,8 @@ import re
 import unicodedata
 from collections import Counter
 
+from common.alphabet import one_alphabet
+
 GRAM = 4
 
 _BOUNDARY = "_"
@@ -24,14 +26,6 @@ _WORD = re.compile(r"[^\W_]+")
 _CYRILLIC = re.compile("[\u0400-\u04ff]")
 _LOOKALIKES = str.maketrans("aceiopxyk", "асеіорхук")
 """Latin letters that are typed in Cyrillic words by mistake, and the Cyrillic ones."""
-_ONE_ALPHABET = str.maketrans(
-    dict(zip("абвгґдеєёэзийіїыклмнопрстуфх", "abvggdeeeeziiiiiklmnoprstufh", strict=True))
-    | {"ь": "", "ъ": "", "c": "k", "w": "v", "y": "i"}
-)
-"""The Latin counterpart of a Cyrillic letter; ж, ц, ч, ш, щ, ю and я have none and stay.
-
-Latin letters that transcriptions use for one sound become one letter, in questions and in texts.
-"""
 
 
 def normalise(text: str) -> str:
@@ -58,7 +52,7 @@ def grams(text: str) -> dict[str, int]:
     """
     counts: Counter[str] = Counter()
     for word in words(text):
-        marked = f"{_BOUNDARY}{word.translate(_ONE_ALPHABET)}{_BOUNDARY}"
+        marked = f"{_BOUNDARY}{one_alphabet(word)}{_BOUNDARY}"
         counts.update(
             marked[start : start + GRAM] for start in range(max(1, len(marked) - GRAM + 1))
         )

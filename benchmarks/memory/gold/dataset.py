@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from backends.memory.lexicon.grams import words
 from contracts.memory.items import text_of
@@ -27,6 +30,7 @@ class GoldItem:
     lang: Lang
     content: dict[str, str]
     created_at: datetime
+    channel_id: str | None = None
 
     @property
     def text(self) -> str:
@@ -43,6 +47,7 @@ class GoldQuery:
     text: str
     relevant: frozenset[str]
     slices: frozenset[str]
+    asked_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,9 @@ class GoldSet:
 
 
 def load_gold(name: str = "memory") -> GoldSet:
-    """Returns the set in `<name>.jsonl`."""
+    """Returns the set in `<name>.jsonl`, or the conversations in `<name>.yaml`."""
+    if name.startswith("conversations"):
+        return _conversations(FOLDER / f"{name}.yaml")
     with (FOLDER / f"{name}.jsonl").open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     items = tuple(_item(row) for row in rows if row["type"] == "item")
@@ -105,6 +112,36 @@ def _item(row: dict[str, Any]) -> GoldItem:
         row["content"],
         datetime.fromisoformat(row["created_at"]),
     )
+
+
+def _conversations(file: Path) -> GoldSet:
+    """Returns each turn as a memory of its conversation's channel.
+
+    Questions belong to the slices that they name, too: `speaker`, `date`, `follow-up` and so on.
+    """
+    given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    items = {
+        item.id: item for conversation in given["conversations"] for item in _turns(conversation)
+    }
+    queries = [
+        replace(query, slices=query.slices | set(row["about"]), asked_at=row["asked_at"])
+        for conversation in given["conversations"]
+        for row in conversation["questions"]
+        for query in [_query(row, items)]
+    ]
+    return GoldSet(tuple(items.values()), tuple(queries))
+
+
+def _turns(conversation: Mapping[str, Any]) -> Iterator[GoldItem]:
+    for session in conversation["sessions"]:
+        moment = session["at"]
+        for turn in session["turns"]:
+            moment += timedelta(minutes=turn.get("after_min", 1))
+            text = f"{turn['speaker']}: {turn['text']}"
+            lang: Lang = "uk" if re.search("[а-яіїєґ]", turn["text"]) else "en"
+            yield GoldItem(
+                turn["id"], "conversation", lang, {"text": text}, moment, conversation["id"]
+            )
 
 
 def _query(row: dict[str, Any], items: dict[str, GoldItem]) -> GoldQuery:

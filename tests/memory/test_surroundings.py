@@ -1,0 +1,148 @@
+"""Turns and sections beside those that were found, in a real PostgreSQL."""
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from contracts.deadline import Deadline
+from contracts.errors import DatabaseUnavailable
+from contracts.identity import Tenant
+from contracts.memory.ports import Filters
+from tests.support.memory.application import BORYS, SOFIA, STRANGER, Memory, succeeded
+
+NOON = datetime(2025, 5, 10, 9, tzinfo=UTC)
+HOUR_S = 3_600.0
+
+
+async def tell(memory, texts, tenant=SOFIA, *, start=NOON, channel="channel:1", every=60, **fields):
+    """Stores turns in the given order, a minute apart; returns their ids."""
+    ids = []
+    for place, text in enumerate(texts):
+        at = (start + timedelta(seconds=every * place)).isoformat()
+        stored = await memory.store(text, tenant, channel_id=channel, created_at=at, **fields)
+        ids.append(stored["id"])
+    return ids
+
+
+ALL = Filters()
+
+
+async def around(memory, ids, tenant=SOFIA, filters=ALL, gap_s=HOUR_S):
+    """Returns the texts beside these turns by group."""
+    recall = memory.runtime.cases.recall
+    scope = await recall.scopes.scope_of(Tenant(**tenant))
+    question = await recall.embedder.embed(
+        ["питання"], "query", tenant="", deadline=Deadline.after(30)
+    )
+    found = await recall.surroundings.around(scope, filters, ids, question, gap_s)
+    return [passage.text for passage in found]
+
+
+async def test_two_turns_on_each_side_in_their_order(memory: Memory):
+    ids = await tell(memory, [f"репліка {n}" for n in range(9)])
+    assert await around(memory, [ids[4]]) == [f"репліка {n}" for n in range(2, 7)]
+    assert await around(memory, [ids[0], ids[1]]) == [f"репліка {n}" for n in range(4)]
+    assert await around(memory, []) == []
+
+
+async def test_turns_of_one_moment_keep_the_order_of_their_arrival(memory: Memory):
+    ids = await tell(memory, [f"разом {n}" for n in range(5)], every=0)
+    assert await around(memory, [ids[2]]) == [f"разом {n}" for n in range(5)]
+
+
+async def test_a_late_arrival_stands_at_its_time(memory: Memory):
+    ids = await tell(memory, ["перша", "друга"], every=600)
+    await tell(memory, ["між ними"], start=NOON + timedelta(seconds=300))
+    assert await around(memory, [ids[0]]) == ["перша", "між ними", "друга"]
+
+
+async def test_strangers_are_no_neighbours(memory: Memory):
+    [own] = await tell(memory, ["своя репліка"])
+    await tell(memory, ["інший канал"], channel="channel:2", start=NOON + timedelta(seconds=60))
+    await tell(memory, ["інший агент"], BORYS, start=NOON + timedelta(seconds=60))
+    await tell(memory, ["інша спільнота"], STRANGER, start=NOON + timedelta(seconds=60))
+    await tell(memory, ["задача"], kind="task", start=NOON + timedelta(seconds=60))
+    await tell(memory, ["за два дні"], start=NOON + timedelta(days=2))
+    assert await around(memory, [own]) == ["своя репліка"]
+    assert await around(memory, [own], STRANGER) == []
+
+
+async def test_a_memory_without_a_channel_has_no_neighbours(memory: Memory):
+    first, _ = await tell(memory, ["сам один", "сама одна"], channel=None)
+    assert await around(memory, [first]) == []
+
+
+async def test_neighbours_pass_the_filters(memory: Memory):
+    ids = await tell(memory, ["до", "знайдена", "після"])
+    since = Filters(since=NOON + timedelta(seconds=60))
+    assert await around(memory, [ids[1]], filters=since) == ["знайдена", "після"]
+
+
+async def test_a_deleted_turn_is_gone(memory: Memory):
+    ids = await tell(memory, ["одна", "друга", "третя"])
+    succeeded(await memory.client.delete(f"/items/{ids[1]}", params=SOFIA))
+    assert await around(memory, [ids[0]]) == ["одна", "третя"]
+
+
+async def test_neighbouring_sections_of_a_document(memory: Memory):
+    folder = memory.data_dir / "kb" / "microdao" / "microdao%3A7"
+    folder.mkdir(parents=True)
+    sections = "".join(f"# Розділ {n}\n\nТекст розділу номер {n}.\n\n" for n in range(6))
+    (folder / "правила.md").write_text(sections, encoding="utf-8")
+    (folder / "інше.md").write_text("# Інше\n\nЗовсім інший документ.\n", encoding="utf-8")
+    succeeded(await memory.post("/kb/reindex", {"microdao_id": "microdao:7"}))
+    found = await memory.query("текст розділу номер 3", limit=1)
+    assert "номер 3" in found["items"][0]["content"]
+    texts = await around(memory, [found["items"][0]["id"]])
+    assert [text[-2] for text in texts] == ["1", "2", "3", "4", "5"]
+
+
+async def test_an_answer_is_found_by_its_question(memory: Memory):
+    noise = [f"Сьогодні говорили про справу номер {n}." for n in range(30)]
+    await tell(memory, noise, channel="channel:3", every=7_200)
+    turns = ["Коли наступна поїздка до Львова?", "У суботу зранку."]
+    await tell(memory, ["Добрий день усім!", *turns])
+    await tell(memory, ["Гаразд, дякую.", "У неділю ввечері."], channel="channel:2")
+    await asyncio.gather(*(memory.store(f"Нотатка {n}", kind="task") for n in range(10)))
+    found = [
+        text
+        for text in await memory.contents("поїздка до Львова", limit=20)
+        if text.startswith("У ")
+    ]
+    assert found[0] == "У суботу зранку."
+
+
+async def test_a_speaker_stands_before_what_was_said(memory: Memory):
+    stored = await memory.store("Намет у мене", speaker="Яринка", channel_id="channel:1")
+    shown = (await memory.query("намет"))["items"][0]
+    assert (shown["id"], shown["content"]) == (stored["id"], "Яринка: Намет у мене")
+    again = await memory.store("Яринка: Намет у мене", speaker="Яринка", channel_id="channel:1")
+    assert again["duplicate"]
+
+
+async def test_a_speaker_needs_something_said(memory: Memory):
+    for fields in (
+        {"content": {"deadline": "завтра"}, "speaker": "Яринка"},
+        {"content": {"text": "так"}, "speaker": "ім'я: з двокрапкою"},
+        {"content": {"text": "так"}, "speaker": ""},
+    ):
+        answer = await memory.post("/store", {**SOFIA, "kind": "conversation", **fields})
+        assert answer.status_code == 400
+        assert "speaker" in answer.text
+
+
+class Away:
+    """Surroundings of a database that has just gone."""
+
+    async def around(self, *_):
+        raise DatabaseUnavailable("the database cannot be reached; try again")
+
+
+async def test_without_its_surroundings_the_answer_is_that_of_fusion(memory: Memory, events):
+    await tell(memory, ["перша", "друга"])
+    cases = memory.runtime.cases
+    memory.runtime.cases = replace(cases, recall=replace(cases.recall, surroundings=Away()))
+    answer = await memory.query("перша")
+    assert answer["degraded"] == ["structure"]
+    assert answer["items"][0]["content"] == "перша"
+    assert events.named("memory.arm_down")[0]["arm"] == "structure"
