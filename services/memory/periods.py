@@ -64,7 +64,7 @@ ATOM = re.compile(
     "(?P<date>(?<!V)(?<!V.)(?:D|(?<!l)e(?!\\$)))|(?P<relative_day>J[ba]R|R)"
     f"|(?P<away>(?:(?:{NUMBER}(?:&h?v)?|f|v)[ih]{{0,3}})?[JUYKO](?:&h?v|h?(?:{NUMBER}|f))?A"
     f"|G(?:{NUMBER}|v)?[JUY](?!a)"
-    f"|(?!(?:r|k)U?i?[MN])[rk](?:{NUMBER}|f|v)[ih]{{0,2}}[JUY]|k[JUYK](?!i?M))"
+    f"|(?!(?:r|k)U?i?[MN])[rk](?:{NUMBER}|f|v)[ih]{{0,2}}[JUYO]|k[JUYKO](?!i?M))"
     "|(?P<week_of>(?:[ok]U|rUi(?=N))(?=[ih]{0,2}[MN]))"
     "|(?P<before_last>[UYK]br)|(?P<unit>r[UYK])|(?P<that_week>[jA]U)|(?P<night>rL)"
     f"|(?P<days>(?<!V){DAY}h?(?:[Td&-]h?{DAY})?[ih]{{0,2}}[MN]"
@@ -75,7 +75,7 @@ ATOM = re.compile(
 )
 GLUE, RANGE = re.compile("[ihl,]{0,3}"), re.compile("[ihl]{0,2}[Td&-][ihl]{0,2}")
 LEAD, TO_NOW = re.compile("((?<![JUY])b|[sadBF])[Fihl]{0,3}$"), re.compile("[ihdT]{0,2}E")
-FINER = {-12: (-1, 12), -6: (-1, 6), -3: (-1, 3), -1: (7, 4), 7: (1, 7), 1: (1, 1), 0: (1, 1)}
+FINER = {-12: (-1, 12), -6: (-1, 6), -3: (-1, 3), -1: (7, 4), 7: (1, 7), 1: (1, 1)}
 """The size of the unit that half of a unit is counted in, and how many of them the whole has."""
 
 
@@ -115,14 +115,16 @@ def _away(letters: str, values: list[Pair], today: int) -> Named:
     half = "v" in letters
     if not counts[1] and (not half or "&" in letters):
         counts = [1, 1]  # "a week", "a year and a half"
-    if half or size == -6:
+    if (half and size < 24) or size == -6:
         size, whole = FINER[size]
         counts = [count * whole + half * whole // 2 for count in counts]
+    if "O" in letters:
+        size, counts = 1, [count // size for count in counts]
     after = letters[0] == "G" or (letters[0] == "r" and values[0][0] > 0)
     ends = [_moved(today, count if after else -count, size) for count in counts]
     if letters[0] in "rk":
         return {"span": (today + 1, ends[1] + 1) if after else (ends[1], today + 1)}
-    units = sorted(_unit(end, size or 1) for end in ends)
+    units = sorted(_unit(end, size) for end in ends)
     return {"span": (units[0][0], units[1][1])}
 
 
@@ -291,5 +293,5 @@ def _month(index: int) -> int:
     return date(year, month + 1, 1).toordinal()
 
 
-EARLIEST, LATEST = _month(12 * 1970), _month(12 * 2101)
+EARLIEST, LATEST = _month(12 * 1970), _month(12 * 2100)
 """Times outside are not believed; "before May" begins with the first."""

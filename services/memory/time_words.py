@@ -7,7 +7,7 @@ A word becomes a letter for its category and a value of two numbers, so that the
 - `M`/`N` Ukrainian/English month, `S` season, `Q` "Q3": its first month, and how many
 - `W` weekday or weekend: days from Monday, and how many. `y` year
 - `J` day, `U` week, `Y` month or year, `K` quarter or half-year: days, or months below 0; `O` hour,
-  minute
+  minute: how many in a day
 - `R` yesterday, today: days from today. `q` last year in one word: years from this one
 - `r` last, this, next: -1, 0, 1. `k` "the past". `A` ago. `j` that. `G` in (from now on). `E` now
 - `p`/`P` beginning, middle, end, after a preposition or not: index and number of parts. `v` half
@@ -31,18 +31,18 @@ from collections.abc import Iterator
 Pair = tuple[int, int]
 
 MONTHS = (
-    "січ+ січнев* january jan",
-    "лют|ий|ого|ому|им лютнев* february feb",
+    "січ січ+ січнев* january jan",
+    "лют лют|ий|ого|ому|им лютнев* february feb",
     "берез+ березнев* march mar",
-    "квіт+ квітнев* april apr",
+    "квіт квіт+ квітнев* april apr",
     "трав+ травнев* may",
-    "черв+ червнев* june jun",
+    "черв черв+ червнев* june jun",
     "лип+ липнев* july jul",
-    "серп+ серпнев* august aug",
+    "серп серп+ серпнев* august aug",
     "верес+ вереснев* september sep sept",
-    "жовт+ жовтнев* october oct",
+    "жовт жовт+ жовтнев* october oct",
     "листопад||а|у|ом|і листопадов* november nov",
-    "груд+ груднев|ий|ого|ому|ої|ій|у|і|их december dec",
+    "груд груд+ груднев|ий|ого|ому|ої|ій|у|і|их december dec",
 )
 TABLE: list[tuple[str, Pair, str]] = [
     *(
@@ -54,17 +54,17 @@ TABLE: list[tuple[str, Pair, str]] = [
         ("W", (n, 1), row)
         for n, row in enumerate(
             (
-                "понеділ|ок|ка|ку|ком|ки|ків|ках понеділков* monday mon",
-                "вівтор|ок|ка|ку|ком|ки|ків|ках tuesday tue tues",
-                "серед|а|и|і|у|ою wednesday wed",
-                "четвер||га|гу|гом|зі|ги|гів thursday thu thur thurs",
-                "пятни|ця|ці|цю|цею|ць friday fri",
-                "субот|а|и|і|у|ою saturday sat",
-                "неділ|я|і|ю|ею|ь sunday sun",
+                "пн понеділ|ок|ка|ку|ком|ки|ків|ках понеділков* monday mon",
+                "вт вівтор|ок|ка|ку|ком|ки|ків|ках tuesday tue tues",
+                "ср серед|а|и|і|у|ою wednesday wed",
+                "чт четвер||га|гу|гом|зі|ги|гів thursday thu thur thurs",
+                "пт пятни|ця|ці|цю|цею|ць friday fri",
+                "сб субот|а|и|і|у|ою saturday sat",
+                "нд неділ|я|і|ю|ею|ь sunday sun",
             )
         )
     ),
-    ("W", (5, 2), "вихідн* weekend weekends"),
+    ("W", (5, 2), "вихідн* вікенд||и|у|і weekend weekends"),
     ("S", (3, 3), "навесні весн|а|и|і|у|ою spring"),
     ("S", (6, 3), "влітку улітку літ|о|а|у|ом|і summer"),
     ("S", (9, 3), "восени осін|ь|і|ню autumn fall"),
@@ -77,7 +77,8 @@ TABLE: list[tuple[str, Pair, str]] = [
     ("K", (-3, 0), "квартал||у|і|ом|и|ів|ами|ах quarter quarters"),
     ("K", (-6, 0), "півріччя півріччі півроку"),
     ("Y", (-12, 0), "рік рок|у|и|ів|ом|ами|ах|ові році р рр year years"),
-    ("O", (0, 0), "годин||а|и|у|ою|ами хвилин||а|и|у|ою hour hours minute minutes"),
+    ("O", (24, 0), "годин||а|и|у|ою|ами hour hours"),
+    ("O", (24 * 60, 0), "хвилин||а|и|у|ою minute minutes"),
     ("L", (0, 0), "ран|ок|ку|ком вечір вечора вечором ніч ночі morning evening night afternoon"),
     ("R", (-3, 0), "позапозавчора"),
     ("R", (-2, 0), "позавчора позавчорашн*"),
@@ -207,11 +208,11 @@ LEXICON |= {
     for form in _spelled(
         "лют|ий|ого|ому|им грудні весн|а|и|і|у|ою літ|о|а|у|ом|і осін|ь|і|ню зим|а|и|і|у|ою"
         " march april may june august jan mar dec spring summer autumn fall winter"
-        " mon wed fri sat sun"
+        " mon wed fri sat sun пн вт ср чт пт сб нд січ лют квіт черв серп жовт груд"
     )
 }
 SURE = re.compile(
-    "(?:(?<=[iFdBabsrkPpvnot])[1246]|(?<=P-)[12]|(?<=ih)[124]|(?<=[MNS][-&T])[1246]"
+    "(?:(?<=[iFdBabsrkPpvnot])[1246]|(?<=P-)[12]|(?<=ih)[124]|(?<=[MNSW1-7][-&T])[1246]"
     "|(?<=[iFTdBabsrkPpvnot&,h-])[357]|[1-7](?=[notyq8]|[-&T][MNSnot]|,[not8])"
     "|(?<=[iFTdBabsMNSQYKPpv1-5])8|(?<=ih)8|(?<=[MNnot1-3],)8|(?<=[MN1-3][not])8|(?<=[y8][-&T])8"
     "|8(?=Y|-8))(?![$!])"
@@ -225,15 +226,15 @@ DAY, MONTH, YEAR, ENDING = (
 )
 TOKEN = re.compile(
     r"(?P<word>(?i:twenty|thirty)-[^\W\d_]+|[^\W\d_][\w']*(?:-\d[\w-]*)?)|(?P<sign>[^\s\w])"
-    rf"|(?P<ymd>{YEAR}-{MONTH}(?:-{DAY})?)(?![-.]?\d)"
+    rf"|(?P<ymd>{YEAR}-{MONTH}(?:-{DAY})?|{YEAR}/{MONTH}/{DAY})(?![-./]?\d)"
     rf"|(?P<dmy>{DAY}(?P<mark>[./]){MONTH}(?P=mark)(?:{YEAR}|\d\d))(?![./]?\d)"
-    rf"|(?P<mdy>{MONTH}/{DAY}/{YEAR})(?!/?\d)"
+    rf"|(?P<mdy>{MONTH}/{DAY}/{YEAR})(?!/?\d)|(?P<my>(?=\d\d[./]){MONTH}[./]{YEAR})(?![./]?\d)"
     rf"|(?P<dm>(?=\d\d[./]\d\d){DAY}[./]{MONTH})(?![./]?\d)"
     rf"|(?P<y>{YEAR}{ENDING})\b|(?P<t>{DAY}{ENDING})\b"
     rf"|(?:(?P<_8>{YEAR})|(?P<n>{DAY})|(?P<g>\d{{1,3}}))\b(?![.,:/]\d)|(?P<x>\d[\d.,:/]*)"
 )
 CAPITAL = {"M": "1", "2": "3", "4": "5", "6": "7"}
-ORDER = {"ymd": (0, 1, 2), "dmy": (2, 1, 0), "mdy": (2, 0, 1), "dm": (2, 1, 0)}
+ORDER = {"ymd": (0, 1, 2), "dmy": (2, 1, 0), "mdy": (2, 0, 1), "my": (1, 0, 2), "dm": (2, 1, 0)}
 MARKS = str.maketrans(dict.fromkeys("’ʼ‘`´′＇", "'") | dict.fromkeys("\u0301\u00ad\u200b"))
 
 

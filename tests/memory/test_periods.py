@@ -114,6 +114,38 @@ def test_a_day_on_which_the_clocks_change_has_its_hours():
     assert lengths == [timedelta(hours=23), timedelta(hours=25)]
 
 
+MONTHS = "січня лютого березня квітня травня червня липня серпня вересня жовтня листопада грудня"
+DAYS = "понеділок вівторок середу четвер п'ятницю суботу неділю"
+dates = st.dates(date(1970, 1, 1), date(2099, 12, 31))
+
+
+@given(dates, dates)
+def test_a_date_is_the_same_in_every_spelling(named, asked):
+    month, day = MONTHS.split()[named.month - 1], named.day
+    english = f"{named:%B}"
+    now = datetime(asked.year, asked.month, asked.day, 12, tzinfo=KYIV)
+    for spelled in (
+        f"{named:%Y-%m-%d}", f"{named:%d.%m.%Y}", f"{day}/{named.month}/{named.year}",
+        f"{day} {month} {named.year} року", f"{day}-го {month}, {named.year}",
+        f"{english} {day}, {named.year}", f"{day}th of {english} {named.year}",
+    ):  # fmt: skip
+        assert periods(f"хто там був {spelled}?", now, KYIV) == expected_periods(named.isoformat())
+
+
+@given(dates, dates)
+def test_a_date_without_year_and_a_weekday_are_the_latest_until_today(named, asked):
+    now = datetime(asked.year, asked.month, asked.day, 12, tzinfo=KYIV)
+    months = MONTHS.split()
+    (period,) = periods(f"хто був там {named.day} {months[named.month - 1]}?", now, KYIV)
+    begin = period.begin.date()
+    assert (begin.month, begin.day) == (named.month, named.day)
+    assert timedelta() <= asked - begin < timedelta(days=366 * 8 + 1)
+    assert named.day == 29 or asked - begin < timedelta(days=366)
+    (period,) = periods(f"хто був там у {DAYS.split()[named.weekday()]}?", now, KYIV)
+    assert period.begin.weekday() == named.weekday()
+    assert timedelta() <= asked - period.begin.date() < timedelta(days=7)
+
+
 words = st.sampled_from(sorted(LEXICON)) | st.sampled_from(
     ["2024", "31", "3rd", "15.06.2025", "29.02", "2025-06", "999", "0", "-", ",", "у", "/", "."]
 )
