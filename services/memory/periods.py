@@ -64,15 +64,16 @@ ATOM = re.compile(
     "(?P<date>(?<!V)(?<!V.)(?:D|(?<!l)e(?!\\$)))|(?P<relative_day>J[ba]R|R)"
     f"|(?P<away>(?:(?:{NUMBER}(?:&h?v)?|f|v)[ih]{{0,3}})?[JUYKO](?:&h?v|h?(?:{NUMBER}|f))?A"
     f"|G(?:{NUMBER}|v)?[JUY](?!a)"
-    f"|(?!(?:r|k)U?i?[MN])[rk](?:{NUMBER}|f|v)[ih]{{0,2}}[JUYO]|k[JUYKO](?!i?M))"
+    f"|[rk](?:{NUMBER}|f|v)[ih]{{0,2}}[JUYO]|k[JUYKO](?!i?M))"
     "|(?P<week_of>(?:[ok]U|rUi(?=N))(?=[ih]{0,2}[MN]))"
     "|(?P<before_last>[UYK]br)|(?P<unit>r[UYK])|(?P<that_week>[jA]U)|(?P<night>rL)"
     f"|(?P<days>(?<!V){DAY}h?(?:[Td&-]h?{DAY})?[ih]{{0,2}}[MN]"
     f"|N[.h]?{DAY}(?:[Td-]h?{DAY}(?![ih]{{0,2}}[MN]))?|Mt|{DAY}C|(?<=ih)t(?=[.,]|$))"
-    "|(?P<quarter>[on]K)|(?P<run>(?<!X)(?<!Vn)[rk]?[MNSQ])|(?P<weekday>Wbr|(?<!X)[rk]?W)|(?P<year>yY?)|(?P<this_year>q)"
-    "|(?P<half>[ok]v)|(?P<ten_days>[ok]z)"
+    "|(?P<quarter>[on]K)|(?P<run>(?<!X)(?<!Vn)[rk]?[MNSQ])|(?P<weekday>Wbr|(?<!X)[rk]?W)"
+    "|(?P<year>yY?)|(?P<this_year>q)|(?P<half>[ok]v)|(?P<ten_days>[ok]z)"
     "|(?P<part>(?:(?<=[iFdlsab])p|(?<=[iFdlsab]h)p|p(?=[MSYqr])|P-?)(?:[ih]{0,2}[UYK])?)"
 )
+"""One expression, named after its reader in `READERS`. Repetitions are bounded."""
 GLUE, RANGE = re.compile("[ihl,]{0,3}"), re.compile("[ihl]{0,2}[Td&-][ihl]{0,2}")
 LEAD, TO_NOW = re.compile("((?<![JUY])b|[sadBF])[Fihl]{0,3}$"), re.compile("[ihdT]{0,2}E")
 FINER = {-12: (-1, 12), -6: (-1, 6), -3: (-1, 3), -1: (7, 4), 7: (1, 7), 1: (1, 1)}
@@ -106,7 +107,7 @@ def _expressions(letters: str, values: list[Pair], today: int) -> list[Expressio
 
 
 def _away(letters: str, values: list[Pair], today: int) -> Named:
-    """Reads "two weeks ago", "in a month", "the last three days", with a few or half of them."""
+    """Reads "two weeks ago", "через місяць", "the last three days", with a few or half of them."""
     numbered = [*zip(letters, values, strict=True)]
     size = next(value[0] for letter, value in numbered if letter in "JUYKO")
     counts = [
@@ -166,7 +167,7 @@ READERS: dict[str, Callable[[str, list[Pair], int], Named]] = {
         {"run": values[-1]} | _relative(letters, values, _unit(today, -12))
     ),
     "weekday": lambda letters, values, today: (
-        {"weekday": values["W" not in letters[:1]]} | _relative(letters, values, _unit(today, 7))
+        {"weekday": values[letters.index("W")]} | _relative(letters, values, _unit(today, 7))
     ),
     "year": lambda _, values, __: {"span": _year(values[0][0])},
     "this_year": lambda _, values, today: {"span": _unit(today, -12, values[0][0])},
@@ -226,7 +227,7 @@ def _resolve(named: Named, today: int) -> Pair | None:
         return next((one for one in fit if one[0] > today), None)
     if span and (not past or span[1] <= today):
         return fit[0] if fit else span
-    return [None, None, *past][relative or -1]
+    return [None, None, *past][relative or -1]  # None where fewer are past than asked for
 
 
 def _occurrences(named: Named, today: int) -> list[Pair]:
@@ -257,10 +258,11 @@ def _part(span: Pair, part: Pair) -> Pair:
     if count == 0:
         return (begin + 7 * index, begin + 7 * index + 7) if index >= 0 else (end - 7, end)
     length = 10 if count == 3 and 28 <= end - begin <= 31 else (end - begin) / count
-    edges = [begin + int(length * n) for n in range(count)]
+    edges = [*(begin + int(length * n) for n in range(count)), end]
     if end - begin > 31:
-        edges = [_unit(edge + 15, -1)[0] for edge in edges]
-    return (edges[index], [*edges, end][(index + 1) or -1]) if end - begin >= count else span
+        edges = [*(_unit(edge + 15, -1)[0] for edge in edges[:-1]), end]
+    index %= count  # the last part is also -1
+    return (edges[index], edges[index + 1]) if end - begin >= count else span
 
 
 def _moved(day: int, number: int, size: int) -> int:
