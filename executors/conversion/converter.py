@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import uuid
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -22,12 +21,7 @@ from executors.python.executor import PythonLimits, PythonToolExecutor
 from executors.python.packages import Packages, site_packages
 from executors.python.tiers import probe_tiers
 
-TIMEOUT_S = 60.0
-WAIT_S = 60.0
-"""How long a file may wait for its turn, in addition."""
-LIMITS = PythonLimits(
-    max_concurrent=2, memory_mb=1_024, most_memory_mb=1_024, disk_mb=0, cpu_s=TIMEOUT_S
-)
+LIMITS = PythonLimits(max_concurrent=2, memory_mb=1_024, disk_mb=0, cpu_s=60)
 LIBRARIES: dict[DocumentKind | None, tuple[str, ...]] = {
     "html": ("html-to-markdown",),
     "docx": ("html-to-markdown", "mammoth"),
@@ -35,23 +29,16 @@ LIBRARIES: dict[DocumentKind | None, tuple[str, ...]] = {
 }
 VERSION = 1
 """Raised whenever `formats` converts some file differently."""
-_SIGNATURES: dict[DocumentKind | None, bytes] = {"docx": b"PK\x03\x04", "pdf": b"%PDF-"}
-_SIGNED_WITHIN = 1_024
 _TOOL = ToolDefinition(
     id="documents.convert",
     name="Conversion of a document",
     input_schema={},
     executor="python",
     target="conversion.formats:convert",
-    timeout_s=TIMEOUT_S + WAIT_S,
+    timeout_s=120,  # a file may wait for its turn
     effect="read",
     max_result_bytes=MAX_RESULT_BYTES,
 )
-_REASONS = {
-    "timeout": "its conversion takes too long",
-    "too_large": "it holds more text than a document may",
-    "upstream": "its conversion failed: it is damaged or needs too much memory",
-}
 _PARTS = TypeAdapter(list[DocumentPart])
 
 
@@ -63,18 +50,10 @@ class SandboxedConverter:
     `characters`. At most two conversions run at a time, and others wait.
     """
 
-    def __init__(
-        self,
-        events: EventLog,
-        *,
-        characters: int,
-        floor: IsolationTier,
-        limits: PythonLimits = LIMITS,
-    ) -> None:
+    def __init__(self, events: EventLog, *, characters: int, floor: IsolationTier) -> None:
         self._events = events
         self._characters = characters
         self._floor = floor
-        self._limits = limits
         self._executor: PythonToolExecutor | None = None
         self._starting = asyncio.Lock()
 
@@ -91,19 +70,16 @@ class SandboxedConverter:
         kind = kind_of(path)
         if kind in PLAIN:
             return [DocumentPart(text=_decoded(data))]
-        if _SIGNATURES.get(kind, b"") not in data[:_SIGNED_WITHIN]:
-            raise UnreadableFile(f"its contents are not those of a {kind} file")
         executor = await self._started()
-        args = await asyncio.to_thread(self._arguments, kind, data)
-        name = uuid.uuid4().hex
-        outcome = await executor.execute(
-            Execution(_TOOL, args, {}, name, Deadline.after(_TOOL.timeout_s), name)
-        )
+        encoded = await asyncio.to_thread(base64.b64encode, data)
+        args = {"kind": kind, "data": encoded.decode()}
+        deadline = Deadline.after(_TOOL.timeout_s)
+        outcome = await executor.execute(Execution(_TOOL, args, {}, _TOOL.id, deadline, _TOOL.id))
+        reason = (outcome.error or "").replace("the tool", "the converter")
         if outcome.error_kind == "unavailable":
-            raise Unavailable(f"documents cannot be converted now: {outcome.error}")
+            raise Unavailable(f"documents cannot be converted now: {reason}")
         if not outcome.ok:
-            reason = _REASONS.get(outcome.error_kind or "", outcome.error or "")
-            raise UnreadableFile(reason)
+            raise UnreadableFile(f"it cannot be read as {kind}: {reason}")
         return self._checked(outcome.result)
 
     async def _started(self) -> PythonToolExecutor:
@@ -114,24 +90,22 @@ class SandboxedConverter:
                     await probe_tiers(),
                     ConfiguredSecrets({}, lambda _name: None, ""),
                     self._events,
-                    limits=self._limits,
+                    limits=LIMITS,
                     libraries=site_packages(),
                     floor=self._floor,
                 )
         return self._executor
 
-    def _arguments(self, kind: DocumentKind | None, data: bytes) -> dict[str, object]:
-        encoded = base64.b64encode(data).decode()
-        return {"kind": kind, "data": encoded, "characters": self._characters}
-
     def _checked(self, result: object) -> list[DocumentPart]:
         """The child read a file that may be hostile, so its answer is not trusted either."""
         try:
-            parts = _PARTS.validate_python(result)
+            parts = [part for part in _PARTS.validate_python(result) if part.text.strip()]
         except ValidationError:
-            raise UnreadableFile(_REASONS["upstream"]) from None
+            raise UnreadableFile("its text cannot be stored") from None
+        if not parts:
+            raise UnreadableFile("it holds no text; a scan needs text recognition first")
         if sum(len(part.text) for part in parts) > self._characters:
-            raise UnreadableFile(_REASONS["too_large"])
+            raise UnreadableFile(f"it holds more than {self._characters} characters of text")
         return parts
 
 

@@ -9,7 +9,7 @@ from contracts.errors import Unavailable
 from contracts.memory.background import UnreadableFile
 from contracts.memory.documents import DocumentPart
 from executors.conversion import converter as conversion
-from executors.conversion.converter import LIMITS, SandboxedConverter
+from executors.conversion.converter import SandboxedConverter
 from executors.python.tiers import HostTiers
 from tests.support.events import RecordedEvents
 from tests.support.memory.documents import WORD, document_xml, docx, pdf, stream
@@ -30,8 +30,9 @@ async def converter(
         return host
 
     monkeypatch.setattr(conversion, "probe_tiers", probed)
-    limits = LIMITS.model_copy(update={"memory_mb": 256, "cpu_s": 4.0})
-    found = SandboxedConverter(events, characters=CHARACTERS, floor="landlock", limits=limits)
+    limits = conversion.LIMITS.model_copy(update={"memory_mb": 256, "cpu_s": 4.0})
+    monkeypatch.setattr(conversion, "LIMITS", limits)
+    found = SandboxedConverter(events, characters=CHARACTERS, floor="landlock")
     async with nothing_survives(events):
         yield found
         await found.close()
@@ -79,11 +80,12 @@ def entities(*declared: str) -> bytes:
 
 ENCRYPTION = b"/Encrypt << /Filter /Standard /V 1 /R 2 /O <%s> /U <%s> /P -4 >> /ID [<00> <00>]"
 EMPTY = "no text"
-BROKEN = "damaged"
-EXHAUSTED = "needs too much memory|takes too long|more text than"
+BROKEN = "cannot be read as"
+LONG = f"more than {CHARACTERS} characters"
+EXHAUSTED = "out of the memory|used up its CPU time|ended without a result|MemoryError|more than"
 """Which limit ends it depends on the machine."""
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
-    "unpacks.docx": (lambda: xml(*[b" " * (13 << 20)] * 5), "unpacks to more than 64 MiB"),
+    "unpacks.docx": (lambda: xml(*[b" " * (13 << 20)] * 20), EXHAUSTED),
     "elements.docx": (lambda: xml(b"<w:p/>" * 1_000_000), EXHAUSTED),
     "laughs.docx": (
         lambda: entities(
@@ -91,7 +93,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
             *(f"<!ENTITY e{n} '{f'&e{n - 1};' * 30}'>" for n in range(1, 9)),
             "<!ENTITY last '&e8;'>",
         ),
-        EXHAUSTED,
+        f"amplification|{EXHAUSTED}",
     ),
     "outside.docx": (lambda: entities("<!ENTITY last SYSTEM 'file:///etc/passwd'>"), EMPTY),
     "deep.docx": (lambda: xml(b"<w:sdt><w:sdtContent>" * 50_000), BROKEN),
@@ -99,13 +101,13 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "not-word.docx": (lambda: docx("Каса").replace(b"word/document", b"word/dokument"), BROKEN),
     "deep.html": (lambda: b"<div>" * 100_000 + b"text", EMPTY),
     "slow.html": (lambda: b"<b><i><table>" * 200_000 + b"text", EXHAUSTED),
-    "long.html": (lambda: b"x " * CHARACTERS, "more text than a document may"),
-    "charset.html": (lambda: b'<meta charset="idna"><p>' + b"\xff" * 10, "not idna"),
-    "latin.html": ("<p>Їжак".encode().replace(b"\xd0", b"\xff", 1).strip, "not utf-8"),
+    "long.html": (lambda: b"x " * CHARACTERS, LONG),
+    "charset.html": (lambda: b'<meta charset="nonsense"><p>x', "unknown encoding"),
+    "latin.html": (lambda: b"<p>\xcfx", "can't decode byte"),
     "scan.pdf": (lambda: pdf("", ""), EMPTY),
     "protected.pdf": (
         lambda: pdf("x", trailer=ENCRYPTION % (b"11" * 32, b"22" * 32)),
-        "protected by a password",
+        "Incorrect password",
     ),
     "truncated.pdf": (lambda: pdf(*PAGES)[:800], BROKEN),
     "noise.pdf": (lambda: b"%PDF-1.7\n" + bytes(range(256)) * 1_000, BROKEN),
@@ -115,9 +117,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "nested.pdf": (lambda: pdf("x", replaced={1: b"[" * 1_000_000}), BROKEN),
     "inflates.pdf": (lambda: pdf(("x" * 1_000 + "\n") * 5_000, compress=True), EXHAUSTED),
-    "long.pdf": (lambda: pdf("x" * 999, *["y" * 999] * 120), "more text than a document may"),
-    "page.pdf": (lambda: docx("Каса"), "not those of a pdf"),
-    "text.docx": (lambda: pdf("Каса"), "not those of a docx"),
+    "long.pdf": (lambda: pdf("x" * 999, *["y" * 999] * 120), LONG),
+    "word.pdf": (lambda: docx("Каса"), BROKEN),
+    "page.docx": (lambda: pdf("Каса"), BROKEN),
+    "page.html": (lambda: pdf("Каса", compress=True), BROKEN),
     "page.md": (lambda: pdf("Каса") + b"\xff", "not UTF-8"),
     "program.txt": (lambda: b"\x7fELF\0", "NUL"),
 }
