@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote, unquote
 
+from contracts.errors import Conflict
 from contracts.memory.administration import RefusedFile
 from contracts.memory.background import DocumentFile, UnreadableFile
 from contracts.memory.documents import MAX_DOCUMENTS, PLAIN, kind_of
 from contracts.values import is_storable
 
 MAX_REFUSED = 1_000
+DRAFT = ".upload-"
+DRAFT_S = 3_600.0
 
 
 class DocumentFiles:
@@ -50,6 +56,15 @@ class DocumentFiles:
     async def read(self, folder: Path, file: DocumentFile) -> tuple[bytes, bytes]:
         data = await asyncio.to_thread(_read, folder, file.path, self.most_bytes(file.path))
         return data, await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
+
+    async def write(self, microdao_id: str, path: str, data: bytes) -> DocumentFile:
+        try:
+            return await asyncio.to_thread(_write, self.home(microdao_id), path, data)
+        except OSError as error:
+            raise Conflict(f"`{path}` cannot be written: {_reason(error)}") from None
+
+    async def unlink(self, folder: Path, path: str) -> bool:
+        return await asyncio.to_thread(_unlink, folder, path)
 
     async def remove(self, folder: Path) -> None:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -98,11 +113,19 @@ def _walk(root: Path) -> Iterator[os.DirEntry[str]]:
             continue
         for entry in entries:
             if entry.name.startswith("."):
+                _sweep(entry)
                 continue
             if entry.is_dir(follow_symlinks=False):
                 pending.append(Path(entry.path))
             else:
                 yield entry
+
+
+def _sweep(entry: os.DirEntry[str]) -> None:
+    """Removes the draft of an upload that failed."""
+    with suppress(OSError):
+        if entry.name.startswith(DRAFT) and time.time() - entry.stat().st_mtime > DRAFT_S:
+            Path(entry.path).unlink()
 
 
 def _refusal(entry: os.DirEntry[str], max_bytes: int) -> str | None:
@@ -124,8 +147,8 @@ def _refusal(entry: os.DirEntry[str], max_bytes: int) -> str | None:
 
 def _find(folders: Sequence[Path], path: str, max_bytes: int) -> tuple[Path, DocumentFile] | None:
     for folder in folders:
-        with suppress(OSError), _opened(folder, path) as descriptor:
-            status = os.fstat(descriptor)
+        with suppress(OSError), _open(folder, path) as file:
+            status = os.fstat(file.fileno())
             if stat.S_ISREG(status.st_mode) and status.st_size <= max_bytes:
                 return folder, DocumentFile(path, status.st_size, status.st_mtime_ns)
     return None
@@ -133,11 +156,10 @@ def _find(folders: Sequence[Path], path: str, max_bytes: int) -> tuple[Path, Doc
 
 def _read(root: Path, path: str, max_bytes: int) -> bytes:
     try:
-        with _opened(root, path) as descriptor:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with _open(root, path) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UnreadableFile("not a regular file")
-            with os.fdopen(os.dup(descriptor), "rb") as file:
-                data = file.read(max_bytes + 1)
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise UnreadableFile(_reason(error)) from None
     if len(data) > max_bytes:
@@ -145,28 +167,65 @@ def _read(root: Path, path: str, max_bytes: int) -> bytes:
     return data
 
 
+def _write(root: Path, path: str, data: bytes) -> DocumentFile:
+    """Writes a draft and renames it, so that nobody reads half a file."""
+    root.mkdir(parents=True, exist_ok=True)
+    draft, now = f"{DRAFT}{secrets.token_hex(8)}", time.time_ns()
+    with _parent(root, path, make=True) as folder:
+        created = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, dir_fd=folder)
+        with os.fdopen(created, "wb", buffering=0) as file:
+            file.write(data)
+            # By the kernel's clock two files within one tick would have the same time.
+            os.utime(created, ns=(now, now))
+            os.fsync(created)
+            status = os.fstat(created)
+        os.rename(draft, _name(path), src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+    return DocumentFile(path, status.st_size, status.st_mtime_ns)
+
+
+def _unlink(root: Path, path: str) -> bool:
+    removed = False
+    with suppress(OSError):  # such as: the folder is not empty
+        with _parent(root, path) as folder:
+            os.unlink(_name(path), dir_fd=folder)
+        removed = True
+        while "/" in path:
+            path = path.rpartition("/")[0]
+            with _parent(root, path) as folder:
+                os.rmdir(_name(path), dir_fd=folder)
+    return removed
+
+
+def _open(root: Path, path: str) -> BinaryIO:
+    with _parent(root, path) as folder:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        return os.fdopen(os.open(_name(path), flags, dir_fd=folder), "rb")
+
+
 @contextmanager
-def _opened(root: Path, path: str, flags: int = os.O_NONBLOCK) -> Iterator[int]:
-    """Opens the path component by component, none through a symbolic link.
+def _parent(root: Path, path: str, *, make: bool = False) -> Iterator[int]:
+    """Opens the folder of a path component by component, none through a symbolic link.
 
     So a file that is replaced by a link after the scan does not lead out of the tree.
     """
-    *folders, name = path.split("/")
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    descriptor = os.open(root, flags)
     try:
-        for part in folders:
-            descriptor = _step(descriptor, part, os.O_DIRECTORY)
-        descriptor = _step(descriptor, name, flags)
+        for part in path.split("/")[:-1]:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=descriptor)
+            opened = os.open(part, flags, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = opened
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _step(descriptor: int, name: str, flags: int) -> int:
-    """Opens `name` in an open directory and closes the directory, unless opening fails."""
-    opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=descriptor)
-    os.close(descriptor)
-    return opened
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _reason(error: OSError) -> str:

@@ -22,6 +22,7 @@ from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
 from backends.postgres.pool import PostgresAdapter
 from contracts.memory.background import Document, DocumentChunk, DocumentFile
+from contracts.memory.documents import StoredDocument
 from contracts.memory.ports import Area
 
 TIMEOUT_S = 30.0
@@ -29,6 +30,26 @@ TIMEOUT_S = 30.0
 KNOWN = """
 SELECT id, path, hash, size, modified_ns FROM kb_documents WHERE microdao_id = %(microdao_id)s
 """
+PAGE = """
+SELECT found.path, found.size, found.indexed_at,
+       encode(substring(found.hash FOR 32), 'hex') AS version, counted.*
+FROM (
+    SELECT * FROM kb_documents
+    WHERE microdao_id = %(microdao_id)s AND path > %(after)s
+      AND (%(path)s::text IS NULL OR path = %(path)s)
+    ORDER BY path LIMIT %(limit)s
+) AS found, LATERAL (
+    SELECT count(DISTINCT chunk.chunk_no) AS chunks,
+           count(DISTINCT queued.chunk_no) AS waiting,
+           max((chunk.meta ->> 'page')::integer) AS pages
+    FROM agent_memories AS chunk
+    LEFT JOIN memory_queue AS queued USING (microdao_id, agent_id, chunk_no)
+    WHERE chunk.microdao_id = %(microdao_id)s AND chunk.agent_id = ''
+      AND chunk.document_id = found.id
+) AS counted
+ORDER BY found.path
+"""
+COUNT = "SELECT count(*) AS found FROM kb_documents WHERE microdao_id = %(microdao_id)s"
 FIND = f"{KNOWN} AND path = %(path)s"
 SAVE = """
 INSERT INTO kb_documents (microdao_id, path, hash, size, modified_ns)
@@ -118,6 +139,16 @@ class DocumentTables(PostgresAdapter):
     async def find(self, microdao_id: str, path: str) -> Document | None:
         rows = await self._rows(microdao_id, FIND, path=path)
         return _document(rows[0]) if rows else None
+
+    async def page(
+        self, microdao_id: str, *, after: str = "", path: str | None = None, limit: int = 1
+    ) -> list[StoredDocument]:
+        rows = await self._rows(microdao_id, PAGE, after=after, path=path, limit=limit)
+        return [StoredDocument(**row) for row in rows]
+
+    async def count(self, microdao_id: str) -> int:
+        (row,) = await self._rows(microdao_id, COUNT)
+        return int(row["found"])
 
     async def chunks(self, microdao_id: str, document: Document) -> list[DocumentChunk]:
         rows = await self._rows(microdao_id, CHUNKS, id=document.id)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.administration import EraseReceipt, EraseRequest, RefusedFile
+from contracts.memory.documents import StoredDocument
 from contracts.memory.ports import Area
 
 
@@ -95,6 +96,15 @@ class DocumentFolders(Protocol):
     async def read(self, folder: Path, file: DocumentFile) -> tuple[bytes, bytes]:
         """Returns the file's contents and SHA-256. Raises UnreadableFile."""
 
+    def most_bytes(self, path: str) -> int:
+        """Returns how large a file of this path may be."""
+
+    async def write(self, microdao_id: str, path: str, data: bytes) -> DocumentFile:
+        """Writes the file into the microDAO's `home`, at once and durably. Raises Conflict."""
+
+    async def unlink(self, folder: Path, path: str) -> bool:
+        """Deletes a file, and folders that are empty then; False if there is none."""
+
     async def remove(self, folder: Path) -> None:
         """Deletes the folder with everything in it."""
 
@@ -136,6 +146,14 @@ class DocumentStore(Protocol):
 
     async def find(self, microdao_id: str, path: str) -> Document | None:
         """Returns the document of this path."""
+
+    async def page(
+        self, microdao_id: str, *, after: str = "", path: str | None = None, limit: int = 1
+    ) -> list[StoredDocument]:
+        """Returns documents in order of their paths: those after `after`, or the one of `path`."""
+
+    async def count(self, microdao_id: str) -> int:
+        """Returns the number of the tree's documents."""
 
     async def chunks(self, microdao_id: str, document: Document) -> Sequence[DocumentChunk]:
         """Returns the document's chunks in their order."""

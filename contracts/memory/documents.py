@@ -1,18 +1,21 @@
-"""Documents of the knowledge base: their kinds, and the port of their conversion."""
+"""Documents of the knowledge base: kinds, wire shapes, and the port of their conversion."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import PurePath
 from typing import Annotated, Literal, Protocol
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
-from contracts.shapes import Frozen
+from contracts.identity import Identifier, PageQuery, plain
+from contracts.shapes import Frozen, Strict
 from contracts.values import storable
 
 MAX_DOCUMENTS = 100_000
 """Of one microDAO, or of the shared tree."""
+MAX_NAME_BYTES = 255
 
 DocumentKind = Literal["text", "markdown", "html", "docx", "pdf"]
 
@@ -32,22 +35,70 @@ def kind_of(path: str) -> DocumentKind | None:
     return _KINDS.get(PurePath(path).suffix.lower())
 
 
-class DocumentPart(Frozen):
-    """A page of a document (from 1), or the whole text of one without pages.
+def _path(value: str) -> str:
+    for part in plain(value).split("/"):
+        if not part or part.startswith(".") or len(part.encode()) > MAX_NAME_BYTES:
+            raise ValueError(
+                "a path below the microDAO's folder, such as handbook/rules.pdf: no part is empty, "
+                f"begins with a dot, or is over {MAX_NAME_BYTES} bytes"
+            )
+    if kind_of(value) is None:
+        raise ValueError(f"the suffix must be one of {SUFFIXES}")
+    return value
 
-    `heading` is the path of headings under which it begins, if the text does not have them.
+
+DocumentPath = Annotated[
+    str, StringConstraints(min_length=1, max_length=512), AfterValidator(_path)
+]
+
+
+class DocumentName(Strict):
+    """Query string of `PUT` and `DELETE /documents`."""
+
+    microdao_id: Identifier
+    path: DocumentPath
+
+
+class DocumentsFilter(PageQuery):
+    """Query string of `GET /documents`, in order of paths."""
+
+    microdao_id: Identifier
+    cursor: Annotated[str, StringConstraints(max_length=4_096), AfterValidator(storable)] = ""
+
+
+class StoredDocument(BaseModel):
+    """An indexed document. `version` is the SHA-256 of the file, `pages` the last one with text.
+
+    `waiting` of the `chunks` are found by words only, until they are embedded.
     """
+
+    path: str
+    version: str
+    size: int
+    indexed_at: datetime
+    chunks: int
+    waiting: int
+    pages: int | None = None
+
+
+class DocumentAnswer(StoredDocument):
+    """Answer of `PUT /documents`."""
+
+    outcome: Literal["added", "changed", "unchanged"]
+
+
+class DocumentPart(Frozen):
+    """A page of a document (from 1), or the whole text of one without pages."""
 
     text: Annotated[str, AfterValidator(storable)]
     page: Annotated[int, Field(ge=1)] | None = None
-    heading: Annotated[str, AfterValidator(storable)] = ""
 
 
 class DocumentConverter(Protocol):
     """Reads text out of files of every kind."""
 
-    def rules(self, path: str) -> str:
-        """Returns what the result depends on beside the file, such as versions of libraries."""
+    version: str
+    """Of the libraries that convert what is not plain."""
 
     async def convert(self, path: str, data: bytes) -> Sequence[DocumentPart]:
         """Returns the parts of a file, whose kind is that of its suffix.

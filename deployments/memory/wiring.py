@@ -31,6 +31,7 @@ from executors.conversion.converter import SandboxedConverter
 from interfaces.http.memory import MemoryUseCases
 from interfaces.mcp.memory import MemoryMcpServer
 from services.access.quotas import Quotas
+from services.memory.documents import Documents
 from services.memory.erasing import Erasing
 from services.memory.indexing import Indexing
 from services.memory.ingestion import IngestionSettings, IngestionWorker
@@ -69,12 +70,26 @@ class MemoryRuntime:
         self._quotas = Quotas(environment.access.directory, TenantRows(self._background))
         lanes = IngestionSettings(lanes=settings.ingestion.lanes, batch=settings.ingestion.batch)
         self.worker = IngestionWorker(EmbeddingQueue(self._background), embedder, events, lanes)
+        kb = settings.knowledge_base
+        shared, microdaos = kb.folders(environment.data_dir)
         self._converter = SandboxedConverter(
-            events,
-            characters=settings.knowledge_base.max_file_bytes,
-            floor=settings.knowledge_base.isolation_floor,
+            events, characters=kb.max_file_bytes, floor=kb.isolation_floor
         )
-        self._knowledge = self._knowledge_base()
+        self._indexing = Indexing(
+            DocumentTables(self._background),
+            DocumentFiles(microdaos, kb.max_file_bytes, kb.max_document_bytes),
+            self._converter,
+            events,
+            settings.chunks,
+        )
+        self._knowledge = KnowledgeBase(
+            self._indexing,
+            self._leases,
+            events,
+            shared=shared,
+            interval_s=kb.interval_s,
+            quotas=self._quotas,
+        )
         self._shards = ShardUpkeep(
             self._background,
             events,
@@ -165,29 +180,7 @@ class MemoryRuntime:
                 TenantRows(self._background), ErasureTables(self._background), self._knowledge
             ),
             knowledge=self._knowledge,
-        )
-
-    def _knowledge_base(self) -> KnowledgeBase:
-        kb = self._settings.knowledge_base
-        shared, _ = kb.folders(self._environment.data_dir)
-        return KnowledgeBase(
-            self._indexing(self._background),
-            self._leases,
-            self._events,
-            shared=shared,
-            interval_s=kb.interval_s,
-            quotas=self._quotas,
-        )
-
-    def _indexing(self, database: Database) -> Indexing:
-        kb = self._settings.knowledge_base
-        _, microdaos = kb.folders(self._environment.data_dir)
-        return Indexing(
-            DocumentTables(database),
-            DocumentFiles(microdaos, kb.max_file_bytes, kb.max_document_bytes),
-            self._converter,
-            self._events,
-            self._settings.chunks,
+            documents=Documents(self._indexing, self._quotas),
         )
 
     def _jobs(self) -> list[Upkeep]:

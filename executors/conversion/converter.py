@@ -14,7 +14,7 @@ from contracts.deadline import Deadline
 from contracts.errors import Unavailable
 from contracts.events import EventLog
 from contracts.memory.background import UnreadableFile
-from contracts.memory.documents import PLAIN, DocumentKind, DocumentPart, kind_of
+from contracts.memory.documents import PLAIN, DocumentPart, kind_of
 from contracts.tools.api import MAX_RESULT_BYTES, Execution, IsolationTier, ToolDefinition
 from contracts.values import is_storable
 from executors.python.executor import PythonLimits, PythonToolExecutor
@@ -22,13 +22,7 @@ from executors.python.packages import Packages, site_packages
 from executors.python.tiers import probe_tiers
 
 LIMITS = PythonLimits(max_concurrent=2, memory_mb=1_024, disk_mb=0, cpu_s=60)
-LIBRARIES: dict[DocumentKind | None, tuple[str, ...]] = {
-    "html": ("html-to-markdown",),
-    "docx": ("html-to-markdown", "mammoth"),
-    "pdf": ("pypdfium2",),
-}
-VERSION = 1
-"""Raised whenever `formats` converts some file differently."""
+LIBRARIES = ("html-to-markdown", "mammoth", "pypdfium2")
 _TOOL = ToolDefinition(
     id="documents.convert",
     name="Conversion of a document",
@@ -51,6 +45,7 @@ class SandboxedConverter:
     """
 
     def __init__(self, events: EventLog, *, characters: int, floor: IsolationTier) -> None:
+        self.version = " ".join(version(library) for library in LIBRARIES)
         self._events = events
         self._characters = characters
         self._floor = floor
@@ -62,10 +57,6 @@ class SandboxedConverter:
         if self._executor is not None:
             await self._executor.close()
 
-    def rules(self, path: str) -> str:
-        libraries = LIBRARIES.get(kind_of(path), ())
-        return "".join(f"{name}={version(name)} " for name in libraries) + f"{VERSION}"
-
     async def convert(self, path: str, data: bytes) -> Sequence[DocumentPart]:
         kind = kind_of(path)
         if kind in PLAIN:
@@ -76,7 +67,7 @@ class SandboxedConverter:
         deadline = Deadline.after(_TOOL.timeout_s)
         outcome = await executor.execute(Execution(_TOOL, args, {}, _TOOL.id, deadline, _TOOL.id))
         reason = (outcome.error or "").replace("the tool", "the converter")
-        if outcome.error_kind == "unavailable":
+        if outcome.error_kind == "unavailable" or outcome.retryable:
             raise Unavailable(f"documents cannot be converted now: {reason}")
         if not outcome.ok:
             raise UnreadableFile(f"it cannot be read as {kind}: {reason}")

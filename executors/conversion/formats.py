@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-MAX_TITLE = 200
-MAX_LEVELS = 6
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?([\w:.-]{1,40})", re.IGNORECASE)
 _MARKS = re.compile(r"[\x02\ufffe]\s*|\0")
 """PDFium's marks for the hyphen of a word that continues on the next line, and NUL."""
@@ -18,7 +16,7 @@ Part = dict[str, Any]
 
 
 def convert(args: dict[str, Any], _context: object) -> list[Part]:
-    """Returns parts `{"text", "page"?, "heading"?}`; texts of DOCX and HTML are Markdown.
+    """Returns parts `{"text", "page"?}`; texts of DOCX and HTML are Markdown.
 
     `args` are the `kind`, and the file as base64 in `data`. What a library raises about a damaged
     file is the reason of its refusal.
@@ -29,26 +27,10 @@ def convert(args: dict[str, Any], _context: object) -> list[Part]:
 def _pdf(data: bytes) -> Iterator[Part]:
     import pypdfium2  # noqa: PLC0415  # each kind loads its own library
 
-    document = pypdfium2.PdfDocument(data)
-    headings, heading = _outline(document), ""
-    for number, page in enumerate(document, 1):
-        heading = headings.get(number, heading)
+    for number, page in enumerate(pypdfium2.PdfDocument(data), 1):
         text = page.get_textpage().get_text_range().replace("\r\n", "\n")
-        yield {"text": _MARKS.sub("", text), "page": number, "heading": heading}
+        yield {"text": _MARKS.sub("", text), "page": number}
         page.close()
-
-
-def _outline(document: Any) -> dict[int, str]:
-    """Returns the path of the first outline entry of each page that has one."""
-    found: dict[int, str] = {}
-    trail: list[str] = []
-    for entry in document.get_toc(max_depth=MAX_LEVELS):
-        trail = [*trail[: entry.level], " ".join(entry.get_title().split())[:MAX_TITLE]]
-        target = entry.get_dest()
-        page = target.get_index() if target else None
-        if page is not None:
-            found.setdefault(page + 1, " > ".join(filter(None, trail)))
-    return found
 
 
 def _docx(data: bytes) -> Iterator[Part]:

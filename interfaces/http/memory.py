@@ -37,12 +37,19 @@ from contracts.memory.api import (
     SummarizeRequest,
     SummarizeResponse,
 )
+from contracts.memory.documents import (
+    DocumentAnswer,
+    DocumentName,
+    DocumentsFilter,
+    StoredDocument,
+)
 from contracts.memory.ports import MemoryRecords
 from contracts.memory.stats import AgentStats, StatsFilter, StatsReader
-from interfaces.http.base.bodies import require_lines
+from interfaces.http.base.bodies import read_raw, require_lines
 from interfaces.http.base.errors import JsonResponse, NdjsonResponse, invalid_body
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.routing import MCP_PATH, PathId, Router, documented_key, refusals
+from services.memory.documents import Documents
 from services.memory.erasing import Erasing
 from services.memory.knowledge_base import KnowledgeBase
 from services.memory.recall import Recall
@@ -52,8 +59,9 @@ from services.memory.summarizing import Summarizing
 MAX_BODY_BYTES = 4 << 20
 MAX_LINE_BYTES = 4 << 20
 IMPORT_AT_ONCE = 100
-UPLOADS = frozenset({"/import"})
-"""Bodies of any size, read as they arrive."""
+UPLOADS = frozenset({"/import", "/documents"})
+"""Large bodies, which may take long to arrive."""
+BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
 _LINE: TypeAdapter[ExportedMemory | ExportEnd] = TypeAdapter(ExportedMemory | ExportEnd)
 
 
@@ -68,6 +76,7 @@ class MemoryUseCases:
     statistics: StatsReader
     erasing: Erasing
     knowledge: KnowledgeBase
+    documents: Documents
 
 
 def is_admin(method: str, path: str) -> bool:
@@ -143,9 +152,33 @@ def memory_router(
             raise Forbidden("give `microdao_id`: only operators see all microDAOs together")
         return await cases().statistics.page(query)
 
+    _add_document_routes(router, cases)
     _add_admin_routes(router, cases)
     add_health_routes(router, health)
     return router
+
+
+def _add_document_routes(router: Router, cases: Callable[[], MemoryUseCases]) -> None:
+    @router.put(
+        "/documents",
+        summary="Store and index a document: PDF, DOCX, HTML, Markdown or text",
+        openapi_extra=BINARY,
+        responses=refusals(408, 409, 413, 429),
+    )
+    async def put(request: Request, name: Annotated[DocumentName, Query()]) -> DocumentAnswer:
+        documents = cases().documents
+        return await documents.put(name, await read_raw(request, documents.most_bytes(name.path)))
+
+    @router.get("/documents", summary="A microDAO's documents, in order of their paths")
+    async def page(query: Annotated[DocumentsFilter, Query()]) -> Page[StoredDocument]:
+        return await cases().documents.page(query)
+
+    @router.delete(
+        "/documents", summary="Delete a document from every tier", responses=refusals(404, 409)
+    )
+    async def remove(name: Annotated[DocumentName, Query()]) -> DeleteResponse:
+        await cases().documents.remove(name)
+        return DeleteResponse(id=name.path)
 
 
 def _add_admin_routes(router: Router, cases: Callable[[], MemoryUseCases]) -> None:

@@ -54,7 +54,7 @@ def _restart(text: str, start: int, end: int, overlap: int) -> int:
 def rules(path: str, size: ChunkSettings, conversion: str) -> bytes:
     """Returns a fingerprint of the rules by which a file with this path is converted and cut."""
     rule: tuple[object, ...] = (VERSION, markdown_it.__version__, size.most, size.overlap)
-    rule += (kind_of(path) in WITH_MARKDOWN, conversion)
+    rule += (kind_of(path) in WITH_MARKDOWN, *([] if kind_of(path) in PLAIN else [conversion]))
     return hashlib.sha256(repr(rule).encode()).digest()[:8]
 
 
@@ -68,8 +68,7 @@ def cut(
 def _cut(part: DocumentPart, path: str, size: ChunkSettings, tree: str) -> Iterator[DocumentChunk]:
     kind = kind_of(path)
     for section in sections(part.text, markdown=kind in WITH_MARKDOWN):
-        heading = " > ".join(filter(None, (part.heading, section.heading)))
-        position = 0
+        heading, position = section.heading, 0
         for text in chunk(section.text, size):
             position = max(section.text.find(text, position), position)
             line = section.line + section.text.count("\n", 0, position)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from contracts.errors import Conflict, Unavailable
+from contracts.errors import Unavailable
 from contracts.events import EventLog
 from contracts.memory.administration import RefusedFile, ReindexReport
 from contracts.memory.background import (
@@ -57,13 +57,10 @@ class Run:
         """Whether no further document is allowed."""
         return len(self.known) - len(self.missing) + self.report.added >= self.limit
 
-    def moved(self, file_hash: bytes) -> Document | None:
-        """Takes a document with this content out of `missing`: its file has another path now."""
-        found = next(
-            (path for path, document in self.missing.items() if document.file_hash == file_hash),
-            None,
-        )
-        return self.missing.pop(found) if found is not None else None
+    def missing_with(self, file_hash: bytes) -> Document | None:
+        """Returns a missing document with this content: its file may have another path now."""
+        same = (each for each in self.missing.values() if each.file_hash == file_hash)
+        return next(same, None)
 
     def refuse(self, path: str, reason: str) -> None:
         """Reports a file as refused."""
@@ -88,18 +85,14 @@ class Indexing:
     ) -> None:
         self.documents = documents
         self.folders = folders
-        self._converter = converter
+        self.converter = converter
         self._events = events
         self._size = size
         self._refused: LRUCache[tuple[str, DocumentFile], str] = LRUCache(MAX_REMEMBERED)
         """Why files were refused, so that periodic runs do not convert them again and again."""
 
     async def file(self, run: Run, folder: Path, file: DocumentFile) -> None:
-        """Indexes a file, as `run.report` says then.
-
-        Raises:
-            Conflict: the file changes all the time.
-        """
+        """Indexes a file, as `run.report` says then."""
         document = run.known.get(file.path)
         if document is not None and document.file == file and not run.read_all:
             run.report.unchanged += 1
@@ -110,8 +103,7 @@ class Indexing:
     async def settle(self, run: Run, path: str, seen: tuple[Path, DocumentFile] | None) -> None:
         """Checks rows that were written for the file as it was `seen`, or removed for none.
 
-        Raises:
-            Conflict: the file changes all the time.
+        A file that changes all the time is left to the next run.
         """
         for _ in range(ATTEMPTS):
             found = await self.folders.find(run.folders, path)
@@ -124,11 +116,6 @@ class Indexing:
             if document is not None:
                 await self.documents.remove(run.microdao_id, document)
             seen = found
-        raise Conflict("the file changes all the time: retry later", retry_after_s=2)
-
-    async def parts(self, path: str, data: bytes) -> Sequence[DocumentPart]:
-        """Converts a file. Raises UnreadableFile and Unavailable."""
-        return await self._converter.convert(path, data)
 
     async def _bring(
         self, run: Run, folder: Path, file: DocumentFile, document: Document | None
@@ -155,54 +142,51 @@ class Indexing:
         if not run.read_all and (reason := self._refused.get((run.microdao_id, file))):
             raise UnreadableFile(reason)
         data, file_hash = await self.folders.read(folder, file)
-        digest = file_hash + rules(file.path, self._size, self._converter.rules(file.path))
-        if document is None and (document := run.moved(file_hash)) is not None:
+        digest = file_hash + rules(file.path, self._size, self.converter.version)
+        if (
+            document is None
+            and (found := run.missing_with(file_hash)) is not None
             # Its path comes first, because `save` finds a document by its path.
-            await self.documents.touch(run.microdao_id, document, file, document.digest)
+            and await self.documents.touch(run.microdao_id, found, file, found.digest)
+        ):
+            document = run.missing.pop(found.file.path)
             run.report.moved += 1
             if document.digest == digest:
                 return True
-        elif document is not None and document.digest == digest:
-            return await self._unchanged(run, folder, file, document, digest)
-        parts = run.converted.get(file_hash) or await self._converted(run, file, data)
-        tree = "microdao" if run.microdao_id else "shared"
-        chunks = await asyncio.to_thread(cut, parts, file.path, self._size, tree=tree)
-        if (
-            document is not None
-            and document.file_hash == file_hash
-            and await self.documents.chunks(run.microdao_id, document) == chunks
-        ):
-            return await self._unchanged(run, folder, file, document, digest)
-        added = await self.documents.save(run.microdao_id, file, digest, chunks)
-        run.report.chunks += added
-        run.report.changed += document is not None
-        run.report.added += document is None
-        self._events.emit(
-            "memory.document_indexed",
-            microdao_id=run.microdao_id,
-            version=file_hash.hex(),
-            kind=kind_of(file.path),
-            chunks=len(chunks),
-            new_chunks=added,
-            pages=parts[-1].page,
-            seconds=round(time.monotonic() - began, 3),
-        )
-        return True
-
-    async def _converted(self, run: Run, file: DocumentFile, data: bytes) -> Sequence[DocumentPart]:
-        try:
-            return await self.parts(file.path, data)
-        except UnreadableFile as error:
-            if kind_of(file.path) not in PLAIN:  # which cost next to nothing
-                self._refused[run.microdao_id, file] = str(error)
-            raise
-
-    async def _unchanged(
-        self, run: Run, folder: Path, file: DocumentFile, document: Document, digest: bytes
-    ) -> bool:
-        """Returns whether rows were written."""
+        if document is None or document.digest != digest:
+            parts = run.converted.get(file_hash) or await self._converted(run, file, data)
+            tree = "microdao" if run.microdao_id else "shared"
+            chunks = await asyncio.to_thread(cut, parts, file.path, self._size, tree=tree)
+            if (
+                document is None
+                or document.file_hash != file_hash
+                or await self.documents.chunks(run.microdao_id, document) != chunks
+            ):
+                added = await self.documents.save(run.microdao_id, file, digest, chunks)
+                run.report.chunks += added
+                run.report.changed += document is not None
+                run.report.added += document is None
+                self._events.emit(
+                    "memory.document_indexed",
+                    microdao_id=run.microdao_id,
+                    version=file_hash.hex(),
+                    kind=kind_of(file.path),
+                    chunks=len(chunks),
+                    new_chunks=added,
+                    pages=parts[-1].page,
+                    seconds=round(time.monotonic() - began, 3),
+                )
+                return True
         is_new = (document.file, document.digest) != (file, digest)
         if is_new and not await self.documents.touch(run.microdao_id, document, file, digest):
             return await self._index(run, folder, file, None)  # it was removed meanwhile
         run.report.unchanged += document.file.path == file.path
         return is_new
+
+    async def _converted(self, run: Run, file: DocumentFile, data: bytes) -> Sequence[DocumentPart]:
+        try:
+            return await self.converter.convert(file.path, data)
+        except UnreadableFile as error:
+            if kind_of(file.path) not in PLAIN:  # which cost next to nothing
+                self._refused[run.microdao_id, file] = str(error)
+            raise

@@ -68,6 +68,7 @@ class Route:
 
 TENANT = {"agent_id": "{agent}", "microdao_id": "{microdao}"}
 IN = {"microdao_id": "{microdao}"}
+DOCUMENT = {**IN, "path": "a.md"}
 CHAT = {"model": "dagi-local-8b", "messages": [{"role": "user", "content": "x"}]}
 OPEN, ANY, OPERATORS = Route("open"), Route("any"), Route("operators")
 HEALTH = {
@@ -111,6 +112,9 @@ TABLE = {
     "GET /internal/agent-memory/export": OPERATORS,
     "POST /internal/agent-memory/import": OPERATORS,
     "POST /internal/agent-memory/kb/reindex": OPERATORS,
+    "PUT /internal/agent-memory/documents": Route("acting", query=DOCUMENT, by_agent=False),
+    "GET /internal/agent-memory/documents": Route("acting", query=IN, by_agent=False),
+    "DELETE /internal/agent-memory/documents": Route("acting", query=DOCUMENT, by_agent=False),
     "POST /internal/tools/call": Route("acting", {**TENANT, "tool_id": "text.none"}, uses="tool"),
     "GET /internal/tools/calls": Route("acting", query=TENANT),
     "GET /internal/tools/results/{id}": Route("acting", query=IN, by_agent=False),
@@ -342,9 +346,10 @@ async def test_without_a_tenant_a_key_sees_its_own_or_is_told_to_name_one(client
     for given in ("channel_id", "batch_id", "item_id", "run_id", "id"):
         path = path.replace(f"{{{given}}}", SOME_ID)
     path = path.replace("{member_id}", "user:1")
+    query = {key: value for key, value in TABLE[name].query.items() if key not in TENANT}
     for caller, allowed in (("own", True), ("many", False)):
         response = await client.request(
-            method, path, headers={"Authorization": f"Bearer {KEYS[caller]}"}
+            method, path, params=query, headers={"Authorization": f"Bearer {KEYS[caller]}"}
         )
         assert (response.status_code not in {400, 401, 403}) == allowed, (caller, response.text)
         if not allowed:

@@ -38,6 +38,9 @@ POST /internal/agent-memory/erase
 GET /internal/agent-memory/export
 POST /internal/agent-memory/import
 POST /internal/agent-memory/kb/reindex
+PUT /internal/agent-memory/documents
+GET /internal/agent-memory/documents
+DELETE /internal/agent-memory/documents
 GET /internal/agent-memory/health
 GET /internal/tools
 GET /internal/tools/{}

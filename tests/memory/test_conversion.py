@@ -38,12 +38,11 @@ async def converter(
         await found.close()
 
 
-async def test_a_pdf_becomes_its_pages_under_the_headings_of_its_outline(converter):
-    outline = [(1, "Статут"), (1, "Збори"), (3, "Ґанок")]
-    assert await converter.convert("a.pdf", pdf(*PAGES, outline=outline)) == [
-        DocumentPart(text="Статут кооперативу\nЗбори щочетверга", page=1, heading="Статут"),
-        DocumentPart(text="Каса взаємодопомоги", page=2, heading="Статут"),
-        DocumentPart(text="Ґанок її", page=3, heading="Ґанок"),
+async def test_a_pdf_becomes_its_pages(converter):
+    assert await converter.convert("a.pdf", pdf(*PAGES)) == [
+        DocumentPart(text="Статут кооперативу\nЗбори щочетверга", page=1),
+        DocumentPart(text="Каса взаємодопомоги", page=2),
+        DocumentPart(text="Ґанок її", page=3),
     ]
     (part,) = await converter.convert("A.PDF", pdf("", "Друга", compress=True))
     assert (part.page, part.text) == (2, "Друга")
@@ -133,12 +132,7 @@ async def test_a_hostile_file_is_refused_with_the_reason(converter, name):
         await converter.convert(name, made())
 
 
-LOOP = b"<< /Title (x) /Parent 3 0 R /Next 99 0 R /First 99 0 R >>"
 BOUNDED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "outline.pdf": (
-        lambda: pdf("x", replaced={3: b"<< /First 99 0 R /Last 99 0 R >>", 99: LOOP}),
-        "x",
-    ),
     "count.pdf": (lambda: _with_count(2_000_000_000), "x"),
     "attributes.html": (lambda: b"<p " + b"a=b " * 500_000 + b">x", "x\n"),
 }
@@ -180,9 +174,3 @@ async def test_below_the_floor_no_file_is_converted(events, monkeypatch):
     with pytest.raises(Unavailable, match="isolation tier `landlock`"):
         await weak.convert("a.pdf", pdf("x"))
     assert await weak.convert("a.md", b"x") == [DocumentPart(text="x")]
-
-
-async def test_rules_name_the_libraries(converter):
-    assert "pypdfium2=" in converter.rules("a.pdf")
-    assert "mammoth=" in converter.rules("a.docx") != converter.rules("a.html")
-    assert "=" not in converter.rules("a.md")

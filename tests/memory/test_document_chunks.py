@@ -59,8 +59,10 @@ def test_rules_differ_by_sizes_and_kind_of_file():
     assert rules("a.md", size, "") == rules("folder/b.MARKDOWN", size, "")
     others = [
         rules("a.txt", size, ""),
-        rules("a.md", size, "another version of a library"),
+        rules("a.docx", size, "mammoth 1"),
+        rules("a.docx", size, "mammoth 2"),
         rules("a.md", ChunkSettings(most=101, overlap=20), ""),
         rules("a.md", ChunkSettings(most=100, overlap=21), ""),
     ]
-    assert len({rules("a.md", size, ""), *others}) == 5
+    assert len({rules("a.md", size, ""), *others}) == 6
+    assert rules("a.md", size, "mammoth 1") == rules("a.md", size, "mammoth 2")

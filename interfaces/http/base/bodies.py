@@ -86,8 +86,18 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
         PayloadTooLarge: over `max_bytes`, whether announced or not.
         UnsupportedMediaType: there is a body, and it was not sent as JSON.
     """
-    headers = request.scope["headers"]
-    announced = header(headers, b"content-length")
+    raw = await read_raw(request, max_bytes)
+    if raw:
+        require_json(request.scope["headers"])
+    return raw
+
+
+async def read_raw(request: Request, max_bytes: int) -> bytes:
+    """Returns a body of any type, which may be empty.
+
+    Raises PayloadTooLarge over `max_bytes`, whether announced or not.
+    """
+    announced = header(request.scope["headers"], b"content-length")
     if announced.isdigit() and int(announced) > max_bytes:
         raise _too_large(max_bytes)
     parts: list[bytes] = []
@@ -102,8 +112,6 @@ async def read_json(request: Request, max_bytes: int) -> bytes:
         if size > max_bytes:
             raise _too_large(max_bytes)
         parts.append(chunk)
-    if size:
-        require_json(headers)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from xml.sax.saxutils import escape
 
 WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
@@ -49,46 +49,33 @@ def _paragraph(text: str) -> str:
 
 def pdf(
     *pages: str,
-    outline: Sequence[tuple[int, str]] = (),
     replaced: Mapping[int, bytes] | None = None,
     trailer: bytes = b"",
     compress: bool = False,
 ) -> bytes:
     """Returns a PDF file of these pages; a line of text is a line of the page.
 
-    `outline` has entries (page from 1, title). Objects: 1 the catalogue, 2 the page tree, 3 the
-    outline; `replaced` holds objects to put in their place.
+    Object 1 is the catalogue, 2 the page tree; `replaced` holds objects to put in their place.
     """
     objects = _Objects()
     text = "".join(pages)
     codes = {character: number for number, character in enumerate(sorted(set(text)), 1)}
     font = _font(objects, codes)
     kids = [_page(objects, page, codes, font, compress=compress) for page in pages]
-    entries = [objects.reserve() for _ in outline]
-    for number, (page, title) in zip(entries, outline, strict=True):
-        following = b"/Next %d 0 R" % (number + 1) if number != entries[-1] else b""
-        encoded = (b"\xfe\xff" + title.encode("utf-16-be")).hex().encode()
-        objects[number] = b"<< /Title <%s> /Parent 3 0 R /Dest [%d 0 R /Fit] %s >>" % (
-            encoded,
-            kids[page - 1],
-            following,
-        )
-    objects[1] = b"<< /Type /Catalog /Pages 2 0 R /Outlines 3 0 R >>"
+    objects[1] = b"<< /Type /Catalog /Pages 2 0 R >>"
     objects[2] = b"<< /Type /Pages /Count %d /Kids [%s] >>" % (
         len(kids),
         b" ".join(b"%d 0 R" % kid for kid in kids),
     )
-    first = b"/First %d 0 R /Last %d 0 R" % (entries[0], entries[-1]) if entries else b""
-    objects[3] = b"<< /Type /Outlines %s >>" % first
     objects.update(replaced or {})
     return objects.file(trailer)
 
 
 class _Objects(dict[int, bytes]):
-    """Numbered objects; the first three are the document's own."""
+    """Numbered objects; the first two are the document's own."""
 
     def reserve(self) -> int:
-        number = max(3, *self, 3) + 1
+        number = max(2, *self, 2) + 1
         self[number] = b"null"
         return number
 

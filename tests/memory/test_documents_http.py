@@ -1,0 +1,252 @@
+"""`/documents`: uploads into a microDAO's knowledge base, their list and their removal."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from configs.memory import MemorySettings
+from tests.support.events import RecordedEvents
+from tests.support.memory.application import (
+    SOFIA,
+    STRANGER,
+    Memory,
+    eventually,
+    memory_application,
+    succeeded,
+)
+from tests.support.memory.documents import docx, pdf
+from tests.support.memory.hashing_embedder import HashingEmbedder
+
+OWN = {"microdao_id": "microdao:7"}
+
+
+async def put(memory: Memory, path: str, data: bytes | str, **query: str) -> httpx.Response:
+    content = data.encode() if isinstance(data, str) else data
+    return await memory.client.put(
+        "/documents",
+        params={**OWN, "path": path, **query},
+        content=content,
+        headers={"Content-Type": "application/octet-stream"},
+    )
+
+
+async def listed(memory: Memory, **query: Any) -> Any:
+    return succeeded(await memory.client.get("/documents", params={**OWN, **query}))
+
+
+async def remove(memory: Memory, path: str) -> httpx.Response:
+    return await memory.client.delete("/documents", params={**OWN, "path": path})
+
+
+async def found(memory: Memory, question: str, tenant: Mapping[str, str] = SOFIA) -> list[str]:
+    return [hit["content"] for hit in await hits(memory, question, tenant)]
+
+
+async def hits(memory: Memory, question: str, tenant: Mapping[str, str] = SOFIA) -> Any:
+    return (await memory.query(question, dict(tenant), kinds=["kb"]))["items"]
+
+
+async def test_an_upload_is_found_listed_replaced_and_deleted(
+    memory: Memory, embedder: HashingEmbedder
+):
+    first = succeeded(await put(memory, "handbook/правила.pdf", pdf("Внески", "Кворум")))
+    assert first["outcome"] == "added"
+    assert (first["path"], first["chunks"], first["pages"]) == ("handbook/правила.pdf", 2, 2)
+    assert len(first["version"]) == 64
+    (hit,) = await hits(memory, "кворум")
+    assert (hit["content"], hit["meta"]["page"], hit["meta"]["tree"]) == ("Кворум", 2, "microdao")
+    assert await found(memory, "кворум", STRANGER) == []
+
+    async def embedded() -> bool:
+        return [each["waiting"] for each in (await listed(memory))["items"]] == [0]
+
+    await eventually(embedded)
+    again = succeeded(await put(memory, "handbook/правила.pdf", pdf("Внески", "Кворум")))
+    assert (again["outcome"], again["version"]) == ("unchanged", first["version"])
+    changed = succeeded(await put(memory, "handbook/правила.pdf", pdf("Внески", "Дві третини")))
+    assert (changed["outcome"], changed["chunks"]) == ("changed", 2)
+    assert changed["version"] != first["version"]
+    await eventually(embedded)
+    assert embedder.passages == 3  # the page that stayed kept its vector
+    assert sorted(await found(memory, "кворум третини")) == ["Внески", "Дві третини"]
+    (entry,) = (await listed(memory))["items"]
+    assert entry == {key: changed[key] for key in entry} | {"waiting": 0}
+    assert (await listed(memory, microdao_id="microdao:8"))["items"] == []
+
+    assert succeeded(await remove(memory, "handbook/правила.pdf"))["ok"] is True
+    assert await found(memory, "внески третини") == []
+    assert (await listed(memory))["items"] == []
+    assert list((memory.data_dir / "kb" / "microdao" / "microdao%3A7").iterdir()) == []
+    assert (await remove(memory, "handbook/правила.pdf")).status_code == 404
+
+
+async def test_every_kind_is_taken_and_a_run_over_the_folders_finds_nothing_to_do(memory: Memory):
+    files = {
+        "a.txt": b"\xef\xbb\xbf" + "Перший".encode(),
+        "b.md": "# Другий\nтекст".encode(),
+        "c.html": "<h1>Третій</h1><p>текст".encode(),
+        "d.docx": docx("# Четвертий", "текст"),
+        "e.pdf": pdf("Пʼятий"),
+        "f.md": b"",
+    }
+    for path, data in files.items():
+        assert succeeded(await put(memory, path, data))["outcome"] == "added", path
+    chunks = {each["path"]: each["chunks"] for each in (await listed(memory))["items"]}
+    assert chunks == dict.fromkeys(files, 1) | {"f.md": 0}
+    await memory.runtime.cases.knowledge.run()
+    report = succeeded(await memory.post("/kb/reindex", {}))
+    assert (report["unchanged"], report["files"], report["added"]) == (6, 6, 0)
+    folder = memory.data_dir / "kb" / "microdao" / "microdao%3A7"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+
+
+async def test_a_list_has_pages_in_order_of_paths(memory: Memory):
+    paths = [f"{name}/{number}.md" for name in ("а", "b") for number in range(3)]
+    for path in paths:
+        succeeded(await put(memory, path, path))
+    seen, cursor = [], {}
+    while cursor is not None:
+        page = await listed(memory, limit=2, **cursor)
+        assert len(page["items"]) <= 2
+        seen += [each["path"] for each in page["items"]]
+        cursor = {"cursor": page["next_cursor"]} if "next_cursor" in page else None
+    assert sorted(seen) == sorted(paths)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/etc/x.md",
+        "../x.md",
+        "a/../x.md",
+        "a//x.md",
+        "a/.hidden/x.md",
+        ".md",
+        "a/",
+        "a\0.md",
+        "a\n.md",
+        "ї" * 128 + ".md",
+        "a/" * 255 + "x.md",
+        "program.exe",
+        "no-suffix",
+    ],
+    ids=ascii,
+)
+async def test_a_path_outside_the_rules_is_refused(memory: Memory, path: str):
+    query = httpx.QueryParams({**OWN, "path": path})
+    for method in ("PUT", "DELETE"):
+        answer = await memory.client.request(method, f"/documents?{query}", content=b"x")
+        assert answer.status_code == 400, answer.text
+    assert not (memory.data_dir / "kb").exists()
+
+
+async def test_what_cannot_be_read_is_refused_and_leaves_what_was_there(memory: Memory):
+    succeeded(await put(memory, "a.pdf", pdf("Статут")))
+    for data, reason in ((pdf(""), "no text"), (b"not a PDF", "cannot be read as pdf")):
+        refused = await put(memory, "a.pdf", data)
+        assert refused.status_code == 400
+        assert reason in refused.json()["error"]["message"]
+    assert await found(memory, "статут") == ["Статут"]
+    refused = await put(memory, "b.md", "їжак".encode("cp1251"))
+    assert (refused.status_code, "UTF-8" in refused.text) == (400, True)
+    large = await put(memory, "b.md", b"x" * ((2 << 20) + 1))
+    assert large.status_code == 413
+    assert (await put(memory, "b.pdf", b"x" * ((16 << 20) + 1))).status_code == 413
+    assert [each["path"] for each in (await listed(memory))["items"]] == ["a.pdf"]
+    assert (await put(memory, "c.md", "x", microdao_id="ї" * 100)).status_code == 409
+
+
+async def test_links_and_folders_in_the_way_are_not_followed(memory: Memory, tmp_path: Path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.md").write_text("таємниця", encoding="utf-8")
+    own = memory.data_dir / "kb" / "microdao" / "microdao%3A7"
+    own.mkdir(parents=True)
+    (own / "link").symlink_to(outside)
+    (own / "link.md").symlink_to(outside / "secret.md")
+    (own / "folder.md").mkdir()
+    (own / "file.md").write_text("файл", encoding="utf-8")
+    for path in ("link/new.md", "link/new/x.md", "folder.md", "file.md/x.md"):
+        refused = await put(memory, path, "текст")
+        assert (refused.status_code, refused.json()["error"]["type"]) == (409, "conflict"), path
+    for path in ("link/secret.md", "folder.md"):
+        assert (await remove(memory, path)).status_code == 404
+    succeeded(await put(memory, "link.md", "замість посилання"))
+    assert [path.name for path in outside.iterdir()] == ["secret.md"]
+    assert (outside / "secret.md").read_text(encoding="utf-8") == "таємниця"
+    assert await found(memory, "замість таємниця") == ["замість посилання"]
+
+
+async def test_a_document_in_several_folders_of_one_microdao_is_deleted_in_all(memory: Memory):
+    """Operators may have named a folder by the plain id."""
+    plain = memory.data_dir / "kb" / "microdao" / "microdao:7"
+    plain.mkdir(parents=True)
+    (plain / "a.md").write_text("Старе", encoding="utf-8")
+    succeeded(await memory.post("/kb/reindex", {}))
+    assert succeeded(await put(memory, "a.md", "Нове"))["outcome"] == "changed"
+    await memory.runtime.cases.knowledge.run()
+    assert await found(memory, "старе нове") == ["Нове"]
+    succeeded(await remove(memory, "a.md"))
+    succeeded(await memory.post("/kb/reindex", {}))
+    assert await found(memory, "старе нове") == []
+
+
+async def test_an_upload_over_the_quota_is_refused_before_it_is_stored(
+    database_url: str, tmp_path: Path, embedder: HashingEmbedder, events: RecordedEvents
+):
+    quotas = {"microdaos": {"microdao:7": {"documents": 2}}}
+    async with memory_application(
+        database_url, tmp_path, embedder, events, quotas=quotas
+    ) as memory:
+        for path in ("a.md", "b.md"):
+            succeeded(await put(memory, path, path))
+        refused = await put(memory, "c.md", "c")
+        assert (refused.status_code, refused.json()["error"]["details"]) == (
+            429,
+            {"limit": "microdao.documents", "subject": "microdao:7", "amount": 2},
+        )
+        assert succeeded(await put(memory, "a.md", "нове"))["outcome"] == "changed"
+        succeeded(await put(memory, "c.md", "c", microdao_id="microdao:8"))
+        succeeded(await remove(memory, "b.md"))
+        succeeded(await put(memory, "c.md", "c"))
+        names = {path.name for path in tmp_path.glob("kb/microdao/microdao%3A7/*")}
+        assert names == {"a.md", "c.md"}
+
+
+async def test_uploads_are_erased_with_their_microdao(memory: Memory):
+    succeeded(await put(memory, "a/b.md", "Статут"))
+    erased = succeeded(await memory.post("/erase", OWN))["erased"]
+    assert (erased["kb_files"], erased["kb_documents"], erased["kb_chunks"]) == (1, 1, 1)
+    assert await found(memory, "статут") == []
+    assert not (memory.data_dir / "kb" / "microdao" / "microdao%3A7").exists()
+
+
+async def test_the_draft_of_an_upload_that_failed_is_removed_by_a_run(memory: Memory):
+    succeeded(await put(memory, "a.md", "Статут"))
+    folder = memory.data_dir / "kb" / "microdao" / "microdao%3A7"
+    for name, age in ((".upload-old", 7_200), (".upload-new", 60), (".kept", 7_200)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age,) * 2)
+    await memory.runtime.cases.knowledge.run()
+    assert {path.name for path in folder.iterdir()} == {"a.md", ".upload-new", ".kept"}
+
+
+async def test_bounds_are_settings(
+    database_url: str, tmp_path: Path, embedder: HashingEmbedder, events: RecordedEvents
+):
+    kb = {"interval_s": 0, "max_file_bytes": 1_024, "max_document_bytes": 4_096}
+    settings = MemorySettings.model_validate({"knowledge_base": kb})
+    async with memory_application(
+        database_url, tmp_path, embedder, events, settings=settings
+    ) as memory:
+        assert (await put(memory, "a.md", b"x" * 1_025)).status_code == 413
+        refused = await put(memory, "a.html", b"x " * 1_000)
+        assert (refused.status_code, "1024 characters" in refused.text) == (400, True)
+        assert (await put(memory, "a.html", b"<p>" * 1_366)).status_code == 413
+        succeeded(await put(memory, "a.html", b"<!--" + b"x" * 3_000 + b"--><p>x"))
