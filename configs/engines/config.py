@@ -1,4 +1,4 @@
-"""The typed model of `engines.yaml`; its section `embedder` is in `embedder.py`."""
+"""The typed model of `engines.yaml`; its `embedder` and `reranker` are in `embedder.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from configs.engines.embedder import EmbedderSettings
+from configs.engines.embedder import EmbedderSettings, RerankerSettings
 from configs.engines.model_source import DEFAULT_MODEL, find_model
 from configs.environment import Environment
 from configs.yaml_files import load_yaml
@@ -111,10 +111,11 @@ class LocalLLMSettings(Strict):
 
 
 class EnginesSettings(Strict):
-    """`engines.yaml`."""
+    """`engines.yaml`. Without `reranker` there is no reranking."""
 
     local_llm: LocalLLMSettings
     embedder: EmbedderSettings
+    reranker: RerankerSettings | None = None
 
 
 def load_engines(environment: Environment, file: str = "engines.yaml") -> EnginesSettings:

@@ -1,4 +1,4 @@
-"""The section `embedder` of `engines.yaml`: the embedding model, and how it is run or reached."""
+"""The sections `embedder` and `reranker` of `engines.yaml`: how the models are run or reached."""
 
 from __future__ import annotations
 
@@ -44,23 +44,25 @@ class PassSettings(Strict):
     max_tokens: Annotated[int, Field(ge=64, le=1_048_576)] = 1_024
 
 
-class QueueSettings(Strict):
-    """Texts that may wait in one replica; more are answered `overloaded`.
-
-    Queries go first, but passages get `passage_share` of the work while queries never stop.
-    """
+class QueueBounds(Strict):
+    """Texts that may wait in one replica; more are answered `overloaded`."""
 
     max_texts: Positive = 4_096
     max_texts_per_tenant: Positive = 1_024
-    passage_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
     @model_validator(mode="after")
-    def _holds_a_call(self) -> QueueSettings:
+    def _holds_a_call(self) -> QueueBounds:
         if not MAX_TEXTS_PER_CALL <= self.max_texts_per_tenant <= self.max_texts:
             raise ValueError(
                 f"needs {MAX_TEXTS_PER_CALL} (one call) <= max_texts_per_tenant <= max_texts"
             )
         return self
+
+
+class QueueSettings(QueueBounds):
+    """Queries go first, but passages get `passage_share` of the work while queries never stop."""
+
+    passage_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 
 class _Common(Strict):
@@ -97,24 +99,41 @@ class _Common(Strict):
         return self.space
 
 
-class LocalEmbedderSettings(_Common):
+class LocalModelSettings(Strict):
+    """`model` is a folder or a hub id; `max_tokens` is the window.
+
+    `dtype` auto is float32 on a CPU, where half precision is many times slower, and float16 on a
+    GPU.
+    """
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
+    max_tokens: Annotated[int, Field(ge=16, le=32_768)] = 512
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    threads: Positive | None = None
+    batch: PassSettings = PassSettings()
+
+    @model_validator(mode="after")
+    def _batch_holds_a_text(self) -> LocalModelSettings:
+        if self.batch.max_tokens < self.max_tokens:
+            raise ValueError(
+                "batch.max_tokens must be at least max_tokens: one text has to fit a batch"
+            )
+        return self
+
+
+class LocalEmbedderSettings(LocalModelSettings, _Common):
     """A sentence-transformers model in the graph.
 
-    `model` is `default`, a folder or a hub id; `max_tokens` its window, prefix included. `dtype`
-    auto is float32 on a CPU, where half precision is many times slower, and float16 on a GPU.
-    `language_neutral` removes from memory's vectors what all texts, and all texts of a language,
-    have in common (deployments/engines/neutral.py).
+    `model` may be `default`, too; `max_tokens` includes the prefix. `language_neutral` removes from
+    memory's vectors what all texts, and all texts of a language, have in common
+    (deployments/engines/neutral.py).
     """
 
     type: Literal["local"] = "local"
     model: Annotated[
         str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)
     ] = DEFAULT_MODEL
-    max_tokens: Annotated[int, Field(ge=16, le=32_768)] = 512
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    threads: Positive | None = None
     language_neutral: bool = True
-    batch: PassSettings = PassSettings()
     queue: QueueSettings = QueueSettings()
 
     @property
@@ -125,14 +144,6 @@ class LocalEmbedderSettings(_Common):
             if self.language_neutral
             else self.space
         )
-
-    @model_validator(mode="after")
-    def _batch_holds_a_text(self) -> LocalEmbedderSettings:
-        if self.batch.max_tokens < self.max_tokens:
-            raise ValueError(
-                "batch.max_tokens must be at least max_tokens: one text has to fit a batch"
-            )
-        return self
 
 
 class RemoteEmbedderSettings(_Common, Proxied):
@@ -174,6 +185,12 @@ class RemoteEmbedderSettings(_Common, Proxied):
         return self
 
 
+class RerankerSettings(LocalModelSettings):
+    """A cross-encoder in the graph; `max_tokens` holds the question and one text together."""
+
+    queue: QueueBounds = QueueBounds()
+
+
 EmbedderSettings = Annotated[
     LocalEmbedderSettings | RemoteEmbedderSettings, Field(discriminator="type")
 ]
@@ -182,3 +199,8 @@ EmbedderSettings = Annotated[
 def embedder_source(settings: LocalEmbedderSettings, environment: Environment) -> str:
     """Returns the folder or hub id of a local embedder. Raises ConfigurationError."""
     return find_model(settings.model, DEFAULT_FOLDER, "engines.yaml: embedder.model", environment)
+
+
+def reranker_source(settings: RerankerSettings, environment: Environment) -> str:
+    """Returns the folder or hub id of the cross-encoder. Raises ConfigurationError."""
+    return find_model(settings.model, None, "engines.yaml: reranker.model", environment)

@@ -10,17 +10,17 @@ from contracts.errors import ConfigurationError
 DEFAULT_MODEL = "default"
 
 
-def find_model(model: str, default_folder: Path, key: str, environment: Environment) -> str:
+def find_model(model: str, default_folder: Path | None, key: str, environment: Environment) -> str:
     """Returns the folder or hub id to load.
 
-    `model` is `default` (`default_folder`), a folder, or a hub id; folders are absolute or relative
-    to the data directory. A name without a folder counts as a hub id when it has the form
-    `owner/name`. `key` names the setting in errors.
+    `model` is `default` (`default_folder`, if there is one), a folder, or a hub id; folders are
+    absolute or relative to the data directory. A name without a folder counts as a hub id when it
+    has the form `owner/name`. `key` names the setting in errors.
 
     Raises:
         ConfigurationError: the folder does not exist or holds no model.
     """
-    if model == DEFAULT_MODEL:
+    if model == DEFAULT_MODEL and default_folder is not None:
         folder = environment.data_dir / default_folder
         if not (folder / "config.json").is_file():
             raise ConfigurationError(
@@ -32,8 +32,9 @@ def find_model(model: str, default_folder: Path, key: str, environment: Environm
         return str(folder)
     if is_hub_id(model):
         return model
+    default = "" if default_folder is None else "`default`, nor "
     raise ConfigurationError(
-        f"{key}: `{model}` is neither `default`, nor a folder with a config.json, "
+        f"{key}: `{model}` is neither {default}a folder with a config.json, "
         "nor a hub id `owner/name`"
     )
 

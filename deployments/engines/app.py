@@ -11,7 +11,13 @@ from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 
 from configs.engines.config import LocalLLMSettings, load_engines, model_source, template_text
-from configs.engines.embedder import EmbedderSettings, RemoteEmbedderSettings, embedder_source
+from configs.engines.embedder import (
+    EmbedderSettings,
+    LocalModelSettings,
+    RemoteEmbedderSettings,
+    embedder_source,
+    reranker_source,
+)
 from configs.engines.model_source import is_hub_id
 from configs.environment import Environment, read_environment
 from contracts.errors import ConfigurationError
@@ -20,13 +26,14 @@ from deployments.engines.placement import STRATEGY, EnginesArgs, process_variabl
 APPLICATION = "engines"
 LOCAL_LLM = "LocalLLM"
 EMBEDDER = "Embedder"
+RERANKER = "Reranker"
 
 
 class Engines:
     """The root of the application's graph. It only binds the engines together."""
 
-    def __init__(self, local_llm: DeploymentHandle, embedder: DeploymentHandle | None) -> None:
-        self._engines = (local_llm, embedder)
+    def __init__(self, *engines: DeploymentHandle | None) -> None:
+        self._engines = engines
 
 
 def build(args: EnginesArgs) -> Application:
@@ -40,10 +47,22 @@ def build(args: EnginesArgs) -> Application:
     ingress = serve.deployment(
         Engines, name="Engines", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=8
     )
-    return ingress.bind(
+    engines = [
         _local_llm(settings.local_llm, environment, args),
         _embedder(settings.embedder, environment, args),
-    )
+    ]
+    if settings.reranker is not None:
+        engines.append(
+            _text_model(
+                RERANKER,
+                "reranker.LocalReranker",
+                settings.reranker,
+                reranker_source(settings.reranker, environment),
+                environment,
+                share={"num_cpus": args.reranker_num_cpus, "num_gpus": args.reranker_num_gpus},
+            )
+        )
+    return ingress.bind(*engines)
 
 
 def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -69,6 +88,8 @@ def replica_bundles(args: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
     if not isinstance(settings.embedder, RemoteEmbedderSettings):
         share = {"CPU": checked.embedder_num_cpus, "GPU": checked.embedder_num_gpus}
         bundles[EMBEDDER] = [share]
+    if settings.reranker is not None:
+        bundles[RERANKER] = [{"CPU": checked.reranker_num_cpus, "GPU": checked.reranker_num_gpus}]
     return bundles
 
 
@@ -114,6 +135,22 @@ def _embedder(
     if isinstance(settings, RemoteEmbedderSettings):
         return None
     source = embedder_source(settings, environment)
+    share = {"num_cpus": args.embedder_num_cpus, "num_gpus": args.embedder_num_gpus}
+    return _text_model(
+        EMBEDDER, "embedder.LocalEmbedder", settings, source, environment, share=share
+    )
+
+
+def _text_model(
+    name: str,
+    replica: str,
+    settings: LocalModelSettings,
+    source: str,
+    environment: Environment,
+    *,
+    share: dict[str, float],
+) -> Application:
+    """Returns the deployment of a sentence-transformers model; `share` is its part of a node."""
     variables = process_variables(
         threads=settings.threads,
         cache=str(environment.data_dir / "cache"),
@@ -123,17 +160,13 @@ def _embedder(
     variables["THP_MEM_ALLOC_ENABLE"] = "1"
     # By name: importing the class would load torch, which only the replica needs.
     deployment = serve.deployment(
-        name=EMBEDDER,
-        ray_actor_options={
-            "num_cpus": args.embedder_num_cpus,
-            "num_gpus": args.embedder_num_gpus,
-            "runtime_env": {"env_vars": variables},
-        },
+        name=name,
+        ray_actor_options={**share, "runtime_env": {"env_vars": variables}},
         # Calls wait in the replica's fair lanes; Serve's queue has no priorities.
         max_ongoing_requests=1_000,
         max_queued_requests=1_000,
         max_constructor_retry_count=3,
-    )("deployments.engines.embedder.LocalEmbedder")
+    )(f"deployments.engines.{replica}")
     bound: Application = deployment.bind(settings=settings, source=source)
     return bound
 

@@ -1,4 +1,4 @@
-"""The ports of engine and embedder over the handles of their deployments.
+"""The ports of engine, embedder and reranker over the handles of their deployments.
 
 Imports neither vllm nor ray.serve.llm.
 """
@@ -29,14 +29,13 @@ from contracts.llm.embeddings import (
 )
 from contracts.llm.listings import EngineLoad
 from contracts.llm.ports import Condition
-from deployments.engines.app import APPLICATION, EMBEDDER
+from deployments.engines.app import APPLICATION, EMBEDDER, RERANKER
 from providers.embeddings import OpenAIEmbedder
 
 LOOKUP_INTERVAL_S = 1.0
 RETRY_AFTER_S = 5.0
 PROBE_S = 5.0
 ENGINE = "the local engine"
-_EMBEDDER = "the embedder"
 
 
 class LateHandle:
@@ -63,7 +62,8 @@ class LateHandle:
                 self._handle = serve.get_deployment_handle(
                     self._deployment, app_name=self._application
                 )
-            except RayServeException:
+            # KeyError: Serve knows no such deployment yet.
+            except (RayServeException, KeyError):
                 raise starting(self._engine) from None
         return self._handle
 
@@ -146,13 +146,44 @@ def open_embedder(
     )
 
 
-class EmbedderClient:
-    """Calls the deployment `Embedder` of the application `engines`."""
+class _TextModelClient:
+    """Calls a deployment of the application `engines`; `model` is its name in errors."""
+
+    def __init__(self, deployment: str, model: str) -> None:
+        self._handle = LateHandle(deployment, APPLICATION, model)
+        self._model = model
+
+    async def stats(self) -> dict[str, Any]:
+        """Returns the counters of one replica. Raises EngineUnavailable while none is ready."""
+        stats: dict[str, Any] = await self._call("stats", Deadline.after(PROBE_S))
+        return stats
+
+    async def ping(self) -> None:
+        """Raises EngineUnavailable while no replica is ready."""
+        await self.stats()
+
+    async def close(self) -> None:
+        """Holds nothing open."""
+
+    async def _call(
+        self, method: str, deadline: Deadline, *arguments: object, **named: object
+    ) -> Any:
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                return await getattr(self._handle.found(), method).remote(*arguments, **named)
+        except TimeoutError:
+            raise deadline.exceeded() from None
+        except Exception as error:  # noqa: BLE001  # whatever Ray raises becomes a leaf
+            raise unwrapped(error, self._model) from None
+
+
+class EmbedderClient(_TextModelClient):
+    """Calls the deployment `Embedder`."""
 
     def __init__(self, space: EmbeddingSpace, *, own_vectors: bool = False) -> None:
+        super().__init__(EMBEDDER, "the embedder")
         self._space = space
         self._own_vectors = own_vectors
-        self._handle = LateHandle(EMBEDDER, APPLICATION, _EMBEDDER)
         self.model_version = space.model_version
         self.dimension = space.dimension
 
@@ -181,28 +212,22 @@ class EmbedderClient:
             )
         return batch
 
-    async def stats(self) -> dict[str, Any]:
-        """Returns the counters of one replica. Raises EngineUnavailable while none is ready."""
-        stats: dict[str, Any] = await self._call("stats", Deadline.after(PROBE_S))
-        return stats
 
-    async def ping(self) -> None:
-        """Raises EngineUnavailable while no replica is ready."""
-        await self.stats()
+class RerankerClient(_TextModelClient):
+    """Calls the deployment `Reranker`."""
 
-    async def close(self) -> None:
-        """Holds nothing open."""
+    def __init__(self) -> None:
+        super().__init__(RERANKER, "the reranker")
 
-    async def _call(
-        self, method: str, deadline: Deadline, *arguments: object, **named: object
-    ) -> Any:
-        try:
-            async with asyncio.timeout(deadline.remaining()):
-                return await getattr(self._handle.found(), method).remote(*arguments, **named)
-        except TimeoutError:
-            raise deadline.exceeded() from None
-        except Exception as error:  # noqa: BLE001  # whatever Ray raises becomes a leaf
-            raise unwrapped(error, _EMBEDDER) from None
+    async def score(
+        self, question: str, texts: Sequence[str], *, tenant: str, deadline: Deadline
+    ) -> list[float]:
+        """Returns one score per text; see `contracts.llm.reranking.Reranker`."""
+        deadline.check()
+        scores: list[float] = await self._call(
+            "score", deadline, question, list(texts), tenant, deadline.remaining()
+        )
+        return scores
 
 
 def unwrapped(error: Exception, engine: str = ENGINE) -> DaarionError:

@@ -4,25 +4,21 @@ Callers reach it through its handle (deployments/engines/clients.py) and never i
 """
 
 import asyncio
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from configs.engines.embedder import LocalEmbedderSettings
 from contracts.deadline import Deadline
-from contracts.errors import EngineUnavailable, InvalidRequest
+from contracts.errors import InvalidRequest
 from contracts.llm.embeddings import (
     MAX_TEXTS_PER_CALL,
     EmbeddingBatch,
     EmbeddingInput,
     EmbeddingKind,
 )
-from deployments.engines.lanes import FairLanes, Waiting
+from deployments.engines.lanes import Batcher, FairLanes, estimated_tokens
 from deployments.engines.sentence_encoder import SentenceEncoder
-
-CHARS_PER_TOKEN = 3
-MAX_BATCH_S = 300.0
 
 
 class LocalEmbedder:
@@ -39,13 +35,16 @@ class LocalEmbedder:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         loop = asyncio.get_running_loop()
         self._encoder = await loop.run_in_executor(self._thread, SentenceEncoder, settings, source)
-        self._lanes = FairLanes(settings.batch, settings.queue)
-        self._arrived = asyncio.Event()
-        self._batch_began: float | None = None
         self._embedded = {"query": 0, "passage": 0}
         self._tokens = 0
         await self._warm_up()
-        self._dispatcher = asyncio.create_task(self._dispatch())
+        self._batcher = Batcher(
+            FairLanes(settings.batch, settings.queue),
+            self._thread,
+            self._encoder.encode,
+            lambda text: min(settings.max_tokens, estimated_tokens(text)),
+            "embedder",
+        )
 
     async def embed(
         self,
@@ -71,17 +70,15 @@ class LocalEmbedder:
             raise InvalidRequest(f"send from 1 to {MAX_TEXTS_PER_CALL} texts a call")
         deadline = Deadline.after(seconds)
         texts = await self._texts_of(inputs)
-        items = [self._waiting(text, kind, tenant, deadline) for text in texts]
-        self._lanes.put(items)
-        self._arrived.set()
-        rows = await self._answers(items, deadline)
+        rows = await self._batcher.answers(texts, kind, tenant, deadline)
+        tokens = sum(count for _, count in rows)
+        self._embedded[kind] += len(rows)
+        self._tokens += tokens
         vectors = [data for data, _ in rows]
         space = self._settings.space if own_vectors else self._settings.memory_space
         if not own_vectors:
             vectors = self._encoder.neutral(texts, vectors)
-        return EmbeddingBatch(
-            b"".join(vectors), space.dimension, space.model_version, sum(count for _, count in rows)
-        )
+        return EmbeddingBatch(b"".join(vectors), space.dimension, space.model_version, tokens)
 
     async def stats(self) -> dict[str, Any]:
         """Returns the embedder's state and its counts since the replica's start."""
@@ -89,7 +86,7 @@ class LocalEmbedder:
             "ready": True,
             "model_version": self._settings.memory_space.model_version,
             "dimension": self._settings.dimension,
-            "waiting": self._lanes.waiting,
+            "waiting": self._batcher.lanes.waiting,
             "embedded": dict(self._embedded),
             "tokens": self._tokens,
         }
@@ -100,10 +97,7 @@ class LocalEmbedder:
         Raises:
             EngineUnavailable: the dispatcher has ended, or a batch hangs.
         """
-        if self._dispatcher.done() or (
-            self._batch_began is not None and time.monotonic() - self._batch_began > MAX_BATCH_S
-        ):
-            raise EngineUnavailable("the embedder hangs")
+        self._batcher.check()
 
     async def _texts_of(self, inputs: Sequence[EmbeddingInput]) -> list[str]:
         texts = [given for given in inputs if isinstance(given, str)]
@@ -112,52 +106,6 @@ class LocalEmbedder:
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, self._encoder.texts_of, inputs
         )
-
-    def _waiting(self, text: str, kind: EmbeddingKind, tenant: str, deadline: Deadline) -> Waiting:
-        cost = min(self._settings.max_tokens, 4 + len(text) // CHARS_PER_TOKEN)
-        return Waiting(
-            text, kind, tenant, cost, deadline.at, asyncio.get_running_loop().create_future()
-        )
-
-    async def _answers(self, items: list[Waiting], deadline: Deadline) -> list[tuple[bytes, int]]:
-        try:
-            async with asyncio.timeout(deadline.remaining()):
-                return await asyncio.gather(*(item.answer for item in items))
-        except TimeoutError:
-            raise deadline.exceeded() from None
-        finally:
-            for item in items:
-                item.answer.cancel()
-            self._lanes.forget(items)
-
-    async def _dispatch(self) -> None:
-        while True:
-            await self._arrived.wait()
-            batch = self._lanes.next_batch()
-            if batch:
-                await self._answer(batch)
-            elif not self._lanes.waiting:
-                self._arrived.clear()
-
-    async def _answer(self, batch: list[Waiting]) -> None:
-        """Encodes one batch and answers its callers."""
-        self._batch_began = time.monotonic()
-        try:
-            answers = await self._encoded([item.text for item in batch], batch[0].kind)
-        except Exception:  # noqa: BLE001  # the library may raise anything
-            for item in batch:
-                if not item.answer.done():
-                    item.answer.set_exception(
-                        EngineUnavailable("the embedder failed on this batch: retry")
-                    )
-            return
-        finally:
-            self._batch_began = None
-        self._embedded[batch[0].kind] += len(batch)
-        self._tokens += sum(count for _, count in answers)
-        for item, answer in zip(batch, answers, strict=True):
-            if not item.answer.done():
-                item.answer.set_result(answer)
 
     async def _encoded(self, texts: list[str], kind: EmbeddingKind) -> list[tuple[bytes, int]]:
         return await asyncio.get_running_loop().run_in_executor(

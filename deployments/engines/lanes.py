@@ -1,30 +1,38 @@
-"""The order of texts to embed: queries before passages, tenants in turns, all bounded. Pure."""
+"""Batches of texts for one model: queries before passages, tenants in turns, all bounded."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any
 
 from configs.engines.embedder import PassSettings, QueueSettings
-from contracts.errors import Overloaded
+from contracts.deadline import Deadline
+from contracts.errors import EngineUnavailable, Overloaded
 from contracts.llm.embeddings import EmbeddingKind
 
 RETRY_WHEN_FULL_S = 1.0
+CHARS_PER_TOKEN = 3
+MAX_BATCH_S = 300.0
 
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """One text in the queue: `cost` estimates its tokens, `until` is on the monotonic clock."""
+    """One text in the queue, as the model takes it.
 
-    text: str
+    `cost` estimates its tokens, `until` is on the monotonic clock.
+    """
+
+    text: Any
     kind: EmbeddingKind
     tenant: str
     cost: int
     until: float
-    answer: asyncio.Future[tuple[bytes, int]]
+    answer: asyncio.Future[Any]
 
     @property
     def given_up(self) -> bool:
@@ -92,12 +100,12 @@ class FairLanes:
         held = sum(lane.held_by(tenant) for lane in self._lanes.values())
         if held + len(items) > self._queue.max_texts_per_tenant:
             raise Overloaded(
-                "too many texts of this tenant wait to be embedded: retry shortly",
+                "too many texts of this tenant wait for the model: retry shortly",
                 retry_after_s=RETRY_WHEN_FULL_S,
             )
         if self.waiting + len(items) > self._queue.max_texts:
             raise Overloaded(
-                "too many texts wait to be embedded: retry shortly", retry_after_s=RETRY_WHEN_FULL_S
+                "too many texts wait for the model: retry shortly", retry_after_s=RETRY_WHEN_FULL_S
             )
         for item in items:
             self._lanes[item.kind].put(item)
@@ -109,7 +117,7 @@ class FairLanes:
                 lane.remove(items[0].tenant, set(items))
 
     def next_batch(self) -> list[Waiting]:
-        """Returns the next texts to embed, all of one kind, and drops those that were given up."""
+        """Returns the next texts, all of one kind, and drops those that were given up."""
         lane, kind = self._chosen()
         taken: list[Waiting] = []
         tokens = 0
@@ -136,3 +144,96 @@ class FairLanes:
         elif self._lanes["passage"]:
             share = self._queue.passage_share
             self._credit += tokens * share / (1 - share)
+
+
+class Batcher:
+    """Answers the texts of many calls in batches. Construct it on the event loop.
+
+    `run` answers one batch, texts of one kind, in `thread`; `cost` estimates a text's tokens;
+    `model` is the model's name in errors.
+    """
+
+    def __init__(
+        self,
+        lanes: FairLanes,
+        thread: Executor,
+        run: Callable[[list[Any], EmbeddingKind], Sequence[Any]],
+        cost: Callable[[Any], int],
+        model: str,
+    ) -> None:
+        self.lanes = lanes
+        self._thread = thread
+        self._run = run
+        self._cost = cost
+        self._model = model
+        self._arrived = asyncio.Event()
+        self._batch_began: float | None = None
+        self._dispatcher = asyncio.create_task(self._dispatch())
+
+    async def answers(
+        self, texts: Sequence[Any], kind: EmbeddingKind, tenant: str, deadline: Deadline
+    ) -> list[Any]:
+        """Returns one answer per text.
+
+        Raises:
+            Overloaded: the tenant's share of the queue, or the whole queue, is full.
+            DeadlineExceeded: the answers were not ready in time; texts still waiting are dropped.
+            EngineUnavailable: the model failed on this batch.
+        """
+        loop = asyncio.get_running_loop()
+        items = [
+            Waiting(text, kind, tenant, self._cost(text), deadline.at, loop.create_future())
+            for text in texts
+        ]
+        self.lanes.put(items)
+        self._arrived.set()
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                return await asyncio.gather(*(item.answer for item in items))
+        except TimeoutError:
+            raise deadline.exceeded() from None
+        finally:
+            for item in items:
+                item.answer.cancel()
+            self.lanes.forget(items)
+
+    def check(self) -> None:
+        """Raises EngineUnavailable when the dispatcher has ended, or a batch hangs."""
+        if self._dispatcher.done() or (
+            self._batch_began is not None and time.monotonic() - self._batch_began > MAX_BATCH_S
+        ):
+            raise EngineUnavailable(f"the {self._model} hangs")
+
+    async def _dispatch(self) -> None:
+        while True:
+            await self._arrived.wait()
+            batch = self.lanes.next_batch()
+            if batch:
+                await self._answer(batch)
+            elif not self.lanes.waiting:
+                self._arrived.clear()
+
+    async def _answer(self, batch: list[Waiting]) -> None:
+        """Runs one batch and answers its callers."""
+        self._batch_began = time.monotonic()
+        try:
+            answers = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._run, [item.text for item in batch], batch[0].kind
+            )
+        except Exception:  # noqa: BLE001  # the library may raise anything
+            for item in batch:
+                if not item.answer.done():
+                    item.answer.set_exception(
+                        EngineUnavailable(f"the {self._model} failed on this batch: retry")
+                    )
+            return
+        finally:
+            self._batch_began = None
+        for item, answer in zip(batch, answers, strict=True):
+            if not item.answer.done():
+                item.answer.set_result(answer)
+
+
+def estimated_tokens(text: str) -> int:
+    """Returns about how many tokens `text` has."""
+    return 4 + len(text) // CHARS_PER_TOKEN

@@ -75,11 +75,16 @@ class Placement(Strict):
 
 
 class EnginesArgs(Placement):
-    """`args` of the application. `settings_file` is a file of the configuration directory."""
+    """`args` of the application. `settings_file` is a file of the configuration directory.
+
+    The reranker's shares count where that file has a section `reranker`.
+    """
 
     settings_file: FileName = "engines.yaml"
     embedder_num_cpus: Annotated[float, Field(gt=0)] = 0.3
     embedder_num_gpus: Annotated[float, Field(ge=0, le=1)] = 0
+    reranker_num_cpus: Annotated[float, Field(gt=0)] = 0.3
+    reranker_num_gpus: Annotated[float, Field(ge=0, le=1)] = 0
 
     @property
     def placement(self) -> Placement:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from configs.engines.embedder import LocalEmbedderSettings, embedder_source
+from configs.engines.embedder import LocalEmbedderSettings, LocalModelSettings, embedder_source
 from configs.engines.model_source import is_hub_id
 from configs.environment import Environment
 from contracts.deadline import Deadline
@@ -21,6 +22,8 @@ from deployments.engines.neutral import LanguageParts, Vector
 MAX_CHARS_PER_TOKEN = 16
 """Texts are cut at this length before they are tokenised, which bounds the tokeniser's work.
 No language has pieces that long on average."""
+
+Model = TypeVar("Model", SentenceTransformer, CrossEncoder)
 
 _FOREIGN = (
     "input: these tokens are not of this model's own tokenizer with its marks at both ends: "
@@ -37,21 +40,17 @@ class SentenceEncoder:
 
     def __init__(self, settings: LocalEmbedderSettings, source: str) -> None:
         self._settings = settings
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if settings.threads is not None and device == "cpu":
-            torch.set_num_threads(settings.threads)
-        self._model = _load(settings, source, device)
+        self._model = load_model(SentenceTransformer, "embedder", settings, source)
         self._model.max_seq_length = settings.max_tokens
         # Prefixes are the settings' alone: the library would add the model's own to batches.
         self._model.default_prompt_name = None
-        self._max_chars = settings.max_tokens * MAX_CHARS_PER_TOKEN
         dimension = self._model.get_embedding_dimension()
         if dimension != settings.dimension:
             raise ConfigurationError(
                 f"engines.yaml: embedder.dimension: {settings.dimension}, "
                 f"but the model has {dimension}"
             )
-        self.frozen = device == "cpu" and freeze(self._model)
+        self.frozen = self._model.device.type == "cpu" and freeze(self._model)
         self.parts = LanguageParts.measured(self._passages) if settings.language_neutral else None
 
     def texts_of(self, inputs: Sequence[EmbeddingInput]) -> list[str]:
@@ -68,7 +67,7 @@ class SentenceEncoder:
     def encode(self, texts: Sequence[str], kind: EmbeddingKind) -> list[tuple[bytes, int]]:
         """Returns each text's unit vector as little-endian float32, and its number of tokens."""
         prefix = self._settings.prefixes.of(kind)
-        prepared = [prefix + _encodable(text[: self._max_chars]) for text in texts]
+        prepared = [prefix + cut_text(text, self._settings.max_tokens) for text in texts]
         if len(prepared) == 1:
             return [self._one(prepared[0])]
         counts = self._count(prepared)
@@ -171,9 +170,17 @@ class InProcessEmbedder:
         )
 
 
-def _load(settings: LocalEmbedderSettings, source: str, device: str) -> SentenceTransformer:
+def load_model(kind: type[Model], section: str, settings: LocalModelSettings, source: str) -> Model:
+    """Loads a model onto the process's GPU if it has one; `section` of `engines.yaml` is its own.
+
+    Raises:
+        ConfigurationError: the model cannot be loaded.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.threads is not None and device == "cpu":
+        torch.set_num_threads(settings.threads)
     try:
-        model = SentenceTransformer(
+        model = kind(
             source,
             device=device,
             local_files_only=not is_hub_id(source),
@@ -181,7 +188,7 @@ def _load(settings: LocalEmbedderSettings, source: str, device: str) -> Sentence
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ConfigurationError(
-            f"engines.yaml: embedder.model: `{settings.model}` cannot be loaded "
+            f"engines.yaml: {section}.model: `{settings.model}` cannot be loaded "
             f"({type(error).__name__})"
         ) from error
     if device == "cpu":
@@ -189,7 +196,12 @@ def _load(settings: LocalEmbedderSettings, source: str, device: str) -> Sentence
     return model
 
 
-def _own_memory(model: SentenceTransformer) -> None:
+def cut_text(text: str, max_tokens: int) -> str:
+    """Returns the beginning, with lone surrogates replaced: the tokenizer refuses those."""
+    return text[: max_tokens * MAX_CHARS_PER_TOKEN].encode("utf-8", "replace").decode("utf-8")
+
+
+def _own_memory(model: torch.nn.Module) -> None:
     """Copies the weights from the mapped file into memory that may have huge pages.
 
     A pass after a pause then took half as long.
@@ -204,8 +216,3 @@ def _dtype(name: str, device: str) -> torch.dtype:
         name = "float16" if device == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def _encodable(text: str) -> str:
-    """Replaces lone surrogates: the tokenizer refuses them, and with them the whole batch."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Whether the graph's replicas fit on one node, and how far they may scale there. Pure, no ray."""
+"""Whether the graph's replicas fit on one node, and how far they may scale there. Pure."""
 
 from __future__ import annotations
 
@@ -74,14 +74,21 @@ def gpus_needed(shares: list[float]) -> int:
 
 
 def _bundles(application: Any) -> list[tuple[DeploymentSchema, list[Bundle]]]:
-    """Returns the bundles of one replica: from the module's `replica_bundles`, else `num_cpus`."""
+    """Returns the bundles of one replica: from the module's `replica_bundles`, else `num_cpus`.
+
+    Deployments that the file does not list have one replica.
+    """
+    from ray.serve.schema import DeploymentSchema  # noqa: PLC0415  # reads variables
+
     module = importlib.import_module(application.import_path.partition(":")[0])
     placed: dict[str, list[Bundle]] = getattr(module, "replica_bundles", lambda _args: {})(
         application.args
     )
+    listed = {each.name for each in application.deployments}
+    unlisted = [DeploymentSchema(name=name) for name in placed if name not in listed]
     return [
         (each, placed.get(each.name) or [{"CPU": _num_cpus(each)}])
-        for each in application.deployments
+        for each in [*application.deployments, *unlisted]
     ]
 
 
