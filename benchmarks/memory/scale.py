@@ -41,10 +41,11 @@ from contracts.identity import Tenant
 from contracts.llm.embeddings import EmbeddingBatch, EmbeddingKind
 from contracts.memory.api import QueryRequest
 from contracts.memory.ports import Area, Filters
-from contracts.memory.settings import QuerySettings
+from contracts.memory.settings import QuerySettings, RerankSettings
 from launcher.postgres import PostgresServer
 from services.memory.fusion import DEFAULT
 from services.memory.recall import Recall
+from services.memory.reranking import Reranking
 
 DIMENSION = 384
 VERSION = "synthetic-1"
@@ -211,6 +212,7 @@ class Bench:
             log=ShortTermLog(self.database), items=Items(self.database),
             embedder=self._embedder, events=NoEvents(), surroundings=SurroundingRows(self.database),
             settings=QuerySettings(), fusion=DEFAULT,
+            reranking=Reranking(None, RerankSettings(), NoEvents()),
         )  # fmt: skip
         self._next = 1
         self.kept: dict[int, tuple[int, list[str], np.ndarray]] = {}

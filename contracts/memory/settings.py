@@ -8,9 +8,22 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, StringConstraints, model_validator
 
 from contracts.identity import Identifier
+from contracts.llm.embeddings import MAX_TEXTS_PER_CALL
 from contracts.shapes import Strict
 
 Seconds = Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)]
+
+
+class RerankSettings(Strict):
+    """How a cross-encoder's scores join those of fusion, where `engines.yaml` has a `reranker`.
+
+    It reads the best `candidates`, 0 leaves it out. `weight` is the part of the score that is its
+    own. Scores that take longer than `timeout_s` are left out.
+    """
+
+    candidates: Annotated[int, Field(ge=0, le=MAX_TEXTS_PER_CALL)] = 30
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.7
+    timeout_s: Seconds = 1
 
 
 class QuerySettings(Strict):
@@ -25,6 +38,7 @@ class QuerySettings(Strict):
     embed_timeout_s: Seconds = 3
     time_zone: ZoneInfo = ZoneInfo("Europe/Kyiv")
     time_zones: dict[Identifier, ZoneInfo] = Field(default_factory=dict, max_length=100_000)
+    rerank: RerankSettings = RerankSettings()
 
     def zone_of(self, microdao_id: str) -> ZoneInfo:
         return self.time_zones.get(microdao_id, self.time_zone)

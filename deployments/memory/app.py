@@ -16,7 +16,7 @@ from configs.memory import MemorySettings
 from configs.stores import find_stores
 from configs.yaml_files import load_yaml
 from contracts.shapes import Strict
-from deployments.engines.clients import open_embedder
+from deployments.engines.clients import RerankerClient, open_embedder
 from deployments.graph.resources import (
     Resources,
     WingEnvironment,
@@ -37,8 +37,9 @@ SETTINGS_FILE = "memory.yaml"
 class MemoryArgs(Strict):
     """`args` of the application.
 
-    `engines_file` is the file that the application `engines` reads; its section `embedder` counts.
-    A replica serves `max_concurrent` requests at a time; more are answered 503 at once.
+    `engines_file` is the file that the application `engines` reads; its sections `embedder` and
+    `reranker` count. A replica serves `max_concurrent` requests at a time; more are answered 503 at
+    once.
     """
 
     engines_file: FileName = "engines.yaml"
@@ -52,26 +53,30 @@ class MemoryReplica:
         self._args = args
         self._environment = environment = read_environment()
         settings = load_yaml(environment.config_dir / SETTINGS_FILE, MemorySettings)
-        embedder_settings = load_engines(environment, args.engines_file).embedder
+        engines = load_engines(environment, args.engines_file)
         async with Resources() as resources:
             self._events = open_event_log(environment, APPLICATION, resources=resources)
             self._access = await open_access(environment, self._events, resources)
-            embedder = resources.closing(open_embedder(embedder_settings, environment))
+            embedder = resources.closing(open_embedder(engines.embedder, environment))
+            reranker = RerankerClient() if engines.reranker is not None else None
             self._runtime = resources.closing(
                 MemoryRuntime(
-                    settings, WingEnvironment.of(environment, self._access), embedder, self._events
+                    settings,
+                    WingEnvironment.of(environment, self._access),
+                    embedder,
+                    self._events,
+                    reranker,
                 )
             )
             await self._runtime.open()
-            self._monitor = resources.closing(
-                HealthMonitor(
-                    {
-                        "database": Dependency(self._runtime.database.ping),
-                        "vectors": Dependency(self._runtime.check_vectors),
-                        "embedder": Dependency(embedder.ping, required=False),
-                    }
-                )
-            )
+            dependencies = {
+                "database": Dependency(self._runtime.database.ping),
+                "vectors": Dependency(self._runtime.check_vectors),
+                "embedder": Dependency(embedder.ping, required=False),
+            }
+            if reranker is not None:
+                dependencies["reranker"] = Dependency(reranker.ping, required=False)
+            self._monitor = resources.closing(HealthMonitor(dependencies))
             self._monitor.start()
             self._resources = resources.pop_all()
 
@@ -97,7 +102,7 @@ def build(args: MemoryArgs) -> Application:
     """Returns the application's graph.
 
     Raises:
-        ConfigurationError: `memory.yaml` or the section `embedder` is wrong, or PostgreSQL unknown.
+        ConfigurationError: `memory.yaml` or `engines_file` is wrong, or PostgreSQL unknown.
     """
     environment = read_environment()
     find_stores(environment)

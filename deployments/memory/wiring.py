@@ -25,6 +25,7 @@ from configs.memory import MemorySettings
 from contracts.errors import DatabaseUnavailable
 from contracts.events import EventLog
 from contracts.llm.embeddings import Embedder, EmbeddingSpace
+from contracts.llm.reranking import Reranker
 from contracts.memory.background import Upkeep
 from deployments.graph.resources import Resources, WingEnvironment
 from executors.conversion.converter import SandboxedConverter
@@ -38,6 +39,7 @@ from services.memory.ingestion import IngestionSettings, IngestionWorker
 from services.memory.knowledge_base import KnowledgeBase
 from services.memory.recall import Recall
 from services.memory.remembering import Remembering
+from services.memory.reranking import Reranking
 from services.memory.summarizing import Summarizing
 from services.memory.upkeep import UpkeepRunner
 
@@ -55,8 +57,10 @@ class MemoryRuntime:
         environment: WingEnvironment,
         embedder: Embedder,
         events: EventLog,
+        reranker: Reranker | None = None,
     ) -> None:
-        """The caller opens and closes `embedder` and `events`."""
+        """The caller opens and closes `embedder`, `events` and `reranker`."""
+        self._reranker = reranker
         self._settings = settings
         self._environment = environment
         self._embedder = embedder
@@ -164,6 +168,7 @@ class MemoryRuntime:
                 surroundings=SurroundingRows(self.database),
                 settings=settings.query,
                 fusion=settings.fusion,
+                reranking=Reranking(self._reranker, settings.query.rerank, self._events),
             ),
             remembering=Remembering(
                 records, scopes, items, self.worker, self._settings.chunks, self._quotas

@@ -33,6 +33,7 @@ from contracts.memory.ports import (
 from contracts.memory.settings import FusionSettings, QuerySettings
 from contracts.values import now_utc
 from services.memory.fusion import FusedItem, fuse
+from services.memory.reranking import Reranking
 from services.memory.structure import CENTRES, GAP, asked_of, structured
 
 SPARE = 10
@@ -53,6 +54,7 @@ class Recall:
     surroundings: Surroundings
     settings: QuerySettings
     fusion: FusionSettings
+    reranking: Reranking
     clock: Callable[[], datetime] = now_utc
 
     async def query(self, request: QueryRequest, request_id: str) -> QueryResponse:
@@ -99,16 +101,19 @@ class Recall:
             )
         # Up to two copies of a text may come from the two indexes, so twice the limit is read; any
         # number may come from recent events.
-        fused = fused[: 2 * request.limit + self.settings.recent + SPARE]
+        wanted = max(request.limit, self.reranking.candidates)
+        fused = fused[: 2 * wanted + self.settings.recent + SPARE]
         chunks = {passage.id: passage.chunk for passage in passages} | _shown_chunks(arms)
         shown_chunks = {entry.id: chunks.get(entry.id, 0) for entry in fused}
         items = await self.items.read(await scope, shown_chunks)
         distinct = _distinct([(entry, items[entry.id]) for entry in fused if entry.id in items])
         shown = [
-            _shown(entry, item, arms, explain=request.explain)
-            for entry, item in distinct[: request.limit]
+            _shown(entry, item, arms, explain=request.explain) for entry, item in distinct[:wanted]
         ]
-        return QueryResponse(items=shown, degraded=sorted(failures) or None)
+        best, failed = await self.reranking.reordered(request, shown, deadline, request_id)
+        return QueryResponse(
+            items=best[: request.limit], degraded=sorted([*failures, *failed]) or None
+        )
 
     async def _search_arms(
         self,

@@ -14,6 +14,7 @@ from configs.memory import MemorySettings
 from contracts.events import EventLog
 from contracts.health import Health
 from contracts.llm.embeddings import Embedder
+from contracts.llm.reranking import Reranker
 from deployments.graph.resources import WingEnvironment
 from deployments.memory.wiring import MemoryRuntime
 from interfaces.http.base.access import AccessControl
@@ -87,6 +88,7 @@ async def memory_application(
     ingress_url: str = "http://127.0.0.1:9",
     access: AccessControl | None = None,
     quotas: Mapping[str, Any] | None = None,
+    reranker: Reranker | None = None,
 ) -> AsyncIterator[Memory]:
     """Opens the application, by default without periodic runs over the knowledge base."""
     settings = settings or MemorySettings.model_validate({"knowledge_base": {"interval_s": 0}})
@@ -97,6 +99,7 @@ async def memory_application(
         ),
         embedder,
         events,
+        reranker,
     )
     await runtime.open()
     transport = httpx.ASGITransport(ingress(runtime, events, access))
