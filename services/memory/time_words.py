@@ -27,6 +27,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from itertools import islice
 
 Pair = tuple[int, int]
 
@@ -67,7 +68,7 @@ TABLE: list[tuple[str, Pair, str]] = [
     ("W", (5, 2), "вихідн* вікенд||и|у|і weekend weekends"),
     ("S", (3, 3), "навесні весн|а|и|і|у|ою spring"),
     ("S", (6, 3), "влітку улітку літ|о|а|у|ом|і summer"),
-    ("S", (9, 3), "восени осін|ь|і|ню autumn fall"),
+    ("S", (9, 3), "восени осінь осені осінню autumn fall"),
     ("S", (12, 3), "взимку узимку зим|а|и|і|у|ою winter"),
     *(("Q", (3 * n - 2, 3), f"q{n}") for n in (1, 2, 3, 4)),
     *(("Q", (6 * n - 5, 6), f"h{n}") for n in (1, 2)),
@@ -206,7 +207,7 @@ LEXICON = {form: (letter, value) for letter, value, row in TABLE for form in _sp
 LEXICON |= {
     form: (LEXICON[form][0].translate(str.maketrans("MNSW", "1246")), LEXICON[form][1])
     for form in _spelled(
-        "лют|ий|ого|ому|им грудні весн|а|и|і|у|ою літ|о|а|у|ом|і осін|ь|і|ню зим|а|и|і|у|ою"
+        "лют|ий|ого|ому|им грудні весн|а|и|і|у|ою літ|о|а|у|ом|і осінь осені осінню зим|а|и|і|у|ою"
         " march april may june august jan mar dec spring summer autumn fall winter"
         " mon wed fri sat sun пн вт ср чт пт сб нд січ лют квіт черв серп жовт груд"
     )
@@ -239,9 +240,9 @@ MARKS = str.maketrans(dict.fromkeys("’ʼ‘`´′＇", "'") | dict.fromkeys("\
 
 
 def read_words(text: str) -> tuple[str, list[Pair]]:
-    """Returns the letters of a text's words, numbers and signs, and their values."""
+    """Returns the letters of a text's first 1,000 words, numbers and signs, and their values."""
     text = unicodedata.normalize("NFC", text).translate(MARKS)
-    found = [_word(match) for match in TOKEN.finditer(text)]
+    found = [_word(match) for match in islice(TOKEN.finditer(text), 1_000)]
     letters = "".join(letter for letter, _ in found)
     meant = SURE.sub(lambda doubt: "MNNSSWWy"[int(doubt[0]) - 1], letters)
     return meant, [value for _, value in found]
@@ -267,7 +268,8 @@ ASKED = (
 )
 ASKS = re.compile(
     # A question word of time.
-    r"\b(?:на котру|о котрій|котра година|котрого|відколи|до коли|як давно|як довго|скільки часу"
+    r"\b(?:(?:на|до) коли|на котру|о котрій|котра година|котрого|відколи"
+    r"|як давно|як довго|скільки часу"
     r"|скільки (?:днів|тижнів|місяців|років|годин)"
     r"|як(?:ого|ий|а|им|ої|их|і|у|ому|ій) (?:сьогодні )?(?:числ|дня\b|дні\b|день|дат"
     r"|рок|роц|рік|місяц|тиж|годин|час(?:у|ом|і)?\b)"
@@ -282,7 +284,8 @@ ASKS = re.compile(
     r"(?:when(?:s\b|\W*$| and | (?:exactly )?(?:did|do|does|is|are|was|were|will|would|should"
     r"|can|could|has|have|had|may|might|shall)\b)"
     r"|коли\b(?!(?:(?!\b(?:каза|сказа|писа|обіця|повідом|згад|виріш|домов|заяв|дізна|зрозумі))"
-    rf"[^.?!,]){{1,200}}, (?:то|{ASKED})\b))"
+    r"[^.?!,]){1,200}, (?:(?:то|хто|кого|кому|чому|скільки|як)\b"
+    r"|(?:що|де|куди) (?:\w+ ){0,3}\w+ти\b)))"
 )
 
 
