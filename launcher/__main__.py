@@ -74,8 +74,10 @@ async def _archive(options: argparse.Namespace, environment: Environment, consol
             console.plain(f"{file} holds every tenant's texts: keep it where only you can read")
         else:
             made_at = (await restore(environment, options.file.absolute())).made_at
-            start = f"DAARION_DATA_DIR={shlex.quote(str(environment.data_dir))} make run"
-            console.plain(f"restored as of {made_at:%Y-%m-%d %H:%M} UTC; start it: {start}")
+            console.plain(
+                f"restored as of {made_at:%Y-%m-%d %H:%M} UTC; start it: "
+                f"DAARION_DATA_DIR={shlex.quote(str(environment.data_dir))} make run"
+            )
     except (OSError, psycopg.Error) as error:
         raise ServiceFailed(str(error).partition("\n")[0]) from error
     return 0

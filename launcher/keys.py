@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from common.http.client import open_client, read_bounded, requested
 from common.http.errors import HttpError
 from configs.environment import read_environment
-from contracts.access.keys import NewKey, Rotation, key_hash, new_key
+from contracts.access.keys import NewKey, key_hash, new_key
 from contracts.access.principals import Application, Grants, PrincipalKind
 from contracts.errors import ConfigurationError
 from contracts.identity import MAX_PAGE
@@ -62,7 +62,7 @@ async def add(graph: AsyncClient, given: argparse.Namespace) -> None:
 
 async def rotate(graph: AsyncClient, given: argparse.Namespace) -> None:
     """Issues a key; the present ones end after the grace period."""
-    await _issue(graph, given, "rotate")
+    await _issue(graph, given, "rotate", grace_s=given.grace_hours * 3_600)
     _say(f"its other keys end within {given.grace_hours:g} hours")
 
 
@@ -114,8 +114,8 @@ async def remove(graph: AsyncClient, given: argparse.Namespace) -> None:
     _say("removed: within five seconds no replica takes its keys")
 
 
-async def _issue(graph: AsyncClient, given: argparse.Namespace, route: str) -> None:
-    issued = await _call(graph, "POST", given.name, route, body=_key(given))
+async def _issue(graph: AsyncClient, given: argparse.Namespace, route: str, **more: float) -> None:
+    issued = await _call(graph, "POST", given.name, route, body=_key(given) | more)
     print(issued["key"])
     _say(f"This key of {given.name} is shown here alone; what it may do:")
     _say(_as_yaml((await _call(graph, "GET", given.name))["grants"]))
@@ -147,15 +147,13 @@ async def _call(
 
 def _key(given: argparse.Namespace) -> dict[str, Any]:
     """Returns the body that asks for the key. Raises Refused."""
-    wanted: dict[str, Any] = {"label": given.label, "expires_in_days": given.days}
-    model: type[NewKey] = NewKey
-    if "grace_hours" in given:
-        model, wanted["grace_s"] = Rotation, given.grace_hours * 3_600
+    wanted = {"label": given.label, "expires_in_days": given.days}
     try:
-        return model.model_validate(wanted).model_dump()
+        return NewKey.model_validate(wanted).model_dump()
     except ValidationError as error:
-        mistakes = (f"{mistake['loc'][0]}: {mistake['msg']}" for mistake in error.errors())
-        raise Refused("; ".join(mistakes)) from None
+        raise Refused(
+            "; ".join(f"{mistake['loc'][0]}: {mistake['msg']}" for mistake in error.errors())
+        ) from None
 
 
 def _grants(given: argparse.Namespace) -> dict[str, Any]:

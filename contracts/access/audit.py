@@ -42,8 +42,9 @@ class AuditRecord(Frozen):
 
     def ended(self, outcome: AuditOutcome) -> AuditRecord:
         """Returns the record of the same action's end; ids of one millisecond have no order."""
-        end = max(new_id(), UUID(int=self.id.int + 1))
-        return self.model_copy(update={"id": end, "outcome": outcome})
+        return self.model_copy(
+            update={"id": max(new_id(), UUID(int=self.id.int + 1)), "outcome": outcome}
+        )
 
 
 class AuditEntry(AuditRecord):

@@ -194,9 +194,8 @@ class Principal:
 
     def _refused(self, act: str, **claim: str) -> DaarionError:
         shown = {name: value[:_SHOWN_CHARS] for name, value in claim.items()}
-        for name, value in claim.items():
-            if not value or not is_plain(value):
-                return InvalidRequest(f"{name}: give 1 to 256 characters, none of them a control")
+        if not all(value and is_plain(value) for value in claim.values()):
+            return InvalidRequest(f"{', '.join(claim)}: give 1 to 256 characters, no control ones")
         return Forbidden(
             f"`{self.name}` may not {act} `{', '.join(shown.values())}`: {SEE_ME}", details=shown
         )

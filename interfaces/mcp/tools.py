@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from contracts.access.principals import acting
 from contracts.errors import DaarionError, Forbidden, InvalidRequest
 from contracts.tools.api import ErrorKind, ToolCallRequest
-from interfaces.http.base.claims import TENANT
 from interfaces.http.base.errors import invalid_body
 from interfaces.mcp.server import (
     MAX_STRUCTURED_CHARS,
@@ -69,18 +68,18 @@ class ToolMcpServer(McpServer):
         try:
             agent_id, microdao_id = identity_of(context)
             acting().check(tool_id=params.name)
-        except Forbidden as error:
+        except (Forbidden, InvalidRequest) as error:
             leave_refused(context, error)
-            return _refused(error.message, "denied")
-        except InvalidRequest as error:
-            return _refused(error.message)
+            return _refused(
+                error.message, "denied" if isinstance(error, Forbidden) else "invalid_args"
+            )
         wanted = {
             "tool_id": params.name,
             "agent_id": agent_id,
             "microdao_id": microdao_id,
             "args": params.arguments or {},
         }
-        if missing := [f"`{name}`" for name in TENANT if wanted[name] is None]:
+        if missing := [f"`{name}`" for name in ("agent_id", "microdao_id") if not wanted[name]]:
             return _refused(
                 f"give {' and '.join(missing)}: in the headers X-Agent-Id and X-Microdao-Id, or in "
                 "`_meta`"

@@ -196,7 +196,7 @@ async def test_bad_requests_are_reported_in_openais_shape(change, status, code):
 async def test_an_empty_list_is_named_as_such():
     async with application() as (client, _, _):
         refused = await client.post("/v1/embeddings", json={**BODY, "input": []})
-        assert refused.json()["error"]["message"] == "input: must hold at least one text"
+        assert refused.json()["error"]["message"].startswith("input: Value should have at least 1")
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ async def test_calls_without_identity_are_refused_with_how_to_give_one(database_
     ):
         refused = await client.call_tool("test.echo", {})
         assert refused.is_error
-        assert "give `microdao_id` and `agent_id`" in refused.content[0].text
+        assert "give `agent_id` and `microdao_id`" in refused.content[0].text
         assert "X-Agent-Id" in refused.content[0].text
         by_meta = await client.call_tool("test.echo", {}, meta=dict(AGENT))
         assert not by_meta.is_error

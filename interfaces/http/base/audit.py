@@ -7,13 +7,14 @@ other routes of operators only read what they also show elsewhere, and consoles 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any
 
+from pydantic import ValidationError
 from starlette.datastructures import QueryParams
 from starlette.types import Scope
 
 from contracts.access.audit import AuditRecord
-from contracts.access.principals import ANYONE, Grants, PrincipalKind
+from contracts.access.principals import ANYONE, Grants
 from contracts.errors import Forbidden, InvalidRequest, RateLimited, Unauthorized
 from interfaces.http.base.access import presents_credential
 from interfaces.http.base.bodies import parse_json
@@ -25,8 +26,6 @@ EXPORT = "/export"
 """A route of operators that ends so takes data out."""
 READS = frozenset({"GET", "HEAD"})
 PRINCIPALS = "/internal/access/principals/"
-KINDS = get_args(PrincipalKind)
-_LISTED = [name for name in Grants.model_fields if name != "kind"]
 
 
 def is_audited(method: str, path: str) -> bool:
@@ -67,10 +66,10 @@ def refusal_of(scope: Scope, error: Exception) -> AuditRecord | None:
 
 
 def _granted(named: Any) -> str:
-    grants = named if isinstance(named, dict) else {}
-    kind = grants.get("kind", Grants().kind)
-    shown = [kind if kind in KINDS else "?", *(name for name in _LISTED if name in grants)]
-    return f": {', '.join(shown)}"
+    with suppress(ValidationError):
+        grants = Grants.model_validate(named)
+        return f": {', '.join([grants.kind, *sorted(grants.model_fields_set - {'kind'})])}"
+    return ""
 
 
 def _tenant(named: Any) -> dict[str, str]:

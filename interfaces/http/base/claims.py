@@ -53,8 +53,7 @@ def check_address(request: Request, named: frozenset[str]) -> None:
             principal.check(**{name: given})
         elif not allowed.all:
             if allowed.none:
-                granted = name.replace("_id", "s")
-                raise Forbidden(f"`{principal.name}` was granted no `{granted}`: {SEE_ME}")
+                raise Forbidden(f"no `{name}` is granted to `{principal.name}`: {SEE_ME}")
             if allowed.sole is None:
                 raise Forbidden(f"give `{name}`: `{principal.name}` sees only what it may act in")
             missing[name] = allowed.sole
