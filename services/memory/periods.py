@@ -28,7 +28,7 @@ Named = dict[str, Pair]
 - `span`: days that are known from today alone (a year, last week)
 - `run`: months of any year, as the first one and their number; `days`: first and last of the month
 - `weekday`: days from Monday, and their number; `unit`: the week, month or year, by its size
-- `relative`: the last (-1) or the next (1) of these
+- `relative`: the last (-1) of these, the one before it (-2), the next (1), the next to end (2)
 - `part`: of all this the one with this index, of so many; of 0 means weeks
 """
 
@@ -67,15 +67,15 @@ ATOM = re.compile(
     f"|[rk](?:{NUMBER}|f|v)[ih]{{0,2}}[JUYO]|k[JUYKO](?!i?M))"
     "|(?P<week_of>(?:[ok]U|rUi(?=N))(?=[ih]{0,2}[MN]))"
     "|(?P<before_last>[UYK]br)|(?P<unit>r[UYK])|(?P<that_week>[jA]U)|(?P<night>rL)"
-    f"|(?P<days>(?<!V){DAY}h?(?:[Td&-]h?{DAY})?[ih]{{0,2}}[MN]"
+    f"|(?P<days>(?<!V)(?:{DAY}h?[Td&-]h?)?(?:n|c?[ot][ih]{{0,2}})[MN]"
     f"|N[.h]?{DAY}(?:[Td-]h?{DAY}(?![ih]{{0,2}}[MN]))?|Mt|{DAY}C|(?<=ih)t(?=[.,]|$))"
-    "|(?P<quarter>[on]K)|(?P<run>(?<!X)(?<!Vn)[rk]?[MNSQ])|(?P<weekday>Wbr|(?<!X)[rk]?W)"
+    "|(?P<quarter>[on]K)|(?P<run>(?<!X)(?<!Vn)[rk]?[MNSQ])|(?P<weekday>Wbr|(?<!X)[rk]?W(?!h?[ab]))"
     "|(?P<year>yY?)|(?P<this_year>q)|(?P<half>[ok]v)|(?P<ten_days>[ok]z)"
     "|(?P<part>(?:(?<=[iFdlsab])p|(?<=[iFdlsab]h)p|p(?=[MSYqr])|P-?)(?:[ih]{0,2}[UYK])?)"
 )
 """One expression, named after its reader in `READERS`. Repetitions are bounded."""
 GLUE, RANGE = re.compile("[ihl,]{0,3}"), re.compile("[ihl]{0,2}[Td&-][ihl]{0,2}")
-LEAD, TO_NOW = re.compile("((?<![JUY])b|[sadBF])[Fihl]{0,3}$"), re.compile("[ihdT]{0,2}E")
+LEAD, TO_NOW = re.compile("((?<![JUYW])[bd]|[saBF])[Fihl]{0,3}$"), re.compile("[ihdT]{0,2}E")
 FINER = {-12: (-1, 12), -6: (-1, 6), -3: (-1, 3), -1: (7, 4), 7: (1, 7), 1: (1, 1)}
 """The size of the unit that half of a unit is counted in, and how many of them the whole has."""
 
@@ -188,9 +188,9 @@ def _span(one: Expression, letters: str, today: int) -> Pair | None:
     if len(one.parts) == 2:
         return _range(one.parts, today)
     (named,) = one.parts
-    if one.lead == "d" and "part" in named:  # "until the end of June" looks ahead
-        named = {"relative": (1, 0)} | named
-    span = _resolve(named, today)
+    ahead = one.lead == "d" and "part" in named  # "until the end of June"
+    span = _resolve({"relative": (2, 0)} | named, today) if ahead else None
+    span = span or _resolve(named, today)
     if span is None or span[0] > today:
         return span
     if one.lead == "s" or (one.lead == "F" and "part" in named) or TO_NOW.match(letters, one.end):
@@ -224,7 +224,7 @@ def _resolve(named: Named, today: int) -> Pair | None:
     ]
     past = [one for one in fit if one[relative < 0] <= today]
     if relative > 0:
-        return next((one for one in fit if one[0] > today), None)
+        return next((one for one in fit if one[relative - 1] > today), None)
     if span and (not past or span[1] <= today):
         return fit[0] if fit else span
     return [None, None, *past][relative or -1]  # None where fewer are past than asked for

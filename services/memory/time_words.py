@@ -215,7 +215,7 @@ LEXICON |= {
 SURE = re.compile(
     "(?:(?<=[iFdBabsrkPpvnot])[1246]|(?<=P-)[12]|(?<=ih)[124]|(?<=[MNSW1-7][-&T])[1246]"
     "|(?<=[iFTdBabsrkPpvnot&,h-])[357]|[1-7](?=[notyq8]|[-&T][MNSnot]|,[not8])"
-    "|(?<=[iFTdBabsMNSQYKPpv1-5])8|(?<=ih)8|(?<=[MNnot1-3],)8|(?<=[MN1-3][not])8|(?<=[y8][-&T])8"
+    "|(?<=[iFTdBabsMNSQYKPpv1-5])8|(?<=ih)8|(?<=[MNnot1-3],)8|(?<=[MN1-3T-][not])8|(?<=[y8][-&T])8"
     "|8(?=Y|-8))(?![$!])"
 )
 
