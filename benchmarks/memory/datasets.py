@@ -55,6 +55,7 @@ class Question:
     category: str
     turns: frozenset[str]
     sessions: frozenset[str]
+    asked_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class _ChatTurn(BaseModel):
 class _LongMemEval(BaseModel):
     question_id: str
     question_type: str
+    question_date: str
     question: str
     haystack_session_ids: list[str]
     haystack_dates: list[str]
@@ -217,7 +219,10 @@ def _from_longmemeval(given: _LongMemEval) -> Conversation:
         left_out["without evidence"] += 1
     else:
         text = _storable(given.question)
-        questions.append(Question(text, given.question_type, frozenset(answers), evidence))
+        asked_at = _moment(given.question_date, _LONGMEMEVAL_TIME, "question_date")
+        questions.append(
+            Question(text, given.question_type, frozenset(answers), evidence, asked_at)
+        )
     return Conversation(given.question_id, turns, questions, left_out)
 
 

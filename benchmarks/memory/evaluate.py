@@ -102,6 +102,8 @@ class EvaluatedMemory(ServiceClient):
             "limit": CUTOFFS[-1],
             "kinds": ["conversation"],
         }
+        if question.asked_at is not None:
+            body["until"] = question.asked_at.isoformat()
         began = time.perf_counter()
         answer = await self._ask(
             f"{PREFIX}/query", Deadline.after(CALL_S), body=body, patience_s=PATIENCE_S

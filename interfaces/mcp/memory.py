@@ -120,9 +120,10 @@ TOOLS = {
             "Stores something to remember: what was said, decided or done. `content` is a text, or "
             "an object with texts in it, such as {user_message, agent_reply}; at most "
             f"{MAX_CONTENT_CHARS:,} characters. `kind` is what it is: conversation, kb (a fact), "
-            "task or dao-event. `channel_id` is the conversation that it belongs to, `created_at` "
-            "when it happened, with a time zone (by default now), `meta` an object of your own "
-            f"with at most {MAX_META_CHARS:,} characters. Answers with the memory's `id`. Storing "
+            "task or dao-event. `speaker` is who says a text, `channel_id` the conversation that "
+            "it belongs to, `created_at` when it happened, with a time zone (by default now), "
+            f"`meta` an object of your own with at most {MAX_META_CHARS:,} characters. Answers "
+            "with the memory's `id`. Storing "
             "the same again changes nothing.",
             StoreRequest,
             StoreResponse,

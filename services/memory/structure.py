@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import groupby, islice
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from common.alphabet import one_alphabet
@@ -31,10 +32,21 @@ CENTRES = 30
 """The best items whose neighbours are looked at."""
 GAP = timedelta(hours=4)
 """Turns further apart belong to different sessions."""
-BESIDE = 0.15
-NEXT_BUT_ONE = 0.08
-ANSWERS = 0.4
-SESSION = 1 / 3
+
+
+class Flow(NamedTuple):
+    """Parts of evidence that come from the passages beside, from those one further away, from a
+    turn that asks to the one that answers, and of what the session's best has beyond its own.
+    """
+
+    beside: float
+    further: float
+    answers: float
+    session: float
+
+
+TURNS = Flow(0.15, 0.08, 0.4, 1 / 3)
+SECTIONS = Flow(0.1, 0.0, 0.1, 0.2)
 SPEAKER = 1.5
 DATED = 1.0
 WHEN = 1.4
@@ -128,18 +140,20 @@ def _within(
 ) -> dict[str, float]:
     """Returns the evidence of a session's passages with what their neighbours and the best add."""
     gained = {}
+    is_talk = session[0].kind == "conversation"
+    beside, further, answers, drawn = TURNS if is_talk else SECTIONS
     for place, passage in enumerate(session):
         x = evidence[passage.id]
-        for step, part in ((-2, NEXT_BUT_ONE), (-1, BESIDE), (1, BESIDE), (2, NEXT_BUT_ONE)):
+        for step, part in ((-2, further), (-1, beside), (1, beside), (2, further)):
             if not 0 <= place + step < len(session):
                 continue
             other = session[place + step]
             if passage.id in centres or other.id in centres:
-                answers = step == -1 and _asks(other) and not _asks(passage)
-                x += (ANSWERS if answers else part) * evidence[other.id]
+                is_answer = step == -1 and _asks(other) and not _asks(passage)
+                x += (answers if is_answer else part) * evidence[other.id]
         gained[passage.id] = x
     best = max(gained.values())
-    return {name: x and (1 - SESSION) * x + SESSION * best for name, x in gained.items()}
+    return {name: x and (1 - drawn) * x + drawn * best for name, x in gained.items()}
 
 
 def _sessions(passages: Sequence[Passage]) -> list[list[Passage]]:

@@ -102,6 +102,7 @@ def test_longmemeval_becomes_a_conversation_per_question(files):
         "single-session-user",
         frozenset({first.turns[2].id}),
         frozenset({"answer_1"}),
+        datetime(2023, 6, 1, 10, tzinfo=UTC),
     )
     assert second.questions[0].turns == frozenset()
     assert (third.questions, third.left_out) == ([], Counter({"abstention": 1}))
