@@ -18,8 +18,8 @@ from backends.memory.areas import (
     chunk_numbers,
     lock,
 )
-from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
+from backends.memory.lexicon.terms import terms
 from backends.postgres.pool import PostgresAdapter
 from contracts.memory.background import Document, DocumentChunk, DocumentFile
 from contracts.memory.documents import StoredDocument
@@ -165,7 +165,7 @@ class DocumentTables(PostgresAdapter):
         values: dict[str, Any] = {**area.identity, **_columns(file, digest)}
         values["created_at"] = datetime.fromtimestamp(min(max(file.modified_ns / 1e9, 0), 4e9), UTC)
         # Before the transaction, so that no connection waits for it.
-        counts = await asyncio.to_thread(lambda: [grams(chunk.content) for chunk in chunks])
+        counts = await asyncio.to_thread(lambda: [terms(chunk.content) for chunk in chunks])
         async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
             row = await (await connection.execute(SAVE, values)).fetchone()
@@ -253,7 +253,7 @@ async def _add(
     values: Mapping[str, Any],
     added: Sequence[tuple[int, DocumentChunk, Mapping[str, int]]],
 ) -> None:
-    """Inserts (part, chunk, its grams)."""
+    """Inserts (part, chunk, its terms)."""
     numbers = await chunk_numbers(connection, len(added))
     columns = {
         "numbers": numbers,

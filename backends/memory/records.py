@@ -17,8 +17,8 @@ from backends.memory.areas import (
     tenant_rows,
     tenant_transaction,
 )
-from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.postings import pack_terms
+from backends.memory.lexicon.terms import terms
 from backends.memory.removal import remove_memory
 from backends.postgres.pages import read_cursor, write_cursor
 from backends.postgres.pool import PostgresAdapter
@@ -113,7 +113,7 @@ class MemoryStore(PostgresAdapter):
     """Implements MemoryRecords."""
 
     async def add(self, memory: NewMemory, refusal: OverLimit | None = None) -> Stored:
-        counts = [grams(chunk) for chunk in memory.chunks]
+        counts = [terms(chunk) for chunk in memory.chunks]
         async with tenant_transaction(self._database, memory.tenant) as connection:
             return await _add(connection, memory, counts, refusal)
 
@@ -122,7 +122,7 @@ class MemoryStore(PostgresAdapter):
             return 0
         new = chunks = 0
         # Before the transaction, so that no connection waits for it.
-        counted = [[grams(chunk) for chunk in memory.chunks] for memory in memories]
+        counted = [[terms(chunk) for chunk in memory.chunks] for memory in memories]
         async with tenant_transaction(
             self._database, memories[0].tenant, timeout_s=BULK_TIMEOUT_S
         ) as connection:

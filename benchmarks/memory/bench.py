@@ -57,11 +57,12 @@ from services.access.authentication import Authentication
 from services.access.directory import Directory
 
 TENANT = Tenant(microdao_id="microdao:gold", agent_id="agent:gold")
-WORDS, OWN, DENSE, LEXICAL, FUSED = (
+WORDS, OWN, DENSE, LEXICAL, LEMMAS, FUSED = (
     "word BM25 (comparison)",
     "dense, own vectors (comparison)",
     "dense",
     "4-grams",
+    "lemmas",
     "fused",
 )
 AT_ONCE = 4
@@ -109,6 +110,7 @@ class Found:
 
     dense: Rankings
     lexical: Rankings
+    lemmas: Rankings
     fused: Rankings
 
 
@@ -117,7 +119,7 @@ async def found_in_postgres(gold: GoldSet, embedder: Embedded) -> Found:
     async with _runtime(embedder) as runtime:
         names = await _stored(runtime, gold)
         recall = runtime.cases.recall
-        dense, lexical, fused = {}, {}, {}
+        dense, lexical, lemmas, fused = {}, {}, {}, {}
         for query in gold.queries:
             request = QueryRequest(**TENANT.model_dump(), query=query.text, limit=CUTOFF)
             question = await embedder.embed(
@@ -130,8 +132,9 @@ async def found_in_postgres(gold: GoldSet, embedder: Embedded) -> Found:
             answer = await replace(recall, clock=lambda at=asked_at: at).query(request, "bench")
             assert not answer.degraded, answer.degraded
             dense[query.id], lexical[query.id] = _ids(nearest, names), _ids(alike.candidates, names)
+            lemmas[query.id] = _ids(alike.words, names)
             fused[query.id] = [names[item.id] for item in answer.items]
-        return Found(dense, lexical, fused)
+        return Found(dense, lexical, lemmas, fused)
 
 
 @asynccontextmanager
@@ -223,7 +226,7 @@ def report(name: str, gold: GoldSet, arms: dict[str, dict[str, Quality]]) -> lis
         slice_name: len(members) for slice_name, members in members_of_slices(gold.queries).items()
     }
     print(f"\n{name}: {len(gold.items)} memories\n\n{table(arms, counts)}")
-    said = complaints(arms, FUSED, (DENSE, LEXICAL))
+    said = complaints(arms, FUSED, (DENSE, LEXICAL, LEMMAS))
     if name == "memory" and arms[WORDS]["all"].recall > WORD_BM25_AT_MOST:
         said.append(
             f"the set is too easy: word BM25 reaches recall {arms[WORDS]['all'].recall:.3f}"
@@ -252,7 +255,7 @@ async def main() -> int:
         found = await found_in_postgres(gold, Embedded(cache, settings))
         rankings = {
             WORDS: word_rankings(gold), OWN: own_rankings(gold, cache),
-            DENSE: found.dense, LEXICAL: found.lexical, FUSED: found.fused,
+            DENSE: found.dense, LEXICAL: found.lexical, LEMMAS: found.lemmas, FUSED: found.fused,
         }  # fmt: skip
         said += report(
             name, gold, {arm: measured(gold.queries, ranked) for arm, ranked in rankings.items()}

@@ -25,10 +25,10 @@ import psycopg
 
 from backends.memory.areas import AreaDirectory, background_transaction
 from backends.memory.items import Items
-from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.index import Lexicon
 from backends.memory.lexicon.merging import merge
 from backends.memory.lexicon.postings import pack_terms
+from backends.memory.lexicon.terms import terms
 from backends.memory.lexicon.upkeep import LexiconUpkeep
 from backends.memory.shards import MARGIN_S, ShardUpkeep
 from backends.memory.short_term import ShortTermLog
@@ -164,7 +164,7 @@ async def fill(url: str, tenant: Tenant, first: int, texts: list[str], vectors: 
             copy.set_types(["text", "text", "int8", "bytea"])
             for number, text in enumerate(texts, first):
                 await copy.write_row(
-                    (tenant.microdao_id, tenant.agent_id, number, pack_terms(number, grams(text)))
+                    (tenant.microdao_id, tenant.agent_id, number, pack_terms(number, terms(text)))
                 )
         async with connection.cursor().copy(
             "COPY memory_events (microdao_id, agent_id, channel_id, memory_id, kind, content, "

@@ -14,7 +14,7 @@ from contracts.memory.administration import ExportedMemory, ExportFilter
 from contracts.memory.api import Item, ItemsFilter, ItemsPage
 from contracts.memory.fields import Kind, Tier
 
-Arm = Literal["dense", "lexical", "recent"]
+Arm = Literal["dense", "lexical", "words", "recent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,9 @@ class ScopeReader(Protocol):
 class ItemCandidate:
     """An item as one arm found it: the best of its chunks.
 
-    `score` is the arm's own: dense, cosine similarity (-1..1); lexical, BM25 (≥ 0, compare
-    `LexicalAnswer.ceiling`); recent, 0, because only its order counts. `chunk` is the number of the
-    chunk that scored.
+    `score` is the arm's own: dense, cosine similarity (-1..1); lexical and words, BM25 (≥ 0,
+    compare the ceilings of `LexicalAnswer`); recent, 0, because only its order counts. `chunk` is
+    the number of the chunk that scored.
     """
 
     id: str
@@ -110,18 +110,21 @@ class DenseIndex(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LexicalAnswer:
-    """Items by the falling BM25 of their best chunk.
+    """Items by the falling BM25 of their best chunk: by its grams, and by its words' lemmas.
 
     `ceiling` is the BM25 of a chunk of average length that holds every gram of the question once:
-    a score divided by it is the part of the question that was found.
+    a score divided by it is the part of the question that was found. `words_ceiling` is the same
+    for lemmas.
     """
 
     candidates: list[ItemCandidate] = field(default_factory=list)
     ceiling: float = 0.0
+    words: list[ItemCandidate] = field(default_factory=list)
+    words_ceiling: float = 0.0
 
 
 class LexicalIndex(Protocol):
-    """Search by parts of words."""
+    """Search by parts of words and by lemmas."""
 
     async def search(
         self, scope: SearchScope, filters: Filters, query: str, limit: int

@@ -48,12 +48,14 @@ class FusionSettings(Strict):
     """How `services/memory/fusion.py` scores; null is the measured value, as if left out.
 
     `unrelated` is the cosine of unrelated texts in the embedder's space; `lexical_weight` the
-    highest score by words alone; `recency_weight` the part of the score that age takes away in the
-    end, half of it within `half_life_days`.
+    highest score by parts of words alone, `word_weight` by their lemmas alone, 0 leaves them out;
+    `recency_weight` the part of the score that age takes away in the end, half of it within
+    `half_life_days`.
     """
 
     unrelated: Annotated[float, Field(ge=-1, lt=1)] = 0.1
     lexical_weight: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.4
+    word_weight: Annotated[float, Field(ge=0, le=1)] = 0.3
     recency_weight: Annotated[float, Field(ge=0, le=1)] = 0.02
     half_life_days: Annotated[float, Field(gt=0, le=36_500)] = 30.0
 

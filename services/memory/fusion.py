@@ -3,13 +3,16 @@
 Each arm's score becomes evidence between 0 and 1 that means the same for every question:
 
 - dense, `d`: the cosine above that of unrelated texts, as a part of the distance up to 1.
-- lexical, `l`: the part of the question that the text contains (BM25 divided by
+- lexical, `g`: the part of the question that the text contains (BM25 divided by
   `LexicalAnswer.ceiling`, so rare grams count more), less half of the tenth-best text's part, and
   nothing for parts that are due to chance.
+- words, `w`: the same by lemmas, which know that went and go are one word, less all of the
+  tenth-best text's part: a text has a whole word by chance more often than many of its grams.
 
-`score = 1 − (1 − d)(1 − w·l)`: evidence adds up, missing evidence takes nothing away. A question in
-another language or in other words than the text has few grams in common with any text: `l` is 0 for
-all, and the dense order holds. A name or a code in the question occurs in a few texts, which rise.
+`score = 1 − (1 − d)(1 − 0.4·g)(1 − 0.3·w)`: evidence adds up, missing evidence takes nothing away.
+A question in another language or in other words than the text has few terms in common with any
+text: `g` and `w` are 0 for all, and the dense order holds. A name or a code in the question occurs
+in a few texts, which rise.
 
 At the end recent items gain a little, which decides between equals. 1 would be the question's own
 text written just now, 0 a text as far away as any unrelated one, without a common word.
@@ -26,10 +29,11 @@ from contracts.memory.settings import FusionSettings
 
 BACKGROUND_RANK = 10
 BACKGROUND_SHARE = 0.5
+WORD_BACKGROUND_SHARE = 1.0
 CHANCE = 0.1
 CERTAIN = 0.4
 """Parts of a question that any text may have by chance, and that no unrelated text has."""
-_DECIDING: tuple[Arm, ...] = ("dense", "lexical", "recent")
+_DECIDING: tuple[Arm, ...] = ("dense", "lexical", "words", "recent")
 """The arms whose ranks decide between equal scores, in this order."""
 _DAY_S = 86_400.0
 
@@ -49,6 +53,7 @@ class FusedItem:
 def fuse(
     arms: Mapping[Arm, Sequence[ItemCandidate]],
     lexical_ceiling: float,
+    words_ceiling: float = 0.0,
     *,
     now: datetime,
     limit: int,
@@ -57,11 +62,12 @@ def fuse(
     """Returns at most `limit` items, best first.
 
     `arms` has the candidates of each arm that answered, best first; the first of an item's entries
-    in one arm counts. `lexical_ceiling` is LexicalAnswer's.
+    in one arm counts. The ceilings are LexicalAnswer's.
     """
     ranked = {arm: _best(found) for arm, found in arms.items()}
     dense = _dense_evidence(ranked.get("dense", []), settings.unrelated)
-    lexical = _lexical_evidence(ranked.get("lexical", []), lexical_ceiling)
+    lexical = _lexical_evidence(ranked.get("lexical", []), lexical_ceiling, BACKGROUND_SHARE)
+    words = _lexical_evidence(ranked.get("words", []), words_ceiling, WORD_BACKGROUND_SHARE)
     # An item that the dense arm did not return is at most as near as the last one that it did.
     farthest = min(dense.values(), default=0.0)
     items = {candidate.id: candidate for found in ranked.values() for candidate in found}
@@ -72,7 +78,9 @@ def fuse(
     fused = [
         FusedItem(
             id=name,
-            score=_combined(dense.get(name, farthest), lexical.get(name, 0.0), settings)
+            score=_combined(
+                dense.get(name, farthest), lexical.get(name, 0.0), words.get(name, 0.0), settings
+            )
             * _freshness(item, now, settings),
             ranks={arm: by[name] for arm, by in ranks.items() if name in by},
         )
@@ -104,16 +112,18 @@ def dense_evidence(cosine: float, unrelated: float) -> float:
     return _within_unit((cosine - unrelated) / (1 - unrelated))
 
 
-def _lexical_evidence(found: Sequence[ItemCandidate], ceiling: float) -> dict[str, float]:
+def _lexical_evidence(
+    found: Sequence[ItemCandidate], ceiling: float, share: float
+) -> dict[str, float]:
     if ceiling <= 0:
         return {}
     covered = {candidate.id: _within_unit(candidate.score / ceiling) for candidate in found}
     by_rank = sorted(covered.values(), reverse=True)
-    background = by_rank[BACKGROUND_RANK - 1] if len(by_rank) >= BACKGROUND_RANK else 0.0
+    background = by_rank[BACKGROUND_RANK - 1] * share if len(by_rank) >= BACKGROUND_RANK else 0.0
     return {
-        name: (part - BACKGROUND_SHARE * background) * _beyond_chance(part)
+        name: (part - background) * _beyond_chance(part)
         for name, part in covered.items()
-        if part > BACKGROUND_SHARE * background
+        if part > background
     }
 
 
@@ -123,8 +133,9 @@ def _beyond_chance(part: float) -> float:
     return step * step * (3 - 2 * step)
 
 
-def _combined(dense: float, lexical: float, settings: FusionSettings) -> float:
-    return 1 - (1 - dense) * (1 - settings.lexical_weight * lexical)
+def _combined(dense: float, lexical: float, words: float, settings: FusionSettings) -> float:
+    by_terms = (1 - settings.lexical_weight * lexical) * (1 - settings.word_weight * words)
+    return 1 - (1 - dense) * by_terms
 
 
 def _freshness(item: ItemCandidate, now: datetime, settings: FusionSettings) -> float:

@@ -1,4 +1,4 @@
-"""Answers queries: three arms search at the same time, then their candidates are fused.
+"""Answers queries: arms search at the same time, then their candidates are fused.
 
 An arm that fails is left out and named in the answer.
 """
@@ -79,9 +79,10 @@ class Recall:
         filters = Filters(request.channel_id, request.kinds, request.since, request.until)
         scope = asyncio.create_task(self.scopes.scope_of(request))
         question = asyncio.create_task(self._embedded(request, deadline))
-        arms, failures, ceiling = await self._search_arms(request, filters, scope, question)
+        arms, failures, worded = await self._search_arms(request, filters, scope, question)
         now, most = self.clock(), sum(map(len, arms.values()))
-        fused = fuse(arms, ceiling, now=now, limit=most, settings=self.fusion)
+        ceilings = worded.ceiling, worded.words_ceiling
+        fused = fuse(arms, *ceilings, now=now, limit=most, settings=self.fusion)
         passages: Sequence[Passage] = ()
         if "dense" in arms:
             centres = [entry.id for entry in fused[:CENTRES]]
@@ -121,8 +122,8 @@ class Recall:
         filters: Filters,
         scope: asyncio.Task[SearchScope],
         question: asyncio.Task[EmbeddingBatch],
-    ) -> tuple[dict[Arm, Sequence[ItemCandidate]], dict[str, DaarionError], float]:
-        """Runs all arms; returns their candidates, the failed arms' errors, the lexical ceiling."""
+    ) -> tuple[dict[Arm, Sequence[ItemCandidate]], dict[str, DaarionError], LexicalAnswer]:
+        """Runs all arms; returns their candidates, the failed arms' errors, the lexical answer."""
         dense = asyncio.create_task(self._dense(request, filters, scope, question))
         lexical = asyncio.create_task(self._lexical(request, filters, scope))
         try:
@@ -135,15 +136,15 @@ class Recall:
                 # Nothing answers without the database: do not wait for the embedder.
                 if isinstance(outcome, DatabaseUnavailable):
                     raise outcome
-            nearest, worded = await asyncio.gather(dense, lexical, return_exceptions=True)
+            nearest, alike = await asyncio.gather(dense, lexical, return_exceptions=True)
         finally:
             question.cancel()
             dense.cancel()
             lexical.cancel()
-        ceiling = worded.ceiling if isinstance(worded, LexicalAnswer) else 0.0
+        worded = alike if isinstance(alike, LexicalAnswer) else LexicalAnswer()
         outcomes: dict[Arm, Sequence[ItemCandidate] | BaseException] = {
             "dense": nearest,
-            "lexical": worded.candidates if isinstance(worded, LexicalAnswer) else worded,
+            "lexical": alike.candidates if isinstance(alike, LexicalAnswer) else alike,
             "recent": recent,
         }
         failures: dict[str, DaarionError] = {
@@ -153,11 +154,10 @@ class Recall:
         }
         if len(failures) == len(outcomes):
             raise failures["recent"]
-        return (
-            {arm: found for arm, found in outcomes.items() if not isinstance(found, BaseException)},
-            failures,
-            ceiling,
-        )
+        arms = {
+            arm: found for arm, found in outcomes.items() if not isinstance(found, BaseException)
+        }
+        return arms | {"words": worded.words}, failures, worded
 
     async def _embedded(self, request: QueryRequest, deadline: Deadline) -> EmbeddingBatch:
         budget = Deadline.after(deadline.at_most(self.settings.embed_timeout_s))
@@ -209,9 +209,9 @@ def _leaf(error: BaseException) -> DaarionError:
 
 
 def _shown_chunks(arms: Mapping[Arm, Sequence[ItemCandidate]]) -> dict[str, int]:
-    """Returns the chunk to show by item: the dense arm's, else the lexical arm's."""
+    """Returns the chunk to show by item: the dense arm's, else that of grams, of lemmas."""
     chunks: dict[str, int] = {}
-    for arm in ("dense", "lexical"):
+    for arm in ("dense", "lexical", "words"):
         for candidate in arms.get(arm, ()):
             chunks.setdefault(candidate.id, candidate.chunk)
     return chunks

@@ -23,14 +23,38 @@ def found(*scores, age_days=0.0):
     ]
 
 
-def order(dense=None, lexical=None, *, ceiling=10.0, settings=TIMELESS, limit=10):
-    arms = {name: arm for name, arm in (("dense", dense), ("lexical", lexical)) if arm is not None}
-    return [entry.id for entry in fuse(arms, ceiling, now=NOW, limit=limit, settings=settings)]
+def order(dense=None, lexical=None, words=None, *, ceiling=10.0, settings=TIMELESS, limit=10):
+    given = (("dense", dense), ("lexical", lexical), ("words", words))
+    arms = {name: arm for name, arm in given if arm is not None}
+    fused = fuse(arms, ceiling, ceiling, now=NOW, limit=limit, settings=settings)
+    return [entry.id for entry in fused]
 
 
 def test_a_code_found_in_one_text_ranks_it_above_similar_texts():
     dense = found(("alike", 0.45), ("near", 0.40), ("right", 0.35))
     assert order(dense, found(("right", 9.0), ("near", 1.0))) == ["right", "alike", "near"]
+
+
+def test_a_word_in_another_form_raises_a_text_that_shares_no_gram():
+    dense = found(("alike", 0.40), ("right", 0.35))
+    went = found(("right", 9.0))
+    assert order(dense, [], went) == ["right", "alike"]
+    assert order(dense, [], went, settings=FusionSettings(word_weight=0)) == ["alike", "right"]
+
+
+def test_words_and_grams_add_up_to_the_documented_score():
+    arms = {"dense": found(("a", 0.55)), "lexical": found(("a", 9.0)), "words": found(("a", 4.5))}
+    (both,) = fuse(arms, 10.0, 9.0, now=NOW, limit=1, settings=TIMELESS)
+    assert both.score == pytest.approx(1 - (1 - 0.5) * (1 - 0.4 * 0.9) * (1 - 0.3 * 0.5))
+
+
+def test_a_word_of_ten_texts_is_no_evidence():
+    """Ten texts have the same word, so it says nothing; grams count half of that."""
+    dense = found(("answer", 0.40), ("crowd0", 0.39))
+    crowd = found(*((f"crowd{number}", 5.0) for number in range(10)))
+    assert order(dense, [], crowd)[0] == "answer"
+    assert order(dense, [], crowd[:9])[0] == "crowd0"
+    assert order(dense, crowd)[0] == "crowd0"
 
 
 def test_chance_matches_do_not_change_the_dense_order():
@@ -100,9 +124,13 @@ def test_age_decides_between_equals_and_never_between_unequal_ones():
 
 
 def test_an_item_has_its_rank_in_each_arm():
-    arms = {"dense": found(("a", 0.5), ("b", 0.4)), "lexical": found(("b", 9.0))}
+    arms = {
+        "dense": found(("a", 0.5), ("b", 0.4)),
+        "lexical": found(("b", 9.0)),
+        "words": found(("b", 9.0), ("a", 1.0)),
+    }
     ranks = {entry.id: dict(entry.ranks) for entry in fuse(arms, 10.0, now=NOW, limit=5)}
-    assert ranks == {"a": {"dense": 1}, "b": {"dense": 2, "lexical": 1}}
+    assert ranks == {"a": {"dense": 1, "words": 2}, "b": {"dense": 2, "lexical": 1, "words": 1}}
 
 
 def test_an_item_found_by_several_chunks_counts_once():
@@ -115,19 +143,28 @@ arm = st.dictionaries(st.sampled_from("abcdefghij"), st.floats(-1, 1), max_size=
 lexical_arm = st.dictionaries(st.sampled_from("abcdefghijklm"), st.floats(0, 30), max_size=13)
 
 
-@given(arm, lexical_arm, st.floats(0, 40), st.integers(1, 20))
-def test_scores_are_in_the_unit_and_fall(dense, lexical, ceiling, limit):
+weights = st.builds(FusionSettings, lexical_weight=st.floats(0, 1), word_weight=st.floats(0, 1))
+
+
+@given(arm, lexical_arm, lexical_arm, st.floats(0, 40), st.integers(1, 20), weights)
+def test_scores_are_in_the_unit_and_fall(dense, lexical, words, ceiling, limit, settings):
     fused = fuse(
-        {"dense": found(*dense.items()), "lexical": found(*lexical.items())},
+        {
+            "dense": found(*dense.items()),
+            "lexical": found(*lexical.items()),
+            "words": found(*words.items()),
+        },
+        ceiling,
         ceiling,
         now=NOW,
         limit=limit,
+        settings=settings,
     )
     assert all(0 <= entry.score <= 1 for entry in fused)
     assert [entry.score for entry in fused] == sorted(
         (entry.score for entry in fused), reverse=True
     )
-    assert len(fused) == min(limit, len(dense.keys() | lexical.keys()))
+    assert len(fused) == min(limit, len(dense.keys() | lexical.keys() | words.keys()))
     assert len({entry.id for entry in fused}) == len(fused)
 
 
@@ -135,6 +172,8 @@ def test_scores_are_in_the_unit_and_fall(dense, lexical, ceiling, limit):
 def test_a_silent_lexical_arm_changes_nothing(dense, part):
     silent = dict.fromkeys(dense, part * 10)
     assert order(found(*dense.items()), found(*silent.items())) == order(found(*dense.items()), [])
+    both = order(found(*dense.items()), [], found(*silent.items()))
+    assert both == order(found(*dense.items()), [])
 
 
 @given(arm, lexical_arm, st.floats(0.01, 0.5))

@@ -11,6 +11,7 @@ from backends.memory.lexicon import upkeep as lexicon_upkeep
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.index import Lexicon
 from backends.memory.lexicon.postings import RECORD
+from backends.memory.lexicon.terms import terms
 from backends.memory.lexicon.upkeep import LexiconUpkeep
 from backends.memory.queue import EmbeddingQueue
 from backends.memory.records import MemoryStore
@@ -161,7 +162,7 @@ async def test_a_single_deleted_memory_leaves_the_postings_within_a_day(
     assert (await levels(database))[1] == held
     upkeep._swept_all_at -= lexicon_upkeep.SWEEP_ALL_EVERY_S + 1
     await upkeep.run()
-    assert (await levels(database))[1] == held - len(grams(texts()[7]))
+    assert (await levels(database))[1] == held - len(terms(texts()[7]))
     before = ranked(await search(database, "теплиця для насіння"))
     await upkeep.run()
     assert ranked(await search(database, "теплиця для насіння")) == before
@@ -190,6 +191,48 @@ async def test_terms_with_an_older_fingerprint_are_rebuilt(
     await newer.run()
     assert len(events.named("memory.lexicon_rebuilt")) == 1
     assert ranked(await search(database, "теплиця для насіння")) == rebuilt
+
+
+async def test_an_area_of_a_version_without_lemmas_is_searched_until_it_is_rebuilt(
+    database: Database, store: MemoryStore, events: RecordedEvents
+):
+    with pytest.MonkeyPatch.context() as older:
+        older.setattr("backends.memory.records.terms", grams)
+        older.setattr("backends.memory.lexicon.upkeep.fingerprint", lambda: "grams alone")
+        await store.add(remembered(900, "Увечері діти пішли до крамниці"))
+        await LexiconUpkeep(database, events).run()
+    await store.add(remembered(901, "Сусіди підуть до крамниці завтра"))
+    meanwhile = await search(database, "хто йшов у крамницю")
+    assert {"mem-0900", "mem-0901"} <= {found.id for found in meanwhile.candidates}
+    assert [found.id for found in meanwhile.words] == ["mem-0901"]
+    await LexiconUpkeep(database, events).run()
+    assert len(events.named("memory.lexicon_rebuilt")) == 1
+    rebuilt = await search(database, "хто йшов у крамницю")
+    assert {found.id for found in rebuilt.words} == {"mem-0900", "mem-0901"}
+    assert ranked(rebuilt) == ranked(meanwhile)
+
+
+INFLECTED = {
+    "кота": ("Де живе кіт?", "Вони завели сірого кота", "Кітель і кітч лежать окремо"),
+    "went": ("Where did they go?", "Both of them went to Kyiv", "The goal was gold"),
+    "mice": ("Whose is the mouse?", "Two mice ran off", "Mousse and mouthwash"),
+}
+
+
+@pytest.mark.parametrize("merged", ["unmerged", "merged"])
+@pytest.mark.parametrize("form", INFLECTED)
+async def test_another_form_of_a_word_is_found_by_its_lemma(
+    database: Database, store: MemoryStore, events: RecordedEvents, form: str, merged: str
+):
+    question, answer, alike = INFLECTED[form]
+    await store.add(remembered(900, answer))
+    await store.add(remembered(901, alike))
+    if merged == "merged":
+        await LexiconUpkeep(database, events).run()
+    found = await search(database, question)
+    assert [candidate.id for candidate in found.words] == ["mem-0900"]
+    assert found.words_ceiling > 0
+    assert found.candidates[0].id == "mem-0901"
 
 
 async def test_filters_before_and_after_scoring_give_the_same(

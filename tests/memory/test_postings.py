@@ -1,6 +1,6 @@
 """Records of the lexical index, and BM25 over them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.memory.lexicon.grams import grams
+from backends.memory.lexicon.lemmas import lemmas
 from backends.memory.lexicon.postings import (
     RECORD,
     bucket_of,
@@ -20,23 +21,32 @@ from backends.memory.lexicon.postings import (
     unpack,
 )
 from backends.memory.lexicon.scoring import Scored, ceiling, score, weigh
+from backends.memory.lexicon.terms import terms
 from benchmarks.memory.bm25 import bm25, length
 
 
 def search(
-    texts: Mapping[int, str], query: str, allowed: set[int] | None = None
+    texts: Mapping[int, str],
+    query: str,
+    allowed: set[int] | None = None,
+    cut: Callable[[str], dict[str, int]] = grams,
 ) -> tuple[Scored, dict[int, float], float]:
     """Returns the scoring of the postings, and scores and ceiling by BM25's definition."""
-    counted = {number: grams(text) for number, text in texts.items()}
-    records = unpack(b"".join(pack_terms(number, counts) for number, counts in counted.items()))
-    asked = grams(query)
+    lengths = {number: length(grams(text)) for number, text in texts.items()}
+    counted = {number: cut(text) for number, text in texts.items()}
+    records = unpack(b"".join(pack_terms(number, terms(text)) for number, text in texts.items()))
+    asked = cut(query)
     chunks, total = measure(records)
     passing = None if allowed is None else np.array(sorted(allowed), np.uint32)
     found = score(records, asked, chunks=chunks, length=total, allowed=passing, limit=100)
     frequencies = {gram: sum(gram in counts for counts in counted.values()) for gram in asked}
     question = weigh(asked, frequencies, len(texts))
-    average = sum(map(length, counted.values())) / len(texts)
-    expected = {number: bm25(question, counts, average) for number, counts in counted.items()}
+    average = sum(lengths.values()) / len(texts)
+    # A text is as long, relative to the others, as its grams are.
+    expected = {
+        number: bm25(question, counts, average * length(counts) / lengths[number])
+        for number, counts in counted.items()
+    }
     return (
         found,
         {number: points for number, points in expected.items() if points > 0},
@@ -53,6 +63,13 @@ def test_postings_score_as_bm25_is_defined(texts: list[str], query: str):
     found, expected, top = search(numbered, query)
     assert dict(zip(found.chunks, found.scores, strict=True)) == pytest.approx(expected)
     assert found.scores == sorted(found.scores, reverse=True)
+    assert found.ceiling == pytest.approx(top)
+
+
+@given(st.lists(sentence, min_size=1, max_size=12), sentence)
+def test_lemmas_score_as_bm25_is_defined(texts: list[str], query: str):
+    found, expected, top = search(dict(enumerate(texts, 7)), query, cut=lemmas)
+    assert dict(zip(found.chunks, found.scores, strict=True)) == pytest.approx(expected)
     assert found.ceiling == pytest.approx(top)
 
 

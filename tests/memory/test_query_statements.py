@@ -42,7 +42,7 @@ async def test_a_query_reads_the_areas_once(memory: Memory):
         "Правила каси",
     }
     found_by = {arm for item in answer["items"] for arm in item["explain"]["ranks"]}
-    assert found_by == {"dense", "lexical", "recent"}
+    assert found_by == {"dense", "lexical", "words", "recent"}
     assert sum("memory_areas" in statement for statement in seen) == 1
     for table in ("agent_memories", "memory_terms", "memory_events"):
         assert any(table in statement for statement in seen), table

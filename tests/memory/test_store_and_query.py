@@ -22,7 +22,7 @@ async def test_stored_fact_comes_back_first(memory: Memory):
     assert first["meta"]["author"] == "user:olha"
     assert first["meta"]["source"] == "matrix"
     assert first["meta"]["timestamp"]
-    assert set(first["explain"]["ranks"]) == {"dense", "lexical", "recent"}
+    assert set(first["explain"]["ranks"]) == {"dense", "lexical", "words", "recent"}
     assert "degraded" not in answer
 
 

@@ -7,7 +7,6 @@ Latin ones, so that names and loanwords match: `Мукачево` and Mukachevo,
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -17,12 +16,11 @@ from common.alphabet import one_alphabet
 GRAM = 4
 
 _BOUNDARY = "_"
-_PROBED = ((0x30, 0x250), (0x370, 0x530), (0x2010, 0x2070))
-"""Ranges of letters in the fingerprint: Latin, Greek and Cyrillic, and punctuation inside words."""
 _APOSTROPHES = str.maketrans(dict.fromkeys("’ʼ‘`´′＇", "'"))
 _INSIDE_WORD = re.compile(r"(?<=\w)'(?=\w)")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff\u0300\u0301]")
 _WORD = re.compile(r"[^\W_]+")
+_SPELLED_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _CYRILLIC = re.compile("[\u0400-\u04ff]")
 _LOOKALIKES = str.maketrans("aceiopxyk", "асеіорхук")
 """Latin letters that are typed in Cyrillic words by mistake, and the Cyrillic ones."""
@@ -33,15 +31,22 @@ def normalise(text: str) -> str:
 
     Stress marks, apostrophes inside words and invisible characters are removed.
     """
-    # Apostrophes first: one of them decomposes into a blank and a stress mark.
-    decomposed = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES)).casefold()
-    composed = unicodedata.normalize("NFC", _INVISIBLE.sub("", decomposed))
-    return _INSIDE_WORD.sub("", composed)
+    return _INSIDE_WORD.sub("", _folded(text))
 
 
 def words(text: str) -> list[str]:
     """Returns the words and numbers of `text`, normalised, in order."""
     return [_one_script(word) for word in _WORD.findall(normalise(text))]
+
+
+def spelled_words(text: str) -> list[str]:
+    """Returns `words(text)` with the apostrophes inside them, as dictionaries have them."""
+    return [_one_script(word) for word in _SPELLED_WORD.findall(_folded(text))]
+
+
+def is_cyrillic(word: str) -> bool:
+    """Whether `word` has a Cyrillic letter."""
+    return _CYRILLIC.search(word) is not None
 
 
 def grams(text: str) -> dict[str, int]:
@@ -59,20 +64,11 @@ def grams(text: str) -> dict[str, int]:
     return dict(counts)
 
 
-def fingerprint() -> str:
-    """Returns a hash of what `grams` makes of the letters of Latin, Greek and Cyrillic.
-
-    Areas record it with their terms. When a release cuts words differently, it changes, and upkeep
-    makes the terms again.
-    """
-    letters = [chr(code) for first, last in _PROBED for code in range(first, last)]
-    probe = " ".join(
-        word for letter in letters for word in (f"ab{letter}cd", f"дж{letter}щю", letter * 2)
-    )
-    return hashlib.sha256(repr(sorted(grams(f"{probe} don't п'ять").items())).encode()).hexdigest()[
-        :16
-    ]
+def _folded(text: str) -> str:
+    # Apostrophes first: one of them decomposes into a blank and a stress mark.
+    decomposed = unicodedata.normalize("NFKD", text.translate(_APOSTROPHES)).casefold()
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", decomposed))
 
 
 def _one_script(word: str) -> str:
-    return word.translate(_LOOKALIKES) if _CYRILLIC.search(word) else word
+    return word.translate(_LOOKALIKES) if is_cyrillic(word) else word

@@ -2,13 +2,13 @@
 
 A new chunk's terms are in `memory_terms` and are searched there at once. Upkeep merges them
 into the buckets of `memory_postings` (merging.py). A search reads the buckets of the question's
-grams, and all terms that are not merged yet.
+grams and lemmas, and all terms that are not merged yet; grams and lemmas are scored apart.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from backends.memory.areas import (
 )
 from backends.memory.candidates import DEEPEST, DISTINCT_ITEMS, are_enough, candidates_of, depths
 from backends.memory.lexicon.grams import grams
+from backends.memory.lexicon.lemmas import lemmas
 from backends.memory.lexicon.postings import (
     BUCKET_BITS,
     SUMMARY_BUCKET,
@@ -39,12 +40,14 @@ from contracts.memory.ports import Filters, ItemCandidate, LexicalAnswer, Search
 
 MAX_GRAMS = 128
 """Grams of a question that are looked up; the rest of a longer question is ignored."""
+MAX_WORDS = 32
+"""Different words of a question whose lemmas are looked up."""
 ALLOWED_ROWS = 20_000
 """Filters are applied before scoring while at most this many chunks pass, else afterwards."""
 TIMEOUT_S = 4.0
 THREAD_ABOVE_BYTES = 256 << 10
 BUDGET_BYTES = 2 << 20
-"""Postings read per area, about 190,000. The smallest buckets come first: grams over the budget are
+"""Postings read per area, about 190,000. The smallest buckets come first: terms over the budget are
 in so many chunks that they distinguish little."""
 
 UNMERGED_LEVEL = 0
@@ -87,33 +90,41 @@ class Lexicon(PostgresAdapter):
         self, scope: SearchScope, filters: Filters, query: str, limit: int
     ) -> LexicalAnswer:
         """Scores between two transactions, so no connection waits for it."""
-        question = dict(list(grams(query).items())[:MAX_GRAMS])
-        if not question:
+        questions = (
+            dict(list(grams(query).items())[:MAX_GRAMS]),
+            dict(list(lemmas(query).items())[:MAX_WORDS]),
+        )
+        if not any(questions):
             return LexicalAnswer()
         async with tenant_transaction(
             self._database, scope.tenant, timeout_s=TIMEOUT_S
         ) as connection:
-            rows = await _postings(connection, scope, question)
+            rows = await _postings(connection, scope, set().union(*questions))
             allowed = await _allowed(connection, scope, filters)
         size = sum(len(row["data"] or b"") for row in rows)
-        scored = (
-            _scored(rows, question, allowed)
+        by_grams, by_lemmas = (
+            _scored(rows, questions, allowed)
             if size < THREAD_ABOVE_BYTES
-            else await asyncio.to_thread(_scored, rows, question, allowed)
+            else await asyncio.to_thread(_scored, rows, questions, allowed)
         )
-        if not scored.chunks:
-            return LexicalAnswer(ceiling=scored.ceiling)
+        if not by_grams.chunks and not by_lemmas.chunks:
+            return LexicalAnswer(ceiling=by_grams.ceiling, words_ceiling=by_lemmas.ceiling)
         async with tenant_transaction(
             self._database, scope.tenant, timeout_s=TIMEOUT_S
         ) as connection:
-            candidates = await _candidates(connection, scope, filters, scored, limit)
-        return LexicalAnswer(candidates, scored.ceiling)
+            candidates, words = [
+                await _candidates(connection, scope, filters, scored, limit)
+                for scored in (by_grams, by_lemmas)
+            ]
+        return LexicalAnswer(candidates, by_grams.ceiling, words, by_lemmas.ceiling)
 
 
 def _scored(
-    rows: Iterable[Mapping[str, Any]], question: Mapping[str, int], allowed: Numbers | None
-) -> Scored:
-    """Scores what `_postings` read. Grams whose bucket was over the budget do not count."""
+    rows: Iterable[Mapping[str, Any]],
+    questions: Sequence[Mapping[str, int]],
+    allowed: Numbers | None,
+) -> list[Scored]:
+    """Scores each question by what `_postings` read. Terms over the budget do not count."""
     unmerged: list[bytes] = []
     merged: list[bytes] = []
     summaries: list[bytes] = []
@@ -128,30 +139,33 @@ def _scored(
             summaries.append(bytes(data))
         else:
             merged.append(bytes(data))
-    known = {
-        gram: count
-        for gram, count in question.items()
-        if not any((level, bucket_of(gram, level)) in skipped for level in BUCKET_BITS)
-    }
     fresh = unpack(b"".join(unmerged))
     fresh_chunks, fresh_length = measure(fresh)
     merged_chunks, merged_length = read_summaries(summaries)
-    return score(
-        np.concatenate([fresh, unpack(b"".join(merged))]),
-        known,
-        chunks=fresh_chunks + merged_chunks,
-        length=fresh_length + merged_length,
-        allowed=allowed,
-        limit=DEEPEST,
-    )
+    records = np.concatenate([fresh, unpack(b"".join(merged))])
+    return [
+        score(
+            records,
+            {
+                term: count
+                for term, count in question.items()
+                if not any((level, bucket_of(term, level)) in skipped for level in BUCKET_BITS)
+            },
+            chunks=fresh_chunks + merged_chunks,
+            length=fresh_length + merged_length,
+            allowed=allowed,
+            limit=DEEPEST,
+        )
+        for question in questions
+    ]
 
 
 async def _postings(
-    connection: Connection, scope: SearchScope, question: Iterable[str]
+    connection: Connection, scope: SearchScope, terms: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """Reads the unmerged terms, and the buckets of the question's grams on both levels."""
+    """Reads the unmerged terms, and the buckets of the question's terms on both levels."""
     first, second = (
-        sql.Literal([SUMMARY_BUCKET, *{bucket_of(gram, level) for gram in question}])
+        sql.Literal([SUMMARY_BUCKET, *{bucket_of(term, level) for term in terms}])
         for level in BUCKET_BITS
     )
     branches = []
@@ -188,6 +202,8 @@ async def _candidates(
     connection: Connection, scope: SearchScope, filters: Filters, scored: Scored, limit: int
 ) -> list[ItemCandidate]:
     """Returns the best different items. Chunks deleted since they were indexed have no row."""
+    if not scored.chunks:
+        return []
     where, values = conditions(filters)
     values |= {**identity(scope.tenant), "limit": limit}
     branches = [

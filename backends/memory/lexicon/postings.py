@@ -1,9 +1,12 @@
-"""The records of the lexical index: one per gram and chunk, in numpy arrays. Pure.
+"""The records of the lexical index: one per gram or lemma and chunk, in numpy arrays. Pure.
 
 A record is 11 bytes: the gram's CRC-32, the chunk's number, the chunk's length in grams, and how
 often the gram occurs there. The terms of a chunk and the buckets of merged postings are arrays of
 records, so any number of them can be read as one array. Two grams with the same CRC-32 count as the
 same gram: among a few million grams that is rarer than a typo.
+
+A lemma's record is like a gram's, with the length in grams, too: BM25 takes lengths relative to
+their average, which is the same in words. So a chunk has one length whatever its terms.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from backends.memory.lexicon.lemmas import MARK
 
 RECORD = np.dtype([("gram", "<u4"), ("chunk", "<u4"), ("length", "<u2"), ("count", "u1")])
 BUCKET_BITS = {1: 10, 2: 16}
@@ -30,13 +35,14 @@ def hashed(gram: str) -> int:
     return zlib.crc32(gram.encode())
 
 
-def pack_terms(chunk: int, grams: Mapping[str, int]) -> bytes:
+def pack_terms(chunk: int, terms: Mapping[str, int]) -> bytes:
     """Returns the records of one chunk."""
-    records = np.empty(len(grams), RECORD)
-    records["gram"] = [hashed(gram) for gram in grams]
+    records = np.empty(len(terms), RECORD)
+    records["gram"] = [hashed(term) for term in terms]
     records["chunk"] = chunk
-    records["length"] = min(sum(grams.values()), 0xFFFF)
-    records["count"] = [min(count, 0xFF) for count in grams.values()]
+    length = sum(count for term, count in terms.items() if not term.startswith(MARK))
+    records["length"] = min(length, 0xFFFF)
+    records["count"] = [min(count, 0xFF) for count in terms.values()]
     return records.tobytes()
 
 

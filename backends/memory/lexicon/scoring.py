@@ -1,4 +1,7 @@
-"""Weighs a question's grams and scores their records by BM25, as array operations. Pure."""
+"""Weighs a question's grams, or its lemmas, and scores their records by BM25. Pure.
+
+As array operations; grams and lemmas are scored apart, each by their own weights.
+"""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from backends.memory.areas import (
     predicate_of,
 )
 from backends.memory.lexicon import merging
-from backends.memory.lexicon.grams import fingerprint, grams
 from backends.memory.lexicon.postings import keep, pack_terms, unpack
+from backends.memory.lexicon.terms import fingerprint, terms
 from backends.postgres.pool import Database
 from contracts.events import EventLog
 from contracts.memory.ports import Area
@@ -78,7 +78,7 @@ class LexiconUpkeep:
         """Rebuilds, merges and sweeps the areas that are due.
 
         Once a day, and at the start, every area with a deleted chunk is due. An area whose texts
-        another version of the code cut into grams is rebuilt.
+        another version of the code cut into terms is rebuilt.
         """
         now = time.monotonic()
         sweep_all = self._swept_all_at is None or now - self._swept_all_at > SWEEP_ALL_EVERY_S
@@ -146,4 +146,4 @@ class LexiconUpkeep:
 
 
 def _terms(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return b"".join(pack_terms(row["chunk_no"], grams(row["content"])) for row in rows)
+    return b"".join(pack_terms(row["chunk_no"], terms(row["content"])) for row in rows)

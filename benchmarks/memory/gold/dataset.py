@@ -13,12 +13,11 @@ from typing import Any, Literal
 import yaml
 
 from backends.memory.lexicon.grams import words
+from backends.memory.lexicon.lemmas import STOP_WORDS
 from contracts.memory.items import text_of
 
 FOLDER = Path(__file__).parent
 Lang = Literal["uk", "en"]
-
-STOP_WORDS = frozenset((FOLDER / "stop_words.txt").read_text(encoding="utf-8").split())
 
 
 @dataclass(frozen=True)

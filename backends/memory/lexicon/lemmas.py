@@ -1,0 +1,52 @@
+"""Reduces words to their lemmas by simplemma's dictionaries. Pure.
+
+`went` and `go`, `кота` and `кіт` share a lemma, but hardly a gram. The script tells the language:
+Cyrillic words are looked up in Ukrainian, others in English. Names, codes and unknown words stay as
+they are.
+
+Stop words are left out. However common `when` and `who` are, few memories contain them: by rarity
+alone the question `When is…` would be most like a text that asks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+from simplemma.strategies import DefaultStrategy
+
+from backends.memory.lexicon.grams import is_cyrillic, normalise, spelled_words
+
+MARK = "="
+"""Begins every lemma, so that none equals a gram; no word contains it."""
+LONGEST = 40
+"""Letters of a word that is looked up; a longer one is a code, and would fill the cache."""
+STOP_WORDS = frozenset(
+    Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8").split()
+)
+"""Words that carry no meaning of their own, Ukrainian and English, normalised."""
+_CACHED_WORDS = 50_000
+
+_dictionaries = DefaultStrategy()
+
+
+def lemmas(text: str) -> dict[str, int]:
+    """Returns the marked lemmas of the words of `text` and how often each occurs."""
+    found = (_lemma(word) for word in spelled_words(text))
+    return dict(Counter(MARK + lemma for lemma in found if lemma not in _stop_lemmas()))
+
+
+def _lemma(word: str) -> str:
+    return _looked_up(word) if len(word) <= LONGEST else normalise(word)
+
+
+@lru_cache(_CACHED_WORDS)
+def _looked_up(word: str) -> str:
+    found = _dictionaries.get_lemma(word, "uk" if is_cyrillic(word) else "en")
+    return normalise(found or word)  # dictionaries have capitals and stress marks
+
+
+@lru_cache
+def _stop_lemmas() -> frozenset[str]:
+    return frozenset(map(_lemma, STOP_WORDS))
