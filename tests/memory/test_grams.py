@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.memory.lexicon.grams import GRAM, grams, normalise, words
-from backends.memory.lexicon.index import MAX_GRAMS
+from backends.memory.lexicon.index import MAX_GRAMS, MAX_WORDS
 from backends.memory.lexicon.scoring import K1, MAX_QUERY_GRAMS, ceiling, rarity, weigh
 from benchmarks.memory.bm25 import bm25, length
 from contracts.memory.api import MAX_QUERY_CHARS
@@ -120,7 +120,7 @@ def test_long_questions_are_bounded():
             "MEMORY_ORCHESTRATOR_SPEC.md",
             (
                 f"| query | {MAX_QUERY_CHARS:,} characters; of its first {MAX_GRAMS} grams the "
-                f"{MAX_QUERY_GRAMS} rarest are looked for | 400 |"
+                f"{MAX_QUERY_GRAMS} rarest are looked for, and its first {MAX_WORDS} words | 400 |"
             ),
         ),
         (

@@ -2,6 +2,11 @@
 
 import asyncio
 
+import pytest
+
+from backends.memory.lexicon.index import Lexicon
+from contracts.errors import DatabaseUnavailable
+from contracts.memory.ports import LexicalAnswer
 from tests.support.memory.application import BORYS, SOFIA, Memory, eventually, succeeded
 from tests.support.memory.hashing_embedder import HashingEmbedder
 
@@ -176,6 +181,21 @@ async def test_without_the_embedder_the_other_arms_answer(
         "Пароль від воріт змінено",
         "Ворота зачиняють опівночі",
     }
+
+
+async def test_without_the_lexical_index_neither_grams_nor_words_answer(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+):
+    await memory.store("Кота звати Гвинтик")
+
+    async def refuse(*_: object) -> LexicalAnswer:
+        raise DatabaseUnavailable("the statement took too long")
+
+    monkeypatch.setattr(Lexicon, "search", refuse)
+    answer = await memory.query("кіт", explain=True)
+    assert answer["degraded"] == ["lexical"]
+    (item,) = answer["items"]
+    assert set(item["explain"]["ranks"]) == {"dense", "recent"}
 
 
 async def test_embedding_follows_when_the_embedder_returns(
