@@ -44,8 +44,11 @@ class Period:
 def periods(text: str, now: datetime, zone: ZoneInfo) -> list[Period]:
     """Returns the periods that `text` names, in its order, at most `MOST`.
 
-    A month or a day without its year is the latest one that is not after `now`.
+    A month or a day without its year is the latest one that is not after `now`. Nothing is read
+    where `now` is not between 1971 and 2099.
     """
+    if not 1970 < now.year < 2100:
+        return []  # a caller's `until` may be at the calendar's edge
     letters, values = read_words(text)
     today = now.astimezone(zone).date().toordinal()
     spans = [_span(one, letters, today) for one in _expressions(letters, values, today)]

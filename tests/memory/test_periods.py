@@ -119,7 +119,7 @@ DAYS = "понеділок вівторок середу четвер п'ятн�
 dates = st.dates(date(1970, 1, 1), date(2099, 12, 31))
 
 
-@given(dates, dates)
+@given(dates, st.dates(date(1971, 1, 1), date(2099, 12, 31)))
 def test_a_date_is_the_same_in_every_spelling(named, asked):
     month, day = MONTHS.split()[named.month - 1], named.day
     english = f"{named:%B}"
@@ -144,6 +144,14 @@ def test_a_date_without_year_and_a_weekday_are_the_latest_until_today(named, ask
     (period,) = periods(f"хто був там у {DAYS.split()[named.weekday()]}?", now, KYIV)
     assert period.begin.weekday() == named.weekday()
     assert timedelta() <= asked - period.begin.date() < timedelta(days=7)
+
+
+@pytest.mark.parametrize(
+    "now", [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
+)
+def test_at_the_calendars_edges_nothing_is_read(now):
+    for zone in ("America/New_York", "Pacific/Apia"):
+        assert periods("вчора, two weeks ago, через 999 тижнів", now, ZoneInfo(zone)) == []
 
 
 words = st.sampled_from(sorted(LEXICON)) | st.sampled_from(
