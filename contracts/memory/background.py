@@ -75,7 +75,11 @@ class DocumentFile:
 
 
 class UnreadableFile(ValueError):
-    """A file that cannot be indexed; the message is the reason, without a path."""
+    """A file that cannot be indexed, or not now; the message is the reason, without a path."""
+
+    def __init__(self, reason: str, *, for_now: bool = False) -> None:
+        super().__init__(reason)
+        self.for_now = for_now
 
 
 class DocumentFolders(Protocol):

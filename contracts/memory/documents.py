@@ -103,7 +103,6 @@ class DocumentConverter(Protocol):
     async def convert(self, path: str, data: bytes) -> Sequence[DocumentPart]:
         """Returns the parts of a file, whose kind is that of its suffix.
 
-        Raises:
-            UnreadableFile: it is damaged, hostile, too large, protected, or has no text.
-            Unavailable: it cannot be converted now.
+        Raises UnreadableFile where it is damaged, hostile, too large, protected, or has no text;
+        and for now, where it cannot be converted at present.
         """

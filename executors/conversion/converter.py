@@ -11,7 +11,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from configs.tools import ConfiguredSecrets
 from contracts.deadline import Deadline
-from contracts.errors import Unavailable
 from contracts.events import EventLog
 from contracts.memory.background import UnreadableFile
 from contracts.memory.documents import PLAIN, DocumentPart, kind_of
@@ -66,11 +65,10 @@ class SandboxedConverter:
         args = {"kind": kind, "data": encoded.decode()}
         deadline = Deadline.after(_TOOL.timeout_s)
         outcome = await executor.execute(Execution(_TOOL, args, {}, _TOOL.id, deadline, _TOOL.id))
-        reason = (outcome.error or "").replace("the tool", "the converter")
-        if outcome.error_kind == "unavailable" or outcome.retryable:
-            raise Unavailable(f"documents cannot be converted now: {reason}")
         if not outcome.ok:
-            raise UnreadableFile(f"it cannot be read as {kind}: {reason}")
+            reason = (outcome.error or "").replace("the tool", "the converter")
+            for_now = outcome.retryable or outcome.error_kind == "unavailable"
+            raise UnreadableFile(f"it cannot be read as {kind}: {reason}", for_now=for_now)
         return self._checked(outcome.result)
 
     async def _started(self) -> PythonToolExecutor:

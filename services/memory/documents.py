@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from contracts.errors import Conflict, InvalidRequest, NotFound, OverLimit
+from contracts.errors import Conflict, InvalidRequest, NotFound, OverLimit, Overloaded, Unavailable
 from contracts.identity import Page
 from contracts.memory.background import Document, UnreadableFile
 from contracts.memory.documents import (
@@ -19,6 +19,10 @@ from contracts.memory.documents import (
 from services.access.quotas import Quotas
 from services.memory.indexing import Indexing, Run
 
+AT_ONCE = 4
+"""Uploads that a replica works on; others wait, with their bodies in memory."""
+WAIT_S = 60.0
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -26,6 +30,7 @@ class Documents:
 
     indexing: Indexing
     quotas: Quotas
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     def most_bytes(self, path: str) -> int:
         """Returns how large a document of this path may be."""
@@ -38,8 +43,19 @@ class Documents:
             InvalidRequest: it cannot be read as what its suffix says.
             OverLimit: a new document is over the microDAO's quota.
             Conflict: something else is in its place, or it was removed meanwhile.
+            Overloaded: too many uploads wait.
             Unavailable: it cannot be converted now.
         """
+        try:
+            await asyncio.wait_for(self.slots.acquire(), WAIT_S)
+        except TimeoutError:
+            raise Overloaded("too many documents arrive: retry later", retry_after_s=5) from None
+        try:
+            return await self._put(name, data)
+        finally:
+            self.slots.release()
+
+    async def _put(self, name: DocumentName, data: bytes) -> DocumentAnswer:
         store, microdao_id = self.indexing.documents, name.microdao_id
         known = await store.find(microdao_id, name.path)
         if known is None:
@@ -50,7 +66,8 @@ class Documents:
             try:
                 run.converted[version] = await self.indexing.converter.convert(name.path, data)
             except UnreadableFile as error:
-                raise InvalidRequest(f"`{name.path}`: {error}") from None
+                refusal = Unavailable if error.for_now else InvalidRequest
+                raise refusal(f"`{name.path}`: {error}") from None
         file = await self.indexing.folders.write(microdao_id, name.path, data)
         await self.indexing.file(run, run.folders[0], file)
         stored = await store.page(microdao_id, path=name.path)

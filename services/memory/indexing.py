@@ -10,7 +10,6 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from contracts.errors import Unavailable
 from contracts.events import EventLog
 from contracts.memory.administration import RefusedFile, ReindexReport
 from contracts.memory.background import (
@@ -22,7 +21,6 @@ from contracts.memory.background import (
 )
 from contracts.memory.documents import (
     MAX_DOCUMENTS,
-    PLAIN,
     DocumentConverter,
     DocumentPart,
     kind_of,
@@ -129,10 +127,8 @@ class Indexing:
             return await self._index(run, folder, file, document)
         except UnreadableFile as error:
             run.refuse(file.path, str(error))
-            if document is not None:  # no longer readable: remove its indexed text
-                run.missing[file.path] = document
-        except Unavailable as error:
-            run.refuse(file.path, error.message)
+            if document is not None and not error.for_now:
+                run.missing[file.path] = document  # its indexed text is removed
         return False
 
     async def _index(
@@ -187,6 +183,6 @@ class Indexing:
         try:
             return await self.converter.convert(file.path, data)
         except UnreadableFile as error:
-            if kind_of(file.path) not in PLAIN:  # which cost next to nothing
+            if not error.for_now:
                 self._refused[run.microdao_id, file] = str(error)
             raise

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from contracts.errors import Unavailable
 from contracts.memory.background import UnreadableFile
 from contracts.memory.documents import DocumentPart
 from executors.conversion import converter as conversion
@@ -128,8 +127,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_a_hostile_file_is_refused_with_the_reason(converter, name):
     made, reason = HOSTILE[name]
-    with pytest.raises(UnreadableFile, match=reason):
+    with pytest.raises(UnreadableFile, match=reason) as refused:
         await converter.convert(name, made())
+    assert not refused.value.for_now
 
 
 BOUNDED: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -171,6 +171,7 @@ async def test_below_the_floor_no_file_is_converted(events, monkeypatch):
 
     monkeypatch.setattr(conversion, "probe_tiers", probed)
     weak = SandboxedConverter(events, characters=CHARACTERS, floor="landlock")
-    with pytest.raises(Unavailable, match="isolation tier `landlock`"):
+    with pytest.raises(UnreadableFile, match="isolation tier `landlock`") as refused:
         await weak.convert("a.pdf", pdf("x"))
+    assert refused.value.for_now
     assert await weak.convert("a.md", b"x") == [DocumentPart(text="x")]

@@ -4,6 +4,7 @@ Whatever their order, the index ends as the files are. Each test stops one of th
 """
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from backends.memory.documents import DocumentTables
 from executors.conversion.converter import SandboxedConverter
 from services.memory.indexing import Indexing
 from tests.support.events import RecordedEvents
@@ -70,6 +72,19 @@ def before_writing(monkeypatch: pytest.MonkeyPatch) -> Gate:
         await file(self, *arguments)
 
     monkeypatch.setattr(Indexing, "file", gated)
+    return gate
+
+
+@pytest.fixture
+def before_removal(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """A gate before rows of a document are removed."""
+    gate, remove_rows = Gate(), DocumentTables.remove
+
+    async def gated(self: DocumentTables, *arguments: Any) -> int:
+        await gate.passed()
+        return await remove_rows(self, *arguments)
+
+    monkeypatch.setattr(DocumentTables, "remove", gated)
     return gate
 
 
@@ -134,20 +149,13 @@ async def test_an_upload_into_a_folder_that_a_run_did_not_find_stays(
     memory, other, after_conversion
 ):
     await put(memory, "a.md", "документ перший")
-    await remove(memory, "a.md")
     folder = memory.data_dir / "kb/microdao/microdao%3A7"
-    folder.rmdir()
-    shared = memory.data_dir / "kb/shared"
-    shared.mkdir(parents=True)
-    (shared / "s.md").write_text("спільний", "utf-8")
-    await put(memory, "b.md", "документ другий")
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    run = other.post("/kb/reindex", {})
-    async with after_conversion.holding(run):
-        await put(memory, "b.md", "документ третій")
-    assert (await indexed(memory))["b.md"] == ["документ третій"]
+    shutil.rmtree(folder)
+    (folder.parent / "microdao%3A1").mkdir()  # its turn is before
+    (folder.parent / "microdao%3A1" / "x.md").write_text("чуже", "utf-8")
+    async with after_conversion.holding(other.post("/kb/reindex", {})):
+        await put(memory, "a.md", "документ другий")
+    assert await indexed(memory) == {"a.md": ["документ другий"]} == files(memory)
 
 
 async def test_a_document_that_is_deleted_during_a_run_does_not_come_back(
@@ -168,10 +176,10 @@ async def test_an_unchanged_upload_of_a_document_that_is_deleted_meanwhile_is_in
     await put(memory, "a.md", "документ перший")
     folder = memory.data_dir / "kb/microdao/microdao%3A7"
     async with before_writing.holding(put(memory, "a.md", "документ перший")) as upload:
-        draft = (folder / "a.md").read_bytes()  # the file of the upload is there
+        (folder / "a.md").rename(folder / ".a.md")  # as if it came after the deletion of the file
         await remove(other, "a.md")
-        (folder / "a.md").write_bytes(draft)
-    assert upload.result()["outcome"] in {"added", "changed"}
+        (folder / ".a.md").rename(folder / "a.md")
+    assert upload.result()["outcome"] == "added"
     assert await indexed(memory) == {"a.md": ["документ перший"]} == files(memory)
 
 
@@ -184,6 +192,13 @@ async def test_an_upload_that_is_deleted_before_it_is_indexed_says_so(
         await remove(other, "a.md")
     assert answer.result().status_code == 409
     assert await indexed(memory) == {}
+
+
+async def test_an_upload_during_its_deletion_is_indexed(memory, other, before_removal):
+    await put(memory, "a.md", "документ перший")
+    async with before_removal.holding(remove(other, "a.md")):  # the file is gone, its rows are not
+        await put(memory, "a.md", "документ другий")
+    assert await indexed(memory) == {"a.md": ["документ другий"]} == files(memory)
 
 
 async def test_a_file_that_is_uploaded_and_moved_by_a_run_at_a_time_is_one_document(

@@ -1,5 +1,6 @@
 """`/documents`: uploads into a microDAO's knowledge base, their list and their removal."""
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ import httpx
 import pytest
 
 from configs.memory import MemorySettings
+from executors.python.tiers import HostTiers
+from services.memory import documents
 from tests.support.events import RecordedEvents
 from tests.support.memory.application import (
     SOFIA,
@@ -58,7 +61,7 @@ async def test_an_upload_is_found_listed_replaced_and_deleted(
     assert first["outcome"] == "added"
     assert (first["path"], first["chunks"], first["pages"]) == ("handbook/правила.pdf", 2, 2)
     assert len(first["version"]) == 64
-    (hit,) = await hits(memory, "кворум")
+    hit, *_ = await hits(memory, "кворум")
     assert (hit["content"], hit["meta"]["page"], hit["meta"]["tree"]) == ("Кворум", 2, "microdao")
     assert await found(memory, "кворум", STRANGER) == []
 
@@ -217,6 +220,34 @@ async def test_an_upload_over_the_quota_is_refused_before_it_is_stored(
         succeeded(await put(memory, "c.md", "c"))
         names = {path.name for path in tmp_path.glob("kb/microdao/microdao%3A7/*")}
         assert names == {"a.md", "c.md"}
+
+
+async def test_few_uploads_run_others_wait_and_not_for_ever(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(documents, "WAIT_S", 0.2)
+    slots = memory.runtime.cases.documents.slots
+    for _ in range(documents.AT_ONCE):
+        await slots.acquire()
+    refused = await put(memory, "a.md", "текст")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+    monkeypatch.setattr(documents, "WAIT_S", 60)
+    waiting = asyncio.ensure_future(put(memory, "a.md", "текст"))
+    slots.release()
+    assert succeeded(await waiting)["outcome"] == "added"
+    assert (await put(memory, "a.md", b"\xff")).status_code == 400
+    assert succeeded(await put(memory, "a.md", "інше"))["outcome"] == "changed"
+
+
+async def test_while_the_sandbox_is_away_uploads_are_refused_for_now(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+):
+    succeeded(await put(memory, "a.pdf", pdf("Статут")))
+    monkeypatch.setattr(memory.runtime._converter._executor, "_tiers", HostTiers(()))
+    refused = await put(memory, "a.pdf", pdf("Правила"))
+    assert (refused.status_code, refused.json()["error"]["retryable"]) == (503, True)
+    assert succeeded(await put(memory, "b.md", "Правила"))["outcome"] == "added"
+    assert sorted(await found(memory, "статут правила")) == ["Правила", "Статут"]
 
 
 async def test_uploads_are_erased_with_their_microdao(memory: Memory):
