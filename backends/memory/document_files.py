@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import secrets
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, unquote
 
-from contracts.errors import Conflict
+from contracts.errors import Conflict, Unavailable
 from contracts.memory.administration import RefusedFile
 from contracts.memory.background import DocumentFile, UnreadableFile
 from contracts.memory.documents import MAX_DOCUMENTS, PLAIN, kind_of
@@ -24,6 +25,7 @@ from contracts.values import is_storable
 MAX_REFUSED = 1_000
 DRAFT = ".upload-"
 DRAFT_S = 3_600.0
+IN_THE_WAY = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
 
 
 class DocumentFiles:
@@ -58,13 +60,12 @@ class DocumentFiles:
         return data, await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
 
     async def write(self, microdao_id: str, path: str, data: bytes) -> DocumentFile:
-        try:
+        with _translated(path):
             return await asyncio.to_thread(_write, self.home(microdao_id), path, data)
-        except OSError as error:
-            raise Conflict(f"`{path}` cannot be written: {_reason(error)}") from None
 
     async def unlink(self, folder: Path, path: str) -> bool:
-        return await asyncio.to_thread(_unlink, folder, path)
+        with _translated(path):
+            return await asyncio.to_thread(_unlink, folder, path)
 
     async def remove(self, folder: Path) -> None:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -173,8 +174,9 @@ def _write(root: Path, path: str, data: bytes) -> DocumentFile:
     draft, now = f"{DRAFT}{secrets.token_hex(8)}", time.time_ns()
     with _parent(root, path, make=True) as folder:
         created = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, dir_fd=folder)
-        with os.fdopen(created, "wb", buffering=0) as file:
+        with os.fdopen(created, "wb") as file:
             file.write(data)
+            file.flush()
             # By the kernel's clock two files within one tick would have the same time.
             os.utime(created, ns=(now, now))
             os.fsync(created)
@@ -185,16 +187,26 @@ def _write(root: Path, path: str, data: bytes) -> DocumentFile:
 
 
 def _unlink(root: Path, path: str) -> bool:
-    removed = False
-    with suppress(OSError):  # such as: the folder is not empty
+    try:
         with _parent(root, path) as folder:
             os.unlink(_name(path), dir_fd=folder)
-        removed = True
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    with suppress(OSError):  # the first of them is not empty
         while "/" in path:
             path = path.rpartition("/")[0]
             with _parent(root, path) as folder:
                 os.rmdir(_name(path), dir_fd=folder)
-    return removed
+    return True
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        refusal = Conflict if error.errno in IN_THE_WAY else Unavailable
+        raise refusal(f"`{path}` cannot be written: {_reason(error)}") from None
 
 
 def _open(root: Path, path: str) -> BinaryIO:

@@ -104,10 +104,18 @@ class DocumentFolders(Protocol):
         """Returns how large a file of this path may be."""
 
     async def write(self, microdao_id: str, path: str, data: bytes) -> DocumentFile:
-        """Writes the file into the microDAO's `home`, at once and durably. Raises Conflict."""
+        """Writes the file into the microDAO's `home`, at once and durably.
+
+        Raises:
+            Conflict: a folder, a file or a symbolic link is in its way.
+            Unavailable: the disk is full, or not writable.
+        """
 
     async def unlink(self, folder: Path, path: str) -> bool:
-        """Deletes a file, and folders that are empty then; False if there is none."""
+        """Deletes a file, and folders that are empty then; False if there is none.
+
+        Raises Unavailable where the disk is not writable.
+        """
 
     async def remove(self, folder: Path) -> None:
         """Deletes the folder with everything in it."""

@@ -6,6 +6,8 @@ import contextlib
 import httpx
 import pytest
 
+from tests.support.memory.documents import pdf
+
 pytestmark = [pytest.mark.graph, pytest.mark.timeout(360, func_only=True)]
 
 PATH = "/internal/agent-memory"
@@ -146,6 +148,36 @@ async def test_a_summary_is_written_by_the_model_behind_the_real_proxy(client):
         )
 
     assert await until(accounted)
+
+
+async def test_a_document_is_uploaded_converted_and_found(client):
+    """Through the real ingress, in the sandbox of a replica, and embedded by the real model."""
+    tenant = {"agent_id": "agent:sofia", "microdao_id": "microdao:documents"}
+    query = {"microdao_id": tenant["microdao_id"], "path": "збори/правила.pdf"}
+    pages = ("Кворум зборів становить дві третини голосів.", "Ключі від майстерні в Ореста.")
+
+    async def uploaded():
+        answer = await client.put(
+            f"{PATH}/documents",
+            params=query,
+            content=pdf(*pages) + b"\n% filler" * (1 << 20),  # larger than any JSON body may be
+            headers={"Content-Type": "application/pdf"},
+            timeout=120,
+        )
+        assert answer.status_code in {200, 503}, answer.text
+        return answer.json() if answer.status_code == 200 else None
+
+    assert (await until(uploaded))["pages"] == 2
+
+    async def embedded():
+        found = await client.get(f"{PATH}/documents", params={"microdao_id": tenant["microdao_id"]})
+        return found.json()["items"][0]["waiting"] == 0
+
+    await until(embedded)
+    answer = await client.post(f"{PATH}/query", json={**tenant, "query": "у кого ключі?"})
+    first = answer.json()["items"][0]
+    assert (first["content"], first["meta"]["page"]) == (pages[1], 2)
+    assert (await client.delete(f"{PATH}/documents", params=query)).status_code == 200
 
 
 async def test_the_whole_graphs_health_names_the_embedder(client):

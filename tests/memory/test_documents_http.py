@@ -1,6 +1,7 @@
 """`/documents`: uploads into a microDAO's knowledge base, their list and their removal."""
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Mapping
@@ -184,6 +185,25 @@ async def test_links_and_folders_in_the_way_are_not_followed(memory: Memory, tmp
     assert [path.name for path in outside.iterdir()] == ["secret.md"]
     assert (outside / "secret.md").read_text(encoding="utf-8") == "таємниця"
     assert await found(memory, "замість таємниця") == ["замість посилання"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+async def test_a_disk_that_refuses_is_said_and_nothing_changes(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, code: int
+):
+    succeeded(await put(memory, "a.md", "Статут"))
+
+    def refusing(*_arguments: Any, **_options: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", refusing)
+        disk.setattr(os, "unlink", refusing)
+        for refused in (await put(memory, "a.md", "Правила"), await remove(memory, "a.md")):
+            assert (refused.status_code, refused.json()["error"]["retryable"]) == (503, True)
+            assert str(memory.data_dir) not in refused.text
+    assert await found(memory, "статут") == ["Статут"]
+    assert succeeded(await put(memory, "a.md", "Правила"))["outcome"] == "changed"
 
 
 async def test_a_document_in_several_folders_of_one_microdao_is_deleted_in_all(memory: Memory):
