@@ -129,7 +129,10 @@ class LexicalIndex(Protocol):
     async def search(
         self, scope: SearchScope, filters: Filters, query: str, limit: int
     ) -> LexicalAnswer:
-        """Returns the best items; equal texts and `limit` as in DenseIndex."""
+        """Returns the best items; equal texts and `limit` as in DenseIndex.
+
+        By lemmas at most 20.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ MAX_GRAMS = 128
 """Grams of a question that are looked up; the rest of a longer question is ignored."""
 MAX_WORDS = 32
 """Different words of a question whose lemmas are looked up."""
+WORD_CANDIDATES = 20
+"""Items by lemmas, at most. Fusion counts those better than the tenth, and at least half come."""
 ALLOWED_ROWS = 20_000
 """Filters are applied before scoring while at most this many chunks pass, else afterwards."""
 TIMEOUT_S = 4.0
@@ -112,10 +114,9 @@ class Lexicon(PostgresAdapter):
         async with tenant_transaction(
             self._database, scope.tenant, timeout_s=TIMEOUT_S
         ) as connection:
-            candidates, words = [
-                await _candidates(connection, scope, filters, scored, limit)
-                for scored in (by_grams, by_lemmas)
-            ]
+            candidates = await _candidates(connection, scope, filters, by_grams, limit)
+            most = min(limit, WORD_CANDIDATES)
+            words = await _candidates(connection, scope, filters, by_lemmas, most)
         return LexicalAnswer(candidates, by_grams.ceiling, words, by_lemmas.ceiling)
 
 
