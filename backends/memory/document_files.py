@@ -170,18 +170,23 @@ def _read(root: Path, path: str, max_bytes: int) -> bytes:
 
 def _write(root: Path, path: str, data: bytes) -> DocumentFile:
     """Writes a draft and renames it, so that nobody reads half a file."""
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft, now = f"{DRAFT}{secrets.token_hex(8)}", time.time_ns()
     with _parent(root, path, make=True) as folder:
-        created = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, dir_fd=folder)
-        with os.fdopen(created, "wb") as file:
-            file.write(data)
-            file.flush()
-            # By the kernel's clock two files within one tick would have the same time.
-            os.utime(created, ns=(now, now))
-            os.fsync(created)
-            status = os.fstat(created)
-        os.rename(draft, _name(path), src_dir_fd=folder, dst_dir_fd=folder)
+        created = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
+        try:
+            with os.fdopen(created, "wb") as file:
+                file.write(data)
+                file.flush()
+                # By the kernel's clock two files within one tick would have the same time.
+                os.utime(created, ns=(now, now))
+                os.fsync(created)
+                status = os.fstat(created)
+            os.rename(draft, _name(path), src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(draft, dir_fd=folder)
+            raise
         os.fsync(folder)
     return DocumentFile(path, status.st_size, status.st_mtime_ns)
 
@@ -227,7 +232,7 @@ def _parent(root: Path, path: str, *, make: bool = False) -> Iterator[int]:
         for part in path.split("/")[:-1]:
             if make:
                 with suppress(FileExistsError):
-                    os.mkdir(part, dir_fd=descriptor)
+                    os.mkdir(part, 0o700, dir_fd=descriptor)
             opened = os.open(part, flags, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = opened

@@ -91,7 +91,7 @@ class DocumentPart(Frozen):
     """A page of a document (from 1), or the whole text of one without pages."""
 
     text: Annotated[str, AfterValidator(storable)]
-    page: Annotated[int, Field(ge=1)] | None = None
+    page: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
 class DocumentConverter(Protocol):

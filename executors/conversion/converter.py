@@ -6,8 +6,9 @@ import asyncio
 import base64
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from configs.tools import ConfiguredSecrets
 from contracts.deadline import Deadline
@@ -16,6 +17,7 @@ from contracts.memory.background import UnreadableFile
 from contracts.memory.documents import PLAIN, DocumentPart, kind_of
 from contracts.tools.api import MAX_RESULT_BYTES, Execution, IsolationTier, ToolDefinition
 from contracts.values import is_storable
+from executors.conversion.formats import MAX_PAGES
 from executors.python.executor import PythonLimits, PythonToolExecutor
 from executors.python.packages import Packages, site_packages
 from executors.python.tiers import probe_tiers
@@ -32,7 +34,7 @@ _TOOL = ToolDefinition(
     effect="read",
     max_result_bytes=MAX_RESULT_BYTES,
 )
-_PARTS = TypeAdapter(list[DocumentPart])
+_PARTS = TypeAdapter(Annotated[list[DocumentPart], Field(max_length=MAX_PAGES)])
 
 
 class SandboxedConverter:
@@ -69,7 +71,7 @@ class SandboxedConverter:
             reason = (outcome.error or "").replace("the tool", "the converter")
             for_now = outcome.retryable or outcome.error_kind == "unavailable"
             raise UnreadableFile(f"it cannot be read as {kind}: {reason}", for_now=for_now)
-        return self._checked(outcome.result)
+        return await asyncio.to_thread(self._checked, outcome.result)
 
     async def _started(self) -> PythonToolExecutor:
         async with self._starting:

@@ -11,6 +11,8 @@ from typing import Any
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?([\w:.-]{1,40})", re.IGNORECASE)
 _MARKS = re.compile(r"[\x02\ufffe]\s*|\0")
 """PDFium's marks for the hyphen of a word that continues on the next line, and NUL."""
+MAX_PAGES = 10_000
+"""A small file can name one page any number of times."""
 
 Part = dict[str, Any]
 
@@ -28,6 +30,8 @@ def _pdf(data: bytes) -> Iterator[Part]:
     import pypdfium2  # noqa: PLC0415  # each kind loads its own library
 
     for number, page in enumerate(pypdfium2.PdfDocument(data), 1):
+        if number > MAX_PAGES:
+            raise ValueError(f"more than {MAX_PAGES} pages")
         text = page.get_textpage().get_text_range().replace("\r\n", "\n")
         yield {"text": _MARKS.sub("", text), "page": number}
         page.close()

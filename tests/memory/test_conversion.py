@@ -76,6 +76,10 @@ def entities(*declared: str) -> bytes:
     return docx(document=[document_xml(["&last;"], f"<!DOCTYPE x [{''.join(declared)}]>")])
 
 
+def _same_page() -> bytes:
+    return b"3 0 R " * 10_001
+
+
 ENCRYPTION = b"/Encrypt << /Filter /Standard /V 1 /R 2 /O <%s> /U <%s> /P -4 >> /ID [<00> <00>]"
 EMPTY = "no text"
 BROKEN = "cannot be read as"
@@ -113,6 +117,12 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: pdf("x", replaced={2: b"<< /Type /Pages /Count 2000000000 /Kids [2 0 R 2 0 R] >>"}),
         BROKEN,
     ),
+    "repeats.pdf": (
+        lambda: pdf(
+            "x", replaced={2: b"<< /Type /Pages /Count 10001 /Kids [%s] >>" % _same_page()}
+        ),
+        "more than 10000 pages",
+    ),
     "nested.pdf": (lambda: pdf("x", replaced={1: b"[" * 1_000_000}), BROKEN),
     "inflates.pdf": (lambda: pdf(("x" * 1_000 + "\n") * 5_000, compress=True), EXHAUSTED),
     "long.pdf": (lambda: pdf("x" * 999, *["y" * 999] * 120), LONG),
@@ -147,6 +157,24 @@ async def test_a_strange_file_is_read_as_far_as_it_goes(converter, name):
     made, text = BOUNDED[name]
     (part,) = await converter.convert(name, made())
     assert part.text == text
+
+
+@pytest.mark.parametrize(
+    "parts", [[{"text": "x", "page": 1}] * 10_001, [{"text": "x", "page": 2**31}]]
+)
+async def test_an_answer_of_the_child_beyond_the_bounds_is_refused(converter, monkeypatch, parts):
+    class Answer:
+        ok, result = True, parts
+
+    class Executor:
+        async def execute(self, _execution: object) -> Answer:
+            return Answer()
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr(converter, "_executor", Executor())
+    with pytest.raises(UnreadableFile, match="cannot be stored"):
+        await converter.convert("a.pdf", b"")
 
 
 async def test_a_file_has_neither_network_nor_other_files(converter):

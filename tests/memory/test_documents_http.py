@@ -65,6 +65,9 @@ async def test_an_upload_is_found_listed_replaced_and_deleted(
     hit, *_ = await hits(memory, "кворум")
     assert (hit["content"], hit["meta"]["page"], hit["meta"]["tree"]) == ("Кворум", 2, "microdao")
     assert await found(memory, "кворум", STRANGER) == []
+    folder = memory.data_dir / "kb" / "microdao" / "microdao%3A7"
+    paths = (folder, folder / "handbook", folder / "handbook" / "правила.pdf")
+    assert [path.stat().st_mode & 0o777 for path in paths] == [0o700, 0o700, 0o600]
 
     async def embedded() -> bool:
         return [each["waiting"] for each in (await listed(memory))["items"]] == [0]
@@ -198,6 +201,8 @@ async def test_a_disk_that_refuses_is_said_and_nothing_changes(
 
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", refusing)
+        assert (await put(memory, "b/c.md", "Правила")).status_code == 503
+        assert list(memory.data_dir.glob("kb/microdao/*/b/.*")) == []
         disk.setattr(os, "unlink", refusing)
         for refused in (await put(memory, "a.md", "Правила"), await remove(memory, "a.md")):
             assert (refused.status_code, refused.json()["error"]["retryable"]) == (503, True)
