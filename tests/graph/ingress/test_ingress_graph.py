@@ -127,7 +127,7 @@ async def test_what_an_operator_does_is_in_the_audit_trail(graph):
             (row["principal"], row["object"])
             for row in begun
             if row["request_id"] == "audited" and row["outcome"] == "started"
-        ] == [("anonymous", "access/principals/audited")]
+        ] == [("anonymous", "access/principals/audited: service")]
         assert (await client.delete("/principals/audited")).status_code == 204
         applied = (await client.get("/audit", params={"action": "apply"})).json()["items"]
         assert applied[-1]["object"] == "access.yaml"
