@@ -18,7 +18,7 @@ from backends.memory.areas import (
     chunk_numbers,
     lock,
 )
-from backends.memory.lexicon.postings import pack_terms
+from backends.memory.lexicon.postings import pack_terms, renumbered
 from backends.memory.lexicon.terms import terms
 from backends.postgres.pool import PostgresAdapter
 from contracts.memory.background import Document, DocumentChunk, DocumentFile
@@ -26,6 +26,7 @@ from contracts.memory.documents import StoredDocument
 from contracts.memory.ports import Area
 
 TIMEOUT_S = 30.0
+ADD_AT_ONCE = 500
 
 KNOWN = """
 SELECT id, path, hash, size, modified_ns FROM kb_documents WHERE microdao_id = %(microdao_id)s
@@ -164,8 +165,11 @@ class DocumentTables(PostgresAdapter):
         area = Area(microdao_id, SHARED)
         values: dict[str, Any] = {**area.identity, **_columns(file, digest)}
         values["created_at"] = datetime.fromtimestamp(min(max(file.modified_ns / 1e9, 0), 4e9), UTC)
-        # Before the transaction, so that no connection waits for it.
-        counts = await asyncio.to_thread(lambda: [terms(chunk.content) for chunk in chunks])
+        # Before the transaction, so that no connection waits for it. Packed, because the terms of a
+        # large document would take some hundred times its text.
+        packed = await asyncio.to_thread(
+            lambda: [pack_terms(0, terms(chunk.content)) for chunk in chunks]
+        )
         async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
             row = await (await connection.execute(SAVE, values)).fetchone()
@@ -174,8 +178,9 @@ class DocumentTables(PostgresAdapter):
             kept, new, gone = _compared(rows, chunks)
             await connection.execute(REMOVE, {**values, "numbers": gone})
             await connection.execute(KEEP, {**values, **_places(kept)})
-            added = [(part, chunks[part], counts[part]) for part in new]
-            await _add(connection, values, added)
+            added = [(part, chunks[part], packed[part]) for part in new]
+            for first in range(0, len(added), ADD_AT_ONCE):
+                await _add(connection, values, added[first : first + ADD_AT_ONCE])
         return len(new)
 
     async def touch(
@@ -251,9 +256,9 @@ def _places(kept: Sequence[tuple[int, int, DocumentChunk]]) -> dict[str, list[An
 async def _add(
     connection: Connection,
     values: Mapping[str, Any],
-    added: Sequence[tuple[int, DocumentChunk, Mapping[str, int]]],
+    added: Sequence[tuple[int, DocumentChunk, bytes]],
 ) -> None:
-    """Inserts (part, chunk, its terms)."""
+    """Inserts (part, chunk, its packed terms)."""
     numbers = await chunk_numbers(connection, len(added))
     columns = {
         "numbers": numbers,
@@ -261,7 +266,8 @@ async def _add(
         "contents": [chunk.content for _, chunk, _ in added],
         "metas": [_json(chunk.meta) for _, chunk, _ in added],
         "terms": [
-            pack_terms(number, count) for number, (_, _, count) in zip(numbers, added, strict=True)
+            renumbered(packed, number)
+            for number, (_, _, packed) in zip(numbers, added, strict=True)
         ],
     }
     await connection.execute(ADD, {**values, **columns})

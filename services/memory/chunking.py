@@ -7,13 +7,18 @@ from collections.abc import Iterator, Sequence
 
 import markdown_it
 
-from contracts.memory.background import DocumentChunk
+from contracts.memory.background import DocumentChunk, UnreadableFile
 from contracts.memory.documents import PLAIN, WITH_MARKDOWN, DocumentPart, kind_of
 from contracts.memory.settings import ChunkSettings
 from services.memory.sections import sections
 
 VERSION = 1
 """Raised whenever `sections`, `chunk` or `cut` cut some document differently."""
+
+MAX_CHUNKS = 20_000
+"""Of one document."""
+MIN_ROOM = 1 << 20
+"""Characters that the chunks of any document may have; of a larger one, four times its text."""
 
 # Better places first: paragraphs, lines, sentences, clauses, words.
 _SEPARATORS = ("\n\n", "\n", ". ", "! ", "? ", "… ", "; ", ", ", " ")
@@ -61,8 +66,19 @@ def rules(path: str, size: ChunkSettings, conversion: str) -> bytes:
 def cut(
     parts: Sequence[DocumentPart], path: str, size: ChunkSettings, *, tree: str
 ) -> list[DocumentChunk]:
-    """Returns the chunks of a document, each with the path of headings above it."""
-    return [found for part in parts for found in _cut(part, path, size, tree)]
+    """Returns the chunks of a document, each with the path of headings above it.
+
+    Raises UnreadableFile for more than MAX_CHUNKS, or for headings that are repeated so often that
+    the chunks have several times the document's text.
+    """
+    room = max(MIN_ROOM, 4 * sum(len(part.text) for part in parts))
+    chunks: list[DocumentChunk] = []
+    for found in (found for part in parts for found in _cut(part, path, size, tree)):
+        room -= len(found.content)
+        if room < 0 or len(chunks) == MAX_CHUNKS:
+            raise UnreadableFile("too many sections: divide it, or shorten its headings")
+        chunks.append(found)
+    return chunks
 
 
 def _cut(part: DocumentPart, path: str, size: ChunkSettings, tree: str) -> Iterator[DocumentChunk]:

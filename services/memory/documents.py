@@ -64,7 +64,7 @@ class Documents:
         version = await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
         if known is None or known.file_hash != version:
             try:
-                run.converted[version] = await self.indexing.converter.convert(name.path, data)
+                run.cut[version] = await self.indexing.cut(microdao_id, name.path, data)
             except UnreadableFile as error:
                 refusal = Unavailable if error.for_now else InvalidRequest
                 raise refusal(f"`{name.path}`: {error}") from None

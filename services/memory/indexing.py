@@ -14,17 +14,13 @@ from contracts.events import EventLog
 from contracts.memory.administration import RefusedFile, ReindexReport
 from contracts.memory.background import (
     Document,
+    DocumentChunk,
     DocumentFile,
     DocumentFolders,
     DocumentStore,
     UnreadableFile,
 )
-from contracts.memory.documents import (
-    MAX_DOCUMENTS,
-    DocumentConverter,
-    DocumentPart,
-    kind_of,
-)
+from contracts.memory.documents import MAX_DOCUMENTS, DocumentConverter, kind_of
 from contracts.memory.settings import ChunkSettings
 from services.memory.chunking import cut, rules
 
@@ -36,8 +32,8 @@ MAX_REMEMBERED = 10_000
 class Run:
     """One run over one tree, or over one file of it.
 
-    `missing` are the documents whose file was not found so far. `converted` holds what was
-    converted before, by the file's SHA-256.
+    `missing` are the documents whose file was not found so far. `cut` holds what was
+    converted and cut before, by the file's SHA-256.
     """
 
     microdao_id: str
@@ -47,7 +43,7 @@ class Run:
     limit: int = MAX_DOCUMENTS
     files: dict[str, tuple[Path, DocumentFile]] = field(default_factory=dict)
     missing: dict[str, Document] = field(default_factory=dict)
-    converted: dict[bytes, Sequence[DocumentPart]] = field(default_factory=dict)
+    cut: dict[bytes, Sequence[DocumentChunk]] = field(default_factory=dict)
     report: ReindexReport = field(default_factory=ReindexReport)
 
     @property
@@ -83,7 +79,7 @@ class Indexing:
     ) -> None:
         self.documents = documents
         self.folders = folders
-        self.converter = converter
+        self._converter = converter
         self._events = events
         self._size = size
         self._refused: LRUCache[tuple[str, DocumentFile], str] = LRUCache(MAX_REMEMBERED)
@@ -138,7 +134,7 @@ class Indexing:
         if not run.read_all and (reason := self._refused.get((run.microdao_id, file))):
             raise UnreadableFile(reason)
         data, file_hash = await self.folders.read(folder, file)
-        digest = file_hash + rules(file.path, self._size, self.converter.version)
+        digest = file_hash + rules(file.path, self._size, self._converter.version)
         if (
             document is None
             and (found := run.missing_with(file_hash)) is not None
@@ -150,9 +146,7 @@ class Indexing:
             if document.digest == digest:
                 return True
         if document is None or document.digest != digest:
-            parts = run.converted.get(file_hash) or await self._converted(run, file, data)
-            tree = "microdao" if run.microdao_id else "shared"
-            chunks = await asyncio.to_thread(cut, parts, file.path, self._size, tree=tree)
+            chunks = run.cut.get(file_hash) or await self._cut(run, file, data)
             if (
                 document is None
                 or document.file_hash != file_hash
@@ -169,7 +163,7 @@ class Indexing:
                     kind=kind_of(file.path),
                     chunks=len(chunks),
                     new_chunks=added,
-                    pages=parts[-1].page,
+                    pages=chunks[-1].meta.get("page") if chunks else None,
                     seconds=round(time.monotonic() - began, 3),
                 )
                 return True
@@ -179,9 +173,15 @@ class Indexing:
         run.report.unchanged += document.file.path == file.path
         return is_new
 
-    async def _converted(self, run: Run, file: DocumentFile, data: bytes) -> Sequence[DocumentPart]:
+    async def cut(self, microdao_id: str, path: str, data: bytes) -> Sequence[DocumentChunk]:
+        """Converts and cuts a file. Raises UnreadableFile."""
+        parts = await self._converter.convert(path, data)
+        tree = "microdao" if microdao_id else "shared"
+        return await asyncio.to_thread(cut, parts, path, self._size, tree=tree)
+
+    async def _cut(self, run: Run, file: DocumentFile, data: bytes) -> Sequence[DocumentChunk]:
         try:
-            return await self.converter.convert(file.path, data)
+            return await self.cut(run.microdao_id, file.path, data)
         except UnreadableFile as error:
             if not error.for_now:
                 self._refused[run.microdao_id, file] = str(error)

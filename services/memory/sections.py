@@ -40,19 +40,20 @@ class _Heading:
     end: int
 
 
-def sections(text: str, *, markdown: bool) -> list[Section]:
+def sections(text: str, *, markdown: bool) -> Iterator[Section]:
     """Returns the sections of a document; a text without headings is one section.
 
     Headings are CommonMark's, `# A` or underlined, at the top level of the document: those in code,
     HTML, quotes, lists and front matter are text. So is an underlined one without any text below:
-    it is a paragraph above a dividing line, which would be lost as a heading.
+    it is a paragraph above a dividing line, which would be lost as a heading. The sections are made
+    one by one, because the headings above may be much longer than the text.
     """
     lines = _LINE_END.split(text)
     headings = _headings(lines) if markdown else []
     # First pass: which headings have text below. A setext heading with none is kept as text.
     above_text = {heading for trail, _ in _cut(lines, headings) for heading in trail}
     headings = [each for each in headings if each in above_text or not each.is_setext]
-    return [section for _, section in _cut(lines, headings)]
+    return (section for _, section in _cut(lines, headings))
 
 
 def _cut(lines: list[str], headings: list[_Heading]) -> Iterator[tuple[list[_Heading], Section]]:

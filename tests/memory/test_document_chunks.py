@@ -2,6 +2,9 @@
 
 import hashlib
 
+import pytest
+
+from contracts.memory.background import UnreadableFile
 from contracts.memory.documents import DocumentPart
 from contracts.memory.settings import ChunkSettings
 from services.memory import chunking
@@ -66,3 +69,22 @@ def test_rules_differ_by_sizes_and_kind_of_file():
     ]
     assert len({rules("a.md", size, ""), *others}) == 6
     assert rules("a.md", size, "mammoth 1") == rules("a.md", size, "mammoth 2")
+
+
+def test_headings_that_are_repeated_do_not_make_a_small_document_a_large_one(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    headings = "".join(f"{'#' * level} {'x' * 195}\n" for level in range(1, 6))
+    parts = [DocumentPart(text=headings + "###### a\nb\n" * 1_200)]
+    with pytest.raises(UnreadableFile, match="too many sections"):
+        cut(parts, "a.md", ChunkSettings(), tree="shared")
+    monkeypatch.setattr(chunking, "MIN_ROOM", 2 << 20)
+    assert len(cut(parts, "a.md", ChunkSettings(), tree="shared")) == 1_200
+
+
+def test_a_document_has_a_bounded_number_of_chunks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chunking, "MAX_CHUNKS", 3)
+    pages = [DocumentPart(text="x", page=number) for number in range(1, 5)]
+    assert len(cut(pages[:3], "a.pdf", ChunkSettings(), tree="shared")) == 3
+    with pytest.raises(UnreadableFile, match="too many sections"):
+        cut(pages, "a.pdf", ChunkSettings(), tree="shared")

@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from backends.memory import documents as document_tables
 from configs.memory import MemorySettings
 from executors.python.tiers import HostTiers
-from services.memory import documents
+from services.memory import chunking, documents
 from tests.support.events import RecordedEvents
 from tests.support.memory.application import (
     SOFIA,
@@ -209,6 +210,27 @@ async def test_a_disk_that_refuses_is_said_and_nothing_changes(
             assert str(memory.data_dir) not in refused.text
     assert await found(memory, "статут") == ["Статут"]
     assert succeeded(await put(memory, "a.md", "Правила"))["outcome"] == "changed"
+
+
+async def test_a_document_that_cannot_be_cut_is_not_stored(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+):
+    succeeded(await put(memory, "a.md", "Статут"))
+    monkeypatch.setattr(chunking, "MAX_CHUNKS", 2)
+    refused = await put(memory, "a.md", "# a\nx\n# b\ny\n# c\nz")
+    assert (refused.status_code, "too many sections" in refused.text) == (400, True)
+    folder = memory.data_dir / "kb" / "microdao" / "microdao%3A7"
+    assert (folder / "a.md").read_text(encoding="utf-8") == "Статут"
+    assert await found(memory, "статут") == ["Статут"]
+
+
+async def test_a_document_is_stored_in_slices(memory: Memory, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(document_tables, "ADD_AT_ONCE", 2)
+    text = "".join(f"# {word}\nтекст\n" for word in ("перший", "другий", "третій"))
+    assert succeeded(await put(memory, "a.md", text))["chunks"] == 3
+    headings = [hit["meta"]["heading"] for hit in await hits(memory, "третій")]
+    assert headings[0] == "третій"
+    assert (await hits(memory, "перший"))[0]["meta"]["heading"] == "перший"
 
 
 async def test_a_document_in_several_folders_of_one_microdao_is_deleted_in_all(memory: Memory):

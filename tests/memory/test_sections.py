@@ -64,15 +64,16 @@ def test_plain_text_has_no_headings():
 
 def test_a_paragraph_above_a_dividing_line_is_not_a_heading_over_what_follows():
     lines = "a\n" * 50_000 + "==="
-    assert sections(lines, markdown=True) == [Section("", 1, lines)]
-    assert sections(f"{lines}\nтекст", markdown=True) == [Section("", 1, f"{lines}\nтекст")]
+    assert list(sections(lines, markdown=True)) == [Section("", 1, lines)]
+    found = sections(f"{lines}\nтекст", markdown=True)
+    assert list(found) == [Section("", 1, f"{lines}\nтекст")]
 
 
 def test_parsing_a_list_takes_little_memory():
     """All tokens of the parser would be a few hundred times the text."""
     text = "- a\n" * 20_000
     tracemalloc.start()
-    sections(text, markdown=True)
+    list(sections(text, markdown=True))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 * len(text)
@@ -86,6 +87,6 @@ def test_parsing_a_list_takes_little_memory():
 def test_every_line_of_text_is_found(kinds: list[str]):
     """As text, or in the path of headings above some text."""
     lines = [kind.replace("рядок", f"рядок{number}") for number, kind in enumerate(kinds)]
-    found = sections("\n".join(lines), markdown=True)
+    found = list(sections("\n".join(lines), markdown=True))
     words = {word for each in found for word in f"{each.heading} {each.text}".split()}
     assert {line for line in lines if line.startswith("рядок")} <= words

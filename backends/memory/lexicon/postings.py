@@ -46,6 +46,13 @@ def pack_terms(chunk: int, terms: Mapping[str, int]) -> bytes:
     return records.tobytes()
 
 
+def renumbered(packed: bytes, chunk: int) -> bytes:
+    """Returns a chunk's records with another number of the chunk."""
+    records = unpack(packed).copy()
+    records["chunk"] = chunk
+    return records.tobytes()
+
+
 def unpack(data: bytes) -> Records:
     """Returns records from the bytes of one or more joined arrays."""
     return np.frombuffer(data, RECORD)
