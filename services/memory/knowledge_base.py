@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from contracts.errors import Conflict
+from contracts.errors import Conflict, DaarionError, DatabaseUnavailable
 from contracts.events import EventLog
-from contracts.memory.administration import ReindexReport
+from contracts.memory.administration import RefusedFile, ReindexReport
 from contracts.memory.background import JobLeases
 from contracts.memory.documents import MAX_DOCUMENTS
 from services.access.quotas import Quotas
@@ -77,27 +78,37 @@ class KnowledgeBase:
     async def forget(self, microdao_id: str) -> dict[str, int]:
         """Removes a microDAO's folders and documents; returns counts by kind.
 
-        The folders go first, so that no run indexes them meanwhile.
+        The folders go first: a run that indexes them meanwhile looks for each file afterwards, and
+        removes the rows of one that is gone.
         """
-        async with self._running:
-            files = 0
-            for folder in (await self._folders.of_microdaos()).get(microdao_id, []):
-                files += len((await self._folders.scan(folder))[0])
-                await self._folders.remove(folder)
-            documents = await self._documents.known(microdao_id)
-            chunks = [
-                await self._documents.remove(microdao_id, document)
-                for document in documents.values()
-            ]
+        files = 0
+        for folder in (await self._folders.of_microdaos()).get(microdao_id, []):
+            files += len((await self._folders.scan(folder))[0])
+            await self._folders.remove(folder)
+        documents = await self._documents.known(microdao_id)
+        chunks = [
+            await self._documents.remove(microdao_id, document) for document in documents.values()
+        ]
         return {"kb_files": files, "kb_documents": len(documents), "kb_chunks": sum(chunks)}
 
     async def _index_all(self, *, read_all: bool) -> ReindexReport:
-        report = await self._index_tree(SHARED, [self._shared], read_all=read_all)
-        found = await self._folders.of_microdaos()
-        for microdao_id in sorted({*found, *await self._documents.trees()} - {SHARED}):
-            folders = found.get(microdao_id, [])
-            _join(report, await self._index_tree(microdao_id, folders, read_all=read_all))
+        report, found = ReindexReport(), {**await self._folders.of_microdaos()}
+        for microdao_id in sorted({SHARED, *found, *await self._documents.trees()}):
+            folders = found.get(microdao_id, []) if microdao_id else [self._shared]
+            with self._going_on(report, microdao_id, "."):
+                _join(report, await self._index_tree(microdao_id, folders, read_all=read_all))
         return report
+
+    @contextmanager
+    def _going_on(self, report: ReindexReport, microdao_id: str, path: str) -> Iterator[None]:
+        """Reports a failure as refused, so that what comes after `path` has its turn."""
+        try:
+            yield
+        except DatabaseUnavailable:
+            raise
+        except DaarionError as error:
+            report.refused.append(RefusedFile(path=path, reason=f"not now: {error}"))
+            self._events.emit("memory.kb_failed", microdao_id=microdao_id, error=error.type)
 
     async def _index_tree(
         self, microdao_id: str, folders: Sequence[Path], *, read_all: bool
@@ -122,11 +133,13 @@ class KnowledgeBase:
             path: document for path, document in run.known.items() if path not in run.files
         }
         for folder, file in run.files.values():
-            await self._indexing.file(run, folder, file)
+            with self._going_on(run.report, microdao_id, file.path):
+                await self._indexing.file(run, folder, file)
         for path, document in list(run.missing.items()):
-            await self._documents.remove(microdao_id, document)
-            await self._indexing.settle(run, path, run.files.get(path))
-        run.report.deleted += len(run.missing)
+            with self._going_on(run.report, microdao_id, path):
+                await self._documents.remove(microdao_id, document)
+                await self._indexing.settle(run, path, run.files.get(path))
+                run.report.deleted += path in run.missing
         self._announce(run)
         return run.report
 

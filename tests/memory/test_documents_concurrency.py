@@ -215,6 +215,14 @@ async def test_a_file_that_is_uploaded_and_moved_by_a_run_at_a_time_is_one_docum
     assert (await reindex(other))["unchanged"] == 3
 
 
+async def test_an_erasure_does_not_wait_for_a_run_and_wins(memory, after_conversion):
+    await put(memory, "a.md", "документ перший")
+    (memory.data_dir / "kb/microdao/microdao%3A7/a.md").write_text("документ другий", "utf-8")
+    async with after_conversion.holding(reindex(memory)), asyncio.timeout(50):
+        assert succeeded(await memory.post("/erase", OWN))["erased"]["kb_documents"] == 1
+    assert await indexed(memory) == {}
+
+
 async def test_of_many_uploads_one_file_stays_and_is_indexed(memory, other):
     texts = [f"документ номер {number}" for number in range(12)]
     uploads = [put((memory, other)[number % 2], "a.md", text) for number, text in enumerate(texts)]

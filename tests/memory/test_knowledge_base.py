@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from backends.memory.areas import background_transaction
+from backends.memory import documents
+from backends.memory.areas import background_transaction, lock
 from backends.postgres.pool import Database
+from contracts.errors import DeadlineExceeded
 from contracts.memory.background import DocumentChunk
 from contracts.memory.ports import Area
 from services.memory import chunking, indexing, sections
+from tests.support.events import RecordedEvents
 from tests.support.memory.application import SOFIA, STRANGER, Memory, eventually, succeeded
 from tests.support.memory.hashing_embedder import HashingEmbedder
 
@@ -178,6 +181,58 @@ async def test_one_microdao_alone_and_hostile_names(memory: Memory):
     await reindex(memory)
     assert len(await hits(memory, "документ", {"agent_id": "agent:x", "microdao_id": "plain"})) == 1
     assert len(await hits(memory, "документ", {"agent_id": "agent:x", "microdao_id": ".."})) == 1
+
+
+async def test_a_document_that_cannot_be_saved_does_not_stop_the_others(
+    memory: Memory, shared: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    """Somebody holds the lock of the shared tree: each of its statements ends at its timeout."""
+    for name in ("a.md", "b.md"):
+        (shared / name).write_text("Каса", encoding="utf-8")
+    await reindex(memory)
+    (shared / "a.md").write_text("Комора", encoding="utf-8")
+    (shared / "b.md").unlink()
+    own = memory.data_dir / "kb" / "microdao" / "microdao%3A7"
+    own.mkdir(parents=True)
+    (own / "c.md").write_text("Бібліотека", encoding="utf-8")
+    async with background_transaction(database, Area("", "")) as connection:
+        await lock(connection, Area("", ""))
+        monkeypatch.setattr(documents, "TIMEOUT_S", 1.0)
+        await memory.runtime.cases.knowledge.run()
+        report = await reindex(memory)
+        assert [entry["path"] for entry in report["refused"]] == ["a.md", "b.md"]
+        assert (report["unchanged"], "deleted" in report) == (1, False)
+    assert {hit["content"] for hit in await hits(memory, "каса комора бібліотека")} == {
+        "Каса",
+        "Бібліотека",
+    }
+    monkeypatch.undo()
+    await memory.runtime.cases.knowledge.run()
+    assert {hit["content"] for hit in await hits(memory, "каса комора бібліотека")} == {
+        "Комора",
+        "Бібліотека",
+    }
+
+
+async def test_a_tree_that_cannot_be_read_does_not_stop_the_others(
+    memory: Memory, shared: Path, monkeypatch: pytest.MonkeyPatch, events: RecordedEvents
+):
+    (shared / "a.md").write_text("Каса", encoding="utf-8")
+    own = memory.data_dir / "kb" / "microdao" / "microdao%3A7"
+    own.mkdir(parents=True)
+    (own / "c.md").write_text("Бібліотека", encoding="utf-8")
+    known = documents.DocumentTables.known
+
+    async def slow(self: documents.DocumentTables, microdao_id: str) -> Any:
+        if not microdao_id:
+            raise DeadlineExceeded("a statement took too long")
+        return await known(self, microdao_id)
+
+    monkeypatch.setattr(documents.DocumentTables, "known", slow)
+    report = await reindex(memory)
+    assert [entry["path"] for entry in report["refused"]] == ["."]
+    assert report["added"] == 1
+    assert events.named("memory.kb_failed") == [{"microdao_id": "", "error": "deadline_exceeded"}]
 
 
 @pytest.fixture
