@@ -27,9 +27,10 @@ SPEAKER_PATTERN = r"^[\p{L}][\p{L}\p{N}_.'’ -]*$"
 """A name, without a colon: a letter, then letters, digits, blanks and `._'’-`."""
 
 
+_SAID = frozenset({"text", "user_message", "agent_reply"})
 Speaker = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, max_length=42, pattern=SPEAKER_PATTERN),
+    StringConstraints(strip_whitespace=True, max_length=41, pattern=SPEAKER_PATTERN),
     AfterValidator(storable),
 ]
 
@@ -110,11 +111,11 @@ class StoreRequest(TenantWithAliases):
     def _with_speaker(self) -> StoreRequest:
         if self.speaker is None:
             return self
-        for key in ("text", "user_message"):
-            said, begin = self.content.get(key), f"{self.speaker}: "
-            if isinstance(said, str):
-                if not said.startswith(begin):
-                    self.content[key] = begin + said
+        for key in ("user_message", "text"):
+            said = self.content.get(key)
+            if isinstance(said, str) and said.strip() and self.content.keys() <= _SAID:
+                if not said.strip().startswith(f"{self.speaker}:"):
+                    self.content[key] = f"{self.speaker}: {said}"
                 return self
         raise ValueError("speaker: for a content of {text} or {user_message, agent_reply}")
 

@@ -36,6 +36,8 @@ from services.memory.fusion import FusedItem, fuse
 from services.memory.reranking import Reranking
 from services.memory.structure import CENTRES, GAP, asked_of, structured
 
+SHARE_OF_TIME = 0.5
+"""Of what is left of the query's time, for the neighbours: without them it still has an answer."""
 SPARE = 10
 """Items read beyond the limit, to replace those that were deleted meanwhile."""
 
@@ -87,9 +89,7 @@ class Recall:
         if "dense" in arms:
             centres = [entry.id for entry in fused[:CENTRES]]
             try:
-                passages = await self.surroundings.around(
-                    await scope, filters, centres, question.result(), GAP.total_seconds()
-                )
+                passages = await self._around(filters, scope, question, centres, deadline)
             except DaarionError as failure:
                 failures["structure"] = failure
         zone = self.settings.zone_of(request.microdao_id)
@@ -115,6 +115,23 @@ class Recall:
         return QueryResponse(
             items=best[: request.limit], degraded=sorted([*failures, *failed]) or None
         )
+
+    async def _around(
+        self,
+        filters: Filters,
+        scope: Awaitable[SearchScope],
+        question: Awaitable[EmbeddingBatch],
+        centres: Sequence[str],
+        deadline: Deadline,
+    ) -> Sequence[Passage]:
+        budget = Deadline.after(SHARE_OF_TIME * deadline.remaining())
+        try:
+            async with asyncio.timeout(budget.remaining()):
+                return await self.surroundings.around(
+                    await scope, filters, centres, await question, GAP.total_seconds()
+                )
+        except TimeoutError:
+            raise budget.exceeded() from None
 
     async def _search_arms(
         self,

@@ -58,11 +58,15 @@ _NEARNESS = (
     (timedelta(0), timedelta(days=7), 0.3),
 )
 """How long after the end of a period, and before its beginning, a turn still fits how well."""
+LONG_AGO = timedelta(days=60)
+READ_CHARS = 900
+"""Of a turn: more are not searched for a time."""
 LONGEST_ENDING = 3
 MOST_NAMES = 32
+_APOSTROPHES = dict.fromkeys(map(ord, "'’ʼ`"))
 _VOWELS = "aeiouяю"
 _MOST = 1 - 1e-9
-_SPEAKER = re.compile(r"\s*([^\W\d_][\w.'’ -]{0,40}?)\s*:\s")
+_SPEAKER = re.compile(r"\s{0,3}([^\W\d_][\w.'’ -]{0,40}?)\s{0,3}:\s")
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
 _ASKS = re.compile(r"\?[\W_]*$")
 _SAYS = re.compile(r"[.!…]\s")
@@ -86,15 +90,16 @@ def asked_of(
 ) -> Asked:
     """Returns what the question says.
 
-    Dates are read as of `now` in `zone`; where no passage fits them, as of the newest passage: in
-    a conversation that ended years ago, "in May" is its last May.
+    Dates are read as of `now` in `zone`; where no turn fits them and the newest one is older than
+    `LONG_AGO`, as of that turn: in a conversation that ended years ago, "in May" is its last May.
     """
     words = (match[0] for match in _WORD.finditer(question))
     names = [_plain(word) for word in islice((w for w in words if w[0].isupper()), MOST_NAMES)]
-    moments = [passage.created_at for passage in passages]
     named = periods(question, now, zone)
-    if named and moments and not any(_dated(moment, named) for moment in moments):
-        named = periods(question, max(moments), zone)
+    moments = [passage.created_at for passage in passages if passage.kind == "conversation"]
+    newest = max(moments, default=now)
+    if newest < now - LONG_AGO and not any(_dated(moment, named) for moment in moments):
+        named = periods(question, newest, zone)
     return Asked(names, named, asks_when(question))
 
 
@@ -104,7 +109,7 @@ def structured(
     asked: Asked,
     settings: FusionSettings,
 ) -> list[FusedItem]:
-    """Returns the items, and neighbours that gained evidence, best first.
+    """Returns the items, and neighbours that gained evidence, best first; the best of equal texts.
 
     `passages` are by group and in order, with all neighbours of the first `CENTRES` items.
     """
@@ -128,7 +133,12 @@ def structured(
         if x > 0 or name in known
     ]
     order = {entry.id: place for place, entry in enumerate(fused)}
-    return sorted(found, key=lambda item: (-item.score, order.get(item.id, len(order)), item.id))
+    found.sort(key=lambda item: (-item.score, order.get(item.id, len(order)), item.id))
+    texts = {passage.id: " ".join(passage.text.split()) for passage in passages}
+    first: dict[str, FusedItem] = {}
+    for item in found:
+        first.setdefault(texts.get(item.id, item.id), item)
+    return list(first.values())
 
 
 def _evidence(score: float) -> float:
@@ -148,7 +158,8 @@ def _within(
             if not 0 <= place + step < len(session):
                 continue
             other = session[place + step]
-            if passage.id in centres or other.id in centres:
+            near = abs(other.created_at - passage.created_at) <= GAP
+            if near and (passage.id in centres or other.id in centres):
                 is_answer = step == -1 and _asks(other) and not _asks(passage)
                 x += (answers if is_answer else part) * evidence[other.id]
         gained[passage.id] = x
@@ -172,7 +183,7 @@ def _fit(passage: Passage, asked: Asked) -> float:
     factor = 1 + DATED * _dated(passage.created_at, asked.periods)
     if asked.names and (speaker := speaker_of(passage.text)) and is_named(speaker, asked.names):
         factor *= SPEAKER
-    if asked.when and holds_time(passage.text):
+    if asked.when and holds_time(passage.text[:READ_CHARS]):
         factor *= WHEN
     if _asks(passage) and not _SAYS.search(passage.text):
         factor *= ONLY_ASKS
@@ -213,7 +224,10 @@ def is_named(speaker: str, names: Sequence[str]) -> bool:
 @lru_cache(maxsize=1_024)
 def _stems(speaker: str) -> list[tuple[str, int]]:
     """Returns the words of a name as stems, with the longest form of each."""
-    words = [_plain(word) for word in speaker.split() if word[0].isupper()]
+    parts = speaker.split()
+    words = [_plain(word) for word in parts if word[0].isupper()] or [
+        _plain(word) for word in parts
+    ]
     return [(_stem(word), len(word) + LONGEST_ENDING) for word in words]
 
 
@@ -225,4 +239,4 @@ def _stem(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    return one_alphabet(name.casefold())
+    return one_alphabet(name.casefold().translate(_APOSTROPHES))

@@ -97,19 +97,57 @@ async def test_neighbouring_sections_of_a_document(memory: Memory):
     assert [text[-2] for text in texts] == ["1", "2", "3", "4", "5"]
 
 
+async def noise(memory):
+    texts = [f"Сьогодні говорили про справу номер {n}." for n in range(130)]
+    await tell(memory, texts, channel="channel:3", every=7_200)
+
+
 async def test_an_answer_is_found_by_its_question(memory: Memory):
-    noise = [f"Сьогодні говорили про справу номер {n}." for n in range(30)]
-    await tell(memory, noise, channel="channel:3", every=7_200)
-    turns = ["Коли наступна поїздка до Львова?", "У суботу зранку."]
-    await tell(memory, ["Добрий день усім!", *turns])
-    await tell(memory, ["Гаразд, дякую.", "У неділю ввечері."], channel="channel:2")
-    await asyncio.gather(*(memory.store(f"Нотатка {n}", kind="task") for n in range(10)))
-    found = [
-        text
-        for text in await memory.contents("поїздка до Львова", limit=20)
-        if text.startswith("У ")
+    await noise(memory)
+    await tell(memory, ["Добрий день!", "Коли наступна поїздка до Львова?", "У суботу зранку."])
+    rival = {"channel": "channel:2", "start": NOON + timedelta(days=30)}
+    await tell(memory, ["Гаразд, дякую.", "У неділю ввечері."], **rival)
+    found = await memory.contents("поїздка до Львова", limit=100)
+    answer = found.index("У суботу зранку.")
+    assert answer < 5
+    assert "У неділю ввечері." not in found[:answer]
+
+
+async def test_a_stock_reply_leaves_room_for_others(memory: Memory):
+    turns = [
+        text for n in range(40) for text in (f"Дмитро: завдання {n} вже готово?", "Бот: Готово.")
     ]
-    assert found[0] == "У суботу зранку."
+    await tell(memory, turns, every=30)
+    found = await memory.contents("чи готово", limit=20)
+    assert len(found) == len(set(found)) == 20
+
+
+async def test_who_speaks_and_when_decide_between_equals(memory: Memory):
+    said = {"Яринка": "Взяла намет із зеленим дном.", "Софія": "Взяла намет із синім дном."}
+    for place, (name, text) in enumerate(said.items()):
+        start = NOON + timedelta(days=40 * place)
+        await tell(memory, [text], speaker=name, start=start, channel=f"channel:{name}")
+    for question, first in (
+        ("Який намет у Яринки?", "Яринка"),
+        ("Який намет у Софії?", "Софія"),
+        ("Який намет узяли в травні 2025?", "Яринка"),
+        ("Який намет узяли в червні 2025?", "Софія"),
+    ):
+        assert (await memory.contents(question))[0].startswith(first), question
+
+
+async def test_late_surroundings_are_left_out(memory: Memory):
+    await tell(memory, ["перша", "друга"])
+
+    class Late:
+        async def around(self, *_):
+            await asyncio.sleep(30)
+
+    cases = memory.runtime.cases
+    memory.runtime.cases = replace(cases, recall=replace(cases.recall, surroundings=Late()))
+    answer = await memory.query("перша", timeout_s=2)
+    assert answer["degraded"] == ["structure"]
+    assert answer["items"][0]["content"] == "перша"
 
 
 async def test_a_speaker_stands_before_what_was_said(memory: Memory):
@@ -125,6 +163,8 @@ async def test_a_speaker_needs_something_said(memory: Memory):
         {"content": {"deadline": "завтра"}, "speaker": "Яринка"},
         {"content": {"text": "так"}, "speaker": "ім'я: з двокрапкою"},
         {"content": {"text": "так"}, "speaker": ""},
+        {"content": {"text": "так", "deadline": "завтра"}, "speaker": "Яринка"},
+        {"content": {"text": " ", "agent_reply": "так"}, "speaker": "Яринка"},
     ):
         answer = await memory.post("/store", {**SOFIA, "kind": "conversation", **fields})
         assert answer.status_code == 400
