@@ -108,9 +108,9 @@ async def test_an_answer_is_found_by_its_question(memory: Memory):
     rival = {"channel": "channel:2", "start": NOON + timedelta(days=30)}
     await tell(memory, ["Гаразд, дякую.", "У неділю ввечері."], **rival)
     found = await memory.contents("поїздка до Львова", limit=100)
-    answer = found.index("У суботу зранку.")
-    assert answer < 5
-    assert "У неділю ввечері." not in found[:answer]
+    assert "У суботу зранку." in found[:2]
+
+    assert "У неділю ввечері." not in found[:2]
 
 
 async def test_a_stock_reply_leaves_room_for_others(memory: Memory):
