@@ -167,7 +167,9 @@ def _add_document_routes(router: Router, cases: Callable[[], MemoryUseCases]) ->
     )
     async def put(request: Request, name: Annotated[DocumentName, Query()]) -> DocumentAnswer:
         documents = cases().documents
-        return await documents.put(name, await read_raw(request, documents.most_bytes(name.path)))
+        async with documents.admitted(name.microdao_id):
+            data = await read_raw(request, documents.most_bytes(name.path))
+            return await documents.put(name, data)
 
     @router.get("/documents", summary="A microDAO's documents, in order of their paths")
     async def page(query: Annotated[DocumentsFilter, Query()]) -> Page[StoredDocument]:

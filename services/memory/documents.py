@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from contracts.errors import Conflict, InvalidRequest, NotFound, OverLimit, Overloaded, Unavailable
 from contracts.identity import Page
@@ -21,6 +25,11 @@ from services.memory.indexing import Indexing, Run
 
 AT_ONCE = 4
 """Uploads that a replica works on; others wait, with their bodies in memory."""
+AT_ONCE_EACH = 2
+"""Of them, those of one microDAO."""
+MOST = 16
+"""Uploads that a replica receives, keeps waiting, or works on; further ones are refused."""
+MOST_EACH = 8
 WAIT_S = 60.0
 
 
@@ -31,6 +40,21 @@ class Documents:
     indexing: Indexing
     quotas: Quotas
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    turns: WeakValueDictionary[str, asyncio.Semaphore] = field(default_factory=WeakValueDictionary)
+    under_way: Counter[str] = field(default_factory=Counter)
+
+    @asynccontextmanager
+    async def admitted(self, microdao_id: str) -> AsyncIterator[None]:
+        """Counts an upload, from before its body is read. Raises Overloaded at once."""
+        if self.under_way.total() >= MOST or self.under_way[microdao_id] >= MOST_EACH:
+            raise _overloaded()
+        self.under_way[microdao_id] += 1
+        try:
+            yield
+        finally:
+            self.under_way.subtract([microdao_id])
+            if not self.under_way[microdao_id]:
+                del self.under_way[microdao_id]
 
     def most_bytes(self, path: str) -> int:
         """Returns how large a document of this path may be."""
@@ -46,14 +70,15 @@ class Documents:
             Overloaded: too many uploads wait.
             Unavailable: it cannot be converted now.
         """
-        try:
-            await asyncio.wait_for(self.slots.acquire(), WAIT_S)
-        except TimeoutError:
-            raise Overloaded("too many documents arrive: retry later", retry_after_s=5) from None
-        try:
+        turn = self.turns.setdefault(name.microdao_id, asyncio.Semaphore(AT_ONCE_EACH))
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    await held.enter_async_context(turn)
+                    await held.enter_async_context(self.slots)
+            except TimeoutError:
+                raise _overloaded() from None
             return await self._put(name, data)
-        finally:
-            self.slots.release()
 
     async def _put(self, name: DocumentName, data: bytes) -> DocumentAnswer:
         store, microdao_id = self.indexing.documents, name.microdao_id
@@ -122,3 +147,7 @@ class Documents:
                     "amount": limit,
                 },
             )
+
+
+def _overloaded() -> Overloaded:
+    return Overloaded("too many documents arrive: retry later", retry_after_s=5)

@@ -226,6 +226,9 @@ async def test_an_erasure_does_not_wait_for_a_run_and_wins(memory, after_convers
 async def test_of_many_uploads_one_file_stays_and_is_indexed(memory, other):
     texts = [f"документ номер {number}" for number in range(12)]
     uploads = [put((memory, other)[number % 2], "a.md", text) for number, text in enumerate(texts)]
-    uploads += [put(memory, f"b{number}.md", f"документ b{number}") for number in range(4)]
+    uploads += [
+        put((memory, other)[number % 2], f"b{number}.md", f"документ b{number}")
+        for number in range(4)
+    ]
     await asyncio.gather(*uploads, memory.runtime.cases.knowledge.run())
     assert await indexed(memory) == files(memory)
