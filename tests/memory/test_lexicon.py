@@ -212,6 +212,26 @@ async def test_an_area_of_a_version_without_lemmas_is_searched_until_it_is_rebui
     assert ranked(rebuilt) == ranked(meanwhile)
 
 
+async def test_a_chunk_with_vectors_of_two_models_is_rebuilt_once(
+    database: Database, store: MemoryStore, events: RecordedEvents
+):
+    await LexiconUpkeep(database, events).run()
+    held, before = await levels(database), ranked(await search(database, "теплиця для насіння"))
+    async with tenant_transaction(database, SOFIA) as connection:
+        await connection.execute(
+            "UPDATE memory_areas SET lexicon = 'older' WHERE microdao_id = 'microdao:7'"
+        )
+        await connection.execute(
+            "INSERT INTO agent_memories (chunk_no, model_version, id, microdao_id, agent_id, "
+            "channel_id, kind, created_at, content, meta) SELECT chunk_no, 'another-1', id, "
+            "microdao_id, agent_id, channel_id, kind, created_at, content, meta FROM agent_memories"
+        )
+    await LexiconUpkeep(database, events).run()
+    assert [event["chunks"] for event in events.named("memory.lexicon_rebuilt")] == [300]
+    assert await levels(database) == held
+    assert ranked(await search(database, "теплиця для насіння")) == before
+
+
 INFLECTED = {
     "кота": ("Де живе кіт?", "Вони завели сірого кота", "Кітель і кітч лежать окремо"),
     "went": ("Where did they go?", "Both of them went to Kyiv", "The goal was gold"),

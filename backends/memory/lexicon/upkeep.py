@@ -43,8 +43,9 @@ WHERE lexicon <> %(lexicon)s OR unmerged > %(unmerged)s OR removed > %(removed)s
     ) AS waiting
 ) LIMIT 100
 """
+# A chunk has a row for each model version that it was embedded with.
 READ = sql.SQL("""
-SELECT chunk_no, content FROM agent_memories
+SELECT DISTINCT ON (chunk_no) chunk_no, content FROM agent_memories
 WHERE {area} AND chunk_no > %(after)s ORDER BY chunk_no LIMIT %(most)s
 """)
 ALIVE = sql.SQL("SELECT chunk_no FROM agent_memories WHERE {area}")
