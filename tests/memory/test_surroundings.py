@@ -4,6 +4,10 @@ import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from psycopg import AsyncConnection
+from psycopg.sql import SQL
+
+from backends.postgres.connection import BoundedConnection
 from contracts.deadline import Deadline
 from contracts.errors import DatabaseUnavailable
 from contracts.identity import Tenant
@@ -48,6 +52,41 @@ async def test_two_turns_on_each_side_in_their_order(memory: Memory):
 async def test_turns_of_one_moment_keep_the_order_of_their_arrival(memory: Memory):
     ids = await tell(memory, [f"разом {n}" for n in range(5)], every=0)
     assert await around(memory, [ids[2]]) == [f"разом {n}" for n in range(5)]
+
+
+def rows_read(plan):
+    """Returns the most rows that a node of the plan below this one returned in all its loops."""
+    here = (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)) * plan["Actual Loops"]
+    return max([here, *map(rows_read, plan.get("Plans", []))])
+
+
+async def test_of_many_turns_of_one_moment_only_the_neighbours_are_read(
+    memory: Memory, monkeypatch, database_urls
+):
+    ids = await tell(memory, [f"разом {n}" for n in range(3)], every=0)
+    columns = "id, microdao_id, agent_id, channel_id, kind, created_at, content, meta"
+    async with await AsyncConnection.connect(database_urls.superuser, autocommit=True) as owner:
+        await owner.execute(
+            f"INSERT INTO agent_memories (chunk_no, {columns}) "
+            "SELECT 1000 + n, 'imported ' || n, microdao_id, agent_id, channel_id, kind, "
+            "created_at, 'imported ' || n, meta FROM agent_memories, generate_series(1, 2000) AS n "
+            "WHERE id = %s",
+            [ids[0]],
+        )
+        await owner.execute("ANALYZE agent_memories")
+    plans = []
+    execute = BoundedConnection.execute
+
+    async def explained(connection, query, params=None, **options):
+        if params is not None and "gap_s" in params:
+            explain = SQL("EXPLAIN (ANALYZE, FORMAT JSON) ") + query
+            plans.append(await (await execute(connection, explain, params)).fetchone())
+        return await execute(connection, query, params, **options)
+
+    monkeypatch.setattr(BoundedConnection, "execute", explained)
+    assert await around(memory, [ids[0]]) == ["разом 0", "разом 1", "разом 2"]
+    [plan] = plans
+    assert 3 <= rows_read(plan["QUERY PLAN"][0]["Plan"]) < 50
 
 
 async def test_a_late_arrival_stands_at_its_time(memory: Memory):
