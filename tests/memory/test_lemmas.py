@@ -48,6 +48,15 @@ def test_words_over_the_bound_are_neither_looked_up_nor_kept():
     assert lemma_module._looked_up.cache_info().currsize == kept
 
 
+def test_of_a_long_question_only_its_first_words_are_looked_up():
+    lemma_module._looked_up.cache_clear()
+    assert lemmas("Where did the mice go? " + "went to Kyiv " * 9 + "by train", 3) == {
+        f"{MARK}mouse": 1,
+        f"{MARK}go": 10,
+    }
+    assert lemma_module._looked_up.cache_info().currsize <= 3 + len(STOP_WORDS)
+
+
 @given(texts)
 def test_a_gram_is_never_a_lemma(text):
     found = lemmas(text)

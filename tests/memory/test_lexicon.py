@@ -1,5 +1,6 @@
 """The lexical index in PostgreSQL: merged, swept, rebuilt, filtered; the log and the queue."""
 
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -253,6 +254,21 @@ async def test_another_form_of_a_word_is_found_by_its_lemma(
     assert [candidate.id for candidate in found.words] == ["mem-0900"]
     assert found.words_ceiling > 0
     assert found.candidates[0].id == "mem-0901"
+
+
+async def test_storing_cuts_words_outside_the_event_loop(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    cut_in = []
+    monkeypatch.setattr(
+        "backends.memory.records.terms",
+        lambda text: cut_in.append(threading.current_thread()) or terms(text),
+    )
+    store = MemoryStore(database)
+    await store.add(remembered(1, "каса"))
+    assert await store.add_all([remembered(2, "млин"), remembered(3, "ліс")]) == 2
+    assert len(cut_in) == 3
+    assert threading.main_thread() not in cut_in
 
 
 async def test_filters_before_and_after_scoring_give_the_same(

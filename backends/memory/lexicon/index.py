@@ -94,7 +94,7 @@ class Lexicon(PostgresAdapter):
         """Scores between two transactions, so no connection waits for it."""
         questions = (
             dict(list(grams(query).items())[:MAX_GRAMS]),
-            dict(list(lemmas(query).items())[:MAX_WORDS]),
+            lemmas(query, MAX_WORDS),
         )
         if not any(questions):
             return LexicalAnswer()

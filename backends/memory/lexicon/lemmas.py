@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from simplemma.strategies import DefaultStrategy
@@ -20,8 +21,10 @@ from backends.memory.lexicon.grams import is_cyrillic, normalise, spelled_words
 
 MARK = "="
 """Begins every lemma, so that none equals a gram; no word contains it."""
-LONGEST = 40
-"""Letters of a word that is looked up; a longer one is a code, and would fill the cache."""
+LONGEST = 25
+"""Letters of a word that is looked up. A longer one is a code, which would fill the cache, and
+which costs a look-up for each of its parts.
+"""
 STOP_WORDS = frozenset(
     Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8").split()
 )
@@ -31,10 +34,19 @@ _CACHED_WORDS = 50_000
 _dictionaries = DefaultStrategy()
 
 
-def lemmas(text: str) -> dict[str, int]:
-    """Returns the marked lemmas of the words of `text` and how often each occurs."""
-    found = (_lemma(word) for word in spelled_words(text))
-    return dict(Counter(MARK + lemma for lemma in found if lemma not in _stop_lemmas()))
+def lemmas(text: str, most: int | None = None) -> dict[str, int]:
+    """Returns the marked lemmas of the words of `text` and how often each occurs.
+
+    With `most`, only that many different words are looked up, the first ones, stop words aside.
+    """
+    words = (
+        (word, n) for word, n in Counter(spelled_words(text)).items() if word not in STOP_WORDS
+    )
+    found: Counter[str] = Counter()
+    for word, occurrences in islice(words, most):
+        if (lemma := _lemma(word)) not in _stop_lemmas():
+            found[MARK + lemma] += occurrences
+    return dict(found)
 
 
 def _lemma(word: str) -> str:
