@@ -7,7 +7,7 @@ import pytest
 
 from backends.memory.areas import AreaDirectory, tenant_transaction
 from backends.memory.lexicon import grams as gram_module
-from backends.memory.lexicon import index, merging
+from backends.memory.lexicon import index, merging, postings
 from backends.memory.lexicon import upkeep as lexicon_upkeep
 from backends.memory.lexicon.grams import grams
 from backends.memory.lexicon.index import Lexicon
@@ -17,6 +17,7 @@ from backends.memory.lexicon.upkeep import LexiconUpkeep
 from backends.memory.queue import EmbeddingQueue
 from backends.memory.records import MemoryStore
 from backends.memory.short_term import EventRetention, ShortTermLog
+from backends.postgres.connection import BoundedConnection
 from backends.postgres.pool import Database
 from contracts.identity import Tenant
 from contracts.memory.ports import Area, Filters, ItemCandidate, LexicalAnswer, NewMemory
@@ -231,6 +232,42 @@ async def test_a_chunk_with_vectors_of_two_models_is_rebuilt_once(
     assert [event["chunks"] for event in events.named("memory.lexicon_rebuilt")] == [300]
     assert await levels(database) == held
     assert ranked(await search(database, "теплиця для насіння")) == before
+
+
+async def test_postings_are_made_outside_the_event_loop_and_written_in_slices(
+    database: Database, store: MemoryStore, events: RecordedEvents, monkeypatch: pytest.MonkeyPatch
+):
+    await LexiconUpkeep(database, events).run()
+    held, before = await levels(database), ranked(await search(database, "теплиця для насіння"))
+    made_in, written = [], []
+    for module, name in ((postings, "split"), (lexicon_upkeep, "in_order"), (merging, "in_order")):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module,
+            name,
+            lambda *given, original=original: (
+                made_in.append(threading.current_thread()) or original(*given)
+            ),
+        )
+    execute = BoundedConnection.execute
+
+    async def recorded(connection, query, params=None, **options):
+        if query is merging.APPEND and params["buckets"] != [postings.SUMMARY_BUCKET]:
+            written.append(sum(map(len, params["data"])) // RECORD.itemsize)
+        return await execute(connection, query, params, **options)
+
+    monkeypatch.setattr(BoundedConnection, "execute", recorded)
+    monkeypatch.setattr(merging, "RECORDS_AT_ONCE", 2_000)
+    monkeypatch.setattr(merging, "LEVEL_UP_ABOVE", 0)
+    await LexiconUpkeep(database, events).locked(AREA, merging.merge)
+    assert await levels(database) == {2: held[1]}
+    monkeypatch.setattr(lexicon_upkeep, "fingerprint", lambda: "newer")
+    await LexiconUpkeep(database, events).run()
+    assert await levels(database) == {2: held[1]}
+    assert ranked(await search(database, "теплиця для насіння")) == before
+    assert threading.main_thread() not in made_in
+    assert sum(written) == 2 * held[1]
+    assert len(written) == 2 * (1 + held[1] // 2_000) > 2
 
 
 INFLECTED = {

@@ -12,6 +12,8 @@ from backends.memory.lexicon.lemmas import lemmas
 from backends.memory.lexicon.postings import (
     RECORD,
     bucket_of,
+    in_order,
+    in_slices,
     keep,
     measure,
     pack_summary,
@@ -102,6 +104,19 @@ def test_records_are_eleven_bytes_and_find_their_bucket():
     assert len(keep(records, np.array([8], np.uint32))) == 0
     assert read_summaries([pack_summary(2, 30), pack_summary(1, 5)]) == (3, 35)
     assert split(records[:0], 1) == {}
+
+
+@given(st.lists(sentence, min_size=1, max_size=12), st.integers(1, 30), st.sampled_from([1, 2]))
+def test_slices_of_parts_are_the_split_of_the_whole(texts: list[str], most: int, level: int):
+    parts = [unpack(pack_terms(number, terms(text))) for number, text in enumerate(texts)]
+    whole = np.concatenate([unpack(b""), *parts])
+    slices = list(in_slices([in_order(part)[0] for part in parts], level, most))
+    assert len(slices) == 1 + len(whole) // most
+    joined = [(bucket, data.tobytes()) for taken in slices for bucket, data in taken.items()]
+    assert joined == [
+        (bucket, data.tobytes()) for bucket, data in sorted(split(whole, level).items())
+    ]
+    assert measure(in_order(whole)[1]) == measure(whole)
 
 
 def test_counts_and_lengths_over_the_field_are_cut():

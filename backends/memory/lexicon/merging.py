@@ -7,7 +7,8 @@ the caller's transaction, which holds the area's lock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from psycopg import sql
@@ -17,11 +18,12 @@ from backends.memory.lexicon.postings import (
     BUCKET_BITS,
     SUMMARY_BUCKET,
     Records,
+    in_order,
+    in_slices,
     keep,
     measure,
     pack_summary,
     read_summaries,
-    split,
     unpack,
 )
 from contracts.memory.ports import Area
@@ -31,6 +33,8 @@ LEVEL_UP_ABOVE = 4_096
 LEVEL_UP_PART = 0.2
 """Level 1 moves to level 2 when it has this part of its chunks, so level 2 is rewritten rarely."""
 BUCKETS_AT_ONCE = 256
+RECORDS_AT_ONCE = 400_000
+"""Records in a statement that appends, about 4 MB."""
 
 TAKE_TERMS = """
 WITH first AS MATERIALIZED (
@@ -85,12 +89,17 @@ async def merge(connection: Connection, area: Area) -> None:
     await connection.execute(REMAINING, area.identity)
 
 
-async def replace(connection: Connection, area: Area, records: Records) -> None:
-    """Replaces the area's postings by `records`, on the level for an area of their size."""
+async def replace(
+    connection: Connection, area: Area, parts: Sequence[Records], chunks: Records
+) -> None:
+    """Replaces the area's postings by `parts`, on the level for an area of their size.
+
+    Each part is `in_order`; `chunks` has one record of each chunk.
+    """
     await connection.execute(DROP, area.identity)
-    if len(records):
-        level = 1 if measure(records)[0] <= LEVEL_UP_ABOVE else 2
-        await _append(connection, area, level, records)
+    if len(chunks):
+        level = 1 if len(chunks) <= LEVEL_UP_ABOVE else 2
+        await _append(connection, area, level, parts, chunks)
 
 
 async def sweep(connection: Connection, area: Area) -> None:
@@ -129,7 +138,9 @@ async def _merge_terms(connection: Connection, area: Area) -> bool:
         await connection.execute(TAKE_TERMS, {**area.identity, "most": MERGE_AT_ONCE}, binary=True)
     ).fetchall()
     if taken:
-        await _append(connection, area, 1, unpack(b"".join(bytes(row["terms"]) for row in taken)))
+        records = unpack(b"".join(bytes(row["terms"]) for row in taken))
+        ordered, chunks = await asyncio.to_thread(in_order, records)
+        await _append(connection, area, 1, [ordered], chunks)
     return len(taken) == MERGE_AT_ONCE
 
 
@@ -140,15 +151,19 @@ async def _level_up(connection: Connection, area: Area) -> None:
     records = np.concatenate(
         list((await _read(connection, area, 1, 0, 1 << BUCKET_BITS[1])).values())
     )
+    ordered, chunks = await asyncio.to_thread(in_order, records)
     await connection.execute(DROP_LEVEL, {**area.identity, "level": 1})
-    await _append(connection, area, 2, records)
+    await _append(connection, area, 2, [ordered], chunks)
 
 
-async def _append(connection: Connection, area: Area, level: int, records: Records) -> None:
-    await connection.execute(
-        APPEND, {**_columns(split(records, level)), **area.identity, "level": level}
-    )
-    summary = {"buckets": [SUMMARY_BUCKET], "data": [pack_summary(*measure(records))]}
+async def _append(
+    connection: Connection, area: Area, level: int, parts: Sequence[Records], chunks: Records
+) -> None:
+    """Appends slice by slice: the whole would be in memory several times, and stop the loop."""
+    slices = in_slices(parts, level, RECORDS_AT_ONCE)
+    while (buckets := await asyncio.to_thread(next, slices, None)) is not None:
+        await connection.execute(APPEND, {**_columns(buckets), **area.identity, "level": level})
+    summary = {"buckets": [SUMMARY_BUCKET], "data": [pack_summary(*measure(chunks))]}
     await connection.execute(APPEND, {**summary, **area.identity, "level": level})
 
 

@@ -12,7 +12,7 @@ their average, which is the same in words. So a chunk has one length whatever it
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,24 @@ def split(records: Records, level: int) -> dict[int, Records]:
     starts = np.flatnonzero(np.diff(numbers)) + 1
     buckets = numbers[np.append(0, starts)].tolist()
     return dict(zip(buckets, np.split(ordered, starts), strict=True))
+
+
+def in_order(records: Records) -> tuple[Records, Records]:
+    """Returns the records ordered by their buckets, and of each chunk one record."""
+    _, first = np.unique(records["chunk"], return_index=True)
+    return records[np.argsort(records["gram"], kind="stable")], records[first]
+
+
+def in_slices(parts: Sequence[Records], level: int, most: int) -> Iterator[dict[int, Records]]:
+    """Yields `split` of all parts, about `most` records at a time; each part is `in_order`."""
+    slices = 1 + sum(map(len, parts)) // most
+    buckets = np.linspace(0, 1 << BUCKET_BITS[level], slices + 1).astype(np.int64)
+    edges = [np.searchsorted(part["gram"], buckets << (32 - BUCKET_BITS[level])) for part in parts]
+    for place in range(slices):
+        taken = [
+            part[edge[place] : edge[place + 1]] for part, edge in zip(parts, edges, strict=True)
+        ]
+        yield split(np.concatenate(taken), level)
 
 
 def keep(records: Records, alive: npt.NDArray[np.uint32]) -> Records:

@@ -18,7 +18,7 @@ from backends.memory.areas import (
     predicate_of,
 )
 from backends.memory.lexicon import merging
-from backends.memory.lexicon.postings import keep, pack_terms, unpack
+from backends.memory.lexicon.postings import Records, in_order, keep, pack_terms, unpack
 from backends.memory.lexicon.terms import fingerprint, terms
 from backends.postgres.pool import Database
 from contracts.events import EventLog
@@ -114,10 +114,13 @@ class LexiconUpkeep:
         """
         if not await self._has_postings(area):
             return None
-        parts: list[bytes] = []
+        parts: list[Records] = []
+        heads = [unpack(b"")]
         chunks: list[int] = []
         while rows := await self._chunks(area, chunks[-1] if chunks else -1):
-            parts.append(await asyncio.to_thread(_terms, rows))
+            part, head = await asyncio.to_thread(_terms, rows)
+            parts.append(part)
+            heads.append(head)
             chunks += [row["chunk_no"] for row in rows]
         async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
@@ -126,7 +129,9 @@ class LexiconUpkeep:
             ).fetchall()
             await connection.execute(DROP_TERMS, {**area.identity, "chunks": chunks})
             numbers = np.array([row["chunk_no"] for row in alive], np.uint32)
-            await merging.replace(connection, area, keep(unpack(b"".join(parts)), numbers))
+            for place, part in enumerate(parts):
+                parts[place] = await asyncio.to_thread(keep, part, numbers)
+            await merging.replace(connection, area, parts, keep(np.concatenate(heads), numbers))
             values = {**area.identity, "lexicon": self._fingerprint, "swept": True}
             await connection.execute(REBUILT, values)
         return len(chunks)
@@ -146,5 +151,6 @@ class LexiconUpkeep:
         return await background_rows(self._database, statement, values, area, timeout_s=TIMEOUT_S)
 
 
-def _terms(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return b"".join(pack_terms(row["chunk_no"], terms(row["content"])) for row in rows)
+def _terms(rows: Sequence[Mapping[str, Any]]) -> tuple[Records, Records]:
+    packed = (pack_terms(row["chunk_no"], terms(row["content"])) for row in rows)
+    return in_order(unpack(b"".join(packed)))
