@@ -19,24 +19,25 @@ COLUMNS = sql.SQL(
     "id, kind, created_at, content, chunk_no, part, channel_id, document_id, "
     "1 - (embedding <=> %(question)s::halfvec) AS cosine"
 )
-# A chunk that is not embedded yet has a row without version. Of a long turn the first chunk counts.
+# A chunk that is not embedded yet has a row without version; while the model changes, it may have
+# one with a vector, too, which is preferred. Of a long turn the first chunk counts.
 TURNS = sql.SQL("""
 SELECT near.* FROM (
     SELECT DISTINCT ON (id) channel_id, created_at, chunk_no FROM agent_memories
     WHERE shard = ANY({shards}) AND {area} AND id = ANY(%(ids)s) AND part = 0
       AND kind = 'conversation' AND channel_id IS NOT NULL
 ) AS hit CROSS JOIN LATERAL (
-    (SELECT {columns} FROM agent_memories
+    (SELECT DISTINCT ON (created_at, chunk_no) {columns} FROM agent_memories
      WHERE {where} AND part = 0 AND channel_id = hit.channel_id
        AND (created_at, chunk_no) <= (hit.created_at, hit.chunk_no)
        AND created_at >= hit.created_at - make_interval(secs => %(gap_s)s)
-     ORDER BY created_at DESC, chunk_no DESC LIMIT {each_side} + 1)
+     ORDER BY created_at DESC, chunk_no DESC, model_version DESC LIMIT {each_side} + 1)
     UNION ALL
-    (SELECT {columns} FROM agent_memories
+    (SELECT DISTINCT ON (created_at, chunk_no) {columns} FROM agent_memories
      WHERE {where} AND part = 0 AND channel_id = hit.channel_id
        AND (created_at, chunk_no) > (hit.created_at, hit.chunk_no)
        AND created_at <= hit.created_at + make_interval(secs => %(gap_s)s)
-     ORDER BY created_at, chunk_no LIMIT {each_side})
+     ORDER BY created_at, chunk_no, model_version DESC LIMIT {each_side})
 ) AS near
 """)
 SECTIONS = sql.SQL("""
@@ -54,7 +55,7 @@ SELECT DISTINCT ON (of, created_at, place) * FROM (
     SELECT *, coalesce('channel ' || channel_id, 'document ' || document_id) AS of,
            CASE WHEN document_id IS NULL THEN chunk_no ELSE part END AS place
     FROM ({branches}) AS passages
-) AS placed ORDER BY of, created_at, place
+) AS placed ORDER BY of, created_at, place, cosine NULLS LAST
 """)
 OF_VERSION = sql.SQL("shard = ANY({shards}) AND model_version IN ('', %(version)s)")
 OF_CONVERSATION = sql.SQL("kind = 'conversation'")

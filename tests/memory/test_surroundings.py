@@ -12,7 +12,14 @@ from contracts.deadline import Deadline
 from contracts.errors import DatabaseUnavailable
 from contracts.identity import Tenant
 from contracts.memory.ports import Filters
-from tests.support.memory.application import BORYS, SOFIA, STRANGER, Memory, succeeded
+from tests.support.memory.application import (
+    BORYS,
+    SOFIA,
+    STRANGER,
+    Memory,
+    eventually,
+    succeeded,
+)
 
 NOON = datetime(2025, 5, 10, 9, tzinfo=UTC)
 HOUR_S = 3_600.0
@@ -31,15 +38,19 @@ async def tell(memory, texts, tenant=SOFIA, *, start=NOON, channel="channel:1", 
 ALL = Filters()
 
 
-async def around(memory, ids, tenant=SOFIA, filters=ALL, gap_s=HOUR_S):
-    """Returns the texts beside these turns by group."""
+async def passages(memory, ids, tenant=SOFIA, filters=ALL, gap_s=HOUR_S):
+    """Returns what stands beside these turns and sections by group."""
     recall = memory.runtime.cases.recall
     scope = await recall.scopes.scope_of(Tenant(**tenant))
     question = await recall.embedder.embed(
         ["питання"], "query", tenant="", deadline=Deadline.after(30)
     )
-    found = await recall.surroundings.around(scope, filters, ids, question, gap_s)
-    return [passage.text for passage in found]
+    return await recall.surroundings.around(scope, filters, ids, question, gap_s)
+
+
+async def around(memory, ids, *tenant, **options):
+    """Returns the texts of `passages`."""
+    return [passage.text for passage in await passages(memory, ids, *tenant, **options)]
 
 
 async def test_two_turns_on_each_side_in_their_order(memory: Memory):
@@ -87,6 +98,36 @@ async def test_of_many_turns_of_one_moment_only_the_neighbours_are_read(
     assert await around(memory, [ids[0]]) == ["разом 0", "разом 1", "разом 2"]
     [plan] = plans
     assert 3 <= rows_read(plan["QUERY PLAN"][0]["Plan"]) < 50
+
+
+async def test_while_the_model_changes_each_chunk_counts_once_with_its_vector(
+    memory: Memory, database_urls
+):
+    """A replica that still asks with the old model has the rows that wait for the new one, too."""
+    ids = await tell(memory, [f"репліка {n}" for n in range(7)])
+    folder = memory.data_dir / "kb" / "shared"
+    folder.mkdir(parents=True)
+    sections = "".join(f"# Розділ {n}\n\nТекст розділу номер {n}.\n\n" for n in range(3))
+    (folder / "правила.md").write_text(sections, encoding="utf-8")
+    succeeded(await memory.post("/kb/reindex", {}))
+    [section] = (await memory.query("текст розділу номер 1", limit=1, kinds=["kb"]))["items"]
+    hits = [ids[3], section["id"]]
+
+    async def embedded():
+        found = await passages(memory, hits)
+        return found if all(passage.cosine is not None for passage in found) else None
+
+    before = await eventually(embedded)
+    assert len(before) == 5 + 3
+    columns = (
+        "chunk_no, id, part, document_id, microdao_id, agent_id, channel_id, kind, created_at, "
+        "content, meta"
+    )
+    async with await AsyncConnection.connect(database_urls.superuser) as owner:
+        await owner.execute(
+            f"INSERT INTO agent_memories ({columns}) SELECT {columns} FROM agent_memories"
+        )
+    assert await passages(memory, hits) == before
 
 
 async def test_a_late_arrival_stands_at_its_time(memory: Memory):
