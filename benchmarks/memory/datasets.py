@@ -211,19 +211,25 @@ def _from_longmemeval(given: _LongMemEval) -> Conversation:
             turns.append(Turn(name, session, line, moments[number] + place * BETWEEN_TURNS))
             if said.has_answer and session in given.answer_session_ids:
                 answers.add(name)
-    evidence = frozenset(given.answer_session_ids) & {turn.session for turn in turns}
+    asked_at = _moment(given.question_date, _LONGMEMEVAL_TIME, "question_date")
+    sessions = frozenset(given.answer_session_ids) & {turn.session for turn in turns}
+    # A question is asked about what was said before it: the rest cannot be found.
+    earlier = [turn for turn in turns if turn.at < asked_at]
+    evidence = sessions & {turn.session for turn in earlier}
+    found = answers & {turn.id for turn in earlier}
     questions, left_out = [], Counter[str]()
     if given.question_id.endswith(ABSTENTION):
         left_out["abstention"] += 1
-    elif not evidence:
-        left_out["without evidence"] += 1
     else:
-        text = _storable(given.question)
-        asked_at = _moment(given.question_date, _LONGMEMEVAL_TIME, "question_date")
-        questions.append(
-            Question(text, given.question_type, frozenset(answers), evidence, asked_at)
-        )
-    return Conversation(given.question_id, turns, questions, left_out)
+        left_out["late evidence turns"] = len(answers - found)
+        left_out["late evidence sessions"] = len(sessions - evidence)
+        left_out["without evidence"] = int(not evidence)
+        if evidence:
+            text = _storable(given.question)
+            questions.append(
+                Question(text, given.question_type, frozenset(found), evidence, asked_at)
+            )
+    return Conversation(given.question_id, turns, questions, +left_out)
 
 
 def _moment(value: Any, form: str, where: str) -> datetime:

@@ -108,6 +108,30 @@ def test_longmemeval_becomes_a_conversation_per_question(files):
     assert (third.questions, third.left_out) == ([], Counter({"abstention": 1}))
 
 
+def test_evidence_at_or_after_the_question_is_left_out_and_counted(tmp_path):
+    file = tmp_path / "data.json"
+    record = longmemeval()[0]
+    record["question_date"] = record["haystack_dates"][0]
+    record["haystack_sessions"][2] = record["haystack_sessions"][0]
+    record["haystack_session_ids"][1] = "answer_2"
+    record["answer_session_ids"] += ["answer_2", "filler_1"]
+    file.write_text(json.dumps([record, {**record, "answer_session_ids": ["answer_1"]}]))
+    first, second = read_conversations(file)
+    [question] = first.questions
+    assert (question.turns, question.sessions) == (frozenset(), {"answer_2"})
+    assert first.left_out == {"late evidence turns": 2, "late evidence sessions": 2}
+    assert second.questions == []
+    assert second.left_out == {
+        "late evidence turns": 1,
+        "late evidence sessions": 1,
+        "without evidence": 1,
+    }
+    printed = report([first, second], [Asked(question, [], [], 1.0, is_degraded=False)])
+    assert (
+        "left out: late evidence sessions 3, late evidence turns 3, without evidence 1" in printed
+    )
+
+
 def changed(read, path, value):
     """Returns a set as text, with one value replaced."""
     data = read()
