@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import orjson
 
 from backends.memory.areas import background_rows
-from backends.postgres.pool import PostgresAdapter
+from backends.postgres.pool import Database, PostgresAdapter
 from contracts.deadline import Deadline
 from contracts.errors import DeadlineExceeded, InvalidRequest
 from contracts.identity import Page
@@ -19,6 +20,8 @@ from contracts.values import storable
 
 TIMEOUT_S = 10.0
 """Of a whole page. Counting 100,000 memories of one agent takes a third of a second."""
+AT_ONCE = 2
+"""Pages that are counted at a time, so that most connections stay free for queries."""
 
 AREAS = """
 SELECT microdao_id, agent_id, shard, waiting, oldest
@@ -72,8 +75,16 @@ WHERE chunk.shard = 0 AND chunk.microdao_id = %(microdao_id)s AND chunk.agent_id
 class Statistics(PostgresAdapter):
     """Implements StatsReader."""
 
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
     async def page(self, wanted: StatsFilter) -> Page[AgentStats]:
         deadline = Deadline.after(TIMEOUT_S)
+        async with self._slots:
+            return await self._page(wanted, deadline)
+
+    async def _page(self, wanted: StatsFilter, deadline: Deadline) -> Page[AgentStats]:
         microdao_id, agent_id = _read(wanted.cursor)
         values = {
             **wanted.model_dump(include={"microdao_id", "agent_id"}),
@@ -82,6 +93,7 @@ class Statistics(PostgresAdapter):
             "rows": wanted.limit + 1,
         }
         try:
+            deadline.check()
             areas = await background_rows(
                 self._database, AREAS, values, timeout_s=deadline.remaining()
             )

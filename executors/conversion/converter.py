@@ -63,8 +63,8 @@ class SandboxedConverter:
         if kind in PLAIN:
             return [DocumentPart(text=_decoded(data))]
         executor = await self._started()
-        encoded = await asyncio.to_thread(base64.b64encode, data)
-        args = {"kind": kind, "data": encoded.decode()}
+        encoded = await asyncio.to_thread(lambda: base64.b64encode(data).decode())
+        args = {"kind": kind, "data": encoded}
         deadline = Deadline.after(_TOOL.timeout_s)
         outcome = await executor.execute(Execution(_TOOL, args, {}, _TOOL.id, deadline, _TOOL.id))
         if not outcome.ok:

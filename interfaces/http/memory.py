@@ -159,10 +159,22 @@ def memory_router(
 
 
 def _add_document_routes(router: Router, cases: Callable[[], MemoryUseCases]) -> None:
+    def check_writer(request: Request) -> None:
+        """Other agents read what is written, so an agent may not, nor a run of one."""
+        principal = request.state.principal
+        if principal.grants.kind == "agent" or principal.tenant is not None:
+            raise Forbidden(
+                f"`{principal.name}` is an agent: documents are stored and deleted by services, "
+                "persons and operators"
+            )
+
+    writing = [Depends(check_writer)]
+
     @router.put(
         "/documents",
         summary="Store and index a document: PDF, DOCX, HTML, Markdown or text",
         openapi_extra=BINARY,
+        dependencies=writing,
         responses=refusals(408, 409, 413, 429),
     )
     async def put(request: Request, name: Annotated[DocumentName, Query()]) -> DocumentAnswer:
@@ -176,7 +188,10 @@ def _add_document_routes(router: Router, cases: Callable[[], MemoryUseCases]) ->
         return await cases().documents.page(query)
 
     @router.delete(
-        "/documents", summary="Delete a document from every tier", responses=refusals(404, 409)
+        "/documents",
+        summary="Delete a document from every tier",
+        dependencies=writing,
+        responses=refusals(404, 409),
     )
     async def remove(name: Annotated[DocumentName, Query()]) -> DeleteResponse:
         await cases().documents.remove(name)

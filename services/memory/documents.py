@@ -122,6 +122,10 @@ class Documents:
         await self.indexing.settle(run, name.path, None)
         if document is None and not any(unlinked):
             raise NotFound("no such document")
+        version = document.file_hash.hex() if document else None
+        self.indexing.events.emit(
+            "memory.document_removed", microdao_id=name.microdao_id, version=version
+        )
 
     async def _run(self, name: DocumentName, known: Document | None) -> Run:
         """Returns a run over one file."""

@@ -80,7 +80,7 @@ class Indexing:
         self.documents = documents
         self.folders = folders
         self._converter = converter
-        self._events = events
+        self.events = events
         self._size = size
         self._refused: LRUCache[tuple[str, DocumentFile], str] = LRUCache(MAX_REMEMBERED)
         """Why files were refused, so that periodic runs do not convert them again and again."""
@@ -156,7 +156,7 @@ class Indexing:
                 run.report.chunks += added
                 run.report.changed += document is not None
                 run.report.added += document is None
-                self._events.emit(
+                self.events.emit(
                     "memory.document_indexed",
                     microdao_id=run.microdao_id,
                     version=file_hash.hex(),

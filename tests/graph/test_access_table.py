@@ -64,6 +64,8 @@ class Route:
     kind: str = "json"
     uses: str | None = None
     """`model` or `tool`: what the body names is refused to a principal that may not use it."""
+    for_agents: bool = True
+    """Whether principals of kind `agent` may use it."""
 
 
 TENANT = {"agent_id": "{agent}", "microdao_id": "{microdao}"}
@@ -71,6 +73,7 @@ IN = {"microdao_id": "{microdao}"}
 DOCUMENT = {**IN, "path": "a.md"}
 CHAT = {"model": "dagi-local-8b", "messages": [{"role": "user", "content": "x"}]}
 OPEN, ANY, OPERATORS = Route("open"), Route("any"), Route("operators")
+WRITING = Route("acting", query=DOCUMENT, by_agent=False, for_agents=False)
 HEALTH = {
     f"GET {prefix}/{path}": OPEN
     for prefix in PREFIXES.values()
@@ -112,9 +115,9 @@ TABLE = {
     "GET /internal/agent-memory/export": OPERATORS,
     "POST /internal/agent-memory/import": OPERATORS,
     "POST /internal/agent-memory/kb/reindex": OPERATORS,
-    "PUT /internal/agent-memory/documents": Route("acting", query=DOCUMENT, by_agent=False),
+    "PUT /internal/agent-memory/documents": WRITING,
     "GET /internal/agent-memory/documents": Route("acting", query=IN, by_agent=False),
-    "DELETE /internal/agent-memory/documents": Route("acting", query=DOCUMENT, by_agent=False),
+    "DELETE /internal/agent-memory/documents": WRITING,
     "POST /internal/tools/call": Route("acting", {**TENANT, "tool_id": "text.none"}, uses="tool"),
     "GET /internal/tools/calls": Route("acting", query=TENANT),
     "GET /internal/tools/results/{id}": Route("acting", query=IN, by_agent=False),
@@ -276,6 +279,8 @@ def expected(name: str, caller: str, tenant: str) -> set[int] | None:
         return {403}
     if route.who == "any":
         return None
+    if caller in {"own", DELEGATED} and not route.for_agents:
+        return {403}
     if caller == "limited" and route.uses:
         return {403}
     if tenant == "foreign" or (tenant == "sibling" and route.by_agent):
@@ -347,7 +352,8 @@ async def test_without_a_tenant_a_key_sees_its_own_or_is_told_to_name_one(client
         path = path.replace(f"{{{given}}}", SOME_ID)
     path = path.replace("{member_id}", "user:1")
     query = {key: value for key, value in TABLE[name].query.items() if key not in TENANT}
-    for caller, allowed in (("own", True), ("many", False)):
+    one = "own" if TABLE[name].for_agents else "limited"
+    for caller, allowed in ((one, True), ("many", False)):
         response = await client.request(
             method, path, params=query, headers={"Authorization": f"Bearer {KEYS[caller]}"}
         )

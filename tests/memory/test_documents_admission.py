@@ -2,14 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from contracts.access.principals import Grants
 from executors.conversion.converter import SandboxedConverter
 from services.memory import documents
-from tests.support.memory.application import Memory, eventually, succeeded
+from tests.support.access import access_control
+from tests.support.events import RecordedEvents
+from tests.support.memory.application import Memory, eventually, memory_application, succeeded
+from tests.support.memory.hashing_embedder import HashingEmbedder
+
+KEYS = {kind: f"dk_{kind}".ljust(46, "x") for kind in ("agent", "person")}
 
 
 class Body:
@@ -88,3 +95,38 @@ async def test_one_microdao_does_not_take_all_conversions(
     opened.set()
     for answer in await asyncio.gather(*uploads):
         succeeded(answer)
+
+
+async def test_agents_read_documents_and_others_write_them(
+    database_url: str, tmp_path: Path, embedder: HashingEmbedder, events: RecordedEvents
+):
+    may = {"agents": ["agent:sofia"], "microdaos": ["microdao:7"]}
+    access = access_control(
+        "internal-secret",
+        "operator-secret",
+        principals={
+            "agent": Grants(kind="agent", **may),
+            "person": Grants(kind="person", **may),
+        },
+        keys={key: kind for kind, key in KEYS.items()},
+    )
+    params = {"microdao_id": "microdao:7", "path": "a.md"}
+    async with memory_application(
+        database_url, tmp_path, embedder, events, access=access
+    ) as memory:
+        agent, person = ({"Authorization": f"Bearer {key}"} for key in KEYS.values())
+
+        async def status(method: str, headers: dict[str, str]) -> int:
+            answer = await memory.client.request(
+                method, "/documents", params=params, content=b"text", headers=headers
+            )
+            return answer.status_code
+
+        assert await status("PUT", agent) == 403
+        assert await status("PUT", person) == 200
+        assert await status("DELETE", agent) == 403
+        listed = await memory.client.get(
+            "/documents", params={"microdao_id": "microdao:7"}, headers=agent
+        )
+        assert [each["path"] for each in succeeded(listed)["items"]] == ["a.md"]
+        assert await status("DELETE", person) == 200

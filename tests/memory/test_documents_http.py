@@ -57,7 +57,7 @@ async def hits(memory: Memory, question: str, tenant: Mapping[str, str] = SOFIA)
 
 
 async def test_an_upload_is_found_listed_replaced_and_deleted(
-    memory: Memory, embedder: HashingEmbedder
+    memory: Memory, embedder: HashingEmbedder, events: RecordedEvents
 ):
     first = succeeded(await put(memory, "handbook/правила.pdf", pdf("Внески", "Кворум")))
     assert first["outcome"] == "added"
@@ -88,6 +88,9 @@ async def test_an_upload_is_found_listed_replaced_and_deleted(
 
     assert succeeded(await remove(memory, "handbook/правила.pdf"))["ok"] is True
     assert await found(memory, "внески третини") == []
+    assert events.named("memory.document_removed") == [
+        {"microdao_id": "microdao:7", "version": changed["version"]}
+    ]
     assert (await listed(memory))["items"] == []
     assert list((memory.data_dir / "kb" / "microdao" / "microdao%3A7").iterdir()) == []
     assert (await remove(memory, "handbook/правила.pdf")).status_code == 404

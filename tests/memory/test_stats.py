@@ -1,5 +1,6 @@
 """`GET /stats`: counts by agent, tier and kind, growth, and chunks that wait for embedding."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,28 @@ async def test_counting_is_bounded_and_says_what_to_ask_instead(
         response = await memory.client.get("/stats", params=SOFIA)
     assert response.status_code == 504, response.text
     assert "`agent_id`" in response.json()["error"]["message"]
+
+
+async def test_counting_leaves_connections_to_queries(
+    memory: Memory, database_owner_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    await memory.store("Кава")
+    monkeypatch.setattr(stats, "TIMEOUT_S", 1.0)
+    most = 0
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'memories'::regclass"
+    async with (
+        await psycopg.AsyncConnection.connect(database_owner_url) as owner,
+        await psycopg.AsyncConnection.connect(database_owner_url, autocommit=True) as other,
+    ):
+        await owner.execute("LOCK TABLE memories IN ACCESS EXCLUSIVE MODE")
+        pages = [
+            asyncio.ensure_future(memory.client.get("/stats", params=SOFIA)) for _ in range(10)
+        ]
+        while not all(page.done() for page in pages):
+            found = await (await other.execute(waiting)).fetchone()
+            most = max(most, *found or (0,))
+    assert not any(page.result().is_success for page in pages)
+    assert most == stats.AT_ONCE
 
 
 async def test_a_key_sees_its_own_agent_and_operators_all(
