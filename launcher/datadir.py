@@ -78,7 +78,8 @@ class DataDir:
             for path in (self.nats, self.root / "models", self.logs, self.secrets, self.run):
                 _private_directory(path, 0o700)
             for path in (self.root / "kb", self.root / "cache"):
-                if not (path.is_symlink() or path.is_mount()):  # else it may be shared on purpose
+                is_shared = path.is_symlink() or path.is_mount()  # perhaps on purpose
+                if not (is_shared or _is_others(path)):
                     _private_directory(path, 0o700)
             (self.run / ".writable").touch()
         except OSError as error:
@@ -207,6 +208,10 @@ def _own_root(root: Path, mode: int) -> None:
                 f"set DAARION_DATA_DIR to a folder of its own, such as {root / 'daarion'}"
             )
     _private_directory(root, mode)
+
+
+def _is_others(path: Path) -> bool:
+    return path.exists() and path.stat().st_uid != os.geteuid()
 
 
 def _private_directory(path: Path, mode: int) -> None:

@@ -45,6 +45,18 @@ def test_everything_is_closed_to_others(tmp_path):
         assert mode(folder) == 0o700
 
 
+def test_a_knowledge_base_of_another_account_keeps_its_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "data" / "kb"
+    folder.mkdir(parents=True)
+    folder.chmod(0o750)
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    DataDir(tmp_path / "data").prepare()
+    assert folder.stat().st_mode & 0o777 == 0o750
+
+
 @pytest.mark.parametrize("name", ["secrets", "kb"])
 def test_an_open_folder_is_closed(tmp_path, name):
     folder = tmp_path / "data" / name
