@@ -198,6 +198,22 @@ async def test_filters_do_not_empty_the_answer_of_an_index(
     )
 
 
+async def test_a_new_shard_has_the_index_by_which_neighbours_are_read(
+    database: Database, rows: Rows, shards: ShardUpkeep, database_urls: DatabaseUrls
+):
+    await shards.run()
+    async with await psycopg.AsyncConnection.connect(database_urls.superuser) as connection:
+        found = await connection.execute(
+            "SELECT tablename FROM pg_indexes WHERE tablename ~ '^agent_memories_(common|[0-9]+)$' "
+            "AND indexdef LIKE '%(microdao_id, agent_id, channel_id, created_at, chunk_no)' "
+            "ORDER BY tablename"
+        )
+        assert [name for (name,) in await found.fetchall()] == [
+            "agent_memories_1",
+            "agent_memories_common",
+        ]
+
+
 async def test_hundreds_of_equal_rows_are_one_candidate_of_an_index(
     database: Database, rows: Rows, shards: ShardUpkeep
 ):
