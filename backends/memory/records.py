@@ -115,7 +115,7 @@ class MemoryStore(PostgresAdapter):
 
     async def add(self, memory: NewMemory, refusal: OverLimit | None = None) -> Stored:
         # Before the transaction, so that no connection waits for it.
-        counts = await asyncio.to_thread(_counted, memory)
+        counts = await asyncio.to_thread(lambda: [terms(chunk) for chunk in memory.chunks])
         async with tenant_transaction(self._database, memory.tenant) as connection:
             return await _add(connection, memory, counts, refusal)
 
@@ -123,7 +123,9 @@ class MemoryStore(PostgresAdapter):
         if not memories:
             return 0
         new = chunks = 0
-        counted = [await asyncio.to_thread(_counted, memory) for memory in memories]
+        counted = await asyncio.to_thread(
+            lambda: [[terms(chunk) for chunk in memory.chunks] for memory in memories]
+        )
         async with tenant_transaction(
             self._database, memories[0].tenant, timeout_s=BULK_TIMEOUT_S
         ) as connection:
@@ -174,10 +176,6 @@ class MemoryStore(PostgresAdapter):
             if "after_id" not in values:
                 conditions.append(NEWER)
             values |= {"after_at": rows[-1]["created_at"], "after_id": rows[-1]["id"]}
-
-
-def _counted(memory: NewMemory) -> list[dict[str, int]]:
-    return [terms(chunk) for chunk in memory.chunks]
 
 
 async def _add(

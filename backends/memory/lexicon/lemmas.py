@@ -39,14 +39,9 @@ def lemmas(text: str, most: int | None = None) -> dict[str, int]:
 
     With `most`, only that many different words are looked up, the first ones, stop words aside.
     """
-    words = (
-        (word, n) for word, n in Counter(spelled_words(text)).items() if word not in STOP_WORDS
-    )
-    found: Counter[str] = Counter()
-    for word, occurrences in islice(words, most):
-        if (lemma := _lemma(word)) not in _stop_lemmas():
-            found[MARK + lemma] += occurrences
-    return dict(found)
+    counts = Counter(word for word in spelled_words(text) if word not in STOP_WORDS)
+    found = (_lemma(word) for word, count in islice(counts.items(), most) for _ in range(count))
+    return dict(Counter(MARK + lemma for lemma in found if lemma not in _stop_lemmas()))
 
 
 def _lemma(word: str) -> str:

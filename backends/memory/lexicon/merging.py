@@ -90,16 +90,15 @@ async def merge(connection: Connection, area: Area) -> None:
 
 
 async def replace(
-    connection: Connection, area: Area, parts: Sequence[Records], chunks: Records
+    connection: Connection, area: Area, parts: Sequence[tuple[Records, Records]]
 ) -> None:
     """Replaces the area's postings by `parts`, on the level for an area of their size.
 
-    Each part is `in_order`; `chunks` has one record of each chunk.
+    Each part is what `in_order` returns for other chunks.
     """
     await connection.execute(DROP, area.identity)
-    if len(chunks):
-        level = 1 if len(chunks) <= LEVEL_UP_ABOVE else 2
-        await _append(connection, area, level, parts, chunks)
+    if chunks := sum(len(heads) for _, heads in parts):
+        await _append(connection, area, 1 if chunks <= LEVEL_UP_ABOVE else 2, parts)
 
 
 async def sweep(connection: Connection, area: Area) -> None:
@@ -139,8 +138,7 @@ async def _merge_terms(connection: Connection, area: Area) -> bool:
     ).fetchall()
     if taken:
         records = unpack(b"".join(bytes(row["terms"]) for row in taken))
-        ordered, chunks = await asyncio.to_thread(in_order, records)
-        await _append(connection, area, 1, [ordered], chunks)
+        await _append(connection, area, 1, [await asyncio.to_thread(in_order, records)])
     return len(taken) == MERGE_AT_ONCE
 
 
@@ -151,19 +149,19 @@ async def _level_up(connection: Connection, area: Area) -> None:
     records = np.concatenate(
         list((await _read(connection, area, 1, 0, 1 << BUCKET_BITS[1])).values())
     )
-    ordered, chunks = await asyncio.to_thread(in_order, records)
     await connection.execute(DROP_LEVEL, {**area.identity, "level": 1})
-    await _append(connection, area, 2, [ordered], chunks)
+    await _append(connection, area, 2, [await asyncio.to_thread(in_order, records)])
 
 
 async def _append(
-    connection: Connection, area: Area, level: int, parts: Sequence[Records], chunks: Records
+    connection: Connection, area: Area, level: int, parts: Sequence[tuple[Records, Records]]
 ) -> None:
     """Appends slice by slice: the whole would be in memory several times, and stop the loop."""
-    slices = in_slices(parts, level, RECORDS_AT_ONCE)
+    slices = in_slices([ordered for ordered, _ in parts], level, RECORDS_AT_ONCE)
     while (buckets := await asyncio.to_thread(next, slices, None)) is not None:
         await connection.execute(APPEND, {**_columns(buckets), **area.identity, "level": level})
-    summary = {"buckets": [SUMMARY_BUCKET], "data": [pack_summary(*measure(chunks))]}
+    size = measure(np.concatenate([heads for _, heads in parts]))
+    summary = {"buckets": [SUMMARY_BUCKET], "data": [pack_summary(*size)]}
     await connection.execute(APPEND, {**summary, **area.identity, "level": level})
 
 

@@ -76,20 +76,18 @@ def split(records: Records, level: int) -> dict[int, Records]:
 
 def in_order(records: Records) -> tuple[Records, Records]:
     """Returns the records ordered by their buckets, and of each chunk one record."""
-    _, first = np.unique(records["chunk"], return_index=True)
+    first = np.unique(records["chunk"], return_index=True)[1]
     return records[np.argsort(records["gram"], kind="stable")], records[first]
 
 
 def in_slices(parts: Sequence[Records], level: int, most: int) -> Iterator[dict[int, Records]]:
     """Yields `split` of all parts, about `most` records at a time; each part is `in_order`."""
     slices = 1 + sum(map(len, parts)) // most
-    buckets = np.linspace(0, 1 << BUCKET_BITS[level], slices + 1).astype(np.int64)
-    edges = [np.searchsorted(part["gram"], buckets << (32 - BUCKET_BITS[level])) for part in parts]
-    for place in range(slices):
-        taken = [
-            part[edge[place] : edge[place + 1]] for part, edge in zip(parts, edges, strict=True)
-        ]
-        yield split(np.concatenate(taken), level)
+    buckets = np.linspace(0, 1 << BUCKET_BITS[level], slices + 1)[1:-1].astype(np.int64)
+    starts = buckets << (32 - BUCKET_BITS[level])
+    cut = [np.split(part, np.searchsorted(part["gram"], starts)) for part in parts]
+    for pieces in zip(*cut, strict=True):
+        yield split(np.concatenate(pieces), level)
 
 
 def keep(records: Records, alive: npt.NDArray[np.uint32]) -> Records:

@@ -114,13 +114,10 @@ class LexiconUpkeep:
         """
         if not await self._has_postings(area):
             return None
-        parts: list[Records] = []
-        heads = [unpack(b"")]
+        parts: list[tuple[Records, Records]] = []
         chunks: list[int] = []
         while rows := await self._chunks(area, chunks[-1] if chunks else -1):
-            part, head = await asyncio.to_thread(_terms, rows)
-            parts.append(part)
-            heads.append(head)
+            parts.append(await asyncio.to_thread(_terms, rows))
             chunks += [row["chunk_no"] for row in rows]
         async with background_transaction(self._database, area, timeout_s=TIMEOUT_S) as connection:
             await lock(connection, area)
@@ -129,9 +126,10 @@ class LexiconUpkeep:
             ).fetchall()
             await connection.execute(DROP_TERMS, {**area.identity, "chunks": chunks})
             numbers = np.array([row["chunk_no"] for row in alive], np.uint32)
-            for place, part in enumerate(parts):
-                parts[place] = await asyncio.to_thread(keep, part, numbers)
-            await merging.replace(connection, area, parts, keep(np.concatenate(heads), numbers))
+            for place, (ordered, heads) in enumerate(parts):
+                kept = await asyncio.to_thread(keep, ordered, numbers)
+                parts[place] = kept, keep(heads, numbers)
+            await merging.replace(connection, area, parts)
             values = {**area.identity, "lexicon": self._fingerprint, "swept": True}
             await connection.execute(REBUILT, values)
         return len(chunks)
