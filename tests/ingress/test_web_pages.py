@@ -81,7 +81,9 @@ async def test_no_route_takes_a_body_that_a_form_can_send(applications):
                     {"content-type": "multipart/form-data"},
                     {},
                 ):
-                    if path == "/mcp":  # the MCP server has a router of its own
+                    if path in {"/mcp", "/documents"}:
+                        # The MCP server has a router of its own. A document has any type, and no
+                        # form sends a PUT: a page's script would ask first.
                         continue
                     url = f"{path}?agent_id=agent:a&microdao_id=microdao:7"
                     answer = await client.request(
