@@ -16,8 +16,7 @@ EACH_SIDE = 2
 TIMEOUT_S = 4.0
 
 COLUMNS = sql.SQL(
-    "id, kind, created_at, content, chunk_no, part, channel_id, document_id, "
-    "1 - (embedding <=> %(question)s::halfvec) AS cosine"
+    "id, kind, created_at, content, chunk_no, part, channel_id, document_id, embedding"
 )
 # A chunk that is not embedded yet has a row without version; while the model changes, it may have
 # one with a vector, too, which is preferred. Of a long turn the first chunk counts.
@@ -51,8 +50,10 @@ SELECT near.* FROM (
 ) AS near
 """)
 AROUND = sql.SQL("""
-SELECT DISTINCT ON (of, created_at, place) * FROM (
-    SELECT *, coalesce('channel ' || channel_id, 'document ' || document_id) AS of,
+SELECT DISTINCT ON (of, created_at, place) id, of, kind, created_at, content, chunk_no, cosine
+FROM (
+    SELECT *, 1 - (embedding <=> %(question)s::halfvec) AS cosine,
+           coalesce('channel ' || channel_id, 'document ' || document_id) AS of,
            CASE WHEN document_id IS NULL THEN chunk_no ELSE part END AS place
     FROM ({branches}) AS passages
 ) AS placed ORDER BY of, created_at, place, cosine NULLS LAST
