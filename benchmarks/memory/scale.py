@@ -53,7 +53,7 @@ LATENT = 48
 SYLLABLES = [c + v for c in "бвгджзклмнпрстфхцчш" for v in "аеиоуіяю"]
 WARM_UP = 25
 
-BUDGETS = {1_000: (1.0, 5.0, 15.0), 100_000: (0.95, 20.0, 100.0)}
+BUDGETS = {1_000: (1.0, 5.0, 20.0), 100_000: (0.95, 20.0, 100.0)}
 """Rows of a tenant: least recall, most milliseconds of the dense arm, and of a fused query."""
 
 
