@@ -64,8 +64,8 @@ key: ## keys of the running graph's callers (ARGS="new NAME --agent ID --microda
 test: install-dev ## everything a change must pass: models, lint, all tests
 	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --reruns 1 --ignore=tests/graph
-	@$(BIN)/python -m tests.support.graph.offline $(BIN)/python -m pytest --reruns 1 tests/graph
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --reruns 1 --rerun-show-tracebacks --ignore=tests/graph
+	@$(BIN)/python -m tests.support.graph.offline $(BIN)/python -m pytest --reruns 1 --rerun-show-tracebacks tests/graph
 
 fuzz: install-dev ## a graph of its own, to which schemathesis sends requests from its OpenAPI document, valid and invalid ones (ARGS=…), 5 minutes
 	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"

@@ -49,9 +49,15 @@ async def postgres() -> AsyncIterator[PostgresServer]:
             yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server_folder() -> Iterator[Path]:
-    """A folder for a server of a module's own."""
+    """A folder for a server of a test's own; a test that is run again gets another."""
+    with _server_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def module_server_folder() -> Iterator[Path]:
     with _server_folder() as folder:
         yield folder
 

@@ -49,12 +49,6 @@ def cluster() -> Iterator[Path]:
 
 
 @pytest.fixture
-def server_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="daarion-test-", ignore_cleanup_errors=True) as name:
-        yield Path(name)
-
-
-@pytest.fixture
 def data_dir(cluster, server_folder) -> Path:
     subprocess.run(["cp", "-a", f"{cluster}/.", str(server_folder)], check=True)
     return server_folder

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def victim(server_folder: Path) -> AsyncIterator[PostgresServer]:
-    async with PostgresServer(server_folder, durable=False) as started:
+async def victim(module_server_folder: Path) -> AsyncIterator[PostgresServer]:
+    async with PostgresServer(module_server_folder, durable=False) as started:
         yield started
 
 
