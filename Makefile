@@ -19,7 +19,7 @@ PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help gpu-there run services reload status backup restore models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale eval-memory data-there bench-agents soak-agents agent-runtime demo key lock sbom clean install install-dev python
+.PHONY: help gpu-there run services reload status backup restore models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale eval-memory data-there bench-agents soak-agents agent-runtime demo key lock sbom release-check clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,12 @@ lock: install-dev ## write ops/locks/ from pyproject.toml; UPGRADE=1 takes the n
 sbom: install-dev ## what is installed, its licences and what needs what, as CycloneDX in build/sbom.json
 	@mkdir -p build
 	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json $(BIN)/python
+
+release-check: install-dev ## whether this commit may be tagged as a release, and what it lacks (docs/releasing.md)
+	@$(BIN)/python ops/release_check.py
+	@$(BIN)/python -m pytest -q tests/ops/test_locks.py tests/stores/test_released_migrations.py
+	@$(MAKE) --no-print-directory lint sbom
+	@echo "left to do: make test on this commit, then the tag (docs/releasing.md)"
 
 clean: ## remove .venv and caches; the data directory with models and databases stays
 	@! $(INSTALLED) || ! $(BIN)/python -m launcher status >/dev/null 2>&1 || { echo "the graph is running from .venv: stop it first"; exit 1; }
