@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.abc import QueryNoTemplate
+from psycopg.abc import Query, QueryNoTemplate
 from psycopg.rows import DictRow
 
 from backends.postgres.pool import Database, PostgresAdapter
@@ -82,6 +82,11 @@ def conditions(filters: Filters) -> tuple[list[sql.Composable], dict[str, Any]]:
     }
 
 
+def array_of(numbers: Iterable[float]) -> str:
+    """Returns the numbers as PostgreSQL writes an array; psycopg adapts a list number by number."""
+    return f"{{{','.join(map(repr, numbers))}}}"
+
+
 def all_of(*parts: sql.Composable | Sequence[sql.Composable]) -> sql.Composed:
     """Joins conditions by AND."""
     flat: list[sql.Composable] = []
@@ -115,16 +120,14 @@ async def background_transaction(
 
 
 async def tenant_rows(
-    database: Database,
-    tenant: Tenant,
-    statement: QueryNoTemplate,
-    values: Mapping[str, Any],
-    *,
-    timeout_s: float | None = None,
+    database: Database, tenant: Tenant, statement: Query, values: Mapping[str, Any]
 ) -> list[DictRow]:
-    """Returns the rows of one statement in `tenant_transaction`."""
-    async with tenant_transaction(database, tenant, timeout_s=timeout_s) as connection:
-        return await (await connection.execute(statement, values)).fetchall()
+    """Returns the rows of one reading statement that sees what `tenant_transaction` does, in one
+    round trip.
+    """
+    return await database.run(
+        statement, values, microdao_id=tenant.microdao_id, agent_id=tenant.agent_id
+    )
 
 
 async def background_rows(

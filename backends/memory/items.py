@@ -7,7 +7,7 @@ from typing import Any
 
 from psycopg import sql
 
-from backends.memory.areas import identity, predicate_of, tenant_rows
+from backends.memory.areas import array_of, identity, predicate_of, tenant_rows
 from backends.postgres.pool import PostgresAdapter
 from contracts.memory.api import Item
 from contracts.memory.items import described, origin_of, source_of
@@ -17,7 +17,7 @@ from contracts.memory.ports import SearchScope
 BY_NUMBER = sql.SQL("""
 (SELECT DISTINCT ON (chunk_no) id, part, agent_id, kind, channel_id, created_at, content, meta
  FROM agent_memories
- WHERE shard = ANY({shards}) AND {area} AND chunk_no = ANY(%(numbers)s))
+ WHERE shard = ANY({shards}) AND {area} AND chunk_no = ANY(%(numbers)s::bigint[]))
 """)
 BY_ID = sql.SQL("""
 (SELECT DISTINCT ON (id) id, part, agent_id, kind, channel_id, created_at, content, meta
@@ -40,7 +40,7 @@ class Items(PostgresAdapter):
             for template in wanted
             for area in scope.areas
         )
-        values = {**identity(scope.tenant), "numbers": numbers, "ids": ids}
+        values = {**identity(scope.tenant), "numbers": array_of(numbers), "ids": ids}
         rows = await tenant_rows(self._database, scope.tenant, statement, values)
         return {row["id"]: _item(row) for row in rows}
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psycopg
 from pgvector import HalfVector
-from pgvector.psycopg.halfvec import HalfVectorBinaryDumper
+from pgvector.psycopg.halfvec import HalfVectorBinaryDumper, HalfVectorDumper
 from psycopg import sql
 
 from backends.memory.areas import (
@@ -64,7 +64,8 @@ SELECT set_config('hnsw.ef_search', %(ef)s, true),
 """
 
 # pgvector registers its types per connection, after asking the server for their numbers. Here the
-# casts in the statements name the type, so the dumper alone is enough.
+# casts in the statements name the type, so the dumpers alone are enough; the last one is preferred.
+psycopg.adapters.register_dumper(HalfVector, HalfVectorDumper)
 psycopg.adapters.register_dumper(HalfVector, HalfVectorBinaryDumper)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import psycopg
-from psycopg.abc import RV, PQGen
+from psycopg.abc import RV, PQGen, Query
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
@@ -85,7 +85,7 @@ class BoundedConnection(psycopg.AsyncConnection[DictRow]):
             await psycopg.AsyncClientCursor(self).execute(BEGIN_WITH, context)
 
     async def run_alone(
-        self, context: dict[str, str], statement: str, values: dict[str, Any]
+        self, context: dict[str, str], statement: Query, values: Mapping[str, Any]
     ) -> list[DictRow]:
         """Sets the context and runs one statement in one message, which is one implicit
         transaction.

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.abc import Query
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
@@ -148,7 +149,12 @@ class Database:
         self._note_reachable()
 
     async def run(
-        self, statement: str, values: dict[str, Any], *, microdao_id: str
+        self,
+        statement: Query,
+        values: Mapping[str, Any],
+        *,
+        microdao_id: str,
+        agent_id: str | None = None,
     ) -> list[DictRow]:
         """Runs one statement in its own transaction and returns its rows, in one round trip not
         three.
@@ -161,7 +167,7 @@ class Database:
         def alone(candidate: BoundedConnection) -> Awaitable[list[DictRow]]:
             remaining = max(candidate.answer_timeout_s - ANSWER_MARGIN_S, 0.01)
             context = self._context(
-                microdao_id, None, min(remaining, self._limits.statement_timeout_s)
+                microdao_id, agent_id, min(remaining, self._limits.statement_timeout_s)
             )
             return candidate.run_alone(context, statement, values)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import groupby, islice
@@ -126,11 +126,11 @@ def structured(
     for passage in passages:
         if passage.kind == "conversation":
             gained[passage.id] *= _fit(passage, asked)
-    known = {entry.id: entry for entry in fused}
+    ranks = {entry.id: entry.ranks for entry in fused}
     found = [
-        replace(known.get(name) or FusedItem(name, 0.0), score=-math.expm1(-x))
+        FusedItem(name, -math.expm1(-x), ranks.get(name, {}))
         for name, x in gained.items()
-        if x > 0 or name in known
+        if x > 0 or name in ranks
     ]
     order = {entry.id: place for place, entry in enumerate(fused)}
     found.sort(key=lambda item: (-item.score, order.get(item.id, len(order)), item.id))
@@ -152,6 +152,7 @@ def _within(
     gained = {}
     is_talk = session[0].kind == "conversation"
     beside, further, answers, drawn = TURNS if is_talk else SECTIONS
+    asks = [_asks(passage) for passage in session]
     for place, passage in enumerate(session):
         x = evidence[passage.id]
         for step, part in ((-2, further), (-1, beside), (1, beside), (2, further)):
@@ -160,7 +161,7 @@ def _within(
             other = session[place + step]
             near = abs(other.created_at - passage.created_at) <= GAP
             if near and (passage.id in centres or other.id in centres):
-                is_answer = step == -1 and _asks(other) and not _asks(passage)
+                is_answer = step == -1 and asks[place - 1] and not asks[place]
                 x += (answers if is_answer else part) * evidence[other.id]
         gained[passage.id] = x
     best = max(gained.values())

@@ -14,16 +14,24 @@ STATEMENTS: ContextVar[list[str] | None] = ContextVar("STATEMENTS", default=None
 
 @pytest.fixture
 def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    execute = BoundedConnection.execute
+    execute, run_alone = BoundedConnection.execute, BoundedConnection.run_alone
 
-    async def recording(
+    def record(query: Any) -> None:
+        if (seen := STATEMENTS.get()) is not None:
+            seen.append(query if isinstance(query, str) else query.as_string())
+
+    async def executing(
         self: BoundedConnection, query: Any, *arguments: Any, **options: Any
     ) -> Any:
-        if (seen := STATEMENTS.get()) is not None:
-            seen.append(query if isinstance(query, str) else query.as_string(self))
+        record(query)
         return await execute(self, query, *arguments, **options)
 
-    monkeypatch.setattr(BoundedConnection, "execute", recording)
+    async def running(self: BoundedConnection, context: Any, statement: Any, values: Any) -> Any:
+        record(statement)
+        return await run_alone(self, context, statement, values)
+
+    monkeypatch.setattr(BoundedConnection, "execute", executing)
+    monkeypatch.setattr(BoundedConnection, "run_alone", running)
 
 
 @pytest.mark.usefixtures("_recorded")

@@ -86,15 +86,15 @@ async def test_of_many_turns_of_one_moment_only_the_neighbours_are_read(
         )
         await owner.execute("ANALYZE agent_memories")
     plans = []
-    execute = BoundedConnection.execute
+    run_alone = BoundedConnection.run_alone
 
-    async def explained(connection, query, params=None, **options):
-        if params is not None and "gap_s" in params:
-            explain = SQL("EXPLAIN (ANALYZE, FORMAT JSON) ") + query
-            plans.append(await (await execute(connection, explain, params)).fetchone())
-        return await execute(connection, query, params, **options)
+    async def explained(connection, context, statement, values):
+        if "gap_s" in values:
+            explain = SQL("EXPLAIN (ANALYZE, FORMAT JSON) ") + statement
+            plans.extend(await run_alone(connection, context, explain, values))
+        return await run_alone(connection, context, statement, values)
 
-    monkeypatch.setattr(BoundedConnection, "execute", explained)
+    monkeypatch.setattr(BoundedConnection, "run_alone", explained)
     assert await around(memory, [ids[0]]) == ["разом 0", "разом 1", "разом 2"]
     [plan] = plans
     assert 3 <= rows_read(plan["QUERY PLAN"][0]["Plan"]) < 50

@@ -17,9 +17,13 @@ RETURNING id
 
 
 async def test_returns_rows_and_leaves_no_tenant_behind(database):
-    seen = "SELECT current_setting('daarion.microdao_id', true) AS microdao, %(text)s AS text"
-    assert await database.run(seen, {"text": "it's 100% \\ so"}, microdao_id="microdao:7") == [
-        {"microdao": "microdao:7", "text": "it's 100% \\ so"}
+    seen = (
+        "SELECT current_setting('daarion.microdao_id', true) AS microdao, "
+        "current_setting('daarion.agent_id', true) AS agent, %(text)s AS text"
+    )
+    tenant = {"microdao_id": "microdao:7", "agent_id": "agent:sofia"}
+    assert await database.run(seen, {"text": "it's 100% \\ so"}, **tenant) == [
+        {"microdao": "microdao:7", "agent": "agent:sofia", "text": "it's 100% \\ so"}
     ]
     async with database.transaction() as connection:
         row = await (

@@ -18,9 +18,11 @@ from psycopg import sql
 from backends.memory.areas import (
     Connection,
     all_of,
+    array_of,
     conditions,
     identity,
     predicate_of,
+    tenant_rows,
     tenant_transaction,
 )
 from backends.memory.candidates import DEEPEST, DISTINCT_ITEMS, are_enough, candidates_of, depths
@@ -78,7 +80,7 @@ ROWS = sql.SQL("""
  FROM agent_memories
  JOIN unnest(%(chunks)s::bigint[], %(scores)s::float8[]) AS scored (number, score)
    ON chunk_no = number
- WHERE shard = ANY({shards}) AND chunk_no = ANY(%(chunks)s) AND {where})
+ WHERE shard = ANY({shards}) AND chunk_no = ANY(%(chunks)s::bigint[]) AND {where})
 """)
 UNION = sql.SQL(" UNION ALL ")
 
@@ -111,13 +113,34 @@ class Lexicon(PostgresAdapter):
         )
         if not by_grams.chunks and not by_lemmas.chunks:
             return LexicalAnswer(ceiling=by_grams.ceiling, words_ceiling=by_lemmas.ceiling)
-        async with tenant_transaction(
-            self._database, scope.tenant, timeout_s=TIMEOUT_S
-        ) as connection:
-            candidates = await _candidates(connection, scope, filters, by_grams, limit)
-            most = min(limit, WORD_CANDIDATES)
-            words = await _candidates(connection, scope, filters, by_lemmas, most)
+        candidates, words = await asyncio.gather(
+            self._candidates(scope, filters, by_grams, limit),
+            self._candidates(scope, filters, by_lemmas, min(limit, WORD_CANDIDATES)),
+        )
         return LexicalAnswer(candidates, by_grams.ceiling, words, by_lemmas.ceiling)
+
+    async def _candidates(
+        self, scope: SearchScope, filters: Filters, scored: Scored, limit: int
+    ) -> list[ItemCandidate]:
+        """Returns the best different items. Chunks deleted since they were indexed have no row."""
+        if not scored.chunks:
+            return []
+        where, values = conditions(filters)
+        values |= {**identity(scope.tenant), "limit": limit}
+        branches = [
+            ROWS.format(shards=sql.Literal(area.shards), where=all_of(predicate_of(area), where))
+            for area in scope.areas
+        ]
+        statement = DISTINCT_ITEMS.format(chunks=UNION.join(branches))
+        for depth in depths(limit):
+            values |= {
+                "chunks": array_of(scored.chunks[:depth]),
+                "scores": array_of(scored.scores[:depth]),
+            }
+            rows = await tenant_rows(self._database, scope.tenant, statement, values)
+            if depth >= len(scored.chunks) or are_enough(rows, limit):
+                break
+        return candidates_of(rows)
 
 
 def _scored(
@@ -197,24 +220,3 @@ async def _allowed(connection: Connection, scope: SearchScope, filters: Filters)
     if len(found) > ALLOWED_ROWS:
         return None
     return np.array([row["chunk_no"] for row in found], np.uint32)
-
-
-async def _candidates(
-    connection: Connection, scope: SearchScope, filters: Filters, scored: Scored, limit: int
-) -> list[ItemCandidate]:
-    """Returns the best different items. Chunks deleted since they were indexed have no row."""
-    if not scored.chunks:
-        return []
-    where, values = conditions(filters)
-    values |= {**identity(scope.tenant), "limit": limit}
-    branches = [
-        ROWS.format(shards=sql.Literal(area.shards), where=all_of(predicate_of(area), where))
-        for area in scope.areas
-    ]
-    statement = DISTINCT_ITEMS.format(chunks=UNION.join(branches))
-    for depth in depths(limit):
-        values |= {"chunks": scored.chunks[:depth], "scores": scored.scores[:depth]}
-        rows = await (await connection.execute(statement, values)).fetchall()
-        if depth >= len(scored.chunks) or are_enough(rows, limit):
-            break
-    return candidates_of(rows)
