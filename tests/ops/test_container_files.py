@@ -214,6 +214,7 @@ def test_no_secret_has_a_default_and_the_example_names_them_all():
     }
     assert optional == {
         "DAARION_ALLOWED_HOSTS",
+        "DAARION_MEMORY",
         "DAARION_MODEL",
         "DAARION_PUBLISH",
         "OPENAI_API_KEY",
