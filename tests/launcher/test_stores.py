@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from launcher.errors import StartRefused
 from launcher.nats import NatsServer
 from launcher.postgres import SERVICE, PostgresServer
+from tests.support.stores.outage import killed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -130,8 +131,7 @@ async def test_a_killed_server_comes_back_under_the_same_urls(data_dir):
     try:
         urls = server.urls
         await ask(urls.owner, "INSERT INTO kept VALUES (2)")
-        os.kill(server.pid, signal.SIGKILL)
-        assert await asyncio.wait_for(server.wait(), 5) == -signal.SIGKILL
+        assert await killed(server) == -signal.SIGKILL
         assert server.pid is None
         await server.start()
         assert server.urls == urls

@@ -3,8 +3,6 @@ again when it is back.
 """
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from launcher.ports import free_ports
 from launcher.postgres import PostgresServer
 from tests.support.events import RecordedEvents
 from tests.support.patience import stopwatch
-from tests.support.stores.outage import frozen
+from tests.support.stores.outage import frozen, killed
 
 BOUND_S = 2.0
 
@@ -104,9 +102,7 @@ async def test_postgresql_stops_in_the_middle_of_a_transaction(
 async def test_postgresql_is_killed_and_started_again(
     server: PostgresServer, pool: Database
 ) -> None:
-    assert server.pid is not None
-    os.kill(server.pid, signal.SIGKILL)
-    await server.wait()
+    await killed(server)
     await fails_in_time(pool)
     await server.start()
     await pool.ping()

@@ -4,9 +4,7 @@ Every record that was kept is in the ledger exactly once.
 """
 
 import asyncio
-import os
 import random
-import signal
 import sys
 from pathlib import Path
 from uuid import UUID
@@ -19,6 +17,7 @@ from launcher.postgres import PostgresServer
 from tests.support.events import RecordedEvents
 from tests.support.llm.ledger_writer import LedgerWriter
 from tests.support.llm.usage_child import OPTIONS
+from tests.support.stores.outage import killed
 
 TRIES = """
 SELECT call_id AS id, count(*) AS tries, max(number) AS highest,
@@ -54,9 +53,7 @@ async def write_and_die(url: str, folder: Path, name: str, lifetime_s: float) ->
 async def kill_and_restart(server: PostgresServer) -> None:
     """Kills the server while both children write, and starts it again."""
     await asyncio.sleep(MOMENTS.uniform(2.0, 3.0))
-    assert server.pid is not None
-    os.kill(server.pid, signal.SIGKILL)
-    await server.wait()
+    await killed(server)
     await asyncio.sleep(MOMENTS.uniform(0.0, 0.5))
     await server.start()
 

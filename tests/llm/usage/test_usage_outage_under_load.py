@@ -1,8 +1,6 @@
 """PostgreSQL is killed under load: each call is answered, and in the ledger once."""
 
 import asyncio
-import os
-import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from tests.support.llm.ledger_writer import LedgerWriter
 from tests.support.llm.proxy import CALLER, client_of, proxy_over
 from tests.support.llm.upstream import ScriptedUpstream
 from tests.support.llm.usage_child import OPTIONS
+from tests.support.stores.outage import killed
 
 CALLERS = 8
 ANSWERS = 160
@@ -85,9 +84,7 @@ async def test_every_call_over_an_outage_is_answered_and_in_the_ledger_once(
                 for name in range(CALLERS):
                     callers.create_task(load.call(name))
                 await load.until_more(ANSWERS)
-                assert server.pid is not None
-                os.kill(server.pid, signal.SIGKILL)
-                await server.wait()
+                await killed(server)
                 await load.until_more(ANSWERS)
                 assert writer.statistics().queued >= ANSWERS - CALLERS, (
                     "without a database the journal keeps the records"
