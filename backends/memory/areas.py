@@ -120,13 +120,22 @@ async def background_transaction(
 
 
 async def tenant_rows(
-    database: Database, tenant: Tenant, statement: Query, values: Mapping[str, Any]
+    database: Database,
+    tenant: Tenant,
+    statement: Query,
+    values: Mapping[str, Any],
+    *,
+    timeout_s: float | None = None,
 ) -> list[DictRow]:
     """Returns the rows of one reading statement that sees what `tenant_transaction` does, in one
     round trip.
     """
     return await database.run(
-        statement, values, microdao_id=tenant.microdao_id, agent_id=tenant.agent_id
+        statement,
+        values,
+        microdao_id=tenant.microdao_id,
+        agent_id=tenant.agent_id,
+        timeout_s=timeout_s,
     )
 
 

@@ -13,6 +13,7 @@ from contracts.llm.embeddings import EmbeddingBatch
 from contracts.memory.ports import Filters, Passage, SearchScope
 
 EACH_SIDE = 2
+TIMEOUT_S = 4.0
 
 COLUMNS = sql.SQL(
     "id, kind, created_at, content, chunk_no, part, channel_id, document_id, embedding"
@@ -102,7 +103,9 @@ class SurroundingRows(PostgresAdapter):
                 )
             )
         statement = AROUND.format(branches=sql.SQL(" UNION ALL ").join(branches))
-        rows = await tenant_rows(self._database, scope.tenant, statement, values)
+        rows = await tenant_rows(
+            self._database, scope.tenant, statement, values, timeout_s=TIMEOUT_S
+        )
         return [
             Passage(
                 row["id"],

@@ -155,21 +155,25 @@ class Database:
         *,
         microdao_id: str,
         agent_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> list[DictRow]:
         """Runs one statement in its own transaction and returns its rows, in one round trip not
         three.
 
         The client puts the values into the text. When the connection turns out to be dead, the
         statement is sent again over another one, so it must be idempotent. The server cancels it
-        before the client stops waiting. Raises as `transaction`.
+        before the client stops waiting: after `timeout_s` at a connection, by default when a caller
+        must learn that PostgreSQL is away. Raises as `transaction`.
         """
 
         def alone(candidate: BoundedConnection) -> Awaitable[list[DictRow]]:
+            if timeout_s is not None:
+                candidate.answer_timeout_s = timeout_s + ANSWER_MARGIN_S
             remaining = max(candidate.answer_timeout_s - ANSWER_MARGIN_S, 0.01)
-            context = self._context(
-                microdao_id, agent_id, min(remaining, self._limits.statement_timeout_s)
+            bound_s = min(remaining, timeout_s or self._limits.statement_timeout_s)
+            return candidate.run_alone(
+                self._context(microdao_id, agent_id, bound_s), statement, values
             )
-            return candidate.run_alone(context, statement, values)
 
         try:
             connection, rows = await self._answered(alone)

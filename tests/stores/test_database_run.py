@@ -57,6 +57,13 @@ async def test_errors_are_translated_and_the_connection_stays_usable(database):
     assert await database.run("SELECT 1 AS n", {}, microdao_id="microdao:7") == [{"n": 1}]
 
 
+async def test_a_statement_may_have_more_time(database):
+    slow, tenant = "SELECT 1 AS n FROM pg_sleep(1.6)", {"microdao_id": "microdao:7"}
+    with pytest.raises(DeadlineExceeded):
+        await database.run(slow, {}, **tenant)
+    assert await database.run(slow, {}, **tenant, timeout_s=4.0) == [{"n": 1}]
+
+
 async def test_a_dead_connection_is_replaced(database, postgres):
     await database.run("SELECT 1 AS n", {}, microdao_id="microdao:7")
     async with await psycopg.AsyncConnection.connect(

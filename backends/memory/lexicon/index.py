@@ -137,7 +137,9 @@ class Lexicon(PostgresAdapter):
                 "chunks": array_of(scored.chunks[:depth]),
                 "scores": array_of(scored.scores[:depth]),
             }
-            rows = await tenant_rows(self._database, scope.tenant, statement, values)
+            rows = await tenant_rows(
+                self._database, scope.tenant, statement, values, timeout_s=TIMEOUT_S
+            )
             if depth >= len(scored.chunks) or are_enough(rows, limit):
                 break
         return candidates_of(rows)
