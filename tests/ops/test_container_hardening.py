@@ -91,7 +91,6 @@ async def test_the_entrypoint_works_as_an_ordinary_user_on_a_read_only_root(post
             lines.append(line.split())
         process.terminate()
         _, errors = process.communicate(timeout=60)
-    print(lines)
     assert process.returncode == 0
     assert errors.count("Read-only file system") == len(errors.splitlines()) == 2
     assert lines[0] == ["10001"]
