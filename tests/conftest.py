@@ -18,6 +18,7 @@ from backends.postgres.pool import Database
 from launcher.postgres import DatabaseUrls, PostgresServer
 from tests.support.access import APPLIED, SIGNING_KEY
 from tests.support.events import RecordedEvents
+from tests.support.otlp import Collector
 
 # Without deadlines, so that a busy machine fails no property; pytest bounds each test.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -30,6 +31,13 @@ _numbers = count(1)
 @pytest.fixture
 def events() -> RecordedEvents:
     return RecordedEvents()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.close()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from common.file_locks import lock_abandoned
+from common.tracing import current_trace_id
 
 MAX_QUEUED = 20_000
 MAX_FILE_BYTES = 32 << 20
@@ -59,12 +60,14 @@ class FileEventLog:
         self._thread.start()
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Queues one event. Never blocks and never raises."""
+        """Queues one event, with the current trace's id. Never blocks and never raises."""
         if self._queue.qsize() >= MAX_QUEUED:
             self._dropped += 1
             return
         fields["event"] = event
         fields["at"] = time.time()
+        if (trace_id := current_trace_id()) is not None:
+            fields.setdefault("trace_id", trace_id)
         self._queue.put(fields)
 
     def close(self) -> None:

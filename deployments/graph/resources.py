@@ -19,6 +19,7 @@ from backends.access.policy import PolicyServiceClient
 from backends.access.principals import PostgresPrincipals
 from backends.postgres.pool import Database, PoolLimits
 from backends.telemetry.event_log import FileEventLog, Listener
+from backends.telemetry.traces import Traces
 from common.periodic import start_periodic
 from common.tasks import end_tasks, spawn
 from configs.access import PolicyServiceSettings
@@ -154,12 +155,16 @@ def open_event_log(
 ) -> FileEventLog:
     """Returns this process's event log, `<data dir>/logs/events/<application>-<pid>.jsonl`.
 
-    `resources` close it; without them it lives as long as the process.
+    `resources` close it; without them it lives as long as the process. With them the process also
+    traces, where the environment asks for that: it needs an end, at which the last spans are sent.
     """
     path = environment.data_dir / "logs" / "events" / f"{application}-{os.getpid()}.jsonl"
     log = FileEventLog(path, application, listeners)
     if resources is not None:
         resources.push_async_callback(asyncio.to_thread, log.close)
+        traces = Traces(environment.secret, application, log)
+        resources.push_async_callback(asyncio.to_thread, traces.close)
+        traces.open()
     return log
 
 

@@ -1,0 +1,154 @@
+"""Spans of this process, in OpenTelemetry's terms: where they begin and end, and W3C trace context.
+
+`use` gives the process a tracer (`backends/telemetry/traces.py`). Without one, everything here is a
+look at one attribute. The tracer is ours alone: OpenTelemetry's global provider stays unset, so no
+library makes spans.
+
+A span never shows contents or messages: a failure is the `type` of its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Span,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    format_trace_id,
+    get_current_span,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+__all__ = [
+    "Context",
+    "Span",
+    "SpanKind",
+    "current_trace_id",
+    "entered",
+    "fail",
+    "get_current_span",
+    "inject",
+    "is_on",
+    "remote_context",
+    "span",
+    "start",
+    "use",
+]
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_NO_SPAN = nullcontext(INVALID_SPAN)
+
+
+class _Process:
+    tracer: Tracer | None = None
+
+
+def use(tracer: Tracer | None) -> None:
+    """Makes `tracer` the process's own; None ends tracing."""
+    _Process.tracer = tracer
+
+
+def is_on() -> bool:
+    """Whether this process traces, sampled or not."""
+    return _Process.tracer is not None
+
+
+def span(
+    name: str,
+    kind: SpanKind = SpanKind.INTERNAL,
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    parent: Context | None = None,
+) -> AbstractContextManager[Span]:
+    """Returns a context in which a new span is the current one; it ends with the context.
+
+    What leaves the context makes the span fail (`fail`). Ask `is_recording()` of the span before
+    you compute attributes. Not for generators: they would leave the span current in their callers.
+    """
+    if _Process.tracer is None:
+        return _NO_SPAN
+    begun = start(name, kind, attributes, parent=parent)
+    return nullcontext(begun) if begun is get_current_span() else _during(begun)
+
+
+def start(
+    name: str,
+    kind: SpanKind = SpanKind.INTERNAL,
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    parent: Context | None = None,
+) -> Span:
+    """Returns a span that the caller ends, within the current span or `parent`.
+
+    Within a trace that is not sampled it is the parent's: its children would be dropped, too.
+    """
+    if _Process.tracer is None:
+        return INVALID_SPAN
+    around = get_current_span(parent)
+    known = around.get_span_context()
+    if known.is_valid and not known.is_remote and not known.trace_flags.sampled:
+        return around
+    return _Process.tracer.start_span(name, parent, kind, attributes)
+
+
+@contextmanager
+def entered(span: Span) -> Iterator[None]:
+    """Makes `span` the current one, and leaves it open."""
+    if span is INVALID_SPAN:
+        yield
+        return
+    token = attach(set_span_in_context(span))
+    try:
+        yield
+    finally:
+        detach(token)
+
+
+def fail(span: Span, error: BaseException | str) -> None:
+    """Marks `span` as failed, with the `type` of a leaf of ours, or the name of another class."""
+    if not isinstance(error, str):
+        leaf = getattr(error, "type", None)
+        error = leaf if isinstance(leaf, str) else type(error).__name__
+    span.set_attribute("error.type", error)
+    span.set_status(StatusCode.ERROR)
+
+
+def current_trace_id() -> str | None:
+    """Returns the current trace's id, 32 hexadecimal digits, sampled or not; None outside one."""
+    if _Process.tracer is None:
+        return None
+    known = get_current_span().get_span_context()
+    return format_trace_id(known.trace_id) if known.is_valid else None
+
+
+def inject(carrier: MutableMapping[str, str]) -> None:
+    """Adds `traceparent`, and `tracestate` where there is one, of the current span to `carrier`."""
+    if _Process.tracer is not None:
+        _PROPAGATOR.inject(carrier)
+
+
+def remote_context(carrier: Mapping[str, str]) -> Context:
+    """Returns the caller's trace context, for `parent`; malformed headers count as none.
+
+    `carrier` has its names in lower case.
+    """
+    return _PROPAGATOR.extract(carrier)
+
+
+@contextmanager
+def _during(span: Span) -> Iterator[Span]:
+    with entered(span):
+        try:
+            yield span
+        except BaseException as error:
+            fail(span, error)
+            raise
+        finally:
+            span.end()
