@@ -4,14 +4,15 @@
 look at one attribute. The tracer is ours alone: OpenTelemetry's global provider stays unset, so no
 library makes spans.
 
-A span never shows contents or messages: a failure is the `type` of its error.
+A span shows no contents unless the operator wants that (`shows_contents`), and never an error's
+message: a failure is the `type` of its error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import (
@@ -37,10 +38,17 @@ __all__ = [
     "inject",
     "is_on",
     "remote_context",
+    "shows_contents",
     "span",
+    "spanned",
     "start",
+    "trace_id_of",
     "use",
+    "within",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _NO_SPAN = nullcontext(INVALID_SPAN)
@@ -48,16 +56,22 @@ _NO_SPAN = nullcontext(INVALID_SPAN)
 
 class _Process:
     tracer: Tracer | None = None
+    contents = False
 
 
-def use(tracer: Tracer | None) -> None:
-    """Makes `tracer` the process's own; None ends tracing."""
-    _Process.tracer = tracer
+def use(tracer: Tracer | None, *, contents: bool = False) -> None:
+    """Makes `tracer` the process's own; None ends tracing. `contents`: spans may show them."""
+    _Process.tracer, _Process.contents = tracer, contents
 
 
 def is_on() -> bool:
     """Whether this process traces, sampled or not."""
     return _Process.tracer is not None
+
+
+def shows_contents() -> bool:
+    """Whether the operator wants to see prompts and answers in spans."""
+    return _Process.contents
 
 
 def span(
@@ -76,6 +90,14 @@ def span(
         return _NO_SPAN
     begun = start(name, kind, attributes, parent=parent)
     return nullcontext(begun) if begun is get_current_span() else _during(begun)
+
+
+async def spanned(
+    name: str, work: Callable[P, Awaitable[T]], *args: P.args, **named: P.kwargs
+) -> T:
+    """Returns what `work` returns, called and awaited within a span."""
+    with span(name):
+        return await work(*args, **named)
 
 
 def start(
@@ -122,10 +144,18 @@ def fail(span: Span, error: BaseException | str) -> None:
 
 def current_trace_id() -> str | None:
     """Returns the current trace's id, 32 hexadecimal digits, sampled or not; None outside one."""
-    if _Process.tracer is None:
-        return None
-    known = get_current_span().get_span_context()
+    return None if _Process.tracer is None else trace_id_of(get_current_span())
+
+
+def trace_id_of(span: Span) -> str | None:
+    """Returns the id of the span's trace, as `current_trace_id`."""
+    known = span.get_span_context()
     return format_trace_id(known.trace_id) if known.is_valid else None
+
+
+def within(span: Span) -> Context:
+    """Returns a context for `parent`: the children of `span`."""
+    return set_span_in_context(span)
 
 
 def inject(carrier: MutableMapping[str, str]) -> None:

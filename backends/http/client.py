@@ -16,6 +16,7 @@ from common.http.client import open_client, read_bounded, requested
 from common.http.errors import AnswerTooLarge, ConnectFailed, HttpError
 from common.http.retry_after import retry_after_s
 from common.retry import retry
+from common.tracing import inject
 from contracts import errors
 from contracts.deadline import Deadline
 from contracts.errors import (
@@ -49,8 +50,9 @@ class JsonAnswer:
 class ServiceClient:
     """Calls one service, never through a proxy; each service has a subclass.
 
-    `service` names it in errors; `credentials` returns the headers that present us, at each call.
-    `patience_s` is for subclasses: how long they retry what may be repeated.
+    The current trace goes with each request: it is this graph, or a neighbour that the operator
+    named. `service` names it in errors; `credentials` returns the headers that present us, at each
+    call. `patience_s` is for subclasses: how long they retry what may be repeated.
     """
 
     service: ClassVar[str]
@@ -131,6 +133,7 @@ class ServiceClient:
             **({} if sent is None else {"Content-Type": "application/json"}),
             **(headers or {}),
         }
+        inject(given)
         try:
             async with (
                 asyncio.timeout(deadline.remaining()),

@@ -27,6 +27,7 @@ COLUMNS: dict[GroupKey, str] = {
     "model": "model",
     "provider": "provider",
     "day": "day",
+    "trace": "trace_id",
 }
 KEYS: dict[GroupKey, sql.SQL] = {
     "agent": sql.SQL("agent_id"),
@@ -34,12 +35,14 @@ KEYS: dict[GroupKey, sql.SQL] = {
     "model": sql.SQL("logical_model"),
     "provider": sql.SQL("provider"),
     "day": sql.SQL("(occurred_at AT TIME ZONE 'UTC')::date"),
+    "trace": sql.SQL("coalesce(trace_id, '')"),
 }
 CONDITIONS = {
     "agent_id": sql.SQL("agent_id = %(agent_id)s"),
     "microdao_id": sql.SQL("microdao_id = %(microdao_id)s"),
     "model": sql.SQL("logical_model = %(model)s"),
     "provider": sql.SQL("provider = %(provider)s"),
+    "trace_id": sql.SQL("trace_id = %(trace_id)s"),
 }
 SUMS = sql.SQL("""
     count(*) FILTER (WHERE last) AS calls,

@@ -23,25 +23,8 @@ from contracts.events import EventLog
 CLOSE_S = 5.0
 """How long the last spans may take; a collector that does not answer must not hold a replica."""
 
-Lookup = Callable[[str], str | None]
-
-
-def is_wanted(lookup: Lookup) -> bool:
-    """Whether the variables ask for traces: they name a collector, and switch nothing off."""
-    return (
-        bool(lookup("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or lookup("OTEL_EXPORTER_OTLP_ENDPOINT"))
-        and (lookup("OTEL_SDK_DISABLED") or "").lower() != "true"
-        and lookup("OTEL_TRACES_EXPORTER") != "none"
-    )
-
-
-def _is_spoken(lookup: Lookup) -> bool:
-    """Whether the variables ask for OTLP over HTTP; that is the default of both."""
-    protocol = lookup("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or lookup("OTEL_EXPORTER_OTLP_PROTOCOL")
-    return (lookup("OTEL_TRACES_EXPORTER") or "otlp", protocol or "http/protobuf") == (
-        "otlp",
-        "http/protobuf",
-    )
+OTLP, HTTP = "OTEL_EXPORTER_OTLP", "http/protobuf"
+CONTENTS = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 
 class Traces:
@@ -52,7 +35,9 @@ class Traces:
     `traces.problem`, without the values, which may be secret.
     """
 
-    def __init__(self, lookup: Lookup, application: str, events: EventLog) -> None:
+    def __init__(
+        self, lookup: Callable[[str], str | None], application: str, events: EventLog
+    ) -> None:
         self._lookup = lookup
         self._application = application
         self._events = events
@@ -61,9 +46,13 @@ class Traces:
 
     def open(self) -> None:
         """Begins to trace if the variables ask for it; a value that cannot be used is logged."""
-        if not is_wanted(self._lookup):
+        read, exporter = self._lookup, self._lookup("OTEL_TRACES_EXPORTER") or "otlp"
+        endpoint = read(f"{OTLP}_TRACES_ENDPOINT") or read(f"{OTLP}_ENDPOINT")
+        disabled = (read("OTEL_SDK_DISABLED") or "").lower() == "true"
+        if endpoint is None or disabled or exporter == "none":
             return
-        if not _is_spoken(self._lookup):
+        protocol = read(f"{OTLP}_TRACES_PROTOCOL") or read(f"{OTLP}_PROTOCOL") or HTTP
+        if (exporter, protocol) != ("otlp", HTTP):
             self._events.emit("traces.not_started", error="unsupported_exporter")
             return
         self._complaints.listen()
@@ -81,7 +70,8 @@ class Traces:
         except Exception as error:  # noqa: BLE001  # whatever the SDK raises, the graph starts
             self._events.emit("traces.not_started", error=type(error).__name__)
             return
-        tracing.use(self._provider.get_tracer(f"daarion.{self._application}"))
+        tracer = self._provider.get_tracer(f"daarion.{self._application}")
+        tracing.use(tracer, contents=(read(CONTENTS) or "").lower() == "true")
 
     def close(self) -> None:
         """Sends the last spans, within `CLOSE_S`, and ends tracing."""

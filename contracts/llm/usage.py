@@ -37,7 +37,7 @@ OUTCOME_LOST = "lost"
 
 _BILLIONTH = Decimal("1e-9")
 
-GroupKey = Literal["agent", "microdao", "model", "provider", "day"]
+GroupKey = Literal["agent", "microdao", "model", "provider", "day", "trace"]
 
 
 def actor(agent_id: str) -> dict[str, str]:
@@ -101,7 +101,8 @@ class UsageRecord(AttemptRecord):
     `provider` and `physical_model` are those of the last attempt. `outcome` is "ok", "cancelled",
     "lost" or the stable `type` of the error. `cost_usd` is None unless every attempt that took
     tokens has a price. A record without `tries` is its own only attempt. `credential` is the name
-    of the caller's; the writer sets `recorder` to its own name.
+    of the caller's; the writer sets `recorder` to its own name. `trace_id` is that of the call's
+    trace, where the process traces.
 
     A plain class without slots, because one is made for every call and orjson writes its `__dict__`
     three times faster. Names are made storable (`storable_text`), times UTC and money billionths.
@@ -113,6 +114,7 @@ class UsageRecord(AttemptRecord):
     microdao_id: str
     logical_model: str
     channel_id: str | None = None
+    trace_id: str | None = None
     ttft_ms: float | None = field(default=None, metadata=_NOT_OF_ATTEMPTS)
     streamed: bool = False
     attempts: int = field(default=1, metadata=_NOT_OF_ATTEMPTS)
@@ -211,10 +213,11 @@ class UsageFilter(Strict):
     microdao_id: str | None = Field(default=None, max_length=MAX_TEXT)
     model: str | None = Field(default=None, max_length=MAX_TEXT)
     provider: str | None = Field(default=None, max_length=MAX_TEXT)
+    trace_id: str | None = Field(default=None, max_length=MAX_TEXT)
     start: Instant | None = None
     end: Instant | None = None
     group_by: Annotated[tuple[GroupKey, ...], AfterValidator(distinct)] = Field(
-        default=(), max_length=5
+        default=(), max_length=6
     )
     cursor: str | None = Field(default=None, max_length=4096)
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
@@ -240,10 +243,10 @@ class UsageFilter(Strict):
 class UsageRow(Frozen):
     """Sums over the calls that share the group keys; keys that were not asked for are None.
 
-    `model` is the logical model, `day` a day in UTC. Tokens and cost are those of every attempt,
-    accounted to the provider that was called; a call is counted where it ended. `cost_usd` sums the
-    attempts that have a price and is None where none has; `unpriced` counts attempts that took
-    tokens and have no price.
+    `model` is the logical model, `day` a day in UTC, `trace_id` empty for calls without one. Tokens
+    and cost are those of every attempt, accounted to the provider that was called; a call is
+    counted where it ended. `cost_usd` sums the attempts that have a price and is None where none
+    has; `unpriced` counts attempts that took tokens and have no price.
     """
 
     agent_id: str | None = None
@@ -251,6 +254,7 @@ class UsageRow(Frozen):
     model: str | None = None
     provider: str | None = None
     day: date | None = None
+    trace_id: str | None = None
     calls: int
     errors: int
     attempts: int

@@ -102,6 +102,8 @@ def process_variables(*, threads: int | None, cache: str, offline: bool) -> dict
         "VLLM_DO_NOT_TRACK": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        # With an endpoint of the graph's traces, vLLM's processes would send spans of their own.
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "",
         "VLLM_CACHE_ROOT": cache,
         "VLLM_LOGGING_LEVEL": "WARNING",
         "TOKENIZERS_PARALLELISM": "false",

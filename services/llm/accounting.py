@@ -36,6 +36,7 @@ from contracts.llm.usage import (
     tokens_of,
 )
 from contracts.values import now_utc
+from services.llm.call_spans import CallSpans
 from services.llm.estimates import CallEstimate, completion_tokens, rough_prompt_tokens
 
 OUTCOME_CANCELLED = "cancelled"
@@ -74,8 +75,9 @@ class _Try:
 class CallAccount:
     """Measures one call from its start.
 
-    Every attempt has tokens and a cost of its own, accounted to the model that took them. `settle`
-    may be called at any time and ends the running attempt; further calls do nothing.
+    Every attempt has tokens and a cost of its own, accounted to the model that took them. `spans`
+    begin and end with the call and its attempts. `settle` may be called at any time and ends the
+    running attempt; further calls do nothing.
     """
 
     def __init__(
@@ -94,6 +96,8 @@ class CallAccount:
         self._route = route
         self.request_id = request_id
         self.caller: Caller = caller_of(request.metadata, credential)
+        self.spans = CallSpans("chat", route.logical_model, request.metadata)
+        self.spans.asked(request.messages)
         self._streamed = streamed
         self._events = events
         self._sink = sink
@@ -142,6 +146,7 @@ class CallAccount:
             )
             self._ticket = self._sink.begin(lost)
         self._tries.append(_Try(target, time.monotonic()))
+        self.spans.attempt(target)
 
     def attempt_ended(
         self, outcome: str, usage: TokenUsage | None = None, *, worked: bool = False
@@ -163,6 +168,7 @@ class CallAccount:
             or self._estimated(running, worked=worked or outcome in PROVIDER_WORKED)
         )
         running.cost_usd = self._prices.cost(running.target, running.usage)
+        self.spans.attempt_ended(outcome)
         target = running.target
         self.attempts.append(
             Attempt(
@@ -175,6 +181,7 @@ class CallAccount:
 
     def skipped(self, target: Target, outcome: str) -> None:
         """Lists a target that was not called because it cannot answer now."""
+        self.spans.skipped(target, outcome)
         self.attempts.append(
             Attempt(provider=target.provider, model=target.name, outcome=outcome, latency_ms=0.0)
         )
@@ -190,6 +197,7 @@ class CallAccount:
         if running.first_token_at is None:
             running.first_token_at = time.monotonic()
         running.deltas += 1
+        self.spans.answered(piece.content)
         running.streamed_bytes += _size(piece)
         running.so_far = piece.usage or running.so_far
 
@@ -207,7 +215,7 @@ class CallAccount:
         """Milliseconds since the call began."""
         return _ms(time.monotonic() - self._started)
 
-    def settle(self, outcome: str) -> None:
+    def settle(self, outcome: str, finish_reason: str | None = None) -> None:
         """Ends the running attempt, settles the reservation, and emits the event.
 
         The record is written only when a provider was called.
@@ -233,6 +241,7 @@ class CallAccount:
             tries=tuple([_record_of(ended) for ended in self._tries]),
         )
         self.cost_usd = record.cost_usd
+        self.spans.ended(record, finish_reason)
         self._emit(record)
         if self._ticket is not None:
             self._sink.record(record, self._ticket)
@@ -300,6 +309,7 @@ class CallAccount:
             provider=target.provider if target else "",
             physical_model=target.name if target else "",
             streamed=self._streamed,
+            trace_id=self.spans.trace_id,
             **measured,
         )
 

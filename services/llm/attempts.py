@@ -175,9 +175,9 @@ class RouteAttempts:
                 permit.released(time.monotonic())
                 raise
             try:
-                return Served(
-                    target, permit, await ask(provider, self._with_handover_timeout(target))
-                )
+                with self._account.spans.within():
+                    answer = await ask(provider, self._with_handover_timeout(target))
+                return Served(target, permit, answer)
             except DaarionError as error:
                 failure = error
             except BaseException:

@@ -34,6 +34,7 @@ from contracts.llm.routing import Target, Timeouts
 from contracts.llm.usage import OUTCOME_LOST, OUTCOME_OK, UsageRecord, UsageSink, tokens_of
 from contracts.values import now_utc
 from services.llm.accounting import PROVIDER_WORKED, caller_of, outcome_of
+from services.llm.call_spans import CallSpans
 from services.llm.estimates import BYTES_PER_TOKEN
 
 TIMEOUT_S = 60.0
@@ -77,12 +78,14 @@ class Embeddings:
         estimated = _usage(_estimated_tokens(request), estimated=True)
         expected = Estimate(tokens=estimated.total_tokens, nano_usd=_nano(self._cost(estimated)))
         reservation = await self.limiter.reserve(caller_of(metadata, credential), expected)
-        call = self._call(metadata, request_id, credential)
+        spans = CallSpans("embeddings", self.model, metadata)
+        call = self._call(metadata, request_id, credential) | {"trace_id": spans.trace_id}
         started, outcome, used, ticket = time.monotonic(), OUTCOME_OK, _usage(0), None
         try:
             lost = UsageRecord(**call, outcome=OUTCOME_LOST, latency_ms=0.0, **tokens_of(estimated))
             ticket = self.usage.begin(lost)
-            batch = await self._embedded(request, metadata)
+            with spans.within():
+                batch = await self._embedded(request, metadata)
             used = _usage(batch.tokens) if batch.tokens else estimated
         except BaseException as error:
             outcome = outcome_of(error)
@@ -100,6 +103,7 @@ class Embeddings:
             ended = UsageRecord(
                 **call, outcome=outcome, latency_ms=latency_ms, cost_usd=cost, **tokens_of(used)
             )
+            spans.ended(ended)
             self._emit(ended)
             if ticket is not None:
                 self.usage.record(ended, ticket)

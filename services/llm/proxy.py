@@ -73,7 +73,8 @@ class LLMProxy:
         except BaseException as error:
             account.settle(outcome_of(error))
             raise
-        account.settle(OUTCOME_OK)
+        account.spans.answered(served.result.content)
+        account.settle(OUTCOME_OK, served.result.finish_reason)
         return _response(served.target, served.result, account)
 
     async def open_stream(

@@ -156,7 +156,7 @@ class OpenStream:
         self._served.permit.succeeded(time.monotonic())
         self._account.unreadable_events += item.unreadable or 0
         self._account.attempt_ended(OUTCOME_OK, item.usage)
-        self._account.settle(OUTCOME_OK)
+        self._account.settle(OUTCOME_OK, item.finish_reason)
         writers = [*self._earlier_targets, self._served.target]
         return StreamEnd(
             finish_reason=item.finish_reason,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from common.periodic import start_periodic
 from common.tasks import end_tasks
+from common.tracing import spanned
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, InvalidRequest
 from contracts.events import EventLog, failure_event
@@ -93,12 +94,14 @@ class IngestionWorker:
         if claim is None:
             return False
         if claim.chunks:
-            await self._embed(claim)
+            await spanned("memory.ingest", self._embed, claim)
         return True
 
     async def _embed(self, claim: Claim) -> None:
         try:
-            vectors = await self._embedder.embed(
+            vectors = await spanned(
+                "memory.embed",
+                self._embedder.embed,
                 [chunk.content for chunk in claim.chunks],
                 "passage",
                 tenant=f"{claim.area.microdao_id}/{claim.area.agent_id}",

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from common.tracing import span, spanned
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError, DatabaseUnavailable, Internal
 from contracts.events import EventLog
@@ -69,18 +70,19 @@ class Recall:
         deadline = Deadline.after(
             min(request.timeout_s or self.settings.timeout_s, self.settings.timeout_s)
         )
-        try:
-            async with asyncio.timeout(deadline.remaining()):
-                return await self._answer(request, deadline, request_id)
-        except TimeoutError:
-            raise deadline.exceeded() from None
+        with span("memory.query"):
+            try:
+                async with asyncio.timeout(deadline.remaining()):
+                    return await self._answer(request, deadline, request_id)
+            except TimeoutError:
+                raise deadline.exceeded() from None
 
     async def _answer(
         self, request: QueryRequest, deadline: Deadline, request_id: str
     ) -> QueryResponse:
         filters = Filters(request.channel_id, request.kinds, request.since, request.until)
         scope = asyncio.create_task(self.scopes.scope_of(request))
-        question = asyncio.create_task(self._embedded(request, deadline))
+        question = asyncio.create_task(spanned("memory.embed", self._embedded, request, deadline))
         arms, failures, worded = await self._search_arms(request, filters, scope, question)
         now, most = self.clock(), sum(map(len, arms.values()))
         ceilings = worded.ceiling, worded.words_ceiling
@@ -89,7 +91,9 @@ class Recall:
         if "dense" in arms:
             centres = [entry.id for entry in fused[:CENTRES]]
             try:
-                passages = await self._around(filters, scope, question, centres, deadline)
+                passages = await spanned(
+                    "memory.structure", self._around, filters, scope, question, centres, deadline
+                )
             except DaarionError as failure:
                 failures["structure"] = failure
         zone = self.settings.zone_of(request.microdao_id)
@@ -106,7 +110,7 @@ class Recall:
         fused = fused[: 2 * wanted + self.settings.recent + SPARE]
         chunks = {passage.id: passage.chunk for passage in passages} | _shown_chunks(arms)
         shown_chunks = {entry.id: chunks.get(entry.id, 0) for entry in fused}
-        items = await self.items.read(await scope, shown_chunks)
+        items = await spanned("memory.read", self.items.read, await scope, shown_chunks)
         distinct = _distinct([(entry, items[entry.id]) for entry in fused if entry.id in items])
         shown = [
             _shown(entry, item, arms, explain=request.explain) for entry, item in distinct[:wanted]
@@ -145,7 +149,7 @@ class Recall:
         lexical = asyncio.create_task(self._lexical(request, filters, scope))
         try:
             recent, areas = await asyncio.gather(
-                self.log.recent(request, filters, self.settings.recent),
+                spanned("memory.recent", self.log.recent, request, filters, self.settings.recent),
                 scope,
                 return_exceptions=True,
             )
@@ -194,15 +198,25 @@ class Recall:
         scope: Awaitable[SearchScope],
         question: Awaitable[EmbeddingBatch],
     ) -> list[ItemCandidate]:
-        return await self.dense.search(
-            await scope, filters, await question, self._candidates(request)
+        return await spanned(
+            "memory.dense",
+            self.dense.search,
+            await scope,
+            filters,
+            await question,
+            self._candidates(request),
         )
 
     async def _lexical(
         self, request: QueryRequest, filters: Filters, scope: Awaitable[SearchScope]
     ) -> LexicalAnswer:
-        return await self.lexical.search(
-            await scope, filters, request.query, self._candidates(request)
+        return await spanned(
+            "memory.lexical",
+            self.lexical.search,
+            await scope,
+            filters,
+            request.query,
+            self._candidates(request),
         )
 
     def _candidates(self, request: QueryRequest) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from common.tracing import spanned
 from contracts.errors import InvalidRequest, NotFound
 from contracts.identity import Tenant, new_id
 from contracts.memory.administration import ExportedMemory
@@ -56,7 +57,7 @@ class Remembering:
             return StoreResponse(id=known, indexed=True, duplicate=True)
         new = self._new(request, _key_hash(idempotency_key))
         refusal = await self.quotas.refusal("memories", request.microdao_id)
-        stored = await self.records.add(new, refusal)
+        stored = await spanned("memory.store", self.records.add, new, refusal)
         if not stored.duplicate:
             self.quotas.added("memories", request.microdao_id)
         if not stored.indexed:

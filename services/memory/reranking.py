@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.tracing import spanned
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
 from contracts.events import EventLog
@@ -48,7 +49,9 @@ class Reranking:
         if self.reranker is None or not read:
             return list(items), []
         try:
-            scores = await self.reranker.score(
+            scores = await spanned(
+                "memory.rerank",
+                self.reranker.score,
                 request.query,
                 [item.content for item in read],
                 tenant=f"{request.microdao_id}/{request.agent_id}",

@@ -12,7 +12,9 @@ from opentelemetry import trace
 from backends.telemetry.event_log import FileEventLog
 from backends.telemetry.traces import Traces
 from common import tracing
+from configs.environment import read_environment
 from contracts.errors import Overloaded
+from deployments.graph.resources import Resources, open_event_log
 from tests.support.otlp import tracing_to
 
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -229,6 +231,20 @@ def test_a_collector_that_is_away_holds_nobody(monkeypatch, events):
     traces.close()
     assert time.monotonic() - started < 8
     assert events.named("traces.problem")
+
+
+async def test_a_process_of_the_graph_traces_as_its_environment_says_until_it_ends(
+    collector, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("DAARION_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    async with Resources() as resources:
+        open_event_log(read_environment(), "memory", resources=resources)
+        assert tracing.is_on()
+        with tracing.span("served"):
+            pass
+    assert not tracing.is_on()
+    assert collector.one("served").resource["service.name"] == "daarion-memory"
 
 
 def test_an_event_within_a_span_has_its_trace_id(collector, monkeypatch, tmp_path):

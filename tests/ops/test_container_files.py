@@ -219,6 +219,12 @@ def test_no_secret_has_a_default_and_the_example_names_them_all():
         "DAARION_PUBLISH",
         "OPENAI_API_KEY",
         "DEEPSEEK_API_KEY",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_TRACES_SAMPLER",
+        "OTEL_TRACES_SAMPLER_ARG",
+        "OTEL_SERVICE_NAME",
+        "OTEL_RESOURCE_ATTRIBUTES",
     }
     lines = [
         line

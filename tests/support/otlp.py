@@ -18,6 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from backends.telemetry.traces import Traces
 from common import tracing
+from configs.environment import read_environment
 from tests.support.events import RecordedEvents
 
 
@@ -147,7 +148,8 @@ def tracing_to(collector, monkeypatch, application="test", events=None, **variab
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url} | variables
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    traces = Traces(variables.get, application, events or RecordedEvents())
+    lookup = read_environment(variables).secret
+    traces = Traces(lookup, application, RecordedEvents() if events is None else events)
     traces.open()
     try:
         yield tracing

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
+from common import tracing
 from contracts.access.principals import act_as
 from contracts.errors import (
     DaarionError,
@@ -39,7 +40,8 @@ from interfaces.http.base.request_slots import (
     RequestSlot,
     RequestSlots,
 )
-from interfaces.http.base.routing import Handler, fixed_handlers
+from interfaces.http.base.routing import HotRoute, fixed_routes
+from interfaces.http.base.server_span import REFUSAL, traced
 from services.access.audit import AuditTrail
 
 MAX_URL_BYTES = 8_192
@@ -82,7 +84,7 @@ class Ingress:
     ) -> None:
         router.default = _no_such_route
         self._app = router
-        self._hot = fixed_handlers(router)
+        self._hot = fixed_routes(router)
         self._access = access
         self._audit = access.audit
         self._events = events
@@ -105,13 +107,18 @@ class Ingress:
         slot = RequestSlot(
             self._slots, receive, send, UPLOAD_S if path in self._uploads else BODY_S
         )
+        answer = self._answer(scope, slot, path, request_id)
+        traces = tracing.is_on() and path not in self._open
+        await (traced(scope, slot, answer) if traces else answer)
+
+    async def _answer(self, scope: Scope, slot: RequestSlot, path: str, request_id: str) -> None:
         try:
             # A pattern of Starlette ends before a final line feed, an exact comparison does not.
             if len(scope["path"]) > MAX_URL_BYTES or not is_plain(scope["path"]):
                 raise _unknown_route()
             if path in self._open:
                 scope["state"]["sees_details"] = self._sees_details(scope)
-                await self._app(scope, receive, slot.send)
+                await self._app(scope, slot.receive, slot.send)
                 return
             audit = self._audit if self._admit(scope, path) else None
             await self._bounded(scope, slot, self._hot.get((scope["method"], path)), audit)
@@ -159,7 +166,7 @@ class Ingress:
                 return
 
     async def _bounded(
-        self, scope: Scope, slot: RequestSlot, hot: Handler | None, audit: AuditTrail | None
+        self, scope: Scope, slot: RequestSlot, hot: HotRoute | None, audit: AuditTrail | None
     ) -> None:
         try:
             await slot.start(scope["method"])
@@ -168,7 +175,8 @@ class Ingress:
             elif hot is None:
                 await self._app(scope, slot.receive, slot.send)
             else:
-                response = await hot(Request(scope, slot.receive))
+                scope["route"] = hot
+                response = await hot.handler(Request(scope, slot.receive))
                 await response(scope, slot.receive, slot.send)
             if REFUSED in scope["state"]:
                 self._note_refusal(scope["state"][REFUSED], scope)
@@ -212,6 +220,7 @@ class Ingress:
             api_error = MethodNotAllowed(
                 f"this route does not take that method; allowed: {allowed}"
             )
+        scope["state"][REFUSAL] = api_error.type
         if api_error.status >= 500 and not isinstance(error, DaarionError):
             self._events.emit(
                 "http.defect",

@@ -127,16 +127,16 @@ class Router(APIRouter):
         )
 
 
-def fixed_handlers(router: APIRouter) -> dict[tuple[str, str], Handler]:
-    """Returns the handlers of hot routes whose path has no parameter, by method and path.
+def fixed_routes(router: APIRouter) -> dict[tuple[str, str], HotRoute]:
+    """Returns the hot routes whose path has no parameter, by method and path.
 
     The ingress finds them without trying one route after another.
     """
-    found: dict[tuple[str, str], Handler] = {}
+    found: dict[tuple[str, str], HotRoute] = {}
     for route in router.routes:
         if isinstance(route, HotRoute) and "{" not in route.path:
             for method in route.methods:
-                found.setdefault((method, route.path), route.handler)
+                found.setdefault((method, route.path), route)
     return found
 
 

@@ -218,3 +218,18 @@ async def test_queries_leave_the_ledger_its_connections(
         await asyncio.wait(queries)
         await blocker.rollback()
     assert (await store.query(asked())).rows
+
+
+async def test_the_calls_of_a_trace(
+    database: Database, tmp_path: Path, events: RecordedEvents
+) -> None:
+    writer = LedgerWriter(database, tmp_path, events=events)
+    await writer.start()
+    for trace_id in (None, "1" * 32, "1" * 32, "2" * 32):
+        writer.record(usage_record(trace_id=trace_id, occurred_at=MOMENT))
+    await writer.close(timeout_s=30)
+    ledger = PostgresUsageReader(database)
+    rows = await everything(ledger, asked(group_by=("trace",), limit=1))
+    assert [(row.trace_id, row.calls) for row in rows] == [("", 1), ("1" * 32, 2), ("2" * 32, 1)]
+    (row,) = (await ledger.query(asked(trace_id="1" * 32))).rows
+    assert (row.calls, row.trace_id) == (2, None)
