@@ -31,24 +31,30 @@ ADD_AT_ONCE = 500
 KNOWN = """
 SELECT id, path, hash, size, modified_ns FROM kb_documents WHERE microdao_id = %(microdao_id)s
 """
+# Chunks and queue are read once for the page, not once for each document.
 PAGE = """
-SELECT found.path, found.size, found.indexed_at,
-       encode(substring(found.hash FOR 32), 'hex') AS version, counted.*
-FROM (
-    SELECT * FROM kb_documents
+WITH found AS MATERIALIZED (
+    SELECT id, path, size, indexed_at, encode(substring(hash FOR 32), 'hex') AS version
+    FROM kb_documents
     WHERE microdao_id = %(microdao_id)s AND path > %(after)s
       AND (%(path)s::text IS NULL OR path = %(path)s)
     ORDER BY path LIMIT %(limit)s
-) AS found, LATERAL (
-    SELECT count(DISTINCT chunk.chunk_no) AS chunks,
-           count(DISTINCT queued.chunk_no) AS waiting,
-           max((chunk.meta ->> 'page')::integer) AS pages
-    FROM agent_memories AS chunk
-    LEFT JOIN memory_queue AS queued USING (microdao_id, agent_id, chunk_no)
-    WHERE chunk.microdao_id = %(microdao_id)s AND chunk.agent_id = ''
-      AND chunk.document_id = found.id
-) AS counted
-ORDER BY found.path
+), chunk AS MATERIALIZED (
+    SELECT DISTINCT document_id, chunk_no, (meta ->> 'page')::integer AS page
+    FROM agent_memories
+    WHERE microdao_id = %(microdao_id)s AND agent_id = ''
+      AND document_id = ANY(ARRAY(SELECT id FROM found))
+), queued AS MATERIALIZED (
+    SELECT DISTINCT chunk_no FROM memory_queue
+    WHERE microdao_id = %(microdao_id)s AND agent_id = ''
+), counted AS (
+    SELECT document_id, count(chunk_no) AS chunks, count(queued.chunk_no) AS waiting,
+           max(page) AS pages
+    FROM chunk LEFT JOIN queued USING (chunk_no) GROUP BY document_id
+)
+SELECT found.path, found.size, found.indexed_at, found.version, counted.pages,
+       coalesce(counted.chunks, 0) AS chunks, coalesce(counted.waiting, 0) AS waiting
+FROM found LEFT JOIN counted ON counted.document_id = found.id ORDER BY found.path
 """
 COUNT = "SELECT count(*) AS found FROM kb_documents WHERE microdao_id = %(microdao_id)s"
 FIND = f"{KNOWN} AND path = %(path)s"

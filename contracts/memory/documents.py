@@ -60,9 +60,10 @@ class DocumentName(Strict):
 
 
 class DocumentsFilter(PageQuery):
-    """Query string of `GET /documents`, in order of paths."""
+    """Query string of `GET /documents`, in order of paths; with `path` that document alone."""
 
     microdao_id: Identifier
+    path: DocumentPath | None = None
     cursor: Annotated[str, StringConstraints(max_length=4_096), AfterValidator(storable)] = ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,9 @@ _MARKS = re.compile(r"[\x02\ufffe]\s*|\0")
 """PDFium's marks for the hyphen of a word that continues on the next line, and NUL."""
 MAX_PAGES = 10_000
 """A small file can name one page any number of times."""
+
+MAX_UNPACKED_BYTES = 64 << 20
+"""Of a DOCX file, whose XML takes many times that as objects."""
 
 Part = dict[str, Any]
 
@@ -40,6 +44,10 @@ def _pdf(data: bytes) -> Iterator[Part]:
 def _docx(data: bytes) -> Iterator[Part]:
     import mammoth  # noqa: PLC0415
 
+    # Nothing reads more of a member than its entry in the directory says.
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MAX_UNPACKED_BYTES:
+            raise ValueError(f"more than {MAX_UNPACKED_BYTES >> 20} MiB when unpacked")
     without_images = mammoth.images.img_element(lambda _image: {})
     yield _markdown(mammoth.convert_to_html(io.BytesIO(data), convert_image=without_images).value)
 

@@ -45,7 +45,7 @@ from contracts.memory.documents import (
 )
 from contracts.memory.ports import MemoryRecords
 from contracts.memory.stats import AgentStats, StatsFilter, StatsReader
-from interfaces.http.base.bodies import read_raw, require_lines
+from interfaces.http.base.bodies import read_raw, refuse_forms, require_lines
 from interfaces.http.base.errors import JsonResponse, NdjsonResponse, invalid_body
 from interfaces.http.base.health import add_health_routes
 from interfaces.http.base.routing import MCP_PATH, PathId, Router, documented_key, refusals
@@ -175,9 +175,10 @@ def _add_document_routes(router: Router, cases: Callable[[], MemoryUseCases]) ->
         summary="Store and index a document: PDF, DOCX, HTML, Markdown or text",
         openapi_extra=BINARY,
         dependencies=writing,
-        responses=refusals(408, 409, 413, 429),
+        responses=refusals(408, 409, 413, 415, 429),
     )
     async def put(request: Request, name: Annotated[DocumentName, Query()]) -> DocumentAnswer:
+        refuse_forms(request.scope["headers"])
         documents = cases().documents
         async with documents.admitted(name.microdao_id):
             data = await read_raw(request, documents.most_bytes(name.path))

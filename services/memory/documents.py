@@ -25,8 +25,8 @@ from services.memory.indexing import Indexing, Run
 
 AT_ONCE = 4
 """Uploads that a replica works on; others wait, with their bodies in memory."""
-AT_ONCE_EACH = 2
-"""Of them, those of one microDAO."""
+AT_ONCE_EACH = 1
+"""Of them, those of one microDAO, whose slow conversions so delay nobody else's."""
 MOST = 16
 """Uploads that a replica receives, keeps waiting, or works on; further ones are refused."""
 MOST_EACH = 8
@@ -106,7 +106,7 @@ class Documents:
     async def page(self, query: DocumentsFilter) -> Page[StoredDocument]:
         """Returns indexed documents in order of their paths."""
         found = await self.indexing.documents.page(
-            query.microdao_id, after=query.cursor, limit=query.limit + 1
+            query.microdao_id, after=query.cursor, path=query.path, limit=query.limit + 1
         )
         items = found[: query.limit]
         cursor = items[-1].path if len(found) > query.limit else None

@@ -49,6 +49,8 @@ TURNS = Flow(0.15, 0.08, 0.4, 1 / 3)
 SECTIONS = Flow(0.1, 0.0, 0.1, 0.2)
 SPEAKER = 1.5
 DATED = 1.0
+DATED_ALONE = 0.05
+"""What a fitting date adds, so that it counts beside little evidence, too."""
 WHEN = 1.4
 ONLY_ASKS = 0.6
 _NEARNESS = (
@@ -125,7 +127,7 @@ def structured(
             gained |= _within(session, evidence, centres)
     for passage in passages:
         if passage.kind == "conversation":
-            gained[passage.id] *= _fit(passage, asked)
+            gained[passage.id] = _fitted(gained[passage.id], passage, asked)
     ranks = {entry.id: entry.ranks for entry in fused}
     found = [
         FusedItem(name, -math.expm1(-x), ranks.get(name, {}))
@@ -179,16 +181,19 @@ def _sessions(passages: Sequence[Passage]) -> list[list[Passage]]:
     return sessions
 
 
-def _fit(passage: Passage, asked: Asked) -> float:
-    """Returns by how much speaker, time and form of a turn multiply its evidence."""
-    factor = 1 + DATED * _dated(passage.created_at, asked.periods)
+def _fitted(x: float, passage: Passage, asked: Asked) -> float:
+    """Returns a turn's evidence `x` with what its speaker, time and form make of it."""
+    if not x:
+        return x
+    dated = _dated(passage.created_at, asked.periods)
+    x *= 1 + DATED * dated
     if asked.names and (speaker := speaker_of(passage.text)) and is_named(speaker, asked.names):
-        factor *= SPEAKER
+        x *= SPEAKER
     if asked.when and holds_time(passage.text[:READ_CHARS]):
-        factor *= WHEN
+        x *= WHEN
     if _asks(passage) and not _SAYS.search(passage.text):
-        factor *= ONLY_ASKS
-    return factor
+        x *= ONLY_ASKS
+    return x + DATED_ALONE * dated
 
 
 def _dated(moment: datetime, named: Sequence[Period]) -> float:

@@ -4,16 +4,18 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from backends.memory import documents as document_tables
 from configs.memory import MemorySettings
 from executors.python.tiers import HostTiers
+from launcher.postgres import DatabaseUrls
 from services.memory import chunking, documents
 from tests.support.events import RecordedEvents
 from tests.support.memory.application import (
@@ -127,6 +129,44 @@ async def test_a_list_has_pages_in_order_of_paths(memory: Memory):
         seen += [each["path"] for each in page["items"]]
         cursor = {"cursor": page["next_cursor"]} if "next_cursor" in page else None
     assert sorted(seen) == sorted(paths)
+    assert [each["path"] for each in (await listed(memory, path="b/1.md"))["items"]] == ["b/1.md"]
+    assert (await listed(memory, path="b/9.md"))["items"] == []
+
+
+async def test_chunks_and_queue_are_read_once_for_a_page(
+    memory: Memory, database_urls: DatabaseUrls
+):
+    for number in range(5):
+        succeeded(await put(memory, f"{number}.md", f"каса {number}"))
+    values = {**OWN, "after": "", "path": None, "limit": 100}
+    async with await psycopg.AsyncConnection.connect(database_urls.superuser) as connection:
+        explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {document_tables.PAGE}"
+        row = await (await connection.execute(explain, values)).fetchone()
+    scans = list(_scans(row[0][0]["Plan"]))
+    assert sum(scan["Actual Rows"] for scan in scans) >= 5
+    assert all(scan["Actual Loops"] <= 1 for scan in scans), scans
+
+
+def _scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if node.get("Relation Name", "").startswith(("agent_memories", "memory_queue")):
+        yield node
+    for below in node.get("Plans", []):
+        yield from _scans(below)
+
+
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data; boundary=x", "application/x-www-form-urlencoded"]
+)
+async def test_a_form_is_no_document(memory: Memory, kind: str):
+    answer = await memory.client.put(
+        "/documents",
+        params={**OWN, "path": "a.md"},
+        content=b"--x\r\n\r\nx\r\n--x--",
+        headers={"Content-Type": kind},
+    )
+    assert answer.status_code == 415
+    assert "--upload-file" in answer.json()["error"]["message"]
+    assert (await listed(memory))["items"] == []
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,16 @@ def test_a_turn_of_the_named_time_gains_and_documents_do_not():
     assert scores(found, passages, "Що було в серпні?")["may"] == pytest.approx(0.3)
 
 
+def test_a_fitting_date_counts_beside_little_evidence_and_not_beside_none():
+    text = "Оксана: Були в горах."
+    little = turn("little", text)
+    other = replace(turn("other", text, channel="channel b"), created_at=NOON.replace(month=8))
+    found = scores({"little": 0.01, "other": 0.03}, [little, other], "Що було у травні?")
+    assert found["little"] > found["other"]
+    none = turn("none", text, cosine=-1.0)
+    assert scores({"none": 0.0}, [none], "Що було у травні?") == {"none": 0.0}
+
+
 def test_dates_of_a_conversation_of_long_ago_are_those_of_its_time():
     old = replace(turn("old", "Оксана: Були в горах."), created_at=NOON.replace(year=2021))
     asked = asked_of("Що було у травні?", NOW, KYIV, [old])

@@ -12,6 +12,7 @@ from contracts.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaTy
 from interfaces.http.base.access import Headers, header
 
 MAX_BODY_BYTES = 8 << 20
+_FORMS = frozenset({b"multipart/form-data", b"application/x-www-form-urlencoded"})
 _LINES = frozenset(
     {b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/json"}
 )
@@ -131,6 +132,15 @@ def require_lines(headers: Headers) -> None:
     """Raises UnsupportedMediaType unless the body was sent as lines of JSON."""
     if _media_type(headers) not in _LINES:
         raise UnsupportedMediaType("send lines of JSON with `Content-Type: application/x-ndjson`")
+
+
+def refuse_forms(headers: Headers) -> None:
+    """Raises UnsupportedMediaType for a form: its fields would be stored as the file's contents."""
+    if _media_type(headers) in _FORMS:
+        raise UnsupportedMediaType(
+            "send the file itself, not a form, with `Content-Type: application/octet-stream` "
+            "(curl: --upload-file FILE)"
+        )
 
 
 def _media_type(headers: Headers) -> bytes:
