@@ -90,7 +90,8 @@ def test_a_turn_of_the_named_time_gains_and_documents_do_not():
 def test_a_fitting_date_counts_beside_little_evidence_and_not_beside_none():
     text = "Оксана: Були в горах."
     little = turn("little", text)
-    other = replace(turn("other", text, channel="channel b"), created_at=NOON.replace(month=8))
+    other = turn("other", "Петро: Був у горах.", channel="channel b")
+    other = replace(other, created_at=NOON.replace(month=8))
     found = scores({"little": 0.01, "other": 0.03}, [little, other], "Що було у травні?")
     assert found["little"] > found["other"]
     none = turn("none", text, cosine=-1.0)
