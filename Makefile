@@ -19,7 +19,7 @@ PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help gpu-there run services reload status backup restore models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale eval-memory data-there bench-agents soak-agents agent-runtime demo key lock sbom release-check clean install install-dev python
+.PHONY: help gpu-there run services reload status backup restore models test fuzz lint bench soak bench-tools bench-memory bench-memory-scale eval-memory data-there bench-agents soak-agents agent-runtime demo key kuberay lock sbom release-check clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ soak-agents: install ## the running graph's agents while replicas are killed: ex
 bench-agents: install ## what the agent pipeline adds beside the model's and the tools' own time
 	@exec $(BIN)/python -m benchmarks.agents.bench
 
+kuberay: install ## write the Serve configuration of ops/kuberay/ from the Serve files and configs/
+	@$(BIN)/python ops/kuberay/write_serve_config.py
+
 lock: install-dev ## write ops/locks/ from pyproject.toml; UPGRADE=1 takes the newest versions (needs uv)
 	@command -v uv >/dev/null || { echo "make lock needs uv on PATH"; exit 2; }
 	@$(BIN)/python ops/lock.py $(if $(UPGRADE),--upgrade)
@@ -113,7 +116,7 @@ sbom: install-dev ## what is installed, its licences and what needs what, as Cyc
 
 release-check: install-dev ## whether this commit may be tagged as a release, and what it lacks (docs/releasing.md)
 	@$(BIN)/python ops/release_check.py
-	@$(BIN)/python -m pytest -q tests/ops/test_locks.py tests/stores/test_released_migrations.py
+	@$(BIN)/python -m pytest -q tests/ops/test_locks.py tests/ops/test_kuberay.py tests/stores/test_released_migrations.py
 	@$(MAKE) --no-print-directory lint sbom
 	@echo "left to do: make test on this commit, then the tag (docs/releasing.md)"
 

@@ -1,4 +1,4 @@
-"""`python -m launcher run|services|reload|status|backup|restore`."""
+"""`python -m launcher run|services|check|reload|status|backup|restore`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import psycopg
 
 from configs.environment import REPOSITORY, Environment, read_environment
 from contracts.errors import ConfigurationError
+from launcher import preflight
 from launcher.backup import back_up, restore
 from launcher.console import Console
 from launcher.datadir import DataDir
@@ -48,6 +49,11 @@ async def _run(options: argparse.Namespace, environment: Environment, console: C
             return await _status(environment, console)
         case "backup" | "restore":
             return await _archive(options, environment, console)
+        case "check":
+            preflight.check_settings(environment)
+            await preflight.check_stores(environment)
+            console.plain("the files are right, and the stores that the environment names answer")
+            return 0
     graph = serve_command(options.config) if options.command == "run" else None
     migrate = [sys.executable, "-m", "backends.postgres.migrate"]
     return await Supervisor(environment, console, migrate, graph).run()
@@ -97,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, does in (
         ("services", "the stores alone, until Ctrl-C"),
+        ("check", "whether every file is right and the stores elsewhere answer; starts nothing"),
         ("reload", "the running graph reads its configuration again"),
         ("status", "one line per running part"),
     ):

@@ -1,13 +1,15 @@
 """Checks before the start: refusals, and stores' addresses without passwords."""
 
 import os
+import shutil
 import socket
 
 import pytest
 
-from configs.environment import read_environment
+from configs.environment import REPOSITORY, read_environment
 from contracts.errors import ConfigurationError
 from launcher import preflight
+from launcher.__main__ import REFUSED, main
 from launcher.console import address
 from launcher.errors import StartRefused
 from launcher.ports import free_ports
@@ -110,3 +112,33 @@ def test_a_hub_id_is_left_to_the_engine(tmp_path):
     check_settings(
         read_environment({"DAARION_DATA_DIR": str(tmp_path), "DAARION_MODEL": "Qwen/Qwen3-4B"})
     )
+
+
+@pytest.fixture
+def bare_environment(monkeypatch, tmp_path):
+    for name in ("DATABASE_URL", "NATS_URL", "DAARION_MODEL", "DAARION_HOST", "DAARION_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DAARION_DATA_DIR", str(tmp_path / "data"))
+    return monkeypatch
+
+
+def test_check_reads_every_file_and_asks_the_stores_but_starts_nothing(
+    bare_environment, tmp_path, capsys
+):
+    assert main(["check"]) == 0
+    assert "the files are right" in capsys.readouterr().out
+    assert not (tmp_path / "data").exists()
+    (port,) = free_ports(1)
+    bare_environment.setenv("DATABASE_URL", f"postgresql://u:hidden@127.0.0.1:{port}/d")
+    assert main(["check"]) == REFUSED
+    shown = capsys.readouterr().out
+    assert shown.startswith("refused: DATABASE_URL is set, but no login is possible there")
+    assert "hidden" not in shown
+
+
+def test_check_names_the_file_that_is_wrong(bare_environment, tmp_path, capsys):
+    copy = shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    (copy / "tools.yaml").write_text("toolz: []\n")
+    bare_environment.setenv("DAARION_CONFIG_DIR", str(copy))
+    assert main(["check"]) == REFUSED
+    assert "tools.yaml" in capsys.readouterr().out
