@@ -86,7 +86,8 @@ def test_make_runs_the_checks_that_need_the_environment():
     ).stdout
     for step in (
         "ops/release_check.py",
-        "pytest -q tests/ops/test_locks.py tests/stores/test_released_migrations.py",
+        "pytest -q tests/ops/test_locks.py tests/ops/test_kuberay.py",
+        "tests/stores/test_released_migrations.py",
         "bin/mypy",
         "cyclonedx-py environment",
     ):
