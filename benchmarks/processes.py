@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -130,11 +131,17 @@ async def child_on_port(
 
 @asynccontextmanager
 async def running_graph(
-    folder: Path, upstream: str, serve_config: Path, *, replicas: int = 1
+    folder: Path,
+    upstream: str,
+    serve_config: Path,
+    *,
+    replicas: int = 1,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Started]:
     """Boots PostgreSQL and the graph of `serve_config`, reduced to `llm` and the floor.
 
-    Its provider is the upstream at `upstream`.
+    Its provider is the upstream at `upstream`. Of OpenTelemetry's variables it has those of
+    `variables` alone.
     """
     folder.mkdir(exist_ok=True)
     secret = secrets.token_urlsafe(24)
@@ -142,8 +149,8 @@ async def running_graph(
     async with PostgresServer(folder / "data") as postgres:
         await migrate(postgres.urls.owner)
         instance = await asyncio.to_thread(Instance.create)
-        environment = read_environment(_variables(folder, secret))
-        variables = serve_environment(
+        environment = read_environment({**_variables(folder, secret), **variables})
+        inherited = serve_environment(
             environment,
             instance,
             database_url=postgres.urls.service,
@@ -151,7 +158,7 @@ async def running_graph(
             cpus=os.cpu_count() or 1,
         )
         log = folder / "graph.log"
-        graph = ServeGraph(serve_command(config), variables, cwd=REPOSITORY, log_file=log)
+        graph = ServeGraph(serve_command(config), inherited, cwd=REPOSITORY, log_file=log)
         await graph.start()
         try:
             url = f"http://127.0.0.1:{environment.port}"
@@ -178,7 +185,9 @@ def _variables(folder: Path, secret: str) -> Mapping[str, str]:
         KEY_VARIABLE: KEY,
     }
     return {
-        name: value for name, value in os.environ.items() if not name.startswith("DAARION_")
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DAARION_", "OTEL_"))
     } | own
 
 

@@ -123,7 +123,7 @@ def start(
 @contextmanager
 def entered(span: Span) -> Iterator[None]:
     """Makes `span` the current one, and leaves it open."""
-    if span is INVALID_SPAN:
+    if span is get_current_span():
         yield
         return
     token = attach(set_span_in_context(span))

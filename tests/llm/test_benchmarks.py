@@ -16,12 +16,14 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from benchmarks.llm import traces
 from benchmarks.llm.load import Load
 from benchmarks.llm.measuring import Bench, Plan, System
 from benchmarks.llm.mock_upstream import Counter, MockProtocol
 from benchmarks.llm.soak import Soaked
 from benchmarks.processes import NotMeasured, python_module
 from benchmarks.report import Names, middle, ratios, verdicts, whole_table
+from tests.support.otlp import tracing_to
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLAN = Plan(rounds=1, seconds=1, connections=(4,), stream_connections=(4,))
@@ -194,3 +196,23 @@ def test_a_soak_is_good_only_without_errors_and_with_flat_memory():
     growing = Soaked([window(100 + number * 3) for number in range(10)])
     assert "memory grew" in str(growing.failure())
     assert Soaked([*flat.windows, window(100, errors=2)]).failure() == "2 requests failed"
+
+
+async def test_the_collector_of_the_tracing_benchmark_counts_what_a_process_sends(monkeypatch):
+    async with traces.collecting() as collector:
+
+        def trace():
+            with tracing_to(collector, monkeypatch) as tracing:
+                for _ in range(3):
+                    with tracing.span("POST /proxy"), tracing.span("chat bench"):
+                        pass
+
+        await asyncio.to_thread(trace)
+    assert (collector.requests, collector.spans) == (3, 6)
+
+
+@pytest.mark.parametrize("seen", [0, 20, 300])
+def test_a_run_that_traced_another_share_of_the_calls_is_refused(seen):
+    traces.check_share(100, 10_000)
+    with pytest.raises(NotMeasured, match="of 10000 calls"):
+        traces.check_share(seen, 10_000)

@@ -17,6 +17,8 @@ import httpx
 import psutil
 import yaml
 
+from tests.support.otlp import Collector
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 READY_S = 420
 STOP_S = 180  # the launcher gives the graph 75 s, then each store its own time
@@ -37,6 +39,8 @@ class RunningGraph:
         self._launcher: subprocess.Popen[bytes] | None = None
         self._upstream: subprocess.Popen[str] | None = None
         self.upstream_url = ""
+        self.collector = Collector()
+        """Has the spans of requests with a sampled `traceparent`; other requests make none."""
         self.ready_after_s = 0.0
         self.while_starting: list[httpx.Response] = []
 
@@ -78,6 +82,7 @@ class RunningGraph:
         if self._upstream is not None:
             self._upstream.terminate()
             self._upstream.wait(10)
+        self.collector.close()
         _, alive = psutil.wait_procs(left, timeout=5)
         return [" ".join(process.cmdline()) or process.name() for process in alive]
 
@@ -134,7 +139,7 @@ class RunningGraph:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("DAARION_", "RAY_")) and name not in FOREIGN
+            if not name.startswith(("DAARION_", "RAY_", "OTEL_")) and name not in FOREIGN
         }
         return inherited | {
             "DAARION_DATA_DIR": str(self.data_dir),
@@ -142,6 +147,9 @@ class RunningGraph:
             "DAARION_PORT": str(self.port),
             "OPENAI_API_KEY": "sk-test-0123456789abcdef",
             "PYTHONPATH": str(self.folder / "packages"),
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{self.collector.url}/v1/traces",
+            "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+            "OTEL_BSP_SCHEDULE_DELAY": "500",
         }
 
     def _start_upstream(self) -> None:
