@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from contracts.errors import ConfigurationError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_PORT = 8000
+METRICS_OFFSET = 90
 MIN_PUBLIC_SECRET_CHARS = 16
 
 
@@ -27,15 +28,17 @@ class Environment:
     """The process environment, read once.
 
     `data_dir` and `config_dir` are absolute. `allowed_hosts` are names, in lower case and without a
-    port, that are accepted in `Host` beside those of loopback, and in `Origin`. Secrets are hidden
-    from `repr`. `serve_proxy` is `haproxy` or `python`. `model`, a folder or a hub id, replaces the
-    chat engine's configured one.
+    port, that are accepted in `Host` beside those of loopback, and in `Origin`. `metrics_port` is
+    where Prometheus finds the metrics of this node. Secrets are hidden from `repr`. `serve_proxy`
+    is `haproxy` or `python`. `model`, a folder or a hub id, replaces the chat engine's configured
+    one.
     """
 
     data_dir: Path
     config_dir: Path
     host: str
     port: int
+    metrics_port: int
     allowed_hosts: frozenset[str]
     database_url: str | None = field(repr=False)
     nats_url: str | None = field(repr=False)
@@ -92,13 +95,15 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     def text(name: str) -> str | None:
         return source.get(name, "").strip() or None
 
+    port = _port(text, "DAARION_PORT", DEFAULT_PORT)
     environment = Environment(
         data_dir=Path(text("DAARION_DATA_DIR") or REPOSITORY / ".data").expanduser().absolute(),
         config_dir=Path(text("DAARION_CONFIG_DIR") or REPOSITORY / "configs")
         .expanduser()
         .absolute(),
         host=text("DAARION_HOST") or "127.0.0.1",
-        port=_port(text("DAARION_PORT")),
+        port=port,
+        metrics_port=_port(text, "DAARION_METRICS_PORT", min(port + METRICS_OFFSET, 65_535)),
         allowed_hosts=_hosts(text("DAARION_ALLOWED_HOSTS") or ""),
         database_url=text("DATABASE_URL"),
         nats_url=text("NATS_URL"),
@@ -167,9 +172,10 @@ def _hosts(value: str) -> frozenset[str]:
     return hosts
 
 
-def _port(value: str | None) -> int:
+def _port(text: Callable[[str], str | None], name: str, default: int) -> int:
+    value = text(name)
     if value is None:
-        return DEFAULT_PORT
+        return default
     if value.isascii() and value.isdigit() and 0 < int(value) < 65536:
         return int(value)
-    raise ConfigurationError(f"DAARION_PORT={value!r} is not a port: give a number from 1 to 65535")
+    raise ConfigurationError(f"{name}={value!r} is not a port: give a number from 1 to 65535")

@@ -1,9 +1,13 @@
 """The port of the event log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from contracts.errors import DaarionError
+
+Sample = tuple[str, Mapping[str, str], float]
+"""A gauge's name, labels and present value. The process's application is added to the labels."""
+SAMPLE_EVERY_S = 5.0
 
 
 class EventLog(Protocol):

@@ -26,7 +26,7 @@ from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError
 from launcher.errors import StartRefused
 from launcher.nats import greets
-from launcher.ports import bind_error
+from launcher.ports import LOOPBACK, bind_error
 
 # The graph with the default models takes about 5 GB; with less the kernel kills processes.
 MEMORY_NEEDED = 6 << 30
@@ -54,6 +54,7 @@ def check_graph(environment: Environment, memory_needed: int) -> None:
         ConfigurationError: a busy port, a missing library, too little memory, a wrong file.
     """
     check_port(environment.host, environment.port)
+    check_port(LOOPBACK, environment.metrics_port, "DAARION_METRICS_PORT")
     check_libraries()
     check_memory(available_memory(), memory_needed)
     check_settings(environment)
@@ -67,8 +68,8 @@ async def check_stores(environment: Environment) -> None:
         await check_nats(environment.nats_url)
 
 
-def check_port(host: str, port: int) -> None:
-    """Refuses a busy ingress port, and an address that the graph cannot serve."""
+def check_port(host: str, port: int, variable: str = "DAARION_PORT") -> None:
+    """Refuses a busy port, and an address that the graph cannot serve."""
     if host not in HOSTS:
         raise StartRefused(
             f"DAARION_HOST is {host}, but the graph can only listen on {' or '.join(HOSTS)}: "
@@ -80,12 +81,12 @@ def check_port(host: str, port: int) -> None:
         case errno.EADDRINUSE:
             raise StartRefused(
                 f"port {port} on {host} is taken{_by_whom(port)}: "
-                "stop what listens there, or set DAARION_PORT to a free port"
+                f"stop what listens there, or set {variable} to a free port"
             )
         case errno.EACCES:
             raise StartRefused(
                 f"port {port} needs more rights than this account has: "
-                "set DAARION_PORT to a port above 1023"
+                f"set {variable} to a port above 1023"
             )
         case _:
             raise StartRefused(

@@ -114,6 +114,7 @@ def _own(environment: Environment, instance: Instance) -> dict[str, str]:
         "DAARION_CONFIG_DIR": str(environment.config_dir),
         "DAARION_HOST": environment.host,
         "DAARION_PORT": str(environment.port),
+        "DAARION_METRICS_PORT": str(environment.metrics_port),
         "DAARION_RAY_TEMP_DIR": str(directory / "ray"),
         # Temporary files and sockets of libraries are removed with the instance.
         "TMPDIR": str(directory / "tmp"),

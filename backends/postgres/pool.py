@@ -20,8 +20,10 @@ from psycopg_pool import AsyncConnectionPool
 from backends.postgres.connection import BoundedConnection, conninfo
 from backends.postgres.errors import translate, without_values
 from backends.postgres.roles import assume_service_role
+from common.periodic import start_periodic
+from common.tasks import end_tasks
 from contracts.errors import ConfigurationError, DatabaseUnavailable
-from contracts.events import EventLog
+from contracts.events import SAMPLE_EVERY_S, EventLog, Sample, failure_event
 
 T = TypeVar("T")
 
@@ -67,9 +69,16 @@ class Database:
     The pool recovers with the first call after it came back.
     """
 
-    def __init__(self, url: str, *, events: EventLog, limits: PoolLimits | None = None) -> None:
-        """Opens nothing yet. Raises ConfigurationError when `url` is not a PostgreSQL URL."""
+    def __init__(
+        self, url: str, *, events: EventLog, limits: PoolLimits | None = None, name: str = "main"
+    ) -> None:
+        """Opens nothing yet. `name` tells a process's pools apart in metrics.
+
+        Raises ConfigurationError when `url` is not a PostgreSQL URL.
+        """
         self._events = events
+        self._name = name
+        self._sampling: list[asyncio.Task[None]] = []
         self._limits = limits or PoolLimits()
         self._refusal: ConfigurationError | None = None
         self._reachable = True
@@ -103,9 +112,14 @@ class Database:
             await self.ping()
         except DatabaseUnavailable:
             self._events.emit("database.not_ready")
+        failed = failure_event(self._events, "metrics.not_sampled")
+        self._sampling = [
+            start_periodic(self._sample, SAMPLE_EVERY_S, failed, name="database:metrics")
+        ]
 
     async def close(self) -> None:
         """Closes the pool; running transactions lose their connection when they end."""
+        await end_tasks(self._sampling)
         await self._pool.close(timeout=CLOSE_TIMEOUT_S)
 
     @asynccontextmanager
@@ -187,6 +201,20 @@ class Database:
         """Checks that PostgreSQL answers. Raises DatabaseUnavailable within two seconds."""
         async with self.transaction(timeout_s=PING_TIMEOUT_S):
             pass
+
+    async def _sample(self) -> None:
+        stats, pool = self._pool.get_stats(), {"pool": self._name}
+        idle = stats["pool_available"]
+        samples: list[Sample] = [
+            ("daarion_database_connections", {**pool, "state": "idle"}, idle),
+            (
+                "daarion_database_connections",
+                {**pool, "state": "used"},
+                stats["pool_size"] - idle,
+            ),
+            ("daarion_database_waiting", pool, stats["requests_waiting"]),
+        ]
+        self._events.emit("metrics.sampled", samples=samples)
 
     async def _configure(self, connection: BoundedConnection) -> None:
         milliseconds = {

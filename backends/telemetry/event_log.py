@@ -32,6 +32,8 @@ PAUSE_S = 0.0001
 """The thread pauses after `AT_ONCE` events, because the event loop waits while it runs."""
 MAX_FIELD_CHARS = 2_048
 MAX_FILES = 40
+ONLY_COUNTED = frozenset({"http.request", "metrics.sampled"})
+"""For listeners alone: too frequent to be written."""
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +120,8 @@ class FileEventLog:
 
     def _safe_line(self, fields: dict[str, Any]) -> bytes | None:
         name = fields.get("event")
+        if name in ONLY_COUNTED:
+            return None
         try:
             return self._line(fields)
         except Exception as error:  # noqa: BLE001

@@ -60,7 +60,7 @@ async def serve(
     """Runs until a signal asks to stop. Raises ConfigurationError."""
     blueprints = load_blueprints(environment.config_dir)
     async with Resources() as resources:
-        events = open_event_log(environment, APPLICATION, resources=resources)
+        events = open_event_log(environment, APPLICATION, resources=resources, listeners=())
         access = await open_access(environment, events, resources)
         wing_environment = replace(WingEnvironment.of(environment, access), ingress_url=ingress_url)
         runtime = resources.closing(

@@ -113,7 +113,7 @@ class AgentRuntime:
         dependencies = {"database": Dependency(self._database.ping), "work": Dependency(self._work)}
         if self._link is not None:
             dependencies["nats"] = Dependency(self._link.probe, required=False)
-        self._monitor = HealthMonitor(dependencies)
+        self._monitor = HealthMonitor(dependencies, events)
 
     async def open(self) -> None:
         """Opens the pool (also while PostgreSQL is away) and starts to work."""

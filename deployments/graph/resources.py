@@ -28,6 +28,7 @@ from configs.proxies import no_proxy
 from configs.stores import find_stores
 from contracts.access.settings import AuditSettings
 from contracts.events import EventLog, failure_event
+from deployments.graph.metrics import event_metrics
 from deployments.graph.ray_patches import serve_host
 from interfaces.http.base.access import AccessControl
 from services.access.audit import AuditTrail
@@ -149,17 +150,19 @@ def tune_interpreter() -> None:
 def open_event_log(
     environment: Environment,
     application: str,
-    listeners: Iterable[Listener] = (),
     *,
     resources: Resources | None = None,
+    listeners: Iterable[Listener] | None = None,
 ) -> FileEventLog:
     """Returns this process's event log, `<data dir>/logs/events/<application>-<pid>.jsonl`.
 
     `resources` close it; without them it lives as long as the process. With them the process also
     traces, where the environment asks for that: it needs an end, at which the last spans are sent.
+    `listeners` take the place of Ray's metrics.
     """
     path = environment.data_dir / "logs" / "events" / f"{application}-{os.getpid()}.jsonl"
-    log = FileEventLog(path, application, listeners)
+    counting = [event_metrics(application)] if listeners is None else listeners
+    log = FileEventLog(path, application, counting)
     if resources is not None:
         resources.push_async_callback(asyncio.to_thread, log.close)
         traces = Traces(environment.secret, application, log)
@@ -176,7 +179,9 @@ async def open_access(
     Raises ConfigurationError when no PostgreSQL is known.
     """
     limits = PoolLimits(min_size=1, max_size=4)
-    database = Database(find_stores(environment).database_url, events=events, limits=limits)
+    database = Database(
+        find_stores(environment).database_url, events=events, limits=limits, name="access"
+    )
     await resources.closing(database).open()
     directory = resources.closing(Directory(PostgresPrincipals(database, events), events))
     await directory.start()

@@ -13,6 +13,8 @@ from ray.serve.deployment import Application
 
 from backends.http.application_health import ApplicationHealth
 from backends.nats.link import NatsLink
+from backends.postgres.pool import Database, PoolLimits
+from backends.postgres.waiting import WaitingWork
 from common.http.client import open_client
 from common.retry import retry
 from common.tasks import end_tasks, spawn
@@ -20,6 +22,7 @@ from configs.access import AccessSettings, contents_of, load_access
 from configs.environment import read_environment
 from configs.stores import find_stores
 from contracts.errors import DaarionError
+from contracts.events import failure_event
 from contracts.shapes import Strict
 from deployments.graph.resources import Resources, access_control, open_access, open_event_log
 from interfaces.http.access import access_router, is_admin
@@ -33,6 +36,8 @@ APPLICATION = "root"
 DEPLOYMENT = "Root"
 MAX_CONCURRENT = 100
 APPLY_RETRY_S = 1.0
+WAITING_EVERY_S = 15.0
+ONE_CONNECTION = PoolLimits(min_size=1, max_size=1)
 
 
 class RootArgs(Strict):
@@ -64,12 +69,19 @@ class RootReplica:
                 )
                 for name, prefix in args.applications.items()
             }
+            database = Database(
+                stores.database_url, events=self._events, limits=ONE_CONNECTION, name="metrics"
+            )
+            await resources.closing(database).open()
+            self._work = WaitingWork(database)
+            failed = failure_event(self._events, "metrics.not_sampled")
+            resources.repeat(self._sample, WAITING_EVERY_S, failed, "root:metrics")
             probes = {"database": Dependency(self._principals.revision)}
             if stores.nats_url:
                 link = resources.closing(NatsLink(stores.nats_url, self._events, name=APPLICATION))
                 link.start()
                 probes["nats"] = Dependency(link.probe, required=False)
-            self._health = resources.closing(GraphHealth(applications, probes))
+            self._health = resources.closing(GraphHealth(applications, probes, self._events))
             self._health.start()
             self._resources = resources.pop_all()
 
@@ -90,6 +102,9 @@ class RootReplica:
                 longest_s=APPLY_RETRY_S,
             )
             spawn(again, self._applying)
+
+    async def _sample(self) -> None:
+        self._events.emit("metrics.sampled", samples=await self._work.samples())
 
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
         """Returns the ASGI application of this replica."""

@@ -87,6 +87,7 @@ def node_options(environment: Environment) -> dict[str, Any]:
         "num_cpus": max(2, os.cpu_count() or 1),
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": environment.ray_dashboard,
+        "_metrics_export_port": environment.metrics_port,
         # Replicas write to Ray's rotated log files; this would copy each line here.
         "log_to_driver": False,
         "logging_level": "warning",

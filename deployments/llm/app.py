@@ -29,7 +29,6 @@ from deployments.graph.resources import (
     tune_interpreter,
 )
 from deployments.llm.limit_authority import AuthorityClient
-from deployments.llm.metrics import LLMMetrics
 from deployments.llm.wiring import LLMPorts, LLMRuntime
 from interfaces.http.base.ingress import Ingress
 from interfaces.http.llm.openai import OPENAI_ERRORS
@@ -60,9 +59,7 @@ class LLMReplica:
         self._environment = environment = read_environment()
         embedder = load_engines(environment, args.engines_file).embedder
         async with Resources() as resources:
-            self._events = open_event_log(
-                environment, APPLICATION, [LLMMetrics()], resources=resources
-            )
+            self._events = open_event_log(environment, APPLICATION, resources=resources)
             self._access = await open_access(environment, self._events, resources)
             ports = LLMPorts(
                 engine=EngineClient(LOCAL_LLM, ENGINES),

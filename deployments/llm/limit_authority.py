@@ -20,7 +20,6 @@ from contracts.errors import DaarionError, LimitsUnavailable
 from contracts.events import EventLog
 from contracts.llm.limits import Limit, LimitKey
 from deployments.graph.resources import open_event_log
-from deployments.llm.metrics import LLMMetrics
 from services.llm.limits.lease_book import LeaseBook
 from services.llm.limits.periods import period_bounds, period_of
 from services.llm.limits.protocol import Reply, Report, Standing
@@ -101,7 +100,7 @@ class LimitAuthority:
         """Returns the event log and the publisher; both live as long as the process."""
         if self._outside is None:
             environment = read_environment()
-            events = open_event_log(environment, "limits", [LLMMetrics()])
+            events = open_event_log(environment, "limits")
             publisher = NatsPublisher(find_stores(environment).nats_url, events, name="limits")
             publisher.start()
             self._outside = events, NatsEvents(publisher)

@@ -24,7 +24,7 @@ from configs.engines.embedder import EmbedderSettings
 from configs.llm.config import BatchSettings, IdempotencySettings, LLMSettings, UsageSettings
 from configs.llm.limits import LimitSettings
 from contracts.access.principals import Principal, acting_as
-from contracts.events import EventLog, failure_event
+from contracts.events import SAMPLE_EVERY_S, EventLog, Sample, failure_event
 from contracts.health import Health
 from contracts.llm.answers import ProxyResponse
 from contracts.llm.embeddings import TokenEmbedder
@@ -87,7 +87,9 @@ class LLMRuntime:
         self._events = events
         self._resources = Resources()
         self._name = uuid.uuid4().hex  # identifies this process to limits and ledger
-        self._database = Database(environment.database_url, events=events, limits=LEDGER_POOL)
+        self._database = Database(
+            environment.database_url, events=events, limits=LEDGER_POOL, name="ledger"
+        )
         self._link = self._announcer = None
         if environment.nats_url is not None:
             self._link = NatsLink(environment.nats_url, events, name="llm-usage")
@@ -103,7 +105,7 @@ class LLMRuntime:
         )
         self._limits = LimitSettings()
         self._limiter = LeasedLimiter(ports.authority, self._limits.of, events, replica=self._name)
-        self._monitor = HealthMonitor({})
+        self._monitor = HealthMonitor({}, events)
         self._provider_resources = ProviderResources(
             environment.lookup, ports.engine, ProviderSlots(), environment.proxy_for
         )
@@ -127,6 +129,8 @@ class LLMRuntime:
                 resources.closing(self._link).start()
                 resources.closing(self._announcer).start()
             await resources.closing(self._ledger_writer).start()
+            failed = failure_event(self._events, "metrics.not_sampled")
+            resources.repeat(self._sample, SAMPLE_EVERY_S, failed, "llm:metrics")
             resources.closing(self._limiter)
             resources.closing(self._answers)
             resources.push_async_callback(self._stop_watching)
@@ -214,8 +218,16 @@ class LLMRuntime:
         if self._monitor.names == dependencies.keys():
             return  # a new monitor would look unready until its first probes
         await self._monitor.close()
-        self._monitor = HealthMonitor(dependencies)
+        self._monitor = HealthMonitor(dependencies, self._events)
         self._monitor.start()
+
+    async def _sample(self) -> None:
+        spool = self._usage_journal
+        samples: list[Sample] = [
+            ("daarion_usage_spool_records", {}, spool.pending),
+            ("daarion_usage_spool_bytes", {}, spool.size_bytes),
+        ]
+        self._events.emit("metrics.sampled", samples=samples)
 
     def _health(self) -> Health:
         return self._monitor.health()  # a reload replaces the monitor
@@ -243,7 +255,7 @@ class AnswersRuntime:
         self._events = events
         self._caller_of = caller_of
         self._resources = Resources()
-        self._database = Database(database_url, events=events, limits=ANSWERS_POOL)
+        self._database = Database(database_url, events=events, limits=ANSWERS_POOL, name="answers")
         self._batch, self._idempotency = BatchSettings(), IdempotencySettings()
         self._usage = UsageSettings()
         self._cached: CachedAnswers | None = None

@@ -76,7 +76,7 @@ class MemoryReplica:
             }
             if reranker is not None:
                 dependencies["reranker"] = Dependency(reranker.ping, required=False)
-            self._monitor = resources.closing(HealthMonitor(dependencies))
+            self._monitor = resources.closing(HealthMonitor(dependencies, self._events))
             self._monitor.start()
             self._resources = resources.pop_all()
 

@@ -68,7 +68,9 @@ class MemoryRuntime:
         self._resources = Resources()
         self._llm = LLMProxyClient(environment.ingress_url, environment.access.delegations.current)
         self.database = Database(environment.database_url, events=events, limits=FOREGROUND)
-        self._background = Database(environment.database_url, events=events, limits=BACKGROUND)
+        self._background = Database(
+            environment.database_url, events=events, limits=BACKGROUND, name="background"
+        )
         self._leases = DatabaseJobLeases(self._background)
         self._vectors_checked = False
         self._quotas = Quotas(environment.access.directory, TenantRows(self._background))

@@ -24,7 +24,6 @@ from deployments.graph.resources import (
     open_access,
     open_event_log,
 )
-from deployments.tools.metrics import ToolMetrics
 from deployments.tools.python_runner import DEPLOYMENT as RUNNER
 from deployments.tools.python_runner import (
     PythonRunnerArgs,
@@ -62,9 +61,7 @@ class ToolcoreReplica:
         self._args = args
         self._environment = environment = read_environment()
         async with Resources() as resources:
-            self._events = open_event_log(
-                environment, APPLICATION, [ToolMetrics()], resources=resources
-            )
+            self._events = open_event_log(environment, APPLICATION, resources=resources)
             self._access = await open_access(environment, self._events, resources)
             self._runtime = resources.closing(
                 ToolsRuntime(

@@ -75,7 +75,7 @@ class ToolsRuntime:
         self._mcp = ToolMcpServer(self._toolcore)
         self._executors = Reloadable(MAX_TIMEOUT_S)
         self._link: NatsLink | None = None
-        self._monitor = HealthMonitor({})
+        self._monitor = HealthMonitor({}, events)
 
     async def open(self) -> None:
         """Opens the pool (also while PostgreSQL is away) and starts the background work."""
@@ -166,7 +166,7 @@ class ToolsRuntime:
         if self._link is not None:
             dependencies["nats"] = Dependency(self._link.probe, required=False)
         await self._monitor.close()
-        self._monitor = HealthMonitor(dependencies)
+        self._monitor = HealthMonitor(dependencies, self._events)
         self._monitor.start()
 
     def _health(self) -> Health:

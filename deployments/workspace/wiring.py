@@ -84,7 +84,7 @@ class WorkspaceRuntime:
         dependencies = {"database": Dependency(self._database.ping)}
         if self._publisher.link is not None:
             dependencies["nats"] = Dependency(self._publisher.link.probe, required=False)
-        self._monitor = HealthMonitor(dependencies)
+        self._monitor = HealthMonitor(dependencies, events)
 
     async def open(self) -> None:
         """Opens the pool (also while PostgreSQL is away) and starts to dispatch."""

@@ -11,6 +11,7 @@ from functools import partial
 from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.errors import DaarionError
+from contracts.events import EventLog
 from contracts.health import Check, Health, State
 
 Probe = Callable[[], Awaitable[object]]
@@ -41,8 +42,9 @@ class _Observed:
 class HealthMonitor:
     """Probes each dependency every two seconds, twice a second while it is not ready."""
 
-    def __init__(self, dependencies: Mapping[str, Dependency]) -> None:
+    def __init__(self, dependencies: Mapping[str, Dependency], events: EventLog) -> None:
         now = time.monotonic()
+        self._events = events
         self._dependencies = dict(dependencies)
         self._seen = {
             name: _Observed("starting", "not probed yet", now, now) for name in dependencies
@@ -108,6 +110,8 @@ class HealthMonitor:
             seen.since = now
         seen.state, seen.reason, seen.probed_at = state, reason, now
         seen.was_ready = seen.was_ready or state == "ready"
+        up = ("daarion_dependency_up", {"dependency": name}, float(state == "ready"))
+        self._events.emit("metrics.sampled", samples=[up])
 
 
 def summarise(checks: dict[str, Check]) -> Health:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from contracts.events import EventLog
 from contracts.health import Check, Health
 from services.health.dependencies import Dependency, HealthMonitor, summarise
 
@@ -22,11 +23,14 @@ class GraphHealth(HealthMonitor):
     """Aggregates health. Applications' checks appear as `<application>.<check>` and count once."""
 
     def __init__(
-        self, applications: Mapping[str, Application], probes: Mapping[str, Dependency]
+        self,
+        applications: Mapping[str, Application],
+        probes: Mapping[str, Dependency],
+        events: EventLog,
     ) -> None:
         self._applications = applications
         own = {name: Dependency(each.probe) for name, each in applications.items()}
-        super().__init__({**probes, **own})
+        super().__init__({**probes, **own}, events)
 
     def health(self) -> Health:
         """Returns the latest results."""

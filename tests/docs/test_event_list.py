@@ -7,6 +7,7 @@ import subprocess
 from decimal import Decimal
 from pathlib import Path
 
+from backends.telemetry import metric_table
 from contracts.agents.announcements import AgentNotice, AgentUsageEvent
 from contracts.llm.limits import LimitWarning
 from contracts.llm.usage import UsageRecord
@@ -138,14 +139,15 @@ def test_the_fields_of_calls_are_those_of_their_records():
 
 
 def test_the_list_has_every_metric_and_no_other():
-    made = {
-        node.args[0].value
-        for name, tree in SOURCES.items()
-        if name.endswith("/metrics.py")
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"Counter", "Histogram"}
-    }
-    assert set(re.findall(r"^\| `(daarion_\w+)`", METRICS, re.MULTILINE)) == made
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\| (.*) \|$", METRICS, re.MULTILINE)
+    documented = [
+        (name, kind, tuple(re.findall(r"`(\w+)`", labels)), text)
+        for name, kind, labels, text in rows
+    ]
+    assert documented == [
+        (metric.name, metric.kind, metric.labels, metric.help)
+        for metric in metric_table.METRICS.values()
+    ]
 
 
 def test_the_list_has_every_subject_and_no_other():

@@ -14,6 +14,7 @@ from interfaces.http.base.ingress import Ingress
 from interfaces.http.base.routing import Router
 from services.health.graph import GraphHealth
 from tests.support.access import fixed_access
+from tests.support.events import RecordedEvents
 from tests.support.uvicorn_server import served
 
 
@@ -44,7 +45,9 @@ def application(status, **states):
     ids=["all ready", "an optional part is away", "an application never was ready"],
 )
 async def test_the_graphs_status_is_the_worst_of_its_parts(memory, status):
-    health = GraphHealth({"memory": memory, "llm": application("ready", engine="ready")}, {})
+    health = GraphHealth(
+        {"memory": memory, "llm": application("ready", engine="ready")}, {}, RecordedEvents()
+    )
     health.start()
     await asyncio.sleep(0.05)
     seen = health.health()

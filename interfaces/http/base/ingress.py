@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
 from types import MappingProxyType
 
 from fastapi import APIRouter
@@ -41,7 +42,7 @@ from interfaces.http.base.request_slots import (
     RequestSlots,
 )
 from interfaces.http.base.routing import HotRoute, fixed_routes
-from interfaces.http.base.server_span import REFUSAL, traced
+from interfaces.http.base.server_span import METHODS, REFUSAL, traced
 from services.access.audit import AuditTrail
 
 MAX_URL_BYTES = 8_192
@@ -108,8 +109,14 @@ class Ingress:
             self._slots, receive, send, UPLOAD_S if path in self._uploads else BODY_S
         )
         answer = self._answer(scope, slot, path, request_id)
-        traces = tracing.is_on() and path not in self._open
-        await (traced(scope, slot, answer) if traces else answer)
+        if path in self._open:
+            await answer
+            return
+        began = perf_counter()
+        try:
+            await (traced(scope, slot, answer) if tracing.is_on() else answer)
+        finally:
+            self._count(scope, slot, 1000 * (perf_counter() - began))
 
     async def _answer(self, scope: Scope, slot: RequestSlot, path: str, request_id: str) -> None:
         try:
@@ -126,6 +133,18 @@ class Ingress:
             return  # the client left in the middle of its request: there is nobody to answer
         except Exception as error:  # noqa: BLE001  # nothing leaves without an error shape
             await self._refuse(error, scope, slot, request_id)
+
+    def _count(self, scope: Scope, slot: RequestSlot, duration_ms: float) -> None:
+        refusal = scope["state"].get(REFUSAL)
+        self._events.emit(
+            "http.request",
+            method=scope["method"] if scope["method"] in METHODS else "_OTHER",
+            route=getattr(scope.get("route"), "path", None),
+            status=slot.status,
+            error=refusal,
+            failed=refusal and 1,
+            duration_ms=duration_ms,
+        )
 
     def _admit(self, scope: Scope, path: str) -> bool:
         """Finds out who calls; returns whether the request must be recorded before it is served.

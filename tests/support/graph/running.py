@@ -33,7 +33,7 @@ class RunningGraph:
         self.folder = folder
         self.data_dir = folder / "data"
         self.config_dir = folder / "configs"
-        self.port = _free_port()
+        self.port, self.metrics_port = _free_port(), _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "launcher.log"
         self._launcher: subprocess.Popen[bytes] | None = None
@@ -145,6 +145,7 @@ class RunningGraph:
             "DAARION_DATA_DIR": str(self.data_dir),
             "DAARION_CONFIG_DIR": str(self.config_dir),
             "DAARION_PORT": str(self.port),
+            "DAARION_METRICS_PORT": str(self.metrics_port),
             "OPENAI_API_KEY": "sk-test-0123456789abcdef",
             "PYTHONPATH": str(self.folder / "packages"),
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{self.collector.url}/v1/traces",

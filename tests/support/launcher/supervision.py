@@ -33,6 +33,7 @@ class Run:
         } | {
             "DAARION_DATA_DIR": str(self.data_dir),
             "DAARION_PORT": str(self.port),
+            "DAARION_METRICS_PORT": str(free_ports(1)[0]),
             "PYTHONPATH": str(REPOSITORY),
         }
         self.env |= variables
