@@ -1,9 +1,11 @@
 -- What waits, by queue: for metrics. Ages are seconds of the oldest piece, 0 where nothing waits.
 ALTER TABLE memory_queue ADD COLUMN queued_at timestamptz NOT NULL DEFAULT now();
 
+CREATE POLICY counted ON memory_queue FOR SELECT TO CURRENT_USER USING (true);
+
 -- Counts across microDAOs, and nothing else; each statement reads the index of what is open.
 CREATE FUNCTION waiting_work() RETURNS TABLE (queue text, waiting bigint, age_s double precision)
-LANGUAGE sql STABLE SECURITY DEFINER SET daarion.worker = 'on' AS $$
+LANGUAGE sql STABLE SECURITY DEFINER AS $$
     SELECT counted.queue, counted.waiting, coalesce(greatest(extract(epoch FROM now() - counted.oldest), 0), 0)
     FROM (
         SELECT 'agent_runs_queued' AS queue, count(*) AS waiting, min(created_at) AS oldest
