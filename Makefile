@@ -64,6 +64,7 @@ key: ## keys of the running graph's callers (ARGS="new NAME --agent ID --microda
 test: install-dev ## everything a change must pass: models, lint, all tests
 	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
 	@$(MAKE) --no-print-directory lint
+	@ops/prometheus/fetch.sh "$(DATA_DIR)/cache/prometheus" || true
 	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --reruns 1 --rerun-show-tracebacks --ignore=tests/graph
 	@$(BIN)/python -m tests.support.graph.offline $(BIN)/python -m pytest --reruns 1 --rerun-show-tracebacks tests/graph
 
