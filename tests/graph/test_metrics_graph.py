@@ -56,7 +56,9 @@ async def test_one_port_has_the_metrics_of_every_application(graph, client):
     memory = {"application": "memory", "route": "/query"}
     assert found(samples, "daarion_http_requests_total", **memory, status="200") >= 1
     assert found(samples, "daarion_http_duration_ms_count", **memory) >= 1
-    assert found(samples, "daarion_http_errors_total", application="llm", type="not_found") >= 1
+    assert (
+        found(samples, "daarion_http_errors_total", application="llm", type="model_not_found") >= 1
+    )
     for application, dependency in (("llm", "engine"), ("root", "memory"), ("agents", "database")):
         up = {"application": application, "dependency": dependency}
         assert found(samples, "daarion_dependency_up", **up) >= 1

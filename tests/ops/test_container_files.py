@@ -179,10 +179,14 @@ def test_the_context_has_every_package_and_nothing_private():
 
 
 def test_only_the_ingress_is_published_and_on_loopback_by_default():
-    assert [name for name, service in SERVICES.items() if service.get("ports")] == ["graph"]
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published.pop("grafana") == ["127.0.0.1:3000:3000"]
+    assert list(published) == ["graph"]
     assert SERVICES["graph"]["ports"] == ["${DAARION_PUBLISH:-127.0.0.1:8000}:8000"]
     assert list(COMPOSE["networks"]) == ["daarion"]
-    assert all(service["networks"] == ["daarion"] for service in SERVICES.values())
+    inside = {name for name, service in SERVICES.items() if service.get("networks") == ["daarion"]}
+    assert inside == SERVICES.keys() - {"prometheus"}
+    assert SERVICES["prometheus"]["network_mode"] == "service:graph"
 
 
 def test_every_service_has_a_health_check_and_starts_after_what_it_needs():
@@ -219,6 +223,7 @@ def test_no_secret_has_a_default_and_the_example_names_them_all():
         "DAARION_PUBLISH",
         "OPENAI_API_KEY",
         "DEEPSEEK_API_KEY",
+        "GRAFANA_PASSWORD",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "OTEL_EXPORTER_OTLP_HEADERS",
         "OTEL_TRACES_SAMPLER",
