@@ -10,8 +10,8 @@ message: a failure is the `type` of its error.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 from opentelemetry.context import Context, attach, detach
@@ -89,7 +89,7 @@ def span(
     if _Process.tracer is None:
         return _NO_SPAN
     begun = start(name, kind, attributes, parent=parent)
-    return nullcontext(begun) if begun is get_current_span() else _during(begun)
+    return nullcontext(begun) if begun is get_current_span() else _Current(begun, ends=True)
 
 
 async def spanned(
@@ -120,17 +120,9 @@ def start(
     return _Process.tracer.start_span(name, parent, kind, attributes)
 
 
-@contextmanager
-def entered(span: Span) -> Iterator[None]:
+def entered(span: Span) -> AbstractContextManager[Span]:
     """Makes `span` the current one, and leaves it open."""
-    if span is get_current_span():
-        yield
-        return
-    token = attach(set_span_in_context(span))
-    try:
-        yield
-    finally:
-        detach(token)
+    return nullcontext(span) if span is get_current_span() else _Current(span)
 
 
 def fail(span: Span, error: BaseException | str) -> None:
@@ -169,16 +161,24 @@ def remote_context(carrier: Mapping[str, str]) -> Context:
 
     `carrier` has its names in lower case.
     """
-    return _PROPAGATOR.extract(carrier)
+    return _PROPAGATOR.extract(carrier) if carrier else Context()
 
 
-@contextmanager
-def _during(span: Span) -> Iterator[Span]:
-    with entered(span):
-        try:
-            yield span
-        except BaseException as error:
-            fail(span, error)
-            raise
-        finally:
-            span.end()
+class _Current:
+    """Makes a span the current one. A class, because generators cost more than the rest of it."""
+
+    __slots__ = ("_ends", "_span", "_token")
+
+    def __init__(self, span: Span, *, ends: bool = False) -> None:
+        self._span, self._ends = span, ends
+
+    def __enter__(self) -> Span:
+        self._token = attach(set_span_in_context(self._span))
+        return self._span
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        detach(self._token)
+        if self._ends:
+            if error is not None:
+                fail(self._span, error)
+            self._span.end()

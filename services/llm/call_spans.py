@@ -62,7 +62,7 @@ class CallSpans:
         if text and self._answer is not None and len(self._answer) < MAX_MESSAGES * MAX_CHARS:
             self._answer += text
 
-    def within(self) -> AbstractContextManager[None]:
+    def within(self) -> AbstractContextManager[tracing.Span]:
         """Makes the running attempt's span the current one, before the first that of the call."""
         return tracing.entered(self._attempt)
 

@@ -7,12 +7,12 @@ from collections.abc import Awaitable
 from starlette.types import Scope
 
 from common import tracing
-from interfaces.http.base.access import header
 from interfaces.http.base.request_slots import RequestSlot
 
 METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
 )
+_CONTEXT = frozenset({b"traceparent", b"tracestate"})
 REFUSAL = "refusal"
 """In the request's state: the `type` of the error that it was answered with."""
 
@@ -24,11 +24,12 @@ async def traced(scope: Scope, slot: RequestSlot, answer: Awaitable[None]) -> No
     shows the path itself: that holds names of documents and the like.
     """
     carrier = {
-        name: header(scope["headers"], name.encode()).decode("latin-1")
-        for name in ("traceparent", "tracestate")
+        name.decode(): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in _CONTEXT
     }
-    parent = tracing.remote_context(carrier)
     root: str = scope.get("root_path", "")
+    parent = tracing.remote_context(carrier)
     with tracing.span("HTTP", tracing.SpanKind.SERVER, parent=parent) as span:
         try:
             await answer
