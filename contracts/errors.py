@@ -30,6 +30,7 @@
     ├── Unavailable                  503  a part of this product cannot be reached
     │   ├── DatabaseUnavailable      503
     │   ├── EngineUnavailable        503
+    │   │   └── ModelAsleep          503  it wakes now, and its calls do not go elsewhere
     │   ├── LimitsUnavailable        503
     │   ├── Unreachable              503  no connection to a service: nothing was sent
     │   ├── ModelUnavailable         503  not configured: a retry does not help
@@ -300,6 +301,12 @@ class EngineUnavailable(Unavailable):
     """The local model engine is starting or gone."""
 
     type = "engine_unavailable"
+
+
+class ModelAsleep(EngineUnavailable):
+    """The local model sleeps and is being woken; it is configured to refuse calls meanwhile."""
+
+    type = "model_asleep"
 
 
 class LimitsUnavailable(Unavailable):

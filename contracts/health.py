@@ -4,7 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-State = Literal["ready", "starting", "unavailable"]
+State = Literal["ready", "asleep", "starting", "unavailable"]
+"""`asleep`: a local model without a replica, which a call wakes. It is healthy."""
+HEALTHY: frozenset[State] = frozenset({"ready", "asleep"})
 
 
 class Check(BaseModel):

@@ -14,7 +14,7 @@ from common.http.errors import HttpError
 
 _POLL_S = 0.5
 _REPEAT_S = 10.0
-_READY_STATES = frozenset({"ready", "ok"})
+_READY_STATES = frozenset({"ready", "asleep", "ok"})
 _LONGEST = 240
 _PROBE_S = 5.0
 _MAX_BODY_BYTES = 1 << 20

@@ -1,4 +1,4 @@
-"""The in-cluster vLLM engine, called through its deployment handle instead of HTTP."""
+"""The in-cluster vLLM engines, called through its deployment handle instead of HTTP."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class LocalProvider(ChatProvider):
         self.name = name
         self._extra = settings.extra_body
         self.continuation: Continuation = settings.continuation or "vllm"
-        self._engine = resources.engine
+        self._engine_of = resources.engine_of
 
-    def condition(self) -> Condition:
-        """Returns what the engine reported last."""
-        return self._engine.condition
+    def condition(self, target: Target) -> Condition:
+        """Returns what the model's engine reported last."""
+        return self._engine_of(target.name).condition
 
     async def chat(
         self,
@@ -48,10 +48,12 @@ class LocalProvider(ChatProvider):
         InvalidRequest.
         """
         body = chat_body(target.name, messages, options, self._extra, stream=False)
+        engine = self._engine_of(target.name)
+        await engine.awake(deadline)
         limit = deadline.at_most(target.timeouts.whole_s())
         try:
             async with asyncio.timeout(limit):
-                completion = await self._engine.chat(body, deadline)
+                completion = await engine.chat(body, deadline)
         except TimeoutError:
             raise self._timed_out(limit) from None
         return parse_completion(completion)
@@ -66,7 +68,9 @@ class LocalProvider(ChatProvider):
         """Yields deltas, then one StreamEnd. Raises as `chat`."""
         body = chat_body(target.name, messages, options, self._extra, stream=True)
         parser = StreamParser()
-        chunks = self._engine.stream(body, deadline)
+        engine = self._engine_of(target.name)
+        await engine.awake(deadline)
+        chunks = engine.stream(body, deadline)
         clock = StreamClock(target, deadline.sooner(target.timeouts.total_s))
         try:
             while True:

@@ -5,7 +5,7 @@ A new kind of provider is one module with one class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -49,6 +49,8 @@ class ProviderSlots:
 class ProviderResources:
     """`secret` reads a variable of the environment, `engine` serves providers of type `local`.
 
+    `engines` serve the models that have another engine, by the names in answers.
+
     `proxy_for` returns the environment's forward proxy for a URL (`Environment.proxy_for`).
     """
 
@@ -56,6 +58,11 @@ class ProviderResources:
     engine: Engine
     slots: ProviderSlots = field(default_factory=ProviderSlots)
     proxy_for: Callable[[str], str | None] = no_proxy
+    engines: Mapping[str, Engine] = field(default_factory=dict)
+
+    def engine_of(self, model: str) -> Engine:
+        """Returns the engine that serves `model`, by its name in answers."""
+        return self.engines.get(model, self.engine)
 
 
 def build_providers(

@@ -14,6 +14,7 @@ from pydantic import (
 
 from configs.engines.embedder import EmbedderSettings, RerankerSettings
 from configs.engines.model_source import DEFAULT_MODEL, find_model
+from configs.engines.placement import Placement
 from configs.environment import Environment
 from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError
@@ -35,6 +36,8 @@ _MANAGED_ARGUMENTS = frozenset({
 Positive = Annotated[int, Field(ge=1)]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+\.yaml$")]
 """A file of the configuration directory, as `args` of an application name it."""
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+WhenAsleep = Literal["wait", "fall_back", "refuse"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1_024, strip_whitespace=True)]
 
 
@@ -110,12 +113,62 @@ class LocalLLMSettings(Strict):
     engine: EngineArguments
 
 
+class NamedLLMSettings(LocalLLMSettings, Placement):
+    """A further chat engine, an application of its own, and its share of a node.
+
+    With `min_replicas: 0` it sleeps after `idle_s` without a call, and a call wakes it.
+    `when_asleep`: that call waits within its deadline, goes to the next target, or is refused.
+    `busy_at` requests per replica start another one.
+    """
+
+    min_replicas: Annotated[int, Field(ge=0, le=1_000)] = 1
+    max_replicas: Annotated[int, Field(ge=1, le=1_000)] = 1
+    idle_s: Annotated[float, Field(ge=1, le=604_800, allow_inf_nan=False)] = 600
+    busy_at: Annotated[int, Field(ge=1, le=100_000)] = 16
+    when_asleep: WhenAsleep = "wait"
+
+    @model_validator(mode="after")
+    def _fits(self) -> NamedLLMSettings:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas: must be at least min_replicas")
+        if self.engine.gpu_memory_utilization > self.num_gpus > 0:
+            raise ValueError(
+                "engine.gpu_memory_utilization: above the engine's share of a GPU, "
+                f"{self.num_gpus}: lower it, or raise num_gpus"
+            )
+        return self
+
+
 class EnginesSettings(Strict):
-    """`engines.yaml`. Without `reranker` there is no reranking."""
+    """`engines.yaml`. Without `reranker` there is no reranking.
+
+    `local_llms` are further chat engines by their names; `served_name` differs in all of them.
+    """
 
     local_llm: LocalLLMSettings
+    local_llms: dict[ModelName, NamedLLMSettings] = {}
     embedder: EmbedderSettings
     reranker: RerankerSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_name_each(self) -> EnginesSettings:
+        served = {self.local_llm.served_name: "local_llm"}
+        for name, model in self.local_llms.items():
+            other = served.setdefault(model.served_name, f"local_llms.{name}")
+            if other != f"local_llms.{name}":
+                raise ValueError(
+                    f"local_llms.{name}.served_name: `{model.served_name}` is that of {other}, too"
+                )
+        return self
+
+    def named_model(self, name: str) -> NamedLLMSettings:
+        """Returns an entry of `local_llms`. Raises ConfigurationError when there is none."""
+        if name not in self.local_llms:
+            known = ", ".join(self.local_llms) or "none"
+            raise ConfigurationError(
+                f"`{name}` is not among `local_llms` of the engines' file, which has {known}"
+            )
+        return self.local_llms[name]
 
 
 def load_engines(environment: Environment, file: str = "engines.yaml") -> EnginesSettings:
@@ -149,8 +202,10 @@ def served_name(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2].lower()
 
 
-def template_text(settings: LocalLLMSettings, environment: Environment) -> str | None:
-    """Returns the chat template, or None for the model's own.
+def template_text(
+    settings: LocalLLMSettings, environment: Environment, section: str = "local_llm"
+) -> str | None:
+    """Returns the chat template, or None for the model's own. `section` stands in errors.
 
     Raises:
         ConfigurationError: the file cannot be read.
@@ -161,12 +216,14 @@ def template_text(settings: LocalLLMSettings, environment: Environment) -> str |
         return (environment.config_dir / settings.chat_template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError(
-            f"local_llm.chat_template: `{settings.chat_template}` is not a readable file "
+            f"{section}.chat_template: `{settings.chat_template}` is not a readable file "
             "of the configuration directory"
         ) from None
 
 
-def model_source(settings: LocalLLMSettings, environment: Environment) -> str:
+def model_source(
+    settings: LocalLLMSettings, environment: Environment, section: str = "local_llm"
+) -> str:
     """Returns the folder or hub id to load. Raises ConfigurationError when there is none."""
-    key = "DAARION_MODEL" if settings.model == environment.model else "local_llm.model"
+    key = "DAARION_MODEL" if settings.model == environment.model else f"{section}.model"
     return find_model(settings.model, DEFAULT_FOLDER, key, environment)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -66,16 +68,17 @@ class ProviderSettings(Proxied):
 class ModelSettings(Strict):
     """One logical model: provider, the provider's name for it, logical models to fall back on.
 
-    The local engine serves one model, so `name` may be left out there: it is `served_name` in the
-    engines' file. `spill` names the models that take over while the provider is busy.
-    `stream_recovery` applies when a stream breaks after its first content. `reasoning` marks a
-    model that thinks before it answers, `opened` one whose prompt opens the thought.
-    `context_tokens` bounds prompt and answer together; by default it comes from the engines' file
-    or from the price library.
+    For a local engine `model` names an entry of `local_llms` in the engines' file (none: it is
+    `local_llm`), and `name` may be left out: it is `served_name` there. `spill` names the models
+    that take over while the provider is busy. `stream_recovery` applies when a stream breaks after
+    its first content. `reasoning` marks a model that thinks before it answers, `opened` one whose
+    prompt opens the thought. `context_tokens` bounds prompt and answer together; by default it
+    comes from the engines' file or from the price library.
     """
 
     provider: Name
     name: Annotated[str, StringConstraints(max_length=256)] = ""
+    model: Name | None = None
     fallbacks: tuple[Name, ...] = ()
     timeouts: TimeoutSettings = TimeoutSettings()
     retry: RetrySettings = RetrySettings()
@@ -166,14 +169,22 @@ class LLMSettings(Strict):
         return self
 
     def uses_local_engine(self) -> bool:
-        """Whether any model is served by the local engine."""
-        return any(self._is_local(model) for model in self.models.values())
+        """Whether any model is served by the engine `local_llm`."""
+        return any(self._is_local(model) and model.model is None for model in self.models.values())
 
-    def with_local_model(self, served_name: str, context_tokens: int) -> LLMSettings:
-        """Returns the settings with the name and the context of the local engine's model.
+    def with_local_model(
+        self,
+        served_name: str,
+        context_tokens: int,
+        further: Mapping[str, tuple[str, int]] = MappingProxyType({}),
+    ) -> LLMSettings:
+        """Returns the settings with the names and the contexts of the local engines' models.
+
+        `further` has the served name and the context of each entry of `local_llms`.
 
         Raises:
-            ValueError: a local model has another name, or a remote one has no name.
+            ValueError: a local model has another name, or names no entry of `further`; a remote one
+                has no name, or names an entry.
         """
         models = dict(self.models)
         for name, model in self.models.items():
@@ -182,15 +193,23 @@ class LLMSettings(Strict):
                     raise ValueError(
                         f"models.{name}.name: required: the name of the model at `{model.provider}`"
                     )
+                if model.model is not None:
+                    raise ValueError(f"models.{name}.model: only for providers of type local")
             else:
-                if model.name not in {"", served_name}:
+                if model.model is not None and model.model not in further:
                     raise ValueError(
-                        f"models.{name}.name: the local engine serves `{served_name}`: "
+                        f"models.{name}.model: `{model.model}` is not among `local_llms` of the "
+                        f"engines' file, which has {', '.join(further) or 'none'}"
+                    )
+                served, context = (
+                    (served_name, context_tokens) if model.model is None else further[model.model]
+                )
+                if model.name not in {"", served}:
+                    raise ValueError(
+                        f"models.{name}.name: the local engine serves `{served}`: "
                         "name that, or leave `name` out"
                     )
-                models[name] = model.model_copy(
-                    update={"name": served_name, "context_tokens": context_tokens}
-                )
+                models[name] = model.model_copy(update={"name": served, "context_tokens": context})
         return self.model_copy(update={"models": models})
 
     def _is_local(self, model: ModelSettings) -> bool:

@@ -42,7 +42,7 @@ class ChatProvider(Protocol):
         """Returns why no call can succeed with this configuration (a missing key), or None."""
         return None
 
-    def condition(self) -> Condition:
+    def condition(self, target: Target) -> Condition:  # noqa: ARG002  # of the model asked
         """Returns the state that is known without a call, for listings and spill-over."""
         return Condition()
 
@@ -82,6 +82,13 @@ class Engine(Protocol):
 
     condition: Condition
 
+    async def awake(self, deadline: Deadline) -> None:
+        """Returns when a call can be made: at once, unless the engine sleeps.
+
+        Raises EngineUnavailable or ModelAsleep instead of waiting, as the model is configured, and
+        DeadlineExceeded.
+        """
+
     async def chat(self, body: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
         """Returns a chat completion. Cancelling aborts the generation."""
 
@@ -91,8 +98,11 @@ class Engine(Protocol):
         Closing the iterator aborts the generation.
         """
 
-    async def stats(self) -> EngineLoad:
-        """Returns the engine's counters; raises EngineUnavailable while it is not ready."""
+    async def stats(self) -> EngineLoad | Literal["awake", "asleep"]:
+        """Returns the engine's counters, or whether it sleeps, if it may; never wakes it.
+
+        Raises EngineUnavailable while it is not ready.
+        """
 
 
 class ModelRouter(Protocol):

@@ -19,12 +19,13 @@ from configs.engines.embedder import (
     reranker_source,
 )
 from configs.engines.model_source import is_hub_id
+from configs.engines.placement import Placement
 from configs.environment import Environment, read_environment
 from contracts.errors import ConfigurationError
+from deployments.engines.chat_models import LOCAL_LLM, model_application
 from deployments.engines.placement import STRATEGY, EnginesArgs, process_variables
 
 APPLICATION = "engines"
-LOCAL_LLM = "LocalLLM"
 EMBEDDER = "Embedder"
 RERANKER = "Reranker"
 
@@ -65,6 +66,17 @@ def build(args: EnginesArgs) -> Application:
     return ingress.bind(*engines)
 
 
+def further_applications(args: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the applications of `local_llms`, one each, as a Serve file would list them.
+
+    Raises:
+        ConfigurationError: as `build`.
+    """
+    file = EnginesArgs.model_validate(args).settings_file
+    models = load_engines(read_environment(), file).local_llms
+    return [model_application(name, model, file) for name, model in models.items()]
+
+
 def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns each deployment's `user_config` from the files as they are now, for a reload.
 
@@ -73,7 +85,7 @@ def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     checked = EnginesArgs.model_validate(args)
     settings = load_engines(read_environment(), checked.settings_file).local_llm
-    return {LOCAL_LLM: _live(settings)}
+    return {LOCAL_LLM: live_settings(settings)}
 
 
 def replica_bundles(args: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
@@ -96,13 +108,27 @@ def replica_bundles(args: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
 def _local_llm(
     settings: LocalLLMSettings, environment: Environment, args: EnginesArgs
 ) -> Application:
-    source = model_source(settings, environment)
     if settings.engine.gpu_memory_utilization > args.num_gpus > 0:
         raise ConfigurationError(
             f"{args.settings_file}: local_llm.engine.gpu_memory_utilization: above the engine's "
             f"share of a GPU, {args.num_gpus}: lower it, or raise num_gpus of the application "
             "`engines`"
         )
+    return chat_engine(settings, environment, args.placement)
+
+
+def chat_engine(
+    settings: LocalLLMSettings,
+    environment: Environment,
+    placement: Placement,
+    section: str = "local_llm",
+) -> Application:
+    """Returns the deployment of one chat engine; `section` of the engines' file stands in errors.
+
+    Raises:
+        ConfigurationError: the model or its template is missing.
+    """
+    source = model_source(settings, environment, section)
     variables = process_variables(
         threads=settings.engine.threads,
         cache=str(environment.data_dir / "cache" / "vllm"),
@@ -115,15 +141,15 @@ def _local_llm(
     # By name: importing the class would load vllm (10 s), which only the replica needs.
     deployment = serve.deployment(
         name=LOCAL_LLM,
-        ray_actor_options={"num_cpus": args.num_cpus, "runtime_env": {"env_vars": variables}},
-        placement_group_bundles=args.replica_bundles,
+        ray_actor_options={"num_cpus": placement.num_cpus, "runtime_env": {"env_vars": variables}},
+        placement_group_bundles=placement.replica_bundles,
         placement_group_strategy=STRATEGY,
-        user_config=_live(settings),
+        user_config=live_settings(settings),
         max_constructor_retry_count=3,
     )("deployments.engines.local_llm.LocalLLM")
-    template = template_text(settings, environment)
+    template = template_text(settings, environment, section)
     bound: Application = deployment.bind(
-        settings=settings, source=source, template=template, placement=args.placement
+        settings=settings, source=source, template=template, placement=placement
     )
     return bound
 
@@ -171,7 +197,8 @@ def _text_model(
     return bound
 
 
-def _live(settings: LocalLLMSettings) -> dict[str, Any]:
+def live_settings(settings: LocalLLMSettings) -> dict[str, Any]:
+    """Returns what a running engine takes without a restart."""
     return {
         "default_sampling": settings.default_sampling.model_dump(),
         "structured": settings.structured.model_dump(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import orjson
 from ray import serve
@@ -69,11 +69,14 @@ class LateHandle:
 
 
 class EngineClient:
-    """Calls `LocalLLM` of the application `engines`."""
+    """Calls `LocalLLM` of the application `engines`, or of one with a model of its own."""
 
     def __init__(self, deployment: str, application: str) -> None:
         self._handle = LateHandle(deployment, application, ENGINE)
         self.condition = Condition(starting().message)
+
+    async def awake(self, deadline: Deadline) -> None:
+        """Returns at once: this engine never sleeps."""
 
     async def chat(self, body: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
         """Returns a chat completion; cancelling the call aborts the generation."""
@@ -105,7 +108,7 @@ class EngineClient:
             if not finished:
                 chunks.cancel()
 
-    async def stats(self) -> EngineLoad:
+    async def stats(self) -> EngineLoad | Literal["awake", "asleep"]:
         """Returns the engine's counters. Raises EngineUnavailable while there is no warm engine."""
         try:
             stats: dict[str, Any] = await self._handle.found().engine_stats.remote()

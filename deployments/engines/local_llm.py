@@ -14,9 +14,9 @@ from typing import Any
 from ray.serve.llm import LLMServer
 
 from configs.engines.config import LocalLLMSettings, SamplingSettings, StructuredSettings
+from configs.engines.placement import Placement
 from contracts.errors import DaarionError
 from deployments.engines.errors import engine_gone
-from deployments.engines.placement import Placement
 from deployments.engines.requests import engine_request
 from deployments.engines.server_config import llm_config
 from deployments.engines.vllm_engine import PlainEngine

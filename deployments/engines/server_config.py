@@ -8,7 +8,8 @@ from ray.serve.llm import LLMConfig
 
 from configs.engines.config import LocalLLMSettings
 from configs.engines.model_source import is_hub_id
-from deployments.engines.placement import STRATEGY, Placement
+from configs.engines.placement import Placement
+from deployments.engines.placement import STRATEGY
 from deployments.engines.ray_patches import SkipNodeInitialization
 
 _MIB = 1 << 20

@@ -37,7 +37,8 @@ def deploy_config(file: Path, environment: Environment) -> ServeDeploySchema:
     """Returns Serve's configuration from `file`, listening where the environment says.
 
     Raises:
-        ConfigurationError: the file is missing, no YAML, or no Serve configuration.
+        ConfigurationError: the file is missing, no YAML, or no Serve configuration; a builder is
+            missing or does not take its `args`; a file with further applications is wrong.
     """
     from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415  # reads variables
 
@@ -48,7 +49,25 @@ def deploy_config(file: Path, environment: Environment) -> ServeDeploySchema:
     config: ServeDeploySchema = parse_yaml(text, ServeDeploySchema, name=file.name)
     config.http_options.host = environment.host
     config.http_options.port = environment.port
+    _add_further(config)
     return config
+
+
+def _add_further(config: ServeDeploySchema) -> None:
+    """Adds the applications that settings name, unless the file lists them itself.
+
+    An application's module offers them as `further_applications(args)`, beside its builder.
+    """
+    from ray.serve.schema import ServeApplicationSchema  # noqa: PLC0415
+
+    listed = {application.name for application in config.applications}
+    for application in list(config.applications):
+        further = getattr(_checked_module(application), "further_applications", None)
+        config.applications += [
+            ServeApplicationSchema.model_validate(each)
+            for each in (further(application.args) if further else [])
+            if each["name"] not in listed
+        ]
 
 
 def with_live_config(config: ServeDeploySchema) -> ServeDeploySchema:

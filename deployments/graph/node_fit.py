@@ -26,7 +26,7 @@ class _Deployment:
     replicas: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.replicas = max(1, int(self.scaling.get("min_replicas") or 1))
+        self.replicas = int(self.scaling.get("min_replicas", 1))
         if isinstance(self.schema.num_replicas, int) and not self.scaling:
             self.replicas = self.schema.num_replicas
 
@@ -49,15 +49,19 @@ def fit(config: ServeDeploySchema, node: Mapping[str, float]) -> None:
         for application in config.applications
         for schema, bundles in _bundles(application)
     ]
-    _refuse(_reserved(deployments), node)
+    # Engines that sleep need room for one of them at a time.
+    room: list[list[Bundle]] = [[], *(each.bundles for each in deployments if not each.replicas)]
+    for bundles in room:
+        _refuse([*_reserved(deployments), *bundles], node)
     for deployment in deployments:
         most = int(deployment.scaling.get("max_replicas") or deployment.replicas)
-        while deployment.replicas < most:
+        while 0 < deployment.replicas < most:
             deployment.replicas += 1
-            if _lacking(_reserved(deployments), node):
+            reserved = _reserved(deployments)
+            if any(_lacking([*reserved, *each], node) for each in room):
                 deployment.replicas -= 1
                 break
-        if deployment.replicas < most:
+        if 0 < deployment.replicas < most:
             deployment.scaling["max_replicas"] = deployment.replicas
 
 

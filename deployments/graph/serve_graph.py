@@ -25,6 +25,7 @@ import psutil
 
 from configs.environment import Environment, export, read_environment
 from contracts.errors import ConfigurationError, DaarionError, Unavailable
+from deployments.engines.chat_models import PREFIX
 from deployments.graph.config import deploy_config, with_live_config
 from deployments.graph.node_fit import fit
 from deployments.graph.ray_patches import serve_client
@@ -39,6 +40,7 @@ RAY_STOP_S = 7.0
 LEFTOVER_S = 2.0
 SETTLE_S = 60.0
 FAILED, REFUSED = 1, 2
+FAILED_STATUS = "DEPLOY_FAILED"
 _CONFIGURATION_ERROR = f"{ConfigurationError.__module__}.{ConfigurationError.__qualname__}: "
 
 log = logging.getLogger("daarion.serve_graph")
@@ -156,6 +158,8 @@ class Graph:
         self._until_running(lambda: self._signals.stop_asked)
         if not self._signals.stop_asked:
             log.info("all applications run after %.1f s", time.monotonic() - started)
+            for problem in failed_models().values():
+                log.error("%s", problem)
 
     def _block(self) -> None:
         while not self._signals.stop_asked:
@@ -170,8 +174,13 @@ class Graph:
 
         Waits for the applications at most `SETTLE_S`, or until the next signal.
         """
+        from ray import serve  # noqa: PLC0415  # reads variables
+
         try:
-            self._deploy(with_live_config(deploy_config(self._file, self._environment)))
+            config = with_live_config(deploy_config(self._file, self._environment))
+            for name in failed_models():
+                serve.delete(name)  # an unchanged application would not be tried a second time
+            self._deploy(config)
             until = time.monotonic() + SETTLE_S
             pending = self._until_running(
                 lambda: (
@@ -186,9 +195,8 @@ class Graph:
             kind = type(error).__name__
             log.error("not reloaded: %s: %s", kind, reason(str(error)))  # noqa: TRY400
         else:
-            log.info(
-                "reloaded%s", f", but not running yet: {', '.join(pending)}" if pending else ""
-            )
+            late = [*pending, *map(str, failed_models().values())]
+            log.info("reloaded%s", f", but not running yet: {', '.join(late)}" if late else "")
 
     def _until_running(self, is_over: Callable[[], bool]) -> list[str]:
         """Waits until every application runs, or `is_over`; returns those that do not run yet."""
@@ -197,8 +205,17 @@ class Graph:
         return pending
 
 
+def failed_models() -> dict[str, DaarionError]:
+    """Returns why models of `local_llms` cannot start, by application: the graph runs without."""
+    return {
+        application.name: _failure(application)
+        for application in serve_client().list_serve_statuses()
+        if application.name.startswith(PREFIX) and application.app_status.status == FAILED_STATUS
+    }
+
+
 def not_running() -> list[str]:
-    """Returns the applications that do not run yet.
+    """Returns the applications that do not run yet, without models that cannot start.
 
     Raises:
         ConfigurationError: one cannot be deployed, because of its configuration.
@@ -207,24 +224,28 @@ def not_running() -> list[str]:
     pending = []
     for application in serve_client().list_serve_statuses():
         status, name = application.app_status.status, application.name
-        if status == "DEPLOY_FAILED":
-            messages = {
-                part.name: part.message
-                for part in application.deployment_statuses
-                if part.status == "DEPLOY_FAILED"
-            }
-            reasons = "; ".join(
-                f"{part}: {reason(message)}" for part, message in messages.items()
-            ) or reason(application.app_status.message)
-            refused = any(
-                _CONFIGURATION_ERROR in message
-                for message in (*messages.values(), application.app_status.message)
-            )
-            kind = ConfigurationError if refused else DeployFailed
-            raise kind(f"application `{name}` cannot be deployed: {reasons}")
-        if status != "RUNNING":
+        if status == FAILED_STATUS and not name.startswith(PREFIX):
+            raise _failure(application)
+        if status not in {"RUNNING", FAILED_STATUS}:
             pending.append(name)
     return pending
+
+
+def _failure(application: Any) -> DaarionError:
+    messages = {
+        part.name: part.message
+        for part in application.deployment_statuses
+        if part.status == FAILED_STATUS
+    }
+    reasons = "; ".join(
+        f"{part}: {reason(message)}" for part, message in messages.items()
+    ) or reason(application.app_status.message)
+    refused = any(
+        _CONFIGURATION_ERROR in message
+        for message in (*messages.values(), application.app_status.message)
+    )
+    kind = ConfigurationError if refused else DeployFailed
+    return kind(f"application `{application.name}` cannot be deployed: {reasons}")
 
 
 def reason(message: str) -> str:

@@ -18,8 +18,9 @@ from configs.yaml_files import load_yaml
 from contracts.errors import ConfigurationError
 from contracts.shapes import Strict
 from deployments.engines.app import APPLICATION as ENGINES
-from deployments.engines.app import LOCAL_LLM
+from deployments.engines.chat_models import LOCAL_LLM, ChatModel, chat_model
 from deployments.engines.clients import EngineClient, open_embedder
+from deployments.engines.sleeping import open_engines
 from deployments.graph.resources import (
     Resources,
     WingEnvironment,
@@ -57,6 +58,7 @@ class LLMReplica:
         tune_interpreter()
         self._args = args
         self._environment = environment = read_environment()
+        self._engines: dict[str, tuple[ChatModel, EngineClient]] = {}
         embedder = load_engines(environment, args.engines_file).embedder
         async with Resources() as resources:
             self._events = open_event_log(environment, APPLICATION, resources=resources)
@@ -76,7 +78,12 @@ class LLMReplica:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the routes and limits of `llm.yaml`; calls under way keep the old ones."""
-        await self._runtime.reconfigure(LLMSettings.model_validate(user_config))
+        settings = dict(user_config)
+        given = settings.pop(ENGINES, {})
+        models = {name: ChatModel.model_validate(model) for name, model in given.items()}
+        self._engines = open_engines(models, self._engines)
+        engines = {name: engine for name, (_, engine) in self._engines.items()}
+        await self._runtime.reconfigure(LLMSettings.model_validate(settings), engines)
 
     def __serve_build_asgi_app__(self) -> Ingress:  # Serve's hook
         """Returns the ASGI application of this replica."""
@@ -118,9 +125,20 @@ def live_config(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     check_types(settings)
     try:
         settings = settings.with_local_model(
-            engines.local_llm.served_name, engines.local_llm.engine.max_model_len
+            engines.local_llm.served_name,
+            engines.local_llm.engine.max_model_len,
+            {
+                name: (model.served_name, model.engine.max_model_len)
+                for name, model in engines.local_llms.items()
+            },
         )
     except ValueError as error:
         raise ConfigurationError(f"{SETTINGS_FILE}: {error}") from None
     # Only what is set: an override inherits the rest.
-    return {DEPLOYMENT: settings.model_dump(mode="json", exclude_unset=True)}
+    live = settings.model_dump(mode="json", exclude_unset=True)
+    if engines.local_llms:
+        live[ENGINES] = {
+            model.served_name: chat_model(name, model).model_dump()
+            for name, model in engines.local_llms.items()
+        }
+    return {DEPLOYMENT: live}

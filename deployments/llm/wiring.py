@@ -6,6 +6,8 @@ import asyncio
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter
@@ -140,8 +142,14 @@ class LLMRuntime:
         """Ends batches and limits, writes what the journal holds, then closes the rest."""
         await self._resources.aclose()
 
-    async def reconfigure(self, settings: LLMSettings) -> None:
-        """Takes the routes and limits of `llm.yaml`; calls under way keep the old ones."""
+    async def reconfigure(
+        self, settings: LLMSettings, engines: Mapping[str, Engine] = MappingProxyType({})
+    ) -> None:
+        """Takes the routes and limits of `llm.yaml`; calls under way keep the old ones.
+
+        `engines` serve the models beside that of the ports' engine, by their names in answers.
+        """
+        self._provider_resources = replace(self._provider_resources, engines=engines)
         begins = self._proxy is None
         async with Resources() as opened:  # closed if the rest cannot be built
             providers = build_providers(settings, self._provider_resources, opened.closing)
@@ -215,6 +223,10 @@ class LLMRuntime:
         }
         if settings.uses_local_engine():
             dependencies["engine"] = Dependency(self._ports.engine.stats)
+        for name in self._provider_resources.engines:
+            dependencies[f"engine:{name}"] = Dependency(
+                partial(self._probe_engine, name), required=False
+            )
         if self._monitor.names == dependencies.keys():
             return  # a new monitor would look unready until its first probes
         await self._monitor.close()
@@ -228,6 +240,10 @@ class LLMRuntime:
             ("daarion_usage_spool_bytes", {}, spool.size_bytes),
         ]
         self._events.emit("metrics.sampled", samples=samples)
+
+    async def _probe_engine(self, model: str) -> object:
+        """Asks the engine as a reload has left it: the monitor outlives a reload."""
+        return await self._provider_resources.engine_of(model).stats()
 
     def _health(self) -> Health:
         return self._monitor.health()  # a reload replaces the monitor

@@ -12,10 +12,12 @@ from common.periodic import start_periodic
 from common.tasks import end_tasks
 from contracts.errors import DaarionError
 from contracts.events import EventLog
-from contracts.health import Check, Health, State
+from contracts.health import HEALTHY, Check, Health, State
 
 Probe = Callable[[], Awaitable[object]]
-"""Returns when the dependency answers, else raises; the message of a DaarionError is shown."""
+"""Returns when the dependency answers (`asleep` when it sleeps), else raises; the message of a
+DaarionError is shown.
+"""
 
 PROBE_INTERVAL_S = 2.0
 PROBE_INTERVAL_UNREADY_S = 0.5
@@ -91,8 +93,8 @@ class HealthMonitor:
 
     async def _probe(self, name: str) -> None:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            await self._dependencies[name].probe()
-        self._note(name, None)
+            answer = await self._dependencies[name].probe()
+        self._note(name, None, "asleep" if answer == "asleep" else "ready")
 
     def _failed(self, name: str, error: Exception, _seconds: float) -> None:
         if isinstance(error, TimeoutError):
@@ -101,16 +103,14 @@ class HealthMonitor:
             reason = error.message if isinstance(error, DaarionError) else type(error).__name__
         self._note(name, reason)
 
-    def _note(self, name: str, reason: str | None) -> None:
+    def _note(self, name: str, reason: str | None, state: State | None = None) -> None:
         seen, now = self._seen[name], time.monotonic()
-        state: State = (
-            "ready" if reason is None else "unavailable" if seen.was_ready else "starting"
-        )
+        state = state or ("unavailable" if seen.was_ready else "starting")
         if state != seen.state:
             seen.since = now
         seen.state, seen.reason, seen.probed_at = state, reason, now
-        seen.was_ready = seen.was_ready or state == "ready"
-        up = ("daarion_dependency_up", {"dependency": name}, float(state == "ready"))
+        seen.was_ready = seen.was_ready or state in HEALTHY
+        up = ("daarion_dependency_up", {"dependency": name}, float(state in HEALTHY))
         self._events.emit("metrics.sampled", samples=[up])
 
 
@@ -121,5 +121,5 @@ def summarise(checks: dict[str, Check]) -> Health:
         return Health(status="unavailable", checks=checks)
     if "starting" in required:
         return Health(status="starting", checks=checks)
-    optional_away = any(check.state != "ready" for check in checks.values())
+    optional_away = any(check.state not in HEALTHY for check in checks.values())
     return Health(status="degraded" if optional_away else "ready", checks=checks)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from contracts.events import EventLog
-from contracts.health import Check, Health
+from contracts.health import HEALTHY, Check, Health
 from services.health.dependencies import Dependency, HealthMonitor, summarise
 
 
@@ -41,7 +41,7 @@ class GraphHealth(HealthMonitor):
             for check, seen in self._reported(name, own[name].age_s).items()
         }
         status = summarise(own).status
-        if status == "ready" and any(check.state != "ready" for check in reported.values()):
+        if status == "ready" and any(check.state not in HEALTHY for check in reported.values()):
             status = "degraded"  # an application works without an optional dependency
         return Health(status=status, checks={**own, **reported})
 

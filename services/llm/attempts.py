@@ -216,7 +216,7 @@ class RouteAttempts:
         handed_over = self._handover_s is not None and silent_s >= self._handover_s - PASSED_S
         if self._remaining_s() > 0 and not handed_over:
             return False
-        known_alive = self._providers[target.provider].condition().load is not None
+        known_alive = self._providers[target.provider].condition(target).load is not None
         return known_alive or silent_s < silence_counts_s(target.timeouts)
 
     def _decide(self, error: DaarionError, tries: int, retry: RetryPolicy) -> FailoverDecision:
@@ -242,7 +242,7 @@ class RouteAttempts:
                 or self._circuits.of(target).wait_s(now) > 0
             ):
                 continue
-            if not ready or provider.condition().not_ready is None:
+            if not ready or provider.condition(target).not_ready is None:
                 return True
         return False
 

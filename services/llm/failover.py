@@ -11,6 +11,7 @@ Broken streams: see `streams.py`.
     garbage (UpstreamInvalidResponse)       backoff                 next target  failure
     silent (UpstreamTimeout)                no                      next target  failure (*)
     engine not ready, full (Unavailable)    no                      next target  no
+    configured to refuse (ModelAsleep)      no                      raise        no
     deadline of the request, anything else  no                      raise        no
 
     (*) unless cut short, see below
@@ -38,6 +39,7 @@ from typing import Literal
 from contracts.errors import (
     ContextLengthExceeded,
     DaarionError,
+    ModelAsleep,
     Unavailable,
     UpstreamAuthFailed,
     UpstreamError,
@@ -77,8 +79,12 @@ def decide_failover(
     `others`: another target could be asked. `remaining_s`: what remains of the request's deadline.
     `jitter`: a random number between 0 and 1 that spreads the waits of many callers.
     """
-    if remaining_s <= 0 or not isinstance(
-        error, UpstreamError | UpstreamTimeout | Unavailable | ContextLengthExceeded
+    if (
+        remaining_s <= 0
+        or isinstance(error, ModelAsleep)
+        or not isinstance(
+            error, UpstreamError | UpstreamTimeout | Unavailable | ContextLengthExceeded
+        )
     ):
         return FailoverDecision("raise")
     if tries < retry.attempts and _is_transient(error):

@@ -108,7 +108,8 @@ class LLMProxy:
 
     def _info(self, route: Route) -> ModelInfo:
         target, provider = route.primary, self.providers[route.primary.provider]
-        condition, circuit, now = provider.condition(), self.circuits.of(target), time.monotonic()
+        condition, circuit = provider.condition(target), self.circuits.of(target)
+        now = time.monotonic()
         wait_s = circuit.wait_s(now)
         left_alone = (
             f"left alone after failures: retry in {math.ceil(wait_s)} s" if wait_s else None
@@ -170,7 +171,7 @@ class LLMProxy:
 
     def _is_busy(self, route: Route, spill: Spill) -> bool:
         target = route.primary
-        depth = queue_depth(self.providers[target.provider].condition())
+        depth = queue_depth(self.providers[target.provider].condition(target))
         return self.spillover.busy(
             route.logical_model, spill, depth, callable_now=self._callable_now(target)
         )
@@ -179,7 +180,7 @@ class LLMProxy:
         provider = self.providers[target.provider]
         return (
             provider.unavailable_reason() is None
-            and provider.condition().not_ready is None
+            and provider.condition(target).not_ready is None
             and self._quota_left(target) != 0
             and self.circuits.of(target).wait_s(time.monotonic()) <= 0
         )

@@ -49,6 +49,9 @@ class Neighbours:
     def __init__(self):
         self._book = LeaseBook("one", 0.0)
 
+    async def awake(self, deadline):
+        pass
+
     async def stats(self):
         return EngineLoad(max_running=1, running=0, waiting=0)
 

@@ -226,6 +226,9 @@ class Engine:
             )
         yield {"choices": [{"delta": {"content": "here"}, "finish_reason": "stop"}]}
 
+    async def awake(self, deadline):
+        pass
+
     async def stats(self):
         return self.condition.load
 

@@ -18,11 +18,12 @@ from configs.engines.config import (
     model_source,
     template_text,
 )
+from configs.engines.placement import Placement
 from configs.environment import read_environment
 from configs.llm.config import LLMSettings
 from contracts.errors import ConfigurationError
 from deployments.engines.app import EnginesArgs, build, live_config
-from deployments.engines.placement import Placement, process_variables
+from deployments.engines.placement import process_variables
 from deployments.graph.config import MOVED, deploy_config, with_live_config
 from deployments.graph.serve_graph import reason
 

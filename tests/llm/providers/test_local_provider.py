@@ -36,6 +36,9 @@ class Engine:
     def __init__(self, *chunks):
         self.chunks, self.stopped, self.bodies = chunks, 0, []
 
+    async def awake(self, deadline):
+        pass
+
     async def stream(self, body, deadline):
         self.bodies.append(body)
         try:

@@ -56,6 +56,9 @@ class Neighbours:
     def __init__(self) -> None:
         self._book = LeaseBook("one", 0.0)
 
+    async def awake(self, deadline: object) -> None:
+        pass
+
     async def stats(self) -> EngineLoad:
         return EngineLoad(max_running=1, running=0, waiting=0)
 

@@ -56,6 +56,9 @@ class NoEngine:
         raise EngineUnavailable(self.condition.not_ready)
         yield
 
+    async def awake(self, deadline):
+        pass
+
     async def stats(self):
         raise EngineUnavailable(self.condition.not_ready)
 
