@@ -31,7 +31,9 @@ __all__ = [
     "Context",
     "Span",
     "SpanKind",
+    "continued",
     "current_trace_id",
+    "current_traceparent",
     "entered",
     "fail",
     "get_current_span",
@@ -137,6 +139,18 @@ def fail(span: Span, error: BaseException | str) -> None:
 def current_trace_id() -> str | None:
     """Returns the current trace's id, 32 hexadecimal digits, sampled or not; None outside one."""
     return None if _Process.tracer is None else trace_id_of(get_current_span())
+
+
+def current_traceparent() -> str | None:
+    """Returns W3C's `traceparent` of the current span, for a row that another process continues."""
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    return carrier.get("traceparent")
+
+
+def continued(traceparent: str | None) -> Context:
+    """Returns the context, for `parent`, of what was begun elsewhere; None begins a trace."""
+    return remote_context({"traceparent": traceparent or ""})
 
 
 def trace_id_of(span: Span) -> str | None:

@@ -30,12 +30,13 @@ UNREADABLE_S = 600.0
 # The second insert of a trigger waits for the first one's transaction and then finds its row.
 ACCEPT = """
 INSERT INTO agent_runs (
-    id, microdao_id, agent_id, channel_id, trigger_id, invocation, caller, nonce, state, leased_by,
-    leased_until
+    id, microdao_id, agent_id, channel_id, trigger_id, invocation, caller, nonce, traceparent,
+    state, leased_by, leased_until
 )
 VALUES (
     %(id)s, %(microdao_id)s, %(agent_id)s, %(channel_id)s, %(trigger_id)s, %(invocation)s,
-    %(caller)s, %(nonce)s, 'queued', %(leased_by)s, now() + make_interval(secs => %(lease_s)s)
+    %(caller)s, %(nonce)s, %(traceparent)s,
+    'queued', %(leased_by)s, now() + make_interval(secs => %(lease_s)s)
 )
 ON CONFLICT ON CONSTRAINT agent_runs_one_per_trigger DO NOTHING
 RETURNING *
@@ -114,6 +115,7 @@ class PostgresRuns:
             "invocation": new.invocation.model_dump_json(exclude_none=True),
             "caller": None if new.caller is None else orjson.dumps(new.caller).decode(),
             "nonce": new.nonce,
+            "traceparent": new.traceparent,
             "leased_by": self._leased_by,
             "lease_s": lease_s,
         }
@@ -228,6 +230,7 @@ def _run(row: DictRow) -> Run:
         invocation=AgentInvocation.model_validate(row["invocation"]),
         caller=row["caller"],
         nonce=row["nonce"],
+        traceparent=row["traceparent"],
         state=row["state"],
         attempt=row["attempt"],
         created_at=row["created_at"],
@@ -264,6 +267,7 @@ def _view(row: DictRow, *, with_steps: bool = True) -> RunView:
         degraded=row["degraded"],
         error=row["error"],
         reply=row["reply"],
+        trace_id=(row["traceparent"] or "")[3:35] or None,  # after the version, in hexadecimal
         steps=_steps(row) if with_steps else [],
         created_at=row["created_at"],
         started_at=row["started_at"],

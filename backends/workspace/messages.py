@@ -12,6 +12,7 @@ import orjson
 
 from backends.postgres.pool import PostgresAdapter
 from backends.workspace.channels import digest, is_member, lock_channel
+from common.tracing import current_traceparent
 from contracts.errors import Conflict, Forbidden, InvalidRequest, OverLimit
 from contracts.identity import new_id
 from contracts.workspace.messages import Message, Post
@@ -41,10 +42,12 @@ WITH moved AS (
     FROM moved
     RETURNING *
 ), queued AS (
-    INSERT INTO invocation_outbox (id, microdao_id, channel_id, message_id, agent_id, caller)
+    INSERT INTO invocation_outbox (
+        id, microdao_id, channel_id, message_id, agent_id, caller, traceparent
+    )
     SELECT
         gen_random_uuid(), stored.microdao_id, stored.channel_id, stored.id, member.member_id,
-        %(caller)s
+        %(caller)s, %(traceparent)s
     FROM stored JOIN channel_members AS member USING (microdao_id, channel_id)
     WHERE stored.sender_type = 'human' AND starts_with(member.member_id, 'agent:')
 )
@@ -79,6 +82,7 @@ class PostgresMessages(PostgresAdapter):
             "key": None if post.key is None else digest(post.sender_id, post.key),
             "fingerprint": digest(post.sender_id, post.text),
             "caller": None if post.caller is None else orjson.dumps(post.caller).decode(),
+            "traceparent": current_traceparent(),
         }
         async with self._database.transaction(microdao_id=microdao_id) as connection:
             await lock_channel(connection, values)

@@ -76,6 +76,7 @@ class RunView(BaseModel):
     degraded: list[str] = []
     error: str | None = None
     reply: str | None = None
+    trace_id: str | None = None
     steps: list[StepRecord] = []
     created_at: datetime
     started_at: datetime | None = None
@@ -95,7 +96,8 @@ class NewRun:
     """A run about to be recorded.
 
     `caller` are the claims of the principal that it runs for, None for the graph itself. `nonce`
-    marks untrusted data in its prompts; only the model may see it.
+    marks untrusted data in its prompts; only the model may see it. `traceparent` is the trace that
+    all attempts continue, None if it began untraced.
     """
 
     id: UUID
@@ -106,6 +108,7 @@ class NewRun:
     invocation: AgentInvocation
     caller: Mapping[str, Any] | None = field(repr=False)
     nonce: str = field(repr=False)
+    traceparent: str | None
 
 
 @dataclass

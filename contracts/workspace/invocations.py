@@ -41,7 +41,8 @@ class Invocation(Frozen):
 @dataclass(frozen=True, slots=True)
 class LeasedInvocation:
     """An invocation that this process has leased. `age_s` is the time since its message; `caller`
-    are the claims of who posted it, None for the graph itself.
+    are the claims of who posted it, None for the graph itself; `traceparent` is the trace that it
+    was posted in.
     """
 
     id: UUID
@@ -52,6 +53,7 @@ class LeasedInvocation:
     attempts: int
     age_s: float
     caller: Mapping[str, Any] | None = None
+    traceparent: str | None = None
 
 
 class Outbox(Protocol):

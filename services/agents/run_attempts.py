@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from common import tracing
 from common.tasks import end_tasks, spawn
 from contracts.access.principals import OURSELVES, Principal, acting_as
 from contracts.agents.blueprints import Blueprint
@@ -24,6 +25,7 @@ from contracts.errors import (
 )
 from contracts.workspace.messaging_service import Messaging
 from services.agents.announcements import RunAnnouncements
+from services.agents.attempt_span import OUTCOME, attempt_span
 from services.agents.delivery import Delivery, PostponedError
 from services.agents.journal import RunStart, start_of
 from services.agents.language import Apology, apology, language_of
@@ -71,16 +73,19 @@ class RunAttempts:
         except DaarionError as error:
             self._emit("agents.run_left", run, error=error.type)
             return
-        with acting_as(caller):
-            await self._work(run, refused)
+        with acting_as(caller), attempt_span(run) as span:
+            await self._work(run, refused, span)
+            if run.error is not None:
+                tracing.fail(span, run.error)
 
-    async def _work(self, run: Run, refused: Forbidden | None) -> None:
+    async def _work(self, run: Run, refused: Forbidden | None, span: tracing.Span) -> None:
         started = time.monotonic()
         feed = StepFeed(self.messaging, run)
         recorder = RunRecorder(run, self.store, self.lease_s, feed)
         try:
             outcome = await self._answer_and_deliver(run, recorder, refused)
             await recorder.finish(outcome)
+            span.set_attribute(OUTCOME, outcome)
             self.announcements.ended(run, outcome, time.monotonic() - started)
         except RunLostError:
             self._emit("agents.run_lost", run)

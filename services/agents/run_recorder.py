@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
+from common import tracing
 from common.retry import retry
 from common.tasks import end_tasks
 from contracts.agents.ports import RunStore
@@ -106,7 +107,11 @@ class RunRecorder:
 
     @contextlib.contextmanager
     def step(self, kind: StepName) -> Iterator[StepRecord]:
-        """Times a step and appends its record, which the caller fills in; errors are noted."""
+        """Times a step and appends its record, which the caller fills in; errors are noted.
+
+        A step is a span of the run's trace.
+        """
+        span = tracing.start(f"agent.{kind}")
         started = time.monotonic()
         record = StepRecord(
             kind=kind,
@@ -114,7 +119,8 @@ class RunRecorder:
             started_ms=round((started - self._began) * 1e3, 2),
         )
         try:
-            yield record
+            with tracing.entered(span):
+                yield record
         except DaarionError as error:
             record.ok, record.error = False, error.type
             raise
@@ -127,6 +133,9 @@ class RunRecorder:
         finally:
             record.duration_ms = round((time.monotonic() - started) * 1e3, 2)
             self._run.steps.append(record)
+            if record.error is not None:
+                tracing.fail(span, record.error)
+            span.end()
 
     def show(self, kind: StepKind, **detail: str | bool | float | None) -> None:
         """Shows a step to whoever watches the channel. Never blocks and never raises."""

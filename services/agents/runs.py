@@ -11,6 +11,7 @@ from pydantic import Field
 
 from common.periodic import start_periodic
 from common.tasks import end_tasks
+from common.tracing import current_traceparent
 from contracts.access.policy import PolicyService
 from contracts.access.principals import acting, acting_as
 from contracts.agents.blueprints import Blueprint
@@ -151,6 +152,7 @@ class AgentRuns:
                 invocation=invocation,
                 caller=caller.claims(),
                 nonce=new_nonce(),
+                traceparent=current_traceparent(),
             )
             view, run = await self._store.accept(new, self._settings.lease_s)
             if run is not None:

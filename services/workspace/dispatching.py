@@ -14,6 +14,7 @@ from typing import Any
 from common.periodic import start_periodic
 from common.retry import backoff_s
 from common.tasks import end_tasks
+from common.tracing import SpanKind, continued, span
 from contracts.access.principals import Principal, acting_as
 from contracts.deadline import Deadline
 from contracts.errors import DaarionError
@@ -114,8 +115,12 @@ class InvocationDispatcher:
 
     async def _attempt(self, claimed: LeasedInvocation) -> None:
         tenant = Tenant(microdao_id=claimed.microdao_id, agent_id=claimed.agent_id)
+        parent = continued(claimed.traceparent)
         try:
-            with acting_as(self._caller_of(claimed.caller).narrowed(tenant)):
+            with (
+                span("workspace.invoke", SpanKind.CLIENT, parent=parent),
+                acting_as(self._caller_of(claimed.caller).narrowed(tenant)),
+            ):
                 await self._invoker.invoke(claimed, Deadline.after(ATTEMPT_TIMEOUT_S))
         except DaarionError as error:
             await self._refused(claimed, error)

@@ -42,7 +42,7 @@ async def accepted(store, *, agent=SOFIA, lease_s=LAPSED_S):
         {"agent_id": agent, "entrypoint": "cron", "payload": payload}
     )
     _, run = await store.accept(
-        NewRun(new_id(), OWN, agent, "channel:1", uuid4().hex, invocation, None, "nonce"),
+        NewRun(new_id(), OWN, agent, "channel:1", uuid4().hex, invocation, None, "nonce", None),
         lease_s,
     )
     return run
