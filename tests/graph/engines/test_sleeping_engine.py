@@ -8,14 +8,17 @@ import pytest
 from configs.llm.config import ProviderSettings
 from contracts.deadline import Deadline
 from contracts.errors import DeadlineExceeded, EngineUnavailable, ModelAsleep
+from contracts.health import Check
 from contracts.llm.ports import Condition
-from contracts.llm.routing import Target, Timeouts
+from contracts.llm.routing import RetryPolicy, Target, Timeouts
 from deployments.engines import sleeping
 from deployments.engines.chat_models import ChatModel
 from deployments.engines.clients import EngineClient
 from deployments.engines.sleeping import SleepingEngine, open_engines
 from providers.local import LocalProvider
 from providers.registry import ProviderResources
+from services.health.dependencies import Dependency, HealthMonitor, summarise
+from services.llm.failover import decide_failover
 from tests.support.llm.proxy import NoEngine
 
 ANSWER = {
@@ -154,3 +157,31 @@ async def test_a_reload_changes_what_a_call_to_a_sleeper_does_and_keeps_the_othe
     assert after["a"] is before["a"]
     assert type(before["b"][1]) is EngineClient
     assert type(after["b"][1]) is SleepingEngine
+
+
+@pytest.mark.parametrize(
+    ("error", "action"), [(EngineUnavailable, "next_target"), (ModelAsleep, "raise")]
+)
+def test_only_a_model_that_falls_back_hands_its_calls_over(error, action):
+    decision = decide_failover(
+        error("asleep"), tries=1, retry=RetryPolicy(), others=True, remaining_s=60, jitter=0
+    )
+    assert decision.action == action
+
+
+def test_a_model_that_sleeps_is_healthy():
+    check = Check(state="asleep", required=False, age_s=0, since_s=0)
+    assert summarise({"engine:tiny": check}).status == "ready"
+    away = check.model_copy(update={"state": "unavailable"})
+    assert summarise({"engine:tiny": away}).status == "degraded"
+
+
+async def test_the_monitor_says_that_a_model_sleeps(events):
+    engine = engine_of(Replica(), "wait")
+    monitor = HealthMonitor({"engine:tiny": Dependency(engine.stats, required=False)}, events)
+    monitor.start()
+    async with asyncio.timeout(5):
+        while monitor.health().checks["engine:tiny"].state != "asleep":
+            await asyncio.sleep(0.02)
+    await monitor.close()
+    assert monitor.health().status == "ready"
