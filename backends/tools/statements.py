@@ -28,12 +28,13 @@ INSERT = """
 INSERT INTO tool_calls (
     id, microdao_id, call_id, agent_id, channel_id, tool_id, tool_version, effect, via, request_id,
     fingerprint, rule, args, keep_args, context, approval_digest,
-    state, leased_by, leased_until, ok, error_kind, error, retryable, settled_at
+    trace_id, state, leased_by, leased_until, ok, error_kind, error, retryable, settled_at
 )
 VALUES (
     %(id)s, %(microdao_id)s, %(call_id)s, %(agent_id)s, %(channel_id)s, %(tool_id)s,
     %(tool_version)s, %(effect)s, %(via)s, %(request_id)s,
     %(fingerprint)s, %(rule)s, %(args)s, %(keep_args)s, %(context)s, %(approval_digest)s,
+    %(trace_id)s,
     %(state)s, %(leased_by)s, now() + make_interval(secs => %(lease_s)s),
     %(ok)s, %(error_kind)s, %(error)s, %(retryable)s,
     CASE WHEN %(state)s = 'refused' THEN now() END
@@ -83,14 +84,14 @@ WITH settled AS (
     INSERT INTO tool_calls AS calls (
         id, microdao_id, call_id, agent_id, channel_id, tool_id, tool_version, effect, via,
         request_id, fingerprint, rule, args, keep_args, context, approval_digest,
-        ok, error_kind, error, details, retryable, effect_possible, tier, executor_attempts,
-        duration_ms, result_bytes, result_shown, state, started_at, settled_at
+        trace_id, ok, error_kind, error, details, retryable, effect_possible, tier,
+        executor_attempts, duration_ms, result_bytes, result_shown, state, started_at, settled_at
     )
     VALUES (
         %(id)s, %(microdao_id)s, %(call_id)s, %(agent_id)s, %(channel_id)s, %(tool_id)s,
         %(tool_version)s, %(effect)s, %(via)s,
         %(request_id)s, %(fingerprint)s, %(rule)s, %(args)s, %(keep_args)s, %(context)s,
-        %(approval_digest)s,
+        %(approval_digest)s, %(trace_id)s,
         %(ok)s, %(error_kind)s, %(error)s, %(details)s, %(retryable)s, %(effect_possible)s,
         %(tier)s, %(attempts)s, %(duration_ms)s, %(result_bytes)s, %(audit_result)s, 'settled',
         now() - make_interval(secs => %(duration_ms)s / 1000), now()
@@ -101,7 +102,7 @@ WITH settled AS (
         effect_possible = excluded.effect_possible, tier = excluded.tier,
         executor_attempts = excluded.executor_attempts, duration_ms = excluded.duration_ms,
         result_bytes = excluded.result_bytes, result_shown = excluded.result_shown,
-        settled_at = now(), attempt = calls.attempt + 1
+        settled_at = now(), attempt = calls.attempt + 1, trace_id = excluded.trace_id
     WHERE calls.state = 'settled' AND NOT calls.ok AND calls.retryable AND calls.effect = 'read'
       AND calls.fingerprint = excluded.fingerprint
     RETURNING id, set_config('synchronous_commit', 'off', true)
@@ -142,7 +143,7 @@ SELECT calls.id, calls.call_id, calls.agent_id, calls.microdao_id, calls.tool_id
        encode(calls.fingerprint, 'hex') AS args_hash, calls.rule, calls.state, calls.ok,
        calls.error_kind, calls.error, calls.retryable, calls.effect_possible, calls.tier,
        calls.attempt, calls.executor_attempts AS attempts, calls.duration_ms, calls.result_bytes,
-       calls.started_at, calls.settled_at, calls.approval, calls.approved_until,
+       calls.trace_id, calls.started_at, calls.settled_at, calls.approval, calls.approved_until,
        CASE WHEN calls.keep_args OR %(show_waiting)s THEN calls.args END AS args,
        CASE WHEN %(show_waiting)s THEN calls.context END AS context,
        CASE WHEN calls.result_shown

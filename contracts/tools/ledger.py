@@ -50,6 +50,7 @@ class CallIntent:
     approval_digest: bytes | None = None
     channel_id: str | None = None
     tool_name: str = ""
+    trace_id: str | None = None
     id: UUID = field(default_factory=new_id)
 
 
@@ -133,6 +134,7 @@ class CallSummary(Frozen):
     effect: Effect | None = None
     error_kind: ErrorKind | None = None
     result_bytes: int | None = None
+    trace_id: str | None = None
 
 
 class CallRow(CallSummary):

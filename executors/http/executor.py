@@ -19,6 +19,7 @@ import orjson
 from common.http.inflate import Undecodable
 from common.http.retry_after import retry_after_s
 from common.retry import retry
+from common.tracing import inject
 from contracts.access.keys import CREDENTIAL_HEADERS
 from contracts.events import EventLog
 from contracts.tools.api import (
@@ -245,6 +246,8 @@ class HttpToolExecutor:
             "User-Agent": USER_AGENT,
             "Idempotency-Key": execution.idempotency_key,
         }
+        if own:  # a foreign server learns nothing of our traces
+            inject(headers)
         return headers, Redactor([*(value for _, value in secrets), *own.values()])
 
 

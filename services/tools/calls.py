@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from uuid import UUID, uuid4
 
+from common import tracing
 from contracts.access.policy import PolicyService
 from contracts.deadline import Deadline
 from contracts.errors import DeadlineExceeded, Forbidden, Unavailable
@@ -17,6 +18,7 @@ from contracts.identity import Tenant
 from contracts.tools.api import Decision, Execution, Outcome, ToolCallRequest, ToolCallResult
 from contracts.tools.ledger import CallIntent, RecordedCall, Settlement, ToolLedger, Via
 from contracts.values import storable_text
+from services.tools.call_span import show_decision, span_attributes
 from services.tools.execution import ToolRunner
 from services.tools.outcomes import (
     INDETERMINATE,
@@ -104,6 +106,7 @@ def intent_of(
         if needs_approval
         else None,
         channel_id=storable_text(channel_id) if isinstance(channel_id, str) else None,
+        trace_id=tracing.current_trace_id(),
     )
 
 
@@ -169,10 +172,13 @@ class ToolCalls:
         named = request.call_id is not None
         if not named:
             request = request.model_copy(update={"call_id": f"call-{uuid4().hex}"})
-        try:
-            answer = await self._decided(request, named=named, via=via, request_id=request_id)
-        except Exception as error:  # noqa: BLE001  # every call gets an answer
-            answer = CallAnswer(self._unavailable(error, request_id))
+        with tracing.span("execute_tool", attributes=span_attributes(request)) as span:
+            try:
+                answer = await self._decided(request, named=named, via=via, request_id=request_id)
+            except Exception as error:  # noqa: BLE001  # every call gets an answer
+                answer = CallAnswer(self._unavailable(error, request_id))
+            if answer.result.error_kind is not None:
+                tracing.fail(span, answer.result.error_kind)
         ids = {"request_id": request_id, "call_id": request.call_id}
         return replace(answer, result=answer.result.model_copy(update=ids))
 
@@ -227,6 +233,7 @@ class ToolCalls:
             decision = UNWRITABLE if decision.allowed else decision
             request = request.model_copy(update={"args": None, "context": None})
             recorded = intent()
+        show_decision(tool, decision)
         if tool is None or not decision.allowed:
             return await self._refuse(recorded, decision)
         deadline = deadline_of(tool, request)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from anyio import CapacityLimiter
 
+from common import tracing
 from contracts.deadline import Deadline
 from contracts.errors import Overloaded, Unavailable
 from contracts.events import EventLog
@@ -83,7 +84,14 @@ class ToolRunner:
     events: EventLog
 
     async def run(self, execution: Execution) -> Outcome:
-        """Runs the tool. Never raises but for its own cancellation."""
+        """Runs the tool, in a span. Never raises but for its own cancellation."""
+        with tracing.span(f"tools.{execution.tool.executor}", tracing.SpanKind.CLIENT) as span:
+            outcome = await self._run(execution)
+            if outcome.error_kind is not None:
+                tracing.fail(span, outcome.error_kind)
+            return outcome
+
+    async def _run(self, execution: Execution) -> Outcome:
         tool, deadline = execution.tool, execution.deadline
         executor = self.executors.get(tool.executor)
         if executor is None:

@@ -10,6 +10,7 @@ from executors.http import connections
 from executors.http.executor import MAX_ATTEMPTS, HttpToolExecutor
 from executors.http.target_circuit import POLICY
 from tests.support.llm.upstream.sockets import refused_port
+from tests.support.otlp import tracing_to
 from tests.support.tools.executions import definition, execution
 from tests.support.tools.http_executor import LOOPBACK, SECRET, tool
 
@@ -112,6 +113,22 @@ async def test_a_call_of_this_graph_carries_its_agent_and_no_secret_that_would_o
     assert (sent["authorization"], SECRET in sent["x-token"]) == ("Bearer dd_x", True)
     assert "x-api-key" not in sent
     assert outcome.result["headers"]["authorization"] == "[redacted]"
+    await own.close()
+
+
+async def test_only_a_call_of_this_graph_carries_the_trace(
+    server, executor, events, collector, monkeypatch
+):
+    own = HttpToolExecutor(
+        executor._secrets, events, own_headers=lambda _url, _context: {"X-Agent": "own"}
+    )
+    with tracing_to(collector, monkeypatch) as tracing, tracing.span("call") as span:
+        await own.execute(execution(tool(server, "/ok")))
+        await executor.execute(execution(tool(server, "/ok")))
+        trace_id = tracing.trace_id_of(span)
+    ours, foreign = (call.headers for call in server.calls)
+    assert ours["traceparent"].split("-")[1] == trace_id
+    assert "traceparent" not in foreign
     await own.close()
 
 
