@@ -19,7 +19,7 @@ PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help gpu-there run services reload status backup restore models test fuzz lint bench bench-traces soak bench-tools bench-memory bench-memory-scale eval-memory data-there bench-agents soak-agents agent-runtime demo key kuberay lock sbom release-check clean install install-dev python
+.PHONY: help gpu-there run services reload status backup restore models test fuzz lint bench bench-traces soak bench-tools bench-memory bench-memory-scale eval-memory data-there bench-agents soak-agents agent-runtime demo gpu-check key kuberay lock sbom release-check clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ agent-runtime: install ## the agent runtime as a plain process beside a running 
 
 demo: install ## ask the demo agent about a project with a random name, in the running graph, and watch it answer
 	@exec $(BIN)/python -m launcher.demo $(ARGS)
+
+gpu-check: ## whether the running graph really uses this machine's GPU, ten minutes with docs/gpu.md (ARGS=--without-gpu: the CPU profile, ARGS="--url URL")
+	@$(INSTALLED) || { echo "nothing is installed yet, so nothing is running: start it with GPU=1 make run"; exit 1; }
+	@exec $(BIN)/python -m ops.gpu_check $(ARGS)
 
 key: ## keys of the running graph's callers (ARGS="new NAME --agent ID --microdao ID", ARGS=list, ARGS="rotate NAME", ARGS=--help)
 	@$(INSTALLED) || { echo "nothing is installed yet, so nothing is running: start it with make run" >&2; exit 1; }
