@@ -16,6 +16,7 @@ import orjson
 from backends.nats.link import NatsLink
 from common.periodic import start_periodic
 from common.tasks import end_tasks
+from common.tracing import inject
 from contracts.errors import Unavailable
 from contracts.events import EventLog, Published, failure_event
 
@@ -30,7 +31,7 @@ class NatsPublisher:
         """Without a `url` (no NATS is configured) messages are dropped."""
         self.link = NatsLink(url, events, name=name) if url else None
         self._events = events
-        self._queue: deque[tuple[str, bytes]] = deque(maxlen=MAX_QUEUED)
+        self._queue: deque[tuple[str, bytes, dict[str, str]]] = deque(maxlen=MAX_QUEUED)
         self._wake = asyncio.Event()
         self._dropped = 0
         self._task: asyncio.Task[None] | None = None
@@ -45,12 +46,14 @@ class NatsPublisher:
         )
 
     def publish(self, subject: str, payload: bytes) -> None:
-        """Queues one message. Never blocks and never raises."""
+        """Queues one message, with the current trace. Never blocks and never raises."""
         if self.link is None:
             return
+        headers: dict[str, str] = {}
+        inject(headers)
         if len(self._queue) == MAX_QUEUED:
             self._dropped += 1
-        self._queue.append((subject, payload))
+        self._queue.append((subject, payload, headers))
         self._wake.set()
 
     async def close(self) -> None:
@@ -64,9 +67,9 @@ class NatsPublisher:
 
     async def _publish_all(self) -> None:
         while self.link is not None and self._queue:
-            subject, payload = self._queue[0]
+            subject, payload, headers = self._queue[0]
             try:
-                await self.link.client().publish(subject, payload)
+                await self.link.client().publish(subject, payload, headers=headers)
             except nats.errors.Error as error:
                 raise Unavailable("NATS takes no messages now") from error
             self._queue.popleft()

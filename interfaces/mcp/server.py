@@ -2,6 +2,7 @@
 
 Stateless, with JSON answers: any replica serves any request. The headers `X-Agent-Id` and
 `X-Microdao-Id` name the caller, or the keys `agent_id` and `microdao_id` of a request's `_meta`.
+A call's `_meta.traceparent` is the trace that it continues.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.types import Receive, Scope, Send
 
+from common import tracing
 from contracts.access.principals import acting
 from contracts.errors import DaarionError, MethodNotAllowed, Unavailable
 from interfaces.http.base.audit import REFUSED
@@ -50,12 +52,21 @@ class McpServer:
         on_call_tool: CallTool,
         max_body_bytes: int,
     ) -> None:
+
+        async def call_tool(
+            context: Context, params: types.CallToolRequestParams
+        ) -> types.CallToolResult:
+            named = meta_of(context, "traceparent")
+            parent = None if named is None else tracing.continued(named)
+            with tracing.span("tools/call", tracing.SpanKind.SERVER, parent=parent):
+                return await on_call_tool(context, params)
+
         server: Server[Any] = Server(
             name,
             version=VERSION,
             instructions=instructions,
             on_list_tools=on_list_tools,
-            on_call_tool=on_call_tool,
+            on_call_tool=call_tool,
         )
         self._name = name
         self._manager = StreamableHTTPSessionManager(

@@ -23,7 +23,7 @@ from contracts.agents.invocations import AgentInvocation
 from contracts.errors import DaarionError, Unavailable
 from contracts.events import EventLog
 from interfaces.nats.senders import Senders, read
-from interfaces.nats.work_queue import KEEP_PARKED_S, QueueSettings, WorkQueue, place_of
+from interfaces.nats.work_queue import KEEP_PARKED_S, QueueSettings, WorkQueue, place_of, received
 from services.agents.runs import AgentRuns
 
 APPLICATION = "agents"
@@ -109,7 +109,8 @@ class AgentNats:
         try:
             sender = self._senders.of(message, APPLICATION)
             invocation = read(message, AgentInvocation, sender)
-            with acting_as(sender):  # a message without an id is known by its place
+            # A message without an id is known by its place.
+            with acting_as(sender), received(message):
                 await self._runs.invoke(invocation, wait=False, trigger=f"nats:{place_of(message)}")
         except DaarionError as error:
             if error.retryable and time.time() - metadata.timestamp.timestamp() < PARK_AFTER_S:

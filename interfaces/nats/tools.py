@@ -23,13 +23,14 @@ from nats.aio.msg import Msg
 
 from common.periodic import repeating
 from common.tasks import end_tasks
+from common.tracing import inject
 from configs.tools import NatsSettings
 from contracts.access.principals import Principal, acting_as
 from contracts.errors import DaarionError, InvalidRequest, Overloaded
 from contracts.events import EventLog
 from contracts.tools.api import ToolCallRequest, ToolCallResult
 from interfaces.nats.senders import Senders, check_reply, may_reply, read
-from interfaces.nats.work_queue import KEEP_PARKED_S, QueueSettings, WorkQueue, place_of
+from interfaces.nats.work_queue import KEEP_PARKED_S, QueueSettings, WorkQueue, place_of, received
 from interfaces.tools.answers import call_body, unreadable
 from services.tools.calls import ToolCalls
 from services.tools.outcomes import CallAnswer
@@ -122,7 +123,8 @@ class ToolNats:
             sender = self._senders.of(message, APPLICATION)
             check_reply(message.reply, sender)
             headers |= self._senders.kept(sender, DAY_S)
-            await self._queue.publish(SUBMIT, message.data, headers)
+            with received(message):
+                await self._queue.publish(SUBMIT, message.data, headers)
         except (nats.errors.Error, TimeoutError, DaarionError) as error:
             self._events.emit(
                 "tools.nats_refused", error=type(error).__name__, principal=sender and sender.name
@@ -155,7 +157,8 @@ class ToolNats:
     async def _work(self, message: Msg) -> None:
         """Handles one delivery, and keeps it from being delivered again meanwhile."""
         async with repeating(message.in_progress, KEEP_ALIVE_S, lambda *_: None):
-            await self._handle(message)
+            with received(message):
+                await self._handle(message)
 
     async def _handle(self, message: Msg) -> None:
         headers = message.headers or {}
@@ -223,11 +226,12 @@ class ToolNats:
         that is configured.
         """
         assert self._client is not None
-        body = orjson.dumps(answer)
+        body, headers = orjson.dumps(answer), dict[str, str]()
+        inject(headers)
         if self._senders.settings.tool_response:
-            await self._client.publish(RESPONSE, body)
+            await self._client.publish(RESPONSE, body, headers=headers)
         if reply_to and may_reply(reply_to, sender):
-            await self._client.publish(reply_to, body)
+            await self._client.publish(reply_to, body, headers=headers)
 
     def _max_payload(self) -> int:
         assert self._client is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import nats.errors
@@ -22,6 +23,8 @@ from nats.js.api import (
     StreamConfig,
 )
 from nats.js.errors import BadRequestError, NotFoundError
+
+from common import tracing
 
 REASON_HEADER = "Daarion-Reason"
 ERROR_HEADER = "Daarion-Error"
@@ -138,7 +141,10 @@ class WorkQueue:
                     await self.prepare(client)
 
     async def publish(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
-        """Stores a message on one of the subjects. Raises the client library's errors."""
+        """Stores a message, with the current trace, on one of the subjects. Raises the client
+        library's errors.
+        """
+        tracing.inject(headers)
         await self._prepared().publish(subject, data, timeout=PUBLISH_TIMEOUT_S, headers=headers)
 
     async def park(self, message: Msg, reason: str, error: str) -> None:
@@ -152,6 +158,13 @@ class WorkQueue:
     def _prepared(self) -> JetStreamContext:
         assert self._context is not None  # prepared before anything is fetched or published
         return self._context
+
+
+def received(message: Msg) -> AbstractContextManager[tracing.Span]:
+    """Returns the span of a message's handling, in the trace that its headers name, if they do."""
+    headers = {name.lower(): text for name, text in (message.headers or {}).items()}
+    parent = tracing.remote_context(headers)
+    return tracing.span(f"process {message.subject}", tracing.SpanKind.CONSUMER, parent=parent)
 
 
 def place_of(message: Msg) -> str:

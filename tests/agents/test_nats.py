@@ -19,6 +19,7 @@ from tests.support.agents.platform import OWN, SOFIA, platform
 from tests.support.agents.runtime import recording_server
 from tests.support.agents.scripted_model import Thought, shown
 from tests.support.llm.usage_engine import AgentUsage
+from tests.support.otlp import tracing_to
 
 
 @pytest.fixture
@@ -386,3 +387,27 @@ def test_refusals_are_delivered_again_after_growing_pauses():
     assert (
         subjects.PARK_AFTER_S + pauses[-1] < subjects.QUEUE.keep_s
     )  # parked before the stream forgets it
+
+
+async def test_an_invocation_continues_its_senders_trace_and_notices_carry_it(
+    here, outside, collector, monkeypatch
+):
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    notices = await outside.subscribe("agent.reply.sent")
+    await outside.flush()
+    channel = await here.channel()
+    message = await here.say(channel, "Які проєкти?")
+    with tracing_to(collector, monkeypatch):
+        async with here.agents():
+            await connected(here)
+            await outside.publish(
+                subjects.INVOKE,
+                invocation(channel, message),
+                headers={"Traceparent": f"00-{trace}-00f067aa0ba902b7-01"},
+            )
+            await replied(here, channel)
+            notice = await notices.next_msg(timeout=60)
+    attempt = collector.one(f"invoke_agent {SOFIA}")
+    taken = collector.one("process router.invoke.agent")
+    assert (taken.parent, attempt.parent) == ("00f067aa0ba902b7", taken.span_id)
+    assert notice.headers["traceparent"] == f"00-{trace}-{attempt.span_id}-01"

@@ -13,6 +13,7 @@ from mcp.client.streamable_http import streamable_http_client
 from contracts.tools.ledger import CallFilter
 from interfaces.mcp.tools import ToolMcpServer
 from services.tools.catalog import ListRequest
+from tests.support.otlp import tracing_to
 from tests.support.tools.toolcore import AGENT, PREFIX, asgi, replica, tool
 from tests.support.uvicorn_server import served
 
@@ -37,6 +38,26 @@ async def connected(url, headers=None, mode="auto"):
         Client(streamable_http_client(url, http_client=http), mode=mode) as client,
     ):
         yield client
+
+
+async def test_a_call_continues_the_trace_of_its_meta_or_that_of_its_request(
+    database_url, collector, monkeypatch
+):
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    meta = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    with tracing_to(collector, monkeypatch):
+        async with (
+            replica(database_url, tool()) as here,
+            mcp_served(here) as url,
+            connected(url) as client,
+        ):
+            await client.call_tool("test.echo", {}, meta=meta)
+            await client.call_tool("test.echo", {})
+    named, unnamed = sorted(collector.named("tools/call"), key=lambda span: span.start)
+    assert (named.trace_id, named.parent) == (trace, "00f067aa0ba902b7")
+    assert [span.name for span in collector.children(named)] == ["execute_tool test.echo"]
+    (request,) = (span for span in collector.spans if span.span_id == unnamed.parent)
+    assert request.kind == "SERVER"
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

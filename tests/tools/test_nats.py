@@ -20,6 +20,7 @@ from interfaces.nats.work_queue import REASON_HEADER, WorkQueue
 from launcher.nats import NatsServer
 from tests.support.access import fixed_access
 from tests.support.llm.usage_engine import ToolUsage
+from tests.support.otlp import tracing_to
 from tests.support.tools.nats import answer_of, listening, request
 from tests.support.tools.toolcore import client, replica, tool
 
@@ -63,6 +64,31 @@ async def test_a_request_is_answered_to_its_sender_and_on_the_response_subject(
             "agent:sofia",
             "microdao:7",
         )
+
+
+async def test_a_call_continues_its_senders_trace_and_its_answer_carries_it(
+    database_url, server, outside, collector, monkeypatch
+):
+    trace, inbox = "4bf92f3577b34da6a3ce929d0e0e4736", outside.new_inbox()
+    answers = await outside.subscribe(inbox)
+    with tracing_to(collector, monkeypatch):
+        async with replica(database_url, tool()) as here, listening(here, server):
+            await outside.publish(
+                tool_nats.REQUEST,
+                request(),
+                reply=inbox,
+                headers={"TraceParent": f"00-{trace}-00f067aa0ba902b7-01"},
+            )
+            answer = await answers.next_msg(timeout=60)
+    taken, worked = collector.one("process tool.request"), collector.one("process tool.submit")
+    call = collector.one("execute_tool test.echo")
+    assert (taken.parent, worked.parent, call.parent) == (
+        "00f067aa0ba902b7",
+        taken.span_id,
+        worked.span_id,
+    )
+    assert {taken.kind, worked.kind} == {"CONSUMER"}
+    assert answer.headers["traceparent"] == f"00-{trace}-{worked.span_id}-01"
 
 
 async def test_refusals_are_answers_too(database_url, server, outside):
