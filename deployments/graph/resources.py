@@ -28,7 +28,6 @@ from configs.proxies import no_proxy
 from configs.stores import find_stores
 from contracts.access.settings import AuditSettings
 from contracts.events import EventLog, failure_event
-from deployments.graph.metrics import event_metrics
 from deployments.graph.ray_patches import serve_host
 from interfaces.http.base.access import AccessControl
 from services.access.audit import AuditTrail
@@ -161,8 +160,12 @@ def open_event_log(
     `listeners` take the place of Ray's metrics.
     """
     path = environment.data_dir / "logs" / "events" / f"{application}-{os.getpid()}.jsonl"
-    counting = [event_metrics(application)] if listeners is None else listeners
-    log = FileEventLog(path, application, counting)
+    if listeners is None:
+        # A plain process gives its own: it knows no Ray.
+        from deployments.graph.metrics import event_metrics  # noqa: PLC0415
+
+        listeners = [event_metrics(application)]
+    log = FileEventLog(path, application, listeners)
     if resources is not None:
         resources.push_async_callback(asyncio.to_thread, log.close)
         traces = Traces(environment.secret, application, log)

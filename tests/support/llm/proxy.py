@@ -6,6 +6,7 @@ import contextlib
 
 import httpx
 
+from backends.telemetry.event_log import ONLY_COUNTED
 from configs.llm.config import LLMSettings
 from contracts.errors import EngineUnavailable
 from contracts.health import Health
@@ -35,7 +36,8 @@ class Recorder:
         self.events, self.records = [], []
 
     def emit(self, event, **fields):
-        self.events.append({"event": event, **fields})
+        if event not in ONLY_COUNTED:
+            self.events.append({"event": event, **fields})
 
     def begin(self, call):
         return 0
