@@ -4,11 +4,13 @@ import secrets
 
 import pytest
 
+from tests.graph.test_agents_graph import DEMO, PATIENCE_S, PERSON, make_channel
 from tests.support.graph.llm_calls import body, until
 
 pytestmark = [pytest.mark.graph, pytest.mark.timeout(300, func_only=True)]
 
 TENANT = {"agent_id": "agent:traced", "microdao_id": "microdao:traced"}
+STEPS = {"workspace.invoke", f"invoke_agent {DEMO}", "agent.context", "agent.llm", "agent.reply"}
 
 
 class Caller:
@@ -69,3 +71,26 @@ async def test_nobody_else_makes_spans(graph, client):
     assert {scope.partition(".")[0] for scope in scopes} == {"daarion"}
     callers = {span.trace_id for span in graph.collector.spans if span.kind == "SERVER"}
     assert {span.trace_id for span in graph.collector.spans} == callers
+
+
+async def test_a_channels_message_its_run_and_the_calls_of_the_run_are_one_trace(graph, client):
+    caller = Caller()
+    channel = await make_channel(client, "microdao:traced", DEMO)
+    asked = {"sender_id": PERSON, "text": "Hello!", "message_id": "ask-traced"}
+    path = f"/internal/messaging/channels/{channel}/messages"
+    answer = await client.post(path, json=asked, headers=caller.headers)
+    assert answer.status_code == 201
+
+    async def whole():
+        spans = [span for span in graph.collector.spans if span.trace_id == caller.trace_id]
+        services = {span.resource["service.name"] for span in spans}
+        is_whole = {"daarion-workspace", "daarion-agents", "daarion-llm"} <= services
+        return spans if is_whole and {span.name for span in spans} >= STEPS else None
+
+    spans = await until(whole, timeout_s=PATIENCE_S)
+    (attempt,) = (span for span in spans if span.name == f"invoke_agent {DEMO}")
+    run = await client.get(
+        f"/internal/agent-runtime/runs/{attempt.attributes['daarion.run_id']}",
+        params={"microdao_id": "microdao:traced"},
+    )
+    assert run.json()["trace_id"] == caller.trace_id
