@@ -19,7 +19,7 @@ PROFILE := cpu
 SERVE_CONFIG := serve_config.yaml
 endif
 
-.PHONY: help gpu-there run services reload status backup restore models test fuzz lint bench bench-traces soak bench-tools bench-memory bench-memory-scale eval-memory data-there bench-agents soak-agents agent-runtime demo gpu-check key kuberay lock sbom release-check clean install install-dev python
+.PHONY: help gpu-there run services reload status backup restore models test fuzz lint bench bench-traces bench-engine soak bench-tools bench-memory bench-memory-scale eval-memory data-there bench-agents soak-agents agent-runtime demo gpu-check key kuberay lock sbom release-check clean install install-dev python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,10 @@ bench: install ## the LLM proxy beside a bare relay, LiteLLM and Portkey (needs 
 
 bench-traces: install ## what tracing costs the LLM proxy, at one trace of a hundred (needs wrk)
 	@exec $(BIN)/python -m benchmarks.llm.traces $(ARGS)
+
+bench-engine: install ## tokens per second and time to the first token through the LLM proxy beside the bare engine
+	@$(BIN)/python -m modelbuild --data-dir "$(DATA_DIR)"
+	@exec $(BIN)/python -m benchmarks.engines.bench $(ARGS)
 
 soak: install ## the LLM proxy under steady load for 30 minutes: no error, flat memory (needs wrk)
 	@exec $(BIN)/python -m benchmarks.llm.soak $(ARGS)

@@ -43,7 +43,8 @@ _HIGH = {
     "usd_per_month": 10**7,
 }
 FLOOR_PREFIX = "/floor"
-GRAPH_TIMEOUT_S = 180.0
+BARE_PREFIX = "/bare"
+GRAPH_TIMEOUT_S, ENGINE_TIMEOUT_S = 180.0, 420.0
 
 
 class NotMeasured(Exception):
@@ -136,16 +137,20 @@ async def running_graph(
     serve_config: Path,
     *,
     replicas: int = 1,
+    engine: bool = False,
     variables: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Started]:
     """Boots PostgreSQL and the graph of `serve_config`, reduced to `llm` and the floor.
 
-    Its provider is the upstream at `upstream`. Of OpenTelemetry's variables it has those of
+    Its provider is the upstream at `upstream`; with `engine` there is the local engine instead, and
+    its handle behind HTTP in place of the floor. Of OpenTelemetry's variables it has those of
     `variables` alone.
     """
     folder.mkdir(exist_ok=True)
     secret = secrets.token_urlsafe(24)
-    config = await asyncio.to_thread(_write_configuration, folder, upstream, serve_config, replicas)
+    config = await asyncio.to_thread(
+        _write_configuration, folder, None if engine else upstream, serve_config, replicas
+    )
     async with PostgresServer(folder / "data") as postgres:
         await migrate(postgres.urls.owner)
         instance = await asyncio.to_thread(Instance.create)
@@ -163,9 +168,11 @@ async def running_graph(
         try:
             url = f"http://127.0.0.1:{environment.port}"
             await _until(
-                lambda: _answering(f"{url}/internal/llm/health", f"{url}{FLOOR_PREFIX}"),
+                lambda: _answering(
+                    f"{url}/internal/llm/health", f"{url}{BARE_PREFIX if engine else FLOOR_PREFIX}"
+                ),
                 graph,
-                GRAPH_TIMEOUT_S,
+                ENGINE_TIMEOUT_S if engine else GRAPH_TIMEOUT_S,
                 log,
             )
             yield Started(url, graph.pid or 0, secret)
@@ -191,13 +198,35 @@ def _variables(folder: Path, secret: str) -> Mapping[str, str]:
     } | own
 
 
-def _write_configuration(folder: Path, upstream: str, serve_config: Path, replicas: int) -> Path:
-    """Writes the reduced graph and a copy of the configuration folder; returns the former."""
+def _write_configuration(
+    folder: Path, upstream: str | None, serve_config: Path, replicas: int
+) -> Path:
+    """Writes the reduced graph and a copy of the configuration folder; returns the former.
+
+    Without an upstream the copy is as shipped, with the local engine.
+    """
     configs = folder / "configs"
     configs.mkdir()
     for file in (REPOSITORY / "configs").glob("*.yaml"):
         shutil.copy(file, configs)
-    llm = yaml.safe_load((configs / "llm.yaml").read_text(encoding="utf-8"))
+    shutil.copytree(REPOSITORY / "configs/templates", configs / "templates")
+    if upstream is not None:
+        _point_at(upstream, configs / "llm.yaml")
+    target = folder / "serve_config.yaml"
+    target.write_text(
+        yaml.safe_dump(
+            _reduced(
+                yaml.safe_load(serve_config.read_text(encoding="utf-8")), replicas, upstream is None
+            )
+        ),
+        encoding="utf-8",
+    )
+    return target
+
+
+def _point_at(upstream: str, file: Path) -> None:
+    """Makes the upstream the only provider, with prices and the metered caller's limits."""
+    llm = yaml.safe_load(file.read_text(encoding="utf-8"))
     llm["providers"] = {"openai": {"base_url": f"{upstream}/v1", "api_key_env": KEY_VARIABLE}}
     llm["models"] = {MODEL: {"provider": "openai", "name": "mock-model"}}
     llm["prices"] = {MODEL: {"input": 0.4, "cached_input": 0.1, "output": 1.6}}
@@ -205,34 +234,28 @@ def _write_configuration(folder: Path, upstream: str, serve_config: Path, replic
         f"{kind}s": {subject: _HIGH}
         for kind, subject in zip(("agent", "microdao"), METERED_CALLER, strict=True)
     }
-    (configs / "llm.yaml").write_text(yaml.safe_dump(llm), encoding="utf-8")
-    target = folder / "serve_config.yaml"
-    target.write_text(
-        yaml.safe_dump(
-            _reduced(yaml.safe_load(serve_config.read_text(encoding="utf-8")), replicas)
-        ),
-        encoding="utf-8",
-    )
-    return target
+    file.write_text(yaml.safe_dump(llm), encoding="utf-8")
 
 
-def _reduced(config: dict[str, Any], replicas: int) -> dict[str, Any]:
+def _reduced(config: dict[str, Any], replicas: int, engine: bool) -> dict[str, Any]:  # noqa: FBT001
     """Keeps the options and the application `llm`, with so many replicas.
 
-    The floor is added under the same options.
+    The floor is added under the same options; with `engine` the application `engines`, and its
+    engine behind HTTP in place of the floor.
     """
-    (llm,) = [application for application in config["applications"] if application["name"] == "llm"]
-    (proxy,) = llm["deployments"]
+    by_name = {application["name"]: application for application in config["applications"]}
+    (proxy,) = by_name["llm"]["deployments"]
     proxy.pop("autoscaling_config", None)
     proxy["num_replicas"] = replicas
-    floor = {
-        "name": "floor",
-        "route_prefix": FLOOR_PREFIX,
-        "import_path": "benchmarks.llm.serve_floor:build",
+    other = {
+        "name": "bare" if engine else "floor",
+        "route_prefix": BARE_PREFIX if engine else FLOOR_PREFIX,
+        "import_path": f"benchmarks.{'engines.bare' if engine else 'llm.serve_floor'}:build",
         "args": {},
-        "deployments": [{**proxy, "name": "Floor"}],
+        "deployments": [{**proxy, "name": "Bare" if engine else "Floor"}],
     }
-    return {**config, "applications": [llm, floor]}
+    kept = [by_name["engines"]] if engine else []
+    return {**config, "applications": [*kept, by_name["llm"], other]}
 
 
 async def _until(
