@@ -175,7 +175,9 @@ def remote_context(carrier: Mapping[str, str]) -> Context:
 
     `carrier` has its names in lower case.
     """
-    return _PROPAGATOR.extract(carrier) if carrier else Context()
+    if _Process.tracer is None or not carrier:
+        return Context()
+    return _PROPAGATOR.extract(carrier)
 
 
 class _Current:

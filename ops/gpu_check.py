@@ -32,6 +32,13 @@ assert torch.cuda.is_available(), f"torch {torch.__version__} sees no CUDA devic
 print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, devices: {torch.cuda.device_count()}")
 """
 VLLM = "import vllm; print('vllm', vllm.__version__)"
+UNEXPECTED = (
+    OSError,
+    subprocess.TimeoutExpired,
+    httpx2.HTTPError,
+    LookupError,
+    ValueError,  # an answer that is no JSON, a card that does not tell its memory
+)
 Seen = tuple[str, object]
 """What was seen in words, and whether it is as it should be."""
 Check = tuple[str, str, Callable[[], Seen]]
@@ -169,7 +176,7 @@ def failed(checks: list[Check]) -> list[str]:
     for name, due, look in checks:
         try:
             seen, passed = look()
-        except (OSError, subprocess.TimeoutExpired, httpx2.HTTPError, LookupError) as error:
+        except UNEXPECTED as error:
             seen, passed = f"{type(error).__name__}: {error}", False
         reasons += [] if passed else [f"{name}: {seen}; it should be: {due}"]
         print(f"{name:<13} {'ok' if passed else 'NOT OK':<7} {seen:<48} {due}", flush=True)  # noqa: T201

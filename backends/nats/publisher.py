@@ -69,7 +69,7 @@ class NatsPublisher:
         while self.link is not None and self._queue:
             subject, payload, headers = self._queue[0]
             try:
-                await self.link.client().publish(subject, payload, headers=headers)
+                await self.link.client().publish(subject, payload, headers=headers or None)
             except nats.errors.Error as error:
                 raise Unavailable("NATS takes no messages now") from error
             self._queue.popleft()

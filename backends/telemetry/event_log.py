@@ -68,8 +68,8 @@ class FileEventLog:
             return
         fields["event"] = event
         fields["at"] = time.time()
-        if (trace_id := current_trace_id()) is not None:
-            fields.setdefault("trace_id", trace_id)
+        if fields.get("trace_id") is None:
+            fields["trace_id"] = current_trace_id()
         self._queue.put(fields)
 
     def close(self) -> None:

@@ -54,19 +54,19 @@ METRICS = {
         Metric(
             "daarion_llm_calls",
             "counter",
-            "LLM calls by outcome",
+            "LLM calls by outcome; `cached` ones reached no model",
             ("provider", "logical_model", "outcome"),
         ),
         Metric(
             "daarion_llm_attempts",
             "counter",
-            "Attempts of LLM calls; more than calls where they were retried or failed over",
+            "Attempts of LLM calls and skipped targets, by the provider of the last one",
             ("provider", "logical_model"),
         ),
         Metric(
             "daarion_llm_tokens",
             "counter",
-            "Tokens by direction: `prompt`, `completion`",
+            "Tokens (`prompt`, `completion`) of all attempts, under the last one's provider",
             ("provider", "logical_model", "direction"),
         ),
         Metric(
@@ -76,7 +76,10 @@ METRICS = {
             ("provider", "logical_model"),
         ),
         Metric(
-            "daarion_llm_latency_ms", "histogram", "The whole call", ("provider", "logical_model")
+            "daarion_llm_latency_ms",
+            "histogram",
+            "The whole call",
+            ("provider", "logical_model"),
         ),
         Metric(
             "daarion_llm_first_token_ms",
@@ -218,6 +221,10 @@ def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
+def _outcome(call: Event) -> Any:
+    return "cached" if call.get("cached") else call["outcome"]
+
+
 def _constant(value: str) -> Callable[[Event], str]:
     return lambda _event: value
 
@@ -226,7 +233,7 @@ SOURCES = (
     Source("http.request", "daarion_http_requests", _same("method", "route", "status")),
     Source("http.request", "daarion_http_errors", {"type": "error"}, of="failed"),
     Source("http.request", "daarion_http_duration_ms", _same("route"), of="duration_ms"),
-    Source("llm.call", "daarion_llm_calls", {**BY_MODEL, "outcome": "outcome"}),
+    Source("llm.call", "daarion_llm_calls", {**BY_MODEL, "outcome": _outcome}),
     Source("llm.call", "daarion_llm_attempts", BY_MODEL, of="attempts"),
     Source(
         "llm.call",

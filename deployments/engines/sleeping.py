@@ -38,7 +38,9 @@ async def serve_state(application: str) -> Seen:
         return "absent"
     if any(count for state, count in engine.replica_states.items() if state == "RUNNING"):
         return "awake"
-    return "failed" if engine.status == "DEPLOY_FAILED" else "asleep"
+    # A replica that fails while it is woken makes its deployment unhealthy.
+    broken = engine.status == "UNHEALTHY" and engine.status_trigger == "REPLICA_STARTUP_FAILED"
+    return "failed" if broken or engine.status == "DEPLOY_FAILED" else "asleep"
 
 
 class SleepingEngine(EngineClient):
@@ -66,8 +68,7 @@ class SleepingEngine(EngineClient):
         """Returns when a replica runs, and wakes one if none does."""
         if await self._state() == "awake":
             return
-        if not self._waking:
-            spawn(self._wake(), self._waking)
+        self._ask()
         if self._when_asleep != "wait":
             kind = ModelAsleep if self._when_asleep == "refuse" else EngineUnavailable
             raise kind(
@@ -75,6 +76,7 @@ class SleepingEngine(EngineClient):
             )
         while await self._state() != "awake":
             deadline.check()
+            self._ask()  # again, where Serve gave the last question up
             await asyncio.sleep(deadline.at_most(POLL_S))
 
     async def stats(self) -> Literal["awake", "asleep"]:
@@ -97,6 +99,10 @@ class SleepingEngine(EngineClient):
         if self._seen == "failed":
             raise EngineUnavailable("the local model cannot start; a reload tries it anew")
         return self._seen
+
+    def _ask(self) -> None:
+        if not self._waking:
+            spawn(self._wake(), self._waking)
 
     async def _wake(self) -> None:
         """Asks the engine: a call that waits makes Serve start a replica."""

@@ -229,9 +229,9 @@ class ToolNats:
         body, headers = orjson.dumps(answer), dict[str, str]()
         inject(headers)
         if self._senders.settings.tool_response:
-            await self._client.publish(RESPONSE, body, headers=headers)
+            await self._client.publish(RESPONSE, body, headers=headers or None)
         if reply_to and may_reply(reply_to, sender):
-            await self._client.publish(reply_to, body, headers=headers)
+            await self._client.publish(reply_to, body, headers=headers or None)
 
     def _max_payload(self) -> int:
         assert self._client is not None

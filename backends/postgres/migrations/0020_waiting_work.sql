@@ -3,7 +3,7 @@ ALTER TABLE memory_queue ADD COLUMN queued_at timestamptz NOT NULL DEFAULT now()
 
 CREATE POLICY counted ON memory_queue FOR SELECT TO CURRENT_USER USING (true);
 
--- Counts across microDAOs, and nothing else; each statement reads the index of what is open.
+-- Counts across microDAOs, and nothing else.
 CREATE FUNCTION waiting_work() RETURNS TABLE (queue text, waiting bigint, age_s double precision)
 LANGUAGE sql STABLE SECURITY DEFINER AS $$
     SELECT counted.queue, counted.waiting, coalesce(greatest(extract(epoch FROM now() - counted.oldest), 0), 0)
@@ -25,5 +25,11 @@ LANGUAGE sql STABLE SECURITY DEFINER AS $$
         SELECT 'usage_announcements', count(*), min(added_at) FROM llm_usage_outbox
     ) AS counted
 $$;
-REVOKE EXECUTE ON FUNCTION waiting_work() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION waiting_work() TO daarion_service;
+
+DO $$
+BEGIN
+    EXECUTE format('ALTER FUNCTION waiting_work() SET search_path = %I, pg_temp', current_schema());
+    REVOKE ALL ON FUNCTION waiting_work() FROM PUBLIC;
+    GRANT EXECUTE ON FUNCTION waiting_work() TO daarion_service;
+END
+$$;
