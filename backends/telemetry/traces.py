@@ -24,7 +24,8 @@ CLOSE_S = 5.0
 """How long the last spans may take; a collector that does not answer must not hold a replica."""
 
 OTLP, HTTP = "OTEL_EXPORTER_OTLP", "http/protobuf"
-SDK = ("opentelemetry.sdk", "opentelemetry.exporter")
+OF_CALLERS = "opentelemetry.trace."
+"""Loggers of the API that complain of callers' malformed headers, any number of times."""
 CONTENTS = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 
@@ -102,7 +103,7 @@ class _Complaints(logging.Handler):
         self._logger.propagate = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not record.name.startswith(SDK):  # what the API says of a caller's malformed headers
+        if record.name.startswith(OF_CALLERS):
             return
         # Unformatted: the arguments may be a header's value or a collector's answer.
         self._events.emit("traces.problem", logger=record.name, problem=str(record.msg))

@@ -184,6 +184,16 @@ def test_values_that_cannot_be_used_are_logged_and_stop_nothing(
     assert collector.requests == []
 
 
+def test_callers_malformed_headers_are_no_events(collector, monkeypatch, events, caplog):
+    valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    malformed = {"traceparent": valid, "tracestate": "a secret that is no state"}
+    with tracing_to(collector, monkeypatch, events=events), caplog.at_level(logging.DEBUG):
+        tracing.remote_context(malformed)
+        tracing.remote_context({"traceparent": valid + "-" + "x" * 2_000})
+    assert events.events == []
+    assert "secret" not in caplog.text
+
+
 def test_complaints_of_the_sdk_are_events_without_the_values(
     collector, monkeypatch, events, caplog
 ):
