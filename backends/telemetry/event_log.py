@@ -107,8 +107,9 @@ class FileEventLog:
             self._notify_listeners(events)
             lines += [line for fields in events if (line := self._safe_line(fields))]
             time.sleep(PAUSE_S)
-        # The handler reports errors of the file on stderr and raises none.
-        self._handler.emit(logging.makeLogRecord({"msg": b"\n".join(lines).decode()}))
+        if lines:
+            # The handler reports errors of the file on stderr and raises none.
+            self._handler.emit(logging.makeLogRecord({"msg": b"\n".join(lines).decode()}))
 
     def _notify_listeners(self, events: list[dict[str, Any]]) -> None:
         for listener in self._listeners:
