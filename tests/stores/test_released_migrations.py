@@ -23,6 +23,9 @@ RELEASED = {
     "0016_retention": "425d1d8aeaab1a6113ac0556bbdb5e15d7145f6533e576ab27f9a2dbeeb28925",
     "0017_audit": "8564dcae86a62d18c88630cd2fa79a9d26d712c9ea3aeff6b68e710d3391ccef",
     "0018_turns_in_order": "39d7187c22d0746b89ac7d1dfd0a66d8a6072188f5feae00111b06f8b9242018",
+    "0019_trace_ids": "14e49fde9ca0f99d6a9e8b4791dc15110e9dd89ed1f8beef5a1d83c06613cc33",
+    "0020_waiting_work": "6fc164d5cf74e0cb33ddeca50a40f4f3c9f3a25d34b3c7f4cd49b8dc21306631",
+    "0021_traces_of_runs": "5422b11218b5988c2bf81bc3890d6181fbe62e143605965a5412f51aa29feca1",
 }
 
 
